@@ -1,0 +1,39 @@
+# Market. `make help` lists the commands.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check format generate lock clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## make the environment in .venv (locked, hashed)
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@PYTHON=$(PYTHON) scripts/install.sh
+	@touch $@
+
+run: install ## start the shop on this machine (ARGS="--empty ..." hands options on)
+	@$(BIN)/market up $(ARGS)
+
+test: install ## all tests, on real servers
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: install ## all that must hold without running the shop: format, lint, types, imports, generated files
+	@scripts/check.sh
+
+format: install ## put the code into the one form
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+generate: install ## make the generated files anew: protobuf code, OpenAPI
+	@scripts/generate.sh
+
+lock: ## resolve the dependencies anew (needs uv)
+	@scripts/lock.sh
+
+clean: ## remove the environment and the local data
+	rm -rf $(VENV) .market

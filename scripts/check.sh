@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# All that must hold without running the shop.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+bin=.venv/bin
+status=0
+step() {
+  local name=$1; shift
+  if "$@"; then echo "ok: $name"; else echo "FAILED: $name"; status=1; fi
+}
+step format "$bin/ruff" format --check --quiet .
+step lint "$bin/ruff" check --quiet .
+step types "$bin/mypy"
+step imports "$bin/lint-imports" --no-cache
+step "generated files" scripts/generate.sh --check
+exit $status

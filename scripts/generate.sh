@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Makes the generated files anew. With --check: fails where one is out of date, and changes nothing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=$PWD/.venv/bin
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+
+# The virtual path puts the modules into market.contracts, apart from the service of the same name.
+PATH="$bin:$PATH" "$bin/python" -m grpc_tools.protoc \
+  -I "market/contracts=proto/market/inventory/v1" \
+  -I "$("$bin/python" -c 'import grpc_tools, os; print(os.path.join(os.path.dirname(grpc_tools.__file__), "_proto"))')" \
+  --python_out="$out" --grpc_python_out="$out" --mypy_out="quiet:$out" --mypy_grpc_out="quiet:$out" \
+  proto/market/inventory/v1/inventory.proto
+
+mkdir -p "$out/openapi"
+for service in products orders; do
+  if [ -f "src/market/$service/openapi.py" ]; then
+    "$bin/python" -m market.$service.openapi > "$out/openapi/$service.json"
+  fi
+done
+
+status=0
+while read -r made kept; do
+  [ -f "$made" ] || continue
+  if [ "${1:-}" = --check ]; then
+    cmp -s "$made" "$kept" || { echo "$kept is out of date: make generate"; status=1; }
+  else
+    mkdir -p "$(dirname "$kept")" && cp "$made" "$kept"
+  fi
+done <<END
+$out/market/contracts/inventory_pb2.py src/market/contracts/inventory_pb2.py
+$out/market/contracts/inventory_pb2.pyi src/market/contracts/inventory_pb2.pyi
+$out/market/contracts/inventory_pb2_grpc.py src/market/contracts/inventory_pb2_grpc.py
+$out/market/contracts/inventory_pb2_grpc.pyi src/market/contracts/inventory_pb2_grpc.pyi
+$out/openapi/products.json openapi/products.json
+$out/openapi/orders.json openapi/orders.json
+END
+exit $status

@@ -1,0 +1,65 @@
+"""The events of topic `orders`: CloudEvents 1.0, structured JSON, key = order id.
+
+A consumer must tolerate repeats: `id` tells them, `sequence` tells a repeat that comes after a later event.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+from uuid import UUID, uuid5
+
+from msgspec import Struct
+
+TOPIC = "orders"
+DEAD_LETTER_TOPIC = "orders.dead-letter"
+PARTITIONS = 12
+RETENTION_MS = 30 * 24 * 3600 * 1000
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+
+CREATED = "order.created"
+CANCELLED = "order.cancelled"
+SEQUENCE = {CREATED: 1, CANCELLED: 2}
+# Kafka header of each message, beside the key.
+REQUEST_ID_HEADER = "x-request-id"
+TRACE_HEADER = "traceparent"
+
+
+class OrderLine(Struct, frozen=True, kw_only=True):
+    """A line as it was sold. `unit_price` is money in text: 2.50."""
+
+    product_id: str
+    name: str
+    quantity: int
+    unit_price: str
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """The order as REST and events write it."""
+
+    id: str
+    user: str
+    email: str | None
+    items: list[OrderLine]
+    total: str
+    currency: str
+    status: Literal["pending", "confirmed", "rejected", "cancelled"]
+    created_at: str
+
+
+class OrderEvent(Struct, frozen=True, kw_only=True):
+    """A CloudEvent. `type` is order.created or order.cancelled; `subject` the order's id."""
+
+    specversion: Literal["1.0"] = "1.0"
+    id: str
+    source: str = "/market/orders"
+    type: str
+    subject: str
+    time: str
+    datacontenttype: str = "application/json"
+    sequence: int
+    data: Order
+
+
+def event_id(order_id: UUID, type: str) -> UUID:
+    """Stable: the same order and type give the same id, however often it is sent."""
+    return uuid5(order_id, type)

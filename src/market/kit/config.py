@@ -1,0 +1,162 @@
+"""Configuration: one YAML file per service, parsed once into a frozen object.
+
+    config = load(path, Config, os.environ)
+
+`${NAME}` in a value is taken from the environment. Whatever is wrong is one ConfigError whose
+text names the file, the key and the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+T = TypeVar("T")
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+Text = Annotated[str, Meta(min_length=1)]
+
+
+class ConfigError(Exception):
+    """One line that names file, key and reason."""
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every part of a configuration."""
+
+
+class Listen(Section, frozen=True, kw_only=True):
+    host: Text = "127.0.0.1"
+    port: Port
+
+
+class Http(Section, frozen=True, kw_only=True):
+    """What the REST or GraphQL edge listens on and takes."""
+
+    host: Text = "127.0.0.1"
+    port: Port
+    max_body_bytes: Annotated[int, Meta(ge=1024)] = 1_048_576
+    # Requests under way in one process; one more is answered 503 at once.
+    max_in_flight: Annotated[int, Meta(ge=1)] = 1024
+
+
+class Log(Section, frozen=True, kw_only=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+
+
+class Tracing(Section, frozen=True, kw_only=True):
+    """OpenTelemetry. Without an endpoint no span is made; `traceparent` is passed on all the same."""
+
+    otlp_endpoint: str | None = None
+    sample_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.01
+
+
+class Shutdown(Section, frozen=True, kw_only=True):
+    # After SIGTERM: seconds with readiness off and service going on, and the most that what is in flight may take.
+    drain_seconds: Annotated[float, Meta(ge=0, le=300)] = 5.0
+    grace_seconds: Seconds = 15.0
+
+
+class Faults(Section, frozen=True, kw_only=True):
+    """Failure points and a wrong clock, for tests only: refused unless `testing` is true.
+
+    A point named NAME is armed by a file NAME in `directory` that holds `crash`, `pause SECONDS` or
+    `fail`; who comes past first takes the file away and does so.
+    """
+
+    directory: str | None = None
+    clock_offset_seconds: float = 0.0
+
+
+class Base(Section, frozen=True, kw_only=True):
+    """What every service's configuration has."""
+
+    admin: Listen
+    log: Log = Log()
+    tracing: Tracing = Tracing()
+    shutdown: Shutdown = Shutdown()
+    # Processes that share the port.
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    testing: bool = False
+    faults: Faults | None = None
+
+
+class Postgres(Section, frozen=True, kw_only=True):
+    host: Text
+    port: Port = 5432
+    database: Text
+    user: Text
+    password: str
+    pool_size: Annotated[int, Meta(ge=1, le=200)] = 16
+    # Each statement's limit.
+    timeout_seconds: Seconds = 2.5
+
+
+class Remote(Section, frozen=True, kw_only=True):
+    """A neighbour that is called by HTTP."""
+
+    url: Text
+    timeout_seconds: Seconds = 3.0
+    connections: Annotated[int, Meta(ge=1)] = 128
+
+
+class Rpc(Section, frozen=True, kw_only=True):
+    """A neighbour that is called by gRPC; `target` as gRPC names it: dns:///host:port."""
+
+    target: Text
+    timeout_seconds: Seconds = 3.0
+
+
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def load(path: str | Path, type: type[T], environ: Mapping[str, str]) -> T:
+    """The configuration in the file. Raises ConfigError."""
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "is not UTF-8"
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: is not YAML{where}: {getattr(e, 'problem', None) or 'unreadable'}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must be a mapping of keys")
+    tree = _fill(tree, "", path, environ)
+    try:
+        # Not strict: what came from the environment is text, and a port is a number.
+        config = msgspec.convert(tree, type, strict=False)
+    except msgspec.ValidationError as e:
+        reason, _, key = str(e).partition(" - at `$")
+        raise ConfigError(f"{path}: {key.strip('.`') or 'top level'}: {reason}") from None
+    if isinstance(config, Base) and config.faults is not None and not config.testing:
+        raise ConfigError(f"{path}: faults: refused unless testing is true")
+    return config
+
+
+def _fill(node: Any, key: str, path: str | Path, environ: Mapping[str, str]) -> Any:
+    if isinstance(node, dict):
+        return {k: _fill(v, f"{key}.{k}" if key else str(k), path, environ) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_fill(v, f"{key}[{i}]", path, environ) for i, v in enumerate(node)]
+    if not isinstance(node, str):
+        return node
+
+    def value(match: re.Match[str]) -> str:
+        try:
+            return environ[match[1]]
+        except KeyError:
+            raise ConfigError(f"{path}: {key}: the environment has no {match[1]}") from None
+
+    return _REFERENCE.sub(value, node)

@@ -1,0 +1,197 @@
+"""A service's process: load, build, serve, drain, exit 0.
+
+    # __main__.py
+    run("products", Config, build, commands={"migrate": migrate})
+
+`build(config, process)` is an async context manager that yields the service's Server. While it waits
+for a store the admin port already answers: alive, not ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import uvicorn
+import uvloop
+from prometheus_client import REGISTRY
+
+from market.kit import config as kit_config
+from market.kit import faults, logs, tracing
+from market.kit.health import Admin, Health
+
+C = TypeVar("C", bound=kit_config.Base)
+log = logs.get("lifecycle")
+
+
+class Server(Protocol):
+    """What a process serves: REST, gRPC or a consumer."""
+
+    async def start(self) -> None:
+        """Begins to serve; returns once it does."""
+
+    async def stop(self, grace: float) -> None:
+        """Accepts no more, finishes what is in flight (at most `grace` seconds), returns."""
+
+
+@dataclass
+class Process:
+    """What the runner lends to `build`."""
+
+    health: Health = field(default_factory=Health)
+    tracer: tracing.Tracer = field(default_factory=tracing.Tracer)
+    admin_routes: dict[str, Any] = field(default_factory=dict)
+    clock: faults.Clock = faults.utc_now
+    faults: faults.Faults | None = None
+
+
+Build = Callable[[C, Process], AbstractAsyncContextManager[Server]]
+Command = Callable[[C, list[str]], Coroutine[Any, Any, int | None]]
+
+
+class HttpServer:
+    """Uvicorn with our signals and our socket."""
+
+    def __init__(self, app: Any, host: str, port: int) -> None:
+        self._socket = listen(host, port)
+        settings = uvicorn.Config(
+            app, loop="none", http="httptools", ws="none", lifespan="off", access_log=False, log_config=None,
+            server_header=False, timeout_keep_alive=75, backlog=2048,
+        )  # fmt: skip
+        self._server = _Uvicorn(settings)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+        while not self._server.started and not self._task.done():
+            await asyncio.sleep(0.002)
+        if self._task.done():
+            self._task.result()
+
+    async def stop(self, grace: float) -> None:
+        self._server.config.timeout_graceful_shutdown = max(1, int(grace))
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
+
+
+class _Uvicorn(uvicorn.Server):
+    def capture_signals(self) -> Any:
+        return nullcontext()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket that several processes may share (SO_REUSEPORT). Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as e:
+        sock.close()
+        raise OSError(e.errno, f"cannot listen on {host}:{port}: {e.strerror}") from None
+    sock.setblocking(False)
+    return sock
+
+
+def run(
+    name: str, type: type[C], build: Build[C], *, commands: Mapping[str, Command[C]] | None = None, argv: list[str] | None = None
+) -> None:
+    """The body of `python -m market.<name>`: serves, or runs one of `commands`. Ends the process."""
+    args = sys.argv[1:] if argv is None else argv
+    commands = commands or {}
+    usage = f"usage: CONFIG_PATH=FILE python -m market.{name}" + (f" [{'|'.join(commands)}]" if commands else "")
+    if args and args[0] in ("-h", "--help"):
+        print(usage)
+        sys.exit(0)
+    if args and args[0] not in commands:
+        print(f"{usage}\nunknown command: {args[0]}", file=sys.stderr)
+        sys.exit(2)
+    path = os.environ.get("CONFIG_PATH")
+    if not path:
+        print(f"market.{name}: CONFIG_PATH is not set: it names the configuration file", file=sys.stderr)
+        sys.exit(2)
+    try:
+        config = kit_config.load(path, type, os.environ)
+    except kit_config.ConfigError as e:
+        print(f"market.{name}: {e}", file=sys.stderr)
+        sys.exit(2)
+    logs.setup(name, config.log)
+    work: Coroutine[Any, Any, int | None] = commands[args[0]](config, args[1:]) if args else serve(name, config, build)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sys.exit(runner.run(work) or 0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as e:
+        log.error("cannot serve", reason=e.strerror or str(e))
+        sys.exit(1)
+
+
+async def serve(name: str, config: C, build: Build[C]) -> int:
+    """Serves until SIGTERM or SIGINT, drains, and answers the exit status."""
+    process = Process(tracer=tracing.setup(name, config.tracing), clock=faults.clock(config.faults), faults=faults.Faults.of(config.faults))
+    health = process.health
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stopping.set)
+    admin = HttpServer(Admin(health, REGISTRY, process.admin_routes), config.admin.host, config.admin.port)
+    await admin.start()
+    try:
+        serving = asyncio.create_task(_serve_until(stopping, config, build, process))
+        stopped = asyncio.create_task(stopping.wait())
+        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not health.started and not serving.done():
+            # Still waiting for a store: there is nothing in flight.
+            serving.cancel()
+        stopped.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+    finally:
+        await admin.stop(1)
+    log.info("stopped")
+    return 0
+
+
+async def _serve_until(stopping: asyncio.Event, config: C, build: Build[C], process: Process) -> None:
+    async with build(config, process) as server:
+        await server.start()
+        process.health.started = True
+        log.info("ready")
+        await stopping.wait()
+        log.info("draining")
+        process.health.draining = True
+        # Ingress and endpoints lag: serve on for a while.
+        await asyncio.sleep(config.shutdown.drain_seconds)
+        await server.stop(config.shutdown.grace_seconds)
+
+
+async def background(name: str, step: Callable[[], Awaitable[float]]) -> None:
+    """Runs `step` for ever; it answers the seconds to wait until the next. What it raises is logged, and it goes on.
+
+    An error that repeats is logged once until it changes or ends.
+    """
+    last = ""
+    while True:
+        try:
+            pause = await step()
+            if last:
+                log.info(f"{name} works again")
+            last = ""
+        except Exception as e:
+            text = f"{type(e).__name__}: {e}"
+            if text != last:
+                log.warning(f"{name} failed", error=text[:500])
+            last = text
+            pause = 1.0
+        await asyncio.sleep(pause)

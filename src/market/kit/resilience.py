@@ -1,0 +1,110 @@
+"""What keeps a dead neighbour from taking us along: retries with jitter and a budget, and a circuit."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from prometheus_client import Counter, Gauge
+
+from market.kit import context
+from market.kit.errors import Unavailable
+
+T = TypeVar("T")
+
+RETRIES = Counter("market_retries_total", "Calls that were made again.", ["neighbour"])
+CIRCUIT_OPEN = Gauge("market_circuit_open", "1 while calls to the neighbour are refused here.", ["neighbour"], multiprocess_mode="max")
+
+
+def backoff(attempt: int, *, base: float = 0.05, most: float = 2.0) -> float:
+    """Seconds to wait before attempt 1, 2, ...: exponential, full jitter."""
+    return random.uniform(0, min(most, base * 2**attempt))
+
+
+class Circuit:
+    """Refuses calls for a while after `failures` in a row, then lets one through to try.
+
+    `await circuit(call)` raises Unavailable while open. Which exceptions count is the caller's to
+    say: `counts`.
+    """
+
+    def __init__(
+        self, neighbour: str, *, failures: int = 5, open_seconds: float = 1.0, counts: tuple[type[BaseException], ...] = (Unavailable,)
+    ) -> None:
+        self._neighbour = neighbour
+        self._limit = failures
+        self._open_seconds = open_seconds
+        self._counts = counts
+        self._failed = 0
+        self._until = 0.0
+        self._trying = False
+        self._gauge = CIRCUIT_OPEN.labels(neighbour)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a call made now would be refused."""
+        return self._failed >= self._limit and (time.monotonic() < self._until or self._trying)
+
+    async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:
+        if self.is_open:
+            raise Unavailable(f"{self._neighbour} does not answer")
+        trial = self._failed >= self._limit
+        if trial:
+            self._trying = True
+        try:
+            result = await call()
+        except self._counts:
+            self._failed += 1
+            if self._failed >= self._limit:
+                self._until = time.monotonic() + self._open_seconds
+                self._gauge.set(1)
+            raise
+        else:
+            # Closed by the first success.
+            if self._failed:
+                self._failed = 0
+                self._gauge.set(0)
+            return result
+        finally:
+            if trial:
+                self._trying = False
+
+
+class Budget:
+    """Retries may be at most `ratio` of the calls, with a few to start with: no storm on a slow neighbour."""
+
+    def __init__(self, neighbour: str, *, ratio: float = 0.2, reserve: float = 10.0) -> None:
+        self._ratio = ratio
+        self._most = reserve
+        self._tokens = reserve
+        self._count = RETRIES.labels(neighbour)
+
+    def call(self) -> None:
+        self._tokens = min(self._most, self._tokens + self._ratio)
+
+    def retry(self) -> bool:
+        """Whether one more attempt is allowed; counts it."""
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        self._count.inc()
+        return True
+
+
+async def retrying(
+    call: Callable[[], Awaitable[T]], *, budget: Budget, attempts: int = 3, on: tuple[type[BaseException], ...] = (Unavailable,)
+) -> T:
+    """The call's result, tried again on `on` while attempts, budget and the deadline allow. For idempotent calls only."""
+    budget.call()
+    for attempt in range(1, attempts + 1):
+        try:
+            return await call()
+        except on:
+            pause = backoff(attempt)
+            if attempt == attempts or context.remaining(60) <= pause or not budget.retry():
+                raise
+            await asyncio.sleep(pause)
+    raise AssertionError("unreachable")
