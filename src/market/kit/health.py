@@ -16,7 +16,7 @@ T = TypeVar("T")
 log = logs.get("health")
 
 Check = Callable[[], Awaitable[None]]
-Handler = Callable[[dict[str, Any], Callable[[], Awaitable[dict[str, Any]]], Callable[[dict[str, Any]], Awaitable[None]]], Awaitable[None]]
+Handler = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Health:

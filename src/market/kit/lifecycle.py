@@ -26,6 +26,7 @@ from prometheus_client import REGISTRY
 from market.kit import config as kit_config
 from market.kit import faults, logs, tracing
 from market.kit.health import Admin, Health
+from market.kit.workers import Workers
 
 C = TypeVar("C", bound=kit_config.Base)
 log = logs.get("lifecycle")
@@ -59,8 +60,8 @@ Command = Callable[[C, list[str]], Coroutine[Any, Any, int | None]]
 class HttpServer:
     """Uvicorn with our signals and our socket."""
 
-    def __init__(self, app: Any, host: str, port: int) -> None:
-        self._socket = listen(host, port)
+    def __init__(self, app: Any, host: str = "", port: int = 0, *, sock: socket.socket | None = None) -> None:
+        self._socket = sock or listen(host, port)
         settings = uvicorn.Config(
             app, loop="none", http="httptools", ws="none", lifespan="off", access_log=False, log_config=None,
             server_header=False, timeout_keep_alive=75, backlog=2048,
@@ -70,8 +71,9 @@ class HttpServer:
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
-        while not self._server.started and not self._task.done():
-            await asyncio.sleep(0.002)
+        up = asyncio.create_task(self._server.up.wait())
+        await asyncio.wait({self._task, up}, return_when=asyncio.FIRST_COMPLETED)
+        up.cancel()
         if self._task.done():
             self._task.result()
 
@@ -83,8 +85,26 @@ class HttpServer:
 
 
 class _Uvicorn(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.up.set()
+
     def capture_signals(self) -> Any:
         return nullcontext()
+
+
+def listen_unix(path: str) -> socket.socket:
+    """A listening unix socket, in place of one that a dead process left."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(path)
+    sock.setblocking(False)
+    return sock
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -109,6 +129,10 @@ def run(
     """The body of `python -m market.<name>`: serves, or runs one of `commands`. Ends the process."""
     args = sys.argv[1:] if argv is None else argv
     commands = commands or {}
+    # How the parent of several workers starts one: with the socket of its admin page.
+    worker = args[1] if args[:1] == ["--worker"] and len(args) == 2 else None
+    if worker:
+        args = []
     usage = f"usage: CONFIG_PATH=FILE python -m market.{name}" + (f" [{'|'.join(commands)}]" if commands else "")
     if args and args[0] in ("-h", "--help"):
         print(usage)
@@ -126,7 +150,7 @@ def run(
         print(f"market.{name}: {e}", file=sys.stderr)
         sys.exit(2)
     logs.setup(name, config.log)
-    work: Coroutine[Any, Any, int | None] = commands[args[0]](config, args[1:]) if args else serve(name, config, build)
+    work: Coroutine[Any, Any, int | None] = commands[args[0]](config, args[1:]) if args else _service(name, config, build, worker)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(work) or 0)
@@ -137,7 +161,13 @@ def run(
         sys.exit(1)
 
 
-async def serve(name: str, config: C, build: Build[C]) -> int:
+def _service(name: str, config: C, build: Build[C], worker: str | None) -> Coroutine[Any, Any, int]:
+    if config.workers > 1 and worker is None:
+        return Workers(name, config).run()
+    return serve(name, config, build, admin_socket=worker)
+
+
+async def serve(name: str, config: C, build: Build[C], *, admin_socket: str | None = None) -> int:
     """Serves until SIGTERM or SIGINT, drains, and answers the exit status."""
     process = Process(tracer=tracing.setup(name, config.tracing), clock=faults.clock(config.faults), faults=faults.Faults.of(config.faults))
     health = process.health
@@ -145,7 +175,8 @@ async def serve(name: str, config: C, build: Build[C]) -> int:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
-    admin = HttpServer(Admin(health, REGISTRY, process.admin_routes), config.admin.host, config.admin.port)
+    listening = listen_unix(admin_socket) if admin_socket else listen(config.admin.host, config.admin.port)
+    admin = HttpServer(Admin(health, REGISTRY, process.admin_routes), sock=listening)
     await admin.start()
     try:
         serving = asyncio.create_task(_serve_until(stopping, config, build, process))
