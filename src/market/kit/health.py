@@ -90,7 +90,8 @@ class Admin:
     def __init__(self, health: Health, registry: CollectorRegistry, routes: dict[str, Handler] | None = None) -> None:
         self._health = health
         self._registry = registry
-        self.routes: dict[str, Handler] = dict(routes or {})
+        # The same dictionary: a service adds to it while it is built.
+        self.routes: dict[str, Handler] = {} if routes is None else routes
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":

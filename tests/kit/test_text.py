@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from market.kit import text
+from market.kit.errors import BadInput, NotFound
+
+
+@pytest.mark.parametrize("bad", ["a\x00b", "a\nb", "a\tb", "a\x7fb", "a\x85b", "a\u2028b", "a\ud800b"])
+def test_text_with_a_control_character_is_refused(bad: str) -> None:
+    with pytest.raises(BadInput, match="name: must not contain control characters"):
+        text.clean("name", bad, least=1, most=10)
+
+
+def test_a_description_may_have_newlines_and_tabs_and_no_other_controls() -> None:
+    assert text.clean("description", "a\n\tb", least=0, most=10, multiline=True) == "a\n\tb"
+    with pytest.raises(BadInput, match="other than newline and tab"):
+        text.clean("description", "a\rb", least=0, most=10, multiline=True)
+
+
+def test_length_is_counted_in_characters() -> None:
+    assert text.clean("name", "ё" * 200, least=1, most=200) == "ё" * 200
+    with pytest.raises(BadInput, match="name: must have 1 to 200 characters"):
+        text.clean("name", "ё" * 201, least=1, most=200)
+    with pytest.raises(BadInput, match="name: must have 1 to 200 characters"):
+        text.clean("name", "", least=1, most=200)
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "1", "0" * 32, "{00000000-0000-0000-0000-000000000000}", "00000000-0000-0000-0000-00000000000g", "٠" * 36]
+)
+def test_what_is_no_canonical_uuid_is_refused(bad: str) -> None:
+    with pytest.raises(BadInput, match="product_id: must be a UUID"):
+        text.uuid("product_id", bad)
+    with pytest.raises(NotFound):
+        text.path_id("product", bad)
+
+
+@pytest.mark.parametrize("good", ["a@b.co", "first.last+tag@sub.example.test", "o'brien@example.ie"])
+def test_an_address_is_an_address(good: str) -> None:
+    assert text.is_email(good)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        "a",
+        "a@b",
+        "@b.co",
+        "a@.co",
+        "a@b..co",
+        "a..b@c.de",
+        ".a@b.co",
+        "a.@b.co",
+        "a@b.co\n",
+        "a@b.co\r\nBcc: x@y.zz",
+        "a b@c.de",
+        "ä@b.co",
+        "a@-b.co",
+        "a" * 250 + "@b.co",
+        "a@b@c.de",
+    ],
+)
+def test_what_is_no_plain_address_is_none(bad: str) -> None:
+    assert not text.is_email(bad)
+
+
+@given(st.text())
+def test_an_address_that_is_taken_never_breaks_a_header(value: str) -> None:
+    if text.is_email(value):
+        assert value.isascii()
+        assert value.isprintable()
+        assert " " not in value
+
+
+def test_an_idempotency_key_has_visible_ascii_characters() -> None:
+    assert text.idempotency_key(None) is None
+    assert text.idempotency_key("!~" + "k" * 253) == "!~" + "k" * 253
+    for bad in ("", " ", "a b", "ключ", "k" * 256, "a\n"):
+        with pytest.raises(BadInput, match="Idempotency-Key: must have 1 to 255 visible ASCII characters"):
+            text.idempotency_key(bad)
