@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h11
 import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -128,14 +129,21 @@ class _Forwarding(Admin):
     async def _forward(self, scope: Any, send: Any) -> None:
         target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
         reader, writer = await asyncio.open_unix_connection(self._workers.socket(0))
+        http = h11.Connection(h11.CLIENT)
         try:
-            # HTTP/1.0: the answer ends with the connection, and is passed on as it comes.
-            writer.write(scope["method"].encode() + b" " + target + b" HTTP/1.0\r\nhost: worker\r\n\r\n")
-            head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-            headers = [tuple(line.split(b": ", 1)) for line in head[1:] if b": " in line]
-            await send({"type": "http.response.start", "status": int(head[0].split(b" ")[1]), "headers": headers})
-            while data := await reader.read(65536):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+            request = h11.Request(method=scope["method"], target=target, headers=[("host", "worker"), ("content-length", "0")])
+            writer.write((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
+            while True:
+                event = http.next_event()
+                if event is h11.NEED_DATA:
+                    http.receive_data(await reader.read(65536))
+                elif isinstance(event, h11.Response):
+                    headers = [(k, v) for k, v in event.headers if k not in (b"transfer-encoding", b"date")]
+                    await send({"type": "http.response.start", "status": event.status_code, "headers": headers})
+                elif isinstance(event, h11.Data):
+                    await send({"type": "http.response.body", "body": bytes(event.data), "more_body": True})
+                else:
+                    await send({"type": "http.response.body", "body": b""})
+                    return
         finally:
             writer.close()
