@@ -1,0 +1,148 @@
+"""Child processes that never outlive their parent, and the ports they listen on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_prctl = ctypes.CDLL(None).prctl
+_PR_SET_PDEATHSIG = 1
+_LOG_LIMIT = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run: arguments, additions to the environment, and the user to become (None: stay)."""
+
+    args: Sequence[str | Path]
+    env: Mapping[str, str] | None = None
+    user: int | None = None
+    group: int | None = None
+
+
+def spawn(command: Command, *, log: Path, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+    """Starts `command` in a session of its own, with its output at the end of the file `log`.
+
+    The child is killed when this process dies, however it dies. The kernel ties that to the thread that
+    starts it, so call this from the main thread. Raises OSError.
+    """
+    parent = os.getpid()
+
+    def bind_to_parent() -> None:
+        # Popen has dropped the uid already; to do that later would clear the signal again.
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        if log.stat().st_size > _LOG_LIMIT:
+            log.rename(log.with_suffix(".1.log"))
+    with log.open("ab") as out, warnings.catch_warnings():
+        # Newer Pythons warn of fork in a process with threads; the function above takes no lock.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return subprocess.Popen(
+            [str(a) for a in command.args],
+            env={**os.environ, **(command.env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd=cwd,
+            start_new_session=True,
+            user=command.user,
+            group=command.group,
+            extra_groups=None if command.user is None else [],
+            preexec_fn=bind_to_parent,  # noqa: PLW1509
+        )
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """The process and all its descendants that are alive."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def signal_tree(pid: int, signum: int) -> None:
+    for process in tree(pid):
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signum)
+
+
+def working_in(directory: Path) -> list[psutil.Process]:
+    """The processes whose working directory is `directory`: how PostgreSQL's children are known after their parent's death."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.cwd() == str(directory):
+                found.append(process)
+    return found
+
+
+def started_at(pid: int) -> float | None:
+    """The start time of a living process, which tells it from a later one with the same id; None: it is gone."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+            sock.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def free_ports() -> Iterator[int]:
+    """Ports that nobody listens on now.
+
+    Below the range from which the kernel takes ports for outgoing connections: one of those could take
+    the place of a server that is down for a moment.
+    """
+    source = random.SystemRandom()
+    seen: set[int] = set()
+    while True:
+        port = source.randrange(10_000, 20_000)
+        if port not in seen and is_free(port):
+            seen.add(port)
+            yield port
+
+
+def answers(port: int, timeout: float = 0.5) -> bool:
+    """Whether something accepts connections at the port."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout):
+            return True
+    except OSError:
+        return False
+
+
+def wait_gone(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Waits until the processes have ended; answers those that have not."""
+    deadline = time.monotonic() + seconds
+    left = list(processes)
+    while left and time.monotonic() < deadline:
+        left = [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        if left:
+            time.sleep(0.01)
+    return left

@@ -1,0 +1,140 @@
+"""Real servers for the tests, each started once per run and only when a test asks for it.
+
+Ports are free ones and the data lies in a folder of its own, so that runs side by side do not meet. Nothing
+outlives the run: at its end the servers are stopped, and when it is killed the kernel kills them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from market.local import spawn
+from market.local.kafka import apache
+from market.local.kafka.broker import EmbeddedKafka, Kafka
+from market.local.servers.base import Handle, Server
+from market.local.servers.mail import Mail
+from market.local.servers.mongodb import Mongodb
+from market.local.servers.postgres import Postgres
+from market.local.servers.redis import Redis
+
+_PREFIX = "market-test-"
+_free_ports = spawn.free_ports()
+
+
+@pytest.fixture(scope="session")
+def server_directory() -> Iterator[Path]:
+    """A folder that the user PostgreSQL runs as can reach; pytest's own are closed to it."""
+    base = Path(tempfile.gettempdir())
+    for old in base.glob(f"{_PREFIX}*"):
+        with suppress(OSError), (old / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its run was killed.
+            shutil.rmtree(old, ignore_errors=True)
+    directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    directory.chmod(0o755)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield directory
+        if "MARKET_TEST_KEEP" not in os.environ:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _running(handle: Handle) -> Iterator[None]:
+    try:
+        handle.start()
+        yield
+    finally:
+        handle.stop()
+
+
+class PostgresHandle(Handle):
+    def __init__(self, server: Postgres) -> None:
+        super().__init__(server)
+        self.password = server.password
+
+    def uri(self, database: str) -> str:
+        return f"postgresql://{database}:{self.password}@{self.host}:{self.port}/{database}"
+
+
+class UriHandle(Handle):
+    def __init__(self, server: Redis | Mongodb) -> None:
+        super().__init__(server)
+        self.uri = server.uri
+
+
+class KafkaHandle(Handle):
+    def __init__(self, server: Kafka) -> None:
+        super().__init__(server)
+        self.kind = server.kind
+        self.bootstrap_servers = f"{server.host}:{server.port}"
+
+    def stop(self) -> None:
+        super().stop()
+        if isinstance(self.server, apache.ApacheKafka):
+            self.server.after_stop()
+
+
+class MailHandle(Handle):
+    def __init__(self, server: Mail) -> None:
+        super().__init__(server)
+        self.smtp_port = server.smtp_port
+        self.url = server.url
+
+
+@pytest.fixture(scope="session")
+def postgres(server_directory: Path) -> Iterator[PostgresHandle]:
+    """Databases `products` and `inventory`, users of the same names, one password."""
+    handle = PostgresHandle(Postgres(next(_free_ports), server_directory / "postgres", server_directory / "logs", secrets.token_hex(16)))
+    with _running(handle):
+        yield handle
+
+
+@pytest.fixture(scope="session")
+def redis_server(server_directory: Path) -> Iterator[UriHandle]:
+    handle = UriHandle(Redis(next(_free_ports), server_directory / "redis", server_directory / "logs"))
+    with _running(handle):
+        yield handle
+
+
+@pytest.fixture(scope="session")
+def mongodb(server_directory: Path) -> Iterator[UriHandle]:
+    """A replica set of one; `uri` asks for a direct connection."""
+    handle = UriHandle(Mongodb(next(_free_ports), server_directory / "mongodb", server_directory / "logs"))
+    with _running(handle):
+        yield handle
+
+
+def make_kafka(directory: Path, logs: Path, kind: str | None = None) -> Kafka:
+    """Apache Kafka where Java and Maven are there, or as MARKET_TEST_KAFKA says."""
+    kind = kind or os.environ.get("MARKET_TEST_KAFKA") or ("embedded" if apache.missing() else "apache")
+    if kind == "apache":
+        return apache.ApacheKafka(next(_free_ports), next(_free_ports), directory, logs)
+    return EmbeddedKafka(next(_free_ports), directory, logs)
+
+
+@pytest.fixture(scope="session")
+def kafka(server_directory: Path) -> Iterator[KafkaHandle]:
+    """`kind` is "apache" or "embedded"; on the embedded one topics have four partitions and are made by being used."""
+    handle = KafkaHandle(make_kafka(server_directory / "kafka", server_directory / "logs"))
+    with _running(handle):
+        yield handle
+
+
+@pytest.fixture(scope="session")
+def mail(server_directory: Path) -> Iterator[MailHandle]:
+    """Takes every mail; `POST {url}/api/faults` makes it misbehave (`[]`: behave again)."""
+    server: Server = Mail(next(_free_ports), next(_free_ports), server_directory / "mail", server_directory / "logs", testing=True)
+    assert isinstance(server, Mail)
+    handle = MailHandle(server)
+    with _running(handle):
+        yield handle
