@@ -64,7 +64,7 @@ def spawn(command: Command, *, log: Path, cwd: Path | None = None) -> subprocess
             user=command.user,
             group=command.group,
             extra_groups=None if command.user is None else [],
-            preexec_fn=bind_to_parent,  # noqa: PLW1509
+            preexec_fn=bind_to_parent,
         )
 
 

@@ -47,7 +47,7 @@ async def _main(options: argparse.Namespace) -> None:
         return SMTP(
             handler, hostname="mail.market.test", ident="Market mail sink", enable_SMTPUTF8=True, timeout=300, tls_context=tls,
             require_starttls=tls is not None, auth_required=bool(options.auth), auth_require_tls=tls is not None,
-            authenticator=Authenticator(handler, options.auth) if options.auth else None,
+            authenticator=Authenticator(options.auth) if options.auth else None,
         )  # fmt: skip
 
     loop = asyncio.get_running_loop()

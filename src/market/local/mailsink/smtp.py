@@ -13,7 +13,7 @@ from market.local.mailsink.mailbox import Mailbox
 
 log = logs.get("smtp")
 
-Stage = Literal["connect", "auth", "mail", "rcpt", "data", "accepted"]
+Stage = Literal["connect", "mail", "rcpt", "data", "accepted"]
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,33 +57,39 @@ class Handler:
                 await asyncio.sleep(fault.seconds)
                 return None
             if fault.mode == "drop":
-                if server.transport is not None:
+                if isinstance(server.transport, asyncio.WriteTransport):
                     server.transport.abort()
                 return "421 4.3.2 gone"
             return fault.mode if " " in fault.mode else f"{fault.mode} {_REASONS.get(fault.mode[:1], '')}".strip()
         return None
 
-    async def handle_EHLO(self, server: SMTP, session: Any, envelope: Any, hostname: str, responses: list[str]) -> list[str]:
+    async def handle_HELO(self, server: SMTP, session: Any, _envelope: Any, hostname: str) -> str:
+        if refusal := await self._fault("connect", server, []):
+            return refusal
+        session.host_name = hostname
+        return f"250 {server.hostname}"
+
+    async def handle_EHLO(self, server: SMTP, session: Any, _envelope: Any, hostname: str, responses: list[str]) -> list[str]:
         if refusal := await self._fault("connect", server, []):
             return [refusal]
         session.host_name = hostname
         return responses
 
-    async def handle_MAIL(self, server: SMTP, session: Any, envelope: Any, address: str, options: list[str]) -> str:
+    async def handle_MAIL(self, server: SMTP, _session: Any, envelope: Any, address: str, options: list[str]) -> str:
         if refusal := await self._fault("mail", server, []):
             return refusal
         envelope.mail_from = address
         envelope.mail_options.extend(options)
         return "250 OK"
 
-    async def handle_RCPT(self, server: SMTP, session: Any, envelope: Any, address: str, options: list[str]) -> str:
+    async def handle_RCPT(self, server: SMTP, _session: Any, envelope: Any, address: str, options: list[str]) -> str:
         if refusal := await self._fault("rcpt", server, [address]):
             return refusal
         envelope.rcpt_tos.append(address)
         envelope.rcpt_options.extend(options)
         return "250 OK"
 
-    async def handle_DATA(self, server: SMTP, session: Any, envelope: Any) -> str:
+    async def handle_DATA(self, server: SMTP, _session: Any, envelope: Any) -> str:
         if refusal := await self._fault("data", server, envelope.rcpt_tos):
             return refusal
         try:
@@ -97,10 +103,9 @@ class Handler:
 class Authenticator:
     """Knows one user and password."""
 
-    def __init__(self, handler: Handler, login: str) -> None:
-        self._handler = handler
+    def __init__(self, login: str) -> None:
         self._user, _, self._password = login.partition(":")
 
-    def __call__(self, server: SMTP, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
+    def __call__(self, _server: SMTP, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
         good = isinstance(data, LoginPassword) and data.login == self._user.encode() and data.password == self._password.encode()
         return AuthResult(success=good, handled=False)
