@@ -31,6 +31,8 @@ class Operation:
     answers: dict[int, tuple[str, Any]]
     parameters: list[dict[str, Any]] = field(default_factory=list)
     body: Any = None
+    # Headers of an answer, by status: name to what it says.
+    headers: dict[int, dict[str, str]] = field(default_factory=dict)
 
 
 def parameter(name: str, where: str, description: str, schema: dict[str, Any], *, required: bool = False) -> dict[str, Any]:
@@ -52,6 +54,8 @@ def document(title: str, description: str, operations: list[Operation]) -> dict[
                 response["content"] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
             elif struct is not None:
                 response["content"] = {"application/json": {"schema": by_struct[struct]}}
+            if status in o.headers:
+                response["headers"] = {n: {"description": d, "schema": {"type": "string"}} for n, d in o.headers[status].items()}
             responses[str(status)] = response
         entry: dict[str, Any] = {"operationId": o.id, "summary": o.summary, "responses": responses}
         if o.parameters:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from market.kit import logs
+from market.kit import context, logs
 from market.kit.config import Postgres
+from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.health import Health
 
 log = logs.get("postgres")
@@ -63,7 +64,43 @@ async def pool(config: Postgres, health: Health, *, settings: dict[str, str] | N
             made.terminate()
 
 
+@asynccontextmanager
+async def connection(pool: Pool, *, seconds: float = 3.0) -> AsyncIterator[Connection]:
+    """A connection, held for at most `seconds` or what the caller has left. Raises Unavailable, DeadlineExceeded.
+
+    Unavailable leaves open whether a write inside took effect.
+    """
+    try:
+        async with asyncio.timeout(context.remaining(seconds)) as limit, pool.acquire() as conn:
+            yield conn
+    except TimeoutError:
+        raise (DeadlineExceeded if limit.expired() else Unavailable)("the database did not answer in time") from None
+    except asyncpg.DataError:
+        # An InterfaceError, and yet nobody's fault but ours.
+        raise
+    except (*DISCONNECTED, asyncpg.InsufficientResourcesError, asyncpg.ReadOnlySQLTransactionError) as e:
+        raise Unavailable(f"the database is not there: {type(e).__name__}") from None
+
+
+async def wait_for_schema(pool: Pool, package: str, health: Health) -> None:
+    """Waits until `migrate` has applied all that this code needs. A schema that is newer is accepted."""
+
+    async def look() -> None:
+        try:
+            done = {row["name"] for row in await pool.fetch("SELECT name FROM schema_migrations")}
+        except asyncpg.UndefinedTableError:
+            done = set()
+        if missing := [name for name in _found(package) if name not in done]:
+            raise RuntimeError(f"migrations are missing, run `migrate`: {', '.join(missing)}")
+
+    await health.wait_for("schema", look)
+
+
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+
+
+def _found(package: str) -> list[str]:
+    return sorted(f.name for f in files(package).iterdir() if _NAME.fullmatch(f.name))
 
 
 async def migrate(config: Postgres, package: str, health: Health | None = None) -> list[str]:
@@ -72,7 +109,7 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
     Two at once are safe (advisory lock); a schema newer than the code is accepted. Each file is one
     transaction and must fit the version still running.
     """
-    found = sorted(f.name for f in files(package).iterdir() if _NAME.fullmatch(f.name))
+    found = _found(package)
 
     async def connect() -> asyncpg.Connection[asyncpg.Record]:
         return await asyncpg.connect(

@@ -20,6 +20,11 @@ class Tracer:
     def __init__(self, tracer: trace.Tracer | None = None) -> None:
         self._tracer = tracer
 
+    @property
+    def enabled(self) -> bool:
+        """Whether spans are made at all."""
+        return self._tracer is not None
+
     @contextmanager
     def span(self, name: str, kind: trace.SpanKind = trace.SpanKind.SERVER) -> Iterator[None]:
         """A span whose parent is the `traceparent` in force; calls made inside are its children."""

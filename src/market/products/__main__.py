@@ -1,0 +1,5 @@
+from market.kit.lifecycle import run
+from market.products.app import build, migrate
+from market.products.config import Config
+
+run("products", Config, build, commands={"migrate": migrate})

@@ -1,0 +1,26 @@
+"""What products is configured with."""
+
+from __future__ import annotations
+
+from market.kit.config import Base, Http, Postgres, Rpc, Seconds, Section, Text
+
+
+class Redis(Section, frozen=True, kw_only=True):
+    url: Text
+    # A cache that takes longer than asking anew is none.
+    timeout_seconds: Seconds = 0.05
+
+
+class Availability(Section, frozen=True, kw_only=True):
+    # How late `available` may be; each entry's life is this, give or take a fifth.
+    ttl_seconds: Seconds = 5.0
+    # The most that a reader waits for inventory.
+    timeout_seconds: Seconds = 1.0
+
+
+class Config(Base, frozen=True, kw_only=True):
+    http: Http
+    postgres: Postgres
+    redis: Redis
+    inventory: Rpc
+    availability: Availability = Availability()
