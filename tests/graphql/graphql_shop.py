@@ -1,0 +1,226 @@
+"""The gateway over stand-ins for products and orders: REST answers of the contract, from memory, over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+import httpx
+
+from market.graphql.app import build
+from market.graphql.config import Config
+from market.kit.config import Http, Listen, Remote
+from market.kit.lifecycle import HttpServer, Process
+
+NOW = "2026-01-02T03:04:05.000006Z"
+
+
+def product(n: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "id": str(uuid.UUID(int=n, version=4)),
+        "name": f"Thing {n} “é”",
+        "description": f'A thing.\nWith a "quote", a tab\t and {n} 🜁',
+        "price": f"{n}.50",
+        "currency": "GBP",
+        "image_url": None if n % 3 == 0 else f"/images/{n}.svg",
+        "available": [True, False, None][n % 3],
+        "created_at": NOW,
+        "updated_at": NOW,
+        **changes,
+    }
+
+
+def order(n: int, user: str, products: list[str], **changes: Any) -> dict[str, Any]:
+    lines = [{"product_id": p, "name": f"then {p[:4]}", "quantity": i + 1, "unit_price": "2.50"} for i, p in enumerate(products)]
+    return {
+        "id": str(uuid.UUID(int=10_000 + n, version=4)),
+        "user": user,
+        "email": None if n % 2 else "a@example.test",
+        "items": lines,
+        "total": "7.50",
+        "currency": "GBP",
+        "status": "confirmed",
+        "created_at": NOW,
+        **changes,
+    }
+
+
+class Backend:
+    """An ASGI app with a table of things. `fail` makes it answer a problem; `calls` are what it was asked."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.things: dict[str, dict[str, Any]] = {}
+        self.calls: list[tuple[str, str, Any, dict[str, str]]] = []
+        self.failures: list[tuple[int, dict[str, Any], dict[str, str]]] = []
+        self.fail_always: tuple[int, dict[str, Any], dict[str, str]] | None = None
+        self.keys: dict[str, str] = {}
+        self.url = ""
+
+    def reset(self) -> None:
+        self.calls.clear()
+        self.failures.clear()
+        self.fail_always = None
+
+    def fail(
+        self, status: int, type: str, *, times: int = 1, headers: dict[str, str] | None = None, detail: str = "no", **facts: Any
+    ) -> None:
+        """The next `times` calls are answered so (0: all from now on)."""
+        document = {"type": f"urn:market:problem:{type}", "title": type, "status": status, "detail": detail, **facts}
+        answer = (status, document, headers or {})
+        if times:
+            self.failures += [answer] * times
+        else:
+            self.fail_always = answer
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        headers = {k.decode(): v.decode() for k, v in scope["headers"]}
+        query = {k: v[0] for k, v in parse_qs(scope["query_string"].decode(), keep_blank_values=True).items()}
+        path = unquote(scope["raw_path"].decode())
+        self.calls.append((f"{scope['method']} {path}", scope["query_string"].decode(), json.loads(body) if body else None, headers))
+        status, answer, more = self._answer(scope["method"], path, query, json.loads(body) if body else {}, headers)
+        data = b"" if answer is None else json.dumps(answer, ensure_ascii=False).encode()
+        kind = "application/problem+json" if status >= 400 else "application/json"
+        raw = [(b"content-type", kind.encode()), (b"content-length", str(len(data)).encode())]
+        if "content-type" in more:
+            raw = raw[1:]
+        raw += [(k.encode(), v.encode()) for k, v in more.items()]
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        await send({"type": "http.response.body", "body": data})
+
+    def _answer(self, method: str, path: str, query: dict[str, str], body: Any, headers: dict[str, str]) -> tuple[int, Any, dict[str, str]]:
+        if self.failures:
+            return self.failures.pop(0)
+        if self.fail_always:
+            return self.fail_always
+        base = f"/api/{self.kind}"
+        id = path.removeprefix(base).strip("/")
+        if method == "GET" and not id:
+            return 200, self._page(query), {}
+        if method == "POST":
+            key = headers.get("idempotency-key")
+            if key in self.keys:
+                return 200, self.things[self.keys[key]], {"idempotency-replayed": "true"}
+            made = self._make(body)
+            self.things[made["id"]] = made
+            if key:
+                self.keys[key] = made["id"]
+            return 201, made, {"location": f"{base}/{made['id']}"}
+        if method == "PUT":
+            id = body["id"]
+        thing = self.things.get(id)
+        if thing is None:
+            problem = {
+                "type": "urn:market:problem:not-found",
+                "title": "Not found",
+                "status": 404,
+                "detail": f"there is no {self.kind} {id}",
+            }
+            return 404, problem, {}
+        if method == "PUT":
+            body.pop("stock", None)
+            thing.update(body)
+            return 200, thing, {}
+        if method == "DELETE":
+            if self.kind == "product":
+                del self.things[id]
+            else:
+                thing["status"] = "cancelled"
+            return 204, None, {}
+        return 200, thing, {}
+
+    def _page(self, query: dict[str, str]) -> dict[str, Any]:
+        limit, offset = int(query.get("limit", 20 if self.kind == "product" else 100)), int(query.get("offset", 0))
+        things = list(self.things.values())
+        if "ids" in query:
+            ids = [id for id in query["ids"].split(",") if id]
+            things = [self.things[id] for id in ids if id in self.things]
+            return {"items": things, "total": len(things), "limit": len(ids), "offset": 0}
+        if "user" in query:
+            things = [t for t in things if t["user"] == query["user"] and query.get("status") in (None, t["status"])]
+        if "q" in query:
+            things = [t for t in things if query["q"] in t["name"]]
+        return {"items": things[offset : offset + limit], "total": len(things), "limit": limit, "offset": offset}
+
+    def _make(self, body: dict[str, Any]) -> dict[str, Any]:
+        n = len(self.things) + 50_000
+        if self.kind == "product":
+            body.pop("stock", None)
+            return product(n, **{"image_url": None, **body})
+        made = order(n, body["user"], [i["product_id"] for i in body["items"]], email=body.get("email"))
+        for line, wanted in zip(made["items"], body["items"], strict=True):
+            line["quantity"] = wanted["quantity"]
+        return made
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+async def serve(app: Any) -> tuple[HttpServer, str]:
+    """The app on a port of its own."""
+    port = free_port()
+    server = HttpServer(app, "127.0.0.1", port)
+    await server.start()
+    return server, f"http://127.0.0.1:{port}"
+
+
+@dataclass
+class Gateway:
+    url: str
+    products: Backend
+    orders: Backend
+    http: httpx.AsyncClient
+
+    async def run(self, query: str, variables: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+        """The answer to a well-formed request."""
+        response = await self.http.post(self.url, json={"query": query, "variables": variables, **more})
+        assert response.status_code < 500, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+@asynccontextmanager
+async def gateway(**changes: Any) -> AsyncIterator[Gateway]:
+    """A gateway over stand-ins with 230 products, and Ann's and Bob's orders."""
+    async with AsyncExitStack() as stack:
+        backends = Backend("product"), Backend("order")
+        for backend in backends:
+            server, backend.url = await serve(backend)
+            stack.push_async_callback(server.stop, 1)
+        products, orders = backends
+        for n in range(1, 231):
+            products.things[product(n)["id"]] = product(n)
+        ids = list(products.things)
+        for n in range(30):
+            made = order(n, "ann" if n < 25 else "bob", [ids[(7 * n + k) % 230] for k in range(n % 5 + 1)])
+            orders.things[made["id"]] = made
+        settings: dict[str, Any] = {
+            "products": Remote(url=products.url),
+            "orders": Remote(url=orders.url),
+            "http": Http(port=free_port()),
+            "admin": Listen(port=1),
+            **changes,
+        }
+        config = Config(**settings)
+        server = await stack.enter_async_context(build(config, Process()))
+        await server.start()
+        stack.push_async_callback(server.stop, 1)
+        url = f"http://127.0.0.1:{config.http.port}"
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20))
+        yield Gateway(f"{url}/graphql", products, orders, http)
