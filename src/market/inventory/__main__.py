@@ -1,0 +1,8 @@
+"""`python -m market.inventory [migrate]`."""
+
+from market.inventory.app import build, migrate
+from market.inventory.config import Config
+from market.kit.lifecycle import run
+
+if __name__ == "__main__":
+    run("inventory", Config, build, commands={"migrate": migrate})

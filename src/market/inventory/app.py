@@ -1,0 +1,49 @@
+"""The wiring of inventory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from market.inventory import api
+from market.inventory.config import Config
+from market.inventory.server import GrpcServer
+from market.inventory.service import Inventory
+from market.kit import postgres
+from market.kit.lifecycle import Process, background
+
+MIGRATIONS = "market.inventory.migrations"
+
+SETTINGS = {
+    # The locks and the functions count on it, whatever the database's own default.
+    "default_transaction_isolation": "read committed",
+    # The statements take arrays: a plan made anew for each costs more than it finds.
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+}
+
+
+@asynccontextmanager
+async def build(config: Config, process: Process) -> AsyncIterator[GrpcServer]:
+    async with postgres.pool(config.postgres, process.health, settings=SETTINGS) as db:
+        await postgres.wait_for_schema(db, MIGRATIONS, process.health)
+        inventory = Inventory(
+            db,
+            timeout=config.postgres.timeout_seconds,
+            gathering=config.gathering,
+            max_waiting=config.grpc.max_waiting,
+            faults=process.faults,
+        )
+        retention = asyncio.create_task(background("retention", lambda: inventory.forget_cancelled(config.retention)))
+        try:
+            yield GrpcServer(config.grpc, process.health, api.handlers(api.Api(inventory), process.tracer))
+        finally:
+            retention.cancel()
+            with suppress(asyncio.CancelledError):
+                await retention
+
+
+async def migrate(config: Config, _: list[str]) -> None:
+    """Brings the tables up to date."""
+    await postgres.migrate(config.postgres, MIGRATIONS)
