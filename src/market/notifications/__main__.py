@@ -1,0 +1,11 @@
+"""`python -m market.notifications`: serves; with `dead-letters`: works on what could not be mailed."""
+
+from __future__ import annotations
+
+from market.kit.lifecycle import run
+from market.notifications.app import build
+from market.notifications.config import Config
+from market.notifications.dead_letters import dead_letters
+
+if __name__ == "__main__":
+    run("notifications", Config, build, commands={"dead-letters": dead_letters})
