@@ -2,6 +2,7 @@
 
     insert = Gather(store.insert_many, most=128, name="orders.insert")
     await insert(order)          # a lone caller's call starts at once
+    await lookup.all(ids)        # many items of one caller
 
 `flush` takes a list of items and answers a list of the same length: each one's result, or the
 exception that is this one caller's. If `flush` itself raises, every caller of that batch gets it.
@@ -10,14 +11,16 @@ exception that is this one caller's. If `flush` itself raises, every caller of t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import copy_context
 from typing import Generic, TypeVar
 
 from prometheus_client import Histogram
 
 from market.kit import context
+from market.kit.errors import DeadlineExceeded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,11 +28,36 @@ Result = TypeVar("Result")
 BATCH = Histogram("market_gather_batch_items", "Items that went out together.", ["gather"], buckets=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
 
 
+class _Entry(Generic[Item, Result]):
+    """An item that waits, and those who wait for it: one, or several where equal items are folded."""
+
+    __slots__ = ("callers", "end", "item", "request_id", "traceparent", "weight")
+
+    def __init__(self, item: Item, weight: int, caller: asyncio.Future[Result]) -> None:
+        self.item = item
+        self.weight = weight
+        self.callers = [caller]
+        self.end = context.deadline.get()
+        self.request_id = context.request_id.get()
+        self.traceparent = context.traceparent.get()
+
+    def join(self, caller: asyncio.Future[Result]) -> None:
+        self.callers.append(caller)
+        end = context.deadline.get()
+        self.end = None if end is None or self.end is None else max(end, self.end)
+
+    @property
+    def wanted(self) -> bool:
+        return any(not caller.done() for caller in self.callers)
+
+
 class Gather(Generic[Item, Result]):
     """Owns the queue of what waits, in order of arrival.
 
-    `most`: items in one call. `under_way`: calls at once; order of arrival holds within a call,
-    and across calls only where it is 1.
+    `most`: items in one call. `under_way`: calls at once; order of arrival holds within a call, and
+    across calls only where it is 1. `weight` with `most_weight` ends a batch before it is too heavy
+    (one item always goes out). `fold`: equal (hashable) items that wait together go out once, and
+    share the result.
     """
 
     def __init__(
@@ -39,71 +67,160 @@ class Gather(Generic[Item, Result]):
         name: str,
         most: int = 256,
         under_way: int = 1,
+        weight: Callable[[Item], int] | None = None,
+        most_weight: int = 0,
+        fold: bool = False,
     ) -> None:
         self._flush = flush
         self._most = most
         self._free = under_way
-        self._waiting: deque[tuple[Item, asyncio.Future[Result], float | None]] = deque()
+        # Calls that were started and have not yet taken their batch.
+        self._starting = 0
+        self._weight = weight
+        self._most_weight = most_weight
+        self._waiting: deque[_Entry[Item, Result]] = deque()
+        self._folded: dict[Item, _Entry[Item, Result]] | None = {} if fold else None
         self._tasks: set[asyncio.Task[None]] = set()
         self._sizes = BATCH.labels(name)
 
     async def __call__(self, item: Item) -> Result:
-        """The item's own result. When the caller goes away before the call started, the item does not go out."""
-        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, done, context.deadline.get()))
-        if self._free:
-            self._start()
-        return await done
+        """The item's own result. Raises DeadlineExceeded when the caller's time is over: the outcome is then open.
+
+        When the caller goes away before the call started, the item does not go out.
+        """
+        done = self._enter(item)
+        self._start()
+        timer = _expiry([done])
+        try:
+            return await done
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    async def all(self, items: Iterable[Item]) -> list[Result]:
+        """The items' results, in order. Raises the first failure; what had not gone out then stays here."""
+        futures = [self._enter(item) for item in items]
+        self._start()
+        timer = _expiry(futures)
+        try:
+            return [await done for done in futures]
+        finally:
+            if timer is not None:
+                timer.cancel()
+            for done in futures:
+                # Those behind a failure: give up, and look at what they hold, or asyncio complains of it.
+                if not done.cancel() and not done.cancelled():
+                    done.exception()
+
+    async def each(self, items: Iterable[Item]) -> list[Result | BaseException]:
+        """Each item's own result or exception, in order: as if each had a caller of its own, at a fraction of the cost."""
+        futures = [self._enter(item) for item in items]
+        self._start()
+        timer = _expiry(futures)
+        results: list[Result | BaseException] = []
+        try:
+            for done in futures:
+                try:
+                    results.append(await done)
+                except Exception as e:
+                    results.append(e)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            for done in futures[len(results) :]:
+                # The caller went away: what has not gone out stays here, and nobody asks for the rest.
+                if not done.cancel() and not done.cancelled():
+                    done.exception()
+        return results
 
     @property
     def waiting(self) -> int:
+        """Items that have not gone out."""
         return len(self._waiting)
 
+    def _enter(self, item: Item) -> asyncio.Future[Result]:
+        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        if self._folded is not None and (same := self._folded.get(item)):
+            same.join(done)
+            return done
+        entry = _Entry(item, self._weight(item) if self._weight else 0, done)
+        if self._folded is not None:
+            self._folded[item] = entry
+        self._waiting.append(entry)
+        return done
+
     def _start(self) -> None:
-        self._free -= 1
-        # A context of its own: a batch is nobody's request.
-        task = asyncio.get_running_loop().create_task(self._run(), context=copy_context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        while self._free and len(self._waiting) > self._starting * self._most:
+            self._free -= 1
+            self._starting += 1
+            # A context of its own: a batch is nobody's request.
+            task = asyncio.get_running_loop().create_task(self._run(), context=copy_context())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _run(self) -> None:
+        self._starting -= 1
         try:
             while batch := self._take():
                 # The batch may take as long as the most patient of its callers; the others stop waiting by themselves.
-                ends = [at for _, _, at in batch]
+                ends = [entry.end for entry in batch]
                 context.deadline.set(None if None in ends else max(at for at in ends if at is not None))
-                if len(batch) > 1:
-                    context.request_id.set("")
-                    context.traceparent.set("")
+                alone = len(batch) == 1
+                context.request_id.set(batch[0].request_id if alone else "")
+                context.traceparent.set(batch[0].traceparent if alone else "")
                 self._sizes.observe(len(batch))
                 await self._send(batch)
         finally:
             self._free += 1
 
-    def _take(self) -> list[tuple[Item, asyncio.Future[Result], float | None]]:
-        batch: list[tuple[Item, asyncio.Future[Result], float | None]] = []
+    def _take(self) -> list[_Entry[Item, Result]]:
+        batch: list[_Entry[Item, Result]] = []
+        weight = 0
         while self._waiting and len(batch) < self._most:
-            entry = self._waiting.popleft()
-            if not entry[1].done():
+            entry = self._waiting[0]
+            if batch and self._weight and weight + entry.weight > self._most_weight:
+                break
+            self._waiting.popleft()
+            if self._folded is not None:
+                del self._folded[entry.item]
+            if entry.wanted:
                 batch.append(entry)
+                weight += entry.weight
         return batch
 
-    async def _send(self, batch: list[tuple[Item, asyncio.Future[Result], float | None]]) -> None:
+    async def _send(self, batch: list[_Entry[Item, Result]]) -> None:
         results: Sequence[Result | BaseException]
         try:
-            results = await self._flush([item for item, _, _ in batch])
+            results = await self._flush([entry.item for entry in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} items")
         except asyncio.CancelledError:
-            for _, done, _ in batch:
-                done.cancel()
+            # The loop is closing. Nobody serves those who wait behind this batch either.
+            for entry in [*batch, *self._waiting]:
+                for done in entry.callers:
+                    done.cancel()
             raise
         except Exception as e:
             results = [e] * len(batch)
-        for (_, done, _), result in zip(batch, results, strict=True):
-            if done.done():
-                continue
-            if isinstance(result, BaseException):
-                done.set_exception(result)
-            else:
-                done.set_result(result)
+        for entry, result in zip(batch, results, strict=True):
+            for done in entry.callers:
+                if done.done():
+                    continue
+                if isinstance(result, BaseException):
+                    done.set_exception(result)
+                else:
+                    done.set_result(result)
+
+
+def _expiry(futures: Sequence[asyncio.Future[Result]]) -> asyncio.TimerHandle | None:
+    """A timer that ends the waiting at the caller's deadline, if there is one."""
+    at = context.deadline.get()
+    if at is None:
+        return None
+    return asyncio.get_running_loop().call_later(max(0.0, at - time.monotonic()), _expire, futures)
+
+
+def _expire(futures: Sequence[asyncio.Future[Result]]) -> None:
+    for done in futures:
+        if not done.done():
+            done.set_exception(DeadlineExceeded("the caller's time is over"))
