@@ -1,0 +1,169 @@
+"""Real invoices go through all five services, and then the stores are asked: stock at start = sold + left, and a mail for each order."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import random
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import httpx
+import pytest
+from pymongo import AsyncMongoClient
+from whole_shop import ROOT, Mails, System
+
+from market.contracts import events
+from market.local import retail
+from market.local.retail import COLUMNS
+
+EXCERPT = ROOT.parent / "shared" / "data" / "online-retail-10k.csv"
+
+
+def part_of_the_excerpt(prefix: str, invoices: int) -> list[dict[str, str]]:
+    """The first invoices of the real file, and its invoice 536544 with hundreds of lines; codes and numbers get the prefix."""
+    with EXCERPT.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    chosen = {*list(dict.fromkeys(row["InvoiceNo"] for row in rows))[:invoices], "536544"}
+    return [
+        row | {"InvoiceNo": row["InvoiceNo"][:1] + prefix + row["InvoiceNo"][1:], "StockCode": _code(prefix, row["StockCode"])}
+        for row in rows
+        if row["InvoiceNo"] in chosen
+    ]
+
+
+def _code(prefix: str, code: str) -> str:
+    return code if code in retail.CHARGES else prefix + code
+
+
+def invented(prefix: str, invoices: int) -> list[dict[str, str]]:
+    """The same kind of file where the real one is not at hand: its oddities too."""
+    dice = random.Random(prefix)
+    codes = [f"{prefix}{n}{dice.choice(['', 'A', 'b'])}" for n in range(20_000, 20_600)]
+    prices = {code: f"{dice.randint(19, 1995) / 100:.2f}" for code in codes}
+    rows = []
+    for n in range(invoices + 1):
+        number, customer = f"5{prefix}{36365 + n}", dice.choice(["", str(dice.randint(12_346, 18_287))])
+        for code in dice.sample(codes, 520 if n == 0 else dice.randint(1, 40)):
+            odd = dice.random()
+            row = {
+                "InvoiceNo": number, "StockCode": dice.choice([code, code.lower()]), "Description": f"GOOD NO {code}",
+                "Quantity": str(dice.choice([1, 2, 6, 12])), "InvoiceDate": "2010-12-01T08:26:00", "UnitPrice": prices[code],
+                "CustomerID": customer, "Country": "United Kingdom",
+            }  # fmt: skip
+            rows.append(row)
+            if odd < 0.02:
+                rows.append(row | {"StockCode": "POST", "Description": "POSTAGE"})
+            elif odd < 0.04:
+                rows.append(row | {"InvoiceNo": f"C{number}", "Quantity": "-1"})
+            elif odd < 0.06:
+                rows.append(row | {"Description": "", "UnitPrice": "0"})
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def figure(table: str, name: str) -> int:
+    found = re.search(rf"│ +{re.escape(name)} +│ +([0-9,]+)", table)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+async def books(shop: System) -> tuple[dict[str, int], dict[UUID, dict[UUID, int]], list[dict[str, Any]], dict[str, UUID]]:
+    """What the stores say: left by product, held by reservation, all orders, and the product of each import key."""
+    inventory = await asyncpg.connect(shop.urls["postgres_inventory"])
+    products = await asyncpg.connect(shop.urls["postgres_products"])
+    mongodb: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(shop.urls["mongodb"], uuidRepresentation="standard")
+    try:
+        left = dict(await inventory.fetch("SELECT product_id, quantity FROM inventory"))
+        held = {
+            r["id"]: dict(zip(r["product_ids"], r["quantities"], strict=True))
+            for r in await inventory.fetch("SELECT * FROM reservations WHERE status = 'reserved'")
+        }
+        keys = dict(await products.fetch("SELECT idempotency_key, id FROM products WHERE idempotency_key LIKE 'import:%'"))
+        orders = await mongodb["orders"]["orders"].find().to_list()
+    finally:
+        await inventory.close()
+        await products.close()
+        await mongodb.close()
+    return left, held, orders, keys
+
+
+@pytest.mark.parametrize(
+    ("prefix", "stock"), [pytest.param("1", None, id="stock-is-what-the-file-sells"), pytest.param("2", 30, id="stock-runs-out")]
+)
+async def test_stock_at_start_is_sold_and_left_and_each_order_has_its_mail(
+    shop: System, http: httpx.AsyncClient, mails: Mails, tmp_path: Path, prefix: str, stock: int | None
+) -> None:
+    path = write(tmp_path / "part.csv", (part_of_the_excerpt if EXCERPT.exists() else invented)(prefix, 40))
+    found = retail.survey(path)
+    invoices = {i.number: i for i in retail.invoices(path, found)}
+    assert max(len(i.units) for i in invoices.values()) > 450
+
+    options = [] if stock is None else ["--stock", stock]
+    imported = await asyncio.to_thread(shop.market, "import", path, *options)
+    assert figure(imported.stdout, "products made") == len(found.goods)
+    replayed = (await asyncio.to_thread(shop.market, "replay", path)).stdout
+    placed, refused = figure(replayed, "placed"), figure(replayed, "refused")
+    assert placed + refused == len(invoices)
+    assert figure(replayed, "lines skipped") == found.skipped.total()
+    # A rerun places nothing twice; what was short stays short.
+    again = (await asyncio.to_thread(shop.market, "replay", path)).stdout
+    assert (figure(again, "placed"), figure(again, "placed by an earlier run"), figure(again, "refused")) == (0, placed, refused)
+    if stock is None:
+        assert refused == 0
+    else:
+        assert refused == figure(replayed, "out of stock") > 0
+
+    left, held, orders, keys = await books(shop)
+    ids = {good.code: keys[f"import:{good.code}"] for good in found.goods}
+    mine = [o for o in orders if {i["product_id"] for i in o["items"]} & set(ids.values())]
+    confirmed = {o["key"]: o for o in mine if o["status"] == "confirmed"}
+    assert len(confirmed) == placed
+    assert {o["status"] for o in mine} <= {"confirmed", "rejected"}
+    sold: Counter[UUID] = Counter()
+    for number, order in confirmed.items():
+        lines = {i["product_id"]: i["quantity"] for i in order["items"]}
+        # The order is the invoice, and inventory holds for it just that.
+        assert lines == {ids[code]: units for code, units in invoices[number].units.items()}
+        assert held[order["_id"]] == lines
+        assert order["user"] == invoices[number].user
+        sold.update(lines)
+    assert not [o for o in mine if o["status"] == "rejected" and o["_id"] in held]
+    for good in found.goods:
+        at_start = good.sold if stock is None else stock
+        assert at_start == sold[ids[good.code]] + left[ids[good.code]], good
+
+    wanted = Counter(str(events.event_id(order["_id"], events.CREATED)) for order in confirmed.values())
+    await _until_mailed(mails, wanted)
+    await _until_outbox_is_empty(shop)
+    assert await _mailed(mails, wanted) == wanted
+
+
+async def _mailed(mails: Mails, wanted: Counter[str]) -> Counter[str]:
+    ids = (re.match(r"<([0-9a-f-]{36})@", mail["message_id"]) for mail in await mails.to())
+    return Counter(id[1] for id in ids if id and id[1] in wanted)
+
+
+async def _until_mailed(mails: Mails, wanted: Counter[str]) -> None:
+    until = time.monotonic() + 30
+    while (there := await _mailed(mails, wanted)).total() < wanted.total():
+        assert time.monotonic() < until, f"{there.total()} of {wanted.total()} mails after 30 s"
+        await asyncio.sleep(0.2)
+
+
+async def _until_outbox_is_empty(shop: System) -> None:
+    until = time.monotonic() + 15
+    while any(order.get("outbox") for order in (await books(shop))[2]):
+        assert time.monotonic() < until, "events are left in the outbox"
+        await asyncio.sleep(0.2)
