@@ -27,8 +27,8 @@ def markdown(reports: list[Report], command: str) -> str:
     for check in reports[0].violations:
         lines.append(f"| {check.replace('_', ' ')} | {sum(len(r.violations[check]) for r in reports)} |")
     for r in reports:
-        for check, found in r.violations.items():
-            lines += [f"- seed {r.seed}, {check}: {sentence}" for sentence in found[:20]]
+        for check, sentences in r.violations.items():
+            lines += [f"- seed {r.seed}, {check}: {sentence}" for sentence in sentences[:20]]
     lines += ["", "## What clients saw, by what died", ""]
     lines += [
         "Failed calls are all calls of all clients that got no answer or a 5xx. The outage goes from the kill to the first order placed after the last of them;"
