@@ -42,7 +42,7 @@ class HttpClient:
         self._base = config.url.rstrip("/")
         self._seconds = config.timeout_seconds
         self._connections = config.connections
-        self._circuit = Circuit(neighbour)
+        self._circuit = Circuit(neighbour, patience=config.timeout_seconds / 2)
         self._budget = Budget(neighbour)
         self._session: aiohttp.ClientSession | None = None
 
@@ -59,6 +59,11 @@ class HttpClient:
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         if self._session is not None:
             await self._session.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are refused here, because the neighbour did not answer lately."""
+        return self._circuit.is_open
 
     async def call(
         self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None,

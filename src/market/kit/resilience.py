@@ -11,7 +11,7 @@ from typing import TypeVar
 from prometheus_client import Counter, Gauge
 
 from market.kit import context
-from market.kit.errors import Unavailable
+from market.kit.errors import DeadlineExceeded, Unavailable
 
 T = TypeVar("T")
 
@@ -19,25 +19,37 @@ RETRIES = Counter("market_retries_total", "Calls that were made again.", ["neigh
 CIRCUIT_OPEN = Gauge("market_circuit_open", "1 while calls to the neighbour are refused here.", ["neighbour"], multiprocess_mode="max")
 
 
+class CircuitOpen(Unavailable):
+    """Refused here, without a call: the neighbour has not seen it."""
+
+
 def backoff(attempt: int, *, base: float = 0.05, most: float = 2.0) -> float:
     """Seconds to wait before attempt 1, 2, ...: exponential, full jitter."""
-    return random.uniform(0, min(most, base * 2**attempt))
+    return random.uniform(0, min(most, base * 2 ** min(attempt, 30)))
 
 
 class Circuit:
     """Refuses calls for a while after `failures` in a row, then lets one through to try.
 
-    `await circuit(call)` raises Unavailable while open. Which exceptions count is the caller's to
-    say: `counts`.
+    `await circuit(call)` raises CircuitOpen while open. Which exceptions count is the caller's to
+    say: `counts`. A DeadlineExceeded that came sooner than `patience` seconds does not count: it is
+    the caller who was in a hurry, not the neighbour who was slow.
     """
 
     def __init__(
-        self, neighbour: str, *, failures: int = 5, open_seconds: float = 1.0, counts: tuple[type[BaseException], ...] = (Unavailable,)
+        self,
+        neighbour: str,
+        *,
+        failures: int = 5,
+        open_seconds: float = 1.0,
+        counts: tuple[type[BaseException], ...] = (Unavailable,),
+        patience: float = 0.0,
     ) -> None:
         self._neighbour = neighbour
         self._limit = failures
         self._open_seconds = open_seconds
         self._counts = counts
+        self._patience = patience
         self._failed = 0
         self._until = 0.0
         self._trying = False
@@ -50,17 +62,19 @@ class Circuit:
 
     async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:
         if self.is_open:
-            raise Unavailable(f"{self._neighbour} does not answer")
+            raise CircuitOpen(f"{self._neighbour} does not answer")
         trial = self._failed >= self._limit
         if trial:
             self._trying = True
+        started = time.monotonic()
         try:
             result = await call()
-        except self._counts:
-            self._failed += 1
-            if self._failed >= self._limit:
-                self._until = time.monotonic() + self._open_seconds
-                self._gauge.set(1)
+        except self._counts as e:
+            if not (isinstance(e, DeadlineExceeded) and time.monotonic() - started < self._patience):
+                self._failed += 1
+                if self._failed >= self._limit:
+                    self._until = time.monotonic() + self._open_seconds
+                    self._gauge.set(1)
             raise
         else:
             # Closed by the first success.
@@ -83,6 +97,7 @@ class Budget:
         self._count = RETRIES.labels(neighbour)
 
     def call(self) -> None:
+        """Counts a call; a part of a retry is earned."""
         self._tokens = min(self._most, self._tokens + self._ratio)
 
     def retry(self) -> bool:
@@ -97,11 +112,16 @@ class Budget:
 async def retrying(
     call: Callable[[], Awaitable[T]], *, budget: Budget, attempts: int = 3, on: tuple[type[BaseException], ...] = (Unavailable,)
 ) -> T:
-    """The call's result, tried again on `on` while attempts, budget and the deadline allow. For idempotent calls only."""
+    """The call's result, tried again on `on` while attempts, budget and the deadline allow. For idempotent calls only.
+
+    What an open circuit refused is not tried again: it would only spend the budget.
+    """
     budget.call()
     for attempt in range(1, attempts + 1):
         try:
             return await call()
+        except CircuitOpen:
+            raise
         except on:
             pause = backoff(attempt)
             if attempt == attempts or context.remaining(60) <= pause or not budget.retry():

@@ -1,0 +1,257 @@
+"""What the tests of orders are made of: a catalogue that stands in for products, the real inventory, the service
+in this process or as one of its own, and a reader of the topic."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import msgspec
+import yaml
+from confluent_kafka import Consumer
+from starlette.requests import Request
+from starlette.responses import Response
+
+from market.contracts import events
+from market.contracts import inventory_pb2 as pb
+from market.kit import rest
+from market.kit.config import Http
+from market.kit.lifecycle import HttpServer, Process
+from market.local import spawn
+from market.orders import app as orders_app
+from market.orders.config import Config
+from market.orders.service import Shop
+
+ports = spawn.free_ports()
+
+
+class Catalogue:
+    """Stands in for products: answers `ids=`, remembers what it was asked, and is dead when it is told to be."""
+
+    def __init__(self) -> None:
+        self.port = next(ports)
+        self.goods: dict[str, dict[str, Any]] = {}
+        self.asked: list[list[str]] = []
+        self.under_way = 0
+        self.most_under_way = 0
+        self.seconds = 0.0
+        self.down = False
+        self._server = HttpServer(rest.application({"GET /api/product": self.list}, Http(port=self.port)), "127.0.0.1", self.port)
+
+    def add(self, price: str = "2.50", *, name: str = "Lamp", currency: str = "GBP") -> str:
+        id = str(uuid4())
+        self.goods[id] = {"id": id, "name": name, "price": price, "currency": currency, "description": "", "available": None}
+        return id
+
+    async def list(self, request: Request) -> Response:
+        assert request.query_params["availability"] == "false"
+        if self.down:
+            return Response("down", 503)
+        ids = request.query_params["ids"].split(",")
+        self.asked.append(ids)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await asyncio.sleep(self.seconds)
+        finally:
+            self.under_way -= 1
+        found = [self.goods[id] for id in ids if id in self.goods]
+        return rest.answer({"items": found, "total": len(found), "limit": 100, "offset": 0})
+
+    async def __aenter__(self) -> Catalogue:
+        await self._server.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._server.stop(1)
+
+
+@dataclass
+class Stock:
+    """The real inventory's stub, in the words of the tests."""
+
+    stub: Any
+    target: str
+
+    async def set(self, product: str, quantity: int) -> None:
+        await self.stub.SetStock(pb.SetStockRequest(product_id=product, quantity=quantity))
+
+    async def left(self, product: str) -> int:
+        answer = await self.stub.GetStock(pb.GetStockRequest(product_ids=[product]))
+        return answer.items[0].quantity
+
+    async def reservation(self, order_id: str | UUID) -> tuple[str, dict[str, int]] | None:
+        """Status and items of the reservation, or None."""
+        after = str(UUID(int=UUID(str(order_id)).int - 1))
+        answer = await self.stub.ListReservations(pb.ListReservationsRequest(after_id=after, limit=1))
+        for r in answer.reservations:
+            if r.reservation_id == str(order_id):
+                return {1: "reserved", 2: "cancelled"}[r.status], {i.product_id: i.quantity for i in r.items}
+        return None
+
+
+class Topic:
+    """All events of the topic since this began to read, by order."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                "group.id": f"tests-{uuid4()}",
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+                "topic.metadata.refresh.interval.ms": 500,
+                "allow.auto.create.topics": True,
+                "session.timeout.ms": 6000,
+                "log_level": 0,
+            }
+        )
+        self.messages: list[Any] = []
+        self._consumer.subscribe([events.TOPIC])
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while not self._stopping.is_set():
+            for message in self._consumer.consume(500, 0.05):
+                if message.error() is None:
+                    self.messages.append(message)
+        self._consumer.close()
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._thread.join(10)
+
+    def of(self, order_id: str) -> list[Any]:
+        """The order's messages, in order."""
+        return [m for m in list(self.messages) if m.key() == order_id.encode()]
+
+    def events(self, order_id: str) -> list[events.OrderEvent]:
+        return [msgspec.json.decode(m.value(), type=events.OrderEvent) for m in self.of(order_id)]
+
+    async def wait(self, order_id: str, *types: str, seconds: float = 20) -> list[events.OrderEvent]:
+        """The order's events once these types, each at least once, are among them."""
+        await until(lambda: set(types) <= {e.type for e in self.events(order_id)}, seconds, f"events {types} of {order_id}")
+        return self.events(order_id)
+
+
+async def until(holds: Any, seconds: float = 10, what: str = "") -> Any:
+    """What `holds()` (plain or awaitable) answers, once it is true."""
+    end = asyncio.get_running_loop().time() + seconds
+    while True:
+        result = holds()
+        if asyncio.iscoroutine(result):
+            result = await result
+        if result:
+            return result
+        assert asyncio.get_running_loop().time() < end, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.02)
+
+
+@dataclass
+class Service:
+    """A running service and a client for it."""
+
+    http: httpx.AsyncClient
+    config: Config
+    process: Process = field(default_factory=Process)
+    shop: Shop | None = None
+
+    async def order(self, items: Iterable[tuple[str, int]], *, user: str = "ada", key: str | None = None, **more: Any) -> httpx.Response:
+        headers = {"Idempotency-Key": key} if key else {}
+        body = {"user": user, "items": [{"product_id": p, "quantity": q} for p, q in items], **more}
+        return await self.http.post("/api/order", json=body, headers=headers)
+
+
+def settings(mongodb: Any, kafka: str, inventory: str, products: int, database: str, **more: Any) -> dict[str, Any]:
+    """The configuration as YAML has it. Waiting times are seconds where production has minutes."""
+    recovery = {"after_seconds": 1.5, "interval_seconds": 0.3, "claim_seconds": 1.5, "relay_interval_seconds": 0.2}
+    return {
+        "testing": True,
+        "admin": {"port": next(ports)},
+        "http": {"port": next(ports)},
+        "log": {"format": "console"},
+        "shutdown": {"drain_seconds": 0, "grace_seconds": 5},
+        "mongodb": {"uri": mongodb.uri, "database": database},
+        "inventory": {"target": inventory},
+        "products": {"url": f"http://127.0.0.1:{products}"},
+        "kafka": {"bootstrap_servers": kafka, "partitions": 0, "delivery_seconds": 10},
+        **more,
+        "recovery": {**recovery, **more.get("recovery", {})},
+    }
+
+
+@asynccontextmanager
+async def serving(given: dict[str, Any], *, process: Process | None = None, loops: bool = True) -> AsyncIterator[Service]:
+    """The service in this process."""
+    config = msgspec.convert(given, Config)
+    process = process or Process()
+    async with orders_app.shop(config, process) as shop, orders_app.server(config, process, shop, loops=loops) as server:
+        await server.start()
+        process.health.started = True
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{config.http.port}", timeout=20) as http:
+            yield Service(http, config, process, shop)
+        await server.stop(2)
+
+
+class OwnProcess:
+    """`python -m market.orders` with a configuration of its own and a folder for armed failure points."""
+
+    def __init__(self, given: dict[str, Any], directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.points = directory / "points"
+        self.points.mkdir(exist_ok=True)
+        self.given = {**given, "faults": {"directory": str(self.points), **given.get("faults", {})}}
+        self.file = directory / f"orders-{given['http']['port']}.yaml"
+        self.file.write_text(yaml.safe_dump(self.given), "utf-8")
+        self.log = self.file.with_suffix(".log")
+        self.process: subprocess.Popen[bytes] | None = None
+        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{given['http']['port']}", timeout=20)
+
+    def arm(self, point: str, action: str = "crash") -> None:
+        (self.points / point).write_text(action)
+
+    def reached(self, point: str) -> bool:
+        return (self.points / f"{point}.done").exists()
+
+    def start(self, *arguments: str) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "market.orders", *arguments], env={**os.environ, "CONFIG_PATH": str(self.file)}, stderr=log
+            )
+
+    async def ready(self, seconds: float = 20) -> OwnProcess:
+        admin = f"http://127.0.0.1:{self.given['admin']['port']}/readyz"
+        async with httpx.AsyncClient() as http:
+
+            async def is_ready() -> bool:
+                assert self.process is not None
+                assert self.process.poll() is None, self.log.read_text("utf-8")
+                try:
+                    return (await http.get(admin)).status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            await until(is_ready, seconds, "ready")
+        return self
+
+    async def died(self, seconds: float = 10) -> int:
+        assert self.process is not None
+        return await asyncio.wait_for(asyncio.to_thread(self.process.wait), seconds)
+
+    async def close(self) -> None:
+        await self.http.aclose()
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
