@@ -21,11 +21,10 @@ from market.local.mailsink.mailbox import Mailbox
 from market.local.mailsink.smtp import Authenticator, Handler
 from market.local.mailsink.web import app
 
-_HOST = "127.0.0.1"
-
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m market.local.mailsink", description="Takes every mail and shows it on a page.")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", type=int, required=True, help="of the page and the JSON API")
     parser.add_argument("--smtp-port", type=int, required=True)
     parser.add_argument("--directory", type=Path, required=True, help="where the mails are kept")
@@ -54,8 +53,8 @@ async def _main(options: argparse.Namespace) -> None:
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
-    smtp = await loop.create_server(session, _HOST, options.smtp_port, reuse_address=True)
-    web = HttpServer(app(mailbox, handler, testing=options.testing), _HOST, options.port)
+    smtp = await loop.create_server(session, options.host, options.smtp_port, reuse_address=True)
+    web = HttpServer(app(mailbox, handler, testing=options.testing), options.host, options.port)
     await web.start()
     await stopping.wait()
     smtp.close()
