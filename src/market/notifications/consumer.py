@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -26,6 +26,7 @@ from market.notifications.domain import Message
 from market.notifications.progress import Progress, Room, start_of
 
 T = TypeVar("T")
+Rebalance = Callable[[Consumer, list[TopicPartition]], None]
 Points = dict[Progress, tuple[int, str]]
 log = logs.get("consumer")
 
@@ -71,6 +72,8 @@ class Reader:
         # What the one asynchronous commit under way would settle.
         self._under_way: Points | None = None
         self._broker_away = False
+        # What a rebalance raised; see _kept.
+        self._failure: Exception | None = None
         self._commit_at = self._observe_at = 0.0
         self._said: set[str] = set()
 
@@ -146,13 +149,18 @@ class Reader:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._under_way = None
+            self._under_way = self._failure = None
             consumer = Consumer(self._settings())
             try:
-                consumer.subscribe([self._config.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+                consumer.subscribe(
+                    [self._config.topic],
+                    on_assign=self._kept(self._on_assign),
+                    on_revoke=self._kept(self._on_revoke),
+                    on_lost=self._kept(self._on_lost),
+                )
                 self._poll(consumer)
             except Exception as e:
-                self._say_once(f"reading failed, joining again: {e}")
+                self._say_once(f"reading failed, joining again: {type(e).__name__}: {e}")
                 self._stopping.wait(1.0)
             finally:
                 # Close calls on_revoke where partitions are still ours.
@@ -165,6 +173,8 @@ class Reader:
             self._pause_or_resume(consumer)
             batch: list[tuple[Progress, Message]] = []
             found = consumer.poll(0.05)
+            if self._failure is not None:
+                raise self._failure
             while found is not None:
                 self._accept(consumer, found, batch)
                 if len(batch) >= BATCH or self._room.full:
@@ -213,6 +223,17 @@ class Reader:
 
     # --- rebalances, called from within poll() and close()
 
+    def _kept(self, callback: Rebalance) -> Rebalance:
+        """The callback, its exception kept for _poll: confluent-kafka mangles what a callback raises."""
+
+        def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            try:
+                callback(consumer, partitions)
+            except Exception as e:
+                self._failure = e
+
+        return call
+
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         starts = self._starts(consumer, partitions) if partitions else []
         for start in starts:
@@ -243,7 +264,7 @@ class Reader:
             )
             if start.alarm:
                 self._alarm(found.partition, start.alarm)
-            starts.append(TopicPartition(found.topic, found.partition, start.offset, start.note))
+            starts.append(TopicPartition(found.topic, found.partition, start.offset, start.note or ""))
             if start.offset != found.offset:
                 new.append(starts[-1])
         if new:

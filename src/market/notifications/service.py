@@ -106,11 +106,11 @@ class Mailing:
         if self._mailed.get(notice.order_id, 0) >= notice.sequence:
             # Each order's events are published in order, so this one was here before.
             metrics.SKIPPED.labels("repeat").inc()
-            log.info("a repeat is not mailed again", order_id=str(notice.order_id), event=notice.kind)
+            log.info("a repeat is not mailed again", order_id=str(notice.order_id), kind=notice.kind)
             return
         if notice.recipient is None:
             metrics.SKIPPED.labels("no-address").inc()
-            log.info("there is no address to write to", order_id=str(notice.order_id), event=notice.kind)
+            log.info("there is no address to write to", order_id=str(notice.order_id), kind=notice.kind)
             return
         with self._tracer.span(f"mail {notice.kind}"), metrics.MAIL_SECONDS.time():
             mail = self._composer.compose(notice, self._clock())
@@ -120,7 +120,7 @@ class Mailing:
             if self._faults:
                 await self._faults.reach("notifications.after-mail")
         metrics.MAILS.labels(notice.kind).inc()
-        log.info("mailed", order_id=str(notice.order_id), event=notice.kind, event_id=notice.event_id)
+        log.info("mailed", order_id=str(notice.order_id), kind=notice.kind, event_id=notice.event_id)
         self._remember(notice)
 
     def _remember(self, notice: Notice) -> None:

@@ -1,0 +1,182 @@
+"""Deaths, rebalances and offsets that are gone: nothing is skipped."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from market.notifications import metrics
+from tests.notifications.conftest import PARTITIONS, Post, event, until
+
+
+def _ids(events: list[dict]) -> list[str]:  # type: ignore[type-arg]
+    return sorted(f"<{e['id']}@market.test>" for e in events)
+
+
+async def _committed(post: Post, number: int) -> None:
+    async def enough() -> bool:
+        return sum((await asyncio.to_thread(post.committed)).values()) == number
+
+    await until(enough, 30)
+
+
+@pytest.mark.parametrize(
+    ("point", "mails"), [("notifications.before-mail", 1), ("notifications.after-mail", 2), ("notifications.before-commit", 2)]
+)
+async def test_a_death_at_any_point_is_followed_by_the_mail(post: Post, points: Path, point: str, mails: int) -> None:
+    faults = {"testing": True, "faults": {"directory": str(points)}}
+    first = post.spawn(**faults)
+    await post.ready(first)
+    (points / point).write_text("crash")
+    mine = event(email=post.mailbox)
+    post.publish(mine)
+    assert await asyncio.to_thread(first.wait, 15) == -signal.SIGKILL
+    assert sum(post.committed().values()) == 0
+    second = post.spawn(**faults)
+    found = await post.count(mails, seconds=30)
+    await _committed(post, 1)
+    second.terminate()
+    assert await asyncio.to_thread(second.wait, 15) == 0
+    # Repeated only where it had been accepted before the death, and then to be known as the same.
+    assert [m["message_id"] for m in found] == _ids([mine]) * mails
+
+
+async def test_a_restart_during_a_long_retry_does_not_repeat_the_mails_behind_it(post: Post) -> None:
+    full = f"full-{post.mailbox}"
+    await post.misbehave({"mode": "452", "stage": "rcpt", "to": full})
+    stuck, behind = event(email=full), [event(email=post.mailbox) for _ in range(20)]
+    async with post.reading():
+        post.publish(stuck, *behind, partition=1)
+        await post.count(20)
+        await asyncio.sleep(0.4)
+    assert post.committed()[1] == 0
+    await post.misbehave()
+    async with post.reading():
+        await post.count(1, full)
+        await _committed(post, 21)
+        post.publish(event(email=full), partition=1)
+        await post.count(2, full)
+    assert len(await post.mails()) == 20
+    assert post.committed()[1] == 22
+
+
+async def test_a_second_consumer_takes_over_partitions_with_mails_in_flight_and_nothing_is_lost_or_repeated(post: Post) -> None:
+    await post.misbehave({"mode": "hang", "stage": "data", "times": 3, "seconds": 2})
+    mine = [event(email=post.mailbox) for _ in range(120)]
+    async with post.reading():
+        post.publish(*mine[:60])
+        await post.count(5)
+        other = post.spawn()
+        await post.ready(other)
+        post.publish(*mine[60:])
+        await post.count(120, seconds=30)
+        await _committed(post, 120)
+        other.terminate()
+        assert await asyncio.to_thread(other.wait, 15) == 0
+        assert "reading" in other.log_file.read_text()  # type: ignore[attr-defined]
+    assert sorted(m["message_id"] for m in await post.mails()) == _ids(mine)
+
+
+async def test_a_stop_lets_mails_under_way_finish_and_commits_them(post: Post) -> None:
+    await post.misbehave({"mode": "hang", "stage": "data", "times": 1, "seconds": 1.5})
+    process = post.spawn()
+    await post.ready(process)
+    post.publish(event(email=post.mailbox))
+    await asyncio.sleep(0.7)
+    assert await post.mails() == []
+    process.terminate()
+    assert await asyncio.to_thread(process.wait, 15) == 0
+    assert len(await post.mails()) == 1
+    assert sum(post.committed().values()) == 1
+
+
+async def test_a_committed_offset_that_the_topic_no_longer_has_goes_on_from_the_earliest_with_an_alarm(post: Post) -> None:
+    mine = [event(email=post.mailbox) for _ in range(6)]
+    async with post.reading():
+        pass
+    post.publish(*mine, partition=3)
+    _set_offset(post, 3, 99)
+    before = metrics.RESETS._value.get()
+    async with post.reading():
+        found = await post.count(6)
+        assert metrics.RESETS._value.get() == before + 1
+        await _committed(post, 6)
+    assert sorted(m["message_id"] for m in found) == _ids(mine)
+
+
+async def test_messages_deleted_under_a_paused_reader_are_passed_with_an_alarm(post: Post, kafka: object) -> None:
+    if kafka.kind != "apache":  # type: ignore[attr-defined]
+        pytest.skip("the embedded broker deletes nothing")
+    admin = AdminClient({"bootstrap.servers": post.bootstrap_servers})
+    before = metrics.RESETS._value.get()
+    # The mail server is away, so the reader is paused at offset 1 while what follows goes away.
+    async with post.reading(smtp={"port": 1}) as _:
+        post.publish(event(email=post.mailbox), partition=0)
+
+        async def paused() -> bool:
+            return metrics.PAUSED.labels("mail-server")._value.get() == 1
+
+        await until(paused)
+        post.publish(*(event(email=post.mailbox) for _ in range(5)), partition=0)
+        await asyncio.sleep(0.3)
+    for future in admin.delete_records([TopicPartition(post.topic, 0, 4)]).values():
+        await asyncio.to_thread(future.result, 10)
+    async with post.reading():
+        await post.count(2)
+        await _committed(post, 6)
+    assert metrics.RESETS._value.get() == before + 1
+
+
+async def test_an_offset_that_goes_out_of_range_while_reading_goes_on_from_the_earliest(post: Post, kafka: object) -> None:
+    if kafka.kind != "apache":  # type: ignore[attr-defined]
+        pytest.skip("the embedded broker deletes nothing")
+    admin = AdminClient({"bootstrap.servers": post.bootstrap_servers})
+    before = metrics.RESETS._value.get()
+    await post.misbehave({"mode": "hang", "stage": "data", "times": 1, "seconds": 2})
+    async with post.reading(memory={"messages": 1}):
+        # The first fills the memory and pauses the partition; the next ones go before they are read.
+        post.publish(event(email=post.mailbox), partition=0)
+        await asyncio.sleep(0.7)
+        post.publish(*(event(email=post.mailbox) for _ in range(5)), partition=0)
+        for future in admin.delete_records([TopicPartition(post.topic, 0, 4)]).values():
+            await asyncio.to_thread(future.result, 10)
+        await post.count(3, seconds=20)
+        await _committed(post, 6)
+    assert metrics.RESETS._value.get() == before + 1
+
+
+async def test_a_broker_that_dies_and_comes_back_is_gone_on_with(post: Post, kafka: object) -> None:
+    if kafka.kind != "apache":  # type: ignore[attr-defined]
+        pytest.skip("the embedded broker forgets everything when it stops")
+    async with post.reading() as process:
+        post.publish(event(email=post.mailbox))
+        await post.count(1)
+        await _committed(post, 1)
+        kafka.kill()  # type: ignore[attr-defined]
+
+        async def unready() -> bool:
+            return bool(await process.health.unready())
+
+        await until(unready)
+        await asyncio.to_thread(kafka.restart)  # type: ignore[attr-defined]
+        post.publish(event(email=post.mailbox))
+        await post.count(2, seconds=30)
+        await _committed(post, 2)
+        assert await until(lambda: _ready(process))
+
+
+async def _ready(process: object) -> bool:
+    return not await process.health.unready()  # type: ignore[attr-defined]
+
+
+def _set_offset(post: Post, partition: int, offset: int) -> None:
+    consumer = Consumer({"bootstrap.servers": post.bootstrap_servers, "group.id": post.topic, "log_level": 2})
+    consumer.commit(offsets=[TopicPartition(post.topic, partition, offset)], asynchronous=False)
+    consumer.close()
+    assert post.committed()[partition] == offset
+    assert len(post.committed()) == PARTITIONS
