@@ -18,10 +18,12 @@ RUN cd /opt/market/lib/python3*/site-packages && \
     find . -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
 COPY deploy/image/strip.py /build/strip.py
 RUN python3 /build/strip.py /opt/market/lib
-COPY src/market/__init__.py /opt/market/app/market/__init__.py
-COPY src/market/kit /opt/market/app/market/kit
-COPY src/market/contracts /opt/market/app/market/contracts
-COPY src/market/${SERVICE} /opt/market/app/market/${SERVICE}
+# The service's own package, and what all share.
+COPY src/market /build/market
+RUN mkdir -p /opt/market/app/market && cd /build/market && \
+    own=${SERVICE} && if [ "$own" = testbed ]; then own=local; fi && \
+    cp -r __init__.py kit contracts "$own" /opt/market/app/market/ && \
+    rm -rf /opt/market/app/market/local/torture /opt/market/app/market/local/kafka
 # Compiled here, for the root file system is read-only where it runs; by hash, so that two builds give the same bytes.
 RUN PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash /opt/market/lib /opt/market/app
 
@@ -48,4 +50,4 @@ STOPSIGNAL SIGTERM
 # Docker's own check; Kubernetes has its probes. The admin port answers 200 when the service can serve.
 HEALTHCHECK --interval=5s --timeout=4s --start-period=60s --retries=3 \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9090/readyz', timeout=3)"]
-CMD ["sh", "-c", "exec python -m market.${SERVICE}"]
+CMD ["sh", "-c", "exec python -m market.$SERVICE"]
