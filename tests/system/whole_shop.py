@@ -70,6 +70,10 @@ class Mails:
             if len(items) >= page["total"] or not page["items"]:
                 return items
 
+    async def count(self) -> int:
+        """How many mails there are, to anybody."""
+        return int((await self.http.get(f"{self.url}/api/messages", params={"limit": 1})).raise_for_status().json()["total"])
+
     async def wait_for(self, address: str, count: int = 1, seconds: float = 15) -> list[dict[str, Any]]:
         until = time.monotonic() + seconds
         while len(found := await self.to(address)) < count:
