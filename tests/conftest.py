@@ -78,11 +78,6 @@ class KafkaHandle(Handle):
         self.kind = server.kind
         self.bootstrap_servers = f"{server.host}:{server.port}"
 
-    def stop(self) -> None:
-        super().stop()
-        if isinstance(self.server, apache.ApacheKafka):
-            self.server.after_stop()
-
 
 class MailHandle(Handle):
     def __init__(self, server: Mail) -> None:

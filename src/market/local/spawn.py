@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,20 +32,25 @@ class Command:
     group: int | None = None
 
 
+def bound_to_parent() -> Callable[[], None]:
+    """For Popen's preexec_fn: has the kernel kill the child when the thread that starts it is gone."""
+    parent = os.getpid()
+
+    def bind() -> None:
+        # Popen has dropped the uid already; to do that later would clear the signal again.
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return bind
+
+
 def spawn(command: Command, *, log: Path, cwd: Path | None = None) -> subprocess.Popen[bytes]:
     """Starts `command` in a session of its own, with its output at the end of the file `log`.
 
     The child is killed when this process dies, however it dies. The kernel ties that to the thread that
     starts it, so call this from the main thread. Raises OSError.
     """
-    parent = os.getpid()
-
-    def bind_to_parent() -> None:
-        # Popen has dropped the uid already; to do that later would clear the signal again.
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
     log.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         if log.stat().st_size > _LOG_LIMIT:
@@ -64,7 +69,7 @@ def spawn(command: Command, *, log: Path, cwd: Path | None = None) -> subprocess
             user=command.user,
             group=command.group,
             extra_groups=None if command.user is None else [],
-            preexec_fn=bind_to_parent,
+            preexec_fn=bound_to_parent(),
         )
 
 

@@ -37,7 +37,7 @@ def missing() -> str | None:
     found = re.search(r'version "(\d+)', banner)
     if not found or int(found[1]) < 17:
         return f"java is {found[1] if found else 'unknown'} (Apache Kafka needs Java 17 or newer)"
-    if shutil.which("mvn") is None and not (_cache() / "libs").exists():
+    if shutil.which("mvn") is None and not fetched():
         return "no mvn (Maven fetches Apache Kafka)"
     return None
 
@@ -135,6 +135,10 @@ def has_broker(port: int) -> bool:
         return bool(admin.list_topics(timeout=1).brokers)
     except KafkaException:
         return False
+
+
+def fetched() -> bool:
+    return (_cache() / "libs").exists()
 
 
 def fetch() -> None:

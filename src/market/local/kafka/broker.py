@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from market.local import spawn
+from market.local.kafka import apache
 from market.local.kafka.apache import ApacheKafka, has_broker
-from market.local.servers.base import Server
+from market.local.servers.base import Server, StartError
 
 
 class EmbeddedKafka(Server):
@@ -27,3 +29,27 @@ class EmbeddedKafka(Server):
 
 
 Kafka = ApacheKafka | EmbeddedKafka
+
+Kind = Literal["auto", "apache", "embedded"]
+
+
+def choose(wanted: Kind, *, kept: bool) -> tuple[Literal["apache", "embedded"], str | None]:
+    """The kind to start, and in `auto` why it is not Apache Kafka. `kept`: the data directory holds Apache Kafka's data.
+
+    May take a minute the first time, when Maven fetches the jars. Raises StartError.
+    """
+    if wanted == "embedded":
+        return "embedded", "--kafka embedded"
+    reason = apache.missing()
+    if reason is None and not apache.fetched():
+        try:
+            apache.fetch()
+        except StartError as e:
+            reason = str(e)
+    if reason is None:
+        return "apache", None
+    if wanted == "apache":
+        raise StartError(f"--kafka apache: {reason}")
+    if kept:
+        raise StartError(f"this data directory was written with Apache Kafka, and {reason}")
+    return "embedded", reason

@@ -53,6 +53,9 @@ class Server:
     def before_start(self) -> None:
         """Runs before every start of the process: takes away what a dead one left."""
 
+    def after_stop(self) -> None:
+        """Runs when the process has ended, for whatever reason."""
+
     def command(self) -> spawn.Command:
         raise NotImplementedError
 
@@ -110,6 +113,7 @@ class Handle:
             children = spawn.tree(self.process.pid)[1:]
             self.process.kill()
             self.process.wait()
+            self.server.after_stop()
             # Children end by themselves when they notice; ours must not meet the next start.
             for child in spawn.wait_gone(children, 5):
                 child.kill()
@@ -129,6 +133,7 @@ class Handle:
         self.process.send_signal(self.server.stop_signal)
         try:
             self.process.wait(self.server.stop_seconds)
+            self.server.after_stop()
         except subprocess.TimeoutExpired:
             self.kill()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import subprocess
 from pathlib import Path
@@ -28,22 +27,16 @@ class Mongodb(Server):
         self._in_set = False
 
     def version(self) -> str:
-        return f"{_WHEEL} {importlib.metadata.version(_WHEEL)}"
-
-    @property
-    def uri(self) -> str:
-        return f"mongodb://{self.host}:{self.port}/?directConnection=true"
-
-    def check_libraries(self) -> None:
         """Raises StartError where the system lacks a library that mongod needs."""
         done = subprocess.run([self._binary, "--version"], capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
             raise StartError(f"MongoDB does not run here: {reason} (apt-get install libcurl4 libssl3)")
+        return f"mongod {done.stdout.split()[2].removeprefix('v')}"
 
-    def prepare(self) -> None:
-        self.check_libraries()
-        super().prepare()
+    @property
+    def uri(self) -> str:
+        return f"mongodb://{self.host}:{self.port}/?directConnection=true"
 
     def before_start(self) -> None:
         self._in_set = False

