@@ -1,8 +1,9 @@
 """python -m market.orders"""
 
 from market.kit.lifecycle import run
+from market.orders import admin
 from market.orders.app import build, migrate
 from market.orders.config import Config
 
 if __name__ == "__main__":
-    run("orders", Config, build, commands={"migrate": migrate})
+    run("orders", Config, build, commands={"migrate": migrate, "reconcile": admin.command})

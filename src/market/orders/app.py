@@ -12,7 +12,7 @@ from market.kit import logs, rpc
 from market.kit.health import Health
 from market.kit.http import HttpClient
 from market.kit.lifecycle import HttpServer, Process, Server, background
-from market.orders import api, kafka, metrics, service, store
+from market.orders import admin, api, kafka, metrics, mongo, service
 from market.orders.clients import Inventory, Products
 from market.orders.config import Config
 from market.orders.relay import Relay
@@ -35,12 +35,13 @@ async def shop(config: Config, process: Process, clients: Clients | None = None)
     """The use cases' parts, connected. Waits for MongoDB and its indexes; Kafka and the neighbours may come later."""
     clients = clients or Clients()
     async with AsyncExitStack() as stack:
-        mongo = store.client(config.mongodb)
-        stack.push_async_callback(mongo.close)
-        orders = Store(mongo[config.mongodb.database], seconds=config.mongodb.timeout_seconds, me=uuid4().hex)
-        await process.health.wait_for("mongodb", orders.ping)
-        process.health.check("mongodb", orders.ping)
-        await process.health.wait_for("indexes", orders.has_indexes)
+        client = mongo.client(config.mongodb)
+        stack.push_async_callback(client.close)
+        database = client[config.mongodb.database]
+        await process.health.wait_for("mongodb", lambda: mongo.ping(database))
+        process.health.check("mongodb", lambda: mongo.ping(database))
+        await process.health.wait_for("indexes", lambda: mongo.has_indexes(database))
+        orders = Store(database, seconds=config.mongodb.timeout_seconds, me=uuid4().hex)
         products = clients.products or Products(await stack.enter_async_context(HttpClient("products", config.products)))
         inventory = clients.inventory or Inventory(await stack.enter_async_context(rpc.channel(config.inventory)), config.inventory)
         relay = Relay(config, orders, process.clock, process.faults)
@@ -70,6 +71,7 @@ async def server(config: Config, process: Process, shop: Shop, *, loops: bool = 
 async def build(config: Config, process: Process, *, clients: Clients | None = None) -> AsyncIterator[Server]:
     """The service."""
     async with shop(config, process, clients) as made, server(config, process, made) as serving:
+        process.admin_routes["POST /reconcile"] = admin.route(made, config)
         yield serving
 
 
@@ -99,14 +101,13 @@ def _loops(shop: Shop, config: Config) -> list[tuple[str, Callable[[], Awaitable
 
 async def migrate(config: Config, _: list[str]) -> int:
     """Makes indexes and topics. Kafka is waited for only a while: the service makes the topics when it is there."""
-    mongo = store.client(config.mongodb)
+    client = mongo.client(config.mongodb)
     try:
-        orders = Store(mongo[config.mongodb.database], seconds=config.mongodb.timeout_seconds, me="migrate")
-        health = Health()
-        await health.wait_for("mongodb", orders.ping)
-        await orders.make_indexes()
+        database = client[config.mongodb.database]
+        await Health().wait_for("mongodb", lambda: mongo.ping(database))
+        await mongo.make_indexes(database)
     finally:
-        await mongo.close()
+        await client.close()
     if not await kafka.make_topics(config.kafka, config.kafka.create_seconds):
         log.warning("Kafka is not there: the service makes the topics when it is")
     return 0

@@ -97,6 +97,7 @@ def order_of(d: Mapping[str, Any]) -> Order:
         reason=Reason(d["reason"]) if "reason" in d else None,
         shortages=tuple([Shortage(s["product_id"], s["wanted"], s["left"]) for s in d.get("shortages", ())]),
         confirmed_at=d.get("confirmed_at"),
+        ended_at=d.get("cancelled_at") or d.get("rejected_at"),
     )
 
 

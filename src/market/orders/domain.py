@@ -109,6 +109,8 @@ class Order(Struct, frozen=True):
     reason: Reason | None = None
     shortages: tuple[Shortage, ...] = ()
     confirmed_at: datetime | None = None
+    # When it was rejected or cancelled.
+    ended_at: datetime | None = None
 
 
 class Move(Struct, frozen=True):

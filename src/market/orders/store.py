@@ -16,43 +16,25 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import pymongo
-from bson import CodecOptions, Timestamp
-from bson.binary import UuidRepresentation
+from bson import Timestamp
 from msgspec import Struct
-from pymongo import ASCENDING, DESCENDING, IndexModel, InsertOne, ReadPreference, ReturnDocument, UpdateOne
-from pymongo.asynchronous.collection import AsyncCollection
+from pymongo import InsertOne, ReturnDocument, UpdateOne
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import BulkWriteError, PyMongoError
 from pymongo.read_concern import ReadConcern
-from pymongo.write_concern import WriteConcern
 
+from market.contracts import events
 from market.kit import context
 from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.gather import Gather
 from market.kit.resilience import Circuit
-from market.orders.config import MongoDB
 from market.orders.documents import Document, document_of, entry_document, order_of, update_of
 from market.orders.domain import CONFIRM, Entry, Move, Order, Reason, Shortage, Status
+from market.orders.mongo import collection
 
 T = TypeVar("T")
 
-_CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True, uuid_representation=UuidRepresentation.STANDARD)
-_DURABLE = WriteConcern(w="majority", j=True)
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
-
-INDEXES = [
-    IndexModel([("key", ASCENDING)], name="key", unique=True, partialFilterExpression={"key": {"$exists": True}}),
-    IndexModel([("user", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING), ("status", ASCENDING)], name="user"),
-    IndexModel([("since", ASCENDING)], name="pending", partialFilterExpression={"status": Status.PENDING.value}),
-    IndexModel([("release_due", ASCENDING)], name="release_due", partialFilterExpression={"release_due": {"$exists": True}}),
-    IndexModel(
-        [("unsent_since", ASCENDING), ("claimed_at", ASCENDING)],
-        name="unsent",
-        partialFilterExpression={"unsent_since": {"$exists": True}},
-    ),
-    IndexModel([("stuck_since", ASCENDING)], name="stuck", partialFilterExpression={"stuck_since": {"$exists": True}}),
-]
 
 
 class KeyTaken(Exception):
@@ -77,38 +59,11 @@ class Figures(Struct, frozen=True):
     stuck: int
 
 
-def client(config: MongoDB) -> AsyncMongoClient[Document]:
-    """A client that connects by itself, and again. The time-outs are set on purpose: a dead server costs a caller
-    `timeout_seconds`, and one that is back is seen within half a second. Writes that are cut off are repeated by
-    the driver within that time; the server knows a repeat (retryable writes)."""
-    return AsyncMongoClient(
-        config.uri,
-        appname="market.orders",
-        maxPoolSize=config.pool_size,
-        minPoolSize=2,
-        maxConnecting=8,
-        timeoutMS=int(config.timeout_seconds * 1000),
-        serverSelectionTimeoutMS=int(config.timeout_seconds * 1000),
-        connectTimeoutMS=2000,
-        heartbeatFrequencyMS=1000,
-        retryWrites=True,
-        retryReads=True,
-        tz_aware=True,
-        uuidRepresentation="standard",
-    )
-
-
 class Store:
     """Owns the collection and the queues of what goes out together. `me` names this process in claims."""
 
     def __init__(self, database: AsyncDatabase[Document], *, seconds: float, me: str) -> None:
-        orders: AsyncCollection[Document] = database.get_collection(
-            "orders",
-            codec_options=_CODEC,
-            write_concern=_DURABLE,
-            read_concern=ReadConcern("majority"),
-            read_preference=ReadPreference.PRIMARY,
-        )
+        orders = collection(database)
         self.me = me
         self._database = database
         self._orders = orders
@@ -327,13 +282,14 @@ class Store:
         where = {"unsent_since": {"$gt": _NEVER}, "claimed_at": {"$not": {"$gte": now - timedelta(seconds=claim_seconds)}}}
         return await self._ids(where, "unsent_since", limit)
 
-    async def publish_again(self, id: UUID, entries: Sequence[Entry], at: datetime) -> bool:
-        """Lets the relay publish the order's events, refused ones too, with `entries` put in front. Whether there was anything."""
+    async def publish_again(self, id: UUID, entry: Entry | None, at: datetime) -> bool:
+        """Lets the relay publish the order's events, refused ones too, `entry` among them. Whether there was anything."""
         change: Document = {"$set": {"unsent_since": at}, "$unset": {"claimed_by": 1, "claimed_at": 1, "stuck_since": 1}}
         where: Document = {"_id": id, "outbox.0": {"$exists": True}}
-        if entries:
-            change["$push"] = {"outbox": {"$each": [entry_document(e) for e in entries], "$position": 0}}
-            where = {"_id": id, "outbox.id": {"$nin": [e.id for e in entries]}}
+        if entry is not None:
+            at_front = {"$position": 0} if entry.type == events.CREATED else {}
+            change["$push"] = {"outbox": {"$each": [entry_document(entry)], **at_front}}
+            where = {"_id": id, "outbox.id": {"$ne": entry.id}}
         result = await self._run(lambda: self._orders.update_one(where, change))
         return bool(result.matched_count)
 
@@ -395,26 +351,6 @@ class Store:
     async def estimate(self) -> int:
         """About how many orders there are."""
         return await self._run(lambda: self._orders.estimated_document_count())
-
-    # -- the schema
-
-    async def ping(self) -> None:
-        """Raises where the store does not answer as a primary that can write."""
-        answer = await self._database.command("hello")
-        if not answer.get("isWritablePrimary"):
-            raise Unavailable("mongodb has no primary")
-
-    async def make_indexes(self) -> None:
-        """Makes what is missing of INDEXES. Two at once are safe."""
-        with pymongo.timeout(600):
-            await self._orders.create_indexes(INDEXES)
-
-    async def has_indexes(self) -> None:
-        """Raises where an index is missing: without the one on the key two orders could have the same."""
-        found = await self._orders.index_information()
-        missing = [i.document["name"] for i in INDEXES if i.document["name"] not in found]
-        if missing:
-            raise Unavailable(f"the collection lacks the indexes {', '.join(missing)}: python -m market.orders migrate")
 
 
 def _unless_durable(e: BulkWriteError) -> None:

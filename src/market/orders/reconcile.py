@@ -1,0 +1,307 @@
+"""Reconciliation: orders, reservations, outbox and (where asked) the topic are compared, each difference is named
+with its likely cause, and what has one right answer is mended.
+
+It reads on a live system: only ids older than the recovery deadline are looked at, and what differs is looked at
+again, a while later, before it is called a difference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from uuid import UUID
+
+from msgspec import Struct
+
+from market.contracts import events
+from market.kit.errors import Unavailable
+from market.orders.clients import Held
+from market.orders.domain import Order, Status
+from market.orders.mending import MENDING, Case
+from market.orders.service import Shop
+from market.orders.store import every_order
+from market.orders.topic import CANCELLED_SEEN, CREATED_SEEN, WRONG_ORDER, Topic
+
+_PAGE = 500
+_AGAIN_SECONDS = 2.0
+# Events older than this may have left the topic.
+_KEPT = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
+
+
+class Kind(StrEnum):
+    PENDING = "order-still-pending"
+    NO_ORDER = "reservation-without-order"
+    NOT_GIVEN_BACK = "goods-not-given-back"
+    RELEASE_DUE = "release-overdue"
+    NO_RESERVATION = "confirmed-without-reservation"
+    RESERVATION_CANCELLED = "confirmed-but-reservation-cancelled"
+    OTHER_ITEMS = "other-items-reserved"
+    EVENT_DUE = "event-overdue"
+    EVENT_REFUSED = "event-refused"
+    EVENT_MISSING = "event-not-in-topic"
+    EVENT_ORDER = "events-in-wrong-order"
+    EVENT_STRANGE = "event-without-order"
+    NO_STOCK_ROW = "reserved-product-without-stock-row"
+
+
+CAUSES = {
+    Kind.PENDING: "recovery is not running, or cannot reach MongoDB",
+    Kind.NO_ORDER: "MongoDB was restored from before the order, or inventory was called by another program",
+    Kind.NOT_GIVEN_BACK: "inventory was restored from before the release, or release_due was removed by hand",
+    Kind.RELEASE_DUE: "inventory did not answer since, or recovery is not running",
+    Kind.NO_RESERVATION: "inventory was restored from before the reservation, or its row was deleted by hand",
+    Kind.RESERVATION_CANCELLED: "CancelReserve was called by another program; inventory refuses the id for good",
+    Kind.OTHER_ITEMS: "the order or the reservation was changed by hand",
+    Kind.EVENT_DUE: "Kafka does not answer, or no relay is running",
+    Kind.EVENT_REFUSED: "Kafka refused the event: its reason is in the outbox, most often the topic's max.message.bytes",
+    Kind.EVENT_MISSING: "the topic was made anew or lost data",
+    Kind.EVENT_ORDER: "an event was sent again after the one that follows it; consumers know it by `sequence`",
+    Kind.EVENT_STRANGE: "MongoDB was restored from before the order, or another program wrote to the topic",
+    Kind.NO_STOCK_ROW: "inventory's table was changed by hand",
+}
+
+
+class Difference(Struct, frozen=True, tag_field="kind", tag="difference"):
+    """`repaired`: null: it was not asked for, or has no one right answer."""
+
+    difference: str
+    id: str
+    cause: str
+    detail: str
+    repaired: bool | None = None
+
+
+class Progress(Struct, frozen=True, tag_field="kind", tag="progress"):
+    step: str
+    done: int
+    total: int | None
+
+
+class Summary(Struct, frozen=True, tag_field="kind", tag="summary"):
+    """`messages`: of the topic; null where it was not read. `complete` false: a store did not answer to the end."""
+
+    orders: int
+    reservations: int
+    messages: int | None
+    differences: int
+    repaired: int
+    seconds: float
+    complete: bool = True
+    error: str | None = None
+
+
+Line = Difference | Progress | Summary
+
+
+class _Ages(Struct, frozen=True):
+    """What is old enough to be looked at, by the server's time."""
+
+    ids: datetime
+    # Recovery comes by at intervals: overdue is what it has missed more than once.
+    overdue: datetime
+    kept: datetime
+
+
+def compare(order: Order | None, held: Held | None, seen: int | None, ages: _Ages) -> Iterable[tuple[Kind, str]]:
+    """What differs between an order, its reservation and its events (None: the topic was not read)."""
+    if order is None:
+        if held is not None and held.live and held.created_at < ages.ids:
+            yield Kind.NO_ORDER, f"holds {len(held.items)} products since {held.created_at.isoformat()}"
+        if held is None and seen:
+            yield Kind.EVENT_STRANGE, "the topic has events of it"
+        return
+    if order.status is Status.PENDING:
+        if minted(order.id) < ages.overdue:
+            yield Kind.PENDING, f"since {order.created_at.isoformat()}"
+        return
+    yield from _compare_goods(order, held, ages)
+    yield from _compare_events(order, seen, ages)
+
+
+def _compare_goods(order: Order, held: Held | None, ages: _Ages) -> Iterable[tuple[Kind, str]]:
+    if order.status is Status.CONFIRMED:
+        if held is None:
+            yield Kind.NO_RESERVATION, f"{len(order.lines)} products"
+        elif not held.live:
+            yield Kind.RESERVATION_CANCELLED, f"{len(order.lines)} products"
+        elif held.items != tuple(sorted((line.product_id, line.quantity) for line in order.lines)):
+            yield Kind.OTHER_ITEMS, f"the order has {len(order.lines)} products, the reservation {len(held.items)}"
+    elif order.release_due:
+        if order.ended_at is None or order.ended_at < ages.overdue:
+            yield Kind.RELEASE_DUE, f"the order is {order.status}"
+    elif held is not None and held.live:
+        yield Kind.NOT_GIVEN_BACK, f"the order is {order.status}"
+
+
+def _compare_events(order: Order, seen: int | None, ages: _Ages) -> Iterable[tuple[Kind, str]]:
+    waiting = {entry.type for entry in order.outbox}
+    for entry in order.outbox:
+        if entry.refused is not None:
+            yield Kind.EVENT_REFUSED, f"{entry.type}: {entry.refused}"
+        elif entry.at < ages.overdue and not any(e.refused for e in order.outbox):
+            yield Kind.EVENT_DUE, f"{entry.type} of {entry.at.isoformat()}"
+    if seen is None or order.confirmed_at is None or order.confirmed_at < ages.kept:
+        return
+    for type, bit in ((events.CREATED, CREATED_SEEN), (events.CANCELLED, CANCELLED_SEEN)):
+        due = type == events.CREATED or order.status is Status.CANCELLED
+        if due and type not in waiting and not seen & bit:
+            yield Kind.EVENT_MISSING, type
+    if seen & WRONG_ORDER:
+        yield Kind.EVENT_ORDER, "order.cancelled came first"
+
+
+def minted(id: UUID) -> datetime:
+    """When an id of version 7 was made; for others the beginning of time."""
+    return datetime.fromtimestamp((id.int >> 80) / 1000, UTC) if id.version == 7 else datetime.fromtimestamp(0, UTC)
+
+
+async def reconcile(
+    shop: Shop, *, after_seconds: float, interval_seconds: float, repair: bool, topic: Topic | None, again_seconds: float = _AGAIN_SECONDS
+) -> AsyncIterator[Line]:
+    """Progress, differences, and one summary at the end; also when a store fails on the way."""
+    run = _Run(shop, after_seconds, interval_seconds, repair, topic)
+    started = time.monotonic()
+    error = None
+    try:
+        async for line in run.lines(again_seconds):
+            yield line
+    except Unavailable as e:
+        error = str(e)
+    yield Summary(
+        orders=run.orders,
+        reservations=run.reservations,
+        messages=topic.messages if topic else None,
+        differences=run.differences,
+        repaired=run.repaired,
+        seconds=round(time.monotonic() - started, 3),
+        complete=error is None,
+        error=error,
+    )
+
+
+class _Run:
+    """One reconciliation's figures."""
+
+    def __init__(self, shop: Shop, after_seconds: float, interval_seconds: float, repair: bool, topic: Topic | None) -> None:
+        self._shop = shop
+        self._after = timedelta(seconds=after_seconds)
+        self._overdue = timedelta(seconds=after_seconds + 3 * interval_seconds + 2)
+        self._repair = repair
+        self._topic = topic
+        self.orders = self.reservations = self.differences = self.repaired = 0
+
+    async def _ages(self) -> _Ages:
+        now = await self._shop.store.now()
+        return _Ages(now - self._after, now - self._overdue, now - _KEPT)
+
+    async def lines(self, again_seconds: float) -> AsyncIterator[Line]:
+        if self._topic is not None:
+            async for line in self._read_topic(self._topic):
+                yield line
+        ages = await self._ages()
+        total = await self._shop.store.estimate()
+        suspects: list[UUID] = []
+        products: set[str] = set()
+        met: set[UUID] = set()
+        async for id, order, held in self._pairs():
+            if self._topic is not None and id in self._topic.seen:
+                met.add(id)
+            if minted(id) < ages.ids and any(compare(order, held, self._seen(id), ages)):
+                suspects.append(id)
+            if held is not None and held.live:
+                products.update(product for product, _ in held.items)
+            if (self.orders + self.reservations) % _PAGE == 0:
+                yield Progress("orders", self.orders, total)
+        yield Progress("orders", self.orders, max(total, self.orders))
+        if self._topic is not None:
+            suspects.extend(id for id in self._topic.seen.keys() - met if minted(id) < ages.ids)
+        async for difference in self._look_again(suspects, again_seconds):
+            yield difference
+        async for difference in self._stock_rows(sorted(products)):
+            yield difference
+
+    async def _read_topic(self, topic: Topic) -> AsyncIterator[Progress]:
+        told: list[tuple[int, int]] = []
+        reading = asyncio.ensure_future(topic.read_on(lambda done, total: told.append((done, total))))
+        while not reading.done():
+            await asyncio.wait({reading}, timeout=0.5)
+            if told:
+                yield Progress("topic", *told[-1])
+        await reading
+
+    def _seen(self, id: UUID) -> int | None:
+        return None if self._topic is None else self._topic.seen.get(id, 0)
+
+    async def _pairs(self) -> AsyncIterator[tuple[UUID, Order | None, Held | None]]:
+        """Orders and reservations side by side: both come in order of id."""
+        orders, held = aiter(every_order(self._shop.store, _PAGE)), aiter(self._every_reservation())
+        order, reservation = await anext(orders, None), await anext(held, None)
+        while order is not None or reservation is not None:
+            if reservation is None or (order is not None and order.id < reservation.id):
+                assert order is not None
+                yield order.id, order, None
+                self.orders += 1
+                order = await anext(orders, None)
+            elif order is None or reservation.id < order.id:
+                yield reservation.id, None, reservation
+                self.reservations += 1
+                reservation = await anext(held, None)
+            else:
+                yield order.id, order, reservation
+                self.orders += 1
+                self.reservations += 1
+                order, reservation = await anext(orders, None), await anext(held, None)
+
+    async def _every_reservation(self) -> AsyncIterator[Held]:
+        last: UUID | None = None
+        while page := await self._shop.inventory.reservations(last, _PAGE):
+            for held in page:
+                yield held
+            last = page[-1].id
+
+    async def _look_again(self, suspects: Sequence[UUID], again_seconds: float) -> AsyncIterator[Line]:
+        if not suspects:
+            return
+        await asyncio.sleep(again_seconds)
+        if self._topic is not None:
+            async for line in self._read_topic(self._topic):
+                yield line
+        ages = await self._ages()
+        for done, id in enumerate(suspects):
+            if done % _PAGE == 0:
+                yield Progress("second look", done, len(suspects))
+            order, held = await self._shop.store.read(id), await self._reservation(id)
+            for kind, detail in list(compare(order, held, self._seen(id), ages)):
+                repaired = None
+                if self._repair:
+                    repaired, detail = await self._mend(kind, id, order, detail)
+                self.differences += 1
+                self.repaired += repaired is True
+                yield Difference(kind.value, str(id), CAUSES[kind], detail, repaired)
+        yield Progress("second look", len(suspects), len(suspects))
+
+    async def _reservation(self, id: UUID) -> Held | None:
+        page = await self._shop.inventory.reservations(UUID(int=id.int - 1) if id.int else None, 1)
+        return page[0] if page and page[0].id == id else None
+
+    async def _stock_rows(self, products: Sequence[str]) -> AsyncIterator[Line]:
+        for start in range(0, len(products), 100):
+            part = products[start : start + 100]
+            stock = await self._shop.inventory.stock(part)
+            for product in part:
+                if product not in stock:
+                    self.differences += 1
+                    yield Difference(Kind.NO_STOCK_ROW.value, product, CAUSES[Kind.NO_STOCK_ROW], "reservations hold some of it")
+
+    async def _mend(self, kind: Kind, id: UUID, order: Order | None, detail: str) -> tuple[bool | None, str]:
+        """Whether it is mended (None: it has no one right answer), and what there is to say."""
+        mend = MENDING.get(kind.value)
+        if mend is None:
+            return None, detail
+        try:
+            return await mend(Case(self._shop, id, order, detail))
+        except Unavailable as e:
+            return False, f"{detail}; not mended: {e}"
