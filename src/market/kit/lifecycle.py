@@ -64,7 +64,7 @@ class HttpServer:
         self._socket = sock or listen(host, port)
         settings = uvicorn.Config(
             app, loop="none", http="httptools", ws="none", lifespan="off", access_log=False, log_config=None,
-            server_header=False, timeout_keep_alive=75, backlog=2048,
+            server_header=False, proxy_headers=False, timeout_keep_alive=75, backlog=2048,
         )  # fmt: skip
         self._server = _Uvicorn(settings)
         self._task: asyncio.Task[None] | None = None

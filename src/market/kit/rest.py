@@ -104,9 +104,12 @@ async def body(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
         raise UnsupportedMediaType("Content-Encoding", "must be absent: compressed bodies are not taken")
     data = await request.body()
     try:
-        return decoder.decode(data)
-    except msgspec.ValidationError as e:
-        raise bad_input(e) from None
+        try:
+            return decoder.decode(data)
+        except msgspec.ValidationError as e:
+            # It stops at the first field that is wrong; what comes behind may not even be JSON.
+            msgspec.json.decode(data)
+            raise bad_input(e) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise Malformed("body", f"is not JSON: {e}") from None
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from market.contracts import money
 from market.kit import text
@@ -23,6 +23,8 @@ MAX_IDS = 100
 MAX_STOCK = 2_147_483_647
 MAX_URL = 2000
 
+# Answered as text with two places: 2.50.
+Price = Annotated[Decimal, Meta(extra_json_schema={"pattern": r"^[0-9]{1,8}\.[0-9]{2}$", "examples": ["2.50"]})]
 Sort = Literal["created_at", "-created_at", "price", "-price", "name", "-name"]
 
 # ISO 4217: the currencies in use in 2026, without metals, bond units, funds and the codes for tests.
@@ -193,7 +195,7 @@ class Product(Struct, frozen=True, gc=False):
     id: UUID
     name: str
     description: str
-    price: Decimal
+    price: Price
     currency: str
     image_url: str | None
     available: bool | None

@@ -1,0 +1,211 @@
+"""The REST edge by itself: routing, parsing, problems, limits, deadlines, figures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+
+import httpx
+import msgspec
+import pytest
+from msgspec import Meta, Struct
+from prometheus_client import REGISTRY
+from starlette.requests import Request
+from starlette.responses import Response
+
+from market.kit import context, rest
+from market.kit.config import Http
+from market.kit.errors import BadInput, Conflict, Unavailable
+
+
+class Body(Struct, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(min_length=1, max_length=5)]
+    count: Annotated[int, Meta(ge=0, le=9)] = 0
+    inner: list[dict[str, int]] = []
+
+
+class Query(Struct, forbid_unknown_fields=True):
+    limit: Annotated[int, Meta(ge=1, le=10)] = 5
+    word: str | None = None
+    all: bool = False
+    order: Literal["up", "down"] | None = None
+    least: Annotated[int, Meta(ge=0, le=5)] | None = None
+
+
+DECODER = msgspec.json.Decoder(Body)
+
+
+class Sold(Conflict):
+    type = "sold"
+    title = "Sold"
+
+    def facts(self):
+        return {"left": 3}
+
+
+async def read_body(request: Request) -> Response:
+    return rest.answer(await rest.body(request, DECODER))
+
+
+async def read_query(request: Request) -> Response:
+    return rest.answer(rest.query(request, Query))
+
+
+async def one(request: Request) -> Response:
+    return rest.answer({"id": request.path_params["id"], "left": round(context.remaining(60), 1)}, 200, {"X-Own": "yes"})
+
+
+async def fail(request: Request) -> Response:
+    what = request.path_params["what"]
+    if what == "problem":
+        raise Sold("sold out")
+    if what == "away":
+        raise Unavailable("away", retry_after=7, order_id="x")
+    raise KeyError("a secret")
+
+
+async def slow(_: Request) -> Response:
+    await asyncio.sleep(0.3)
+    return rest.answer({})
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    app = rest.application(
+        {
+            "POST /body": read_body, "GET /query": read_query, "GET /one/{id}": one, "PUT /one/{id}": one, "DELETE /one/fixed": slow,
+            "GET /fail/{what}": fail, "GET /slow": slow, "GET /one/{id}/part": one,
+        },
+        Http(port=1, max_body_bytes=2000, max_in_flight=2),
+        seconds={"PUT /one/{id}": 10},
+    )  # fmt: skip
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield client
+
+
+async def test_a_path_names_its_endpoint_and_its_parameters(http):
+    assert (await http.get("/one/a%20b")).json()["id"] == "a b"
+    assert (await http.get("/one/7/part")).json()["id"] == "7"
+    assert (await http.delete("/one/fixed")).status_code == 200
+    for path in ("/one", "/one/", "/one/a/b", "/one/a/", "/On/a", "/one/a%2Fb", "/query/", "/one/7/part/"):
+        answer = await http.get(path)
+        assert (answer.status_code, answer.json()["type"]) == (404, "urn:market:problem:not-found"), path
+
+
+async def test_another_method_is_405_with_those_that_there_are(http):
+    answer = await http.post("/one/7")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, PUT")
+    assert (await http.head("/one/7")).status_code == 200
+
+
+async def test_an_error_of_ours_is_a_problem_document_with_its_facts(http):
+    answer = await http.get("/fail/problem")
+    assert answer.status_code == 409
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json() == {"type": "urn:market:problem:sold", "title": "Sold", "status": 409, "detail": "sold out", "left": 3}
+    away = await http.get("/fail/away")
+    assert (away.status_code, away.headers["retry-after"], away.json()["order_id"]) == (503, "7", "x")
+
+
+async def test_a_defect_is_500_and_tells_nobody_what_it_was(http):
+    answer = await http.get("/fail/defect")
+    assert (answer.status_code, answer.json()["type"]) == (500, "urn:market:problem:internal")
+    assert "secret" not in answer.text
+
+
+async def test_the_request_id_is_taken_or_made_and_sent_back(http):
+    assert (await http.get("/one/7", headers={"X-Request-Id": "abc-1"})).headers["x-request-id"] == "abc-1"
+    for odd in ("", "a b", "x" * 129):
+        made = (await http.get("/nothing", headers={"X-Request-Id": odd})).headers["x-request-id"]
+        assert len(made) == 32
+
+
+async def test_the_nearer_of_the_two_deadlines_holds(http):
+    async def left(method: str, **headers: str) -> float:
+        return (await http.request(method, "/one/7", headers=headers)).json()["left"]
+
+    assert await left("GET") == 3.0
+    assert await left("PUT") == 10.0
+    assert await left("GET", **{"X-Deadline-Ms": "1500"}) == 1.5
+    assert await left("GET", **{"X-Deadline-Ms": "60000"}) == 3.0
+    assert context.deadline.get() is None
+    for odd in ("-1", "x", "1.5", "9" * 10):
+        assert (await http.get("/one/7", headers={"X-Deadline-Ms": odd})).status_code == 422
+
+
+async def test_what_is_more_than_may_be_under_way_is_503_at_once(http):
+    answers = await asyncio.gather(*(http.get("/slow") for _ in range(5)))
+    assert sorted(a.status_code for a in answers) == [200, 200, 503, 503, 503]
+    refused = next(a for a in answers if a.status_code == 503)
+    assert (refused.json()["type"], refused.headers["retry-after"]) == ("urn:market:problem:overloaded", "1")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ('{"name": "a"}', 200, None), ("{", 400, "body"), ('{"name": 1, "x": ', 400, "body"), ('{"x": NaN}', 400, "body"), ("[]", 422, "body"),
+        ("{}", 422, "name"), ('{"name": ""}', 422, "name"), ('{"name": "a", "count": "1"}', 422, "count"), ('{"name": "a", "count": 10}', 422, "count"),
+        ('{"name": "a", "odd": 1}', 422, "odd"), ('{"name": "a", "inner": [{"b": "x"}]}', 422, "inner[0][...]"), ('{"name": "a", "a`b\\n": 1}', 422, "a`b\n"),
+        ("[" * 1500, 400, "body"),
+    ],
+)  # fmt: skip
+async def test_a_body_is_read_strictly(http, body, status, field):
+    answer = await http.post("/body", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == status
+    if field:
+        assert answer.json()["errors"][0]["field"] == field
+
+
+async def test_a_body_that_is_too_large_is_413_also_when_its_length_is_not_said(http):
+    async def pieces():
+        for _ in range(30):
+            yield b" " * 100
+
+    for content in (b" " * 2001, pieces()):
+        answer = await http.post("/body", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 413
+    assert (
+        await http.post("/body", content=b" " * 1980 + b'{"name": "a"}', headers={"content-type": "application/json"})
+    ).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "answered"),
+    [
+        ("", {"limit": 5, "word": None, "all": False, "order": None, "least": None}),
+        ("limit=10&word=a+b%26&all=true&order=up&least=0", {"limit": 10, "word": "a b&", "all": True, "order": "up", "least": 0}),
+        ("word=%D0%BB", {"limit": 5, "word": "л", "all": False, "order": None, "least": None}),
+        ("limit=11", "limit: must be a whole number from 1 to 10"), ("limit=1e0", "limit: must be a whole number from 1 to 10"),
+        ("limit=" + "9" * 5000, "limit: must be a whole number from 1 to 10"), ("least=6", "least: must be a whole number from 0 to 5"),
+        ("all=1", "all: must be one of true, false"), ("order=", "order: must be one of down, up"), ("odd=1", "odd: object contains unknown field `odd`"),
+        ("word=a&word=b", "word: is given twice"), ("word=%ff", "query: is not a query string in UTF-8"), ("&".join(f"a{n}=1" for n in range(60)), "query: is not a query string in UTF-8"),
+    ],
+)  # fmt: skip
+async def test_a_query_is_read_strictly(http, query, answered):
+    answer = await http.get(f"/query?{query}")
+    if isinstance(answered, str):
+        assert (answer.status_code, answer.json()["detail"]) == (422, answered)
+    else:
+        assert answer.json() == answered
+
+
+async def test_a_query_in_plain_utf8_is_read_too():
+    scope = {"type": "http", "query_string": "word=лампа".encode(), "headers": []}
+    assert rest.query(Request(scope), Query).word == "лампа"
+    with pytest.raises(BadInput):
+        rest.query(Request({**scope, "query_string": b"word=\xff"}), Query)
+
+
+async def test_answers_are_counted_by_route_and_nobody_can_make_labels(http):
+    def count(**labels: str) -> float:
+        return REGISTRY.get_sample_value("market_http_requests_total", labels) or 0
+
+    before = count(method="GET", route="/one/{id}", status="200")
+    odd = count(method="-", route="/one/{id}", status="405")
+    await http.get("/one/7")
+    await http.get("/one/8")
+    await http.request("BREW", "/one/9")
+    assert count(method="GET", route="/one/{id}", status="200") == before + 2
+    assert count(method="-", route="/one/{id}", status="405") == odd + 1
+    assert REGISTRY.get_sample_value("market_http_in_flight") == 0

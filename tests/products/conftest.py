@@ -1,0 +1,204 @@
+"""Products in this process, on real PostgreSQL and Valkey, beside the real inventory or one that does as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import grpc
+import grpc.aio
+import httpx
+import pytest
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from market.contracts import inventory_pb2 as pb
+from market.contracts.inventory_pb2_grpc import InventoryServicer, InventoryStub, add_InventoryServicer_to_server
+from market.inventory import app as inventory_app
+from market.inventory.config import Config as InventoryConfig
+from market.inventory.config import Grpc
+from market.kit.config import Http, Listen, Postgres, Rpc
+from market.kit.faults import Faults
+from market.kit.lifecycle import Process
+from market.products import app
+from market.products.config import Availability, Config, Redis
+
+LAMP = {"name": "Lamp", "description": "It gives light.\nBy day, too.", "price": "12.5", "currency": "GBP"}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def postgres_config(server: Any, database: str) -> Postgres:
+    return Postgres(host=server.host, port=server.port, database=database, user=database, password=server.password)
+
+
+class Inventory(InventoryServicer):
+    """An inventory that remembers what it was asked, and fails or waits when it is told to."""
+
+    def __init__(self) -> None:
+        self.stock: dict[str, int] = {}
+        self.asked: list[list[str]] = []
+        self.set: list[tuple[str, int]] = []
+        self.down = False
+        self.seconds = 0.0
+
+    async def CheckAvaliable(self, request: Any, context: Any) -> Any:
+        self.asked.append(list(request.product_ids))
+        stock = dict(self.stock)
+        await self._behave(context)
+        quantities = ((id, stock.get(id, 0)) for id in request.product_ids)
+        return pb.CheckAvaliableResponse(items=[pb.Availability(product_id=id, available=n > 0, quantity=n) for id, n in quantities])
+
+    async def SetStock(self, request: Any, context: Any) -> Any:
+        self.set.append((request.product_id, request.quantity))
+        await self._behave(context)
+        self.stock[request.product_id] = request.quantity
+        return pb.SetStockResponse(quantity=request.quantity)
+
+    async def _behave(self, context: Any) -> None:
+        await asyncio.sleep(self.seconds)
+        if self.down:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "down, as the test wants it")
+
+
+@asynccontextmanager
+async def served(inventory: Inventory, port: int = 0) -> AsyncIterator[int]:
+    """The told inventory on a port."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    add_InventoryServicer_to_server(inventory, server)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(0)
+
+
+@dataclass
+class Running:
+    """Products as it runs: its client, and the stores that it writes to."""
+
+    http: httpx.AsyncClient
+    config: Config
+    db: asyncpg.Pool[Any]
+    redis: redis.asyncio.Redis
+
+    async def create(self, **fields: Any) -> dict[str, Any]:
+        answer = await self.http.post("/api/product", json={**LAMP, **fields})
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    async def get(self, id: str, **parameters: Any) -> dict[str, Any]:
+        answer = await self.http.get(f"/api/product/{id}", params=parameters)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    async def count(self) -> int:
+        return int(await self.db.fetchval("SELECT count(*) FROM products"))
+
+
+Start = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture(scope="session")
+async def migrated(postgres: Any) -> None:
+    config = Config(
+        admin=Listen(port=1), http=Http(port=1), postgres=postgres_config(postgres, "products"), redis=Redis(url="redis://none"),
+        inventory=Rpc(target="none"),
+    )  # fmt: skip
+    await app.migrate(config, [])
+
+
+@pytest.fixture(scope="session")
+def start(migrated: None, postgres: Any, redis_server: Any) -> Start:
+    """Starts a products service of one's own: `async with start(inventory_port, ttl=1.0) as products`."""
+
+    @asynccontextmanager
+    async def begin(
+        inventory_port: int, *, ttl: float = 5.0, redis_port: int | None = None, faults: Path | None = None
+    ) -> AsyncIterator[Running]:
+        url = f"redis://{redis_server.host}:{redis_port or redis_server.port}/0"
+        config = Config(
+            admin=Listen(port=free_port()),
+            http=Http(port=free_port()),
+            postgres=postgres_config(postgres, "products"),
+            redis=Redis(url=url),
+            inventory=Rpc(target=f"dns:///127.0.0.1:{inventory_port}"),
+            availability=Availability(ttl_seconds=ttl),
+        )
+        process = Process(faults=Faults(faults) if faults else None)
+        base = f"http://127.0.0.1:{config.http.port}"
+        async with (
+            app.build(config, process) as server,
+            httpx.AsyncClient(base_url=base, timeout=15, limits=httpx.Limits(max_connections=None)) as client,
+            asyncpg.create_pool(postgres.uri("products"), min_size=0, max_size=4) as db,
+            redis.asyncio.Redis.from_url(f"redis://{redis_server.host}:{redis_server.port}/0", retry=Retry(NoBackoff(), 3)) as cache,
+        ):
+            await server.start()
+            try:
+                yield Running(client, config, db, cache)
+            finally:
+                await server.stop(5)
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+async def inventory_port(postgres: Any) -> AsyncIterator[int]:
+    """The real inventory."""
+    config = InventoryConfig(
+        admin=Listen(port=free_port()), grpc=Grpc(port=free_port()), postgres=postgres_config(postgres, "inventory")
+    )  # fmt: skip
+    await inventory_app.migrate(config, [])
+    async with inventory_app.build(config, Process()) as server:
+        await server.start()
+        yield config.grpc.port
+        await server.stop(1)
+
+
+@pytest.fixture(scope="session")
+async def stock(inventory_port: int) -> AsyncIterator[InventoryStub]:
+    """The real inventory's calls."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{inventory_port}") as channel:
+        yield InventoryStub(channel)
+
+
+@pytest.fixture(scope="session")
+async def shop(start: Start, inventory_port: int) -> AsyncIterator[Running]:
+    """Products beside the real inventory; an answer is cached for a second."""
+    async with start(inventory_port, ttl=1.0) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+async def _told(start: Start) -> AsyncIterator[tuple[Running, Inventory]]:
+    inventory = Inventory()
+    async with served(inventory) as port, start(port) as running:
+        yield running, inventory
+
+
+@pytest.fixture
+async def told(_told: tuple[Running, Inventory]) -> tuple[Running, Inventory]:
+    """Products beside an inventory that does as it is told and has not been asked anything yet; the cache is empty."""
+    running, inventory = _told
+    inventory.__init__()  # type: ignore[misc]
+    await running.redis.flushall()
+    return running, inventory
+
+
+async def quantity(stock: InventoryStub, id: str | UUID) -> int | None:
+    """What inventory has of the product; None: it has no row."""
+    answer = await stock.GetStock(pb.GetStockRequest(product_ids=[str(id)]))
+    return answer.items[0].quantity if answer.items else None

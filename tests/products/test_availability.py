@@ -1,0 +1,187 @@
+"""`available`: through the cache, without it, without inventory, and how soon it is true again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from uuid import uuid4
+
+import pytest
+
+from market.contracts import inventory_pb2 as pb
+
+from .conftest import Inventory, Running, Start, free_port, served
+
+
+async def commands(products: Running) -> dict[str, int]:
+    """How often Redis was given each command."""
+    stats = await products.redis.info("commandstats")
+    return {name.removeprefix("cmdstat_"): s["calls"] for name, s in stats.items()}
+
+
+async def listed(products: Running, ids: list[str]) -> list[bool | None]:
+    answer = await products.http.get("/api/product", params={"ids": ",".join(ids)})
+    assert answer.status_code == 200
+    return [item["available"] for item in answer.json()["items"]]
+
+
+async def made(products: Running, inventory: Inventory, *stock: int) -> list[str]:
+    """New products with that stock, of which the cache knows nothing."""
+    ids = [(await products.create(stock=n))["id"] for n in stock]
+    await products.redis.flushall()
+    inventory.asked.clear()
+    return ids
+
+
+async def test_a_page_costs_one_mget_and_one_call_for_all_that_is_missing(told: tuple[Running, Inventory]):
+    products, inventory = told
+    ids = await made(products, inventory, 1, 0, 3, 0)
+    await listed(products, ids[:1])
+    before = await commands(products)
+    assert await listed(products, ids) == [True, False, True, False]
+    assert [sorted(asked) for asked in inventory.asked] == [ids[:1], sorted(ids[1:])]
+    after = await commands(products)
+    assert (after["mget"] - before["mget"], after["set"] - before["set"]) == (1, 3)
+    assert await listed(products, ids) == [True, False, True, False]
+    assert len(inventory.asked) == 2
+
+
+async def test_an_answer_lives_five_seconds_give_or_take_a_fifth(told: tuple[Running, Inventory]):
+    products, inventory = told
+    ids = await made(products, inventory, *[1] * 20)
+    await listed(products, ids)
+    lives = [await products.redis.pttl(f"avail:{id}") for id in ids]
+    assert all(3500 < life <= 6000 for life in lives)
+    assert max(lives) - min(lives) > 300
+
+
+async def test_those_who_ask_at_once_share_one_call(told: tuple[Running, Inventory]):
+    products, inventory = told
+    ids = await made(products, inventory, 1, 2)
+    inventory.seconds = 0.2
+    answers = await asyncio.gather(*(listed(products, ids) for _ in range(30)), *(products.get(ids[0]) for _ in range(30)))
+    assert answers[:30] == [[True, True]] * 30
+    assert all(a["available"] for a in answers[30:])
+    assert sorted(id for asked in inventory.asked for id in asked) == sorted(ids)
+
+
+async def test_availability_false_asks_nobody(told: tuple[Running, Inventory]):
+    products, inventory = told
+    ids = await made(products, inventory, 1)
+    before = (await commands(products)).get("mget", 0)
+    assert (await products.get(ids[0], availability="false"))["available"] is None
+    page = await products.http.get("/api/product", params={"ids": ids[0], "availability": "false"})
+    assert page.json()["items"][0]["available"] is None
+    assert inventory.asked == []
+    assert (await commands(products)).get("mget", 0) == before
+
+
+async def test_after_set_stock_an_old_answer_is_overwritten_and_does_not_come_back(told: tuple[Running, Inventory]):
+    products, inventory = told
+    (id,) = await made(products, inventory, 0)
+    inventory.seconds = 0.3
+    # This reader asks before the stock is set, and has its answer afterwards.
+    reader = asyncio.create_task(products.get(id))
+    await asyncio.sleep(0.1)
+    product = await products.get(id, availability="false")
+    inventory.seconds = 0
+    await products.http.put("/api/product", json={**product, "stock": 7})
+    assert (await reader)["available"] is False
+    assert await products.redis.get(f"avail:{id}") == b"1"
+    assert (await products.get(id))["available"] is True
+
+
+async def test_the_last_unit_sold_shows_within_the_entrys_life(shop: Running, stock):
+    product = await shop.create(stock=1)
+    assert (await shop.get(product["id"]))["available"] is True
+    line = pb.Item(product_id=product["id"], quantity=1)
+    assert (await stock.Reserve(pb.ReserveRequest(reservation_id=str(uuid4()), items=[line]))).reserved
+    sold = time.monotonic()
+    while (await shop.get(product["id"]))["available"]:
+        assert time.monotonic() - sold < 1.2 + 0.3, "the cache lives a second here, give or take a fifth"
+        await asyncio.sleep(0.02)
+
+
+async def test_errors_are_not_cached_and_the_product_is_served(start: Start):
+    inventory = Inventory()
+    async with served(inventory) as port, start(port) as products:
+        (id,) = await made(products, inventory, 1)
+        inventory.down = True
+        assert (await products.get(id))["available"] is None
+        inventory.down = False
+        assert (await products.get(id))["available"] is True
+
+
+async def test_an_inventory_that_hangs_costs_a_second_and_then_nothing_until_it_answers(start: Start):
+    inventory = Inventory()
+    async with served(inventory) as port, start(port) as products:
+        ids = await made(products, inventory, *[1] * 6)
+        inventory.seconds = 30
+        for _ in range(2):
+            started = time.monotonic()
+            assert await asyncio.gather(*(products.get(id) for id in ids[:3])) is not None
+            assert time.monotonic() - started < 1.8
+        inventory.down, inventory.seconds = True, 0
+        for id in ids:
+            assert (await products.get(id))["available"] is None
+        # Its circuit is open now: nobody is asked, nobody waits.
+        inventory.asked.clear()
+        inventory.down = False
+        assert (await products.get(ids[0]))["available"] is None
+        assert inventory.asked == []
+        await asyncio.sleep(1.05)
+        assert (await products.get(ids[0]))["available"] is True
+
+
+async def test_the_callers_own_deadline_is_kept(told: tuple[Running, Inventory]):
+    products, inventory = told
+    (id,) = await made(products, inventory, 1)
+    inventory.seconds = 0.8
+    started = time.monotonic()
+    answer = await products.http.get(f"/api/product/{id}", headers={"X-Deadline-Ms": "200"})
+    assert (answer.status_code, answer.json()["available"]) == (200, None)
+    assert time.monotonic() - started < 0.6
+
+
+async def test_a_service_starts_and_serves_without_redis_and_without_inventory(start: Start, shop: Running):
+    product = await shop.create(stock=1)
+    async with start(free_port(), redis_port=free_port()) as products:
+        assert (await products.get(product["id"]))["available"] is None
+        refused = await products.http.put("/api/product", json={**product, "name": "New", "stock": 2})
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (await products.http.put("/api/product", json={**product, "name": "New"})).status_code == 200
+        assert (await products.get(product["id"]))["name"] == "New"
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+async def test_without_redis_inventory_is_asked_each_time_until_redis_is_back(start: Start, redis_server, how):
+    inventory = Inventory()
+    async with served(inventory) as port, start(port) as products:
+        (id,) = await made(products, inventory, 1)
+        getattr(redis_server, how)()
+        try:
+            seconds = []
+            for n in range(8):
+                started = time.monotonic()
+                assert (await products.get(id))["available"] is True
+                seconds.append(time.monotonic() - started)
+                assert len(inventory.asked) == n + 1
+            assert max(seconds) < 0.5
+            # After five failures it is left alone for a second.
+            assert min(seconds[5:]) < 0.05
+        finally:
+            redis_server.restart() if how == "kill" else redis_server.resume()
+        await asyncio.sleep(1.05)
+        await products.get(id)
+        inventory.asked.clear()
+        assert (await products.get(id))["available"] is True
+        assert inventory.asked == []
+
+
+async def test_what_is_no_answer_of_ours_in_redis_is_asked_anew(told: tuple[Running, Inventory]):
+    products, inventory = told
+    (id,) = await made(products, inventory, 1)
+    await products.redis.set(f"avail:{id}", "nonsense")
+    assert (await products.get(id))["available"] is True
+    assert inventory.asked == [[id]]
