@@ -28,8 +28,12 @@ else:
     Pool = asyncpg.Pool
     Connection = asyncpg.Connection
 
-# Whatever leaves open whether the statement took effect, or says that the server is not there.
-DISCONNECTED = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError, OSError, asyncio.TimeoutError)
+# Whatever leaves open whether the statement took effect, or says that the server is not there. The last one comes where
+# an idle connection was told that the server ends, and has not yet seen its own end.
+DISCONNECTED = (
+    asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError, OSError, asyncio.TimeoutError,
+    asyncpg.InternalClientError,
+)  # fmt: skip
 
 
 async def _no_reset(_: Connection) -> None:
@@ -41,11 +45,18 @@ async def pool(config: Postgres, health: Health, *, settings: dict[str, str] | N
     """A pool of connections; waits until the server is there. Adds the readiness check `postgres`."""
 
     async def connect() -> Pool:
-        return await asyncpg.create_pool(
+        made = await asyncpg.create_pool(
             host=config.host, port=config.port, database=config.database, user=config.user, password=config.password,
-            min_size=1, max_size=config.pool_size, timeout=2, command_timeout=config.timeout_seconds,
+            # No connection is kept for its own sake: the pool would log each vain attempt to have it back.
+            min_size=0, max_size=config.pool_size, timeout=2, command_timeout=config.timeout_seconds,
             max_inactive_connection_lifetime=300, reset=_no_reset, server_settings={"application_name": "market", **(settings or {})},
         )  # fmt: skip
+        try:
+            await made.fetchval("SELECT 1")
+        except BaseException:
+            made.terminate()
+            raise
+        return made
 
     made = await health.wait_for("postgres", connect)
 

@@ -59,9 +59,12 @@ BEGIN
     END IF;
     FOR line IN 1..cardinality(products) LOOP
         UPDATE inventory SET quantity = quantity - wanted[line] WHERE product_id = products[line] AND quantity >= wanted[line];
-        IF NOT FOUND THEN
-            -- The row stays locked, so that what is said to be left is what decided.
-            SELECT quantity INTO available FROM inventory WHERE product_id = products[line] FOR UPDATE;
+        CONTINUE WHEN FOUND;
+        -- Looks again under a lock: goods may have come back since, and what is said to be left must be what decided.
+        SELECT quantity INTO available FROM inventory WHERE product_id = products[line] FOR UPDATE;
+        IF available >= wanted[line] THEN
+            UPDATE inventory SET quantity = quantity - wanted[line] WHERE product_id = products[line];
+        ELSE
             short_lines := short_lines || line;
             short_left := short_left || coalesce(available, 0);
         END IF;

@@ -1,0 +1,236 @@
+"""Inventory on the real PostgreSQL: the service object, the gRPC server in this process, and a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import grpc.aio
+import pytest
+import yaml
+
+from market.contracts.inventory_pb2_grpc import InventoryStub
+from market.inventory.app import MIGRATIONS, SETTINGS, build
+from market.inventory.config import Config, Gathering, Grpc
+from market.inventory.domain import Reservation, merged
+from market.inventory.service import Inventory
+from market.kit import config as kit_config
+from market.kit import postgres as kit_postgres
+from market.kit.faults import Faults
+from market.kit.health import Health
+from market.kit.lifecycle import Process
+from market.local import spawn
+
+_ports = spawn.free_ports()
+
+
+def reservation(*lines: tuple[UUID, int], id: UUID | None = None) -> Reservation:
+    return merged(id or uuid4(), lines)
+
+
+class Tables:
+    """What is in the tables, read beside the service."""
+
+    def __init__(self, conn: asyncpg.Connection) -> None:
+        self.conn = conn
+
+    async def stock(self, *products: UUID) -> list[int | None]:
+        rows = await self.conn.fetch("SELECT product_id, quantity FROM inventory WHERE product_id = ANY ($1)", products)
+        found = {r["product_id"]: r["quantity"] for r in rows}
+        return [found.get(p) for p in products]
+
+    async def held(self, product: UUID) -> int:
+        """What reservations that are not cancelled hold of the product."""
+        return await self.conn.fetchval(
+            """
+            SELECT coalesce(sum(l.quantity), 0)::int FROM reservations r, unnest(r.product_ids, r.quantities) AS l (product_id, quantity)
+            WHERE r.status = 'reserved' AND l.product_id = $1
+            """,
+            product,
+        )
+
+    async def status(self, id: UUID) -> str | None:
+        return await self.conn.fetchval("SELECT status FROM reservations WHERE id = $1", id)
+
+    async def everything(self) -> list[list[tuple[Any, ...]]]:
+        return [
+            [tuple(r) for r in await self.conn.fetch(f"SELECT * FROM {t} ORDER BY 1")] for t in ("inventory", "reservations", "movements")
+        ]
+
+
+@pytest.fixture(scope="session")
+def database(postgres) -> kit_config.Postgres:
+    return kit_config.Postgres(
+        host=postgres.host, port=postgres.port, database="inventory", user="inventory", password=postgres.password, timeout_seconds=5
+    )
+
+
+@pytest.fixture(scope="session")
+async def migrated(database) -> kit_config.Postgres:
+    await kit_postgres.migrate(database, MIGRATIONS)
+    return database
+
+
+@asynccontextmanager
+async def connected(database: kit_config.Postgres) -> AsyncIterator[asyncpg.Connection]:
+    conn = await asyncpg.connect(
+        host=database.host, port=database.port, database=database.database, user=database.user, password=database.password
+    )
+    try:
+        yield conn
+    finally:
+        await conn.close()
+
+
+@pytest.fixture
+async def tables(migrated) -> AsyncIterator[Tables]:
+    """All three tables, empty at first."""
+    async with connected(migrated) as conn:
+        await conn.execute("TRUNCATE inventory, reservations, movements")
+        yield Tables(conn)
+
+
+@pytest.fixture(scope="session")
+async def looking(migrated) -> AsyncIterator[Tables]:
+    """The tables as they are, for the examples of a property."""
+    async with connected(migrated) as conn:
+        yield Tables(conn)
+
+
+@asynccontextmanager
+async def opened(
+    database: kit_config.Postgres, *, timeout: float = 5.0, gathering: Gathering | None = None, faults: Faults | None = None
+) -> AsyncIterator[Inventory]:
+    """An Inventory with a pool of its own, as each process has one."""
+    async with kit_postgres.pool(database, Health(), settings=SETTINGS) as pool:
+        yield Inventory(pool, timeout=timeout, gathering=gathering, faults=faults)
+
+
+@pytest.fixture
+async def inventory(migrated, tables) -> AsyncIterator[Inventory]:
+    async with opened(migrated) as inventory:
+        yield inventory
+
+
+@pytest.fixture(scope="session")
+async def shared(migrated) -> AsyncIterator[Inventory]:
+    """One for all examples of a property; each example brings products and ids of its own."""
+    async with opened(migrated) as inventory:
+        yield inventory
+
+
+@pytest.fixture(scope="session")
+async def other(migrated) -> AsyncIterator[Inventory]:
+    """What a second process would have: queues and connections of its own, the same database."""
+    async with opened(migrated) as inventory:
+        yield inventory
+
+
+class Served:
+    """A gRPC server in this process, and a channel to it."""
+
+    def __init__(self, config: Config, process: Process, channel: grpc.aio.Channel, server: Any) -> None:
+        self.config = config
+        self.process = process
+        self.channel = channel
+        self.server = server
+        self.stub = InventoryStub(channel)
+
+
+@asynccontextmanager
+async def serving(database: kit_config.Postgres, process: Process | None = None, **settings: Any) -> AsyncIterator[Served]:
+    process = process or Process()
+    config = Config(
+        admin=kit_config.Listen(port=next(_ports)), grpc=Grpc(port=next(_ports), **settings.pop("grpc", {})), postgres=database, **settings
+    )
+    async with build(config, process) as server:
+        await server.start()
+        process.health.started = True
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{config.grpc.port}") as channel:
+            yield Served(config, process, channel, server)
+        await server.stop(0)
+
+
+@pytest.fixture
+async def served(migrated, tables) -> AsyncIterator[Served]:
+    async with serving(migrated) as served:
+        yield served
+
+
+class ServiceProcess:
+    """`python -m market.inventory` with a configuration of its own."""
+
+    def __init__(self, config: dict[str, Any], file: Path) -> None:
+        file.write_text(yaml.safe_dump(config), "utf-8")
+        self.config = config
+        self.log = file.with_suffix(".log")
+        self._environment = {**os.environ, "CONFIG_PATH": str(file)}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *arguments: str) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen([sys.executable, "-m", "market.inventory", *arguments], env=self._environment, stderr=log)
+
+    async def ended(self, seconds: float = 20) -> int:
+        assert self.process is not None
+        return await asyncio.wait_for(asyncio.to_thread(self.process.wait), seconds)
+
+    def channel(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(f"127.0.0.1:{self.config['grpc']['port']}", options=[("grpc.max_reconnect_backoff_ms", 200)])
+
+    async def ready(self, seconds: float = 20) -> None:
+        """Returns once the admin page says so."""
+        async with asyncio.timeout(seconds):
+            while "ready" not in await self.readiness():
+                assert self.process is not None
+                assert self.process.poll() is None, self.log.read_text("utf-8")
+                await asyncio.sleep(0.02)
+
+    async def readiness(self) -> dict[str, Any]:
+        """`{"ready": True}`, or what is missing."""
+        import msgspec
+
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.config["admin"]["port"])
+        except OSError:
+            return {"missing": {"process": "no admin page"}}
+        writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        return {"ready": True} if b" 200 " in head.split(b"\r\n")[0] else msgspec.json.decode(body)
+
+
+@pytest.fixture
+def service_process(database, tmp_path) -> Iterator[Callable[..., ServiceProcess]]:
+    """Makes processes that do not outlive the test."""
+    made: list[ServiceProcess] = []
+    numbers = itertools.count()
+
+    def make(**settings: Any) -> ServiceProcess:
+        config: dict[str, Any] = {
+            "admin": {"port": next(_ports)},
+            "shutdown": {"drain_seconds": 0, "grace_seconds": 10},
+            "grpc": {"port": next(_ports)},
+            "postgres": {
+                "host": database.host, "port": database.port, "database": database.database, "user": database.user,
+                "password": database.password,
+            },
+        }  # fmt: skip
+        service = ServiceProcess(config | settings, tmp_path / f"inventory-{next(numbers)}.yaml")
+        made.append(service)
+        return service
+
+    yield make
+    for service in made:
+        if service.process is not None and service.process.poll() is None:
+            service.process.kill()
+            service.process.wait()
