@@ -125,12 +125,15 @@ async def test_more_than_fits_into_memory_is_read_piece_by_piece(post: Post) -> 
     assert sum(post.committed().values()) == 60
 
 
-async def test_a_topic_that_comes_after_the_service_is_mailed_from_its_first_message(post: Post, caplog: object) -> None:
+async def test_a_topic_that_comes_after_the_service_is_mailed_from_its_first_message(post: Post) -> None:
     post.topic = f"late-{uuid4().hex[:8]}"
     first = event(email=post.mailbox)
     process = post.spawn(kafka={"auto_create_topics": False})
-    await asyncio.sleep(2.5)
-    assert process.poll() is None
+
+    async def waits() -> bool:
+        return "waiting for topic" in process.log_file.read_text()  # type: ignore[attr-defined]
+
+    await until(waits, 30)
     post.make_topic()
     post.publish(first)
     await post.ready(process)

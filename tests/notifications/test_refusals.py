@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import msgspec
 import pytest
+from aiosmtpd.smtp import SMTP
 
 from market.contracts import events
+from market.local.mailsink.mailbox import Mailbox
+from market.local.mailsink.smtp import Authenticator, Handler
 from market.notifications import metrics
 from tests.notifications.conftest import Post, event, free_port, lines, until
 
@@ -123,37 +126,48 @@ async def test_a_letter_that_no_topic_takes_whole_is_put_aside_without_its_value
         [letter] = await _letters(post, 1)
         # Apache Kafka refuses what is above the topic's limit; the embedded broker has none.
         assert letter["value"] in (None, huge)
-        id = lines((await post.command("dead-letters", "list", "--json"))[1])[0]["id"]
-        _, output = await post.command("dead-letters", "show", id, "--json")
+        id = lines((await post.command("list", "--json"))[1])[0]["id"]
+        _, output = await post.command("show", id, "--json")
     assert lines(output)[0]["value"] == huge.decode()
 
 
-@contextmanager
-def _another_sink(directory: Path, port: int, *options: str) -> Iterator[httpx.Client]:
-    web = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "market.local.mailsink", f"--port={web}", f"--smtp-port={port}", f"--directory={directory}", *options],
-        stderr=subprocess.DEVNULL,
-    )
-    client = httpx.Client(base_url=f"http://127.0.0.1:{web}")
+@asynccontextmanager
+async def _another_sink(directory: Path, port: int, login: str | None = None, pem: Path | None = None) -> AsyncIterator[Mailbox]:
+    """A mail server of this process, which comes and goes; its mailbox stays."""
+    mailbox = Mailbox(directory)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if pem else None
+    if tls:
+        tls.load_cert_chain(pem)
+    made: list[SMTP] = []
+
+    def session() -> SMTP:
+        with warnings.catch_warnings():
+            # A login without TLS: it is this machine's own.
+            warnings.simplefilter("ignore")
+            return new_session()
+
+    def new_session() -> SMTP:
+        made.append(
+            SMTP(
+                Handler(mailbox), hostname="mail.market.test", tls_context=tls, require_starttls=pem is not None,
+                auth_required=bool(login), auth_require_tls=pem is not None, authenticator=Authenticator(login) if login else None,
+            )
+        )  # fmt: skip
+        return made[-1]
+
+    server = await asyncio.get_running_loop().create_server(session, "127.0.0.1", port, reuse_address=True)
     try:
-        while True:
-            try:
-                client.get("/healthz")
-                break
-            except httpx.TransportError:
-                assert process.poll() is None
-                time.sleep(0.05)
-        yield client
+        yield mailbox
     finally:
-        client.close()
-        process.kill()
-        process.wait()
+        server.close()
+        for one in made:
+            if one.transport is not None:
+                one.transport.close()
 
 
 async def test_a_wrong_password_pauses_reading_and_loses_nothing(post: Post, tmp_path: Path) -> None:
     port = free_port()
-    with _another_sink(tmp_path / "mail", port, "--auth", "shop:right") as sink:
+    async with _another_sink(tmp_path / "mail", port, "shop:right") as sink:
         wrong = {"port": port, "username": "shop", "password": "wrong"}
         async with post.reading(smtp=wrong) as process:
             post.publish(*(event(email=post.mailbox) for _ in range(3)))
@@ -168,7 +182,7 @@ async def test_a_wrong_password_pauses_reading_and_loses_nothing(post: Post, tmp
             assert sum(post.committed().values()) == 0
         async with post.reading(smtp={**wrong, "password": "right"}):
             await _all_committed(post, 3)
-        assert sink.get("/api/messages").json()["total"] == 3
+        assert sink.page(None, 1, 0)[1] == 3
     assert post.dead_letters() == []
 
 
@@ -178,28 +192,29 @@ async def test_a_mail_server_that_is_away_is_waited_for_and_not_counted_against_
         post.publish(*(event(email=post.mailbox) for _ in range(20)))
         await asyncio.sleep(1)
         assert _paused() == 1
-        with _another_sink(tmp_path / "mail", port) as sink:
+        async with _another_sink(tmp_path / "mail", port) as sink:
             await _all_committed(post, 20)
-            assert sink.get("/api/messages").json()["total"] == 20
+            assert sink.page(None, 1, 0)[1] == 20
         assert _paused() == 0
         post.publish(event(email=post.mailbox))
         await asyncio.sleep(0.5)
-        with _another_sink(tmp_path / "mail", port) as sink:
+        async with _another_sink(tmp_path / "mail", port) as sink:
             await _all_committed(post, 21)
-            assert sink.get("/api/messages").json()["total"] == 21
+            assert sink.page(None, 1, 0)[1] == 21
     assert post.dead_letters() == []
 
 
 async def test_a_mail_goes_out_encrypted_and_logged_in(post: Post, tmp_path: Path) -> None:
     pem, certificate, port = tmp_path / "both.pem", tmp_path / "cert.pem", free_port()
     key = tmp_path / "key.pem"
-    subprocess.run(
+    await asyncio.to_thread(
+        subprocess.run,
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
          "-days", "2", "-keyout", key, "-out", certificate], check=True, capture_output=True,
     )  # fmt: skip
     pem.write_text(certificate.read_text() + key.read_text())
     settings = {"host": "localhost", "port": port, "tls": "starttls", "username": "shop", "password": "right"}
-    with _another_sink(tmp_path / "mail", port, "--auth", "shop:right", "--tls", str(pem)) as sink:
+    async with _another_sink(tmp_path / "mail", port, "shop:right", pem) as sink:
         async with post.reading(smtp=settings):
             post.publish(event(email=post.mailbox))
             await asyncio.sleep(0.7)
@@ -207,7 +222,7 @@ async def test_a_mail_goes_out_encrypted_and_logged_in(post: Post, tmp_path: Pat
             assert _paused() == 1
         async with post.reading(smtp={**settings, "ca_file": str(certificate)}):
             await _all_committed(post, 1)
-        assert sink.get("/api/messages").json()["total"] == 1
+        assert sink.page(None, 1, 0)[1] == 1
 
 
 async def test_a_mail_server_that_hangs_or_breaks_off_is_asked_again(post: Post) -> None:
@@ -226,32 +241,32 @@ async def test_dead_letters_are_listed_shown_replayed_and_dropped(post: Post) ->
     async with post.reading():
         post.publish(*mine)
         await _letters(post, 3)
-    status, output = await post.command("dead-letters", "list", "--json")
+    status, output = await post.command("list", "--json")
     assert status == 0
     listed = {x["key"]: x for x in lines(output)}
     assert set(listed) == {e["subject"] for e in mine}
     assert {x["status"] for x in listed.values()} == {"open"}
     first, second, third = (listed[e["subject"]]["id"] for e in mine)
 
-    status, output = await post.command("dead-letters", "show", first, "--json")
+    status, output = await post.command("show", first, "--json")
     assert msgspec.json.decode(lines(output)[0]["value"]) == mine[0]
 
     # Still refused: it stays open.
-    status, output = await post.command("dead-letters", "replay", first, "--json")
+    status, output = await post.command("replay", first, "--json")
     assert (status, lines(output)[0]["result"]) == (1, "open")
     await post.misbehave()
-    status, output = await post.command("dead-letters", "replay", first, second, "--json")
+    status, output = await post.command("replay", first, second, "--json")
     assert (status, [x["result"] for x in lines(output)]) == (0, ["replayed", "replayed"])
     assert [m["message_id"] for m in await post.mails()] == [f"<{e['id']}@market.test>" for e in mine[:2]]
-    status, output = await post.command("dead-letters", "drop", "--all", "--json")
+    status, output = await post.command("drop", "--all", "--json")
     assert (status, lines(output)) == (0, [{"id": third, "result": "dropped"}])
 
-    assert lines((await post.command("dead-letters", "list", "--json"))[1]) == []
-    _, output = await post.command("dead-letters", "list", "--all", "--json")
+    assert lines((await post.command("list", "--json"))[1]) == []
+    _, output = await post.command("list", "--all", "--json")
     assert {x["id"]: x["status"] for x in lines(output)} == {first: "replayed", second: "replayed", third: "dropped"}
-    status, output = await post.command("dead-letters", "replay", first, "--json")
+    status, output = await post.command("replay", first, "--json")
     assert (status, lines(output)[0]["result"]) == (0, "already replayed")
     assert len(await post.mails()) == 2
-    assert (await post.command("dead-letters", "show", "0-99"))[0] == 2
-    assert (await post.command("dead-letters", "drop"))[0] == 2
-    assert "0 dead letters" in (await post.command("dead-letters", "list"))[1]
+    assert (await post.command("show", "0-99"))[0] == 2
+    assert (await post.command("drop"))[0] == 2
+    assert "0 dead letters" in (await post.command("list"))[1]

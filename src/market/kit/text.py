@@ -50,6 +50,8 @@ def is_email(value: str) -> bool:
         and value[0] != "."
         and "@" in value
         and not value.partition("@")[0].endswith(".")
+        # Looks like an encoded word (RFC 2047): mail software decodes it, and writes to someone else.
+        and "=?" not in value
     )
 
 

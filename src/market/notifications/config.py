@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from email.utils import parseaddr
+from email.utils import getaddresses, parseaddr
 from typing import Annotated, Literal
 
 from msgspec import Meta, field
@@ -73,8 +73,7 @@ class Mail(Section, frozen=True, kw_only=True):
     sender: Text = field(name="from")
 
     def __post_init__(self) -> None:
-        name, address = parseaddr(self.sender)
-        if not text.is_email(address) or not name.isprintable():
+        if not self.sender.isprintable() or len(getaddresses([self.sender])) != 1 or not text.is_email(self.address):
             raise ValueError("from must be an e-mail address, or a name and an address: Market <shop@example.com>")
 
     @property

@@ -149,7 +149,7 @@ class Room:
             self._held[0] += messages
             self._held[1] += size
             share = max(held / most for held, most in zip(self._held, self._most, strict=True))
-            self._full = share >= (0.5 if self._full and messages < 0 else 1)
+            self._full = share >= 1 or (self._full and share > 0.5)
             metrics.HELD.set(self._held[0])
             metrics.HELD_BYTES.set(self._held[1])
 

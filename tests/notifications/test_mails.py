@@ -1,0 +1,109 @@
+"""Whatever an event holds, the mail has the headers that we wrote and no others."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email import policy
+from email.message import EmailMessage
+from email.parser import BytesParser
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from market.contracts import events
+from market.kit.text import is_email
+from market.notifications import config
+from market.notifications.api import read
+from market.notifications.domain import Message, Unreadable
+from market.notifications.mails import Composer
+from tests.notifications.conftest import event
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+ORDER = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
+COMPOSER = Composer(config.Mail(sender="Market <shop@market.test>"))
+HEADERS = ["From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "X-Request-Id", "MIME-Version", "Content-Type"]
+
+_wild = st.text(st.characters(codec="utf-8"), max_size=40) | st.sampled_from(
+    [
+        "a@b.example\r\nBcc: x@evil.example",
+        "a@b.example\nSubject: x",
+        "a@b.example\x00",
+        "=?utf-8?q?x?=@b.example",
+        '"a b"@b.example',
+        "a@b@c.example",
+    ]
+)
+
+
+def _message(value: dict[str, object], **headers: str) -> Message:
+    pairs = tuple((k.replace("_", "-"), v.encode("utf-8", "surrogatepass")) for k, v in headers.items())
+    return Message("orders", 0, 0, b"k", msgspec.json.encode(value), pairs)
+
+
+def _parsed(content: bytes) -> EmailMessage:
+    return BytesParser(_class=EmailMessage, policy=policy.default).parsebytes(content)
+
+
+@given(user=_wild, email=st.none() | _wild, name=_wild, request=_wild, id=_wild)
+@example(
+    user="x", email="a" * 64 + "@" + "b" * 60 + "." + "c" * 60 + "." + "d" * 60 + ".example", name="x", request="r" * 128, id="i" * 128
+)
+@example(user="ann@example.test", email=None, name="x\r\n.\r\nMAIL FROM:<>", request="a\r\nBcc: x@y.example", id="ok")
+@example(user="ann@example.test", email=None, name="\u202egnp.exe", request="é", id="a>\r\nX: y")
+def test_no_text_of_an_event_gets_into_the_headers(user: str, email: str | None, name: str, request: str, id: str) -> None:
+    items = [{"product_id": "p", "name": name, "quantity": 1, "unit_price": "1.00"}]
+    value = event(ORDER, user=user, email=email, items=items, total="1.00")
+    try:
+        notice = read(_message({**value, "id": id}, x_request_id=request))
+    except Unreadable:
+        notice = read(_message(value, x_request_id=request))
+    assert notice is not None
+    if notice.recipient is None:
+        assert not any(a and is_email(a) for a in (user, email))
+        return
+    assert notice.recipient in (user, email)
+    mail = COMPOSER.compose(notice, NOW)
+    head, _, _ = mail.content.partition(b"\r\n\r\n")
+    head.decode("ascii")
+    assert all(len(line) < 998 for line in mail.content.split(b"\r\n"))
+    assert b"\n" not in mail.content.replace(b"\r\n", b"")
+    assert b"\r" not in mail.content.replace(b"\r\n", b"")
+    parsed = _parsed(mail.content)
+    assert not parsed.defects
+    assert [h for h in parsed if h != "X-Request-Id"] == [h for h in HEADERS if h != "X-Request-Id"]
+    assert parsed["To"] == notice.recipient
+    assert parsed["Subject"] == "Your order 099A8057 is confirmed"
+    assert parsed["Message-ID"] == f"<{notice.event_id}@market.test>"
+    assert parsed["X-Request-Id"] in (None, request)
+    assert {part.get_content_type() for part in parsed.walk()} == {"multipart/alternative", "text/plain", "text/html"}
+    assert notice.lines[0].name in parsed.get_body(("plain",)).get_content()  # type: ignore[union-attr]
+
+
+def test_the_same_event_makes_the_same_message_id_and_another_event_another() -> None:
+    created, cancelled = (read(_message(event(ORDER, type, user="a@b.example"))) for type in (events.CREATED, events.CANCELLED))
+    assert created is not None
+    assert cancelled is not None
+    ids = [_parsed(COMPOSER.compose(n, NOW).content)["Message-ID"] for n in (created, created, cancelled)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_names_are_escaped_in_html_and_plain_in_text() -> None:
+    items = [{"product_id": "p", "name": "<script>alert('x')</script> \"&\"", "quantity": 1, "unit_price": "1.00"}]
+    notice = read(_message(event(ORDER, user="a@b.example", items=items)))
+    assert notice is not None
+    parsed = _parsed(COMPOSER.compose(notice, NOW).content)
+    html = parsed.get_body(("html",)).get_content()  # type: ignore[union-attr]
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &#34;&amp;&#34;" in html
+    assert "<script" not in html
+    assert "<script>alert('x')</script> \"&\"" in parsed.get_body(("plain",)).get_content()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "sender", ["", "shop", "Market <shop>", "a@b.example\r\nBcc: x@y.example", "Mar\nket <shop@market.test>", "a@b.example, c@d.example"]
+)
+def test_a_sender_that_is_no_address_is_refused_at_the_start(sender: str) -> None:
+    with pytest.raises((ValueError, msgspec.ValidationError)):
+        msgspec.convert({"from": sender}, config.Mail)
