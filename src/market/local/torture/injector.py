@@ -148,7 +148,7 @@ class Injector:
     async def _mail(self, d: Disturbance) -> bool:
         await self._tell_mail(d.detail)
         await asyncio.sleep(d.seconds)
-        await self._tell_mail("none")
+        await self._tell_mail("ok")
         return True
 
     async def _tell_mail(self, mode: str) -> None:
@@ -179,7 +179,7 @@ class Injector:
     async def heal(self) -> None:
         """Takes away whatever is still broken."""
         self._network.heal()
-        await self._tell_mail("none")
+        await self._tell_mail("ok")
 
     def measure(self) -> None:
         """Fills in, from the history, what the clients saw of each disturbance."""

@@ -26,8 +26,8 @@ ARROWS = (
     ("graphql", "products"),
     ("graphql", "orders"),
 )
-# What the mail server can be told to do: 4xx, 5xx at RCPT would be final, so mails of those go to the dead letters.
-MAIL_MODES = ("451", "hang", "auth")
+# What the mail server can be told to do: refuse for now, refuse for good (a dead letter each), hang, drop the connection.
+MAIL_MODES = ("451", "550", "hang", "drop")
 
 
 class Disturbance(Struct, frozen=True):

@@ -37,7 +37,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "kafka": {"delivery_seconds": 4},
         "faults": {"clock_offset_seconds": 0},
     },
-    "notifications": {"testing": True},
+    "notifications": {
+        "testing": True,
+        "smtp": {"timeout_seconds": 3, "reconnect_seconds": 1},
+        "retry": {"first_seconds": 0.2, "most_seconds": 2},
+    },
     "graphql": {},
 }
 
