@@ -30,7 +30,8 @@ class _Lazy(TyperGroup):
         module, _, attribute = COMMANDS[name].partition(":")
         target = getattr(importlib.import_module(module), attribute)
         if not isinstance(target, typer.Typer):
-            made = typer.Typer(add_completion=False)
+            # Markdown: a paragraph of the docstring is one, however its lines are broken.
+            made = typer.Typer(add_completion=False, rich_markup_mode="markdown")
             made.command(name)(target)
             target = made
         command = get_command(target)
@@ -38,7 +39,7 @@ class _Lazy(TyperGroup):
         return command
 
 
-app = typer.Typer(cls=_Lazy, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=_Lazy, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 def _version(wanted: bool) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import shlex
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -171,10 +172,10 @@ def _progress(stack: Stack, console: Console) -> Iterator[None]:
 
 def _product(stack: Stack) -> str | None:
     """The id of a product that can be bought."""
-    import httpx
-
-    with suppress(httpx.HTTPError, ValueError, KeyError):
-        items = httpx.get(f"{stack.urls['products']}/api/product", params={"limit": 20}, timeout=5).json()["items"]
+    connection = http.client.HTTPConnection("127.0.0.1", stack.ports["products"], timeout=5)
+    with closing(connection), suppress(OSError, http.client.HTTPException, ValueError, KeyError):
+        connection.request("GET", "/api/product?limit=20")
+        items = json.loads(connection.getresponse().read())["items"]
         return str(next((i for i in items if i["available"]), items[0])["id"]) if items else None
     return None
 
@@ -194,8 +195,9 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
         "kafka": urls["kafka"],
     }
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "address", "what it is"):
-        table.add_column(column)
+    table.add_column("", no_wrap=True)
+    table.add_column("address", no_wrap=True)
+    table.add_column("what it is")
     for row in reversed(TABLE):
         what = f"{row.what} ({'Apache Kafka' if stack.kafka_kind == 'apache' else 'in memory'})" if row.name == "kafka" else row.what
         table.add_row(row.name, addresses[row.name], what)
