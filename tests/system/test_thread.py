@@ -12,20 +12,20 @@ from market.contracts import events
 
 
 async def test_an_order_is_priced_reserved_and_mailed(shop: System, http: httpx.AsyncClient, mails: Mails) -> None:
-    product = await make_product(http, shop, name="Teapot", price="34.10", stock=3)
+    product = await make_product(http, shop, name="Milk jug", price="34.10", stock=3)
     body = {"user": "ada", "email": "ada@thread.example", "items": [{"product_id": product["id"], "quantity": 2}]}
     answer = await http.post(f"{shop.urls['orders']}/api/order", json=body, headers={"X-Request-Id": "a-thread-through-five"})
     assert answer.status_code == 201
     order = answer.json()
     assert (order["status"], order["total"], order["currency"]) == ("confirmed", "68.20", "GBP")
-    assert order["items"] == [{"product_id": product["id"], "name": "Teapot", "quantity": 2, "unit_price": "34.10"}]
+    assert order["items"] == [{"product_id": product["id"], "name": "Milk jug", "quantity": 2, "unit_price": "34.10"}]
     assert (await http.get(shop.urls["orders"] + answer.headers["Location"])).json() == order
 
     [mail] = await mails.wait_for("ada@thread.example")
     assert mail["headers"]["X-Request-Id"] == "a-thread-through-five"
     assert mail["to"] == ["ada@thread.example"]
     for part in (mail["text"], mail["html"]):
-        assert "Teapot" in part
+        assert "Milk jug" in part
         assert "34.10" in part
         assert "68.20" in part
 

@@ -44,11 +44,12 @@ async def fill(products_url: str) -> int:
     async with Shop(products_url, products_url, connections=8) as shop:
         if await shop.count():
             return 0
-        made = await asyncio.gather(*(_make(shop, good) for good in catalogue()))
+        made = await asyncio.gather(*(make(shop, good) for good in catalogue()))
     return sum(not product.before for product in made)
 
 
-async def _make(shop: Shop, good: Good) -> Made:
+async def make(shop: Shop, good: Good) -> Made:
+    """The good, made now or before. Raises Unreachable, Refused."""
     body = {
         "name": good.name,
         "description": good.description,
