@@ -1,0 +1,226 @@
+#!/usr/bin/env bash
+# Creates the whole shop in namespace `market`, and waits until it is ready. Run it again to go on where it stopped,
+# or to bring a change in.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(dirname "$here")
+# shellcheck source=scripts/lib.sh
+. "$here/lib.sh"
+# shellcheck source=scripts/lib-images.sh
+. "$here/lib-images.sh"
+# shellcheck source=scripts/lib-wait.sh
+. "$here/lib-wait.sh"
+
+usage() {
+  cat <<'TEXT'
+scripts/deploy.sh [--overlay base|minikube|production] [--context C] [--build] [--registry R] [--image-tag T] [--timeout S]
+
+Creates the shop in namespace market and waits until it is ready. Running it again changes nothing, goes on where it
+stopped, or brings a change in.
+
+  --overlay O     base: with stores of its own and the demo catalogue, two pods of each service
+                  minikube: the same with one pod each, small limits and a NodePort (the default on minikube)
+                  production: the services alone; fill in deploy/overlays/production first
+  --context C     the kubectl context to use (default: the current one, which is never changed)
+  --build         build the images: into minikube or kind, else with Docker and a push to the registry
+                  (on minikube they are built in any case when the tag is not there yet)
+  --registry R    where the nodes pull the images from: R/products:T, R/orders:T, ... (not for minikube and kind)
+  --image-tag T   default: the commit, with a mark of what is not committed
+  --timeout S     how long all of it may take, in seconds (default 600)
+
+Exit status: 0 ready, 1 something did not become ready, 2 wrong usage, 3 something must be there first.
+TEXT
+}
+
+overlay='' build=no registry='' tag='' timeout=600
+while [ $# -gt 0 ]; do
+  case $1 in
+    --overlay|--context|--registry|--image-tag|--timeout) [ $# -ge 2 ] || wrong "$1 wants a value" ;;
+  esac
+  case $1 in
+    --overlay) overlay=$2; shift 2 ;;
+    --context) context=$2; shift 2 ;;
+    --build) build=yes; shift ;;
+    --registry) registry=${2%/}; shift 2 ;;
+    --image-tag) tag=$2; shift 2 ;;
+    --timeout) timeout=$2; shift 2 ;;
+    -h|--help) usage; exit 0 ;;
+    *) wrong "unknown option: $1" ;;
+  esac
+done
+case $overlay in ''|base|minikube|production) ;; *) wrong "--overlay is base, minikube or production, not $overlay" ;; esac
+[[ $timeout =~ ^[1-9][0-9]*$ ]] || wrong "--timeout is a number of seconds, not $timeout"
+
+# --- what must be there first: all that is missing in one message -------------------------------------
+missing=()
+need_cluster
+profile=$(minikube_profile) || profile=''
+if [ -z "$overlay" ]; then
+  if [ -n "$profile" ]; then overlay=minikube; else overlay=base; fi
+fi
+folder=$root/deploy/overlays/$overlay
+[ "$overlay" != base ] || folder=$root/deploy/base
+say "Market into namespace $NAMESPACE of context $context, overlay $overlay"
+
+[ -n "$tag" ] || tag=$(image_tag)
+[ -n "$profile" ] || is_kind || [ -n "$registry" ] ||
+  missing+=("a registry: --registry R names where the nodes pull the images from (with --build they are built and pushed there)")
+# Each line: name of the class, and `true` where it is the default.
+# shellcheck disable=SC2016  # $ belongs to the templates
+classes() {
+  cluster get "$1" -o "go-template={{range .items}}{{.metadata.name}} {{with .metadata.annotations}}{{index . \"$2\"}}{{end}}{{\"\\n\"}}{{end}}"
+}
+ingress_class=''
+found=$(classes ingressclasses ingressclass.kubernetes.io/is-default-class) || found=''
+if [ -z "$found" ]; then
+  missing+=("an ingress controller (no IngressClass): ${profile:+minikube addons enable ingress, or }install Traefik, HAProxy or another from its chart")
+elif ! grep -q ' true$' <<<"$found"; then
+  if [ "$(wc -l <<<"$found")" = 1 ]; then ingress_class=${found%% *}
+  else
+    missing+=("a default ingress class, for there are several: kubectl annotate ingressclass ${found%% *} ingressclass.kubernetes.io/is-default-class=true")
+  fi
+fi
+if [ "$overlay" != production ]; then
+  found=$(classes storageclasses storageclass.kubernetes.io/is-default-class) || found=''
+  grep -q ' true$' <<<"$found" || missing+=("a default storage class, for the stores' volumes: ${profile:+minikube addons enable default-storageclass storage-provisioner, or }kubectl get storageclass, and annotate one with storageclass.kubernetes.io/is-default-class=true")
+else
+  for service in product-service order-service inventory-service notification-service; do
+    ! grep -q "secrets/$service.env" "$folder/kustomization.yaml" || [ -f "$folder/secrets/$service.env" ] ||
+      missing+=("deploy/overlays/production/secrets/$service.env: copy $service.env.example and fill it in, or let external-secrets bring the Secrets (docs/operations.md)")
+  done
+fi
+if [ "$(cluster get namespace "$NAMESPACE" --ignore-not-found -o 'jsonpath={.metadata.name}')" ] &&
+  [ -z "$(cluster get namespace -l "$OURS" --field-selector "metadata.name=$NAMESPACE" -o name)" ]; then
+  missing+=("the name $NAMESPACE: there is a namespace of that name that this script has not made")
+fi
+need_builder
+if [ ${#missing[@]} -gt 0 ]; then
+  say "This is missing:" >&2
+  printf '  - %s\n' "${missing[@]}" >&2
+  exit "$MISSING"
+fi
+cluster get --raw /apis/metrics.k8s.io/v1beta1 >/dev/null 2>&1 || [ "$overlay" = minikube ] ||
+  step "note: no metrics in this cluster, so the autoscalers stay at their least"
+
+# --- images ------------------------------------------------------------------------------------------------
+images=(products orders inventory notifications graphql)
+[ "$overlay" = production ] || images+=(testbed)
+provide_images
+
+# --- manifests ---------------------------------------------------------------------------------------------
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+umask 077
+
+# A password is made once and kept; it is never on a command line.
+password() {
+  local kept
+  kept=$(inside get secret passwords --ignore-not-found -o "jsonpath={.data.$1}")
+  if [ -n "$kept" ]; then base64 -d <<<"$kept" > "$work/passwords/$1"
+  else
+    head -c "$2" /dev/urandom | od -An -v -tx1 | tr -d ' \n' > "$work/passwords/$1"
+    new_passwords=yes
+  fi
+}
+kept_passwords() {
+  new_passwords=no
+  mkdir "$work/passwords"
+  local name
+  for name in postgresql_products postgresql_inventory redis mongodb_root mongodb_orders; do password $name 24; done
+  password mongodb_keyfile 96
+  if [ $new_passwords = yes ]; then
+    inside create secret generic passwords --from-file="$work/passwords" --dry-run=client -o yaml > "$work/passwords.yaml"
+    cluster label --local -f "$work/passwords.yaml" "$OURS" -o yaml | inside apply -f - >/dev/null
+    step "passwords made, and kept in the Secret passwords"
+  fi
+}
+# The Secrets that the pods use, from the passwords; a hash in their names rolls the pods when one changes.
+secrets() {
+  local p=$work/passwords
+  printf 'MARKET_POSTGRES_PASSWORD=%s\nMARKET_REDIS_PASSWORD=%s\n' "$(<"$p/postgresql_products")" "$(<"$p/redis")" > "$work/product-service.env"
+  printf 'MARKET_POSTGRES_PASSWORD=%s\n' "$(<"$p/postgresql_inventory")" > "$work/inventory-service.env"
+  printf 'MARKET_MONGODB_PASSWORD=%s\n' "$(<"$p/mongodb_orders")" > "$work/order-service.env"
+  printf 'PRODUCTS_PASSWORD=%s\nINVENTORY_PASSWORD=%s\n' "$(<"$p/postgresql_products")" "$(<"$p/postgresql_inventory")" > "$work/postgresql.env"
+  printf 'ROOT_PASSWORD=%s\nORDERS_PASSWORD=%s\n' "$(<"$p/mongodb_root")" "$(<"$p/mongodb_orders")" > "$work/mongodb.env"
+  printf 'requirepass %s\n' "$(<"$p/redis")" > "$work/password.conf"
+  cp "$p/mongodb_keyfile" "$work/keyfile"
+  cat <<YAML
+generatorOptions: {labels: {app.kubernetes.io/part-of: market}}
+secretGenerator:
+  - {name: product-service, envs: [product-service.env]}
+  - {name: inventory-service, envs: [inventory-service.env]}
+  - {name: order-service, envs: [order-service.env]}
+  - {name: postgresql, envs: [postgresql.env]}
+  - {name: mongodb, envs: [mongodb.env], files: [keyfile]}
+  - {name: redis, files: [password.conf]}
+YAML
+}
+# render FOLDER: the overlay's manifests with our images, and Secrets where the shop brings its own stores
+render() {
+  kubectl kustomize "$1" > "$work/overlay.yaml"
+  {
+    printf 'namespace: %s\nresources: [overlay.yaml]\nimages:\n' "$NAMESPACE"
+    local image
+    for image in "${images[@]}"; do
+      printf '  - {name: market/%s, newName: %s, newTag: "%s"}\n' "$image" "$(image_name "$image")" "$tag"
+    done
+    if [ "$1" = "$folder" ]; then
+      [ "$overlay" = production ] || secrets
+      [ -z "$ingress_class" ] || printf 'patches:\n  - {target: {kind: Ingress}, patch: "[{op: add, path: /spec/ingressClassName, value: %s}]"}\n' "$ingress_class"
+    fi
+  } > "$work/kustomization.yaml"
+  kubectl kustomize "$work"
+}
+
+cluster apply -f "$root/deploy/base/services/namespace.yaml" >/dev/null
+[ "$overlay" = production ] || kept_passwords
+render "$folder" > "$work/all.yaml"
+cluster apply -f "$work/all.yaml" > "$work/applied" || die "$FAILED" "the cluster refused the manifests; the lines above say which and why"
+step "applied: $(grep -c created "$work/applied" || true) made, $(grep -cE 'configured|serverside-applied' "$work/applied" || true) changed, $(grep -c unchanged "$work/applied" || true) as they were"
+grep configured "$work/applied" | sed 's/^/         /' || true
+
+# --- until it is ready ---------------------------------------------------------------------------------------
+if [ "$overlay" != production ]; then
+  for name in "${STORES[@]}"; do wait_for statefulset "$name"; done
+fi
+for name in "${SERVICES[@]}"; do wait_for deployment "$name"; done
+wait_for_replicas
+
+if [ "$overlay" != production ] && [ "$(inside get job demo-catalogue --ignore-not-found -o 'jsonpath={.status.succeeded}')" != 1 ]; then
+  inside delete job demo-catalogue --ignore-not-found >/dev/null
+  render "$root/deploy/demo" | cluster apply -f - >/dev/null
+  wait_for_job demo-catalogue
+fi
+prune_old "$work/all.yaml"
+
+# --- where it is -----------------------------------------------------------------------------------------------
+address() { # of the ingress, or nothing
+  local i at
+  for ((i = 0; i < 15; i++)); do
+    at=$(inside get ingress market -o 'jsonpath={.status.loadBalancer.ingress[0].ip}{.status.loadBalancer.ingress[0].hostname}')
+    [ -z "$at" ] || { printf '%s' "$at"; return; }
+    sleep 1
+  done
+}
+host=$(inside get ingress market -o 'jsonpath={.spec.rules[0].host}')
+at=$(address)
+scheme=http
+[ -z "$(inside get ingress market -o 'jsonpath={.spec.tls}')" ] || scheme=https
+step "ready"
+say
+if [ -n "$profile" ]; then
+  say "GraphQL:   minikube service graphql-service -n $NAMESPACE${profile:+ -p $profile}      opens it in the browser"
+  [ -n "$at" ] || at=$(minikube -p "$profile" ip 2>/dev/null || true)
+fi
+if [ -z "$host$at" ]; then
+  say "The ingress has no address yet: kubectl --context $context -n $NAMESPACE get ingress market -w"
+  exit 0
+fi
+url=$scheme://${host:-$at}
+say "Shop:      $url/          GraphQL: $url/graphql"
+say "REST:      $url/api/product   $url/api/order"
+if [ "$overlay" != production ]; then
+  say "Mail:      kubectl --context $context -n $NAMESPACE port-forward service/mail 8025     then http://localhost:8025/"
+fi
+say "An order:"
+say "  curl -s $url/api/order -H 'content-type: application/json' -d '{\"user\": \"ada\", \"email\": \"ada@example.test\", \"items\": [{\"product_id\": \"'\$(curl -s '$url/api/product?limit=1' | sed 's/.*\"id\":\"\\([^\"]*\\)\".*/\\1/')'\", \"quantity\": 1}]}'"

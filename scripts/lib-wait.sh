@@ -1,0 +1,112 @@
+# Waiting until all is ready, and what to say when it does not become so. Sourced by deploy.sh.
+# shellcheck shell=bash disable=SC2154  # timeout is deploy.sh's
+
+# One line per container that is in trouble: pod, container, reason, restarts.
+# shellcheck disable=SC2016
+TROUBLE='{{range .items}}{{$pod := .metadata.name}}{{if not .metadata.deletionTimestamp}}{{range .status.conditions}}{{if and (eq .type "PodScheduled") (eq .status "False")}}{{$pod}} - {{.reason}} 0{{"\n"}}{{end}}{{end}}{{range .status.initContainerStatuses}}{{if .state.waiting}}{{$pod}} {{.name}} {{.state.waiting.reason}} {{.restartCount}}{{"\n"}}{{end}}{{end}}{{range .status.containerStatuses}}{{if .state.waiting}}{{$pod}} {{.name}} {{.state.waiting.reason}} {{.restartCount}}{{"\n"}}{{end}}{{end}}{{end}}{{end}}'
+
+# The pods of NAME that will not become ready by waiting.
+stuck() {
+  inside get pods -l "app.kubernetes.io/name=$1" -o "go-template=$TROUBLE" | while read -r pod container reason restarts; do
+    case $reason in
+      ErrImagePull|ImagePullBackOff|InvalidImageName|ErrImageNeverPull|CreateContainerConfigError|CreateContainerError|RunContainerError|Unschedulable)
+        printf '%s %s %s\n' "$pod" "$container" "$reason" ;;
+      CrashLoopBackOff)
+        [ "$restarts" -lt 2 ] || printf '%s %s %s\n' "$pod" "$container" "$reason" ;;
+    esac
+  done
+}
+
+# Ready, or the end of the script with the reason. What is stuck for 20 s is not waited for any longer; a pod
+# that no node takes gets 60 s, for a node or a volume may be on its way.
+wait_for() {
+  local kind=$1 name=$2 began=$SECONDS since=0 said=$SECONDS now patience
+  while ! watching rollout status "$kind/$name" --timeout=2s >/dev/null 2>&1; do
+    now=$(stuck "$name")
+    if [ -n "$now" ]; then
+      [ $since != 0 ] || since=$SECONDS
+      patience=20
+      [[ $now != *Unschedulable* ]] || patience=60
+      [ $((SECONDS - since)) -lt $patience ] || explain "$kind/$name" "${now%%$'\n'*}"
+    else
+      since=0
+    fi
+    [ "$SECONDS" -lt "$timeout" ] || explain "$kind/$name" "$(first_unready "$name") - not ready after $timeout s"
+    if [ $((SECONDS - said)) -ge 15 ]; then
+      step "waiting for $name${now:+: ${now%%$'\n'*}}"
+      said=$SECONDS
+    fi
+    sleep 0.5
+  done
+  step "$name is ready ($((SECONDS - began)) s)"
+}
+
+wait_for_job() {
+  local name=$1 began=$SECONDS
+  until [ "$(inside get job "$name" -o 'jsonpath={.status.succeeded}')" = 1 ]; do
+    if [ -n "$(inside get job "$name" -o 'jsonpath={.status.conditions[?(@.type=="Failed")].reason}')" ] || [ "$SECONDS" -ge "$timeout" ]; then
+      explain "job/$name" "$(first_unready "$name") - failed"
+    fi
+    sleep 0.5
+  done
+  step "$name is done ($((SECONDS - began)) s)"
+}
+
+# The autoscalers raise each service to its least; that is a matter of seconds, and no reason to fail.
+wait_for_replicas() {
+  local i want have name
+  for ((i = 0; i < 60; i++)); do
+    have=yes
+    while read -r name want; do
+      [ "$(inside get deployment "$name" -o 'jsonpath={.status.readyReplicas}')" -ge "$want" ] 2>/dev/null || have=no
+    done < <(inside get hpa -o 'jsonpath={range .items[*]}{.metadata.name} {.spec.minReplicas}{"\n"}{end}')
+    [ $have = no ] || return 0
+    sleep 1
+  done
+  step "note: not every service has its least number of pods yet"
+}
+
+first_unready() {
+  # shellcheck disable=SC2016
+  inside get pods -l "app.kubernetes.io/name=$1" -o 'go-template={{range .items}}{{$pod := .metadata.name}}{{range .status.conditions}}{{if and (eq .type "Ready") (eq .status "False")}}{{$pod}}{{"\n"}}{{end}}{{end}}{{end}}' | head -n 1
+}
+
+# explain WHAT "POD CONTAINER REASON...": the pod, its last events and its last log lines; ends the script.
+explain() {
+  local what=$1 pod container reason claim
+  read -r pod container reason <<<"$2"
+  {
+    say
+    say "FAILED: $what is not ready: ${pod:-no pod}${container:+ }${container#-}: $reason"
+    if [ -n "$pod" ]; then
+      say "Its last events:"
+      inside get events --field-selector "involvedObject.name=$pod" --sort-by=.lastTimestamp \
+        -o 'go-template={{range .items}}  {{.reason}}: {{.message}}{{"\n"}}{{end}}' | tail -n 6
+      for claim in $(inside get pod "$pod" -o 'jsonpath={.spec.volumes[*].persistentVolumeClaim.claimName}'); do
+        [ "$(inside get pvc "$claim" -o 'jsonpath={.status.phase}')" != Bound ] || continue
+        say "Its volume claim $claim is not bound:"
+        inside get events --field-selector "involvedObject.name=$claim" --sort-by=.lastTimestamp \
+          -o 'go-template={{range .items}}  {{.reason}}: {{.message}}{{"\n"}}{{end}}' | tail -n 3
+      done
+      say "Its last log lines:"
+      # A container that died has its last words in its predecessor's log.
+      { [ "$container" != - ] && inside logs "$pod" -c "$container" --previous --tail=12 2>/dev/null; } ||
+        inside logs "$pod" --all-containers --tail=12 2>/dev/null | tail -n 12 | sed 's/^/  /' || true
+    else
+      inside get events --sort-by=.lastTimestamp -o 'go-template={{range .items}}  {{.involvedObject.name}}: {{.message}}{{"\n"}}{{end}}' | tail -n 6
+    fi
+    say "See more: kubectl --context $context -n $NAMESPACE describe ${pod:+pod }${pod:-$what}"
+    say "When it is mended, run the script again: it goes on from here."
+  } >&2
+  exit "$FAILED"
+}
+
+# Generated ConfigMaps and Secrets that neither the manifests nor any version to roll back to uses.
+prune_old() {
+  local users name
+  users=$(inside get deployments,replicasets,statefulsets,jobs,pods -o yaml)
+  for name in $(inside get configmaps,secrets -l "$OURS" -o name); do
+    case ${name#*/} in passwords) continue ;; esac
+    grep -qE "^  name: ${name#*/}\$" "$1" || grep -qE "(name|secretName): ${name#*/}\$" <<<"$users" || inside delete "$name" >/dev/null
+  done
+}

@@ -1,0 +1,54 @@
+# Shared by deploy.sh, undeploy.sh and restart.sh. Sourced, never run.
+# shellcheck shell=bash
+NAMESPACE=market
+OURS=app.kubernetes.io/part-of=market
+STORES=(postgresql redis mongodb kafka mail)
+SERVICES=(inventory-service product-service order-service notification-service graphql-service)
+# Exit codes: what a rollout ends with, wrong usage, and something that must be there first.
+FAILED=1 USAGE=2 MISSING=3
+export FAILED USAGE MISSING
+context=''
+
+say() { printf '%s\n' "$*"; }
+# since: seconds since the script began
+step() { printf '%4ds  %s\n' "$SECONDS" "$*"; }
+die() {
+  local code=$1
+  shift
+  printf 'error: %s\n' "$*" >&2
+  exit "$code"
+}
+wrong() { die "$USAGE" "$1 (${0##*/} --help)"; }
+
+# The cluster asked for, and no other: the user's current context is read, never changed.
+cluster() { kubectl --context "$context" --request-timeout=30s "$@"; }
+inside() { cluster --namespace "$NAMESPACE" "$@"; }
+# watching: for calls that wait on purpose
+watching() { kubectl --context "$context" --namespace "$NAMESPACE" "$@"; }
+
+need_kubectl() {
+  command -v kubectl >/dev/null ||
+    die "$MISSING" "kubectl is missing. Get it: https://kubernetes.io/docs/tasks/tools/ (minikube brings one: alias kubectl='minikube kubectl --')"
+}
+
+# Sets `context`, and checks that its cluster answers.
+need_cluster() {
+  need_kubectl
+  if [ -z "$context" ]; then
+    context=$(kubectl config current-context 2>/dev/null) ||
+      die "$MISSING" "no cluster: kubectl has no current context. Start one (minikube start), or name one: --context C (kubectl config get-contexts)"
+  elif ! kubectl config get-contexts "$context" >/dev/null 2>&1; then
+    die "$MISSING" "kubectl has no context $context (kubectl config get-contexts)"
+  fi
+  local answer
+  answer=$(kubectl --context "$context" --request-timeout=10s get --raw /version 2>&1) ||
+    die "$MISSING" "the cluster of context $context does not answer: ${answer##*$'\n'}"
+}
+
+# The minikube profile behind the context; fails where it is another kind of cluster.
+minikube_profile() {
+  local name
+  name=$(cluster get nodes -o 'jsonpath={.items[0].metadata.labels.minikube\.k8s\.io/name}' 2>/dev/null)
+  [ -n "$name" ] && printf '%s' "$name"
+}
+is_kind() { [[ $context == kind-* ]]; }

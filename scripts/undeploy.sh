@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Removes all that deploy.sh created, and only that, and waits until it is gone. Fine when nothing is there.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib.sh
+. "$here/lib.sh"
+
+usage() {
+  cat <<'TEXT'
+scripts/undeploy.sh [--keep-data] [--yes] [--context C] [--timeout S]
+
+Removes the shop from namespace market, with its data, and waits until it is gone.
+
+  --keep-data   the namespace, the volume claims and the Secret with the passwords stay: the next deploy finds its data
+  --yes         do not ask for this option: it is wanted outside minikube and kind
+  --context C   the kubectl context to use (default: the current one, which is never changed)
+  --timeout S   how long it may take, in seconds (default 300)
+
+Exit status: 0 gone (or never there), 1 not gone in time, 2 wrong usage, 3 no cluster, or --yes is wanted.
+TEXT
+}
+
+keep=no yes=no timeout=300
+while [ $# -gt 0 ]; do
+  case $1 in --context|--timeout) [ $# -ge 2 ] || wrong "$1 wants a value" ;; esac
+  case $1 in
+    --keep-data) keep=yes; shift ;;
+    --yes|-y) yes=yes; shift ;;
+    --context) context=$2; shift 2 ;;
+    --timeout) timeout=$2; shift 2 ;;
+    -h|--help) usage; exit 0 ;;
+    *) wrong "unknown option: $1" ;;
+  esac
+done
+[[ $timeout =~ ^[1-9][0-9]*$ ]] || wrong "--timeout is a number of seconds, not $timeout"
+need_cluster
+
+if [ -z "$(cluster get namespace "$NAMESPACE" --ignore-not-found -o name)" ]; then
+  say "Nothing is there: context $context has no namespace $NAMESPACE."
+  exit 0
+fi
+[ -n "$(cluster get namespace -l "$OURS" --field-selector "metadata.name=$NAMESPACE" -o name)" ] ||
+  die "$MISSING" "the namespace $NAMESPACE of context $context was not made by deploy.sh: nothing is removed"
+
+# What is neither ours, nor of something that is ours, nor made by the cluster for every namespace.
+KINDS=deployments.apps,statefulsets.apps,daemonsets.apps,jobs.batch,cronjobs.batch,pods,services,configmaps,secrets,serviceaccounts,persistentvolumeclaims,ingresses.networking.k8s.io,networkpolicies.networking.k8s.io,horizontalpodautoscalers.autoscaling,poddisruptionbudgets.policy
+others() {
+  # shellcheck disable=SC2016
+  inside get "$KINDS" -o 'go-template={{range .items}}{{$ours := false}}{{with .metadata.labels}}{{if eq (or (index . "app.kubernetes.io/part-of") "-") "market"}}{{$ours = true}}{{end}}{{end}}{{if and (not $ours) (not .metadata.ownerReferences)}}{{.kind}}/{{.metadata.name}}{{"\n"}}{{end}}{{end}}' |
+    grep -vxE 'ConfigMap/kube-root-ca.crt|ServiceAccount/default|ConfigMap/istio-ca-root-cert|ConfigMap/openshift-service-ca.crt' || true
+}
+foreign=$(others)
+claims=$(inside get persistentvolumeclaims -l "$OURS" -o name | wc -l)
+say "Context:    $context"
+if [ $keep = yes ]; then
+  say "Removes:    the shop in namespace $NAMESPACE; the namespace, $claims volume claims and the passwords stay"
+elif [ -n "$foreign" ]; then
+  say "Removes:    what deploy.sh made in namespace $NAMESPACE, with $claims volumes and their data; the namespace stays, for it holds more:"
+  say "            $(tr '\n' ' ' <<<"$foreign")"
+else
+  say "Removes:    namespace $NAMESPACE and all in it, with $claims volumes and their data"
+fi
+if [ $yes = no ] && ! is_kind && ! minikube_profile >/dev/null; then
+  die "$MISSING" "this is neither minikube nor kind: say --yes if that is what you want"
+fi
+
+volumes() { cluster get persistentvolumes -o "jsonpath={range .items[?(@.spec.claimRef.namespace==\"$NAMESPACE\")]}{.metadata.name} {.spec.persistentVolumeReclaimPolicy}{\"\\n\"}{end}"; }
+# remaining: seconds of the time-out that are left, at least one
+remaining() { echo $((timeout > SECONDS ? timeout - SECONDS : 1)); }
+all_gone() { [ -z "$(inside get "$1" -l "$OURS" -o name)" ]; }
+
+if [ $keep = yes ] || [ -n "$foreign" ]; then
+  work=horizontalpodautoscalers.autoscaling,ingresses.networking.k8s.io,deployments.apps,statefulsets.apps,jobs.batch
+  rest=services,configmaps,serviceaccounts,networkpolicies.networking.k8s.io,poddisruptionbudgets.policy
+  watching delete "$work" -l "$OURS" --wait=true --timeout="$(remaining)s" --ignore-not-found | sed 's/^/  /'
+  until all_gone pods; do
+    [ "$SECONDS" -lt "$timeout" ] || die "$FAILED" "pods are still there after $timeout s: kubectl --context $context -n $NAMESPACE get pods"
+    sleep 1
+  done
+  [ $keep = yes ] || rest+=,persistentvolumeclaims,secrets
+  watching delete "$rest" -l "$OURS" --wait=true --timeout="$(remaining)s" --ignore-not-found | sed 's/^/  /'
+  if [ $keep = yes ]; then
+    # The Secrets with a hash in their names are made again from the passwords.
+    for name in $(inside get secrets -l "$OURS" -o name); do
+      [ "$name" = secret/passwords ] || inside delete "$name" | sed 's/^/  /'
+    done
+    step "removed; kept: namespace $NAMESPACE, Secret passwords, $(inside get persistentvolumeclaims -l "$OURS" -o name | tr '\n' ' ')"
+    exit 0
+  fi
+else
+  kinds=$(inside get "$KINDS" -l "$OURS" -o 'jsonpath={range .items[*]}{.kind}{"\n"}{end}' | sort | uniq -c | awk '{printf "%s%d %s", sep, $1, $2; sep = ", "}')
+  # Pods first, so that every program ends in order before its network rules and secrets go.
+  watching delete horizontalpodautoscalers,deployments,statefulsets,jobs --all --wait=true --timeout="$(remaining)s" >/dev/null
+  watching wait pods --all --for=delete --timeout="$(remaining)s" >/dev/null 2>&1 || true
+  cluster delete namespace "$NAMESPACE" --wait=false >/dev/null
+  while [ -n "$(cluster get namespace "$NAMESPACE" --ignore-not-found -o name)" ]; do
+    if [ "$SECONDS" -ge "$timeout" ]; then
+      cluster get namespace "$NAMESPACE" -o 'jsonpath={range .status.conditions[*]}{.type}: {.message}{"\n"}{end}' >&2
+      die "$FAILED" "the namespace is not gone after $timeout s; the lines above say what holds it"
+    fi
+    sleep 0.5
+  done
+  step "removed: namespace $NAMESPACE with $kinds"
+fi
+until [ -z "$(volumes | grep -v ' Retain$' || true)" ]; do
+  [ "$SECONDS" -lt "$timeout" ] || die "$FAILED" "volumes are still there after $timeout s: kubectl --context $context get persistentvolumes"
+  sleep 0.5
+done
+retained=$(volumes)
+[ -z "$retained" ] || say "Kept by their storage class (Retain), yours to remove: $(awk '{printf "%s ", $1}' <<<"$retained")"
+step "gone, volumes too"
