@@ -26,14 +26,16 @@ from rich.table import Table
 from market.contracts import money
 from market.local import retail
 from market.local.retail import BadFile, Good, Survey
-from market.local.shop import BadAddress, Refused, Shop, Unreachable, key
+from market.local.shop import BadAddress, NotThere, Refused, Shop, Unreachable, key
 
 CURRENCY = "GBP"
 CONCURRENCY = 64
 
 FileArgument = Annotated[Path, typer.Argument(help="A CSV file in the Online Retail format.", metavar="FILE.csv", show_default=False)]
-PortBaseOption = Annotated[int, typer.Option(help="The port base of the local stack that `market up` was given.", min=1, max=65_520)]
-UrlOption = Annotated[str | None, typer.Option(help="The public address of any shop, instead of a local one: https://shop.example")]
+PortBaseOption = Annotated[int, typer.Option(help="The port base that `market up` was given.", metavar="N", min=1, max=65_520)]
+UrlOption = Annotated[
+    str | None, typer.Option(help="The public address of any shop, instead of a local one: https://shop.example", metavar="URL")
+]
 
 
 class NoSuchProduct(Exception):
@@ -56,7 +58,8 @@ def run(
     file: FileArgument,
     *,
     stock: Annotated[
-        int | None, typer.Option(help="Units of each product; default: what the file sells of it.", min=0, max=retail.MOST_QUANTITY)
+        int | None,
+        typer.Option(help="Units of each product; default: what the file sells of it.", metavar="N", min=0, max=retail.MOST_QUANTITY),
     ] = None,
     port_base: PortBaseOption = 8080,
     url: UrlOption = None,
@@ -84,13 +87,13 @@ async def _run(file: Path, stock: int | None, shop: Shop, console: Console) -> t
 
 
 async def reach(shop: Shop) -> None:
-    """Returns when the shop answers. Raises Unreachable within seconds, with the command that may be missing."""
+    """Returns when the shop answers. Raises NotThere within seconds, with the command that may be missing."""
     try:
         await shop.count(patience=3)
     except Refused as e:
-        raise Unreachable(f"what answers at {shop.products} is not the shop: {e}") from None
+        raise NotThere(f"what answers at {shop.products} is not the shop: {e}") from None
     except Unreachable as e:
-        raise Unreachable(f"{e}. Is the shop running? `market up` starts one here") from None
+        raise NotThere(f"{e}. Is the shop running? `market up` starts one here") from None
 
 
 async def make_or_find(shop: Shop, goods: list[Good], bars: Progress, title: str, *, stock: int | None = None) -> Catalogue:
@@ -185,7 +188,7 @@ def explained(console: Console, command: str) -> Iterator[None]:
             cause = cause.exceptions[0]
         if not isinstance(cause, (BadFile, Unreachable, BadAddress)):
             raise
-        hint = ". Run it again: nothing is made twice" if isinstance(cause, Unreachable) else ""
+        hint = ". Run it again: nothing is made twice" if isinstance(cause, Unreachable) and not isinstance(cause, NotThere) else ""
         console.print(f"market {command}: {cause}{hint}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(cause, BadAddress) else 1) from None
 

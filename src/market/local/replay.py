@@ -67,18 +67,19 @@ class Report:
 def run(
     file: FileArgument,
     *,
-    concurrency: Annotated[int, typer.Option(help="Orders under way at the same time.", min=1, max=1024)] = 32,
+    concurrency: Annotated[int, typer.Option(help="Orders under way at the same time.", metavar="N", min=1, max=1024)] = 32,
     speed: Annotated[
         float | None,
-        typer.Option(help="Keep to the invoices' own times, X times as fast; default: as fast as the shop takes them.", min=0.001),
+        typer.Option(help="Keep to the invoices' own times, X times as fast; default: as fast as it can.", metavar="X", min=0.001),
     ] = None,
     port_base: PortBaseOption = 8080,
     url: UrlOption = None,
 ) -> None:
     """Place each invoice of FILE.csv as one order, through the shop's public API.
 
-    The goods are those that `market import FILE.csv` makes; what is missing of them is made. Running it again places
-    nothing twice.
+    The goods are those that `market import FILE.csv` makes; what is missing of them is made.
+
+    Running it again places nothing twice: the invoice's number is the order's idempotency key.
     """
     console = Console(stderr=True)
     with explained(console, "replay"):

@@ -28,6 +28,10 @@ class Unreachable(Exception):
     """No answer for as long as we had patience; whether anything happened is not known. Asking again with the same key is right."""
 
 
+class NotThere(Unreachable):
+    """Nothing was asked yet, and nobody answers."""
+
+
 class BadAddress(Exception):
     """What was given is no address of a shop."""
 
