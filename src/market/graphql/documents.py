@@ -41,8 +41,9 @@ class Prepared:
     document: DocumentNode | None = None
     operation: OperationDefinitionNode | None = None
     errors: list[Error] = field(default_factory=list)
-    # What the executor keeps beside it: plans by the values of the conditions.
-    plans: dict[tuple[bool, ...], Any] = field(default_factory=dict)
+    # What the executor keeps beside it: the variables in `@skip` and `@include`, and the plans by their values.
+    conditions: list[str] | None = None
+    plans: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     @property
     def is_mutation(self) -> bool:
@@ -96,12 +97,12 @@ class Documents:
         return prepared
 
 
-def request_error(e: GraphQLError) -> Error:
+def request_error(e: GraphQLError, field: str = "query") -> Error:
     """A complaint about the request itself, as the answer says it."""
     error: Error = dict(e.formatted)
     if len(error["message"]) > _MOST_MESSAGE:
         error["message"] = error["message"][:_MOST_MESSAGE] + "..."
-    error["extensions"] = {"code": "BAD_INPUT", "field": "query", **(e.extensions or {})}
+    error["extensions"] = {"code": "BAD_INPUT", "field": field, **(e.extensions or {})}
     return error
 
 

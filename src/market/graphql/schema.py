@@ -111,15 +111,18 @@ class Join:
 
     async def _fetch(self) -> None:
         asked, self._asked = self._asked, {}
-        for ids, answer in await self._shop.joined(asked):
-            if isinstance(answer, bytes):
-                found = {p.id: p for p in _page.decode(answer).items}
-                for id in ids:
-                    asked[id].set_result(found.get(id))
-            else:
-                error = _error(answer)
+        for ids, page in await self._shop.joined(asked):
+            try:
+                if isinstance(page, Exception):
+                    raise page
+                found = {p.id: p for p in _page.decode(page).items}
+            except Exception as e:
+                error = _error(e)
                 for id in ids:
                     asked[id].set_exception(error)
+            else:
+                for id in ids:
+                    asked[id].set_result(found.get(id))
 
 
 @dataclass

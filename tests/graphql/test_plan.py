@@ -1,0 +1,238 @@
+"""Plans against graphql-core: for any document the same answer, errors included."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graphql import GraphQLObjectType, get_named_type, is_leaf_type
+from graphql_shop import Backend, order, product
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis_graphql import from_schema
+from structlog.testing import capture_logs
+
+from market.graphql import schema as published
+from market.graphql.clients import Rest
+from market.graphql.config import Documents as Keep
+from market.graphql.config import Limits
+from market.graphql.documents import Documents
+from market.graphql.executor import Executor
+from market.graphql.service import Shop
+from market.kit.errors import Unavailable
+from market.kit.http import Answer
+
+SCHEMA = published.load()
+SDL = (Path(__file__).parents[2] / "graphql" / "schema.graphql").read_text()
+PRODUCTS = [product(n) for n in range(1, 120)]
+IDS = [p["id"] for p in PRODUCTS]
+ORDERS = [order(n, "ann" if n % 3 else "bob", [IDS[(11 * n + 5 * k) % 119] for k in range(n % 6 + 1)]) for n in range(12)]
+# One line's product has been deleted.
+ORDERS[1]["items"][0]["product_id"] = "00000000-0000-4000-8000-0000000fffff"
+UNKNOWN = "00000000-0000-4000-8000-00000000ffff"
+
+
+class Direct:
+    """An HttpClient that asks a stand-in without a network."""
+
+    def __init__(self, kind: str, things: list[dict[str, Any]], fails: str) -> None:
+        self._backend = Backend(kind)
+        self._backend.things = {t["id"]: copy.deepcopy(t) for t in things}
+        self._fails = fails
+
+    async def call(
+        self, method: str, path: str, *, body: bytes | None = None, headers: Any = None, seconds: Any = None, idempotent: Any = None
+    ) -> Answer:
+        await asyncio.sleep(0)
+        if self._fails == "dead":
+            raise Unavailable("it broke off")
+        if self._fails == "refuses" or (self._fails == "refuses pages" and path.partition("?")[0].count("/") == 2):
+            self._backend.fail(422, "bad-input", detail="no", errors=[{"field": "some_thing", "reason": "is wrong"}])
+        if self._fails == "breaks the contract":
+            return Answer(200, b'{"items": 5, "id": null}', {"content-type": "application/json"})
+        path, _, raw = path.partition("?")
+        query = dict(p.split("=", 1) for p in raw.replace("%2C", ",").split("&")) if raw else {}
+        if not all(query.get(n, "0").lstrip("-").isdigit() for n in ("limit", "offset")):
+            query = {}
+        status, answer, more = self._backend._answer(method, path, query, json.loads(body) if body else {}, headers or {})
+        kind = "application/problem+json" if status >= 400 else "application/json"
+        return Answer(status, b"" if answer is None else json.dumps(answer).encode(), {"content-type": kind, **more})
+
+
+async def answers(text: str, variables: dict[str, Any], fails: tuple[str, str], *, compiled: bool) -> tuple[bool, Any]:
+    shop = Shop(
+        Rest(Direct("product", PRODUCTS, fails[0]), "products", "/api/product"),
+        Rest(Direct("order", ORDERS, fails[1]), "orders", "/api/order"),
+    )
+    documents = Documents(SCHEMA, Limits(), Keep())
+    executor = Executor(SCHEMA, shop, list_items=500, compiled=compiled)
+    prepared = documents.get(text, None)
+    with capture_logs():
+        async with asyncio.timeout(5):
+            result = await executor.run(prepared, variables)
+    assert not prepared.plans or compiled
+    answer = json.loads(result.body)
+    for error in answer.get("errors", []):
+        # A key that was minted is another each time.
+        error.get("extensions", {}).pop("idempotencyKey", None)
+    if result.began:
+        answer.get("errors", []).sort(key=json.dumps)
+    return result.began, answer
+
+
+def same(text: str, variables: dict[str, Any], fails: tuple[str, str]) -> dict[str, Any]:
+    began, expected = asyncio.run(answers(text, variables, fails, compiled=False))
+    began_too, answer = asyncio.run(answers(text, variables, fails, compiled=True))
+    assert (began, expected) == (began_too, answer)
+    # The names stand in the document's order, too.
+    assert json.dumps(expected.get("data")) == json.dumps(answer.get("data"))
+    return dict(answer)
+
+
+FAILS = st.sampled_from(["", "", "", "", "dead", "refuses", "refuses pages", "breaks the contract"])
+RELAXED = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@RELAXED
+@given(from_schema(SDL), st.tuples(FAILS, FAILS))
+def test_a_generated_document_has_the_same_answer(text: str, fails: tuple[str, str]) -> None:
+    same(text, {}, fails)
+
+
+ARGUMENTS: dict[str, list[str]] = {
+    "product": ["id: $id", *(f'id: "{id}"' for id in (*IDS[:2], UNKNOWN, "x")), "id: 7"],
+    "products": [
+        "",
+        "limit: 3",
+        "limit: $n",
+        "limit: $n, offset: 2",
+        'q: "Thing 11"',
+        "ids: $ids",
+        'ids: ["x"]',
+        f'ids: ["{IDS[4]}", "{IDS[2]}"]',
+        "limit: 400",
+    ],
+    "order": ["id: $order", f'id: "{ORDERS[1]["id"]}"', f'id: "{ORDERS[5]["id"]}"', f'id: "{UNKNOWN}"'],
+    "orders": ['user: "ann"', "user: $user", 'user: "bob", limit: $n', 'user: "ann", status: "confirmed", limit: 400'],
+    "deleteProduct": [f'id: "{IDS[0]}"', "id: $id", 'id: "x"'],
+    "deleteOrder": ["id: $order", f'id: "{UNKNOWN}"'],
+    "createOrder": [
+        f'input: {{user: "zoe", items: [{{productId: "{IDS[1]}", quantity: 2}}, {{productId: "{IDS[3]}", quantity: $n}}]}}',
+        "input: $new",
+        'input: $new, idempotencyKey: "k"',
+        "input: $new, idempotencyKey: $user",
+    ],
+    "createProduct": ['input: {name: "n", description: "", price: "1", currency: $user}'],
+    "updateProduct": [f'input: {{id: "{IDS[1]}", name: $user, description: "d", price: "1", currency: "GBP", imageUrl: null}}'],
+}
+HEADER = (
+    f'($id: ID = "{IDS[3]}", $ids: [ID!] = ["{IDS[5]}"], $n: Int = 4, $order: ID! = "{ORDERS[4]["id"]}", $user: String! = "ann", '
+    "$new: CreateOrderInput!, $yes: Boolean! = true, $no: Boolean = false)"
+)
+NEW = {"user": "eve", "items": [{"productId": IDS[9], "quantity": 1}, {"productId": IDS[8], "quantity": 5}]}
+VARIABLES = st.fixed_dictionaries(
+    {"new": st.sampled_from([NEW, NEW, {**NEW, "email": None}, {"user": "eve"}, None])},
+    optional={
+        "id": st.sampled_from([IDS[7], UNKNOWN, None, 12]),
+        "ids": st.sampled_from([IDS[:3], [], None, IDS[5], ["x"], IDS * 2]),
+        "n": st.sampled_from([1, 2, 99, None, -1, "1"]),
+        "order": st.sampled_from([ORDERS[2]["id"], UNKNOWN, None]),
+        "user": st.sampled_from(["bob", "", "nobody"]),
+        "yes": st.sampled_from([True, False]),
+        "no": st.sampled_from([True, False, None]),
+    },
+)
+KEYS = st.sampled_from(["", "", "", "a: ", "b: ", "zZ_9: "])
+CONDITIONS = st.sampled_from(
+    ["", "", "", "", " @include(if: $yes)", " @skip(if: $no)", " @skip(if: true)", " @include(if: $no) @skip(if: false)"]
+)
+
+
+@st.composite
+def selections(draw: st.DrawFn, type: GraphQLObjectType, fragments: list[str], depth: int = 0) -> str:
+    parts: list[str] = []
+    for _ in range(draw(st.integers(1, 4 if depth else 3))):
+        kind = draw(st.integers(0, 9))
+        if kind == 0:
+            parts.append(f"{draw(KEYS)}__typename")
+        elif kind == 1 and depth < 5:
+            parts.append(f"... on {type.name}{draw(CONDITIONS)} {{ {draw(selections(type, fragments, depth + 1))} }}")
+        elif kind == 2 and depth < 5:
+            name = f"F{len(fragments)}"
+            fragments.append("")
+            fragments[int(name[1:])] = f"fragment {name} on {type.name} {{ {draw(selections(type, fragments, depth + 1))} }}"
+            parts += [f"...{name}{draw(CONDITIONS)}"] * draw(st.integers(1, 2))
+        else:
+            name = draw(st.sampled_from(sorted(type.fields)))
+            below = get_named_type(type.fields[name].type)
+            text = f"{draw(KEYS)}{name}"
+            if name in ARGUMENTS and type.name in ("Query", "Mutation"):
+                text += f"({draw(st.sampled_from(ARGUMENTS[name]))})".replace("()", "")
+            text += draw(CONDITIONS)
+            if not is_leaf_type(below):
+                text += f" {{ {draw(selections(below, fragments, depth + 1))} }}"
+            parts.append(text)
+    return " ".join(parts)
+
+
+@st.composite
+def documents(draw: st.DrawFn, mutation: bool) -> str:
+    fragments: list[str] = []
+    type = SCHEMA.mutation_type if mutation else SCHEMA.query_type
+    body = draw(selections(type, fragments))
+    header = HEADER
+    for name in ("id", "ids", "n", "order", "user", "new", "yes", "no"):
+        # A variable that is not used is not valid.
+        if not any(f"${name}{end}" in text for text in (body, *fragments) for end in (")", ",", "}", " ", "]")):
+            start = header.index(f"${name}:")
+            ends = [header.find(f", ${other}:", start) for other in ("id", "ids", "n", "order", "user", "new", "yes", "no")]
+            end = min((e for e in ends if e > 0), default=-1)
+            header = header[:start] + header[end + 2 :] if end > 0 else header[:start].rstrip(", ") + ")"
+    header = "" if header == "()" else header
+    return f"{'mutation' if mutation else 'query'} {header} {{ {body} }} {' '.join(fragments)}"
+
+
+@RELAXED
+@given(documents(mutation=False), VARIABLES, st.tuples(FAILS, FAILS))
+def test_a_query_has_the_same_answer(text: str, variables: dict[str, Any], fails: tuple[str, str]) -> None:
+    same(text, variables, fails)
+
+
+@RELAXED
+@given(documents(mutation=True), VARIABLES, st.tuples(FAILS, FAILS))
+def test_a_mutation_has_the_same_answer(text: str, variables: dict[str, Any], fails: tuple[str, str]) -> None:
+    same(text, variables, fails)
+
+
+def test_most_generated_queries_are_valid_and_compiled() -> None:
+    seen = {"valid": 0, "all": 0}
+
+    @settings(max_examples=100, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(documents(mutation=False))
+    def look(text: str) -> None:
+        prepared = Documents(SCHEMA, Limits(), Keep()).get(text, None)
+        seen["all"] += 1
+        seen["valid"] += not prepared.errors
+
+    look()
+    assert seen["valid"] > seen["all"] / 3, seen
+
+
+@pytest.mark.parametrize("fails", ["", "dead", "refuses pages"])
+def test_two_shapes_of_one_join_are_both_filled(fails: str) -> None:
+    text = """query ($yes: Boolean!) {
+      orders(user: "ann") { a: items { p: product { id } q: product { available name @include(if: $yes) } } items { quantity } n: total }
+      again: orders(user: "bob", limit: 2) { items { items { product { __typename price } } } }
+      __typename
+    }"""
+    for yes in (True, False):
+        same(text, {"yes": yes}, (fails, ""))
+
+
+def test_introspection_is_answered_by_graphql_core() -> None:
+    answer = same("{ __schema { queryType { name } } products { total } }", {}, ("", ""))
+    assert answer == {"data": {"__schema": {"queryType": {"name": "Query"}}, "products": {"total": 119}}}
