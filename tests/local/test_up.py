@@ -1,0 +1,128 @@
+"""`market up` as its user meets it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from market.local import spawn, table
+
+from .conftest import Up, wait_until
+
+Make = Callable[..., Up]
+PIDS = {"products", "orders", "inventory", "notifications", "graphql", "postgres", "redis", "mongodb", "kafka", "mail"}
+URLS = {
+    "graphql", "products", "orders", "inventory", "mail", "smtp", "kafka", "postgres_products", "postgres_inventory",
+    "mongodb", "redis", "admin",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def up(make_up: Make) -> Iterator[Up]:
+    """One shop for the tests of this file, on the embedded broker; the last of them stops it."""
+    made = make_up("--kafka", "embedded")
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_the_json_file_names_every_address_and_every_process(up: Up) -> None:
+    facts = up.facts
+    assert set(facts) == {"urls", "pids"}
+    assert set(facts["urls"]) == URLS
+    assert set(facts["urls"]["admin"]) == PIDS - {"postgres", "redis", "mongodb", "kafka", "mail"}
+    assert set(facts["pids"]) == PIDS
+    assert len(set(facts["pids"].values())) == len(PIDS)
+    assert all(spawn.started_at(pid) for pid in facts["pids"].values())
+    for url in facts["urls"]["admin"].values():
+        assert httpx.get(f"{url}/readyz").status_code == 200
+
+
+def test_it_prints_an_order_that_can_be_placed_as_it_stands_and_the_mail_arrives(up: Up) -> None:
+    wait_until(lambda: "Ctrl-C" in up.said)
+    assert "events not yet mailed are lost" in up.said
+    (line,) = re.findall(r"^ *(curl .*)$", up.said, re.MULTILINE)
+    done = subprocess.run(["bash", "-c", f"{line} -w '%{{http_code}}'"], capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("201"), done.stdout + done.stderr
+    (url,) = re.findall(r"Read the mail: (\S+)/", up.said)
+    (mail,) = wait_until(lambda: httpx.get(f"{url}/api/messages", params={"to": "ann@example.test"}).json()["items"])
+    assert "confirmed" in mail["subject"]
+
+
+def test_the_same_data_directory_cannot_be_used_twice(up: Up, make_up: Make) -> None:
+    second = make_up(data=up.data)
+    second.begin()
+    assert second.ended() == 1
+    assert f"is in use by another `market up` (pid {up.process.pid})" in second.said
+    assert not second.file.exists()
+
+
+def test_a_port_that_is_taken_is_named_before_anything_is_started(up: Up, make_up: Make) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        second = make_up(base=taken.getsockname()[1] - table.ROWS["orders"].ports["orders"])
+        second.begin()
+        assert second.ended() == 1
+        assert f"{taken.getsockname()[1]} (orders)" in second.said
+    assert not (second.data / "pids.json").exists()
+    same = make_up(base=up.base)
+    same.begin()
+    assert same.ended() == 1
+    assert f"{up.base} (graphql)" in same.said
+
+
+@pytest.mark.parametrize("name", ["products", "redis"])
+def test_what_is_killed_comes_back_on_its_port_within_a_second_and_the_file_says_so(up: Up, name: str) -> None:
+    old = up.facts["pids"][name]
+    killed = time.monotonic()
+    os.kill(old, signal.SIGKILL)
+    new = wait_until(lambda: (pid := up.facts["pids"].get(name)) not in (None, old) and pid)
+    assert time.monotonic() - killed < 1
+    assert spawn.started_at(new)
+    port = up.base + table.ROWS[name].ports[name]
+    wait_until(lambda: spawn.answers(port))
+    assert f"{name} was killed by signal 9" in up.said
+    assert set(up.facts["pids"]) == PIDS
+
+
+def test_a_stop_leaves_no_process_no_port_and_no_file(up: Up) -> None:
+    family = up.family()
+    assert len(family) >= len(PIDS)
+    up.process.send_signal(signal.SIGINT)
+    assert up.ended() == 0
+    assert not up.file.exists()
+    assert spawn.wait_gone(family, 0.1) == []
+    assert all(spawn.is_free(port) for port in table.ports(up.base).values())
+
+
+def test_two_shops_run_side_by_side_and_one_that_was_killed_goes_on_with_its_data(make_up: Make) -> None:
+    first, second = make_up("--empty"), make_up("--empty", "--kafka", "embedded")
+    first.begin()
+    second.start()
+    wait_until(first.file.exists, 60)
+    body = {"name": "Teapot", "description": "", "price": "19.90", "currency": "EUR", "stock": 3}
+    made = httpx.post(f"{first.facts['urls']['products']}/api/product", json=body, timeout=20)
+    assert made.status_code == 201
+    assert httpx.get(f"{second.facts['urls']['products']}/api/product").json()["total"] == 0
+
+    family = first.family()
+    first.process.kill()
+    first.process.wait()
+    assert spawn.wait_gone(family, 5) == [], "the kernel ends what its parent left"
+    assert second.process.poll() is None
+
+    again = make_up("--empty", data=first.data, base=first.base)
+    again.start()
+    product = httpx.get(f"{again.facts['urls']['products']}/api/product/{made.json()['id']}", timeout=20).json()
+    assert (product["name"], product["available"]) == ("Teapot", True)
+    family = again.family()
+    again.process.terminate()
+    assert again.ended() == 0
+    assert spawn.wait_gone(family, 0.1) == []
