@@ -77,6 +77,13 @@ class HttpServer:
         if self._task.done():
             self._task.result()
 
+    def drain(self) -> None:
+        """From now on each answer closes its connection: callers that keep theirs go elsewhere before we stop listening."""
+        closing = [*self._server.config.encoded_headers, (b"connection", b"close")]
+        self._server.config.encoded_headers = closing
+        # Uvicorn puts the two together once a second.
+        self._server.server_state.default_headers = [*self._server.server_state.default_headers, (b"connection", b"close")]
+
     async def stop(self, grace: float) -> None:
         self._server.config.timeout_graceful_shutdown = max(1, int(grace))
         self._server.should_exit = True
@@ -202,6 +209,8 @@ async def _serve_until(stopping: asyncio.Event, config: C, build: Build[C], proc
         await stopping.wait()
         log.info("draining")
         process.health.draining = True
+        if isinstance(server, HttpServer):
+            server.drain()
         # Ingress and endpoints lag: serve on for a while.
         await asyncio.sleep(config.shutdown.drain_seconds)
         await server.stop(config.shutdown.grace_seconds)
