@@ -17,6 +17,7 @@ COMMANDS = {
     "replay": "market.local.replay:run",
     "reconcile": "market.local.reconcile:run",
     "dead-letters": "market.local.dead_letters:app",
+    "torture": "market.local.torture.command:torture",
 }
 
 
