@@ -89,7 +89,7 @@ async def _run(file: Path, stock: int | None, shop: Shop, console: Console) -> t
 async def reach(shop: Shop) -> None:
     """Returns when the shop answers. Raises NotThere within seconds, with the command that may be missing."""
     try:
-        await shop.count(patience=3)
+        await shop.count(patience=5)
     except Refused as e:
         raise NotThere(f"what answers at {shop.products} is not the shop: {e}") from None
     except Unreachable as e:
