@@ -126,11 +126,12 @@ def load(path: str | Path, type: type[T], environ: Mapping[str, str]) -> T:
         reason = e.strerror if isinstance(e, OSError) else "is not UTF-8"
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as e:
+        tree = yaml.load(text, _Loader)  # noqa: S506  A SafeLoader, which refuses a key that is there twice.
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}: is not YAML{where}: {getattr(e, 'problem', None) or 'unreadable'}") from None
+        reason = getattr(e, "problem", None) or getattr(e, "reason", None) or "unreadable"
+        raise ConfigError(f"{path}: is not YAML{where}: {_one_line(str(reason))}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must be a mapping of keys")
     tree = _fill(tree, "", path, environ)
@@ -138,15 +139,48 @@ def load(path: str | Path, type: type[T], environ: Mapping[str, str]) -> T:
         # Not strict: what came from the environment is text, and a port is a number.
         config = msgspec.convert(tree, type, strict=False)
     except msgspec.ValidationError as e:
-        reason, _, key = str(e).partition(" - at `$")
-        raise ConfigError(f"{path}: {key.strip('.`') or 'top level'}: {reason}") from None
+        raise ConfigError(f"{path}: {_said(str(e))}") from None
     if isinstance(config, Base) and config.faults is not None and not config.testing:
         raise ConfigError(f"{path}: faults: refused unless testing is true")
     return config
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as safe_load takes it, but for a key that is there twice: one of the two would be lost in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key_node.value} is there twice", key_node.start_mark)
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*)`", re.DOTALL)
+
+
+def _said(error: str) -> str:
+    """msgspec's error as `key: reason`."""
+    reason, _, at = error.partition(" - at `$")
+    key = at.strip(".`")
+    if match := _FIELD.fullmatch(reason):
+        key = f"{key}.{match[2]}" if key else match[2]
+        reason = "is not known here" if match[1] == "contains unknown" else "is missing"
+    return _one_line(f"{key or 'top level'}: {reason}")
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def _fill(node: Any, key: str, path: str | Path, environ: Mapping[str, str]) -> Any:
     if isinstance(node, dict):
+        for k in node:
+            if not isinstance(k, str):
+                # YAML reads `on:` as true and `1:` as a number.
+                raise ConfigError(f"{path}: {key or 'top level'}: the key {k!r} must be text; put it in quotes")
         return {k: _fill(v, f"{key}.{k}" if key else str(k), path, environ) for k, v in node.items()}
     if isinstance(node, list):
         return [_fill(v, f"{key}[{i}]", path, environ) for i, v in enumerate(node)]

@@ -58,16 +58,20 @@ class Health:
         return missing
 
     async def wait_for(self, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The attempt's result, tried until it succeeds. Says once that it waits, and once that it need not any more."""
+        """The attempt's result, tried until it succeeds. Says once for each reason that it waits, and once that it need not any more."""
         tries = 0
+        said: set[str] = set()
         while True:
             try:
                 result = await attempt()
             except Exception as e:
                 tries += 1
-                self.missing(name, _short(e))
-                if tries == 1:
-                    log.warning(f"waiting for {name}", reason=_short(e))
+                reason = _short(e)
+                self.missing(name, reason)
+                # Another reason is worth another line: not there first, and then a wrong password.
+                if reason not in said and len(said) < 5:
+                    said.add(reason)
+                    log.warning(f"waiting for {name}", reason=reason)
                 await asyncio.sleep(0.02 + backoff(tries, base=0.02, most=1.0))
             else:
                 self.missing(name, None)

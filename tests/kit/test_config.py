@@ -1,0 +1,130 @@
+"""A wrong file is one line that names file, key and reason."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from market.kit.config import Base, ConfigError, Postgres, load
+
+SERVICES = ("products", "orders", "inventory", "notifications", "graphql")
+ROOT = Path(__file__).parents[2]
+# What `market up` sets; the names that the files in config/ use.
+ENVIRONMENT = {
+    "MARKET_LOG_FORMAT": "json", "MARKET_POSTGRES_PASSWORD": "secret", "MARKET_KAFKA_PARTITIONS": "12",
+    **{f"MARKET_{n}PORT": str(21000 + i) for i, n in enumerate(
+        ("", "ADMIN_", "PRODUCTS_", "ORDERS_", "INVENTORY_", "POSTGRES_", "REDIS_", "MONGODB_", "KAFKA_", "SMTP_")
+    )},
+}  # fmt: skip
+
+
+class Example(Base, frozen=True, kw_only=True):
+    postgres: Postgres
+    tags: dict[str, str] = {}  # noqa: RUF012
+
+
+GOOD = """
+admin: {port: 9090}
+postgres: {host: "${HOST}", database: d, user: u, password: "${SECRET}", port: "${PORT}"}
+"""
+SET = {"HOST": "db", "SECRET": "a: #b${HOST}", "PORT": "5433"}
+
+
+def _refused(directory: Path, text: str, environ: dict[str, str] | None = None) -> str:
+    file = directory / "c.yaml"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError) as e:
+        load(file, Example, SET if environ is None else environ)
+    line = str(e.value)
+    assert line.startswith(f"{file}: ")
+    assert line.isprintable()
+    return line.removeprefix(f"{file}: ")
+
+
+def test_the_file_becomes_a_frozen_object_with_the_secrets_of_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(GOOD)
+    config = load(tmp_path / "c.yaml", Example, SET)
+    # Taken as it is: neither YAML nor another reference is looked for in it.
+    assert (config.postgres.password, config.postgres.port, config.postgres.host) == ("a: #b${HOST}", 5433, "db")
+    with pytest.raises(AttributeError):
+        config.postgres.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("9090", "90900"), "admin.port: Expected `int` <= 65535"),
+        (("9090", "lots"), "admin.port: Expected `int`, got `str`"),
+        (("9090", "[1]"), "admin.port: Expected `int`, got `array`"),
+        (("9090", "null"), "admin.port: Expected `int`, got `null`"),
+        (("{port: 9090}", "{port: 9090, prot: 1}"), "admin.prot: is not known here"),
+        (("{port: 9090}", "{}"), "admin.port: is missing"),
+        (("admin: {port: 9090}", ""), "admin: is missing"),
+        (("admin: {port: 9090}", "admin: {port: 9090}\nadmim: 1"), "admim: is not known here"),
+        (("admin: {port: 9090}", "admin: {port: 9090}\nadmin: {port: 9091}"), "is not YAML at line 3: the key admin is there twice"),
+        (("admin: {port: 9090}", "admin: {port: 9090}\non: 1"), "top level: the key True must be text; put it in quotes"),
+        (("database: d", 'database: ""'), "postgres.database: Expected `str` of length >= 1"),
+        (("admin: {port: 9090}", "admin: {port: 9090}\nshutdown: {drain_seconds: .nan}"), "shutdown.drain_seconds: Expected `float`"),
+        (("admin: {port: 9090}", "admin: {port: 9090}\nfaults: {directory: /tmp}"), "faults: refused unless testing is true"),
+        (("admin: {port: 9090}", "admin: {port: 9090}\ntags: {a: 1}"), "tags[...]: Expected `str`, got `int`"),
+        (("${HOST}", "${NOT_SET}"), "postgres.host: the environment has no NOT_SET"),
+        (("admin: {port: 9090}", "admin: {port: 9090"), "is not YAML at line 3: "),
+        (("admin: {port: 9090}", "a: b: c"), "is not YAML at line 2: mapping values are not allowed here"),
+        (("admin: {port: 9090}", "admin: !!python/object/apply:os.getcwd []"), "is not YAML at line 2: could not determine a constructor"),
+        (("admin: {port: 9090}", "admin: \x00"), "is not YAML: special characters are not allowed"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_one_line_with_its_key(tmp_path: Path, change: tuple[str, str], line: str) -> None:
+    assert change[0] in GOOD
+    assert _refused(tmp_path, GOOD.replace(*change)).startswith(line)
+
+
+def test_a_file_that_is_no_configuration_at_all_is_refused(tmp_path: Path) -> None:
+    assert _refused(tmp_path, "") == "must be a mapping of keys"
+    assert _refused(tmp_path, "- a") == "must be a mapping of keys"
+    assert _refused(tmp_path, "a: 1\n---\nb: 2").startswith("is not YAML at line 2: but found another document")
+    assert _refused(tmp_path, "[" * 5_000).startswith("is not YAML")
+    assert _refused(tmp_path, "\udcff") == "cannot be read: is not UTF-8"
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load(tmp_path / "absent.yaml", Example, {})
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load(tmp_path, Example, {})
+
+
+@given(st.text(max_size=60) | st.text(alphabet="{}[]:,-&*!|>'\"%@`#? \n\tab1$", max_size=60))
+def test_no_text_ends_in_anything_but_one_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    _refused(tmp_path_factory.getbasetemp(), text)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_file_of_the_local_stack_is_what_the_service_wants(service: str) -> None:
+    config = load(ROOT / "config" / f"{service}.yaml", import_module(f"market.{service}.config").Config, ENVIRONMENT)
+    assert config.admin.port == 21001
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_with_a_wrong_file_ends_at_once_with_one_line(tmp_path: Path, service: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text((ROOT / "config" / f"{service}.yaml").read_text() + "\nadmim: 1\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", f"market.{service}"], env={**os.environ, **ENVIRONMENT, "CONFIG_PATH": str(file)},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"market.{service}: {file}: admim: is not known here\n"
+
+
+def test_without_config_path_it_says_what_to_set() -> None:
+    environ = {k: v for k, v in os.environ.items() if k != "CONFIG_PATH"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "market.notifications"], env=environ, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == "market.notifications: CONFIG_PATH is not set: it names the configuration file\n"

@@ -1,0 +1,274 @@
+"""A process from its start to its end: waits for what is not there, says so once, drains, exits 0."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from market.local.kafka.broker import EmbeddedKafka
+from market.local.servers.base import Handle
+from tests.kit.test_config import ENVIRONMENT, ROOT
+
+SERVICE = """
+import asyncio, os
+from contextlib import asynccontextmanager
+from pathlib import Path
+from market.kit import rest
+from market.kit.config import Base, Http
+from market.kit.lifecycle import HttpServer, run
+
+class Config(Base, kw_only=True):
+    http: Http
+    store: str
+
+@asynccontextmanager
+async def build(config, process):
+    async def store():
+        if not Path(config.store).exists():
+            raise OSError("the store is not there")
+        if Path(config.store).read_text() != "open":
+            raise OSError("the store is closed")
+    await process.health.wait_for("store", store)
+    process.health.check("store", store)
+    async def slow(request):
+        await asyncio.sleep(1)
+        return rest.answer({"done": True})
+    yield HttpServer(rest.application({"GET /slow": slow}, config.http), config.http.host, config.http.port)
+
+run("example", Config, build)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@dataclass
+class Running:
+    process: subprocess.Popen[bytes]
+    admin: int
+    port: int
+    log_file: Path
+
+    def get(self, path: str, port: int | None = None) -> tuple[int, Any]:
+        """Status and body; 0: nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port or self.admin}{path}", timeout=5) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as e:
+            with e:
+                return e.code, json.load(e)
+        except OSError:
+            return 0, None
+
+    def until(self, path: str, status: int, seconds: float = 30) -> Any:
+        end = time.monotonic() + seconds
+        while True:
+            found, body = self.get(path)
+            if found == status:
+                return body
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < end, (found, body, self.log)
+            time.sleep(0.02)
+
+    def until_said(self, text: str, seconds: float = 30) -> None:
+        end = time.monotonic() + seconds
+        while not self.said(text):
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < end, self.log
+            time.sleep(0.02)
+
+    def terminate(self, seconds: float = 15) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def said(self, text: str) -> int:
+        return sum(text in json.loads(line)["event"] for line in self.log.splitlines())
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    started: list[Running] = []
+
+    def begin(command: list[str], config: Path, **environ: str) -> Running:
+        number = len(started)
+        admin, port, log = free_port(), free_port(), tmp_path / f"{number}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, *command], stderr=file, stdout=file,
+                env={**os.environ, **ENVIRONMENT, "MARKET_ADMIN_PORT": str(admin), "MARKET_PORT": str(port), "CONFIG_PATH": str(config), **environ},
+            )  # fmt: skip
+        started.append(Running(process, admin, port, log))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        if running.process.poll() is None:
+            running.process.kill()
+        running.process.wait()
+
+
+@pytest.fixture
+def example(start: Any, tmp_path: Path) -> Any:
+    """The small service above; its store is the file `store`."""
+    (tmp_path / "example.py").write_text(SERVICE)
+
+    def begin(drain: float = 0, **environ: str) -> Running:
+        file = tmp_path / "example.yaml"
+        file.write_text(
+            'admin: {port: "${MARKET_ADMIN_PORT}"}\nhttp: {port: "${MARKET_PORT}"}\n'
+            f"store: {tmp_path / 'store'}\nshutdown: {{drain_seconds: {drain}, grace_seconds: 5}}\n"
+        )
+        running: Running = start([str(tmp_path / "example.py")], file, **environ)
+        return running
+
+    return begin
+
+
+def test_a_store_that_is_not_there_is_waited_for_and_each_reason_is_said_once(example: Any, tmp_path: Path) -> None:
+    service = example()
+    service.until("/healthz", 200)
+    assert service.until("/readyz", 503) == {"status": "unready", "missing": {"store": "the store is not there"}}
+    time.sleep(1.5)
+    (tmp_path / "store").write_text("closed")
+    time.sleep(1.5)
+    (tmp_path / "store").write_text("open")
+    service.until("/readyz", 200)
+    assert service.said("waiting for store") == 2
+    assert [json.loads(line)["reason"] for line in service.log.splitlines() if "waiting" in line] == [
+        "the store is not there", "the store is closed",
+    ]  # fmt: skip
+    assert service.said("store is there") == 1
+    assert service.said("ready") == 1
+    # It goes away and comes back: readiness says so, and the process stays.
+    (tmp_path / "store").write_text("closed")
+    assert service.until("/readyz", 503)["missing"] == {"store": "the store is closed"}
+    assert service.get("/healthz")[0] == 200
+    assert service.terminate() == 0
+
+
+def test_sigterm_while_it_still_waits_ends_it_at_once_with_status_0(example: Any) -> None:
+    service = example()
+    service.until("/readyz", 503)
+    started = time.monotonic()
+    assert service.terminate() == 0
+    assert time.monotonic() - started < 2
+    assert service.said("stopped") == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_what_is_in_flight_at_the_end_is_answered_and_readiness_goes_first(example: Any, tmp_path: Path, signum: signal.Signals) -> None:
+    (tmp_path / "store").write_text("open")
+    service = example(drain=0.7)
+    service.until("/readyz", 200)
+    answers: list[tuple[int, Any]] = []
+    caller = threading.Thread(target=lambda: answers.append(service.get("/slow", service.port)))
+    caller.start()
+    time.sleep(0.3)
+    service.process.send_signal(signum)
+    assert service.until("/readyz", 503)["missing"] == {"process": "draining"}
+    # Ingress and endpoints lag, so that it still serves.
+    assert service.get("/slow", service.port) == (200, {"done": True})
+    caller.join()
+    assert answers == [(200, {"done": True})]
+    # Once more, from someone impatient: nothing is cut short.
+    service.process.send_signal(signum)
+    assert service.process.wait(15) == 0
+    assert service.get("/healthz") == (0, None)
+
+
+def test_a_port_that_another_has_is_named(example: Any, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("open")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        service = example(MARKET_PORT=str(port))
+        assert service.process.wait(15) == 1
+        [error] = [json.loads(line) for line in service.log.splitlines() if '"error"' in line]
+        assert error["reason"] == f"cannot listen on 127.0.0.1:{port}: Address already in use"
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(example: Any, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("open")
+    file = tmp_path / "example.yaml"
+    first = example()
+    first.until("/readyz", 200)
+    first.terminate()
+    admin = free_port()
+    with open("/dev/full", "wb") as full:
+        process = subprocess.Popen(
+            [sys.executable, str(tmp_path / "example.py")], stderr=full,
+            env={**os.environ, "MARKET_ADMIN_PORT": str(admin), "MARKET_PORT": str(free_port()), "CONFIG_PATH": str(file)},
+        )  # fmt: skip
+    service = Running(process, admin, 0, first.log_file)
+    try:
+        service.until("/readyz", 200)
+        assert service.terminate() == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_help_and_a_wrong_command_are_answered_without_a_configuration() -> None:
+    def ended(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "market.inventory", *args], capture_output=True, text=True, timeout=30, check=False)
+
+    helped, wrong = ended("--help"), ended("migrat")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert helped.stdout.startswith("usage: CONFIG_PATH=FILE python -m market.inventory [migrate")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.endswith("unknown command: migrat\n")
+
+
+@pytest.mark.parametrize("service", ["products", "orders", "inventory", "notifications"])
+def test_a_service_without_its_stores_is_alive_waits_and_ends_with_status_0(start: Any, service: str) -> None:
+    closed = {f"MARKET_{n}_PORT": str(free_port()) for n in ("POSTGRES", "REDIS", "MONGODB", "KAFKA", "SMTP", "PRODUCTS", "INVENTORY")}
+    running = start(["-m", f"market.{service}"], ROOT / "config" / f"{service}.yaml", **closed)
+    running.until("/healthz", 200)
+    running.until_said("waiting for")
+    missing = running.until("/readyz", 503)["missing"]
+    assert missing
+    assert missing != {"process": "starting"}
+    time.sleep(2)
+    assert running.terminate() == 0
+    waits = [line for line in running.log.splitlines() if "waiting for" in line]
+    assert 1 <= len(waits) <= 2, running.log
+    assert len(running.log.splitlines()) < 8, running.log
+    # Each is JSON, with the service's name and the time.
+    assert {json.loads(line)["service"] for line in running.log.splitlines()} == {service}
+
+
+def test_notifications_may_be_started_before_kafka(start: Any, tmp_path: Path) -> None:
+    kafka = Handle(EmbeddedKafka(free_port(), tmp_path / "kafka", tmp_path))
+    running = start(["-m", "market.notifications"], ROOT / "config" / "notifications.yaml", MARKET_KAFKA_PORT=str(kafka.port))
+    running.until("/readyz", 503)
+    running.until_said("waiting for kafka")
+    try:
+        kafka.start()
+        running.until("/readyz", 200)
+        assert running.said("waiting for kafka") == 1
+        assert running.said("kafka is there") == 1
+        assert running.terminate() == 0
+    finally:
+        kafka.stop()
