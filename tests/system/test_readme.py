@@ -102,3 +102,9 @@ def test_what_the_papers_link_to_is_there(paper: str) -> None:
 def test_both_readmes_have_the_same_commands_and_answers() -> None:
     english, russian = (blocks(name) for name in READMES)
     assert english == russian
+
+
+def test_the_index_of_decisions_names_each_page() -> None:
+    folder = ROOT / "docs" / "decisions"
+    linked = re.findall(r"\]\(([0-9][^)]*\.md)\)", (folder / "README.md").read_text("utf-8"))
+    assert linked == sorted(path.name for path in folder.glob("[0-9]*.md"))

@@ -9,6 +9,7 @@ import httpx
 from whole_shop import Mails, System, make_product
 
 from market.contracts import events
+from market.local import demo
 
 
 async def test_an_order_is_priced_reserved_and_mailed(shop: System, http: httpx.AsyncClient, mails: Mails) -> None:
@@ -70,3 +71,11 @@ async def test_200_buyers_of_50_units_buy_exactly_50(shop: System, http: httpx.A
     assert sorted(a.status_code for a in answers) == [201] * 50 + [409] * 150
     assert all(a.json()["shortages"] == [{"product_id": product["id"], "wanted": 1, "left": 0}] for a in answers if a.status_code == 409)
     assert (await http.post(f"{shop.urls['orders']}/api/order", json={"user": "late", **body})).status_code == 409
+
+
+async def test_the_gateway_serves_the_pictures_of_the_demo_catalogue(shop: System, http: httpx.AsyncClient) -> None:
+    for good in demo.catalogue():
+        answer = await http.get(shop.urls["graphql"] + good.image)
+        assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "image/svg+xml"), good.slug
+        assert answer.text.startswith("<svg ")
+    assert (await http.get(f"{shop.urls['graphql']}/images/none.svg")).status_code == 404
