@@ -31,7 +31,9 @@ async def build(config: Config, process: Process) -> AsyncIterator[Server]:
             channel, write_seconds=config.inventory.timeout_seconds, read_seconds=config.availability.timeout_seconds
         )
         cache = Cache(
-            await stack.enter_async_context(connect(config)), ttl=config.availability.ttl_seconds, seconds=config.redis.timeout_seconds
+            await stack.enter_async_context(connect(config.redis.url)),
+            ttl=config.availability.ttl_seconds,
+            seconds=config.redis.timeout_seconds,
         )
         availability = Availability(cache, inventory, seconds=config.availability.timeout_seconds)
         shop = Shop(db, inventory, availability, process.faults)
@@ -39,14 +41,13 @@ async def build(config: Config, process: Process) -> AsyncIterator[Server]:
         yield HttpServer(app, config.http.host, config.http.port)
 
 
-def connect(config: Config) -> redis.asyncio.Redis:
-    """A client that connects when it is first used. One retry: for a connection that the server closed meanwhile."""
+def connect(url: str) -> redis.asyncio.Redis:
+    """A client that connects when it is first used. One retry: for a connection that the server closed meanwhile.
+
+    It has no time limits of its own, which cost a task for each command: the cache has one for the whole.
+    """
     client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
-        config.redis.url,
-        socket_timeout=config.redis.timeout_seconds,
-        socket_connect_timeout=config.redis.timeout_seconds,
-        retry=Retry(NoBackoff(), 1),
-        protocol=2,
+        url, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 1), protocol=2
     )
     return client
 

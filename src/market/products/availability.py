@@ -19,7 +19,7 @@ import redis.exceptions
 from prometheus_client import Counter
 
 from market.kit import context, logs
-from market.kit.errors import Unavailable
+from market.kit.errors import Problem
 from market.kit.gather import Gather
 from market.kit.resilience import Circuit, CircuitOpen
 from market.products.clients import MOST
@@ -135,7 +135,7 @@ class Availability:
             task = asyncio.create_task(self._shared(new))
             tasks.add(task)
             self._under_way.update(dict.fromkeys(new, task))
-            task.add_done_callback(lambda _: [self._under_way.pop(id) for id in new])
+            task.add_done_callback(lambda _: [self._under_way.pop(id, None) for id in new])
         done, _ = await asyncio.wait(tasks, timeout=context.remaining(self._seconds))
         found: dict[str, bool] = {}
         for task in done:
@@ -154,7 +154,7 @@ class Availability:
         try:
             for answer in await asyncio.gather(*(self._inventory.available(part) for part in parts)):
                 answers |= answer
-        except Unavailable:
+        except Problem:
             # Errors are not cached: the next one asks again.
             return [{}] * len(groups)
         await self._cache.fill(answers)
