@@ -99,6 +99,10 @@ def test_a_stop_leaves_no_process_no_port_and_no_file(up: Up) -> None:
     assert up.ended() == 0
     assert not up.file.exists()
     assert spawn.wait_gone(family, 0.1) == []
+    logs = up.data / "logs"
+    for name in table.SERVICES:
+        assert " stopped " in (logs / f"{name}.log").read_text().splitlines()[-1], f"{name} did not end in an orderly way"
+    assert "database system is shut down" in (logs / "postgres.log").read_text()
     assert all(spawn.is_free(port) for port in table.ports(up.base).values())
 
 

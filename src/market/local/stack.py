@@ -275,7 +275,10 @@ class Stack:
 
     async def failed(self) -> None:
         """Waits until a part has failed for good, and raises its StartError."""
-        await asyncio.gather(*self._tasks)
+        # Not gather: who gives up waiting here must not cancel the parts.
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
 
     # Stop.
 

@@ -21,7 +21,7 @@ State = Literal["waiting", "preparing", "starting", "ready", "stopped"]
 # A process that has lived this long is not one that dies at every start.
 _SETTLED_SECONDS = 10.0
 _TRIES = 4
-_PROBE_SECONDS = 0.03
+_PROBE_SECONDS = 0.05
 
 
 class Supervised:
