@@ -11,7 +11,7 @@ from typing import IO, Literal
 
 import msgspec
 
-Operation = Literal["place", "cancel", "read", "list", "restock", "stock"]
+Operation = Literal["place", "cancel", "read", "list", "browse", "restock"]
 
 
 class Call(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -76,8 +76,10 @@ class Load:
                     mine.append(order_id)
             elif deed < 0.82:
                 await self._cancel(http, rng, mine.pop(rng.randrange(len(mine))))
-            elif deed < 0.95:
+            elif deed < 0.90:
                 await self._call(http, rng, "read", order_id=rng.choice(mine))
+            elif deed < 0.95:
+                await self._call(http, rng, "browse")
             else:
                 await self._call(http, rng, "list", user=f"client-{number}@torture.test")
             await asyncio.sleep(rng.uniform(0, 2 * self.think))
@@ -143,7 +145,9 @@ class Load:
 
     async def _rest(self, http: aiohttp.ClientSession, operation: str, key: str, items: dict[str, int], user: str, order_id: str) -> Answer:
         base = f"{self.urls['orders']}/api/order"
-        if operation == "place":
+        if operation == "browse":
+            request = http.get(f"{self.urls['products']}/api/product", params={"limit": "20"})
+        elif operation == "place":
             body = {"user": user, "items": [{"product_id": p, "quantity": q} for p, q in items.items()]}
             request = http.post(base, json=body, headers={"Idempotency-Key": key})
         elif operation == "cancel":
