@@ -163,8 +163,8 @@ def _root(type: GraphQLObjectType, selected: Selected) -> Root:
         joins = writer.joins
         needs = _needs(selected.fields)
         decode = msgspec.json.Decoder(_reader(selected.type, needs)).decode
-        if selected.name == "products":
-            extra["availability"] = "available" in needs.get("items", {})
+        if selected.name in ("product", "products"):
+            extra["availability"] = "available" in (needs if selected.name == "product" else needs.get("items", {}))
     return Root(
         selected.key, selected.name, selected.locations, use_case(selected.name), extra, definition, node, fixed, arguments, decode, write,
         tuple(joins),

@@ -47,8 +47,9 @@ class Shop:
         self._products = products
         self._orders = orders
 
-    async def product(self, *, id: str) -> bytes:
-        return await self._products.get(str(path_id("product", id)))
+    async def product(self, *, id: str, availability: bool = True) -> bytes:
+        """Without `availability` products need not look it up."""
+        return await self._products.get(path_id("product", id), "" if availability else "?availability=false")
 
     async def products(
         self, *, limit: int | None = None, offset: int | None = None, q: str | None = None,
@@ -64,7 +65,7 @@ class Shop:
         return await self._products.list(query)
 
     async def order(self, *, id: str) -> bytes:
-        return await self._orders.get(str(path_id("order", id)))
+        return await self._orders.get(path_id("order", id))
 
     async def orders(self, *, user: str, limit: int | None = None, offset: int | None = None, status: str | None = None) -> bytes:
         return await self._orders.list({"user": user, "limit": limit, "offset": offset, "status": status})
@@ -79,16 +80,16 @@ class Shop:
         return await self._products.update(body, idempotent="stock" not in body)
 
     async def delete_product(self, *, id: str) -> str:
-        product = str(path_id("product", id))
+        product = path_id("product", id)
         # Not repeated: the second would say 404 of what the first has deleted.
         await self._products.delete(product, idempotent=False)
-        return product
+        return str(product)
 
     async def create_order(self, *, input: dict[str, Any], idempotency_key: str | None = None) -> bytes:
         return await self._orders.create(_body(input, set()), idempotency_key, seconds=ORDER_SECONDS)
 
     async def delete_order(self, *, id: str) -> bytes:
-        order = str(path_id("order", id))
+        order = path_id("order", id)
         await self._orders.delete(order, idempotent=True)
         return await self._orders.get(order)
 

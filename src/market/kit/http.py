@@ -7,31 +7,21 @@ async with products:
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
-
-import aiohttp
 
 from market.kit import context
 from market.kit.config import Remote
 from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.resilience import Budget, Circuit, retrying
+from market.kit.wire import Answer, Broken, Pool, Unreachable
+
+__all__ = ["Answer", "HttpClient", "NotSent", "quote_ids"]
 
 
 class NotSent(Unavailable):
     """No connection: the neighbour has not seen the request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back. `status` may be any; 5xx of a dead neighbour are Unavailable only where `call` says so."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str]
 
 
 class HttpClient:
@@ -39,26 +29,20 @@ class HttpClient:
 
     def __init__(self, neighbour: str, config: Remote) -> None:
         self._neighbour = neighbour
-        self._base = config.url.rstrip("/")
+        self._url = config.url
         self._seconds = config.timeout_seconds
         self._connections = config.connections
         self._circuit = Circuit(neighbour, patience=config.timeout_seconds / 2)
         self._budget = Budget(neighbour)
-        self._session: aiohttp.ClientSession | None = None
+        self._pool: Pool | None = None
 
     async def __aenter__(self) -> HttpClient:
-        connector = aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=60, ttl_dns_cache=10)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers={"User-Agent", "Accept-Encoding"},
-        )
+        self._pool = Pool(self._url, self._connections)
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        if self._session is not None:
-            await self._session.close()
+        if self._pool is not None:
+            self._pool.close()
 
     @property
     def is_open(self) -> bool:
@@ -82,25 +66,27 @@ class HttpClient:
         )
 
     async def _once(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, seconds: float) -> Answer:
-        assert self._session is not None, "use it as a context manager"
+        assert self._pool is not None, "use it as a context manager"
         left = context.remaining(seconds)
         if left <= 0:
             raise DeadlineExceeded("the caller's time is over")
-        sent = context.outgoing(seconds)
-        if body is not None:
-            sent["content-type"] = "application/json"
-        if headers:
-            sent.update(headers)
+
+        def sent() -> dict[str, str]:
+            all = context.outgoing(seconds)
+            if body is not None:
+                all["content-type"] = "application/json"
+            if headers:
+                all.update(headers)
+            return all
+
         try:
-            async with asyncio.timeout(left):
-                async with self._session.request(method, self._base + path, data=body, headers=sent, allow_redirects=False) as response:
-                    answer = Answer(response.status, await response.read(), response.headers)
-        except aiohttp.ClientConnectorError as e:
-            raise NotSent(f"{self._neighbour} cannot be reached: {e.os_error.strerror or e}") from None
+            answer = await self._pool.request(method, path, sent, body, left)
+        except Unreachable as e:
+            raise NotSent(f"{self._neighbour} cannot be reached: {e}") from None
         except TimeoutError:
             raise DeadlineExceeded(f"{self._neighbour} did not answer in time") from None
-        except (aiohttp.ClientError, OSError) as e:
-            raise Unavailable(f"{self._neighbour} broke off: {type(e).__name__}") from None
+        except Broken as e:
+            raise Unavailable(f"{self._neighbour} broke off: {e}") from None
         if answer.status in (502, 503, 504) and "problem+json" not in answer.headers.get("content-type", ""):
             raise Unavailable(f"{self._neighbour} is not there: {answer.status}")
         return answer

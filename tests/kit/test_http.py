@@ -1,0 +1,247 @@
+"""kit/http.py and kit/wire.py against servers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from market.kit import context
+from market.kit.config import Remote
+from market.kit.errors import DeadlineExceeded, Unavailable
+from market.kit.http import HttpClient, NotSent
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Some: Thing\r\n\r\nok"
+
+
+@asynccontextmanager
+async def server(serve: Serve, port: int = 0) -> AsyncIterator[tuple[str, list[int]]]:
+    """`serve` gets each connection with its number; the list has the connections so far."""
+    connections: list[int] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())  # type: ignore[arg-type]
+        connections.append(len(connections))
+        try:
+            await serve(reader, writer, connections[-1])
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    it = await asyncio.start_server(accept, "127.0.0.1", port)
+    try:
+        yield f"http://127.0.0.1:{it.sockets[0].getsockname()[1]}", connections
+    finally:
+        it.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def client(url: str, **more: int) -> HttpClient:
+    return HttpClient("neighbour", Remote(url=url, **more))
+
+
+async def request_head(reader: asyncio.StreamReader) -> bytes:
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+def answering(data: bytes, *, close: bool = False) -> Serve:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        while True:
+            await request_head(reader)
+            writer.write(data)
+            await writer.drain()
+            if close:
+                return
+
+    return serve
+
+
+async def test_a_connection_is_used_again() -> None:
+    async with server(answering(OK)) as (url, connections), client(url) as http:
+        for _ in range(5):
+            answer = await http.call("GET", "/x")
+            assert (answer.status, answer.body, answer.headers["x-some"]) == (200, b"ok", "Thing")
+    assert len(connections) == 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\n\r\nok",
+    ],
+)
+async def test_an_answer_that_ends_its_connection_is_whole_and_the_connection_is_left(data: bytes) -> None:
+    async with server(answering(data, close=True)) as (url, connections), client(url) as http:
+        assert [(await http.call("GET", "/x")).body for _ in range(3)] == [b"ok"] * 3
+    assert len(connections) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "body"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n", 200, b"ok"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + OK, 200, b"ok"),
+    ],
+)
+async def test_other_forms_of_answers_are_read_and_the_connection_kept(data: bytes, status: int, body: bytes) -> None:
+    async with server(answering(data)) as (url, connections), client(url) as http:
+        for _ in range(3):
+            answer = await http.call("GET", "/x")
+            assert (answer.status, answer.body) == (status, body)
+    assert len(connections) == 1
+
+
+async def test_two_answers_to_one_request_end_the_connection_and_do_not_reach_the_next() -> None:
+    async with server(answering(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad")) as (url, connections), client(url) as http:
+        for _ in range(3):
+            answer = await http.call("GET", "/x")
+            assert (answer.body, answer.headers["content-length"]) == (b"ok", "2")
+    assert len(connections) == 3
+
+
+@pytest.mark.parametrize(
+    "data", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok"]
+)
+async def test_what_is_no_whole_http_answer_is_unavailable(data: bytes) -> None:
+    async with server(answering(data, close=True)) as (url, _), client(url) as http:
+        with pytest.raises(Unavailable):
+            await http.call("POST", "/x", body=b"{}")
+
+
+async def test_a_connection_that_the_neighbour_closed_meanwhile_is_not_used() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        await request_head(reader)
+        writer.write(OK)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+    async with server(serve) as (url, connections), client(url) as http:
+        assert (await http.call("POST", "/x", body=b"")).status == 200
+        await asyncio.sleep(0.15)
+        assert (await http.call("POST", "/x", body=b"")).status == 200
+    assert len(connections) == 2
+
+
+async def test_an_idempotent_call_is_tried_again_and_another_is_not() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        await request_head(reader)
+        if number % 2:
+            writer.write(OK)
+            await writer.drain()
+
+    async with server(serve) as (url, connections), client(url) as http:
+        assert (await http.call("GET", "/x")).status == 200
+        assert len(connections) == 2
+        await asyncio.sleep(0.05)
+        with pytest.raises(Unavailable) as e:
+            await http.call("POST", "/x", body=b"{}")
+        assert not isinstance(e.value, NotSent)
+        assert len(connections) == 3
+
+
+async def test_a_port_where_nobody_listens_is_not_sent() -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    async with client(f"http://127.0.0.1:{port}") as http:
+        with pytest.raises(NotSent):
+            await http.call("POST", "/x", body=b"{}")
+
+
+async def test_the_deadline_ends_a_call_and_its_connection_and_travels_with_it() -> None:
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        while True:
+            heads.append(await request_head(reader))
+            if number == 0:
+                await asyncio.sleep(0.3)
+            writer.write(OK)
+            await writer.drain()
+
+    async with server(serve) as (url, connections), client(url) as http:
+        with context.allow(0.1), pytest.raises(DeadlineExceeded):
+            await http.call("GET", "/x")
+        sent = dict(line.split(": ", 1) for line in heads[0].decode().strip().split("\r\n")[1:])
+        assert 50 < int(sent["x-deadline-ms"]) <= 100
+        # The late answer belongs to nobody.
+        await asyncio.sleep(0.3)
+        assert (await http.call("GET", "/x")).status == 200
+    assert len(connections) == 2
+
+
+async def test_who_finds_no_connection_free_waits_in_line() -> None:
+    most = [0, 0]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        while True:
+            path = (await request_head(reader)).split()[1]
+            most[0] += 1
+            most[1] = max(most)
+            await asyncio.sleep(0.01)
+            most[0] -= 1
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(path), path))
+
+    async with server(serve) as (url, connections), client(url, connections=3) as http:
+        done: list[int] = []
+
+        async def one(n: int) -> bytes:
+            body = (await http.call("GET", f"/{n}")).body
+            done.append(n)
+            return body
+
+        assert await asyncio.gather(*map(one, range(20))) == [b"/%d" % n for n in range(20)]
+    assert len(connections) == 3
+    assert most[1] == 3
+    assert all(abs(place - n) <= 3 for place, n in enumerate(done))
+
+
+async def test_waiting_in_line_counts_and_a_cancelled_call_frees_its_place() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        while True:
+            head = await request_head(reader)
+            if b"/slow" in head:
+                await asyncio.sleep(30)
+            writer.write(OK)
+
+    async with server(serve) as (url, _), client(url, connections=1) as http:
+        slow = asyncio.create_task(http.call("GET", "/slow"))
+        await asyncio.sleep(0.05)
+        with context.allow(0.05), pytest.raises(DeadlineExceeded):
+            await http.call("GET", "/x")
+        slow.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await slow
+        assert [(await http.call("GET", "/x")).status for _ in range(3)] == [200] * 3
+
+
+async def test_nothing_can_be_smuggled_into_a_request() -> None:
+    async with server(answering(OK)) as (url, _), client(url) as http:
+        for path, headers in (("/x y", {}), ("/x\r\nz: 1", {}), ("/x", {"a": "b\r\nc: d"}), ("/x", {"a": "b\nc: d"})):
+            with pytest.raises(ValueError, match="must not"):
+                await http.call("GET", path, headers=headers)
+
+
+async def test_a_large_body_goes_out_and_a_large_answer_comes_in() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        while True:
+            head = await request_head(reader)
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            body = await reader.readexactly(length)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (length * 4) + body * 4)
+            await writer.drain()
+
+    async with server(serve) as (url, _), client(url) as http:
+        for size in (0, 3_000_000):
+            assert (await http.call("POST", "/x", body=b"a" * size)).body == b"a" * size * 4
