@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from market.kit import context
 from market.kit.config import Remote
@@ -245,3 +247,23 @@ async def test_a_large_body_goes_out_and_a_large_answer_comes_in() -> None:
     async with server(serve) as (url, _), client(url) as http:
         for size in (0, 3_000_000):
             assert (await http.call("POST", "/x", body=b"a" * size)).body == b"a" * size * 4
+
+
+def test_it_works_on_the_loop_that_the_services_run_on() -> None:
+    async def calls() -> None:
+        async with server(answering(OK)) as (url, connections), client(url) as http:
+            assert [(await http.call("GET", "/x")).body for _ in range(3)] == [b"ok"] * 3
+        assert len(connections) == 1
+        async with server(answering(OK, close=True)) as (url, connections), client(url) as http:
+            for _ in range(3):
+                assert (await http.call("GET", "/x")).status == 200
+                await asyncio.sleep(0.02)
+        assert len(connections) == 3
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(calls())
+
+    # In a thread: the tests' own loop is running here.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(run).result()
