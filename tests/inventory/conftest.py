@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import grpc.aio
+import msgspec
 import pytest
 import yaml
 
@@ -197,8 +198,6 @@ class ServiceProcess:
 
     async def readiness(self) -> dict[str, Any]:
         """`{"ready": True}`, or what is missing."""
-        import msgspec
-
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.config["admin"]["port"])
         except OSError:

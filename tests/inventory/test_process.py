@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import grpc
+import msgspec
 import pytest
 
 from market.contracts import inventory_pb2 as pb
@@ -101,7 +102,7 @@ def _alone(service) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(f"127.0.0.1:{service.config['grpc']['port']}", options=[("grpc.use_local_subchannel_pool", 1)])
 
 
-async def test_it_starts_before_its_database_and_before_its_tables_and_says_so_once(service_process, postgres, migrated):
+async def test_it_starts_before_its_database_and_before_its_tables_and_says_so(service_process, postgres, migrated):
     admin = await asyncpg.connect(
         host=postgres.host, port=postgres.port, database="inventory", user="inventory", password=postgres.password
     )
@@ -121,8 +122,10 @@ async def test_it_starts_before_its_database_and_before_its_tables_and_says_so_o
         migration.start("migrate")
         assert await migration.ended() == 0
         await service.ready()
-        log = service.log.read_text("utf-8")
-        assert [log.count(f"waiting for {what}") for what in ("postgres", "schema")] == [1, 1]
+        lines = [msgspec.json.decode(line) for line in service.log.read_bytes().splitlines()]
+        waits = [(line["event"], line["reason"]) for line in lines if line["event"].startswith("waiting for")]
+        assert {event for event, _ in waits} == {"waiting for postgres", "waiting for schema"}
+        assert len(set(waits)) == len(waits), "each reason is said once"
         service.process.send_signal(signal.SIGTERM)
         assert await service.ended() == 0
     finally:

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from market.inventory import store
+from market.inventory.domain import Movement, Shortage
 from market.inventory.service import RETRIED
 
 from .conftest import connected, opened, reservation
@@ -59,6 +60,22 @@ async def test_a_reserve_beside_its_open_cancel_is_refused(migrated, inventory, 
     with pytest.raises(Exception, match="was cancelled"):
         await reserving
     assert await tables.stock(product) == [10]
+
+
+async def test_a_delivery_of_an_unknown_product_beside_a_batch_that_wants_it_is_not_lost(migrated, inventory, tables):
+    """The batch looked for the row before it was there, and writes its stock rows after."""
+    unknown, known = sorted((uuid4(), uuid4()))
+    await inventory.set_stock(known, 10)
+    async with connected(migrated) as conn:
+        async with conn.transaction():
+            await conn.execute("SELECT 1 FROM inventory WHERE product_id = $1 FOR UPDATE", known)
+            batch = [reservation((unknown, 1), (known, 1)), reservation((known, 2))]
+            reserving = asyncio.create_task(inventory.reserve_many(batch))
+            await asyncio.sleep(0.1)
+            assert not reserving.done()
+            await inventory.add_stock(Movement(uuid4(), unknown, 5))
+        assert await reserving == [[Shortage(unknown, 1, 0)], []]
+    assert await tables.stock(unknown, known) == [5, 8]
 
 
 async def test_one_reservation_from_two_processes_at_once_is_taken_once(migrated, tables):

@@ -46,8 +46,6 @@ FORGOTTEN = Counter("market_inventory_forgotten_total", "Cancelled reservations 
 ATTEMPTS = 8
 # Lines in one transaction, so that none holds up everybody for long.
 MOST_LINES = 4096
-# From so many lines on, the batch function is faster for a reservation that is alone, too.
-FEW_LINES = 8
 
 _decided = {outcome: RESERVATIONS.labels(outcome.name.lower()) for outcome in Outcome}
 _booked = {outcome: MOVEMENTS.labels(outcome.name.lower()) for outcome in Outcome}
@@ -172,7 +170,7 @@ class Inventory:
 
     async def _take(self, wanted: list[Reservation]) -> list[store.Decided]:
         async def take(conn: Connection) -> list[store.Decided]:
-            if len(wanted) == 1 and len(wanted[0].product_ids) <= FEW_LINES:
+            if len(wanted) == 1:
                 return [await store.reserve(conn, wanted[0])]
             return await store.reserve_many(conn, wanted)
 

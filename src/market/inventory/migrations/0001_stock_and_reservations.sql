@@ -91,7 +91,8 @@ CREATE FUNCTION reserve_many(
     OUT outcomes int[], OUT short_lines int[], OUT short_left bigint[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    stock bigint[] := array_fill(0::bigint, ARRAY[cardinality(products)]);
+    -- NULL where there is no row: one that is made meanwhile is not ours to write.
+    stock bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(products)]);
     fresh uuid[];
     short uuid[];
     enough boolean;
@@ -124,10 +125,10 @@ BEGIN
         CONTINUE WHEN outcomes[o] <> 1;
         enough := true;
         FOR line IN firsts[o]..lasts[o] LOOP
-            IF stock[line_indexes[line]] < wanted[line] THEN
+            IF coalesce(stock[line_indexes[line]], 0) < wanted[line] THEN
                 enough := false;
                 short_lines := short_lines || line;
-                short_left := short_left || stock[line_indexes[line]];
+                short_left := short_left || coalesce(stock[line_indexes[line]], 0);
             END IF;
         END LOOP;
         IF enough THEN
