@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -120,8 +121,8 @@ class Stack:
 
     def _preflight(self) -> None:
         """What must hold before the first process is started."""
-        if sys.platform != "linux":
-            raise StartError("the local stack runs on x86-64 Linux only")
+        if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+            raise StartError(f"the servers' wheels fit x86-64 Linux, and this is {platform.machine()} {platform.system()}")
         for name in self.directory.end_leftovers():
             self._say(f"ended what an earlier `market up` left running: {name}")
         busy = [f"{port} ({name})" for name, port in self.ports.items() if not spawn.is_free(port)]
@@ -265,7 +266,8 @@ class Stack:
         self.parts[name].send_tree(signal.SIGCONT)
 
     def _part_changed(self) -> None:
-        self.directory.record(self.pids)
+        with suppress(OSError):  # A full disk stops nothing; the kernel ends the children all the same.
+            self.directory.record(self.pids)
         self._changed()
 
     def _part_died(self, name: str, status: int, pause: float) -> None:

@@ -58,13 +58,19 @@ class Supervised:
         was_ready = False
         deaths = 0
         while True:
-            await self._in_thread(self.server.before_start)
             started = time.monotonic()
             self.state = "starting"
-            self._process = spawn.spawn(self.server.command(), log=self.server.log, cwd=self.server.cwd)
-            self._changed()
-            was_ready = await self._live(self._process) or was_ready
-            status = self._process.returncode
+            try:
+                await self._in_thread(self.server.before_start)
+                self._process = spawn.spawn(self.server.command(), log=self.server.log, cwd=self.server.cwd)
+            except OSError as e:
+                # A full disk, say: no reason to give up what has run.
+                status, last_words = 127, f"cannot be started: {e}"
+            else:
+                self._changed()
+                was_ready = await self._live(self._process) or was_ready
+                status = self._process.returncode
+                last_words = f"its log, {self.server.log}, ends with:\n{tail(self.server.log)}"
             self.ready.clear()
             self.state = "stopped"
             await self._in_thread(self.server.after_stop)
@@ -72,12 +78,11 @@ class Supervised:
                 return
             deaths = deaths + 1 if time.monotonic() - started < _SETTLED_SECONDS else 1
             if not was_ready and deaths >= _TRIES:
-                raise StartError(
-                    f"{self.name} does not start (exit status {status}); its log, {self.server.log}, ends with:\n{tail(self.server.log)}"
-                )
+                raise StartError(f"{self.name} does not start (exit status {status}); {last_words}")
             # At once after the first death, for a client is waiting; then ever later.
             pause = 0.0 if deaths == 1 else min(5.0, 0.1 * 2 ** min(deaths, 10))
-            self._died(self.name, status, pause)
+            if was_ready:
+                self._died(self.name, status, pause)
             self.restarts += 1
             await asyncio.sleep(pause)
 

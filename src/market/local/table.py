@@ -29,16 +29,16 @@ class Row:
 
 
 TABLE = (
-    Row("postgres", "PostgreSQL: the tables of products and of inventory", {"postgres": 6}),
-    Row("redis", "Valkey in Redis' place: availability, for seconds", {"redis": 7}),
+    Row("postgres", "PostgreSQL: goods and stock", {"postgres": 6}),
+    Row("redis", "Valkey: what is available", {"redis": 7}),
     Row("mongodb", "MongoDB: the orders", {"mongodb": 8}),
-    Row("kafka", "Kafka: the orders' events", {"kafka": 9, "kafka controller": 10}),
-    Row("mail", "mail server: takes every mail and shows it", {"mail": 4, "smtp": 5}),
-    Row("inventory", "gRPC: stock and reservations", {"inventory": 3, "inventory admin": 13}, ("postgres",), service=True, migrates=True),
+    Row("kafka", "Kafka: what happened", {"kafka": 9, "kafka controller": 10}),
+    Row("mail", "mail server, and its page", {"mail": 4, "smtp": 5}),
+    Row("inventory", "gRPC: the stock", {"inventory": 3, "inventory admin": 13}, ("postgres",), service=True, migrates=True),
     Row("products", "REST: the catalogue", {"products": 1, "products admin": 11}, ("postgres", "redis", "inventory"), service=True, migrates=True),
     Row("orders", "REST: the orders", {"orders": 2, "orders admin": 12}, ("mongodb", "kafka", "inventory", "products"), service=True, migrates=True),
     Row("notifications", "mails about orders", {"notifications admin": 14}, ("kafka", "mail"), service=True),
-    Row("graphql", "GraphQL, and the page to try it", {"graphql": 0, "graphql admin": 15}, ("products", "orders"), service=True),
+    Row("graphql", "GraphQL, and its page", {"graphql": 0, "graphql admin": 15}, ("products", "orders"), service=True),
 )  # fmt: skip
 
 ROWS = {row.name: row for row in TABLE}

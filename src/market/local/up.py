@@ -63,7 +63,7 @@ def run(
         options = _options(data, port_base, kafka, overrides)
         status = asyncio.run(_up(options, console, empty=empty, file=json_file))
     except StartError as e:
-        console.print(f"market up: {e}", style="red", markup=False, highlight=False)
+        console.print(f"market up: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
         status = 1
     raise typer.Exit(status)
 
@@ -199,7 +199,7 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
     table.add_column("address", no_wrap=True)
     table.add_column("what it is")
     for row in reversed(TABLE):
-        what = f"{row.what} ({'Apache Kafka' if stack.kafka_kind == 'apache' else 'in memory'})" if row.name == "kafka" else row.what
+        what = f"{row.what} (in memory)" if row.name == "kafka" and stack.kafka_kind == "embedded" else row.what
         table.add_row(row.name, addresses[row.name], what)
     console.print(f"The shop is ready, after {seconds:.1f} s.\n", style="bold green", highlight=False)
     console.print(table, highlight=False)

@@ -147,8 +147,11 @@ def fetch() -> None:
     if libs.exists():
         _verify(libs)
         return
-    libs.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix="libs.", dir=libs.parent))
+    try:
+        libs.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix="libs.", dir=libs.parent))
+    except OSError as e:
+        raise StartError(f"Apache Kafka's jars cannot be kept in {libs.parent}: {e.strerror}") from None
     try:
         done = subprocess.run(
             ["mvn", "-q", "-B", "-C", "-f", str(_PACKAGE / "pom.xml"), "dependency:copy-dependencies", f"-DoutputDirectory={new}"],
@@ -158,15 +161,20 @@ def fetch() -> None:
             lines = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["no reason given"]
             raise StartError(f"Maven could not fetch Apache Kafka: {lines[0].removeprefix('[ERROR] ')[:300]}")
         _verify(new)
-        if not libs.exists():
-            new.rename(libs)
+        _publish(new, libs)
     except FileNotFoundError:
         raise StartError("Maven could not fetch Apache Kafka: there is no mvn") from None
-    except OSError:
-        if not libs.exists():  # Another stack was faster, otherwise.
-            raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _publish(new: Path, place: Path) -> None:
+    """Renames a folder to its place, unless another stack was faster: its copy is as good."""
+    try:
+        new.rename(place)
+    except OSError:
+        if not place.exists():
+            raise
 
 
 def _verify(libs: Path) -> None:
@@ -207,11 +215,7 @@ def _format() -> Path:
         )  # fmt: skip
         if done.returncode:
             raise StartError(f"Apache Kafka could not format its folder: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-        if not template.exists():
-            (new / "data").rename(template)
-    except OSError:
-        if not template.exists():
-            raise
+        _publish(new / "data", template)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return template

