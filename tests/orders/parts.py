@@ -174,7 +174,7 @@ class Service:
         return await self.http.post("/api/order", json=body, headers=headers)
 
 
-def settings(mongodb: Any, kafka: str, inventory: str, products: int, database: str, **more: Any) -> dict[str, Any]:
+def settings(mongo: Any, brokers: str, target: str, catalogue: int, database: str, **more: Any) -> dict[str, Any]:
     """The configuration as YAML has it. Waiting times are seconds where production has minutes."""
     recovery = {"after_seconds": 1.5, "interval_seconds": 0.3, "claim_seconds": 1.5, "relay_interval_seconds": 0.2}
     return {
@@ -183,10 +183,10 @@ def settings(mongodb: Any, kafka: str, inventory: str, products: int, database: 
         "http": {"port": next(ports)},
         "log": {"format": "console"},
         "shutdown": {"drain_seconds": 0, "grace_seconds": 5},
-        "mongodb": {"uri": mongodb.uri, "database": database},
-        "inventory": {"target": inventory},
-        "products": {"url": f"http://127.0.0.1:{products}"},
-        "kafka": {"bootstrap_servers": kafka, "partitions": 0, "delivery_seconds": 10},
+        "mongodb": {"uri": mongo.uri, "database": database},
+        "inventory": {"target": target},
+        "products": {"url": f"http://127.0.0.1:{catalogue}"},
+        "kafka": {"bootstrap_servers": brokers, "partitions": 0, "delivery_seconds": 10},
         **more,
         "recovery": {**recovery, **more.get("recovery", {})},
     }
@@ -200,9 +200,11 @@ async def serving(given: dict[str, Any], *, process: Process | None = None, loop
     async with orders_app.shop(config, process) as shop, orders_app.server(config, process, shop, loops=loops) as server:
         await server.start()
         process.health.started = True
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{config.http.port}", timeout=20) as http:
-            yield Service(http, config, process, shop)
-        await server.stop(2)
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{config.http.port}", timeout=20) as http:
+                yield Service(http, config, process, shop)
+        finally:
+            await server.stop(2)
 
 
 class OwnProcess:

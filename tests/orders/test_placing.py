@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
+
+import pytest
 
 from .parts import Catalogue, Service, Stock, Topic, until
 
@@ -45,3 +48,192 @@ async def test_an_order_is_confirmed_stored_and_published(
     await until(lambda: "outbox" not in documents.find_one({"_id": UUID(order["id"])}), 5, "outbox cleared")
     left = documents.find_one({"_id": UUID(order["id"])})
     assert {"unsent_since", "claimed_by", "claimed_at"} & set(left) == set()
+
+
+async def test_a_shortage_names_each_product_and_takes_nothing(
+    service: Service, catalogue: Catalogue, stock: Stock, documents: Any
+) -> None:
+    lamp, chair, table = catalogue.add(), catalogue.add(), catalogue.add()
+    await stock.set(lamp, 5)
+    await stock.set(chair, 1)
+    answer = await service.order([(lamp, 2), (chair, 2), (table, 1)], user="short")
+    assert answer.status_code == 409
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["type"] == "urn:market:problem:out-of-stock"
+    assert sorted(problem["shortages"], key=lambda s: s["left"]) == [
+        {"product_id": table, "wanted": 1, "left": 0},
+        {"product_id": chair, "wanted": 2, "left": 1},
+    ]
+    assert set(problem) == {"type", "title", "status", "detail", "shortages"}
+    assert (await stock.left(lamp), await stock.left(chair)) == (5, 1)
+    document = documents.find_one({"user": "short"})
+    await until(lambda: "release_due" not in documents.find_one({"_id": document["_id"]}), 5, "release")
+    assert (await service.http.get(f"/api/order/{document['_id']}")).json()["status"] == "rejected"
+    assert (await service.http.get("/api/order", params={"user": "short"})).json() == {"items": [], "total": 0, "limit": 100, "offset": 0}
+    # Nothing changes for a rejected order.
+    assert (await service.http.delete(f"/api/order/{document['_id']}")).status_code == 204
+    assert documents.find_one({"_id": document["_id"]})["status"] == "rejected"
+
+
+async def test_another_total_than_expected_is_refused_before_anything_is_stored(
+    service: Service, catalogue: Catalogue, stock: Stock, documents: Any
+) -> None:
+    lamp = catalogue.add("2.50")
+    await stock.set(lamp, 5)
+    answer = await service.order([(lamp, 2)], user="thrifty", expected_total="4.99")
+    assert answer.status_code == 409
+    assert answer.json() == {
+        "type": "urn:market:problem:price-changed",
+        "title": "Price changed",
+        "status": 409,
+        "detail": "the total is 5.00 now",
+        "total": "5.00",
+    }
+    assert documents.find_one({"user": "thrifty"}) is None
+    assert await stock.left(lamp) == 5
+    assert (await service.order([(lamp, 2)], user="thrifty", expected_total="5")).status_code == 201
+
+
+async def test_an_unknown_product_and_two_currencies_are_bad_input(service: Service, catalogue: Catalogue, documents: Any) -> None:
+    pounds, euros, nothing = catalogue.add(), catalogue.add(currency="EUR"), str(uuid4())
+    answer = await service.order([(pounds, 1), (nothing, 1)], user="lost")
+    assert answer.status_code == 422
+    assert answer.json()["errors"] == [{"field": "items.product_id", "reason": f"there is no product {nothing}"}]
+    answer = await service.order([(pounds, 1), (euros, 1)], user="lost")
+    assert answer.status_code == 422
+    assert answer.json()["errors"] == [{"field": "items", "reason": "must all be in one currency, these are in EUR, GBP"}]
+    assert documents.find_one({"user": "lost"}) is None
+
+
+GOOD: dict[str, Any] = {"user": "ada", "items": [{"product_id": str(UUID(int=1)), "quantity": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"user": ""}, "user"),
+        ({"user": "x" * 201}, "user"),
+        ({"user": "a\x00b"}, "user"),
+        ({"user": "a\nb"}, "user"),
+        ({"user": 7}, "user"),
+        ({"email": "nobody"}, "email"),
+        ({"email": "a@b.test\r\nBcc: c@d.test"}, "email"),
+        ({"items": []}, "items"),
+        ({"items": [{"product_id": str(UUID(int=i)), "quantity": 1} for i in range(1001)]}, "items"),
+        ({"items": [{"product_id": "1", "quantity": 1}]}, "items[0].product_id"),
+        ({"items": [{"product_id": f"{UUID(int=1)}\n", "quantity": 1}]}, "items[0].product_id"),
+        ({"items": [{"product_id": str(UUID(int=1)), "quantity": 0}]}, "items[0].quantity"),
+        ({"items": [{"product_id": str(UUID(int=1)), "quantity": -1}]}, "items[0].quantity"),
+        ({"items": [{"product_id": str(UUID(int=1)), "quantity": 1_000_001}]}, "items[0].quantity"),
+        ({"items": [{"product_id": str(UUID(int=1)), "quantity": 2**63}]}, "items[0].quantity"),
+        ({"items": [{"product_id": str(UUID(int=1)), "quantity": 1.5}]}, "items[0].quantity"),
+        ({"items": [{"product_id": str(UUID(int=1)), "quantity": "1"}]}, "items[0].quantity"),
+        ({"items": [{"product_id": str(UUID(int=1)), "quantity": True}]}, "items[0].quantity"),
+        ({"items": [{"product_id": str(UUID(int=1))}]}, "items[0].quantity"),
+        ({"items": [{"product_id": str(UUID(int=1)), "quantity": 1, "unit_price": "0.01"}]}, "items[0].unit_price"),
+        ({"items": [{"product_id": str(UUID(int=1)), "quantity": 600_000}] * 2}, "items[1].quantity"),
+        ({"expected_total": 5}, "expected_total"),
+        ({"expected_total": "5.001"}, "expected_total"),
+        ({"expected_total": "NaN"}, "expected_total"),
+        ({"expected_total": "1e3"}, "expected_total"),
+        ({"expected_total": "1_000"}, "expected_total"),
+        ({"total": "5.00"}, "total"),
+    ],
+)
+async def test_bad_input_names_the_field(service: Service, change: dict[str, Any], field: str) -> None:
+    answer = await service.http.post("/api/order", json={**GOOD, **change})
+    assert answer.status_code == 422, answer.text
+    problem = answer.json()
+    assert problem["type"] == "urn:market:problem:bad-input"
+    assert problem["errors"][0]["field"] == field
+    assert problem["errors"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b"{", {}, 400),
+        (b"\xff", {}, 400),
+        (b'{"user": NaN}', {}, 400),
+        (b"[" * 100_000, {}, 400),
+        (b"{}", {"content-type": "text/plain"}, 415),
+        (b" " * 1_048_577, {}, 413),
+        (b"[]", {}, 422),
+        (b"{}", {"idempotency-key": "a b"}, 422),
+        (b"{}", {"idempotency-key": "x" * 256}, 422),
+        (b"{}", {"x-deadline-ms": "soon"}, 422),
+    ],
+)
+async def test_what_is_no_order_at_all_is_refused(service: Service, content: bytes, headers: dict[str, str], status: int) -> None:
+    answer = await service.http.post("/api/order", content=content, headers={"content-type": "application/json", **headers})
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_an_order_of_a_thousand_lines_is_placed_and_published(
+    service: Service, catalogue: Catalogue, stock: Stock, topic: Topic
+) -> None:
+    products = [catalogue.add("99999999.99", name="Лампа настольная " * 8) for _ in range(1000)]
+    for start in range(0, 1000, 50):
+        await asyncio.gather(*(stock.set(p, 1_000_000) for p in products[start : start + 50]))
+    catalogue.asked.clear()
+    catalogue.most_under_way = 0
+    catalogue.seconds = 0.02
+    answer = await service.order([(p, 1_000_000) for p in products])
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["total"] == "99999999990000000.00"
+    assert len(answer.json()["items"]) == 1000
+    assert sorted(map(len, catalogue.asked)) == [100] * 10
+    assert catalogue.most_under_way == 4
+    [event] = await topic.wait(answer.json()["id"], "order.created")
+    assert len(event.data.items) == 1000
+    assert (await service.http.get(answer.headers["location"])).json() == answer.json()
+
+
+async def test_orders_that_come_at_once_share_their_price_lookups(service: Service, catalogue: Catalogue, stock: Stock) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 100)
+    catalogue.asked.clear()
+    catalogue.seconds = 0.05
+    answers = await asyncio.gather(*(service.order([(lamp, 1)]) for _ in range(40)))
+    assert [a.status_code for a in answers] == [201] * 40
+    assert len(catalogue.asked) < 30
+    assert await stock.left(lamp) == 60
+
+
+async def test_a_race_for_the_last_units_sells_exactly_those(service: Service, catalogue: Catalogue, stock: Stock, documents: Any) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 17)
+    answers = await asyncio.gather(*(service.order([(lamp, 1)], user="race") for _ in range(60)))
+    assert sorted(a.status_code for a in answers) == [201] * 17 + [409] * 43
+    assert await stock.left(lamp) == 0
+    await until(lambda: documents.count_documents({"user": "race", "release_due": {"$exists": True}}) == 0, 10, "releases")
+    assert await stock.left(lamp) == 0
+    listed = (await service.http.get("/api/order", params={"user": "race"})).json()
+    assert (listed["total"], {o["status"] for o in listed["items"]}) == (17, {"confirmed"})
+
+
+async def test_products_being_away_is_said_before_anything_is_stored(
+    service: Service, catalogue: Catalogue, stock: Stock, documents: Any
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 1)
+    catalogue.down = True
+    answer = await service.order([(lamp, 1)], user="early")
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "order_id" not in answer.json()
+    assert documents.find_one({"user": "early"}) is None
+
+
+async def test_a_deadline_that_is_over_is_said_in_time(service: Service, catalogue: Catalogue, stock: Stock) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 1)
+    catalogue.seconds = 3
+    started = asyncio.get_running_loop().time()
+    body = {"user": "ada", "items": [{"product_id": lamp, "quantity": 1}]}
+    answer = await service.http.post("/api/order", json=body, headers={"x-deadline-ms": "500"})
+    assert answer.status_code == 503
+    assert asyncio.get_running_loop().time() - started < 1.5
+    assert await stock.left(lamp) == 1

@@ -17,6 +17,8 @@ _KEY = parameter(
     {"type": "string", "pattern": "^[!-~]{1,255}$"},
 )
 
+_RETRY = {503: {"Retry-After": "Seconds."}}
+
 
 def build() -> dict[str, Any]:
     """The document, as JSON values."""
@@ -47,6 +49,11 @@ def build() -> dict[str, Any]:
                 },
                 [_KEY],
                 CreateOrder,
+                {
+                    200: {"Location": "Its address.", "Idempotency-Replayed": "true"},
+                    201: {"Location": "Its address."},
+                    **_RETRY,
+                },
             ),
             Operation(
                 "GET",
@@ -60,8 +67,9 @@ def build() -> dict[str, Any]:
                     parameter(
                         "offset", "query", "Orders to leave out.", {"type": "integer", "minimum": 0, "maximum": 1_000_000_000, "default": 0}
                     ),
-                    parameter("status", "query", "Only those.", {"enum": ["pending", "confirmed", "cancelled"]}),
+                    parameter("status", "query", "Only those.", {"type": "string", "enum": ["pending", "confirmed", "cancelled"]}),
                 ],
+                headers=_RETRY,
             ),
             Operation(
                 "GET",
@@ -75,6 +83,7 @@ def build() -> dict[str, Any]:
                     **unavailable,
                 },
                 [_ID],
+                headers=_RETRY,
             ),
             Operation(
                 "DELETE",
@@ -89,6 +98,7 @@ def build() -> dict[str, Any]:
                     **unavailable,
                 },
                 [_ID],
+                headers=_RETRY,
             ),
         ],
     )

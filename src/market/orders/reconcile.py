@@ -27,6 +27,7 @@ from market.orders.topic import CANCELLED_SEEN, CREATED_SEEN, WRONG_ORDER, Topic
 
 _PAGE = 500
 _AGAIN_SECONDS = 2.0
+_AT_ONCE = 32
 # Events older than this may have left the topic.
 _KEPT = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
 
@@ -270,18 +271,23 @@ class _Run:
             async for line in self._read_topic(self._topic):
                 yield line
         ages = await self._ages()
-        for done, id in enumerate(suspects):
-            if done % _PAGE == 0:
-                yield Progress("second look", done, len(suspects))
-            order, held = await self._shop.store.read(id), await self._reservation(id)
-            for kind, detail in list(compare(order, held, self._seen(id), ages)):
-                repaired = None
-                if self._repair:
-                    repaired, detail = await self._mend(kind, id, order, detail)
-                self.differences += 1
-                self.repaired += repaired is True
-                yield Difference(kind.value, str(id), CAUSES[kind], detail, repaired)
+        for start in range(0, len(suspects), _AT_ONCE):
+            yield Progress("second look", start, len(suspects))
+            part = suspects[start : start + _AT_ONCE]
+            for found in await asyncio.gather(*(self._judge(id, ages) for id in part)):
+                for difference in found:
+                    self.differences += 1
+                    self.repaired += difference.repaired is True
+                    yield difference
         yield Progress("second look", len(suspects), len(suspects))
+
+    async def _judge(self, id: UUID, ages: _Ages) -> list[Difference]:
+        order, held = await self._shop.store.read(id), await self._reservation(id)
+        found = []
+        for kind, detail in list(compare(order, held, self._seen(id), ages)):
+            repaired, said = await self._mend(kind, id, order, detail) if self._repair else (None, detail)
+            found.append(Difference(kind.value, str(id), CAUSES[kind], said, repaired))
+        return found
 
     async def _reservation(self, id: UUID) -> Held | None:
         page = await self._shop.inventory.reservations(UUID(int=id.int - 1) if id.int else None, 1)

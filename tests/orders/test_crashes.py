@@ -1,0 +1,227 @@
+"""A process of the service dies between any two steps of an order's life; another one, whose loops run, makes it whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import msgspec
+import pytest
+
+from market.orders import app as orders_app
+from market.orders.config import Config
+from market.orders.domain import POINTS
+
+from .parts import Catalogue, OwnProcess, Service, Stock, Topic, serving, until
+
+# What must hold afterwards: the status, and how often each event may be in the topic at least.
+REJECTED = {
+    "orders.after-intent",
+    "orders.before-reserve",
+    "orders.after-reserve",
+    "orders.before-confirm",
+}
+CONFIRMED = {
+    "orders.after-confirm",
+    "orders.before-answer",
+    "orders.before-publish",
+    "orders.after-publish",
+    "orders.after-clear",
+}
+CANCELLED = {
+    "orders.after-cancel-status",
+    "orders.after-release",
+    "orders.after-release-cleared",
+}
+
+
+@dataclass
+class Whole:
+    """An order after the crash and the recovery."""
+
+    status: str | None
+    left: int
+    reservation: tuple[str, dict[str, int]] | None
+    events: list[tuple[str, str]]
+    document: dict[str, Any] | None
+
+
+@pytest.fixture(scope="module")
+def apart(given: Any) -> Any:
+    """Configurations on a database of their own, so that short waiting times hurt no other test."""
+    name = f"orders_crash_{uuid4().hex[:8]}"
+    return lambda **more: given(database=name, **more)
+
+
+@pytest.fixture(scope="module")
+async def healer(apart: Any, migrated: None) -> AsyncIterator[Service]:
+    """Two services whose loops finish what others left: recovery runs in every pod."""
+    assert await orders_app.migrate(msgspec.convert(apart(), Config), []) == 0
+    async with serving(apart()) as first, serving(apart()):
+        yield first
+
+
+async def settled(healer: Service, topic: Topic, order_id: str, stock: Stock, product: str) -> Whole:
+    """The order once nothing is due any more."""
+    assert healer.shop is not None
+    collection = healer.shop.store._orders
+
+    async def done() -> Any:
+        document = await collection.find_one({"_id": UUID(order_id)})
+        owing = {"outbox", "release_due"} & set(document or {})
+        return None if document is None or owing or document["status"] == "pending" else document
+
+    document = await until(done, 25, f"order {order_id} is whole")
+    types = ["order.created"] if document.get("confirmed_at") else []
+    types += ["order.cancelled"] if types and document["status"] == "cancelled" else []
+    found = await topic.wait(order_id, *types)
+    return Whole(
+        document["status"], await stock.left(product), await stock.reservation(order_id), [(e.type, e.id) for e in found], document
+    )
+
+
+async def crash(
+    point: str, process: OwnProcess, healer: Service, catalogue: Catalogue, stock: Stock, topic: Topic, *, cancel: bool = False
+) -> Whole | None:
+    """Five lamps, an order for two, a death at the point; None: no order was stored."""
+    lamp, user = catalogue.add(), f"{point} {uuid4()}"
+    await stock.set(lamp, 5)
+    process.start()
+    await process.ready(40)
+    body = {"user": user, "items": [{"product_id": lamp, "quantity": 2}]}
+    answer: httpx.Response | None = None
+    if not cancel:
+        process.arm(point)
+    try:
+        answer = await process.http.post("/api/order", json=body)
+        if cancel:
+            process.arm(point)
+            await process.http.delete(answer.headers["location"])
+    except httpx.TransportError:
+        pass
+    await process.died(15)
+    assert process.reached(point)
+    assert healer.shop is not None
+    stored = await healer.shop.store._orders.find_one({"user": user})
+    if stored is None:
+        assert await stock.left(lamp) == 5
+        return None
+    return await settled(healer, topic, str(stored["_id"]), stock, lamp)
+
+
+@pytest.fixture(scope="module")
+async def crashes(
+    apart: Any, healer: Service, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Whole | None]:
+    """Every point, a few at a time, and how each order ended."""
+    at_once = asyncio.Semaphore(4)
+
+    async def one(point: str) -> tuple[str, Whole | None]:
+        async with at_once:
+            # Only the healer recovers.
+            calm = {"after_seconds": 600, "interval_seconds": 600, "relay_interval_seconds": 600}
+            process = OwnProcess(apart(recovery=calm), tmp_path_factory.mktemp(point))
+            try:
+                return point, await crash(point, process, healer, catalogue, stock, topic, cancel=point in CANCELLED)
+            finally:
+                await process.close()
+
+    return dict(await asyncio.gather(*(one(p) for p in ["orders.before-intent", *sorted(REJECTED | CONFIRMED | CANCELLED)])))
+
+
+def test_a_crash_before_the_intent_leaves_nothing(crashes: dict[str, Whole | None]) -> None:
+    assert crashes["orders.before-intent"] is None
+
+
+@pytest.mark.parametrize("point", sorted(REJECTED))
+def test_a_crash_before_the_confirmation_ends_rejected_and_released(crashes: dict[str, Whole | None], point: str) -> None:
+    whole = crashes[point]
+    assert whole is not None
+    assert (whole.status, whole.left, whole.events) == ("rejected", 5, [])
+    assert whole.reservation is not None
+    assert whole.reservation[0] == "cancelled"
+
+
+@pytest.mark.parametrize("point", sorted(CONFIRMED))
+def test_a_crash_after_the_confirmation_ends_confirmed_and_published(crashes: dict[str, Whole | None], point: str) -> None:
+    whole = crashes[point]
+    assert whole is not None
+    assert (whole.status, whole.left) == ("confirmed", 3)
+    assert whole.reservation is not None
+    assert whole.reservation[0] == "reserved"
+    # At least once, and repeats have the same id.
+    assert len(set(whole.events)) == 1
+    assert whole.events[0][0] == "order.created"
+    if point not in ("orders.after-publish",):
+        assert len(whole.events) == 1
+
+
+@pytest.mark.parametrize("point", sorted(CANCELLED))
+def test_a_crash_while_cancelling_gives_the_goods_back_once(crashes: dict[str, Whole | None], point: str) -> None:
+    whole = crashes[point]
+    assert whole is not None
+    assert (whole.status, whole.left) == ("cancelled", 5)
+    assert whole.reservation is not None
+    assert whole.reservation[0] == "cancelled"
+    assert list(dict.fromkeys(type for type, _ in whole.events)) == ["order.created", "order.cancelled"]
+    assert len(set(whole.events)) == 2
+
+
+async def test_a_rejection_for_a_shortage_survives_a_crash_before_its_release(
+    apart: Any, healer: Service, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Any
+) -> None:
+    process = OwnProcess(apart(recovery={"after_seconds": 600, "interval_seconds": 600}), tmp_path)
+    lamp, user = catalogue.add(), f"short {uuid4()}"
+    await stock.set(lamp, 1)
+    try:
+        process.start()
+        await process.ready(40)
+        process.arm("orders.after-reject-status")
+        with pytest.raises(httpx.TransportError):
+            await process.http.post("/api/order", json={"user": user, "items": [{"product_id": lamp, "quantity": 2}]})
+        await process.died()
+    finally:
+        await process.close()
+    assert healer.shop is not None
+    stored = await healer.shop.store._orders.find_one({"user": user})
+    assert stored is not None
+    whole = await settled(healer, topic, str(stored["_id"]), stock, lamp)
+    assert (whole.status, whole.left, whole.events) == ("rejected", 1, [])
+    assert whole.document is not None
+    assert whole.document["reason"] == "out-of-stock"
+
+
+async def test_a_recovery_that_dies_is_taken_over(
+    apart: Any, migrated: None, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Any, given: Any
+) -> None:
+    # A database where nobody else recovers.
+    name = f"orders_takeover_{uuid4().hex[:8]}"
+    assert await orders_app.migrate(msgspec.convert(given(database=name), Config), []) == 0
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    first = OwnProcess(given(database=name), tmp_path / "first")
+    try:
+        first.arm("orders.after-reserve", "fail")
+        first.arm("orders.recovery-before-reject")
+        first.start()
+        await first.ready(40)
+        answer = await first.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]})
+        assert answer.status_code == 503
+        order_id = answer.json()["order_id"]
+        assert await stock.left(lamp) == 3
+        await first.died(15)
+        async with serving(given(database=name)) as second:
+            whole = await settled(second, topic, order_id, stock, lamp)
+    finally:
+        await first.close()
+    assert (whole.status, whole.left) == ("rejected", 5)
+
+
+def test_every_failure_point_is_known() -> None:
+    tried = REJECTED | CONFIRMED | CANCELLED | {"orders.before-intent", "orders.after-reject-status", "orders.recovery-before-reject"}
+    # Tried with a pause in test_relay.py and test_keys_and_cancelling.py.
+    assert set(POINTS) - tried == {"orders.relay-after-claim", "orders.before-cancel-status"}

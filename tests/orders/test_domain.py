@@ -1,0 +1,119 @@
+"""Pure rules: the state machine by Hypothesis, pricing, merging, money's binary form, what a configuration may say."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from bson import Decimal128
+from hypothesis import given
+from hypothesis import strategies as st
+
+from market.contracts import events
+from market.kit import config as kit_config
+from market.kit.errors import BadInput
+from market.orders import domain
+from market.orders.config import Config
+from market.orders.documents import from_decimal128, to_decimal128, update_of
+from market.orders.domain import MOVES, Entry, Line, NewOrder, Order, Product, Status, Step, Wanted, merged, moved, next_step, priced
+
+AT = datetime(2026, 1, 31, 12, 30, 15, 250_000, tzinfo=UTC)
+ORDER = Order(UUID(int=1), "ada", None, (Line("p", "Lämp", 2, Decimal("1.25")),), Decimal("2.50"), "GBP", AT, key="k", digest=b"d")
+
+
+@given(st.lists(st.sampled_from(MOVES), max_size=6))
+def test_whatever_moves_are_tried_an_order_owes_what_its_status_says(tried: list[domain.Move]) -> None:
+    order = ORDER
+    for move in tried:
+        if order.status is move.source:
+            entry = Entry(events.event_id(order.id, move.event), move.event, AT) if move.event else None
+            order = moved(order, move, entry)
+        else:
+            with pytest.raises(AssertionError):
+                moved(order, move)
+    ended = order.status in (Status.REJECTED, Status.CANCELLED)
+    assert order.release_due == ended
+    assert (order.key is None) == (order.status is Status.REJECTED)
+    types = [e.type for e in order.outbox]
+    assert types == [events.CREATED, events.CANCELLED][: len(types)]
+    assert (order.status is Status.CONFIRMED) <= (types == [events.CREATED])
+    assert (next_step(order) is Step.RESERVE) == (order.status is Status.PENDING)
+    assert (next_step(order, overdue=True) is Step.REJECT) == (order.status is Status.PENDING)
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_a_move_is_one_update_that_is_conditional_on_the_status(move: domain.Move) -> None:
+    where, change = update_of(ORDER.id, move, at=AT)
+    assert where == {"_id": ORDER.id, "status": move.source.value}
+    assert change["$set"]["status"] == move.target.value
+    assert ("release_due" in change.get("$currentDate", {})) == move.releases
+    assert ("key" in change.get("$unset", {})) == move.frees_key
+
+
+@given(st.decimals(min_value=0, max_value=Decimal("99999999999999999.99"), places=2))
+def test_money_is_kept_exactly_as_decimal128(amount: Decimal) -> None:
+    assert to_decimal128(amount) == Decimal128(amount.quantize(Decimal("0.01")))
+    assert from_decimal128(to_decimal128(amount)) == amount
+
+
+@pytest.mark.parametrize("text", ["0", "1", "1.5", "1E+2", "12.34"])
+def test_money_written_by_another_hand_is_read(text: str) -> None:
+    assert from_decimal128(Decimal128(text)) == Decimal(text)
+
+
+def test_lines_of_one_product_are_merged_in_the_order_of_first_mention() -> None:
+    assert merged([("b", 1), ("a", 2), ("b", 3)]) == (Wanted("b", 4), Wanted("a", 2))
+    with pytest.raises(BadInput, match=r"items\[1\].quantity"):
+        merged([("a", 999_999), ("a", 2)])
+
+
+def test_pricing_takes_names_and_prices_from_the_catalogue() -> None:
+    new = NewOrder("ada", None, (Wanted("a", 3), Wanted("b", 1)), Decimal("8.50"))
+    products = {"a": Product("a", "A", Decimal("2.50"), "EUR"), "b": Product("b", "B", Decimal("1.00"), "EUR")}
+    assert priced(new, products) == ((Line("a", "A", 3, Decimal("2.50")), Line("b", "B", 1, Decimal("1.00"))), Decimal("8.50"), "EUR")
+
+
+def test_a_digest_is_of_what_was_meant() -> None:
+    one = NewOrder("ada", None, merged([("a", 1), ("a", 1)]), None)
+    assert one.digest() == NewOrder("ada", None, (Wanted("a", 2),), None).digest()
+    assert one.digest() != NewOrder("ada", None, (Wanted("a", 3),), None).digest()
+
+
+def test_an_event_is_stable_and_says_the_order_as_it_is() -> None:
+    entry = Entry(events.event_id(ORDER.id, events.CREATED), events.CREATED, AT)
+    made = domain.event(ORDER, entry)
+    assert (made.id, made.sequence, made.subject) == (str(entry.id), 1, str(ORDER.id))
+    assert made.time == "2026-01-31T12:30:15.250Z"
+    assert made.data.items[0].unit_price == "1.25"
+
+
+GOOD = """
+admin: {port: 1}
+http: {port: 2}
+mongodb: {uri: "mongodb://x"}
+inventory: {target: "x:1"}
+products: {url: "http://x"}
+kafka: {bootstrap_servers: "x:1"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ("recovery: {after_seconds: 29}", "recovery.after_seconds: must be at least three times order_seconds"),
+        ("recovery: {claim_seconds: 20}", "kafka.delivery_seconds: must be below recovery.claim_seconds"),
+        ("colour: red", "colour"),
+        ("order_seconds: 0", "order_seconds"),
+        ("faults: {directory: /tmp}", "faults: refused unless testing is true"),
+    ],
+)
+def test_a_configuration_that_would_lose_orders_is_refused(tmp_path: Path, more: str, reason: str) -> None:
+    file = tmp_path / "orders.yaml"
+    file.write_text(GOOD)
+    assert kit_config.load(file, Config, {}).order_seconds == 10
+    file.write_text(GOOD + more)
+    with pytest.raises(kit_config.ConfigError, match=reason.replace(".", r"\.")):
+        kit_config.load(file, Config, {})

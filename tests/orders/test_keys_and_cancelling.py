@@ -1,0 +1,187 @@
+"""Idempotency-Key, and DELETE with all that it may meet."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from market.kit.faults import Faults
+from market.kit.lifecycle import Process
+
+from .parts import Catalogue, Service, Stock, Topic, ports, serving, until
+
+
+async def test_a_repeat_answers_the_same_order_whatever_became_of_the_product(
+    service: Service, catalogue: Catalogue, stock: Stock, topic: Topic
+) -> None:
+    lamp, key = catalogue.add(), f"key-{uuid4()}"
+    await stock.set(lamp, 5)
+    first = await service.order([(lamp, 2)], key=key)
+    assert (first.status_code, first.headers.get("idempotency-replayed")) == (201, None)
+    del catalogue.goods[lamp]
+    again = await service.order([(lamp, 1), (lamp.upper(), 1)], key=key)
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (200, "true")
+    assert again.json() == first.json()
+    assert again.headers["location"] == first.headers["location"]
+    other = await service.order([(lamp, 3)], key=key)
+    assert other.status_code == 422
+    assert other.json()["type"] == "urn:market:problem:idempotency-key-reused"
+    assert await stock.left(lamp) == 3
+    assert (await service.http.delete(first.headers["location"])).status_code == 204
+    cancelled = await service.order([(lamp, 2)], key=key)
+    assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+    await topic.wait(first.json()["id"], "order.created", "order.cancelled")
+
+
+async def test_requests_with_one_key_at_once_make_one_order(service: Service, catalogue: Catalogue, stock: Stock, documents: Any) -> None:
+    lamp, key = catalogue.add(), f"key-{uuid4()}"
+    await stock.set(lamp, 50)
+    answers = await asyncio.gather(*(service.order([(lamp, 1)], key=key) for _ in range(20)))
+    assert sorted(a.status_code for a in answers) == [200] * 19 + [201]
+    assert len({a.json()["id"] for a in answers}) == 1
+    assert await stock.left(lamp) == 49
+    assert documents.count_documents({"key": key}) == 1
+
+
+async def test_a_rejected_attempt_frees_its_key(service: Service, catalogue: Catalogue, stock: Stock, documents: Any) -> None:
+    lamp, key = catalogue.add(), f"key-{uuid4()}"
+    await stock.set(lamp, 1)
+    assert (await service.order([(lamp, 2)], key=key)).status_code == 409
+    assert documents.find_one({"key": key}) is None
+    await stock.set(lamp, 2)
+    answer = await service.order([(lamp, 2)], key=key)
+    assert (answer.status_code, "idempotency-replayed" in answer.headers) == (201, False)
+
+
+@pytest.fixture
+async def faulty(given: Any, migrated: None, tmp_path: Path) -> Any:
+    """A service whose failure points can be armed, and whose loops are off; yields it and the folder."""
+    async with serving(given(), process=Process(faults=Faults(tmp_path)), loops=False) as made:
+        yield made, tmp_path
+
+
+@pytest.mark.parametrize("point", ["orders.after-intent", "orders.after-reserve", "orders.before-confirm"])
+async def test_a_repeat_finishes_what_the_first_left_pending(
+    faulty: Any, catalogue: Catalogue, stock: Stock, topic: Topic, documents: Any, point: str
+) -> None:
+    service, points = faulty
+    lamp, key = catalogue.add(), f"key-{uuid4()}"
+    await stock.set(lamp, 5)
+    (points / point).write_text("fail")
+    lost = await service.order([(lamp, 2)], key=key)
+    assert lost.status_code == 503
+    assert lost.headers["retry-after"] == "1"
+    order_id = lost.json()["order_id"]
+    assert documents.find_one({"_id": UUID(order_id)})["status"] == "pending"
+    again = await service.order([(lamp, 2)], key=key)
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (200, "true")
+    assert (again.json()["id"], again.json()["status"]) == (order_id, "confirmed")
+    assert await stock.left(lamp) == 3
+    assert [e.type for e in await topic.wait(order_id, "order.created")] == ["order.created"]
+
+
+async def test_a_confirmation_whose_answer_is_lost_is_looked_up(faulty: Any, catalogue: Catalogue, stock: Stock, topic: Topic) -> None:
+    service, points = faulty
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    (points / "orders.after-confirm").write_text("fail")
+    answer = await service.order([(lamp, 2)])
+    assert (answer.status_code, answer.json()["status"]) == (201, "confirmed")
+    await topic.wait(answer.json()["id"], "order.created")
+
+
+async def test_an_order_cancelled_while_it_is_placed_is_a_conflict_and_gives_the_goods_back(
+    faulty: Any, service: Service, catalogue: Catalogue, stock: Stock, topic: Topic, documents: Any
+) -> None:
+    slow, points = faulty
+    lamp, user = catalogue.add(), f"hasty {uuid4()}"
+    await stock.set(lamp, 5)
+    (points / "orders.before-confirm").write_text("pause 1")
+    placing = asyncio.create_task(slow.order([(lamp, 2)], user=user))
+    order = await until(lambda: documents.find_one({"user": user}), 5, "intent")
+    await until((points / "orders.before-confirm.done").exists, 5, "reserved")
+    assert (await service.http.delete(f"/api/order/{order['_id']}")).status_code == 204
+    answer = await placing
+    assert answer.status_code == 409
+    assert answer.json()["type"] == "urn:market:problem:order-cancelled"
+    assert await stock.left(lamp) == 5
+    assert topic.of(str(order["_id"])) == []
+    assert documents.find_one({"_id": order["_id"]}).keys() & {"outbox", "release_due"} == set()
+
+
+@pytest.mark.parametrize("restocked", [False, True])
+async def test_a_reservation_that_comes_after_the_rejection_is_refused(
+    faulty: Any, catalogue: Catalogue, stock: Stock, documents: Any, restocked: bool
+) -> None:
+    from market.orders import service as use_cases
+
+    service, points = faulty
+    lamp, user = catalogue.add(), f"late {uuid4()}"
+    await stock.set(lamp, 2)
+    (points / "orders.before-reserve").write_text("pause 1.2")
+    placing = asyncio.create_task(service.order([(lamp, 2)], user=user))
+    order = await until(lambda: documents.find_one({"user": user}), 5, "intent")
+    document = await service.shop.store.read(order["_id"])
+    rejected = await use_cases.advance(service.shop, document, overdue=True)
+    await use_cases.advance(service.shop, rejected)
+    if restocked:
+        await stock.set(lamp, 10)
+    answer = await placing
+    assert answer.status_code == 503
+    assert answer.json()["order_id"] == str(order["_id"])
+    assert await stock.left(lamp) == (10 if restocked else 2)
+    assert documents.find_one({"_id": order["_id"]})["status"] == "rejected"
+
+
+async def test_a_cancelled_order_gives_its_goods_back_once_and_is_told_once(
+    service: Service, catalogue: Catalogue, stock: Stock, topic: Topic, documents: Any
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    order = (await service.order([(lamp, 2)])).json()
+    answers = await asyncio.gather(*(service.http.delete(f"/api/order/{order['id']}") for _ in range(8)))
+    assert {a.status_code for a in answers} == {204}
+    assert {a.content for a in answers} == {b""}
+    assert (await service.http.delete(f"/api/order/{order['id']}")).status_code == 204
+    assert await stock.left(lamp) == 5
+    assert await stock.reservation(order["id"]) == ("cancelled", {lamp: 2}) or (await stock.reservation(order["id"]))[0] == "cancelled"
+    assert (await service.http.get(f"/api/order/{order['id']}")).json() == {**order, "status": "cancelled"}
+    found = await topic.wait(order["id"], "order.created", "order.cancelled")
+    assert [(e.type, e.sequence) for e in found] == [("order.created", 1), ("order.cancelled", 2)]
+    assert found[1].data.status == "cancelled"
+    await until(lambda: "outbox" not in documents.find_one({"_id": UUID(order["id"])}), 5, "outbox cleared")
+
+
+async def test_goods_follow_when_inventory_does_not_answer(
+    given: Any, service: Service, catalogue: Catalogue, stock: Stock, migrated: None, documents: Any
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    order = (await service.order([(lamp, 2)])).json()
+    async with serving(given(inventory={"target": f"127.0.0.1:{next(ports)}"}), loops=False) as cut_off:
+        assert (await cut_off.http.delete(f"/api/order/{order['id']}")).status_code == 202
+        assert (await cut_off.http.delete(f"/api/order/{order['id']}")).status_code == 202
+        assert documents.find_one({"_id": UUID(order["id"])})["status"] == "cancelled"
+        assert await stock.left(lamp) == 3
+        lost = await cut_off.order([(lamp, 1)], user="cut off")
+        assert lost.status_code == 503
+        assert "order_id" in lost.json() or documents.find_one({"user": "cut off"}) is None
+    assert (await service.http.delete(f"/api/order/{order['id']}")).status_code == 204
+    assert await stock.left(lamp) == 5
+
+
+async def test_a_dead_inventory_opens_the_circuit_so_that_nothing_is_begun(
+    given: Any, catalogue: Catalogue, migrated: None, documents: Any
+) -> None:
+    lamp, user = catalogue.add(), f"patient {uuid4()}"
+    async with serving(given(inventory={"target": f"127.0.0.1:{next(ports)}"}), loops=False) as cut_off:
+        answers = [await cut_off.order([(lamp, 1)], user=user) for _ in range(12)]
+    assert {a.status_code for a in answers} == {503}
+    named = [a.json()["order_id"] for a in answers if "order_id" in a.json()]
+    assert len(named) < 12
+    assert {str(d["_id"]) for d in documents.find({"user": user})} == set(named)
+    documents.delete_many({"user": user})

@@ -1,0 +1,208 @@
+"""Reconciliation: each difference is found, named and mended; a shop at work gives no false alarm."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import msgspec
+import pytest
+
+from market.contracts import inventory_pb2 as pb
+from market.kit.ids import new_id
+from market.orders import admin
+from market.orders import app as orders_app
+from market.orders.config import Config
+from market.orders.domain import Status
+from market.orders.reconcile import CAUSES, Kind
+from market.orders.store import Store
+
+from .parts import Catalogue, Service, Stock, Topic, serving, until
+
+
+@pytest.fixture
+async def service(given: Any, migrated: None, stock: Stock, postgres: Any) -> Any:
+    """A service on a fresh database, whose recovery never comes by; inventory holds nothing for others."""
+    tables = await asyncpg.connect(postgres.uri("inventory"))
+    await tables.execute("TRUNCATE reservations")
+    await tables.close()
+    config = given(database=f"orders_reconcile_{uuid4().hex[:8]}", recovery={"after_seconds": 1, "interval_seconds": 0.1})
+    assert await orders_app.migrate(msgspec.convert(config, Config), []) == 0
+    async with serving(config, loops=False) as made:
+        yield made
+
+
+class Found:
+    def __init__(self, lines: list[Any]) -> None:
+        self.summary = lines[-1]
+        assert [line["kind"] for line in lines].count("summary") == 1
+        self.all = [line for line in lines if line["kind"] == "difference"]
+        self.progress = [line for line in lines if line["kind"] == "progress"]
+
+    def of(self, id: str) -> list[tuple[str, bool | None]]:
+        return [(d["difference"], d["repaired"]) for d in self.all if d["id"] == id]
+
+
+async def reconcile(service: Service, *, repair: int = 0, topic: int = 0) -> Found:
+    """By the admin route, as `market reconcile` asks."""
+    assert service.shop is not None
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"query_string": f"repair={repair}&topic={topic}".encode()}
+    await admin.route(service.shop, service.config)(scope, None, send)
+    assert sent[0]["status"] == 200
+    return Found([msgspec.json.decode(line) for m in sent[1:] for line in m["body"].splitlines()])
+
+
+def collection(service: Service) -> Any:
+    assert service.shop is not None
+    return service.shop.store._orders
+
+
+async def test_each_difference_is_named_and_what_has_one_right_answer_is_mended(
+    service: Service, catalogue: Catalogue, stock: Stock, topic: Topic
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 100)
+
+    async def order() -> str:
+        answer = await service.order([(lamp, 1)])
+        assert answer.status_code == 201
+        await topic.wait(answer.json()["id"], "order.created")
+        await until(lambda: _sent(service, answer.json()["id"]), 5, "cleared")
+        return str(answer.json()["id"])
+
+    well, unreserved, other_items, unsent, refused, unfinished, not_back, tombstone = [await order() for _ in range(8)]
+    orders = collection(service)
+    # Each of them is damaged, as a restore or a hand in the table would.
+    for id in (unreserved, tombstone):
+        await stock.stub.CancelReserve(pb.CancelReserveRequest(reservation_id=id))
+    missing = str(new_id())
+    document = await orders.find_one({"_id": UUID(unreserved)})
+    await orders.insert_one({**document, "_id": UUID(missing)})
+    await orders.delete_one({"_id": UUID(unreserved)})
+    await orders.update_one({"_id": UUID(other_items)}, {"$set": {"items.0.quantity": 2}})
+    stale = {"id": uuid4(), "type": "order.created", "at": document["created_at"].replace(year=2020)}
+    await orders.update_one({"_id": UUID(unsent)}, {"$set": {"outbox": [stale]}})
+    await orders.update_one({"_id": UUID(refused)}, {"$set": {"outbox": [{**stale, "refused": "too large"}]}})
+    await orders.update_one({"_id": UUID(unfinished)}, {"$set": {"status": "pending"}, "$unset": {"confirmed_at": 1}})
+    await orders.update_one({"_id": UUID(not_back)}, {"$set": {"status": "cancelled", "cancelled_at": document["created_at"]}})
+    nobody = str(new_id())
+    await stock.stub.Reserve(pb.ReserveRequest(reservation_id=nobody, items=[pb.Item(product_id=lamp, quantity=5)]))
+    await asyncio.sleep(3.6)
+
+    found = await reconcile(service)
+    expected = {
+        missing: Kind.NO_RESERVATION,
+        other_items: Kind.OTHER_ITEMS,
+        unsent: Kind.EVENT_DUE,
+        refused: Kind.EVENT_REFUSED,
+        unfinished: Kind.PENDING,
+        not_back: Kind.NOT_GIVEN_BACK,
+        nobody: Kind.NO_ORDER,
+        tombstone: Kind.RESERVATION_CANCELLED,
+    }
+    assert {id: found.of(id) for id in expected} == {id: [(kind.value, None)] for id, kind in expected.items()}
+    assert found.of(well) == []
+    assert all(d["cause"] == CAUSES[Kind(d["difference"])] for d in found.all)
+    assert found.summary["complete"] is True
+    assert found.progress
+
+    left = await stock.left(lamp)
+    mended = await reconcile(service, repair=1)
+    assert mended.of(missing) == [("confirmed-without-reservation", True)]
+    assert mended.of(nobody) == [("reservation-without-order", True)]
+    assert mended.of(not_back) == [("goods-not-given-back", True)]
+    assert mended.of(unfinished) == [("order-still-pending", True)]
+    assert mended.of(other_items) == [("other-items-reserved", None)]
+    assert mended.of(tombstone) == [("confirmed-but-reservation-cancelled", None)]
+    # Reserved anew: 1; given back: 5 of nobody, 1 of the cancelled, 1 of the pending.
+    assert await stock.left(lamp) == left - 1 + 7
+    assert service.shop is not None
+    await service.shop.relay.step()
+    after = await reconcile(service)
+    assert {id for id in expected if after.of(id)} == {other_items, tombstone}
+
+
+async def _sent(service: Service, id: str) -> bool:
+    return "outbox" not in await collection(service).find_one({"_id": UUID(id)})
+
+
+async def test_events_that_the_topic_has_lost_are_sent_again(service: Service, catalogue: Catalogue, stock: Stock, topic: Topic) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 100)
+    answer = (await service.order([(lamp, 1)])).json()
+    assert (await service.http.delete(f"/api/order/{answer['id']}")).status_code == 204
+    await topic.wait(answer["id"], "order.created", "order.cancelled")
+    await until(lambda: _sent(service, answer["id"]), 5, "cleared")
+    # The same order under an id that the topic has never seen.
+    lost = str(new_id())
+    document = await collection(service).find_one({"_id": UUID(answer["id"])})
+    await collection(service).insert_one({**document, "_id": UUID(lost)})
+    await asyncio.sleep(1.2)
+    found = await reconcile(service, topic=1)
+    assert found.of(lost) == [("event-not-in-topic", None)] * 2
+    assert found.of(answer["id"]) == []
+    assert found.summary["messages"] > 1
+    mended = await reconcile(service, repair=1, topic=1)
+    assert mended.of(lost) == [("event-not-in-topic", True)] * 2
+    assert service.shop is not None
+    await service.shop.relay.step()
+    again = await topic.wait(lost, "order.created", "order.cancelled")
+    assert [e.type for e in again] == ["order.created", "order.cancelled"]
+    await until(lambda: _sent(service, lost), 5, "cleared")
+    assert (await reconcile(service, topic=1)).of(lost) == []
+
+
+async def test_a_shop_at_work_gives_no_false_alarm(given: Any, migrated: None, catalogue: Catalogue, stock: Stock) -> None:
+    config = given(database=f"orders_busy_{uuid4().hex[:8]}", recovery={"after_seconds": 1})
+    assert await orders_app.migrate(msgspec.convert(config, Config), []) == 0
+    lamp = catalogue.add()
+    await stock.set(lamp, 100_000)
+    async with serving(config) as service:
+        busy = True
+
+        async def buyer() -> None:
+            while busy:
+                order = await service.order([(lamp, 1)])
+                if order.json()["id"].endswith(("0", "5", "a")):
+                    await service.http.delete(order.headers["location"])
+
+        buyers = [asyncio.create_task(buyer()) for _ in range(4)]
+        await asyncio.sleep(1.5)
+        ours = {str(d["_id"]) async for d in collection(service).find({}, {"_id": 1})}
+        found = await reconcile(service, topic=1)
+        busy = False
+        await asyncio.gather(*buyers)
+        ours |= {str(d["_id"]) async for d in collection(service).find({}, {"_id": 1})}
+        assert [d for d in found.all if d["id"] in ours] == []
+        assert found.summary["orders"] > 10
+
+
+async def test_the_route_names_what_it_does_not_know(service: Service) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    assert service.shop is not None
+    await admin.route(service.shop, service.config)({"query_string": b"repair=yes"}, None, send)
+    assert sent[0]["status"] == 422
+
+
+async def test_the_command_says_by_its_exit_status_what_it_found(given: Any, own_process: Any, migrated: None) -> None:
+    process = own_process(database=f"orders_command_{uuid4().hex[:8]}")
+    process.start("migrate")
+    assert await process.died(40) == 0
+    process.start("reconcile", "--nonsense")
+    assert await process.died(40) == 2
+
+
+def test_the_status_names_are_those_of_the_documents() -> None:
+    assert [s.value for s in Status] == ["pending", "confirmed", "rejected", "cancelled"]
+    assert Store is not None
