@@ -64,7 +64,8 @@ def application(documents: Documents, executor: Executor, web: Files, config: Ht
         call = from_query(request.scope["query_string"])
         prepared = documents.get(call.query, call.operationName)
         if prepared.is_mutation:
-            raise MutationByGet("a mutation comes by POST")
+            # Answered, not raised: the edge would allow what the path allows.
+            return refusal(request.scope, MutationByGet("a mutation comes by POST"))
         return _respond(await executor.run(prepared, call.variables or {}), media)
 
     routes: dict[str, rest.Endpoint] = {f"POST {PATH}": post, f"GET {PATH}": get, **dict.fromkeys(web.routes, web.get)}

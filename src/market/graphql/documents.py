@@ -30,6 +30,7 @@ SEEN = Counter("market_graphql_documents_total", "Documents by whether they were
 _KNOWN, _NEW = SEEN.labels("yes"), SEEN.labels("no")
 _RULES = [*specified_rules, *(r for r in recommended_rules if r not in specified_rules)]
 _MOST_MESSAGE = 500
+_MOST_LOCATIONS = 10
 
 Error = dict[str, Any]
 
@@ -100,6 +101,8 @@ class Documents:
 def request_error(e: GraphQLError, field: str = "query") -> Error:
     """A complaint about the request itself, as the answer says it."""
     error: Error = dict(e.formatted)
+    if "locations" in error:
+        error["locations"] = error["locations"][:_MOST_LOCATIONS]
     if len(error["message"]) > _MOST_MESSAGE:
         error["message"] = error["message"][:_MOST_MESSAGE] + "..."
     error["extensions"] = {"code": "BAD_INPUT", "field": field, **(e.extensions or {})}

@@ -1,0 +1,232 @@
+"""What asks for too much, or is nonsense: BAD_INPUT, at once, and never a 500."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import httpx
+import pytest
+from graphql_shop import Gateway, gateway
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from market.graphql import schema
+from market.graphql.config import Documents as Keep
+from market.graphql.config import Limits
+from market.graphql.documents import Documents
+
+PRODUCT = '{id: "00000000-0000-4000-8000-000000000001"}'
+
+
+def nested(depth: int) -> str:
+    return '{ orders(user: "a") { items { items { product { id } } } } ' + "a { " * depth + "x" + " }" * depth + " }"
+
+
+def doubling(n: int) -> str:
+    spreads = " ".join(
+        f"fragment F{i} on ProductPage {{ a{i}: items {{ id }} ...F{i + 1} b{i}: items {{ id }} ...F{i + 1} }}" for i in range(n)
+    )
+    return f"{{ products {{ ...F0 }} }} {spreads} fragment F{n} on ProductPage {{ total }}"
+
+
+TOO_MUCH = {
+    "depth 100": nested(100),
+    "depth 10,000": nested(10_000),
+    "depth by inline fragments": "{ " + "... { " * 5000 + "__typename" + " }" * 5001,
+    "1,000 aliases": "{ " + " ".join(f'a{i}: product(id: "x") {{ id }}' for i in range(1000)) + " }",
+    "1,000 aliases of a leaf": '{ product(id: "x") { ' + " ".join(f"a{i}: id" for i in range(1000)) + " } }",
+    "a field 4,000 times": '{ product(id: "x") { ' + "id " * 4000 + "} }",
+    "a fragment cycle": "{ products { ...A } } fragment A on ProductPage { total ...B } fragment B on ProductPage { ...A }",
+    "a fragment of itself": "{ ...A } fragment A on Query { ...A }",
+    "a cycle that nobody spreads": "{ products { total } } fragment A on ProductPage { ...A }",
+    "doubling fragments": doubling(40),
+    "many tokens": "{ products { total } }" + " # x\n" * 100_000,
+    "many commas and tokens": '{ product(id: "x") { id } }' + " ,,, { a }" * 50_000,
+    "a deep list": "{ products(ids: " + "[" * 5000 + "]" * 5000 + ") { total } }",
+    "a deep type": "query ($a: " + "[" * 5000 + "Int" + "]" * 5000 + ") { products { total } }",
+    "many variables": "query (" + " ".join(f"$v{i}: Int" for i in range(3000)) + ") { products { total } }",
+    "many operations": " ".join(f"query Q{i} {{ products {{ total }} }}" for i in range(900)),
+    "many directives": "{ products " + "@include(if: true) " * 2000 + "{ total } }",
+    "many arguments": "{ products(" + "limit: 1 " * 2000 + ") { total } }",
+    "an unterminated text": '{ product(id: "' + "x" * 500_000,
+    "a lone surrogate": '{ product(id: "\\ud800") { id } }',
+    "nothing": "",
+    "not GraphQL": "SELECT * FROM products",
+    "a subscription": "subscription { products { total } }",
+    "a schema": "type Query { a: Int }",
+    "an unknown field": "{ passwords }",
+    "no selection": "{ products }",
+    "an introspection without end": "{ __schema { types { fields { type { fields { type { fields { type { fields { name } } } } } } } } } }",
+}
+
+
+@pytest.mark.parametrize("what", TOO_MUCH)
+async def test_a_document_that_asks_too_much_is_bad_input(shop: Gateway, what: str) -> None:
+    started = time.perf_counter()
+    response = await shop.http.post("/graphql", json={"query": TOO_MUCH[what]})
+    took = time.perf_counter() - started
+    assert response.status_code == 400
+    answer = response.json()
+    assert "data" not in answer
+    assert {e["extensions"]["code"] for e in answer["errors"]} == {"BAD_INPUT"}
+    assert len(response.content) < 30_000
+    assert took < 3
+    assert not shop.products.calls
+
+
+async def test_an_order_of_1000_lines_may_be_written_into_the_document(shop: Gateway) -> None:
+    [id, *_] = shop.products.things
+    lines = ", ".join(f'{{productId: "{id}", quantity: 1}}' for _ in range(1000))
+    answer = await shop.run(f'mutation {{ createOrder(input: {{user: "u", items: [{lines}]}}) {{ items {{ quantity }} }} }}')
+    assert len(answer["data"]["createOrder"]["items"]) == 1000
+
+
+async def test_the_introspection_of_common_tools_is_within_the_limits(shop: Gateway) -> None:
+    from graphql import build_client_schema, get_introspection_query, print_schema
+
+    answer = await shop.run(get_introspection_query(specified_by_url=True, directive_is_repeatable=True, schema_description=True))
+    assert print_schema(build_client_schema(answer["data"])) == print_schema(schema.load())
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "count"),
+    [
+        (
+            '{ a: orders(user: "ann", limit: 1000) { total } b: orders(user: "ann", limit: 1000) { total } c: products(limit: 1) { total } }',
+            "c",
+            2,
+        ),
+        ("{ " + " ".join(f"a{i}: products(limit: 100) {{ total }}" for i in range(21)) + " }", "a20", 20),
+    ],
+)
+async def test_the_pages_of_one_request_have_a_limit_together(shop: Gateway, query: str, field: str, count: int) -> None:
+    answer = await shop.run(query)
+    assert answer["data"][field] is None
+    [error] = answer["errors"]
+    assert (error["path"], error["extensions"]["code"], error["extensions"]["field"]) == ([field], "BAD_INPUT", "limit")
+    assert len(shop.products.calls) + len(shop.orders.calls) == count
+
+
+BAD_VARIABLES: list[tuple[str, dict[str, Any] | None]] = [
+    ("query ($n: Int) { products(limit: $n) { total } }", {"n": "20"}),
+    ("query ($n: Int) { products(limit: $n) { total } }", {"n": 2**31}),
+    ("query ($n: Int) { products(limit: $n) { total } }", {"n": 1.5}),
+    ("query ($n: Int) { products(limit: $n) { total } }", {"n": 10**400}),
+    ("query ($i: ID!) { product(id: $i) { id } }", {"i": None}),
+    ("query ($i: ID!) { product(id: $i) { id } }", {}),
+    ("query ($i: ID!) { product(id: $i) { id } }", None),
+    ("query ($i: [ID!]) { products(ids: $i) { total } }", {"i": [1.5] * 100_000}),
+    ("mutation ($i: CreateOrderInput!) { createOrder(input: $i) { id } }", {"i": {"user": "a", "items": [], "price": 1}}),
+    ("mutation ($i: CreateOrderInput!) { createOrder(input: $i) { id } }", {"i": {"items": []}}),
+    (
+        "mutation ($i: CreateOrderInput!) { createOrder(input: $i) { id } }",
+        {"i": {"user": "a", "items": [{"productId": "x", "quantity": 2.5}]}},
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(BAD_VARIABLES)))
+async def test_variables_that_do_not_fit_are_bad_input(shop: Gateway, number: int) -> None:
+    query, variables = BAD_VARIABLES[number]
+    response = await shop.http.post("/graphql", json={"query": query, "variables": variables})
+    assert response.status_code == 400
+    errors = response.json()["errors"]
+    assert {(e["extensions"]["code"], e["extensions"]["field"]) for e in errors} == {("BAD_INPUT", "variables")}
+    assert len(response.content) < 30_000
+    assert not shop.products.calls + shop.orders.calls
+
+
+async def test_too_many_ids_are_bad_input_and_not_asked_for(shop: Gateway) -> None:
+    text = "query ($i: [ID!]) { products(ids: $i) { total } }"
+    for ids, field in ((list(shop.products.things)[:101], "ids"), (["x,y"], "ids[0]"), (["x"] * 20_000, "ids")):
+        answer = await shop.run(text, {"i": ids})
+        assert answer["data"] == {"products": None}
+        assert (answer["errors"][0]["extensions"]["code"], answer["errors"][0]["extensions"]["field"]) == ("BAD_INPUT", field)
+    assert not shop.products.calls
+
+
+@pytest.mark.parametrize("size", [1_048_577, 10_000_000])
+async def test_a_body_over_one_mebibyte_is_413(shop: Gateway, size: int) -> None:
+    head = {"content-type": "application/json"}
+
+    async def chunks() -> Any:
+        for _ in range(size // 65_536 + 1):
+            yield b" " * 65_536
+
+    for body in (b" " * size, chunks()):
+        try:
+            response = await shop.http.post("/graphql", content=body, headers=head)
+        except httpx.WriteError:
+            # The server need not listen to the end.
+            continue
+        assert response.status_code == 413
+        assert response.json()["errors"][0]["extensions"]["code"] == "BAD_INPUT"
+
+
+async def test_the_documents_kept_are_few_and_the_long_ones_are_not_among_them() -> None:
+    documents = Documents(schema.load(), Limits(), Keep(count=10, characters=100))
+    for n in range(30):
+        documents.get(f"{{ products(limit: {n}) {{ total }} }}", None)
+    assert len(documents) == 10
+    assert documents.get("{ products(limit: 29) { total } }", None) is documents.get("{ products(limit: 29) { total } }", None)
+    documents.get("{ products { total } }" + " " * 100, None)
+    assert len(documents) == 10
+
+
+async def test_one_text_under_two_operation_names_is_two_documents(shop: Gateway) -> None:
+    text = "query A { products(limit: 1) { limit } } query B { products(limit: 2) { limit } }"
+    for _ in range(2):
+        assert (await shop.run(text, operationName="A"))["data"]["products"]["limit"] == 1
+        assert (await shop.run(text, operationName="B"))["data"]["products"]["limit"] == 2
+    for name in (None, "", "C"):
+        answer = await shop.run(text, operationName=name)
+        assert answer["errors"][0]["extensions"]["field"] == "operationName"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+TEXTS = [
+    "query ($v: ID!) { product(id: $v) { id } order(id: $v) { id } }",
+    "query ($v: Int) { products(limit: $v, offset: $v) { total } }",
+    "query ($v: String!) { products(q: $v, sort: $v) { total } orders(user: $v, status: $v) { total } }",
+    "query ($v: [ID!]) { products(ids: $v) { total } }",
+    "mutation ($v: CreateOrderInput!) { createOrder(input: $v) { id } }",
+    'mutation ($v: String) { createOrder(input: {user: "u", items: []}, idempotencyKey: $v) { id } }',
+]
+
+
+async def test_no_variables_make_a_500(shop: Gateway) -> None:
+    """Whatever JSON stands for a variable. The stand-ins take anything, so what they say does not count here."""
+    examples: list[tuple[str, Any]] = []
+
+    @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.sampled_from(TEXTS), JSON)
+    def collect(text: str, value: Any) -> None:
+        examples.append((text, value))
+
+    collect()
+    for text, value in examples:
+        response = await shop.http.post("/graphql", json={"query": text, "variables": {"v": value}})
+        assert response.status_code in (200, 400), (text, value)
+        codes = {e["extensions"]["code"] for e in response.json().get("errors", [])}
+        assert codes <= {"BAD_INPUT", "NOT_FOUND", "UNAVAILABLE"}, (text, value, response.text)
+
+
+async def test_a_gateway_with_one_place_sheds_the_rest() -> None:
+    from asyncio import gather
+
+    from graphql_shop import free_port
+
+    from market.kit.config import Http
+
+    async with gateway(http=Http(port=free_port(), max_in_flight=1)) as shop:
+        answers = await gather(*(shop.http.post("/graphql", json={"query": "{ products { total } }"}) for _ in range(30)))
+        statuses = {r.status_code for r in answers}
+        assert statuses <= {200, 503}
+        for refused in (r for r in answers if r.status_code == 503):
+            assert refused.headers["retry-after"] == "1"
+            assert refused.json()["errors"][0]["extensions"]["code"] == "UNAVAILABLE"

@@ -1,0 +1,101 @@
+"""GraphiQL and the pictures: from the package, and from nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from graphql_shop import Gateway
+
+from market.graphql.web import Files
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+
+
+def test_the_published_schema_is_the_one_in_the_package() -> None:
+    assert (ROOT / "graphql/schema.graphql").read_bytes() == (ROOT / "src/market/graphql/schema.graphql").read_bytes()
+
+
+async def test_the_page_and_what_it_needs_come_from_this_host(shop: Gateway) -> None:
+    page = await shop.http.get("/")
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    needed = re.findall(r'(?:src|href)="([^"]*)"', page.text)
+    assert all(n.startswith(("/graphiql/", "data:")) for n in needed)
+    for path in (n for n in needed if n.startswith("/")):
+        file = await shop.http.get(path)
+        assert file.status_code == 200
+        assert file.headers["content-encoding"] == "gzip" if len(file.content) > 1024 else True
+        again = await shop.http.get(path, headers={"if-none-match": file.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert (await shop.http.head(path)).content == b""
+    css = (await shop.http.get("/graphiql/graphiql.css")).text
+    assert not re.findall(r"url\((?!['\"]?data:)[^)]*\)", css)
+
+
+async def test_every_picture_of_the_catalogue_is_served(shop: Gateway) -> None:
+    for file in (ROOT / "src/market/graphql/static/images").glob("*.svg"):
+        answer = await shop.http.get(f"/images/{file.name}")
+        assert (answer.status_code, answer.headers["content-type"], answer.content) == (200, "image/svg+xml", file.read_bytes())
+        assert answer.headers["cache-control"] == "public, max-age=3600"
+        assert answer.headers["content-security-policy"] == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/images/", "/images/none.svg", "/images/../schema.py", "/images/..%2Fschema.py", "/images/%2e%2e/%2e%2e/app.py", "/graphiql/source/graphiql.js",
+     "/graphiql/../../schema.graphql", "/graphiql", "/static/graphiql/graphiql.js", "/graphql/", "/.env", "/images/x.svg%00"],
+)  # fmt: skip
+async def test_nothing_else_is_served(shop: Gateway, path: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", shop.http.base_url.port)
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    assert b" 404 " in answer.split(b"\r\n")[0]
+    assert b"application/problem+json" in answer
+
+
+async def test_a_browser_that_opens_the_endpoint_is_led_to_the_page(shop: Gateway) -> None:
+    answer = await shop.http.get("/graphql", headers={"accept": "text/html,*/*;q=0.8"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
+def test_a_package_without_pictures_is_fine() -> None:
+    assert Files({}) is not None
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+async def test_a_browser_shows_graphiql_with_a_live_product_and_asks_no_other_host(shop: Gateway, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    log = tmp_path / "net.json"
+    process = await asyncio.create_subprocess_exec(
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--virtual-time-budget=10000", "--dump-dom", f"{shop.http.base_url}/",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(60):
+            out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    dom = out.decode()
+    assert "graphiql-container" in dom
+    text = re.sub(r"<[^>]+>", "", dom)
+    assert "query" in text
+    assert "CreateOrder" in text
+    assert "visitor@example.test" in text
+    # The first product that can be ordered: availability goes by threes, in the stand-ins.
+    assert next(p["id"] for p in shop.products.things.values() if p["available"]) in text
+    own = f"http://127.0.0.1:{shop.http.base_url.port}"
+    asked = [e["params"] for e in json.loads(log.read_text())["events"] if "url" in e.get("params", {}) and "initiator" in e["params"]]
+    # The browser's own calls to its maker have no page that began them.
+    of_the_page = {p["url"] for p in asked if p["initiator"].startswith(own)}
+    assert f"{own}/graphql" in of_the_page
+    assert [url for url in of_the_page if not url.startswith((f"{own}/", "data:"))] == []
