@@ -61,12 +61,12 @@ def _ask(address: str, *, repair: bool, topic: bool) -> Iterator[dict[str, Any]]
     connection = kind(parts.hostname, parts.port, timeout=_SILENCE_SECONDS)
     try:
         connection.request("POST", f"{parts.path.rstrip('/')}/reconcile?repair={int(repair)}&topic={int(topic)}")
-        response = connection.getresponse()
-        if response.status != 200:
-            raise _Unanswered(f"what answers at {address} is not the admin port of orders (status {response.status})")
-        for line in response:
-            if line.strip():
-                yield json.loads(line)
+        with connection.getresponse() as response:
+            if response.status != 200:
+                raise _Unanswered(f"what answers at {address} is not the admin port of orders (status {response.status})")
+            for line in response:
+                if line.strip():
+                    yield json.loads(line)
     except (OSError, http.client.HTTPException, ValueError) as e:
         raise _Unanswered(f"orders does not answer at {address}: {e or type(e).__name__}") from None
     finally:

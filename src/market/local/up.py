@@ -60,6 +60,8 @@ def run(
     """
     console = Console(stderr=True)
     try:
+        if json_file is not None and not json_file.absolute().parent.is_dir():
+            raise StartError(f"--json {json_file}: there is no directory {json_file.absolute().parent}")
         options = _options(data, port_base, kafka, overrides)
         status = asyncio.run(_up(options, console, empty=empty, file=json_file))
     except StartError as e:
@@ -87,7 +89,10 @@ async def _up(options: Options, console: Console, *, empty: bool, file: Path | N
 
     def changed() -> None:
         if ready and file is not None and not stopping.is_set():
-            write_json(file, {"urls": stack.urls, "pids": stack.pids})
+            try:
+                write_json(file, {"urls": stack.urls, "pids": stack.pids})
+            except OSError as e:
+                say(f"{file} cannot be written: {e.strerror}")
 
     def stop() -> None:
         if stopping.is_set():
@@ -159,7 +164,8 @@ def _progress(stack: Stack, console: Console) -> Iterator[None]:
         async def refresh() -> None:
             while True:
                 waiting = stack.waiting()
-                what = f"waiting for {', '.join(waiting)}" if stack.parts else "looking at Kafka, which Maven fetches the first time"
+                more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
+                what = f"waiting for {', '.join(waiting[:3])}{more}" if stack.parts else "Maven fetches Kafka the first time"
                 progress.update(task, completed=len(TABLE) - len(waiting), description=what)
                 await asyncio.sleep(0.1)
 
@@ -175,7 +181,8 @@ def _product(stack: Stack) -> str | None:
     connection = http.client.HTTPConnection("127.0.0.1", stack.ports["products"], timeout=5)
     with closing(connection), suppress(OSError, http.client.HTTPException, ValueError, KeyError):
         connection.request("GET", "/api/product?limit=20")
-        items = json.loads(connection.getresponse().read())["items"]
+        with connection.getresponse() as response:
+            items = json.loads(response.read())["items"]
         return str(next((i for i in items if i["available"]), items[0])["id"]) if items else None
     return None
 

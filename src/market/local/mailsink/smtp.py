@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
@@ -57,8 +57,8 @@ class Handler:
                 await asyncio.sleep(fault.seconds)
                 return None
             if fault.mode == "drop":
-                if isinstance(server.transport, asyncio.WriteTransport):
-                    server.transport.abort()
+                # Not checked by its type: uvloop's is no subclass of asyncio's.
+                cast(asyncio.Transport, server.transport).abort()
                 return "421 4.3.2 gone"
             return fault.mode if " " in fault.mode else f"{fault.mode} {_REASONS.get(fault.mode[:1], '')}".strip()
         return None

@@ -40,7 +40,8 @@ def http_ok(port: int, path: str) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
     try:
         connection.request("GET", path)
-        return connection.getresponse().status == 200
+        with connection.getresponse() as response:
+            return response.status == 200
     except (OSError, http.client.HTTPException):
         return False
     finally:

@@ -6,7 +6,7 @@ import http.client
 import json
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from market.local import spawn
@@ -36,8 +36,9 @@ class Service(Server):
     def missing(self) -> str:
         """What the service itself says is missing."""
         connection = http.client.HTTPConnection(self.host, self.admin_port, timeout=2)
-        with suppress(OSError, http.client.HTTPException, ValueError):
+        with closing(connection), suppress(OSError, http.client.HTTPException, ValueError):
             connection.request("GET", "/readyz")
-            found = json.loads(connection.getresponse().read()).get("missing", {})
+            with connection.getresponse() as response:
+                found = json.loads(response.read()).get("missing", {})
             return "; ".join(f"{name}: {reason}" for name, reason in found.items())
         return "does not answer"
