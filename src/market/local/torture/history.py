@@ -52,7 +52,10 @@ class History:
         self.calls.append(call)
         self._file.write(msgspec.json.encode(call) + b"\n")
 
-    def close(self) -> None:
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 from contextlib import AsyncExitStack, suppress
+from itertools import zip_longest
 from types import TracebackType
 
 import aiohttp
@@ -185,7 +186,7 @@ class Injector:
         """Fills in, from the history, what the clients saw of each disturbance."""
         calls = sorted(self._load.history.calls, key=lambda c: c.ended)
         placed = [c.ended for c in calls if c.operation == "place" and c.status in (200, 201)]
-        for outcome, following in zip(self.outcomes, [*self.outcomes[1:], None], strict=True):
+        for outcome, following in zip_longest(self.outcomes, self.outcomes[1:]):
             until = following.began if following else outcome.over + 10
             failures = [c.ended for c in calls if outcome.began <= c.ended < until and c.failed]
             outcome.failed_calls = len(failures)

@@ -60,6 +60,11 @@ class Settings:
     stock: int = 400
     most_seconds: float = 20.0
     pause: float = 0.5
+    # Before the first disturbance.
+    warm_seconds: float = 2.0
+    # How long a client asks again with one key, and how often a delivery comes.
+    stubborn: float = 90.0
+    restock_seconds: float = 3.0
     settle_seconds: float = 180.0
     # Further configuration of a service, over OVERRIDES; a test's, say.
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -95,7 +100,6 @@ async def run(
     settings: Settings, *, say: Callable[[str], None] = lambda _: None, step: Callable[[int, int, str], None] = lambda *_: None
 ) -> Report:
     """Plays the whole plan and answers the report. `step(done, of, what)` is told of the progress."""
-    began = time.monotonic()
     drawn = plan(settings.seed, settings.kills, most_seconds=settings.most_seconds)
     network = Network(ports(settings.port_base), settings.port_base + 20)
     options = Options(
@@ -103,18 +107,27 @@ async def run(
         overrides=_merged(OVERRIDES, settings.overrides), routes=network.routes, kafka_advertised=network.kafka_advertised,
     )  # fmt: skip
     history = History(settings.directory / "history.jsonl")
+    with history:
+        return await _play(settings, drawn, network, options, history, say, step)
+
+
+async def _play(
+    settings: Settings, drawn: list[Disturbance], network: Network, options: Options, history: History,
+    say: Callable[[str], None], step: Callable[[int, int, str], None],
+) -> Report:  # fmt: skip
+    began = time.monotonic()
     async with network, Stack(options, say=say) as stack:
         await stack.start()
         urls = stack.urls
         start = await _catalogue(urls["products"], settings)
-        load = Load(urls, list(start), history, settings.seed, clients=settings.clients)
+        load = Load(urls, list(start), history, settings.seed, clients=settings.clients, stubborn=settings.stubborn)
         injector = Injector(stack, network, load)
-        keeper = _Keeper(stack, list(start), history, settings.seed)
+        keeper = _Keeper(stack, list(start), history, settings)
         samples = asyncio.create_task(keeper.sample())
         restocking = asyncio.create_task(keeper.restock())
         clients = asyncio.create_task(load.run())
         try:
-            await asyncio.sleep(2)
+            await asyncio.sleep(settings.warm_seconds)
             for number, disturbance in enumerate(drawn, 1):
                 step(number, len(drawn), str(disturbance))
                 await _disturb(injector, disturbance, number, clients)
@@ -130,7 +143,6 @@ async def run(
         settled_after = await settle(stores, settings.settle_seconds)
         facts = await collect(stores, history, start, keeper, disturbed=bool(drawn), admin=urls["admin"]["orders"])
         injector.measure()
-        history.close()
         return _report(settings, stack.kafka_kind, time.monotonic() - began, settled_after, facts, injector.outcomes)
 
 
@@ -180,11 +192,12 @@ async def _catalogue(url: str, settings: Settings) -> dict[str, int]:
 class _Keeper:
     """Reads the stock now and then, and books deliveries, as the owner of the shop would."""
 
-    def __init__(self, stack: Stack, products: list[str], history: History, seed: int) -> None:
+    def __init__(self, stack: Stack, products: list[str], history: History, settings: Settings) -> None:
         self._stack = stack
         self._products = products
         self._history = history
-        self._rng = random.Random(f"{seed}/keeper")
+        self._rng = random.Random(f"{settings.seed}/keeper")
+        self._restock_seconds = settings.restock_seconds
         self._stopping = asyncio.Event()
         self.samples: list[tuple[float, str, int]] = []
         self.restocked: dict[str, int] = {}
@@ -212,7 +225,7 @@ class _Keeper:
         async with grpc.aio.insecure_channel(self._stack.urls["inventory"]) as channel:
             stub = inventory_pb2_grpc.InventoryStub(channel)
             while not self._stopping.is_set():
-                await self._rest(3)
+                await self._rest(self._restock_seconds)
                 product, delta, movement = self._rng.choice(self._products), self._rng.randrange(1, 20), str(uuid4())
                 while True:
                     began = self._history.now()
