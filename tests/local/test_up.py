@@ -110,7 +110,7 @@ def test_two_shops_run_side_by_side_and_one_that_was_killed_goes_on_with_its_dat
     first, second = make_up("--empty"), make_up("--empty", "--kafka", "embedded")
     first.begin()
     second.start()
-    wait_until(first.file.exists, 60)
+    wait_until(first.file.exists, 100)
     body = {"name": "Teapot", "description": "", "price": "19.90", "currency": "EUR", "stock": 3}
     made = httpx.post(f"{first.facts['urls']['products']}/api/product", json=body, timeout=20)
     assert made.status_code == 201
