@@ -1,0 +1,128 @@
+"""The gateway on the whole shop: the file of examples, and whatever a generator thinks of."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis_graphql import from_schema
+from whole_shop import System
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = (ROOT / "graphql/examples.txt").read_text()
+_NAME = re.compile(r"\$\{(\w+)\}")
+
+
+def examples() -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """Title, document, variables and answer of each example, in the file's order."""
+    found = []
+    for section in EXAMPLES.split("\n=== ")[1:]:
+        title, _, rest = section.partition("\n")
+        document, variables, answer = re.split(r"\n--- (?:variables|answer)\n", rest)
+        found.append((title, document.strip(), json.loads(variables), json.loads(answer)))
+    return found
+
+
+def filled(value: Any, known: dict[str, Any]) -> Any:
+    """The value with what is known in place of ${NAME}; a name not known yet is the reader's to choose."""
+    if isinstance(value, dict):
+        return {k: filled(v, known) for k, v in value.items()}
+    if isinstance(value, list):
+        return [filled(v, known) for v in value]
+    if isinstance(value, str) and (name := _NAME.fullmatch(value)):
+        return known.setdefault(name[1], f"{name[1]}-{uuid4()}")
+    return value
+
+
+def agrees(expected: Any, answer: Any, known: dict[str, Any], path: str = "") -> None:
+    """Asserts that the answer is the expected one; ${NAME} stands for anything once, and for the same ever after."""
+    if isinstance(expected, dict):
+        assert isinstance(answer, dict), path
+        assert list(expected) == list(answer), path
+        for k in expected:
+            agrees(expected[k], answer[k], known, f"{path}.{k}")
+    elif isinstance(expected, list):
+        assert isinstance(answer, list), path
+        assert len(expected) == len(answer), path
+        for i, (e, a) in enumerate(zip(expected, answer, strict=True)):
+            agrees(e, a, known, f"{path}[{i}]")
+    elif isinstance(expected, str) and (name := _NAME.fullmatch(expected)):
+        assert known.setdefault(name[1], answer) == answer, path
+    else:
+        assert expected == answer, path
+
+
+async def test_every_example_in_the_file_gives_the_answer_in_the_file(shop: System, http: httpx.AsyncClient) -> None:
+    known: dict[str, Any] = {}
+    called = set()
+    for title, document, variables, expected in examples():
+        response = await http.post(shop.urls["graphql"] + "/graphql", json={"query": document, "variables": filled(variables, known)})
+        assert response.status_code == 200, (title, response.text)
+        agrees(expected, response.json(), known, title)
+        called |= set(expected["data"])
+    assert called == {
+        "product", "products", "order", "orders", "createProduct", "updateProduct", "deleteProduct", "createOrder", "deleteOrder",
+    }  # fmt: skip
+
+
+async def test_no_generated_document_is_a_500_or_a_defect(shop: System, http: httpx.AsyncClient) -> None:
+    documents: list[str] = []
+
+    @settings(max_examples=60, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(from_schema((ROOT / "graphql/schema.graphql").read_text()))
+    def collect(document: str) -> None:
+        documents.append(document)
+
+    collect()
+    codes = set()
+    for document in documents:
+        response = await http.post(shop.urls["graphql"] + "/graphql", json={"query": document})
+        assert response.status_code in (200, 400), (document, response.text)
+        codes |= {e["extensions"]["code"] for e in response.json().get("errors", [])}
+    assert codes <= {"BAD_INPUT", "NOT_FOUND", "UNAVAILABLE"}, codes
+
+
+async def test_bad_input_of_each_kind_is_named_by_the_schemas_names(shop: System, http: httpx.AsyncClient) -> None:
+    product = {"name": "Cup", "description": "", "price": "1.00", "currency": "GBP", "imageUrl": None}
+    order = {"user": "ann", "items": [{"productId": str(uuid4()), "quantity": 1}]}
+    create = "mutation ($input: CreateProductInput!) { createProduct(input: $input) { id } }"
+    place = "mutation ($input: CreateOrderInput!) { createOrder(input: $input) { id } }"
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        (create, {**product, "price": "1.005"}, "input.price"),
+        (create, {**product, "price": "NaN"}, "input.price"),
+        (create, {**product, "name": ""}, "input.name"),
+        (create, {**product, "name": "a\0b"}, "input.name"),
+        (create, {**product, "currency": "XXQ"}, "input.currency"),
+        (create, {**product, "imageUrl": "javascript:alert(1)"}, "input.imageUrl"),
+        (create, {**product, "stock": -1}, "input.stock"),
+        (place, {**order, "user": ""}, "input.user"),
+        (place, {**order, "email": "a@b.test\r\nBcc: x@y.test"}, "input.email"),
+        (place, {**order, "items": []}, "input.items"),
+        (place, {**order, "items": order["items"] * 1001}, "input.items"),
+        (place, {**order, "items": [{"productId": "x", "quantity": 1}]}, "input.items[0].productId"),
+        (place, {**order, "items": [{"productId": str(uuid4()), "quantity": 0}]}, "input.items[0].quantity"),
+        (place, {**order, "expectedTotal": "1e3"}, "input.expectedTotal"),
+        (place, order, "input.items.productId"),
+    ]
+    for query, input, field in cases:
+        response = await http.post(shop.urls["graphql"] + "/graphql", json={"query": query, "variables": {"input": input}})
+        [error] = response.json()["errors"]
+        found = error["extensions"]
+        assert (found["code"], re.sub(r"\[(\d+|\.\.\.)\]", "[0]", found["field"])) == ("BAD_INPUT", field), error
+    for query, field in (
+        ("{ products(limit: 0) { total } }", "limit"),
+        ("{ products(limit: 101) { total } }", "limit"),
+        ("{ products(offset: -1) { total } }", "offset"),
+        ('{ products(sort: "size") { total } }', "sort"),
+        ('{ orders(user: "a", limit: 1001) { total } }', "limit"),
+        ('{ orders(user: "a", status: "rejected") { total } }', "status"),
+        ('{ orders(user: "") { total } }', "user"),
+    ):
+        response = await http.post(shop.urls["graphql"] + "/graphql", json={"query": query})
+        [error] = response.json()["errors"]
+        assert (error["extensions"]["code"], error["extensions"]["field"]) == ("BAD_INPUT", field), error
