@@ -109,11 +109,16 @@ async def looking(migrated) -> AsyncIterator[Tables]:
 
 @asynccontextmanager
 async def opened(
-    database: kit_config.Postgres, *, timeout: float = 5.0, gathering: Gathering | None = None, faults: Faults | None = None
+    database: kit_config.Postgres,
+    *,
+    timeout: float = 5.0,
+    gathering: Gathering | None = None,
+    max_waiting: int = 1000,
+    faults: Faults | None = None,
 ) -> AsyncIterator[Inventory]:
     """An Inventory with a pool of its own, as each process has one."""
     async with kit_postgres.pool(database, Health(), settings=SETTINGS) as pool:
-        yield Inventory(pool, timeout=timeout, gathering=gathering, faults=faults)
+        yield Inventory(pool, timeout=timeout, gathering=gathering, max_waiting=max_waiting, faults=faults)
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ from uuid import uuid4
 import pytest
 
 from market.inventory import store
+from market.inventory.config import Gathering
 from market.inventory.domain import Movement, Shortage
 from market.inventory.service import RETRIED
+from market.kit.errors import Overloaded
 
 from .conftest import connected, opened, reservation
 
@@ -174,3 +176,19 @@ async def test_retention_beside_a_late_duplicate_never_answers_both_ways(migrate
     assert await store.forget_cancelled(tables.conn, 30, 10) == 1
     assert await inventory.reserve(wanted) == []
     assert await tables.stock(product) == [6]
+
+
+async def test_more_reservations_than_may_wait_are_refused_and_take_nothing(migrated, tables):
+    product = uuid4()
+    async with opened(migrated, gathering=Gathering(most=1, under_way=1), max_waiting=3) as inventory:
+        await inventory.set_stock(product, 100)
+        async with connected(migrated) as conn, conn.transaction():
+            await conn.execute("SELECT 1 FROM inventory FOR UPDATE")
+            calls = [asyncio.create_task(inventory.reserve(reservation((product, 1)))) for _ in range(10)]
+            done, _ = await asyncio.wait(calls, timeout=0.2)
+            assert {type(call.exception()) for call in done} == {Overloaded}
+            refused = len(done)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert answers.count([]) == 10 - refused
+    assert 4 <= 10 - refused <= 6
+    assert await tables.stock(product) == [100 - (10 - refused)]
