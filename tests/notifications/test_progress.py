@@ -69,11 +69,14 @@ def test_nothing_new_is_nothing_to_commit() -> None:
     progress = Progress(0, 7)
     assert progress.to_commit() is None
     progress.take(7)
-    assert progress.to_commit() == (7, "1;1;0")
-    progress.committed((7, "1;1;0"))
+    assert progress.to_commit() is None
+    progress.take(8)
+    progress.done(8)
+    assert progress.to_commit() == (7, "1;2;0")
+    progress.committed((7, "1;2;0"))
     assert progress.to_commit() is None
     progress.done(7)
-    assert progress.to_commit() == (8, "")
+    assert progress.to_commit() == (9, "")
 
 
 def test_where_reading_begins() -> None:

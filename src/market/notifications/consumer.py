@@ -314,6 +314,8 @@ class Reader:
         self._in_loop(self._intake.release([old], self._config.revoke_seconds), self._config.revoke_seconds + 5)
         consumer.incremental_unassign([here])
         self._progress[partition] = Progress(partition, low)
+        # Not yet committed, whether or not a message follows.
+        self._progress[partition].committed((-1, ""))
         self._paused.discard(partition)
         consumer.incremental_assign([TopicPartition(self._config.topic, partition, low)])
 

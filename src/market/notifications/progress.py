@@ -19,7 +19,8 @@ MOST_NOTE = 3_900
 
 def write_note(offset: int, read_to: int, pending: list[int]) -> str:
     """The metadata of a commit at `offset`: all below `read_to` is done but `pending` (ascending)."""
-    if read_to <= offset:
+    if read_to - offset == len(pending):
+        # Nothing is done beyond the offset.
         return ""
     parts: list[str] = []
     length = 40
