@@ -14,6 +14,7 @@ root=$(dirname "$here")
 usage() {
   cat <<'TEXT'
 scripts/deploy.sh [--overlay base|minikube|production] [--context C] [--build] [--registry R] [--image-tag T] [--timeout S]
+                  [--check]
 
 Creates the shop in namespace market and waits until it is ready. Running it again changes nothing, goes on where it
 stopped, or brings a change in.
@@ -27,12 +28,13 @@ stopped, or brings a change in.
   --registry R    where the nodes pull the images from: R/products:T, R/orders:T, ... (not for minikube and kind)
   --image-tag T   default: the commit, with a mark of what is not committed
   --timeout S     how long all of it may take, in seconds (default 600)
+  --check         only look whether all is there that a deploy needs, and change nothing
 
 Exit status: 0 ready, 1 something did not become ready, 2 wrong usage, 3 something must be there first.
 TEXT
 }
 
-overlay='' build=no registry='' tag='' timeout=600
+overlay='' build=no registry='' tag='' timeout=600 check=no
 while [ $# -gt 0 ]; do
   case $1 in
     --overlay|--context|--registry|--image-tag|--timeout) [ $# -ge 2 ] || wrong "$1 wants a value" ;;
@@ -41,6 +43,7 @@ while [ $# -gt 0 ]; do
     --overlay) overlay=$2; shift 2 ;;
     --context) context=$2; shift 2 ;;
     --build) build=yes; shift ;;
+    --check) check=yes; shift ;;
     --registry) registry=${2%/}; shift 2 ;;
     --image-tag) tag=$2; shift 2 ;;
     --timeout) timeout=$2; shift 2 ;;
@@ -99,6 +102,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   printf '  - %s\n' "${missing[@]}" >&2
   exit "$MISSING"
 fi
+[ $check = no ] || exit 0
 cluster get --raw /apis/metrics.k8s.io/v1beta1 >/dev/null 2>&1 || [ "$overlay" = minikube ] ||
   step "note: no metrics in this cluster, so the autoscalers stay at their least"
 
@@ -113,22 +117,23 @@ trap 'rm -rf "$work"' EXIT
 umask 077
 
 # A password is made once and kept; it is never on a command line.
-password() {
-  local kept
-  kept=$(inside get secret passwords --ignore-not-found -o "jsonpath={.data.$1}")
-  if [ -n "$kept" ]; then base64 -d <<<"$kept" > "$work/passwords/$1"
-  else
-    head -c "$2" /dev/urandom | od -An -v -tx1 | tr -d ' \n' > "$work/passwords/$1"
-    new_passwords=yes
-  fi
-}
 kept_passwords() {
-  new_passwords=no
+  local name bytes new=no
   mkdir "$work/passwords"
-  local name
-  for name in postgresql_products postgresql_inventory redis mongodb_root mongodb_orders; do password $name 24; done
-  password mongodb_keyfile 96
-  if [ $new_passwords = yes ]; then
+  # shellcheck disable=SC2016
+  inside get secret passwords --ignore-not-found -o 'go-template={{range $name, $value := .data}}{{$name}} {{$value}}{{"\n"}}{{end}}' > "$work/kept"
+  while read -r name bytes; do base64 -d <<<"$bytes" > "$work/passwords/$name"; done < "$work/kept"
+  while read -r name bytes; do
+    [ ! -s "$work/passwords/$name" ] || continue
+    head -c "$bytes" /dev/urandom | od -An -v -tx1 | tr -d ' \n' > "$work/passwords/$name"
+    new=yes
+  done <<<'postgresql_products 24
+postgresql_inventory 24
+redis 24
+mongodb_root 24
+mongodb_orders 24
+mongodb_keyfile 96'
+  if [ $new = yes ]; then
     inside create secret generic passwords --from-file="$work/passwords" --dry-run=client -o yaml > "$work/passwords.yaml"
     cluster label --local -f "$work/passwords.yaml" "$OURS" -o yaml | inside apply -f - >/dev/null
     step "passwords made, and kept in the Secret passwords"
@@ -166,18 +171,29 @@ render() {
     done
     if [ "$1" = "$folder" ]; then
       [ "$overlay" = production ] || secrets
-      [ -z "$ingress_class" ] || printf 'patches:\n  - {target: {kind: Ingress}, patch: "[{op: add, path: /spec/ingressClassName, value: %s}]"}\n' "$ingress_class"
+      [ -z "$ingress_class" ] || printf 'patches:\n  - target: {kind: Ingress}\n    patch: |-\n      - {op: add, path: /spec/ingressClassName, value: %s}\n' "$ingress_class"
     fi
   } > "$work/kustomization.yaml"
   kubectl kustomize "$work"
 }
 
+# Each of our objects with its generation, which rises with its specification. (What `kubectl apply` calls configured
+# may be the same as before: it compares with the text, not with the defaults that the cluster filled in.)
+objects() {
+  # shellcheck disable=SC2016
+  inside get "${KINDS/pods,/}" -l "$OURS" -o 'jsonpath={range .items[*]}{.kind}/{.metadata.name} {.metadata.generation}{"\n"}{end}' | sort
+}
 cluster apply -f "$root/deploy/base/services/namespace.yaml" >/dev/null
 [ "$overlay" = production ] || kept_passwords
 render "$folder" > "$work/all.yaml"
-cluster apply -f "$work/all.yaml" > "$work/applied" || die "$FAILED" "the cluster refused the manifests; the lines above say which and why"
-step "applied: $(grep -c created "$work/applied" || true) made, $(grep -cE 'configured|serverside-applied' "$work/applied" || true) changed, $(grep -c unchanged "$work/applied" || true) as they were"
-grep configured "$work/applied" | sed 's/^/         /' || true
+objects > "$work/before"
+cluster apply -f "$work/all.yaml" >/dev/null || die "$FAILED" "the cluster refused the manifests; the lines above say which and why"
+objects > "$work/after"
+made=$(join -v 2 "$work/before" "$work/after" | awk '{print $1}')
+changed=$(join "$work/before" "$work/after" | awk '$2 != $3 {print $1}')
+step "applied: $(grep -c . <<<"$made" || true) made, $(grep -c . <<<"$changed" || true) changed, of $(wc -l < "$work/after")"
+for name in $changed; do say "         changed: $name"; done
+if [ -s "$work/before" ]; then for name in $made; do say "         made: $name"; done; fi
 
 # --- until it is ready ---------------------------------------------------------------------------------------
 if [ "$overlay" != production ]; then

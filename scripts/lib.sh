@@ -2,11 +2,13 @@
 # shellcheck shell=bash
 NAMESPACE=market
 OURS=app.kubernetes.io/part-of=market
+# All that deploy.sh creates, the namespace aside, or that pods bring with them.
+KINDS=deployments.apps,statefulsets.apps,daemonsets.apps,jobs.batch,cronjobs.batch,pods,services,configmaps,secrets,serviceaccounts,persistentvolumeclaims,ingresses.networking.k8s.io,networkpolicies.networking.k8s.io,horizontalpodautoscalers.autoscaling,poddisruptionbudgets.policy
 STORES=(postgresql redis mongodb kafka mail)
 SERVICES=(inventory-service product-service order-service notification-service graphql-service)
 # Exit codes: what a rollout ends with, wrong usage, and something that must be there first.
 FAILED=1 USAGE=2 MISSING=3
-export FAILED USAGE MISSING
+export FAILED USAGE MISSING KINDS OURS STORES SERVICES
 context=''
 
 say() { printf '%s\n' "$*"; }

@@ -30,5 +30,7 @@ while [ $# -gt 0 ]; do
     *) wrong "unknown option: $1" ;;
   esac
 done
+# Nothing is removed that could not be created again.
+"$here/deploy.sh" --check ${up[@]+"${up[@]}"}
 "$here/undeploy.sh" ${down[@]+"${down[@]}"}
 "$here/deploy.sh" ${up[@]+"${up[@]}"}

@@ -43,7 +43,6 @@ fi
   die "$MISSING" "the namespace $NAMESPACE of context $context was not made by deploy.sh: nothing is removed"
 
 # What is neither ours, nor of something that is ours, nor made by the cluster for every namespace.
-KINDS=deployments.apps,statefulsets.apps,daemonsets.apps,jobs.batch,cronjobs.batch,pods,services,configmaps,secrets,serviceaccounts,persistentvolumeclaims,ingresses.networking.k8s.io,networkpolicies.networking.k8s.io,horizontalpodautoscalers.autoscaling,poddisruptionbudgets.policy
 others() {
   # shellcheck disable=SC2016
   inside get "$KINDS" -o 'go-template={{range .items}}{{$ours := false}}{{with .metadata.labels}}{{if eq (or (index . "app.kubernetes.io/part-of") "-") "market"}}{{$ours = true}}{{end}}{{end}}{{if and (not $ours) (not .metadata.ownerReferences)}}{{.kind}}/{{.metadata.name}}{{"\n"}}{{end}}{{end}}' |

@@ -1,0 +1,124 @@
+"""The cluster of kubectl's current context, as the tests use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+SERVICES = ("product-service", "order-service", "inventory-service", "notification-service", "graphql-service")
+NAMESPACE = "market"
+# How deploy.sh is told where the images are; nothing on minikube and kind.
+DEPLOY = shlex.split(os.environ.get("MARKET_CLUSTER_DEPLOY", ""))
+
+
+def run(*command: str | Path, check: bool = True, seconds: float = 900, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, timeout=seconds, input=stdin, cwd=ROOT)
+    assert done.returncode == 0 or not check, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def kubectl(*args: str, check: bool = True, stdin: str | None = None, seconds: float = 300) -> str:
+    return run("kubectl", "--namespace", NAMESPACE, *args, check=check, stdin=stdin, seconds=seconds).stdout.strip()
+
+
+def get(*args: str) -> Any:
+    return json.loads(kubectl("get", *args, "-o", "json"))
+
+
+def script(name: str, *options: str, check: bool = True, root: Path = ROOT) -> tuple[subprocess.CompletedProcess[str], float]:
+    """What a script of ours printed, and how many seconds it took."""
+    began = time.monotonic()
+    done = run(root / "scripts" / name, *options, check=check)
+    return done, time.monotonic() - began
+
+
+def deploy(*options: str, check: bool = True, root: Path = ROOT) -> tuple[subprocess.CompletedProcess[str], float]:
+    return script("deploy.sh", *DEPLOY, *options, check=check, root=root)
+
+
+def pods(name: str) -> list[dict[str, Any]]:
+    """The pods of a service that are not on their way out, oldest first."""
+    items = [p for p in get("pods", "-l", f"app.kubernetes.io/name={name}")["items"] if "deletionTimestamp" not in p["metadata"]]
+    return sorted(items, key=lambda p: str(p["metadata"]["creationTimestamp"]))
+
+
+def names(name: str) -> list[str]:
+    return [p["metadata"]["name"] for p in pods(name)]
+
+
+def is_ready(pod: dict[str, Any]) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
+
+
+def restarts(pod: dict[str, Any]) -> int:
+    return sum(c["restartCount"] for c in pod["status"].get("containerStatuses", []))
+
+
+def until(what: str, test: Callable[[], Any], seconds: float = 120) -> float:
+    """Seconds until the test holds."""
+    began = time.monotonic()
+    while not test():
+        assert time.monotonic() - began < seconds, f"not within {seconds} s: {what}"
+        time.sleep(0.5)
+    return time.monotonic() - began
+
+
+def rolled_out(name: str, kind: str = "deployment", seconds: int = 300) -> None:
+    kubectl("rollout", "status", f"{kind}/{name}", f"--timeout={seconds}s", seconds=seconds + 30)
+
+
+def all_ready() -> None:
+    """Every service at its least number of pods, and all of them ready."""
+    for name in SERVICES:
+        rolled_out(name)
+    for hpa in get("hpa")["items"]:
+        name, least = hpa["spec"]["scaleTargetRef"]["name"], hpa["spec"]["minReplicas"]
+        until(f"{name} has {least} pods", lambda name=name, least=least: sum(map(is_ready, pods(name))) >= least)
+
+
+def address() -> str:
+    found = get("ingress", "market")["status"]["loadBalancer"]["ingress"][0]
+    return f"http://{found.get('ip') or found['hostname']}"
+
+
+def process(pod: dict[str, Any]) -> int | None:
+    """The pid, on this machine, of the pod's main process; None where the nodes are not on this machine."""
+    id = next(c["containerID"] for c in pod["status"]["containerStatuses"]).rpartition("/")[2]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if id in (entry / "cgroup").read_text():
+                    return int(entry.name)
+            except OSError:
+                continue
+    return None
+
+
+def send_signal(pod: dict[str, Any], signum: signal.Signals) -> bool:
+    pid = process(pod)
+    if pid is None or os.geteuid() != 0:
+        return False
+    os.kill(pid, signum)
+    return True
+
+
+@contextmanager
+def forwarded(target: str, port: int, local: int) -> Iterator[str]:
+    """A way from here to a port inside of the cluster."""
+    command = ["kubectl", "--namespace", NAMESPACE, "port-forward", target, f"{local}:{port}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as forward:
+        try:
+            assert forward.stdout is not None
+            assert "Forwarding" in forward.stdout.readline()
+            yield f"http://127.0.0.1:{local}"
+        finally:
+            forward.kill()

@@ -1,0 +1,129 @@
+"""deploy.sh, undeploy.sh and restart.sh from nothing to an order and back to nothing. (Runs first: `a`.)"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import cluster
+from tests.cluster.conftest import Report
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+def namespace_is_there() -> bool:
+    return bool(cluster.run("kubectl", "get", "namespace", cluster.NAMESPACE, "--ignore-not-found", "-o", "name").stdout)
+
+
+def everything() -> set[str]:
+    """Names of all objects in the cluster of the kinds that outlive a namespace, and of all namespaces."""
+    kinds = "namespaces,persistentvolumes,clusterroles,clusterrolebindings,storageclasses,ingressclasses,priorityclasses"
+    kinds += ",customresourcedefinitions,validatingwebhookconfigurations,mutatingwebhookconfigurations"
+    return set(cluster.run("kubectl", "get", kinds, "-o", "name").stdout.split())
+
+
+def copy_of_the_project(folder: Path) -> Path:
+    for name in ("scripts", "deploy"):
+        shutil.copytree(cluster.ROOT / name, folder / name)
+    return folder
+
+
+def call(url: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data, {"content-type": "application/json"}), timeout=15) as answer:
+        return json.load(answer)
+
+
+def place_an_order(shop: str, email: str) -> str:
+    product = call(f"{shop}/api/product?limit=1")["items"][0]["id"]
+    order = call(f"{shop}/api/order", {"user": "ada", "email": email, "items": [{"product_id": product, "quantity": 1}]})
+    assert order["status"] == "confirmed"
+    return str(order["id"])
+
+
+def mails_to(email: str) -> list[Any]:
+    with cluster.forwarded("service/mail", 8025, 28025) as mail:
+        deadline = time.monotonic() + 20
+        while not (items := call(f"{mail}/api/messages?to={email}")["items"]) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    return list(items)
+
+
+def test_from_nothing_to_an_order_and_back_to_nothing(report: Report, tmp_path: Path) -> None:
+    cluster.script("undeploy.sh", "--yes")
+    assert not namespace_is_there()
+    before = everything()
+
+    # From nothing.
+    done, seconds = cluster.deploy()
+    report["deploy from nothing"] = {"seconds": round(seconds, 1)}
+    print(done.stdout)
+    shop = cluster.address()
+    order = place_an_order(shop, "ada@example.test")
+    report["deploy, order and mail"] = {"order": order, "mails": len(mails_to("ada@example.test"))}
+    assert len(mails_to("ada@example.test")) == 1
+    # The line that it printed places one too.
+    line = next(line for line in done.stdout.splitlines() if line.strip().startswith("curl -s"))
+    assert json.loads(cluster.run("bash", "-c", line.strip()).stdout)["status"] == "confirmed"
+    cluster.all_ready()
+
+    # Again: nothing changes.
+    pods = {n: cluster.names(n) for n in cluster.SERVICES}
+    done, seconds = cluster.deploy()
+    report["deploy again"] = {"seconds": round(seconds, 1)}
+    assert "0 made, 0 changed" in done.stdout
+    assert {n: cluster.names(n) for n in cluster.SERVICES} == pods
+
+    # A changed configuration rolls that service, and only that.
+    copy = copy_of_the_project(tmp_path / "changed")
+    path = copy / "deploy/base/services/config/order-service.yaml"
+    path.write_text(path.read_text().replace("level: info", "level: warning"))
+    done, seconds = cluster.deploy(root=copy)
+    cluster.all_ready()
+    after = {n: cluster.names(n) for n in cluster.SERVICES}
+    report["deploy with one changed configuration"] = {"seconds": round(seconds, 1), "rolled": [n for n in pods if pods[n] != after[n]]}
+    assert [n for n in pods if pods[n] != after[n]] == ["order-service"]
+    assert not set(pods["order-service"]) & set(after["order-service"])
+
+    # Restarted with its data: the order is there, and the passwords are the same.
+    secret = cluster.kubectl("get", "secret", "passwords", "-o", "jsonpath={.data}")
+    done, seconds = cluster.script("restart.sh", "--yes", "--keep-data", *cluster.DEPLOY)
+    report["restart with its data"] = {"seconds": round(seconds, 1)}
+    assert call(f"{cluster.address()}/api/order/{order}")["status"] == "confirmed"
+    assert cluster.kubectl("get", "secret", "passwords", "-o", "jsonpath={.data}") == secret
+    assert call(f"{cluster.address()}/api/product")["total"] == 40
+    place_an_order(cluster.address(), "bob@example.test")
+    assert len(mails_to("bob@example.test")) == 1
+
+    # Restarted without: an empty shop with the catalogue again.
+    done, seconds = cluster.script("restart.sh", "--yes", *cluster.DEPLOY)
+    report["restart"] = {"seconds": round(seconds, 1)}
+    assert call(f"{cluster.address()}/api/order?user=ada")["total"] == 0
+
+    # Away, and nothing of ours is left.
+    done, seconds = cluster.script("undeploy.sh", "--yes")
+    report["undeploy"] = {"seconds": round(seconds, 1), "said": done.stdout.strip().splitlines()[-2:]}
+    assert everything() == before
+    done, seconds = cluster.script("undeploy.sh", "--yes")
+    report["undeploy again"] = {"seconds": round(seconds, 1), "said": done.stdout.strip()}
+    assert "Nothing is there" in done.stdout
+
+
+def test_undeploy_leaves_what_others_put_into_the_namespace(report: Report) -> None:
+    cluster.deploy()
+    cluster.kubectl("create", "configmap", "not-ours", "--from-literal=a=b")
+    try:
+        done, _ = cluster.script("undeploy.sh", "--yes")
+        assert "ConfigMap/not-ours" in done.stdout
+        assert cluster.kubectl("get", "configmap", "not-ours", "-o", "name") == "configmap/not-ours"
+        assert cluster.kubectl("get", "all,secrets,pvc,networkpolicies,ingress", "-o", "name") == ""
+    finally:
+        cluster.kubectl("delete", "configmap", "not-ours")
+    cluster.script("undeploy.sh", "--yes")
+    assert not namespace_is_there()

@@ -1,0 +1,125 @@
+"""What clients see while the cluster is disturbed: the failed requests under a steady load through the ingress."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cluster import cluster
+from tests.cluster.conftest import Report
+from tests.cluster.load import Load
+
+# The long rollouts below have their own time limits.
+pytestmark = pytest.mark.timeout(900)
+
+
+async def disturbed(shop: str, goods: list[str], report: Report, name: str, disturb: Callable[[], object]) -> Load:
+    """The load of before, while and after the disturbance; its orders must all be there, each once."""
+    async with Load(shop, goods) as load:
+        await asyncio.sleep(3)
+        began = asyncio.get_running_loop().time()
+        await asyncio.to_thread(disturb)
+        seconds = asyncio.get_running_loop().time() - began
+        await asyncio.sleep(5)
+    books = await load.settle()
+    report[name] = {
+        "failed": len(load.failures), "of": load.requests, "seconds": round(seconds, 1), "slowest": round(load.slowest, 2),
+        "asked_again": books.settled, "lost": books.lost, "doubled": books.doubled,
+    }  # fmt: skip
+    if load.failures:
+        print(*map(str, load.failures[:20]), sep="\n")
+    assert (books.lost, books.doubled) == (0, 0)
+    return load
+
+
+@pytest.mark.parametrize("name", cluster.SERVICES)
+async def test_a_rolling_update_fails_no_request(shop: str, goods: list[str], report: Report, name: str) -> None:
+    def update() -> None:
+        cluster.kubectl("rollout", "restart", f"deployment/{name}")
+        cluster.rolled_out(name)
+
+    load = await disturbed(shop, goods, report, f"rolling update of {name}", update)
+    assert load.failures == []
+
+
+@pytest.mark.parametrize("name", cluster.SERVICES)
+async def test_a_pod_deleted_by_force_fails_no_more_than_what_it_had_in_hand(
+    shop: str, goods: list[str], report: Report, name: str
+) -> None:
+    def delete() -> None:
+        cluster.kubectl("delete", "pod", cluster.names(name)[0], "--grace-period=0", "--force")
+        cluster.rolled_out(name)
+
+    load = await disturbed(shop, goods, report, f"pod of {name} deleted by force", delete)
+    assert len(load.failures) <= 10
+
+
+@pytest.mark.parametrize("name", cluster.SERVICES)
+async def test_a_process_killed_fails_no_more_than_what_it_had_in_hand(shop: str, goods: list[str], report: Report, name: str) -> None:
+    victim: dict[str, Any] = cluster.pods(name)[0]
+    if cluster.process(victim) is None:
+        pytest.skip("the nodes are not on this machine, or we are not root")
+    before = cluster.restarts(victim)
+
+    def kill() -> None:
+        assert cluster.send_signal(victim, signal.SIGKILL)
+        cluster.until(
+            f"{name} is back",
+            lambda: any(
+                p["metadata"]["name"] == victim["metadata"]["name"] and cluster.restarts(p) > before and cluster.is_ready(p)
+                for p in cluster.pods(name)
+            ),
+        )
+
+    load = await disturbed(shop, goods, report, f"kill -9 of {name}", kill)
+    assert len(load.failures) <= 10
+
+
+async def test_a_node_without_stores_drained_and_back_fails_no_request(shop: str, goods: list[str], report: Report) -> None:
+    nodes = [n["metadata"]["name"] for n in cluster.get("nodes")["items"]]
+    if len(nodes) < 2:
+        pytest.skip("one node cannot be drained")
+    drained = nodes[-1]
+    stores = ("postgresql", "redis", "mongodb", "kafka", "mail")
+    cluster.kubectl("cordon", drained)
+    try:
+        for name in stores:
+            if cluster.pods(name)[0]["spec"]["nodeName"] == drained:
+                cluster.kubectl("delete", "pod", f"{name}-0")
+            cluster.rolled_out(name, "statefulset")
+        cluster.kubectl("uncordon", drained)
+        # The services spread over both nodes again.
+        for name in cluster.SERVICES:
+            cluster.kubectl("rollout", "restart", f"deployment/{name}")
+        cluster.all_ready()
+
+        def drain() -> None:
+            cluster.kubectl("drain", drained, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=280s")
+            cluster.all_ready()
+            cluster.kubectl("uncordon", drained)
+
+        load = await disturbed(shop, goods, report, "node drained and back", drain)
+    finally:
+        cluster.kubectl("uncordon", drained)
+    assert load.failures == []
+
+
+@pytest.mark.parametrize("name", [n for n in cluster.SERVICES if n != "notification-service"])
+async def test_scaling_up_and_down_fails_no_request(shop: str, goods: list[str], report: Report, name: str) -> None:
+    def least(replicas: int) -> None:
+        cluster.kubectl("patch", "hpa", name, "--type=merge", "-p", f'{{"spec": {{"minReplicas": {replicas}, "maxReplicas": {replicas}}}}}')
+
+    def scale() -> None:
+        least(4)
+        cluster.until(f"{name} has four pods", lambda: sum(map(cluster.is_ready, cluster.pods(name))) == 4)
+        least(2)
+        cluster.until(f"{name} has two pods", lambda: len(cluster.get("pods", "-l", f"app.kubernetes.io/name={name}")["items"]) == 2)
+
+    before = cluster.get("hpa", name)["spec"]["maxReplicas"]
+    load = await disturbed(shop, goods, report, f"{name} scaled from 2 to 4 and back", scale)
+    cluster.kubectl("patch", "hpa", name, "--type=merge", "-p", f'{{"spec": {{"minReplicas": 2, "maxReplicas": {before}}}}}')
+    assert load.failures == []

@@ -1,0 +1,51 @@
+"""Probes tell the truth: unready while the own store is away, restarted only when the process itself hangs."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.cluster import cluster
+from tests.cluster.conftest import Report
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def ready(name: str) -> int:
+    return sum(map(cluster.is_ready, cluster.pods(name)))
+
+
+def test_orders_is_unready_without_mongodb_and_ready_again_by_itself(shop: str, report: Report) -> None:
+    before = {p["metadata"]["name"]: cluster.restarts(p) for p in cluster.pods("order-service")}
+    neighbours = {n: cluster.names(n) for n in cluster.SERVICES if n != "order-service"}
+    cluster.kubectl("scale", "statefulset/mongodb", "--replicas=0")
+    try:
+        down = cluster.until("orders is unready", lambda: ready("order-service") == 0)
+        # Longer than liveness would need to kill a pod that it held for dead.
+        cluster.until("35 s are over", iter([False] * 70 + [True]).__next__, 60)
+        assert ready("order-service") == 0
+        # No neighbour counts: the others stay ready.
+        assert {n: cluster.names(n) for n in neighbours} == neighbours
+        assert all(ready(n) == len(neighbours[n]) for n in neighbours)
+    finally:
+        cluster.kubectl("scale", "statefulset/mongodb", "--replicas=1")
+    cluster.rolled_out("mongodb", "statefulset")
+    up = cluster.until("orders is ready", lambda: ready("order-service") == len(before))
+    assert {p["metadata"]["name"]: cluster.restarts(p) for p in cluster.pods("order-service")} == before
+    report["MongoDB stopped"] = {"unready after": round(down, 1), "ready after MongoDB": round(up, 1), "restarts": 0}
+
+
+@pytest.mark.parametrize("name", ["product-service", "notification-service"])
+def test_a_service_that_hangs_is_restarted(shop: str, report: Report, name: str) -> None:
+    victim = cluster.pods(name)[0]
+    before = cluster.restarts(victim)
+    if not cluster.send_signal(victim, signal.SIGSTOP):
+        pytest.skip("the nodes are not on this machine, or we are not root")
+
+    def restarted() -> bool:
+        found = [p for p in cluster.pods(name) if p["metadata"]["name"] == victim["metadata"]["name"]]
+        return cluster.restarts(found[0]) > before and cluster.is_ready(found[0])
+
+    seconds = cluster.until("the pod is restarted and ready", restarted, 180)
+    report[f"{name} hangs"] = {"restarted and ready after": round(seconds, 1)}
