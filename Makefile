@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format generate lock clean
+.PHONY: help install run test torture check format generate lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ run: install ## start the shop on this machine (ARGS="--empty ..." hands options
 
 test: install ## all tests, on real servers
 	@$(BIN)/python -m pytest $(ARGS)
+
+torture: install ## kill everything, time and again, for an hour or so (ARGS="--seed 2 ..."); report in docs/faults
+	@$(BIN)/market torture --seed 1 --seed 2 --seed 3 --kills 200 --report docs/faults/torture.md $(ARGS)
 
 check: install ## all that must hold without running the shop: format, lint, types, imports, generated files
 	@scripts/check.sh

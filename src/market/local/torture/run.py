@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Callable
@@ -25,6 +26,9 @@ from market.local.torture.history import Call, History
 from market.local.torture.injector import Injector, Network, Outcome
 from market.local.torture.load import Load
 from market.local.torture.plan import Disturbance, plan
+
+# This process starts others all the time, and none of them uses its gRPC channel. Read when the first channel is made.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 # Seconds where production has minutes.
 RECOVERY_SECONDS = 8.0
