@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 from dataclasses import dataclass
@@ -24,15 +25,17 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: https:; "
     "font-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_SMALL = 1024
 PICTURE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-@dataclass(frozen=True)
+@dataclass
 class File:
     body: bytes
-    zipped: bytes | None
     etag: str
     kind: str
+    # Made when somebody first asks for it: the start has better things to do.
+    zipped: bytes | None = None
 
 
 class Files:
@@ -73,7 +76,9 @@ class Files:
         if file.etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         body = file.body
-        if file.zipped is not None and "gzip" in request.headers.get("accept-encoding", ""):
+        if len(body) > _SMALL and "gzip" in request.headers.get("accept-encoding", ""):
+            if file.zipped is None:
+                file.zipped = await asyncio.to_thread(gzip.compress, body, 6, mtime=0)
             body = file.zipped
             headers["content-encoding"] = "gzip"
         return rest.answer(body, 200, headers, media=TYPES[file.kind])
@@ -81,5 +86,4 @@ class Files:
 
 def _file(path: str, body: bytes) -> File:
     kind = "html" if path == "/" else path.rpartition(".")[2]
-    zipped = gzip.compress(body, 6, mtime=0) if len(body) > 1024 else None
-    return File(body, zipped, f'"{hashlib.sha256(body).hexdigest()[:16]}"', kind)
+    return File(body, f'"{hashlib.sha256(body).hexdigest()[:16]}"', kind)
