@@ -84,8 +84,8 @@ END $$;
 
 -- Many reservations, decided in turn, each all or nothing on its own. The ids are distinct. The lines of all
 -- stand one after another, those of reservation n from firsts[n] to lasts[n]; `products` are the distinct ones,
--- sorted, and line_indexes says which of them each line means. Outcomes as of reserve(); short_orders says whose
--- line it is.
+-- sorted, and line_indexes says which of them each line means. Outcomes as of reserve(); short_lines count over the
+-- lines of all.
 CREATE FUNCTION reserve_many(
     ids uuid[], firsts int[], lasts int[], line_products uuid[], wanted int[], line_indexes int[], products uuid[],
     OUT outcomes int[], OUT short_lines int[], OUT short_left bigint[]
