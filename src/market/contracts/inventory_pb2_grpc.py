@@ -132,7 +132,7 @@ class InventoryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListReservations(self, request, context):
-        """Reservations in order of id, from the first above after_id.
+        """Reservations in order of id, from the first above after_id. A page may end early: the last one is empty.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

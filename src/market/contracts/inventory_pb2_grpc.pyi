@@ -49,7 +49,7 @@ class InventoryStub:
     """Books a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id."""
     GetStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.GetStockRequest, _inventory_pb2.GetStockResponse]
     ListReservations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ListReservationsRequest, _inventory_pb2.ListReservationsResponse]
-    """Reservations in order of id, from the first above after_id."""
+    """Reservations in order of id, from the first above after_id. A page may end early: the last one is empty."""
 
 @_typing.type_check_only
 class InventoryAsyncStub(InventoryStub):
@@ -72,7 +72,7 @@ class InventoryAsyncStub(InventoryStub):
     """Books a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id."""
     GetStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.GetStockRequest, _inventory_pb2.GetStockResponse]  # type: ignore[assignment]
     ListReservations: _aio.UnaryUnaryMultiCallable[_inventory_pb2.ListReservationsRequest, _inventory_pb2.ListReservationsResponse]  # type: ignore[assignment]
-    """Reservations in order of id, from the first above after_id."""
+    """Reservations in order of id, from the first above after_id. A page may end early: the last one is empty."""
 
 class InventoryServicer(metaclass=_abc_1.ABCMeta):
     """The stock of the shop: what is free to sell, and who holds what.
@@ -140,6 +140,6 @@ class InventoryServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.ListReservationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.ListReservationsResponse, _abc.Awaitable[_inventory_pb2.ListReservationsResponse]]:
-        """Reservations in order of id, from the first above after_id."""
+        """Reservations in order of id, from the first above after_id. A page may end early: the last one is empty."""
 
 def add_InventoryServicer_to_server(servicer: InventoryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
