@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from email import policy
 from email.message import EmailMessage
@@ -18,7 +19,7 @@ from market.kit.text import is_email
 from market.notifications import config
 from market.notifications.api import read
 from market.notifications.domain import Message, Unreadable
-from market.notifications.mails import Composer
+from market.notifications.mails import Composer, _part
 from tests.notifications.conftest import event
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -99,6 +100,36 @@ def test_names_are_escaped_in_html_and_plain_in_text() -> None:
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &#34;&amp;&#34;" in html
     assert "<script" not in html
     assert "<script>alert('x')</script> \"&\"" in parsed.get_body(("plain",)).get_content()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("field", ["recipient", "event_id", "request_id"])
+@pytest.mark.parametrize("value", ["a\r\nBcc: x@y.example", "a\nb", "a\rb", "a\x00", "é@b.example", "x" * 1_000, " ", "a\u2028b"])
+def test_a_header_that_is_not_one_line_of_ascii_is_never_written_whoever_let_it_through(field: str, value: str) -> None:
+    notice = read(_message(event(ORDER, user="a@b.example")))
+    assert notice is not None
+    try:
+        mail = COMPOSER.compose(replace(notice, **{field: value}), NOW)
+    except ValueError:
+        return
+    # Within angle brackets a space is only ugly.
+    assert (field, value) == ("event_id", " ")
+    assert len(_parsed(mail.content).keys()) == 8
+
+
+def test_the_name_of_the_shop_may_be_of_any_alphabet() -> None:
+    notice = read(_message(event(ORDER, user="a@b.example")))
+    assert notice is not None
+    for sender, name in (("Лавка <shop@market.test>", "Лавка"), ('"Shop, the" <shop@market.test>', "Shop, the"), ("shop@market.test", "")):
+        parsed = _parsed(Composer(config.Mail(sender=sender)).compose(notice, NOW).content)
+        [address] = parsed["From"].addresses
+        assert (address.display_name, address.addr_spec) == (name, "shop@market.test")
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=300))
+def test_any_text_of_a_template_comes_out_as_it_went_in(text: str) -> None:
+    part = BytesParser(_class=EmailMessage, policy=policy.default).parsebytes(_part("plain", text))
+    assert not part.defects
+    assert part.get_content().replace("\r\n", "\n").rstrip("\n") == text.replace("\r\n", "\n").rstrip("\n")
 
 
 @pytest.mark.parametrize(
