@@ -237,4 +237,7 @@ async def background(name: str, step: Callable[[], Awaitable[float]]) -> None:
                 log.warning(f"{name} failed", error=text[:500])
             last = text
             pause = 1.0
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            # A library on the way took the cancellation for an error of its own (PyMongo does).
+            raise asyncio.CancelledError
         await asyncio.sleep(pause)

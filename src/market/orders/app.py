@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -58,13 +58,34 @@ async def shop(config: Config, process: Process, clients: Clients | None = None)
 @asynccontextmanager
 async def server(config: Config, process: Process, shop: Shop, *, loops: bool = True) -> AsyncIterator[Server]:
     """The service around a shop. `loops=False` leaves recovery and relay to others: for tests."""
-    tasks = [asyncio.create_task(background(name, step)) for name, step in _loops(shop, config)] if loops else []
+    running = {name: _Loop(step) for name, step in _loops(shop, config)} if loops else {}
+    tasks = [asyncio.create_task(background(name, loop)) for name, loop in running.items()]
     try:
         yield HttpServer(api.app(shop, config.http, config.order_seconds, process.tracer), config.http.host, config.http.port)
     finally:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(3):
+                for loop in running.values():
+                    await loop.between_steps()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Loop:
+    """A loop's step, of which one can wait for the end: a step that is cancelled on the way breaks its connection."""
+
+    def __init__(self, step: Callable[[], Awaitable[float]]) -> None:
+        self._step = step
+        self._stepping = asyncio.Lock()
+
+    async def __call__(self) -> float:
+        async with self._stepping:
+            return await self._step()
+
+    async def between_steps(self) -> None:
+        """Returns once no step is under way; none begins after that."""
+        await self._stepping.acquire()
 
 
 @asynccontextmanager

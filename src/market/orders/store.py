@@ -10,6 +10,7 @@ of the last attempt), `outbox`, `unsent_since`, `claimed_by`, `claimed_at`, `stu
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -91,6 +92,9 @@ class Store:
             except BulkWriteError:
                 raise
             except PyMongoError as e:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    # PyMongo takes a cancellation for an error of the network.
+                    raise asyncio.CancelledError from e
                 if e.timeout:
                     raise DeadlineExceeded("the order store did not answer in time") from e
                 raise Unavailable("the order store does not answer") from e
