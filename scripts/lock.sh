@@ -10,3 +10,4 @@ mkdir -p requirements
 for service in products orders inventory notifications graphql testbed; do
   "${compile[@]}" --extra "$service" -c requirements.lock -o "requirements/$service.lock"
 done
+"${compile[@]}" --extra bench -c requirements.lock -o requirements/bench.lock

@@ -1,0 +1,52 @@
+"""pgbench as a contestant: the store's own limit, or the plain way of doing it in SQL."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from benchmarks.figures import Figure, percentiles
+from benchmarks.lab import Lab
+from market.local.servers.postgres import Postgres
+
+_TPS = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
+
+
+async def pgbench(
+    lab: Lab, database: str, scripts: list[str], *, clients: int, seconds: float | None = None, core: int | None = 0
+) -> Figure:
+    """Transactions per second of the scripts, chosen at random, as prepared statements."""
+    server = lab.stack.parts["postgres"].server
+    assert isinstance(server, Postgres)
+    url = urlsplit(lab.urls[f"postgres_{database}"])
+    folder = lab.directory / "pgbench"
+    folder.mkdir(exist_ok=True)
+    files: list[str | Path] = []
+    for number, script in enumerate(scripts):
+        (folder / f"{number}.sql").write_text(script)
+        files += ["-f", folder / f"{number}.sql"]
+    for old in folder.glob("log.*"):
+        old.unlink()
+    length = max(3, round(lab.seconds if seconds is None else seconds))
+    binary = server.installed.root / "bin" / "pgbench"
+    args = [
+        binary, "-n", "-M", "prepared", "-c", str(clients), "-j", "1", "-T", str(length), "-l", "--log-prefix", folder / "log",
+        *files, "-h", "127.0.0.1", "-p", str(url.port), "-U", url.username, url.path[1:],
+    ]  # fmt: skip
+    before, started = lab.cpu(), time.perf_counter()
+    times = os.times()
+    out = await lab.run([str(a) for a in args], {"PGPASSWORD": url.password or ""}, core=core)
+    after, own = lab.cpu(), os.times()
+    found = _TPS.search(out)
+    if found is None:
+        raise RuntimeError(f"pgbench says {out}")
+    latencies = [int(line.split()[2]) / 1e6 for log in folder.glob("log.*") for line in log.read_text().splitlines()]
+    done = max(1, len(latencies))
+    cpu = {n: round(1000 * (after[n] - before[n]) / done, 4) for n in ("postgres",)}
+    cpu["pgbench"] = round(1000 * (own.children_user + own.children_system - times.children_user - times.children_system) / done, 4)
+    return Figure(
+        value=float(found[1]), latency=percentiles(latencies), cpu=cpu, notes={"seconds": round(time.perf_counter() - started, 1)}
+    )

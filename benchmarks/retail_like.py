@@ -1,0 +1,56 @@
+"""Files in the Online Retail format for the importer and the replay."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+from market.local import retail
+
+
+def catalogue(path: Path, prefix: str, products: int) -> None:
+    """A file that sells each of so many products once."""
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(retail.COLUMNS)
+        for n in range(products):
+            name = f"WHITE HANGING HEART T-LIGHT HOLDER {prefix}{n}"
+            out.writerow([prefix + str(n // 50), f"{prefix}{n}", name, 6, "2010-12-01T08:26:00", "2.55", 17850, "United Kingdom"])
+
+
+def invoices(source: Path | None, path: Path, prefix: str, times: int, limit: int | None = None) -> None:
+    """The source's lines, `times` over, each time under other invoice numbers. Without a source: invoices as they are there,
+    about twenty lines each over four thousand articles, some of them much more often."""
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(retail.COLUMNS)
+        for turn in range(times):
+            for row in _rows(source, limit):
+                number = f"{row[0][:1]}{prefix}{turn}.{row[0][1:]}" if row[0][:1] in "Cc" else f"{prefix}{turn}.{row[0]}"
+                out.writerow([number, *row[1:]])
+
+
+def _rows(source: Path | None, limit: int | None) -> list[list[str]]:
+    if source is not None:
+        with source.open(newline="") as file:
+            return list(csv.reader(file))[1:][:limit]
+    rng = random.Random(3)
+    rows = []
+    for invoice in range((limit or 10_000) // 20):
+        for _ in range(20):
+            article = min(3999, int(rng.paretovariate(0.6)))
+            quantity = str(rng.choice([1, 2, 6, 12]))
+            rows.append(
+                [
+                    str(536365 + invoice),
+                    f"A{article}",
+                    f"ARTICLE {article}",
+                    quantity,
+                    "2010-12-01T08:26:00",
+                    "2.55",
+                    "17850",
+                    "United Kingdom",
+                ]
+            )
+    return rows

@@ -1,0 +1,203 @@
+"""Inventory alone, by gRPC: it has a core, PostgreSQL and the generator the other. pgbench has inventory's core."""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+import grpc
+import msgspec
+
+from benchmarks.figures import Figure, Row
+from benchmarks.lab import Lab
+from benchmarks.limits.order_writes import Result
+from benchmarks.pgbench import pgbench
+from benchmarks.scenario import Contestants, Figures, Scenario, compared, rounded
+from benchmarks.scenarios.orders import p99
+
+CALLERS = (16, 64, 256)
+LEAST = {16: 4.0, 64: 15.0, 256: 60.0}
+
+
+async def hot(lab: Lab) -> Contestants:
+    ids = await lab.fill()
+    product = ids[0]
+    lab.pin("inventory")
+    # One order as it is usually written: lock the row, look, take, remember.
+    script = f"""
+        BEGIN;
+        SELECT quantity FROM inventory WHERE product_id = '{product}' FOR UPDATE;
+        UPDATE inventory SET quantity = quantity - 1 WHERE product_id = '{product}' AND quantity >= 1;
+        INSERT INTO reservations (id, product_ids, quantities) VALUES (gen_random_uuid(), ARRAY['{product}'::uuid], ARRAY[1]);
+        COMMIT;
+    """
+    contestants: dict[str, Any] = {}
+
+    def ours(callers: int) -> Any:
+        async def one() -> Figure:
+            return await lab.closed(
+                kind="reserve", port=lab.port("inventory"), workload="reservations", params={"ids": [product]}, connections=callers
+            )
+
+        return one
+
+    def peer(callers: int) -> Any:
+        async def one() -> Figure:
+            return await pgbench(lab, "inventory", [script], clients=callers)
+
+        return one
+
+    def limit(callers: int) -> Any:
+        given = {
+            "postgres": lab.urls["postgres_inventory"], "ids": [product], "lines": 1, "callers": callers,
+            "seconds": lab.seconds, "warmup": lab.warmup,
+        }  # fmt: skip
+
+        async def one() -> Figure:
+            result, cpu = await lab.watched("benchmarks.limits.reserve_batches", msgspec.json.encode(given), Result)
+            return Figure(value=result.rate, latency=result.latency, cpu=cpu)
+
+        return one
+
+    for callers in CALLERS:
+        contestants[f"ours {callers}"] = ours(callers)
+        contestants[f"peer {callers}"] = peer(callers)
+        contestants[f"limit {callers}"] = limit(callers)
+    return contestants
+
+
+def judge_hot(figures: Figures) -> list[Row]:
+    rows = []
+    for callers in CALLERS:
+        own, theirs = p99(figures[f"ours {callers}"]), p99(figures[f"peer {callers}"])
+        rows.append(
+            compared(
+                figures,
+                f"reservations, one hot product, {callers} callers",
+                "reservations/s",
+                f">= {LEAST[callers]:.0f}x the peer, p99 <= 1/3 of it",
+                ours=f"ours {callers}",
+                peer=f"peer {callers}",
+                limit=f"limit {callers}",
+                least_to_peer=LEAST[callers],
+                also=own <= theirs / 3,
+                remark=f"p99 {own:.1f} ms, the peer's {theirs:.1f} ms",
+            )
+        )
+    return rows
+
+
+async def lone(lab: Lab) -> Contestants:
+    ids = await lab.fill()
+    port = lab.peer_port(5)
+    args = [sys.executable, "-m", "benchmarks.limits.unbatched", str(port), lab.urls["postgres_inventory"]]
+    await lab.start("unbatched", args, port)
+    lab.pin("inventory", "unbatched")
+
+    def contestant(port: int, *, direct: bool) -> Any:
+        async def one() -> Figure:
+            figure = await lab.closed(
+                kind="direct" if direct else "reserve", port=port, workload="reservations", params={"ids": ids}, connections=1
+            )
+            assert figure.latency is not None
+            figure.notes["per_second"] = round(figure.value)
+            figure.value = figure.latency.p50
+            return figure
+
+        return one
+
+    return {"ours": contestant(lab.port("inventory"), direct=False), "peer": contestant(port, direct=True)}
+
+
+def judge_lone(figures: Figures) -> list[Row]:
+    row = compared(figures, "reservations, a lone caller (median latency)", "ms", "no slower than unbatched (within 5 %)", limit=None)
+    # Latencies: the ratio is turned over, so that more is better here, too.
+    assert row.ratio_to_peer is not None
+    assert row.spread_to_peer is not None
+    row.ratio_to_peer = rounded(1 / row.ratio_to_peer)
+    row.spread_to_peer = [rounded(1 / x) for x in reversed(row.spread_to_peer)]
+    row.met = row.ratio_to_peer >= 0.95
+    row.remark = "the peer calls the single-order function without any gathering; the ratio is its latency by ours"
+    return [row]
+
+
+async def one_by_one(lab: Lab) -> Contestants:
+    ids = await lab.fill()
+    port = await _peer(lab, ids)
+    lab.pin("inventory", "peer inventory")
+    rng = random.Random(7)
+    scripts = []
+    for _ in range(50):
+        chosen = sorted(rng.sample(ids, 3))
+        products = ",".join(f"'{id}'::uuid" for id in chosen)
+        scripts.append(f"SELECT outcome FROM reserve(gen_random_uuid(), ARRAY[{products}], ARRAY[1,1,1]);")
+    return _three(lab, port, "reserve", ids, scripts, 64)
+
+
+async def check(lab: Lab) -> Contestants:
+    ids = await lab.fill()
+    port = await _peer(lab, ids)
+    lab.pin("inventory", "peer inventory")
+    rng = random.Random(7)
+    scripts = [
+        f"SELECT product_id, quantity FROM inventory WHERE product_id = ANY ('{{{','.join(rng.sample(ids, 100))}}}'::uuid[]);"
+        for _ in range(20)
+    ]
+    return _three(lab, port, "check", ids, scripts, 64)
+
+
+async def _peer(lab: Lab, ids: list[str]) -> int:
+    from market.contracts import inventory_pb2 as pb
+    from market.contracts.inventory_pb2_grpc import InventoryStub
+
+    port = lab.peer_port(3)
+    database = lab.urls["postgres_inventory"].replace("postgresql://", "postgresql+psycopg://")
+    await lab.start("peer inventory", [sys.executable, "inventory_sync.py", str(port)], port, {"DATABASE_URL": database})
+    answers = []
+    for at in (lab.port("inventory"), port):
+        with grpc.insecure_channel(f"127.0.0.1:{at}") as channel:
+            answers.append(
+                InventoryStub(channel).CheckAvaliable(pb.CheckAvaliableRequest(product_ids=ids[:100]), wait_for_ready=True, timeout=10)
+            )
+    if answers[0] != answers[1]:
+        raise RuntimeError("the peer of inventory answers otherwise")
+    return port
+
+
+def _three(lab: Lab, peer: int, workload: str, ids: list[str], scripts: list[str], callers: int) -> Contestants:
+    spec = {"kind": "grpc", "workload": workload, "params": {"ids": ids}, "connections": 8, "streams": callers // 8}
+
+    def contestant(port: int) -> Any:
+        async def one() -> Figure:
+            return await lab.closed(port=port, **spec)
+
+        return one
+
+    async def limit() -> Figure:
+        return await pgbench(lab, "inventory", scripts, clients=16)
+
+    return {"ours": contestant(lab.port("inventory")), "peer": contestant(peer), "limit": limit}
+
+
+def _twice(title: str) -> Any:
+    return lambda figures: [compared(figures, title, "calls/s", ">= 2x the peer", least_to_peer=2)]
+
+
+SCENARIOS = [
+    Scenario(
+        name="reserve-hot", title="Reservations of one hot product, as orders asks for them", unit="reservations/s", prepare=hot,
+        judge=judge_hot, goal=">= 4x, 15x, 60x SELECT FOR UPDATE with 16, 64, 256 callers, p99 <= 1/3",
+    ),
+    Scenario(
+        name="reserve-lone", title="A lone caller's reservation", unit="ms", prepare=lone, judge=judge_lone, goal="no slower than unbatched"
+    ),
+    Scenario(
+        name="reserve-one", title="Reserve one by one, 3 lines", unit="calls/s", prepare=one_by_one,
+        judge=_twice("Reserve one by one, 3 lines, 64 callers"), goal=">= 2x the peer",
+    ),
+    Scenario(
+        name="check-100", title="CheckAvaliable of 100 products", unit="calls/s", prepare=check,
+        judge=_twice("CheckAvaliable of 100, 64 callers"), goal=">= 2x the peer",
+    ),
+]  # fmt: skip

@@ -1,0 +1,159 @@
+"""The whole write path: nothing is pinned, no mails are due, and CPU per order counts as much as orders/s."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import msgspec
+
+from benchmarks.figures import Figure, Row
+from benchmarks.lab import Lab, settle
+from benchmarks.limits.order_writes import Result
+from benchmarks.scenario import Contestants, Figures, Scenario, compared, rounded
+from benchmarks.scenarios import products
+
+BUYERS = 64
+
+
+async def start_peers(lab: Lab) -> int:
+    """The same path written plainly: FastAPI, SQLAlchemy, one call after the other."""
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    catalogue = await products.start_peer(lab)
+    inventory, orders = lab.peer_port(3), lab.peer_port(4)
+    database = lab.urls["postgres_inventory"].replace("postgresql://", "postgresql+psycopg://")
+    await lab.start("peer inventory", [sys.executable, "inventory_sync.py", str(inventory)], inventory, {"DATABASE_URL": database})
+    if lab.stack.kafka_kind == "apache":
+        admin = AdminClient({"bootstrap.servers": lab.urls["kafka"]})
+        for made in admin.create_topics(
+            [NewTopic(t, num_partitions=12, replication_factor=1) for t in ("peer-orders", "bare-orders")]
+        ).values():
+            if (error := made.exception()) and "EXISTS" not in str(error):
+                raise error
+    env = {
+        "MONGODB_URL": lab.urls["mongodb"], "INVENTORY": f"127.0.0.1:{inventory}", "PRODUCTS": f"http://127.0.0.1:{catalogue}",
+        "KAFKA": lab.urls["kafka"],
+    }  # fmt: skip
+    await lab.uvicorn("peer orders", "orders_fastapi:app", orders, env)
+    return orders
+
+
+async def _check(lab: Lab, ports: list[int], ids: list[str]) -> None:
+    """The contestants make the same order of the same request."""
+    body = {"user": "ann", "items": [{"product_id": id, "quantity": n} for n, id in enumerate(ids[:3], 1)]}
+    answers = [await lab.post(f"http://127.0.0.1:{port}/api/order", body) for port in ports]
+    for answer in answers:
+        del answer["id"], answer["created_at"]
+    if any(a != answers[0] for a in answers):
+        raise RuntimeError(f"the orders differ: {answers}")
+
+
+def _ours(lab: Lab, **spec: Any) -> Any:
+    async def one() -> Figure:
+        figure = await lab.closed(**spec)
+        # What was promised is published, too, before the next one has the machine.
+        figure.notes["outbox_drained_after_seconds"] = round(await settle(lab), 3)
+        return figure
+
+    return one
+
+
+def _peer(lab: Lab, **spec: Any) -> Any:
+    async def one() -> Figure:
+        return await lab.closed(**spec)
+
+    return one
+
+
+async def place(lab: Lab) -> Contestants:
+    ids = await lab.fill()
+    peer = await start_peers(lab)
+    ours = lab.port("orders")
+    await _check(lab, [ours, peer], ids)
+    # No mail is due for these orders; that nobody even looks at them is the peer's case, too.
+    lab.stack.pause("notifications")
+    lab.pin()
+    given = {
+        "mongodb": lab.urls["mongodb"], "postgres": lab.urls["postgres_inventory"], "kafka": lab.urls["kafka"], "topic": "bare-orders",
+        "ids": ids, "lines": 3, "in_flight": BUYERS, "seconds": lab.seconds, "warmup": lab.warmup,
+    }  # fmt: skip
+
+    async def bare() -> Figure:
+        result, cpu = await lab.watched("benchmarks.limits.order_writes", msgspec.json.encode(given), Result)
+        cpu["program"] = rounded(1000 * result.cpu_share / max(result.rate, 1))
+        return Figure(value=result.rate, latency=result.latency, cpu=cpu)
+
+    orders = {"workload": "orders", "params": {"ids": ids}, "connections": BUYERS}
+    return {
+        "ours": _ours(lab, port=ours, **orders),
+        "peer": _peer(lab, port=peer, **orders),
+        "limit": bare,
+        "graphql": _ours(lab, port=lab.port("graphql"), workload="graphql_orders", params={"ids": ids}, connections=BUYERS),
+    }
+
+
+def judge_place(figures: Figures) -> list[Row]:
+    rest = compared(
+        figures, "POST order, 3 lines, uniform goods, 64 buyers", "orders/s", ">= 3x the peer, >= 1.2x the bare program",
+        least_to_peer=3, least_to_limit=1.2,
+    )  # fmt: skip
+    graphql = compared(
+        figures, "the same through GraphQL", "orders/s", ">= 75 % of REST", ours="graphql", peer=None, limit="ours", least_to_limit=0.75,
+    )  # fmt: skip
+    return [rest, graphql]
+
+
+async def hot(lab: Lab) -> Contestants:
+    ids = await lab.fill()
+    peer = await start_peers(lab)
+    ours = lab.port("orders")
+    await _check(lab, [ours, peer], ids)
+    lab.stack.pause("notifications")
+    lab.pin()
+    contestants = {}
+    for buyers in (64, 256):
+        one = {"workload": "orders", "params": {"ids": ids[:1], "lines": 1}, "connections": buyers}
+        many = {"workload": "orders", "params": {"ids": ids, "lines": 1}, "connections": buyers}
+        contestants[f"ours {buyers}"] = _ours(lab, port=ours, **one)
+        contestants[f"uniform {buyers}"] = _ours(lab, port=ours, **many)
+        contestants[f"peer {buyers}"] = _peer(lab, port=peer, **one)
+    return contestants
+
+
+def judge_hot(figures: Figures) -> list[Row]:
+    rows = []
+    for buyers in (64, 256):
+        names = {"ours": f"ours {buyers}", "peer": f"peer {buyers}", "limit": f"uniform {buyers}"}
+        ours, peer = p99(figures[names["ours"]]), p99(figures[names["peer"]])
+        rows.append(
+            compared(
+                figures,
+                f"POST order, one hot product, {buyers} buyers",
+                "orders/s",
+                ">= 80 % of uniform goods, p99 <= the peer's / 3",
+                **names,
+                least_to_limit=0.8,
+                also=ours <= peer / 3,
+                remark=f"p99 {ours:.1f} ms, the peer's {peer:.1f} ms; the limit is uniform goods in the same run",
+            )
+        )
+    return rows
+
+
+def p99(figures: list[Figure]) -> float:
+    """The median of the rounds', in milliseconds."""
+    found = sorted(f.latency.p99 for f in figures if f.latency)
+    return found[len(found) // 2]
+
+
+SCENARIOS = [
+    Scenario(
+        name="order", title="POST order by REST and through GraphQL", unit="orders/s", prepare=place, judge=judge_place, group="orders",
+        goal=">= 3x the peer, >= 1.2x the bare program; GraphQL >= 75 % of REST",
+    ),
+    Scenario(
+        name="hot-order", title="POST order, one hot product", unit="orders/s", prepare=hot, judge=judge_hot, group="orders",
+        goal=">= 80 % of uniform goods, p99 <= the peer's / 3",
+    ),
+]  # fmt: skip

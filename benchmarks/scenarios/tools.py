@@ -1,0 +1,114 @@
+"""`market import` and `market replay`, beside the same requests from the bare generator."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from typing import Any
+
+from benchmarks import retail_like
+from benchmarks.figures import Figure
+from benchmarks.lab import Lab, settle
+from benchmarks.scenario import Contestants, Scenario, compared
+from market.local import importer, replay, retail
+
+_RATE = re.compile(r"(?:products/s|orders/s)\D+([0-9.,]+)")
+
+
+async def _market(lab: Lab, *args: str) -> tuple[float, float, str]:
+    """The rate that the command prints, the seconds of all of it, and what it printed."""
+    started = time.perf_counter()
+    out = await lab.run([sys.executable, "-m", "market.local.cli", *args, "--port-base", str(lab.base)])
+    found = _RATE.search(out)
+    if found is None:
+        raise RuntimeError(f"the command says {out}")
+    return float(found[1].replace(",", "")), time.perf_counter() - started, out
+
+
+async def imports(lab: Lab) -> Contestants:
+    lab.pin()
+    products = 200 if lab.smoke else 5000 if lab.quick else 20_000
+    port = lab.port("products")
+    numbers = iter(range(10**6))
+
+    async def ours() -> Figure:
+        path = lab.directory / "catalogue.csv"
+        prefix = f"M{next(numbers)}X"
+        retail_like.catalogue(path, prefix, products)
+        before = lab.cpu()
+        rate, seconds, _ = await _market(lab, "import", str(path), "--stock", "1000")
+        cpu = {n: round(1000 * (t - before[n]) / products, 4) for n, t in lab.cpu().items()}
+        return Figure(value=rate, cpu=cpu, notes={"whole_command_seconds": round(seconds, 2), "products": products})
+
+    def bare(connections: int, count: int) -> Any:
+        async def one() -> Figure:
+            spec = {"workload": "catalogue", "params": {"prefix": f"N{next(numbers)}X"}, "connections": connections, "count": count}
+            return await lab.closed(port=port, **spec)
+
+        return one
+
+    return {"ours": ours, "peer": bare(1, min(products, 1000)), "limit": bare(importer.CONCURRENCY, products)}
+
+
+async def replays(lab: Lab) -> Contestants:
+    lab.pin()
+    lab.stack.resume("notifications")
+    times, limit = (1, 400) if lab.smoke else (2, None) if lab.quick else (4, None)
+    numbers = iter(range(10**6))
+    path = lab.directory / "invoices.csv"
+    retail_like.invoices(lab.data, path, f"P{next(numbers)}", 1, limit)
+    await _market(lab, "import", str(path), "--stock", "100000000")
+    port = lab.port("orders")
+    found = retail.survey(path)
+    shop = importer.Shop.at(port_base=lab.base, url=None)
+    from rich.progress import Progress
+
+    async with shop:
+        known = await importer.make_or_find(shop, found.goods, Progress(disable=True), "", stock=100_000_000)
+
+    async def ours() -> Figure:
+        retail_like.invoices(lab.data, path, f"P{next(numbers)}", times, limit)
+        rate, seconds, out = await _market(lab, "replay", str(path))
+        refused = re.search(r"refused\s+\D*([0-9,]+)", out)
+        if refused and refused[1] != "0":
+            raise RuntimeError(f"orders were refused: {out}")
+        await settle(lab)
+        return Figure(value=rate, notes={"whole_command_seconds": round(seconds, 2)})
+
+    def bare(connections: int, share: int) -> Any:
+        async def one() -> Figure:
+            retail_like.invoices(lab.data, path, f"P{next(numbers)}", times, limit)
+            survey = retail.survey(path)
+            bodies = lab.directory / "bodies.jsonl"
+            count = 0
+            with bodies.open("w") as file:
+                for invoice in retail.invoices(path, survey):
+                    file.write(json.dumps({"body": replay.order(invoice, known.ids), "key": invoice.number}) + "\n")
+                    count += 1
+            spec = {"workload": "bodies", "params": {"path": "/api/order", "file": str(bodies)}, "connections": connections}
+            figure = await lab.closed(port=port, **spec, count=count // share)
+            await settle(lab)
+            return figure
+
+        return one
+
+    return {"ours": ours, "peer": bare(1, 8), "limit": bare(32, 1)}
+
+
+def _judge(title: str, unit: str) -> Any:
+    goal = ">= 50 % of the bare generator"
+    return lambda figures: [compared(figures, title, unit, goal, least_to_limit=0.5, remark="the peer is one request at a time")]
+
+
+SCENARIOS = [
+    Scenario(
+        name="import", title="market import of 20,000 products", unit="products/s", prepare=imports, group="tools",
+        judge=_judge("market import of 20,000 products", "products/s"), goal=">= 50 % of the bare generator",
+    ),
+    Scenario(
+        name="replay", title="market replay of invoices", unit="orders/s", prepare=replays, group="tools",
+        judge=_judge("market replay of the real invoices", "orders/s"), goal=">= 50 % of the bare generator",
+    ),
+]  # fmt: skip
