@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test torture check format generate lock clean
+.PHONY: help install run test torture check format generate lock clean bench bench-quick
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -28,6 +28,16 @@ torture: install ## kill everything, time and again, for an hour or so (ARGS="--
 
 check: install ## all that must hold without running the shop: format, lint, types, imports, generated files
 	@scripts/check.sh
+
+$(VENV)/.bench: $(VENV)/.installed requirements/bench.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.lock
+	@touch $@
+
+bench: $(VENV)/.bench ## measure the speed beside peers and limits (about an hour; ARGS="order mail" for some scenarios)
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-quick: $(VENV)/.bench ## the same in three short rounds (about fifteen minutes), into .market/bench
+	@$(BIN)/python -m benchmarks.run --quick --out .market/bench $(ARGS)
 
 format: install ## put the code into the one form
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
