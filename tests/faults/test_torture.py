@@ -39,13 +39,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(420)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_short_run_under_faults_loses_nothing_and_sells_nothing_twice(place: Path) -> None:
     report = place / "report.md"
     command = [
         sys.executable, "-m", "market.local.cli", "torture", "--seed", "11", "--kills", "15", "--clients", "8", "--most-seconds", "2",
         "--port-base", str(free_base()), "--data", str(place), "--report", str(report),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400, preexec_fn=spawn.bound_to_parent())
     assert done.returncode == 0, done.stderr[-3000:]
     (figures,) = json.loads(report.with_suffix(".json").read_text())
     assert not any(figures["violations"].values())
