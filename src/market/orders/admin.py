@@ -25,10 +25,10 @@ async def lines(shop: Shop, config: Config, *, repair: bool, topic: bool) -> Asy
     try:
         found = reconcile(
             shop,
-            after_seconds=config.recovery.after_seconds,
-            interval_seconds=config.recovery.interval_seconds,
+            config.recovery,
             repair=repair,
             topic=reader,
+            again_seconds=min(2.0, config.recovery.after_seconds / 2),
         )
         async with aclosing(found) as stream:  # type: ignore[type-var]
             async for line in stream:

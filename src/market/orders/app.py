@@ -129,6 +129,6 @@ async def migrate(config: Config, _: list[str]) -> int:
         await mongo.make_indexes(database)
     finally:
         await client.close()
-    if not await kafka.make_topics(config.kafka, config.kafka.create_seconds):
+    if not await kafka.make_topics(config.kafka, config.kafka.create_seconds, limits=True):
         log.warning("Kafka is not there: the service makes the topics when it is")
     return 0

@@ -159,14 +159,15 @@ class Publisher(Generic[Token]):
         self._producer.purge()
 
 
-async def make_topics(config: Kafka, seconds: float) -> bool:
-    """Makes the topics, or gives those that are there our limits; whether Kafka answered in time. Two at once are safe."""
+async def make_topics(config: Kafka, seconds: float, *, limits: bool = False) -> bool:
+    """Makes the topics where they are missing; with `limits`, gives ours to those that are there. Whether Kafka answered
+    in time. Two at once are safe."""
     if config.partitions == 0:
         return True
-    return await asyncio.to_thread(_make_topics, config, seconds)
+    return await asyncio.to_thread(_make_topics, config, seconds, limits)
 
 
-def _make_topics(config: Kafka, seconds: float) -> bool:
+def _make_topics(config: Kafka, seconds: float, again: bool) -> bool:
     limits = {
         "retention.ms": str(events.RETENTION_MS),
         "max.message.bytes": str(events.MAX_MESSAGE_BYTES),
@@ -184,7 +185,7 @@ def _make_topics(config: Kafka, seconds: float) -> bool:
             if e.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 log.warning("a topic could not be made", topic=name, reason=e.args[0].str())
                 return False
-    return _give_limits(admin, names, limits, seconds)
+    return _give_limits(admin, names, limits, seconds) if again else True
 
 
 def _give_limits(admin: AdminClient, names: tuple[str, ...], limits: dict[str, str], seconds: float) -> bool:

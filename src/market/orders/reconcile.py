@@ -19,6 +19,7 @@ from msgspec import Struct
 from market.contracts import events
 from market.kit.errors import Unavailable
 from market.orders.clients import Held
+from market.orders.config import Recovery
 from market.orders.domain import Order, Status
 from market.orders.mending import MENDING, Case
 from market.orders.service import Shop
@@ -26,7 +27,6 @@ from market.orders.store import every_order
 from market.orders.topic import CANCELLED_SEEN, CREATED_SEEN, WRONG_ORDER, Topic
 
 _PAGE = 500
-_AGAIN_SECONDS = 2.0
 _AT_ONCE = 32
 # Events older than this may have left the topic.
 _KEPT = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
@@ -103,6 +103,8 @@ class _Ages(Struct, frozen=True):
     ids: datetime
     # Recovery comes by at intervals: overdue is what it has missed more than once.
     overdue: datetime
+    # An event may wait for its acknowledgement, and then for the claim on it to run out, before another relay sends it.
+    events: datetime
     kept: datetime
 
 
@@ -142,7 +144,7 @@ def _compare_events(order: Order, seen: int | None, ages: _Ages) -> Iterable[tup
     for entry in order.outbox:
         if entry.refused is not None:
             yield Kind.EVENT_REFUSED, f"{entry.type}: {entry.refused}"
-        elif entry.at < ages.overdue and not any(e.refused for e in order.outbox):
+        elif entry.at < ages.events and not any(e.refused for e in order.outbox):
             yield Kind.EVENT_DUE, f"{entry.type} of {entry.at.isoformat()}"
     if seen is None or order.confirmed_at is None or order.confirmed_at < ages.kept:
         return
@@ -160,10 +162,10 @@ def minted(id: UUID) -> datetime:
 
 
 async def reconcile(
-    shop: Shop, *, after_seconds: float, interval_seconds: float, repair: bool, topic: Topic | None, again_seconds: float = _AGAIN_SECONDS
+    shop: Shop, recovery: Recovery, *, repair: bool, topic: Topic | None, again_seconds: float = 2.0
 ) -> AsyncIterator[Line]:
     """Progress, differences, and one summary at the end; also when a store fails on the way."""
-    run = _Run(shop, after_seconds, interval_seconds, repair, topic)
+    run = _Run(shop, recovery, repair, topic)
     started = time.monotonic()
     error = None
     try:
@@ -186,17 +188,18 @@ async def reconcile(
 class _Run:
     """One reconciliation's figures."""
 
-    def __init__(self, shop: Shop, after_seconds: float, interval_seconds: float, repair: bool, topic: Topic | None) -> None:
+    def __init__(self, shop: Shop, recovery: Recovery, repair: bool, topic: Topic | None) -> None:
         self._shop = shop
-        self._after = timedelta(seconds=after_seconds)
-        self._overdue = timedelta(seconds=after_seconds + 3 * interval_seconds + 2)
+        self._after = timedelta(seconds=recovery.after_seconds)
+        self._overdue = self._after + timedelta(seconds=3 * recovery.interval_seconds + 2)
+        self._events = self._overdue + timedelta(seconds=2 * recovery.claim_seconds)
         self._repair = repair
         self._topic = topic
         self.orders = self.reservations = self.differences = self.repaired = 0
 
     async def _ages(self) -> _Ages:
         now = await self._shop.store.now()
-        return _Ages(now - self._after, now - self._overdue, now - _KEPT)
+        return _Ages(now - self._after, now - self._overdue, now - self._events, now - _KEPT)
 
     async def lines(self, again_seconds: float) -> AsyncIterator[Line]:
         if self._topic is not None:
@@ -267,22 +270,26 @@ class _Run:
         if not suspects:
             return
         await asyncio.sleep(again_seconds)
-        if self._topic is not None:
-            async for line in self._read_topic(self._topic):
-                yield line
         ages = await self._ages()
         for start in range(0, len(suspects), _AT_ONCE):
             yield Progress("second look", start, len(suspects))
             part = suspects[start : start + _AT_ONCE]
-            for found in await asyncio.gather(*(self._judge(id, ages) for id in part)):
+            orders = await asyncio.gather(*(self._shop.store.read(id) for id in part))
+            if self._topic is not None:
+                # After the orders: what left an outbox before it was read is in the topic now.
+                await self._topic.read_on(lambda *_: None)
+            for found in await asyncio.gather(*(self._judge(id, order, ages) for id, order in zip(part, orders, strict=True))):
                 for difference in found:
                     self.differences += 1
                     self.repaired += difference.repaired is True
                     yield difference
         yield Progress("second look", len(suspects), len(suspects))
 
-    async def _judge(self, id: UUID, ages: _Ages) -> list[Difference]:
-        order, held = await self._shop.store.read(id), await self._reservation(id)
+    async def _judge(self, id: UUID, order: Order | None, ages: _Ages) -> list[Difference]:
+        held = await self._reservation(id)
+        if await self._shop.store.read(id) != order:
+            # Somebody is about it just now: what was read does not belong together.
+            return []
         found = []
         for kind, detail in list(compare(order, held, self._seen(id), ages)):
             repaired, said = await self._mend(kind, id, order, detail) if self._repair else (None, detail)

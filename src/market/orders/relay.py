@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -124,17 +125,19 @@ class Relay:
 
     async def _cleared(self, sent: Sequence[tuple[UUID, UUID]]) -> None:
         left: list[Order | None] = []
-        for attempt in range(1, 6):
-            try:
-                left = await self._clear.all(sent)
-                break
-            except Unavailable:
-                # Repeated while the claim is ours; else the event is sent again, under the same id.
-                await asyncio.sleep(backoff(attempt))
-        if self._faults and left:
-            await self._faults.reach("orders.after-clear")
-        for order_id, _ in sent:
-            self._land(order_id)
+        try:
+            for attempt in range(1, 6):
+                try:
+                    left = await self._clear.all(sent)
+                    break
+                except Unavailable:
+                    # Repeated while the claim is ours; else the event is sent again, under the same id.
+                    await asyncio.sleep(backoff(attempt))
+            if self._faults and left:
+                await self._faults.reach("orders.after-clear")
+        finally:
+            for order_id, _ in sent:
+                self._land(order_id)
         for order in left:
             if order is not None:
                 self.push(order)
@@ -146,6 +149,9 @@ class Relay:
     async def _refuse(self, order_id: UUID, entry: Entry, reason: str) -> None:
         try:
             await self._store.refused(order_id, entry.id, reason, self._clock())
+        except Unavailable as e:
+            # Kafka will say so again.
+            log.warning("a refused event could not be marked", order_id=str(order_id), reason=str(e))
         finally:
             self._land(order_id)
 
@@ -174,10 +180,12 @@ class Relay:
         return 0.0 if len(ids) == most and not self._failing else self._interval
 
     async def _wait(self, ids: Sequence[UUID]) -> None:
-        # The producer gives up each message after delivery_seconds, so this ends.
-        while any(id in self._flying for id in ids):
-            self._landed.clear()
-            await self._landed.wait()
+        # The producer gives up each message after delivery_seconds; after that the claims are over anyway.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._claim_seconds):
+                while any(id in self._flying for id in ids):
+                    self._landed.clear()
+                    await self._landed.wait()
 
     async def close(self, seconds: float) -> None:
         """Waits for what is on its way, at most so long."""

@@ -75,6 +75,8 @@ class Store:
             self._insert_many, name="orders.insert", most=128, under_way=2, weight=_weight, most_weight=4000
         )
         self._move: Gather[tuple[UUID, Document, Document], bool] = Gather(self._update_many, name="orders.update", most=128, under_way=2)
+        # Apart from the moves: one of these that matches nothing must not make a batch of moves read again.
+        self._settle: Gather[tuple[UUID, Document, Document], bool] = Gather(self._update_many, name="orders.settle", most=128)
         self._keys: Gather[str, tuple[UUID, bytes] | None] = Gather(self._find_keys, name="orders.keys", most=128, under_way=2, fold=True)
         self._get: Gather[UUID, Order | None] = Gather(self._find_many, name="orders.get", most=32, under_way=4, fold=True)
 
@@ -201,11 +203,11 @@ class Store:
 
     async def released(self, id: UUID) -> None:
         """Inventory has given the goods back: nothing is due any more."""
-        await self._move((id, {"_id": id, "release_due": {"$exists": True}}, {"$unset": {"release_due": 1}}))
+        await self._settle((id, {"_id": id, "release_due": {"$exists": True}}, {"$unset": {"release_due": 1}}))
 
     async def release_failed(self, id: UUID) -> None:
         """Puts the order to the end of the line of those whose goods are due."""
-        await self._move((id, {"_id": id, "release_due": {"$exists": True}}, {"$currentDate": {"release_due": True}}))
+        await self._settle((id, {"_id": id, "release_due": {"$exists": True}}, {"$currentDate": {"release_due": True}}))
 
     async def _update_many(self, updates: list[tuple[UUID, Document, Document]]) -> Sequence[bool | BaseException]:
         async def write() -> int:
