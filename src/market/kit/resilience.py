@@ -41,7 +41,8 @@ class Circuit:
         neighbour: str,
         *,
         failures: int = 5,
-        open_seconds: float = 1.0,
+        # A neighbour that is back has to be found out by one call; in between the others fail without need.
+        open_seconds: float = 0.3,
         counts: tuple[type[BaseException], ...] = (Unavailable,),
         patience: float = 0.0,
     ) -> None:

@@ -45,7 +45,7 @@ class Cache:
         self._ttl = ttl
         self._seconds = seconds
         # Left alone for a second after five failures in a row.
-        self._circuit = Circuit("redis", counts=AWAY)
+        self._circuit = Circuit("redis", open_seconds=1.0, counts=AWAY)
         self._was_away = False
 
     async def known(self, ids: Sequence[str]) -> dict[str, bool]:
