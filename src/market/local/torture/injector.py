@@ -21,6 +21,8 @@ from market.local.torture.proxy import Proxy
 
 # How long the injector waits for a moment at which a kill counts: the process ready, orders in flight.
 _PATIENCE = 60.0
+# How long it waits for an order to be placed again.
+_FIRST_SUCCESS = 15.0
 
 
 class Outcome(Struct, kw_only=True):
@@ -94,9 +96,15 @@ class Injector:
         began = history.now()
         hit = await self._act(disturbance)
         await self._stack.ready(seconds=_PATIENCE)
+        over = history.now()
+        # Else the next disturbance would hide how long this one lasted for the clients.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_SUCCESS):
+                while self._load.last_success < over:
+                    await asyncio.sleep(0.01)
         outcome = Outcome(
             number=number, what=str(disturbance), is_kill=disturbance.is_kill, target=disturbance.target, began=began,
-            over=history.now(), hit=hit, in_flight=in_flight,
+            over=over, hit=hit, in_flight=in_flight,
         )  # fmt: skip
         self.outcomes.append(outcome)
         return outcome
