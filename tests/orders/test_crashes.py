@@ -223,5 +223,5 @@ async def test_a_recovery_that_dies_is_taken_over(
 
 def test_every_failure_point_is_known() -> None:
     tried = REJECTED | CONFIRMED | CANCELLED | {"orders.before-intent", "orders.after-reject-status", "orders.recovery-before-reject"}
-    # Tried with a pause in test_relay.py and test_keys_and_cancelling.py.
+    # Tried in test_relay.py and test_interleavings.py.
     assert set(POINTS) - tried == {"orders.relay-after-claim", "orders.before-cancel-status"}
