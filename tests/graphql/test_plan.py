@@ -52,8 +52,9 @@ class Direct:
             raise Unavailable("it broke off")
         if self._fails == "refuses" or (self._fails == "refuses pages" and path.partition("?")[0].count("/") == 2):
             self._backend.fail(422, "bad-input", detail="no", errors=[{"field": "some_thing", "reason": "is wrong"}])
+        # A plan reads what is selected and nothing else: only an answer that is wrong as a whole is wrong to both.
         if self._fails == "breaks the contract":
-            return Answer(200, b'{"items": 5, "id": null}', {"content-type": "application/json"})
+            return Answer(200, b"[5]", {"content-type": "application/json"})
         path, _, raw = path.partition("?")
         query = dict(p.split("=", 1) for p in raw.replace("%2C", ",").split("&")) if raw else {}
         if not all(query.get(n, "0").lstrip("-").isdigit() for n in ("limit", "offset")):

@@ -76,5 +76,8 @@ class Executor:
 def field_error(e: GraphQLError) -> Error:
     """graphql-core's error at a path. One of its own is about an argument whose variable does not fit."""
     error: Error = dict(e.formatted)
-    error.setdefault("extensions", {"code": "BAD_INPUT" if e.original_error is None else "INTERNAL"})
+    cause: Exception | None = e
+    while isinstance(cause, GraphQLError):
+        cause = cause.original_error
+    error.setdefault("extensions", {"code": "BAD_INPUT" if cause is None else "INTERNAL"})
     return error

@@ -178,8 +178,9 @@ class Run:
 
     def _failed(self, e: Exception, path: Path, locations: list[dict[str, int]]) -> None:
         if isinstance(e, GraphQLError):
-            # An argument that does not fit once its variable is known.
-            self.errors.append({"message": e.message, "locations": locations, "path": path, "extensions": {"code": "BAD_INPUT"}})
+            # An argument that does not fit once its variable is known: it says itself where it stands.
+            where = [{"line": at.line, "column": at.column} for at in e.locations or ()] or locations
+            self.errors.append({"message": e.message, "locations": where, "path": path, "extensions": {"code": "BAD_INPUT"}})
             return
         told = explained(e)
         self.errors.append({"message": str(told), "locations": locations, "path": path, "extensions": told.extensions})
