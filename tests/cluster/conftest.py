@@ -22,6 +22,13 @@ if os.environ.get("MARKET_CLUSTER") != "1":
     collect_ignore_glob = ["test_*.py"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A deploy is part of whichever test comes first, and takes minutes."""
+    for item in items:
+        if "cluster" in item.path.parts:
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 class Report:
     """Figures by name, for people: printed at the end, and kept in the file that MARKET_CLUSTER_REPORT names."""
 

@@ -9,12 +9,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.cluster import cluster
 from tests.cluster.conftest import Report
-
-pytestmark = pytest.mark.timeout(1800)
 
 
 def namespace_is_there() -> bool:

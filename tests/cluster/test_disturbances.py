@@ -13,9 +13,6 @@ from tests.cluster import cluster
 from tests.cluster.conftest import Report
 from tests.cluster.load import Load
 
-# The long rollouts below have their own time limits.
-pytestmark = pytest.mark.timeout(900)
-
 
 async def disturbed(shop: str, goods: list[str], report: Report, name: str, disturb: Callable[[], object]) -> Load:
     """The load of before, while and after the disturbance; its orders must all be there, each once."""

@@ -9,8 +9,6 @@ import pytest
 from tests.cluster import cluster
 from tests.cluster.conftest import Report
 
-pytestmark = pytest.mark.timeout(600)
-
 
 def ready(name: str) -> int:
     return sum(map(cluster.is_ready, cluster.pods(name)))

@@ -11,8 +11,6 @@ import pytest
 from tests.cluster import cluster
 from tests.cluster.conftest import Report
 
-pytestmark = pytest.mark.timeout(900)
-
 
 async def test_the_autoscaler_scales_products_under_load_and_back(shop: str, report: Report) -> None:
     hpa = cluster.get("hpa", "product-service")

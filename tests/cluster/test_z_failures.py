@@ -14,7 +14,6 @@ from tests.cluster import cluster
 from tests.cluster.conftest import Report
 from tests.cluster.test_a_deploy import copy_of_the_project
 
-pytestmark = pytest.mark.timeout(1800)
 FAILED, MISSING = 1, 3
 
 

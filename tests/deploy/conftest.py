@@ -1,0 +1,101 @@
+"""Stand-ins for kubectl, minikube, kind and docker: they note how they were called, and answer as told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KUBECTL = shutil.which("kubectl")
+# One program for all four names. Answers are looked up by the first pattern that the command line contains.
+STAND_IN = """#!/usr/bin/env python3
+import json, os, subprocess, sys
+from pathlib import Path
+folder = Path(os.environ["STAND_IN"])
+name, args = Path(sys.argv[0]).name, sys.argv[1:]
+line = " ".join([name, *args])
+piped = sys.stdin.read() if "-f -" in line else ""
+with (folder / "calls").open("a") as calls:
+    calls.write(json.dumps({"line": line, "piped": piped}) + "\\n")
+if name == "kubectl" and "kustomize" in args[:1]:
+    os.execv(os.environ["REAL_KUBECTL"], ["kubectl", *args])
+if "apply -f" in line and not piped:
+    path = args[args.index("-f") + 1]
+    (folder / ("applied-" + Path(path).name)).write_text(Path(path).read_text())
+if "minikube" == name and "build" in args:
+    tag, context = args[args.index("-t") + 1], Path(args[-1])
+    with (folder / "images").open("a") as images:
+        images.write("docker.io/" + tag + "\\n")
+    (folder / ("Dockerfile-" + tag.split("/")[1].split(":")[0])).write_text((context / "Dockerfile").read_text())
+    (folder / "context").write_text("\\n".join(sorted(str(p.relative_to(context)) for p in context.rglob("*"))))
+if "image ls" in line and (folder / "images").exists():
+    print((folder / "images").read_text(), end="")
+if "--dry-run=client" in line or "label --local" in line:
+    print("{}")
+for pattern, answer in json.loads((folder / "answers").read_text()):
+    if pattern in line:
+        print(answer["out"], end="")
+        print(answer.get("err", ""), end="", file=sys.stderr)
+        sys.exit(answer.get("status", 0))
+"""
+MINIKUBE = {
+    "config current-context": "minikube",
+    "minikube\\.k8s\\.io/name": "minikube",
+    "get ingressclasses": "nginx true\n",
+    "get storageclasses": "standard true\n",
+    "get hpa": "",
+    "get job demo-catalogue": "1",
+    ".status.loadBalancer": "192.168.49.2",
+}
+
+
+@dataclass
+class StandIns:
+    """The folder of stand-ins that comes first on PATH; `answers` by what the command line contains."""
+
+    folder: Path
+    answers: dict[str, str | tuple[int, str]] = field(default_factory=dict)
+
+    def run(self, script: str, *options: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+        known = [
+            (pattern, {"out": answer} if isinstance(answer, str) else {"out": "", "status": answer[0], "err": answer[1]})
+            for pattern, answer in self.answers.items()
+        ]
+        (self.folder / "answers").write_text(json.dumps(known))
+        environ = {
+            **os.environ, "STAND_IN": str(self.folder), "REAL_KUBECTL": KUBECTL or "",
+            "PATH": path if path is not None else f"{self.folder / 'bin'}:{os.environ['PATH']}",
+        }  # fmt: skip
+        command = [ROOT / "scripts" / script, *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environ, timeout=120)
+
+    def calls(self) -> list[str]:
+        path = self.folder / "calls"
+        return [json.loads(line)["line"] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def applied(self) -> str:
+        return (self.folder / "applied-all.yaml").read_text()
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path) -> StandIns:
+    (tmp_path / "bin").mkdir()
+    for name in ("kubectl", "minikube", "kind", "docker"):
+        program = tmp_path / "bin" / name
+        program.write_text(STAND_IN)
+        program.chmod(0o755)
+    return StandIns(tmp_path)
+
+
+@pytest.fixture
+def minikube(stand_ins: StandIns) -> StandIns:
+    if KUBECTL is None:
+        pytest.skip("kubectl, which renders the manifests, is not here")
+    stand_ins.answers = dict(MINIKUBE)
+    return stand_ins
