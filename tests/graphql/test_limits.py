@@ -63,15 +63,16 @@ TOO_MUCH = {
 
 @pytest.mark.parametrize("what", TOO_MUCH)
 async def test_a_document_that_asks_too_much_is_bad_input(shop: Gateway, what: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     response = await shop.http.post("/graphql", json={"query": TOO_MUCH[what]})
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     assert response.status_code == 400
     answer = response.json()
     assert "data" not in answer
     assert {e["extensions"]["code"] for e in answer["errors"]} == {"BAD_INPUT"}
     assert len(response.content) < 30_000
-    assert took < 3
+    # CPU time: the gateway is in this process.
+    assert took < 1
     assert not shop.products.calls
 
 

@@ -80,7 +80,7 @@ async def test_a_browser_shows_graphiql_with_a_live_product_and_asks_no_other_ho
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             out, _ = await process.communicate()
     finally:
         if process.returncode is None:

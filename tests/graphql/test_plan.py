@@ -95,7 +95,7 @@ def same(text: str, variables: dict[str, Any], fails: tuple[str, str]) -> dict[s
 
 
 FAILS = st.sampled_from(["", "", "", "", "dead", "refuses", "refuses pages", "breaks the contract"])
-RELAXED = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+RELAXED = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @RELAXED
@@ -212,7 +212,7 @@ def test_a_mutation_has_the_same_answer(text: str, variables: dict[str, Any], fa
 def test_most_generated_queries_are_valid_and_compiled() -> None:
     seen = {"valid": 0, "all": 0}
 
-    @settings(max_examples=100, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(documents(mutation=False))
     def look(text: str) -> None:
         prepared = Documents(SCHEMA, Limits(), Keep()).get(text, None)
