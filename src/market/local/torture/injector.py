@@ -20,7 +20,7 @@ from market.local.torture.plan import ARROWS, Disturbance
 from market.local.torture.proxy import Proxy
 
 # How long the injector waits for a moment at which a kill counts: the process ready, orders in flight.
-_PATIENCE = 60.0
+_PATIENCE = 240.0
 # How long it waits for an order to be placed again.
 _FIRST_SUCCESS = 15.0
 
