@@ -109,6 +109,32 @@ def test_the_file_of_the_local_stack_is_what_the_service_wants(service: str) -> 
     assert config.admin.port == 21001
 
 
+@pytest.mark.parametrize(
+    ("service", "good", "bad", "key"),
+    [
+        ("graphql", "http://127.0.0.1:${MARKET_ORDERS_PORT}", "127.0.0.1:8082", "orders: url"),
+        ("graphql", "http://127.0.0.1:${MARKET_ORDERS_PORT}", "ftp://shop", "orders: url"),
+        ("orders", "http://127.0.0.1:${MARKET_PRODUCTS_PORT}", "http://shop:99999", "products: url"),
+        ("orders", "mongodb://127.0.0.1:${MARKET_MONGODB_PORT}", "shop:hush@127.0.0.1:27017", "mongodb: uri"),
+        ("orders", "mongodb://127.0.0.1:${MARKET_MONGODB_PORT}", "mongodb://shop:hush@127.0.0.1:99999", "mongodb: uri"),
+        ("orders", "directConnection=true", "directConection=true", "mongodb: uri"),
+        ("orders", "database: orders", "database: a.b", "mongodb.database: Expected"),
+        ("products", "redis://127.0.0.1:${MARKET_REDIS_PORT}/0", "shop:hush@127.0.0.1", "redis: url"),
+        ("products", "redis://127.0.0.1:${MARKET_REDIS_PORT}/0", "redis://:hush@:6379", "redis: url"),
+    ],
+)
+def test_an_address_that_is_none_is_said_without_the_password_in_it(tmp_path: Path, service: str, good: str, bad: str, key: str) -> None:
+    text = (ROOT / "config" / f"{service}.yaml").read_text()
+    assert good in text
+    (tmp_path / "c.yaml").write_text(text.replace(good, bad))
+    with pytest.raises(ConfigError) as e:
+        load(tmp_path / "c.yaml", import_module(f"market.{service}.config").Config, ENVIRONMENT)
+    line = str(e.value)
+    assert line.startswith(f"{tmp_path / 'c.yaml'}: {key} ")
+    assert line.isprintable()
+    assert "hush" not in line
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_with_a_wrong_file_ends_at_once_with_one_line(tmp_path: Path, service: str) -> None:
     file = tmp_path / "c.yaml"

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -100,12 +101,26 @@ class Postgres(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 2.5
 
 
+def check_url(url: str, *schemes: str) -> None:
+    """Raises ValueError, without the URL: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"url must be an address such as {schemes[0]}://host:port")
+
+
 class Remote(Section, frozen=True, kw_only=True):
     """A neighbour that is called by HTTP."""
 
     url: Text
     timeout_seconds: Seconds = 3.0
     connections: Annotated[int, Meta(ge=1)] = 128
+
+    def __post_init__(self) -> None:
+        check_url(self.url, "http", "https")
 
 
 class Rpc(Section, frozen=True, kw_only=True):

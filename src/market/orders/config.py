@@ -6,6 +6,8 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from pymongo.errors import PyMongoError
+from pymongo.uri_parser import parse_uri
 
 from market.kit.config import Base, Http, Remote, Rpc, Seconds, Section, Text
 
@@ -14,9 +16,17 @@ class MongoDB(Section, frozen=True, kw_only=True):
     """`timeout_seconds` is one operation's limit, retries by the driver included."""
 
     uri: Text
-    database: Text = "orders"
+    database: Annotated[str, Meta(pattern=r'^[^/\\. "$*<>:|?\x00]{1,63}$')] = "orders"
     pool_size: Annotated[int, Meta(ge=4, le=500)] = 64
     timeout_seconds: Seconds = 2.5
+
+    def __post_init__(self) -> None:
+        # The reason leaves the URI out: it may hold a password. The servers behind mongodb+srv are DNS's to name.
+        if not self.uri.startswith("mongodb+srv://"):
+            try:
+                parse_uri(self.uri, validate=True)
+            except (PyMongoError, ValueError):
+                raise ValueError("uri must be a MongoDB connection string such as mongodb://host:27017/") from None
 
 
 class Kafka(Section, frozen=True, kw_only=True):

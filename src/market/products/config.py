@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from market.kit.config import Base, Http, Postgres, Rpc, Seconds, Section, Text
+from market.kit.config import Base, Http, Postgres, Rpc, Seconds, Section, Text, check_url
 
 
 class Redis(Section, frozen=True, kw_only=True):
     url: Text
     # A cache that takes longer than asking anew is none.
     timeout_seconds: Seconds = 0.05
+
+    def __post_init__(self) -> None:
+        check_url(self.url, "redis", "rediss")
 
 
 class Availability(Section, frozen=True, kw_only=True):
