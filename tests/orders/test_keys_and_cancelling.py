@@ -37,6 +37,15 @@ async def test_a_repeat_answers_the_same_order_whatever_became_of_the_product(
     await topic.wait(first.json()["id"], "order.created", "order.cancelled")
 
 
+async def test_two_keys_are_none(service: Service, catalogue: Catalogue, stock: Stock) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 1)
+    order = {"user": "ann", "items": [{"product_id": lamp, "quantity": 1}]}
+    answer = await service.http.post("/api/order", json=order, headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")])
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "Idempotency-Key")
+    assert await stock.left(lamp) == 1
+
+
 async def test_requests_with_one_key_at_once_make_one_order(service: Service, catalogue: Catalogue, stock: Stock, documents: Any) -> None:
     lamp, key = catalogue.add(), f"key-{uuid4()}"
     await stock.set(lamp, 50)

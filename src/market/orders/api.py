@@ -96,7 +96,8 @@ def routes(shop: Shop, order_seconds: float) -> Mapping[str, Callable[[Request],
         with context.allow(max(0.05, context.remaining(order_seconds) - _ANSWER_SECONDS)):
             try:
                 rest.query(request, _Nothing)
-                key = text.idempotency_key(request.headers.get("idempotency-key"))
+                given = rest.header(request, b"idempotency-key")
+                key = text.idempotency_key(None if given is None else given.decode("latin-1"))
                 placed = await service.place(shop, parsed(await rest.body(request, _body)), key)
             except Problem as e:
                 OUTCOMES.labels(e.type).inc()
