@@ -145,6 +145,11 @@ async def test_what_is_allowed_is_said(shop: Running):
     assert await reason("q=%ff") == "query: is not a query string in UTF-8"
 
 
+async def test_no_ids_at_all_are_told_how_many_there_may_be(shop: Running):
+    problem = (await shop.http.get("/api/product?ids=")).json()
+    assert problem["errors"] == [{"field": "ids", "reason": "must be 1 to 100 UUIDs, separated by commas"}]
+
+
 @pytest.mark.parametrize("other", ["q=lamp", "sort=name", "offset=1"])
 async def test_ids_go_with_no_other_choice(shop: Running, other):
     await refused(shop, await shop.http.get(f"/api/product?ids={ID}&{other}"), 422, other.split("=")[0])

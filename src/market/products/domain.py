@@ -116,7 +116,7 @@ def _image_url(url: str) -> str:
 def parse_ids(given: str) -> list[UUID]:
     """The ids of `ids=`, in the order given, each once. Raises BadInput."""
     parts = given.split(",")
-    if len(parts) > MAX_IDS:
+    if not given or len(parts) > MAX_IDS:
         raise BadInput("ids", f"must be 1 to {MAX_IDS} UUIDs, separated by commas")
     return list(dict.fromkeys(text.uuid("ids", part) for part in parts))
 
