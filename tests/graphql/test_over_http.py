@@ -164,6 +164,8 @@ async def test_a_query_comes_by_get_too(shop: Gateway) -> None:
         for accept in (NEW, OLD):
             assert (await shop.http.get("/graphql", params=given, headers={"accept": accept})).status_code == 400
     assert (await shop.http.get("/graphql?query=%ff")).status_code == 400
+    twice = await shop.http.get("/graphql", params=[("query", QUERY), ("query", QUERY)])
+    assert (twice.status_code, twice.json()["errors"][0]["message"]) == (400, "query: is given twice")
     assert (await shop.http.get("/graphql", params={"query": QUERY, "operationName": "", "variables": "null"})).json() == GOOD
 
 

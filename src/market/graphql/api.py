@@ -90,9 +90,13 @@ def refusal(scope: Any, problem: Problem) -> Response:
 def from_query(raw: bytes) -> Call:
     """The request in a query string. Raises BadInput."""
     try:
-        given = dict(parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20))
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
     except ValueError:
         raise BadInput("query", "is not a query string in UTF-8") from None
+    given = dict(pairs)
+    for name in ("query", "operationName", "variables", "extensions"):
+        if sum(name == n for n, _ in pairs) > 1:
+            raise BadInput(name, "is given twice")
     if not given.get("query"):
         raise BadInput("query", "is missing")
     maps: dict[str, dict[str, Any] | None] = {}
