@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from market.contracts import inventory_pb2 as pb
 from market.products.app import connect
@@ -200,6 +201,29 @@ async def test_without_redis_inventory_is_asked_each_time_until_redis_is_back(st
         inventory.asked.clear()
         assert (await products.get(id))["available"] is True
         assert inventory.asked == []
+
+
+async def test_a_redis_that_is_away_is_said_once_and_one_slow_answer_is_no_news():
+    slow = True
+
+    class Slow:
+        async def mget(self, ids: list[str]) -> list[bytes | None]:
+            await asyncio.sleep(1 if slow else 0)
+            return [b"1"] * len(ids)
+
+    cache = Cache(Slow(), ttl=5, seconds=0.01)
+    with capture_logs() as said:
+        await cache.known(["a"])
+        slow = False
+        assert await cache.known(["a"]) == {"a": True}
+        assert said == []
+        slow = True
+        for _ in range(8):
+            assert await cache.known(["a"]) == {}
+        slow = False
+        await asyncio.sleep(1.05)
+        assert await cache.known(["a"]) == {"a": True}
+    assert [line["log_level"] for line in said] == ["warning", "info"]
 
 
 async def test_what_is_no_answer_of_ours_in_redis_is_asked_anew(told: tuple[Running, Inventory]):

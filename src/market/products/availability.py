@@ -79,9 +79,10 @@ class Cache:
         except CircuitOpen:
             return None
         except AWAY as e:
-            if not self._was_away:
+            # One slow answer is no news; a row of them is, once.
+            if self._circuit.is_open and not self._was_away:
                 log.warning("redis does not answer: availability is asked of inventory each time", reason=type(e).__name__)
-            self._was_away = True
+                self._was_away = True
             return None
         if self._was_away:
             log.info("redis answers again")
