@@ -132,6 +132,7 @@ def endpoint(name: str, handler: Handler, tracer: Tracer | None = None) -> Calla
             if status.name not in handled:
                 handled[status.name] = HANDLED.labels(name, status.name)
             handled[status.name].inc()
+            log.debug("answered", method=name, code=status.name)
         return await rpc_context.abort(status, detail)
 
     return serve
