@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 KUBECTL = shutil.which("kubectl")
 # One program for all four names. Answers are looked up by the first pattern that the command line contains.
-STAND_IN = """#!/usr/bin/env python3
+STAND_IN = (
+    f"#!{sys.executable} -IS\n"
+    + """
 import json, os, subprocess, sys
 from pathlib import Path
 folder = Path(os.environ["STAND_IN"])
@@ -44,6 +47,7 @@ for pattern, answer in json.loads((folder / "answers").read_text()):
         print(answer.get("err", ""), end="", file=sys.stderr)
         sys.exit(answer.get("status", 0))
 """
+)
 MINIKUBE = {
     "config current-context": "minikube",
     "minikube\\.k8s\\.io/name": "minikube",

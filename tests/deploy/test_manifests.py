@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import re
 import subprocess
@@ -120,6 +121,10 @@ def loaded(documents: list[dict[str, Any]], name: str, package: str) -> Any:
     volume = next(v for v in spec["volumes"] if v["name"] == "config")
     text = of(documents, "ConfigMap")[volume["configMap"]["name"]]["data"]["config.yaml"]
     environ = dict.fromkeys(re.findall(r"\$\{(\w+)\}", text), "x")
+    # In production the examples of the Secrets stand for them.
+    for secret in spec["containers"][0].get("envFrom", []):
+        data = of(documents, "Secret").get(secret["secretRef"]["name"], {}).get("data", {})
+        environ |= {key: base64.b64decode(value).decode() for key, value in data.items() if value}
     path = Path(f"/tmp/market-test-{name}.yaml")
     path.write_text(text)
     try:
