@@ -127,7 +127,7 @@ class Lab:
         ]
         await self.start(name, args, port, env)
 
-    async def service(self, name: str, as_name: str, offset: int, overrides: dict[str, Any]) -> int:
+    async def service(self, name: str, as_name: str, offset: int, overrides: dict[str, Any], *, module: str = "") -> int:
         """Another copy of one of the five services, on a port of its own, configured otherwise."""
         import yaml
 
@@ -137,7 +137,7 @@ class Lab:
         path.write_text(yaml.safe_dump({**tree, **overrides}), "utf-8")
         port = self.peer_port(offset)
         env = {**self.stack._environment(name), "MARKET_PORT": str(port), "MARKET_ADMIN_PORT": str(port + 1), "CONFIG_PATH": str(path)}
-        await self.start(as_name, [sys.executable, "-m", f"market.{name}"], port, env)
+        await self.start(as_name, [sys.executable, "-m", module or f"market.{name}"], port, env)
         return port
 
     def stop(self, name: str) -> None:
@@ -222,7 +222,7 @@ class Lab:
     async def closed(self, **spec: Any) -> Figure:
         """A closed loop as a figure."""
         result, cpu = await self.measure(**spec)
-        return Figure(value=result.rate, latency=result.latency, cpu=cpu, notes={"generator_cpu_share": round(result.cpu_share, 3)})
+        return Figure(value=result.rate, latency=result.latency, cpu=cpu, notes=_notes(result))
 
     async def opened(self, figure: Figure, rate: float, **spec: Any) -> Figure:
         """Adds the latency at a fixed rate of arrivals."""
@@ -280,6 +280,13 @@ class Lab:
         if process.returncode:
             raise RuntimeError(f"{args[0]} failed: {errors.decode()[-2000:]}")
         return out.decode()
+
+
+def _notes(result: generator.Result) -> dict[str, Any]:
+    notes: dict[str, Any] = {"generator_cpu_share": round(result.cpu_share, 3)}
+    if result.late:
+        notes["unanswered_15_seconds_after_the_end"] = result.late
+    return notes
 
 
 def same(name: str, ours: Any, theirs: Any) -> None:

@@ -90,9 +90,7 @@ def judge_hot(figures: Figures) -> list[Row]:
 
 async def lone(lab: Lab) -> Contestants:
     ids = await lab.fill()
-    port = lab.peer_port(5)
-    args = [sys.executable, "-m", "benchmarks.limits.unbatched", str(port), lab.urls["postgres_inventory"]]
-    await lab.start("unbatched", args, port)
+    port = await lab.service("inventory", "unbatched", 5, {}, module="benchmarks.limits.unbatched")
     lab.pin("inventory", "unbatched")
 
     def contestant(port: int, *, direct: bool) -> Any:
@@ -118,7 +116,7 @@ def judge_lone(figures: Figures) -> list[Row]:
     row.ratio_to_peer = rounded(1 / row.ratio_to_peer)
     row.spread_to_peer = [rounded(1 / x) for x in reversed(row.spread_to_peer)]
     row.met = row.ratio_to_peer >= 0.95
-    row.remark = "the peer calls the single-order function without any gathering; the ratio is its latency by ours"
+    row.remark = "the peer is the same client and service without gathering; the ratio is its latency by ours"
     return [row]
 
 
