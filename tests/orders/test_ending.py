@@ -51,7 +51,7 @@ async def test_sigterm_finishes_what_is_in_flight_and_exits_cleanly(
     await stock.set(lamp, 5)
     process = own_process()
     process.start()
-    await process.ready(40)
+    await process.ready(90)
     process.arm("orders.before-confirm", "pause 1")
     placing = asyncio.create_task(process.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]}))
     await until(lambda: process.reached("orders.before-confirm"), 10, "in flight")
