@@ -57,6 +57,9 @@ class Lab:
         self.warmup = warmup
         self.quick = self.smoke = False
         self.data: Path | None = None
+        # Of the memory under load.
+        self.minutes: float | None = None
+        self.minutes_rate = 50.0
         self.peers: dict[str, subprocess.Popen[bytes]] = {}
         self.ids: list[str] = []
 
@@ -165,9 +168,10 @@ class Lab:
         for name, pid in self.pids.items():
             where = set(cores) if not alone else {cores[0]} if name in alone else set(cores[1:])
             for one in _tree(pid):
-                for thread in os.listdir(f"/proc/{one}/task"):
-                    with suppress(OSError):
-                        os.sched_setaffinity(int(thread), where)
+                with suppress(OSError):
+                    for thread in os.listdir(f"/proc/{one}/task"):
+                        with suppress(OSError):
+                            os.sched_setaffinity(int(thread), where)
         self._generator_cores = set(cores[1:]) if alone else set(cores)
 
     _generator_cores: set[int] | None = None

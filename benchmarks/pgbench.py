@@ -51,6 +51,4 @@ async def pgbench(
     if not latencies:
         latencies = [float(length)]
     cpu["pgbench"] = round(1000 * (own.children_user + own.children_system - times.children_user - times.children_system) / done, 4)
-    return Figure(
-        value=rate, latency=percentiles(latencies), cpu=cpu, notes={"seconds": round(time.perf_counter() - started, 1)}
-    )
+    return Figure(value=rate, latency=percentiles(latencies), cpu=cpu, notes={"seconds": round(time.perf_counter() - started, 1)})

@@ -53,7 +53,8 @@ async def run(args: argparse.Namespace) -> bool:
             members = [s for s in chosen if s.group == group]
             own = directory / group
             lab = Lab(own, args.port_base, seconds=args.seconds, warmup=args.warmup, kafka=args.kafka)
-            lab.quick, lab.smoke, lab.data = args.quick, args.smoke, args.data
+            lab.quick, lab.smoke, lab.data, lab.minutes = args.quick, args.smoke, args.data, args.minutes
+            lab.minutes_rate = args.memory_rate
             if members[0].stack:
                 async with lab:
                     kept.kafka = lab.stack.kafka_kind
@@ -110,6 +111,8 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="add to the results that are there")
     parser.add_argument("--keep-data", action="store_true", help="leave the stack's data and logs in the temporary folder")
     parser.add_argument("--data", type=Path, help="a file in the Online Retail format for the replay; default: one like it is made up")
+    parser.add_argument("--minutes", type=float, help="of load in the memory scenario; default: 30")
+    parser.add_argument("--memory-rate", type=float, default=50, help="orders/s of that load")
     args = parser.parse_args()
     rounds, seconds, warmup = (1, 0.5, 0.2) if args.smoke else (3, 2.0, 0.5) if args.quick else (5, 4.0, 1.0)
     args.rounds = args.rounds or rounds

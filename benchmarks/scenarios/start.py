@@ -148,7 +148,7 @@ def pss(pid: int) -> dict[str, float]:
 
 
 async def memory(lab: Lab) -> Contestants:
-    minutes = 0.05 if lab.smoke else 1.0 if lab.quick else 30.0
+    minutes = lab.minutes or (0.05 if lab.smoke else 1.0 if lab.quick else 30.0)
     kafka = "embedded" if lab.smoke else "auto"
 
     async def ours() -> Figure:
@@ -197,7 +197,7 @@ async def memory(lab: Lab) -> Contestants:
             value=max(totals),
             notes={
                 "idle_MiB": round(sum(idle.values())), "idle_by_process": {k: round(v) for k, v in idle.items()}, "kafka": kafka,
-                "minutes": round(minutes, 1), "orders": placed, "failed": failed, "totals_MiB": [round(t) for t in totals],
+                "minutes": round(minutes, 1), "orders_per_second": lab.minutes_rate, "orders": placed, "failed": failed, "totals_MiB": [round(t) for t in totals],
                 "first_third_MiB": round(sum(totals[:third]) / third), "last_third_MiB": round(sum(totals[-third:]) / third),
                 "last_by_process": {k: round(v) for k, v in samples[-1].items()},
             },

@@ -19,7 +19,11 @@ from market.local.servers.base import Server, StartError
 
 VERSION = "4.4.0"
 _PACKAGE = Path(str(files("market.local.kafka")))
-_JVM = ["-Xmx256m", "-Xss512k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-XX:+ExitOnOutOfMemoryError"]
+# A heap that stays near what is in use: left alone it grows to its limit and stays there.
+_JVM = [
+    "-Xmx192m", "-XX:MinHeapFreeRatio=10", "-XX:MaxHeapFreeRatio=30", "-Xss512k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+    "-XX:-UsePerfData", "-XX:+ExitOnOutOfMemoryError",
+]  # fmt: skip
 _LOGGING = [
     "-Dlog4j2.loggerContextFactory=org.apache.logging.log4j.simple.SimpleLoggerContextFactory",
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
