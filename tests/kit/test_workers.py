@@ -34,7 +34,7 @@ async def build(config, process):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"hello"})
     process.admin_routes["GET /hello"] = hello
-    yield HttpServer(rest.application({"GET /pid": pid}, config.http), config.http.host, config.http.port)
+    yield HttpServer(rest.application({"GET /pid": pid}, config.http), config.http.host, config.http.port, shared=config.workers > 1)
 
 run("twins", Config, build)
 """
@@ -51,7 +51,7 @@ def get(url: str) -> bytes:
         return bytes(response.read())
 
 
-def until_ready(admin: str, seconds: float = 15) -> None:
+def until_ready(admin: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while True:
         try:
@@ -120,3 +120,14 @@ def test_sigterm_ends_parent_and_workers_with_status_0(twins: tuple[subprocess.P
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_port_that_is_taken_is_not_shared_in_silence(twins: tuple[subprocess.Popen[bytes], str, str], tmp_path: Path) -> None:
+    _, url, _ = twins
+    lone = tmp_path / "lone.yaml"
+    lone.write_text(f"admin: {{port: {free_port()}}}\nhttp: {{port: {url.rpartition(':')[2]}}}\n")
+    environ = {**os.environ, "CONFIG_PATH": str(lone), "PYTHONPATH": str(tmp_path / "site")}
+    second = subprocess.run([sys.executable, "-m", "market.twins"], env=environ, capture_output=True, text=True, timeout=20, check=False)
+    assert second.returncode == 1
+    assert "cannot listen on 127.0.0.1" in second.stderr
+    assert "Traceback" not in second.stderr

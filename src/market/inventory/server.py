@@ -58,12 +58,14 @@ class HealthService(health_pb2_grpc.HealthServicer):
 
 
 class GrpcServer:
-    """Owns the listening server. Raises OSError where it cannot listen."""
+    """Owns the listening server; `shared`: its port, with other processes of ours. Raises OSError where it cannot listen."""
 
-    def __init__(self, config: Grpc, health: Health, service: grpc.GenericRpcHandler) -> None:
+    def __init__(self, config: Grpc, health: Health, service: grpc.GenericRpcHandler, *, shared: bool = False) -> None:
         self._config = config
         self._health = HealthService(health)
-        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=config.max_in_flight)
+        self._server = grpc.aio.server(
+            options=[*SERVER_OPTIONS, ("grpc.so_reuseport", int(shared))], maximum_concurrent_rpcs=config.max_in_flight
+        )
         self._server.add_generic_rpc_handlers((service,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)

@@ -61,8 +61,8 @@ Command = Callable[[C, list[str]], Coroutine[Any, Any, int | None]]
 class HttpServer:
     """Uvicorn with our signals and our socket."""
 
-    def __init__(self, app: Any, host: str = "", port: int = 0, *, sock: socket.socket | None = None) -> None:
-        self._socket = sock or listen(host, port)
+    def __init__(self, app: Any, host: str = "", port: int = 0, *, shared: bool = False, sock: socket.socket | None = None) -> None:
+        self._socket = sock or listen(host, port, shared=shared)
         settings = uvicorn.Config(
             app, loop="none", http="httptools", ws="none", lifespan="off", access_log=False, log_config=None,
             server_header=False, proxy_headers=False, timeout_keep_alive=75, backlog=2048,
@@ -115,12 +115,13 @@ def listen_unix(path: str) -> socket.socket:
     return sock
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket that several processes may share (SO_REUSEPORT). Raises OSError."""
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening TCP socket; `shared`: with other processes of ours (SO_REUSEPORT). Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         sock.bind((host, port))

@@ -61,7 +61,8 @@ async def server(config: Config, process: Process, shop: Shop, *, loops: bool = 
     running = {name: _Loop(step) for name, step in _loops(shop, config)} if loops else {}
     tasks = [asyncio.create_task(background(name, loop)) for name, loop in running.items()]
     try:
-        yield HttpServer(api.app(shop, config.http, config.order_seconds, process.tracer), config.http.host, config.http.port)
+        app = api.app(shop, config.http, config.order_seconds, process.tracer)
+        yield HttpServer(app, config.http.host, config.http.port, shared=config.workers > 1)
     finally:
         with suppress(TimeoutError):
             async with asyncio.timeout(3):

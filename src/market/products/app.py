@@ -38,7 +38,7 @@ async def build(config: Config, process: Process) -> AsyncIterator[Server]:
         availability = Availability(cache, inventory, seconds=config.availability.timeout_seconds)
         shop = Shop(db, inventory, availability, process.faults)
         app = rest.application(api.routes(shop), config.http, tracer=process.tracer)
-        yield HttpServer(app, config.http.host, config.http.port)
+        yield HttpServer(app, config.http.host, config.http.port, shared=config.workers > 1)
 
 
 def connect(url: str) -> redis.asyncio.Redis:
