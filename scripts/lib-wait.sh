@@ -23,6 +23,7 @@ wait_for() {
   local kind=$1 name=$2 began=$SECONDS since=0 said=$SECONDS now patience
   while ! watching rollout status "$kind/$name" --timeout=2s >/dev/null 2>&1; do
     now=$(stuck "$name")
+    [ -z "$now" ] || [ "$kind" != statefulset ] || release "$name"
     if [ -n "$now" ]; then
       [ $since != 0 ] || since=$SECONDS
       patience=20
@@ -39,6 +40,17 @@ wait_for() {
     sleep 0.5
   done
   step "$name is ready ($((SECONDS - began)) s)"
+}
+
+# A StatefulSet waits for a broken pod to become ready before it makes it anew, even when the new version mends it: a pod
+# that is stuck in an older version is taken away.
+release() {
+  local pod revision
+  revision=$(inside get statefulset "$1" -o 'jsonpath={.status.updateRevision}')
+  for pod in $(inside get pods -l "app.kubernetes.io/name=$1,controller-revision-hash!=$revision" -o name); do
+    step "$1: ${pod#*/} was stuck in an older version, and is made anew"
+    inside delete "$pod" --wait=false >/dev/null
+  done
 }
 
 wait_for_job() {
@@ -73,7 +85,7 @@ first_unready() {
 
 # explain WHAT "POD CONTAINER REASON...": the pod, its last events and its last log lines; ends the script.
 explain() {
-  local what=$1 pod container reason claim
+  local what=$1 pod container reason claim log line
   read -r pod container reason <<<"$2"
   {
     say
@@ -88,10 +100,15 @@ explain() {
         inside get events --field-selector "involvedObject.name=$claim" --sort-by=.lastTimestamp \
           -o 'go-template={{range .items}}  {{.reason}}: {{.message}}{{"\n"}}{{end}}' | tail -n 3
       done
-      say "Its last log lines:"
       # A container that died has its last words in its predecessor's log.
-      { [ "$container" != - ] && inside logs "$pod" -c "$container" --previous --tail=12 2>/dev/null; } ||
-        inside logs "$pod" --all-containers --tail=12 2>/dev/null | tail -n 12 | sed 's/^/  /' || true
+      log=$({ [ "$container" != - ] && inside logs "$pod" -c "$container" --previous --tail=12; } 2>/dev/null ||
+        inside logs "$pod" --all-containers --tail=12 2>/dev/null | tail -n 12 || true)
+      if [ -n "$log" ]; then
+        say "Its last log lines:"
+        while read -r line; do say "  $line"; done <<<"$log"
+      else
+        say "It has not logged anything."
+      fi
     else
       inside get events --sort-by=.lastTimestamp -o 'go-template={{range .items}}  {{.involvedObject.name}}: {{.message}}{{"\n"}}{{end}}' | tail -n 6
     fi

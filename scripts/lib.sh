@@ -43,7 +43,7 @@ need_cluster() {
     die "$MISSING" "kubectl has no context $context (kubectl config get-contexts)"
   fi
   local answer
-  answer=$(kubectl --context "$context" --request-timeout=10s get --raw /version 2>&1) ||
+  answer=$(kubectl --context "$context" --request-timeout=10s get --raw /version 2>&1 </dev/null) ||
     die "$MISSING" "the cluster of context $context does not answer: ${answer##*$'\n'}"
 }
 
