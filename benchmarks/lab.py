@@ -226,7 +226,9 @@ class Lab:
     async def closed(self, **spec: Any) -> Figure:
         """A closed loop as a figure."""
         result, cpu = await self.measure(**spec)
-        return Figure(value=result.rate, latency=result.latency, cpu=cpu, notes=_notes(result))
+        # Not one answer in all that time: fewer than this.
+        rate = result.rate or 1 / result.seconds
+        return Figure(value=rate, latency=result.latency, cpu=cpu, notes=_notes(result))
 
     async def opened(self, figure: Figure, rate: float, **spec: Any) -> Figure:
         """Adds the latency at a fixed rate of arrivals."""
@@ -288,6 +290,8 @@ class Lab:
 
 def _notes(result: generator.Result) -> dict[str, Any]:
     notes: dict[str, Any] = {"generator_cpu_share": round(result.cpu_share, 3)}
+    if not result.good:
+        notes["no_answer_in_time"] = True
     if result.late:
         notes["unanswered_15_seconds_after_the_end"] = result.late
     return notes

@@ -30,7 +30,7 @@ async def pgbench(
         files += ["-f", folder / f"{number}.sql"]
     for old in folder.glob("log.*"):
         old.unlink()
-    length = max(5 if clients > 100 else 3, round(lab.seconds if seconds is None else seconds))
+    length = max(3 if clients > 100 else 2, round(lab.seconds if seconds is None else seconds))
     binary = server.installed.root / "bin" / "pgbench"
     args = [
         binary, "-n", "-M", "prepared", "-c", str(clients), "-j", "1", "-T", str(length), "-l", "--log-prefix", folder / "log",
