@@ -58,7 +58,7 @@ class Rest:
         self._budget.call()
         headers = {"idempotency-key": _ascii(key)}
         if minted:
-            # The first time nobody can have used it: orders need not look it up (a tenth of the way of an order).
+            # The first time nobody can have used it: orders need not look it up.
             headers["x-idempotency-fresh"] = "1"
         for attempt in (1, 2, 3):
             answer = await self._http.call("POST", self._path, body=data, headers=headers, seconds=seconds, idempotent=True)
