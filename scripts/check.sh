@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that must hold without running the shop.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 bin=.venv/bin
 status=0
 step() {
@@ -13,4 +13,6 @@ step lint "$bin/ruff" check --quiet .
 step types "$bin/mypy"
 step imports "$bin/lint-imports" --no-cache
 step "generated files" scripts/generate.sh --check
+step manifests "$bin/python" scripts/check_manifests.py
+step shell "$bin/shellcheck" scripts/*.sh .ci/run
 exit $status
