@@ -89,7 +89,8 @@ explain() {
   read -r pod container reason <<<"$2"
   {
     say
-    say "FAILED: $what is not ready: ${pod:-no pod}${container:+ }${container#-}: $reason"
+    [ "$container" != - ] || container=""
+    say "FAILED: $what is not ready: ${pod:-no pod}${container:+ $container}: $reason"
     if [ -n "$pod" ]; then
       say "Its last events:"
       inside get events --field-selector "involvedObject.name=$pod" --sort-by=.lastTimestamp \
@@ -101,7 +102,7 @@ explain() {
           -o 'go-template={{range .items}}  {{.reason}}: {{.message}}{{"\n"}}{{end}}' | tail -n 3
       done
       # A container that died has its last words in its predecessor's log.
-      log=$({ [ "$container" != - ] && inside logs "$pod" -c "$container" --previous --tail=12; } 2>/dev/null ||
+      log=$({ [ -n "$container" ] && inside logs "$pod" -c "$container" --previous --tail=12; } 2>/dev/null ||
         inside logs "$pod" --all-containers --tail=12 2>/dev/null | tail -n 12 || true)
       if [ -n "$log" ]; then
         say "Its last log lines:"

@@ -36,8 +36,14 @@ async def disturbed(shop: str, goods: list[str], report: Report, name: str, dist
 @pytest.mark.parametrize("name", cluster.SERVICES)
 async def test_a_rolling_update_fails_no_request(shop: str, goods: list[str], report: Report, name: str) -> None:
     def update() -> None:
+        before = set(cluster.names(name))
         cluster.kubectl("rollout", "restart", f"deployment/{name}")
         cluster.rolled_out(name)
+        # The old pods serve on for a while, and then end: that is part of it.
+        selector = f"app.kubernetes.io/name={name}"
+        cluster.until(
+            "the old pods are gone", lambda: not before & {p["metadata"]["name"] for p in cluster.get("pods", "-l", selector)["items"]}
+        )
 
     load = await disturbed(shop, goods, report, f"rolling update of {name}", update)
     assert load.failures == []
