@@ -77,7 +77,7 @@ class StandIns:
             "PATH": path if path is not None else f"{self.folder / 'bin'}:{os.environ['PATH']}",
         }  # fmt: skip
         command = [ROOT / "scripts" / script, *options]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environ, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environ, timeout=900)
 
     def calls(self) -> list[str]:
         path = self.folder / "calls"
