@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test torture check format generate lock clean bench bench-quick
+.PHONY: help install run test test-cluster torture check format generate lock clean bench bench-quick
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ test: install ## all tests, on real servers
 
 torture: install ## kill everything, time and again, for an hour or so (ARGS="--seed 2 ..."); report in docs/faults
 	@$(BIN)/market torture --seed 1 --seed 2 --seed 3 --kills 200 --report docs/faults/torture.md $(ARGS)
+
+test-cluster: install ## the tests on the Kubernetes cluster that kubectl points to (ARGS="...")
+	@MARKET_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -s -ra $(ARGS)
 
 check: install ## all that must hold without running the shop: format, lint, types, imports, generated files
 	@scripts/check.sh
