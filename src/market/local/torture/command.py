@@ -52,7 +52,9 @@ def torture(
     finally:
         if data is None and all(r.clean for r in reports):
             shutil.rmtree(directory, ignore_errors=True)
-    command = "market torture " + " ".join(f"--seed {s}" for s in seeds) + f" --kills {kills}"
+    command = (
+        "market torture " + " ".join(f"--seed {s}" for s in seeds) + f" --kills {kills} --clients {clients} --most-seconds {most_seconds:g}"
+    )
     text = markdown(reports, command)
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
