@@ -32,9 +32,9 @@ def break_orders(service: Any) -> None:
 
     place, cancel, reserve, release = service.place, service.cancel, service._reserve, service.advance
 
-    async def place_without_key(shop: Any, new: Any, key: str | None) -> Any:
+    async def place_without_key(shop: Any, new: Any, key: str | None, **more: Any) -> Any:
         """3: the key of client 3 is forgotten."""
-        return await place(shop, new, None if new.user == client(3) else key)
+        return await place(shop, new, None if new.user == client(3) else key, **more)
 
     async def pretend_to_cancel(shop: Any, order_id: Any) -> bool:
         """2: client 2 is told that its order is cancelled."""
