@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 import uvloop
@@ -15,6 +15,7 @@ from market.kit import context
 from market.kit.config import Remote
 from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.http import HttpClient, NotSent
+from market.kit.wire import Pool, Unreachable
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Some: Thing\r\n\r\nok"
@@ -48,6 +49,12 @@ async def server(serve: Serve, port: int = 0) -> AsyncIterator[tuple[str, list[i
 
 def client(url: str, **more: int) -> HttpClient:
     return HttpClient("neighbour", Remote(url=url, **more))
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
 
 
 async def request_head(reader: asyncio.StreamReader) -> bytes:
@@ -153,12 +160,50 @@ async def test_an_idempotent_call_is_tried_again_and_another_is_not() -> None:
 
 
 async def test_a_port_where_nobody_listens_is_not_sent() -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    async with client(f"http://127.0.0.1:{port}") as http:
+    async with client(f"http://127.0.0.1:{free_port()}") as http:
         with pytest.raises(NotSent):
             await http.call("POST", "/x", body=b"{}")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_who_is_refused_looks_for_a_connection_until_there_is_one(method: str) -> None:
+    port = free_port()
+    async with client(f"http://127.0.0.1:{port}") as http:
+        calls = [asyncio.create_task(http.call(method, "/x", body=b"{}")) for _ in range(20)]
+        await asyncio.sleep(0.3)
+        assert not any(c.done() for c in calls)
+        async with server(answering(OK), port):
+            assert [(await c).status for c in calls] == [200] * 20
+        # However often each was refused, it was no failure of the neighbour.
+        assert not http.is_open
+
+
+async def test_who_is_refused_for_long_gives_up_well_within_the_deadline() -> None:
+    async with client(f"http://127.0.0.1:{free_port()}") as http:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(NotSent):
+            await http.call("GET", "/x")
+        assert 0.6 < loop.time() - began < 2.5
+        began = loop.time()
+        with context.allow(0.1), pytest.raises(Unavailable):
+            await http.call("GET", "/x")
+        assert loop.time() - began < 0.5
+
+
+async def test_an_address_that_does_not_even_refuse_is_unreachable_after_a_second() -> None:
+    # Its line is full and nobody takes from it: what comes now gets no answer at all.
+    with socket.socket() as deaf, ExitStack() as before:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(4):
+            waiting = before.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        pool = Pool(f"http://127.0.0.1:{deaf.getsockname()[1]}", 1)
+        for _ in range(2):
+            with pytest.raises(Unreachable, match="no connection within 1 s"):
+                await pool.request("GET", "/x", dict, None, 5)
 
 
 async def test_the_deadline_ends_a_call_and_its_connection_and_travels_with_it() -> None:

@@ -111,9 +111,14 @@ class Budget:
 
 
 async def retrying(
-    call: Callable[[], Awaitable[T]], *, budget: Budget, attempts: int = 3, on: tuple[type[BaseException], ...] = (Unavailable,)
+    call: Callable[[], Awaitable[T]],
+    *,
+    budget: Budget,
+    attempts: int = 3,
+    on: tuple[type[BaseException], ...] = (Unavailable,),
+    never: tuple[type[BaseException], ...] = (CircuitOpen,),
 ) -> T:
-    """The call's result, tried again on `on` while attempts, budget and the deadline allow. For idempotent calls only.
+    """The call's result, tried again on `on` but `never`, while attempts, budget and the deadline allow. For idempotent calls only.
 
     What an open circuit refused is not tried again: it would only spend the budget.
     """
@@ -121,7 +126,7 @@ async def retrying(
     for attempt in range(1, attempts + 1):
         try:
             return await call()
-        except CircuitOpen:
+        except never:
             raise
         except on:
             pause = backoff(attempt)

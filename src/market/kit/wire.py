@@ -20,6 +20,8 @@ import httptools
 _IDLE_SECONDS = 60.0
 # Then a new connection is made, so that new copies of the neighbour get their share.
 _AGE_SECONDS = 120.0
+# A pod whose node is gone does not even refuse; another connection may lead to another pod.
+_CONNECT_SECONDS = 1.0
 _MOST_BODY = 64 * 1024 * 1024
 
 
@@ -229,12 +231,14 @@ class Pool:
 
     async def _connected(self) -> Connection:
         try:
-            _, connection = await self.loop.create_connection(
-                lambda: Connection(self), self._host, self._port, ssl=self._tls, server_hostname=self._host if self._tls else None
-            )
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                _, connection = await self.loop.create_connection(
+                    lambda: Connection(self), self._host, self._port, ssl=self._tls, server_hostname=self._host if self._tls else None
+                )
         except OSError as e:
+            # TimeoutError is one, without words.
             self._freed()
-            raise Unreachable(e.strerror or str(e)) from None
+            raise Unreachable(e.strerror or str(e) or f"no connection within {_CONNECT_SECONDS:g} s") from None
         except BaseException:
             self._freed()
             raise
