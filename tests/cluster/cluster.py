@@ -63,12 +63,12 @@ def restarts(pod: dict[str, Any]) -> int:
     return sum(c["restartCount"] for c in pod["status"].get("containerStatuses", []))
 
 
-def until(what: str, test: Callable[[], Any], seconds: float = 120) -> float:
+def until(what: str, test: Callable[[], Any], seconds: float = 120, *, every: float = 0.5) -> float:
     """Seconds until the test holds."""
     began = time.monotonic()
     while not test():
         assert time.monotonic() - began < seconds, f"not within {seconds} s: {what}"
-        time.sleep(0.5)
+        time.sleep(every)
     return time.monotonic() - began
 
 
@@ -101,6 +101,14 @@ def process(pod: dict[str, Any]) -> int | None:
             except OSError:
                 continue
     return None
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process on this machine still has its sockets: not once it is a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
 
 
 def send_signal(pod: dict[str, Any], signum: signal.Signals) -> bool:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -18,18 +20,28 @@ from typing import Any
 import aiohttp
 import msgspec
 
-ORDERS_PER_SECOND = 5
-READS_PER_SECOND = 10
+# Small enough for two cores that carry the cluster too; MARKET_CLUSTER_LOAD=3 makes it three times that.
+TIMES = float(os.environ.get("MARKET_CLUSTER_LOAD", "1"))
+ORDERS_PER_SECOND = 5 * TIMES
+READS_PER_SECOND = 10 * TIMES
+
+
+class NotOurs(Exception):
+    """An answer that no service of ours gave: the ingress controller's own, or none at all."""
 
 
 @dataclass(frozen=True)
-class Failure:
-    at: float
+class Request:
+    """`began` and `ended` in seconds since the load began; `ours`: it is a service of the shop that said no."""
+
+    began: float
+    ended: float
     what: str
-    reason: str
+    reason: str = ""
+    ours: bool = True
 
     def __str__(self) -> str:
-        return f"{self.at:.1f} s: {self.what}: {self.reason}"
+        return f"{self.began:.2f} to {self.ended:.2f} s: {self.what}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -48,13 +60,14 @@ class Load:
 
     url: str
     products: list[str]
-    requests: int = 0
-    failures: list[Failure] = field(default_factory=list)
+    answered: list[Request] = field(default_factory=list)
+    failures: list[Request] = field(default_factory=list)
+    # From when to when the blow fell, see `strike`.
+    struck: tuple[float, float] = (float("inf"), float("inf"))
     # By idempotency key: the product wanted, and the id of the order that was answered.
     wanted: dict[str, str] = field(default_factory=dict)
     placed: dict[str, str] = field(default_factory=dict)
     user: str = field(default_factory=lambda: f"load-{uuid.uuid4().hex[:12]}")
-    slowest: float = 0.0
 
     async def __aenter__(self) -> Load:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15), connector=aiohttp.TCPConnector(limit=0))
@@ -84,20 +97,49 @@ class Load:
             self._flying.add(task)
             task.add_done_callback(self._flying.discard)
 
+    @property
+    def requests(self) -> int:
+        return len(self.answered) + len(self.failures)
+
+    @property
+    def slowest(self) -> float:
+        return max(r.ended - r.began for r in self.answered + self.failures)
+
+    def strike(self, blow: Callable[[], object]) -> None:
+        """Something that ends what is in hand; it is over when `blow` returns."""
+        began = self._now()
+        blow()
+        self.struck = (began, self._now())
+
+    @property
+    def in_hand(self) -> list[Request]:
+        """What was under way somewhere in the shop at the strike: these may fail."""
+        began, ended = self.struck
+        return [r for r in self.answered + self.failures if r.began <= ended and r.ended >= began]
+
+    def failed_after_the_strike(self, *, ours: bool) -> list[Request]:
+        """What began when it was over, and failed all the same."""
+        return [f for f in self.failures if f.began > self.struck[1] and f.ours is ours]
+
+    def _now(self) -> float:
+        return time.monotonic() - self._began
+
     async def _once(self, kind: Any, number: int) -> None:
-        self.requests += 1
-        began = time.monotonic()
+        began, what = self._now(), kind.__name__.strip("_")
         try:
             await kind(number)
         except Exception as e:
-            self.failures.append(Failure(began - self._began, kind.__name__.strip("_"), f"{type(e).__name__}: {e}"[:300]))
-        self.slowest = max(self.slowest, time.monotonic() - began)
+            ours = not isinstance(e, (NotOurs, aiohttp.ClientError, TimeoutError))
+            self.failures.append(Request(began, self._now(), what, f"{type(e).__name__}: {e}"[:300], ours))
+        else:
+            self.answered.append(Request(began, self._now(), what))
 
     async def _call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
         async with self._session.request(method, self.url + path, json=body, headers=headers) as response:
             answer = await response.read()
             if response.status not in (200, 201):
-                raise RuntimeError(f"{response.status} {answer[:200].decode('utf-8', 'replace')}")
+                kind = RuntimeError if "json" in response.headers.get("content-type", "") else NotOurs
+                raise kind(f"{response.status} {answer[:200].decode('utf-8', 'replace')}")
             return msgspec.json.decode(answer)
 
     def _new(self, number: int) -> tuple[str, str]:
