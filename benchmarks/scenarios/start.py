@@ -29,13 +29,14 @@ COLD = "cold start: `market up` to the first order placed"
 class Stores(Stack):
     """The stores, Kafka and the mail server, without the services."""
 
-    async def _begin_when_migrated(self, row: Part) -> None:
-        pass
+    def _begin(self, row: Part) -> None:
+        if not row.service:
+            super()._begin(row)
 
     async def _migrate(self) -> None:
         pass
 
-    async def _all_ready(self, begun: Any) -> None:
+    async def _all_ready(self, migrating: Any) -> None:
         await asyncio.gather(*(self.parts[row.name].ready.wait() for row in TABLE if not row.service))
 
 
@@ -148,12 +149,12 @@ def pss(pid: int) -> dict[str, float]:
 
 
 async def memory(lab: Lab) -> Contestants:
-    minutes = lab.minutes or (0.05 if lab.smoke else 1.0 if lab.quick else 30.0)
+    minutes = lab.minutes or (0.03 if lab.smoke else 1.0 if lab.quick else 30.0)
     kafka = "embedded" if lab.smoke else "auto"
 
     async def ours() -> Figure:
         async with up(lab, kafka) as (process, _):
-            await asyncio.sleep(1 if lab.smoke else 15)
+            await asyncio.sleep(0.2 if lab.smoke else 15)
             idle = pss(process.pid)
             lab.ids = []
             await lab.fill(200)
@@ -224,6 +225,6 @@ SCENARIOS = [
     Scenario(name="cold-start", title=COLD, goal="<= 5 s", prepare=cold, judge=judge_cold, group="cold", stack=False, unit="s"),
     Scenario(
         name="memory", title="memory of everything (proportional set size)", goal="< 1 GB, flat", prepare=memory, judge=judge_memory,
-        group="memory", stack=False, rounds=1, unit="MiB",
+        group="memory", stack=False, rounds=1, unit="MiB", most_seconds=3 * 3600,
     ),
 ]  # fmt: skip

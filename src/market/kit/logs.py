@@ -7,10 +7,15 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
-import structlog
+# structlog takes rich for tracebacks where it finds it. Ours are plain, and rich is an eighth of a service's start.
+_rich: Any = sys.modules.setdefault("rich", cast(Any, None))
+import structlog  # noqa: E402
 
-from market.kit import context
-from market.kit.config import Log
+if _rich is None:
+    del sys.modules["rich"]
+
+from market.kit import context  # noqa: E402
+from market.kit.config import Log  # noqa: E402
 
 
 def _add_request(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Runs the `migrate` command of several services in one process: three of their own would start Python three times.
 
-Reads from stdin a JSON object, by service: the configuration's path and the environment for it. Writes the
-name of each service that is done on a line of its own.
+Reads from stdin a JSON object, by service: the configuration's path and the environment for it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from market.kit import logs
 async def _migrate(service: str, path: str, environ: dict[str, str]) -> None:
     config: Any = kit_config.load(path, importlib.import_module(f"market.{service}.config").Config, environ)
     await importlib.import_module(f"market.{service}.app").migrate(config, [])
-    print(service, flush=True)
 
 
 async def _main(jobs: dict[str, Any]) -> None:

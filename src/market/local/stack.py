@@ -53,7 +53,6 @@ class Stack:
         self._say = say
         self._changed = changed
         self._pool = ThreadPoolExecutor(16, "stack")
-        self._migrated: dict[str, asyncio.Event] = {row.name: asyncio.Event() for row in TABLE if row.migrates}
         self._migrations: subprocess.Popen[bytes] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -106,18 +105,14 @@ class Stack:
         postgres = self.parts["postgres"].server
         if isinstance(postgres, Postgres) and postgres.moved:
             self._say(f"PostgreSQL cannot run as root, and another user cannot reach this place: it is in {postgres.moved}")
+        # All at once: a service waits by itself for its store and its schema, and is imported meanwhile.
         for row in TABLE:
-            if not row.service:
-                self._begin(row)
+            self._begin(row)
         migrating = asyncio.create_task(self._migrate())
-        everything = asyncio.gather(*(self._begin_when_migrated(row) for row in TABLE if row.service))
         try:
-            await self._first_failure(self._all_ready(everything), [migrating])
+            await self._first_failure(self._all_ready(migrating), [migrating])
         finally:
             migrating.cancel()
-            everything.cancel()
-            with suppress(asyncio.CancelledError):
-                await everything
 
     def _preflight(self) -> None:
         """What must hold before the first process is started."""
@@ -181,25 +176,17 @@ class Stack:
     def _begin(self, row: Row) -> None:
         self._tasks.append(self.parts[row.name].start())
 
-    async def _begin_when_migrated(self, row: Row) -> None:
-        if row.migrates:
-            await self._migrated[row.name].wait()
-        self._begin(row)
-
     async def _migrate(self) -> None:
-        """Brings every schema up to date; each service is told as soon as its own is."""
-        jobs = {name: {"config": str(self._configuration(name)), "env": self._environment(name)} for name in self._migrated}
+        """Brings every schema up to date; each service sees it when its own is."""
+        jobs = {
+            row.name: {"config": str(self._configuration(row.name)), "env": self._environment(row.name)} for row in TABLE if row.migrates
+        }
         log = self.directory.logs / "schema.log"
         process = self._start_migrations(log)
         assert process.stdin is not None
-        assert process.stdout is not None
-        out = process.stdout
         process.stdin.write(json.dumps(jobs).encode())
         process.stdin.close()
-        while line := await self._in_thread(out.readline):
-            self._migrated[line.decode().strip()].set()
         await exit_of(process)
-        out.close()
         if process.returncode:
             raise StartError(f"the schema could not be brought up to date; {log} ends with:\n{tail(log)}")
 
@@ -207,14 +194,14 @@ class Stack:
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as errors:
             self._migrations = subprocess.Popen(
-                [sys.executable, "-m", "market.local.schema"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                [sys.executable, "-m", "market.local.schema"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
                 start_new_session=True, preexec_fn=spawn.bound_to_parent(),
             )  # fmt: skip
         return self._migrations
 
-    async def _all_ready(self, begun: asyncio.Future[list[None]]) -> None:
-        await begun
-        await asyncio.gather(*(part.ready.wait() for part in self.parts.values()))
+    async def _all_ready(self, migrating: asyncio.Task[None]) -> None:
+        # With what is migrated last: the topics.
+        await asyncio.gather(asyncio.shield(migrating), *(part.ready.wait() for part in self.parts.values()))
 
     async def _first_failure(self, work: Any, others: list[asyncio.Task[None]]) -> None:
         """Waits for `work`; raises at once what a process or one of `others` fails with. Gives up after two minutes."""

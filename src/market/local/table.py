@@ -17,7 +17,7 @@ class Row:
     """One process.
 
     `ports`: offsets from the port base, by name; `uses`: which other rows it calls, and so must outlive it;
-    `migrates`: it has a `migrate` command, which must be done before it starts.
+    `migrates`: it has a `migrate` command, and waits until that is done.
     """
 
     name: str
