@@ -63,12 +63,12 @@ def restarts(pod: dict[str, Any]) -> int:
     return sum(c["restartCount"] for c in pod["status"].get("containerStatuses", []))
 
 
-def until(what: str, test: Callable[[], Any], seconds: float = 120, *, every: float = 0.5) -> float:
+def until(what: str, test: Callable[[], Any], seconds: float = 120) -> float:
     """Seconds until the test holds."""
     began = time.monotonic()
     while not test():
         assert time.monotonic() - began < seconds, f"not within {seconds} s: {what}"
-        time.sleep(every)
+        time.sleep(0.5)
     return time.monotonic() - began
 
 

@@ -105,11 +105,15 @@ class Load:
     def slowest(self) -> float:
         return max(r.ended - r.began for r in self.answered + self.failures)
 
-    def strike(self, blow: Callable[[], object]) -> None:
-        """Something that ends what is in hand; it is over when `blow` returns."""
-        began = self._now()
+    def strike(self, blow: Callable[[], object], gone: Callable[[], bool]) -> None:
+        """`blow` ends something, at once or in a while; it has fallen when `gone` says so (at most a minute)."""
+        began = alive = self._now()
         blow()
-        self.struck = (began, self._now())
+        while not gone() and self._now() < began + 60:
+            alive = self._now()
+            time.sleep(0.005)
+        # A dying process has lost its connections some moments before it is gone.
+        self.struck = (max(began, alive - 0.25), self._now())
 
     @property
     def in_hand(self) -> list[Request]:
