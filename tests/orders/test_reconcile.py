@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 from uuid import UUID, uuid4
 
-import asyncpg
 import msgspec
 import pytest
 
@@ -20,48 +19,13 @@ from market.orders.reconcile import CAUSES, Kind
 from market.orders.store import Store
 
 from .parts import Catalogue, Service, Stock, Topic, serving, until
+from .reconciling import LATE_SECONDS, RECOVERY, collection, reconcile, sent, unattended
 
 
 @pytest.fixture
 async def service(given: Any, migrated: None, stock: Stock, postgres: Any) -> Any:
-    """A service on a fresh database, whose recovery never comes by; inventory holds nothing for others."""
-    tables = await asyncpg.connect(postgres.uri("inventory"))
-    await tables.execute("TRUNCATE reservations")
-    await tables.close()
-    config = given(database=f"orders_reconcile_{uuid4().hex[:8]}", recovery={"after_seconds": 1, "interval_seconds": 0.1})
-    assert await orders_app.migrate(msgspec.convert(config, Config), []) == 0
-    async with serving(config, loops=False) as made:
+    async with unattended(given(database=f"orders_reconcile_{uuid4().hex[:8]}", recovery=RECOVERY), postgres) as made:
         yield made
-
-
-class Found:
-    def __init__(self, lines: list[Any]) -> None:
-        self.summary = lines[-1]
-        assert [line["kind"] for line in lines].count("summary") == 1
-        self.all = [line for line in lines if line["kind"] == "difference"]
-        self.progress = [line for line in lines if line["kind"] == "progress"]
-
-    def of(self, id: str) -> list[tuple[str, bool | None]]:
-        return [(d["difference"], d["repaired"]) for d in self.all if d["id"] == id]
-
-
-async def reconcile(service: Service, *, repair: int = 0, topic: int = 0) -> Found:
-    """By the admin route, as `market reconcile` asks."""
-    assert service.shop is not None
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"query_string": f"repair={repair}&topic={topic}".encode()}
-    await admin.route(service.shop, service.config)(scope, None, send)
-    assert sent[0]["status"] == 200
-    return Found([msgspec.json.decode(line) for m in sent[1:] for line in m["body"].splitlines()])
-
-
-def collection(service: Service) -> Any:
-    assert service.shop is not None
-    return service.shop.store._orders
 
 
 async def test_each_difference_is_named_and_what_has_one_right_answer_is_mended(
@@ -74,7 +38,7 @@ async def test_each_difference_is_named_and_what_has_one_right_answer_is_mended(
         answer = await service.order([(lamp, 1)])
         assert answer.status_code == 201
         await topic.wait(answer.json()["id"], "order.created")
-        await until(lambda: _sent(service, answer.json()["id"]), 5, "cleared")
+        await until(lambda: sent(service, answer.json()["id"]), 5, "cleared")
         return str(answer.json()["id"])
 
     well, unreserved, other_items, unsent, refused, unfinished, not_back, tombstone = [await order() for _ in range(8)]
@@ -94,7 +58,7 @@ async def test_each_difference_is_named_and_what_has_one_right_answer_is_mended(
     await orders.update_one({"_id": UUID(not_back)}, {"$set": {"status": "cancelled", "cancelled_at": document["created_at"]}})
     nobody = str(new_id())
     await stock.stub.Reserve(pb.ReserveRequest(reservation_id=nobody, items=[pb.Item(product_id=lamp, quantity=5)]))
-    await asyncio.sleep(3.6)
+    await asyncio.sleep(LATE_SECONDS)
 
     found = await reconcile(service)
     expected = {
@@ -129,17 +93,13 @@ async def test_each_difference_is_named_and_what_has_one_right_answer_is_mended(
     assert {id for id in expected if after.of(id)} == {other_items, tombstone}
 
 
-async def _sent(service: Service, id: str) -> bool:
-    return "outbox" not in await collection(service).find_one({"_id": UUID(id)})
-
-
 async def test_events_that_the_topic_has_lost_are_sent_again(service: Service, catalogue: Catalogue, stock: Stock, topic: Topic) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 100)
     answer = (await service.order([(lamp, 1)])).json()
     assert (await service.http.delete(f"/api/order/{answer['id']}")).status_code == 204
     await topic.wait(answer["id"], "order.created", "order.cancelled")
-    await until(lambda: _sent(service, answer["id"]), 5, "cleared")
+    await until(lambda: sent(service, answer["id"]), 5, "cleared")
     # The same order under an id that the topic has never seen.
     lost = str(new_id())
     document = await collection(service).find_one({"_id": UUID(answer["id"])})
@@ -155,7 +115,7 @@ async def test_events_that_the_topic_has_lost_are_sent_again(service: Service, c
     await service.shop.relay.step()
     again = await topic.wait(lost, "order.created", "order.cancelled")
     assert [e.type for e in again] == ["order.created", "order.cancelled"]
-    await until(lambda: _sent(service, lost), 5, "cleared")
+    await until(lambda: sent(service, lost), 5, "cleared")
     assert (await reconcile(service, topic=1)).of(lost) == []
 
 
@@ -185,14 +145,14 @@ async def test_a_shop_at_work_gives_no_false_alarm(given: Any, migrated: None, c
 
 
 async def test_the_route_names_what_it_does_not_know(service: Service) -> None:
-    sent: list[Any] = []
+    said: list[Any] = []
 
     async def send(message: Any) -> None:
-        sent.append(message)
+        said.append(message)
 
     assert service.shop is not None
     await admin.route(service.shop, service.config)({"query_string": b"repair=yes"}, None, send)
-    assert sent[0]["status"] == 422
+    assert said[0]["status"] == 422
 
 
 async def test_the_command_says_by_its_exit_status_what_it_found(given: Any, own_process: Any, migrated: None) -> None:

@@ -69,6 +69,13 @@ async def publish_anew(case: Case) -> tuple[bool, str]:
     return done, f"{case.detail}; {'handed to the relay' if done else 'in the outbox meanwhile'}"
 
 
+async def cancel_anew(case: Case) -> tuple[bool, str]:
+    """Sends the cancellation once more, after the creation that came late: the topic's last word of the order is true again."""
+    entry = Entry(events.event_id(case.id, events.CANCELLED), events.CANCELLED, case.shop.clock())
+    done = await case.shop.store.publish_again(case.id, entry, case.shop.clock())
+    return done, f"{case.detail}; {'handed to the relay once more' if done else 'in the outbox meanwhile'}"
+
+
 # By the difference's name; what is not here has no one right answer, and is reported.
 MENDING: Mapping[str, Callable[[Case], Awaitable[tuple[bool, str]]]] = {
     "order-still-pending": give_up,
@@ -79,4 +86,5 @@ MENDING: Mapping[str, Callable[[Case], Awaitable[tuple[bool, str]]]] = {
     "event-overdue": publish,
     "event-refused": publish,
     "event-not-in-topic": publish_anew,
+    "events-in-wrong-order": cancel_anew,
 }

@@ -59,7 +59,7 @@ CAUSES = {
     Kind.EVENT_DUE: "Kafka does not answer, or no relay is running",
     Kind.EVENT_REFUSED: "Kafka refused the event: its reason is in the outbox, most often the topic's max.message.bytes",
     Kind.EVENT_MISSING: "the topic was made anew or lost data",
-    Kind.EVENT_ORDER: "an event was sent again after the one that follows it; consumers know it by `sequence`",
+    Kind.EVENT_ORDER: "the topic had lost order.created, and it was sent again after order.cancelled; consumers know it by `sequence`",
     Kind.EVENT_STRANGE: "MongoDB was restored from before the order, or another program wrote to the topic",
     Kind.NO_STOCK_ROW: "inventory's table was changed by hand",
 }

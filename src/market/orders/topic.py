@@ -104,6 +104,9 @@ class Topic:
         seen = self.seen.get(order_id, 0)
         if bit == CREATED_SEEN and seen & CANCELLED_SEEN and not seen & CREATED_SEEN:
             seen |= WRONG_ORDER
+        elif bit == CANCELLED_SEEN:
+            # Whoever takes the last word for true has the right one again.
+            seen &= ~WRONG_ORDER
         self.seen[order_id] = seen | bit
 
     async def close(self) -> None:
