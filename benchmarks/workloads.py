@@ -34,20 +34,14 @@ def _lines(rng: random.Random, ids: list[str], lines: int) -> list[tuple[str, in
     return [(id, rng.randint(1, 3)) for id in rng.sample(ids, lines)]
 
 
-def orders(rng: random.Random, ids: list[str], lines: int = 3, email: str = "", key: int = 0) -> Iterator[bytes]:
-    """Orders by REST. Without `email` no mail is due; with it the address says when the request was sent, in ns.
-
-    `key`: 1 sends an idempotency key, 2 says that it is fresh, as the gateway does.
-    """
-    headers: dict[str, str] = {"x_idempotency_fresh": "1"} if key == 2 else {}
+def orders(rng: random.Random, ids: list[str], lines: int = 3, email: str = "") -> Iterator[bytes]:
+    """Orders by REST. Without `email` no mail is due; with it the address says when the request was sent, in ns."""
     for n in itertools.count():
         items = [{"product_id": id, "quantity": quantity} for id, quantity in _lines(rng, ids, lines)]
         body: dict[str, Any] = {"user": f"buyer-{n % 1000}", "items": items}
         if email:
             body["email"] = f"{email}.{time.time_ns()}.{n}@example.test"
-        if key:
-            headers["idempotency_key"] = str(uuid.uuid4())
-        yield http1.request("POST", "/api/order", json.dumps(body).encode(), **headers)
+        yield http1.request("POST", "/api/order", json.dumps(body).encode())
 
 
 _CREATE = """mutation Create($input: CreateOrderInput!) { createOrder(input: $input) {

@@ -37,27 +37,6 @@ async def test_a_repeat_answers_the_same_order_whatever_became_of_the_product(
     await topic.wait(first.json()["id"], "order.created", "order.cancelled")
 
 
-async def test_a_key_that_is_not_as_fresh_as_its_sender_says_makes_no_second_order(
-    service: Service, catalogue: Catalogue, stock: Stock, documents: Any
-) -> None:
-    lamp, key = catalogue.add(), f"key-{uuid4()}"
-    await stock.set(lamp, 5)
-    order = {"user": "ann", "items": [{"product_id": lamp, "quantity": 2}]}
-    headers = {"Idempotency-Key": key, "X-Idempotency-Fresh": "1"}
-
-    first = await service.http.post("/api/order", json=order, headers=headers)
-    again = await service.http.post("/api/order", json=order, headers=headers)
-    other = await service.http.post("/api/order", json={**order, "user": "bob"}, headers=headers)
-    del catalogue.goods[lamp]
-    without_the_product = await service.http.post("/api/order", json=order, headers=headers)
-
-    assert [a.status_code for a in (first, again, other, without_the_product)] == [201, 200, 422, 200]
-    assert first.json() == again.json() == without_the_product.json()
-    assert other.json()["type"] == "urn:market:problem:idempotency-key-reused"
-    assert await stock.left(lamp) == 3
-    assert documents.count_documents({"key": key}) == 1
-
-
 async def test_two_keys_are_none(service: Service, catalogue: Catalogue, stock: Stock) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 1)

@@ -47,19 +47,16 @@ class Rest:
         data = _encode(body)
         with context.allow(seconds):
             try:
-                return self._good(await self._until_decided(data, sent_key, seconds, minted=key is None), "input")
+                return self._good(await self._until_decided(data, sent_key, seconds), "input")
             except (Unavailable, Refused) as e:
                 unknown = e if isinstance(e, Refused) else Refused(str(e), e.code(), {"retryAfter": e.retry_after})
                 if unknown.extensions["code"] == "UNAVAILABLE":
                     unknown.extensions["idempotencyKey"] = sent_key
                 raise unknown from None
 
-    async def _until_decided(self, data: bytes, key: str, seconds: float, *, minted: bool) -> Answer:
+    async def _until_decided(self, data: bytes, key: str, seconds: float) -> Answer:
         self._budget.call()
         headers = {"idempotency-key": _ascii(key)}
-        if minted:
-            # The first time nobody can have used it: orders need not look it up.
-            headers["x-idempotency-fresh"] = "1"
         for attempt in (1, 2, 3):
             answer = await self._http.call("POST", self._path, body=data, headers=headers, seconds=seconds, idempotent=True)
             after = answer.headers.get("retry-after", "1")
@@ -67,7 +64,6 @@ class Rest:
             if answer.status != 503 or attempt == 3 or pause > _LONGEST_PAUSE or context.remaining(60) <= pause or not self._budget.retry():
                 break
             await asyncio.sleep(pause)
-            headers.pop("x-idempotency-fresh", None)
         return answer
 
     async def update(self, body: dict[str, Any], *, idempotent: bool) -> bytes:

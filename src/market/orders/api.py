@@ -22,8 +22,6 @@ from market.orders.metrics import OUTCOMES
 from market.orders.service import Shop
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024
-# What the gateway sends with a key that it has just minted: a hint, which saves a look-up and decides nothing.
-FRESH_KEY = b"x-idempotency-fresh"
 # Kept back of a deadline, so that the answer is there in time.
 _ANSWER_SECONDS = 0.2
 
@@ -100,8 +98,7 @@ def routes(shop: Shop, order_seconds: float) -> Mapping[str, Callable[[Request],
                 rest.query(request, _Nothing)
                 given = rest.header(request, b"idempotency-key")
                 key = text.idempotency_key(None if given is None else given.decode("latin-1"))
-                fresh = rest.header(request, FRESH_KEY) is not None
-                placed = await service.place(shop, parsed(await rest.body(request, _body)), key, fresh=fresh)
+                placed = await service.place(shop, parsed(await rest.body(request, _body)), key)
             except Problem as e:
                 OUTCOMES.labels(e.type).inc()
                 raise

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from market.contracts import events
 from market.kit import context, ids, logs
-from market.kit.errors import KeyReused, NotFound, Problem, Unavailable
+from market.kit.errors import KeyReused, NotFound, Unavailable
 from market.kit.faults import Clock, Faults
 from market.orders.clients import Inventory, Products
 from market.orders.domain import (
@@ -95,29 +95,22 @@ class Placed(Struct, frozen=True):
     replayed: bool
 
 
-async def place(shop: Shop, new: NewOrder, key: str | None, *, fresh: bool = False) -> Placed:
+async def place(shop: Shop, new: NewOrder, key: str | None) -> Placed:
     """A confirmed order, or the one that the key made before.
 
-    `fresh`: whoever minted the key sends it for the first time, so it is not looked up; if it is known all the
-    same, the intent's unique index says so, and nothing is refused before the key was looked up after all.
     Raises KeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled; and Unavailable
     with `order_id` where it could not be decided.
     """
     digest = None
     if key is not None:
         digest = new.digest()
-        if not fresh and (before := await _before(shop, key, digest)):
+        if before := await _before(shop, key, digest):
             return before
     if shop.inventory.is_open:
         # Nothing was begun, so nothing has to be recovered.
         raise Unavailable("inventory does not answer")
-    try:
-        products = await shop.products.priced([w.product_id for w in new.wanted])
-        lines, total, currency = priced(new, products)
-    except Problem:
-        if fresh and key is not None and digest is not None and (before := await _before(shop, key, digest)):
-            return before
-        raise
+    products = await shop.products.priced([w.product_id for w in new.wanted])
+    lines, total, currency = priced(new, products)
     order = Order(
         id=ids.new_id(),
         user=new.user,
