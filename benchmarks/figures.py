@@ -28,14 +28,30 @@ def percentiles(seconds: Sequence[float]) -> Latency:
 
 
 class Figure(Struct, kw_only=True):
-    """One round of one contestant. `cpu`: ms per operation by process; `open`: latency at the fixed rate `open_rate`."""
+    """One round of one contestant. `cpu`: ms per operation by process. `done`: operations that the value is made of.
+
+    `open`: latency at the fixed rate `open_rate`, a share of what this contestant can do; `beside`: at `beside_rate`,
+    a share of what the peer can do, the same for both.
+    """
 
     value: float
+    done: int | None = None
     latency: Latency | None = None
     open: Latency | None = None
     open_rate: float | None = None
+    beside: Latency | None = None
+    beside_rate: float | None = None
     cpu: dict[str, float] = {}
     notes: dict[str, Any] = {}
+
+
+# Fewer operations than this in a round say nothing: the machine was starved, or the contestant stood still.
+LEAST_DONE = 10
+
+
+def tells(figure: Figure) -> bool:
+    """Whether enough was done in the round for its value to mean something."""
+    return figure.done is None or figure.done >= LEAST_DONE
 
 
 class Spread(Struct, frozen=True):
@@ -50,13 +66,24 @@ class Spread(Struct, frozen=True):
         return cls(statistics.median(values), min(values), max(values))
 
 
+def against(own: Sequence[Figure], other: Sequence[Figure]) -> Spread | None:
+    """The ratio of the rounds in which the other did enough to be compared with; None where most rounds are not such.
+
+    A round in which our own did next to nothing counts: leaving it out would flatter.
+    """
+    pairs = [(a.value, b.value) for a, b in zip(own, other, strict=True) if tells(b)]
+    if 2 * len(pairs) <= len(own):
+        return None
+    return ratio([a for a, _ in pairs], [b for _, b in pairs])
+
+
 def ratio(a: Sequence[float], b: Sequence[float]) -> Spread:
     """Of the rounds' figures, pair by pair: what disturbs a round disturbs both of its figures."""
     return Spread.of([x / y if y else 0.0 for x, y in zip(a, b, strict=True)])
 
 
 class Row(Struct, kw_only=True):
-    """One line of latest.json. `met` None: there is a figure and no judgement."""
+    """One line of latest.json. `met` is false, too, where nothing could be judged; the remark then says why."""
 
     scenario: str
     unit: str

@@ -12,6 +12,7 @@ import gc
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -113,7 +114,7 @@ class Load:
                 self.send(slot, time.perf_counter())
         else:
             self.idle.extend(slots)
-            pacing = asyncio.create_task(self._pace(spec.rate))
+            pacing = asyncio.create_task(pace(spec.rate, self.arrive))
         if spec.count is None:
             await asyncio.sleep(spec.warmup)
         started, cpu = self._begin()
@@ -147,19 +148,25 @@ class Load:
         self.measuring = True
         return time.perf_counter(), time.process_time()
 
-    async def _pace(self, rate: float) -> None:
-        """Sends what is due; a request that finds no connection free waits, and its latency counts from when it was due."""
-        started = time.perf_counter()
-        number = 0
-        while True:
-            now = time.perf_counter()
-            while (due := started + number / rate) <= now:
-                number += 1
-                if self.idle:
-                    self.send(self.idle.popleft(), due)
-                else:
-                    self.waiting.append(due)
-            await asyncio.sleep(0.0005)
+    def arrive(self, due: float) -> None:
+        """A request that finds no connection free waits, and its latency counts from when it was due."""
+        if self.idle:
+            self.send(self.idle.popleft(), due)
+        else:
+            self.waiting.append(due)
+
+
+async def pace(rate: float, arrive: Callable[[float], None]) -> None:
+    """Tells of each request when it is due, `rate` of them a second."""
+    started = time.perf_counter()
+    number = 0
+    while True:
+        now = time.perf_counter()
+        while (due := started + number / rate) <= now:
+            number += 1
+            arrive(due)
+        # uvloop counts in milliseconds: less than one would be a spin, and take a core from whom it measures.
+        await asyncio.sleep(max(0.001, due - now))
 
 
 class Reserving:
@@ -168,12 +175,16 @@ class Reserving:
     def __init__(self, load: Load, inventory: Any) -> None:
         self.load = load
         self.inventory = inventory
+        # Of the open loop: when the requests that no caller has taken yet were due.
+        self.due: asyncio.Queue[float] | None = asyncio.Queue() if load.spec.rate else None
 
     async def caller(self) -> None:
         load = self.load
-        while not load.stopped:
+        while True:
+            started = time.perf_counter() if self.due is None else await self.due.get()
+            if load.stopped:
+                return
             id, wanted = next(load.requests)
-            started = time.perf_counter()
             try:
                 answer = await self.inventory.reserve(id, wanted)
             except Exception as e:
@@ -214,15 +225,24 @@ async def reserve(load: Load) -> Result:
         inventory: Any = Inventory(channel, config) if spec.kind == "reserve" else direct(channel, config)
         reserving = Reserving(load, inventory)
         callers = [asyncio.create_task(reserving.caller()) for _ in range(spec.connections)]
+        pacing = None
+        if spec.rate and reserving.due is not None:
+            pacing = asyncio.create_task(pace(spec.rate, reserving.due.put_nowait))
         await asyncio.sleep(spec.warmup)
         started, cpu = load._begin()
         await asyncio.sleep(spec.seconds)
         seconds, used = time.perf_counter() - started, time.process_time() - cpu
         print("end", flush=True)
         load.measuring, load.stopped = False, True
+        late = 0
+        if pacing and reserving.due is not None:
+            pacing.cancel()
+            late = reserving.due.qsize()
+            for _ in callers:
+                reserving.due.put_nowait(0)
         await asyncio.gather(*callers)
     return Result(
-        rate=len(load.latencies) / seconds, good=len(load.latencies), bad=load.bad, late=0, seconds=seconds, cpu_share=used / seconds,
+        rate=len(load.latencies) / seconds, good=len(load.latencies), bad=load.bad, late=late, seconds=seconds, cpu_share=used / seconds,
         latency=percentiles(load.latencies), statuses=dict(load.statuses), example=load.example,
     )  # fmt: skip
 

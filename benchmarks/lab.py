@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from benchmarks import generator
-from benchmarks.figures import Figure
+from benchmarks.figures import Figure, Latency
 from market.local import spawn
 from market.local.servers.base import Server
 from market.local.servers.postgres import Postgres
@@ -28,6 +28,8 @@ from market.local.table import Options, Row, config_directory
 ROOT = Path(__file__).parents[1]
 R = TypeVar("R")
 _TICK = os.sysconf("SC_CLK_TCK")
+# Of what a contestant did in the closed loop: enough to be busy, and no queue that grows without end.
+OPEN_SHARE = 0.6
 
 
 class _Roomy(Postgres):
@@ -55,7 +57,9 @@ class Lab:
         self.base = port_base
         self.seconds = seconds
         self.warmup = warmup
-        self.quick = self.smoke = False
+        self.open_seconds = min(2.0, seconds)
+        # `incomplete`: what is missing of the peers is left out.
+        self.quick = self.smoke = self.incomplete = False
         self.data: Path | None = None
         # Of the memory under load.
         self.minutes: float | None = None
@@ -72,9 +76,12 @@ class Lab:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self.stop_peers()
+        await self.stack.stop()
+
+    def stop_peers(self) -> None:
         for name in list(self.peers):
             self.stop(name)
-        await self.stack.stop()
 
     @property
     def urls(self) -> dict[str, Any]:
@@ -90,6 +97,7 @@ class Lab:
     async def fill(self, products: int = 1000) -> list[str]:
         """The ids of the catalogue, made where it is not there. There is stock for all benchmarks together."""
         if not self.ids:
+            products = min(products, 200) if self.smoke else products
             await self.load(port=self.port("products"), workload="catalogue", params={"prefix": "c"}, connections=32, count=products)
             for offset in range(0, products, 100):
                 page = await self.get(f"{self.urls['products']}/api/product?limit=100&offset={offset}&availability=false")
@@ -184,13 +192,18 @@ class Lab:
     async def measure(self, *, rest: bool = False, **given: Any) -> tuple[generator.Result, dict[str, float]]:
         """The generator's result, and the CPU milliseconds that each process used per good answer."""
         spec = generator.Spec(**{"seconds": self.seconds, "warmup": self.warmup, **given})
-        result, cpu = await self.watched("benchmarks.generator", msgspec.json.encode(spec), generator.Result)
+        # A count takes as long as it takes.
+        patience = 600 if spec.count else spec.seconds + 60
+        result, cpu = await self.watched("benchmarks.generator", msgspec.json.encode(spec), generator.Result, patience=patience)
         if result.bad:
             raise RuntimeError(f"{result.bad} of {result.good + result.bad} answers were wrong: {result.statuses} {result.example}")
         return result, cpu
 
-    async def watched(self, module: str, given: bytes, type: type[R]) -> tuple[R, dict[str, float]]:
-        """Runs a program that says `begin`, `end` and its result; and the CPU milliseconds per good answer of each process."""
+    async def watched(self, module: str, given: bytes, type: type[R], *, patience: float | None = None) -> tuple[R, dict[str, float]]:
+        """Runs a program that says `begin`, `end` and its result; and the CPU milliseconds per good answer of each process.
+
+        It is killed after `patience` seconds.
+        """
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", module, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT,
             limit=2**24, preexec_fn=self._settle,
@@ -202,18 +215,21 @@ class Lab:
         before: dict[str, float] = {}
         after: dict[str, float] = {}
         result: Any = None
-        giving_up = asyncio.get_running_loop().call_later(self.seconds + 180, process.kill)
-        async for line in process.stdout:
-            if line == b"begin\n":
-                before = self.cpu()
-            elif line == b"end\n":
-                after = self.cpu()
-            elif line.startswith(b"{"):
-                result = msgspec.json.decode(line, type=type)
-            else:
-                print(line.decode().rstrip(), flush=True)
-        await process.wait()
-        giving_up.cancel()
+        giving_up = asyncio.get_running_loop().call_later(patience or self.seconds + 60, _kill, process)
+        try:
+            async for line in process.stdout:
+                if line == b"begin\n":
+                    before = self.cpu()
+                elif line == b"end\n":
+                    after = self.cpu()
+                elif line.startswith(b"{"):
+                    result = msgspec.json.decode(line, type=type)
+                else:
+                    print(line.decode().rstrip(), flush=True)
+            await process.wait()
+        finally:
+            giving_up.cancel()
+            _kill(process)
         if result is None:
             raise RuntimeError(f"{module} failed on {given[:200]!r}")
         good = max(1, result.good)
@@ -228,14 +244,22 @@ class Lab:
         result, cpu = await self.measure(**spec)
         # Not one answer in all that time: fewer than this.
         rate = result.rate or 1 / result.seconds
-        return Figure(value=rate, latency=result.latency, cpu=cpu, notes=_notes(result))
+        return Figure(value=rate, done=result.good, latency=result.latency, cpu=cpu, notes=_notes(result))
 
-    async def opened(self, figure: Figure, rate: float, **spec: Any) -> Figure:
-        """Adds the latency at a fixed rate of arrivals."""
-        result, _ = await self.measure(rate=rate, **spec)
-        figure.open, figure.open_rate = result.latency, rate
-        figure.notes["open_loop_unanswered"] = result.late
+    async def both(self, *, beside: float | None = None, **spec: Any) -> Figure:
+        """A closed loop, then the latency at a fixed rate of arrivals: a share of what the closed loop did, and `beside` a second."""
+        figure = await self.closed(**spec)
+        figure.open_rate = max(1.0, OPEN_SHARE * figure.value)
+        figure.open = await self._opened(figure, "open", figure.open_rate, spec)
+        if beside is not None:
+            figure.beside_rate = beside
+            figure.beside = await self._opened(figure, "beside", beside, spec)
         return figure
+
+    async def _opened(self, figure: Figure, name: str, rate: float, spec: dict[str, Any]) -> Latency:
+        result, _ = await self.measure(**{**spec, "rate": rate, "seconds": self.open_seconds, "warmup": min(0.3, self.warmup)})
+        figure.notes[f"{name}_loop_unanswered"] = result.late
+        return result.latency
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds used so far by each process with its children, living and dead."""
@@ -282,7 +306,10 @@ class Lab:
             *map(str, args), env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}, cwd=ROOT, preexec_fn=settle,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        out, errors = await process.communicate()
+        try:
+            out, errors = await process.communicate()
+        finally:
+            _kill(process)
         if process.returncode:
             raise RuntimeError(f"{args[0]} failed: {errors.decode()[-2000:]}")
         return out.decode()
@@ -295,6 +322,12 @@ def _notes(result: generator.Result) -> dict[str, Any]:
     if result.late:
         notes["unanswered_15_seconds_after_the_end"] = result.late
     return notes
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()
 
 
 def same(name: str, ours: Any, theirs: Any) -> None:

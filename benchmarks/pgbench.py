@@ -9,16 +9,20 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks.figures import Figure, percentiles
-from benchmarks.lab import Lab
+from benchmarks.lab import OPEN_SHARE, Lab
 from market.local.servers.postgres import Postgres
 
 _TPS = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
 
 
 async def pgbench(
-    lab: Lab, database: str, scripts: list[str], *, clients: int, seconds: float | None = None, core: int | None = 0
-) -> Figure:
-    """Transactions per second of the scripts, chosen at random, as prepared statements."""
+    lab: Lab, database: str, scripts: list[str], *, clients: int, seconds: float | None = None, core: int | None = 0,
+    rate: float | None = None,
+) -> Figure:  # fmt: skip
+    """Transactions per second of the scripts, chosen at random, as prepared statements.
+
+    At a fixed `rate` of arrivals latency counts from when a transaction was due, as pgbench's log has it.
+    """
     server = lab.stack.parts["postgres"].server
     assert isinstance(server, Postgres)
     url = urlsplit(lab.urls[f"postgres_{database}"])
@@ -30,11 +34,12 @@ async def pgbench(
         files += ["-f", folder / f"{number}.sql"]
     for old in folder.glob("log.*"):
         old.unlink()
-    length = max(3 if clients > 100 else 2, round(lab.seconds if seconds is None else seconds))
+    # Whole seconds; connecting 256 clients takes a part of them.
+    length = 1 if lab.smoke else max(3 if clients > 100 else 2, round(lab.seconds if seconds is None else seconds))
     binary = server.installed.root / "bin" / "pgbench"
     args = [
         binary, "-n", "-M", "prepared", "-c", str(clients), "-j", "1", "-T", str(length), "-l", "--log-prefix", folder / "log",
-        *files, "-h", "127.0.0.1", "-p", str(url.port), "-U", url.username, url.path[1:],
+        *files, *(["-R", f"{rate:.3f}"] if rate else []), "-h", "127.0.0.1", "-p", str(url.port), "-U", url.username, url.path[1:],
     ]  # fmt: skip
     before, started = lab.cpu(), time.perf_counter()
     times = os.times()
@@ -44,11 +49,21 @@ async def pgbench(
     if found is None and "actually processed: 0" not in out:
         raise RuntimeError(f"pgbench says {out}")
     # Not one in all that time: fewer than this.
-    rate = float(found[1]) if found else 1 / length
+    tps = float(found[1]) if found else 1 / length
     latencies = [int(line.split()[2]) / 1e6 for log in folder.glob("log.*") for line in log.read_text().splitlines()]
     done = max(1, len(latencies))
     cpu = {n: round(1000 * (after[n] - before[n]) / done, 4) for n in ("postgres",)}
-    if not latencies:
-        latencies = [float(length)]
     cpu["pgbench"] = round(1000 * (own.children_user + own.children_system - times.children_user - times.children_system) / done, 4)
-    return Figure(value=rate, latency=percentiles(latencies), cpu=cpu, notes={"seconds": round(time.perf_counter() - started, 1)})
+    seconds_in_all = round(time.perf_counter() - started, 1)
+    return Figure(value=tps, done=len(latencies), latency=percentiles(latencies), cpu=cpu, notes={"seconds": seconds_in_all})
+
+
+async def both(lab: Lab, database: str, scripts: list[str], *, clients: int, beside: float | None = None) -> Figure:
+    """As fast as it goes, and the latency at a share of that, and at `beside` a second."""
+    figure = await pgbench(lab, database, scripts, clients=clients)
+    figure.open_rate = max(1.0, OPEN_SHARE * figure.value)
+    figure.open = (await pgbench(lab, database, scripts, clients=clients, seconds=lab.open_seconds, rate=figure.open_rate)).latency
+    if beside is not None:
+        figure.beside_rate = beside
+        figure.beside = (await pgbench(lab, database, scripts, clients=clients, seconds=lab.open_seconds, rate=beside)).latency
+    return figure

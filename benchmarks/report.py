@@ -37,6 +37,8 @@ class Raw(msgspec.Struct, kw_only=True):
     machine: str = ""
     kafka: str = ""
     entries: dict[str, Entry] = {}
+    # Why a scenario has no figures of its latest run.
+    failed: dict[str, str] = {}
 
     @classmethod
     def read(cls, folder: Path) -> Raw:
@@ -46,6 +48,7 @@ class Raw(msgspec.Struct, kw_only=True):
             return cls()
 
     def add(self, scenario: Any, figures: dict[str, list[Figure]], rows: list[Row], *, seconds: float, load: float, args: Any) -> None:
+        self.failed.pop(scenario.name, None)
         self.entries[scenario.name] = Entry(
             name=scenario.name, title=scenario.title, goal=scenario.goal, unit=scenario.unit, rows=rows, figures=figures,
             at=datetime.now(UTC).isoformat(timespec="seconds"), took_seconds=round(seconds, 1), load_average_before=round(load, 2),
@@ -86,10 +89,17 @@ def write(raw: Raw, folder: Path) -> None:
             f"| {row.scenario} | {row.unit} | {_n(row.ours)} | {_n(row.peer)} | {_n(row.limit)} | {_r(row.ratio_to_peer, row.spread_to_peer)} "
             f"| {_r(row.ratio_to_limit, row.spread_to_limit)} | {row.goal} | {'yes' if row.met else '**no**' if row.met is False else ''} |"
         )
+    if raw.failed:
+        text += ["", "Failed, so that there is no row of the latest run:", ""]
+        text += [f"- {name}: `{reason}`" for name, reason in raw.failed.items()]
     for entry in entries:
         (folder / f"{entry.name}.svg").write_text(plots.scenario(entry))
         text += ["", f"## {entry.title}", "", f"Goal: {entry.goal}. {_how(entry)}", "", f"![{entry.title}]({entry.name}.svg)", ""]
         text += [f"- {row.scenario}: {row.remark}." for row in entry.rows if row.remark]
+        text += [
+            f"- {name}, round {n}: measured again, the first time it failed." for name, figures in entry.figures.items()
+            for n, figure in enumerate(figures, 1) if "again_after" in figure.notes
+        ]  # fmt: skip
         text += ["", *_figures(entry)]
     for extra in sorted(folder.glob("profile-*.md")):
         text += ["", extra.read_text("utf-8").rstrip()]
@@ -111,9 +121,10 @@ def _figures(entry: Entry) -> list[str]:
         lines.append(
             f"| {name} | {_n(spread.median)} ({_n(spread.low)} - {_n(spread.high)}) | {_latency(figures, 'latency')} | {_cpu(figures)} |"
         )
-        if any(f.open for f in figures):
-            rate = statistics.median(f.open_rate or 0 for f in figures)
-            lines.append(f"| {name}, open loop at {_n(rate)}/s | | {_latency(figures, 'open')} | |")
+        for which, of in (("open", ""), ("beside", ", the same for ours and the peer")):
+            rates = [rate for f in figures if (rate := getattr(f, f"{which}_rate"))]
+            if rates:
+                lines.append(f"| {name}, open loop at {_n(statistics.median(rates))}/s{of} | | {_latency(figures, which)} | |")
     return lines
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 import shutil
 import sys
 import uuid
 from typing import Any
 
+from benchmarks import needs
 from benchmarks.figures import Figure, Row
-from benchmarks.lab import ROOT, Lab, same
+from benchmarks.lab import Lab, same
 from benchmarks.scenario import Contestants, Figures, Scenario, compared
 from market.local.table import config_directory
 
@@ -66,17 +67,21 @@ async def _prepare(lab: Lab, name: str) -> Contestants:
         "MARKET_PRODUCTS_PORT": str(port["rest"]), "MARKET_ORDERS_PORT": str(port["rest"]), "MARKET_PORT": str(port["ours"]),
         "MARKET_ADMIN_PORT": str(port["admin"]), "MARKET_LOG_FORMAT": "json", "CONFIG_PATH": str(config_directory() / "graphql.yaml"),
     }  # fmt: skip
-    await lab.start("ours", [sys.executable, "-m", "market.graphql"], port["ours"], own)
-    await lab.uvicorn("strawberry", "graphql_strawberry:app", port["strawberry"], env)
-    await lab.uvicorn("ariadne", "graphql_ariadne:app", port["ariadne"], env)
     ids = ",".join(p["id"] for p in given["ids"]["items"])
-    await lab.uvicorn("limit", "benchmarks.limits.gateway:app", port["limit"], {**env, "IDS": ids})
-    peers = ["strawberry", "ariadne"]
-    if _node():
-        await lab.start(
-            "mercurius", [shutil.which("node") or "node", "mercurius/server.js", str(port["mercurius"])], port["mercurius"], env
-        )
+    starting = [
+        lab.start("ours", [sys.executable, "-m", "market.graphql"], port["ours"], own),
+        lab.uvicorn("limit", "benchmarks.limits.gateway:app", port["limit"], {**env, "IDS": ids}),
+    ]
+    peers = []
+    if needs.there(needs.PYTHON):
+        starting.append(lab.uvicorn("strawberry", "graphql_strawberry:app", port["strawberry"], env))
+        starting.append(lab.uvicorn("ariadne", "graphql_ariadne:app", port["ariadne"], env))
+        peers += ["strawberry", "ariadne"]
+    if needs.there(needs.NODE) and await _node_packages(lab):
+        node = [shutil.which("node") or "node", "mercurius/server.js", str(port["mercurius"])]
+        starting.append(lab.start("mercurius", node, port["mercurius"], env))
         peers.append("mercurius")
+    await asyncio.gather(*starting)
     query, variables = QUERIES[name]
     call = {"query": query, "variables": variables}
     expected = await lab.post(f"http://127.0.0.1:{port['ours']}/graphql", call)
@@ -89,31 +94,28 @@ async def _prepare(lab: Lab, name: str) -> Contestants:
 
     def contestant(who: str) -> Any:
         async def one() -> Figure:
-            return await lab.closed(
-                port=port[who], workload="graphql", connections=64,
-                params={"query": query, "variables": variables, "path": "/" if who == "ariadne" else "/graphql"},
-            )  # fmt: skip
+            params = {"query": query, "variables": variables, "path": "/" if who == "ariadne" else "/graphql"}
+            spec = {"port": port[who], "workload": "graphql", "connections": 64, "params": params}
+            return await (lab.closed(**spec) if who == "limit" else lab.both(**spec))
 
         return one
 
     return {who: contestant(who) for who in ("ours", *peers, "limit")}
 
 
-def _node() -> bool:
-    """Whether mercurius can run: Node is there, and its packages can be installed."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        print("  mercurius is left out: there is no Node")
+async def _node_packages(lab: Lab) -> bool:
+    """Whether mercurius' packages are here; but for a smoke run they are fetched. Raises RuntimeError where that fails."""
+    if (needs.MERCURIUS / "node_modules").is_dir():
+        return True
+    if lab.smoke:
         return False
-    folder = ROOT / "benchmarks" / "peers" / "mercurius"
-    if not (folder / "node_modules").is_dir():
-        import subprocess
-
-        done = subprocess.run(
-            ["npm", "ci", "--omit=dev", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True, env=os.environ
-        )
-        if done.returncode:
-            print(f"  mercurius is left out: npm ci failed: {done.stderr[-300:]}")
-            return False
+    try:
+        await lab.run(["npm", "ci", "--omit=dev", "--no-audit", "--no-fund", "--prefix", needs.MERCURIUS])
+    except RuntimeError as e:
+        if not lab.incomplete:
+            raise
+        print(f"  mercurius is left out: {e}")
+        return False
     return True
 
 
@@ -130,7 +132,6 @@ def _judge(title: str) -> Any:
         return [
             compared(figures, f"GraphQL: {title}, beside {peer}", "queries/s", f">= {least:.1f}x {peer}", peer=peer, least_to_peer=least)
             for peer, least in PEERS.items()
-            if peer in figures
         ]
 
     return judge
@@ -139,11 +140,11 @@ def _judge(title: str) -> Any:
 SCENARIOS = [
     Scenario(
         name="graphql-list", title="GraphQL: list of 20 products", unit="queries/s", prepare=page, judge=_judge("list of 20 products"),
-        goal=">= 4x Strawberry, >= 2x Ariadne, >= 1.0x mercurius-JIT", group="gateway", stack=False,
+        goal=">= 4x Strawberry, >= 2x Ariadne, >= 1.0x mercurius-JIT", group="gateway", stack=False, peers=(needs.PYTHON, needs.NODE),
     ),
     Scenario(
         name="graphql-orders", title="GraphQL: a user's 20 orders with joined products", unit="queries/s", prepare=orders,
         judge=_judge("a user's 20 orders with joined products"), goal=">= 4x Strawberry, >= 2x Ariadne, >= 1.0x mercurius-JIT",
-        group="gateway", stack=False,
+        group="gateway", stack=False, peers=(needs.PYTHON, needs.NODE),
     ),
 ]  # fmt: skip

@@ -79,7 +79,7 @@ async def prepare(lab: Lab) -> Contestants:
         lags = await mails.all(prefix, result.good, 60)
         await settle(lab)
         return Figure(
-            value=percentiles(lags).p99, latency=percentiles(lags), open=result.latency, open_rate=keeps_up / 2, cpu=cpu,
+            value=percentiles(lags).p99, done=len(lags), latency=percentiles(lags), open=result.latency, open_rate=keeps_up / 2, cpu=cpu,
             notes={"mails": len(lags), "keeps_up_at_per_second": round(keeps_up)},
         )  # fmt: skip
 

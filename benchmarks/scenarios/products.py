@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks import needs
 from benchmarks.figures import Figure, Row
 from benchmarks.lab import Lab, same
 from benchmarks.pgbench import pgbench
@@ -24,10 +25,12 @@ async def start_peer(lab: Lab) -> int:
 
 
 async def _contestants(lab: Lab, path: str, workload: dict[str, Any], scripts: list[str]) -> Contestants:
-    peer = await start_peer(lab)
     ours = lab.port("products")
-    answer = await lab.get(f"http://127.0.0.1:{ours}{path}")
-    same("the peer of products", answer, await lab.get(f"http://127.0.0.1:{peer}{path}"))
+    peer = None
+    if needs.there(needs.PYTHON):
+        peer = await start_peer(lab)
+        answer = await lab.get(f"http://127.0.0.1:{ours}{path}")
+        same("the peer of products", answer, await lab.get(f"http://127.0.0.1:{peer}{path}"))
     body = lab.directory / "bare.json"
     import httpx
 
@@ -36,23 +39,20 @@ async def _contestants(lab: Lab, path: str, workload: dict[str, Any], scripts: l
     bare = lab.peer_port(2)
     await lab.uvicorn("bare", "benchmarks.limits.bare:app", bare, {"BODY_FILE": str(body)})
     lab.pin("products", "peer products", "bare")
-    calibrated = await lab.closed(port=peer, **workload)
-    rate = 0.5 * calibrated.value
 
-    def contestant(port: int, *, latency: bool) -> Any:
+    def contestant(port: int) -> Any:
         async def one() -> Figure:
-            figure = await lab.closed(port=port, **workload)
-            return await lab.opened(figure, rate, port=port, **workload) if latency else figure
+            return await lab.both(port=port, **workload)
 
         return one
+
+    async def limit() -> Figure:
+        return await lab.closed(port=bare, **workload)
 
     async def keys() -> Figure:
         return await pgbench(lab, "products", scripts, clients=16)
 
-    return {
-        "ours": contestant(ours, latency=True), "peer": contestant(peer, latency=True),
-        "limit": contestant(bare, latency=False), "pgbench": keys,
-    }  # fmt: skip
+    return {"ours": contestant(ours), **({"peer": contestant(peer)} if peer else {}), "limit": limit, "pgbench": keys}
 
 
 async def one(lab: Lab) -> Contestants:
@@ -78,9 +78,12 @@ def _judge(title: str) -> Any:
 
 
 SCENARIOS = [
-    Scenario(name="product-one", title="GET one product", goal=">= 2x the peer", prepare=one, judge=_judge("GET one product")),
+    Scenario(
+        name="product-one", title="GET one product", goal=">= 2x the peer", prepare=one, judge=_judge("GET one product"),
+        peers=(needs.PYTHON,),
+    ),
     Scenario(
         name="product-list", title="GET a list of 20 products with availability", goal=">= 2x the peer", prepare=page,
-        judge=_judge("GET a list of 20 products with availability"),
+        judge=_judge("GET a list of 20 products with availability"), peers=(needs.PYTHON,),
     ),
 ]  # fmt: skip
