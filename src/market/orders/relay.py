@@ -1,22 +1,23 @@
 """The relay: events go from the outbox to Kafka, first to last, each removed once it was acknowledged.
 
-The process that confirms an order publishes its event at once, under the claim that the confirmation set.
-What was left (a crash, Kafka away) the loop finds once the claim has run out: in any pod.
+The process that confirms an order publishes its event at once, under the claim that the confirmation set. Where
+Kafka does not take it, the claim is given back, and the loop of any pod tries again: while it fails one order at a
+time, each time another one. What a crash left the loop finds once the claim has run out.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
 from market.contracts import events
-from market.kit import logs
+from market.kit import context, logs
 from market.kit.errors import Unavailable
 from market.kit.faults import Clock, Faults
 from market.kit.gather import Gather
@@ -45,12 +46,16 @@ class Relay:
         self._interval = config.recovery.relay_interval_seconds
         self._publisher: Publisher[Token] = Publisher(config.kafka, self._acknowledged)
         self._clear: Gather[tuple[UUID, UUID], Order | None] = Gather(self._clear_many, name="orders.clear", most=256)
+        self._give: Gather[UUID, None] = Gather(self._give_many, name="orders.give-back", most=256)
         self._flying: set[UUID] = set()
         self._landed = asyncio.Event()
-        # Claimed by us, and there was no room in the producer.
-        self._later: deque[UUID] = deque(maxlen=10_000)
         self._tasks: set[asyncio.Task[None]] = set()
         self._failing = False
+        # Events that Kafka or the producer did not take, as often as they were tried.
+        self._failures = 0
+        # Where the loop's last look at the outboxes ended, None: at their end. It goes round, so that an order that fails
+        # again and again (its partition is away) does not come before those that were not tried.
+        self._place: datetime | None = None
 
     def push(self, order: Order) -> None:
         """Publishes the first of the order's events; the next follow. The order must be claimed by this process."""
@@ -76,8 +81,8 @@ class Relay:
         if entry.traceparent:
             headers.append((events.TRACE_HEADER, entry.traceparent.encode()))
         if not self._publisher.send(str(order.id), _ENCODER.encode(event(order, entry)), headers, (order.id, entry)):
-            self._land(order.id)
-            self._later.append(order.id)
+            # No room in the producer just now.
+            self._spawn(self._give_back([order.id]))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -96,6 +101,7 @@ class Relay:
 
     async def _acknowledged(self, done: list[tuple[Token, Outcome]]) -> None:
         sent: list[tuple[UUID, UUID]] = []
+        failed: list[UUID] = []
         for (order_id, entry), outcome in done:
             if outcome.error is None:
                 sent.append((order_id, entry.id))
@@ -110,7 +116,10 @@ class Relay:
                 if not self._failing:
                     log.warning("events cannot be published; they wait in the outbox", reason=outcome.error)
                 self._failing = True
-                self._land(order_id)
+                failed.append(order_id)
+        if failed:
+            # Beside what was sent: whoever waits for the one must not wait for the other.
+            self._spawn(self._give_back(failed))
         if not sent:
             return
         if self._faults:
@@ -146,6 +155,24 @@ class Relay:
         further = {order.id: order for order in await self._store.cleared(sent)}
         return [further.get(order_id) for order_id, _ in sent]
 
+    async def _give_back(self, order_ids: Sequence[UUID]) -> None:
+        """Lets any relay try again. Until then they count as on their way, so that nobody here sends them without a claim."""
+        # Not within the time of the request that happened to bring them here.
+        context.deadline.set(None)
+        self._failures += len(order_ids)
+        try:
+            await self._give.all(order_ids)
+        except Unavailable:
+            # Then the claims run out.
+            log.warning("the claims on unsent events could not be given back", orders=len(order_ids))
+        finally:
+            for order_id in order_ids:
+                self._land(order_id)
+
+    async def _give_many(self, order_ids: list[UUID]) -> Sequence[None]:
+        await self._store.give_back(order_ids)
+        return [None] * len(order_ids)
+
     async def _refuse(self, order_id: UUID, entry: Entry, reason: str) -> None:
         try:
             await self._store.refused(order_id, entry.id, reason, self._clock())
@@ -157,14 +184,14 @@ class Relay:
 
     async def step(self) -> float:
         """One look at what was left. Answers the seconds until the next."""
-        for _ in range(len(self._later)):
-            id = self._later.popleft()
-            if order := await self._store.claimed(id):
-                self.push(order)
+        failures = self._failures
         now = await self._store.now()
         # While Kafka takes nothing, one order is enough to find out when it does again.
         most = 1 if self._failing else 200
-        ids = await self._store.unsent(self._claim_seconds, now, most)
+        ids, place = await self._store.unsent(self._claim_seconds, now, most, after=self._place)
+        if not ids and self._place is not None:
+            ids, place = await self._store.unsent(self._claim_seconds, now, most)
+        self._place = place
         claimed = []
         for id in ids:
             order = await self._store.claim(id, self._claim_seconds, now)
@@ -177,7 +204,8 @@ class Relay:
         if claimed:
             RECOVERED.labels("published").inc(len(claimed))
             await self._wait(claimed)
-        return 0.0 if len(ids) == most and not self._failing else self._interval
+        # On without a pause as long as there is more, and all of it is taken.
+        return 0.0 if self._place is not None and self._failures == failures else self._interval
 
     async def _wait(self, ids: Sequence[UUID]) -> None:
         # The producer gives up each message after delivery_seconds; after that the claims are over anyway.

@@ -267,12 +267,11 @@ class Store:
         found = await self._run(lambda: self._orders.find_one_and_update(free, change, return_document=ReturnDocument.AFTER))
         return order_of(found) if found else None
 
-    async def claimed(self, id: UUID) -> Order | None:
-        """The order, if its events are claimed by us; the claim begins anew."""
-        mine = {"_id": id, "unsent_since": {"$exists": True}, "claimed_by": self.me}
-        change = {"$currentDate": {"claimed_at": True}}
-        found = await self._run(lambda: self._orders.find_one_and_update(mine, change, return_document=ReturnDocument.AFTER))
-        return order_of(found) if found else None
+    async def give_back(self, ids: Sequence[UUID]) -> None:
+        """Ends our claims on those orders' events, where they are still ours: another relay may have them by now."""
+        free = {"claimed_by": 1, "claimed_at": 1}
+        updates = [UpdateOne({"_id": id, "claimed_by": self.me}, {"$unset": free}) for id in ids]
+        await self._run(lambda: self._orders.bulk_write(updates, ordered=False))
 
     async def refused(self, order_id: UUID, event_id: UUID, reason: str, at: datetime) -> None:
         """Kafka will never take this event: it stays, with the reason, and is not tried again by itself."""
@@ -283,10 +282,18 @@ class Store:
         }
         await self._run(lambda: self._orders.update_one(where, change))
 
-    async def unsent(self, claim_seconds: float, now: datetime, limit: int) -> list[UUID]:
-        """Orders whose events nobody publishes just now, oldest first."""
-        where = {"unsent_since": {"$gt": _NEVER}, "claimed_at": {"$not": {"$gte": now - timedelta(seconds=claim_seconds)}}}
-        return await self._ids(where, "unsent_since", limit)
+    async def unsent(
+        self, claim_seconds: float, now: datetime, limit: int, *, after: datetime | None = None
+    ) -> tuple[list[UUID], datetime | None]:
+        """Orders whose events nobody publishes just now and wait since later than `after`, oldest first; and the `after` to go
+        on with, None: there are no more."""
+        where = {"unsent_since": {"$gt": after or _NEVER}, "claimed_at": {"$not": {"$gte": now - timedelta(seconds=claim_seconds)}}}
+
+        async def find() -> list[Document]:
+            return await self._orders.find(where, {"unsent_since": 1}, sort=[("unsent_since", 1)], limit=limit).to_list()
+
+        found = await self._run(find)
+        return [d["_id"] for d in found], found[-1]["unsent_since"] if len(found) == limit else None
 
     async def publish_again(self, id: UUID, entry: Entry | None, at: datetime) -> bool:
         """Lets the relay publish the order's events, refused ones too, `entry` among them. Whether there was anything."""

@@ -1,0 +1,150 @@
+"""Kafka takes nothing: claims are given back, no order waits for a claim to run out, and order per order is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+import pytest
+
+from market.orders import app as orders_app
+from market.orders.config import Config
+
+from .parts import Catalogue, Service, Stock, Topic, serving, until
+
+# Whoever waits for a claim to run out waits for longer than a test does.
+CLAIM_SECONDS = 300.0
+RECOVERY = {"after_seconds": 600, "interval_seconds": 600, "claim_seconds": CLAIM_SECONDS}
+
+
+@pytest.fixture
+async def apart(given: Any, migrated: None) -> Any:
+    """Configurations on a fresh database."""
+    name = f"orders_silent_{uuid4().hex[:8]}"
+    assert await orders_app.migrate(msgspec.convert(given(database=name), Config), []) == 0
+    return lambda **more: given(database=name, recovery={**RECOVERY, **more})
+
+
+def to_nobody(settings: dict[str, Any], delivery_seconds: float, **options: str) -> dict[str, Any]:
+    """A broker's address where nobody listens: each event fails after so many seconds."""
+    kafka = {"bootstrap_servers": "127.0.0.1:1", "partitions": 0, "delivery_seconds": delivery_seconds, "options": options}
+    return {**settings, "kafka": kafka}
+
+
+def documents(service: Service) -> Any:
+    assert service.shop is not None
+    return service.shop.store._orders
+
+
+async def claimed(service: Service) -> dict[UUID, str]:
+    """Whose claims the orders with unsent events are under."""
+    found = documents(service).find({"claimed_by": {"$exists": True}}, {"claimed_by": 1})
+    return {d["_id"]: d["claimed_by"] async for d in found}
+
+
+async def all_given_back(service: Service) -> bool:
+    return not await claimed(service)
+
+
+async def test_events_of_the_time_without_kafka_are_sent_in_order_soon_after_it_is_back(
+    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, kafka: Any
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 50)
+    settings = [apart(relay_interval_seconds=0.2) for _ in range(2)]
+    for one in settings:
+        one["kafka"]["delivery_seconds"] = 1
+    async with serving(settings[0]) as first, serving(settings[1]) as second:
+        pods = [first, second]
+        for pod in pods:
+            await topic.wait((await pod.order([(lamp, 1)])).json()["id"], "order.created")
+        await asyncio.to_thread(kafka.kill)
+        try:
+            made = [(await pods[n % 2].order([(lamp, 1)])).json()["id"] for n in range(8)]
+            gone = made[:3]
+            for n, order_id in enumerate(gone):
+                assert (await pods[n % 2].http.delete(f"/api/order/{order_id}")).status_code == 204
+
+            async def given_back() -> bool:
+                # Each relay tries one order, to find out when Kafka takes events again.
+                unsent = await documents(first).count_documents({"unsent_since": {"$exists": True}})
+                return unsent == 8 and len(await claimed(first)) <= 2
+
+            await until(given_back, 30, "claims given back")
+            assert not any(topic.of(id) for id in made)
+        finally:
+            await asyncio.to_thread(kafka.restart)
+        back = asyncio.get_running_loop().time()
+        for order_id in made:
+            types = ["order.created", "order.cancelled"] if order_id in gone else ["order.created"]
+            found = await topic.wait(order_id, *types, seconds=CLAIM_SECONDS / 5)
+            # What Kafka took without its answer arriving comes again, never before what it follows.
+            assert list(dict.fromkeys(e.type for e in found)) == types
+        assert asyncio.get_running_loop().time() - back < CLAIM_SECONDS / 5
+
+        async def cleared() -> bool:
+            return not await documents(first).count_documents({"outbox": {"$exists": True}})
+
+        await until(cleared, 20, "outboxes cleared")
+    assert await stock.left(lamp) == 50 - 2 - 5
+
+
+async def test_a_relay_slower_than_its_claim_does_not_give_back_the_claim_of_another(
+    apart: Any, catalogue: Catalogue, stock: Stock
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    async with serving(to_nobody(apart(), 1.5), loops=False) as slow, serving(apart(), loops=False) as other:
+        lost = UUID((await slow.order([(lamp, 1)])).json()["id"])
+        kept = UUID((await slow.order([(lamp, 1)])).json()["id"])
+        assert slow.shop is not None
+        assert other.shop is not None
+        ours, theirs = slow.shop.store.me, other.shop.store.me
+        assert await claimed(slow) == {lost: ours, kept: ours}
+        # One claim runs out before the event fails, and another relay takes it.
+        await documents(slow).update_one({"_id": lost}, {"$unset": {"claimed_at": 1}})
+        assert await other.shop.store.claim(lost, CLAIM_SECONDS, await other.shop.store.now()) is not None
+
+        async def failed() -> bool:
+            return kept not in await claimed(slow)
+
+        await until(failed, 15, "the event fails")
+        await asyncio.sleep(0.3)
+        assert await claimed(slow) == {lost: theirs}
+        assert await documents(slow).count_documents({"outbox.0.type": "order.created", "unsent_since": {"$exists": True}}) == 2
+
+
+async def test_what_finds_no_room_in_the_producer_is_given_back_at_once(apart: Any, catalogue: Catalogue, stock: Stock) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    narrow = to_nobody(apart(), 3, **{"queue.buffering.max.messages": "1"})
+    async with serving(narrow, loops=False) as service:
+        waiting, turned_away = [UUID((await service.order([(lamp, 1)])).json()["id"]) for _ in range(2)]
+
+        async def one_left() -> bool:
+            return set(await claimed(service)) == {waiting}
+
+        # Before the first event fails, which is under way yet.
+        await until(one_left, 2, "no room for the second")
+        document = await documents(service).find_one({"_id": turned_away})
+        assert (document["status"], len(document["outbox"])) == ("confirmed", 1)
+
+
+async def test_a_relay_that_fails_tries_another_order_each_time_and_comes_round(apart: Any, catalogue: Catalogue, stock: Stock) -> None:
+    """Of several partitions one may be away: its orders must not stand before the others."""
+    lamp = catalogue.add()
+    await stock.set(lamp, 9)
+    async with serving(to_nobody(apart(), 0.5), loops=False) as service:
+        made = [UUID((await service.order([(lamp, 1)])).json()["id"]) for _ in range(3)]
+        await until(lambda: all_given_back(service), 15, "claims given back")
+        assert service.shop is not None
+        tried = []
+        for _ in range(4):
+            looking = asyncio.create_task(service.shop.relay.step())
+            under_way = await until(lambda: claimed(service), 10, "one is tried")
+            tried += under_way
+            assert await looking > 0
+            assert await all_given_back(service)
+        assert tried == [*made, made[0]]
