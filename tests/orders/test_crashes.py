@@ -228,7 +228,43 @@ async def test_a_recovery_that_dies_is_taken_over(
     assert (whole.status, whole.left) == ("rejected", 5)
 
 
+async def test_a_relay_that_is_killed_after_its_claim_is_followed_by_another(
+    given: Any, migrated: None, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Any
+) -> None:
+    # A database where nobody else relays.
+    name = f"orders_relay_{uuid4().hex[:8]}"
+    assert await orders_app.migrate(msgspec.convert(given(database=name), Config), []) == 0
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    first = OwnProcess(given(database=name), tmp_path / "first")
+    try:
+        # What the handler leaves unsent its own loop claims.
+        first.arm("orders.before-publish", "fail")
+        first.arm("orders.relay-after-claim")
+        first.start()
+        await first.ready(90)
+        answer = await first.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]})
+        assert answer.status_code == 201
+        order_id = answer.json()["id"]
+        await first.died(15)
+        assert first.reached("orders.relay-after-claim")
+    finally:
+        await first.close()
+    async with serving(given(database=name), loops=False) as idle:
+        assert idle.shop is not None
+        left = await idle.shop.store._orders.find_one({"_id": UUID(order_id)})
+        assert left is not None
+        assert left["claimed_by"] not in (None, idle.shop.store.me)
+        assert topic.of(order_id) == []
+    async with serving(given(database=name)) as second:
+        whole = await settled(second, topic, order_id, stock, lamp)
+    assert (whole.status, whole.left, [type for type, _ in whole.events]) == ("confirmed", 3, ["order.created"])
+    assert whole.document is not None
+    assert {"unsent_since", "claimed_by", "claimed_at"} & whole.document.keys() == set()
+
+
 def test_every_failure_point_is_known() -> None:
-    tried = REJECTED | CONFIRMED | CANCELLED | {"orders.before-intent", "orders.after-reject-status", "orders.recovery-before-reject"}
-    # Tried in test_relay.py and test_interleavings.py.
-    assert set(POINTS) - tried == {"orders.relay-after-claim", "orders.before-cancel-status"}
+    loops = {"orders.recovery-before-reject", "orders.relay-after-claim"}
+    tried = REJECTED | CONFIRMED | CANCELLED | loops | {"orders.before-intent", "orders.after-reject-status"}
+    # Tried in test_interleavings.py.
+    assert set(POINTS) - tried == {"orders.before-cancel-status"}
