@@ -14,8 +14,8 @@ from market.kit.ids import new_id
 from market.orders import admin
 from market.orders import app as orders_app
 from market.orders.config import Config
+from market.orders.differences import CAUSES, Kind
 from market.orders.domain import Status
-from market.orders.reconcile import CAUSES, Kind
 from market.orders.store import Store
 
 from .parts import Catalogue, Service, Stock, Topic, serving, until

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import msgspec
 import pytest
+from confluent_kafka import Producer
 
 from market.contracts import events
 from market.kit.ids import new_id
@@ -20,8 +21,8 @@ from market.local.kafka.broker import EmbeddedKafka
 from market.local.servers.base import Handle
 from market.local.torture.proxy import Proxy
 from market.orders import admin
+from market.orders.differences import CAUSES, Kind
 from market.orders.domain import Entry
-from market.orders.reconcile import CAUSES, Kind
 
 from .parts import Catalogue, Service, Stock, Topic, ports, until
 from .reconciling import LATE_SECONDS, RECOVERY, Found, collection, reconcile, sent, unattended
@@ -83,6 +84,24 @@ async def ordered(service: Service, product: str, topic: Topic, *, cancelled: bo
     return order_id
 
 
+async def copied(service: Service, order_id: str) -> str:
+    """The same order under an id that the topic has never seen."""
+    other = new_id()
+    await collection(service).insert_one({**await collection(service).find_one({"_id": UUID(order_id)}), "_id": other})
+    return str(other)
+
+
+async def published(service: Service, topic: Topic, order_id: str, *types: str) -> None:
+    """These events of the order, one after another."""
+    assert service.shop is not None
+    for type in types:
+        entry = Entry(events.event_id(UUID(order_id), type), type, service.shop.clock())
+        assert await service.shop.store.publish_again(UUID(order_id), entry, service.shop.clock())
+        await service.shop.relay.step()
+        await topic.wait(order_id, type)
+        await until(lambda: sent(service, order_id), 10, "cleared")
+
+
 def named(kind: Kind, id: str, detail: str, repaired: bool | None = None) -> dict[str, Any]:
     return {"kind": "difference", "difference": kind.value, "id": id, "cause": CAUSES[kind], "detail": detail, "repaired": repaired}
 
@@ -124,16 +143,8 @@ async def test_a_cancellation_that_came_first_is_sent_once_more_after_the_creati
     lamp = catalogue.add()
     await stock.set(lamp, 5)
     well = await ordered(service, lamp, own_topic, cancelled=True)
-    # The same order under an id of which the topic gets the second event first.
-    turned = str(new_id())
-    document = await collection(service).find_one({"_id": UUID(well)})
-    await collection(service).insert_one({**document, "_id": UUID(turned)})
-    assert service.shop is not None
-    for type in (events.CANCELLED, events.CREATED):
-        entry = Entry(events.event_id(UUID(turned), type), type, service.shop.clock())
-        assert await service.shop.store.publish_again(UUID(turned), entry, service.shop.clock())
-        await service.shop.relay.step()
-        await own_topic.wait(turned, type)
+    turned = await copied(service, well)
+    await published(service, own_topic, turned, events.CANCELLED, events.CREATED)
     await asyncio.sleep(1.2)
     assert all_agrees(await reconcile(service))
     found = await reconcile(service, topic=1)
@@ -142,6 +153,7 @@ async def test_a_cancellation_that_came_first_is_sent_once_more_after_the_creati
     mended = await reconcile(service, repair=1, topic=1)
     assert mended.of(turned) == [("events-in-wrong-order", True)]
     assert mended.counts == (1, 1, True)
+    assert service.shop is not None
     await service.shop.relay.step()
     await until(lambda: len(own_topic.events(turned)) == 3, 10, "sent once more")
     assert [(e.type, e.sequence) for e in own_topic.events(turned)] == [
@@ -154,6 +166,24 @@ async def test_a_cancellation_that_came_first_is_sent_once_more_after_the_creati
     await until(lambda: sent(service, turned), 10, "cleared")
     assert all_agrees(await reconcile(service, topic=1))
     assert await exit_status(service, "--topic") == 0
+
+
+async def test_a_creation_that_the_topic_lost_is_sent_with_the_cancellation_after_it(
+    service: Service, catalogue: Catalogue, stock: Stock, own_topic: Topic
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    half = await copied(service, await ordered(service, lamp, own_topic, cancelled=True))
+    await published(service, own_topic, half, events.CANCELLED)
+    await asyncio.sleep(1.2)
+    mended = await reconcile(service, repair=1, topic=1)
+    assert mended.all == [named(Kind.EVENT_MISSING, half, "order.created; handed to the relay", True)]
+    assert service.shop is not None
+    await service.shop.relay.step()
+    await until(lambda: len(own_topic.of(half)) == 3, 10, "both sent")
+    assert [e.type for e in own_topic.events(half)] == ["order.cancelled", "order.created", "order.cancelled"]
+    await until(lambda: sent(service, half), 10, "cleared")
+    assert all_agrees(await reconcile(service, topic=1))
 
 
 async def test_an_event_whose_order_is_gone_is_reported(
@@ -204,6 +234,93 @@ async def test_a_reserved_product_without_a_stock_row_is_reported(
     assert all_agrees(await reconcile(service))
     assert await exit_status(service) == 0
     assert (await stock.left(lamp), await stock.left(well)) == (3, 3)
+
+
+async def test_a_stock_below_zero_is_reported(
+    service: Service, catalogue: Catalogue, stock: Stock, own_topic: Topic, postgres: Any
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    await ordered(service, lamp, own_topic)
+    tables = await asyncpg.connect(postgres.uri("inventory"))
+    await tables.execute("ALTER TABLE inventory DROP CONSTRAINT inventory_quantity_check")
+    try:
+        await tables.execute("UPDATE inventory SET quantity = -1 WHERE product_id = $1", UUID(lamp))
+        found = await reconcile(service, repair=1)
+        assert found.all == [named(Kind.BELOW_ZERO, lamp, "-1 are free to sell")]
+        assert found.counts == (1, 0, True)
+    finally:
+        await stock.set(lamp, 3)
+        await tables.execute("ALTER TABLE inventory ADD CONSTRAINT inventory_quantity_check CHECK (quantity >= 0)")
+        await tables.close()
+    assert all_agrees(await reconcile(service))
+
+
+async def test_orders_that_went_back_in_time_differ_from_what_the_topic_has_told(
+    service: Service, catalogue: Catalogue, stock: Stock, own_topic: Topic
+) -> None:
+    """MongoDB was restored from an older backup: what was sold or cancelled since then, the world knows and orders does not."""
+    lamp = catalogue.add()
+    await stock.set(lamp, 9)
+    lost, unconfirmed = [await ordered(service, lamp, own_topic) for _ in range(2)]
+    uncancelled = await ordered(service, lamp, own_topic, cancelled=True)
+    orders = collection(service)
+    before = {id: await orders.find_one({"_id": UUID(id)}) for id in (lost, unconfirmed, uncancelled)}
+    await orders.delete_one({"_id": UUID(lost)})
+    # It was pending, and recovery has rejected it; its goods are not given back yet.
+    await orders.update_one({"_id": UUID(unconfirmed)}, {"$set": {"status": "rejected"}, "$unset": {"confirmed_at": 1}})
+    await orders.update_one({"_id": UUID(uncancelled)}, {"$set": {"status": "confirmed"}, "$unset": {"cancelled_at": 1}})
+    await asyncio.sleep(1.2)
+    found = await reconcile(service, topic=1)
+    assert found.of(lost) == [("reservation-without-order", None), ("event-without-order", None)]
+    assert found.of(unconfirmed) == [("goods-not-given-back", None), ("event-contradicts-order", None)]
+    assert found.of(uncancelled) == [("confirmed-but-reservation-cancelled", None), ("event-contradicts-order", None)]
+    assert found.counts == (6, 0, True)
+    for id in (unconfirmed, uncancelled):
+        await orders.replace_one({"_id": UUID(id)}, before[id])
+    for reservation in ("mended", "gone"):
+        found = await reconcile(service, repair=1, topic=1)
+        mended = [("reservation-without-order", True)] if reservation == "mended" else []
+        # The customer was told of an order that is not there: nobody may keep silent about it once the goods are back.
+        assert found.of(lost) == [*mended, ("event-without-order", None)]
+        assert len(found.all) == len(mended) + 1
+    # Put back as what it has become: cancelled.
+    await orders.insert_one({**before[lost], "status": "cancelled", "cancelled_at": before[lost]["confirmed_at"]})
+    assert (await reconcile(service, repair=1, topic=1)).of(lost) == [("event-not-in-topic", True)]
+    assert service.shop is not None
+    await service.shop.relay.step()
+    await until(lambda: sent(service, lost), 10, "cleared")
+    assert all_agrees(await reconcile(service, topic=1))
+
+
+async def test_an_event_that_says_other_than_its_order_is_reported(
+    service: Service, broker: str, catalogue: Catalogue, stock: Stock, own_topic: Topic
+) -> None:
+    """The last of this file: what is in the topic stays."""
+    lamp = catalogue.add()
+    await stock.set(lamp, 9)
+    changed, forged, doubled = [await ordered(service, lamp, own_topic) for _ in range(3)]
+    document = await collection(service).find_one({"_id": UUID(changed)})
+    await collection(service).update_one({"_id": UUID(changed)}, {"$set": {"user": "somebody else"}})
+    await asyncio.sleep(1.2)
+    found = await reconcile(service, repair=1, topic=1)
+    assert found.all == [named(Kind.EVENT_DIFFERS, changed, "the event tells of another user, other products, prices or times")]
+    assert await exit_status(service, "--topic") == 1
+    await collection(service).replace_one({"_id": UUID(changed)}, document)
+    assert all_agrees(await reconcile(service, topic=1))
+    producer = Producer({"bootstrap.servers": broker, "partitioner": "murmur2_random"})
+    right = own_topic.of(forged)[0]
+    producer.produce(events.TOPIC, right.value().replace(own_topic.events(forged)[0].id.encode(), str(uuid4()).encode()), forged)
+    right = own_topic.of(doubled)[0]
+    producer.produce(events.TOPIC, right.value().replace(b'"quantity":2', b'"quantity":3'), doubled)
+    producer.produce(events.TOPIC, right.value()[:-2], doubled)
+    assert producer.flush(10) == 0
+    found = await reconcile(service, repair=1, topic=1)
+    assert found.of(forged) == found.of(doubled) == [("event-differs-from-order", None)]
+    assert {d["detail"] for d in found.all if d["id"] == doubled} == {"its events in the topic say different things"}
+    unreadable = [d for d in found.all if d["difference"] == Kind.EVENT_UNREADABLE.value]
+    assert [d["id"].rpartition("/")[0] for d in unreadable] == [f"orders/{right.partition()}"]
+    assert found.counts == (3, 0, True)
 
 
 def test_the_command_prints_the_difference_with_its_cause(capsys: pytest.CaptureFixture[str]) -> None:

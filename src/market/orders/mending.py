@@ -9,7 +9,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from market.contracts import events
-from market.orders.domain import CANCELLING, Entry, Order, Refused, Short, Wanted
+from market.orders.domain import CANCELLING, Entry, Order, Refused, Short, Status, Wanted
 from market.orders.service import Shop, advance
 
 
@@ -64,16 +64,26 @@ async def publish(case: Case) -> tuple[bool, str]:
 
 async def publish_anew(case: Case) -> tuple[bool, str]:
     """Puts the event, whose type the detail names, into the outbox once more: the same id, so that repeats are known."""
-    entry = Entry(events.event_id(case.id, case.detail), case.detail, case.shop.clock())
-    done = await case.shop.store.publish_again(case.id, entry, case.shop.clock())
-    return done, f"{case.detail}; {'handed to the relay' if done else 'in the outbox meanwhile'}"
+    done = await _once_more(case, case.detail)
+    if case.detail == events.CREATED and case.order is not None and case.order.status is Status.CANCELLED:
+        # Or the topic's last word of the order would be that it was created.
+        done = await _once_more(case, events.CANCELLED) and done
+    return done, f"{case.detail}; {'handed to the relay' if done else 'not there any more'}"
 
 
 async def cancel_anew(case: Case) -> tuple[bool, str]:
     """Sends the cancellation once more, after the creation that came late: the topic's last word of the order is true again."""
-    entry = Entry(events.event_id(case.id, events.CANCELLED), events.CANCELLED, case.shop.clock())
-    done = await case.shop.store.publish_again(case.id, entry, case.shop.clock())
-    return done, f"{case.detail}; {'handed to the relay once more' if done else 'in the outbox meanwhile'}"
+    done = await _once_more(case, events.CANCELLED)
+    return done, f"{case.detail}; {'handed to the relay once more' if done else 'not there any more'}"
+
+
+async def _once_more(case: Case, type: str) -> bool:
+    """Whether the event is in the outbox, now or before."""
+    entry = Entry(events.event_id(case.id, type), type, case.shop.clock())
+    if await case.shop.store.publish_again(case.id, entry, case.shop.clock()):
+        return True
+    now = await case.shop.store.read(case.id)
+    return now is not None and any(e.id == entry.id for e in now.outbox)
 
 
 # By the difference's name; what is not here has no one right answer, and is reported.

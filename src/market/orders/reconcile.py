@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import timedelta
 from uuid import UUID
 
 from msgspec import Struct
@@ -20,49 +19,17 @@ from market.contracts import events
 from market.kit.errors import Unavailable
 from market.orders.clients import Held
 from market.orders.config import Recovery
-from market.orders.domain import Order, Status
+from market.orders.differences import CAUSES, Ages, Kind, compare, minted
+from market.orders.domain import Order
 from market.orders.mending import MENDING, Case
 from market.orders.service import Shop
 from market.orders.store import every_order
-from market.orders.topic import CANCELLED_SEEN, CREATED_SEEN, WRONG_ORDER, Topic
+from market.orders.topic import Topic
 
 _PAGE = 500
 _AT_ONCE = 32
 # Events older than this may have left the topic.
 _KEPT = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
-
-
-class Kind(StrEnum):
-    PENDING = "order-still-pending"
-    NO_ORDER = "reservation-without-order"
-    NOT_GIVEN_BACK = "goods-not-given-back"
-    RELEASE_DUE = "release-overdue"
-    NO_RESERVATION = "confirmed-without-reservation"
-    RESERVATION_CANCELLED = "confirmed-but-reservation-cancelled"
-    OTHER_ITEMS = "other-items-reserved"
-    EVENT_DUE = "event-overdue"
-    EVENT_REFUSED = "event-refused"
-    EVENT_MISSING = "event-not-in-topic"
-    EVENT_ORDER = "events-in-wrong-order"
-    EVENT_STRANGE = "event-without-order"
-    NO_STOCK_ROW = "reserved-product-without-stock-row"
-
-
-CAUSES = {
-    Kind.PENDING: "recovery is not running, or cannot reach MongoDB",
-    Kind.NO_ORDER: "MongoDB was restored from before the order, or inventory was called by another program",
-    Kind.NOT_GIVEN_BACK: "inventory was restored from before the release, or release_due was removed by hand",
-    Kind.RELEASE_DUE: "inventory did not answer since, or recovery is not running",
-    Kind.NO_RESERVATION: "inventory was restored from before the reservation, or its row was deleted by hand",
-    Kind.RESERVATION_CANCELLED: "CancelReserve was called by another program; inventory refuses the id for good",
-    Kind.OTHER_ITEMS: "the order or the reservation was changed by hand",
-    Kind.EVENT_DUE: "Kafka does not answer, or no relay is running",
-    Kind.EVENT_REFUSED: "Kafka refused the event: its reason is in the outbox, most often the topic's max.message.bytes",
-    Kind.EVENT_MISSING: "the topic was made anew or lost data",
-    Kind.EVENT_ORDER: "the topic had lost order.created, and it was sent again after order.cancelled; consumers know it by `sequence`",
-    Kind.EVENT_STRANGE: "MongoDB was restored from before the order, or another program wrote to the topic",
-    Kind.NO_STOCK_ROW: "inventory's table was changed by hand",
-}
 
 
 class Difference(Struct, frozen=True, tag_field="kind", tag="difference"):
@@ -95,70 +62,6 @@ class Summary(Struct, frozen=True, tag_field="kind", tag="summary"):
 
 
 Line = Difference | Progress | Summary
-
-
-class _Ages(Struct, frozen=True):
-    """What is old enough to be looked at, by the server's time."""
-
-    ids: datetime
-    # Recovery comes by at intervals: overdue is what it has missed more than once.
-    overdue: datetime
-    # An event may wait for its acknowledgement, and then for the claim on it to run out, before another relay sends it.
-    events: datetime
-    kept: datetime
-
-
-def compare(order: Order | None, held: Held | None, seen: int | None, ages: _Ages) -> Iterable[tuple[Kind, str]]:
-    """What differs between an order, its reservation and its events (None: the topic was not read)."""
-    if order is None:
-        if held is not None and held.live and held.created_at < ages.ids:
-            yield Kind.NO_ORDER, f"holds {len(held.items)} products since {held.created_at.isoformat()}"
-        if held is None and seen:
-            yield Kind.EVENT_STRANGE, "the topic has events of it"
-        return
-    if order.status is Status.PENDING:
-        if minted(order.id) < ages.overdue:
-            yield Kind.PENDING, f"since {order.created_at.isoformat()}"
-        return
-    yield from _compare_goods(order, held, ages)
-    yield from _compare_events(order, seen, ages)
-
-
-def _compare_goods(order: Order, held: Held | None, ages: _Ages) -> Iterable[tuple[Kind, str]]:
-    if order.status is Status.CONFIRMED:
-        if held is None:
-            yield Kind.NO_RESERVATION, f"{len(order.lines)} products"
-        elif not held.live:
-            yield Kind.RESERVATION_CANCELLED, f"{len(order.lines)} products"
-        elif held.items != tuple(sorted((line.product_id, line.quantity) for line in order.lines)):
-            yield Kind.OTHER_ITEMS, f"the order has {len(order.lines)} products, the reservation {len(held.items)}"
-    elif order.release_due:
-        if order.ended_at is None or order.ended_at < ages.overdue:
-            yield Kind.RELEASE_DUE, f"the order is {order.status}"
-    elif held is not None and held.live:
-        yield Kind.NOT_GIVEN_BACK, f"the order is {order.status}"
-
-
-def _compare_events(order: Order, seen: int | None, ages: _Ages) -> Iterable[tuple[Kind, str]]:
-    waiting = {entry.type for entry in order.outbox}
-    for entry in order.outbox:
-        if entry.refused is not None:
-            yield Kind.EVENT_REFUSED, f"{entry.type}: {entry.refused}"
-        elif entry.at < ages.events and not any(e.refused for e in order.outbox):
-            yield Kind.EVENT_DUE, f"{entry.type} of {entry.at.isoformat()}"
-    if seen is None or order.confirmed_at is None or order.confirmed_at < ages.kept:
-        return
-    for type, bit in ((events.CREATED, CREATED_SEEN), (events.CANCELLED, CANCELLED_SEEN)):
-        due = type == events.CREATED or order.status is Status.CANCELLED
-        if due and type not in waiting and not seen & bit:
-            yield Kind.EVENT_MISSING, type
-    if seen & WRONG_ORDER:
-        yield Kind.EVENT_ORDER, "order.cancelled came first"
-
-
-def minted(id: UUID) -> datetime:
-    """When an id of version 7 was made; for others the beginning of time."""
-    return datetime.fromtimestamp((id.int >> 80) / 1000, UTC) if id.version == 7 else datetime.fromtimestamp(0, UTC)
 
 
 async def reconcile(
@@ -197,9 +100,9 @@ class _Run:
         self._topic = topic
         self.orders = self.reservations = self.differences = self.repaired = 0
 
-    async def _ages(self) -> _Ages:
+    async def _ages(self) -> Ages:
         now = await self._shop.store.now()
-        return _Ages(now - self._after, now - self._overdue, now - self._events, now - _KEPT)
+        return Ages(now - self._after, now - self._overdue, now - self._events, now - _KEPT)
 
     async def lines(self, again_seconds: float) -> AsyncIterator[Line]:
         if self._topic is not None:
@@ -208,15 +111,18 @@ class _Run:
         ages = await self._ages()
         total = await self._shop.store.estimate()
         suspects: list[UUID] = []
-        products: set[str] = set()
+        # Whether somebody holds some of it.
+        products: dict[str, bool] = {}
         met: set[UUID] = set()
         async for id, order, held in self._pairs():
             if self._topic is not None and id in self._topic.seen:
                 met.add(id)
             if minted(id) < ages.ids and any(compare(order, held, self._seen(id), ages)):
                 suspects.append(id)
-            if held is not None and held.live:
-                products.update(product for product, _ in held.items)
+            if order is not None:
+                products.update((line.product_id, False) for line in order.lines if line.product_id not in products)
+            if held is not None:
+                products.update((product, True) for product, _ in held.items if held.live or product not in products)
             if (self.orders + self.reservations) % _PAGE == 0:
                 yield Progress("orders", self.orders, total)
         yield Progress("orders", self.orders, max(total, self.orders))
@@ -224,8 +130,11 @@ class _Run:
             suspects.extend(id for id in self._topic.seen.keys() - met if minted(id) < ages.ids)
         async for difference in self._look_again(suspects, again_seconds):
             yield difference
-        async for difference in self._stock_rows(sorted(products)):
+        async for difference in self._stock_rows(products):
             yield difference
+        for place in self._topic.unreadable if self._topic is not None else ():
+            self.differences += 1
+            yield Difference(Kind.EVENT_UNREADABLE.value, place, CAUSES[Kind.EVENT_UNREADABLE], "partition and offset of the topic")
 
     async def _read_topic(self, topic: Topic) -> AsyncIterator[Progress]:
         told: list[tuple[int, int]] = []
@@ -285,7 +194,7 @@ class _Run:
                     yield difference
         yield Progress("second look", len(suspects), len(suspects))
 
-    async def _judge(self, id: UUID, order: Order | None, ages: _Ages) -> list[Difference]:
+    async def _judge(self, id: UUID, order: Order | None, ages: Ages) -> list[Difference]:
         held = await self._reservation(id)
         if await self._shop.store.read(id) != order:
             # Somebody is about it just now: what was read does not belong together.
@@ -300,14 +209,20 @@ class _Run:
         page = await self._shop.inventory.reservations(UUID(int=id.int - 1) if id.int else None, 1)
         return page[0] if page and page[0].id == id else None
 
-    async def _stock_rows(self, products: Sequence[str]) -> AsyncIterator[Line]:
-        for start in range(0, len(products), 100):
-            part = products[start : start + 100]
+    async def _stock_rows(self, products: Mapping[str, bool]) -> AsyncIterator[Line]:
+        """`products`: whether somebody holds some of it."""
+        every = sorted(products)
+        for start in range(0, len(every), 100):
+            part = every[start : start + 100]
             stock = await self._shop.inventory.stock(part)
             for product in part:
-                if product not in stock:
+                left = stock.get(product)
+                if left is None and products[product]:
                     self.differences += 1
                     yield Difference(Kind.NO_STOCK_ROW.value, product, CAUSES[Kind.NO_STOCK_ROW], "reservations hold some of it")
+                elif left is not None and left < 0:
+                    self.differences += 1
+                    yield Difference(Kind.BELOW_ZERO.value, product, CAUSES[Kind.BELOW_ZERO], f"{left} are free to sell")
 
     async def _mend(self, kind: Kind, id: UUID, order: Order | None, detail: str) -> tuple[bool | None, str]:
         """Whether it is mended (None: it has no one right answer), and what there is to say."""

@@ -1,29 +1,31 @@
-"""What is in the topic `orders`, as reconciliation needs to know it: which events of which order, and in which order."""
+"""What is in the topic `orders`, as reconciliation needs to know it: which events of which order, in which order, and what they say."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from hashlib import blake2b
 from uuid import UUID, uuid4
 
 import msgspec
-from confluent_kafka import Consumer, KafkaException, TopicPartition
-from msgspec import Struct
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from market.contracts import events
 from market.kit.errors import Unavailable
 from market.orders.config import Kafka
 
-CREATED_SEEN, CANCELLED_SEEN, WRONG_ORDER = 1, 2, 4
-_BITS = {events.CREATED: CREATED_SEEN, events.CANCELLED: CANCELLED_SEEN}
+# What is known of an order's events: which were seen, and what is wrong with them; above CONTENT bits, what they say.
+CREATED_SEEN, CANCELLED_SEEN, WRONG_ORDER, FOREIGN, TWO_CONTENTS = 1, 2, 4, 8, 16
+CONTENT = 8
+EVENT_BITS = {events.CREATED: CREATED_SEEN, events.CANCELLED: CANCELLED_SEEN}
 _SECONDS = 10.0
+_MOST_UNREADABLE = 10_000
 
 
-class _Head(Struct):
-    """The part of an event that tells which one it is."""
-
-    type: str
-    subject: str
+def content_of(order: events.Order) -> int:
+    """56 bits of what an event says, but for the status: that is the one of the moment in which it was published."""
+    said = msgspec.json.encode(msgspec.structs.replace(order, status="pending"))
+    return int.from_bytes(blake2b(said, digest_size=7).digest(), "big")
 
 
 class Topic:
@@ -32,8 +34,9 @@ class Topic:
     def __init__(self, config: Kafka) -> None:
         self.seen: dict[UUID, int] = {}
         self.messages = 0
-        self.unreadable = 0
-        self._decode = msgspec.json.Decoder(_Head).decode
+        # Topic, partition and offset of what no consumer can read; the first 10,000.
+        self.unreadable: list[str] = []
+        self._decode = msgspec.json.Decoder(events.OrderEvent).decode
         self._at: dict[int, int] = {}
         self._consumer = Consumer(
             {
@@ -85,7 +88,7 @@ class Topic:
                 if message.error() is not None or partition is None or offset is None:
                     continue
                 if partition in open_ones and offset < ends[partition]:
-                    self._take(message.value())
+                    self._take(message, f"{events.TOPIC}/{partition}/{offset}")
                     done += 1
                     self._at[partition] = offset + 1
                     if offset + 1 >= ends[partition]:
@@ -93,20 +96,26 @@ class Topic:
             tell(done, total)
         self._consumer.unassign()
 
-    def _take(self, value: bytes | str | None) -> None:
+    def _take(self, message: Message, place: str) -> None:
         self.messages += 1
         try:
-            head = self._decode(value or b"")
-            order_id, bit = UUID(head.subject), _BITS[head.type]
+            event = self._decode(message.value() or b"")
+            order_id, bit = UUID(event.subject), EVENT_BITS[event.type]
         except (msgspec.DecodeError, ValueError, KeyError):
-            self.unreadable += 1
+            if len(self.unreadable) < _MOST_UNREADABLE:
+                self.unreadable.append(place)
             return
-        seen = self.seen.get(order_id, 0)
+        content = content_of(event.data)
+        seen = self.seen.get(order_id, content << CONTENT)
         if bit == CREATED_SEEN and seen & CANCELLED_SEEN and not seen & CREATED_SEEN:
             seen |= WRONG_ORDER
         elif bit == CANCELLED_SEEN:
             # Whoever takes the last word for true has the right one again.
             seen &= ~WRONG_ORDER
+        if event.id != str(events.event_id(order_id, event.type)) or message.key() != event.subject.encode():
+            seen |= FOREIGN
+        if seen >> CONTENT != content:
+            seen |= TWO_CONTENTS
         self.seen[order_id] = seen | bit
 
     async def close(self) -> None:

@@ -1,0 +1,80 @@
+"""What reconciliation calls a difference, and what it does not: the rule itself, where an age or a moment decides."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from market.contracts import events
+from market.orders.clients import Held
+from market.orders.differences import CAUSES, Ages, Kind, compare, minted
+from market.orders.domain import Entry, Line, Order, Status, as_contract
+from market.orders.mending import MENDING
+from market.orders.topic import CANCELLED_SEEN, CONTENT, CREATED_SEEN, content_of
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+AGES = Ages(ids=NOW, overdue=NOW, events=NOW, kept=NOW - timedelta(days=29))
+LONG_AGO, LATELY = NOW - timedelta(days=40), NOW - timedelta(hours=1)
+ID = UUID(int=7)
+ORDER = Order(
+    ID, "ada", None, (Line("p", "Lamp", 2, Decimal("2.50")),), Decimal("5.00"), "GBP", LONG_AGO, Status.CONFIRMED, confirmed_at=LONG_AGO
+)
+HELD = Held(ID, True, (("p", 2),), LONG_AGO)
+GIVEN_BACK = msgspec.structs.replace(HELD, live=False)
+SAID = content_of(as_contract(ORDER)) << CONTENT
+BOTH = SAID | CREATED_SEEN | CANCELLED_SEEN
+
+
+def order(**changes: Any) -> Order:
+    return msgspec.structs.replace(ORDER, **changes)
+
+
+def kinds(order: Order | None, held: Held | None, seen: int | None) -> list[Kind]:
+    return [kind for kind, _ in compare(order, held, seen, AGES)]
+
+
+CANCELLED = order(status=Status.CANCELLED, ended_at=LATELY)
+
+
+def test_an_event_that_retention_took_is_not_missed_and_one_that_it_cannot_have_taken_is() -> None:
+    assert kinds(ORDER, HELD, 0) == []
+    assert kinds(order(confirmed_at=LATELY), HELD, 0) == [Kind.EVENT_MISSING]
+    # Placed long ago, cancelled lately.
+    assert list(compare(CANCELLED, GIVEN_BACK, 0, AGES)) == [(Kind.EVENT_MISSING, events.CANCELLED)]
+    assert kinds(CANCELLED, GIVEN_BACK, SAID | CANCELLED_SEEN) == []
+
+
+def test_the_status_in_an_event_is_the_one_of_the_moment_it_was_published() -> None:
+    assert kinds(CANCELLED, GIVEN_BACK, BOTH) == []
+    assert kinds(order(total=Decimal("4.99")), HELD, SAID | CREATED_SEEN) == [Kind.EVENT_DIFFERS]
+
+
+@pytest.mark.parametrize("status", [Status.REJECTED, Status.CANCELLED])
+def test_an_order_that_was_never_confirmed_has_no_event(status: Status) -> None:
+    ended = order(status=status, confirmed_at=None, ended_at=LONG_AGO)
+    assert kinds(ended, GIVEN_BACK, 0) == []
+    assert kinds(ended, GIVEN_BACK, SAID | CREATED_SEEN) == [Kind.EVENT_UNTRUE]
+    entry = Entry(events.event_id(ID, events.CREATED), events.CREATED, NOW)
+    assert kinds(msgspec.structs.replace(ended, outbox=(entry,)), GIVEN_BACK, None) == [Kind.EVENT_UNTRUE]
+
+
+def test_an_order_under_way_is_nobodys_difference() -> None:
+    pending = order(id=UUID(int=(int(NOW.timestamp() * 1000) + 1 << 80) + (7 << 76) + (2 << 62)), status=Status.PENDING, confirmed_at=None)
+    assert kinds(pending, HELD, 0) == []
+
+
+def test_an_id_of_no_time_that_a_calendar_has_is_looked_at_like_any_other() -> None:
+    """Anybody who may write to the topic or to inventory can make one."""
+    assert minted(UUID("ffffffff-ffff-7fff-8fff-ffffffffffff")) < LONG_AGO
+    assert minted(UUID("0195479e-4000-7000-8000-000000000000")).year == 2025
+    assert minted(UUID("0195479e-4000-4000-8000-000000000000")) < LONG_AGO
+
+
+def test_each_kind_has_a_cause_and_each_mending_is_of_a_kind() -> None:
+    assert set(CAUSES) == set(Kind)
+    assert set(MENDING) <= {kind.value for kind in Kind}
