@@ -35,10 +35,10 @@ async def pgbench(
     for old in folder.glob("log.*"):
         old.unlink()
     # Whole seconds; connecting 256 clients takes a part of them.
-    length = 1 if lab.smoke else max(3 if clients > 100 else 2, round(lab.seconds if seconds is None else seconds))
+    length = max(3 if clients > 100 else 2, round(lab.seconds if seconds is None else seconds))
     binary = server.installed.root / "bin" / "pgbench"
     args = [
-        binary, "-n", "-M", "prepared", "-c", str(clients), "-j", "1", "-T", str(length), "-l", "--log-prefix", folder / "log",
+        binary, "-n", "-M", "prepared", "-c", str(clients), "-j", "1", *(["-t", "20"] if lab.smoke else ["-T", str(length)]), "-l", "--log-prefix", folder / "log",
         *files, *(["-R", f"{rate:.3f}"] if rate else []), "-h", "127.0.0.1", "-p", str(url.port), "-U", url.username, url.path[1:],
     ]  # fmt: skip
     before, started = lab.cpu(), time.perf_counter()

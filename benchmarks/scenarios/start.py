@@ -153,7 +153,7 @@ async def memory(lab: Lab) -> Contestants:
     kafka = "embedded" if lab.smoke else "auto"
 
     async def ours() -> Figure:
-        async with up(lab, kafka) as (process, _):
+        async with up(lab, kafka, empty=lab.smoke) as (process, _):
             await asyncio.sleep(0.2 if lab.smoke else 15)
             idle = pss(process.pid)
             lab.ids = []
