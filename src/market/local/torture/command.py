@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -32,6 +33,8 @@ def torture(
 
     Starts a shop of its own, apart from any other. Ends with 0 when all eight statements hold.
     """
+    # Processes are started all the time, and none of them is a fork that goes on to use gRPC.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     console = Console(stderr=True)
     seeds = seed or [1]
     directory = data or Path(tempfile.mkdtemp(prefix="market-torture-"))
@@ -46,30 +49,34 @@ def torture(
                 directory=here, seed=number, kills=kills, clients=clients, most_seconds=most_seconds, kafka=kafka, port_base=port_base
             )
             reports.append(_show(settings, console))
+            _say(reports[-1], console)
+            if report is not None:
+                # After each seed: hours of work are not lost with the last of them.
+                _write(reports, report, f"--kills {kills} --clients {clients} --most-seconds {most_seconds:g}")
     except StartError as e:
         console.print(f"[red]{e}[/red]")
         raise typer.Exit(2) from None
     finally:
         if data is None and all(r.clean for r in reports):
             shutil.rmtree(directory, ignore_errors=True)
-    command = (
-        "market torture " + " ".join(f"--seed {s}" for s in seeds) + f" --kills {kills} --clients {clients} --most-seconds {most_seconds:g}"
-    )
-    text = markdown(reports, command)
-    if report is not None:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(text, "utf-8")
-        report.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(reports), indent=1) + b"\n")
-    for r in reports:
-        console.print(
-            f"seed {r.seed}: {r.kills} kills, {r.placed} orders placed, {r.mails_repeated} mails repeated, {'[green]clean[/green]' if r.clean else '[red]VIOLATIONS[/red]'}"
-        )
-        for check, found in r.violations.items():
-            for sentence in found[:10]:
-                console.print(f"  [red]{check}[/red]: {sentence}", highlight=False)
     if not all(r.clean for r in reports):
         console.print(f"what the stores hold is kept in {directory}")
         raise typer.Exit(1)
+
+
+def _write(reports: list[Report], path: Path, options: str) -> None:
+    seeds = " ".join(f"--seed {r.seed}" for r in reports)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(markdown(reports, f"market torture {seeds} {options}"), "utf-8")
+    path.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(reports), indent=1) + b"\n")
+
+
+def _say(r: Report, console: Console) -> None:
+    verdict = "[green]clean[/green]" if r.clean else "[red]VIOLATIONS[/red]"
+    console.print(f"seed {r.seed}: {r.kills} kills, {r.placed} orders placed, {r.mails_repeated} mails repeated, {verdict}")
+    for check, found in r.violations.items():
+        for sentence in found[:10]:
+            console.print(f"  [red]{check}[/red]: {sentence}", highlight=False)
 
 
 def _show(settings: Settings, console: Console) -> Report:
