@@ -266,5 +266,5 @@ async def test_a_relay_that_is_killed_after_its_claim_is_followed_by_another(
 def test_every_failure_point_is_known() -> None:
     loops = {"orders.recovery-before-reject", "orders.relay-after-claim"}
     tried = REJECTED | CONFIRMED | CANCELLED | loops | {"orders.before-intent", "orders.after-reject-status"}
-    # Tried in test_interleavings.py.
+    # Tried in test_interleavings_of_cancelling.py.
     assert set(POINTS) - tried == {"orders.before-cancel-status"}

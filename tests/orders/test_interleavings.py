@@ -6,31 +6,24 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import httpx
 import msgspec
 import psutil
 import pytest
 
-from market.kit.faults import Faults
-from market.kit.lifecycle import Process
 from market.local.kafka import apache
 from market.local.servers.base import Handle
 from market.local.torture.proxy import Proxy
 from market.orders import app as orders_app
-from market.orders import service as use_cases
 from market.orders.config import Config
-from market.orders.domain import Status
 
-from .parts import Catalogue, OwnProcess, Service, Stock, Topic, ports, serving, until
-
-# Only whom the test tells to recovers and relays.
-CALM = {"after_seconds": 600, "interval_seconds": 600, "relay_interval_seconds": 600}
+from .parts import Catalogue, OwnProcess, Stock, Topic, ports, serving, until
+from .pods import CALM, document, intent, pod, recover_now
 
 
 @pytest.fixture(scope="module")
@@ -39,34 +32,6 @@ async def apart(given: Any, migrated: None) -> Any:
     name = f"orders_between_{uuid4().hex[:8]}"
     assert await orders_app.migrate(msgspec.convert(given(database=name), Config), []) == 0
     return lambda **more: given(**{"database": name, **more})
-
-
-@asynccontextmanager
-async def pod(given: dict[str, Any], points: Path, *, loops: bool = False) -> AsyncIterator[Service]:
-    """A service whose failure points are armed in a folder of its own."""
-    points.mkdir(parents=True, exist_ok=True)
-    async with serving(given, process=Process(faults=Faults(points)), loops=loops) as made:
-        yield made
-
-
-async def document(service: Service, order_id: Any) -> dict[str, Any]:
-    assert service.shop is not None
-    found = await service.shop.store._orders.find_one({"_id": UUID(str(order_id))})
-    assert found is not None
-    return dict(found)
-
-
-async def intent(service: Service, user: str) -> dict[str, Any]:
-    """The user's order, once it is stored."""
-    assert service.shop is not None
-    collection = service.shop.store._orders
-    return dict(await until(lambda: collection.find_one({"user": user}), 10, "intent"))
-
-
-async def recover_now(service: Service) -> bool:
-    """One look of the recovery loop, to which everything that is pending or due is overdue: its clock counts whole seconds."""
-    assert service.shop is not None
-    return await use_cases.recover(service.shop, after_seconds=-2, retry_seconds=-2)
 
 
 # -- an answer that is lost on its way
@@ -227,139 +192,6 @@ async def test_a_recovery_that_dies_between_the_status_and_the_release_is_finish
     reservation = await stock.reservation(lost.json()["order_id"])
     assert reservation is not None
     assert reservation[0] == "cancelled"
-
-
-# -- DELETE against others
-
-
-async def test_of_two_cancellations_that_both_saw_it_confirmed_one_moves_it_and_both_say_so(
-    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Path
-) -> None:
-    lamp = catalogue.add()
-    await stock.set(lamp, 5)
-    async with pod(apart(), tmp_path / "a", loops=True) as one, pod(apart(), tmp_path / "b", loops=True) as two:
-        order = (await one.order([(lamp, 2)])).json()
-        await topic.wait(order["id"], "order.created")
-        for name in ("a", "b"):
-            (tmp_path / name / "orders.before-cancel-status").write_text("pause 0.5")
-            (tmp_path / name / "orders.after-cancel-status").write_text("pause 0.3")
-        answers = await asyncio.gather(*(pod.http.delete(f"/api/order/{order['id']}") for pod in (one, two)))
-        assert [a.status_code for a in answers] == [204, 204]
-        assert all((tmp_path / name / "orders.before-cancel-status.done").exists() for name in ("a", "b"))
-        found = await topic.wait(order["id"], "order.created", "order.cancelled")
-        await asyncio.sleep(0.5)
-    assert [(e.type, e.sequence) for e in topic.events(order["id"])] == [("order.created", 1), ("order.cancelled", 2)]
-    assert found[1].data.status == "cancelled"
-    assert await stock.left(lamp) == 5
-
-
-async def test_a_cancellation_that_dies_before_the_status_has_changed_nothing(
-    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Path
-) -> None:
-    lamp = catalogue.add()
-    await stock.set(lamp, 5)
-    dying = OwnProcess(apart(recovery=CALM), tmp_path)
-    try:
-        dying.start()
-        await dying.ready(40)
-        order = (await dying.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]})).json()
-        await topic.wait(order["id"], "order.created")
-        dying.arm("orders.before-cancel-status")
-        with pytest.raises(httpx.TransportError):
-            await dying.http.delete(f"/api/order/{order['id']}")
-        await dying.died()
-    finally:
-        await dying.close()
-    async with serving(apart(), loops=False) as service:
-        assert (await service.http.get(f"/api/order/{order['id']}")).json()["status"] == "confirmed"
-        assert await stock.left(lamp) == 3
-        assert (await service.http.delete(f"/api/order/{order['id']}")).status_code == 204
-    assert await stock.left(lamp) == 5
-    await topic.wait(order["id"], "order.created", "order.cancelled")
-
-
-@pytest.mark.parametrize("point", ["orders.after-intent", "orders.before-reserve", "orders.after-reserve", "orders.before-confirm"])
-async def test_a_cancellation_against_a_create_in_flight_has_one_winner_at_every_step(
-    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Path, point: str
-) -> None:
-    lamp, user = catalogue.add(), f"{point} {uuid4()}"
-    await stock.set(lamp, 5)
-    async with pod(apart(), tmp_path / "a") as slow, pod(apart(), tmp_path / "b") as other:
-        (tmp_path / "a" / point).write_text("pause 0.7")
-        placing = asyncio.create_task(slow.order([(lamp, 2)], user=user))
-        order = await intent(slow, user)
-        await until((tmp_path / "a" / f"{point}.done").exists, 5, point)
-        assert (await other.http.delete(f"/api/order/{order['_id']}")).status_code == 204
-        answer = await placing
-        assert (answer.status_code, answer.json()["type"]) == (409, "urn:market:problem:order-cancelled")
-        found = await document(slow, order["_id"])
-        assert (found["status"], {"outbox", "release_due"} & found.keys()) == ("cancelled", set())
-    assert await stock.left(lamp) == 5
-    reservation = await stock.reservation(order["_id"])
-    assert reservation is not None
-    assert reservation[0] == "cancelled"
-    assert topic.of(str(order["_id"])) == []
-
-
-# -- keys and deaths
-
-
-@pytest.mark.parametrize(
-    ("point", "was"),
-    [("orders.after-intent", Status.PENDING), ("orders.after-reserve", Status.PENDING), ("orders.before-answer", Status.CONFIRMED)],
-)
-@pytest.mark.parametrize("product_deleted", [False, True])
-async def test_a_key_whose_process_died_is_finished_by_the_repeat_even_without_the_product(
-    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Path, point: str, was: Status, product_deleted: bool
-) -> None:
-    lamp, key = catalogue.add(), uuid4().hex
-    await stock.set(lamp, 5)
-    body = {"user": f"dead {uuid4()}", "items": [{"product_id": lamp, "quantity": 2}]}
-    dying = OwnProcess(apart(recovery=CALM), tmp_path)
-    try:
-        dying.start()
-        await dying.ready(40)
-        dying.arm(point)
-        with pytest.raises(httpx.TransportError):
-            await dying.http.post("/api/order", json=body, headers={"Idempotency-Key": key})
-        await dying.died()
-    finally:
-        await dying.close()
-    if product_deleted:
-        del catalogue.goods[lamp]
-    async with serving(apart(), loops=was is Status.CONFIRMED) as service:
-        left = await intent(service, str(body["user"]))
-        assert (left["status"], left["key"]) == (was.value, key)
-        again = await service.http.post("/api/order", json=body, headers={"Idempotency-Key": key})
-        assert (again.status_code, again.headers["idempotency-replayed"]) == (200, "true")
-        assert (again.json()["id"], again.json()["status"]) == (str(left["_id"]), "confirmed")
-        await topic.wait(again.json()["id"], "order.created")
-        assert service.shop is not None
-        assert await service.shop.store._orders.count_documents({"user": body["user"]}) == 1
-    assert await stock.left(lamp) == 3
-    assert await stock.reservation(left["_id"]) == ("reserved", {lamp: 2})
-
-
-async def test_two_requests_with_one_key_through_two_pods_are_one_order(
-    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Path
-) -> None:
-    """Both have looked the key up and found nothing before either stores its intent."""
-    lamp, key = catalogue.add(), uuid4().hex
-    await stock.set(lamp, 5)
-    async with pod(apart(), tmp_path / "a") as one, pod(apart(), tmp_path / "b") as two:
-        for name in ("a", "b"):
-            (tmp_path / name / "orders.before-intent").write_text("pause 0.5")
-        answers = await asyncio.gather(*(pod.order([(lamp, 2)], key=key) for pod in (one, two)))
-        assert all((tmp_path / name / "orders.before-intent.done").exists() for name in ("a", "b"))
-        assert sorted(a.status_code for a in answers) == [200, 201]
-        assert len({a.json()["id"] for a in answers}) == 1
-        assert service_count(await two.http.get("/api/order", params={"user": "ada", "limit": 1000}), answers[0].json()["id"]) == 1
-        await topic.wait(answers[0].json()["id"], "order.created")
-    assert await stock.left(lamp) == 3
-
-
-def service_count(page: httpx.Response, order_id: str) -> int:
-    return [o["id"] for o in page.json()["items"]].count(order_id)
 
 
 # -- a topic that takes nothing

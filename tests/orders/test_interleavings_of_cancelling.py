@@ -1,0 +1,95 @@
+"""DELETE beside another DELETE, beside a create in flight, and its own death: each interleaving forced."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import msgspec
+import pytest
+
+from market.orders import app as orders_app
+from market.orders.config import Config
+
+from .parts import Catalogue, OwnProcess, Stock, Topic, serving, until
+from .pods import CALM, document, intent, pod
+
+
+@pytest.fixture(scope="module")
+async def apart(given: Any, migrated: None) -> Any:
+    """Configurations on a database where no other test's loops are."""
+    name = f"orders_cancelling_{uuid4().hex[:8]}"
+    assert await orders_app.migrate(msgspec.convert(given(database=name), Config), []) == 0
+    return lambda **more: given(**{"database": name, **more})
+
+
+async def test_of_two_cancellations_that_both_saw_it_confirmed_one_moves_it_and_both_say_so(
+    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Path
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    async with pod(apart(), tmp_path / "a", loops=True) as one, pod(apart(), tmp_path / "b", loops=True) as two:
+        order = (await one.order([(lamp, 2)])).json()
+        await topic.wait(order["id"], "order.created")
+        for name in ("a", "b"):
+            (tmp_path / name / "orders.before-cancel-status").write_text("pause 0.5")
+            (tmp_path / name / "orders.after-cancel-status").write_text("pause 0.3")
+        answers = await asyncio.gather(*(pod.http.delete(f"/api/order/{order['id']}") for pod in (one, two)))
+        assert [a.status_code for a in answers] == [204, 204]
+        assert all((tmp_path / name / "orders.before-cancel-status.done").exists() for name in ("a", "b"))
+        found = await topic.wait(order["id"], "order.created", "order.cancelled")
+        await asyncio.sleep(0.5)
+    assert [(e.type, e.sequence) for e in topic.events(order["id"])] == [("order.created", 1), ("order.cancelled", 2)]
+    assert found[1].data.status == "cancelled"
+    assert await stock.left(lamp) == 5
+
+
+async def test_a_cancellation_that_dies_before_the_status_has_changed_nothing(
+    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Path
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    dying = OwnProcess(apart(recovery=CALM), tmp_path)
+    try:
+        dying.start()
+        await dying.ready(40)
+        order = (await dying.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]})).json()
+        await topic.wait(order["id"], "order.created")
+        dying.arm("orders.before-cancel-status")
+        with pytest.raises(httpx.TransportError):
+            await dying.http.delete(f"/api/order/{order['id']}")
+        await dying.died()
+    finally:
+        await dying.close()
+    async with serving(apart(), loops=False) as service:
+        assert (await service.http.get(f"/api/order/{order['id']}")).json()["status"] == "confirmed"
+        assert await stock.left(lamp) == 3
+        assert (await service.http.delete(f"/api/order/{order['id']}")).status_code == 204
+    assert await stock.left(lamp) == 5
+    await topic.wait(order["id"], "order.created", "order.cancelled")
+
+
+@pytest.mark.parametrize("point", ["orders.after-intent", "orders.before-reserve", "orders.after-reserve", "orders.before-confirm"])
+async def test_a_cancellation_against_a_create_in_flight_has_one_winner_at_every_step(
+    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Path, point: str
+) -> None:
+    lamp, user = catalogue.add(), f"{point} {uuid4()}"
+    await stock.set(lamp, 5)
+    async with pod(apart(), tmp_path / "a") as slow, pod(apart(), tmp_path / "b") as other:
+        (tmp_path / "a" / point).write_text("pause 0.7")
+        placing = asyncio.create_task(slow.order([(lamp, 2)], user=user))
+        order = await intent(slow, user)
+        await until((tmp_path / "a" / f"{point}.done").exists, 5, point)
+        assert (await other.http.delete(f"/api/order/{order['_id']}")).status_code == 204
+        answer = await placing
+        assert (answer.status_code, answer.json()["type"]) == (409, "urn:market:problem:order-cancelled")
+        found = await document(slow, order["_id"])
+        assert (found["status"], {"outbox", "release_due"} & found.keys()) == ("cancelled", set())
+    assert await stock.left(lamp) == 5
+    reservation = await stock.reservation(order["_id"])
+    assert reservation is not None
+    assert reservation[0] == "cancelled"
+    assert topic.of(str(order["_id"])) == []
