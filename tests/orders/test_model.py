@@ -16,7 +16,9 @@ import pytest
 
 from market.contracts import events
 from market.orders import domain
-from market.orders.domain import Entry, Line, Move, Order, Refused, Reserved, Short, Shortage, Status, Step
+from market.orders.domain import Entry, Line, Move, Order, Status, Step
+
+from . import exploring
 
 ID = UUID(int=1)
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -68,13 +70,8 @@ def apply(world: World, op: Any) -> tuple[World, Any]:
         after = domain.moved(world.order, move, entry(move.event) if move.event else None)
         return world._replace(order=after, ever_confirmed=world.ever_confirmed or after.status is Status.CONFIRMED), True
     if name == "reserve":
-        if world.reservation == "cancelled":
-            return world, Refused("cancelled")
-        if world.reservation == "reserved":
-            return world, Reserved()
-        if world.stock == 0:
-            return world, Short((Shortage("p", 1, 0),))
-        return world._replace(reservation="reserved", stock=world.stock - 1), Reserved()
+        reservation, stock, answer = exploring.reserve(world.reservation, world.stock)
+        return world._replace(reservation=reservation, stock=stock), answer
     if name == "release":
         # Called only for what an acknowledged write has ended.
         assert world.order is not None
@@ -213,22 +210,7 @@ def at_the_end(world: World) -> None:
 
 
 def explore(start: World, most: int) -> int:
-    """Visits every world that can be reached; answers how many."""
-    seen = {start}
-    waiting = [start]
-    while waiting:
-        world = waiting.pop()
-        last = True
-        for after in steps(world):
-            last = False
-            if after not in seen:
-                always(after)
-                seen.add(after)
-                waiting.append(after)
-        if last:
-            at_the_end(world)
-        assert len(seen) <= most, "the model has grown; look at it before giving it more room"
-    return len(seen)
+    return exploring.explore(start, steps, always, at_the_end, most)
 
 
 def world(*actors: Actor, stock: int, faults: int, restocks: int = 0, order: Order | None = None) -> World:

@@ -14,8 +14,9 @@ import pytest
 
 from market.contracts import events
 from market.orders import domain
-from market.orders.domain import Entry, Move, Order, Refused, Reserved, Short, Shortage, Status, Step
+from market.orders.domain import Entry, Move, Order, Status, Step
 
+from . import exploring
 from .test_model import AT, FRESH, UNKNOWN
 
 ORDERS = tuple(msgspec.structs.replace(FRESH, id=UUID(int=n + 1)) for n in range(2))
@@ -80,13 +81,8 @@ def apply(world: World, op: Any) -> tuple[World, Any]:
         return world._replace(orders=put(world.orders, i, after), ever_confirmed=ever), True
     reservation = world.reservations[i]
     if name == "reserve":
-        if reservation == "cancelled":
-            return world, Refused("cancelled")
-        if reservation == "reserved":
-            return world, Reserved()
-        if world.stock == 0:
-            return world, Short((Shortage("p", 1, 0),))
-        return world._replace(reservations=put(world.reservations, i, "reserved"), stock=world.stock - 1), Reserved()
+        after, stock, answer = exploring.reserve(reservation, world.stock)
+        return world._replace(reservations=put(world.reservations, i, after), stock=stock), answer
     assert order is not None
     if name == "release":
         assert order.status in (Status.REJECTED, Status.CANCELLED), "released before an acknowledged write has ended the order"
@@ -218,22 +214,8 @@ def at_the_end(world: World) -> None:
 
 
 def explore(*actors: Actor, stock: int, faults: int, most: int = 1_500_000) -> int:
-    """Visits every world that can be reached; answers how many."""
     start = World((None, None), ("none", "none"), stock, stock, (False, False), actors, (), faults)
-    seen, waiting = {start}, [start]
-    while waiting:
-        world = waiting.pop()
-        last = True
-        for after in steps(world):
-            last = False
-            if after not in seen:
-                always(after)
-                seen.add(after)
-                waiting.append(after)
-        if last:
-            at_the_end(world)
-        assert len(seen) <= most, "the model has grown; look at it before giving it more room"
-    return len(seen)
+    return exploring.explore(start, steps, always, at_the_end, most)
 
 
 FIRST, SECOND = Actor("client", "lookup", own=0), Actor("client", "lookup", own=1)
