@@ -93,6 +93,29 @@ async def test_a_repeat_finishes_what_the_first_left_pending(
     assert [e.type for e in await topic.wait(order_id, "order.created")] == ["order.created"]
 
 
+async def test_what_is_undecided_says_what_the_client_can_do_with_what_it_has(faulty: Any, catalogue: Catalogue, stock: Stock) -> None:
+    service, points = faulty
+    lamp = catalogue.add()
+    await stock.set(lamp, 9)
+    said = []
+    for key in (f"key-{uuid4()}", None):
+        (points / "orders.before-confirm").write_text("fail")
+        lost = await service.order([(lamp, 2)], key=key)
+        assert lost.status_code == 503
+        said.append(lost.json()["detail"])
+        # What is promised holds: the order can be read by its id.
+        assert (await service.http.get(f"/api/order/{lost.json()['order_id']}")).json()["status"] == "pending"
+    (points / "orders.before-cancel-status").write_text("fail")
+    uncancelled = await service.http.delete(f"/api/order/{lost.json()['order_id']}")
+    assert (uncancelled.status_code, uncancelled.json()["order_id"]) == (503, lost.json()["order_id"])
+    keyed, unkeyed, cancelling = *said, uncancelled.json()["detail"]
+    assert "the same Idempotency-Key gives the final answer later" in keyed
+    assert "read the order by its id to see what became of it; without an Idempotency-Key" in unkeyed
+    assert "cancel it again, or read it by its id" in cancelling
+    assert "Idempotency-Key" not in cancelling
+    assert (await service.http.delete(f"/api/order/{lost.json()['order_id']}")).status_code == 204
+
+
 async def test_a_confirmation_whose_answer_is_lost_is_looked_up(faulty: Any, catalogue: Catalogue, stock: Stock, topic: Topic) -> None:
     service, points = faulty
     lamp = catalogue.add()

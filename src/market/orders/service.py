@@ -122,7 +122,7 @@ async def place(shop: Shop, new: NewOrder, key: str | None) -> Placed:
         key=key,
         digest=digest,
     )
-    with _undecided(order.id):
+    with _undecided(order.id, _KEYED if key is not None else _UNKEYED):
         await shop.reach("orders.before-intent")
         while True:
             try:
@@ -149,7 +149,7 @@ async def _before(shop: Shop, key: str, digest: bytes) -> Placed | None:
     order_id, known = found
     if known != digest:
         raise KeyReused()
-    with _undecided(order_id):
+    with _undecided(order_id, _KEYED):
         order = await shop.store.read(order_id)
         if order is None or order.key != key:
             return None
@@ -180,16 +180,21 @@ def _verdict(order: Order) -> Order:
     raise Unavailable("the order was not decided in time and was given up; order again", order_id=str(order.id))
 
 
+# What the client can do when the outcome is open.
+_KEYED = "the same Idempotency-Key gives the final answer later, and the order can be read by its id"
+_UNKEYED = "read the order by its id to see what became of it; without an Idempotency-Key, ordering again may make a second one"
+_CANCELLING = "cancel it again, or read it by its id to see what became of it"
+
+
 @contextmanager
-def _undecided(order_id: UUID) -> Iterator[None]:
-    """Whatever leaves the outcome open names the order."""
+def _undecided(order_id: UUID, then: str) -> Iterator[None]:
+    """Whatever leaves the outcome open names the order, and what can be done then."""
     try:
         yield
     except Unavailable as e:
         if e.facts().get("order_id"):
             raise
-        detail = f"the order could not be decided yet: {e}; the same Idempotency-Key gives the final answer later"
-        raise Unavailable(detail, retry_after=e.retry_after, order_id=str(order_id)) from e
+        raise Unavailable(f"the order could not be decided yet: {e}; {then}", retry_after=e.retry_after, order_id=str(order_id)) from e
 
 
 async def cancel(shop: Shop, order_id: UUID) -> bool:
@@ -197,7 +202,7 @@ async def cancel(shop: Shop, order_id: UUID) -> bool:
 
     Raises NotFound, and Unavailable where it may be cancelled or not.
     """
-    with _undecided(order_id):
+    with _undecided(order_id, _CANCELLING):
         order = await shop.store.read(order_id)
         if order is None:
             raise NotFound("order", order_id)
