@@ -15,6 +15,7 @@ import pytest
 from confluent_kafka import Producer
 
 from market.contracts import events
+from market.contracts import inventory_pb2 as pb
 from market.kit.ids import new_id
 from market.local.kafka import apache
 from market.local.kafka.broker import EmbeddedKafka
@@ -254,6 +255,30 @@ async def test_a_stock_below_zero_is_reported(
         await tables.execute("ALTER TABLE inventory ADD CONSTRAINT inventory_quantity_check CHECK (quantity >= 0)")
         await tables.close()
     assert all_agrees(await reconcile(service))
+
+
+async def test_a_document_that_is_no_order_is_named_and_hides_no_other(
+    service: Service, catalogue: Catalogue, stock: Stock, own_topic: Topic
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 9)
+    damaged, behind = [await ordered(service, lamp, own_topic) for _ in range(2)]
+    document = await collection(service).find_one({"_id": UUID(damaged)})
+    await collection(service).update_one({"_id": UUID(damaged)}, {"$unset": {"user": 1}})
+    await stock.stub.CancelReserve(pb.CancelReserveRequest(reservation_id=behind))
+    await asyncio.sleep(1.2)
+    found = await reconcile(service, repair=1, topic=1)
+    assert found.of(damaged) == [("unreadable-order", None)]
+    assert "user" in next(d["detail"] for d in found.all if d["id"] == damaged)
+    assert found.of(behind) == [("confirmed-but-reservation-cancelled", None)]
+    assert found.counts == (2, 0, True)
+    await collection(service).replace_one({"_id": UUID(damaged)}, document)
+    assert (await reconcile(service, topic=1)).of(damaged) == []
+    # What inventory refuses for good ends as what it is: cancelled.
+    assert (await service.http.delete(f"/api/order/{behind}")).status_code == 204
+    await own_topic.wait(behind, events.CANCELLED)
+    await until(lambda: sent(service, behind), 10, "cleared")
+    assert all_agrees(await reconcile(service, topic=1))
 
 
 async def test_orders_that_went_back_in_time_differ_from_what_the_topic_has_told(

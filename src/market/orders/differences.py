@@ -16,6 +16,7 @@ from market.orders.topic import CONTENT, EVENT_BITS, FOREIGN, TWO_CONTENTS, WRON
 
 
 class Kind(StrEnum):
+    UNREADABLE = "unreadable-order"
     PENDING = "order-still-pending"
     NO_ORDER = "reservation-without-order"
     NOT_GIVEN_BACK = "goods-not-given-back"
@@ -36,6 +37,7 @@ class Kind(StrEnum):
 
 
 CAUSES = {
+    Kind.UNREADABLE: "the document was changed by hand, or written by another program",
     Kind.PENDING: "recovery is not running, or cannot reach MongoDB",
     Kind.NO_ORDER: "MongoDB was restored from before the order, or inventory was called by another program",
     Kind.NOT_GIVEN_BACK: "inventory was restored from before the release, or release_due was removed by hand",

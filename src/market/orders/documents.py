@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from bson import Decimal128, Timestamp
+from msgspec import Struct
 
 from market.orders.domain import Entry, Line, Move, Order, Reason, Shortage, Status
 
@@ -76,6 +77,21 @@ def document_of(order: Order) -> Document:
         document["key"] = order.key
         document["digest"] = order.digest
     return document
+
+
+class Unreadable(Struct, frozen=True):
+    """A document that is no order: changed by hand, or of another program."""
+
+    id: UUID
+    reason: str
+
+
+def read_order(d: Mapping[str, Any]) -> Order | Unreadable:
+    """The order that a document holds, or why it holds none."""
+    try:
+        return order_of(d)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        return Unreadable(d["_id"], f"{type(e).__name__}: {e}"[:200])
 
 
 def order_of(d: Mapping[str, Any]) -> Order:

@@ -20,6 +20,7 @@ from market.kit.errors import Unavailable
 from market.orders.clients import Held
 from market.orders.config import Recovery
 from market.orders.differences import CAUSES, Ages, Kind, compare, minted
+from market.orders.documents import Unreadable
 from market.orders.domain import Order
 from market.orders.mending import MENDING, Case
 from market.orders.service import Shop
@@ -117,6 +118,10 @@ class _Run:
         async for id, order, held in self._pairs():
             if self._topic is not None and id in self._topic.seen:
                 met.add(id)
+            if isinstance(order, Unreadable):
+                self.differences += 1
+                yield Difference(Kind.UNREADABLE.value, str(id), CAUSES[Kind.UNREADABLE], order.reason)
+                continue
             if minted(id) < ages.ids and any(compare(order, held, self._seen(id), ages)):
                 suspects.append(id)
             if order is not None:
@@ -148,7 +153,7 @@ class _Run:
     def _seen(self, id: UUID) -> int | None:
         return None if self._topic is None else self._topic.seen.get(id, 0)
 
-    async def _pairs(self) -> AsyncIterator[tuple[UUID, Order | None, Held | None]]:
+    async def _pairs(self) -> AsyncIterator[tuple[UUID, Order | Unreadable | None, Held | None]]:
         """Orders and reservations side by side: both come in order of id."""
         orders, held = aiter(every_order(self._shop.store, _PAGE)), aiter(self._every_reservation())
         order, reservation = await anext(orders, None), await anext(held, None)

@@ -29,7 +29,7 @@ from market.kit import context
 from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.gather import Gather
 from market.kit.resilience import Circuit
-from market.orders.documents import Document, document_of, entry_document, order_of, update_of
+from market.orders.documents import Document, Unreadable, document_of, entry_document, order_of, read_order, update_of
 from market.orders.domain import CONFIRM, Entry, Move, Order, Reason, Shortage, Status
 from market.orders.mongo import collection
 
@@ -353,13 +353,13 @@ class Store:
             stuck=await count({"stuck_since": {"$gt": _NEVER}}),
         )
 
-    async def after(self, id: UUID | None, limit: int) -> list[Order]:
+    async def after(self, id: UUID | None, limit: int) -> list[Order | Unreadable]:
         """Orders in order of id, from the first above `id`: for reconciliation."""
 
         async def find() -> list[Document]:
             return await self._orders.find({"_id": {"$gt": id}} if id else {}, sort=[("_id", 1)], limit=limit).to_list()
 
-        return [order_of(d) for d in await self._run(find)]
+        return [read_order(d) for d in await self._run(find)]
 
     async def estimate(self) -> int:
         """About how many orders there are."""
@@ -376,7 +376,7 @@ def _weight(order: Order) -> int:
     return len(order.lines)
 
 
-async def every_order(store: Store, page: int = 500) -> AsyncIterator[Order]:
+async def every_order(store: Store, page: int = 500) -> AsyncIterator[Order | Unreadable]:
     """All orders in order of id, page by page."""
     last: UUID | None = None
     while orders := await store.after(last, page):
