@@ -1,4 +1,5 @@
-"""The tables of docs/faults/README.md: no failure point without a test that arms it, and no test in them that is not there."""
+"""The tables of docs/faults/README.md: no failure point without a test that arms it, no difference of reconcile left out, and no
+test in them that is not there."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ import pytest
 
 from market.inventory.domain import POINTS as INVENTORY
 from market.notifications.domain import POINTS as NOTIFICATIONS
+from market.orders.differences import Kind
 from market.orders.domain import POINTS as ORDERS
+from market.orders.mending import MENDING
 from market.products.domain import POINTS as PRODUCTS
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +62,12 @@ def test_every_point_has_a_test_that_arms_it(point: str) -> None:
 def test_every_point_is_in_the_code_where_it_is_reached() -> None:
     code = "\n".join(p.read_text("utf-8") for p in (ROOT / "src" / "market").rglob("*.py") if p.name != "domain.py")
     assert [point for point in POINTS if f'"{point}"' not in code] == []
+
+
+def test_the_page_has_every_difference_of_reconcile_and_says_which_are_mended() -> None:
+    found = re.findall(r"^\| `([\w-]+)` \| ([^|]+) \|", PAGE, re.MULTILINE)
+    assert [name for name, _ in found] == [kind.value for kind in Kind]
+    assert {name for name, mended in found if mended != "no"} == set(MENDING)
 
 
 def test_every_test_that_the_page_names_is_there() -> None:
