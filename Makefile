@@ -36,7 +36,7 @@ $(VENV)/.bench: $(VENV)/.installed requirements/bench.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.lock
 	@touch $@
 
-bench: $(VENV)/.bench ## measure the speed beside peers and limits (about an hour; ARGS="order mail" for some scenarios)
+bench: $(VENV)/.bench ## measure the speed beside peers and limits (about 65 minutes; ARGS="order mail" for some scenarios)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 bench-quick: $(VENV)/.bench ## the same in three short rounds (about fifteen minutes), into .market/bench

@@ -30,8 +30,8 @@ def percentiles(seconds: Sequence[float]) -> Latency:
 class Figure(Struct, kw_only=True):
     """One round of one contestant. `cpu`: ms per operation by process. `done`: operations that the value is made of.
 
-    `open`: latency at the fixed rate `open_rate`, a share of what this contestant can do; `beside`: at `beside_rate`,
-    a share of what the peer can do, the same for both.
+    `open`: latency at the fixed rate `open_rate`, a share of what this contestant can do; `beside`: at the
+    rate that is a share of what the peer can do, and the peer's own `open_rate`.
     """
 
     value: float

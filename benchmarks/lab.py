@@ -64,6 +64,8 @@ class Lab:
         # Of the memory under load.
         self.minutes: float | None = None
         self.minutes_rate = 50.0
+        # Seconds that so many clients of pgbench took to connect.
+        self.connecting: dict[int, float] = {}
         self.peers: dict[str, subprocess.Popen[bytes]] = {}
         self.ids: list[str] = []
 
@@ -246,20 +248,23 @@ class Lab:
         rate = result.rate or 1 / result.seconds
         return Figure(value=rate, done=result.good, latency=result.latency, cpu=cpu, notes=_notes(result))
 
-    async def both(self, *, beside: float | None = None, **spec: Any) -> Figure:
-        """A closed loop, then the latency at a fixed rate of arrivals: a share of what the closed loop did, and `beside` a second."""
+    async def both(self, *, at: float | None = None, beside: float | None = None, **spec: Any) -> Figure:
+        """A closed loop, then the latency at a fixed rate of arrivals: a share of what the closed loop did, or `at` a second.
+
+        `beside`: a second rate, that of the peer.
+        """
         figure = await self.closed(**spec)
-        figure.open_rate = max(1.0, OPEN_SHARE * figure.value)
+        figure.open_rate = at or max(1.0, OPEN_SHARE * figure.value)
         figure.open = await self._opened(figure, "open", figure.open_rate, spec)
         if beside is not None:
             figure.beside_rate = beside
             figure.beside = await self._opened(figure, "beside", beside, spec)
         return figure
 
-    async def _opened(self, figure: Figure, name: str, rate: float, spec: dict[str, Any]) -> Latency:
+    async def _opened(self, figure: Figure, name: str, rate: float, spec: dict[str, Any]) -> Latency | None:
         result, _ = await self.measure(**{**spec, "rate": rate, "seconds": self.open_seconds, "warmup": min(0.3, self.warmup)})
         figure.notes[f"{name}_loop_unanswered"] = result.late
-        return result.latency
+        return result.latency if result.good else None
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds used so far by each process with its children, living and dead."""

@@ -121,7 +121,7 @@ def _figures(entry: Entry) -> list[str]:
         lines.append(
             f"| {name} | {_n(spread.median)} ({_n(spread.low)} - {_n(spread.high)}) | {_latency(figures, 'latency')} | {_cpu(figures)} |"
         )
-        for which, of in (("open", ""), ("beside", ", the same for ours and the peer")):
+        for which, of in (("open", ""), ("beside", ", the peer's rate")):
             rates = [rate for f in figures if (rate := getattr(f, f"{which}_rate"))]
             if rates:
                 lines.append(f"| {name}, open loop at {_n(statistics.median(rates))}/s{of} | | {_latency(figures, which)} | |")

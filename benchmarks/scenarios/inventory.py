@@ -43,9 +43,9 @@ async def hot(lab: Lab) -> Contestants:
 
         return one
 
-    def peer(callers: int, beside: float) -> Any:
+    def peer(callers: int, at: float) -> Any:
         async def one() -> Figure:
-            return await both(lab, "inventory", [script], clients=callers, beside=beside)
+            return await both(lab, "inventory", [script], clients=callers, at=at)
 
         return one
 
@@ -76,7 +76,7 @@ def judge_hot(figures: Figures) -> list[Row]:
         if f"ours {callers}" not in figures:
             continue
         own, theirs = p99(figures, f"ours {callers}"), p99(figures, f"peer {callers}")
-        at_one_rate = [shown(p99(figures, f"{who} {callers}", "beside")) for who in ("ours", "peer")]
+        at_one_rate = [shown(p99(figures, f"ours {callers}", "beside")), shown(p99(figures, f"peer {callers}", "open"))]
         rows.append(
             compared(
                 figures,

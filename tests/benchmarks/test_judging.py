@@ -90,44 +90,39 @@ def test_a_row_lock_that_finishes_nothing_makes_no_ratio() -> None:
     assert all("not judged: the peer did next to nothing" in row.remark for row in rows)
 
 
-async def contestants(_: Lab) -> Contestants:
-    failed = iter([RuntimeError("a stall"), None, RuntimeError("a stall"), RuntimeError("another")])
+def failing(*rounds: bool) -> Scenario:
+    """A scenario whose only contestant fails in those of its runs."""
+    left = iter(rounds)
 
     async def ours() -> Figure:
-        if error := next(failed):
-            raise error
+        if next(left):
+            raise RuntimeError("a stall")
         return Figure(value=1, done=100)
 
-    return {"ours": ours}
+    async def prepare(_: Lab) -> Contestants:
+        return {"ours": ours}
+
+    return Scenario(name="mail", title="mail", goal="g", prepare=prepare, judge=lambda _: [])
 
 
-async def test_a_round_that_fails_is_measured_again_and_one_that_fails_twice_fails_the_scenario() -> None:
-    scenario = Scenario(name="s", title="t", goal="g", prepare=contestants, judge=lambda _: [])
-    given: Lab = SimpleNamespace()  # type: ignore[assignment]
-
-    found = await run.rounds(given, scenario, 1)
-
-    assert found["ours"][0].notes == {"again_after": "RuntimeError('a stall')"}
-    with pytest.raises(RuntimeError, match="another"):
-        await run.rounds(given, Scenario(name="s", title="t", goal="g", prepare=_second, judge=lambda _: []), 1)
+NO_LAB: Lab = SimpleNamespace()  # type: ignore[assignment]
 
 
-async def _second(lab: Lab) -> Contestants:
-    made = await contestants(lab)
-    await run_once(made)
-    return made
+async def test_a_round_that_fails_is_measured_once_more() -> None:
+    found = await run.rounds(NO_LAB, failing(True, False, False), 2)
+
+    assert [figure.notes for figure in found["ours"]] == [{"again_after": "RuntimeError('a stall')"}, {}]
 
 
-async def run_once(made: Contestants) -> None:
-    with pytest.raises(RuntimeError):
-        await made["ours"]()
-    await made["ours"]()
+async def test_a_round_that_fails_twice_fails_the_scenario() -> None:
+    with pytest.raises(RuntimeError, match="a stall"):
+        await run.rounds(NO_LAB, failing(False, True, True), 2)
 
 
 def test_a_failed_scenario_leaves_the_rows_of_the_others(tmp_path: Path) -> None:
     raw = report.Raw(failed={"order": "RuntimeError('no')"})
     args = SimpleNamespace(seconds=1)
-    scenario = Scenario(name="mail", title="mail", goal="g", prepare=contestants, judge=lambda _: [])
+    scenario = failing()
     found = {"ours": figures(1, 2, 3)}
     raw.add(scenario, found, [compared(found, "mail", "ms", "g", peer=None, limit=None)], seconds=1, load=0, args=args)
 
