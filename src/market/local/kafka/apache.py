@@ -21,7 +21,7 @@ VERSION = "4.4.0"
 _PACKAGE = Path(str(files("market.local.kafka")))
 # A heap that stays near what is in use: left alone it grows to its limit and stays there.
 _JVM = [
-    "-Xmx192m", "-XX:MinHeapFreeRatio=10", "-XX:MaxHeapFreeRatio=30", "-Xss512k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+    "-Xmx128m", "-XX:MinHeapFreeRatio=10", "-XX:MaxHeapFreeRatio=30", "-Xss512k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
     "-XX:-UsePerfData", "-XX:+ExitOnOutOfMemoryError",
 ]  # fmt: skip
 _LOGGING = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import zlib
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from email.message import EmailMessage
 from email.parser import BytesParser
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -31,9 +33,45 @@ class Envelope(msgspec.Struct, frozen=True):
     crc: int
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    envelope: Envelope
-    offset: int
+class _Index:
+    """Where each mail stands, in 28 bytes a mail: what takes mails for days must not grow with them.
+
+    One thread adds while another looks: what is only half added is not found yet.
+    """
+
+    def __init__(self) -> None:
+        # Of the line with its envelope.
+        self.starts = array("Q")
+        # The lower half of its id.
+        self._ids = array("Q")
+        # Each recipient's hash, and the number of the mail.
+        self._recipients = array("q")
+        self._numbers = array("I")
+
+    def add(self, envelope: Envelope, start: int) -> None:
+        number = len(self.starts)
+        self.starts.append(start)
+        self._ids.append(_half(envelope.id))
+        for recipient in {hash(r.casefold()) for r in envelope.recipients}:
+            self._recipients.append(recipient)
+            self._numbers.append(number)
+
+    def to(self, recipient: str) -> list[int]:
+        """Where the mails to this address stand, oldest first."""
+        wanted = hash(recipient.casefold())
+        return [self.starts[number] for known, number in zip(self._recipients, self._numbers, strict=False) if known == wanted]
+
+    def of(self, id: str) -> list[int]:
+        """Where the mail of this id may stand."""
+        try:
+            wanted = _half(id)
+        except ValueError:
+            return []
+        return [start for known, start in zip(self._ids, self.starts, strict=False) if known == wanted]
+
+
+def _half(id: str) -> int:
+    return UUID(id).int & 0xFFFF_FFFF_FFFF_FFFF
 
 
 class Mailbox:
@@ -43,7 +81,7 @@ class Mailbox:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "mails.log"
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self._kept: list[_Kept] = []
+        self._index = _Index()
         self._end = self._recover()
         # One thread, so that writes and the emptying stay in order.
         self._writer = ThreadPoolExecutor(1, "mailbox")
@@ -61,7 +99,7 @@ class Mailbox:
                 raw = file.read(envelope.size)
                 if file.read(1) != b"\n" or zlib.crc32(raw) != envelope.crc:
                     break
-                self._kept.append(_Kept(envelope, end + len(line)))
+                self._index.add(envelope, end)
                 end += len(line) + envelope.size + 1
         os.ftruncate(self._file, end)
         os.fsync(self._file)
@@ -84,7 +122,7 @@ class Mailbox:
         kept, parts, end = [], [], self._end
         for envelope, raw in mails:
             line = msgspec.json.encode(envelope) + b"\n"
-            kept.append(_Kept(envelope, end + len(line)))
+            kept.append((envelope, end))
             parts += [line, raw, b"\n"]
             end += len(line) + len(raw) + 1
         data = memoryview(b"".join(parts))
@@ -97,50 +135,60 @@ class Mailbox:
             os.ftruncate(self._file, self._end)
             raise
         self._end = end
-        self._kept += kept
+        for envelope, start in kept:
+            self._index.add(envelope, start)
 
     async def clear(self) -> None:
         def empty() -> None:
             os.ftruncate(self._file, 0)
             os.fsync(self._file)
-            self._kept, self._end = [], 0
+            self._index, self._end = _Index(), 0
 
         await asyncio.get_running_loop().run_in_executor(self._writer, empty)
 
     def page(self, to: str | None, limit: int, offset: int) -> tuple[list[dict[str, Any]], int]:
         """Mails newest first, only those to the address `to` where it is given; and how many there are in all."""
-        kept = self._kept
-        if to:
-            wanted = to.casefold()
-            kept = [k for k in kept if any(r.casefold() == wanted for r in k.envelope.recipients)]
-        total = len(kept)
-        chosen = kept[max(0, total - offset - limit) : max(0, total - offset)]
-        return [self._read(k) for k in reversed(chosen)], total
+        starts: Sequence[int] = self._index.to(to) if to else self._index.starts
+        total = len(starts)
+        chosen = starts[max(0, total - offset - limit) : max(0, total - offset)]
+        return [_shown(*found) for start in reversed(chosen) if (found := self._read(start))], total
 
     def raw(self, id: str) -> bytes | None:
         """The mail as it was received."""
-        for kept in self._kept:
-            if kept.envelope.id == id:
-                return os.pread(self._file, kept.envelope.size, kept.offset)
+        for start in self._index.of(id):
+            found = self._read(start)
+            if found and found[0].id == id:
+                return found[1]
         return None
 
-    def _read(self, kept: _Kept) -> dict[str, Any]:
-        envelope = kept.envelope
-        mail = BytesParser(_class=EmailMessage, policy=policy.default).parsebytes(os.pread(self._file, envelope.size, kept.offset))
-        headers: dict[str, str] = {}
-        for name, value in mail.items():
-            headers[name] = f"{headers[name]}, {value}" if name in headers else str(value)
-        return {
-            "id": envelope.id,
-            "from": envelope.sender,
-            "to": envelope.recipients,
-            "subject": headers.get("Subject", ""),
-            "message_id": headers.get("Message-ID", ""),
-            "date": envelope.received_at.isoformat().replace("+00:00", "Z"),
-            "headers": headers,
-            "text": _body(mail, "plain"),
-            "html": _body(mail, "html"),
-        }
+    def _read(self, start: int) -> tuple[Envelope, bytes] | None:
+        """The mail that stands there; None: the file was emptied meanwhile."""
+        size = 4096
+        while (length := (data := os.pread(self._file, size, start)).find(b"\n")) < 0:
+            if len(data) < size:
+                return None
+            # An envelope with many recipients.
+            size *= 4
+        envelope = msgspec.json.decode(data[:length], type=Envelope)
+        return envelope, os.pread(self._file, envelope.size, start + length + 1)
+
+
+def _shown(envelope: Envelope, raw: bytes) -> dict[str, Any]:
+    mail = BytesParser(_class=EmailMessage, policy=policy.default).parsebytes(raw)
+    headers: dict[str, str] = {}
+    for name, value in mail.items():
+        headers[name] = f"{headers[name]}, {value}" if name in headers else str(value)
+    return {
+        "id": envelope.id,
+        "from": envelope.sender,
+        "to": envelope.recipients,
+        "subject": headers.get("Subject", ""),
+        "message_id": headers.get("Message-ID", ""),
+        "date": envelope.received_at.isoformat().replace("+00:00", "Z"),
+        "headers": headers,
+        "text": _body(mail, "plain"),
+        "html": _body(mail, "html"),
+    }
 
 
 def _body(mail: EmailMessage, kind: str) -> str:

@@ -45,7 +45,7 @@ class Mongodb(Server):
         return spawn.Command([
             self._binary, "--dbpath", self.directory, "--port", str(self.port), "--bind_ip", self.host, "--replSet", _SET,
             # Below the 256 MB that the other option allows at least: the cache fills, whatever the shop does.
-            "--wiredTigerEngineConfigString", "cache_size=96M", "--oplogSize", "256", "--nounixsocket", "--quiet", "--slowms", "1000",
+            "--wiredTigerEngineConfigString", "cache_size=64M", "--oplogSize", "256", "--nounixsocket", "--quiet", "--slowms", "1000",
             "--setParameter", "diagnosticDataCollectionEnabled=false",
             # Nobody else is there to take over, so a stop need not wait for them.
             "--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100",
