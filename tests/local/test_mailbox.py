@@ -24,7 +24,7 @@ async def test_a_page_has_the_newest_first_and_a_restart_changes_nothing(tmp_pat
 async def test_an_address_is_found_whatever_its_case_and_its_place_among_many(tmp_path: Path) -> None:
     mailbox, _ = await _filled(tmp_path, 23)
     items, total = mailbox.page("User3@Example.test", 2, 0)
-    assert ([i["subject"] for i in items], total) == (["mail 18", "mail 13"], 5)
+    assert ([i["subject"] for i in items], total) == (["mail 18", "mail 13"], 4)
     assert [i["subject"] for i in mailbox.page("many499@example.test", 9, 0)[0]] == ["mail 7"]
     assert mailbox.page("nobody@example.test", 9, 0) == ([], 0)
 
