@@ -39,6 +39,7 @@ class Composer:
             trim_blocks=True,
             lstrip_blocks=True,
             keep_trailing_newline=True,
+            auto_reload=False,
         )
         self._templates.filters["money"] = money.write
         self._shop = mail.name or self._domain
