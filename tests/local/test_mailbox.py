@@ -44,3 +44,6 @@ async def test_an_emptied_box_is_empty_also_for_who_looks_meanwhile(tmp_path: Pa
     assert mailbox.raw(ids[0]) is None
     # It has not heard of it, as a look that began before.
     assert other.page(None, 9, 0)[0] == []
+    await mailbox.add("shop@example.test", ["new@example.test"], b"Subject: new\r\n\r\n" + b"Hello\r\n" * 500)
+    assert [i["subject"] for i in other.page(None, 9, 0)[0]] == ["new"]
+    assert other.raw(ids[3]) is None

@@ -169,7 +169,11 @@ class Mailbox:
                 return None
             # An envelope with many recipients.
             size *= 4
-        envelope = msgspec.json.decode(data[:length], type=Envelope)
+        try:
+            envelope = msgspec.json.decode(data[:length], type=Envelope)
+        except msgspec.DecodeError:
+            # Emptied, and filled anew.
+            return None
         return envelope, os.pread(self._file, envelope.size, start + length + 1)
 
 
