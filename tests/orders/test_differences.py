@@ -9,10 +9,12 @@ from uuid import UUID
 
 import msgspec
 import pytest
+from bson import Decimal128, Int64
 
 from market.contracts import events
 from market.orders.clients import Held
 from market.orders.differences import CAUSES, Ages, Kind, compare, minted
+from market.orders.documents import Unreadable, document_of, read_order
 from market.orders.domain import Entry, Line, Order, Status, as_contract
 from market.orders.mending import MENDING
 from market.orders.topic import CANCELLED_SEEN, CONTENT, CREATED_SEEN, content_of
@@ -78,3 +80,29 @@ def test_an_id_of_no_time_that_a_calendar_has_is_looked_at_like_any_other() -> N
 def test_each_kind_has_a_cause_and_each_mending_is_of_a_kind() -> None:
     assert set(CAUSES) == set(Kind)
     assert set(MENDING) <= {kind.value for kind in Kind}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"user": None},
+        {"created_at": "2026-03-01"},
+        {"confirmed_at": "2026-03-01"},
+        {"total": Decimal128("Infinity")},
+        {"items": None},
+        {"items": [{"product_id": 3, "name": "Lamp", "quantity": 2, "unit_price": Decimal128("2.50")}]},
+        {"items": [{"product_id": "p", "name": "Lamp", "quantity": Int64(2), "unit_price": Decimal128("2.50")}]},
+        {"items": [{"product_id": "p", "name": "Lamp", "quantity": "2", "unit_price": Decimal128("2.50")}]},
+        {"outbox": [{"id": ID, "type": events.CREATED, "at": "2026-03-01"}]},
+        {"status": "lost"},
+    ],
+    ids=str,
+)
+def test_a_document_with_a_value_of_another_type_is_no_order(change: dict[str, Any]) -> None:
+    """Or the comparison would end at it, without a word of which it was."""
+    whole = {**document_of(ORDER), "confirmed_at": LONG_AGO}
+    assert read_order(whole) == ORDER
+    damaged = read_order({**whole, **change})
+    assert isinstance(damaged, Unreadable)
+    assert damaged.id == ID
+    assert damaged.reason

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import msgspec
 import pytest
+from bson import ObjectId
 from confluent_kafka import Producer
 
 from market.contracts import events
@@ -278,6 +279,25 @@ async def test_a_document_that_is_no_order_is_named_and_hides_no_other(
     assert (await service.http.delete(f"/api/order/{behind}")).status_code == 204
     await own_topic.wait(behind, events.CANCELLED)
     await until(lambda: sent(service, behind), 10, "cleared")
+    assert all_agrees(await reconcile(service, topic=1))
+
+
+async def test_documents_whose_ids_are_of_another_kind_are_named_and_hide_no_order(
+    service: Service, catalogue: Catalogue, stock: Stock, own_topic: Topic
+) -> None:
+    """MongoDB sorts numbers and texts before our ids, and ids of its own after them."""
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    order_id = await ordered(service, lamp, own_topic)
+    foreign = [1, "by hand", ObjectId("65f000000000000000000001"), b"x", b"y" * 17]
+    await collection(service).insert_many([{"_id": id} for id in foreign])
+    try:
+        found = await reconcile(service, repair=1, topic=1)
+        assert sorted(d["id"] for d in found.all) == sorted(repr(id) for id in foreign)
+        assert all(d == named(Kind.UNREADABLE, d["id"], "its id is no UUID") for d in found.all)
+        assert (found.counts, found.of(order_id)) == ((5, 0, True), [])
+    finally:
+        await collection(service).delete_many({"_id": {"$in": foreign}})
     assert all_agrees(await reconcile(service, topic=1))
 
 

@@ -102,6 +102,22 @@ async def test_a_cancellation_between_publishing_and_clearing_comes_second_witho
         assert [e.sequence for e in found] == [1, 2]
 
 
+async def test_a_cancellation_just_after_the_clearing_is_sent_without_delay(
+    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Path
+) -> None:
+    """The store has forgotten the first event, and its relay has not heard of that yet."""
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    async with serving(apart(), process=with_faults(tmp_path), loops=False) as service:
+        (tmp_path / "orders.after-clear").write_text("pause 2")
+        order = (await service.order([(lamp, 2)])).json()
+        await until(lambda: _none_unsent(service), 5, "cleared")
+        assert (await service.http.delete(f"/api/order/{order['id']}")).status_code == 204
+        await topic.wait(order["id"], "order.created", "order.cancelled", seconds=10)
+        await until(lambda: _none_unsent(service), 10, "cleared again")
+    assert [e.type for e in topic.events(order["id"])] == ["order.created", "order.cancelled"]
+
+
 async def test_an_event_that_kafka_refuses_for_good_stays_with_its_reason_and_holds_up_nobody(
     apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic
 ) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
+from market.kit.errors import Unavailable
 from market.orders import app as orders_app
 from market.orders.config import Config
 
@@ -148,3 +149,27 @@ async def test_a_relay_that_fails_tries_another_order_each_time_and_comes_round(
             assert await looking > 0
             assert await all_given_back(service)
         assert tried == [*made, made[0]]
+
+
+async def test_changes_that_the_store_did_not_all_take_have_an_open_outcome(apart: Any, catalogue: Catalogue, stock: Stock) -> None:
+    """As in the moment in which another server becomes the primary: the caller repeats them, or waits."""
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    async with serving(to_nobody(apart(), 300), loops=False) as service:
+        order_id = UUID((await service.order([(lamp, 1)])).json()["id"])
+        assert service.shop is not None
+        store = service.shop.store
+        orders = documents(service)
+        before = await orders.find_one({"_id": order_id})
+        # No update of the order is taken.
+        await orders.database.command("collMod", orders.name, validator={"never": True})
+        try:
+            with pytest.raises(Unavailable):
+                await store.give_back([order_id])
+            with pytest.raises(Unavailable):
+                await store.cleared([(order_id, before["outbox"][0]["id"])])
+        finally:
+            await orders.database.command("collMod", orders.name, validator={})
+        assert await orders.find_one({"_id": order_id}) == before
+        await store.give_back([order_id])
+        assert await claimed(service) == {}

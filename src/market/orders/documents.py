@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from bson import Decimal128, Timestamp
 from msgspec import Struct
 
@@ -86,11 +87,17 @@ class Unreadable(Struct, frozen=True):
     reason: str
 
 
+_KEPT_AS_THEY_ARE = (datetime, Decimal, UUID, bytes)
+
+
 def read_order(d: Mapping[str, Any]) -> Order | Unreadable:
     """The order that a document holds, or why it holds none."""
     try:
-        return order_of(d)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        order = order_of(d)
+        # A text where a time belongs would be met later, where nobody knows whose it is.
+        msgspec.convert(msgspec.to_builtins(order, builtin_types=_KEPT_AS_THEY_ARE), Order)
+        return order
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         return Unreadable(d["_id"], f"{type(e).__name__}: {e}"[:200])
 
 

@@ -24,7 +24,7 @@ from market.orders.documents import Unreadable
 from market.orders.domain import Order
 from market.orders.mending import MENDING, Case
 from market.orders.service import Shop
-from market.orders.store import every_order
+from market.orders.store import Store
 from market.orders.topic import Topic
 
 _PAGE = 500
@@ -133,6 +133,9 @@ class _Run:
         yield Progress("orders", self.orders, max(total, self.orders))
         if self._topic is not None:
             suspects.extend(id for id in self._topic.seen.keys() - met if minted(id) < ages.ids)
+        for foreign in await self._shop.store.foreign(_PAGE):
+            self.differences += 1
+            yield Difference(Kind.UNREADABLE.value, foreign, CAUSES[Kind.UNREADABLE], "its id is no UUID")
         async for difference in self._look_again(suspects, again_seconds):
             yield difference
         async for difference in self._stock_rows(products):
@@ -155,7 +158,7 @@ class _Run:
 
     async def _pairs(self) -> AsyncIterator[tuple[UUID, Order | Unreadable | None, Held | None]]:
         """Orders and reservations side by side: both come in order of id."""
-        orders, held = aiter(every_order(self._shop.store, _PAGE)), aiter(self._every_reservation())
+        orders, held = aiter(_every_order(self._shop.store, _PAGE)), aiter(self._every_reservation())
         order, reservation = await anext(orders, None), await anext(held, None)
         while order is not None or reservation is not None:
             if reservation is None or (order is not None and order.id < reservation.id):
@@ -238,3 +241,12 @@ class _Run:
             return await mend(Case(self._shop, id, order, detail))
         except Unavailable as e:
             return False, f"{detail}; not mended: {e}"
+
+
+async def _every_order(store: Store, page: int = 500) -> AsyncIterator[Order | Unreadable]:
+    """All orders in order of id, page by page."""
+    last: UUID | None = None
+    while orders := await store.after(last, page):
+        for order in orders:
+            yield order
+        last = orders[-1].id

@@ -48,6 +48,8 @@ class Relay:
         self._clear: Gather[tuple[UUID, UUID], Order | None] = Gather(self._clear_many, name="orders.clear", most=256)
         self._give: Gather[UUID, None] = Gather(self._give_many, name="orders.give-back", most=256)
         self._flying: set[UUID] = set()
+        # Those of them that were claimed once more: the store has forgotten the first claim, and we had not heard of it.
+        self._once_more: set[UUID] = set()
         self._landed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failing = False
@@ -59,7 +61,10 @@ class Relay:
 
     def push(self, order: Order) -> None:
         """Publishes the first of the order's events; the next follow. The order must be claimed by this process."""
-        if not order.outbox or order.id in self._flying:
+        if not order.outbox:
+            return
+        if order.id in self._flying:
+            self._once_more.add(order.id)
             return
         self._flying.add(order.id)
         if self._faults:
@@ -92,6 +97,20 @@ class Relay:
     def _land(self, id: UUID) -> None:
         self._flying.discard(id)
         self._landed.set()
+        if id in self._once_more:
+            self._once_more.discard(id)
+            self._spawn(self._resume(id))
+
+    async def _resume(self, id: UUID) -> None:
+        # Read anew: what has landed may have been all there was, or the claim another's by now.
+        context.deadline.set(None)
+        try:
+            order = await self._store.claimed(id)
+        except Unavailable:
+            log.warning("an order's further events wait until the claim on them has run out", order_id=str(id))
+            return
+        if order is not None:
+            self.push(order)
 
     async def nudge(self, id: UUID) -> None:
         """Publishes the order's events now, unless another process is about it."""

@@ -11,7 +11,7 @@ of the last attempt), `outbox`, `unsent_since`, `claimed_by`, `claimed_at`, `stu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
@@ -36,6 +36,7 @@ from market.orders.mongo import collection
 T = TypeVar("T")
 
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_ID, _LAST_ID = UUID(int=0), UUID(int=(1 << 128) - 1)
 
 
 class KeyTaken(Exception):
@@ -210,14 +211,7 @@ class Store:
         await self._settle((id, {"_id": id, "release_due": {"$exists": True}}, {"$currentDate": {"release_due": True}}))
 
     async def _update_many(self, updates: list[tuple[UUID, Document, Document]]) -> Sequence[bool | BaseException]:
-        async def write() -> int:
-            result = await self._orders.bulk_write([UpdateOne(where, change) for _, where, change in updates], ordered=False)
-            return result.matched_count
-
-        try:
-            matched = await self._run(write)
-        except BulkWriteError as e:
-            raise Unavailable("the order store did not take all of the changes") from e
+        matched = await self._bulk([UpdateOne(where, change) for _, where, change in updates])
         # A bulk write answers a count. Where it falls short nobody knows whose is missing: each caller reads.
         return [matched == len(updates)] * len(updates)
 
@@ -230,10 +224,7 @@ class Store:
         empty = {"outbox": 1, "unsent_since": 1, "claimed_by": 1, "claimed_at": 1, "stuck_since": 1}
         updates = [UpdateOne({"_id": o, "outbox.id": e, "outbox": {"$size": 1}}, {"$unset": empty}) for o, e in sent]
 
-        async def write() -> int:
-            return (await self._orders.bulk_write(updates, ordered=False)).matched_count
-
-        if await self._run(write) == len(sent):
+        if await self._bulk(updates) == len(sent):
             return []
         left = []
         for order_id, event_id in sent:
@@ -263,15 +254,33 @@ class Store:
     async def claim(self, id: UUID, claim_seconds: float, now: datetime) -> Order | None:
         """The order, if its events are nobody's just now: they are ours for `claim_seconds` of the server's time."""
         free = {"_id": id, "unsent_since": {"$exists": True}, "claimed_at": {"$not": {"$gte": now - timedelta(seconds=claim_seconds)}}}
+        return await self._claim(free)
+
+    async def claimed(self, id: UUID) -> Order | None:
+        """The order, if its events are claimed by us; the claim begins anew."""
+        return await self._claim({"_id": id, "unsent_since": {"$exists": True}, "claimed_by": self.me})
+
+    async def _claim(self, where: Document) -> Order | None:
         change = {"$set": {"claimed_by": self.me}, "$currentDate": {"claimed_at": True}}
-        found = await self._run(lambda: self._orders.find_one_and_update(free, change, return_document=ReturnDocument.AFTER))
+        found = await self._run(lambda: self._orders.find_one_and_update(where, change, return_document=ReturnDocument.AFTER))
         return order_of(found) if found else None
 
     async def give_back(self, ids: Sequence[UUID]) -> None:
         """Ends our claims on those orders' events, where they are still ours: another relay may have them by now."""
         free = {"claimed_by": 1, "claimed_at": 1}
         updates = [UpdateOne({"_id": id, "claimed_by": self.me}, {"$unset": free}) for id in ids]
-        await self._run(lambda: self._orders.bulk_write(updates, ordered=False))
+        await self._bulk(updates)
+
+    async def _bulk(self, updates: Sequence[UpdateOne]) -> int:
+        """How many matched. Raises Unavailable, also where the server took only some, or could not make sure of them."""
+
+        async def write() -> int:
+            return (await self._orders.bulk_write(updates, ordered=False)).matched_count
+
+        try:
+            return await self._run(write)
+        except BulkWriteError as e:
+            raise Unavailable("the order store did not take all of the changes") from e
 
     async def refused(self, order_id: UUID, event_id: UUID, reason: str, at: datetime) -> None:
         """Kafka will never take this event: it stays, with the reason, and is not tried again by itself."""
@@ -357,9 +366,19 @@ class Store:
         """Orders in order of id, from the first above `id`: for reconciliation."""
 
         async def find() -> list[Document]:
-            return await self._orders.find({"_id": {"$gt": id}} if id else {}, sort=[("_id", 1)], limit=limit).to_list()
+            above = {"$gt": id} if id else {"$gte": _FIRST_ID}
+            return await self._orders.find({"_id": {**above, "$lte": _LAST_ID}}, sort=[("_id", 1)], limit=limit).to_list()
 
         return [read_order(d) for d in await self._run(find)]
+
+    async def foreign(self, limit: int) -> list[str]:
+        """Ids that are no UUID: of documents that another program wrote. No order has one."""
+        where = {"$or": [{"_id": {"$not": {"$gte": _FIRST_ID}}}, {"_id": {"$not": {"$lte": _LAST_ID}}}]}
+
+        async def find() -> list[Document]:
+            return await self._orders.find(where, {"_id": 1}, limit=limit).to_list()
+
+        return [repr(d["_id"]) for d in await self._run(find)]
 
     async def estimate(self) -> int:
         """About how many orders there are."""
@@ -374,12 +393,3 @@ def _unless_durable(e: BulkWriteError) -> None:
 
 def _weight(order: Order) -> int:
     return len(order.lines)
-
-
-async def every_order(store: Store, page: int = 500) -> AsyncIterator[Order | Unreadable]:
-    """All orders in order of id, page by page."""
-    last: UUID | None = None
-    while orders := await store.after(last, page):
-        for order in orders:
-            yield order
-        last = orders[-1].id
