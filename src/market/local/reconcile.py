@@ -127,7 +127,8 @@ def _summary(last: dict[str, Any]) -> dict[str, Any]:
 def _table(found: list[dict[str, Any]]) -> Table:
     table = Table(header_style="bold", show_lines=True)
     for column in ("what", "id", "what is there, and its likely cause", "mended"):
-        table.add_column(column, overflow="fold")
+        # An id in one piece, to be copied.
+        table.add_column(column, overflow="fold", no_wrap=column == "id")
     for line in found:
         mended = {None: "-", True: "yes", False: "no"}[line["repaired"]]
         table.add_row(line["difference"], line["id"], f"{line['detail']}\n{line['cause']}", mended)
