@@ -210,13 +210,17 @@ async def memory(lab: Lab) -> Contestants:
 def judge_memory(figures: Figures) -> list[Row]:
     notes = figures["ours"][0].notes
     most = figures["ours"][0].value
-    grown = notes["last_third_MiB"] / max(1, notes["first_third_MiB"]) - 1
+    # Caches fill up at first, and that they are bounded is what is asked: of the last third, its two halves are compared.
+    totals = notes["totals_MiB"]
+    half = max(1, len(totals) // 6)
+    grown = sum(totals[-half:]) / max(1, sum(totals[-2 * half : -half] or totals[-half:])) - 1
     return [
         Row(
             scenario="memory of everything, idle and under load", unit="MiB, most", ours=round(most), peer=None, limit=None,
-            ratio_to_peer=None, ratio_to_limit=None, goal="< 1 GB, flat", met=most < 1e9 / 2**20 and grown < 0.05,
+            ratio_to_peer=None, ratio_to_limit=None, goal="< 1 GB, flat", met=most < 1e9 / 2**20 and grown < 0.02,
             remark=f"idle {notes['idle_MiB']} MiB; {notes['minutes']} minutes of load, {notes['orders']:,} orders; "
-            f"mean of the first third {notes['first_third_MiB']}, of the last {notes['last_third_MiB']} MiB",
+            f"mean of the first third {notes['first_third_MiB']}, of the last {notes['last_third_MiB']} MiB; "
+            f"within the last third {grown:+.1%}",
         )
     ]  # fmt: skip
 
