@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -33,8 +32,6 @@ def torture(
 
     Starts a shop of its own, apart from any other. Ends with 0 when all eight statements hold.
     """
-    # Processes are started all the time, and none of them is a fork that goes on to use gRPC.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     console = Console(stderr=True)
     seeds = seed or [1]
     directory = data or Path(tempfile.mkdtemp(prefix="market-torture-"))
