@@ -72,7 +72,7 @@ class Health:
                 if reason not in said and len(said) < 5:
                     said.add(reason)
                     log.warning(f"waiting for {name}", reason=reason)
-                # A store that comes up is worth four looks a second: every start waits for it.
+                # A store that comes up is worth several looks a second: every start waits for it.
                 await asyncio.sleep(0.02 + backoff(tries, base=0.02, most=0.25))
             else:
                 self.missing(name, None)
