@@ -11,11 +11,14 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from market.local import spawn
 from market.local.kafka import apache
@@ -26,8 +29,37 @@ from market.local.servers.mongodb import Mongodb
 from market.local.servers.postgres import Postgres
 from market.local.servers.redis import Redis
 
+# How long an example takes is the machine's business, which may stand still for a second at any moment.
+settings.register_profile("market", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("market")
+
 _PREFIX = "market-test-"
 _free_ports = spawn.free_ports()
+
+
+class StoppedClock:
+    """Stands in for the module `time`: moves only when a test says so."""
+
+    perf_counter = staticmethod(time.perf_counter)
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def stop_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., StoppedClock]:
+    """Gives modules of ours a clock that stands still: `clock = stop_clock(resilience)`, `clock.now += 1`."""
+
+    def stop(*modules: ModuleType) -> StoppedClock:
+        clock = StoppedClock()
+        for module in modules:
+            monkeypatch.setattr(module, "time", clock)
+        return clock
+
+    return stop
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,7 @@ def test_a_service_with_a_wrong_file_ends_at_once_with_one_line(tmp_path: Path, 
     file.write_text((ROOT / "config" / f"{service}.yaml").read_text() + "\nadmim: 1\n")
     ended = subprocess.run(
         [sys.executable, "-m", f"market.{service}"], env={**os.environ, **ENVIRONMENT, "CONFIG_PATH": str(file)},
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == f"market.{service}: {file}: admim: is not known here\n"
@@ -150,7 +150,7 @@ def test_a_service_with_a_wrong_file_ends_at_once_with_one_line(tmp_path: Path, 
 def test_without_config_path_it_says_what_to_set() -> None:
     environ = {k: v for k, v in os.environ.items() if k != "CONFIG_PATH"}
     ended = subprocess.run(
-        [sys.executable, "-m", "market.notifications"], env=environ, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-m", "market.notifications"], env=environ, capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == 2
     assert ended.stderr == "market.notifications: CONFIG_PATH is not set: it names the configuration file\n"

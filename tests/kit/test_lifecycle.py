@@ -12,13 +12,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from market.local import spawn
 from market.local.kafka.broker import EmbeddedKafka
 from market.local.servers.base import Handle
 from tests.kit.test_config import ENVIRONMENT, ROOT
@@ -45,18 +46,29 @@ async def build(config, process):
     await process.health.wait_for("store", store)
     process.health.check("store", store)
     async def slow(request):
-        await asyncio.sleep(1)
+        (Path(config.store).parent / f"entered-{request.path_params['n']}").touch()
+        while not (Path(config.store).parent / "answer").exists():
+            await asyncio.sleep(0.01)
         return rest.answer({"done": True})
-    yield HttpServer(rest.application({"GET /slow": slow}, config.http), config.http.host, config.http.port)
+    yield HttpServer(rest.application({"GET /slow/{n}": slow}, config.http), config.http.host, config.http.port)
 
 run("example", Config, build)
 """
 
 
+_ports = spawn.free_ports()
+
+
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """Out of the range from which the kernel takes ports for outgoing connections: one of those could be first."""
+    return next(_ports)
+
+
+def wait_until(so: Callable[[], object], why: Callable[[], object] = lambda: "") -> None:
+    end = time.monotonic() + 60
+    while not so():
+        assert time.monotonic() < end, why()
+        time.sleep(0.02)
 
 
 @dataclass
@@ -69,7 +81,7 @@ class Running:
     def get(self, path: str, port: int | None = None) -> tuple[int, Any]:
         """Status and body; 0: nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port or self.admin}{path}", timeout=5) as response:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port or self.admin}{path}", timeout=60) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as e:
             with e:
@@ -77,7 +89,7 @@ class Running:
         except OSError:
             return 0, None
 
-    def until(self, path: str, status: int, seconds: float = 30) -> Any:
+    def until(self, path: str, status: int, seconds: float = 60) -> Any:
         end = time.monotonic() + seconds
         while True:
             found, body = self.get(path)
@@ -87,20 +99,24 @@ class Running:
             assert time.monotonic() < end, (found, body, self.log)
             time.sleep(0.02)
 
-    def until_said(self, text: str, seconds: float = 30) -> None:
+    def until_said(self, text: str, seconds: float = 60) -> None:
         end = time.monotonic() + seconds
         while not self.said(text):
             assert self.process.poll() is None, self.log
             assert time.monotonic() < end, self.log
             time.sleep(0.02)
 
-    def terminate(self, seconds: float = 15) -> int:
+    def terminate(self, seconds: float = 60) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
     @property
     def log(self) -> str:
         return self.log_file.read_text()
+
+    def reasons(self) -> list[str]:
+        """Why it waits, each as often as it was said."""
+        return [said["reason"] for said in map(json.loads, self.log.splitlines()) if said["event"].startswith("waiting for")]
 
     def said(self, text: str) -> int:
         return sum(text in json.loads(line)["event"] for line in self.log.splitlines())
@@ -137,7 +153,7 @@ def example(start: Any, tmp_path: Path) -> Any:
         file = tmp_path / "example.yaml"
         file.write_text(
             'admin: {port: "${MARKET_ADMIN_PORT}"}\nhttp: {port: "${MARKET_PORT}"}\n'
-            f"store: {tmp_path / 'store'}\nshutdown: {{drain_seconds: {drain}, grace_seconds: 5}}\n"
+            f"store: {tmp_path / 'store'}\nshutdown: {{drain_seconds: {drain}, grace_seconds: 60}}\n"
         )
         running: Running = start([str(tmp_path / "example.py")], file, **environ)
         return running
@@ -148,16 +164,15 @@ def example(start: Any, tmp_path: Path) -> Any:
 def test_a_store_that_is_not_there_is_waited_for_and_each_reason_is_said_once(example: Any, tmp_path: Path) -> None:
     service = example()
     service.until("/healthz", 200)
+    service.until_said("waiting for store")
     assert service.until("/readyz", 503) == {"status": "unready", "missing": {"store": "the store is not there"}}
     time.sleep(1.5)
     (tmp_path / "store").write_text("closed")
+    wait_until(lambda: len(service.reasons()) > 1, lambda: service.log)
     time.sleep(1.5)
     (tmp_path / "store").write_text("open")
     service.until("/readyz", 200)
-    assert service.said("waiting for store") == 2
-    assert [json.loads(line)["reason"] for line in service.log.splitlines() if "waiting" in line] == [
-        "the store is not there", "the store is closed",
-    ]  # fmt: skip
+    assert service.reasons() == ["the store is not there", "the store is closed"]
     assert service.said("store is there") == 1
     assert service.said("ready") == 1
     # It goes away and comes back: readiness says so, and the process stays.
@@ -168,32 +183,40 @@ def test_a_store_that_is_not_there_is_waited_for_and_each_reason_is_said_once(ex
 
 
 def test_sigterm_while_it_still_waits_ends_it_at_once_with_status_0(example: Any) -> None:
-    service = example()
+    service = example(drain=200)
     service.until("/readyz", 503)
-    started = time.monotonic()
-    assert service.terminate() == 0
-    assert time.monotonic() - started < 2
+    # There is nothing to drain.
+    assert service.terminate(60) == 0
     assert service.said("stopped") == 1
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_what_is_in_flight_at_the_end_is_answered_and_readiness_goes_first(example: Any, tmp_path: Path, signum: signal.Signals) -> None:
     (tmp_path / "store").write_text("open")
-    service = example(drain=0.7)
+    service = example(drain=6)
     service.until("/readyz", 200)
     answers: list[tuple[int, Any]] = []
-    caller = threading.Thread(target=lambda: answers.append(service.get("/slow", service.port)))
-    caller.start()
-    time.sleep(0.3)
+
+    def call(n: int) -> threading.Thread:
+        caller = threading.Thread(target=lambda: answers.append(service.get(f"/slow/{n}", service.port)))
+        caller.start()
+        wait_until((tmp_path / f"entered-{n}").exists, lambda: service.log)
+        return caller
+
+    callers = [call(1)]
     service.process.send_signal(signum)
     assert service.until("/readyz", 503)["missing"] == {"process": "draining"}
     # Ingress and endpoints lag, so that it still serves.
-    assert service.get("/slow", service.port) == (200, {"done": True})
-    caller.join()
-    assert answers == [(200, {"done": True})]
+    callers.append(call(2))
     # Once more, from someone impatient: nothing is cut short.
     service.process.send_signal(signum)
-    assert service.process.wait(15) == 0
+    wait_until(lambda: service.get("/nothing", service.port) == (0, None), lambda: service.log)
+    assert service.process.poll() is None
+    (tmp_path / "answer").touch()
+    for caller in callers:
+        caller.join()
+    assert answers == [(200, {"done": True})] * 2
+    assert service.process.wait(60) == 0
     assert service.get("/healthz") == (0, None)
 
 
@@ -204,7 +227,7 @@ def test_a_port_that_another_has_is_named(example: Any, tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         service = example(MARKET_PORT=str(port))
-        assert service.process.wait(15) == 1
+        assert service.process.wait(60) == 1
         [error] = [json.loads(line) for line in service.log.splitlines() if '"error"' in line]
         assert error["reason"] == f"cannot listen on 127.0.0.1:{port}: Address already in use"
 
@@ -232,7 +255,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(example: Any, tmp_path: Path
 
 def test_help_and_a_wrong_command_are_answered_without_a_configuration() -> None:
     def ended(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "market.inventory", *args], capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run([sys.executable, "-m", "market.inventory", *args], capture_output=True, text=True, timeout=60, check=False)
 
     helped, wrong = ended("--help"), ended("migrat")
     assert (helped.returncode, helped.stderr) == (0, "")
@@ -252,9 +275,11 @@ def test_a_service_without_its_stores_is_alive_waits_and_ends_with_status_0(star
     assert missing != {"process": "starting"}
     time.sleep(2)
     assert running.terminate() == 0
-    waits = [line for line in running.log.splitlines() if "waiting for" in line]
-    assert 1 <= len(waits) <= 2, running.log
-    assert len(running.log.splitlines()) < 8, running.log
+    # Once for each reason. On a busy machine there is one more, that the time is over.
+    waits = running.reasons()
+    assert len(set(waits)) == len(waits), running.log
+    assert 1 <= len(waits) <= 3, running.log
+    assert len(running.log.splitlines()) < 9, running.log
     # Each is JSON, with the service's name and the time.
     assert {json.loads(line)["service"] for line in running.log.splitlines()} == {service}
 
@@ -267,8 +292,10 @@ def test_notifications_may_be_started_before_kafka(start: Any, tmp_path: Path) -
     try:
         kafka.start()
         running.until("/readyz", 200)
-        # Once for each reason: away, and then there and not yet ready to answer.
-        assert 1 <= running.said("waiting for kafka") <= 2
+        # Once for each reason: away, there and not yet ready to answer, and on a busy machine not in time.
+        waits = running.reasons()
+        assert len(set(waits)) == len(waits), running.log
+        assert 1 <= running.said("waiting for kafka") <= 3
         assert running.said("kafka is there") == 1
         assert running.terminate() == 0
     finally:

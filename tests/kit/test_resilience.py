@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from market.kit import context
+from market.kit import context, resilience
 from market.kit.errors import Conflict, DeadlineExceeded, Unavailable
 from market.kit.resilience import Budget, Circuit, CircuitOpen, backoff, retrying
 
@@ -31,27 +33,31 @@ async def fails(circuit: Circuit, neighbour: Neighbour, times: int) -> None:
             await circuit(neighbour)
 
 
-async def test_a_circuit_opens_after_failures_in_a_row_and_closes_by_itself() -> None:
+async def test_a_circuit_opens_after_failures_in_a_row_and_closes_by_itself(stop_clock: Callable[..., Any]) -> None:
+    clock = stop_clock(resilience)
     circuit = Circuit("test", failures=3, open_seconds=0.1)
     neighbour = Neighbour(*[Unavailable("down")] * 4)
     await fails(circuit, neighbour, 3)
     assert circuit.is_open
     with pytest.raises(CircuitOpen):
         await circuit(neighbour)
+    clock.now += 0.09
+    assert circuit.is_open
     assert neighbour.calls == 3
-    await asyncio.sleep(0.12)
+    clock.now += 0.02
     # One tries, and fails: open for another while.
     await fails(circuit, neighbour, 2)
     assert neighbour.calls == 4
-    await asyncio.sleep(0.12)
+    clock.now += 0.12
     assert await circuit(neighbour) == "well"
     assert not circuit.is_open
 
 
-async def test_while_one_call_tries_the_others_are_refused() -> None:
+async def test_while_one_call_tries_the_others_are_refused(stop_clock: Callable[..., Any]) -> None:
+    clock = stop_clock(resilience)
     circuit = Circuit("test", failures=1, open_seconds=0.05)
     await fails(circuit, Neighbour(Unavailable("down")), 1)
-    await asyncio.sleep(0.06)
+    clock.now += 0.06
     waiting = asyncio.Event()
 
     async def slow() -> str:
@@ -67,10 +73,11 @@ async def test_while_one_call_tries_the_others_are_refused() -> None:
     assert await circuit(slow) == "well"
 
 
-async def test_a_trial_that_is_cancelled_leaves_the_way_free_for_another() -> None:
+async def test_a_trial_that_is_cancelled_leaves_the_way_free_for_another(stop_clock: Callable[..., Any]) -> None:
+    clock = stop_clock(resilience)
     circuit = Circuit("test", failures=1, open_seconds=0.01)
     await fails(circuit, Neighbour(Unavailable("down")), 1)
-    await asyncio.sleep(0.02)
+    clock.now += 0.02
     trial = asyncio.create_task(circuit(asyncio.Event().wait))
     await asyncio.sleep(0)
     trial.cancel()
@@ -86,13 +93,14 @@ async def test_an_answer_that_is_no_failure_of_the_neighbour_does_not_count() ->
     assert not circuit.is_open
 
 
-async def test_a_caller_in_a_hurry_does_not_open_the_circuit_and_a_slow_neighbour_does() -> None:
+async def test_a_caller_in_a_hurry_does_not_open_the_circuit_and_a_slow_neighbour_does(stop_clock: Callable[..., Any]) -> None:
+    clock = stop_clock(resilience)
     circuit = Circuit("test", failures=2, patience=0.05)
     await fails(circuit, Neighbour(*[DeadlineExceeded("hurry")] * 5), 5)
     assert not circuit.is_open
 
     async def slow() -> str:
-        await asyncio.sleep(0.06)
+        clock.now += 0.06
         raise DeadlineExceeded("slow")
 
     for _ in range(2):
