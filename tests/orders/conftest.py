@@ -35,15 +35,20 @@ async def catalogue() -> AsyncIterator[Catalogue]:
 def catalogue_is_well(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "catalogue" in request.fixturenames:
-        made = request.getfixturevalue("catalogue")
-        made.down, made.seconds, made.most_under_way = False, 0.0, 0
+        request.getfixturevalue("catalogue").behave()
 
 
 @pytest.fixture(scope="session")
 async def stock(postgres: Any) -> AsyncIterator[Stock]:
     """The real inventory."""
     database = kit_config.Postgres(
-        host=postgres.host, port=postgres.port, database="inventory", user="inventory", password=postgres.password, pool_size=4
+        host=postgres.host,
+        port=postgres.port,
+        database="inventory",
+        user="inventory",
+        password=postgres.password,
+        pool_size=4,
+        timeout_seconds=15,
     )
     await kit_postgres.migrate(database, MIGRATIONS)
     config = InventoryConfig(admin=kit_config.Listen(port=next(ports)), grpc=Grpc(port=next(ports)), postgres=database)
@@ -85,7 +90,7 @@ async def migrated(given: Any, kafka: Any) -> None:
 @pytest.fixture(scope="session")
 async def service(given: Any, migrated: None) -> AsyncIterator[Service]:
     """One service in this process for all tests that do not break it."""
-    async with serving(given(recovery={"after_seconds": 60, "claim_seconds": 30})) as made:
+    async with serving(given(recovery={"after_seconds": 120, "claim_seconds": 30})) as made:
         yield made
 
 

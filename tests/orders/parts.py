@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import grpc.aio
 import httpx
 import msgspec
 import yaml
@@ -33,20 +34,27 @@ from market.orders.config import Config
 from market.orders.service import Shop
 
 ports = spawn.free_ports()
+# Seconds for what ends as soon as it holds. Any process may stand still for some seconds, and stand in line for more.
+PATIENCE = 60.0
 
 
 class Catalogue:
-    """Stands in for products: answers `ids=`, remembers what it was asked, and is dead when it is told to be."""
+    """Stands in for products: answers `ids=`, remembers what it was asked, and is dead when it is told to be.
+
+    It answers once `at_once` calls were under way together, and `seconds` later.
+    """
 
     def __init__(self) -> None:
         self.port = next(ports)
         self.goods: dict[str, dict[str, Any]] = {}
         self.asked: list[list[str]] = []
         self.under_way = 0
-        self.most_under_way = 0
-        self.seconds = 0.0
-        self.down = False
+        self.behave()
         self._server = HttpServer(rest.application({"GET /api/product": self.list}, Http(port=self.port)), "127.0.0.1", self.port)
+
+    def behave(self) -> None:
+        """Whoever waits for an answer has it now."""
+        self.down, self.seconds, self.at_once, self.most_under_way = False, 0.0, 0, 0
 
     def add(self, price: str = "2.50", *, name: str = "Lamp", currency: str = "GBP") -> str:
         id = str(uuid4())
@@ -62,7 +70,10 @@ class Catalogue:
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
-            await asyncio.sleep(self.seconds)
+            await until(lambda: self.most_under_way >= self.at_once, 60, "calls under way together")
+            came = asyncio.get_running_loop().time()
+            while asyncio.get_running_loop().time() < came + self.seconds:
+                await asyncio.sleep(0.01)
         finally:
             self.under_way -= 1
         found = [self.goods[id] for id in ids if id in self.goods]
@@ -83,17 +94,38 @@ class Stock:
     stub: Any
     target: str
 
+    async def _ask(self, method: Any, request: Any) -> Any:
+        # All of it may be asked again; the machine may stand still for longer than a statement may take.
+        end = asyncio.get_running_loop().time() + PATIENCE
+        while True:
+            try:
+                return await method(request)
+            except grpc.aio.AioRpcError as e:
+                transient = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+                if e.code() not in transient or asyncio.get_running_loop().time() > end:
+                    raise
+                await asyncio.sleep(0.1)
+
     async def set(self, product: str, quantity: int) -> None:
-        await self.stub.SetStock(pb.SetStockRequest(product_id=product, quantity=quantity))
+        await self._ask(self.stub.SetStock, pb.SetStockRequest(product_id=product, quantity=quantity))
 
     async def left(self, product: str) -> int:
-        answer = await self.stub.GetStock(pb.GetStockRequest(product_ids=[product]))
-        return answer.items[0].quantity
+        answer = await self._ask(self.stub.GetStock, pb.GetStockRequest(product_ids=[product]))
+        return int(answer.items[0].quantity)
+
+    async def reserve(self, order_id: str, product: str, quantity: int) -> None:
+        """Past orders, as another program would."""
+        items = [pb.Item(product_id=product, quantity=quantity)]
+        await self._ask(self.stub.Reserve, pb.ReserveRequest(reservation_id=order_id, items=items))
+
+    async def give_back(self, order_id: str) -> None:
+        """Past orders, as another program would."""
+        await self._ask(self.stub.CancelReserve, pb.CancelReserveRequest(reservation_id=order_id))
 
     async def reservation(self, order_id: str | UUID) -> tuple[str, dict[str, int]] | None:
         """Status and items of the reservation, or None."""
         after = str(UUID(int=UUID(str(order_id)).int - 1))
-        answer = await self.stub.ListReservations(pb.ListReservationsRequest(after_id=after, limit=1))
+        answer = await self._ask(self.stub.ListReservations, pb.ListReservationsRequest(after_id=after, limit=1))
         for r in answer.reservations:
             if r.reservation_id == str(order_id):
                 return {1: "reserved", 2: "cancelled"}[r.status], {i.product_id: i.quantity for i in r.items}
@@ -112,11 +144,12 @@ class Topic:
                 "enable.auto.commit": False,
                 "topic.metadata.refresh.interval.ms": 500,
                 "allow.auto.create.topics": True,
-                "session.timeout.ms": 6000,
+                "session.timeout.ms": 45_000,
                 "log_level": 0,
             }
         )
         self.messages: list[Any] = []
+        self._seen: set[Any] = set()
         self._consumer.subscribe([events.TOPIC])
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -125,7 +158,12 @@ class Topic:
     def _read(self) -> None:
         while not self._stopping.is_set():
             for message in self._consumer.consume(500, 0.05):
-                if message.error() is None:
+                if message.error() is not None:
+                    continue
+                # Who is thrown out of the group begins anew. By the offset alone it cannot be told: a broker in memory forgets.
+                place = message.partition(), message.offset(), message.timestamp(), message.key()
+                if place not in self._seen:
+                    self._seen.add(place)
                     self.messages.append(message)
         self._consumer.close()
 
@@ -140,13 +178,13 @@ class Topic:
     def events(self, order_id: str) -> list[events.OrderEvent]:
         return [msgspec.json.decode(m.value(), type=events.OrderEvent) for m in self.of(order_id)]
 
-    async def wait(self, order_id: str, *types: str, seconds: float = 20) -> list[events.OrderEvent]:
+    async def wait(self, order_id: str, *types: str, seconds: float = PATIENCE) -> list[events.OrderEvent]:
         """The order's events once these types, each at least once, are among them."""
         await until(lambda: set(types) <= {e.type for e in self.events(order_id)}, seconds, f"events {types} of {order_id}")
         return self.events(order_id)
 
 
-async def until(holds: Any, seconds: float = 10, what: str = "") -> Any:
+async def until(holds: Any, seconds: float = PATIENCE, what: str = "") -> Any:
     """What `holds()` (plain or awaitable) answers, once it is true."""
     end = asyncio.get_running_loop().time() + seconds
     while True:
@@ -175,17 +213,20 @@ class Service:
 
 
 def settings(mongo: Any, brokers: str, target: str, catalogue: int, database: str, **more: Any) -> dict[str, Any]:
-    """The configuration as YAML has it. Waiting times are seconds where production has minutes."""
+    """The configuration as YAML has it. The loops' waiting times are seconds where production has minutes; deadlines are
+    long, so that a machine that stands still for a moment turns no right answer into a 503."""
     recovery = {"after_seconds": 1.5, "interval_seconds": 0.3, "claim_seconds": 1.5, "relay_interval_seconds": 0.2}
     return {
         "testing": True,
         "admin": {"port": next(ports)},
         "http": {"port": next(ports)},
         "log": {"format": "console"},
-        "shutdown": {"drain_seconds": 0, "grace_seconds": 5},
-        "mongodb": {"uri": mongo.uri, "database": database},
-        "inventory": {"target": target},
-        "products": {"url": f"http://127.0.0.1:{catalogue}"},
+        "shutdown": {"drain_seconds": 0, "grace_seconds": 30},
+        "order_seconds": 50,
+        "other_seconds": 40,
+        "mongodb": {"uri": mongo.uri, "database": database, "timeout_seconds": 20},
+        "inventory": {"target": target, "timeout_seconds": 20},
+        "products": {"url": f"http://127.0.0.1:{catalogue}", "timeout_seconds": 20},
         "kafka": {"bootstrap_servers": brokers, "partitions": 0, "delivery_seconds": 10},
         **more,
         "recovery": {**recovery, **more.get("recovery", {})},
@@ -201,7 +242,7 @@ async def serving(given: dict[str, Any], *, process: Process | None = None, loop
         await server.start()
         process.health.started = True
         try:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{config.http.port}", timeout=20) as http:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{config.http.port}", timeout=120) as http:
                 yield Service(http, config, process, shop)
         finally:
             await server.stop(2)
@@ -219,7 +260,7 @@ class OwnProcess:
         self.file.write_text(yaml.safe_dump(self.given), "utf-8")
         self.log = self.file.with_suffix(".log")
         self.process: subprocess.Popen[bytes] | None = None
-        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{given['http']['port']}", timeout=20)
+        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{given['http']['port']}", timeout=120)
 
     def arm(self, point: str, action: str = "crash") -> None:
         (self.points / point).write_text(action)
@@ -233,7 +274,7 @@ class OwnProcess:
                 [sys.executable, "-m", "market.orders", *arguments], env={**os.environ, "CONFIG_PATH": str(self.file)}, stderr=log
             )
 
-    async def ready(self, seconds: float = 20) -> OwnProcess:
+    async def ready(self, seconds: float = 2 * PATIENCE) -> OwnProcess:
         admin = f"http://127.0.0.1:{self.given['admin']['port']}/readyz"
         async with httpx.AsyncClient() as http:
 
@@ -248,7 +289,7 @@ class OwnProcess:
             await until(is_ready, seconds, "ready")
         return self
 
-    async def died(self, seconds: float = 10) -> int:
+    async def died(self, seconds: float = PATIENCE) -> int:
         assert self.process is not None
         return await asyncio.wait_for(asyncio.to_thread(self.process.wait), seconds)
 

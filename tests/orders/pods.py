@@ -2,28 +2,89 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+
+from bson import Timestamp
 
 from market.kit.faults import Faults
 from market.kit.lifecycle import Process
 from market.orders import service as use_cases
 
-from .parts import Service, serving, until
+from .parts import PATIENCE, Service, serving, until
 
 # Only whom the test tells to recovers and relays.
 CALM = {"after_seconds": 600, "interval_seconds": 600, "relay_interval_seconds": 600}
+# The loops come by, and nothing is overdue before a test makes it so: not even where the machine stands still for a moment.
+UNHURRIED = {"after_seconds": 600, "claim_seconds": 600}
+
+
+class Gate:
+    """A failure point at which whoever comes first stands until the test opens it."""
+
+    def __init__(self) -> None:
+        self._reached = asyncio.Event()
+        self._opened = asyncio.Event()
+
+    async def reached(self) -> None:
+        async with asyncio.timeout(PATIENCE):
+            await self._reached.wait()
+
+    def open(self) -> None:
+        self._opened.set()
+
+    async def stand(self) -> None:
+        self._reached.set()
+        await self._opened.wait()
+
+
+class Gates(Faults):
+    """Failure points that can be held as well: a pause of so many seconds says nothing of what others do meanwhile."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        super().__init__(directory)
+        self._gates: dict[str, Gate] = {}
+
+    def hold(self, name: str) -> Gate:
+        self._gates[name] = gate = Gate()
+        return gate
+
+    async def reach(self, name: str) -> None:
+        if gate := self._gates.pop(name, None):
+            await gate.stand()
+        else:
+            await super().reach(name)
+
+
+def hold(service: Service, point: str) -> Gate:
+    """The next who comes to the point in this pod stands there."""
+    assert isinstance(service.process.faults, Gates)
+    return service.process.faults.hold(point)
 
 
 @asynccontextmanager
 async def pod(given: dict[str, Any], points: Path, *, loops: bool = False) -> AsyncIterator[Service]:
-    """A service whose failure points are armed in a folder of its own."""
-    points.mkdir(parents=True, exist_ok=True)
-    async with serving(given, process=Process(faults=Faults(points)), loops=loops) as made:
+    """A service whose failure points are armed in a folder of its own, or held."""
+    async with serving(given, process=Process(faults=Gates(points)), loops=loops) as made:
         yield made
+
+
+async def overdue(orders: Any, where: dict[str, Any]) -> None:
+    """Time goes by for these orders: they are pending for ever, and the claims on their events have run out."""
+    for claimed_or_pending, past in (
+        ({"status": "pending"}, {"since": Timestamp(1, 1)}),
+        ({"claimed_at": {"$exists": True}}, {"claimed_at": datetime(2000, 1, 1, tzinfo=UTC)}),
+    ):
+        done = orders.update_many({**where, **claimed_or_pending}, {"$set": past})
+        if inspect.isawaitable(done):
+            await done
 
 
 async def document(service: Service, order_id: Any) -> dict[str, Any]:
@@ -37,7 +98,7 @@ async def intent(service: Service, user: str) -> dict[str, Any]:
     """The user's order, once it is stored."""
     assert service.shop is not None
     collection = service.shop.store._orders
-    return dict(await until(lambda: collection.find_one({"user": user}), 10, "intent"))
+    return dict(await until(lambda: collection.find_one({"user": user}), PATIENCE, "intent"))
 
 
 async def recover_now(service: Service) -> bool:

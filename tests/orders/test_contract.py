@@ -29,6 +29,8 @@ async def test_schemathesis_finds_no_500_and_no_undocumented_answer(
         "--max-examples", "10", "--seed", "1", "--phases", "coverage,fuzzing,stateful", "--continue-on-failure", "--no-shrink",
         # Some rules are beyond a schema: there must be such a product, and enough of it.
         "--checks", "all", "--exclude-checks", "positive_data_acceptance", "--generation-database", "none", "--no-color",
+        # A machine that stands still for a moment says nothing of the service.
+        "--request-timeout", "120", "--suppress-health-check", "too_slow",
         cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     said, _ = await run.communicate()

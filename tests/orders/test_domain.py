@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from bson import Decimal128
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from market.contracts import events
@@ -24,6 +24,8 @@ AT = datetime(2026, 1, 31, 12, 30, 15, 250_000, tzinfo=UTC)
 ORDER = Order(UUID(int=1), "ada", None, (Line("p", "Lämp", 2, Decimal("1.25")),), Decimal("2.50"), "GBP", AT, key="k", digest=b"d")
 
 
+# How long an example takes says something of the machine only.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(MOVES), max_size=6))
 def test_whatever_moves_are_tried_an_order_owes_what_its_status_says(tried: list[domain.Move]) -> None:
     order = ORDER
@@ -53,6 +55,8 @@ def test_a_move_is_one_update_that_is_conditional_on_the_status(move: domain.Mov
     assert ("key" in change.get("$unset", {})) == move.frees_key
 
 
+# How long an example takes says something of the machine only.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.decimals(min_value=0, max_value=Decimal("99999999999999999.99"), places=2))
 def test_money_is_kept_exactly_as_decimal128(amount: Decimal) -> None:
     assert to_decimal128(amount) == Decimal128(amount.quantize(Decimal("0.01")))

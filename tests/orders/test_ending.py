@@ -16,7 +16,8 @@ from pymongo.errors import AutoReconnect
 from market.orders import app as orders_app
 from market.orders.config import Config
 
-from .parts import Catalogue, Service, Stock, Topic, serving, until
+from .parts import PATIENCE, Catalogue, Service, Stock, Topic, serving, until
+from .pods import UNHURRIED
 
 
 async def test_a_cancelled_operation_is_cancelled_and_no_error_of_the_store(service: Service) -> None:
@@ -38,27 +39,30 @@ async def test_a_cancelled_operation_is_cancelled_and_no_error_of_the_store(serv
 
 async def test_many_starts_and_stops_hang_nowhere(given: Any, migrated: None) -> None:
     busy = {"relay_interval_seconds": 0.01, "interval_seconds": 0.01}
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         for step in range(5):
             async with serving(given(recovery=busy)):
                 await asyncio.sleep(step / 50)
 
 
 async def test_sigterm_finishes_what_is_in_flight_and_exits_cleanly(
-    own_process: Any, catalogue: Catalogue, stock: Stock, topic: Topic
+    given: Any, own_process: Any, catalogue: Catalogue, stock: Stock, topic: Topic
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    process = own_process()
+    # A database where nobody else relays, and nobody rejects what is in flight.
+    name = f"orders_sigterm_{uuid4().hex[:8]}"
+    assert await orders_app.migrate(msgspec.convert(given(database=name), Config), []) == 0
+    process = own_process(database=name, recovery=UNHURRIED)
     process.start()
-    await process.ready(90)
-    process.arm("orders.before-confirm", "pause 1")
+    await process.ready()
+    process.arm("orders.before-confirm", "pause 3")
     placing = asyncio.create_task(process.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]}))
-    await until(lambda: process.reached("orders.before-confirm"), 10, "in flight")
+    await until(lambda: process.reached("orders.before-confirm"), what="in flight")
     process.process.send_signal(signal.SIGTERM)
     answer = await placing
     assert answer.status_code == 201
-    assert await process.died(15) == 0
+    assert await process.died() == 0
     assert [e.type for e in await topic.wait(answer.json()["id"], "order.created")] == ["order.created"]
     with pytest.raises(httpx.ConnectError):
         await process.http.get("/api/order?user=ada")
@@ -69,7 +73,7 @@ async def test_the_service_waits_for_its_indexes_and_says_so(own_process: Any, m
     process = own_process(database=name)
     process.start()
     admin = f"http://127.0.0.1:{process.given['admin']['port']}"
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=PATIENCE) as http:
 
         async def missing() -> Any:
             try:
@@ -78,13 +82,13 @@ async def test_the_service_waits_for_its_indexes_and_says_so(own_process: Any, m
                 return None
             return answer.json().get("missing", {}).get("indexes")
 
-        assert "migrate" in await until(missing, 40, "what is missing")
+        assert "migrate" in await until(missing, 2 * PATIENCE, "what is missing")
         assert (await http.get(f"{admin}/healthz")).status_code == 200
     config = msgspec.convert({k: v for k, v in process.given.items() if k != "faults"}, Config)
     assert await orders_app.migrate(config, []) == 0
     # Twice changes nothing.
     assert await orders_app.migrate(config, []) == 0
-    await process.ready(20)
+    await process.ready()
     client: Any = pymongo.MongoClient(mongodb.uri)
     assert set(client[name].orders.index_information()) == {"_id_", "key", "user", "pending", "release_due", "unsent", "stuck"}
     client.close()
@@ -93,12 +97,13 @@ async def test_the_service_waits_for_its_indexes_and_says_so(own_process: Any, m
 async def test_a_store_that_stops_answering_is_said_and_is_used_again_when_it_does(
     given: Any, mongodb: Any, catalogue: Catalogue, stock: Stock, migrated: None
 ) -> None:
-    lamp, key = catalogue.add(), f"key-{uuid4()}"
+    lamp, first, key = catalogue.add(), f"key-{uuid4()}", f"key-{uuid4()}"
     await stock.set(lamp, 5)
     config = given()
     config["mongodb"]["timeout_seconds"] = 0.7
     async with serving(config, loops=False) as service:
-        assert (await service.order([(lamp, 1)])).status_code == 201
+        # So short a time may be over on a busy machine as well: whoever has a key asks again.
+        await until(lambda: _placed(service, lamp, first), what="an order is placed")
         mongodb.pause()
         try:
             answer = await service.order([(lamp, 1)], key=key)
@@ -107,12 +112,12 @@ async def test_a_store_that_stops_answering_is_said_and_is_used_again_when_it_do
             assert "mongodb" in await service.process.health.unready()
         finally:
             mongodb.resume()
-        again = await until(lambda: _placed(service, lamp, key), 10, "an order is placed again")
-        assert again.status_code in (200, 201)
-        assert (await service.order([(lamp, 1)], key=key)).json()["id"] == again.json()["id"]
+        again = await until(lambda: _placed(service, lamp, key), what="an order is placed again")
+        assert (await until(lambda: _placed(service, lamp, key), what="the same order")).json()["id"] == again.json()["id"]
         assert await stock.left(lamp) == 3
 
 
 async def _placed(service: Any, lamp: str, key: str) -> Any:
     answer = await service.order([(lamp, 1)], key=key)
+    assert answer.status_code in (200, 201, 503)
     return answer if answer.status_code < 300 else None

@@ -89,7 +89,7 @@ def parsed(given: CreateOrder) -> NewOrder:
     return NewOrder(given.user, given.email, merged([(line.product_id.lower(), line.quantity) for line in given.items]), expected)
 
 
-def routes(shop: Shop, order_seconds: float) -> Mapping[str, Callable[[Request], Awaitable[Response]]]:
+def routes(shop: Shop, order_seconds: float, other_seconds: float) -> Mapping[str, Callable[[Request], Awaitable[Response]]]:
     """The four calls."""
 
     async def create(request: Request) -> Response:
@@ -137,13 +137,15 @@ def routes(shop: Shop, order_seconds: float) -> Mapping[str, Callable[[Request],
 
     async def cancel(request: Request) -> Response:
         rest.query(request, _Nothing)
-        with context.allow(max(0.05, context.remaining(3.0) - _ANSWER_SECONDS)):
+        with context.allow(max(0.05, context.remaining(other_seconds) - _ANSWER_SECONDS)):
             done = await service.cancel(shop, text.path_id("order", request.path_params["id"]))
         return Response(status_code=204 if done else 202)
 
     return {"POST /api/order": create, "GET /api/order": listed, "GET /api/order/{id}": get, "DELETE /api/order/{id}": cancel}
 
 
-def app(shop: Shop, http: Http, order_seconds: float, tracer: Tracer) -> Any:
+def app(shop: Shop, http: Http, tracer: Tracer, *, order_seconds: float, other_seconds: float) -> Any:
     """The ASGI app."""
-    return rest.application(routes(shop, order_seconds), http, tracer=tracer, seconds={"POST /api/order": order_seconds})
+    calls = routes(shop, order_seconds, other_seconds)
+    seconds = {call: order_seconds if call.startswith("POST") else other_seconds for call in calls}
+    return rest.application(calls, http, tracer=tracer, seconds=seconds)

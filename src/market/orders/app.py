@@ -61,7 +61,7 @@ async def server(config: Config, process: Process, shop: Shop, *, loops: bool = 
     running = {name: _Loop(step) for name, step in _loops(shop, config)} if loops else {}
     tasks = [asyncio.create_task(background(name, loop)) for name, loop in running.items()]
     try:
-        app = api.app(shop, config.http, config.order_seconds, process.tracer)
+        app = api.app(shop, config.http, process.tracer, order_seconds=config.order_seconds, other_seconds=config.other_seconds)
         yield HttpServer(app, config.http.host, config.http.port, shared=config.workers > 1)
     finally:
         with suppress(TimeoutError):

@@ -63,8 +63,9 @@ class Config(Base, frozen=True, kw_only=True):
     products: Remote
     kafka: Kafka
     recovery: Recovery = Recovery()
-    # The deadline of POST.
+    # The deadline of POST, and that of every other call.
     order_seconds: Seconds = 10.0
+    other_seconds: Seconds = 3.0
 
     def __post_init__(self) -> None:
         if self.testing:

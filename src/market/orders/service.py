@@ -217,7 +217,7 @@ async def cancel(shop: Shop, order_id: UUID) -> bool:
         return True
     try:
         # Inventory gets the time that is left, but for what the answer needs.
-        with context.allow(max(0.2, context.remaining(3.0) - 0.5)):
+        with context.allow(max(0.2, context.remaining(60.0) - 0.5)):
             await advance(shop, order)
     except Unavailable as e:
         log.warning("the goods follow", order_id=str(order_id), reason=str(e))
