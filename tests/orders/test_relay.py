@@ -10,12 +10,11 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
-from market.kit.faults import Faults
-from market.kit.lifecycle import Process
 from market.orders import app as orders_app
 from market.orders.config import Config
 
 from .parts import Catalogue, Stock, Topic, serving, until
+from .pods import UNHURRIED, hold, overdue, pod
 
 
 @pytest.fixture
@@ -23,12 +22,12 @@ async def apart(given: Any, migrated: None) -> Any:
     """Configurations on a fresh database."""
     name = f"orders_relay_{uuid4().hex[:8]}"
     assert await orders_app.migrate(msgspec.convert(given(database=name), Config), []) == 0
-    return lambda **more: given(database=name, **more)
 
+    def make(*, recovery: dict[str, Any] | None = None) -> dict[str, Any]:
+        # Who is slow is not rejected: only claims run out.
+        return given(database=name, recovery={"after_seconds": 600, **(recovery or {})})
 
-def with_faults(directory: Path) -> Process:
-    directory.mkdir(exist_ok=True)
-    return Process(faults=Faults(directory))
+    return make
 
 
 async def test_a_relay_slower_than_its_claim_repeats_an_event_that_is_recognised(
@@ -36,13 +35,15 @@ async def test_a_relay_slower_than_its_claim_repeats_an_event_that_is_recognised
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    async with serving(apart(), process=with_faults(tmp_path), loops=False) as slow, serving(apart()) as other:
-        (tmp_path / "orders.before-publish").write_text("pause 5")
+    async with pod(apart(), tmp_path) as slow, serving(apart()) as other:
+        publishing = hold(slow, "orders.before-publish")
         order = (await slow.order([(lamp, 2)])).json()
+        await publishing.reached()
         await topic.wait(order["id"], "order.created")
         assert (await other.http.delete(f"/api/order/{order['id']}")).status_code == 204
         await topic.wait(order["id"], "order.created", "order.cancelled")
-        await until(lambda: len(topic.events(order["id"])) == 3, 15, "the late repeat")
+        publishing.open()
+        await until(lambda: len(topic.events(order["id"])) == 3, what="the late repeat")
     found = topic.events(order["id"])
     assert [(e.type, e.sequence) for e in found] == [("order.created", 1), ("order.cancelled", 2), ("order.created", 1)]
     assert found[0].id == found[2].id != found[1].id
@@ -55,17 +56,19 @@ async def test_two_relays_at_one_outbox_send_each_event_once(
     lamp = catalogue.add()
     await stock.set(lamp, 100)
     # The fast path fails for each; what is left is for both loops at once.
-    async with serving(apart(), process=with_faults(tmp_path / "a"), loops=False) as first:
+    async with pod(apart(), tmp_path / "a") as first:
         made = []
         for _ in range(10):
             (tmp_path / "a" / "orders.before-publish").write_text("fail")
             made.append((await first.order([(lamp, 1)])).json()["id"])
+        assert first.shop is not None
+        await overdue(first.shop.store._orders, {})
         assert all(topic.of(id) == [] for id in made)
-    async with serving(apart()), serving(apart()) as one:
+    # Their own claims last: an acknowledgement may be late, and who waits for it is not dead.
+    async with serving(apart(recovery=UNHURRIED)), serving(apart(recovery=UNHURRIED)) as one:
         for id in made:
-            await topic.wait(id, "order.created", seconds=20)
-        assert one.shop is not None
-        await until(lambda: _none_unsent(one), 10, "outboxes cleared")
+            await topic.wait(id, "order.created")
+        await until(lambda: _none_unsent(one), what="outboxes cleared")
     assert [len(topic.of(id)) for id in made] == [1] * 10
 
 
@@ -78,7 +81,7 @@ async def test_a_relay_that_dies_after_its_claim_is_followed_by_another(
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    async with serving(apart(), process=with_faults(tmp_path)) as service:
+    async with pod(apart(), tmp_path, loops=True) as service:
         (tmp_path / "orders.before-publish").write_text("fail")
         (tmp_path / "orders.relay-after-claim").write_text("fail")
         order = (await service.order([(lamp, 1)])).json()
@@ -92,13 +95,15 @@ async def test_a_cancellation_between_publishing_and_clearing_comes_second_witho
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    long = {"claim_seconds": 60, "relay_interval_seconds": 60}
-    async with serving(apart(recovery=long), process=with_faults(tmp_path)) as slow, serving(apart(recovery=long)) as other:
-        (tmp_path / "orders.after-publish").write_text("pause 1")
+    long = {"claim_seconds": 600, "relay_interval_seconds": 600}
+    async with pod(apart(recovery=long), tmp_path, loops=True) as slow, serving(apart(recovery=long)) as other:
+        published = hold(slow, "orders.after-publish")
         order = (await slow.order([(lamp, 2)])).json()
         await topic.wait(order["id"], "order.created")
+        await published.reached()
         assert (await other.http.delete(f"/api/order/{order['id']}")).status_code == 204
-        found = await topic.wait(order["id"], "order.created", "order.cancelled", seconds=10)
+        published.open()
+        found = await topic.wait(order["id"], "order.created", "order.cancelled")
         assert [e.sequence for e in found] == [1, 2]
 
 
@@ -108,13 +113,15 @@ async def test_a_cancellation_just_after_the_clearing_is_sent_without_delay(
     """The store has forgotten the first event, and its relay has not heard of that yet."""
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    async with serving(apart(), process=with_faults(tmp_path), loops=False) as service:
-        (tmp_path / "orders.after-clear").write_text("pause 2")
+    async with pod(apart(), tmp_path) as service:
+        cleared = hold(service, "orders.after-clear")
         order = (await service.order([(lamp, 2)])).json()
-        await until(lambda: _none_unsent(service), 5, "cleared")
+        await cleared.reached()
+        assert await _none_unsent(service)
         assert (await service.http.delete(f"/api/order/{order['id']}")).status_code == 204
-        await topic.wait(order["id"], "order.created", "order.cancelled", seconds=10)
-        await until(lambda: _none_unsent(service), 10, "cleared again")
+        cleared.open()
+        await topic.wait(order["id"], "order.created", "order.cancelled")
+        await until(lambda: _none_unsent(service), what="cleared again")
     assert [e.type for e in topic.events(order["id"])] == ["order.created", "order.cancelled"]
 
 
@@ -131,7 +138,7 @@ async def test_an_event_that_kafka_refuses_for_good_stays_with_its_reason_and_ho
         assert service.shop is not None
         store = service.shop.store
         large = (await service.order([(p, 1) for p in many])).json()
-        await until(lambda: _stuck(store, 1), 10, "stuck")
+        await until(lambda: _stuck(store, 1), what="stuck")
         for _ in range(3):
             small = (await service.order([(lamp, 1)])).json()
             await topic.wait(small["id"], "order.created")
@@ -145,7 +152,7 @@ async def test_an_event_that_kafka_refuses_for_good_stays_with_its_reason_and_ho
         assert wide.shop is not None
         assert await wide.shop.store.publish_again(UUID(large["id"]), None, wide.shop.clock())
         await topic.wait(large["id"], "order.created")
-        await until(lambda: _stuck(wide.shop.store, 0), 10, "not stuck")
+        await until(lambda: _stuck(wide.shop.store, 0), what="not stuck")
 
 
 async def _stuck(store: Any, count: int) -> bool:
