@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +67,14 @@ def hold(service: Service, point: str) -> Gate:
     """The next who comes to the point in this pod stands there."""
     assert isinstance(service.process.faults, Gates)
     return service.process.faults.hold(point)
+
+
+async def together(gates: Sequence[Gate]) -> None:
+    """All of them go on once all of them stand there."""
+    for gate in gates:
+        await gate.reached()
+    for gate in gates:
+        gate.open()
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import msgspec
@@ -15,7 +15,7 @@ from market.orders import app as orders_app
 from market.orders.config import Config
 
 from .parts import Catalogue, OwnProcess, Stock, Topic, serving, until
-from .pods import CALM, document, intent, pod
+from .pods import CALM, UNHURRIED, document, hold, intent, pod, together
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +31,15 @@ async def test_of_two_cancellations_that_both_saw_it_confirmed_one_moves_it_and_
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    async with pod(apart(), tmp_path / "a", loops=True) as one, pod(apart(), tmp_path / "b", loops=True) as two:
+    settings = [apart(recovery=UNHURRIED) for _ in range(2)]
+    async with pod(settings[0], tmp_path / "a", loops=True) as one, pod(settings[1], tmp_path / "b", loops=True) as two:
         order = (await one.order([(lamp, 2)])).json()
         await topic.wait(order["id"], "order.created")
-        for name in ("a", "b"):
-            (tmp_path / name / "orders.before-cancel-status").write_text("pause 0.5")
-            (tmp_path / name / "orders.after-cancel-status").write_text("pause 0.3")
-        answers = await asyncio.gather(*(pod.http.delete(f"/api/order/{order['id']}") for pod in (one, two)))
-        assert [a.status_code for a in answers] == [204, 204]
-        assert all((tmp_path / name / "orders.before-cancel-status.done").exists() for name in ("a", "b"))
+        gates = [[hold(pod, point) for pod in (one, two)] for point in ("orders.before-cancel-status", "orders.after-cancel-status")]
+        cancelling = [asyncio.create_task(pod.http.delete(f"/api/order/{order['id']}")) for pod in (one, two)]
+        for both in gates:
+            await together(both)
+        assert [(await answer).status_code for answer in cancelling] == [204, 204]
         found = await topic.wait(order["id"], "order.created", "order.cancelled")
         await asyncio.sleep(0.5)
     assert [(e.type, e.sequence) for e in topic.events(order["id"])] == [("order.created", 1), ("order.cancelled", 2)]
@@ -48,16 +48,19 @@ async def test_of_two_cancellations_that_both_saw_it_confirmed_one_moves_it_and_
 
 
 async def test_a_cancellation_that_dies_before_the_status_has_changed_nothing(
-    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Path
+    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, documents: Any, tmp_path: Path
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
     dying = OwnProcess(apart(recovery=CALM), tmp_path)
     try:
         dying.start()
-        await dying.ready(40)
+        await dying.ready()
         order = (await dying.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]})).json()
         await topic.wait(order["id"], "order.created")
+        # Else it dies with a claim that nobody here waits for.
+        orders = documents.database.client[dying.given["mongodb"]["database"]].orders
+        await until(lambda: "outbox" not in orders.find_one({"_id": UUID(order["id"])}), what="cleared")
         dying.arm("orders.before-cancel-status")
         with pytest.raises(httpx.TransportError):
             await dying.http.delete(f"/api/order/{order['id']}")
@@ -79,11 +82,12 @@ async def test_a_cancellation_against_a_create_in_flight_has_one_winner_at_every
     lamp, user = catalogue.add(), f"{point} {uuid4()}"
     await stock.set(lamp, 5)
     async with pod(apart(), tmp_path / "a") as slow, pod(apart(), tmp_path / "b") as other:
-        (tmp_path / "a" / point).write_text("pause 0.7")
+        gate = hold(slow, point)
         placing = asyncio.create_task(slow.order([(lamp, 2)], user=user))
+        await gate.reached()
         order = await intent(slow, user)
-        await until((tmp_path / "a" / f"{point}.done").exists, 5, point)
         assert (await other.http.delete(f"/api/order/{order['_id']}")).status_code == 204
+        gate.open()
         answer = await placing
         assert (answer.status_code, answer.json()["type"]) == (409, "urn:market:problem:order-cancelled")
         found = await document(slow, order["_id"])

@@ -16,7 +16,7 @@ from market.orders.config import Config
 from market.orders.domain import Status
 
 from .parts import Catalogue, OwnProcess, Stock, Topic, serving
-from .pods import CALM, intent, pod
+from .pods import CALM, hold, intent, pod, together
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ async def test_a_key_whose_process_died_is_finished_by_the_repeat_even_without_t
     dying = OwnProcess(apart(recovery=CALM), tmp_path)
     try:
         dying.start()
-        await dying.ready(40)
+        await dying.ready()
         dying.arm(point)
         with pytest.raises(httpx.TransportError):
             await dying.http.post("/api/order", json=body, headers={"Idempotency-Key": key})
@@ -70,10 +70,10 @@ async def test_two_requests_with_one_key_through_two_pods_are_one_order(
     lamp, key = catalogue.add(), uuid4().hex
     await stock.set(lamp, 5)
     async with pod(apart(), tmp_path / "a") as one, pod(apart(), tmp_path / "b") as two:
-        for name in ("a", "b"):
-            (tmp_path / name / "orders.before-intent").write_text("pause 0.5")
-        answers = await asyncio.gather(*(pod.order([(lamp, 2)], key=key) for pod in (one, two)))
-        assert all((tmp_path / name / "orders.before-intent.done").exists() for name in ("a", "b"))
+        gates = [hold(pod, "orders.before-intent") for pod in (one, two)]
+        placing = [asyncio.create_task(pod.order([(lamp, 2)], key=key)) for pod in (one, two)]
+        await together(gates)
+        answers = [await answer for answer in placing]
         assert sorted(a.status_code for a in answers) == [200, 201]
         assert len({a.json()["id"] for a in answers}) == 1
         assert service_count(await two.http.get("/api/order", params={"user": "ada", "limit": 1000}), answers[0].json()["id"]) == 1
