@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
@@ -50,7 +51,28 @@ async def neighbour() -> AsyncIterator[Neighbour]:
     await made.die()
 
 
-async def asked(stub: Any, seconds: float = 3.0) -> None:
+@asynccontextmanager
+async def awake() -> AsyncIterator[Callable[[], float]]:
+    """Seconds since here, without those in which this process stood still: each gap counts for at most a twentieth."""
+    counted = 0.0
+
+    async def count() -> None:
+        nonlocal counted
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.01)
+            now = time.monotonic()
+            counted += min(now - last, 0.05)
+            last = now
+
+    counting = asyncio.create_task(count())
+    try:
+        yield lambda: counted
+    finally:
+        counting.cancel()
+
+
+async def asked(stub: Any, seconds: float = 300.0) -> None:
     await rpc.call(stub.GetStock, pb.GetStockRequest(), seconds)
 
 
@@ -58,17 +80,18 @@ async def test_the_time_that_is_left_is_the_deadline_of_the_grpc_call(neighbour:
     async with rpc.channel(Rpc(target=f"127.0.0.1:{neighbour.port}")) as channel:
         stub = InventoryStub(channel)
         await asked(stub)
-        with context.allow(0.7):
+        with context.allow(100):
             await asked(stub)
         # Never lengthened by whoever has less.
-        with context.allow(30):
-            await asked(stub, 1.5)
+        with context.allow(1000):
+            await asked(stub, 150)
         with context.allow(0), pytest.raises(DeadlineExceeded):
             await asked(stub)
     first, second, third = neighbour.left
-    assert 2 < first <= 3.1
-    assert 0 < second <= 0.8
-    assert 0.8 < third <= 1.6
+    # Of long times gRPC tells whole seconds.
+    assert 250 < first <= 302
+    assert 50 < second <= 102
+    assert 110 < third <= 152
 
 
 async def test_a_grpc_neighbour_that_hangs_costs_the_deadline_and_no_more(neighbour: Neighbour) -> None:
@@ -79,33 +102,37 @@ async def test_a_grpc_neighbour_that_hangs_costs_the_deadline_and_no_more(neighb
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await asked(stub, 0.5)
-        assert time.monotonic() - began < 1.5
+        # Without it the channel itself would give the neighbour up, after 13 s.
+        assert time.monotonic() - began < 10
         network.heal()
         await asked(stub)
 
 
-@pytest.mark.parametrize("down_seconds", [0.3, 4.0])
+@pytest.mark.parametrize("down_seconds", [0.3, 12.0])
 async def test_a_grpc_neighbour_that_is_back_is_used_within_a_second(neighbour: Neighbour, down_seconds: float) -> None:
-    """However long it was away: the pauses between attempts do not grow beyond a third of a second, the circuit's included."""
+    """However long it was away: the pauses between attempts do not grow beyond a third of a second, the circuit's included.
+
+    By gRPC's own rule they would be at five seconds after the longer time.
+    """
     circuit = Circuit("channels", failures=5)
 
-    async def ask() -> bool:
+    async def ask(seconds: float = 1.0) -> bool:
         try:
-            await circuit(lambda: asked(stub, 1.0))
+            await circuit(lambda: asked(stub, seconds))
         except Unavailable:
             return False
         return True
 
     async with rpc.channel(Rpc(target=f"127.0.0.1:{neighbour.port}")) as channel:
         stub = InventoryStub(channel)
-        assert await ask()
+        assert await ask(60)
         await neighbour.die()
         end = time.monotonic() + down_seconds
         while time.monotonic() < end:
             assert not await ask()
             await asyncio.sleep(0.02)
         await neighbour.start()
-        began = time.monotonic()
-        while not await ask():
-            await asyncio.sleep(0.02)
-        assert time.monotonic() - began < 1.5
+        async with awake() as seconds:
+            while not await ask():
+                await asyncio.sleep(0.02)
+        assert seconds() < 1.5

