@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
+import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -87,6 +88,15 @@ def _running(handle: Handle) -> Iterator[None]:
         yield
     finally:
         handle.stop()
+
+
+@pytest.fixture(scope="session")
+def patient_pools() -> Iterator[None]:
+    """The services' pools in this process wait a minute for a connection, and not two seconds."""
+    create_pool = asyncpg.create_pool
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncpg, "create_pool", lambda *args, **more: create_pool(*args, **{**more, "timeout": 60}))
+        yield
 
 
 class PostgresHandle(Handle):

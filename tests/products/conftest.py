@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator, Callable
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -25,34 +24,65 @@ from market.contracts.inventory_pb2_grpc import InventoryServicer, InventoryStub
 from market.inventory import app as inventory_app
 from market.inventory.config import Config as InventoryConfig
 from market.inventory.config import Grpc
+from market.kit import postgres as kit_postgres
+from market.kit import rest, rpc
 from market.kit.config import Http, Listen, Postgres, Rpc
 from market.kit.faults import Faults
 from market.kit.lifecycle import Process
-from market.products import app
+from market.local import spawn
+from market.products import app, store
 from market.products.config import Availability, Config, Redis
 
 LAMP = {"name": "Lamp", "description": "It gives light.\nBy day, too.", "price": "12.5", "currency": "GBP"}
 
 
+# Seconds that everything in these tests may take, unless a test is about too little time: the machine may stand still.
+PATIENCE = 60.0
+_ports = spawn.free_ports()
+
+
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """Out of the range from which the kernel takes ports for outgoing connections: one of those could be first."""
+    return next(_ports)
+
+
+async def until(so: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not so():
+            await asyncio.sleep(0.01)
 
 
 def postgres_config(server: Any, database: str) -> Postgres:
-    return Postgres(host=server.host, port=server.port, database=database, user=database, password=server.password)
+    return Postgres(
+        host=server.host, port=server.port, database=database, user=database, password=server.password, timeout_seconds=PATIENCE / 2
+    )
+
+
+class Held(Faults):
+    """A failure point at which the first to come waits until the test lets it go."""
+
+    def __init__(self, point: str) -> None:
+        super().__init__("/nowhere")
+        self._point = point
+        self.reached = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def reach(self, name: str) -> None:
+        if name == self._point and not self.reached.is_set():
+            self.reached.set()
+            await self.go.wait()
 
 
 class Inventory(InventoryServicer):
-    """An inventory that remembers what it was asked, and fails or waits when it is told to."""
+    """An inventory that remembers what it was asked, and fails or hangs when it is told to."""
 
     def __init__(self) -> None:
         self.stock: dict[str, int] = {}
         self.asked: list[list[str]] = []
         self.set: list[tuple[str, int]] = []
         self.down = False
-        self.seconds = 0.0
+        # Who comes while there is one waits until it is open.
+        self.gate: asyncio.Event | None = None
 
     async def CheckAvaliable(self, request: Any, context: Any) -> Any:
         self.asked.append(list(request.product_ids))
@@ -68,7 +98,8 @@ class Inventory(InventoryServicer):
         return pb.SetStockResponse(quantity=request.quantity)
 
     async def _behave(self, context: Any) -> None:
-        await asyncio.sleep(self.seconds)
+        if self.gate is not None:
+            await self.gate.wait()
         if self.down:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "down, as the test wants it")
 
@@ -113,6 +144,20 @@ Start = Callable[..., AbstractAsyncContextManager[Running]]
 
 
 @pytest.fixture(scope="session")
+def patience(patient_pools: None) -> Iterator[None]:
+    """Lengthens the deadlines that no configuration has."""
+    application = rest.application
+    slow = {"grpc.min_reconnect_backoff_ms": 20_000, "grpc.keepalive_timeout_ms": 60_000}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            rest, "application", lambda routes, *args, **more: application(routes, *args, **more, seconds=dict.fromkeys(routes, PATIENCE))
+        )
+        patch.setattr(store, "connection", functools.partial(kit_postgres.connection, seconds=PATIENCE))
+        patch.setattr(rpc, "CHANNEL_OPTIONS", list({**dict(rpc.CHANNEL_OPTIONS), **slow}.items()))
+        yield
+
+
+@pytest.fixture(scope="session")
 async def migrated(postgres: Any) -> None:
     config = Config(
         admin=Listen(port=1), http=Http(port=1), postgres=postgres_config(postgres, "products"), redis=Redis(url="redis://none"),
@@ -122,27 +167,33 @@ async def migrated(postgres: Any) -> None:
 
 
 @pytest.fixture(scope="session")
-def start(migrated: None, postgres: Any, redis_server: Any) -> Start:
+def start(patience: None, migrated: None, postgres: Any, redis_server: Any) -> Start:
     """Starts a products service of one's own: `async with start(inventory_port, ttl=1.0) as products`."""
 
     @asynccontextmanager
     async def begin(
-        inventory_port: int, *, ttl: float = 5.0, redis_port: int | None = None, faults: Path | None = None
+        inventory_port: int,
+        *,
+        ttl: float = 300.0,
+        redis_port: int | None = None,
+        redis_seconds: float = PATIENCE,
+        inventory_seconds: float = PATIENCE,
+        faults: Faults | None = None,
     ) -> AsyncIterator[Running]:
         url = f"redis://{redis_server.host}:{redis_port or redis_server.port}/0"
         config = Config(
             admin=Listen(port=free_port()),
             http=Http(port=free_port()),
             postgres=postgres_config(postgres, "products"),
-            redis=Redis(url=url),
-            inventory=Rpc(target=f"dns:///127.0.0.1:{inventory_port}"),
-            availability=Availability(ttl_seconds=ttl),
+            redis=Redis(url=url, timeout_seconds=redis_seconds),
+            inventory=Rpc(target=f"dns:///127.0.0.1:{inventory_port}", timeout_seconds=PATIENCE),
+            availability=Availability(ttl_seconds=ttl, timeout_seconds=inventory_seconds),
         )
-        process = Process(faults=Faults(faults) if faults else None)
+        process = Process(faults=faults)
         base = f"http://127.0.0.1:{config.http.port}"
         async with (
             app.build(config, process) as server,
-            httpx.AsyncClient(base_url=base, timeout=15, limits=httpx.Limits(max_connections=None)) as client,
+            httpx.AsyncClient(base_url=base, timeout=2 * PATIENCE, limits=httpx.Limits(max_connections=None)) as client,
             asyncpg.create_pool(postgres.uri("products"), min_size=0, max_size=4) as db,
             redis.asyncio.Redis.from_url(f"redis://{redis_server.host}:{redis_server.port}/0", retry=Retry(NoBackoff(), 3)) as cache,
         ):
@@ -156,7 +207,7 @@ def start(migrated: None, postgres: Any, redis_server: Any) -> Start:
 
 
 @pytest.fixture(scope="session")
-async def inventory_port(postgres: Any) -> AsyncIterator[int]:
+async def inventory_port(patience: None, postgres: Any) -> AsyncIterator[int]:
     """The real inventory."""
     config = InventoryConfig(
         admin=Listen(port=free_port()), grpc=Grpc(port=free_port()), postgres=postgres_config(postgres, "inventory")

@@ -41,7 +41,7 @@ async def page(shop: Running, **parameters: object) -> dict:
     return answer.json()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     products=rows, limit=st.integers(1, 5), sort=st.sampled_from(["", *KEYS, *(f"-{k}" for k in KEYS)]), q=st.sampled_from([None, "apple"])
 )

@@ -26,6 +26,7 @@ async def test_schemathesis_finds_no_500_and_no_undocumented_answer(shop: Runnin
         "--max-examples", "10", "--seed", "1", "--phases", "coverage,fuzzing,stateful", "--continue-on-failure", "--no-shrink",
         # Some rules are beyond a schema: a key used before, a tag that is not the product's, ids together with q.
         "--checks", "all", "--exclude-checks", "positive_data_acceptance", "--generation-database", "none", "--no-color",
+        "--suppress-health-check", "too_slow", "--request-timeout", "120",
         cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     said, _ = await run.communicate()

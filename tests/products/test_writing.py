@@ -18,7 +18,7 @@ import yaml
 
 from market.contracts import inventory_pb2 as pb
 
-from .conftest import LAMP, Inventory, Running, Start, free_port, quantity, served
+from .conftest import LAMP, PATIENCE, Held, Inventory, Running, Start, free_port, quantity, served
 
 
 async def post(products: Running, key: str, **fields) -> httpx.Response:
@@ -95,16 +95,16 @@ async def test_of_two_different_requests_with_one_key_at_once_one_is_refused(sho
     assert all(a.json()["name"] == made["name"] for a in answers if a.status_code == 200)
 
 
-async def test_a_late_repeat_does_not_touch_the_stock_that_is_being_sold(start: Start, inventory_port, stock, tmp_path):
+async def test_a_late_repeat_does_not_touch_the_stock_that_is_being_sold(start: Start, inventory_port, stock):
     key = str(uuid4())
-    async with start(inventory_port, faults=tmp_path) as products:
-        (tmp_path / "products.before-set-stock").write_text("pause 1")
+    held = Held("products.before-set-stock")
+    async with start(inventory_port, faults=held) as products:
         late = asyncio.create_task(post(products, key, stock=3))
-        while not list(tmp_path.glob("*.done")):
-            await asyncio.sleep(0.01)
+        await asyncio.wait_for(held.reached.wait(), PATIENCE)
         product = (await post(products, key, stock=3)).json()
         line = pb.Item(product_id=product["id"], quantity=2)
         assert (await stock.Reserve(pb.ReserveRequest(reservation_id=str(uuid4()), items=[line]))).reserved
+        held.go.set()
         answer = await late
         assert (answer.status_code, answer.json()["id"]) == (200, product["id"])
         assert await quantity(stock, product["id"]) == 1
@@ -132,22 +132,34 @@ async def test_when_the_stock_cannot_be_set_nothing_has_changed(start: Start):
 async def test_a_stock_that_is_not_answered_in_time_is_503(start: Start):
     inventory = Inventory()
     async with served(inventory) as port, start(port) as products:
-        inventory.seconds = 5
-        answer = await products.http.post("/api/product", json=LAMP, headers={"X-Deadline-Ms": "300"})
-        assert answer.status_code == 503
-        assert len(inventory.set) == 1
+        # The connection is there.
+        await products.create()
+        gate = inventory.gate = asyncio.Event()
+        inventory.set.clear()
+        # A busy machine may eat the time before anything was sent; one try that goes well shows it.
+        for _ in range(10):
+            answer = await products.http.post("/api/product", json=LAMP, headers={"X-Deadline-Ms": "1000"})
+            assert answer.status_code == 503
+            if inventory.set:
+                break
+        gate.set()
+        assert inventory.set
+        # Each try mints an id of its own, and asks once for it.
+        assert len({id for id, _ in inventory.set}) == len(inventory.set)
 
 
-async def test_a_product_changed_between_check_and_update_is_412(start: Start, inventory_port, tmp_path):
-    async with start(inventory_port, faults=tmp_path) as products:
+async def test_a_product_changed_between_check_and_update_is_412(start: Start, inventory_port):
+    held = Held("products.after-set-stock")
+    held.reached.set()
+    async with start(inventory_port, faults=held) as products:
         product = await products.create()
-        (tmp_path / "products.after-set-stock").write_text("pause 0.5")
+        held.reached.clear()
         slow = asyncio.create_task(
             products.http.put("/api/product", json={**product, "name": "Slow", "stock": 1}, headers={"If-Match": '"1"'})
         )
-        while not list(tmp_path.glob("*.done")):
-            await asyncio.sleep(0.01)
+        await asyncio.wait_for(held.reached.wait(), PATIENCE)
         assert (await products.http.put("/api/product", json={**product, "name": "Fast"})).status_code == 200
+        held.go.set()
         assert (await slow).status_code == 412
         assert (await products.get(product["id"]))["name"] == "Fast"
 
@@ -161,11 +173,9 @@ async def test_while_postgresql_is_away_it_is_503_and_then_works_again(start: St
                 assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
         finally:
             postgres.restart()
-        for _ in range(100):
-            answer = await products.http.get(f"/api/product/{product['id']}", params={"availability": "false"})
-            if answer.status_code == 200:
-                break
-            await asyncio.sleep(0.05)
+        async with asyncio.timeout(PATIENCE):
+            while (answer := await products.http.get(f"/api/product/{product['id']}", params={"availability": "false"})).status_code != 200:
+                await asyncio.sleep(0.05)
         assert answer.json() == {**product, "available": None}
 
 
@@ -184,7 +194,8 @@ class Process:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(sys.executable, "-m", "market.products", env=environment, stderr=log)
         async with httpx.AsyncClient() as http:
-            for _ in range(600):
+            end = asyncio.get_running_loop().time() + 2 * PATIENCE
+            while asyncio.get_running_loop().time() < end:
                 try:
                     if (await http.get(f"http://127.0.0.1:{self.admin}/readyz")).status_code == 200:
                         return
@@ -196,7 +207,7 @@ class Process:
 
     async def ended(self) -> int:
         assert self._process is not None
-        return await asyncio.wait_for(self._process.wait(), 20)
+        return await asyncio.wait_for(self._process.wait(), PATIENCE)
 
     async def stop(self) -> int:
         assert self._process is not None
@@ -217,9 +228,10 @@ async def process(migrated, postgres, redis_server, inventory_port, tmp_path) ->
             "database": "products",
             "user": "products",
             "password": postgres.password,
+            "timeout_seconds": PATIENCE,
         },
         "redis": {"url": f"redis://{redis_server.host}:{redis_server.port}/0"},
-        "inventory": {"target": f"dns:///127.0.0.1:{inventory_port}"},
+        "inventory": {"target": f"dns:///127.0.0.1:{inventory_port}", "timeout_seconds": PATIENCE},
         "testing": True,
         "faults": {"directory": str(tmp_path)},
     }
@@ -231,18 +243,33 @@ async def process(migrated, postgres, redis_server, inventory_port, tmp_path) ->
 
 @asynccontextmanager
 async def calling(process: Process) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{process.port}", timeout=10) as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{process.port}", timeout=PATIENCE) as http:
         yield http
 
 
 async def die(process: Process, point: str, tmp_path: Path, request) -> None:
     """Sends the request to a process that dies at the point, and starts it again."""
     (tmp_path / point).write_text("crash")
+
+    async def until_dead(http: httpx.AsyncClient) -> None:
+        for _ in range(20):
+            # Its three seconds may be over before it comes to the point.
+            assert (await request(http)).status_code == 503
+
     async with calling(process) as http:
         with pytest.raises(httpx.TransportError):
-            await request(http)
+            await until_dead(http)
     assert await process.ended() == -signal.SIGKILL
     await process.start()
+
+
+async def decided(request, http: httpx.AsyncClient) -> tuple[httpx.Response, bool]:
+    """The first answer that is no 503, and whether there was one before it: then the request may have taken effect already."""
+    unsure = False
+    async with asyncio.timeout(2 * PATIENCE):
+        while (answer := await request(http)).status_code == 503:
+            unsure = True
+    return answer, unsure
 
 
 @pytest.mark.parametrize("point", ["products.before-set-stock", "products.after-set-stock"])
@@ -256,8 +283,8 @@ async def test_a_crash_while_a_product_is_made_and_a_repeat_make_one_product(pro
     await die(process, point, tmp_path, create)
     assert await shop.count() == before
     async with calling(process) as http:
-        first, second = await create(http), await create(http)
-    assert (first.status_code, second.status_code) == (201, 200)
+        (first, unsure), (second, _) = await decided(create, http), await decided(create, http)
+    assert (first.status_code, second.status_code) == (200 if unsure and first.status_code == 200 else 201, 200)
     assert first.json()["id"] == second.json()["id"]
     assert await shop.count() == before + 1
     assert await quantity(stock, first.json()["id"]) == 4
@@ -275,7 +302,8 @@ async def test_a_crash_while_a_product_is_changed_sells_nothing_that_is_not_ther
     assert (await shop.get(product["id"]))["name"] == "Lamp"
     assert await quantity(stock, product["id"]) == 1
     async with calling(process) as http:
-        assert (await put(http)).status_code == 200
+        answer, unsure = await decided(put, http)
+        assert answer.status_code == 200 or (unsure and answer.status_code == 412)
     assert (await shop.get(product["id"]))["name"] == "New"
     assert await quantity(stock, product["id"]) == 1
 
