@@ -31,11 +31,28 @@ from market.kit.health import Health
 from market.kit.lifecycle import Process
 from market.local import spawn
 
+# Seconds that everything in these tests may take, unless a test is about too little time: the machine may stand still.
+PATIENCE = 60.0
 _ports = spawn.free_ports()
 
 
 def reservation(*lines: tuple[UUID, int], id: UUID | None = None) -> Reservation:
     return merged(id or uuid4(), lines)
+
+
+async def blocking(conn: asyncpg.Connection) -> int:
+    """How many sessions wait for what this connection's transaction holds."""
+    return await conn.fetchval(
+        "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+    )
+
+
+async def until_blocking(conn: asyncpg.Connection, *calls: asyncio.Future[Any]) -> None:
+    """Returns once somebody waits for this connection's transaction, or fails when one of the calls ends without."""
+    async with asyncio.timeout(PATIENCE):
+        while not await blocking(conn):
+            assert not any(call.done() for call in calls), "it waits for nobody"
+            await asyncio.sleep(0.01)
 
 
 class Tables:
@@ -71,12 +88,13 @@ class Tables:
 @pytest.fixture(scope="session")
 def database(postgres) -> kit_config.Postgres:
     return kit_config.Postgres(
-        host=postgres.host, port=postgres.port, database="inventory", user="inventory", password=postgres.password, timeout_seconds=5
-    )
+        host=postgres.host, port=postgres.port, database="inventory", user="inventory", password=postgres.password,
+        timeout_seconds=PATIENCE / 2,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
-async def migrated(database) -> kit_config.Postgres:
+async def migrated(database, patient_pools) -> kit_config.Postgres:
     await kit_postgres.migrate(database, MIGRATIONS)
     return database
 
@@ -111,7 +129,7 @@ async def looking(migrated) -> AsyncIterator[Tables]:
 async def opened(
     database: kit_config.Postgres,
     *,
-    timeout: float = 5.0,
+    timeout: float = PATIENCE / 2,
     gathering: Gathering | None = None,
     max_waiting: int = 1000,
     faults: Faults | None = None,
@@ -186,14 +204,14 @@ class ServiceProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "market.inventory", *arguments], env=self._environment, stderr=log)
 
-    async def ended(self, seconds: float = 20) -> int:
+    async def ended(self, seconds: float = PATIENCE) -> int:
         assert self.process is not None
         return await asyncio.wait_for(asyncio.to_thread(self.process.wait), seconds)
 
     def channel(self) -> grpc.aio.Channel:
         return grpc.aio.insecure_channel(f"127.0.0.1:{self.config['grpc']['port']}", options=[("grpc.max_reconnect_backoff_ms", 200)])
 
-    async def ready(self, seconds: float = 20) -> None:
+    async def ready(self, seconds: float = PATIENCE) -> None:
         """Returns once the admin page says so."""
         async with asyncio.timeout(seconds):
             while "ready" not in await self.readiness():
@@ -207,9 +225,13 @@ class ServiceProcess:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.config["admin"]["port"])
         except OSError:
             return {"missing": {"process": "no admin page"}}
-        writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
-        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-        writer.close()
+        try:
+            writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        except OSError:
+            return {"missing": {"process": "no answer"}}
+        finally:
+            writer.close()
         return {"ready": True} if b" 200 " in head.split(b"\r\n")[0] else msgspec.json.decode(body)
 
 
@@ -226,7 +248,7 @@ def service_process(database, tmp_path) -> Iterator[Callable[..., ServiceProcess
             "grpc": {"port": next(_ports)},
             "postgres": {
                 "host": database.host, "port": database.port, "database": database.database, "user": database.user,
-                "password": database.password,
+                "password": database.password, "timeout_seconds": PATIENCE / 2,
             },
         }  # fmt: skip
         service = ServiceProcess(config | settings, tmp_path / f"inventory-{next(numbers)}.yaml")
