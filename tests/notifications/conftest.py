@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,17 +21,20 @@ import httpx
 import msgspec
 import pytest
 import yaml
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from market.contracts import events
 from market.kit.lifecycle import Process
+from market.local import spawn
+from market.notifications import metrics
 from market.notifications.app import build
 from market.notifications.config import Config
 from market.notifications.dead_letters import dead_letters
 
 PARTITIONS = 4
+_free_ports = spawn.free_ports()
 
 
 def event(
@@ -58,7 +60,7 @@ def event(
     }  # fmt: skip
 
 
-async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 15) -> Any:
+async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 60) -> Any:
     """The condition's first true answer."""
     deadline = time.monotonic() + seconds
     while True:
@@ -77,14 +79,21 @@ class Post:
     sink: httpx.AsyncClient
     directory: Path
     kind: str
-    # Short, for those who come after one that was killed; a real broker takes no less than 6 by default.
-    session_seconds: float
+    # The shortest session, for those who come after one that was killed; a real broker takes no less than 6 by default.
+    short_session: float
     topic: str = field(default_factory=lambda: f"orders-{uuid4().hex[:8]}")
     mailbox: str = field(default_factory=lambda: f"c{uuid4().hex[:12]}@example.test")
 
     def __post_init__(self) -> None:
         self.producer = Producer(
-            {"bootstrap.servers": self.bootstrap_servers, "linger.ms": 0, "message.max.bytes": 4_300_000, "log_level": 2}
+            {
+                "bootstrap.servers": self.bootstrap_servers,
+                "linger.ms": 0,
+                "message.max.bytes": 4_300_000,
+                "log_level": 2,
+                # What is tried again neither comes twice nor overtakes.
+                "enable.idempotence": True,
+            }
         )
         self.processes: list[subprocess.Popen[bytes]] = []
 
@@ -93,20 +102,38 @@ class Post:
         return f"{self.topic}.dead-letter"
 
     def make_topic(self, name: str | None = None) -> None:
+        """Returns when the broker that clients ask knows it, with a leader for each partition."""
         name = name or self.topic
         if self.kind == "embedded":
             # It makes topics by itself.
-            self.producer.list_topics(name, timeout=5)
+            self.producer.list_topics(name, timeout=60)
             return
         admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 2})
         topic = NewTopic(name, PARTITIONS, 1, config={"max.message.bytes": str(events.MAX_MESSAGE_BYTES)})
-        for future in admin.create_topics([topic]).values():
-            future.result(10)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                for future in admin.create_topics([topic]).values():
+                    future.result(60)
+                break
+            except KafkaException as e:
+                if e.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                    break
+                # A broker that stood still is out of its own cluster for a moment.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        while True:
+            found = admin.list_topics(name, timeout=60).topics[name]
+            if found.error is None and len(found.partitions) == PARTITIONS and all(p.error is None for p in found.partitions.values()):
+                return
+            assert time.monotonic() < deadline, found.error
+            time.sleep(0.05)
 
     def publish(self, *published: dict[str, Any], headers: dict[str, str] | None = None, partition: int = -1) -> None:
         for one in published:
             self.publish_raw(one["subject"].encode(), msgspec.json.encode(one), headers=headers, partition=partition)
-        assert self.producer.flush(10) == 0
+        assert self.producer.flush(60) == 0
 
     def publish_raw(self, key: bytes | None, value: bytes | None, *, headers: dict[str, str] | None = None, partition: int = -1) -> None:
         self.producer.produce(
@@ -118,7 +145,7 @@ class Post:
         answer = await self.sink.get("/api/messages", params={"to": to or self.mailbox, "limit": 1000})
         return list(reversed(answer.json()["items"]))
 
-    async def count(self, number: int, to: str | None = None, seconds: float = 15) -> list[dict[str, Any]]:
+    async def count(self, number: int, to: str | None = None, seconds: float = 60) -> list[dict[str, Any]]:
         """The mails, once there are `number` of them."""
 
         async def enough() -> list[dict[str, Any]]:
@@ -135,14 +162,15 @@ class Post:
         tree: dict[str, Any] = {
             "admin": {"port": free_port()},
             "log": {"level": "info", "format": "console"},
-            "shutdown": {"drain_seconds": 0, "grace_seconds": 5},
+            "shutdown": {"drain_seconds": 0, "grace_seconds": 30},
             "kafka": {
                 "bootstrap_servers": self.bootstrap_servers, "group": self.topic, "topic": self.topic, "dead_letter_topic": self.letters,
-                "session_timeout_seconds": self.session_seconds, "auto_create_topics": True,
+                # Long: whoever stands still for seconds shall keep its partitions, and repeat no mail.
+                "session_timeout_seconds": 20, "revoke_seconds": 30, "auto_create_topics": True,
             },
-            "smtp": {"host": "127.0.0.1", "port": self.smtp_port, "timeout_seconds": 5, "reconnect_seconds": 0.3},
+            "smtp": {"host": "127.0.0.1", "port": self.smtp_port, "timeout_seconds": 30, "reconnect_seconds": 0.3},
             "mail": {"from": "Market <shop@market.test>"},
-            "retry": {"first_seconds": 0.05, "most_seconds": 0.2, "give_up_seconds": 60},
+            "retry": {"first_seconds": 0.05, "most_seconds": 0.2, "give_up_seconds": 600},
         }  # fmt: skip
         for name, value in changes.items():
             tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
@@ -154,11 +182,11 @@ class Post:
         process = process or Process()
         config = msgspec.convert(self.tree(**changes), Config, strict=False)
         async with build(config, process) as reader:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 await reader.start()
             process.health.started = True
             yield process
-            await reader.stop(5)
+            await reader.stop(60)
 
     def spawn(self, **changes: Any) -> subprocess.Popen[bytes]:
         """The service in a process of its own; `log(process)` is what it wrote."""
@@ -174,7 +202,7 @@ class Post:
         self.processes.append(process)
         return process
 
-    async def ready(self, process: Any, seconds: float = 30) -> None:
+    async def ready(self, process: Any, seconds: float = 120) -> None:
         async def asks() -> bool:
             assert process.poll() is None, process.log_file.read_text()
             try:
@@ -183,6 +211,11 @@ class Post:
                 return False
 
         await until(asks, seconds)
+
+    async def end(self, process: subprocess.Popen[bytes]) -> None:
+        """Stops one that was spawned, in an orderly way."""
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 60) == 0
 
     async def command(self, *args: str, **changes: Any) -> tuple[int, str]:
         """Exit status and output of `python -m market.notifications dead-letters ARGS`."""
@@ -196,10 +229,18 @@ class Post:
         consumer = Consumer({"bootstrap.servers": self.bootstrap_servers, "group.id": self.topic, "log_level": 2})
         try:
             return {
-                p.partition: p.offset for p in consumer.committed([TopicPartition(self.topic, n) for n in range(PARTITIONS)], timeout=10)
+                p.partition: p.offset for p in consumer.committed([TopicPartition(self.topic, n) for n in range(PARTITIONS)], timeout=60)
             }
         finally:
             consumer.close()
+
+    async def all_committed(self, number: int) -> None:
+        """Waits until so many messages, of all partitions together, are committed."""
+
+        async def enough() -> bool:
+            return sum((await asyncio.to_thread(self.committed)).values()) == number
+
+        await until(enough)
 
     def dead_letters(self) -> list[dict[str, Any]]:
         """What lies in the dead letter topic: key, value, headers."""
@@ -213,11 +254,13 @@ class Post:
             }
         )
         try:
-            found = consumer.list_topics(self.letters, timeout=10).topics[self.letters]
+            found = consumer.list_topics(self.letters, timeout=60).topics[self.letters]
+            assert found.error is None
+            assert len(found.partitions) == PARTITIONS
             consumer.assign([TopicPartition(self.letters, p, 0) for p in found.partitions])
             left, letters = len(found.partitions), []
             while left:
-                record = consumer.poll(10)
+                record = consumer.poll(60)
                 assert record is not None
                 if record.error():
                     left -= 1
@@ -230,14 +273,13 @@ class Post:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    # None that the kernel may give to a connection before it is listened on.
+    return next(_free_ports)
 
 
 @pytest.fixture(scope="session")
 async def sink(mail: Any) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=mail.url, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=mail.url, timeout=60) as client:
         yield client
 
 
@@ -247,6 +289,8 @@ async def post(kafka: Any, mail: Any, sink: httpx.AsyncClient, tmp_path: Path) -
     made = Post(f"{kafka.host}:{kafka.port}", mail.smtp_port, sink, tmp_path, kafka.kind, 2.5 if kafka.kind == "apache" else 6)
     made.make_topic()
     made.make_topic(made.letters)
+    # A reader that ended while the mail server was away has left it at 1.
+    metrics.PAUSED.labels("mail-server").set(0)
     yield made
     for process in made.processes:
         if process.poll() is None:

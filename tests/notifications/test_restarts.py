@@ -11,6 +11,8 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from market.kit.faults import Faults
+from market.kit.lifecycle import Process
 from market.local.kafka.broker import EmbeddedKafka
 from market.local.servers.base import Handle
 from market.notifications import metrics
@@ -21,11 +23,20 @@ def _ids(events: list[dict]) -> list[str]:  # type: ignore[type-arg]
     return sorted(f"<{e['id']}@market.test>" for e in events)
 
 
-async def _committed(post: Post, number: int) -> None:
-    async def enough() -> bool:
-        return sum((await asyncio.to_thread(post.committed)).values()) == number
+class Held(Faults):
+    """Lets no mail out until `free` is set."""
 
-    await until(enough, 30)
+    def __init__(self) -> None:
+        self.reached, self.free = asyncio.Event(), asyncio.Event()
+
+    async def reach(self, name: str) -> None:
+        if name == "notifications.before-mail":
+            self.reached.set()
+            await self.free.wait()
+
+
+async def _paused() -> bool:
+    return bool(metrics.PAUSED.labels("mail-server")._value.get() == 1)
 
 
 @pytest.mark.parametrize(
@@ -33,18 +44,17 @@ async def _committed(post: Post, number: int) -> None:
 )
 async def test_a_death_at_any_point_is_followed_by_the_mail(post: Post, points: Path, point: str, mails: int) -> None:
     faults = {"testing": True, "faults": {"directory": str(points)}}
-    first = post.spawn(**faults)
+    first = post.spawn(**faults, kafka={"session_timeout_seconds": post.short_session})
     await post.ready(first)
     (points / point).write_text("crash")
     mine = event(email=post.mailbox)
     post.publish(mine)
-    assert await asyncio.to_thread(first.wait, 15) == -signal.SIGKILL
+    assert await asyncio.to_thread(first.wait, 60) == -signal.SIGKILL
     assert sum(post.committed().values()) == 0
     second = post.spawn(**faults)
-    found = await post.count(mails, seconds=30)
-    await _committed(post, 1)
-    second.terminate()
-    assert await asyncio.to_thread(second.wait, 15) == 0
+    found = await post.count(mails)
+    await post.all_committed(1)
+    await post.end(second)
     # Repeated only where it had been accepted before the death, and then to be known as the same.
     assert [m["message_id"] for m in found] == _ids([mine]) * mails
 
@@ -56,12 +66,11 @@ async def test_a_restart_during_a_long_retry_does_not_repeat_the_mails_behind_it
     async with post.reading():
         post.publish(stuck, *behind, partition=1)
         await post.count(20)
-        await asyncio.sleep(0.4)
     assert post.committed()[1] == 0
     await post.misbehave()
     async with post.reading():
         await post.count(1, full)
-        await _committed(post, 21)
+        await post.all_committed(21)
         post.publish(event(email=full), partition=1)
         await post.count(2, full)
     assert len(await post.mails()) == 20
@@ -77,42 +86,48 @@ async def test_a_second_consumer_takes_over_partitions_with_mails_in_flight_and_
         other = post.spawn()
         await post.ready(other)
         post.publish(*mine[60:])
-        await post.count(120, seconds=30)
-        await _committed(post, 120)
-        other.terminate()
-        assert await asyncio.to_thread(other.wait, 15) == 0
+        await post.count(120)
+        await post.all_committed(120)
+        await post.end(other)
         assert "reading" in other.log_file.read_text()  # type: ignore[attr-defined]
     assert sorted(m["message_id"] for m in await post.mails()) == _ids(mine)
 
 
 async def test_a_reader_that_was_stopped_longer_than_its_session_lost_its_partitions_and_reads_on(post: Post) -> None:
-    process = post.spawn()
+    process = post.spawn(kafka={"session_timeout_seconds": 6})
     await post.ready(process)
-    post.publish(*(event(email=post.mailbox) for _ in range(5)))
+    before = [event(email=post.mailbox) for _ in range(5)]
+    post.publish(*before)
     await post.count(5)
-    await _committed(post, 5)
+    await post.all_committed(5)
     process.send_signal(signal.SIGSTOP)
-    await asyncio.sleep(post.session_seconds + 2)
+    await asyncio.sleep(8)
+    if post.kind == "apache":
+        # It, too, may have stood still.
+        await until(lambda: _has_no_member(post))
     mine = [event(email=post.mailbox) for _ in range(5)]
     post.publish(*mine)
     process.send_signal(signal.SIGCONT)
-    found = await post.count(10, seconds=30)
-    await _committed(post, 10)
-    assert sorted(m["message_id"] for m in found[5:]) == _ids(mine)
-    process.terminate()
-    assert await asyncio.to_thread(process.wait, 15) == 0
+    await post.all_committed(10)
+    await post.end(process)
+    found = [m["message_id"] for m in await post.mails()]
+    assert sorted(found[:5]) == _ids(before)
+    # One that was under way when it noticed the loss may come twice.
+    assert sorted(set(found[5:])) == _ids(mine)
     assert "lost the partitions" in process.log_file.read_text()  # type: ignore[attr-defined]
 
 
-async def test_a_stop_lets_mails_under_way_finish_and_commits_them(post: Post) -> None:
-    await post.misbehave({"mode": "hang", "stage": "data", "times": 1, "seconds": 1.5})
-    process = post.spawn()
+async def test_a_stop_lets_mails_under_way_finish_and_commits_them(post: Post, points: Path) -> None:
+    process = post.spawn(testing=True, faults={"directory": str(points)})
     await post.ready(process)
+    (points / "notifications.before-mail").write_text("pause 5")
     post.publish(event(email=post.mailbox))
-    await asyncio.sleep(0.7)
-    assert await post.mails() == []
-    process.terminate()
-    assert await asyncio.to_thread(process.wait, 15) == 0
+
+    async def under_way() -> bool:
+        return (points / "notifications.before-mail.done").exists()
+
+    await until(under_way)
+    await post.end(process)
     assert len(await post.mails()) == 1
     assert sum(post.committed().values()) == 1
 
@@ -128,8 +143,9 @@ async def test_a_committed_offset_that_the_topic_no_longer_has_goes_on_from_the_
     before = metrics.RESETS._value.get()
     async with post.reading():
         found = await post.count(6)
-        assert metrics.RESETS._value.get() == before + 1
-        await _committed(post, 6)
+        # Once more for each attempt at joining that failed behind it.
+        assert metrics.RESETS._value.get() > before
+        await post.all_committed(6)
     assert sorted(m["message_id"] for m in found) == _ids(mine)
 
 
@@ -141,19 +157,15 @@ async def test_messages_deleted_under_a_paused_reader_are_passed_with_an_alarm(p
     # The mail server is away, so the reader is paused at offset 1 while what follows goes away.
     async with post.reading(smtp={"port": 1}) as _:
         post.publish(event(email=post.mailbox), partition=0)
-
-        async def paused() -> bool:
-            return metrics.PAUSED.labels("mail-server")._value.get() == 1
-
-        await until(paused)
+        await until(_paused)
         post.publish(*(event(email=post.mailbox) for _ in range(5)), partition=0)
         await asyncio.sleep(0.3)
     for future in admin.delete_records([TopicPartition(post.topic, 0, 4)]).values():
-        await asyncio.to_thread(future.result, 10)
+        await asyncio.to_thread(future.result, 60)
     async with post.reading():
         await post.count(2)
-        await _committed(post, 6)
-    assert metrics.RESETS._value.get() == before + 1
+        await post.all_committed(6)
+    assert metrics.RESETS._value.get() > before
 
 
 async def test_an_offset_that_goes_out_of_range_while_reading_goes_on_from_the_earliest(post: Post, kafka: object) -> None:
@@ -161,17 +173,19 @@ async def test_an_offset_that_goes_out_of_range_while_reading_goes_on_from_the_e
         pytest.skip("the embedded broker deletes nothing")
     admin = AdminClient({"bootstrap.servers": post.bootstrap_servers})
     before = metrics.RESETS._value.get()
-    await post.misbehave({"mode": "hang", "stage": "data", "times": 1, "seconds": 2})
-    async with post.reading(memory={"messages": 1}):
+    held = Held()
+    async with post.reading(Process(faults=held), memory={"messages": 1}):
         # The first fills the memory and pauses the partition; the next ones go before they are read.
         post.publish(event(email=post.mailbox), partition=0)
-        await asyncio.sleep(0.7)
+        async with asyncio.timeout(60):
+            await held.reached.wait()
         post.publish(*(event(email=post.mailbox) for _ in range(5)), partition=0)
         for future in admin.delete_records([TopicPartition(post.topic, 0, 4)]).values():
-            await asyncio.to_thread(future.result, 10)
-        await post.count(3, seconds=20)
-        await _committed(post, 6)
-    assert metrics.RESETS._value.get() == before + 1
+            await asyncio.to_thread(future.result, 60)
+        held.free.set()
+        await post.count(3)
+        await post.all_committed(6)
+    assert metrics.RESETS._value.get() > before
 
 
 async def test_a_broker_that_dies_and_comes_back_is_gone_on_with(post: Post, kafka: object) -> None:
@@ -180,17 +194,17 @@ async def test_a_broker_that_dies_and_comes_back_is_gone_on_with(post: Post, kaf
     async with post.reading() as process:
         post.publish(event(email=post.mailbox))
         await post.count(1)
-        await _committed(post, 1)
+        await post.all_committed(1)
         kafka.kill()  # type: ignore[attr-defined]
 
         async def unready() -> bool:
             return bool(await process.health.unready())
 
         await until(unready)
-        await asyncio.to_thread(kafka.restart)  # type: ignore[attr-defined]
+        await asyncio.to_thread(kafka.restart, 120)  # type: ignore[attr-defined]
         post.publish(event(email=post.mailbox))
-        await post.count(2, seconds=30)
-        await _committed(post, 2)
+        await post.count(2)
+        await post.all_committed(2)
         assert await until(lambda: _ready(process))
 
 
@@ -200,18 +214,23 @@ async def test_an_embedded_broker_that_comes_back_empty_is_read_from_its_beginni
     try:
         post = Post(f"127.0.0.1:{broker.port}", mail.smtp_port, sink, tmp_path, "embedded", 6)
         post.make_topic()
-        async with post.reading():
+        async with post.reading(kafka={"session_timeout_seconds": 6}):
             post.publish(*(event(email=post.mailbox) for _ in range(3)), partition=0)
             await post.count(3)
-            await _committed(post, 3)
+            await post.all_committed(3)
             await asyncio.to_thread(broker.kill)
             await asyncio.to_thread(broker.restart)
             # Published before the consumer is back in its group, and before its offset.
             post.publish(*(event(email=post.mailbox) for _ in range(2)), partition=0)
-            await post.count(5, seconds=40)
-            await _committed(post, 2)
+            await post.count(5, seconds=120)
+            await post.all_committed(2)
     finally:
         await asyncio.to_thread(broker.stop)
+
+
+async def _has_no_member(post: Post) -> bool:
+    admin = AdminClient({"bootstrap.servers": post.bootstrap_servers, "log_level": 2})
+    return not (await asyncio.to_thread(admin.describe_consumer_groups([post.topic])[post.topic].result, 60)).members
 
 
 async def _ready(process: object) -> bool:
