@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,8 +15,12 @@ import httpx
 from market.graphql.app import build
 from market.graphql.config import Config
 from market.kit.config import Http, Listen, Remote
-from market.kit.lifecycle import HttpServer, Process
+from market.kit.lifecycle import HttpServer, Process, listen
+from market.local import spawn
 
+_free_ports = spawn.free_ports()
+# What a call to products or orders may take: longer than this process may stand still, and less than the edge allows.
+NEIGHBOUR_SECONDS = 9.0
 NOW = "2026-01-02T03:04:05.000006Z"
 
 
@@ -166,18 +169,16 @@ class Backend:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
+    """None that the kernel may give to a connection before it is listened on."""
+    return next(_free_ports)
 
 
 async def serve(app: Any) -> tuple[HttpServer, str]:
     """The app on a port of its own."""
-    port = free_port()
-    server = HttpServer(app, "127.0.0.1", port)
+    sock = listen("127.0.0.1", 0)
+    server = HttpServer(app, sock=sock)
     await server.start()
-    return server, f"http://127.0.0.1:{port}"
+    return server, f"http://127.0.0.1:{sock.getsockname()[1]}"
 
 
 @dataclass
@@ -211,8 +212,8 @@ async def gateway(**changes: Any) -> AsyncIterator[Gateway]:
             made = order(n, "ann" if n < 25 else "bob", [ids[(7 * n + k) % 230] for k in range(n % 5 + 1)])
             orders.things[made["id"]] = made
         settings: dict[str, Any] = {
-            "products": Remote(url=products.url),
-            "orders": Remote(url=orders.url),
+            "products": Remote(url=products.url, timeout_seconds=NEIGHBOUR_SECONDS),
+            "orders": Remote(url=orders.url, timeout_seconds=NEIGHBOUR_SECONDS),
             "http": Http(port=free_port()),
             "admin": Listen(port=1),
             **changes,
@@ -222,5 +223,5 @@ async def gateway(**changes: Any) -> AsyncIterator[Gateway]:
         await server.start()
         stack.push_async_callback(server.stop, 1)
         url = f"http://127.0.0.1:{config.http.port}"
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60))
         yield Gateway(f"{url}/graphql", products, orders, http)
