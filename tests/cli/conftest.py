@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 from shop_of_paper import PaperShop, Running
+
+from market.local import spawn
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country"
 
@@ -41,6 +42,4 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def unused() -> int:
     """A port base where nobody listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return min(int(sock.getsockname()[1]), 65_000) - 1
+    return next(spawn.free_ports()) - 1

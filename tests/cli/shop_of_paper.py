@@ -24,7 +24,9 @@ class PaperShop:
         # "lose" (do it, and close without an answer).
         self.trouble: list[int | str] = []
         self.retry_after = "0"
-        self.seconds = 0.0
+        # Each order waits until so many have been under way at once, and a little longer.
+        self.together = 0
+        self._met = asyncio.Event()
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=2**20)
@@ -53,33 +55,41 @@ class PaperShop:
         return await self._once(request, self.products, self._make)
 
     async def order(self, request: web.Request) -> web.StreamResponse:
-        return await self._once(request, self.orders, self._order)
-
-    async def _once(self, request: web.Request, kept: dict[str, Any], make: Any) -> web.StreamResponse:
-        self.requests += 1
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
-            await asyncio.sleep(self.seconds)
-            if answer := self.amiss(request):
-                return answer
-            body, key = json.loads(await request.read()), request.headers["Idempotency-Key"]
-            if known := self.keys.get(key):
-                if known[0] != body:
-                    return problem(422, "idempotency-key-reused", "Idempotency-Key: was used before with another request")
-                return web.json_response(kept[known[1]], headers={"Idempotency-Replayed": "true"})
-            made = make(body)
-            if isinstance(made, web.Response):
-                return made
-            kept[made["id"]] = made
-            self.keys[key] = (body, made["id"])
-            if self.trouble and self.trouble[0] == "lose":
-                self.trouble.pop(0)
-                assert request.transport is not None
-                request.transport.abort()
-            return web.json_response(made, status=201)
+            await self._meet()
+            return await self._once(request, self.orders, self._order)
         finally:
             self.under_way -= 1
+
+    async def _once(self, request: web.Request, kept: dict[str, Any], make: Any) -> web.StreamResponse:
+        self.requests += 1
+        if answer := self.amiss(request):
+            return answer
+        body, key = json.loads(await request.read()), request.headers["Idempotency-Key"]
+        if known := self.keys.get(key):
+            if known[0] != body:
+                return problem(422, "idempotency-key-reused", "Idempotency-Key: was used before with another request")
+            return web.json_response(kept[known[1]], headers={"Idempotency-Replayed": "true"})
+        made = make(body)
+        if isinstance(made, web.Response):
+            return made
+        kept[made["id"]] = made
+        self.keys[key] = (body, made["id"])
+        if self.trouble and self.trouble[0] == "lose":
+            self.trouble.pop(0)
+            assert request.transport is not None
+            request.transport.abort()
+        return web.json_response(made, status=201)
+
+    async def _meet(self) -> None:
+        if self.together:
+            if self.most_under_way >= self.together:
+                self._met.set()
+            async with asyncio.timeout(60):
+                await self._met.wait()
+            await asyncio.sleep(0.1)
 
     def _make(self, body: dict[str, Any]) -> dict[str, Any]:
         id = str(uuid4())

@@ -4,13 +4,16 @@ import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import typer
 from shop_of_paper import Running
 from typer.testing import CliRunner, Result
 
 from market.local import importer, replay
+from market.local import shop as shop_module
 from market.local.shop import Shop
 
 Write = Callable[..., Path]
@@ -113,20 +116,26 @@ async def test_lost_answers_and_refusals_for_now_are_asked_again_with_the_same_k
     assert set(paper.shop.stock.values()) == {0}
 
 
-async def test_retry_after_is_honoured(paper: Running) -> None:
-    paper.shop.trouble, paper.shop.retry_after = [503], "1"
-    loop = asyncio.get_running_loop()
-    started = loop.time()
+async def test_retry_after_is_honoured(paper: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    paper.shop.trouble, paper.shop.retry_after = [503], "30"
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    # Nothing else of asyncio is used there.
+    monkeypatch.setattr(shop_module, "asyncio", SimpleNamespace(sleep=sleep))
     async with Shop.at(port_base=1, url=paper.url) as shop:
         made = await shop.make_product({"name": "MUG", "description": "", "price": "1", "currency": "GBP", "stock": 1}, "k")
     assert not made.before
-    assert 1.0 <= loop.time() - started < 3
+    [pause] = pauses
+    assert 30 <= pause <= 37.5
 
 
 async def test_orders_under_way_are_as_many_as_was_said(paper: Running, write: Write) -> None:
     path = write(*(f"{n};10;MUG;1;1;" for n in range(1, 41)))
     await market("import", path, "--url", paper.url)
-    paper.shop.most_under_way, paper.shop.seconds = 0, 0.01
+    paper.shop.most_under_way, paper.shop.together = 0, 7
     await market("replay", path, "--url", paper.url, "--concurrency", 7)
     assert paper.shop.most_under_way == 7
     assert len(paper.shop.orders) == 40
