@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,12 +126,10 @@ def loaded(documents: list[dict[str, Any]], name: str, package: str) -> Any:
     for secret in spec["containers"][0].get("envFrom", []):
         data = of(documents, "Secret").get(secret["secretRef"]["name"], {}).get("data", {})
         environ |= {key: base64.b64decode(value).decode() for key, value in data.items() if value}
-    path = Path(f"/tmp/market-test-{name}.yaml")
-    path.write_text(text)
-    try:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "config.yaml"
+        path.write_text(text)
         return kit_config.load(path, importlib.import_module(f"market.{package}.config").Config, environ)
-    finally:
-        path.unlink()
 
 
 @pytest.mark.parametrize("overlay", ["base", "overlays/production"])
