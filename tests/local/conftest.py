@@ -18,13 +18,18 @@ import pytest
 
 from market.local import spawn, table
 
+_candidates = spawn.free_ports()
+_given: set[int] = set()
+
 
 def free_base() -> int:
     """A port base whose sixteen ports nobody listens on."""
-    candidates = spawn.free_ports()
     while True:
-        base = next(candidates)
-        if all(spawn.is_free(port) for port in table.ports(base).values()):
+        base = next(_candidates)
+        ports = set(table.ports(base).values())
+        # Nor will those who were given a base, and have not begun yet.
+        if not ports & _given and all(spawn.is_free(port) for port in ports):
+            _given.update(ports)
             return base
 
 
@@ -44,7 +49,7 @@ class Up:
         """Starts it and waits until it has written its JSON file."""
         self.begin()
         assert self.process is not None
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 180
         while not self.file.exists():
             assert self.process.poll() is None, self.said
             assert time.monotonic() < deadline, self.said
@@ -59,7 +64,7 @@ class Up:
                 env={**os.environ, "COLUMNS": "200"},
             )  # fmt: skip
 
-    def ended(self, seconds: float = 60) -> int:
+    def ended(self, seconds: float = 120) -> int:
         """Its exit status, once it has ended."""
         assert self.process is not None
         return self.process.wait(seconds)
@@ -80,7 +85,7 @@ class Up:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(60)
+                self.process.wait(120)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -102,7 +107,7 @@ def make_up(server_directory: Path) -> Iterator[Callable[..., Up]]:
         shutil.rmtree(up.data, ignore_errors=True)
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """The first true answer of `condition`."""
     deadline = time.monotonic() + seconds
     while True:

@@ -20,7 +20,7 @@ from market.local.servers.postgres import Postgres
 
 
 def _sleeper(tmp_path: Path) -> subprocess.Popen[bytes]:
-    return spawn.spawn(spawn.Command(["sleep", "60"]), log=tmp_path / "sleep.log")
+    return spawn.spawn(spawn.Command(["sleep", "600"]), log=tmp_path / "sleep.log")
 
 
 def test_what_an_earlier_command_left_running_is_ended_and_a_stranger_with_the_same_pid_is_not(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_what_an_earlier_command_left_running_is_ended_and_a_stranger_with_the_s
         ]
         write_json(tmp_path / "pids.json", records)
         assert directory.end_leftovers() == ["orders"]
-        assert ours.wait(5) == -9
+        assert ours.wait(60) == -9
         assert stranger.poll() is None
     finally:
         for process in (ours, stranger):
@@ -72,12 +72,12 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 def test_a_child_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, os; from market.local import spawn\n"
-        "p = spawn.spawn(spawn.Command(['sleep', '60']), log=pathlib.Path(sys.argv[1]))\n"
+        "p = spawn.spawn(spawn.Command(['sleep', '600']), log=pathlib.Path(sys.argv[1]))\n"
         "print(p.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "log")], capture_output=True, text=True, check=False)
     assert done.returncode == -9
-    assert spawn.wait_gone(spawn.tree(int(done.stdout)), 5) == []
+    assert spawn.wait_gone(spawn.tree(int(done.stdout)), 60) == []
 
 
 def test_without_java_auto_takes_the_embedded_broker_unless_apache_kafka_wrote_the_data(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,8 +146,18 @@ def wait_gone(processes: Sequence[psutil.Process], seconds: float) -> list[psuti
     """Waits until the processes have ended; answers those that have not."""
     deadline = time.monotonic() + seconds
     left = list(processes)
-    while left and time.monotonic() < deadline:
-        left = [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        if left:
-            time.sleep(0.01)
-    return left
+    while True:
+        # The last look is after the deadline: who stood still meanwhile has not looked at all.
+        late = time.monotonic() >= deadline
+        left = [p for p in left if _alive(p)]
+        if late or not left:
+            return left
+        time.sleep(0.01)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        # Gone between the two questions.
+        return False

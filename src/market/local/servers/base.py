@@ -78,12 +78,12 @@ class Handle:
         assert self.process is not None, f"{self.server.name} is not running"
         return self.process.pid
 
-    def start(self, seconds: float = 60) -> None:
+    def start(self, seconds: float = 120) -> None:
         """Starts it and waits until it is ready. Raises StartError."""
         self.server.prepare()
         self.restart(seconds)
 
-    def restart(self, seconds: float = 60) -> None:
+    def restart(self, seconds: float = 120) -> None:
         """Starts it again, on the same port and data; one that still runs is stopped first."""
         if self.process is not None and self.process.poll() is None:
             self.stop()
