@@ -28,7 +28,12 @@ from benchmarks.scenarios import SCENARIOS
 
 async def rounds(lab: Lab, scenario: Scenario, count: int) -> dict[str, list[Figure]]:
     """The contestants' figures, by name. Each round runs all of them, in a new order."""
-    contestants = await scenario.prepare(lab)
+    try:
+        contestants = await scenario.prepare(lab)
+    except Exception as e:
+        # Its load, too, may meet a stall; what is there already is not started again.
+        print(f"  {scenario.name}: prepared again, {e!r}", flush=True)
+        contestants = await scenario.prepare(lab)
     figures: dict[str, list[Figure]] = {name: [] for name in contestants}
 
     async def once(name: str) -> Figure:
@@ -38,7 +43,7 @@ async def rounds(lab: Lab, scenario: Scenario, count: int) -> dict[str, list[Fig
     async def measured(name: str) -> Figure:
         try:
             return await once(name)
-        except (RuntimeError, TimeoutError) as e:
+        except Exception as e:
             # A stall of the machine shall not cost the scenario; what fails twice does.
             print(f"  {scenario.name}, {name}: again, {e!r}", flush=True)
             figure = await once(name)

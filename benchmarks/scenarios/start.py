@@ -192,6 +192,9 @@ async def memory(lab: Lab) -> Contestants:
                 except RuntimeError as e:
                     failed.append(str(e)[:200])
             sampling.cancel()
+            if not samples:
+                # It took longer than the load.
+                samples.append(await asyncio.to_thread(pss, process.pid))
         totals = [sum(s.values()) for s in samples]
         third = max(1, len(totals) // 3)
         return Figure(

@@ -12,16 +12,36 @@ import pytest
 
 from benchmarks import needs
 from benchmarks.scenarios import SCENARIOS
+from market.local import spawn
 
 ROOT = Path(__file__).parents[2]
 STACK = [s.name for s in SCENARIOS if s.stack]
 GROUPS = {"on one stack": STACK, "the gateway": ["graphql"], "whole stacks": ["cold", "memory"]}
 
 
+def free_base() -> int:
+    """A port base for the stack, and for what stands beside it."""
+    return next(base for base in spawn.free_ports() if all(spawn.is_free(base + n) for n in range(40)))
+
+
+# A tenth of that on a machine with nothing else to do.
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("words", GROUPS.values(), ids=GROUPS.keys())
 def test_every_scenario_runs_and_writes_its_row(words: list[str], server_directory: Path) -> None:
     out = server_directory / f"bench-{words[0]}"
-    command = [sys.executable, "-m", "benchmarks.run", "--smoke", "--kafka", "embedded", "--port-base", "29300", "--out", str(out), *words]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.run",
+        "--smoke",
+        "--kafka",
+        "embedded",
+        "--port-base",
+        str(free_base()),
+        "--out",
+        str(out),
+        *words,
+    ]
 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
