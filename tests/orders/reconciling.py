@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from market.orders import admin
 from market.orders import app as orders_app
 from market.orders.config import Config
 
-from .parts import Service, serving
+from .parts import PATIENCE, Service, serving
 
 # Ids are looked at after a second; what the loops should have done counts as late after 3.3 s.
 RECOVERY = {"after_seconds": 1, "interval_seconds": 0.1}
@@ -39,6 +40,9 @@ class Found:
         self.all = [line for line in lines if line["kind"] == "difference"]
         self.progress = [line for line in lines if line["kind"] == "progress"]
 
+    def __repr__(self) -> str:
+        return f"{self.all} {self.summary}"
+
     @property
     def counts(self) -> tuple[int, int, bool]:
         """Of the summary: differences, repaired, complete."""
@@ -49,7 +53,15 @@ class Found:
 
 
 async def reconcile(service: Service, *, repair: int = 0, topic: int = 0) -> Found:
-    """By the admin route, as `market reconcile` asks."""
+    """By the admin route, as `market reconcile` asks: again, where a store did not answer before there was anything to say."""
+    found = await _reconcile(service, repair, topic)
+    end = asyncio.get_running_loop().time() + PATIENCE
+    while not found.summary["complete"] and not found.all and asyncio.get_running_loop().time() < end:
+        found = await _reconcile(service, repair, topic)
+    return found
+
+
+async def _reconcile(service: Service, repair: int, topic: int) -> Found:
     assert service.shop is not None
     sent: list[Any] = []
 
