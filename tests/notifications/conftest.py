@@ -165,8 +165,9 @@ class Post:
             "shutdown": {"drain_seconds": 0, "grace_seconds": 30},
             "kafka": {
                 "bootstrap_servers": self.bootstrap_servers, "group": self.topic, "topic": self.topic, "dead_letter_topic": self.letters,
-                # Long: whoever stands still for seconds shall keep its partitions, and repeat no mail.
-                "session_timeout_seconds": 20, "revoke_seconds": 30, "auto_create_topics": True,
+                # Long: whoever stands still for seconds shall keep its partitions, and repeat no mail. The embedded broker
+                # makes everyone wait as long at each rebalance.
+                "session_timeout_seconds": 20 if self.kind == "apache" else 6, "revoke_seconds": 30, "auto_create_topics": True,
             },
             "smtp": {"host": "127.0.0.1", "port": self.smtp_port, "timeout_seconds": 30, "reconnect_seconds": 0.3},
             "mail": {"from": "Market <shop@market.test>"},
