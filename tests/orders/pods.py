@@ -20,7 +20,7 @@ from market.orders import service as use_cases
 from .parts import PATIENCE, Service, serving, until
 
 # Only whom the test tells to recovers and relays.
-CALM = {"after_seconds": 600, "interval_seconds": 600, "relay_interval_seconds": 600}
+CALM = {"after_seconds": 600, "interval_seconds": 600, "claim_seconds": 600, "relay_interval_seconds": 600}
 # The loops come by, and nothing is overdue before a test makes it so: not even where the machine stands still for a moment.
 UNHURRIED = {"after_seconds": 600, "claim_seconds": 600}
 

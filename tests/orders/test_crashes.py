@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -52,22 +52,21 @@ class Whole:
     document: dict[str, Any] | None
 
 
-@pytest.fixture(scope="module")
-def apart(given: Any) -> Any:
-    """Configurations on a database of their own."""
-    name = f"orders_crash_{uuid4().hex[:8]}"
-    return lambda **more: given(database=name, **more)
-
-
-@pytest.fixture(scope="module")
-async def healer(apart: Any, migrated: None) -> AsyncIterator[Service]:
-    """Two services whose loops finish what others left: recovery runs in every pod.
+@asynccontextmanager
+async def healing(given: Any) -> AsyncIterator[tuple[Service, Callable[..., dict[str, Any]]]]:
+    """Two services whose loops finish what others left (recovery runs in every pod), and configurations on their database,
+    which is nobody else's: the loops of a process that only begins would take up what another one has left.
 
     They must not take a slow process for a dead one, so what a death leaves is `overdue` only once the test has seen it.
     """
-    assert await orders_app.migrate(msgspec.convert(apart(), Config), []) == 0
-    async with serving(apart(recovery=UNHURRIED)) as first, serving(apart(recovery=UNHURRIED)):
-        yield first
+    name = f"orders_crash_{uuid4().hex[:8]}"
+
+    def apart(recovery: dict[str, Any]) -> dict[str, Any]:
+        return dict(given(database=name, recovery=recovery))
+
+    assert await orders_app.migrate(msgspec.convert(apart(UNHURRIED), Config), []) == 0
+    async with serving(apart(UNHURRIED)) as first, serving(apart(UNHURRIED)):
+        yield first, apart
 
 
 async def settled(healer: Service, topic: Topic, order_id: str, stock: Stock, product: str) -> Whole:
@@ -132,15 +131,15 @@ async def crash(
 
 @pytest.fixture(scope="module")
 async def crashes(
-    apart: Any, healer: Service, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path_factory: pytest.TempPathFactory
+    given: Any, migrated: None, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Whole | None]:
     """Every point, a few at a time, and how each order ended."""
     at_once = asyncio.Semaphore(4)
 
     async def one(point: str) -> tuple[str, Whole | None]:
-        async with at_once:
+        async with at_once, healing(given) as (healer, apart):
             # Only the healer recovers.
-            process = OwnProcess(apart(recovery=CALM), tmp_path_factory.mktemp(point))
+            process = OwnProcess(apart(CALM), tmp_path_factory.mktemp(point))
             try:
                 return point, await crash(point, process, healer, catalogue, stock, topic, cancel=point in CANCELLED)
             finally:
@@ -188,27 +187,28 @@ def test_a_crash_while_cancelling_gives_the_goods_back_once(crashes: dict[str, W
 
 
 async def test_a_rejection_for_a_shortage_survives_a_crash_before_its_release(
-    apart: Any, healer: Service, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Any
+    given: Any, migrated: None, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Any
 ) -> None:
-    process = OwnProcess(apart(recovery=CALM), tmp_path)
-    lamp, user = catalogue.add(), f"short {uuid4()}"
-    await stock.set(lamp, 1)
-    try:
-        process.start()
-        await process.ready()
-        process.arm("orders.after-reject-status")
-        with pytest.raises(httpx.TransportError):
-            await process.http.post("/api/order", json={"user": user, "items": [{"product_id": lamp, "quantity": 2}]})
-        await process.died()
-    finally:
-        await process.close()
-    assert healer.shop is not None
-    stored = await healer.shop.store._orders.find_one({"user": user})
-    assert stored is not None
-    whole = await settled(healer, topic, str(stored["_id"]), stock, lamp)
-    assert (whole.status, whole.left, whole.events) == ("rejected", 1, [])
-    assert whole.document is not None
-    assert whole.document["reason"] == "out-of-stock"
+    async with healing(given) as (healer, apart):
+        process = OwnProcess(apart(CALM), tmp_path)
+        lamp, user = catalogue.add(), f"short {uuid4()}"
+        await stock.set(lamp, 1)
+        try:
+            process.start()
+            await process.ready()
+            process.arm("orders.after-reject-status")
+            with pytest.raises(httpx.TransportError):
+                await process.http.post("/api/order", json={"user": user, "items": [{"product_id": lamp, "quantity": 2}]})
+            await process.died()
+        finally:
+            await process.close()
+        assert healer.shop is not None
+        stored = await healer.shop.store._orders.find_one({"user": user})
+        assert stored is not None
+        whole = await settled(healer, topic, str(stored["_id"]), stock, lamp)
+        assert (whole.status, whole.left, whole.events) == ("rejected", 1, [])
+        assert whole.document is not None
+        assert whole.document["reason"] == "out-of-stock"
 
 
 async def test_a_recovery_that_dies_is_taken_over(
