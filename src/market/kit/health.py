@@ -10,7 +10,7 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from market.kit import logs
-from market.kit.resilience import backoff
+from market.kit.resilience import backoff, heed_cancellation
 
 T = TypeVar("T")
 log = logs.get("health")
@@ -65,6 +65,7 @@ class Health:
             try:
                 result = await attempt()
             except Exception as e:
+                heed_cancellation()
                 tries += 1
                 reason = _short(e)
                 self.missing(name, reason)

@@ -27,6 +27,7 @@ from prometheus_client import REGISTRY
 from market.kit import config as kit_config
 from market.kit import faults, logs, tracing
 from market.kit.health import Admin, Health
+from market.kit.resilience import heed_cancellation
 from market.kit.workers import Workers
 
 C = TypeVar("C", bound=kit_config.Base)
@@ -238,7 +239,5 @@ async def background(name: str, step: Callable[[], Awaitable[float]]) -> None:
                 log.warning(f"{name} failed", error=text[:500])
             last = text
             pause = 1.0
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            # A library on the way took the cancellation for an error of its own (PyMongo does).
-            raise asyncio.CancelledError
+        heed_cancellation()
         await asyncio.sleep(pause)

@@ -28,6 +28,13 @@ def backoff(attempt: int, *, base: float = 0.05, most: float = 2.0) -> float:
     return random.uniform(0, min(most, base * 2 ** min(attempt, 30)))
 
 
+def heed_cancellation() -> None:
+    """Raises CancelledError where the current task was cancelled. For whoever goes on after an error: a library on the way
+    may have taken the cancellation for an error of its own (PyMongo takes it for one of the network)."""
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 class Circuit:
     """Refuses calls for a while after `failures` in a row, then lets one through to try.
 

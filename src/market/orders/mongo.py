@@ -9,6 +9,7 @@ from pymongo import ASCENDING, DESCENDING, IndexModel, ReadPreference
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
+from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -67,7 +68,11 @@ def collection(database: AsyncDatabase[Document]) -> AsyncCollection[Document]:
 
 async def ping(database: AsyncDatabase[Document]) -> None:
     """Raises where the store does not answer as a primary that can write."""
-    answer = await database.command("hello")
+    try:
+        answer = await database.command("hello")
+    except PyMongoError as e:
+        # What follows is the time-outs to the last digit, another one each time, and it is one reason all the same.
+        raise Unavailable(str(e).partition(" (configured timeouts")[0]) from e
     if not answer.get("isWritablePrimary"):
         raise Unavailable("mongodb has no primary")
 

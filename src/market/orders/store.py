@@ -10,7 +10,6 @@ of the last attempt), `outbox`, `unsent_since`, `claimed_by`, `claimed_at`, `stu
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -28,7 +27,7 @@ from market.contracts import events
 from market.kit import context
 from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.gather import Gather
-from market.kit.resilience import Circuit
+from market.kit.resilience import Circuit, heed_cancellation
 from market.orders.documents import Document, Unreadable, document_of, entry_document, order_of, read_order, update_of
 from market.orders.domain import CONFIRM, Entry, Move, Order, Reason, Shortage, Status
 from market.orders.mongo import collection
@@ -95,9 +94,7 @@ class Store:
             except BulkWriteError:
                 raise
             except PyMongoError as e:
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    # PyMongo takes a cancellation for an error of the network.
-                    raise asyncio.CancelledError from e
+                heed_cancellation()
                 if e.timeout:
                     raise DeadlineExceeded("the order store did not answer in time") from e
                 raise Unavailable("the order store does not answer") from e
