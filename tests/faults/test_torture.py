@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,10 @@ def free_base() -> int:
 
 
 @pytest.fixture
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # PostgreSQL runs as another user where we are root, and must be able to reach it.
-    path = tmp_path_factory.mktemp("torture")
-    for parent in (path, path.parent, path.parent.parent):
-        parent.chmod(0o755)
+def place(server_directory: Path) -> Path:
+    """A folder that PostgreSQL's user can reach, also when another run of pytest closes its own to all others meanwhile."""
+    path = Path(tempfile.mkdtemp(prefix="torture-", dir=server_directory))
+    path.chmod(0o755)
     return path
 
 
