@@ -177,13 +177,16 @@ def _progress(stack: Stack, console: Console) -> Iterator[None]:
 
 
 def _product(stack: Stack) -> str | None:
-    """The id of a product that can be bought."""
-    connection = http.client.HTTPConnection("127.0.0.1", stack.ports["products"], timeout=5)
-    with closing(connection), suppress(OSError, http.client.HTTPException, ValueError, KeyError):
-        connection.request("GET", "/api/product?limit=20")
-        with connection.getresponse() as response:
-            items = json.loads(response.read())["items"]
-        return str(next((i for i in items if i["available"]), items[0])["id"]) if items else None
+    """The id of a product that can be bought; None: there is none, or the shop does not say."""
+    for _ in range(5):
+        # One that is busy with its start may answer 503.
+        connection = http.client.HTTPConnection("127.0.0.1", stack.ports["products"], timeout=5)
+        with closing(connection), suppress(OSError, http.client.HTTPException, ValueError, KeyError):
+            connection.request("GET", "/api/product?limit=20")
+            with connection.getresponse() as response:
+                items = json.loads(response.read())["items"]
+            return str(next((i for i in items if i["available"]), items[0])["id"]) if items else None
+        time.sleep(0.2)
     return None
 
 
