@@ -185,12 +185,19 @@ async def _catalogue(url: str, settings: Settings) -> dict[str, int]:
                 "currency": "GBP",
                 "stock": stock,
             }
-            async with http.post(
-                f"{url}/api/product", json=body, headers={"Idempotency-Key": f"torture-{settings.seed}-{number}"}
-            ) as response:
-                response.raise_for_status()
-                start[(await response.json())["id"]] = stock
+            start[await _made(http, f"{url}/api/product", body, f"torture-{settings.seed}-{number}")] = stock
     return start
+
+
+async def _made(http: aiohttp.ClientSession, url: str, body: dict[str, Any], key: str) -> str:
+    """The id of the new product; a shop that cannot decide in time is asked again with the same key, for a minute."""
+    async with asyncio.timeout(60):
+        while True:
+            async with http.post(url, json=body, headers={"Idempotency-Key": key}) as response:
+                if response.status != 503:
+                    response.raise_for_status()
+                    return str((await response.json())["id"])
+            await asyncio.sleep(0.5)
 
 
 class _Keeper:
