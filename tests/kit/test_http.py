@@ -188,8 +188,8 @@ async def test_who_is_refused_looks_for_a_connection_until_there_is_one(method: 
         return REGISTRY.get_sample_value("market_retries_total", {"neighbour": "neighbour"}) or 0
 
     with socket.socket() as sock:
-        # Bound, and not listening yet: who comes is refused.
-        sock.bind(("127.0.0.1", free_port()))
+        # Bound, and not listening yet: who comes is refused. The kernel's choice: a port that a test has used is not at rest.
+        sock.bind(("127.0.0.1", 0))
         sock.setblocking(False)
         async with client(f"http://127.0.0.1:{sock.getsockname()[1]}") as http:
             before = refused()
