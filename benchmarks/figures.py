@@ -24,7 +24,9 @@ def percentiles(seconds: Sequence[float]) -> Latency:
         return Latency()
     ordered = sorted(seconds)
     most = len(ordered) - 1
-    return Latency(*(round(1000 * ordered[min(most, int(share * len(ordered)))], 3) for share in (0.5, 0.95, 0.99, 0.999)))
+    return Latency(
+        *(round(1000 * ordered[min(most, int(share * len(ordered)))], 3) for share in (0.5, 0.95, 0.99, 0.999))
+    )
 
 
 class Figure(Struct, kw_only=True):

@@ -137,9 +137,16 @@ class Load:
                 # So slow that it cannot be waited for: the rate says so, and it is noted.
                 late += self.under_way
         return Result(
-            rate=good / seconds, good=good, bad=self.bad, late=late, seconds=seconds, cpu_share=used / seconds,
-            latency=percentiles(self.latencies), statuses=dict(self.statuses), example=self.example,
-        )  # fmt: skip
+            rate=good / seconds,
+            good=good,
+            bad=self.bad,
+            late=late,
+            seconds=seconds,
+            cpu_share=used / seconds,
+            latency=percentiles(self.latencies),
+            statuses=dict(self.statuses),
+            example=self.example,
+        )
 
     def _begin(self) -> tuple[float, float]:
         gc.collect()
@@ -242,9 +249,16 @@ async def reserve(load: Load) -> Result:
                 reserving.due.put_nowait(0)
         await asyncio.gather(*callers)
     return Result(
-        rate=len(load.latencies) / seconds, good=len(load.latencies), bad=load.bad, late=late, seconds=seconds, cpu_share=used / seconds,
-        latency=percentiles(load.latencies), statuses=dict(load.statuses), example=load.example,
-    )  # fmt: skip
+        rate=len(load.latencies) / seconds,
+        good=len(load.latencies),
+        bad=load.bad,
+        late=late,
+        seconds=seconds,
+        cpu_share=used / seconds,
+        latency=percentiles(load.latencies),
+        statuses=dict(load.statuses),
+        example=load.example,
+    )
 
 
 async def main(spec: Spec) -> None:

@@ -28,7 +28,9 @@ def _text(value: str) -> bytes:
 def headers(path: str) -> bytes:
     """The header block of a call."""
     block = b"\x83\x86" + b"\x04" + _text(path) + b"\x01" + _text("127.0.0.1")
-    return block + b"".join(b"\x00" + _text(k) + _text(v) for k, v in (("content-type", "application/grpc"), ("te", "trailers")))
+    return block + b"".join(
+        b"\x00" + _text(k) + _text(v) for k, v in (("content-type", "application/grpc"), ("te", "trailers"))
+    )
 
 
 class Slot:

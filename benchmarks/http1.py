@@ -60,7 +60,11 @@ async def connect(load: Any, host: str, port: int, _streams: int) -> list[Connec
 
 def request(method: str, path: str, body: bytes | None = None, **headers: str) -> bytes:
     """The request's bytes."""
-    lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1", *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items())]
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "host: 127.0.0.1",
+        *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items()),
+    ]
     if body is not None:
         lines += ["content-type: application/json", f"content-length: {len(body)}"]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + (body or b"")

@@ -52,7 +52,9 @@ class Lab:
     """Owns the stack, the peers and their processes. `busy`: the longest load of one round, in seconds."""
 
     def __init__(self, directory: Path, port_base: int, *, seconds: float, warmup: float, kafka: str = "auto") -> None:
-        self.stack = _Stack(Options(directory, port_base=port_base, kafka=kafka, log_format="json"), say=lambda line: print(f"  {line}"))
+        self.stack = _Stack(
+            Options(directory, port_base=port_base, kafka=kafka, log_format="json"), say=lambda line: print(f"  {line}")
+        )
         self.directory = directory
         self.base = port_base
         self.seconds = seconds
@@ -100,15 +102,21 @@ class Lab:
         """The ids of the catalogue, made where it is not there. There is stock for all benchmarks together."""
         if not self.ids:
             products = min(products, 200) if self.smoke else products
-            await self.load(port=self.port("products"), workload="catalogue", params={"prefix": "c"}, connections=32, count=products)
+            await self.load(
+                port=self.port("products"), workload="catalogue", params={"prefix": "c"}, connections=32, count=products
+            )
             for offset in range(0, products, 100):
-                page = await self.get(f"{self.urls['products']}/api/product?limit=100&offset={offset}&availability=false")
+                page = await self.get(
+                    f"{self.urls['products']}/api/product?limit=100&offset={offset}&availability=false"
+                )
                 self.ids += [item["id"] for item in page["items"]]
         return self.ids
 
     # Processes beside the stack.
 
-    async def start(self, name: str, args: Sequence[str | Path], port: int | None, env: Mapping[str, str] | None = None) -> None:
+    async def start(
+        self, name: str, args: Sequence[str | Path], port: int | None, env: Mapping[str, str] | None = None
+    ) -> None:
         """Starts a peer and waits until it listens."""
         if name in self.peers:
             return
@@ -140,7 +148,9 @@ class Lab:
         ]
         await self.start(name, args, port, env)
 
-    async def service(self, name: str, as_name: str, offset: int, overrides: dict[str, Any], *, module: str = "") -> int:
+    async def service(
+        self, name: str, as_name: str, offset: int, overrides: dict[str, Any], *, module: str = ""
+    ) -> int:
         """Another copy of one of the five services, on a port of its own, configured otherwise."""
         import yaml
 
@@ -149,7 +159,12 @@ class Lab:
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump({**tree, **overrides}), "utf-8")
         port = self.peer_port(offset)
-        env = {**self.stack._environment(name), "MARKET_PORT": str(port), "MARKET_ADMIN_PORT": str(port + 1), "CONFIG_PATH": str(path)}
+        env = {
+            **self.stack._environment(name),
+            "MARKET_PORT": str(port),
+            "MARKET_ADMIN_PORT": str(port + 1),
+            "CONFIG_PATH": str(path),
+        }
         await self.start(as_name, [sys.executable, "-m", module or f"market.{name}"], port, env)
         return port
 
@@ -196,20 +211,32 @@ class Lab:
         spec = generator.Spec(**{"seconds": self.seconds, "warmup": self.warmup, **given})
         # A count takes as long as it takes.
         patience = 600 if spec.count else spec.seconds + 60
-        result, cpu = await self.watched("benchmarks.generator", msgspec.json.encode(spec), generator.Result, patience=patience)
+        result, cpu = await self.watched(
+            "benchmarks.generator", msgspec.json.encode(spec), generator.Result, patience=patience
+        )
         if result.bad:
-            raise RuntimeError(f"{result.bad} of {result.good + result.bad} answers were wrong: {result.statuses} {result.example}")
+            raise RuntimeError(
+                f"{result.bad} of {result.good + result.bad} answers were wrong: {result.statuses} {result.example}"
+            )
         return result, cpu
 
-    async def watched(self, module: str, given: bytes, type: type[R], *, patience: float | None = None) -> tuple[R, dict[str, float]]:
+    async def watched(
+        self, module: str, given: bytes, type: type[R], *, patience: float | None = None
+    ) -> tuple[R, dict[str, float]]:
         """Runs a program that says `begin`, `end` and its result; and the CPU milliseconds per good answer of each process.
 
         It is killed after `patience` seconds.
         """
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT,
-            limit=2**24, preexec_fn=self._settle,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            module,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+            limit=2**24,
+            preexec_fn=self._settle,
+        )
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(given)
@@ -235,7 +262,9 @@ class Lab:
         if result is None:
             raise RuntimeError(f"{module} failed on {given[:200]!r}")
         good = max(1, result.good)
-        return result, {n: round(1000 * (t - before[n]) / good, 4) for n, t in after.items() if n in before and t > before[n]}
+        return result, {
+            n: round(1000 * (t - before[n]) / good, 4) for n, t in after.items() if n in before and t > before[n]
+        }
 
     def _settle(self) -> None:
         if self._generator_cores:
@@ -262,7 +291,9 @@ class Lab:
         return figure
 
     async def _opened(self, figure: Figure, name: str, rate: float, spec: dict[str, Any]) -> Latency | None:
-        result, _ = await self.measure(**{**spec, "rate": rate, "seconds": self.open_seconds, "warmup": min(0.3, self.warmup)})
+        result, _ = await self.measure(
+            **{**spec, "rate": rate, "seconds": self.open_seconds, "warmup": min(0.3, self.warmup)}
+        )
         figure.notes[f"{name}_loop_unanswered"] = result.late
         return result.latency if result.good else None
 
@@ -299,7 +330,9 @@ class Lab:
         answer.raise_for_status()
         return answer.json()
 
-    async def run(self, args: Sequence[str | Path], env: Mapping[str, str] | None = None, *, core: int | None = None) -> str:
+    async def run(
+        self, args: Sequence[str | Path], env: Mapping[str, str] | None = None, *, core: int | None = None
+    ) -> str:
         """The output of a program that runs to its end. Raises RuntimeError."""
 
         def settle() -> None:
@@ -308,9 +341,13 @@ class Lab:
                 os.sched_setaffinity(0, {cores[core]})
 
         process = await asyncio.create_subprocess_exec(
-            *map(str, args), env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}, cwd=ROOT, preexec_fn=settle,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+            *map(str, args),
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+            cwd=ROOT,
+            preexec_fn=settle,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
         try:
             out, errors = await process.communicate()
         finally:

@@ -18,9 +18,15 @@ _TPS = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
 
 
 async def pgbench(
-    lab: Lab, database: str, scripts: list[str], *, clients: int, seconds: float | None = None, core: int | None = 0,
+    lab: Lab,
+    database: str,
+    scripts: list[str],
+    *,
+    clients: int,
+    seconds: float | None = None,
+    core: int | None = 0,
     rate: float | None = None,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Transactions per second of the scripts, chosen at random, as prepared statements.
 
     At a fixed `rate` of arrivals latency counts from when a transaction was due, as pgbench's log has it.
@@ -43,10 +49,28 @@ async def pgbench(
         connecting = lab.connecting.setdefault(clients, 0.01 * clients)
         length = max(2, math.ceil(wanted + connecting))
         args = [
-            binary, "-n", "-M", "prepared", "-c", str(clients), "-j", "1", *(["-t", "20"] if lab.smoke else ["-T", str(length)]), "-l",
-            "--log-prefix", folder / "log", *files, *(["-R", f"{rate:.3f}"] if rate else []), "-h", "127.0.0.1", "-p", str(url.port),
-            "-U", url.username, url.path[1:],
-        ]  # fmt: skip
+            binary,
+            "-n",
+            "-M",
+            "prepared",
+            "-c",
+            str(clients),
+            "-j",
+            "1",
+            *(["-t", "20"] if lab.smoke else ["-T", str(length)]),
+            "-l",
+            "--log-prefix",
+            folder / "log",
+            *files,
+            *(["-R", f"{rate:.3f}"] if rate else []),
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(url.port),
+            "-U",
+            url.username,
+            url.path[1:],
+        ]
         before, started = lab.cpu(), time.perf_counter()
         times = os.times()
         out = await lab.run([str(a) for a in args], {"PGPASSWORD": url.password or ""}, core=core)
@@ -63,9 +87,13 @@ async def pgbench(
     latencies = [int(line.split()[2]) / 1e6 for log in folder.glob("log.*") for line in log.read_text().splitlines()]
     done = max(1, len(latencies))
     cpu = {n: round(1000 * (after[n] - before[n]) / done, 4) for n in ("postgres",)}
-    cpu["pgbench"] = round(1000 * (own.children_user + own.children_system - times.children_user - times.children_system) / done, 4)
+    cpu["pgbench"] = round(
+        1000 * (own.children_user + own.children_system - times.children_user - times.children_system) / done, 4
+    )
     seconds_in_all = round(time.perf_counter() - started, 1)
-    return Figure(value=tps, done=len(latencies), latency=percentiles(latencies), cpu=cpu, notes={"seconds": seconds_in_all})
+    return Figure(
+        value=tps, done=len(latencies), latency=percentiles(latencies), cpu=cpu, notes={"seconds": seconds_in_all}
+    )
 
 
 async def both(lab: Lab, database: str, scripts: list[str], *, clients: int, at: float) -> Figure:

@@ -31,27 +31,49 @@ def _spec(name: str, lab: Lab, ids: list[str]) -> tuple[str, dict[str, Any]]:
     query, variables = QUERIES["list"]
     return {
         "product-one": ("products", {"port": lab.port("products"), "workload": "products", "params": {"ids": ids}}),
-        "product-list": ("products", {"port": lab.port("products"), "workload": "get", "params": {"path": "/api/product?limit=20"}}),
+        "product-list": (
+            "products",
+            {"port": lab.port("products"), "workload": "get", "params": {"path": "/api/product?limit=20"}},
+        ),
         "order": ("orders", orders),
         "order-inventory": ("inventory", orders),
         "order-products": ("products", orders),
         "reserve-hot": (
             "inventory",
-            {"kind": "reserve", "port": lab.port("inventory"), "workload": "reservations", "params": {"ids": ids[:1]}, "connections": 256},
+            {
+                "kind": "reserve",
+                "port": lab.port("inventory"),
+                "workload": "reservations",
+                "params": {"ids": ids[:1]},
+                "connections": 256,
+            },
         ),
         "reserve-one": (
             "inventory",
-            {"kind": "grpc", "port": lab.port("inventory"), "workload": "reserve", "params": {"ids": ids}, "connections": 8, "streams": 8},
+            {
+                "kind": "grpc",
+                "port": lab.port("inventory"),
+                "workload": "reserve",
+                "params": {"ids": ids},
+                "connections": 8,
+                "streams": 8,
+            },
         ),
         "import": ("products", {"port": lab.port("products"), "workload": "catalogue", "params": {"prefix": "prof"}}),
-        "graphql-order": ("graphql", {"port": lab.port("graphql"), "workload": "graphql_orders", "params": {"ids": ids}}),
-        "graphql-list": (
-            "graphql", {"port": lab.port("graphql"), "workload": "graphql", "params": {"query": query, "variables": variables}},
+        "graphql-order": (
+            "graphql",
+            {"port": lab.port("graphql"), "workload": "graphql_orders", "params": {"ids": ids}},
         ),
-    }[name]  # fmt: skip
+        "graphql-list": (
+            "graphql",
+            {"port": lab.port("graphql"), "workload": "graphql", "params": {"query": query, "variables": variables}},
+        ),
+    }[name]
 
 
-async def profile(name: str, seconds: float, port_base: int) -> tuple[str, Counter[str], Counter[str], int, float, float]:
+async def profile(
+    name: str, seconds: float, port_base: int
+) -> tuple[str, Counter[str], Counter[str], int, float, float]:
     """The process, samples by function (itself; with what it calls), all samples, the rate, CPU ms per operation."""
     directory = Path(tempfile.mkdtemp(prefix="market-profile-"))
     directory.chmod(0o755)
@@ -69,9 +91,23 @@ async def profile(name: str, seconds: float, port_base: int) -> tuple[str, Count
             spy = Path(sys.executable).parent / "py-spy"
             await asyncio.to_thread(
                 subprocess.run,
-                [spy, "record", "-p", str(lab.pids[process]), "-d", str(int(seconds)), "-r", "400", "-f", "raw", "-o", folded],
-                check=True, capture_output=True,
-            )  # fmt: skip
+                [
+                    spy,
+                    "record",
+                    "-p",
+                    str(lab.pids[process]),
+                    "-d",
+                    str(int(seconds)),
+                    "-r",
+                    "400",
+                    "-f",
+                    "raw",
+                    "-o",
+                    folded,
+                ],
+                check=True,
+                capture_output=True,
+            )
             result, cpu = await running
             lab.stack.resume("notifications")
             own: Counter[str] = Counter()
@@ -83,7 +119,9 @@ async def profile(name: str, seconds: float, port_base: int) -> tuple[str, Count
                 if frames[-1].startswith(_RESTING):
                     continue
                 if frames[-1].startswith("Runner.run"):
-                    frames[-1] = "the event loop itself: uvloop's reading, writing and waiting, gRPC's and asyncpg's C code"
+                    frames[-1] = (
+                        "the event loop itself: uvloop's reading, writing and waiting, gRPC's and asyncpg's C code"
+                    )
                 total += int(count)
                 own[frames[-1]] += int(count)
                 for frame in set(frames):

@@ -47,20 +47,39 @@ class Raw(msgspec.Struct, kw_only=True):
         except FileNotFoundError:
             return cls()
 
-    def add(self, scenario: Any, figures: dict[str, list[Figure]], rows: list[Row], *, seconds: float, load: float, args: Any) -> None:
+    def add(
+        self,
+        scenario: Any,
+        figures: dict[str, list[Figure]],
+        rows: list[Row],
+        *,
+        seconds: float,
+        load: float,
+        args: Any,
+    ) -> None:
         self.failed.pop(scenario.name, None)
         self.entries[scenario.name] = Entry(
-            name=scenario.name, title=scenario.title, goal=scenario.goal, unit=scenario.unit, rows=rows, figures=figures,
-            at=datetime.now(UTC).isoformat(timespec="seconds"), took_seconds=round(seconds, 1), load_average_before=round(load, 2),
+            name=scenario.name,
+            title=scenario.title,
+            goal=scenario.goal,
+            unit=scenario.unit,
+            rows=rows,
+            figures=figures,
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            took_seconds=round(seconds, 1),
+            load_average_before=round(load, 2),
             round_seconds=args.seconds,
-        )  # fmt: skip
+        )
 
 
 def machine() -> str:
     """The machine in words."""
     cores = len(os.sched_getaffinity(0))
     info = Path("/proc/cpuinfo").read_text()
-    model = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")),
+        platform.machine(),
+    )
     virtual = ", a virtual machine" if "hypervisor" in info else ""
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
     release = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
@@ -76,14 +95,20 @@ def write(raw: Raw, folder: Path) -> None:
     entries = sorted(raw.entries.values(), key=lambda e: order.get(e.name, 99))
     rows = [row for entry in entries for row in entry.rows]
     (folder / "raw.json").write_bytes(msgspec.json.format(msgspec.json.encode(raw), indent=1) + b"\n")
-    (folder / "latest.json").write_text(json.dumps([msgspec.to_builtins(r) for r in rows], indent=2, ensure_ascii=False) + "\n")
+    (folder / "latest.json").write_text(
+        json.dumps([msgspec.to_builtins(r) for r in rows], indent=2, ensure_ascii=False) + "\n"
+    )
     text = [
-        "# Measured speed", "",
+        "# Measured speed",
+        "",
         "Made by `make bench` (`python -m benchmarks.run`); what the scenarios are and how they are measured is in [the README](../README.md).",
-        "Only ratios within one run count: the machine has few cores, and they are shared with others.", "",
-        f"Measured on {raw.machine}. Kafka was {'Apache Kafka' if raw.kafka == 'apache' else 'the embedded broker'}.", "",
-        "| scenario | unit | ours | peer | limit | to the peer (rounds) | to the limit (rounds) | goal | met |", "|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        "Only ratios within one run count: the machine has few cores, and they are shared with others.",
+        "",
+        f"Measured on {raw.machine}. Kafka was {'Apache Kafka' if raw.kafka == 'apache' else 'the embedded broker'}.",
+        "",
+        "| scenario | unit | ours | peer | limit | to the peer (rounds) | to the limit (rounds) | goal | met |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         text.append(
             f"| {row.scenario} | {row.unit} | {_n(row.ours)} | {_n(row.peer)} | {_n(row.limit)} | {_r(row.ratio_to_peer, row.spread_to_peer)} "
@@ -94,12 +119,22 @@ def write(raw: Raw, folder: Path) -> None:
         text += [f"- {name}: `{reason}`" for name, reason in raw.failed.items()]
     for entry in entries:
         (folder / f"{entry.name}.svg").write_text(plots.scenario(entry))
-        text += ["", f"## {entry.title}", "", f"Goal: {entry.goal}. {_how(entry)}", "", f"![{entry.title}]({entry.name}.svg)", ""]
+        text += [
+            "",
+            f"## {entry.title}",
+            "",
+            f"Goal: {entry.goal}. {_how(entry)}",
+            "",
+            f"![{entry.title}]({entry.name}.svg)",
+            "",
+        ]
         text += [f"- {row.scenario}: {row.remark}." for row in entry.rows if row.remark]
         text += [
-            f"- {name}, round {n}: measured again, the first time it failed." for name, figures in entry.figures.items()
-            for n, figure in enumerate(figures, 1) if "again_after" in figure.notes
-        ]  # fmt: skip
+            f"- {name}, round {n}: measured again, the first time it failed."
+            for name, figures in entry.figures.items()
+            for n, figure in enumerate(figures, 1)
+            if "again_after" in figure.notes
+        ]
         text += ["", *_figures(entry)]
     for extra in sorted(folder.glob("profile-*.md")):
         text += ["", extra.read_text("utf-8").rstrip()]
@@ -115,7 +150,10 @@ def _how(entry: Entry) -> str:
 
 
 def _figures(entry: Entry) -> list[str]:
-    lines = [f"| | {entry.unit} (lowest - highest) | p50 | p95 | p99 | p99.9 ms | CPU ms per operation |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        f"| | {entry.unit} (lowest - highest) | p50 | p95 | p99 | p99.9 ms | CPU ms per operation |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, figures in entry.figures.items():
         spread = Spread.of([f.value for f in figures])
         lines.append(
@@ -124,7 +162,9 @@ def _figures(entry: Entry) -> list[str]:
         for which, of in (("open", ""), ("beside", ", the peer's rate")):
             rates = [rate for f in figures if (rate := getattr(f, f"{which}_rate"))]
             if rates:
-                lines.append(f"| {name}, open loop at {_n(statistics.median(rates))}/s{of} | | {_latency(figures, which)} | |")
+                lines.append(
+                    f"| {name}, open loop at {_n(statistics.median(rates))}/s{of} | | {_latency(figures, which)} | |"
+                )
     return lines
 
 
@@ -140,7 +180,9 @@ def _cpu(figures: list[Figure]) -> str:
     medians = {name: statistics.median(f.cpu.get(name, 0) for f in figures) for name in names}
     total = sum(medians.values())
     parts = [
-        f"{name} {value:.3f}" for name, value in sorted(medians.items(), key=lambda x: -x[1]) if value >= 0.02 * total and value >= 0.0005
+        f"{name} {value:.3f}"
+        for name, value in sorted(medians.items(), key=lambda x: -x[1])
+        if value >= 0.02 * total and value >= 0.0005
     ]
     return f"**{total:.3f}**: {', '.join(parts)}" if parts else ""
 

@@ -16,7 +16,9 @@ def catalogue(path: Path, prefix: str, products: int) -> None:
         out.writerow(retail.COLUMNS)
         for n in range(products):
             name = f"WHITE HANGING HEART T-LIGHT HOLDER {prefix}{n}"
-            out.writerow([prefix + str(n // 50), f"{prefix}{n}", name, 6, "2010-12-01T08:26:00", "2.55", 17850, "United Kingdom"])
+            out.writerow(
+                [prefix + str(n // 50), f"{prefix}{n}", name, 6, "2010-12-01T08:26:00", "2.55", 17850, "United Kingdom"]
+            )
 
 
 def invoices(source: Path | None, path: Path, prefix: str, times: int, limit: int | None = None) -> None:
@@ -27,7 +29,9 @@ def invoices(source: Path | None, path: Path, prefix: str, times: int, limit: in
         out.writerow(retail.COLUMNS)
         for turn in range(times):
             for row in _rows(source, limit):
-                number = f"{row[0][:1]}{prefix}{turn}.{row[0][1:]}" if row[0][:1] in "Cc" else f"{prefix}{turn}.{row[0]}"
+                number = (
+                    f"{row[0][:1]}{prefix}{turn}.{row[0][1:]}" if row[0][:1] in "Cc" else f"{prefix}{turn}.{row[0]}"
+                )
                 out.writerow([number, *row[1:]])
 
 

@@ -98,7 +98,9 @@ def _group_of(scenario: Scenario, args: argparse.Namespace) -> str:
     return "stack" if args.smoke and scenario.stack else scenario.group
 
 
-async def _group(name: str, members: list[Scenario], own: Path, args: argparse.Namespace, kept: report.Raw, done: set[str]) -> None:
+async def _group(
+    name: str, members: list[Scenario], own: Path, args: argparse.Namespace, kept: report.Raw, done: set[str]
+) -> None:
     lab = Lab(own, args.port_base, seconds=args.seconds, warmup=args.warmup, kafka=args.kafka)
     lab.quick, lab.smoke, lab.data, lab.minutes = args.quick, args.smoke, args.data, args.minutes
     lab.incomplete, lab.minutes_rate = args.incomplete, args.memory_rate
@@ -119,7 +121,9 @@ async def _group(name: str, members: list[Scenario], own: Path, args: argparse.N
     shutil.rmtree(own, ignore_errors=True)
 
 
-async def _scenarios(lab: Lab, members: list[Scenario], args: argparse.Namespace, kept: report.Raw, done: set[str]) -> None:
+async def _scenarios(
+    lab: Lab, members: list[Scenario], args: argparse.Namespace, kept: report.Raw, done: set[str]
+) -> None:
     """Writes the report after each, so that what comes later cannot lose it."""
     for scenario in members:
         started = time.perf_counter()
@@ -159,11 +163,17 @@ def main() -> None:
     parser.add_argument("--kafka", default="auto", choices=["auto", "apache", "embedded"])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--keep", action="store_true", help="add to the results that are there")
-    parser.add_argument("--keep-data", action="store_true", help="leave the stack's data and logs in the temporary folder")
-    parser.add_argument("--data", type=Path, help="a file in the Online Retail format for the replay; default: one like it is made up")
+    parser.add_argument(
+        "--keep-data", action="store_true", help="leave the stack's data and logs in the temporary folder"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="a file in the Online Retail format for the replay; default: one like it is made up"
+    )
     parser.add_argument("--minutes", type=float, help="of load in the memory scenario; default: 30")
     parser.add_argument("--memory-rate", type=float, default=50, help="orders/s of that load")
-    parser.add_argument("--incomplete", action="store_true", help="leave out the peers whose packages are missing, instead of refusing")
+    parser.add_argument(
+        "--incomplete", action="store_true", help="leave out the peers whose packages are missing, instead of refusing"
+    )
     args = parser.parse_args()
     wanted = [need for s in SCENARIOS if _chosen(s, args.words) for need in s.peers]
     if (missing := needs.missing(wanted)) and not (args.smoke or args.incomplete):

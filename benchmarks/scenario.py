@@ -42,9 +42,19 @@ def values(figures: list[Figure]) -> list[float]:
 
 
 def compared(
-    figures: Figures, scenario: str, unit: str, goal: str, *, ours: str = "ours", peer: str | None = "peer", limit: str | None = "limit",
-    least_to_peer: float | None = None, least_to_limit: float | None = None, also: bool = True, remark: str = "",
-) -> Row:  # fmt: skip
+    figures: Figures,
+    scenario: str,
+    unit: str,
+    goal: str,
+    *,
+    ours: str = "ours",
+    peer: str | None = "peer",
+    limit: str | None = "limit",
+    least_to_peer: float | None = None,
+    least_to_limit: float | None = None,
+    also: bool = True,
+    remark: str = "",
+) -> Row:
     """A row of rates, higher being better. `also`: what else has to hold for the goal.
 
     A peer or limit that is not there, or that did next to nothing in most rounds, is not judged against: its ratio is
@@ -74,13 +84,19 @@ def compared(
     if not all(map(tells, own)):
         remarks.append("there are rounds in which ours did next to nothing")
     return Row(
-        scenario=scenario, unit=unit, goal=goal, met=met, remark="; ".join(remarks),
-        ours=rounded(Spread.of(values(own)).median), peer=of_peer, limit=of_limit,
+        scenario=scenario,
+        unit=unit,
+        goal=goal,
+        met=met,
+        remark="; ".join(remarks),
+        ours=rounded(Spread.of(values(own)).median),
+        peer=of_peer,
+        limit=of_limit,
         ratio_to_peer=rounded(to_peer.median) if to_peer else None,
         ratio_to_limit=rounded(to_limit.median) if to_limit else None,
         spread_to_peer=[rounded(to_peer.low), rounded(to_peer.high)] if to_peer else None,
         spread_to_limit=[rounded(to_limit.low), rounded(to_limit.high)] if to_limit else None,
-    )  # fmt: skip
+    )
 
 
 def p99(figures: Figures, name: str, which: str = "latency") -> float | None:

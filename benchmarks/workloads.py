@@ -56,7 +56,9 @@ def graphql_orders(rng: random.Random, ids: list[str], lines: int = 3) -> Iterat
         yield http1.request("POST", "/graphql", json.dumps(call).encode())
 
 
-def graphql(_: random.Random, query: str, variables: dict[str, Any] | None = None, path: str = "/graphql") -> Iterator[bytes]:
+def graphql(
+    _: random.Random, query: str, variables: dict[str, Any] | None = None, path: str = "/graphql"
+) -> Iterator[bytes]:
     """The same query again and again."""
     body = json.dumps({"query": query, "variables": variables or {}}).encode()
     return itertools.repeat(http1.request("POST", path, body, accept="application/json"))
@@ -74,8 +76,10 @@ def product(code: str) -> dict[str, Any]:
     return {
         "name": f"WHITE HANGING HEART T-LIGHT HOLDER {code}",
         "description": f"WHITE HANGING HEART T-LIGHT HOLDER {code}. Stock code {code}.",
-        "price": "2.55", "currency": "GBP", "stock": 2_000_000_000,
-    }  # fmt: skip
+        "price": "2.55",
+        "currency": "GBP",
+        "stock": 2_000_000_000,
+    }
 
 
 def bodies(_: random.Random, path: str, file: str) -> Iterator[bytes]:
@@ -117,4 +121,7 @@ def reservations(rng: random.Random, ids: list[str], lines: int = 1) -> Iterator
         yield uuid.uuid4(), [Wanted(id, quantity) for id, quantity in _lines(rng, ids, lines)]
 
 
-WORKLOADS = {f.__name__: f for f in (get, products, orders, graphql_orders, graphql, catalogue, bodies, reserve, check, reservations)}
+WORKLOADS = {
+    f.__name__: f
+    for f in (get, products, orders, graphql_orders, graphql, catalogue, bodies, reserve, check, reservations)
+}

@@ -25,11 +25,19 @@ SCHEMAS = ROOT / "tests" / "deploy" / "kubernetes-1.33.json"
 OVERLAYS = ("base", "demo", "overlays/minikube", "overlays/production")
 # group/version and kind of all that the manifests hold.
 KINDS = [
-    ("v1", "Namespace"), ("v1", "ServiceAccount"), ("v1", "Service"), ("v1", "ConfigMap"), ("v1", "Secret"),
-    ("apps/v1", "Deployment"), ("apps/v1", "StatefulSet"), ("batch/v1", "Job"),
-    ("autoscaling/v2", "HorizontalPodAutoscaler"), ("policy/v1", "PodDisruptionBudget"),
-    ("networking.k8s.io/v1", "NetworkPolicy"), ("networking.k8s.io/v1", "Ingress"),
-]  # fmt: skip
+    ("v1", "Namespace"),
+    ("v1", "ServiceAccount"),
+    ("v1", "Service"),
+    ("v1", "ConfigMap"),
+    ("v1", "Secret"),
+    ("apps/v1", "Deployment"),
+    ("apps/v1", "StatefulSet"),
+    ("batch/v1", "Job"),
+    ("autoscaling/v2", "HorizontalPodAutoscaler"),
+    ("policy/v1", "PodDisruptionBudget"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
+    ("networking.k8s.io/v1", "Ingress"),
+]
 
 
 def trimmed(node: Any) -> Any:
@@ -40,7 +48,11 @@ def trimmed(node: Any) -> Any:
         return node
     if node.get("format") == "int-or-string":
         return {"type": ["integer", "string"]}
-    kept = {k: trimmed(v) for k, v in node.items() if k not in ("description", "default", "format") and not k.startswith("x-kubernetes")}
+    kept = {
+        k: trimmed(v)
+        for k, v in node.items()
+        if k not in ("description", "default", "format") and not k.startswith("x-kubernetes")
+    }
     if "properties" in node:
         # A field may be called `description`: it was dropped above as prose.
         kept["properties"] = {name: trimmed(v) for name, v in node["properties"].items()}
@@ -115,7 +127,9 @@ class Checker:
         document.pop("$patch", None)
         validator = (self._patch if patch else self._whole).get(kind)
         if validator is None:
-            self.errors.append(f"{name}: the kind {kind} is not among the schemas (scripts/check_manifests.py --update)")
+            self.errors.append(
+                f"{name}: the kind {kind} is not among the schemas (scripts/check_manifests.py --update)"
+            )
             return
         for error in validator.iter_errors(document):
             path = ".".join(map(str, error.instance_path))

@@ -44,7 +44,10 @@ def main() -> int:
         urls = json.load(f)["urls"]
     product = call(f"{urls['products']}/api/product?limit=1")["items"][0]
     to = "first.order@example.test"
-    order = call(f"{urls['orders']}/api/order", {"user": "first", "email": to, "items": [{"product_id": product["id"], "quantity": 1}]})
+    order = call(
+        f"{urls['orders']}/api/order",
+        {"user": "first", "email": to, "items": [{"product_id": product["id"], "quantity": 1}]},
+    )
     print(f"order {order['id']}: {order['status']}, {order['total']} {order['currency']}")
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:

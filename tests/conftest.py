@@ -31,7 +31,9 @@ from market.local.servers.postgres import Postgres
 from market.local.servers.redis import Redis
 
 # How long an example takes is the machine's business, which may stand still for a second at any moment.
-settings.register_profile("market", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "market", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("market")
 
 _PREFIX = "market-test-"
@@ -131,7 +133,9 @@ class MailHandle(Handle):
 @pytest.fixture(scope="session")
 def postgres(server_directory: Path) -> Iterator[PostgresHandle]:
     """Databases `products` and `inventory`, users of the same names, one password."""
-    handle = PostgresHandle(Postgres(next(_free_ports), server_directory / "postgres", server_directory / "logs", secrets.token_hex(16)))
+    handle = PostgresHandle(
+        Postgres(next(_free_ports), server_directory / "postgres", server_directory / "logs", secrets.token_hex(16))
+    )
     with _running(handle):
         yield handle
 
@@ -170,7 +174,9 @@ def kafka(server_directory: Path) -> Iterator[KafkaHandle]:
 @pytest.fixture(scope="session")
 def mail(server_directory: Path) -> Iterator[MailHandle]:
     """Takes every mail; `POST {url}/api/faults` makes it misbehave (`[]`: behave again)."""
-    server: Server = Mail(next(_free_ports), next(_free_ports), server_directory / "mail", server_directory / "logs", testing=True)
+    server: Server = Mail(
+        next(_free_ports), next(_free_ports), server_directory / "mail", server_directory / "logs", testing=True
+    )
     assert isinstance(server, Mail)
     handle = MailHandle(server)
     with _running(handle):

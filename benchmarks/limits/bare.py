@@ -8,9 +8,10 @@ from pathlib import Path
 
 BODY = Path(os.environ["BODY_FILE"]).read_bytes()
 START = {
-    "type": "http.response.start", "status": 200,
+    "type": "http.response.start",
+    "status": 200,
     "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))],
-}  # fmt: skip
+}
 REST = {"type": "http.response.body", "body": BODY}
 
 

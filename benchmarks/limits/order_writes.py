@@ -37,7 +37,9 @@ async def main(given: dict[str, Any]) -> Result:
     mongo: Any = AsyncMongoClient(given["mongodb"], maxPoolSize=100)
     orders = mongo["bare"].get_collection("orders", write_concern=WriteConcern("majority", j=True))
     pool = await asyncpg.create_pool(given["postgres"], min_size=16, max_size=16)
-    producer = Producer({"bootstrap.servers": given["kafka"], "acks": "all", "enable.idempotence": True, "linger.ms": 2})
+    producer = Producer(
+        {"bootstrap.servers": given["kafka"], "acks": "all", "enable.idempotence": True, "linger.ms": 2}
+    )
     stopped = closed = False
 
     def poll() -> None:
@@ -53,7 +55,9 @@ async def main(given: dict[str, Any]) -> Result:
         done: asyncio.Future[None] = loop.create_future()
 
         def delivered(error: Any, _: object) -> None:
-            loop.call_soon_threadsafe(lambda: done.set_exception(RuntimeError(str(error))) if error else done.set_result(None))
+            loop.call_soon_threadsafe(
+                lambda: done.set_exception(RuntimeError(str(error))) if error else done.set_result(None)
+            )
 
         producer.produce(given["topic"], event, key, on_delivery=delivered)
         return done
@@ -67,17 +71,26 @@ async def main(given: dict[str, Any]) -> Result:
             for p, q in zip(chosen, quantities, strict=True)
         ]
         document = {
-            "_id": Binary.from_uuid(id), "user": "buyer-1", "items": lines, "total": Decimal128("12.75"), "currency": "GBP",
-            "status": "pending", "created_at": datetime.now(UTC),
-        }  # fmt: skip
+            "_id": Binary.from_uuid(id),
+            "user": "buyer-1",
+            "items": lines,
+            "total": Decimal128("12.75"),
+            "currency": "GBP",
+            "status": "pending",
+            "created_at": datetime.now(UTC),
+        }
         await orders.insert_one(document)
         async with pool.acquire() as conn:
-            outcome = await conn.fetchval("SELECT outcome FROM reserve($1, $2, $3)", id, [uuid.UUID(p) for p in chosen], quantities)
+            outcome = await conn.fetchval(
+                "SELECT outcome FROM reserve($1, $2, $3)", id, [uuid.UUID(p) for p in chosen], quantities
+            )
         assert outcome == 1
         event = str(uuid.uuid4())
         change = {"$set": {"status": "confirmed"}, "$push": {"outbox": {"id": event, "type": "order.created"}}}
         await orders.update_one({"_id": document["_id"], "status": "pending"}, change)
-        value = json.dumps({"id": event, "data": {"id": str(id), "items": lines, "total": "12.75", "currency": "GBP"}}).encode()
+        value = json.dumps(
+            {"id": event, "data": {"id": str(id), "items": lines, "total": "12.75", "currency": "GBP"}}
+        ).encode()
         await sent(value, str(id).encode())
         await orders.update_one({"_id": document["_id"]}, {"$pull": {"outbox": {"id": event}}})
 

@@ -33,7 +33,10 @@ async def main(given: dict[str, Any]) -> Result:
     async def worker() -> None:
         async with pool.acquire() as conn:
             while not stopped:
-                batch = [Reservation(uuid.uuid4(), sorted(rng.sample(ids, given["lines"])), [1] * given["lines"]) for _ in range(size)]
+                batch = [
+                    Reservation(uuid.uuid4(), sorted(rng.sample(ids, given["lines"])), [1] * given["lines"])
+                    for _ in range(size)
+                ]
                 started = time.perf_counter()
                 decided = await store.reserve_many(conn, batch)
                 assert all(outcome is Outcome.DONE for outcome, _ in decided)

@@ -29,7 +29,9 @@ async def main(port: int, file: str) -> None:
     bodies = {}
     for name, value in json.loads(Path(file).read_text()).items():
         body = json.dumps(value, separators=(",", ":")).encode()
-        bodies[name] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        bodies[name] = (
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        )
     server = await asyncio.get_running_loop().create_server(lambda: Answering(bodies), "127.0.0.1", port)
     await server.serve_forever()
 

@@ -51,19 +51,29 @@ class Servicer(inventory_pb2_grpc.InventoryServicer):
             short = [p for p in products if p not in stock or stock[p].quantity < wanted[p]]
             if short:
                 shortages = [
-                    inventory_pb2.Shortage(product_id=str(p), wanted=wanted[p], left=stock[p].quantity if p in stock else 0) for p in short
+                    inventory_pb2.Shortage(
+                        product_id=str(p), wanted=wanted[p], left=stock[p].quantity if p in stock else 0
+                    )
+                    for p in short
                 ]
                 return inventory_pb2.ReserveResponse(reserved=False, shortages=shortages)
             for product in products:
                 stock[product].quantity -= wanted[product]
-            session.add(Reservation(id=id, status="reserved", product_ids=products, quantities=[wanted[p] for p in products]))
+            session.add(
+                Reservation(id=id, status="reserved", product_ids=products, quantities=[wanted[p] for p in products])
+            )
         return inventory_pb2.ReserveResponse(reserved=True)
 
     def CheckAvaliable(self, request, context):
         ids = [UUID(id) for id in request.product_ids]
         with self.sessions() as session:
-            stock = dict(session.execute(select(Stock.product_id, Stock.quantity).where(Stock.product_id.in_(ids))).all())
-        items = [inventory_pb2.Availability(product_id=str(i), available=stock.get(i, 0) > 0, quantity=stock.get(i, 0)) for i in ids]
+            stock = dict(
+                session.execute(select(Stock.product_id, Stock.quantity).where(Stock.product_id.in_(ids))).all()
+            )
+        items = [
+            inventory_pb2.Availability(product_id=str(i), available=stock.get(i, 0) > 0, quantity=stock.get(i, 0))
+            for i in ids
+        ]
         return inventory_pb2.CheckAvaliableResponse(items=items)
 
 

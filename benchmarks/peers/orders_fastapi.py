@@ -77,13 +77,20 @@ async def place(order: NewOrder, request: Request) -> dict:
     ]
     total = sum(Decimal(i["unit_price"]) * i["quantity"] for i in items)
     document = {
-        "_id": Binary.from_uuid(id), "user": order.user, "email": order.email, "items": items, "total": Decimal128(total),
-        "currency": products[order.items[0].product_id]["currency"], "status": "pending", "created_at": datetime.now(UTC),
-    }  # fmt: skip
+        "_id": Binary.from_uuid(id),
+        "user": order.user,
+        "email": order.email,
+        "items": items,
+        "total": Decimal128(total),
+        "currency": products[order.items[0].product_id]["currency"],
+        "status": "pending",
+        "created_at": datetime.now(UTC),
+    }
     await state.orders.insert_one(document)
     reserved = await state.inventory.Reserve(
         inventory_pb2.ReserveRequest(
-            reservation_id=str(id), items=[inventory_pb2.Item(product_id=str(i.product_id), quantity=i.quantity) for i in order.items]
+            reservation_id=str(id),
+            items=[inventory_pb2.Item(product_id=str(i.product_id), quantity=i.quantity) for i in order.items],
         ),
         timeout=10,
     )
@@ -92,8 +99,16 @@ async def place(order: NewOrder, request: Request) -> dict:
         raise HTTPException(409, "out of stock")
     await state.orders.update_one({"_id": document["_id"], "status": "pending"}, {"$set": {"status": "confirmed"}})
     answer = {
-        "id": str(id), "user": order.user, "email": order.email, "items": items, "total": f"{total:.2f}",
-        "currency": document["currency"], "status": "confirmed", "created_at": document["created_at"].isoformat(),
-    }  # fmt: skip
-    await asyncio.wait_for(state.kafka.send_and_wait("peer-orders", json.dumps(answer).encode(), key=str(id).encode()), 10)
+        "id": str(id),
+        "user": order.user,
+        "email": order.email,
+        "items": items,
+        "total": f"{total:.2f}",
+        "currency": document["currency"],
+        "status": "confirmed",
+        "created_at": document["created_at"].isoformat(),
+    }
+    await asyncio.wait_for(
+        state.kafka.send_and_wait("peer-orders", json.dumps(answer).encode(), key=str(id).encode()), 10
+    )
     return answer

@@ -93,7 +93,9 @@ async def availability(state, ids: list[UUID]) -> dict[UUID, bool]:
     known = {id: value == b"1" for id, value in zip(ids, cached, strict=True) if value is not None}
     missing = [id for id in ids if id not in known]
     if missing:
-        answer = await state.inventory.CheckAvaliable(inventory_pb2.CheckAvaliableRequest(product_ids=map(str, missing)), timeout=1)
+        answer = await state.inventory.CheckAvaliable(
+            inventory_pb2.CheckAvaliableRequest(product_ids=map(str, missing)), timeout=1
+        )
         async with state.redis.pipeline(transaction=False) as pipe:
             for item in answer.items:
                 known[UUID(item.product_id)] = item.available
@@ -114,9 +116,12 @@ async def get_product(product_id: UUID, request: Request, session: Session) -> P
 
 @app.get("/api/product")
 async def list_products(
-    request: Request, session: Session, limit: Annotated[int, Query(ge=1, le=100)] = 20, offset: Annotated[int, Query(ge=0)] = 0,
+    request: Request,
+    session: Session,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    offset: Annotated[int, Query(ge=0)] = 0,
     ids: str | None = None,
-) -> Page:  # fmt: skip
+) -> Page:
     query = select(ProductRow)
     if ids is not None:
         wanted = [UUID(id) for id in ids.split(",")]
@@ -124,7 +129,11 @@ async def list_products(
         items = [Product.model_validate(by_id[id]) for id in wanted if id in by_id]
         return Page(items=items, total=len(items), limit=len(wanted), offset=0)
     total = await session.scalar(select(func.count()).select_from(ProductRow)) or 0
-    rows = (await session.scalars(query.order_by(ProductRow.created_at.desc(), ProductRow.id.desc()).limit(limit).offset(offset))).all()
+    rows = (
+        await session.scalars(
+            query.order_by(ProductRow.created_at.desc(), ProductRow.id.desc()).limit(limit).offset(offset)
+        )
+    ).all()
     items = [Product.model_validate(row) for row in rows]
     known = await availability(request.app.state, [p.id for p in items])
     for product in items:

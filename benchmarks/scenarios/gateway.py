@@ -31,23 +31,37 @@ def answers() -> dict[str, Any]:
 
     goods = [
         {
-            "id": id(n), "name": f"WHITE HANGING HEART T-LIGHT HOLDER {n}",
+            "id": id(n),
+            "name": f"WHITE HANGING HEART T-LIGHT HOLDER {n}",
             "description": f"A holder of glass and wire for one t-light, number {n} of its kind. Hangs in a window or a tree.",
-            "price": f"{n % 40}.95", "currency": "GBP", "image_url": f"/images/{n}.svg", "available": n % 7 != 0,
-            "created_at": "2026-03-01T10:00:00.123456Z", "updated_at": "2026-03-02T10:00:00.123456Z",
+            "price": f"{n % 40}.95",
+            "currency": "GBP",
+            "image_url": f"/images/{n}.svg",
+            "available": n % 7 != 0,
+            "created_at": "2026-03-01T10:00:00.123456Z",
+            "updated_at": "2026-03-02T10:00:00.123456Z",
         }
         for n in range(60)
-    ]  # fmt: skip
+    ]
     made = []
     for n in range(20):
         lines = goods[3 * n : 3 * n + 3]
-        items = [{"product_id": p["id"], "name": p["name"], "quantity": i + 1, "unit_price": p["price"]} for i, p in enumerate(lines)]
+        items = [
+            {"product_id": p["id"], "name": p["name"], "quantity": i + 1, "unit_price": p["price"]}
+            for i, p in enumerate(lines)
+        ]
         made.append(
             {
-                "id": id(1000 + n), "user": "ann", "email": None, "items": items, "total": "81.70", "currency": "GBP",
-                "status": "confirmed", "created_at": "2026-03-03T10:00:00.123Z",
+                "id": id(1000 + n),
+                "user": "ann",
+                "email": None,
+                "items": items,
+                "total": "81.70",
+                "currency": "GBP",
+                "status": "confirmed",
+                "created_at": "2026-03-03T10:00:00.123Z",
             }
-        )  # fmt: skip
+        )
     return {
         "list": {"items": goods[:20], "total": 5000, "limit": 20, "offset": 0},
         "ids": {"items": goods, "total": 60, "limit": 60, "offset": 0},
@@ -56,7 +70,10 @@ def answers() -> dict[str, Any]:
 
 
 async def _prepare(lab: Lab, name: str) -> Contestants:
-    port = {n: lab.peer_port(i) for i, n in enumerate(("rest", "ours", "admin", "strawberry", "ariadne", "mercurius", "limit"))}
+    port = {
+        n: lab.peer_port(i)
+        for i, n in enumerate(("rest", "ours", "admin", "strawberry", "ariadne", "mercurius", "limit"))
+    }
     given = answers()
     file = lab.directory / "answers.json"
     file.write_text(json.dumps(given))
@@ -64,9 +81,13 @@ async def _prepare(lab: Lab, name: str) -> Contestants:
     env = {"PRODUCTS": url, "ORDERS": url}
     await lab.start("rest", [sys.executable, "-m", "benchmarks.limits.rest", str(port["rest"]), file], port["rest"])
     own = {
-        "MARKET_PRODUCTS_PORT": str(port["rest"]), "MARKET_ORDERS_PORT": str(port["rest"]), "MARKET_PORT": str(port["ours"]),
-        "MARKET_ADMIN_PORT": str(port["admin"]), "MARKET_LOG_FORMAT": "json", "CONFIG_PATH": str(config_directory() / "graphql.yaml"),
-    }  # fmt: skip
+        "MARKET_PRODUCTS_PORT": str(port["rest"]),
+        "MARKET_ORDERS_PORT": str(port["rest"]),
+        "MARKET_PORT": str(port["ours"]),
+        "MARKET_ADMIN_PORT": str(port["admin"]),
+        "MARKET_LOG_FORMAT": "json",
+        "CONFIG_PATH": str(config_directory() / "graphql.yaml"),
+    }
     ids = ",".join(p["id"] for p in given["ids"]["items"])
     starting = [
         lab.start("ours", [sys.executable, "-m", "market.graphql"], port["ours"], own),
@@ -130,7 +151,14 @@ async def orders(lab: Lab) -> Contestants:
 def _judge(title: str) -> Any:
     def judge(figures: Figures) -> list[Row]:
         return [
-            compared(figures, f"GraphQL: {title}, beside {peer}", "queries/s", f">= {least:.1f}x {peer}", peer=peer, least_to_peer=least)
+            compared(
+                figures,
+                f"GraphQL: {title}, beside {peer}",
+                "queries/s",
+                f">= {least:.1f}x {peer}",
+                peer=peer,
+                least_to_peer=least,
+            )
             for peer, least in PEERS.items()
         ]
 
@@ -139,12 +167,25 @@ def _judge(title: str) -> Any:
 
 SCENARIOS = [
     Scenario(
-        name="graphql-list", title="GraphQL: list of 20 products", unit="queries/s", prepare=page, judge=_judge("list of 20 products"),
-        goal=">= 4x Strawberry, >= 2x Ariadne, >= 1.0x mercurius-JIT", group="gateway", stack=False, peers=(needs.PYTHON, needs.NODE),
+        name="graphql-list",
+        title="GraphQL: list of 20 products",
+        unit="queries/s",
+        prepare=page,
+        judge=_judge("list of 20 products"),
+        goal=">= 4x Strawberry, >= 2x Ariadne, >= 1.0x mercurius-JIT",
+        group="gateway",
+        stack=False,
+        peers=(needs.PYTHON, needs.NODE),
     ),
     Scenario(
-        name="graphql-orders", title="GraphQL: a user's 20 orders with joined products", unit="queries/s", prepare=orders,
-        judge=_judge("a user's 20 orders with joined products"), goal=">= 4x Strawberry, >= 2x Ariadne, >= 1.0x mercurius-JIT",
-        group="gateway", stack=False, peers=(needs.PYTHON, needs.NODE),
+        name="graphql-orders",
+        title="GraphQL: a user's 20 orders with joined products",
+        unit="queries/s",
+        prepare=orders,
+        judge=_judge("a user's 20 orders with joined products"),
+        goal=">= 4x Strawberry, >= 2x Ariadne, >= 1.0x mercurius-JIT",
+        group="gateway",
+        stack=False,
+        peers=(needs.PYTHON, needs.NODE),
     ),
-]  # fmt: skip
+]

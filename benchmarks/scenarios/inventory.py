@@ -37,9 +37,13 @@ async def hot(lab: Lab) -> Contestants:
     def ours(callers: int, beside: float) -> Any:
         async def one() -> Figure:
             return await lab.both(
-                kind="reserve", port=lab.port("inventory"), workload="reservations", params={"ids": [product]}, connections=callers,
+                kind="reserve",
+                port=lab.port("inventory"),
+                workload="reservations",
+                params={"ids": [product]},
+                connections=callers,
                 beside=beside,
-            )  # fmt: skip
+            )
 
         return one
 
@@ -51,9 +55,13 @@ async def hot(lab: Lab) -> Contestants:
 
     def limit(callers: int) -> Any:
         given = {
-            "postgres": lab.urls["postgres_inventory"], "ids": [product], "lines": 1, "callers": callers,
-            "seconds": lab.seconds, "warmup": lab.warmup,
-        }  # fmt: skip
+            "postgres": lab.urls["postgres_inventory"],
+            "ids": [product],
+            "lines": 1,
+            "callers": callers,
+            "seconds": lab.seconds,
+            "warmup": lab.warmup,
+        }
 
         async def one() -> Figure:
             result, cpu = await lab.watched("benchmarks.limits.reserve_batches", msgspec.json.encode(given), Result)
@@ -102,7 +110,11 @@ async def lone(lab: Lab) -> Contestants:
     def contestant(port: int, *, direct: bool) -> Any:
         async def one() -> Figure:
             figure = await lab.closed(
-                kind="direct" if direct else "reserve", port=port, workload="reservations", params={"ids": ids}, connections=1
+                kind="direct" if direct else "reserve",
+                port=port,
+                workload="reservations",
+                params={"ids": ids},
+                connections=1,
             )
             assert figure.latency is not None
             figure.notes["per_second"] = round(figure.value)
@@ -115,7 +127,13 @@ async def lone(lab: Lab) -> Contestants:
 
 
 def judge_lone(figures: Figures) -> list[Row]:
-    row = compared(figures, "reservations, a lone caller (median latency)", "ms", "no slower than unbatched (within 5 %)", limit=None)
+    row = compared(
+        figures,
+        "reservations, a lone caller (median latency)",
+        "ms",
+        "no slower than unbatched (within 5 %)",
+        limit=None,
+    )
     # Latencies: the ratio is turned over, so that more is better here, too.
     row.met = False
     if row.ratio_to_peer and row.spread_to_peer and all(row.spread_to_peer):
@@ -161,12 +179,16 @@ async def _peer(lab: Lab, ids: list[str]) -> int | None:
 
     port = lab.peer_port(3)
     database = lab.urls["postgres_inventory"].replace("postgresql://", "postgresql+psycopg://")
-    await lab.start("peer inventory", [sys.executable, "inventory_sync.py", str(port)], port, {"DATABASE_URL": database})
+    await lab.start(
+        "peer inventory", [sys.executable, "inventory_sync.py", str(port)], port, {"DATABASE_URL": database}
+    )
     answers = []
     for at in (lab.port("inventory"), port):
         with grpc.insecure_channel(f"127.0.0.1:{at}") as channel:
             answers.append(
-                InventoryStub(channel).CheckAvaliable(pb.CheckAvaliableRequest(product_ids=ids[:100]), wait_for_ready=True, timeout=10)
+                InventoryStub(channel).CheckAvaliable(
+                    pb.CheckAvaliableRequest(product_ids=ids[:100]), wait_for_ready=True, timeout=10
+                )
             )
     if answers[0] != answers[1]:
         raise RuntimeError("the peer of inventory answers otherwise")
@@ -194,18 +216,37 @@ def _twice(title: str) -> Any:
 
 SCENARIOS = [
     Scenario(
-        name="reserve-hot", title="Reservations of one hot product, as orders asks for them", unit="reservations/s", prepare=hot,
-        judge=judge_hot, goal=">= 4x, 15x, 60x SELECT FOR UPDATE with 16, 64, 256 callers, p99 <= 1/3",
+        name="reserve-hot",
+        title="Reservations of one hot product, as orders asks for them",
+        unit="reservations/s",
+        prepare=hot,
+        judge=judge_hot,
+        goal=">= 4x, 15x, 60x SELECT FOR UPDATE with 16, 64, 256 callers, p99 <= 1/3",
     ),
     Scenario(
-        name="reserve-lone", title="A lone caller's reservation", unit="ms", prepare=lone, judge=judge_lone, goal="no slower than unbatched"
+        name="reserve-lone",
+        title="A lone caller's reservation",
+        unit="ms",
+        prepare=lone,
+        judge=judge_lone,
+        goal="no slower than unbatched",
     ),
     Scenario(
-        name="reserve-one", title="Reserve one by one, 3 lines", unit="calls/s", prepare=one_by_one,
-        judge=_twice("Reserve one by one, 3 lines, 64 callers"), goal=">= 2x the peer", peers=(needs.PYTHON,),
+        name="reserve-one",
+        title="Reserve one by one, 3 lines",
+        unit="calls/s",
+        prepare=one_by_one,
+        judge=_twice("Reserve one by one, 3 lines, 64 callers"),
+        goal=">= 2x the peer",
+        peers=(needs.PYTHON,),
     ),
     Scenario(
-        name="check-100", title="CheckAvaliable of 100 products", unit="calls/s", prepare=check,
-        judge=_twice("CheckAvaliable of 100, 64 callers"), goal=">= 2x the peer", peers=(needs.PYTHON,),
+        name="check-100",
+        title="CheckAvaliable of 100 products",
+        unit="calls/s",
+        prepare=check,
+        judge=_twice("CheckAvaliable of 100, 64 callers"),
+        goal=">= 2x the peer",
+        peers=(needs.PYTHON,),
     ),
-]  # fmt: skip
+]

@@ -34,11 +34,15 @@ async def start_peers(lab: Lab) -> int | None:
     catalogue = await products.start_peer(lab)
     inventory, orders = lab.peer_port(3), lab.peer_port(4)
     database = lab.urls["postgres_inventory"].replace("postgresql://", "postgresql+psycopg://")
-    await lab.start("peer inventory", [sys.executable, "inventory_sync.py", str(inventory)], inventory, {"DATABASE_URL": database})
+    await lab.start(
+        "peer inventory", [sys.executable, "inventory_sync.py", str(inventory)], inventory, {"DATABASE_URL": database}
+    )
     env = {
-        "MONGODB_URL": lab.urls["mongodb"], "INVENTORY": f"127.0.0.1:{inventory}", "PRODUCTS": f"http://127.0.0.1:{catalogue}",
+        "MONGODB_URL": lab.urls["mongodb"],
+        "INVENTORY": f"127.0.0.1:{inventory}",
+        "PRODUCTS": f"http://127.0.0.1:{catalogue}",
         "KAFKA": lab.urls["kafka"],
-    }  # fmt: skip
+    }
     await lab.uvicorn("peer orders", "orders_fastapi:app", orders, env)
     return orders
 
@@ -79,9 +83,16 @@ async def place(lab: Lab) -> Contestants:
     lab.stack.pause("notifications")
     lab.pin()
     given = {
-        "mongodb": lab.urls["mongodb"], "postgres": lab.urls["postgres_inventory"], "kafka": lab.urls["kafka"], "topic": "bare-orders",
-        "ids": ids, "lines": 3, "in_flight": BUYERS, "seconds": lab.seconds, "warmup": lab.warmup,
-    }  # fmt: skip
+        "mongodb": lab.urls["mongodb"],
+        "postgres": lab.urls["postgres_inventory"],
+        "kafka": lab.urls["kafka"],
+        "topic": "bare-orders",
+        "ids": ids,
+        "lines": 3,
+        "in_flight": BUYERS,
+        "seconds": lab.seconds,
+        "warmup": lab.warmup,
+    }
 
     async def bare() -> Figure:
         result, cpu = await lab.watched("benchmarks.limits.order_writes", msgspec.json.encode(given), Result)
@@ -93,18 +104,31 @@ async def place(lab: Lab) -> Contestants:
         "ours": _ours(lab, port=ours, **orders),
         **({"peer": _peer(lab, port=peer, **orders)} if peer else {}),
         "limit": bare,
-        "graphql": _ours(lab, port=lab.port("graphql"), workload="graphql_orders", params={"ids": ids}, connections=BUYERS),
+        "graphql": _ours(
+            lab, port=lab.port("graphql"), workload="graphql_orders", params={"ids": ids}, connections=BUYERS
+        ),
     }
 
 
 def judge_place(figures: Figures) -> list[Row]:
     rest = compared(
-        figures, "POST order, 3 lines, uniform goods, 64 buyers", "orders/s", ">= 3x the peer, >= 1.2x the bare program",
-        least_to_peer=3, least_to_limit=1.2,
-    )  # fmt: skip
+        figures,
+        "POST order, 3 lines, uniform goods, 64 buyers",
+        "orders/s",
+        ">= 3x the peer, >= 1.2x the bare program",
+        least_to_peer=3,
+        least_to_limit=1.2,
+    )
     graphql = compared(
-        figures, "the same through GraphQL", "orders/s", ">= 75 % of REST", ours="graphql", peer=None, limit="ours", least_to_limit=0.75,
-    )  # fmt: skip
+        figures,
+        "the same through GraphQL",
+        "orders/s",
+        ">= 75 % of REST",
+        ours="graphql",
+        peer=None,
+        limit="ours",
+        least_to_limit=0.75,
+    )
     return [rest, graphql]
 
 
@@ -155,11 +179,23 @@ def judge_hot(figures: Figures) -> list[Row]:
 
 SCENARIOS = [
     Scenario(
-        name="order", title="POST order by REST and through GraphQL", unit="orders/s", prepare=place, judge=judge_place, group="orders",
-        goal=">= 3x the peer, >= 1.2x the bare program; GraphQL >= 75 % of REST", peers=(needs.PYTHON,),
+        name="order",
+        title="POST order by REST and through GraphQL",
+        unit="orders/s",
+        prepare=place,
+        judge=judge_place,
+        group="orders",
+        goal=">= 3x the peer, >= 1.2x the bare program; GraphQL >= 75 % of REST",
+        peers=(needs.PYTHON,),
     ),
     Scenario(
-        name="hot-order", title="POST order, one hot product", unit="orders/s", prepare=hot, judge=judge_hot, group="orders",
-        goal=">= 80 % of uniform goods, p99 <= the peer's / 3", peers=(needs.PYTHON,),
+        name="hot-order",
+        title="POST order, one hot product",
+        unit="orders/s",
+        prepare=hot,
+        judge=judge_hot,
+        group="orders",
+        goal=">= 80 % of uniform goods, p99 <= the peer's / 3",
+        peers=(needs.PYTHON,),
     ),
-]  # fmt: skip
+]

@@ -18,8 +18,9 @@ async def start_peer(lab: Lab) -> int:
     port = lab.peer_port(1)
     env = {
         "DATABASE_URL": lab.urls["postgres_products"].replace("postgresql://", "postgresql+asyncpg://"),
-        "REDIS_URL": lab.urls["redis"], "INVENTORY": lab.urls["inventory"],
-    }  # fmt: skip
+        "REDIS_URL": lab.urls["redis"],
+        "INVENTORY": lab.urls["inventory"],
+    }
     await lab.uvicorn("peer products", "products_fastapi:app", port, env)
     return port
 
@@ -79,11 +80,19 @@ def _judge(title: str) -> Any:
 
 SCENARIOS = [
     Scenario(
-        name="product-one", title="GET one product", goal=">= 2x the peer", prepare=one, judge=_judge("GET one product"),
+        name="product-one",
+        title="GET one product",
+        goal=">= 2x the peer",
+        prepare=one,
+        judge=_judge("GET one product"),
         peers=(needs.PYTHON,),
     ),
     Scenario(
-        name="product-list", title="GET a list of 20 products with availability", goal=">= 2x the peer", prepare=page,
-        judge=_judge("GET a list of 20 products with availability"), peers=(needs.PYTHON,),
+        name="product-list",
+        title="GET a list of 20 products with availability",
+        goal=">= 2x the peer",
+        prepare=page,
+        judge=_judge("GET a list of 20 products with availability"),
+        peers=(needs.PYTHON,),
     ),
-]  # fmt: skip
+]

@@ -41,7 +41,9 @@ class Stores(Stack):
 
 
 @asynccontextmanager
-async def up(lab: Lab, kafka: str, *, empty: bool = False) -> AsyncIterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
+async def up(
+    lab: Lab, kafka: str, *, empty: bool = False
+) -> AsyncIterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
     """`market up` in a process of its own, with an empty data directory; what `--json` says."""
     directory = lab.directory / "cold"
     file = lab.directory / "stack.json"
@@ -58,9 +60,12 @@ async def up(lab: Lab, kafka: str, *, empty: bool = False) -> AsyncIterator[tupl
         *(["--empty"] if empty else []),
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "market.local.cli", *args], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "market.local.cli", *args],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         preexec_fn=spawn.bound_to_parent(),
-    )  # fmt: skip
+    )
     try:
         while not file.exists():
             if process.poll() is not None:
@@ -107,7 +112,11 @@ async def cold(lab: Lab) -> Contestants:
 
         return one
 
-    kinds = ["embedded"] if lab.smoke or shutil.which("java") is None or shutil.which("mvn") is None else ["embedded", "apache"]
+    kinds = (
+        ["embedded"]
+        if lab.smoke or shutil.which("java") is None or shutil.which("mvn") is None
+        else ["embedded", "apache"]
+    )
     return {f"{who} {kind}": make(kind) for kind in kinds for who, make in (("ours", whole), ("limit", stores))}
 
 
@@ -125,10 +134,14 @@ def judge_cold(figures: Figures) -> list[Row]:
     for kind in ("embedded", "apache"):
         if f"ours {kind}" in figures:
             name = "Apache Kafka" if kind == "apache" else "the embedded broker"
-            row = compared(figures, f"{COLD}, {name}", "s", "<= 5 s", ours=f"ours {kind}", peer=None, limit=f"limit {kind}")
+            row = compared(
+                figures, f"{COLD}, {name}", "s", "<= 5 s", ours=f"ours {kind}", peer=None, limit=f"limit {kind}"
+            )
             spread = Spread.of([f.value for f in figures[f"ours {kind}"]])
             row.met = spread.median <= 5
-            row.remark = f"the rounds: {spread.low:.1f} to {spread.high:.1f} s; the limit is the stores' own starts, all at once"
+            row.remark = (
+                f"the rounds: {spread.low:.1f} to {spread.high:.1f} s; the limit is the stores' own starts, all at once"
+            )
             rows.append(row)
     return rows
 
@@ -186,9 +199,14 @@ async def memory(lab: Lab) -> Contestants:
                     placed += result.good
                     query = "{ products { items { id name available } } }"
                     await lab.load(
-                        port=lab.port("graphql"), workload="graphql", params={"query": query}, connections=8, rate=50, warmup=0,
+                        port=lab.port("graphql"),
+                        workload="graphql",
+                        params={"query": query},
+                        connections=8,
+                        rate=50,
+                        warmup=0,
                         seconds=min(10.0, left),
-                    )  # fmt: skip
+                    )
                 except RuntimeError as e:
                     failed.append(str(e)[:200])
             sampling.cancel()
@@ -200,12 +218,19 @@ async def memory(lab: Lab) -> Contestants:
         return Figure(
             value=max(totals),
             notes={
-                "idle_MiB": round(sum(idle.values())), "idle_by_process": {k: round(v) for k, v in idle.items()}, "kafka": kafka,
-                "minutes": round(minutes, 1), "orders_per_second": lab.minutes_rate, "orders": placed, "failed": failed, "totals_MiB": [round(t) for t in totals],
-                "first_third_MiB": round(sum(totals[:third]) / third), "last_third_MiB": round(sum(totals[-third:]) / third),
+                "idle_MiB": round(sum(idle.values())),
+                "idle_by_process": {k: round(v) for k, v in idle.items()},
+                "kafka": kafka,
+                "minutes": round(minutes, 1),
+                "orders_per_second": lab.minutes_rate,
+                "orders": placed,
+                "failed": failed,
+                "totals_MiB": [round(t) for t in totals],
+                "first_third_MiB": round(sum(totals[:third]) / third),
+                "last_third_MiB": round(sum(totals[-third:]) / third),
                 "last_by_process": {k: round(v) for k, v in samples[-1].items()},
             },
-        )  # fmt: skip
+        )
 
     return {"ours": ours}
 
@@ -219,19 +244,43 @@ def judge_memory(figures: Figures) -> list[Row]:
     grown = sum(totals[-half:]) / max(1, sum(totals[-2 * half : -half] or totals[-half:])) - 1
     return [
         Row(
-            scenario="memory of everything, idle and under load", unit="MiB, most", ours=round(most), peer=None, limit=None,
-            ratio_to_peer=None, ratio_to_limit=None, goal="< 1 GB, flat", met=most < 1e9 / 2**20 and grown < 0.02,
+            scenario="memory of everything, idle and under load",
+            unit="MiB, most",
+            ours=round(most),
+            peer=None,
+            limit=None,
+            ratio_to_peer=None,
+            ratio_to_limit=None,
+            goal="< 1 GB, flat",
+            met=most < 1e9 / 2**20 and grown < 0.02,
             remark=f"idle {notes['idle_MiB']} MiB; {notes['minutes']} minutes of load, {notes['orders']:,} orders; "
             f"mean of the first third {notes['first_third_MiB']}, of the last {notes['last_third_MiB']} MiB; "
             f"within the last third {grown:+.1%}",
         )
-    ]  # fmt: skip
+    ]
 
 
 SCENARIOS = [
-    Scenario(name="cold-start", title=COLD, goal="<= 5 s", prepare=cold, judge=judge_cold, group="cold", stack=False, unit="s"),
     Scenario(
-        name="memory", title="memory of everything (proportional set size)", goal="< 1 GB, flat", prepare=memory, judge=judge_memory,
-        group="memory", stack=False, rounds=1, unit="MiB", most_seconds=3 * 3600,
+        name="cold-start",
+        title=COLD,
+        goal="<= 5 s",
+        prepare=cold,
+        judge=judge_cold,
+        group="cold",
+        stack=False,
+        unit="s",
     ),
-]  # fmt: skip
+    Scenario(
+        name="memory",
+        title="memory of everything (proportional set size)",
+        goal="< 1 GB, flat",
+        prepare=memory,
+        judge=judge_memory,
+        group="memory",
+        stack=False,
+        rounds=1,
+        unit="MiB",
+        most_seconds=3 * 3600,
+    ),
+]

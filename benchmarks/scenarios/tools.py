@@ -55,12 +55,20 @@ async def imports(lab: Lab) -> Contestants:
         cpu = {n: round(1000 * (t - before[n]) / products, 4) for n, t in lab.cpu().items()}
         cpu["market import"] = round(1000 * done.cpu / products, 4)
         return Figure(
-            value=done.rate, done=products, cpu=cpu, notes={"whole_command_seconds": round(done.seconds, 2), "products": products}
+            value=done.rate,
+            done=products,
+            cpu=cpu,
+            notes={"whole_command_seconds": round(done.seconds, 2), "products": products},
         )
 
     def bare(connections: int, count: int) -> Any:
         async def one() -> Figure:
-            spec = {"workload": "catalogue", "params": {"prefix": f"N{next(numbers)}X"}, "connections": connections, "count": count}
+            spec = {
+                "workload": "catalogue",
+                "params": {"prefix": f"N{next(numbers)}X"},
+                "connections": connections,
+                "count": count,
+            }
             return await lab.closed(port=port, **spec)
 
         return one
@@ -96,7 +104,11 @@ async def replays(lab: Lab) -> Contestants:
         cpu = {n: round(1000 * (t - before[n]) / count, 4) for n, t in lab.cpu().items()}
         cpu["market replay"] = round(1000 * done.cpu / count, 4)
         await settle(lab)
-        notes = {"whole_command_seconds": round(done.seconds, 2), "orders": count, "invoices": "real" if lab.data else "made up"}
+        notes = {
+            "whole_command_seconds": round(done.seconds, 2),
+            "orders": count,
+            "invoices": "real" if lab.data else "made up",
+        }
         return Figure(value=done.rate, done=count, cpu=cpu, notes=notes)
 
     def bare(connections: int, share: int) -> Any:
@@ -109,7 +121,11 @@ async def replays(lab: Lab) -> Contestants:
                 for invoice in retail.invoices(path, survey):
                     file.write(json.dumps({"body": replay.order(invoice, known.ids), "key": invoice.number}) + "\n")
                     count += 1
-            spec = {"workload": "bodies", "params": {"path": "/api/order", "file": str(bodies)}, "connections": connections}
+            spec = {
+                "workload": "bodies",
+                "params": {"path": "/api/order", "file": str(bodies)},
+                "connections": connections,
+            }
             figure = await lab.closed(port=port, **spec, count=count // share)
             await settle(lab)
             return figure
@@ -122,7 +138,9 @@ async def replays(lab: Lab) -> Contestants:
 def judge_import(figures: Figures) -> list[Row]:
     made = figures["ours"][0].notes["products"]
     remark = f"{made:,} products each, for ours and the limit; the peer is one request at a time"
-    return [compared(figures, "market import of 20,000 products", "products/s", GOAL, least_to_limit=0.5, remark=remark)]
+    return [
+        compared(figures, "market import of 20,000 products", "products/s", GOAL, least_to_limit=0.5, remark=remark)
+    ]
 
 
 def judge_replay(figures: Figures) -> list[Row]:
@@ -134,8 +152,21 @@ def judge_replay(figures: Figures) -> list[Row]:
 
 SCENARIOS = [
     Scenario(
-        name="import", title="market import of 20,000 products", unit="products/s", prepare=imports, group="tools", judge=judge_import,
+        name="import",
+        title="market import of 20,000 products",
+        unit="products/s",
+        prepare=imports,
+        group="tools",
+        judge=judge_import,
         goal=GOAL,
     ),
-    Scenario(name="replay", title="market replay of invoices", unit="orders/s", prepare=replays, group="tools", judge=judge_replay, goal=GOAL),
-]  # fmt: skip
+    Scenario(
+        name="replay",
+        title="market replay of invoices",
+        unit="orders/s",
+        prepare=replays,
+        group="tools",
+        judge=judge_replay,
+        goal=GOAL,
+    ),
+]

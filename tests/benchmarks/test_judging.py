@@ -31,10 +31,21 @@ def test_a_ratio_is_taken_round_by_round() -> None:
 
 
 def test_a_goal_is_met_by_the_median_of_the_rounds() -> None:
-    row = compared({"ours": figures(20, 30, 50), "peer": figures(10, 10, 10)}, "s", "u", "g", limit=None, least_to_peer=3)
+    row = compared(
+        {"ours": figures(20, 30, 50), "peer": figures(10, 10, 10)}, "s", "u", "g", limit=None, least_to_peer=3
+    )
 
-    assert (row.met, row.ours, row.peer, row.ratio_to_peer, row.spread_to_peer, row.remark) == (True, 30, 10, 3, [2, 5], "")
-    assert not compared({"ours": figures(20, 30, 50), "peer": figures(10, 10, 10)}, "s", "u", "g", limit=None, least_to_peer=3.1).met
+    assert (row.met, row.ours, row.peer, row.ratio_to_peer, row.spread_to_peer, row.remark) == (
+        True,
+        30,
+        10,
+        3,
+        [2, 5],
+        "",
+    )
+    assert not compared(
+        {"ours": figures(20, 30, 50), "peer": figures(10, 10, 10)}, "s", "u", "g", limit=None, least_to_peer=3.1
+    ).met
 
 
 def test_rounds_in_which_the_peer_did_next_to_nothing_are_not_counted() -> None:
@@ -49,7 +60,9 @@ def test_rounds_in_which_the_peer_did_next_to_nothing_are_not_counted() -> None:
 def test_a_peer_that_did_next_to_nothing_in_most_rounds_is_not_judged_against() -> None:
     peer = figures(10) + figures(0.3, 0.3, done=1)
 
-    row = compared({"ours": figures(20, 40, 30), "peer": peer}, "s", "u", "g", limit=None, least_to_peer=2, remark="first")
+    row = compared(
+        {"ours": figures(20, 40, 30), "peer": peer}, "s", "u", "g", limit=None, least_to_peer=2, remark="first"
+    )
 
     assert (row.met, row.peer, row.ratio_to_peer, row.spread_to_peer) == (False, 0.3, None, None)
     assert row.remark == "first; not judged: the peer did next to nothing in most rounds"
@@ -66,13 +79,20 @@ def test_a_starved_round_of_our_own_counts() -> None:
     ours = figures(0.3, done=1) + figures(40, 30)
 
     assert against(ours, figures(10, 10, 10)) == Spread(3, 0.03, 4)
-    assert compared({"ours": ours, "peer": figures(10, 10, 10)}, "s", "u", "g", limit=None).remark.startswith("there are rounds")
+    assert compared({"ours": ours, "peer": figures(10, 10, 10)}, "s", "u", "g", limit=None).remark.startswith(
+        "there are rounds"
+    )
 
 
 def test_a_latency_beside_a_peer_that_has_none_is_not_a_third_of_it() -> None:
     found = {"ours": figures(10, 10, p99=2), "peer": figures(0.3, 0.3, done=0, p99=0)}
 
-    assert (p99(found, "ours"), p99(found, "peer"), p99(found, "gone"), p99(found, "ours", "open")) == (2, None, None, None)
+    assert (p99(found, "ours"), p99(found, "peer"), p99(found, "gone"), p99(found, "ours", "open")) == (
+        2,
+        None,
+        None,
+        None,
+    )
     assert not third(2, None)
     assert third(2, 6)
 
@@ -134,7 +154,9 @@ def test_a_failed_scenario_leaves_the_rows_of_the_others(tmp_path: Path) -> None
     assert "- order: `RuntimeError('no')`" in (tmp_path / "report.md").read_text()
 
 
-def test_a_full_run_refuses_to_leave_out_a_peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_run_refuses_to_leave_out_a_peer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(needs, "there", lambda need: need != needs.NODE)
     monkeypatch.setattr(sys, "argv", ["run", "graphql-list"])
 
@@ -148,6 +170,8 @@ def test_a_full_run_refuses_to_leave_out_a_peer(monkeypatch: pytest.MonkeyPatch,
 def test_importing_the_table_of_scenarios_needs_no_package_of_a_peer() -> None:
     hidden = "import sys; sys.modules.update(dict.fromkeys(('fastapi', 'sqlalchemy', 'psycopg', 'strawberry', 'ariadne', 'aiokafka'))); "
 
-    done = subprocess.run([sys.executable, "-c", hidden + "import benchmarks.run"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", hidden + "import benchmarks.run"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
     assert done.returncode == 0, done.stderr

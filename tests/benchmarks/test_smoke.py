@@ -49,7 +49,10 @@ def test_every_scenario_runs_and_writes_its_row(words: list[str], server_directo
     rows = json.loads((out / "latest.json").read_text())
     assert rows
     assert all(row["ours"] is not None and isinstance(row["met"], bool) for row in rows)
-    assert all({"scenario", "ours", "peer", "limit", "ratio_to_peer", "ratio_to_limit", "goal", "met"} <= row.keys() for row in rows)
+    assert all(
+        {"scenario", "ours", "peer", "limit", "ratio_to_peer", "ratio_to_limit", "goal", "met"} <= row.keys()
+        for row in rows
+    )
     assert "| scenario |" in (out / "report.md").read_text()
     entries = json.loads((out / "raw.json").read_text())["entries"]
     assert set(entries) == {s.name for s in SCENARIOS if s.name.startswith(tuple(words))}

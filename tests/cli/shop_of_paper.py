@@ -49,7 +49,9 @@ class PaperShop:
     async def list(self, request: web.Request) -> web.StreamResponse:
         words = request.query.get("q", "").lower()
         items = [p for p in self.products.values() if words in p["description"].lower()]
-        return web.json_response({"items": items[: int(request.query["limit"])], "total": len(items), "limit": 1, "offset": 0})
+        return web.json_response(
+            {"items": items[: int(request.query["limit"])], "total": len(items), "limit": 1, "offset": 0}
+        )
 
     async def make(self, request: web.Request) -> web.StreamResponse:
         return await self._once(request, self.products, self._make)

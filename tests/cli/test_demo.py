@@ -27,7 +27,9 @@ def test_each_good_has_a_picture_of_its_own(good: demo.Good) -> None:
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert picture.stat().st_size < 5_000
     # Nothing is run and nothing is fetched from elsewhere.
-    assert all(not e.tag.endswith(("script", "image", "use")) and not any("href" in a for a in e.attrib) for e in root.iter())
+    assert all(
+        not e.tag.endswith(("script", "image", "use")) and not any("href" in a for a in e.attrib) for e in root.iter()
+    )
 
 
 def test_no_picture_is_without_its_good() -> None:

@@ -17,7 +17,13 @@ from market.local import shop as shop_module
 from market.local.shop import Shop
 
 Write = Callable[..., Path]
-SALES = ("1;10;MUG;6;2.55;17850", "1;20;BOWL;2;3.05;17850", "2;10;MUG;1;2.55;", "C3;10;MUG;-1;2.55;17850", "4;POST;POSTAGE;1;18;5")
+SALES = (
+    "1;10;MUG;6;2.55;17850",
+    "1;20;BOWL;2;3.05;17850",
+    "2;10;MUG;1;2.55;",
+    "C3;10;MUG;-1;2.55;17850",
+    "4;POST;POSTAGE;1;18;5",
+)
 
 app = typer.Typer()
 app.command("import")(importer.run)
@@ -34,7 +40,9 @@ def row(result: Result, name: str) -> str:
     return found[1] if found else f"no row {name!r} in\n{result.output}"
 
 
-async def test_an_import_makes_each_product_once_with_the_units_that_the_file_sells(paper: Running, write: Write) -> None:
+async def test_an_import_makes_each_product_once_with_the_units_that_the_file_sells(
+    paper: Running, write: Write
+) -> None:
     result = await market("import", write(*SALES), "--url", paper.url)
     assert result.exit_code == 0, result.output
     assert row(result, "products made") == "2"
@@ -77,7 +85,12 @@ async def test_each_invoice_becomes_one_order_of_its_customer(paper: Running, wr
         ("guest-2", "guest-2@example.test", {"MUG": 1}),
     ]
     assert set(paper.shop.stock.values()) == {0}
-    assert (row(result, "placed"), row(result, "refused"), row(result, "returns"), row(result, "charges")) == ("2", "0", "1", "1")
+    assert (row(result, "placed"), row(result, "refused"), row(result, "returns"), row(result, "charges")) == (
+        "2",
+        "0",
+        "1",
+        "1",
+    )
     assert row(result, "invoices that sell nothing") == "2"
     assert {"1", "2"} < set(paper.shop.keys)
 
@@ -90,7 +103,9 @@ async def test_a_second_replay_places_nothing(paper: Running, write: Write) -> N
     assert len(paper.shop.orders) == 2
 
 
-async def test_a_replay_finds_products_that_were_imported_with_another_stock_or_from_another_file(paper: Running, write: Write) -> None:
+async def test_a_replay_finds_products_that_were_imported_with_another_stock_or_from_another_file(
+    paper: Running, write: Write
+) -> None:
     await market("import", write(*SALES, "9;10;MUG;900;9.99;1", name="larger.csv"), "--url", paper.url, "--stock", 1000)
     result = await market("replay", write(*SALES), "--url", paper.url)
     assert row(result, "placed") == "2"
@@ -105,7 +120,9 @@ async def test_what_the_shop_refuses_is_counted_by_reason(paper: Running, write:
     assert (row(result, "placed"), row(result, "refused"), row(result, "out of stock")) == ("1", "1", "1")
 
 
-async def test_lost_answers_and_refusals_for_now_are_asked_again_with_the_same_key(paper: Running, write: Write) -> None:
+async def test_lost_answers_and_refusals_for_now_are_asked_again_with_the_same_key(
+    paper: Running, write: Write
+) -> None:
     path = write(*SALES)
     await market("import", path, "--url", paper.url)
     paper.shop.trouble = [503, "drop", "lose", 502, "lose"]
@@ -126,7 +143,9 @@ async def test_retry_after_is_honoured(paper: Running, monkeypatch: pytest.Monke
     # Nothing else of asyncio is used there.
     monkeypatch.setattr(shop_module, "asyncio", SimpleNamespace(sleep=sleep))
     async with Shop.at(port_base=1, url=paper.url) as shop:
-        made = await shop.make_product({"name": "MUG", "description": "", "price": "1", "currency": "GBP", "stock": 1}, "k")
+        made = await shop.make_product(
+            {"name": "MUG", "description": "", "price": "1", "currency": "GBP", "stock": 1}, "k"
+        )
     assert not made.before
     [pause] = pauses
     assert 30 <= pause <= 37.5

@@ -49,10 +49,17 @@ def test_the_median_of_a_bag_is_the_median_of_its_list(prices: list[Decimal]) ->
 def test_each_line_that_is_no_sale_is_skipped_with_its_reason(write: Write) -> None:
     found = retail.survey(
         write(
-            "1;10;GOOD;3;1.00;", "C2;10;GOOD;-1;1.00;", "3;10;lost;-4;0;", "4;POST;POSTAGE;1;18.00;5", "4;m;Manual;1;9;5",
-            "4;BANK CHARGES;Bank Charges;1;15;5", "5;10;;2;0;", "6;10;FREE GIFT;2;0;", "7;20;;1;0;",
+            "1;10;GOOD;3;1.00;",
+            "C2;10;GOOD;-1;1.00;",
+            "3;10;lost;-4;0;",
+            "4;POST;POSTAGE;1;18.00;5",
+            "4;m;Manual;1;9;5",
+            "4;BANK CHARGES;Bank Charges;1;15;5",
+            "5;10;;2;0;",
+            "6;10;FREE GIFT;2;0;",
+            "7;20;;1;0;",
         )
-    )  # fmt: skip
+    )
     assert found.skipped == {retail.RETURNED: 2, retail.CHARGE: 3, retail.UNDESCRIBED: 2, retail.FREE: 1}
     assert found.goods == [Good("10", "GOOD", Decimal("1.00"), 3)]
     assert (found.lines, found.invoices, len(found.last), found.nameless) == (9, 1, 7, 1)
@@ -63,7 +70,9 @@ def test_what_is_only_returned_is_a_product_without_stock(write: Write) -> None:
 
 
 def test_an_invoice_is_one_order_without_its_skipped_lines(write: Write) -> None:
-    path = write("1;10a;X;1;1;", "1;POST;POSTAGE;1;5;", "1;20;Y;2;1;", "1;10A;X;3;1;", "2;10A;X;1;1;17850", "C3;10A;X;-1;1;17850")
+    path = write(
+        "1;10a;X;1;1;", "1;POST;POSTAGE;1;5;", "1;20;Y;2;1;", "1;10A;X;3;1;", "2;10A;X;1;1;17850", "C3;10A;X;-1;1;17850"
+    )
     first, second = retail.invoices(path, retail.survey(path))
     assert (first.number, first.user, first.units) == ("1", "guest-1", {"10A": 4, "20": 2})
     assert (second.number, second.user, second.units) == ("2", "17850", {"10A": 1})
@@ -71,7 +80,10 @@ def test_an_invoice_is_one_order_without_its_skipped_lines(write: Write) -> None
 
 def test_an_invoice_whose_lines_lie_apart_is_still_one(write: Write) -> None:
     path = write("1;10;X;1;1;", "2;10;X;5;1;", "1;20;Y;2;1;", "1;POST;POSTAGE;1;5;")
-    assert [(i.number, i.units) for i in retail.invoices(path, retail.survey(path))] == [("2", {"10": 5}), ("1", {"10": 1, "20": 2})]
+    assert [(i.number, i.units) for i in retail.invoices(path, retail.survey(path))] == [
+        ("2", {"10": 5}),
+        ("1", {"10": 1, "20": 2}),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +113,10 @@ def test_a_bad_value_is_named_with_line_and_column(write: Write, line: str, said
     [
         (b"", "is empty"),
         (b"a,b,c\n1,2,3\n", "line 1, column InvoiceNo: is missing"),
-        (b"InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n1,2\n", "line 2: has 2 fields, not 8"),
+        (
+            b"InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n1,2\n",
+            "line 2: has 2 fields, not 8",
+        ),
         (
             b"InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n1,2,\xa3,1,2010-12-01,1,,UK\n",
             "line 2: is not UTF-8",

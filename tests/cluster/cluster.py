@@ -20,8 +20,12 @@ NAMESPACE = "market"
 DEPLOY = shlex.split(os.environ.get("MARKET_CLUSTER_DEPLOY", ""))
 
 
-def run(*command: str | Path, check: bool = True, seconds: float = 900, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, timeout=seconds, input=stdin, cwd=ROOT)
+def run(
+    *command: str | Path, check: bool = True, seconds: float = 900, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [str(c) for c in command], capture_output=True, text=True, check=False, timeout=seconds, input=stdin, cwd=ROOT
+    )
     assert done.returncode == 0 or not check, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -34,7 +38,9 @@ def get(*args: str) -> Any:
     return json.loads(kubectl("get", *args, "-o", "json"))
 
 
-def script(name: str, *options: str, check: bool = True, root: Path = ROOT) -> tuple[subprocess.CompletedProcess[str], float]:
+def script(
+    name: str, *options: str, check: bool = True, root: Path = ROOT
+) -> tuple[subprocess.CompletedProcess[str], float]:
     """What a script of ours printed, and how many seconds it took."""
     began = time.monotonic()
     done = run(root / "scripts" / name, *options, check=check)
@@ -47,7 +53,11 @@ def deploy(*options: str, check: bool = True, root: Path = ROOT) -> tuple[subpro
 
 def pods(name: str) -> list[dict[str, Any]]:
     """The pods of a service that are not on their way out, oldest first."""
-    items = [p for p in get("pods", "-l", f"app.kubernetes.io/name={name}")["items"] if "deletionTimestamp" not in p["metadata"]]
+    items = [
+        p
+        for p in get("pods", "-l", f"app.kubernetes.io/name={name}")["items"]
+        if "deletionTimestamp" not in p["metadata"]
+    ]
     return sorted(items, key=lambda p: str(p["metadata"]["creationTimestamp"]))
 
 

@@ -50,9 +50,13 @@ def report() -> Report:
 
 @pytest.fixture(scope="session", autouse=True)
 def there_is_a_cluster() -> None:
-    done = subprocess.run(["kubectl", "--request-timeout=10s", "get", "--raw", "/version"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["kubectl", "--request-timeout=10s", "get", "--raw", "/version"], capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        pytest.skip(f"no cluster: {done.stderr.strip().splitlines()[-1] if done.stderr else 'kubectl has no current context'}")
+        pytest.skip(
+            f"no cluster: {done.stderr.strip().splitlines()[-1] if done.stderr else 'kubectl has no current context'}"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -70,13 +70,17 @@ class Load:
     user: str = field(default_factory=lambda: f"load-{uuid.uuid4().hex[:12]}")
 
     async def __aenter__(self) -> Load:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15), connector=aiohttp.TCPConnector(limit=0))
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=15), connector=aiohttp.TCPConnector(limit=0)
+        )
         self._began = time.monotonic()
         self._stopping = False
         self._flying: set[asyncio.Task[None]] = set()
         self._drivers = [
             asyncio.create_task(self._drive(1 / ORDERS_PER_SECOND, [self._order, self._graphql_order])),
-            asyncio.create_task(self._drive(1 / READS_PER_SECOND, [self._product, self._list, self._orders, self._graphql])),
+            asyncio.create_task(
+                self._drive(1 / READS_PER_SECOND, [self._product, self._list, self._orders, self._graphql])
+            ),
         ]
         return self
 

@@ -14,12 +14,16 @@ from tests.cluster.conftest import Report
 
 
 def namespace_is_there() -> bool:
-    return bool(cluster.run("kubectl", "get", "namespace", cluster.NAMESPACE, "--ignore-not-found", "-o", "name").stdout)
+    return bool(
+        cluster.run("kubectl", "get", "namespace", cluster.NAMESPACE, "--ignore-not-found", "-o", "name").stdout
+    )
 
 
 def everything() -> set[str]:
     """Names of all objects in the cluster of the kinds that outlive a namespace, and of all namespaces."""
-    kinds = "namespaces,persistentvolumes,clusterroles,clusterrolebindings,storageclasses,ingressclasses,priorityclasses"
+    kinds = (
+        "namespaces,persistentvolumes,clusterroles,clusterrolebindings,storageclasses,ingressclasses,priorityclasses"
+    )
     kinds += ",customresourcedefinitions,validatingwebhookconfigurations,mutatingwebhookconfigurations"
     return set(cluster.run("kubectl", "get", kinds, "-o", "name").stdout.split())
 
@@ -32,13 +36,17 @@ def copy_of_the_project(folder: Path) -> Path:
 
 def call(url: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data, {"content-type": "application/json"}), timeout=15) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(url, data, {"content-type": "application/json"}), timeout=15
+    ) as answer:
         return json.load(answer)
 
 
 def place_an_order(shop: str, email: str) -> str:
     product = call(f"{shop}/api/product?limit=1")["items"][0]["id"]
-    order = call(f"{shop}/api/order", {"user": "ada", "email": email, "items": [{"product_id": product, "quantity": 1}]})
+    order = call(
+        f"{shop}/api/order", {"user": "ada", "email": email, "items": [{"product_id": product, "quantity": 1}]}
+    )
     assert order["status"] == "confirmed"
     return str(order["id"])
 
@@ -83,7 +91,10 @@ def test_from_nothing_to_an_order_and_back_to_nothing(report: Report, tmp_path: 
     done, seconds = cluster.deploy(root=copy)
     cluster.all_ready()
     after = {n: cluster.names(n) for n in cluster.SERVICES}
-    report["deploy with one changed configuration"] = {"seconds": round(seconds, 1), "rolled": [n for n in pods if pods[n] != after[n]]}
+    report["deploy with one changed configuration"] = {
+        "seconds": round(seconds, 1),
+        "rolled": [n for n in pods if pods[n] != after[n]],
+    }
     assert [n for n in pods if pods[n] != after[n]] == ["order-service"]
     assert not set(pods["order-service"]) & set(after["order-service"])
 

@@ -32,9 +32,14 @@ async def disturbed(shop: str, goods: list[str], report: Report, name: str, dist
         await asyncio.sleep(5)
     books = await load.settle()
     report[name] = {
-        "failed": len(load.failures), "of": load.requests, "seconds": round(seconds, 1), "slowest": round(load.slowest, 2),
-        "asked_again": books.settled, "lost": books.lost, "doubled": books.doubled,
-    } | of_a_kill(load)  # fmt: skip
+        "failed": len(load.failures),
+        "of": load.requests,
+        "seconds": round(seconds, 1),
+        "slowest": round(load.slowest, 2),
+        "asked_again": books.settled,
+        "lost": books.lost,
+        "doubled": books.doubled,
+    } | of_a_kill(load)
     if load.failures:
         print(*map(str, load.failures[:20]), sep="\n")
     assert (books.lost, books.doubled) == (0, 0)
@@ -46,10 +51,11 @@ def of_a_kill(load: Load) -> dict[str, int]:
     if load.struck[0] == float("inf"):
         return {}
     return {
-        "in hand": len(load.in_hand), "of these failed": sum(f in load.failures for f in load.in_hand),
+        "in hand": len(load.in_hand),
+        "of these failed": sum(f in load.failures for f in load.in_hand),
         "failed later by the shop": len(load.failed_after_the_strike(ours=True)),
         "failed later at the ingress": len(load.failed_after_the_strike(ours=False)),
-    }  # fmt: skip
+    }
 
 
 def only_what_was_in_hand(load: Load) -> None:
@@ -68,7 +74,8 @@ async def test_a_rolling_update_fails_no_request(shop: str, goods: list[str], re
         # The old pods serve on for a while, and then end: that is part of it.
         selector = f"app.kubernetes.io/name={name}"
         cluster.until(
-            "the old pods are gone", lambda: not before & {p["metadata"]["name"] for p in cluster.get("pods", "-l", selector)["items"]}
+            "the old pods are gone",
+            lambda: not before & {p["metadata"]["name"] for p in cluster.get("pods", "-l", selector)["items"]},
         )
 
     load = await disturbed(shop, goods, report, f"rolling update of {name}", update)
@@ -94,7 +101,9 @@ async def test_a_pod_deleted_by_force_fails_no_more_than_what_it_had_in_hand(
 
 
 @pytest.mark.parametrize("name", cluster.SERVICES)
-async def test_a_process_killed_fails_no_more_than_what_it_had_in_hand(shop: str, goods: list[str], report: Report, name: str) -> None:
+async def test_a_process_killed_fails_no_more_than_what_it_had_in_hand(
+    shop: str, goods: list[str], report: Report, name: str
+) -> None:
     victim: dict[str, Any] = cluster.pods(name)[0]
     pid = cluster.process(victim)
     if pid is None or os.geteuid() != 0:
@@ -106,7 +115,9 @@ async def test_a_process_killed_fails_no_more_than_what_it_had_in_hand(shop: str
         cluster.until(
             f"{name} is back",
             lambda: any(
-                p["metadata"]["name"] == victim["metadata"]["name"] and cluster.restarts(p) > before and cluster.is_ready(p)
+                p["metadata"]["name"] == victim["metadata"]["name"]
+                and cluster.restarts(p) > before
+                and cluster.is_ready(p)
                 for p in cluster.pods(name)
             ),
         )
@@ -115,7 +126,9 @@ async def test_a_process_killed_fails_no_more_than_what_it_had_in_hand(shop: str
     only_what_was_in_hand(load)
 
 
-async def test_a_node_without_stores_drained_and_back_fails_no_request(shop: str, goods: list[str], report: Report) -> None:
+async def test_a_node_without_stores_drained_and_back_fails_no_request(
+    shop: str, goods: list[str], report: Report
+) -> None:
     nodes = [n["metadata"]["name"] for n in cluster.get("nodes")["items"]]
     if len(nodes) < 2:
         pytest.skip("one node cannot be drained")
@@ -147,15 +160,27 @@ async def test_a_node_without_stores_drained_and_back_fails_no_request(shop: str
 @pytest.mark.parametrize("name", [n for n in cluster.SERVICES if n != "notification-service"])
 async def test_scaling_up_and_down_fails_no_request(shop: str, goods: list[str], report: Report, name: str) -> None:
     def least(replicas: int) -> None:
-        cluster.kubectl("patch", "hpa", name, "--type=merge", "-p", f'{{"spec": {{"minReplicas": {replicas}, "maxReplicas": {replicas}}}}}')
+        cluster.kubectl(
+            "patch",
+            "hpa",
+            name,
+            "--type=merge",
+            "-p",
+            f'{{"spec": {{"minReplicas": {replicas}, "maxReplicas": {replicas}}}}}',
+        )
 
     def scale(_: Load) -> None:
         least(4)
         cluster.until(f"{name} has four pods", lambda: sum(map(cluster.is_ready, cluster.pods(name))) == 4)
         least(2)
-        cluster.until(f"{name} has two pods", lambda: len(cluster.get("pods", "-l", f"app.kubernetes.io/name={name}")["items"]) == 2)
+        cluster.until(
+            f"{name} has two pods",
+            lambda: len(cluster.get("pods", "-l", f"app.kubernetes.io/name={name}")["items"]) == 2,
+        )
 
     before = cluster.get("hpa", name)["spec"]["maxReplicas"]
     load = await disturbed(shop, goods, report, f"{name} scaled from 2 to 4 and back", scale)
-    cluster.kubectl("patch", "hpa", name, "--type=merge", "-p", f'{{"spec": {{"minReplicas": 2, "maxReplicas": {before}}}}}')
+    cluster.kubectl(
+        "patch", "hpa", name, "--type=merge", "-p", f'{{"spec": {{"minReplicas": 2, "maxReplicas": {before}}}}}'
+    )
     assert load.failures == []

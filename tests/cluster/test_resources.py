@@ -69,7 +69,9 @@ class Taken:
         rates = [(b[1] - a[1]) / (b[0] - a[0]) / 1000 for a, b in itertools.pairwise(rows) if b[0] > a[0]]
         average = (rows[-1][1] - rows[0][1]) / (rows[-1][0] - rows[0][0]) / 1000
         sets = [(row[2] - row[3]) / MIB for row in rows]
-        return cls(round(average), round(max(rates)), round(max(sets)), round(max(max(row[2], row[4]) for row in rows) / MIB))
+        return cls(
+            round(average), round(max(rates)), round(max(sets)), round(max(max(row[2], row[4]) for row in rows) / MIB)
+        )
 
 
 def containers() -> list[tuple[str, str, str]]:
@@ -84,12 +86,24 @@ async def taken(seconds: int) -> dict[str, Taken]:
     runs = await asyncio.gather(
         *(
             asyncio.create_subprocess_exec(
-                "kubectl", "-n", cluster.NAMESPACE, "exec", pod, "-c", container, "--", "sh", "-c", SAMPLE, "sample", str(seconds),
+                "kubectl",
+                "-n",
+                cluster.NAMESPACE,
+                "exec",
+                pod,
+                "-c",
+                container,
+                "--",
+                "sh",
+                "-c",
+                SAMPLE,
+                "sample",
+                str(seconds),
                 stdout=asyncio.subprocess.PIPE,
             )
             for _, pod, container in where
         )
-    )  # fmt: skip
+    )
     found: dict[str, Taken] = {}
     for (name, _, _), run in zip(where, runs, strict=True):
         lines, _ = await run.communicate()
@@ -149,8 +163,12 @@ async def press(shop: str, products: list[str], seconds: float) -> collections.C
                 await response.read()
                 statuses[response.status] += 1
 
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30), connector=aiohttp.TCPConnector(limit=0)) as session:
-        await asyncio.gather(*(go_on(session, call) for call in calls * 6), go_on(session, ("POST", "/api/order", large)))
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=30), connector=aiohttp.TCPConnector(limit=0)
+    ) as session:
+        await asyncio.gather(
+            *(go_on(session, call) for call in calls * 6), go_on(session, ("POST", "/api/order", large))
+        )
     return statuses
 
 
@@ -179,7 +197,9 @@ async def test_what_each_container_takes(shop: str, goods: list[str], report: Re
         found[name]["migrate"] = {"memory": round(float(memory)), "CPU seconds": round(float(cpu), 2)}
     for name, figures in found.items():
         report[f"resources of {name}"] = figures
-    limits = {c["name"] if c["name"] != "service" else name: c["resources"]["limits"] for name in found for c in _specs(name)}
+    limits = {
+        c["name"] if c["name"] != "service" else name: c["resources"]["limits"] for name in found for c in _specs(name)
+    }
     # Nothing comes near its limit: the working set at its most is below four fifths of it.
     for name in found:
         most = max(found[name][when]["memory"] for when in ("idle", "steady load", "pressed"))

@@ -29,7 +29,9 @@ async def test_the_autoscaler_scales_products_under_load_and_back(shop: str, rep
 
     def target(cpu: str) -> None:
         metric = f'{{"type": "Resource", "resource": {{"name": "cpu", "target": {{"type": "AverageValue", "averageValue": "{cpu}"}}}}}}'
-        cluster.kubectl("patch", "hpa", "product-service", "--type=merge", "-p", f'{{"spec": {{"metrics": [{metric}]}}}}')
+        cluster.kubectl(
+            "patch", "hpa", "product-service", "--type=merge", "-p", f'{{"spec": {{"metrics": [{metric}]}}}}'
+        )
 
     # A pod's half core is more than a small machine has for each: the autoscaler is told to look at a tenth.
     await asyncio.to_thread(target, "100m")
@@ -51,7 +53,9 @@ def test_the_budget_refuses_a_second_eviction_until_another_pod_is_ready(shop: s
     name = "order-service"
 
     def evict(pod: str) -> str:
-        body = f'{{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {{"name": "{pod}", "namespace": "market"}}}}'
+        body = (
+            f'{{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {{"name": "{pod}", "namespace": "market"}}}}'
+        )
         path = f"/api/v1/namespaces/market/pods/{pod}/eviction"
         return cluster.run("kubectl", "create", "--raw", path, "-f", "-", check=False, stdin=body).stderr
 

@@ -19,7 +19,11 @@ FAILED, MISSING = 1, 3
 
 def said(report: Report, name: str, done: subprocess.CompletedProcess[str], seconds: float) -> str:
     text = (done.stdout + done.stderr).strip()
-    report[name] = {"exit": done.returncode, "seconds": round(seconds, 1), "said": done.stderr.strip().splitlines()[:14]}
+    report[name] = {
+        "exit": done.returncode,
+        "seconds": round(seconds, 1),
+        "said": done.stderr.strip().splitlines()[:14],
+    }
     return text
 
 
@@ -38,7 +42,10 @@ def test_a_bad_image_tag(shop: str, report: Report) -> None:
     done, seconds = cluster.script("deploy.sh", *options, "--timeout", "120", check=False)
     text = said(report, "a bad image tag", done, seconds)
     assert done.returncode == FAILED
-    assert re.search(r"FAILED: (statefulset|deployment)/[a-z-]+ is not ready: [a-z0-9-]+ [a-z]+: (ErrImagePull|ImagePullBackOff)", text)
+    assert re.search(
+        r"FAILED: (statefulset|deployment)/[a-z-]+ is not ready: [a-z0-9-]+ [a-z]+: (ErrImagePull|ImagePullBackOff)",
+        text,
+    )
     assert "Its last events:" in text
     # The old pods serve on, and the next run with a right tag goes on from there.
     assert set(before) <= set(cluster.names("product-service"))
@@ -49,9 +56,10 @@ def test_a_bad_image_tag(shop: str, report: Report) -> None:
 
 def test_a_missing_secret(shop: str, report: Report, tmp_path: Path) -> None:
     copy = changed(
-        tmp_path / "copy", "deploy/base/services/order-service.yaml",
+        tmp_path / "copy",
+        "deploy/base/services/order-service.yaml",
         lambda text: text.replace("secretRef: {name: order-service}", "secretRef: {name: nowhere}"),
-    )  # fmt: skip
+    )
     done, seconds = cluster.deploy(check=False, root=copy)
     text = said(report, "a missing secret", done, seconds)
     assert done.returncode == FAILED
@@ -64,9 +72,10 @@ def test_a_missing_secret(shop: str, report: Report, tmp_path: Path) -> None:
 def test_a_volume_claim_that_nothing_can_serve(report: Report, tmp_path: Path) -> None:
     cluster.script("undeploy.sh", "--yes")
     copy = changed(
-        tmp_path / "copy", "deploy/base/stores/redis.yaml",
+        tmp_path / "copy",
+        "deploy/base/stores/redis.yaml",
         lambda text: text.replace("spec: {accessModes:", "spec: {storageClassName: nowhere, accessModes:"),
-    )  # fmt: skip
+    )
     done, seconds = cluster.deploy("--timeout", "300", check=False, root=copy)
     text = said(report, "a volume claim that nothing can serve", done, seconds)
     assert done.returncode == FAILED
@@ -95,13 +104,17 @@ def test_no_ingress_class(report: Report) -> None:
 def test_no_cluster(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dead = tmp_path / "kubeconfig"
     dead.write_text(
-        json.dumps({
-            "apiVersion": "v1", "kind": "Config", "current-context": "dead",
-            "clusters": [{"name": "dead", "cluster": {"server": "https://127.0.0.1:1"}}],
-            "users": [{"name": "dead", "user": {"token": "none"}}],
-            "contexts": [{"name": "dead", "context": {"cluster": "dead", "user": "dead"}}],
-        })
-    )  # fmt: skip
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "dead",
+                "clusters": [{"name": "dead", "cluster": {"server": "https://127.0.0.1:1"}}],
+                "users": [{"name": "dead", "user": {"token": "none"}}],
+                "contexts": [{"name": "dead", "context": {"cluster": "dead", "user": "dead"}}],
+            }
+        )
+    )
     monkeypatch.setenv("KUBECONFIG", str(dead))
     done, seconds = cluster.deploy(check=False)
     text = said(report, "a cluster that does not answer", done, seconds)

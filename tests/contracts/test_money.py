@@ -9,13 +9,34 @@ from hypothesis import strategies as st
 from market.contracts import money
 
 
-@pytest.mark.parametrize(("given", "kept"), [("0", "0.00"), ("2.5", "2.50"), ("99999999.99", "99999999.99"), ("007", "7.00")])
+@pytest.mark.parametrize(
+    ("given", "kept"), [("0", "0.00"), ("2.5", "2.50"), ("99999999.99", "99999999.99"), ("007", "7.00")]
+)
 def test_a_price_is_answered_with_two_places(given: str, kept: str) -> None:
     assert money.write(money.parse_price(given)) == kept
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "-1", "+1", "1.", ".5", "1.005", "1e3", "NaN", "Infinity", "1_000", "1,5", " 1", "1 ", "123456789", "٣", "0x1", "1\n"]
+    "bad",
+    [
+        "",
+        "-1",
+        "+1",
+        "1.",
+        ".5",
+        "1.005",
+        "1e3",
+        "NaN",
+        "Infinity",
+        "1_000",
+        "1,5",
+        " 1",
+        "1 ",
+        "123456789",
+        "٣",
+        "0x1",
+        "1\n",
+    ],
 )
 def test_what_is_no_price_is_refused(bad: str) -> None:
     with pytest.raises(ValueError, match="1 to 8 digits"):

@@ -68,14 +68,19 @@ class StandIns:
 
     def run(self, script: str, *options: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
         known = [
-            (pattern, {"out": answer} if isinstance(answer, str) else {"out": "", "status": answer[0], "err": answer[1]})
+            (
+                pattern,
+                {"out": answer} if isinstance(answer, str) else {"out": "", "status": answer[0], "err": answer[1]},
+            )
             for pattern, answer in self.answers.items()
         ]
         (self.folder / "answers").write_text(json.dumps(known))
         environ = {
-            **os.environ, "STAND_IN": str(self.folder), "REAL_KUBECTL": KUBECTL or "",
+            **os.environ,
+            "STAND_IN": str(self.folder),
+            "REAL_KUBECTL": KUBECTL or "",
             "PATH": path if path is not None else f"{self.folder / 'bin'}:{os.environ['PATH']}",
-        }  # fmt: skip
+        }
         command = [ROOT / "scripts" / script, *options]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environ, timeout=900)
 

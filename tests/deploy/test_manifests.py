@@ -21,9 +21,12 @@ sys.path.insert(0, str(ROOT / "scripts"))
 check_manifests = importlib.import_module("check_manifests")
 
 SERVICES = {
-    "product-service": "products", "order-service": "orders", "inventory-service": "inventory",
-    "notification-service": "notifications", "graphql-service": "graphql",
-}  # fmt: skip
+    "product-service": "products",
+    "order-service": "orders",
+    "inventory-service": "inventory",
+    "notification-service": "notifications",
+    "graphql-service": "graphql",
+}
 STORES = ("postgresql", "redis", "mongodb", "kafka", "mail")
 
 pytestmark = pytest.mark.skipif(KUBECTL is None, reason="kubectl, which renders the manifests, is not here")
@@ -52,7 +55,9 @@ def workloads(documents: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, 
 
 
 def test_the_schemas_hold_and_a_wrong_field_is_seen() -> None:
-    done = subprocess.run([sys.executable, ROOT / "scripts/check_manifests.py"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/check_manifests.py"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
     checker = check_manifests.Checker()
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"portz": []}}
@@ -111,7 +116,10 @@ def test_the_grace_period_is_longer_than_what_a_service_may_take_to_end(deploy: 
         spec = of(documents, "Deployment")[name]["spec"]["template"]["spec"]
         config = loaded(documents, name, package)
         pre_stop = float(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-        assert spec["terminationGracePeriodSeconds"] > pre_stop + config.shutdown.drain_seconds + config.shutdown.grace_seconds
+        assert (
+            spec["terminationGracePeriodSeconds"]
+            > pre_stop + config.shutdown.drain_seconds + config.shutdown.grace_seconds
+        )
         # The longest deadline is an order's.
         assert config.shutdown.grace_seconds > 10
 
@@ -140,7 +148,11 @@ def test_each_configuration_is_one_that_its_service_takes(deploy: Path, overlay:
     assert (config.admin.port, config.testing, config.faults) == (9090, False, None)
     # Every name that the file takes from the environment is in the Secret that the pod gets.
     spec = of(documents, "Deployment")[name]["spec"]["template"]["spec"]
-    text = next(d["data"]["config.yaml"] for d in documents if d["kind"] == "ConfigMap" and d["metadata"]["name"].startswith(name))
+    text = next(
+        d["data"]["config.yaml"]
+        for d in documents
+        if d["kind"] == "ConfigMap" and d["metadata"]["name"].startswith(name)
+    )
     if wanted := set(re.findall(r"\$\{(\w+)\}", text)):
         secrets = [e["secretRef"]["name"] for e in spec["containers"][0]["envFrom"]]
         if overlay == "overlays/production":
@@ -158,7 +170,9 @@ def test_the_connections_of_all_pods_fit_into_postgresql(deploy: Path, overlay: 
         scaler = of(documents, "HorizontalPodAutoscaler").get(name)
         pods = scaler["spec"]["maxReplicas"] if scaler else 1
         most += (pods + 1) * loaded(documents, name, package).postgres.pool_size
-    allowed = re.search(r"max_connections = (\d+)", (ROOT / "deploy/base/stores/postgresql/postgresql.conf").read_text())
+    allowed = re.search(
+        r"max_connections = (\d+)", (ROOT / "deploy/base/stores/postgresql/postgresql.conf").read_text()
+    )
     assert allowed
     assert most + 10 <= int(allowed[1])
 
@@ -176,11 +190,16 @@ def test_the_ingress_knows_no_controller_and_production_has_a_certificate(deploy
     assert "annotations" not in ingress["metadata"]
     paths = {p["path"]: p["backend"]["service"]["name"] for p in ingress["spec"]["rules"][0]["http"]["paths"]}
     assert paths == {
-        "/": "graphql-service", "/graphql": "graphql-service", "/api/product": "product-service", "/api/order": "order-service",
-    }  # fmt: skip
+        "/": "graphql-service",
+        "/graphql": "graphql-service",
+        "/api/product": "product-service",
+        "/api/order": "order-service",
+    }
     assert ("tls" in ingress["spec"]) == (overlay == "overlays/production")
 
 
 def test_the_file_of_secrets_is_not_in_the_repository() -> None:
-    tracked = subprocess.run(["git", "ls-files", "deploy"], capture_output=True, text=True, check=False, cwd=ROOT).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files", "deploy"], capture_output=True, text=True, check=False, cwd=ROOT
+    ).stdout.split()
     assert not [name for name in tracked if name.endswith(".env")]

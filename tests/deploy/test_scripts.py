@@ -36,7 +36,12 @@ def test_on_minikube_without_options_the_images_are_built_there_and_the_overlay_
     assert {path.split("/")[0] for path in sent} == {"Dockerfile", "requirements", "deploy", "src"}
     assert {i for i in images(minikube.applied()) if "market/" in i} == tags
     documents = list(yaml.safe_load_all(minikube.applied()))
-    assert next(d for d in documents if d["kind"] == "Service" and d["metadata"]["name"] == "graphql-service")["spec"]["type"] == "NodePort"
+    assert (
+        next(d for d in documents if d["kind"] == "Service" and d["metadata"]["name"] == "graphql-service")["spec"][
+            "type"
+        ]
+        == "NodePort"
+    )
     assert "overlay minikube" in done.stdout
     assert "minikube service graphql-service -n market" in done.stdout
     assert "http://192.168.49.2/graphql" in done.stdout
@@ -79,11 +84,15 @@ def test_every_call_names_the_context_and_the_current_one_is_never_switched(mini
     changing = [call for call in calls if re.search(r" (apply|create|delete|scale|patch|label) ", call)]
     assert changing
     for call in changing:
-        assert "--namespace market" in call or "namespace market" in call or "apply -f" in call or "label --local" in call, call
+        assert (
+            "--namespace market" in call or "namespace market" in call or "apply -f" in call or "label --local" in call
+        ), call
 
 
 def test_elsewhere_a_registry_is_wanted(minikube: StandIns) -> None:
-    minikube.answers = {"config current-context": "cloud"} | {k: v for k, v in minikube.answers.items() if "minikube" not in str(v)}
+    minikube.answers = {"config current-context": "cloud"} | {
+        k: v for k, v in minikube.answers.items() if "minikube" not in str(v)
+    }
     done = minikube.run("deploy.sh")
     assert done.returncode == 3
     assert "a registry: --registry R" in done.stderr
@@ -92,12 +101,16 @@ def test_elsewhere_a_registry_is_wanted(minikube: StandIns) -> None:
     assert [c for c in minikube.calls() if c.startswith("docker push")] == [
         f"docker push --quiet registry.example.com/shop/{name}:t1" for name in IMAGES
     ]
-    assert {i for i in images(minikube.applied()) if "shop/" in i} == {f"registry.example.com/shop/{name}:t1" for name in IMAGES}
+    assert {i for i in images(minikube.applied()) if "shop/" in i} == {
+        f"registry.example.com/shop/{name}:t1" for name in IMAGES
+    }
     assert "overlay base" in done.stdout
 
 
 def test_on_kind_images_are_loaded(minikube: StandIns) -> None:
-    minikube.answers = {"config current-context": "kind-shop"} | {k: v for k, v in minikube.answers.items() if "minikube" not in str(v)}
+    minikube.answers = {"config current-context": "kind-shop"} | {
+        k: v for k, v in minikube.answers.items() if "minikube" not in str(v)
+    }
     done = minikube.run("deploy.sh", "--build", "--image-tag", "t1")
     assert done.returncode == 0, done.stderr
     assert [c for c in minikube.calls() if c.startswith("kind")] == [
@@ -133,15 +146,28 @@ def test_passwords_are_made_once_and_never_on_a_command_line(minikube: StandIns)
     assert minikube.run("deploy.sh").returncode == 0
     secrets = [d for d in yaml.safe_load_all(minikube.applied()) if d["kind"] == "Secret"]
     assert sorted(s["metadata"]["name"].rpartition("-")[0] for s in secrets) == [
-        "inventory-service", "mongodb", "order-service", "postgresql", "product-service", "redis",
-    ]  # fmt: skip
+        "inventory-service",
+        "mongodb",
+        "order-service",
+        "postgresql",
+        "product-service",
+        "redis",
+    ]
     line = "\n".join(minikube.calls())
     for secret in secrets:
         for value in secret["data"].values():
             assert value not in line
-    kept = "".join(f"{name} {'c2VjcmV0'}\n" for name in (
-        "postgresql_products", "postgresql_inventory", "redis", "mongodb_root", "mongodb_orders", "mongodb_keyfile",
-    ))  # fmt: skip
+    kept = "".join(
+        f"{name} {'c2VjcmV0'}\n"
+        for name in (
+            "postgresql_products",
+            "postgresql_inventory",
+            "redis",
+            "mongodb_root",
+            "mongodb_orders",
+            "mongodb_keyfile",
+        )
+    )
     (minikube.folder / "calls").unlink()
     minikube.answers = {"get secret passwords": kept} | minikube.answers
     assert minikube.run("deploy.sh").returncode == 0
@@ -162,13 +188,21 @@ def test_outside_minikube_and_kind_undeploy_wants_a_yes(minikube: StandIns) -> N
 
 
 def test_undeploy_leaves_a_namespace_alone_that_deploy_has_not_made(minikube: StandIns) -> None:
-    minikube.answers = {"config current-context": "minikube", "get namespace -l": "", "get namespace market": "namespace/market"}
+    minikube.answers = {
+        "config current-context": "minikube",
+        "get namespace -l": "",
+        "get namespace market": "namespace/market",
+    }
     done = minikube.run("undeploy.sh", "--yes")
     assert (done.returncode, "was not made by deploy.sh" in done.stderr) == (3, True)
 
 
 def test_restart_removes_nothing_that_it_could_not_create_again(minikube: StandIns) -> None:
-    minikube.answers |= {"get ingressclasses": "", "get namespace -l": "namespace/market", "get namespace market": "namespace/market"}
+    minikube.answers |= {
+        "get ingressclasses": "",
+        "get namespace -l": "namespace/market",
+        "get namespace market": "namespace/market",
+    }
     done = minikube.run("restart.sh")
     assert done.returncode == 3
     assert not [call for call in minikube.calls() if " delete " in call]

@@ -70,41 +70,75 @@ LIES: dict[str, tuple[str, Callable[[Facts], object]]] = {
     "a unit leaked": ("no_unit_sold_twice", lambda f: f.left.update({Q: 4})),
     "stock was below zero for a moment": ("no_unit_sold_twice", lambda f: f.samples.append((1.5, P, -1))),
     "an order that was answered 201 is lost": ("every_answer_was_true", lambda f: f.orders.pop("sold")),
-    "an order that was answered 201 is pending": ("every_answer_was_true", lambda f: with_order(f, "sold", status="pending")),
+    "an order that was answered 201 is pending": (
+        "every_answer_was_true",
+        lambda f: with_order(f, "sold", status="pending"),
+    ),
     "an order was cancelled by nobody": ("every_answer_was_true", lambda f: with_order(f, "sold", status="cancelled")),
     "a cancelled order lives": ("every_answer_was_true", lambda f: with_order(f, "gone", status="confirmed")),
-    "an order holds other goods than were ordered": ("every_answer_was_true", lambda f: with_order(f, "sold", items={P: 1})),
-    "an order that was refused holds stock": (
-        "every_answer_was_true", lambda f: f.orders.update({"short": order("short", "confirmed", {P: 99}, "k3")}),
+    "an order holds other goods than were ordered": (
+        "every_answer_was_true",
+        lambda f: with_order(f, "sold", items={P: 1}),
     ),
-    "one key made two orders": ("one_key_one_order", lambda f: f.orders.update({"twin": order("twin", "confirmed", {P: 2}, "k1")})),
-    "one key was answered with two orders": ("one_key_one_order", lambda f: f.calls.append(place("twin", 200, "k1", {P: 2}))),
+    "an order that was refused holds stock": (
+        "every_answer_was_true",
+        lambda f: f.orders.update({"short": order("short", "confirmed", {P: 99}, "k3")}),
+    ),
+    "one key made two orders": (
+        "one_key_one_order",
+        lambda f: f.orders.update({"twin": order("twin", "confirmed", {P: 2}, "k1")}),
+    ),
+    "one key was answered with two orders": (
+        "one_key_one_order",
+        lambda f: f.calls.append(place("twin", 200, "k1", {P: 2})),
+    ),
     "a reservation has no order": (
-        "reservations_match_orders", lambda f: f.reservations.update({"ghost": ReservationFact("ghost", "reserved", {P: 1})}),
+        "reservations_match_orders",
+        lambda f: f.reservations.update({"ghost": ReservationFact("ghost", "reserved", {P: 1})}),
     ),
     "a rejected order still holds goods": (
-        "reservations_match_orders", lambda f: f.reservations.update({"short": ReservationFact("short", "reserved", {P: 99})}),
+        "reservations_match_orders",
+        lambda f: f.reservations.update({"short": ReservationFact("short", "reserved", {P: 99})}),
     ),
     "a confirmed order has no reservation": ("reservations_match_orders", lambda f: f.reservations.pop("sold")),
     "a reservation holds less than its order": (
-        "reservations_match_orders", lambda f: f.reservations.update({"sold": ReservationFact("sold", "reserved", {P: 1})}),
+        "reservations_match_orders",
+        lambda f: f.reservations.update({"sold": ReservationFact("sold", "reserved", {P: 1})}),
     ),
-    "a confirmed order has no event": ("every_event_was_sent", lambda f: f.events.__setitem__(slice(None), [e for e in f.events if e.id != "e1"])),
+    "a confirmed order has no event": (
+        "every_event_was_sent",
+        lambda f: f.events.__setitem__(slice(None), [e for e in f.events if e.id != "e1"]),
+    ),
     "a cancelled order has only its first event": ("every_event_was_sent", lambda f: f.events.pop(2)),
     "the events are in the wrong order": (
         "every_event_was_sent",
-        lambda f: f.events.__setitem__(slice(1, 3), [EventFact("e3", "order.cancelled", "gone", 1, 0), EventFact("e2", "order.created", "gone", 1, 1)]),
+        lambda f: f.events.__setitem__(
+            slice(1, 3),
+            [EventFact("e3", "order.cancelled", "gone", 1, 0), EventFact("e2", "order.created", "gone", 1, 1)],
+        ),
     ),
-    "one event was sent under two ids": ("every_event_was_sent", lambda f: f.events.append(EventFact("e9", "order.created", "sold", 0, 2))),
+    "one event was sent under two ids": (
+        "every_event_was_sent",
+        lambda f: f.events.append(EventFact("e9", "order.created", "sold", 0, 2)),
+    ),
     "an event waits for ever": ("every_event_was_sent", lambda f: with_order(f, "sold", unsent=1)),
-    "an event is of no order": ("every_event_was_sent", lambda f: f.events.append(EventFact("e8", "order.created", "nobody", 0, 3))),
+    "an event is of no order": (
+        "every_event_was_sent",
+        lambda f: f.events.append(EventFact("e8", "order.created", "nobody", 0, 3)),
+    ),
     "a mail was lost": ("every_mail_was_taken", lambda f: f.mails.pop(1)),
     "a mail is of no event": ("every_mail_was_taken", lambda f: f.mails.append(MailFact("<e7@shop>", "x"))),
     "a mail came twice for no reason": ("every_mail_was_taken", lambda f: setattr(f, "disturbed", False)),
-    "an order is pending for ever": ("nothing_stays_pending", lambda f: f.orders.update({"p": order("p", "pending", {P: 1}, "k9")})),
-    "goods wait for ever to be given back": ("nothing_stays_pending", lambda f: with_order(f, "gone", release_due=True)),
+    "an order is pending for ever": (
+        "nothing_stays_pending",
+        lambda f: f.orders.update({"p": order("p", "pending", {P: 1}, "k9")}),
+    ),
+    "goods wait for ever to be given back": (
+        "nothing_stays_pending",
+        lambda f: with_order(f, "gone", release_due=True),
+    ),
     "reconcile disagrees": ("reconcile_agrees", lambda f: f.differences.append("a reservation without an order")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("lie", LIES)

@@ -45,18 +45,45 @@ def place(server_directory: Path) -> Path:
 def test_a_short_run_under_faults_loses_nothing_and_sells_nothing_twice(place: Path) -> None:
     report = place / "report.md"
     command = [
-        sys.executable, "-m", "market.local.cli", "torture", "--seed", "11", "--kills", "15", "--clients", "8", "--most-seconds", "2",
-        "--port-base", str(free_base()), "--data", str(place), "--report", str(report),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=700, preexec_fn=spawn.bound_to_parent())
+        sys.executable,
+        "-m",
+        "market.local.cli",
+        "torture",
+        "--seed",
+        "11",
+        "--kills",
+        "15",
+        "--clients",
+        "8",
+        "--most-seconds",
+        "2",
+        "--port-base",
+        str(free_base()),
+        "--data",
+        str(place),
+        "--report",
+        str(report),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=700, preexec_fn=spawn.bound_to_parent()
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     (figures,) = json.loads(report.with_suffix(".json").read_text())
     assert not any(figures["violations"].values())
     # It did what it says: every process was killed while orders were in flight, and orders were placed throughout.
     assert figures["kills"] == 15
     assert {o["target"] for o in figures["outcomes"] if o["is_kill"]} == {
-        "products", "orders", "inventory", "notifications", "graphql", "postgres", "mongodb", "kafka", "redis", "mail",
-    }  # fmt: skip
+        "products",
+        "orders",
+        "inventory",
+        "notifications",
+        "graphql",
+        "postgres",
+        "mongodb",
+        "kafka",
+        "redis",
+        "mail",
+    }
     assert figures["placed"] > 50
     assert figures["mails"] >= figures["events"] > 50
     assert "| 11 |" in report.read_text()
@@ -66,9 +93,17 @@ def test_a_short_run_under_faults_loses_nothing_and_sells_nothing_twice(place: P
 def test_a_shop_that_is_broken_in_eight_ways_is_caught_in_each(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(BROKEN))
     settings = Settings(
-        directory=place, seed=5, kills=0, port_base=free_base(), clients=10, most_seconds=1, warm_seconds=WARM, stubborn=2,
-        settle_seconds=RECOVERY_WAIT, restock_seconds=1,
-    )  # fmt: skip
+        directory=place,
+        seed=5,
+        kills=0,
+        port_base=free_base(),
+        clients=10,
+        most_seconds=1,
+        warm_seconds=WARM,
+        stubborn=2,
+        settle_seconds=RECOVERY_WAIT,
+        restock_seconds=1,
+    )
     try:
         report = asyncio.run(run(settings))
     except StartError as e:

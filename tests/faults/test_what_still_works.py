@@ -157,12 +157,16 @@ async def without(stack: Stack, shop: Shop, name: str) -> tuple[str, list[str]]:
         right = ANSWERS[name].get(call, word)
         for said, seconds in zip(found[call].words, found[call].seconds, strict=True):
             # What is wrong at once is wrong; a healthy neighbour that stands still is answered for as a dead one.
-            assert said == right or seconds - usual[call] > STILL_SECONDS, f"{call} without {name}: {said} instead of {right}"
+            assert said == right or seconds - usual[call] > STILL_SECONDS, (
+                f"{call} without {name}: {said} instead of {right}"
+            )
             if said != right or seconds - usual[call] > SLOWEST_SECONDS.get(call, 3.5):
                 late.append(f"{call}: {said} instead of {right} after {seconds:.1f} s, {usual[call]:.1f} s in health")
         # What a call takes in health, on this machine at this moment, is not the dead one's doing.
         if whole[call] - usual[call] > BACK_SECONDS:
-            late.append(f"{call}: not back within {BACK_SECONDS} s after {name} was ready, but after {whole[call]:.1f} s")
+            late.append(
+                f"{call}: not back within {BACK_SECONDS} s after {name} was ready, but after {whole[call]:.1f} s"
+            )
     return row(name, found, first, mails), late
 
 

@@ -102,13 +102,17 @@ class Shop:
 
     async def _order(self, key: str, user: str = "reader@still.test") -> httpx.Response:
         body = {"user": user, "items": [{"product_id": self.goods[0]["id"], "quantity": 1}]}
-        return await self.http.post(f"{self.stack.urls['orders']}/api/order", json=body, headers={"Idempotency-Key": key})
+        return await self.http.post(
+            f"{self.stack.urls['orders']}/api/order", json=body, headers={"Idempotency-Key": key}
+        )
 
     # Each call answers its word.
 
     async def read_products(self) -> str:
         url = f"{self.stack.urls['products']}/api/product"
-        one, page = await asyncio.gather(self.http.get(f"{url}/{self.goods[0]['id']}"), self.http.get(url, params={"limit": 2}))
+        one, page = await asyncio.gather(
+            self.http.get(f"{url}/{self.goods[0]['id']}"), self.http.get(url, params={"limit": 2})
+        )
         # The store may come back between the two.
         status = max(one.status_code, page.status_code)
         return "200, available: null" if status == 200 and one.json()["available"] is None else str(status)
@@ -119,7 +123,9 @@ class Shop:
 
     async def set_a_stock(self) -> str:
         body = {k: self.goods[2][k] for k in ("id", "name", "description", "price", "currency", "image_url")}
-        return str((await self.http.put(f"{self.stack.urls['products']}/api/product", json={**body, "stock": 7})).status_code)
+        return str(
+            (await self.http.put(f"{self.stack.urls['products']}/api/product", json={**body, "stock": 7})).status_code
+        )
 
     async def place(self) -> str:
         user = f"c{next(self._numbers)}@still.test"
@@ -133,7 +139,8 @@ class Shop:
     async def read_orders(self) -> str:
         url = f"{self.stack.urls['orders']}/api/order"
         one, page = await asyncio.gather(
-            self.http.get(f"{url}/{self.orders[0]}"), self.http.get(url, params={"user": "reader@still.test", "limit": "5"})
+            self.http.get(f"{url}/{self.orders[0]}"),
+            self.http.get(url, params={"user": "reader@still.test", "limit": "5"}),
         )
         # The store may come back between the two.
         return str(max(one.status_code, page.status_code))
@@ -156,7 +163,9 @@ class Shop:
         return str(told["errors"][0]["extensions"]["code"]) if told.get("errors") else "placed"
 
     async def _graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        answer = await self.http.post(f"{self.stack.urls['graphql']}/graphql", json={"query": query, "variables": variables})
+        answer = await self.http.post(
+            f"{self.stack.urls['graphql']}/graphql", json={"query": query, "variables": variables}
+        )
         assert answer.status_code == 200
         return dict(answer.json())
 

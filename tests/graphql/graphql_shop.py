@@ -40,7 +40,10 @@ def product(n: int, **changes: Any) -> dict[str, Any]:
 
 
 def order(n: int, user: str, products: list[str], **changes: Any) -> dict[str, Any]:
-    lines = [{"product_id": p, "name": f"then {p[:4]}", "quantity": i + 1, "unit_price": "2.50"} for i, p in enumerate(products)]
+    lines = [
+        {"product_id": p, "name": f"then {p[:4]}", "quantity": i + 1, "unit_price": "2.50"}
+        for i, p in enumerate(products)
+    ]
     return {
         "id": str(uuid.UUID(int=10_000 + n, version=4)),
         "user": user,
@@ -72,7 +75,14 @@ class Backend:
         self.fail_always = None
 
     def fail(
-        self, status: int, type: str, *, times: int = 1, headers: dict[str, str] | None = None, detail: str = "no", **facts: Any
+        self,
+        status: int,
+        type: str,
+        *,
+        times: int = 1,
+        headers: dict[str, str] | None = None,
+        detail: str = "no",
+        **facts: Any,
     ) -> None:
         """The next `times` calls are answered so (0: all from now on)."""
         document = {"type": f"urn:market:problem:{type}", "title": type, "status": status, "detail": detail, **facts}
@@ -92,7 +102,9 @@ class Backend:
         headers = {k.decode(): v.decode() for k, v in scope["headers"]}
         query = {k: v[0] for k, v in parse_qs(scope["query_string"].decode(), keep_blank_values=True).items()}
         path = unquote(scope["raw_path"].decode())
-        self.calls.append((f"{scope['method']} {path}", scope["query_string"].decode(), json.loads(body) if body else None, headers))
+        self.calls.append(
+            (f"{scope['method']} {path}", scope["query_string"].decode(), json.loads(body) if body else None, headers)
+        )
         status, answer, more = self._answer(scope["method"], path, query, json.loads(body) if body else {}, headers)
         data = b"" if answer is None else json.dumps(answer, ensure_ascii=False).encode()
         kind = "application/problem+json" if status >= 400 else "application/json"
@@ -103,7 +115,9 @@ class Backend:
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": data})
 
-    def _answer(self, method: str, path: str, query: dict[str, str], body: Any, headers: dict[str, str]) -> tuple[int, Any, dict[str, str]]:
+    def _answer(
+        self, method: str, path: str, query: dict[str, str], body: Any, headers: dict[str, str]
+    ) -> tuple[int, Any, dict[str, str]]:
         if self.failures:
             return self.failures.pop(0)
         if self.fail_always:

@@ -25,7 +25,8 @@ def nested(depth: int) -> str:
 
 def doubling(n: int) -> str:
     spreads = " ".join(
-        f"fragment F{i} on ProductPage {{ a{i}: items {{ id }} ...F{i + 1} b{i}: items {{ id }} ...F{i + 1} }}" for i in range(n)
+        f"fragment F{i} on ProductPage {{ a{i}: items {{ id }} ...F{i + 1} b{i}: items {{ id }} ...F{i + 1} }}"
+        for i in range(n)
     )
     return f"{{ products {{ ...F0 }} }} {spreads} fragment F{n} on ProductPage {{ total }}"
 
@@ -79,14 +80,18 @@ async def test_a_document_that_asks_too_much_is_bad_input(shop: Gateway, what: s
 async def test_an_order_of_1000_lines_may_be_written_into_the_document(shop: Gateway) -> None:
     [id, *_] = shop.products.things
     lines = ", ".join(f'{{productId: "{id}", quantity: 1}}' for _ in range(1000))
-    answer = await shop.run(f'mutation {{ createOrder(input: {{user: "u", items: [{lines}]}}) {{ items {{ quantity }} }} }}')
+    answer = await shop.run(
+        f'mutation {{ createOrder(input: {{user: "u", items: [{lines}]}}) {{ items {{ quantity }} }} }}'
+    )
     assert len(answer["data"]["createOrder"]["items"]) == 1000
 
 
 async def test_the_introspection_of_common_tools_is_within_the_limits(shop: Gateway) -> None:
     from graphql import build_client_schema, get_introspection_query, print_schema
 
-    answer = await shop.run(get_introspection_query(specified_by_url=True, directive_is_repeatable=True, schema_description=True))
+    answer = await shop.run(
+        get_introspection_query(specified_by_url=True, directive_is_repeatable=True, schema_description=True)
+    )
     assert print_schema(build_client_schema(answer["data"])) == print_schema(schema.load())
 
 
@@ -101,7 +106,9 @@ async def test_the_introspection_of_common_tools_is_within_the_limits(shop: Gate
         ("{ " + " ".join(f"a{i}: products(limit: 100) {{ total }}" for i in range(21)) + " }", "a20", 20),
     ],
 )
-async def test_the_pages_of_one_request_have_a_limit_together(shop: Gateway, query: str, field: str, count: int) -> None:
+async def test_the_pages_of_one_request_have_a_limit_together(
+    shop: Gateway, query: str, field: str, count: int
+) -> None:
     answer = await shop.run(query)
     assert answer["data"][field] is None
     [error] = answer["errors"]
@@ -118,7 +125,10 @@ BAD_VARIABLES: list[tuple[str, dict[str, Any] | None]] = [
     ("query ($i: ID!) { product(id: $i) { id } }", {}),
     ("query ($i: ID!) { product(id: $i) { id } }", None),
     ("query ($i: [ID!]) { products(ids: $i) { total } }", {"i": [1.5] * 100_000}),
-    ("mutation ($i: CreateOrderInput!) { createOrder(input: $i) { id } }", {"i": {"user": "a", "items": [], "price": 1}}),
+    (
+        "mutation ($i: CreateOrderInput!) { createOrder(input: $i) { id } }",
+        {"i": {"user": "a", "items": [], "price": 1}},
+    ),
     ("mutation ($i: CreateOrderInput!) { createOrder(input: $i) { id } }", {"i": {"items": []}}),
     (
         "mutation ($i: CreateOrderInput!) { createOrder(input: $i) { id } }",
@@ -143,7 +153,10 @@ async def test_too_many_ids_are_bad_input_and_not_asked_for(shop: Gateway) -> No
     for ids, field in ((list(shop.products.things)[:101], "ids"), (["x,y"], "ids[0]"), (["x"] * 20_000, "ids")):
         answer = await shop.run(text, {"i": ids})
         assert answer["data"] == {"products": None}
-        assert (answer["errors"][0]["extensions"]["code"], answer["errors"][0]["extensions"]["field"]) == ("BAD_INPUT", field)
+        assert (answer["errors"][0]["extensions"]["code"], answer["errors"][0]["extensions"]["field"]) == (
+            "BAD_INPUT",
+            field,
+        )
     assert not shop.products.calls
 
 
@@ -170,7 +183,9 @@ async def test_the_documents_kept_are_few_and_the_long_ones_are_not_among_them()
     for n in range(30):
         documents.get(f"{{ products(limit: {n}) {{ total }} }}", None)
     assert len(documents) == 10
-    assert documents.get("{ products(limit: 29) { total } }", None) is documents.get("{ products(limit: 29) { total } }", None)
+    assert documents.get("{ products(limit: 29) { total } }", None) is documents.get(
+        "{ products(limit: 29) { total } }", None
+    )
     documents.get("{ products { total } }" + " " * 100, None)
     assert len(documents) == 10
 
@@ -225,7 +240,9 @@ async def test_a_gateway_with_one_place_sheds_the_rest() -> None:
     from market.kit.config import Http
 
     async with gateway(http=Http(port=free_port(), max_in_flight=1)) as shop:
-        answers = await gather(*(shop.http.post("/graphql", json={"query": "{ products { total } }"}) for _ in range(30)))
+        answers = await gather(
+            *(shop.http.post("/graphql", json={"query": "{ products { total } }"}) for _ in range(30))
+        )
         statuses = {r.status_code for r in answers}
         assert statuses <= {200, 503}
         for refused in (r for r in answers if r.status_code == 503):

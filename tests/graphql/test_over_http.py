@@ -54,7 +54,11 @@ async def test_the_answer_is_in_the_type_that_is_liked_best(shop: Gateway, accep
         # Who takes anything but the preferred type: refusing is within the specification, too.
         assert response.status_code in (200, 406)
         return
-    assert (response.status_code, response.headers["content-type"], response.json()) == (200, f"{kind}; charset=utf-8", GOOD)
+    assert (response.status_code, response.headers["content-type"], response.json()) == (
+        200,
+        f"{kind}; charset=utf-8",
+        GOOD,
+    )
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png, text/*", f"{NEW};q=0", "nonsense"])
@@ -119,7 +123,9 @@ async def test_what_is_no_request_is_400(shop: Gateway, number: int) -> None:
 async def test_null_stands_for_an_absent_parameter_and_others_are_ignored(shop: Gateway) -> None:
     body = {"query": QUERY, "operationName": None, "variables": None, "extensions": None, "id": 7, "documentId": "x"}
     assert (await post(shop, body)).json() == GOOD
-    assert (await post(shop, {"query": QUERY, "variables": {}, "extensions": {"a": 1}, "operationName": ""})).json() == GOOD
+    assert (
+        await post(shop, {"query": QUERY, "variables": {}, "extensions": {"a": 1}, "operationName": ""})
+    ).json() == GOOD
 
 
 @pytest.mark.parametrize(
@@ -150,7 +156,11 @@ async def test_a_query_comes_by_get_too(shop: Gateway) -> None:
     for accept, status in ((NEW, 200), (OLD, 200)):
         given = {"query": text, "operationName": "A", "variables": '{"n": 1}', "extensions": "{}"}
         response = await shop.http.get("/graphql", params=given, headers={"accept": accept})
-        assert (response.status_code, response.json(), response.headers["content-type"]) == (status, GOOD, f"{accept}; charset=utf-8")
+        assert (response.status_code, response.json(), response.headers["content-type"]) == (
+            status,
+            GOOD,
+            f"{accept}; charset=utf-8",
+        )
     for given in ({"query": "{"}, {"query": text, "operationName": "A", "variables": '{"n": "x"}'}):
         assert (await shop.http.get("/graphql", params=given, headers={"accept": NEW})).status_code == 400
         assert (await shop.http.get("/graphql", params=given, headers={"accept": OLD})).status_code == 200
@@ -167,14 +177,18 @@ async def test_a_query_comes_by_get_too(shop: Gateway) -> None:
     assert (await shop.http.get("/graphql?query=%ff")).status_code == 400
     twice = await shop.http.get("/graphql", params=[("query", QUERY), ("query", QUERY)])
     assert (twice.status_code, twice.json()["errors"][0]["message"]) == (400, "query: is given twice")
-    assert (await shop.http.get("/graphql", params={"query": QUERY, "operationName": "", "variables": "null"})).json() == GOOD
+    assert (
+        await shop.http.get("/graphql", params={"query": QUERY, "operationName": "", "variables": "null"})
+    ).json() == GOOD
 
 
 async def test_a_mutation_by_get_is_405_and_does_nothing(shop: Gateway) -> None:
     before = len(shop.products.things)
     text = 'query Q { products { total } } mutation M { deleteProduct(id: "00000000-0000-4000-8000-000000000001") }'
     for accept in (NEW, OLD):
-        response = await shop.http.get("/graphql", params={"query": text, "operationName": "M"}, headers={"accept": accept})
+        response = await shop.http.get(
+            "/graphql", params={"query": text, "operationName": "M"}, headers={"accept": accept}
+        )
         assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert not shop.products.calls
     assert len(shop.products.things) == before
@@ -202,7 +216,9 @@ async def test_request_id_trace_and_deadline_travel_on(shop: Gateway) -> None:
 
     started = time.monotonic()
     response = await shop.http.post(
-        "/graphql", json={"query": QUERY}, headers={"x-request-id": "abc-1", "traceparent": trace, "x-deadline-ms": "8000"}
+        "/graphql",
+        json={"query": QUERY},
+        headers={"x-request-id": "abc-1", "traceparent": trace, "x-deadline-ms": "8000"},
     )
     assert left(0, 8000, started)
     assert response.headers["x-request-id"] == "abc-1"
@@ -218,7 +234,9 @@ async def test_request_id_trace_and_deadline_travel_on(shop: Gateway) -> None:
 async def test_the_client_gql_works_unchanged(shop: Gateway) -> None:
     transport = AIOHTTPTransport(url=shop.url)
     async with Client(transport=transport, fetch_schema_from_transport=True, execute_timeout=60) as client:
-        query = gql("query ($user: String!) { orders(user: $user, limit: 2) { total items { id items { product { name } } } } }")
+        query = gql(
+            "query ($user: String!) { orders(user: $user, limit: 2) { total items { id items { product { name } } } } }"
+        )
         query.variable_values = {"user": "ann"}
         result = await client.execute(query)
         assert (result["orders"]["total"], len(result["orders"]["items"])) == (25, 2)

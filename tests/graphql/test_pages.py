@@ -42,16 +42,32 @@ async def test_the_page_and_what_it_needs_come_from_this_host(shop: Gateway) -> 
 async def test_every_picture_of_the_catalogue_is_served(shop: Gateway) -> None:
     for file in (ROOT / "src/market/graphql/static/images").glob("*.svg"):
         answer = await shop.http.get(f"/images/{file.name}")
-        assert (answer.status_code, answer.headers["content-type"], answer.content) == (200, "image/svg+xml", file.read_bytes())
+        assert (answer.status_code, answer.headers["content-type"], answer.content) == (
+            200,
+            "image/svg+xml",
+            file.read_bytes(),
+        )
         assert answer.headers["cache-control"] == "public, max-age=3600"
         assert answer.headers["content-security-policy"] == "default-src 'none'; style-src 'unsafe-inline'"
 
 
 @pytest.mark.parametrize(
     "path",
-    ["/images/", "/images/none.svg", "/images/../schema.py", "/images/..%2Fschema.py", "/images/%2e%2e/%2e%2e/app.py", "/graphiql/source/graphiql.js",
-     "/graphiql/../../schema.graphql", "/graphiql", "/static/graphiql/graphiql.js", "/graphql/", "/.env", "/images/x.svg%00"],
-)  # fmt: skip
+    [
+        "/images/",
+        "/images/none.svg",
+        "/images/../schema.py",
+        "/images/..%2Fschema.py",
+        "/images/%2e%2e/%2e%2e/app.py",
+        "/graphiql/source/graphiql.js",
+        "/graphiql/../../schema.graphql",
+        "/graphiql",
+        "/static/graphiql/graphiql.js",
+        "/graphql/",
+        "/.env",
+        "/images/x.svg%00",
+    ],
+)
 async def test_nothing_else_is_served(shop: Gateway, path: str) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", shop.http.base_url.port)
     writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
@@ -71,14 +87,26 @@ def test_a_package_without_pictures_is_fine() -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-async def test_a_browser_shows_graphiql_with_a_live_product_and_asks_no_other_host(shop: Gateway, tmp_path: Path) -> None:
+async def test_a_browser_shows_graphiql_with_a_live_product_and_asks_no_other_host(
+    shop: Gateway, tmp_path: Path
+) -> None:
     assert CHROMIUM is not None
     log = tmp_path / "net.json"
     process = await asyncio.create_subprocess_exec(
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-        f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--virtual-time-budget=10000", "--dump-dom", f"{shop.http.base_url}/",
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--log-net-log={log}",
+        "--virtual-time-budget=10000",
+        "--dump-dom",
+        f"{shop.http.base_url}/",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
     try:
         async with asyncio.timeout(150):
             out, _ = await process.communicate()
@@ -94,7 +122,11 @@ async def test_a_browser_shows_graphiql_with_a_live_product_and_asks_no_other_ho
     # The first product that can be ordered: availability goes by threes, in the stand-ins.
     assert next(p["id"] for p in shop.products.things.values() if p["available"]) in text
     own = f"http://127.0.0.1:{shop.http.base_url.port}"
-    asked = [e["params"] for e in json.loads(log.read_text())["events"] if "url" in e.get("params", {}) and "initiator" in e["params"]]
+    asked = [
+        e["params"]
+        for e in json.loads(log.read_text())["events"]
+        if "url" in e.get("params", {}) and "initiator" in e["params"]
+    ]
     # The browser's own calls to its maker have no page that began them.
     of_the_page = {p["url"] for p in asked if p["initiator"].startswith(own)}
     assert f"{own}/graphql" in of_the_page

@@ -30,7 +30,9 @@ SCHEMA = published.load()
 SDL = (Path(__file__).parents[2] / "graphql" / "schema.graphql").read_text()
 PRODUCTS = [product(n) for n in range(1, 120)]
 IDS = [p["id"] for p in PRODUCTS]
-ORDERS = [order(n, "ann" if n % 3 else "bob", [IDS[(11 * n + 5 * k) % 119] for k in range(n % 6 + 1)]) for n in range(12)]
+ORDERS = [
+    order(n, "ann" if n % 3 else "bob", [IDS[(11 * n + 5 * k) % 119] for k in range(n % 6 + 1)]) for n in range(12)
+]
 # One line's product has been deleted.
 ORDERS[1]["items"][0]["product_id"] = "00000000-0000-4000-8000-0000000fffff"
 UNKNOWN = "00000000-0000-4000-8000-00000000ffff"
@@ -45,7 +47,14 @@ class Direct:
         self._fails = fails
 
     async def call(
-        self, method: str, path: str, *, body: bytes | None = None, headers: Any = None, seconds: Any = None, idempotent: Any = None
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        headers: Any = None,
+        seconds: Any = None,
+        idempotent: Any = None,
     ) -> Answer:
         await asyncio.sleep(0)
         if self._fails == "dead":
@@ -59,7 +68,9 @@ class Direct:
         query = dict(p.split("=", 1) for p in raw.replace("%2C", ",").split("&")) if raw else {}
         if not all(query.get(n, "0").lstrip("-").isdigit() for n in ("limit", "offset")):
             query = {}
-        status, answer, more = self._backend._answer(method, path, query, json.loads(body) if body else {}, headers or {})
+        status, answer, more = self._backend._answer(
+            method, path, query, json.loads(body) if body else {}, headers or {}
+        )
         kind = "application/problem+json" if status >= 400 else "application/json"
         return Answer(status, b"" if answer is None else json.dumps(answer).encode(), {"content-type": kind, **more})
 
@@ -128,7 +139,9 @@ ARGUMENTS: dict[str, list[str]] = {
         "input: $new, idempotencyKey: $user",
     ],
     "createProduct": ['input: {name: "n", description: "", price: "1", currency: $user}'],
-    "updateProduct": [f'input: {{id: "{IDS[1]}", name: $user, description: "d", price: "1", currency: "GBP", imageUrl: null}}'],
+    "updateProduct": [
+        f'input: {{id: "{IDS[1]}", name: $user, description: "d", price: "1", currency: "GBP", imageUrl: null}}'
+    ],
 }
 HEADER = (
     f'($id: ID = "{IDS[3]}", $ids: [ID!] = ["{IDS[5]}"], $n: Int = 4, $order: ID! = "{ORDERS[4]["id"]}", $user: String! = "ann", '
@@ -149,7 +162,16 @@ VARIABLES = st.fixed_dictionaries(
 )
 KEYS = st.sampled_from(["", "", "", "a: ", "b: ", "zZ_9: "])
 CONDITIONS = st.sampled_from(
-    ["", "", "", "", " @include(if: $yes)", " @skip(if: $no)", " @skip(if: true)", " @include(if: $no) @skip(if: false)"]
+    [
+        "",
+        "",
+        "",
+        "",
+        " @include(if: $yes)",
+        " @skip(if: $no)",
+        " @skip(if: true)",
+        " @include(if: $no) @skip(if: false)",
+    ]
 )
 
 
@@ -165,7 +187,9 @@ def selections(draw: st.DrawFn, type: GraphQLObjectType, fragments: list[str], d
         elif kind == 2 and depth < 5:
             name = f"F{len(fragments)}"
             fragments.append("")
-            fragments[int(name[1:])] = f"fragment {name} on {type.name} {{ {draw(selections(type, fragments, depth + 1))} }}"
+            fragments[int(name[1:])] = (
+                f"fragment {name} on {type.name} {{ {draw(selections(type, fragments, depth + 1))} }}"
+            )
             parts += [f"...{name}{draw(CONDITIONS)}"] * draw(st.integers(1, 2))
         else:
             name = draw(st.sampled_from(sorted(type.fields)))
@@ -190,7 +214,9 @@ def documents(draw: st.DrawFn, mutation: bool) -> str:
         # A variable that is not used is not valid.
         if not any(f"${name}{end}" in text for text in (body, *fragments) for end in (")", ",", "}", " ", "]")):
             start = header.index(f"${name}:")
-            ends = [header.find(f", ${other}:", start) for other in ("id", "ids", "n", "order", "user", "new", "yes", "no")]
+            ends = [
+                header.find(f", ${other}:", start) for other in ("id", "ids", "n", "order", "user", "new", "yes", "no")
+            ]
             end = min((e for e in ends if e > 0), default=-1)
             header = header[:start] + header[end + 2 :] if end > 0 else header[:start].rstrip(", ") + ")"
     header = "" if header == "()" else header

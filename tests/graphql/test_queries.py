@@ -22,7 +22,8 @@ def code(answer: dict[str, Any], i: int = 0) -> str:
 async def test_a_product_has_the_fields_of_rest_in_camel_case(shop: Gateway) -> None:
     [id, *_] = shop.products.things
     answer = await shop.run(
-        "query ($id: ID!) { product(id: $id) { id name price currency imageUrl available createdAt __typename } }", {"id": id}
+        "query ($id: ID!) { product(id: $id) { id name price currency imageUrl available createdAt __typename } }",
+        {"id": id},
     )
     thing = shop.products.things[id]
     assert answer == {
@@ -42,7 +43,9 @@ async def test_a_product_has_the_fields_of_rest_in_camel_case(shop: Gateway) -> 
 
 
 async def test_an_unknown_product_is_null_with_not_found_at_its_path(shop: Gateway) -> None:
-    answer = await shop.run('{ a: product(id: "00000000-0000-4000-8000-00000000ffff") { id } b: products(limit: 1) { total } }')
+    answer = await shop.run(
+        '{ a: product(id: "00000000-0000-4000-8000-00000000ffff") { id } b: products(limit: 1) { total } }'
+    )
     assert answer["data"] == {"a": None, "b": {"total": 230}}
     assert [(e["path"], code(answer)) for e in answer["errors"]] == [(["a"], "NOT_FOUND")]
 
@@ -84,8 +87,12 @@ async def test_products_down_leaves_the_orders_and_an_error_at_each_join(shop: G
     shop.products.fail(503, "unavailable", times=0)
     answer = await shop.run(ORDERS, {"user": "bob", "limit": 3})
     lines = [(i, k) for i, o in enumerate(answer["data"]["orders"]["items"]) for k, _ in enumerate(o["items"])]
-    assert all(line["product"] is None and line["unitPrice"] for o in answer["data"]["orders"]["items"] for line in o["items"])
-    assert sorted(e["path"] for e in answer["errors"]) == [["orders", "items", i, "items", k, "product"] for i, k in lines]
+    assert all(
+        line["product"] is None and line["unitPrice"] for o in answer["data"]["orders"]["items"] for line in o["items"]
+    )
+    assert sorted(e["path"] for e in answer["errors"]) == [
+        ["orders", "items", i, "items", k, "product"] for i, k in lines
+    ]
     assert {code(answer, i) for i in range(len(lines))} == {"UNAVAILABLE"}
 
 
@@ -144,7 +151,12 @@ async def test_an_undecided_order_tells_its_id_and_the_key_to_go_on_with(shop: G
     answer = await shop.run(text)
     facts = answer["errors"][0]["extensions"]
     assert answer["data"] == {"createOrder": None}
-    assert facts == {"code": "UNAVAILABLE", "orderId": "o1", "retryAfter": 30, "idempotencyKey": shop.orders.calls[0][3]["idempotency-key"]}
+    assert facts == {
+        "code": "UNAVAILABLE",
+        "orderId": "o1",
+        "retryAfter": 30,
+        "idempotencyKey": shop.orders.calls[0][3]["idempotency-key"],
+    }
 
 
 async def test_mutations_run_one_after_another_and_a_failed_one_does_not_stop_the_next(shop: Gateway) -> None:
@@ -199,7 +211,9 @@ async def test_facts_of_a_shortage_come_in_camel_case(shop: Gateway) -> None:
 
 
 async def test_bad_input_names_the_field_as_graphql_does(shop: Gateway) -> None:
-    shop.orders.fail(422, "bad-input", errors=[{"field": "items[0].product_id", "reason": "must be a UUID, not `product_id`"}])
+    shop.orders.fail(
+        422, "bad-input", errors=[{"field": "items[0].product_id", "reason": "must be a UUID, not `product_id`"}]
+    )
     answer = await shop.run('mutation { createOrder(input: {user: "c", items: []}) { id } }')
     [error] = answer["errors"]
     assert error["extensions"]["field"] == "input.items[0].productId"
@@ -214,7 +228,8 @@ async def test_bad_input_names_the_field_as_graphql_does(shop: Gateway) -> None:
     assert answer["errors"][0]["extensions"]["field"] == "limit"
     for key in ("", "a b", "ü", "x" * 256):
         answer = await shop.run(
-            'mutation ($k: String) { createOrder(input: {user: "c", items: []}, idempotencyKey: $k) { id } }', {"k": key}
+            'mutation ($k: String) { createOrder(input: {user: "c", items: []}, idempotencyKey: $k) { id } }',
+            {"k": key},
         )
         assert (code(answer), answer["errors"][0]["extensions"]["field"]) == ("BAD_INPUT", "idempotencyKey")
 

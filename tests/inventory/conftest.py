@@ -81,16 +81,21 @@ class Tables:
 
     async def everything(self) -> list[list[tuple[Any, ...]]]:
         return [
-            [tuple(r) for r in await self.conn.fetch(f"SELECT * FROM {t} ORDER BY 1")] for t in ("inventory", "reservations", "movements")
+            [tuple(r) for r in await self.conn.fetch(f"SELECT * FROM {t} ORDER BY 1")]
+            for t in ("inventory", "reservations", "movements")
         ]
 
 
 @pytest.fixture(scope="session")
 def database(postgres) -> kit_config.Postgres:
     return kit_config.Postgres(
-        host=postgres.host, port=postgres.port, database="inventory", user="inventory", password=postgres.password,
+        host=postgres.host,
+        port=postgres.port,
+        database="inventory",
+        user="inventory",
+        password=postgres.password,
         timeout_seconds=PATIENCE / 2,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +107,11 @@ async def migrated(database, patient_pools) -> kit_config.Postgres:
 @asynccontextmanager
 async def connected(database: kit_config.Postgres) -> AsyncIterator[asyncpg.Connection]:
     conn = await asyncpg.connect(
-        host=database.host, port=database.port, database=database.database, user=database.user, password=database.password
+        host=database.host,
+        port=database.port,
+        database=database.database,
+        user=database.user,
+        password=database.password,
     )
     try:
         yield conn
@@ -171,10 +180,15 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(database: kit_config.Postgres, process: Process | None = None, **settings: Any) -> AsyncIterator[Served]:
+async def serving(
+    database: kit_config.Postgres, process: Process | None = None, **settings: Any
+) -> AsyncIterator[Served]:
     process = process or Process()
     config = Config(
-        admin=kit_config.Listen(port=next(_ports)), grpc=Grpc(port=next(_ports), **settings.pop("grpc", {})), postgres=database, **settings
+        admin=kit_config.Listen(port=next(_ports)),
+        grpc=Grpc(port=next(_ports), **settings.pop("grpc", {})),
+        postgres=database,
+        **settings,
     )
     async with build(config, process) as server:
         await server.start()
@@ -202,14 +216,18 @@ class ServiceProcess:
 
     def start(self, *arguments: str) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "market.inventory", *arguments], env=self._environment, stderr=log)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "market.inventory", *arguments], env=self._environment, stderr=log
+            )
 
     async def ended(self, seconds: float = PATIENCE) -> int:
         assert self.process is not None
         return await asyncio.wait_for(asyncio.to_thread(self.process.wait), seconds)
 
     def channel(self) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(f"127.0.0.1:{self.config['grpc']['port']}", options=[("grpc.max_reconnect_backoff_ms", 200)])
+        return grpc.aio.insecure_channel(
+            f"127.0.0.1:{self.config['grpc']['port']}", options=[("grpc.max_reconnect_backoff_ms", 200)]
+        )
 
     async def ready(self, seconds: float = PATIENCE) -> None:
         """Returns once the admin page says so."""
@@ -247,10 +265,14 @@ def service_process(database, tmp_path) -> Iterator[Callable[..., ServiceProcess
             "shutdown": {"drain_seconds": 0, "grace_seconds": 10},
             "grpc": {"port": next(_ports)},
             "postgres": {
-                "host": database.host, "port": database.port, "database": database.database, "user": database.user,
-                "password": database.password, "timeout_seconds": PATIENCE / 2,
+                "host": database.host,
+                "port": database.port,
+                "database": database.database,
+                "user": database.user,
+                "password": database.password,
+                "timeout_seconds": PATIENCE / 2,
             },
-        }  # fmt: skip
+        }
         service = ServiceProcess(config | settings, tmp_path / f"inventory-{next(numbers)}.yaml")
         made.append(service)
         return service

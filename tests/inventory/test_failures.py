@@ -76,7 +76,9 @@ async def test_postgresql_killed_in_the_middle_doubles_and_loses_nothing(postgre
             """,
             products,
         )
-        statuses = dict(await conn.fetch("SELECT id, status FROM reservations WHERE id = ANY ($1)", [r.id for r in wanted]))
+        statuses = dict(
+            await conn.fetch("SELECT id, status FROM reservations WHERE id = ANY ($1)", [r.id for r in wanted])
+        )
     assert [row["total"] for row in held] == [500] * 3
     assert {id for id, status in statuses.items() if status == "reserved"} == {r.id for r in bought}
     assert {id for id, status in statuses.items() if status == "cancelled"} == cancelled

@@ -51,7 +51,9 @@ async def test_a_sale_over_the_wire(served, tables):
     stock = await stub.GetStock(pb.GetStockRequest(product_ids=[unknown, B, B, A]))
     assert list(stock.items) == [item(B, 3), item(A, 8)]
     listed = (await stub.ListReservations(pb.ListReservationsRequest())).reservations
-    assert [(r.reservation_id, r.status, list(r.items)) for r in listed] == [(id, pb.RESERVATION_STATUS_RESERVED, [item(A, 2), item(B, 2)])]
+    assert [(r.reservation_id, r.status, list(r.items)) for r in listed] == [
+        (id, pb.RESERVATION_STATUS_RESERVED, [item(A, 2), item(B, 2)])
+    ]
     kept = await tables.conn.fetchval("SELECT created_at FROM reservations")
     assert listed[0].created_at.ToDatetime(kept.tzinfo) == kept
     assert (await stub.CancelReserve(pb.CancelReserveRequest(reservation_id=id))).released is True
@@ -126,30 +128,82 @@ MANY = [str(UUID(int=n)) for n in range(1001)]
     [
         ("Reserve", pb.ReserveRequest(), "reservation_id: must be a UUID"),
         ("Reserve", pb.ReserveRequest(reservation_id=ID), "items: must have 1 to 1000 different products"),
-        ("Reserve", pb.ReserveRequest(reservation_id=ID.replace("-", ""), items=[item(A, 1)]), "reservation_id: must be a UUID"),
-        ("Reserve", pb.ReserveRequest(reservation_id="{" + ID + "}", items=[item(A, 1)]), "reservation_id: must be a UUID"),
-        ("Reserve", pb.ReserveRequest(reservation_id=ID[:-1] + "\0", items=[item(A, 1)]), "reservation_id: must be a UUID"),
-        ("Reserve", pb.ReserveRequest(reservation_id=ID[:-1] + "-", items=[item(A, 1)]), "reservation_id: must be a UUID"),
-        ("Reserve", pb.ReserveRequest(reservation_id=ID[:-1] + "٣", items=[item(A, 1)]), "reservation_id: must be a UUID"),
-        ("Reserve", pb.ReserveRequest(reservation_id=ID, items=[item(A, 1), item("x", 1)]), "items[1].product_id: must be a UUID"),
-        ("Reserve", pb.ReserveRequest(reservation_id=ID, items=[item(A, 0)]), "items[0].quantity: must be 1 to 1000000"),
-        ("Reserve", pb.ReserveRequest(reservation_id=ID, items=[item(A, -1)]), "items[0].quantity: must be 1 to 1000000"),
-        ("Reserve", pb.ReserveRequest(reservation_id=ID, items=[item(A, 1_000_001)]), "items[0].quantity: must be 1 to 1000000"),
+        (
+            "Reserve",
+            pb.ReserveRequest(reservation_id=ID.replace("-", ""), items=[item(A, 1)]),
+            "reservation_id: must be a UUID",
+        ),
+        (
+            "Reserve",
+            pb.ReserveRequest(reservation_id="{" + ID + "}", items=[item(A, 1)]),
+            "reservation_id: must be a UUID",
+        ),
+        (
+            "Reserve",
+            pb.ReserveRequest(reservation_id=ID[:-1] + "\0", items=[item(A, 1)]),
+            "reservation_id: must be a UUID",
+        ),
+        (
+            "Reserve",
+            pb.ReserveRequest(reservation_id=ID[:-1] + "-", items=[item(A, 1)]),
+            "reservation_id: must be a UUID",
+        ),
+        (
+            "Reserve",
+            pb.ReserveRequest(reservation_id=ID[:-1] + "٣", items=[item(A, 1)]),
+            "reservation_id: must be a UUID",
+        ),
+        (
+            "Reserve",
+            pb.ReserveRequest(reservation_id=ID, items=[item(A, 1), item("x", 1)]),
+            "items[1].product_id: must be a UUID",
+        ),
+        (
+            "Reserve",
+            pb.ReserveRequest(reservation_id=ID, items=[item(A, 0)]),
+            "items[0].quantity: must be 1 to 1000000",
+        ),
+        (
+            "Reserve",
+            pb.ReserveRequest(reservation_id=ID, items=[item(A, -1)]),
+            "items[0].quantity: must be 1 to 1000000",
+        ),
+        (
+            "Reserve",
+            pb.ReserveRequest(reservation_id=ID, items=[item(A, 1_000_001)]),
+            "items[0].quantity: must be 1 to 1000000",
+        ),
         (
             "Reserve",
             pb.ReserveRequest(reservation_id=ID, items=[item(A, 600_000), item(A, 600_000)]),
             f"items: product {A} must be wanted at most 1000000 times in all",
         ),
-        ("Reserve", pb.ReserveRequest(reservation_id=ID, items=[item(p, 1) for p in MANY]), "items: must have 1 to 1000 different products"),
+        (
+            "Reserve",
+            pb.ReserveRequest(reservation_id=ID, items=[item(p, 1) for p in MANY]),
+            "items: must have 1 to 1000 different products",
+        ),
         ("Reserve", pb.ReserveRequest(reservation_id=ID, items=[item(A, 1)] * 10_001), "items: must be at most 10000"),
         ("CancelReserve", pb.CancelReserveRequest(reservation_id="1"), "reservation_id: must be a UUID"),
-        ("ReserveMany", pb.ReserveManyRequest(reservations=[pb.ReserveRequest()] * 513), "reservations: must be at most 512"),
+        (
+            "ReserveMany",
+            pb.ReserveManyRequest(reservations=[pb.ReserveRequest()] * 513),
+            "reservations: must be at most 512",
+        ),
         ("SetStock", pb.SetStockRequest(product_id="", quantity=1), "product_id: must be a UUID"),
         ("SetStock", pb.SetStockRequest(product_id=A, quantity=-1), "quantity: must be 0 to 2147483647"),
         ("AddStock", pb.AddStockRequest(movement_id="", product_id=A, delta=1), "movement_id: must be a UUID"),
         ("AddStock", pb.AddStockRequest(movement_id=ID, product_id="", delta=1), "product_id: must be a UUID"),
-        ("AddStock", pb.AddStockRequest(movement_id=ID, product_id=A), "delta: must be -2147483647 to 2147483647, and not 0"),
-        ("AddStock", pb.AddStockRequest(movement_id=ID, product_id=A, delta=-(2**31)), "delta: must be -2147483647 to 2147483647, and not 0"),
+        (
+            "AddStock",
+            pb.AddStockRequest(movement_id=ID, product_id=A),
+            "delta: must be -2147483647 to 2147483647, and not 0",
+        ),
+        (
+            "AddStock",
+            pb.AddStockRequest(movement_id=ID, product_id=A, delta=-(2**31)),
+            "delta: must be -2147483647 to 2147483647, and not 0",
+        ),
         ("CheckAvaliable", pb.CheckAvaliableRequest(product_ids=MANY), "product_ids: must be at most 1000"),
         ("CheckAvaliable", pb.CheckAvaliableRequest(product_ids=[A, "b"]), "product_ids[1]: must be a UUID"),
         ("GetStock", pb.GetStockRequest(product_ids=["\n"]), "product_ids[0]: must be a UUID"),
@@ -157,7 +211,7 @@ MANY = [str(UUID(int=n)) for n in range(1001)]
         ("ListReservations", pb.ListReservationsRequest(limit=1001), "limit: must be 1 to 1000, or 0 for 100"),
         ("ListReservations", pb.ListReservationsRequest(limit=-1), "limit: must be 1 to 1000, or 0 for 100"),
     ],
-)  # fmt: skip
+)
 async def test_bad_input_is_named_and_changes_nothing(served, tables, method, request_, details):
     assert await refused(getattr(served.stub, method)(request_)) == (grpc.StatusCode.INVALID_ARGUMENT, details)
     assert await tables.everything() == [[], [], []]
@@ -169,9 +223,16 @@ async def test_the_bounds_themselves_are_served(served, tables):
     await stub.SetStock(pb.SetStockRequest(product_id=B, quantity=0))
     assert (await stub.Reserve(pb.ReserveRequest(reservation_id=ID, items=[item(A, 1_000_000)]))).reserved
     answer = await stub.CheckAvaliable(pb.CheckAvaliableRequest(product_ids=MANY[:1000]))
-    assert [(i.available, i.quantity) for i in answer.items[:4]] == [(False, 0), (True, 2**31 - 1 - 1_000_000), (False, 0), (False, 0)]
+    assert [(i.available, i.quantity) for i in answer.items[:4]] == [
+        (False, 0),
+        (True, 2**31 - 1 - 1_000_000),
+        (False, 0),
+        (False, 0),
+    ]
     assert len(answer.items) == 1000
-    thousand = await stub.Reserve(pb.ReserveRequest(reservation_id=str(uuid4()), items=[item(p, 1) for p in MANY[:1000]]))
+    thousand = await stub.Reserve(
+        pb.ReserveRequest(reservation_id=str(uuid4()), items=[item(p, 1) for p in MANY[:1000]])
+    )
     assert [(s.product_id, s.left) for s in thousand.shortages] == [(p, 0) for p in MANY[:1000] if p != A]
 
 
@@ -182,7 +243,9 @@ async def test_reservations_are_listed_page_by_page(served):
     await served.stub.ReserveMany(many)
     seen: list[str] = []
     pages = 0
-    while page := (await served.stub.ListReservations(pb.ListReservationsRequest(after_id=seen[-1] if seen else "", limit=3))).reservations:
+    while page := (
+        await served.stub.ListReservations(pb.ListReservationsRequest(after_id=seen[-1] if seen else "", limit=3))
+    ).reservations:
         seen += [r.reservation_id for r in page]
         pages += 1
     assert (seen, pages) == (ids, 3)
@@ -200,7 +263,9 @@ async def test_a_page_of_very_long_reservations_ends_early(served, tables):
     seen = 0
     after = ""
     sizes = []
-    while page := (await served.stub.ListReservations(pb.ListReservationsRequest(after_id=after, limit=1000))).reservations:
+    while page := (
+        await served.stub.ListReservations(pb.ListReservationsRequest(after_id=after, limit=1000))
+    ).reservations:
         sizes.append(len(page))
         seen += len(page)
         after = page[-1].reservation_id
@@ -216,7 +281,9 @@ messages = st.one_of(
     st.tuples(st.just("CheckAvaliable"), st.builds(pb.CheckAvaliableRequest, product_ids=st.lists(texts, max_size=5))),
     st.tuples(st.just("Reserve"), reservations),
     st.tuples(st.just("CancelReserve"), st.builds(pb.CancelReserveRequest, reservation_id=texts)),
-    st.tuples(st.just("ReserveMany"), st.builds(pb.ReserveManyRequest, reservations=st.lists(reservations, max_size=4))),
+    st.tuples(
+        st.just("ReserveMany"), st.builds(pb.ReserveManyRequest, reservations=st.lists(reservations, max_size=4))
+    ),
     st.tuples(st.just("SetStock"), st.builds(pb.SetStockRequest, product_id=texts, quantity=numbers)),
     st.tuples(st.just("AddStock"), st.builds(pb.AddStockRequest, movement_id=texts, product_id=texts, delta=numbers)),
     st.tuples(st.just("GetStock"), st.builds(pb.GetStockRequest, product_ids=st.lists(texts, max_size=5))),
@@ -225,8 +292,11 @@ messages = st.one_of(
 METHODS = list(pb.DESCRIPTOR.services_by_name["Inventory"].methods_by_name)
 noise = st.tuples(st.sampled_from(METHODS), st.binary(max_size=200))
 SPOKEN = {
-    grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.FAILED_PRECONDITION,
-}  # fmt: skip
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+}
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -247,7 +317,10 @@ async def test_no_message_is_a_defect_and_what_is_refused_changes_nothing(served
 async def test_bytes_that_are_no_message_are_invalid(served, tables):
     call = served.channel.unary_unary(f"/{SERVICE}/Reserve")
     for data in (b"\xff\xff\xff", b"\x0a\x02\xc3\x28"):
-        assert await refused(call(data)) == (grpc.StatusCode.INVALID_ARGUMENT, "request: must be a market.inventory.v1.ReserveRequest")
+        assert await refused(call(data)) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "request: must be a market.inventory.v1.ReserveRequest",
+        )
     code, _ = await refused(served.channel.unary_unary(f"/{SERVICE}/Steal")(b""))
     assert code is grpc.StatusCode.UNIMPLEMENTED
     assert await tables.everything() == [[], [], []]
@@ -280,7 +353,9 @@ async def test_a_standard_client_finds_and_uses_the_service_by_reflection(served
     for data in (await ask(file_containing_symbol=SERVICE)).file_descriptor_response.file_descriptor_proto:
         await add(data)
     method = pool.FindServiceByName(SERVICE).methods_by_name["SetStock"]
-    request = json_format.ParseDict({"productId": A, "quantity": 7}, message_factory.GetMessageClass(method.input_type)())
+    request = json_format.ParseDict(
+        {"productId": A, "quantity": 7}, message_factory.GetMessageClass(method.input_type)()
+    )
     answer = await served.channel.unary_unary(f"/{SERVICE}/SetStock")(request.SerializeToString())
     response = message_factory.GetMessageClass(method.output_type).FromString(answer)
     assert json_format.MessageToDict(response) == {"quantity": 7}
@@ -340,7 +415,9 @@ async def test_more_calls_than_are_taken_are_refused_at_once(migrated, tables):
         async with tables.conn.transaction():
             await tables.conn.execute("SELECT 1 FROM inventory FOR UPDATE")
             calls = [
-                asyncio.ensure_future(served.stub.Reserve(pb.ReserveRequest(reservation_id=str(uuid4()), items=[item(A, 1)])))
+                asyncio.ensure_future(
+                    served.stub.Reserve(pb.ReserveRequest(reservation_id=str(uuid4()), items=[item(A, 1)]))
+                )
                 for _ in range(5)
             ]
             async with asyncio.timeout(PATIENCE):

@@ -50,7 +50,12 @@ async def test_a_death_at_any_failure_point_is_mended_by_asking_again(service_pr
     points = tmp_path / "points"
     points.mkdir()
     service = service_process(testing=True, faults={"directory": str(points)})
-    expected = {"inventory.inside-reserve": 10, "inventory.after-commit": 7, "inventory.inside-cancel": 7, "inventory.after-cancel": 10}
+    expected = {
+        "inventory.inside-reserve": 10,
+        "inventory.after-commit": 7,
+        "inventory.inside-cancel": 7,
+        "inventory.after-cancel": 10,
+    }
     assert tuple(expected) == POINTS
     async with service.channel() as channel:
         stub = InventoryStub(channel)
@@ -99,7 +104,9 @@ async def test_workers_on_one_port_sell_no_unit_twice(service_process, tables):
 
 
 def _alone(service) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(f"127.0.0.1:{service.config['grpc']['port']}", options=[("grpc.use_local_subchannel_pool", 1)])
+    return grpc.aio.insecure_channel(
+        f"127.0.0.1:{service.config['grpc']['port']}", options=[("grpc.use_local_subchannel_pool", 1)]
+    )
 
 
 async def test_it_starts_before_its_database_and_before_its_tables_and_says_so(service_process, postgres, migrated):

@@ -21,7 +21,9 @@ QUANTITY = st.integers(1, 4)
 REAL = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 # Small numbers stand for ids; each example maps them to new ones, so that none meets another's rows.
-reserves = st.tuples(st.just("reserve"), st.integers(0, IDS - 1), st.dictionaries(st.integers(0, PRODUCTS - 1), QUANTITY, min_size=1))
+reserves = st.tuples(
+    st.just("reserve"), st.integers(0, IDS - 1), st.dictionaries(st.integers(0, PRODUCTS - 1), QUANTITY, min_size=1)
+)
 cancels = st.tuples(st.just("cancel"), st.integers(0, IDS - 1))
 sets = st.tuples(st.just("set"), st.integers(0, PRODUCTS - 1), st.integers(0, 6))
 adds = st.tuples(st.just("add"), st.integers(0, 1), st.integers(0, PRODUCTS - 1), st.integers(-3, 3).filter(bool))
@@ -115,7 +117,12 @@ async def test_a_batch_is_what_the_model_does_in_turn(shared, looking, quantitie
 
 @settings(REAL, max_examples=100)
 @given(
-    starts, st.lists(st.lists(st.tuples(st.booleans(), reserves | cancels | sets | adds), min_size=2, max_size=5), min_size=1, max_size=3)
+    starts,
+    st.lists(
+        st.lists(st.tuples(st.booleans(), reserves | cancels | sets | adds), min_size=2, max_size=5),
+        min_size=1,
+        max_size=3,
+    ),
 )
 async def test_calls_at_once_are_what_the_model_does_in_some_order(shared, other, looking, quantities, waves):
     """Linearizable: for each wave of concurrent calls, in two processes, one order explains all answers and all rows."""
@@ -141,7 +148,10 @@ async def test_calls_at_once_are_what_the_model_does_in_some_order(shared, other
 @given(
     st.lists(st.integers(0, 30), min_size=PRODUCTS, max_size=PRODUCTS),
     st.lists(
-        st.tuples(st.integers(0, 30), st.dictionaries(st.integers(0, PRODUCTS - 1), QUANTITY, min_size=1), st.booleans()), max_size=60
+        st.tuples(
+            st.integers(0, 30), st.dictionaries(st.integers(0, PRODUCTS - 1), QUANTITY, min_size=1), st.booleans()
+        ),
+        max_size=60,
     ),
 )
 async def test_start_is_left_and_held_whatever_the_interleaving(shared, other, looking, quantities, drawn):

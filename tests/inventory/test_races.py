@@ -116,7 +116,10 @@ async def test_orders_over_the_same_goods_in_opposite_order_do_not_deadlock(migr
             await c.__aexit__(None, None, None)
     await tables.conn.execute("SELECT pg_stat_force_next_flush()")
     await tables.conn.execute("SELECT pg_stat_clear_snapshot()")
-    assert await tables.conn.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == deadlocks
+    assert (
+        await tables.conn.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        == deadlocks
+    )
     assert await tables.conn.fetchval("SELECT count(*) FROM reservations WHERE status <> 'cancelled'") == 0
 
 

@@ -61,7 +61,11 @@ async def test_the_same_id_with_other_lines_is_refused(stocked, tables):
     wanted = reservation((A, 3))
     await stocked.reserve(wanted)
     after = await tables.everything()
-    for other in (reservation((A, 4), id=wanted.id), reservation((B, 3), id=wanted.id), reservation((A, 3), (B, 1), id=wanted.id)):
+    for other in (
+        reservation((A, 4), id=wanted.id),
+        reservation((B, 3), id=wanted.id),
+        reservation((A, 3), (B, 1), id=wanted.id),
+    ):
         with pytest.raises(OtherLines):
             await stocked.reserve(other)
     assert await tables.everything() == after
@@ -123,10 +127,17 @@ async def test_many_lines_are_taken_and_given_back(inventory, tables, count):
 
 
 async def test_a_batch_is_decided_in_turn_and_each_on_its_own(stocked, tables):
-    first, too_much, rest, other = reservation((A, 6)), reservation((A, 5), (B, 1)), reservation((A, 4)), reservation((C, 1))
+    first, too_much, rest, other = (
+        reservation((A, 6)),
+        reservation((A, 5), (B, 1)),
+        reservation((A, 4)),
+        reservation((C, 1)),
+    )
     cancelled = reservation((B, 1))
     await stocked.cancel(cancelled.id)
-    answers = await stocked.reserve_many([first, too_much, rest, other, cancelled, first, reservation((B, 1), id=first.id)])
+    answers = await stocked.reserve_many(
+        [first, too_much, rest, other, cancelled, first, reservation((B, 1), id=first.id)]
+    )
     assert answers[:4] == [[], [Shortage(A, 5, 4)], [], [Shortage(C, 1, 0)]]
     assert isinstance(answers[4], ReservationCancelled)
     assert answers[5] == []
@@ -136,7 +147,9 @@ async def test_a_batch_is_decided_in_turn_and_each_on_its_own(stocked, tables):
 
 async def test_one_id_with_other_lines_in_a_batch_gets_its_own_turn_after_a_shortage(stocked, tables):
     id = uuid4()
-    answers = await stocked.reserve_many([reservation((A, 11), id=id), reservation((A, 4), id=id), reservation((A, 11), id=id)])
+    answers = await stocked.reserve_many(
+        [reservation((A, 11), id=id), reservation((A, 4), id=id), reservation((A, 11), id=id)]
+    )
     assert answers[:2] == [[Shortage(A, 11, 10)], []]
     assert answers[2] == [Shortage(A, 11, 10)], "rides along with the first"
     assert await tables.stock(A) == [6]

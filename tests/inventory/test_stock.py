@@ -100,7 +100,8 @@ async def test_retention_deletes_old_cancellations_in_small_batches_and_nothing_
     for _ in range(5):
         await inventory.cancel(uuid4())
     await tables.conn.execute(
-        "UPDATE reservations SET cancelled_at = now() - interval '31 days' WHERE status = 'cancelled' AND id <> $1", young
+        "UPDATE reservations SET cancelled_at = now() - interval '31 days' WHERE status = 'cancelled' AND id <> $1",
+        young,
     )
     retention = Retention(batch=2, every_seconds=100)
     pauses = [await inventory.forget_cancelled(retention) for _ in range(4)]

@@ -18,11 +18,16 @@ SERVICES = ("products", "orders", "inventory", "notifications", "graphql")
 ROOT = Path(__file__).parents[2]
 # What `market up` sets; the names that the files in config/ use.
 ENVIRONMENT = {
-    "MARKET_LOG_FORMAT": "json", "MARKET_POSTGRES_PASSWORD": "secret", "MARKET_KAFKA_PARTITIONS": "12",
-    **{f"MARKET_{n}PORT": str(21000 + i) for i, n in enumerate(
-        ("", "ADMIN_", "PRODUCTS_", "ORDERS_", "INVENTORY_", "POSTGRES_", "REDIS_", "MONGODB_", "KAFKA_", "SMTP_")
-    )},
-}  # fmt: skip
+    "MARKET_LOG_FORMAT": "json",
+    "MARKET_POSTGRES_PASSWORD": "secret",
+    "MARKET_KAFKA_PARTITIONS": "12",
+    **{
+        f"MARKET_{n}PORT": str(21000 + i)
+        for i, n in enumerate(
+            ("", "ADMIN_", "PRODUCTS_", "ORDERS_", "INVENTORY_", "POSTGRES_", "REDIS_", "MONGODB_", "KAFKA_", "SMTP_")
+        )
+    },
+}
 
 
 class Example(Base, frozen=True, kw_only=True):
@@ -68,19 +73,34 @@ def test_the_file_becomes_a_frozen_object_with_the_secrets_of_the_environment(tm
         (("{port: 9090}", "{}"), "admin.port: is missing"),
         (("admin: {port: 9090}", ""), "admin: is missing"),
         (("admin: {port: 9090}", "admin: {port: 9090}\nadmim: 1"), "admim: is not known here"),
-        (("admin: {port: 9090}", "admin: {port: 9090}\nadmin: {port: 9091}"), "is not YAML at line 3: the key admin is there twice"),
-        (("admin: {port: 9090}", "admin: {port: 9090}\non: 1"), "top level: the key True must be text; put it in quotes"),
+        (
+            ("admin: {port: 9090}", "admin: {port: 9090}\nadmin: {port: 9091}"),
+            "is not YAML at line 3: the key admin is there twice",
+        ),
+        (
+            ("admin: {port: 9090}", "admin: {port: 9090}\non: 1"),
+            "top level: the key True must be text; put it in quotes",
+        ),
         (("database: d", 'database: ""'), "postgres.database: Expected `str` of length >= 1"),
-        (("admin: {port: 9090}", "admin: {port: 9090}\nshutdown: {drain_seconds: .nan}"), "shutdown.drain_seconds: Expected `float`"),
-        (("admin: {port: 9090}", "admin: {port: 9090}\nfaults: {directory: /tmp}"), "faults: refused unless testing is true"),
+        (
+            ("admin: {port: 9090}", "admin: {port: 9090}\nshutdown: {drain_seconds: .nan}"),
+            "shutdown.drain_seconds: Expected `float`",
+        ),
+        (
+            ("admin: {port: 9090}", "admin: {port: 9090}\nfaults: {directory: /tmp}"),
+            "faults: refused unless testing is true",
+        ),
         (("admin: {port: 9090}", "admin: {port: 9090}\ntags: {a: 1}"), "tags[...]: Expected `str`, got `int`"),
         (("${HOST}", "${NOT_SET}"), "postgres.host: the environment has no NOT_SET"),
         (("admin: {port: 9090}", "admin: {port: 9090"), "is not YAML at line 3: "),
         (("admin: {port: 9090}", "a: b: c"), "is not YAML at line 2: mapping values are not allowed here"),
-        (("admin: {port: 9090}", "admin: !!python/object/apply:os.getcwd []"), "is not YAML at line 2: could not determine a constructor"),
+        (
+            ("admin: {port: 9090}", "admin: !!python/object/apply:os.getcwd []"),
+            "is not YAML at line 2: could not determine a constructor",
+        ),
         (("admin: {port: 9090}", "admin: \x00"), "is not YAML: special characters are not allowed"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said_in_one_line_with_its_key(tmp_path: Path, change: tuple[str, str], line: str) -> None:
     assert change[0] in GOOD
     assert _refused(tmp_path, GOOD.replace(*change)).startswith(line)
@@ -123,7 +143,9 @@ def test_the_file_of_the_local_stack_is_what_the_service_wants(service: str) -> 
         ("products", "redis://127.0.0.1:${MARKET_REDIS_PORT}/0", "redis://:hush@:6379", "redis: url"),
     ],
 )
-def test_an_address_that_is_none_is_said_without_the_password_in_it(tmp_path: Path, service: str, good: str, bad: str, key: str) -> None:
+def test_an_address_that_is_none_is_said_without_the_password_in_it(
+    tmp_path: Path, service: str, good: str, bad: str, key: str
+) -> None:
     text = (ROOT / "config" / f"{service}.yaml").read_text()
     assert good in text
     (tmp_path / "c.yaml").write_text(text.replace(good, bad))
@@ -140,9 +162,13 @@ def test_a_service_with_a_wrong_file_ends_at_once_with_one_line(tmp_path: Path, 
     file = tmp_path / "c.yaml"
     file.write_text((ROOT / "config" / f"{service}.yaml").read_text() + "\nadmim: 1\n")
     ended = subprocess.run(
-        [sys.executable, "-m", f"market.{service}"], env={**os.environ, **ENVIRONMENT, "CONFIG_PATH": str(file)},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", f"market.{service}"],
+        env={**os.environ, **ENVIRONMENT, "CONFIG_PATH": str(file)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == f"market.{service}: {file}: admim: is not known here\n"
 
@@ -150,7 +176,12 @@ def test_a_service_with_a_wrong_file_ends_at_once_with_one_line(tmp_path: Path, 
 def test_without_config_path_it_says_what_to_set() -> None:
     environ = {k: v for k, v in os.environ.items() if k != "CONFIG_PATH"}
     ended = subprocess.run(
-        [sys.executable, "-m", "market.notifications"], env=environ, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "market.notifications"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert ended.returncode == 2
     assert ended.stderr == "market.notifications: CONFIG_PATH is not set: it names the configuration file\n"

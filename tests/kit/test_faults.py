@@ -49,7 +49,9 @@ def test_a_crash_stops_the_process_dead_and_only_the_first(tmp_path: Path) -> No
     first = subprocess.run([sys.executable, "-c", CRASHING, str(tmp_path)], capture_output=True, text=True, check=False)
     assert first.returncode == -signal.SIGKILL
     assert "went on" not in first.stdout
-    second = subprocess.run([sys.executable, "-c", CRASHING, str(tmp_path)], capture_output=True, text=True, check=False)
+    second = subprocess.run(
+        [sys.executable, "-c", CRASHING, str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert (second.returncode, second.stdout) == (0, "went on\n")
 
 

@@ -45,7 +45,9 @@ async def server(serve: Serve, sock: socket.socket | None = None) -> AsyncIterat
         finally:
             writer.close()
 
-    it = await (asyncio.start_server(accept, "127.0.0.1", 0) if sock is None else asyncio.start_server(accept, sock=sock))
+    it = await (
+        asyncio.start_server(accept, "127.0.0.1", 0) if sock is None else asyncio.start_server(accept, sock=sock)
+    )
     try:
         yield f"http://127.0.0.1:{it.sockets[0].getsockname()[1]}", connections
     finally:
@@ -126,7 +128,10 @@ async def test_other_forms_of_answers_are_read_and_the_connection_kept(data: byt
 
 
 async def test_two_answers_to_one_request_end_the_connection_and_do_not_reach_the_next() -> None:
-    async with server(answering(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad")) as (url, connections), client(url) as http:
+    async with (
+        server(answering(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad")) as (url, connections),
+        client(url) as http,
+    ):
         for _ in range(3):
             answer = await http.call("GET", "/x")
             assert (answer.body, answer.headers["content-length"]) == (b"ok", "2")
@@ -134,7 +139,12 @@ async def test_two_answers_to_one_request_end_the_connection_and_do_not_reach_th
 
 
 @pytest.mark.parametrize(
-    "data", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok"]
+    "data",
+    [
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok",
+    ],
 )
 async def test_what_is_no_whole_http_answer_is_unavailable(data: bytes) -> None:
     async with server(answering(data, close=True)) as (url, _), client(url) as http:

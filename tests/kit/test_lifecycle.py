@@ -116,7 +116,9 @@ class Running:
 
     def reasons(self) -> list[str]:
         """Why it waits, each as often as it was said."""
-        return [said["reason"] for said in map(json.loads, self.log.splitlines()) if said["event"].startswith("waiting for")]
+        return [
+            said["reason"] for said in map(json.loads, self.log.splitlines()) if said["event"].startswith("waiting for")
+        ]
 
     def said(self, text: str) -> int:
         return sum(text in json.loads(line)["event"] for line in self.log.splitlines())
@@ -131,9 +133,18 @@ def start(tmp_path: Path) -> Iterator[Any]:
         admin, port, log = free_port(), free_port(), tmp_path / f"{number}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, *command], stderr=file, stdout=file,
-                env={**os.environ, **ENVIRONMENT, "MARKET_ADMIN_PORT": str(admin), "MARKET_PORT": str(port), "CONFIG_PATH": str(config), **environ},
-            )  # fmt: skip
+                [sys.executable, *command],
+                stderr=file,
+                stdout=file,
+                env={
+                    **os.environ,
+                    **ENVIRONMENT,
+                    "MARKET_ADMIN_PORT": str(admin),
+                    "MARKET_PORT": str(port),
+                    "CONFIG_PATH": str(config),
+                    **environ,
+                },
+            )
         started.append(Running(process, admin, port, log))
         return started[-1]
 
@@ -191,7 +202,9 @@ def test_sigterm_while_it_still_waits_ends_it_at_once_with_status_0(example: Any
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_what_is_in_flight_at_the_end_is_answered_and_readiness_goes_first(example: Any, tmp_path: Path, signum: signal.Signals) -> None:
+def test_what_is_in_flight_at_the_end_is_answered_and_readiness_goes_first(
+    example: Any, tmp_path: Path, signum: signal.Signals
+) -> None:
     (tmp_path / "store").write_text("open")
     service = example(drain=7)
     service.until("/readyz", 200)
@@ -242,9 +255,15 @@ def test_a_log_that_cannot_be_written_stops_nothing(example: Any, tmp_path: Path
     admin = free_port()
     with open("/dev/full", "wb") as full:
         process = subprocess.Popen(
-            [sys.executable, str(tmp_path / "example.py")], stderr=full,
-            env={**os.environ, "MARKET_ADMIN_PORT": str(admin), "MARKET_PORT": str(free_port()), "CONFIG_PATH": str(file)},
-        )  # fmt: skip
+            [sys.executable, str(tmp_path / "example.py")],
+            stderr=full,
+            env={
+                **os.environ,
+                "MARKET_ADMIN_PORT": str(admin),
+                "MARKET_PORT": str(free_port()),
+                "CONFIG_PATH": str(file),
+            },
+        )
     service = Running(process, admin, 0, first.log_file)
     try:
         service.until("/readyz", 200)
@@ -256,7 +275,9 @@ def test_a_log_that_cannot_be_written_stops_nothing(example: Any, tmp_path: Path
 
 def test_help_and_a_wrong_command_are_answered_without_a_configuration() -> None:
     def ended(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "market.inventory", *args], capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            [sys.executable, "-m", "market.inventory", *args], capture_output=True, text=True, timeout=60, check=False
+        )
 
     helped, wrong = ended("--help"), ended("migrat")
     assert (helped.returncode, helped.stderr) == (0, "")
@@ -267,7 +288,10 @@ def test_help_and_a_wrong_command_are_answered_without_a_configuration() -> None
 
 @pytest.mark.parametrize("service", ["products", "orders", "inventory", "notifications"])
 def test_a_service_without_its_stores_is_alive_waits_and_ends_with_status_0(start: Any, service: str) -> None:
-    closed = {f"MARKET_{n}_PORT": str(free_port()) for n in ("POSTGRES", "REDIS", "MONGODB", "KAFKA", "SMTP", "PRODUCTS", "INVENTORY")}
+    closed = {
+        f"MARKET_{n}_PORT": str(free_port())
+        for n in ("POSTGRES", "REDIS", "MONGODB", "KAFKA", "SMTP", "PRODUCTS", "INVENTORY")
+    }
     running = start(["-m", f"market.{service}"], ROOT / "config" / f"{service}.yaml", **closed)
     running.until("/healthz", 200)
     running.until_said("waiting for")
@@ -287,7 +311,9 @@ def test_a_service_without_its_stores_is_alive_waits_and_ends_with_status_0(star
 
 def test_notifications_may_be_started_before_kafka(start: Any, tmp_path: Path) -> None:
     kafka = Handle(EmbeddedKafka(free_port(), tmp_path / "kafka", tmp_path))
-    running = start(["-m", "market.notifications"], ROOT / "config" / "notifications.yaml", MARKET_KAFKA_PORT=str(kafka.port))
+    running = start(
+        ["-m", "market.notifications"], ROOT / "config" / "notifications.yaml", MARKET_KAFKA_PORT=str(kafka.port)
+    )
     running.until("/readyz", 503)
     running.until_said("waiting for kafka")
     try:

@@ -93,7 +93,9 @@ async def test_an_answer_that_is_no_failure_of_the_neighbour_does_not_count() ->
     assert not circuit.is_open
 
 
-async def test_a_caller_in_a_hurry_does_not_open_the_circuit_and_a_slow_neighbour_does(stop_clock: Callable[..., Any]) -> None:
+async def test_a_caller_in_a_hurry_does_not_open_the_circuit_and_a_slow_neighbour_does(
+    stop_clock: Callable[..., Any],
+) -> None:
     clock = stop_clock(resilience)
     circuit = Circuit("test", failures=2, patience=0.05)
     await fails(circuit, Neighbour(*[DeadlineExceeded("hurry")] * 5), 5)

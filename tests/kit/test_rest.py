@@ -53,7 +53,9 @@ async def read_query(request: Request) -> Response:
 
 
 async def one(request: Request) -> Response:
-    return rest.answer({"id": request.path_params["id"], "left": round(context.remaining(60), 1)}, 200, {"X-Own": "yes"})
+    return rest.answer(
+        {"id": request.path_params["id"], "left": round(context.remaining(60), 1)}, 200, {"X-Own": "yes"}
+    )
 
 
 async def fail(request: Request) -> Response:
@@ -74,12 +76,18 @@ async def slow(_: Request) -> Response:
 async def http() -> AsyncIterator[httpx.AsyncClient]:
     app = rest.application(
         {
-            "POST /body": read_body, "GET /query": read_query, "GET /one/{id}": one, "PUT /one/{id}": one, "DELETE /one/fixed": slow,
-            "GET /fail/{what}": fail, "GET /slow": slow, "GET /one/{id}/part": one,
+            "POST /body": read_body,
+            "GET /query": read_query,
+            "GET /one/{id}": one,
+            "PUT /one/{id}": one,
+            "DELETE /one/fixed": slow,
+            "GET /fail/{what}": fail,
+            "GET /slow": slow,
+            "GET /one/{id}/part": one,
         },
         Http(port=1, max_body_bytes=2000, max_in_flight=2),
         seconds={"PUT /one/{id}": 10},
-    )  # fmt: skip
+    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
 
@@ -103,7 +111,13 @@ async def test_an_error_of_ours_is_a_problem_document_with_its_facts(http):
     answer = await http.get("/fail/problem")
     assert answer.status_code == 409
     assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json() == {"type": "urn:market:problem:sold", "title": "Sold", "status": 409, "detail": "sold out", "left": 3}
+    assert answer.json() == {
+        "type": "urn:market:problem:sold",
+        "title": "Sold",
+        "status": 409,
+        "detail": "sold out",
+        "left": 3,
+    }
     away = await http.get("/fail/away")
     assert (away.status_code, away.headers["retry-after"], away.json()["order_id"]) == (503, "7", "x")
 
@@ -146,12 +160,21 @@ async def test_what_is_more_than_may_be_under_way_is_503_at_once(http):
 @pytest.mark.parametrize(
     ("body", "status", "field"),
     [
-        ('{"name": "a"}', 200, None), ("{", 400, "body"), ('{"name": 1, "x": ', 400, "body"), ('{"x": NaN}', 400, "body"), ("[]", 422, "body"),
-        ("{}", 422, "name"), ('{"name": ""}', 422, "name"), ('{"name": "a", "count": "1"}', 422, "count"), ('{"name": "a", "count": 10}', 422, "count"),
-        ('{"name": "a", "odd": 1}', 422, "odd"), ('{"name": "a", "inner": [{"b": "x"}]}', 422, "inner[0][...]"), ('{"name": "a", "a`b\\n": 1}', 422, "a`b\n"),
+        ('{"name": "a"}', 200, None),
+        ("{", 400, "body"),
+        ('{"name": 1, "x": ', 400, "body"),
+        ('{"x": NaN}', 400, "body"),
+        ("[]", 422, "body"),
+        ("{}", 422, "name"),
+        ('{"name": ""}', 422, "name"),
+        ('{"name": "a", "count": "1"}', 422, "count"),
+        ('{"name": "a", "count": 10}', 422, "count"),
+        ('{"name": "a", "odd": 1}', 422, "odd"),
+        ('{"name": "a", "inner": [{"b": "x"}]}', 422, "inner[0][...]"),
+        ('{"name": "a", "a`b\\n": 1}', 422, "a`b\n"),
         ("[" * 1500, 400, "body"),
     ],
-)  # fmt: skip
+)
 async def test_a_body_is_read_strictly(http, body, status, field):
     answer = await http.post("/body", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == status
@@ -176,14 +199,23 @@ async def test_a_body_that_is_too_large_is_413_also_when_its_length_is_not_said(
     ("query", "answered"),
     [
         ("", {"limit": 5, "word": None, "all": False, "order": None, "least": None}),
-        ("limit=10&word=a+b%26&all=true&order=up&least=0", {"limit": 10, "word": "a b&", "all": True, "order": "up", "least": 0}),
+        (
+            "limit=10&word=a+b%26&all=true&order=up&least=0",
+            {"limit": 10, "word": "a b&", "all": True, "order": "up", "least": 0},
+        ),
         ("word=%D0%BB", {"limit": 5, "word": "л", "all": False, "order": None, "least": None}),
-        ("limit=11", "limit: must be a whole number from 1 to 10"), ("limit=1e0", "limit: must be a whole number from 1 to 10"),
-        ("limit=" + "9" * 5000, "limit: must be a whole number from 1 to 10"), ("least=6", "least: must be a whole number from 0 to 5"),
-        ("all=1", "all: must be one of true, false"), ("order=", "order: must be one of down, up"), ("odd=1", "odd: object contains unknown field `odd`"),
-        ("word=a&word=b", "word: is given twice"), ("word=%ff", "query: is not a query string in UTF-8"), ("&".join(f"a{n}=1" for n in range(60)), "query: is not a query string in UTF-8"),
+        ("limit=11", "limit: must be a whole number from 1 to 10"),
+        ("limit=1e0", "limit: must be a whole number from 1 to 10"),
+        ("limit=" + "9" * 5000, "limit: must be a whole number from 1 to 10"),
+        ("least=6", "least: must be a whole number from 0 to 5"),
+        ("all=1", "all: must be one of true, false"),
+        ("order=", "order: must be one of down, up"),
+        ("odd=1", "odd: object contains unknown field `odd`"),
+        ("word=a&word=b", "word: is given twice"),
+        ("word=%ff", "query: is not a query string in UTF-8"),
+        ("&".join(f"a{n}=1" for n in range(60)), "query: is not a query string in UTF-8"),
     ],
-)  # fmt: skip
+)
 async def test_a_query_is_read_strictly(http, query, answered):
     answer = await http.get(f"/query?{query}")
     if isinstance(answered, str):

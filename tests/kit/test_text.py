@@ -29,7 +29,8 @@ def test_length_is_counted_in_characters() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "1", "0" * 32, "{00000000-0000-0000-0000-000000000000}", "00000000-0000-0000-0000-00000000000g", "٠" * 36]
+    "bad",
+    ["", "1", "0" * 32, "{00000000-0000-0000-0000-000000000000}", "00000000-0000-0000-0000-00000000000g", "٠" * 36],
 )
 def test_what_is_no_canonical_uuid_is_refused(bad: str) -> None:
     with pytest.raises(BadInput, match="product_id: must be a UUID"):

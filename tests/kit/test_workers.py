@@ -76,7 +76,9 @@ def twins(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
     (tmp_path / "site" / "sitecustomize.py").write_text(f"import market; market.__path__.append({str(package)!r})\n")
     port, admin = free_port(), free_port()
     config = tmp_path / "twins.yaml"
-    config.write_text(f"admin: {{port: {admin}}}\nhttp: {{port: {port}}}\nworkers: 2\nshutdown: {{drain_seconds: 0, grace_seconds: 2}}\n")
+    config.write_text(
+        f"admin: {{port: {admin}}}\nhttp: {{port: {port}}}\nworkers: 2\nshutdown: {{drain_seconds: 0, grace_seconds: 2}}\n"
+    )
     environ = {**os.environ, "CONFIG_PATH": str(config), "PYTHONPATH": str(tmp_path / "site")}
     process = subprocess.Popen([sys.executable, "-m", "market.twins"], env=environ)
     try:
@@ -117,7 +119,11 @@ def test_the_figures_of_all_workers_are_added_up(twins: tuple[subprocess.Popen[b
 
 def counted(admin: str) -> float:
     line = 'market_http_requests_total{method="GET",route="/pid",status="200"} '
-    return sum(float(said.removeprefix(line)) for said in get(f"{admin}/metrics").decode().splitlines() if said.startswith(line))
+    return sum(
+        float(said.removeprefix(line))
+        for said in get(f"{admin}/metrics").decode().splitlines()
+        if said.startswith(line)
+    )
 
 
 def test_what_a_service_added_to_its_admin_port_is_answered(twins: tuple[subprocess.Popen[bytes], str, str]) -> None:
@@ -134,12 +140,16 @@ def test_sigterm_ends_parent_and_workers_with_status_0(twins: tuple[subprocess.P
             os.kill(pid, 0)
 
 
-def test_a_port_that_is_taken_is_not_shared_in_silence(twins: tuple[subprocess.Popen[bytes], str, str], tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_not_shared_in_silence(
+    twins: tuple[subprocess.Popen[bytes], str, str], tmp_path: Path
+) -> None:
     _, url, _ = twins
     lone = tmp_path / "lone.yaml"
     lone.write_text(f"admin: {{port: {free_port()}}}\nhttp: {{port: {url.rpartition(':')[2]}}}\n")
     environ = {**os.environ, "CONFIG_PATH": str(lone), "PYTHONPATH": str(tmp_path / "site")}
-    second = subprocess.run([sys.executable, "-m", "market.twins"], env=environ, capture_output=True, text=True, timeout=60, check=False)
+    second = subprocess.run(
+        [sys.executable, "-m", "market.twins"], env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
     assert second.returncode == 1
     assert "cannot listen on 127.0.0.1" in second.stderr
     assert "Traceback" not in second.stderr

@@ -60,9 +60,13 @@ class Up:
         self.file.unlink(missing_ok=True)
         with self.out.open("wb") as out:
             self.process = subprocess.Popen(
-                self._command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, preexec_fn=spawn.bound_to_parent(),
+                self._command,
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=spawn.bound_to_parent(),
                 env={**os.environ, "COLUMNS": "200"},
-            )  # fmt: skip
+            )
 
     def ended(self, seconds: float = 120) -> int:
         """Its exit status, once it has ended."""

@@ -75,12 +75,16 @@ def test_a_child_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
         "p = spawn.spawn(spawn.Command(['sleep', '600']), log=pathlib.Path(sys.argv[1]))\n"
         "print(p.pid, flush=True); os.kill(os.getpid(), 9)"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "log")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "log")], capture_output=True, text=True, check=False
+    )
     assert done.returncode == -9
     assert spawn.wait_gone(spawn.tree(int(done.stdout)), 60) == []
 
 
-def test_without_java_auto_takes_the_embedded_broker_unless_apache_kafka_wrote_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_java_auto_takes_the_embedded_broker_unless_apache_kafka_wrote_the_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert broker.choose("auto", kept=False) == ("embedded", "no java (Apache Kafka needs Java 17 or newer)")
     for kind, kept in (("apache", False), ("auto", True)):
@@ -111,7 +115,14 @@ def test_where_the_unprivileged_user_cannot_go_postgres_moves_below_the_temporar
 
 def test_the_ports_are_those_that_the_design_names() -> None:
     base = table.ports(8080)
-    assert [base[n] for n in ("graphql", "products", "orders", "inventory", "mail", "smtp")] == [8080, 8081, 8082, 8083, 8084, 8085]
+    assert [base[n] for n in ("graphql", "products", "orders", "inventory", "mail", "smtp")] == [
+        8080,
+        8081,
+        8082,
+        8083,
+        8084,
+        8085,
+    ]
     assert len(set(base.values())) == len(base) == 16
 
 

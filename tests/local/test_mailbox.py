@@ -9,8 +9,13 @@ async def _filled(directory: Path, count: int) -> tuple[Mailbox, list[str]]:
     mailbox = Mailbox(directory)
     ids = []
     for number in range(count):
-        recipients = [f"user{number % 5}@example.test", *([f"many{n}@example.test" for n in range(500)] if number == 7 else [])]
-        ids.append(await mailbox.add("shop@example.test", recipients, f"Subject: mail {number}\r\n\r\nHello\r\n".encode()))
+        recipients = [
+            f"user{number % 5}@example.test",
+            *([f"many{n}@example.test" for n in range(500)] if number == 7 else []),
+        ]
+        ids.append(
+            await mailbox.add("shop@example.test", recipients, f"Subject: mail {number}\r\n\r\nHello\r\n".encode())
+        )
     return mailbox, ids
 
 

@@ -15,13 +15,24 @@ from market.local.cli import app
 
 PROGRESS = {"kind": "progress", "step": "orders", "done": 3, "total": 3}
 DIFFERENCE = {
-    "kind": "difference", "difference": "reservation-without-order", "id": "0190", "cause": "MongoDB was restored", "detail": "2 of p1",
+    "kind": "difference",
+    "difference": "reservation-without-order",
+    "id": "0190",
+    "cause": "MongoDB was restored",
+    "detail": "2 of p1",
     "repaired": None,
-}  # fmt: skip
+}
 SUMMARY = {
-    "kind": "summary", "orders": 3, "reservations": 4, "messages": None, "differences": 0, "repaired": 0, "seconds": 0.1,
-    "complete": True, "error": None,
-}  # fmt: skip
+    "kind": "summary",
+    "orders": 3,
+    "reservations": 4,
+    "messages": None,
+    "differences": 0,
+    "repaired": 0,
+    "seconds": 0.1,
+    "complete": True,
+    "error": None,
+}
 
 
 class _Orders:

@@ -33,11 +33,15 @@ async def test_postgres_has_a_database_and_a_user_for_each_service_that_sees_onl
         assert await conn.fetchval("SELECT lower('ÄÖÜ ПРИВЕТ')") == "äöü привет"
         await conn.close()
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await asyncpg.connect(host=postgres.host, port=postgres.port, user=name, password=postgres.password, database=other)
+            await asyncpg.connect(
+                host=postgres.host, port=postgres.port, user=name, password=postgres.password, database=other
+            )
 
 
 async def test_postgres_keeps_what_it_committed_when_it_is_killed(server_directory: Path) -> None:
-    own = Postgres(next(spawn.free_ports()), server_directory / "postgres-own", server_directory / "logs", secrets.token_hex(8))
+    own = Postgres(
+        next(spawn.free_ports()), server_directory / "postgres-own", server_directory / "logs", secrets.token_hex(8)
+    )
     handle = Handle(own)
     handle.start()
     try:
@@ -96,7 +100,9 @@ def _send_and_receive(port: int, topic: str) -> None:
 
 
 def _received(port: int, topic: str, expected: int) -> set[bytes]:
-    consumer = Consumer({"bootstrap.servers": f"127.0.0.1:{port}", "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"})
+    consumer = Consumer(
+        {"bootstrap.servers": f"127.0.0.1:{port}", "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"}
+    )
     consumer.subscribe([topic])
     found: set[bytes] = set()
     deadline = time.monotonic() + 60
@@ -177,7 +183,11 @@ def test_the_mail_sink_loses_no_mail_that_it_accepted_when_it_is_killed(server_d
         assert [m["subject"] for m in page["items"]] == ["s4", "s3"]
         first = page["items"][0]
         assert set(first) == {"id", "from", "to", "subject", "message_id", "date", "headers", "text", "html"}
-        assert (first["from"], first["to"], first["text"].strip()) == ("shop@market.test", ["ann@example.test"], "hello")
+        assert (first["from"], first["to"], first["text"].strip()) == (
+            "shop@market.test",
+            ["ann@example.test"],
+            "hello",
+        )
         assert first["message_id"] == first["headers"]["Message-ID"] == "<s4@market.test>"
         assert httpx.get(f"{server.url}/api/messages", params={"limit": 0}, timeout=60).status_code == 422
         assert httpx.post(f"{server.url}/api/faults", json={"mode": "451"}, timeout=60).status_code == 404
@@ -219,7 +229,13 @@ def test_the_mail_sink_misbehaves_only_as_asked(mail: Any) -> None:
 
 def test_the_mail_sink_can_demand_a_login(server_directory: Path) -> None:
     ports = spawn.free_ports()
-    server = Mail(next(ports), next(ports), server_directory / "mail-login", server_directory / "logs", options=("--auth", "shop:secret"))
+    server = Mail(
+        next(ports),
+        next(ports),
+        server_directory / "mail-login",
+        server_directory / "logs",
+        options=("--auth", "shop:secret"),
+    )
     handle = Handle(server)
     handle.start()
     try:

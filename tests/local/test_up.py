@@ -22,9 +22,19 @@ pytestmark = pytest.mark.timeout(900)
 Make = Callable[..., Up]
 PIDS = {"products", "orders", "inventory", "notifications", "graphql", "postgres", "redis", "mongodb", "kafka", "mail"}
 URLS = {
-    "graphql", "products", "orders", "inventory", "mail", "smtp", "kafka", "postgres_products", "postgres_inventory",
-    "mongodb", "redis", "admin",
-}  # fmt: skip
+    "graphql",
+    "products",
+    "orders",
+    "inventory",
+    "mail",
+    "smtp",
+    "kafka",
+    "postgres_products",
+    "postgres_inventory",
+    "mongodb",
+    "redis",
+    "admin",
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +65,18 @@ def test_it_prints_an_order_that_can_be_placed_as_it_stands_and_the_mail_arrives
     (line,) = re.findall(r"^ *(curl .*)$", up.said, re.MULTILINE)
 
     def placed() -> bool:
-        done = subprocess.run(["bash", "-c", f"{line} -w '%{{http_code}}'"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["bash", "-c", f"{line} -w '%{{http_code}}'"], capture_output=True, text=True, check=False
+        )
         # On a busy machine it may be undecided in time; the customer tries again.
         assert done.stdout.endswith(("201", "503")), done.stdout + done.stderr
         return done.stdout.endswith("201")
 
     wait_until(placed)
     (url,) = re.findall(r"Read the mail: (\S+)/", up.said)
-    mails = wait_until(lambda: httpx.get(f"{url}/api/messages", params={"to": "ann@example.test"}, timeout=60).json()["items"])
+    mails = wait_until(
+        lambda: httpx.get(f"{url}/api/messages", params={"to": "ann@example.test"}, timeout=60).json()["items"]
+    )
     assert all("confirmed" in mail["subject"] for mail in mails)
 
 
@@ -109,7 +123,9 @@ def test_a_stop_leaves_no_process_no_port_and_no_file(up: Up) -> None:
     assert spawn.wait_gone(family, 1) == []
     logs = up.data / "logs"
     for name in table.SERVICES:
-        assert " stopped " in (logs / f"{name}.log").read_text().splitlines()[-1], f"{name} did not end in an orderly way"
+        assert " stopped " in (logs / f"{name}.log").read_text().splitlines()[-1], (
+            f"{name} did not end in an orderly way"
+        )
     assert "database system is shut down" in (logs / "postgres.log").read_text()
     assert all(spawn.is_free(port) for port in table.ports(up.base).values())
 

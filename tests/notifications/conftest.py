@@ -50,14 +50,26 @@ def event(
     order_id = order_id or uuid4()
     items = items or [{"product_id": str(uuid4()), "name": "Blue mug", "quantity": 2, "unit_price": "2.50"}]
     order = {
-        "id": str(order_id), "user": user, "email": email, "items": items, "total": total, "currency": "GBP",
-        "status": "confirmed" if type == events.CREATED else "cancelled", "created_at": "2026-03-01T10:20:30.123Z",
-    }  # fmt: skip
+        "id": str(order_id),
+        "user": user,
+        "email": email,
+        "items": items,
+        "total": total,
+        "currency": "GBP",
+        "status": "confirmed" if type == events.CREATED else "cancelled",
+        "created_at": "2026-03-01T10:20:30.123Z",
+    }
     return {
-        "specversion": "1.0", "id": str(events.event_id(order_id, type)), "source": "/market/orders", "type": type,
-        "subject": str(order_id), "time": "2026-03-01T10:20:31Z", "datacontenttype": "application/json",
-        "sequence": events.SEQUENCE.get(type, 9), "data": order,
-    }  # fmt: skip
+        "specversion": "1.0",
+        "id": str(events.event_id(order_id, type)),
+        "source": "/market/orders",
+        "type": type,
+        "subject": str(order_id),
+        "time": "2026-03-01T10:20:31Z",
+        "datacontenttype": "application/json",
+        "sequence": events.SEQUENCE.get(type, 9),
+        "data": order,
+    }
 
 
 async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 60) -> Any:
@@ -125,7 +137,11 @@ class Post:
                 time.sleep(0.2)
         while True:
             found = admin.list_topics(name, timeout=60).topics[name]
-            if found.error is None and len(found.partitions) == PARTITIONS and all(p.error is None for p in found.partitions.values()):
+            if (
+                found.error is None
+                and len(found.partitions) == PARTITIONS
+                and all(p.error is None for p in found.partitions.values())
+            ):
                 return
             assert time.monotonic() < deadline, found.error
             time.sleep(0.05)
@@ -135,9 +151,15 @@ class Post:
             self.publish_raw(one["subject"].encode(), msgspec.json.encode(one), headers=headers, partition=partition)
         assert self.producer.flush(60) == 0
 
-    def publish_raw(self, key: bytes | None, value: bytes | None, *, headers: dict[str, str] | None = None, partition: int = -1) -> None:
+    def publish_raw(
+        self, key: bytes | None, value: bytes | None, *, headers: dict[str, str] | None = None, partition: int = -1
+    ) -> None:
         self.producer.produce(
-            self.topic, key=key, value=value, partition=partition, headers=[(k, v.encode()) for k, v in (headers or {}).items()]
+            self.topic,
+            key=key,
+            value=value,
+            partition=partition,
+            headers=[(k, v.encode()) for k, v in (headers or {}).items()],
         )
 
     async def mails(self, to: str | None = None) -> list[dict[str, Any]]:
@@ -164,15 +186,20 @@ class Post:
             "log": {"level": "info", "format": "console"},
             "shutdown": {"drain_seconds": 0, "grace_seconds": 30},
             "kafka": {
-                "bootstrap_servers": self.bootstrap_servers, "group": self.topic, "topic": self.topic, "dead_letter_topic": self.letters,
+                "bootstrap_servers": self.bootstrap_servers,
+                "group": self.topic,
+                "topic": self.topic,
+                "dead_letter_topic": self.letters,
                 # Long: whoever stands still for seconds shall keep its partitions, and repeat no mail. The embedded broker
                 # makes everyone wait as long at each rebalance.
-                "session_timeout_seconds": 20 if self.kind == "apache" else 6, "revoke_seconds": 30, "auto_create_topics": True,
+                "session_timeout_seconds": 20 if self.kind == "apache" else 6,
+                "revoke_seconds": 30,
+                "auto_create_topics": True,
             },
             "smtp": {"host": "127.0.0.1", "port": self.smtp_port, "timeout_seconds": 30, "reconnect_seconds": 0.3},
             "mail": {"from": "Market <shop@market.test>"},
             "retry": {"first_seconds": 0.05, "most_seconds": 0.2, "give_up_seconds": 600},
-        }  # fmt: skip
+        }
         for name, value in changes.items():
             tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
         return tree
@@ -196,8 +223,10 @@ class Post:
         with file.with_suffix(".log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "market.notifications"],
-                env={**os.environ, "CONFIG_PATH": str(file)}, stderr=log, stdout=log,
-            )  # fmt: skip
+                env={**os.environ, "CONFIG_PATH": str(file)},
+                stderr=log,
+                stdout=log,
+            )
         process.log_file = file.with_suffix(".log")  # type: ignore[attr-defined]
         process.admin = yaml.safe_load(file.read_text())["admin"]["port"]  # type: ignore[attr-defined]
         self.processes.append(process)
@@ -230,7 +259,8 @@ class Post:
         consumer = Consumer({"bootstrap.servers": self.bootstrap_servers, "group.id": self.topic, "log_level": 2})
         try:
             return {
-                p.partition: p.offset for p in consumer.committed([TopicPartition(self.topic, n) for n in range(PARTITIONS)], timeout=60)
+                p.partition: p.offset
+                for p in consumer.committed([TopicPartition(self.topic, n) for n in range(PARTITIONS)], timeout=60)
             }
         finally:
             consumer.close()
@@ -287,7 +317,9 @@ async def sink(mail: Any) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def post(kafka: Any, mail: Any, sink: httpx.AsyncClient, tmp_path: Path) -> AsyncIterator[Post]:
     """A fresh topic, its dead letter topic, and a well-behaved mail server."""
-    made = Post(f"{kafka.host}:{kafka.port}", mail.smtp_port, sink, tmp_path, kafka.kind, 2.5 if kafka.kind == "apache" else 6)
+    made = Post(
+        f"{kafka.host}:{kafka.port}", mail.smtp_port, sink, tmp_path, kafka.kind, 2.5 if kafka.kind == "apache" else 6
+    )
     made.make_topic()
     made.make_topic(made.letters)
     # A reader that ended while the mail server was away has left it at 1.

@@ -32,16 +32,33 @@ async def test_a_created_and_a_cancelled_order_are_one_mail_each_with_everything
     assert created["headers"]["X-Request-Id"] == "req-42"
     assert created["headers"]["Auto-Submitted"] == "auto-generated"
     assert created["headers"]["Date"]
-    for text in ("Кружка <b>«Синяя»</b> 🫖", "3 x 2.50 = 7.50", "Tea & towel", "1 x 1000.05 = 1000.05", "Total: 1007.55 GBP", str(order)):
+    for text in (
+        "Кружка <b>«Синяя»</b> 🫖",
+        "3 x 2.50 = 7.50",
+        "Tea & towel",
+        "1 x 1000.05 = 1000.05",
+        "Total: 1007.55 GBP",
+        str(order),
+    ):
         assert text in created["text"]
-    for html in ("Кружка &lt;b&gt;«Синяя»&lt;/b&gt; 🫖", "Tea &amp; towel", ">7.50<", ">1000.05<", "1007.55 GBP", '<html lang="en">'):
+    for html in (
+        "Кружка &lt;b&gt;«Синяя»&lt;/b&gt; 🫖",
+        "Tea &amp; towel",
+        ">7.50<",
+        ">1000.05<",
+        "1007.55 GBP",
+        '<html lang="en">',
+    ):
         assert html in created["html"]
     assert "cancelled" in cancelled["text"]
     assert "cancelled" in cancelled["html"]
 
 
 async def test_an_order_of_a_thousand_lines_is_mailed_whole(post: Post) -> None:
-    items = [{"product_id": str(uuid4()), "name": f"{n} " + "Ж" * 190, "quantity": 1, "unit_price": "0.01"} for n in range(1_000)]
+    items = [
+        {"product_id": str(uuid4()), "name": f"{n} " + "Ж" * 190, "quantity": 1, "unit_price": "0.01"}
+        for n in range(1_000)
+    ]
     async with post.reading():
         post.publish(event(email=post.mailbox, items=items, total="10.00"))
         [mail] = await post.count(1)
@@ -62,7 +79,9 @@ async def _counted(number: float) -> bool:
     return bool(metrics.SKIPPED.labels("no-address")._value.get() >= number)
 
 
-async def test_what_was_created_before_the_first_start_is_not_mailed_and_what_comes_while_it_is_down_is(post: Post) -> None:
+async def test_what_was_created_before_the_first_start_is_not_mailed_and_what_comes_while_it_is_down_is(
+    post: Post,
+) -> None:
     post.publish(*(event(email=post.mailbox) for _ in range(8)))
     before = sum(max(0, o) for o in post.committed().values())
     assert before == 0
@@ -101,7 +120,11 @@ async def test_a_repeat_and_a_repeat_after_a_later_event_are_not_mailed_again(po
     async with post.reading():
         post.publish(created, created, cancelled, created, event(email=post.mailbox))
         await post.all_committed(5)
-    assert sorted(m["subject"].rpartition(" ")[2] for m in await post.mails()) == ["cancelled", "confirmed", "confirmed"]
+    assert sorted(m["subject"].rpartition(" ")[2] for m in await post.mails()) == [
+        "cancelled",
+        "confirmed",
+        "confirmed",
+    ]
 
 
 async def test_the_mails_of_one_order_keep_their_order_while_others_overtake(post: Post) -> None:
@@ -139,4 +162,6 @@ async def test_a_topic_that_comes_after_the_service_is_mailed_from_its_first_mes
     await post.end(process)
     assert mail["message_id"] == f"<{first['id']}@market.test>"
     log = process.log_file.read_text()  # type: ignore[attr-defined]
-    assert len([line for line in log.splitlines() if "waiting for topic" in line and "does not exist yet" in line]) == 1, log
+    assert (
+        len([line for line in log.splitlines() if "waiting for topic" in line and "does not exist yet" in line]) == 1
+    ), log

@@ -25,7 +25,17 @@ from tests.notifications.conftest import event
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ORDER = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 COMPOSER = Composer(config.Mail(sender="Market <shop@market.test>"))
-HEADERS = ["From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "X-Request-Id", "MIME-Version", "Content-Type"]
+HEADERS = [
+    "From",
+    "To",
+    "Subject",
+    "Date",
+    "Message-ID",
+    "Auto-Submitted",
+    "X-Request-Id",
+    "MIME-Version",
+    "Content-Type",
+]
 
 _wild = st.text(st.characters(codec="utf-8"), max_size=40) | st.sampled_from(
     [
@@ -50,11 +60,17 @@ def _parsed(content: bytes) -> EmailMessage:
 
 @given(user=_wild, email=st.none() | _wild, name=_wild, request=_wild, id=_wild)
 @example(
-    user="x", email="a" * 64 + "@" + "b" * 60 + "." + "c" * 60 + "." + "d" * 60 + ".example", name="x", request="r" * 128, id="i" * 128
+    user="x",
+    email="a" * 64 + "@" + "b" * 60 + "." + "c" * 60 + "." + "d" * 60 + ".example",
+    name="x",
+    request="r" * 128,
+    id="i" * 128,
 )
 @example(user="ann@example.test", email=None, name="x\r\n.\r\nMAIL FROM:<>", request="a\r\nBcc: x@y.example", id="ok")
 @example(user="ann@example.test", email=None, name="\u202egnp.exe", request="é", id="a>\r\nX: y")
-def test_no_text_of_an_event_gets_into_the_headers(user: str, email: str | None, name: str, request: str, id: str) -> None:
+def test_no_text_of_an_event_gets_into_the_headers(
+    user: str, email: str | None, name: str, request: str, id: str
+) -> None:
     items = [{"product_id": "p", "name": name, "quantity": 1, "unit_price": "1.00"}]
     value = event(ORDER, user=user, email=email, items=items, total="1.00")
     try:
@@ -84,7 +100,9 @@ def test_no_text_of_an_event_gets_into_the_headers(user: str, email: str | None,
 
 
 def test_the_same_event_makes_the_same_message_id_and_another_event_another() -> None:
-    created, cancelled = (read(_message(event(ORDER, type, user="a@b.example"))) for type in (events.CREATED, events.CANCELLED))
+    created, cancelled = (
+        read(_message(event(ORDER, type, user="a@b.example"))) for type in (events.CREATED, events.CANCELLED)
+    )
     assert created is not None
     assert cancelled is not None
     ids = [_parsed(COMPOSER.compose(n, NOW).content)["Message-ID"] for n in (created, created, cancelled)]
@@ -103,7 +121,9 @@ def test_names_are_escaped_in_html_and_plain_in_text() -> None:
 
 
 @pytest.mark.parametrize("field", ["recipient", "event_id", "request_id"])
-@pytest.mark.parametrize("value", ["a\r\nBcc: x@y.example", "a\nb", "a\rb", "a\x00", "é@b.example", "x" * 1_000, " ", "a\u2028b"])
+@pytest.mark.parametrize(
+    "value", ["a\r\nBcc: x@y.example", "a\nb", "a\rb", "a\x00", "é@b.example", "x" * 1_000, " ", "a\u2028b"]
+)
 def test_a_header_that_is_not_one_line_of_ascii_is_never_written_whoever_let_it_through(field: str, value: str) -> None:
     notice = read(_message(event(ORDER, user="a@b.example")))
     assert notice is not None
@@ -119,7 +139,11 @@ def test_a_header_that_is_not_one_line_of_ascii_is_never_written_whoever_let_it_
 def test_the_name_of_the_shop_may_be_of_any_alphabet() -> None:
     notice = read(_message(event(ORDER, user="a@b.example")))
     assert notice is not None
-    for sender, name in (("Лавка <shop@market.test>", "Лавка"), ('"Shop, the" <shop@market.test>', "Shop, the"), ("shop@market.test", "")):
+    for sender, name in (
+        ("Лавка <shop@market.test>", "Лавка"),
+        ('"Shop, the" <shop@market.test>', "Shop, the"),
+        ("shop@market.test", ""),
+    ):
         parsed = _parsed(Composer(config.Mail(sender=sender)).compose(notice, NOW).content)
         [address] = parsed["From"].addresses
         assert (address.display_name, address.addr_spec) == (name, "shop@market.test")
@@ -133,7 +157,15 @@ def test_any_text_of_a_template_comes_out_as_it_went_in(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "sender", ["", "shop", "Market <shop>", "a@b.example\r\nBcc: x@y.example", "Mar\nket <shop@market.test>", "a@b.example, c@d.example"]
+    "sender",
+    [
+        "",
+        "shop",
+        "Market <shop>",
+        "a@b.example\r\nBcc: x@y.example",
+        "Mar\nket <shop@market.test>",
+        "a@b.example, c@d.example",
+    ],
 )
 def test_a_sender_that_is_no_address_is_refused_at_the_start(sender: str) -> None:
     with pytest.raises((ValueError, msgspec.ValidationError)):

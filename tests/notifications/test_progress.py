@@ -15,7 +15,9 @@ from market.notifications.progress import MOST_NOTE, Progress, Room, Start, read
     finished=st.sets(st.integers(0, 500)),
     seed=st.integers(0, 2**32),
 )
-def test_a_restart_meets_each_message_not_done_and_none_that_was_done(offsets: list[int], finished: set[int], seed: int) -> None:
+def test_a_restart_meets_each_message_not_done_and_none_that_was_done(
+    offsets: list[int], finished: set[int], seed: int
+) -> None:
     start = offsets[0]
     first = Progress(0, start)
     assert all(first.take(o) for o in offsets)

@@ -92,15 +92,23 @@ async def test_a_mailbox_that_stays_full_becomes_a_dead_letter_in_time(post: Pos
 async def test_poison_becomes_dead_letters_and_what_follows_is_mailed(post: Post) -> None:
     good = event(email=post.mailbox)
     broken = [
-        b"", b"not json", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"specversion":"1.0","id":"x","type":"order.created"}',
-        *(msgspec.json.encode(e) for e in (
-            {**good, "id": "a>\r\nBcc: x@example.test"},
-            {**good, "data": {**good["data"], "total": "NaN"}},
-            {**good, "data": {**good["data"], "currency": "<b>"}},
-            {**good, "data": {**good["data"], "id": "7"}},
-            {**good, "data": {**good["data"], "created_at": "yesterday"}},
-        )),
-    ]  # fmt: skip
+        b"",
+        b"not json",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"specversion":"1.0","id":"x","type":"order.created"}',
+        *(
+            msgspec.json.encode(e)
+            for e in (
+                {**good, "id": "a>\r\nBcc: x@example.test"},
+                {**good, "data": {**good["data"], "total": "NaN"}},
+                {**good, "data": {**good["data"], "currency": "<b>"}},
+                {**good, "data": {**good["data"], "id": "7"}},
+                {**good, "data": {**good["data"], "created_at": "yesterday"}},
+            )
+        ),
+    ]
     async with post.reading():
         for value in broken:
             post.publish_raw(b"k", value, partition=0)
@@ -136,7 +144,9 @@ async def test_a_letter_that_no_topic_takes_whole_is_put_aside_without_its_value
 
 
 @asynccontextmanager
-async def _another_sink(directory: Path, port: int, login: str | None = None, pem: Path | None = None) -> AsyncIterator[Mailbox]:
+async def _another_sink(
+    directory: Path, port: int, login: str | None = None, pem: Path | None = None
+) -> AsyncIterator[Mailbox]:
     """A mail server of this process, which comes and goes; its mailbox stays."""
     mailbox = Mailbox(directory)
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if pem else None
@@ -153,10 +163,15 @@ async def _another_sink(directory: Path, port: int, login: str | None = None, pe
     def new_session() -> SMTP:
         made.append(
             SMTP(
-                Handler(mailbox), hostname="mail.market.test", tls_context=tls, require_starttls=pem is not None,
-                auth_required=bool(login), auth_require_tls=pem is not None, authenticator=Authenticator(login) if login else None,
+                Handler(mailbox),
+                hostname="mail.market.test",
+                tls_context=tls,
+                require_starttls=pem is not None,
+                auth_required=bool(login),
+                auth_require_tls=pem is not None,
+                authenticator=Authenticator(login) if login else None,
             )
-        )  # fmt: skip
+        )
         return made[-1]
 
     server = await asyncio.get_running_loop().create_server(session, "127.0.0.1", port, reuse_address=True)
@@ -186,7 +201,9 @@ async def test_a_wrong_password_pauses_reading_and_loses_nothing(post: Post, tmp
     assert post.dead_letters() == []
 
 
-async def test_a_mail_server_that_is_away_is_waited_for_and_not_counted_against_the_mails(post: Post, tmp_path: Path) -> None:
+async def test_a_mail_server_that_is_away_is_waited_for_and_not_counted_against_the_mails(
+    post: Post, tmp_path: Path
+) -> None:
     port = free_port()
     async with post.reading(smtp={"port": port}, retry={"give_up_seconds": 0.2}):
         post.publish(*(event(email=post.mailbox) for _ in range(20)))
@@ -212,9 +229,27 @@ async def test_a_mail_goes_out_encrypted_and_logged_in(post: Post, tmp_path: Pat
     key = tmp_path / "key.pem"
     await asyncio.to_thread(
         subprocess.run,
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
-         "-days", "2", "-keyout", key, "-out", certificate], check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-days",
+            "2",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ],
+        check=True,
+        capture_output=True,
+    )
     pem.write_text(certificate.read_text() + key.read_text())
     settings = {"host": "localhost", "port": port, "tls": "starttls", "username": "shop", "password": "right"}
     async with _another_sink(tmp_path / "mail", port, "shop:right", pem) as sink:
@@ -228,7 +263,9 @@ async def test_a_mail_goes_out_encrypted_and_logged_in(post: Post, tmp_path: Pat
 
 
 async def test_a_mail_server_that_hangs_or_breaks_off_is_asked_again(post: Post) -> None:
-    await post.misbehave({"mode": "hang", "stage": "data", "times": 1, "seconds": 5}, {"mode": "drop", "stage": "rcpt", "times": 2})
+    await post.misbehave(
+        {"mode": "hang", "stage": "data", "times": 1, "seconds": 5}, {"mode": "drop", "stage": "rcpt", "times": 2}
+    )
     mine = [event(email=post.mailbox) for _ in range(6)]
     async with post.reading(smtp={"timeout_seconds": 1}):
         post.publish(*mine)

@@ -40,7 +40,8 @@ async def _paused() -> bool:
 
 
 @pytest.mark.parametrize(
-    ("point", "mails"), [("notifications.before-mail", 1), ("notifications.after-mail", 2), ("notifications.before-commit", 2)]
+    ("point", "mails"),
+    [("notifications.before-mail", 1), ("notifications.after-mail", 2), ("notifications.before-commit", 2)],
 )
 async def test_a_death_at_any_point_is_followed_by_the_mail(post: Post, points: Path, point: str, mails: int) -> None:
     faults = {"testing": True, "faults": {"directory": str(points)}}
@@ -77,7 +78,9 @@ async def test_a_restart_during_a_long_retry_does_not_repeat_the_mails_behind_it
     assert post.committed()[1] == 22
 
 
-async def test_a_second_consumer_takes_over_partitions_with_mails_in_flight_and_nothing_is_lost_or_repeated(post: Post) -> None:
+async def test_a_second_consumer_takes_over_partitions_with_mails_in_flight_and_nothing_is_lost_or_repeated(
+    post: Post,
+) -> None:
     await post.misbehave({"mode": "hang", "stage": "data", "times": 3, "seconds": 2})
     mine = [event(email=post.mailbox) for _ in range(120)]
     async with post.reading():
@@ -132,7 +135,9 @@ async def test_a_stop_lets_mails_under_way_finish_and_commits_them(post: Post, p
     assert sum(post.committed().values()) == 1
 
 
-async def test_a_committed_offset_that_the_topic_no_longer_has_goes_on_from_the_earliest_with_an_alarm(post: Post) -> None:
+async def test_a_committed_offset_that_the_topic_no_longer_has_goes_on_from_the_earliest_with_an_alarm(
+    post: Post,
+) -> None:
     if post.kind != "apache":
         pytest.skip("the embedded broker lets only members of the group commit")
     mine = [event(email=post.mailbox) for _ in range(6)]
@@ -168,7 +173,9 @@ async def test_messages_deleted_under_a_paused_reader_are_passed_with_an_alarm(p
     assert metrics.RESETS._value.get() > before
 
 
-async def test_an_offset_that_goes_out_of_range_while_reading_goes_on_from_the_earliest(post: Post, kafka: object) -> None:
+async def test_an_offset_that_goes_out_of_range_while_reading_goes_on_from_the_earliest(
+    post: Post, kafka: object
+) -> None:
     if post.kind != "apache":
         pytest.skip("the embedded broker deletes nothing")
     admin = AdminClient({"bootstrap.servers": post.bootstrap_servers})
@@ -208,7 +215,9 @@ async def test_a_broker_that_dies_and_comes_back_is_gone_on_with(post: Post, kaf
         assert await until(lambda: _ready(process))
 
 
-async def test_an_embedded_broker_that_comes_back_empty_is_read_from_its_beginning(mail: Any, sink: Any, tmp_path: Path) -> None:
+async def test_an_embedded_broker_that_comes_back_empty_is_read_from_its_beginning(
+    mail: Any, sink: Any, tmp_path: Path
+) -> None:
     broker = Handle(EmbeddedKafka(free_port(), tmp_path / "kafka", tmp_path))
     await asyncio.to_thread(broker.start)
     try:

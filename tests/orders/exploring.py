@@ -22,7 +22,11 @@ def reserve(reservation: str, stock: int) -> tuple[str, int, Reservation]:
 
 
 def explore(
-    start: World, steps: Callable[[World], Iterable[World]], always: Callable[[World], None], at_the_end: Callable[[World], None], most: int
+    start: World,
+    steps: Callable[[World], Iterable[World]],
+    always: Callable[[World], None],
+    at_the_end: Callable[[World], None],
+    most: int,
 ) -> int:
     """Visits every world that can be reached; `always` holds in each, `at_the_end` where no step is left. Answers how many."""
     seen = {start}

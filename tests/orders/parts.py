@@ -50,7 +50,9 @@ class Catalogue:
         self.asked: list[list[str]] = []
         self.under_way = 0
         self.behave()
-        self._server = HttpServer(rest.application({"GET /api/product": self.list}, Http(port=self.port)), "127.0.0.1", self.port)
+        self._server = HttpServer(
+            rest.application({"GET /api/product": self.list}, Http(port=self.port)), "127.0.0.1", self.port
+        )
 
     def behave(self) -> None:
         """Whoever waits for an answer has it now."""
@@ -58,7 +60,14 @@ class Catalogue:
 
     def add(self, price: str = "2.50", *, name: str = "Lamp", currency: str = "GBP") -> str:
         id = str(uuid4())
-        self.goods[id] = {"id": id, "name": name, "price": price, "currency": currency, "description": "", "available": None}
+        self.goods[id] = {
+            "id": id,
+            "name": name,
+            "price": price,
+            "currency": currency,
+            "description": "",
+            "available": None,
+        }
         return id
 
     async def list(self, request: Request) -> Response:
@@ -180,7 +189,9 @@ class Topic:
 
     async def wait(self, order_id: str, *types: str, seconds: float = PATIENCE) -> list[events.OrderEvent]:
         """The order's events once these types, each at least once, are among them."""
-        await until(lambda: set(types) <= {e.type for e in self.events(order_id)}, seconds, f"events {types} of {order_id}")
+        await until(
+            lambda: set(types) <= {e.type for e in self.events(order_id)}, seconds, f"events {types} of {order_id}"
+        )
         return self.events(order_id)
 
 
@@ -206,7 +217,9 @@ class Service:
     process: Process = field(default_factory=Process)
     shop: Shop | None = None
 
-    async def order(self, items: Iterable[tuple[str, int]], *, user: str = "ada", key: str | None = None, **more: Any) -> httpx.Response:
+    async def order(
+        self, items: Iterable[tuple[str, int]], *, user: str = "ada", key: str | None = None, **more: Any
+    ) -> httpx.Response:
         headers = {"Idempotency-Key": key} if key else {}
         body = {"user": user, "items": [{"product_id": p, "quantity": q} for p, q in items], **more}
         return await self.http.post("/api/order", json=body, headers=headers)
@@ -234,11 +247,16 @@ def settings(mongo: Any, brokers: str, target: str, catalogue: int, database: st
 
 
 @asynccontextmanager
-async def serving(given: dict[str, Any], *, process: Process | None = None, loops: bool = True) -> AsyncIterator[Service]:
+async def serving(
+    given: dict[str, Any], *, process: Process | None = None, loops: bool = True
+) -> AsyncIterator[Service]:
     """The service in this process."""
     config = msgspec.convert(given, Config)
     process = process or Process()
-    async with orders_app.shop(config, process) as shop, orders_app.server(config, process, shop, loops=loops) as server:
+    async with (
+        orders_app.shop(config, process) as shop,
+        orders_app.server(config, process, shop, loops=loops) as server,
+    ):
         await server.start()
         process.health.started = True
         try:
@@ -271,7 +289,9 @@ class OwnProcess:
     def start(self, *arguments: str) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "market.orders", *arguments], env={**os.environ, "CONFIG_PATH": str(self.file)}, stderr=log
+                [sys.executable, "-m", "market.orders", *arguments],
+                env={**os.environ, "CONFIG_PATH": str(self.file)},
+                stderr=log,
             )
 
     async def ready(self, seconds: float = 2 * PATIENCE) -> OwnProcess:

@@ -25,13 +25,35 @@ async def test_schemathesis_finds_no_500_and_no_undocumented_answer(
     await stock.set(lamp, 5)
     assert (await service.order([(lamp, 1)])).status_code == 201
     run = await asyncio.create_subprocess_exec(
-        str(Path(sys.executable).with_name("schemathesis")), "run", str(FILE), "--url", str(service.http.base_url),
-        "--max-examples", "10", "--seed", "1", "--phases", "coverage,fuzzing,stateful", "--continue-on-failure", "--no-shrink",
+        str(Path(sys.executable).with_name("schemathesis")),
+        "run",
+        str(FILE),
+        "--url",
+        str(service.http.base_url),
+        "--max-examples",
+        "10",
+        "--seed",
+        "1",
+        "--phases",
+        "coverage,fuzzing,stateful",
+        "--continue-on-failure",
+        "--no-shrink",
         # Some rules are beyond a schema: there must be such a product, and enough of it.
-        "--checks", "all", "--exclude-checks", "positive_data_acceptance", "--generation-database", "none", "--no-color",
+        "--checks",
+        "all",
+        "--exclude-checks",
+        "positive_data_acceptance",
+        "--generation-database",
+        "none",
+        "--no-color",
         # A machine that stands still for a moment says nothing of the service.
-        "--request-timeout", "120", "--suppress-health-check", "too_slow",
-        cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
+        "--request-timeout",
+        "120",
+        "--suppress-health-check",
+        "too_slow",
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
     said, _ = await run.communicate()
     assert run.returncode == 0, said.decode()[-6000:]

@@ -84,12 +84,23 @@ async def settled(healer: Service, topic: Topic, order_id: str, stock: Stock, pr
     types += ["order.cancelled"] if types and document["status"] == "cancelled" else []
     found = await topic.wait(order_id, *types)
     return Whole(
-        document["status"], await stock.left(product), await stock.reservation(order_id), [(e.type, e.id) for e in found], document
+        document["status"],
+        await stock.left(product),
+        await stock.reservation(order_id),
+        [(e.type, e.id) for e in found],
+        document,
     )
 
 
 async def crash(
-    point: str, process: OwnProcess, healer: Service, catalogue: Catalogue, stock: Stock, topic: Topic, *, cancel: bool = False
+    point: str,
+    process: OwnProcess,
+    healer: Service,
+    catalogue: Catalogue,
+    stock: Stock,
+    topic: Topic,
+    *,
+    cancel: bool = False,
 ) -> Whole | None:
     """Five lamps, an order for two, a death at the point; None: no order was stored."""
     lamp, user = catalogue.add(), f"{point} {uuid4()}"
@@ -102,7 +113,9 @@ async def crash(
     async with asyncio.timeout(2 * PATIENCE):
         while not process.reached(point):
             with suppress(httpx.HTTPError):
-                answer = await process.http.post("/api/order", json={"user": user, "items": [{"product_id": lamp, "quantity": 2}]})
+                answer = await process.http.post(
+                    "/api/order", json={"user": user, "items": [{"product_id": lamp, "quantity": 2}]}
+                )
                 if answer.status_code != 201:
                     continue
                 if cancel:
@@ -131,7 +144,12 @@ async def crash(
 
 @pytest.fixture(scope="module")
 async def crashes(
-    given: Any, migrated: None, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path_factory: pytest.TempPathFactory
+    given: Any,
+    migrated: None,
+    catalogue: Catalogue,
+    stock: Stock,
+    topic: Topic,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Whole | None]:
     """Every point, a few at a time, and how each order ended."""
     at_once = asyncio.Semaphore(4)
@@ -145,7 +163,9 @@ async def crashes(
             finally:
                 await process.close()
 
-    return dict(await asyncio.gather(*(one(p) for p in ["orders.before-intent", *sorted(REJECTED | CONFIRMED | CANCELLED)])))
+    return dict(
+        await asyncio.gather(*(one(p) for p in ["orders.before-intent", *sorted(REJECTED | CONFIRMED | CANCELLED)]))
+    )
 
 
 def test_a_crash_before_the_intent_leaves_nothing(crashes: dict[str, Whole | None]) -> None:
@@ -153,7 +173,9 @@ def test_a_crash_before_the_intent_leaves_nothing(crashes: dict[str, Whole | Non
 
 
 @pytest.mark.parametrize("point", sorted(REJECTED))
-def test_a_crash_before_the_confirmation_ends_rejected_and_released(crashes: dict[str, Whole | None], point: str) -> None:
+def test_a_crash_before_the_confirmation_ends_rejected_and_released(
+    crashes: dict[str, Whole | None], point: str
+) -> None:
     whole = crashes[point]
     assert whole is not None
     assert (whole.status, whole.left, whole.events) == ("rejected", 5, [])
@@ -162,7 +184,9 @@ def test_a_crash_before_the_confirmation_ends_rejected_and_released(crashes: dic
 
 
 @pytest.mark.parametrize("point", sorted(CONFIRMED))
-def test_a_crash_after_the_confirmation_ends_confirmed_and_published(crashes: dict[str, Whole | None], point: str) -> None:
+def test_a_crash_after_the_confirmation_ends_confirmed_and_published(
+    crashes: dict[str, Whole | None], point: str
+) -> None:
     whole = crashes[point]
     assert whole is not None
     assert (whole.status, whole.left) == ("confirmed", 3)
@@ -198,7 +222,9 @@ async def test_a_rejection_for_a_shortage_survives_a_crash_before_its_release(
             await process.ready()
             process.arm("orders.after-reject-status")
             with pytest.raises(httpx.TransportError):
-                await process.http.post("/api/order", json={"user": user, "items": [{"product_id": lamp, "quantity": 2}]})
+                await process.http.post(
+                    "/api/order", json={"user": user, "items": [{"product_id": lamp, "quantity": 2}]}
+                )
             await process.died()
         finally:
             await process.close()
@@ -225,7 +251,9 @@ async def test_a_recovery_that_dies_is_taken_over(
         first.arm("orders.recovery-before-reject")
         first.start()
         await first.ready()
-        answer = await first.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]})
+        answer = await first.http.post(
+            "/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]}
+        )
         assert answer.status_code == 503
         order_id = answer.json()["order_id"]
         assert await stock.left(lamp) == 3
@@ -253,7 +281,9 @@ async def test_a_relay_that_is_killed_after_its_claim_is_followed_by_another(
         first.arm("orders.relay-after-claim")
         first.start()
         await first.ready()
-        answer = await first.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]})
+        answer = await first.http.post(
+            "/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]}
+        )
         assert answer.status_code == 201
         order_id = answer.json()["id"]
         await until(lambda: first.reached("orders.before-publish"), PATIENCE, "left unsent")

@@ -24,7 +24,15 @@ AGES = Ages(ids=NOW, overdue=NOW, events=NOW, kept=NOW - timedelta(days=29))
 LONG_AGO, LATELY = NOW - timedelta(days=40), NOW - timedelta(hours=1)
 ID = UUID(int=7)
 ORDER = Order(
-    ID, "ada", None, (Line("p", "Lamp", 2, Decimal("2.50")),), Decimal("5.00"), "GBP", LONG_AGO, Status.CONFIRMED, confirmed_at=LONG_AGO
+    ID,
+    "ada",
+    None,
+    (Line("p", "Lamp", 2, Decimal("2.50")),),
+    Decimal("5.00"),
+    "GBP",
+    LONG_AGO,
+    Status.CONFIRMED,
+    confirmed_at=LONG_AGO,
 )
 HELD = Held(ID, True, (("p", 2),), LONG_AGO)
 GIVEN_BACK = msgspec.structs.replace(HELD, live=False)
@@ -66,7 +74,11 @@ def test_an_order_that_was_never_confirmed_has_no_event(status: Status) -> None:
 
 
 def test_an_order_under_way_is_nobodys_difference() -> None:
-    pending = order(id=UUID(int=(int(NOW.timestamp() * 1000) + 1 << 80) + (7 << 76) + (2 << 62)), status=Status.PENDING, confirmed_at=None)
+    pending = order(
+        id=UUID(int=(int(NOW.timestamp() * 1000) + 1 << 80) + (7 << 76) + (2 << 62)),
+        status=Status.PENDING,
+        confirmed_at=None,
+    )
     assert kinds(pending, HELD, 0) == []
 
 

@@ -18,10 +18,26 @@ from market.kit.errors import BadInput
 from market.orders import domain
 from market.orders.config import Config
 from market.orders.documents import from_decimal128, to_decimal128, update_of
-from market.orders.domain import MOVES, Entry, Line, NewOrder, Order, Product, Status, Step, Wanted, merged, moved, next_step, priced
+from market.orders.domain import (
+    MOVES,
+    Entry,
+    Line,
+    NewOrder,
+    Order,
+    Product,
+    Status,
+    Step,
+    Wanted,
+    merged,
+    moved,
+    next_step,
+    priced,
+)
 
 AT = datetime(2026, 1, 31, 12, 30, 15, 250_000, tzinfo=UTC)
-ORDER = Order(UUID(int=1), "ada", None, (Line("p", "Lämp", 2, Decimal("1.25")),), Decimal("2.50"), "GBP", AT, key="k", digest=b"d")
+ORDER = Order(
+    UUID(int=1), "ada", None, (Line("p", "Lämp", 2, Decimal("1.25")),), Decimal("2.50"), "GBP", AT, key="k", digest=b"d"
+)
 
 
 # How long an example takes says something of the machine only.
@@ -77,7 +93,11 @@ def test_lines_of_one_product_are_merged_in_the_order_of_first_mention() -> None
 def test_pricing_takes_names_and_prices_from_the_catalogue() -> None:
     new = NewOrder("ada", None, (Wanted("a", 3), Wanted("b", 1)), Decimal("8.50"))
     products = {"a": Product("a", "A", Decimal("2.50"), "EUR"), "b": Product("b", "B", Decimal("1.00"), "EUR")}
-    assert priced(new, products) == ((Line("a", "A", 3, Decimal("2.50")), Line("b", "B", 1, Decimal("1.00"))), Decimal("8.50"), "EUR")
+    assert priced(new, products) == (
+        (Line("a", "A", 3, Decimal("2.50")), Line("b", "B", 1, Decimal("1.00"))),
+        Decimal("8.50"),
+        "EUR",
+    )
 
 
 def test_a_digest_is_of_what_was_meant() -> None:

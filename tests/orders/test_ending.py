@@ -57,7 +57,9 @@ async def test_sigterm_finishes_what_is_in_flight_and_exits_cleanly(
     process.start()
     await process.ready()
     process.arm("orders.before-confirm", "pause 3")
-    placing = asyncio.create_task(process.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]}))
+    placing = asyncio.create_task(
+        process.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]})
+    )
     await until(lambda: process.reached("orders.before-confirm"), what="in flight")
     process.process.send_signal(signal.SIGTERM)
     answer = await placing
@@ -90,7 +92,15 @@ async def test_the_service_waits_for_its_indexes_and_says_so(own_process: Any, m
     assert await orders_app.migrate(config, []) == 0
     await process.ready()
     client: Any = pymongo.MongoClient(mongodb.uri)
-    assert set(client[name].orders.index_information()) == {"_id_", "key", "user", "pending", "release_due", "unsent", "stuck"}
+    assert set(client[name].orders.index_information()) == {
+        "_id_",
+        "key",
+        "user",
+        "pending",
+        "release_due",
+        "unsent",
+        "stuck",
+    }
     client.close()
 
 
@@ -113,7 +123,9 @@ async def test_a_store_that_stops_answering_is_said_and_is_used_again_when_it_do
         finally:
             mongodb.resume()
         again = await until(lambda: _placed(service, lamp, key), what="an order is placed again")
-        assert (await until(lambda: _placed(service, lamp, key), what="the same order")).json()["id"] == again.json()["id"]
+        assert (await until(lambda: _placed(service, lamp, key), what="the same order")).json()["id"] == again.json()[
+            "id"
+        ]
         assert await stock.left(lamp) == 3
 
 

@@ -90,7 +90,11 @@ async def test_a_step_whose_answer_is_lost_on_the_wire_is_finished_by_the_same_k
             return again if again.status_code != 503 else None
 
         final = await until(finished, what="the final answer")
-        assert (final.status_code, final.headers["idempotency-replayed"], final.json()["status"]) == (200, "true", "confirmed")
+        assert (final.status_code, final.headers["idempotency-replayed"], final.json()["status"]) == (
+            200,
+            "true",
+            "confirmed",
+        )
         assert final.json()["id"] == first.json().get("order_id", first.json().get("id"))
         assert network.touched
         assert orders.count_documents({"user": user}) == 1
@@ -132,7 +136,10 @@ async def test_a_confirmation_that_comes_first_is_left_alone_by_recovery(
 ) -> None:
     lamp, user = catalogue.add(), f"quick {uuid4()}"
     await stock.set(lamp, 5)
-    async with pod(apart(recovery=CALM), tmp_path / "a") as service, pod(apart(recovery=CALM), tmp_path / "b") as recovering:
+    async with (
+        pod(apart(recovery=CALM), tmp_path / "a") as service,
+        pod(apart(recovery=CALM), tmp_path / "b") as recovering,
+    ):
         reserved, rejecting = hold(service, "orders.before-confirm"), hold(recovering, "orders.recovery-before-reject")
         placing = asyncio.create_task(service.order([(lamp, 2)], user=user))
         await reserved.reached()
@@ -214,7 +221,9 @@ async def test_a_topic_that_is_away_or_full_holds_up_events_and_loses_none(
 ) -> None:
     if reason := apache.missing():
         pytest.skip(f"the embedded broker makes topics by itself ({reason})")
-    broker = Handle(apache.ApacheKafka(next(ports), next(ports), server_directory / "topicless", server_directory / "logs"))
+    broker = Handle(
+        apache.ApacheKafka(next(ports), next(ports), server_directory / "topicless", server_directory / "logs")
+    )
     await asyncio.to_thread(broker.start, 2 * PATIENCE)
     brokers = f"127.0.0.1:{broker.port}"
     reader = Topic(brokers)

@@ -35,7 +35,10 @@ async def test_of_two_cancellations_that_both_saw_it_confirmed_one_moves_it_and_
     async with pod(settings[0], tmp_path / "a", loops=True) as one, pod(settings[1], tmp_path / "b", loops=True) as two:
         order = (await one.order([(lamp, 2)])).json()
         await topic.wait(order["id"], "order.created")
-        gates = [[hold(pod, point) for pod in (one, two)] for point in ("orders.before-cancel-status", "orders.after-cancel-status")]
+        gates = [
+            [hold(pod, point) for pod in (one, two)]
+            for point in ("orders.before-cancel-status", "orders.after-cancel-status")
+        ]
         cancelling = [asyncio.create_task(pod.http.delete(f"/api/order/{order['id']}")) for pod in (one, two)]
         for both in gates:
             await together(both)
@@ -56,7 +59,9 @@ async def test_a_cancellation_that_dies_before_the_status_has_changed_nothing(
     try:
         dying.start()
         await dying.ready()
-        order = (await dying.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]})).json()
+        order = (
+            await dying.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]})
+        ).json()
         await topic.wait(order["id"], "order.created")
         # Else it dies with a claim that nobody here waits for.
         orders = documents.database.client[dying.given["mongodb"]["database"]].orders
@@ -75,7 +80,9 @@ async def test_a_cancellation_that_dies_before_the_status_has_changed_nothing(
     await topic.wait(order["id"], "order.created", "order.cancelled")
 
 
-@pytest.mark.parametrize("point", ["orders.after-intent", "orders.before-reserve", "orders.after-reserve", "orders.before-confirm"])
+@pytest.mark.parametrize(
+    "point", ["orders.after-intent", "orders.before-reserve", "orders.after-reserve", "orders.before-confirm"]
+)
 async def test_a_cancellation_against_a_create_in_flight_has_one_winner_at_every_step(
     apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Path, point: str
 ) -> None:

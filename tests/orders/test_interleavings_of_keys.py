@@ -29,11 +29,22 @@ async def apart(given: Any, migrated: None) -> Any:
 
 @pytest.mark.parametrize(
     ("point", "was"),
-    [("orders.after-intent", Status.PENDING), ("orders.after-reserve", Status.PENDING), ("orders.before-answer", Status.CONFIRMED)],
+    [
+        ("orders.after-intent", Status.PENDING),
+        ("orders.after-reserve", Status.PENDING),
+        ("orders.before-answer", Status.CONFIRMED),
+    ],
 )
 @pytest.mark.parametrize("product_deleted", [False, True])
 async def test_a_key_whose_process_died_is_finished_by_the_repeat_even_without_the_product(
-    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Path, point: str, was: Status, product_deleted: bool
+    apart: Any,
+    catalogue: Catalogue,
+    stock: Stock,
+    topic: Topic,
+    tmp_path: Path,
+    point: str,
+    was: Status,
+    product_deleted: bool,
 ) -> None:
     lamp, key = catalogue.add(), uuid4().hex
     await stock.set(lamp, 5)
@@ -76,7 +87,12 @@ async def test_two_requests_with_one_key_through_two_pods_are_one_order(
         answers = [await answer for answer in placing]
         assert sorted(a.status_code for a in answers) == [200, 201]
         assert len({a.json()["id"] for a in answers}) == 1
-        assert service_count(await two.http.get("/api/order", params={"user": "ada", "limit": 1000}), answers[0].json()["id"]) == 1
+        assert (
+            service_count(
+                await two.http.get("/api/order", params={"user": "ada", "limit": 1000}), answers[0].json()["id"]
+            )
+            == 1
+        )
         await topic.wait(answers[0].json()["id"], "order.created")
     assert await stock.left(lamp) == 3
 

@@ -43,12 +43,16 @@ async def test_two_keys_are_none(service: Service, catalogue: Catalogue, stock: 
     lamp = catalogue.add()
     await stock.set(lamp, 1)
     order = {"user": "ann", "items": [{"product_id": lamp, "quantity": 1}]}
-    answer = await service.http.post("/api/order", json=order, headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")])
+    answer = await service.http.post(
+        "/api/order", json=order, headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    )
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "Idempotency-Key")
     assert await stock.left(lamp) == 1
 
 
-async def test_requests_with_one_key_at_once_make_one_order(service: Service, catalogue: Catalogue, stock: Stock, documents: Any) -> None:
+async def test_requests_with_one_key_at_once_make_one_order(
+    service: Service, catalogue: Catalogue, stock: Stock, documents: Any
+) -> None:
     lamp, key = catalogue.add(), f"key-{uuid4()}"
     await stock.set(lamp, 50)
     answers = await asyncio.gather(*(service.order([(lamp, 1)], key=key) for _ in range(20)))
@@ -58,7 +62,9 @@ async def test_requests_with_one_key_at_once_make_one_order(service: Service, ca
     assert documents.count_documents({"key": key}) == 1
 
 
-async def test_a_rejected_attempt_frees_its_key(service: Service, catalogue: Catalogue, stock: Stock, documents: Any) -> None:
+async def test_a_rejected_attempt_frees_its_key(
+    service: Service, catalogue: Catalogue, stock: Stock, documents: Any
+) -> None:
     lamp, key = catalogue.add(), f"key-{uuid4()}"
     await stock.set(lamp, 1)
     assert (await service.order([(lamp, 2)], key=key)).status_code == 409
@@ -95,7 +101,9 @@ async def test_a_repeat_finishes_what_the_first_left_pending(
     assert [e.type for e in await topic.wait(order_id, "order.created")] == ["order.created"]
 
 
-async def test_what_is_undecided_says_what_the_client_can_do_with_what_it_has(faulty: Any, catalogue: Catalogue, stock: Stock) -> None:
+async def test_what_is_undecided_says_what_the_client_can_do_with_what_it_has(
+    faulty: Any, catalogue: Catalogue, stock: Stock
+) -> None:
     service, points = faulty
     lamp = catalogue.add()
     await stock.set(lamp, 9)
@@ -118,7 +126,9 @@ async def test_what_is_undecided_says_what_the_client_can_do_with_what_it_has(fa
     assert (await service.http.delete(f"/api/order/{lost.json()['order_id']}")).status_code == 204
 
 
-async def test_a_confirmation_whose_answer_is_lost_is_looked_up(faulty: Any, catalogue: Catalogue, stock: Stock, topic: Topic) -> None:
+async def test_a_confirmation_whose_answer_is_lost_is_looked_up(
+    faulty: Any, catalogue: Catalogue, stock: Stock, topic: Topic
+) -> None:
     service, points = faulty
     lamp = catalogue.add()
     await stock.set(lamp, 5)
@@ -185,7 +195,10 @@ async def test_a_cancelled_order_gives_its_goods_back_once_and_is_told_once(
     assert {a.content for a in answers} == {b""}
     assert (await service.http.delete(f"/api/order/{order['id']}")).status_code == 204
     assert await stock.left(lamp) == 5
-    assert await stock.reservation(order["id"]) == ("cancelled", {lamp: 2}) or (await stock.reservation(order["id"]))[0] == "cancelled"
+    assert (
+        await stock.reservation(order["id"]) == ("cancelled", {lamp: 2})
+        or (await stock.reservation(order["id"]))[0] == "cancelled"
+    )
     assert (await service.http.get(f"/api/order/{order['id']}")).json() == {**order, "status": "cancelled"}
     found = await topic.wait(order["id"], "order.created", "order.cancelled")
     assert [(e.type, e.sequence) for e in found] == [("order.created", 1), ("order.cancelled", 2)]

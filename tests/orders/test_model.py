@@ -68,7 +68,9 @@ def apply(world: World, op: Any) -> tuple[World, Any]:
         if world.order is None or world.order.status is not move.source:
             return world, False
         after = domain.moved(world.order, move, entry(move.event) if move.event else None)
-        return world._replace(order=after, ever_confirmed=world.ever_confirmed or after.status is Status.CONFIRMED), True
+        return world._replace(
+            order=after, ever_confirmed=world.ever_confirmed or after.status is Status.CONFIRMED
+        ), True
     if name == "reserve":
         reservation, stock, answer = exploring.reserve(world.reservation, world.stock)
         return world._replace(reservation=reservation, stock=stock), answer
@@ -118,7 +120,11 @@ def received(actor: Actor, op: Any, result: Any) -> Actor:
             return Actor(actor.kind, "done", answer="503")
         return Actor(actor.kind, "move", (actor.held, domain.after_reserve(result)))
     if name == "release":
-        return Actor(actor.kind, "done", answer=verdict(actor)) if result is UNKNOWN else Actor(actor.kind, "unset", actor.held)
+        return (
+            Actor(actor.kind, "done", answer=verdict(actor))
+            if result is UNKNOWN
+            else Actor(actor.kind, "unset", actor.held)
+        )
     return Actor(actor.kind, "done", answer=verdict(actor))
 
 
@@ -132,7 +138,9 @@ def held(actor: Actor, order: Order) -> Actor:
 
 
 def verdict(actor: Actor) -> str:
-    return {Status.CONFIRMED: "201", Status.REJECTED: "refused", Status.CANCELLED: "cancelled", Status.PENDING: "503"}[actor.held.status]
+    return {Status.CONFIRMED: "201", Status.REJECTED: "refused", Status.CANCELLED: "cancelled", Status.PENDING: "503"}[
+        actor.held.status
+    ]
 
 
 def steps(world: World) -> Iterator[World]:

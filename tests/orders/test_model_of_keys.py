@@ -85,7 +85,9 @@ def apply(world: World, op: Any) -> tuple[World, Any]:
         return world._replace(reservations=put(world.reservations, i, after), stock=stock), answer
     assert order is not None
     if name == "release":
-        assert order.status in (Status.REJECTED, Status.CANCELLED), "released before an acknowledged write has ended the order"
+        assert order.status in (Status.REJECTED, Status.CANCELLED), (
+            "released before an acknowledged write has ended the order"
+        )
         stock = world.stock + (reservation == "reserved")
         return world._replace(reservations=put(world.reservations, i, "cancelled"), stock=stock), True
     assert name == "unset"
@@ -122,7 +124,9 @@ def received(actor: Actor, op: Any, result: Any) -> Actor:
     if name == "lookup":
         return actor._replace(at="insert") if result is None else actor._replace(at="found", about=result)
     if name == "insert":
-        return actor._replace(at="lookup") if result is TAKEN else held(actor._replace(about=actor.own), ORDERS[actor.own])
+        return (
+            actor._replace(at="lookup") if result is TAKEN else held(actor._replace(about=actor.own), ORDERS[actor.own])
+        )
     if name == "read":
         if actor.at == "found" and (result is None or result.key is None):
             # Rejected meanwhile: the key is free again.

@@ -73,7 +73,12 @@ async def test_a_shortage_names_each_product_and_takes_nothing(
     document = documents.find_one({"user": "short"})
     await until(lambda: "release_due" not in documents.find_one({"_id": document["_id"]}), what="release")
     assert (await service.http.get(f"/api/order/{document['_id']}")).json()["status"] == "rejected"
-    assert (await service.http.get("/api/order", params={"user": "short"})).json() == {"items": [], "total": 0, "limit": 100, "offset": 0}
+    assert (await service.http.get("/api/order", params={"user": "short"})).json() == {
+        "items": [],
+        "total": 0,
+        "limit": 100,
+        "offset": 0,
+    }
     # Nothing changes for a rejected order.
     assert (await service.http.delete(f"/api/order/{document['_id']}")).status_code == 204
     assert documents.find_one({"_id": document["_id"]})["status"] == "rejected"
@@ -98,14 +103,18 @@ async def test_another_total_than_expected_is_refused_before_anything_is_stored(
     assert (await service.order([(lamp, 2)], user="thrifty", expected_total="5")).status_code == 201
 
 
-async def test_an_unknown_product_and_two_currencies_are_bad_input(service: Service, catalogue: Catalogue, documents: Any) -> None:
+async def test_an_unknown_product_and_two_currencies_are_bad_input(
+    service: Service, catalogue: Catalogue, documents: Any
+) -> None:
     pounds, euros, nothing = catalogue.add(), catalogue.add(currency="EUR"), str(uuid4())
     answer = await service.order([(pounds, 1), (nothing, 1)], user="lost")
     assert answer.status_code == 422
     assert answer.json()["errors"] == [{"field": "items.product_id", "reason": f"there is no product {nothing}"}]
     answer = await service.order([(pounds, 1), (euros, 1)], user="lost")
     assert answer.status_code == 422
-    assert answer.json()["errors"] == [{"field": "items", "reason": "must all be in one currency, these are in EUR, GBP"}]
+    assert answer.json()["errors"] == [
+        {"field": "items", "reason": "must all be in one currency, these are in EUR, GBP"}
+    ]
     assert documents.find_one({"user": "lost"}) is None
 
 
@@ -168,8 +177,12 @@ async def test_bad_input_names_the_field(service: Service, change: dict[str, Any
         (b"{}", {"x-deadline-ms": "soon"}, 422),
     ],
 )
-async def test_what_is_no_order_at_all_is_refused(service: Service, content: bytes, headers: dict[str, str], status: int) -> None:
-    answer = await service.http.post("/api/order", content=content, headers={"content-type": "application/json", **headers})
+async def test_what_is_no_order_at_all_is_refused(
+    service: Service, content: bytes, headers: dict[str, str], status: int
+) -> None:
+    answer = await service.http.post(
+        "/api/order", content=content, headers={"content-type": "application/json", **headers}
+    )
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
 
@@ -223,13 +236,17 @@ async def test_orders_that_come_at_once_share_their_price_lookups(
     assert await stock.left(lamp) == 60
 
 
-async def test_a_race_for_the_last_units_sells_exactly_those(service: Service, catalogue: Catalogue, stock: Stock, documents: Any) -> None:
+async def test_a_race_for_the_last_units_sells_exactly_those(
+    service: Service, catalogue: Catalogue, stock: Stock, documents: Any
+) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 17)
     answers = await asyncio.gather(*(service.order([(lamp, 1)], user="race") for _ in range(60)))
     assert sorted(a.status_code for a in answers) == [201] * 17 + [409] * 43
     assert await stock.left(lamp) == 0
-    await until(lambda: documents.count_documents({"user": "race", "release_due": {"$exists": True}}) == 0, what="releases")
+    await until(
+        lambda: documents.count_documents({"user": "race", "release_due": {"$exists": True}}) == 0, what="releases"
+    )
     assert await stock.left(lamp) == 0
     listed = (await service.http.get("/api/order", params={"user": "race"})).json()
     assert (listed["total"], {o["status"] for o in listed["items"]}) == (17, {"confirmed"})

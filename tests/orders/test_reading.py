@@ -18,7 +18,9 @@ async def test_what_names_no_order_is_not_found(service: Service, id: str) -> No
         assert answer.json()["type"] == "urn:market:problem:not-found"
 
 
-async def test_a_list_is_newest_first_in_pages_and_compares_the_user_exactly(service: Service, catalogue: Catalogue, stock: Stock) -> None:
+async def test_a_list_is_newest_first_in_pages_and_compares_the_user_exactly(
+    service: Service, catalogue: Catalogue, stock: Stock
+) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 100)
     user = f"Zoë {uuid4()}"
@@ -31,7 +33,11 @@ async def test_a_list_is_newest_first_in_pages_and_compares_the_user_exactly(ser
     page = (await service.http.get("/api/order", params={"user": user, "offset": 7})).json()
     assert page == {"items": [], "total": 5, "limit": 100, "offset": 7}
     assert (await service.http.delete(f"/api/order/{made[2]['id']}")).status_code == 204
-    for status, ids in (("cancelled", [made[2]["id"]]), ("pending", []), ("confirmed", [made[i]["id"] for i in (4, 3, 1, 0)])):
+    for status, ids in (
+        ("cancelled", [made[2]["id"]]),
+        ("pending", []),
+        ("confirmed", [made[i]["id"] for i in (4, 3, 1, 0)]),
+    ):
         page = (await service.http.get("/api/order", params={"user": user, "status": status})).json()
         assert ([o["id"] for o in page["items"]], page["total"]) == (ids, len(ids))
 
@@ -78,6 +84,8 @@ async def test_a_page_ends_early_at_eight_mebibytes(service: Service, documents:
     assert page["total"] == 30
     assert [o["id"] for o in page["items"]] == [str(o.id) for o in reversed(orders)][: len(page["items"])]
     # The next page goes on where this one ended.
-    following = (await service.http.get("/api/order", params={"user": user, "limit": 1000, "offset": len(page["items"])})).json()
+    following = (
+        await service.http.get("/api/order", params={"user": user, "limit": 1000, "offset": len(page["items"])})
+    ).json()
     assert following["items"][0]["id"] == str(orders[-1 - len(page["items"])].id)
     documents.delete_many({"user": user})

@@ -54,7 +54,9 @@ async def test_each_difference_is_named_and_what_has_one_right_answer_is_mended(
     await orders.update_one({"_id": UUID(unsent)}, {"$set": {"outbox": [stale]}})
     await orders.update_one({"_id": UUID(refused)}, {"$set": {"outbox": [{**stale, "refused": "too large"}]}})
     await orders.update_one({"_id": UUID(unfinished)}, {"$set": {"status": "pending"}, "$unset": {"confirmed_at": 1}})
-    await orders.update_one({"_id": UUID(not_back)}, {"$set": {"status": "cancelled", "cancelled_at": document["created_at"]}})
+    await orders.update_one(
+        {"_id": UUID(not_back)}, {"$set": {"status": "cancelled", "cancelled_at": document["created_at"]}}
+    )
     nobody = str(new_id())
     await stock.reserve(nobody, lamp, 5)
     await asyncio.sleep(LATE_SECONDS)
@@ -94,7 +96,9 @@ async def test_each_difference_is_named_and_what_has_one_right_answer_is_mended(
     assert {id for id in expected if after.of(id)} == {other_items, tombstone}
 
 
-async def test_events_that_the_topic_has_lost_are_sent_again(service: Service, catalogue: Catalogue, stock: Stock, topic: Topic) -> None:
+async def test_events_that_the_topic_has_lost_are_sent_again(
+    service: Service, catalogue: Catalogue, stock: Stock, topic: Topic
+) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 100)
     answer = (await service.order([(lamp, 1)])).json()
@@ -120,7 +124,9 @@ async def test_events_that_the_topic_has_lost_are_sent_again(service: Service, c
     assert (await reconcile(service, topic=1)).of(lost) == []
 
 
-async def test_a_shop_at_work_gives_no_false_alarm(given: Any, migrated: None, catalogue: Catalogue, stock: Stock) -> None:
+async def test_a_shop_at_work_gives_no_false_alarm(
+    given: Any, migrated: None, catalogue: Catalogue, stock: Stock
+) -> None:
     # Orders of a second ago are looked at. Nobody is late as yet, and the shop is not either where the machine stands still.
     recovery = {"after_seconds": 1, "interval_seconds": 10, "claim_seconds": 30}
     config = given(database=f"orders_busy_{uuid4().hex[:8]}", recovery=recovery)

@@ -67,7 +67,9 @@ async def service(settings: Any, postgres: Any) -> AsyncIterator[Service]:
 async def exit_status(service: Service, *options: str) -> int:
     """Of `python -m market.orders reconcile`, with another shop on the same stores; not the one that says that it came to no end."""
     end = asyncio.get_running_loop().time() + PATIENCE
-    while (status := await admin.command(service.config, list(options))) == 2 and asyncio.get_running_loop().time() < end:
+    while (
+        status := await admin.command(service.config, list(options))
+    ) == 2 and asyncio.get_running_loop().time() < end:
         pass
     return status
 
@@ -105,7 +107,14 @@ async def published(service: Service, topic: Topic, order_id: str, *types: str) 
 
 
 def named(kind: Kind, id: str, detail: str, repaired: bool | None = None) -> dict[str, Any]:
-    return {"kind": "difference", "difference": kind.value, "id": id, "cause": CAUSES[kind], "detail": detail, "repaired": repaired}
+    return {
+        "kind": "difference",
+        "difference": kind.value,
+        "id": id,
+        "cause": CAUSES[kind],
+        "detail": detail,
+        "repaired": repaired,
+    }
 
 
 def all_agrees(found: Found) -> bool:
@@ -319,7 +328,9 @@ async def test_orders_that_went_back_in_time_differ_from_what_the_topic_has_told
     await orders.delete_one({"_id": UUID(lost)})
     # It was pending, and recovery has rejected it; its goods are not given back yet.
     await orders.update_one({"_id": UUID(unconfirmed)}, {"$set": {"status": "rejected"}, "$unset": {"confirmed_at": 1}})
-    await orders.update_one({"_id": UUID(uncancelled)}, {"$set": {"status": "confirmed"}, "$unset": {"cancelled_at": 1}})
+    await orders.update_one(
+        {"_id": UUID(uncancelled)}, {"$set": {"status": "confirmed"}, "$unset": {"cancelled_at": 1}}
+    )
     await asyncio.sleep(1.2)
     found = await reconcile(service, topic=1)
     assert found.of(lost) == [("reservation-without-order", None), ("event-without-order", None)]
@@ -354,13 +365,17 @@ async def test_an_event_that_says_other_than_its_order_is_reported(
     await collection(service).update_one({"_id": UUID(changed)}, {"$set": {"user": "somebody else"}})
     await asyncio.sleep(1.2)
     found = await reconcile(service, repair=1, topic=1)
-    assert found.all == [named(Kind.EVENT_DIFFERS, changed, "the event tells of another user, other products, prices or times")]
+    assert found.all == [
+        named(Kind.EVENT_DIFFERS, changed, "the event tells of another user, other products, prices or times")
+    ]
     assert await exit_status(service, "--topic") == 1
     await collection(service).replace_one({"_id": UUID(changed)}, document)
     assert all_agrees(await reconcile(service, topic=1))
     producer = Producer({"bootstrap.servers": broker, "partitioner": "murmur2_random"})
     right = own_topic.of(forged)[0]
-    producer.produce(events.TOPIC, right.value().replace(own_topic.events(forged)[0].id.encode(), str(uuid4()).encode()), forged)
+    producer.produce(
+        events.TOPIC, right.value().replace(own_topic.events(forged)[0].id.encode(), str(uuid4()).encode()), forged
+    )
     right = own_topic.of(doubled)[0]
     producer.produce(events.TOPIC, right.value().replace(b'"quantity":2', b'"quantity":3'), doubled)
     producer.produce(events.TOPIC, right.value()[:-2], doubled)

@@ -159,7 +159,9 @@ async def _stuck(store: Any, count: int) -> bool:
     return bool((await store.figures()).stuck == count)
 
 
-async def test_orders_are_placed_while_kafka_is_away(apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic) -> None:
+async def test_orders_are_placed_while_kafka_is_away(
+    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic
+) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
     nowhere = apart()

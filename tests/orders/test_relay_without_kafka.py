@@ -31,7 +31,12 @@ async def apart(given: Any, migrated: None) -> Any:
 
 def to_nobody(settings: dict[str, Any], delivery_seconds: float, **options: str) -> dict[str, Any]:
     """A broker's address where nobody listens: each event fails after so many seconds."""
-    kafka = {"bootstrap_servers": "127.0.0.1:1", "partitions": 0, "delivery_seconds": delivery_seconds, "options": options}
+    kafka = {
+        "bootstrap_servers": "127.0.0.1:1",
+        "partitions": 0,
+        "delivery_seconds": delivery_seconds,
+        "options": options,
+    }
     return {**settings, "kafka": kafka}
 
 
@@ -123,10 +128,15 @@ async def test_a_relay_slower_than_its_claim_does_not_give_back_the_claim_of_ano
         await until(failed, what="the event fails")
         await asyncio.sleep(0.3)
         assert await claimed(slow) == {lost: theirs}
-        assert await documents(slow).count_documents({"outbox.0.type": "order.created", "unsent_since": {"$exists": True}}) == 2
+        assert (
+            await documents(slow).count_documents({"outbox.0.type": "order.created", "unsent_since": {"$exists": True}})
+            == 2
+        )
 
 
-async def test_what_finds_no_room_in_the_producer_is_given_back_at_once(apart: Any, catalogue: Catalogue, stock: Stock) -> None:
+async def test_what_finds_no_room_in_the_producer_is_given_back_at_once(
+    apart: Any, catalogue: Catalogue, stock: Stock
+) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
     narrow = to_nobody(apart(), 300, **{"queue.buffering.max.messages": "1"})
@@ -169,7 +179,9 @@ async def test_a_relay_that_fails_tries_another_order_each_time_and_comes_round(
         assert tried == [*made, made[0]]
 
 
-async def test_changes_that_the_store_did_not_all_take_have_an_open_outcome(apart: Any, catalogue: Catalogue, stock: Stock) -> None:
+async def test_changes_that_the_store_did_not_all_take_have_an_open_outcome(
+    apart: Any, catalogue: Catalogue, stock: Stock
+) -> None:
     """As in the moment in which another server becomes the primary: the caller repeats them, or waits."""
     lamp = catalogue.add()
     await stock.set(lamp, 5)

@@ -54,7 +54,12 @@ async def until(so: Callable[[], object]) -> None:
 
 def postgres_config(server: Any, database: str) -> Postgres:
     return Postgres(
-        host=server.host, port=server.port, database=database, user=database, password=server.password, timeout_seconds=PATIENCE / 2
+        host=server.host,
+        port=server.port,
+        database=database,
+        user=database,
+        password=server.password,
+        timeout_seconds=PATIENCE / 2,
     )
 
 
@@ -89,7 +94,9 @@ class Inventory(InventoryServicer):
         stock = dict(self.stock)
         await self._behave(context)
         quantities = ((id, stock.get(id, 0)) for id in request.product_ids)
-        return pb.CheckAvaliableResponse(items=[pb.Availability(product_id=id, available=n > 0, quantity=n) for id, n in quantities])
+        return pb.CheckAvaliableResponse(
+            items=[pb.Availability(product_id=id, available=n > 0, quantity=n) for id, n in quantities]
+        )
 
     async def SetStock(self, request: Any, context: Any) -> Any:
         self.set.append((request.product_id, request.quantity))
@@ -150,7 +157,9 @@ def patience(patient_pools: None) -> Iterator[None]:
     slow = {"grpc.min_reconnect_backoff_ms": 20_000, "grpc.keepalive_timeout_ms": 60_000}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            rest, "application", lambda routes, *args, **more: application(routes, *args, **more, seconds=dict.fromkeys(routes, PATIENCE))
+            rest,
+            "application",
+            lambda routes, *args, **more: application(routes, *args, **more, seconds=dict.fromkeys(routes, PATIENCE)),
         )
         patch.setattr(store, "connection", functools.partial(kit_postgres.connection, seconds=PATIENCE))
         patch.setattr(rpc, "CHANNEL_OPTIONS", list({**dict(rpc.CHANNEL_OPTIONS), **slow}.items()))
@@ -160,9 +169,12 @@ def patience(patient_pools: None) -> Iterator[None]:
 @pytest.fixture(scope="session")
 async def migrated(postgres: Any) -> None:
     config = Config(
-        admin=Listen(port=1), http=Http(port=1), postgres=postgres_config(postgres, "products"), redis=Redis(url="redis://none"),
+        admin=Listen(port=1),
+        http=Http(port=1),
+        postgres=postgres_config(postgres, "products"),
+        redis=Redis(url="redis://none"),
         inventory=Rpc(target="none"),
-    )  # fmt: skip
+    )
     await app.migrate(config, [])
 
 
@@ -195,7 +207,9 @@ def start(patience: None, migrated: None, postgres: Any, redis_server: Any) -> S
             app.build(config, process) as server,
             httpx.AsyncClient(base_url=base, timeout=2 * PATIENCE, limits=httpx.Limits(max_connections=None)) as client,
             asyncpg.create_pool(postgres.uri("products"), min_size=0, max_size=4) as db,
-            redis.asyncio.Redis.from_url(f"redis://{redis_server.host}:{redis_server.port}/0", retry=Retry(NoBackoff(), 3)) as cache,
+            redis.asyncio.Redis.from_url(
+                f"redis://{redis_server.host}:{redis_server.port}/0", retry=Retry(NoBackoff(), 3)
+            ) as cache,
         ):
             await server.start()
             try:
@@ -211,7 +225,7 @@ async def inventory_port(patience: None, postgres: Any) -> AsyncIterator[int]:
     """The real inventory."""
     config = InventoryConfig(
         admin=Listen(port=free_port()), grpc=Grpc(port=free_port()), postgres=postgres_config(postgres, "inventory")
-    )  # fmt: skip
+    )
     await inventory_app.migrate(config, [])
     async with inventory_app.build(config, Process()) as server:
         await server.start()

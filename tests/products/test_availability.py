@@ -103,7 +103,9 @@ async def test_those_who_ask_at_once_share_one_call(shop: Running):
         cache = Counted(client, ttl=300, seconds=PATIENCE)
         availability = Availability(cache, gate, seconds=PATIENCE)
         # Some ask while the first is under way, some for what is under way and for more.
-        first = asyncio.gather(*(availability.of(ids[:2]) for _ in range(30)), *(availability.of(ids[:1]) for _ in range(30)))
+        first = asyncio.gather(
+            *(availability.of(ids[:2]) for _ in range(30)), *(availability.of(ids[:1]) for _ in range(30))
+        )
         # Two looks into the cache, of which either may be answered first; so the two ids are asked for together or in turn.
         await until(lambda: cache.answered == 2 and sum(map(len, gate.asked)) >= 2)
         second = asyncio.gather(*(availability.of(ids) for _ in range(30)))
@@ -169,7 +171,9 @@ async def test_errors_are_not_cached_and_the_product_is_served(start: Start):
         assert (await products.get(id))["available"] is True
 
 
-async def test_an_inventory_that_hangs_costs_a_second_and_then_nothing_until_it_answers(start: Start, stop_clock: Callable[..., Any]):
+async def test_an_inventory_that_hangs_costs_a_second_and_then_nothing_until_it_answers(
+    start: Start, stop_clock: Callable[..., Any]
+):
     assert config.Availability().timeout_seconds == 1
     inventory = Inventory()
     async with served(inventory) as port, start(port, inventory_seconds=1.0) as products:
@@ -306,7 +310,9 @@ async def test_a_look_up_that_was_given_up_never_answers_the_next_one(shop: Runn
             caches = [Cache(client, ttl=60, seconds=random.uniform(0, width)) for _cache in range(10)]
             before = right - given_up
             asked = [random.sample(list(truth), 20) for _cache in caches]
-            for ids, found in zip(asked, await asyncio.gather(*(c.known(ids) for c, ids in zip(caches, asked, strict=True))), strict=True):
+            for ids, found in zip(
+                asked, await asyncio.gather(*(c.known(ids) for c, ids in zip(caches, asked, strict=True))), strict=True
+            ):
                 if found:
                     assert found == {id: truth[id] for id in ids}
                     right += 1

@@ -23,18 +23,69 @@ async def refused(products: Running, answer, status: int, field: str | None = No
 
 
 BODIES = [
-    ("name", 1), ("name", None), ("name", ""), ("name", "x" * 201), ("name", "a\u0000b"), ("name", "a\nb"), ("name", "a\u2028b"), ("name", []),
-    ("description", "x" * 10_001), ("description", "\u0000"), ("description", "a\rb"), ("description", 5),
-    ("price", 2.5), ("price", 2), ("price", "NaN"), ("price", "Infinity"), ("price", "-1"), ("price", "1e3"), ("price", "1_000"), ("price", "1.234"),
-    ("price", "123456789"), ("price", ""), ("price", " 1"), ("price", "1\n"), ("price", "1."), ("price", ".5"), ("price", "١"), ("price", None),
-    ("currency", "gbp"), ("currency", "ZZZ"), ("currency", "XXX"), ("currency", "GB"), ("currency", "GBPP"), ("currency", ""), ("currency", 826),
-    ("image_url", ""), ("image_url", "http://images.test/a.png"), ("image_url", "//images.test/a.png"), ("image_url", "/\\images.test"),
-    ("image_url", "javascript:alert(1)"), ("image_url", "images/a.png"), ("image_url", "https://"), ("image_url", "https:///a"), ("image_url", 1),
-    ("image_url", "https://a b"), ("image_url", "https://user@images.test/"), ("image_url", "https://[::1"), ("image_url", "/" + "a" * 2000),
-    ("image_url", "https://images.test:99999/"), ("image_url", "/a\u0000"), ("image_url", "data:image/png;base64,AA"),
-    ("stock", -1), ("stock", 2_147_483_648), ("stock", 2**63), ("stock", 1.0), ("stock", 1.5), ("stock", "1"), ("stock", True), ("stock", None),
-    ("nonsense", 1), ("Name", "x"), ("", 1),
-]  # fmt: skip
+    ("name", 1),
+    ("name", None),
+    ("name", ""),
+    ("name", "x" * 201),
+    ("name", "a\u0000b"),
+    ("name", "a\nb"),
+    ("name", "a\u2028b"),
+    ("name", []),
+    ("description", "x" * 10_001),
+    ("description", "\u0000"),
+    ("description", "a\rb"),
+    ("description", 5),
+    ("price", 2.5),
+    ("price", 2),
+    ("price", "NaN"),
+    ("price", "Infinity"),
+    ("price", "-1"),
+    ("price", "1e3"),
+    ("price", "1_000"),
+    ("price", "1.234"),
+    ("price", "123456789"),
+    ("price", ""),
+    ("price", " 1"),
+    ("price", "1\n"),
+    ("price", "1."),
+    ("price", ".5"),
+    ("price", "١"),
+    ("price", None),
+    ("currency", "gbp"),
+    ("currency", "ZZZ"),
+    ("currency", "XXX"),
+    ("currency", "GB"),
+    ("currency", "GBPP"),
+    ("currency", ""),
+    ("currency", 826),
+    ("image_url", ""),
+    ("image_url", "http://images.test/a.png"),
+    ("image_url", "//images.test/a.png"),
+    ("image_url", "/\\images.test"),
+    ("image_url", "javascript:alert(1)"),
+    ("image_url", "images/a.png"),
+    ("image_url", "https://"),
+    ("image_url", "https:///a"),
+    ("image_url", 1),
+    ("image_url", "https://a b"),
+    ("image_url", "https://user@images.test/"),
+    ("image_url", "https://[::1"),
+    ("image_url", "/" + "a" * 2000),
+    ("image_url", "https://images.test:99999/"),
+    ("image_url", "/a\u0000"),
+    ("image_url", "data:image/png;base64,AA"),
+    ("stock", -1),
+    ("stock", 2_147_483_648),
+    ("stock", 2**63),
+    ("stock", 1.0),
+    ("stock", 1.5),
+    ("stock", "1"),
+    ("stock", True),
+    ("stock", None),
+    ("nonsense", 1),
+    ("Name", "x"),
+    ("", 1),
+]
 
 
 @pytest.mark.parametrize(("field", "value"), BODIES, ids=lambda v: ascii(v)[:30])
@@ -52,7 +103,9 @@ async def test_a_missing_field_is_named(told: tuple[Running, Inventory], field):
     products, inventory = told
     body = {name: value for name, value in LAMP.items() if name != field}
     await refused(products, await products.http.post("/api/product", json=body), 422, field)
-    await refused(products, await products.http.put("/api/product", json={**body, "id": ID, "image_url": None}), 422, field)
+    await refused(
+        products, await products.http.put("/api/product", json={**body, "id": ID, "image_url": None}), 422, field
+    )
     assert inventory.set == []
 
 
@@ -60,29 +113,48 @@ async def test_put_wants_the_id_and_every_writable_field(told: tuple[Running, In
     products, _ = told
     await refused(products, await products.http.put("/api/product", json={**LAMP, "image_url": None}), 422, "id")
     await refused(products, await products.http.put("/api/product", json={**LAMP, "id": ID}), 422, "image_url")
-    await refused(products, await products.http.put("/api/product", json={**LAMP, "id": "7", "image_url": None}), 422, "id")
+    await refused(
+        products, await products.http.put("/api/product", json={**LAMP, "id": "7", "image_url": None}), 422, "id"
+    )
     await refused(products, await products.http.post("/api/product", json={**LAMP, "id": ID}), 422, "id")
 
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"nonsense", b'{"price": NaN}', b"\xff\xfe", b'{"name": "\xff"}', b'{"a": 1} x', b"[" * 100_000, b'{"available":' * 5000, b'{"name": "\\ud800"}'],
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b'{"price": NaN}',
+        b"\xff\xfe",
+        b'{"name": "\xff"}',
+        b'{"a": 1} x',
+        b"[" * 100_000,
+        b'{"available":' * 5000,
+        b'{"name": "\\ud800"}',
+    ],
     ids=lambda b: ascii(b)[:30],
-)  # fmt: skip
+)
 async def test_what_is_not_json_is_400(shop: Running, body):
     for method in ("POST", "PUT"):
-        answer = await shop.http.request(method, "/api/product", content=body, headers={"content-type": "application/json"})
+        answer = await shop.http.request(
+            method, "/api/product", content=body, headers={"content-type": "application/json"}
+        )
         await refused(shop, answer, 400)
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"x"', b"true"])
 async def test_json_that_is_no_object_is_422(shop: Running, body):
     for method in ("POST", "PUT"):
-        answer = await shop.http.request(method, "/api/product", content=body, headers={"content-type": "application/json"})
+        answer = await shop.http.request(
+            method, "/api/product", content=body, headers={"content-type": "application/json"}
+        )
         await refused(shop, answer, 422)
 
 
-@pytest.mark.parametrize("id", ["1", "nonsense", ID[:-1], ID.replace("-", ""), f"{{{ID}}}", f"{ID}0", "%00", "%0a", "a%2fb", "é"])
+@pytest.mark.parametrize(
+    "id", ["1", "nonsense", ID[:-1], ID.replace("-", ""), f"{{{ID}}}", f"{ID}0", "%00", "%0a", "a%2fb", "é"]
+)
 async def test_a_path_id_that_is_no_uuid_is_404(shop: Running, id):
     await refused(shop, await shop.http.get(f"/api/product/{id}"), 404)
     await refused(shop, await shop.http.delete(f"/api/product/{id}"), 404)
@@ -91,12 +163,16 @@ async def test_a_path_id_that_is_no_uuid_is_404(shop: Running, id):
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({"content-type": "text/plain"}, 415), ({}, 415), ({"content-type": "application/x-www-form-urlencoded"}, 415),
-        ({"content-type": "application/json; charset=latin1"}, 415), ({"content-type": "application/json; a=b; charset=utf-16"}, 415),
-        ({"content-type": "application/json", "content-encoding": "gzip"}, 415), ({"content-type": "application/jsonx"}, 415),
+        ({"content-type": "text/plain"}, 415),
+        ({}, 415),
+        ({"content-type": "application/x-www-form-urlencoded"}, 415),
+        ({"content-type": "application/json; charset=latin1"}, 415),
+        ({"content-type": "application/json; a=b; charset=utf-16"}, 415),
+        ({"content-type": "application/json", "content-encoding": "gzip"}, 415),
+        ({"content-type": "application/jsonx"}, 415),
         ({"content-type": "Application/JSON; charset=UTF-8"}, 400),
     ],
-)  # fmt: skip
+)
 async def test_another_content_type_is_415(shop: Running, headers, status):
     await refused(shop, await shop.http.post("/api/product", content=b"{", headers=headers), status)
     await refused(shop, await shop.http.put("/api/product", content=b"{", headers=headers), status)
@@ -126,10 +202,11 @@ async def test_a_body_over_a_mebibyte_is_413_however_it_is_sent(told: tuple[Runn
         *(("availability", v) for v in ("", "0", "1", "no", "False", "null")),
         *(("ids", v) for v in ("", ",", "x", ID + ",", f"{ID} ,{ID}", ID.replace("-", ""), "\x00")),
         *(("q", v) for v in ("", "x" * 201, "\x00", "a\nb")),
-        ("nonsense", "1"), ("Limit", "1"),
+        ("nonsense", "1"),
+        ("Limit", "1"),
     ],
     ids=lambda v: ascii(v)[:30],
-)  # fmt: skip
+)
 async def test_a_bad_parameter_is_named(shop: Running, name, value):
     await refused(shop, await shop.http.get("/api/product", params={name: value}), 422, name)
 
@@ -169,10 +246,15 @@ async def test_a_bad_key_is_named(told: tuple[Running, Inventory], key):
     assert inventory.set == []
 
 
-@pytest.mark.parametrize(("method", "path", "allowed"), [
-    ("DELETE", "/api/product", "GET, HEAD, POST, PUT"), ("PATCH", "/api/product", "GET, HEAD, POST, PUT"),
-    ("POST", f"/api/product/{ID}", "DELETE, GET, HEAD"), ("OPTIONS", "/api/product", "GET, HEAD, POST, PUT"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/api/product", "GET, HEAD, POST, PUT"),
+        ("PATCH", "/api/product", "GET, HEAD, POST, PUT"),
+        ("POST", f"/api/product/{ID}", "DELETE, GET, HEAD"),
+        ("OPTIONS", "/api/product", "GET, HEAD, POST, PUT"),
+    ],
+)
 async def test_another_method_is_405_and_says_which_ones_there_are(shop: Running, method, path, allowed):
     answer = await shop.http.request(method, path)
     await refused(shop, answer, 405)
@@ -180,7 +262,8 @@ async def test_another_method_is_405_and_says_which_ones_there_are(shop: Running
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/api", "/api/products", "/api/product/", f"/api/product/{ID}/", f"/api/product/{ID}/x", "//api/product"]
+    "path",
+    ["/", "/api", "/api/products", "/api/product/", f"/api/product/{ID}/", f"/api/product/{ID}/x", "//api/product"],
 )
 async def test_another_path_is_404(shop: Running, path):
     await refused(shop, await shop.http.request("GET", shop.http.base_url.copy_with(raw_path=path.encode())), 404)

@@ -18,9 +18,16 @@ async def test_a_product_made_is_answered_with_its_address_and_its_tag(shop: Run
     assert UUID(made["id"]).version == 7
     assert answer.headers["location"] == f"/api/product/{made['id']}"
     assert made == {
-        "id": made["id"], "name": "Lamp", "description": "It gives light.\nBy day, too.", "price": "12.50", "currency": "GBP",
-        "image_url": "/images/lamp.svg", "available": True, "created_at": made["created_at"], "updated_at": made["created_at"],
-    }  # fmt: skip
+        "id": made["id"],
+        "name": "Lamp",
+        "description": "It gives light.\nBy day, too.",
+        "price": "12.50",
+        "currency": "GBP",
+        "image_url": "/images/lamp.svg",
+        "available": True,
+        "created_at": made["created_at"],
+        "updated_at": made["created_at"],
+    }
     assert datetime.fromisoformat(made["created_at"]).utcoffset().total_seconds() == 0
     assert await quantity(stock, made["id"]) == 3
     got = await shop.http.get(answer.headers["location"])
@@ -35,7 +42,8 @@ async def test_without_stock_a_product_has_none_and_is_not_available(shop: Runni
 
 
 @pytest.mark.parametrize(
-    ("given", "answered"), [("0", "0.00"), ("0.1", "0.10"), ("007", "7.00"), ("99999999.99", "99999999.99"), ("2.50", "2.50")]
+    ("given", "answered"),
+    [("0", "0.00"), ("0.1", "0.10"), ("007", "7.00"), ("99999999.99", "99999999.99"), ("2.50", "2.50")],
 )
 async def test_a_price_is_answered_with_two_places(shop: Running, given, answered):
     assert (await shop.create(price=given))["price"] == answered
@@ -44,12 +52,23 @@ async def test_a_price_is_answered_with_two_places(shop: Running, given, answere
 async def test_put_changes_every_writable_field_and_leaves_the_stock_alone(shop: Running, stock):
     made = await shop.create(stock=2)
     changed = {
-        "id": made["id"], "name": "Torch", "description": "", "price": "3", "currency": "EUR", "image_url": "https://images.test/torch.png",
-    }  # fmt: skip
+        "id": made["id"],
+        "name": "Torch",
+        "description": "",
+        "price": "3",
+        "currency": "EUR",
+        "image_url": "https://images.test/torch.png",
+    }
     answer = await shop.http.put("/api/product", json=changed)
     assert answer.status_code == 200
     body = answer.json()
-    assert body == {**changed, "price": "3.00", "available": True, "created_at": made["created_at"], "updated_at": body["updated_at"]}
+    assert body == {
+        **changed,
+        "price": "3.00",
+        "available": True,
+        "created_at": made["created_at"],
+        "updated_at": body["updated_at"],
+    }
     assert body["updated_at"] > made["updated_at"]
     assert await shop.get(made["id"]) == body
     assert await quantity(stock, made["id"]) == 2
@@ -60,7 +79,9 @@ async def test_what_get_gave_can_be_sent_back(shop: Running):
     answer = await shop.http.put("/api/product", json=made)
     assert answer.status_code == 200
     assert answer.json() == {**made, "updated_at": answer.json()["updated_at"]}
-    odd = await shop.http.put("/api/product", json={**made, "available": "perhaps", "created_at": 7, "updated_at": None})
+    odd = await shop.http.put(
+        "/api/product", json={**made, "available": "perhaps", "created_at": 7, "updated_at": None}
+    )
     assert odd.status_code == 200
     assert odd.json()["created_at"] == made["created_at"]
 
@@ -142,7 +163,9 @@ async def test_the_tag_does_not_change_with_the_stock_alone(shop: Running):
     assert (got.json()["available"], got.headers["etag"]) == (False, tag)
 
 
-@pytest.mark.parametrize(("tag", "status"), [('"1"', 304), ('W/"1"', 304), ("*", 304), ('"0", "1"', 304), ('"2"', 200), ("1", 200)])
+@pytest.mark.parametrize(
+    ("tag", "status"), [('"1"', 304), ('W/"1"', 304), ("*", 304), ('"0", "1"', 304), ('"2"', 200), ("1", 200)]
+)
 async def test_who_holds_the_product_already_gets_304(shop: Running, tag, status):
     made = await shop.create()
     answer = await shop.http.get(f"/api/product/{made['id']}", headers={"If-None-Match": tag})

@@ -49,7 +49,15 @@ async def test_a_repeat_may_write_the_same_request_in_another_way(shop: Running,
 
 
 @pytest.mark.parametrize(
-    "other", [{"name": "Other"}, {"price": "12.51"}, {"stock": 1}, {"image_url": "/a"}, {"currency": "EUR"}, {"description": ""}]
+    "other",
+    [
+        {"name": "Other"},
+        {"price": "12.51"},
+        {"stock": 1},
+        {"image_url": "/a"},
+        {"currency": "EUR"},
+        {"description": ""},
+    ],
 )
 async def test_the_same_key_with_another_request_is_refused(told: tuple[Running, Inventory], other):
     products, inventory = told
@@ -169,12 +177,17 @@ async def test_while_postgresql_is_away_it_is_503_and_then_works_again(start: St
         product = await products.create(stock=1)
         postgres.kill()
         try:
-            for answer in (await products.http.get(f"/api/product/{product['id']}"), await products.http.get("/api/product")):
+            for answer in (
+                await products.http.get(f"/api/product/{product['id']}"),
+                await products.http.get("/api/product"),
+            ):
                 assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
         finally:
             postgres.restart()
         async with asyncio.timeout(PATIENCE):
-            while (answer := await products.http.get(f"/api/product/{product['id']}", params={"availability": "false"})).status_code != 200:
+            while (
+                answer := await products.http.get(f"/api/product/{product['id']}", params={"availability": "false"})
+            ).status_code != 200:
                 await asyncio.sleep(0.05)
         assert answer.json() == {**product, "available": None}
 
@@ -192,7 +205,9 @@ class Process:
     async def start(self) -> None:
         environment = {**os.environ, "CONFIG_PATH": str(self._path)}
         with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(sys.executable, "-m", "market.products", env=environment, stderr=log)
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "market.products", env=environment, stderr=log
+            )
         async with httpx.AsyncClient() as http:
             end = asyncio.get_running_loop().time() + 2 * PATIENCE
             while asyncio.get_running_loop().time() < end:
@@ -273,7 +288,9 @@ async def decided(request, http: httpx.AsyncClient) -> tuple[httpx.Response, boo
 
 
 @pytest.mark.parametrize("point", ["products.before-set-stock", "products.after-set-stock"])
-async def test_a_crash_while_a_product_is_made_and_a_repeat_make_one_product(process: Process, shop: Running, stock, tmp_path, point):
+async def test_a_crash_while_a_product_is_made_and_a_repeat_make_one_product(
+    process: Process, shop: Running, stock, tmp_path, point
+):
     before = await shop.count()
     body, headers = {**LAMP, "stock": 4}, {"Idempotency-Key": str(uuid4())}
 
@@ -290,7 +307,9 @@ async def test_a_crash_while_a_product_is_made_and_a_repeat_make_one_product(pro
     assert await quantity(stock, first.json()["id"]) == 4
 
 
-async def test_a_crash_while_a_product_is_changed_sells_nothing_that_is_not_there(process: Process, shop: Running, stock, tmp_path):
+async def test_a_crash_while_a_product_is_changed_sells_nothing_that_is_not_there(
+    process: Process, shop: Running, stock, tmp_path
+):
     product = await shop.create(stock=9)
     change = {**product, "name": "New", "stock": 1}
 
@@ -323,7 +342,9 @@ async def test_two_migrations_at_once_are_safe_and_a_second_changes_nothing(post
     try:
         await admin.execute(f"CREATE SCHEMA {name}")
         await admin.execute(f"ALTER ROLE products SET search_path = {name}")
-        config = Postgres(host=postgres.host, port=postgres.port, database="products", user="products", password=postgres.password)
+        config = Postgres(
+            host=postgres.host, port=postgres.port, database="products", user="products", password=postgres.password
+        )
         done = await asyncio.gather(migrate(config, MIGRATIONS), migrate(config, MIGRATIONS))
         assert sorted(map(len, done)) == [0, 1]
         assert await migrate(config, MIGRATIONS) == []

@@ -23,7 +23,17 @@ def shop() -> Iterator[System]:
     directory.chmod(0o755)
     base = free_base()
     report, log = directory / "up.json", directory / "up.log"
-    command = [str(MARKET), "up", "--data", str(directory / "data"), "--port-base", str(base), "--empty", "--json", str(report)]
+    command = [
+        str(MARKET),
+        "up",
+        "--data",
+        str(directory / "data"),
+        "--port-base",
+        str(base),
+        "--empty",
+        "--json",
+        str(report),
+    ]
     if kind := os.environ.get("MARKET_TEST_KAFKA"):
         command += ["--kafka", kind]
     with log.open("w") as out:

@@ -32,7 +32,11 @@ def part_of_the_excerpt(prefix: str, invoices: int) -> list[dict[str, str]]:
         rows = list(csv.DictReader(file))
     chosen = {*list(dict.fromkeys(row["InvoiceNo"] for row in rows))[:invoices], "536544"}
     return [
-        row | {"InvoiceNo": row["InvoiceNo"][:1] + prefix + row["InvoiceNo"][1:], "StockCode": _code(prefix, row["StockCode"])}
+        row
+        | {
+            "InvoiceNo": row["InvoiceNo"][:1] + prefix + row["InvoiceNo"][1:],
+            "StockCode": _code(prefix, row["StockCode"]),
+        }
         for row in rows
         if row["InvoiceNo"] in chosen
     ]
@@ -53,10 +57,15 @@ def invented(prefix: str, invoices: int) -> list[dict[str, str]]:
         for code in dice.sample(codes, 520 if n == 0 else dice.randint(1, 40)):
             odd = dice.random()
             row = {
-                "InvoiceNo": number, "StockCode": dice.choice([code, code.lower()]), "Description": f"GOOD NO {code}",
-                "Quantity": str(dice.choice([1, 2, 6, 12])), "InvoiceDate": "2010-12-01T08:26:00", "UnitPrice": prices[code],
-                "CustomerID": customer, "Country": "United Kingdom",
-            }  # fmt: skip
+                "InvoiceNo": number,
+                "StockCode": dice.choice([code, code.lower()]),
+                "Description": f"GOOD NO {code}",
+                "Quantity": str(dice.choice([1, 2, 6, 12])),
+                "InvoiceDate": "2010-12-01T08:26:00",
+                "UnitPrice": prices[code],
+                "CustomerID": customer,
+                "Country": "United Kingdom",
+            }
             rows.append(row)
             if odd < 0.02:
                 rows.append(row | {"StockCode": "POST", "Description": "POSTAGE"})
@@ -89,9 +98,13 @@ async def books(shop: System) -> tuple[dict[str, int], dict[str, dict[str, int]]
         left = dict(await inventory.fetch("SELECT product_id::text, quantity FROM inventory"))
         held = {
             r["id"]: dict(zip(r["product_ids"], r["quantities"], strict=True))
-            for r in await inventory.fetch("SELECT id::text, product_ids::text[], quantities FROM reservations WHERE status = 'reserved'")
+            for r in await inventory.fetch(
+                "SELECT id::text, product_ids::text[], quantities FROM reservations WHERE status = 'reserved'"
+            )
         }
-        keys = dict(await products.fetch("SELECT idempotency_key, id::text FROM products WHERE idempotency_key LIKE 'import:%'"))
+        keys = dict(
+            await products.fetch("SELECT idempotency_key, id::text FROM products WHERE idempotency_key LIKE 'import:%'")
+        )
         orders = await mongodb["orders"]["orders"].find().to_list()
     finally:
         await inventory.close()
@@ -101,7 +114,8 @@ async def books(shop: System) -> tuple[dict[str, int], dict[str, dict[str, int]]
 
 
 @pytest.mark.parametrize(
-    ("prefix", "stock"), [pytest.param("1", None, id="stock-is-what-the-file-sells"), pytest.param("2", 30, id="stock-runs-out")]
+    ("prefix", "stock"),
+    [pytest.param("1", None, id="stock-is-what-the-file-sells"), pytest.param("2", 30, id="stock-runs-out")],
 )
 async def test_stock_at_start_is_sold_and_left_and_each_order_has_its_mail(
     shop: System, http: httpx.AsyncClient, mails: Mails, tmp_path: Path, prefix: str, stock: int | None
@@ -123,7 +137,11 @@ async def test_stock_at_start_is_sold_and_left_and_each_order_has_its_mail(
     assert figure(replayed, "lines skipped") == found.skipped.total()
     # A rerun places nothing twice; what was short stays short.
     again = (await asyncio.to_thread(shop.market, "replay", path)).stdout
-    assert (figure(again, "placed"), figure(again, "placed by an earlier run"), figure(again, "refused")) == (0, placed, refused)
+    assert (figure(again, "placed"), figure(again, "placed by an earlier run"), figure(again, "refused")) == (
+        0,
+        placed,
+        refused,
+    )
     if stock is None:
         assert refused == 0
     else:

@@ -61,19 +61,31 @@ async def test_every_example_in_the_file_gives_the_answer_in_the_file(shop: Syst
     known: dict[str, Any] = {}
     called = set()
     for title, document, variables, expected in examples():
-        response = await http.post(shop.urls["graphql"] + "/graphql", json={"query": document, "variables": filled(variables, known)})
+        response = await http.post(
+            shop.urls["graphql"] + "/graphql", json={"query": document, "variables": filled(variables, known)}
+        )
         assert response.status_code == 200, (title, response.text)
         agrees(expected, response.json(), known, title)
         called |= set(expected["data"])
     assert called == {
-        "product", "products", "order", "orders", "createProduct", "updateProduct", "deleteProduct", "createOrder", "deleteOrder",
-    }  # fmt: skip
+        "product",
+        "products",
+        "order",
+        "orders",
+        "createProduct",
+        "updateProduct",
+        "deleteProduct",
+        "createOrder",
+        "deleteOrder",
+    }
 
 
 async def test_no_generated_document_is_a_500_or_a_defect(shop: System, http: httpx.AsyncClient) -> None:
     documents: list[str] = []
 
-    @settings(max_examples=60, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=60, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
     @given(from_schema((ROOT / "graphql/schema.graphql").read_text()))
     def collect(document: str) -> None:
         documents.append(document)
@@ -110,7 +122,9 @@ async def test_bad_input_of_each_kind_is_named_by_the_schemas_names(shop: System
         (place, order, "input.items.productId"),
     ]
     for query, input, field in cases:
-        response = await http.post(shop.urls["graphql"] + "/graphql", json={"query": query, "variables": {"input": input}})
+        response = await http.post(
+            shop.urls["graphql"] + "/graphql", json={"query": query, "variables": {"input": input}}
+        )
         [error] = response.json()["errors"]
         found = error["extensions"]
         assert (found["code"], re.sub(r"\[(\d+|\.\.\.)\]", "[0]", found["field"])) == ("BAD_INPUT", field), error

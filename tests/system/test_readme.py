@@ -75,7 +75,9 @@ async def test_the_addresses_of_the_readme_answer(shop: System, http: httpx.Asyn
         pages = re.findall(r"<http://127\.0\.0\.1:80(8\d)(/\S*?)>", (ROOT / name).read_text("utf-8"))
         assert len(pages) == 2
         for port, path in pages:
-            answer = await http.get(f"http://127.0.0.1:{shop.port_base + int(port) - 80}{path}", headers={"Accept": "text/html"})
+            answer = await http.get(
+                f"http://127.0.0.1:{shop.port_base + int(port) - 80}{path}", headers={"Accept": "text/html"}
+            )
             assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "text/html")
 
 
@@ -89,14 +91,18 @@ async def test_each_command_of_market_that_the_readme_names_has_its_options(name
             assert option in help, f"market {command} has no {option}"
 
 
-@pytest.mark.parametrize("paper", ["README.md", "README.ru.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/decisions/README.md"])
+@pytest.mark.parametrize(
+    "paper", ["README.md", "README.ru.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/decisions/README.md"]
+)
 def test_what_the_papers_link_to_is_there(paper: str) -> None:
     path = ROOT / paper
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text("utf-8")):
         if "://" not in link:
             assert (path.parent / link).exists(), f"{paper} links to {link}"
     for command in re.findall(r"`make ([a-z-]+)", path.read_text("utf-8")):
-        assert re.search(rf"^{command}:", Path(ROOT / "Makefile").read_text("utf-8"), re.MULTILINE), f"{paper} names make {command}"
+        assert re.search(rf"^{command}:", Path(ROOT / "Makefile").read_text("utf-8"), re.MULTILINE), (
+            f"{paper} names make {command}"
+        )
 
 
 def test_both_readmes_have_the_same_commands_and_answers() -> None:

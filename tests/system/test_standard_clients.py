@@ -73,12 +73,19 @@ async def test_a_plain_kafka_consumer_reads_cloud_events(shop: System, http: htt
     body = {"user": "kafka", "items": [{"product_id": product["id"], "quantity": 1}]}
     order = (await place(http, shop, body)).raise_for_status().json()
     event = await asyncio.to_thread(_event_of, shop.urls["kafka"], order["id"])
-    assert (event["specversion"], event["type"], event["subject"], event["sequence"]) == ("1.0", "order.created", order["id"], 1)
+    assert (event["specversion"], event["type"], event["subject"], event["sequence"]) == (
+        "1.0",
+        "order.created",
+        order["id"],
+        1,
+    )
     assert event["data"] == order
 
 
 def _event_of(servers: str, order_id: str) -> dict[str, object]:
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": f"reader-{uuid4()}", "auto.offset.reset": "earliest"})
+    consumer = Consumer(
+        {"bootstrap.servers": servers, "group.id": f"reader-{uuid4()}", "auto.offset.reset": "earliest"}
+    )
     try:
         consumer.subscribe(["orders"])
         until = time.monotonic() + 60

@@ -35,7 +35,9 @@ async def test_an_order_is_priced_reserved_and_mailed(shop: System, http: httpx.
         assert "68.20" in part
 
 
-async def test_a_cancelled_order_gives_its_goods_back_and_is_mailed(shop: System, http: httpx.AsyncClient, mails: Mails) -> None:
+async def test_a_cancelled_order_gives_its_goods_back_and_is_mailed(
+    shop: System, http: httpx.AsyncClient, mails: Mails
+) -> None:
     product = await make_product(http, shop, stock=1)
     body = {"user": "bea@thread.example", "items": [{"product_id": product["id"], "quantity": 1}]}
     order = (await place(http, shop, body)).raise_for_status().json()
@@ -54,7 +56,9 @@ async def test_a_cancelled_order_gives_its_goods_back_and_is_mailed(shop: System
     assert sum(created in id for id in ids) == sum(cancelled in id for id in ids) == 1
 
 
-async def test_a_good_is_shown_as_sold_out_soon_after_its_last_unit_is_sold(shop: System, http: httpx.AsyncClient) -> None:
+async def test_a_good_is_shown_as_sold_out_soon_after_its_last_unit_is_sold(
+    shop: System, http: httpx.AsyncClient
+) -> None:
     product = await make_product(http, shop, stock=1)
     url = f"{shop.urls['products']}/api/product/{product['id']}"
     assert (await http.get(url)).json()["available"] is True
@@ -75,13 +79,19 @@ async def test_200_buyers_of_50_units_buy_exactly_50(shop: System, http: httpx.A
     bought = [a.json()["id"] for a in answers if a.status_code in PLACED]
     assert len(set(bought)) == 50
     assert [a.status_code for a in answers].count(409) == 150
-    assert all(a.json()["shortages"] == [{"product_id": product["id"], "wanted": 1, "left": 0}] for a in answers if a.status_code == 409)
+    assert all(
+        a.json()["shortages"] == [{"product_id": product["id"], "wanted": 1, "left": 0}]
+        for a in answers
+        if a.status_code == 409
+    )
     assert (await place(http, shop, {"user": "late", **body})).status_code == 409
 
 
 async def test_the_gateway_serves_the_pictures_of_the_demo_catalogue(shop: System, http: httpx.AsyncClient) -> None:
     for good in demo.catalogue():
         answer = await http.get(shop.urls["graphql"] + good.image)
-        assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "image/svg+xml"), good.slug
+        assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "image/svg+xml"), (
+            good.slug
+        )
         assert answer.text.startswith("<svg ")
     assert (await http.get(f"{shop.urls['graphql']}/images/none.svg")).status_code == 404

@@ -32,7 +32,9 @@ class System:
     def market(self, *args: object) -> subprocess.CompletedProcess[str]:
         """Runs a command of `market` against this shop. What went wrong is shown."""
         command = [str(MARKET), *map(str, args), "--port-base", str(self.port_base)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "120"})
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "120"}
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -74,7 +76,9 @@ class Mails:
 
     async def count(self) -> int:
         """How many mails there are, to anybody."""
-        return int((await self.http.get(f"{self.url}/api/messages", params={"limit": 1})).raise_for_status().json()["total"])
+        return int(
+            (await self.http.get(f"{self.url}/api/messages", params={"limit": 1})).raise_for_status().json()["total"]
+        )
 
     async def wait_for(self, address: str, count: int = 1, seconds: float = 60) -> list[dict[str, Any]]:
         until = time.monotonic() + seconds

@@ -58,10 +58,18 @@ class Rest:
         self._budget.call()
         headers = {"idempotency-key": _ascii(key)}
         for attempt in (1, 2, 3):
-            answer = await self._http.call("POST", self._path, body=data, headers=headers, seconds=seconds, idempotent=True)
+            answer = await self._http.call(
+                "POST", self._path, body=data, headers=headers, seconds=seconds, idempotent=True
+            )
             after = answer.headers.get("retry-after", "1")
             pause = float(after) if after.isdigit() else 1.0
-            if answer.status != 503 or attempt == 3 or pause > _LONGEST_PAUSE or context.remaining(60) <= pause or not self._budget.retry():
+            if (
+                answer.status != 503
+                or attempt == 3
+                or pause > _LONGEST_PAUSE
+                or context.remaining(60) <= pause
+                or not self._budget.retry()
+            ):
                 break
             await asyncio.sleep(pause)
         return answer
@@ -88,5 +96,7 @@ def _ascii(key: str) -> str:
     if not (1 <= len(key) <= 255 and all("!" <= c <= "~" for c in key)):
         reason = "must have 1 to 255 visible ASCII characters"
         field = "idempotencyKey"
-        raise Refused(f"{field}: {reason}", "BAD_INPUT", {"field": field, "errors": [{"field": field, "reason": reason}]})
+        raise Refused(
+            f"{field}: {reason}", "BAD_INPUT", {"field": field, "errors": [{"field": field, "reason": reason}]}
+        )
     return key

@@ -55,7 +55,9 @@ def conditions(document: DocumentNode) -> list[str]:
     return list(found)
 
 
-def compiled(schema: GraphQLSchema, document: DocumentNode, operation: OperationDefinitionNode, values: Mapping[str, bool]) -> Plan | None:
+def compiled(
+    schema: GraphQLSchema, document: DocumentNode, operation: OperationDefinitionNode, values: Mapping[str, bool]
+) -> Plan | None:
     """The operation's plan for these values of the conditions; None where there is none. The document is valid."""
     type = schema.mutation_type if operation.operation is OperationType.MUTATION else schema.query_type
     assert type is not None
@@ -124,7 +126,9 @@ class Selections:
             selected.fields = self.of(type, nodes)
         return selected
 
-    def _collect(self, selections: tuple[SelectionNode, ...], found: dict[str, list[FieldNode]], spread: set[str]) -> None:
+    def _collect(
+        self, selections: tuple[SelectionNode, ...], found: dict[str, list[FieldNode]], spread: set[str]
+    ) -> None:
         # No interfaces and no unions: in a valid document each fragment's type is the type it stands in.
         for node in selections:
             if not self._included(node):
@@ -166,9 +170,19 @@ def _root(type: GraphQLObjectType, selected: Selected) -> Root:
         if selected.name in ("product", "products"):
             extra["availability"] = "available" in (needs if selected.name == "product" else needs.get("items", {}))
     return Root(
-        selected.key, selected.name, selected.locations, use_case(selected.name), extra, definition, node, fixed, arguments, decode, write,
+        selected.key,
+        selected.name,
+        selected.locations,
+        use_case(selected.name),
+        extra,
+        definition,
+        node,
+        fixed,
+        arguments,
+        decode,
+        write,
         tuple(joins),
-    )  # fmt: skip
+    )
 
 
 def _itself(value: Any) -> Any:

@@ -116,8 +116,13 @@ def _operation(document: DocumentNode, name: str | None) -> OperationDefinitionN
     if len(operations) == 1:
         return operations[0]
     if name is not None:
-        raise BadInput("operationName", "names no operation of the document" if not operations else "names two operations of the document")
-    raise BadInput("operationName", "must say which operation to run" if operations else "the document has no operation")
+        raise BadInput(
+            "operationName",
+            "names no operation of the document" if not operations else "names two operations of the document",
+        )
+    raise BadInput(
+        "operationName", "must say which operation to run" if operations else "the document has no operation"
+    )
 
 
 class _Size(NamedTuple):

@@ -41,7 +41,9 @@ class Executor:
             return failed(prepared.errors)
         assert prepared.document is not None
         assert prepared.operation is not None
-        coerced = get_variable_values(self._schema, prepared.operation.variable_definitions or (), variables, max_errors=20)
+        coerced = get_variable_values(
+            self._schema, prepared.operation.variable_definitions or (), variables, max_errors=20
+        )
         if isinstance(coerced, list):
             return failed([request_error(e, "variables") for e in coerced])
         ask = Ask(self._list_items)

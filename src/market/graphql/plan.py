@@ -151,7 +151,9 @@ class Run:
         joined = [root for root in roots if root.key in self._answers]
         if not joined:
             return
-        ids = [line.product_id for root in joined for join in root.joins for line in join.lines(self._answers[root.key])]
+        ids = [
+            line.product_id for root in joined for join in root.joins for line in join.lines(self._answers[root.key])
+        ]
         availability = any(join.availability for root in joined for join in root.joins)
         batches = await self._shop.joined(ids, availability=availability) if ids else []
         for root in joined:
@@ -159,7 +161,9 @@ class Run:
             found = [self._found(join, answer, [root.key], batches) for join in root.joins]
             self.data[root.key] = root.write(answer, *found)
 
-    def _found(self, join: Join, answer: Any, path: Path, batches: list[tuple[list[str], bytes | Exception]]) -> dict[str, Any]:
+    def _found(
+        self, join: Join, answer: Any, path: Path, batches: list[tuple[list[str], bytes | Exception]]
+    ) -> dict[str, Any]:
         """The join's products as they are written, by id; for each line whose batch failed, an error."""
         products: dict[str, Any] = {}
         missing: dict[str, Exception] = {}
@@ -180,7 +184,9 @@ class Run:
         if isinstance(e, GraphQLError):
             # An argument that does not fit once its variable is known: it says itself where it stands.
             where = [{"line": at.line, "column": at.column} for at in e.locations or ()] or locations
-            self.errors.append({"message": e.message, "locations": where, "path": path, "extensions": {"code": "BAD_INPUT"}})
+            self.errors.append(
+                {"message": e.message, "locations": where, "path": path, "extensions": {"code": "BAD_INPUT"}}
+            )
             return
         told = explained(e)
         self.errors.append({"message": str(told), "locations": locations, "path": path, "extensions": told.extensions})

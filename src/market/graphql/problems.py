@@ -50,7 +50,10 @@ def refused(answer: Answer, neighbour: str, prefix: str = "") -> Refused:
     message = str(document.get("detail") or document.get("title") or f"{neighbour} answered {answer.status}")
     errors = document.get("errors")
     if code == "BAD_INPUT" and isinstance(errors, list) and errors:
-        named = [{"field": field_name(str(e.get("field", "")), prefix), "reason": _words(str(e.get("reason", "")))} for e in errors]
+        named = [
+            {"field": field_name(str(e.get("field", "")), prefix), "reason": _words(str(e.get("reason", "")))}
+            for e in errors
+        ]
         facts = {"field": named[0]["field"], "errors": named, **facts}
         message = "; ".join(f"{e['field']}: {e['reason']}" if e["field"] else e["reason"] for e in named)
     return Refused(message, code, facts)

@@ -138,8 +138,15 @@ class Context:
 
 
 async def run(
-    schema: GraphQLSchema, document: DocumentNode, operation: str | None, variables: dict[str, Any], shop: Shop, ask: Ask
+    schema: GraphQLSchema,
+    document: DocumentNode,
+    operation: str | None,
+    variables: dict[str, Any],
+    shop: Shop,
+    ask: Ask,
 ) -> ExecutionResult:
     """The operation's result by graphql-core. `data` is None only where it could not begin: the variables do not fit."""
-    result = execute(schema, document, context_value=Context(shop, ask), variable_values=variables, operation_name=operation)
+    result = execute(
+        schema, document, context_value=Context(shop, ask), variable_values=variables, operation_name=operation
+    )
     return await result if inspect.isawaitable(result) else result

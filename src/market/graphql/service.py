@@ -52,22 +52,37 @@ class Shop:
         return await self._products.get(path_id("product", id), "" if availability else "?availability=false")
 
     async def products(
-        self, *, limit: int | None = None, offset: int | None = None, q: str | None = None,
-        ids: list[str] | None = None, sort: str | None = None, availability: bool = True,
-    ) -> bytes:  # fmt: skip
+        self,
+        *,
+        limit: int | None = None,
+        offset: int | None = None,
+        q: str | None = None,
+        ids: list[str] | None = None,
+        sort: str | None = None,
+        availability: bool = True,
+    ) -> bytes:
         """Without `availability` products need not look it up."""
         wanted = None
         if ids is not None:
             if len(ids) > BATCH:
                 raise BadInput("ids", f"must have at most {BATCH} ids")
             wanted = ",".join(str(uuid(f"ids[{i}]", id)) for i, id in enumerate(ids))
-        query = {"limit": limit, "offset": offset, "q": q, "ids": wanted, "sort": sort, "availability": None if availability else "false"}
+        query = {
+            "limit": limit,
+            "offset": offset,
+            "q": q,
+            "ids": wanted,
+            "sort": sort,
+            "availability": None if availability else "false",
+        }
         return await self._products.list(query)
 
     async def order(self, *, id: str) -> bytes:
         return await self._orders.get(path_id("order", id))
 
-    async def orders(self, *, user: str, limit: int | None = None, offset: int | None = None, status: str | None = None) -> bytes:
+    async def orders(
+        self, *, user: str, limit: int | None = None, offset: int | None = None, status: str | None = None
+    ) -> bytes:
         return await self._orders.list({"user": user, "limit": limit, "offset": offset, "status": status})
 
     async def create_product(self, *, input: dict[str, Any], idempotency_key: str | None = None) -> bytes:
@@ -93,7 +108,9 @@ class Shop:
         await self._orders.delete(order, idempotent=True)
         return await self._orders.get(order)
 
-    async def joined(self, ids: Iterable[str], *, availability: bool = True) -> list[tuple[list[str], bytes | Exception]]:
+    async def joined(
+        self, ids: Iterable[str], *, availability: bool = True
+    ) -> list[tuple[list[str], bytes | Exception]]:
         """The products of an answer, by batches of 100 distinct ids: each with the page's JSON, or why there is none."""
         distinct = list(dict.fromkeys(ids))
         batches = [distinct[i : i + BATCH] for i in range(0, len(distinct), BATCH)]

@@ -26,7 +26,7 @@ from market.inventory.domain import (
     Reservation,
     Shortages,
     merged,
-)  # fmt: skip
+)
 from market.inventory.service import Inventory
 from market.kit import logs
 from market.kit.errors import GRPC_INTERNAL, BadInput, Problem
@@ -62,7 +62,9 @@ class Api:
         return _answer(await self._inventory.reserve(parse_reservation(request)))
 
     async def cancel_reserve(self, request: pb.CancelReserveRequest) -> pb.CancelReserveResponse:
-        return pb.CancelReserveResponse(released=await self._inventory.cancel(parse_id("reservation_id", request.reservation_id)))
+        return pb.CancelReserveResponse(
+            released=await self._inventory.cancel(parse_id("reservation_id", request.reservation_id))
+        )
 
     async def reserve_many(self, request: pb.ReserveManyRequest) -> pb.ReserveManyResponse:
         if len(request.reservations) > MAX_RESERVATIONS:
@@ -80,7 +82,11 @@ class Api:
                 results.append(_ONE_TAKEN)
         for n, outcome in zip(places, await self._inventory.reserve_many(wanted), strict=True):
             if outcome:
-                results[n] = _failed(outcome) if isinstance(outcome, BaseException) else pb.ReserveManyResult(answer=_answer(outcome))
+                results[n] = (
+                    _failed(outcome)
+                    if isinstance(outcome, BaseException)
+                    else pb.ReserveManyResult(answer=_answer(outcome))
+                )
         return pb.ReserveManyResponse(results=results)
 
     async def set_stock(self, request: pb.SetStockRequest) -> pb.SetStockResponse:
@@ -94,13 +100,19 @@ class Api:
         product_id = parse_id("product_id", request.product_id)
         if request.delta == 0 or request.delta < -MAX_STOCK:
             raise BadInput("delta", f"must be -{MAX_STOCK} to {MAX_STOCK}, and not 0")
-        return pb.AddStockResponse(quantity=await self._inventory.add_stock(Movement(movement_id, product_id, request.delta)))
+        return pb.AddStockResponse(
+            quantity=await self._inventory.add_stock(Movement(movement_id, product_id, request.delta))
+        )
 
     async def get_stock(self, request: pb.GetStockRequest) -> pb.GetStockResponse:
         product_ids = list(dict.fromkeys(parse_ids(request.product_ids)))
         quantities = await self._inventory.stock(product_ids)
         return pb.GetStockResponse(
-            items=[pb.Item(product_id=str(id), quantity=left) for id, left in zip(product_ids, quantities, strict=True) if left is not None]
+            items=[
+                pb.Item(product_id=str(id), quantity=left)
+                for id, left in zip(product_ids, quantities, strict=True)
+                if left is not None
+            ]
         )
 
     async def list_reservations(self, request: pb.ListReservationsRequest) -> pb.ListReservationsResponse:
@@ -191,7 +203,9 @@ def _lines(items: Iterable[pb.Item]) -> Iterable[tuple[UUID, int]]:
 def _answer(shortages: Shortages) -> pb.ReserveResponse:
     if not shortages:
         return _TAKEN
-    return pb.ReserveResponse(shortages=[pb.Shortage(product_id=str(s.product_id), wanted=s.wanted, left=s.left) for s in shortages])
+    return pb.ReserveResponse(
+        shortages=[pb.Shortage(product_id=str(s.product_id), wanted=s.wanted, left=s.left) for s in shortages]
+    )
 
 
 def _failed(e: BaseException) -> pb.ReserveManyResult:

@@ -39,7 +39,9 @@ async def build(config: Config, process: Process) -> AsyncIterator[GrpcServer]:
         )
         retention = asyncio.create_task(background("retention", lambda: inventory.forget_cancelled(config.retention)))
         try:
-            yield GrpcServer(config.grpc, process.health, api.handlers(api.Api(inventory), process.tracer), shared=config.workers > 1)
+            yield GrpcServer(
+                config.grpc, process.health, api.handlers(api.Api(inventory), process.tracer), shared=config.workers > 1
+            )
         finally:
             retention.cancel()
             with suppress(asyncio.CancelledError):

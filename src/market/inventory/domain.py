@@ -97,7 +97,9 @@ class StockOutOfRange(Conflict):
     """The movement would leave less than nothing, or more than can be counted."""
 
     def __init__(self, movement: Movement, quantity: int) -> None:
-        super().__init__(f"product {movement.product_id} has {quantity}: {movement.delta:+d} would leave 0..{MAX_STOCK}")
+        super().__init__(
+            f"product {movement.product_id} has {quantity}: {movement.delta:+d} would leave 0..{MAX_STOCK}"
+        )
 
 
 def merged(id: UUID, lines: Iterable[tuple[UUID, int]]) -> Reservation:

@@ -21,7 +21,7 @@ from market.inventory.domain import (
     ReservationCancelled,
     Shortages,
     StockOutOfRange,
-)  # fmt: skip
+)
 from market.kit import context, logs
 from market.kit.errors import DeadlineExceeded, Overloaded, Unavailable
 from market.kit.faults import Faults
@@ -56,7 +56,13 @@ class Inventory:
     """Owns the queues in front of the database."""
 
     def __init__(
-        self, db: Pool, *, timeout: float, gathering: Gathering | None = None, max_waiting: int = 16_384, faults: Faults | None = None
+        self,
+        db: Pool,
+        *,
+        timeout: float,
+        gathering: Gathering | None = None,
+        max_waiting: int = 16_384,
+        faults: Faults | None = None,
     ) -> None:
         gathering = gathering or Gathering()
         self._db = db
@@ -64,13 +70,19 @@ class Inventory:
         self._max_waiting = max_waiting
         self._faults = faults
         self._reserve: Gather[Reservation, Shortages] = Gather(
-            self._decide, most=gathering.most, under_way=gathering.under_way, name="inventory.reserve",
-            weight=lambda r: len(r.product_ids), most_weight=MOST_LINES,
-        )  # fmt: skip
+            self._decide,
+            most=gathering.most,
+            under_way=gathering.under_way,
+            name="inventory.reserve",
+            weight=lambda r: len(r.product_ids),
+            most_weight=MOST_LINES,
+        )
         self._cancel: Gather[UUID, bool] = Gather(self._release, most=gathering.most, name="inventory.cancel")
         # One at a time: of two stock-takes of a product the later one counts.
         self._set: Gather[tuple[UUID, int], None] = Gather(self._replace, most=1024, name="inventory.set")
-        self._look: Gather[Sequence[UUID], list[int | None]] = Gather(self._read, most=32, under_way=4, name="inventory.look")
+        self._look: Gather[Sequence[UUID], list[int | None]] = Gather(
+            self._read, most=32, under_way=4, name="inventory.look"
+        )
 
     async def reserve(self, wanted: Reservation) -> Shortages:
         """What is short; nothing: all was taken. Raises OtherLines, ReservationCancelled, Unavailable."""
@@ -116,7 +128,9 @@ class Inventory:
 
     async def forget_cancelled(self, retention: Retention) -> float:
         """Deletes one batch of what was cancelled long ago; answers the seconds until the next."""
-        count = await self._transaction(lambda conn: store.forget_cancelled(conn, retention.cancelled_days, retention.batch))
+        count = await self._transaction(
+            lambda conn: store.forget_cancelled(conn, retention.cancelled_days, retention.batch)
+        )
         FORGOTTEN.inc(count)
         # A pause, so that the shop has the disk in between.
         return retention.every_seconds if count < retention.batch else 0.05
@@ -234,7 +248,9 @@ class Inventory:
                 raise Unavailable("the database refused") from e
         raise Unavailable("the database gave up on it too often")
 
-    async def _with_failure_points(self, conn: Connection, work: Callable[[Connection], Awaitable[T]], inside: str, after: str) -> T:
+    async def _with_failure_points(
+        self, conn: Connection, work: Callable[[Connection], Awaitable[T]], inside: str, after: str
+    ) -> T:
         assert self._faults is not None
         # A transaction of several statements, so that there is an inside to die in.
         async with conn.transaction():

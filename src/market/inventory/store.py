@@ -47,8 +47,14 @@ async def reserve_many(conn: Connection, wanted: Sequence[Reservation]) -> list[
         lasts.append(len(line_products))
     row = await conn.fetchrow(
         "SELECT * FROM reserve_many($1, $2, $3, $4, $5, $6, $7)",
-        [r.id for r in wanted], firsts, lasts, line_products, quantities, [index[p] for p in line_products], products,
-    )  # fmt: skip
+        [r.id for r in wanted],
+        firsts,
+        lasts,
+        line_products,
+        quantities,
+        [index[p] for p in line_products],
+        products,
+    )
     assert row is not None
     outcomes = row["outcomes"]
     if not row["short_lines"]:
@@ -57,7 +63,11 @@ async def reserve_many(conn: Connection, wanted: Sequence[Reservation]) -> list[
     return [
         (
             _OUTCOMES[outcome],
-            [Shortage(line_products[n - 1], quantities[n - 1], min(left[n], MAX_STOCK)) for n in range(first, last + 1) if n in left],
+            [
+                Shortage(line_products[n - 1], quantities[n - 1], min(left[n], MAX_STOCK))
+                for n in range(first, last + 1)
+                if n in left
+            ],
         )
         for outcome, first, last in zip(outcomes, firsts, lasts, strict=True)
     ]
@@ -78,13 +88,16 @@ async def set_stock(conn: Connection, quantities: dict[UUID, int]) -> None:
         INSERT INTO inventory (product_id, quantity) SELECT * FROM unnest($1::uuid[], $2::bigint[]) AS u (id, quantity) ORDER BY id
         ON CONFLICT (product_id) DO UPDATE SET quantity = excluded.quantity
         """,
-        list(quantities), list(quantities.values()),
-    )  # fmt: skip
+        list(quantities),
+        list(quantities.values()),
+    )
 
 
 async def add_stock(conn: Connection, movement: Movement) -> tuple[Outcome, int]:
     """What became of it, and the quantity now."""
-    row = await conn.fetchrow("SELECT * FROM add_stock($1, $2, $3, $4)", movement.id, movement.product_id, movement.delta, MAX_STOCK)
+    row = await conn.fetchrow(
+        "SELECT * FROM add_stock($1, $2, $3, $4)", movement.id, movement.product_id, movement.delta, MAX_STOCK
+    )
     assert row is not None
     return Outcome(row["outcome"]), min(row["available"] or 0, MAX_STOCK)
 
@@ -97,8 +110,9 @@ async def stock(conn: Connection, product_ids: Sequence[UUID]) -> list[int | Non
         SELECT array_agg(CASE WHEN i.quantity > $2::bigint THEN $2 ELSE i.quantity END ORDER BY u.n)
         FROM unnest($1::uuid[]) WITH ORDINALITY AS u (id, n) LEFT JOIN inventory i ON i.product_id = u.id
         """,
-        product_ids, MAX_STOCK,
-    )  # fmt: skip
+        product_ids,
+        MAX_STOCK,
+    )
     return quantities or []
 
 
@@ -113,8 +127,10 @@ async def reservations(conn: Connection, after: UUID | None, limit: int) -> list
         ) AS counted
         WHERE lines_before < $3 ORDER BY id
         """,
-        after, limit, MAX_PAGE_LINES,
-    )  # fmt: skip
+        after,
+        limit,
+        MAX_PAGE_LINES,
+    )
     return [Kept(Reservation(r["id"], r["product_ids"], r["quantities"]), r["status"], r["created_at"]) for r in rows]
 
 
@@ -128,6 +144,7 @@ async def forget_cancelled(conn: Connection, days: float, most: int) -> int:
             ORDER BY cancelled_at LIMIT $2 FOR UPDATE SKIP LOCKED
         )
         """,
-        days, most,
-    )  # fmt: skip
+        days,
+        most,
+    )
     return int(status.rpartition(" ")[2])

@@ -25,7 +25,12 @@ from market.kit.errors import DeadlineExceeded
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-BATCH = Histogram("market_gather_batch_items", "Items that went out together.", ["gather"], buckets=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
+BATCH = Histogram(
+    "market_gather_batch_items",
+    "Items that went out together.",
+    ["gather"],
+    buckets=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
+)
 
 
 class _Entry(Generic[Item, Result]):

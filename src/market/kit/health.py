@@ -107,7 +107,11 @@ class Admin:
             await _answer(send, 200, {"status": "alive"})
         elif path == "/readyz":
             missing = await self._health.unready()
-            await _answer(send, 503 if missing else 200, {"status": "unready", "missing": missing} if missing else {"status": "ready"})
+            await _answer(
+                send,
+                503 if missing else 200,
+                {"status": "unready", "missing": missing} if missing else {"status": "ready"},
+            )
         elif path == "/metrics":
             body = await asyncio.get_running_loop().run_in_executor(None, generate_latest, self._registry)
             await _answer(send, 200, body, CONTENT_TYPE_LATEST)

@@ -57,9 +57,15 @@ class HttpClient:
         return self._circuit.is_open
 
     async def call(
-        self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None,
-        seconds: float | None = None, idempotent: bool | None = None,
-    ) -> Answer:  # fmt: skip
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float | None = None,
+        idempotent: bool | None = None,
+    ) -> Answer:
         """The answer, whatever its status but 502, 503 and 504 without a problem document of ours.
 
         Raises Unavailable when none came. A call that is idempotent (GET, PUT and DELETE by default) is tried
@@ -74,7 +80,9 @@ class HttpClient:
 
         return await retrying(call, budget=self._budget, attempts=3 if idempotent else 1, never=(CircuitOpen, NotSent))
 
-    async def _connected(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, seconds: float) -> Answer:
+    async def _connected(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, seconds: float
+    ) -> Answer:
         # One call for the circuit: of two pods one may be dead, and that is no dead neighbour.
         for attempt in range(1, _CONNECTS + 1):
             try:
@@ -87,7 +95,9 @@ class HttpClient:
                 await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
-    async def _once(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, seconds: float) -> Answer:
+    async def _once(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, seconds: float
+    ) -> Answer:
         assert self._pool is not None, "use it as a context manager"
         left = context.remaining(seconds)
         if left <= 0:

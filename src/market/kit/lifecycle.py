@@ -62,12 +62,23 @@ Command = Callable[[C, list[str]], Coroutine[Any, Any, int | None]]
 class HttpServer:
     """Uvicorn with our signals and our socket."""
 
-    def __init__(self, app: Any, host: str = "", port: int = 0, *, shared: bool = False, sock: socket.socket | None = None) -> None:
+    def __init__(
+        self, app: Any, host: str = "", port: int = 0, *, shared: bool = False, sock: socket.socket | None = None
+    ) -> None:
         self._socket = sock or listen(host, port, shared=shared)
         settings = uvicorn.Config(
-            app, loop="none", http="httptools", ws="none", lifespan="off", access_log=False, log_config=None,
-            server_header=False, proxy_headers=False, timeout_keep_alive=75, backlog=2048,
-        )  # fmt: skip
+            app,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=75,
+            backlog=2048,
+        )
         self._server = _Uvicorn(settings)
         self._task: asyncio.Task[None] | None = None
 
@@ -84,7 +95,10 @@ class HttpServer:
         closing = [*self._server.config.encoded_headers, (b"connection", b"close")]
         self._server.config.encoded_headers = closing
         # Uvicorn puts the two together once a second.
-        self._server.server_state.default_headers = [*self._server.server_state.default_headers, (b"connection", b"close")]
+        self._server.server_state.default_headers = [
+            *self._server.server_state.default_headers,
+            (b"connection", b"close"),
+        ]
 
     async def stop(self, grace: float) -> None:
         self._server.config.timeout_graceful_shutdown = max(1, int(grace))
@@ -134,7 +148,12 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def run(
-    name: str, type: type[C], build: Build[C], *, commands: Mapping[str, Command[C]] | None = None, argv: list[str] | None = None
+    name: str,
+    type: type[C],
+    build: Build[C],
+    *,
+    commands: Mapping[str, Command[C]] | None = None,
+    argv: list[str] | None = None,
 ) -> None:
     """The body of `python -m market.<name>`: serves, or runs one of `commands`. Ends the process."""
     args = sys.argv[1:] if argv is None else argv
@@ -160,7 +179,9 @@ def run(
         print(f"market.{name}: {e}", file=sys.stderr)
         sys.exit(2)
     logs.setup(name, config.log)
-    work: Coroutine[Any, Any, int | None] = commands[args[0]](config, args[1:]) if args else _service(name, config, build, worker)
+    work: Coroutine[Any, Any, int | None] = (
+        commands[args[0]](config, args[1:]) if args else _service(name, config, build, worker)
+    )
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(work) or 0)
@@ -179,7 +200,11 @@ def _service(name: str, config: C, build: Build[C], worker: str | None) -> Corou
 
 async def serve(name: str, config: C, build: Build[C], *, admin_socket: str | None = None) -> int:
     """Serves until SIGTERM or SIGINT, drains, and answers the exit status."""
-    process = Process(tracer=tracing.setup(name, config.tracing), clock=faults.clock(config.faults), faults=faults.Faults.of(config.faults))
+    process = Process(
+        tracer=tracing.setup(name, config.tracing),
+        clock=faults.clock(config.faults),
+        faults=faults.Faults.of(config.faults),
+    )
     health = process.health
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

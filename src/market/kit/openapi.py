@@ -35,15 +35,25 @@ class Operation:
     headers: dict[int, dict[str, str]] = field(default_factory=dict)
 
 
-def parameter(name: str, where: str, description: str, schema: dict[str, Any], *, required: bool = False) -> dict[str, Any]:
+def parameter(
+    name: str, where: str, description: str, schema: dict[str, Any], *, required: bool = False
+) -> dict[str, Any]:
     """A parameter object; `where` is path, query or header."""
-    return {"name": name, "in": where, "description": description, "required": required or where == "path", "schema": schema}
+    return {
+        "name": name,
+        "in": where,
+        "description": description,
+        "required": required or where == "path",
+        "schema": schema,
+    }
 
 
 def document(title: str, description: str, operations: list[Operation]) -> dict[str, Any]:
     """The whole document, as JSON values."""
     structs = [s for o in operations for s in [o.body, *(s for _, s in o.answers.values())] if s is not None]
-    refs, components = msgspec.json.schema_components(dict.fromkeys(structs), ref_template="#/components/schemas/{name}")
+    refs, components = msgspec.json.schema_components(
+        dict.fromkeys(structs), ref_template="#/components/schemas/{name}"
+    )
     by_struct = dict(zip(dict.fromkeys(structs), refs, strict=True))
     paths: dict[str, Any] = {}
     for o in operations:
@@ -55,7 +65,9 @@ def document(title: str, description: str, operations: list[Operation]) -> dict[
             elif struct is not None:
                 response["content"] = {"application/json": {"schema": by_struct[struct]}}
             if status in o.headers:
-                response["headers"] = {n: {"description": d, "schema": {"type": "string"}} for n, d in o.headers[status].items()}
+                response["headers"] = {
+                    n: {"description": d, "schema": {"type": "string"}} for n, d in o.headers[status].items()
+                }
             responses[str(status)] = response
         entry: dict[str, Any] = {"operationId": o.id, "summary": o.summary, "responses": responses}
         if o.parameters:

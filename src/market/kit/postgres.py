@@ -31,9 +31,13 @@ else:
 # Whatever leaves open whether the statement took effect, or says that the server is not there. The last one comes where
 # an idle connection was told that the server ends, and has not yet seen its own end.
 DISCONNECTED = (
-    asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError, OSError, asyncio.TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    OSError,
+    asyncio.TimeoutError,
     asyncpg.InternalClientError,
-)  # fmt: skip
+)
 
 
 async def _no_reset(_: Connection) -> None:
@@ -46,11 +50,20 @@ async def pool(config: Postgres, health: Health, *, settings: dict[str, str] | N
 
     async def connect() -> Pool:
         made = await asyncpg.create_pool(
-            host=config.host, port=config.port, database=config.database, user=config.user, password=config.password,
+            host=config.host,
+            port=config.port,
+            database=config.database,
+            user=config.user,
+            password=config.password,
             # No connection is kept for its own sake: the pool would log each vain attempt to have it back.
-            min_size=0, max_size=config.pool_size, timeout=2, command_timeout=config.timeout_seconds,
-            max_inactive_connection_lifetime=300, reset=_no_reset, server_settings={"application_name": "market", **(settings or {})},
-        )  # fmt: skip
+            min_size=0,
+            max_size=config.pool_size,
+            timeout=2,
+            command_timeout=config.timeout_seconds,
+            max_inactive_connection_lifetime=300,
+            reset=_no_reset,
+            server_settings={"application_name": "market", **(settings or {})},
+        )
         try:
             await made.fetchval("SELECT 1")
         except BaseException:
@@ -124,7 +137,12 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
 
     async def connect() -> asyncpg.Connection[asyncpg.Record]:
         return await asyncpg.connect(
-            host=config.host, port=config.port, database=config.database, user=config.user, password=config.password, timeout=5
+            host=config.host,
+            port=config.port,
+            database=config.database,
+            user=config.user,
+            password=config.password,
+            timeout=5,
         )
 
     conn = await (health or Health()).wait_for("postgres", connect)

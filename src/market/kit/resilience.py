@@ -16,7 +16,9 @@ from market.kit.errors import DeadlineExceeded, Unavailable
 T = TypeVar("T")
 
 RETRIES = Counter("market_retries_total", "Calls that were made again.", ["neighbour"])
-CIRCUIT_OPEN = Gauge("market_circuit_open", "1 while calls to the neighbour are refused here.", ["neighbour"], multiprocess_mode="max")
+CIRCUIT_OPEN = Gauge(
+    "market_circuit_open", "1 while calls to the neighbour are refused here.", ["neighbour"], multiprocess_mode="max"
+)
 
 
 class CircuitOpen(Unavailable):

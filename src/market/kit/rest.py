@@ -64,10 +64,14 @@ class _Encoded(Response):
         self.background = None
         self.raw_headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
         if headers:
-            self.raw_headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+            self.raw_headers += [
+                (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()
+            ]
 
 
-def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None, *, media: bytes = b"application/json") -> Response:
+def answer(
+    body: Any, status: int = 200, headers: Mapping[str, str] | None = None, *, media: bytes = b"application/json"
+) -> Response:
     """A JSON answer, or another type's; the body is anything msgspec encodes, or bytes that are written already."""
     return _Encoded(body if isinstance(body, bytes) else msgspec.json.encode(body), status, media, headers)
 
@@ -193,9 +197,13 @@ Refusal = Callable[[Any, Problem], Response]
 
 
 def application(
-    routes: Mapping[str, Endpoint], config: Http, *, tracer: Tracer | None = None, seconds: Mapping[str, float] | None = None,
+    routes: Mapping[str, Endpoint],
+    config: Http,
+    *,
+    tracer: Tracer | None = None,
+    seconds: Mapping[str, float] | None = None,
     refusal: Refusal = lambda _, problem: problem_answer(problem),
-) -> Any:  # fmt: skip
+) -> Any:
     """The ASGI app. `routes` maps "GET /api/x/{id}" to an endpoint; `seconds` gives a route's deadline (default 3).
 
     A path's parameters are in `request.path_params`. HEAD is answered by GET where it has no endpoint of its own.
@@ -274,7 +282,9 @@ class Edge:
                 return
             except Exception:
                 log.exception("request failed", method=scope["method"], path=scope["path"])
-                response = self._refusal(scope, Problem("this is a defect of ours; the log has it under the request id"))
+                response = self._refusal(
+                    scope, Problem("this is a defect of ours; the log has it under the request id")
+                )
             response.raw_headers.append((b"x-request-id", id.encode()))
             status = response.status_code
             await response(scope, receive, send)
@@ -306,7 +316,9 @@ class Edge:
                 return route, match.groupdict()
         raise NotFound("such address")
 
-    async def _respond(self, route: _Route, parameters: dict[str, str], headers: dict[bytes, bytes], scope: Any, receive: Any) -> Response:
+    async def _respond(
+        self, route: _Route, parameters: dict[str, str], headers: dict[bytes, bytes], scope: Any, receive: Any
+    ) -> Response:
         if (found := route.methods.get(scope["method"])) is None:
             raise MethodNotAllowed(f"{route.path} takes {', '.join(sorted(route.methods))}")
         endpoint, allowed = found

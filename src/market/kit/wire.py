@@ -143,7 +143,9 @@ class Connection(asyncio.Protocol):
         if waiter is None or waiter.done() or not self._parser.should_keep_alive():
             self.reusable = False
         if waiter is not None and not waiter.done():
-            waiter.set_result(Answer(status, self._body[0] if len(self._body) == 1 else b"".join(self._body), self._headers))
+            waiter.set_result(
+                Answer(status, self._body[0] if len(self._body) == 1 else b"".join(self._body), self._headers)
+            )
 
 
 class Pool:
@@ -165,7 +167,9 @@ class Pool:
         # Each is given a connection, or None: the right to open one.
         self._line: deque[asyncio.Future[Connection | None]] = deque()
 
-    async def request(self, method: str, path: str, headers: Callable[[], Mapping[str, str]], body: bytes | None, seconds: float) -> Answer:
+    async def request(
+        self, method: str, path: str, headers: Callable[[], Mapping[str, str]], body: bytes | None, seconds: float
+    ) -> Answer:
         """The answer to one request; `seconds` are for all of it, the wait for a connection included.
 
         The headers are asked for when it is sent, since one of them says how much time is left. Not for HEAD.
@@ -233,7 +237,11 @@ class Pool:
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 _, connection = await self.loop.create_connection(
-                    lambda: Connection(self), self._host, self._port, ssl=self._tls, server_hostname=self._host if self._tls else None
+                    lambda: Connection(self),
+                    self._host,
+                    self._port,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls else None,
                 )
         except OSError as e:
             # TimeoutError is one, without words.

@@ -76,9 +76,14 @@ class Workers:
         while not self._stopping.is_set():
             started = time.monotonic()
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", f"market.{self._name}", "--worker", self.socket(number),
-                env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._folder)}, preexec_fn=_die_with_parent,
-            )  # fmt: skip
+                sys.executable,
+                "-m",
+                f"market.{self._name}",
+                "--worker",
+                self.socket(number),
+                env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._folder)},
+                preexec_fn=_die_with_parent,
+            )
             self._running[number] = process
             ended = asyncio.create_task(process.wait())
             stopped = asyncio.create_task(self._stopping.wait())
@@ -131,7 +136,9 @@ class _Forwarding(Admin):
         reader, writer = await asyncio.open_unix_connection(self._workers.socket(0))
         http = h11.Connection(h11.CLIENT)
         try:
-            request = h11.Request(method=scope["method"], target=target, headers=[("host", "worker"), ("content-length", "0")])
+            request = h11.Request(
+                method=scope["method"], target=target, headers=[("host", "worker"), ("content-length", "0")]
+            )
             writer.write((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
             while True:
                 event = http.next_event()

@@ -12,10 +12,14 @@ import typer
 from market.local.table import DEFAULT_PORT_BASE, config_directory, environment, ports
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="What could not be mailed: list it, look at it, mail it after all, or drop it."
+    no_args_is_help=True,
+    add_completion=False,
+    help="What could not be mailed: list it, look at it, mail it after all, or drop it.",
 )
 
-PortBase = Annotated[int, typer.Option("--port-base", help="The port base of the local stack that `market up` was given.", metavar="N")]
+PortBase = Annotated[
+    int, typer.Option("--port-base", help="The port base of the local stack that `market up` was given.", metavar="N")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Ids = Annotated[list[str], typer.Argument(help="As `list` shows them.", metavar="ID...")]
 MaybeIds = Annotated[list[str] | None, typer.Argument(help="As `list` shows them.", metavar="[ID...]")]

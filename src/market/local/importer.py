@@ -31,10 +31,15 @@ from market.local.shop import BadAddress, NotThere, Refused, Shop, Unreachable, 
 CURRENCY = "GBP"
 CONCURRENCY = 64
 
-FileArgument = Annotated[Path, typer.Argument(help="A CSV file in the Online Retail format.", metavar="FILE.csv", show_default=False)]
-PortBaseOption = Annotated[int, typer.Option(help="The port base that `market up` was given.", metavar="N", min=1, max=65_520)]
+FileArgument = Annotated[
+    Path, typer.Argument(help="A CSV file in the Online Retail format.", metavar="FILE.csv", show_default=False)
+]
+PortBaseOption = Annotated[
+    int, typer.Option(help="The port base that `market up` was given.", metavar="N", min=1, max=65_520)
+]
 UrlOption = Annotated[
-    str | None, typer.Option(help="The public address of any shop, instead of a local one: https://shop.example", metavar="URL")
+    str | None,
+    typer.Option(help="The public address of any shop, instead of a local one: https://shop.example", metavar="URL"),
 ]
 
 
@@ -59,7 +64,12 @@ def run(
     *,
     stock: Annotated[
         int | None,
-        typer.Option(help="Units of each product; default: what the file sells of it.", metavar="N", min=0, max=retail.MOST_QUANTITY),
+        typer.Option(
+            help="Units of each product; default: what the file sells of it.",
+            metavar="N",
+            min=0,
+            max=retail.MOST_QUANTITY,
+        ),
     ] = None,
     port_base: PortBaseOption = 8080,
     url: UrlOption = None,
@@ -96,7 +106,9 @@ async def reach(shop: Shop) -> None:
         raise NotThere(f"{e}. Is the shop running? `market up` starts one here") from None
 
 
-async def make_or_find(shop: Shop, goods: list[Good], bars: Progress, title: str, *, stock: int | None = None) -> Catalogue:
+async def make_or_find(
+    shop: Shop, goods: list[Good], bars: Progress, title: str, *, stock: int | None = None
+) -> Catalogue:
     """The product of each good, made where there is none. Raises Unreachable; what the shop refuses is counted."""
     catalogue = Catalogue()
     task = bars.add_task(title, total=len(goods))
@@ -166,15 +178,24 @@ class _Amount(MofNCompleteColumn):
     """n/m; per cent where the unit is bytes."""
 
     def render(self, task: Any) -> Any:
-        return TextColumn("{task.percentage:>3.0f}%").render(task) if task.fields.get("unit") == "bytes" else super().render(task)
+        return (
+            TextColumn("{task.percentage:>3.0f}%").render(task)
+            if task.fields.get("unit") == "bytes"
+            else super().render(task)
+        )
 
 
 def progress_bars(console: Console) -> Progress:
     """The bars of all long work; they go to standard error."""
     return Progress(
-        TextColumn("{task.description:<20}"), BarColumn(), _Amount(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=console, refresh_per_second=5,
-    )  # fmt: skip
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        _Amount(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        refresh_per_second=5,
+    )
 
 
 @contextmanager
@@ -188,7 +209,11 @@ def explained(console: Console, command: str) -> Iterator[None]:
             cause = cause.exceptions[0]
         if not isinstance(cause, (BadFile, Unreachable, BadAddress)):
             raise
-        hint = ". Run it again: nothing is made twice" if isinstance(cause, Unreachable) and not isinstance(cause, NotThere) else ""
+        hint = (
+            ". Run it again: nothing is made twice"
+            if isinstance(cause, Unreachable) and not isinstance(cause, NotThere)
+            else ""
+        )
         console.print(f"market {command}: {cause}{hint}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(cause, BadAddress) else 1) from None
 

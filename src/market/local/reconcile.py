@@ -24,13 +24,24 @@ class _Unanswered(Exception):
 
 def run(
     *,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what has one right answer; the rest is only reported.")] = False,
-    topic: Annotated[bool, typer.Option("--topic", help="Read the events in Kafka too, from the first to the last.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as orders sends them; the summary last.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what has one right answer; the rest is only reported.")
+    ] = False,
+    topic: Annotated[
+        bool, typer.Option("--topic", help="Read the events in Kafka too, from the first to the last.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, as orders sends them; the summary last.")
+    ] = False,
     port_base: Annotated[
-        int, typer.Option(help="The port base of the local stack that `market up` was given.", metavar="N", min=1, max=LAST_PORT_BASE)
+        int,
+        typer.Option(
+            help="The port base of the local stack that `market up` was given.", metavar="N", min=1, max=LAST_PORT_BASE
+        ),
     ] = DEFAULT_PORT_BASE,
-    url: Annotated[str | None, typer.Option(help="The admin address of any orders service instead: http://10.0.0.7:9090")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="The admin address of any orders service instead: http://10.0.0.7:9090")
+    ] = None,
 ) -> None:
     """Compare orders, reservations and events, and name each difference with its likely cause.
 
@@ -47,7 +58,13 @@ def run(
         console.print(f"market reconcile: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     if not summary["complete"]:
-        console.print(f"market reconcile: not finished: {summary['error']}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"market reconcile: not finished: {summary['error']}",
+            style="red",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(2)
     raise typer.Exit(1 if summary["differences"] > summary["repaired"] else 0)
 
@@ -63,7 +80,9 @@ def _ask(address: str, *, repair: bool, topic: bool) -> Iterator[dict[str, Any]]
         connection.request("POST", f"{parts.path.rstrip('/')}/reconcile?repair={int(repair)}&topic={int(topic)}")
         with connection.getresponse() as response:
             if response.status != 200:
-                raise _Unanswered(f"what answers at {address} is not the admin port of orders (status {response.status})")
+                raise _Unanswered(
+                    f"what answers at {address} is not the admin port of orders (status {response.status})"
+                )
             for line in response:
                 if line.strip():
                     yield json.loads(line)
@@ -83,7 +102,13 @@ def _as_json(lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
 def _as_table(lines: Iterator[dict[str, Any]], console: Console) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     last: dict[str, Any] = {}
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         steps: dict[str, TaskID] = {}
         for last in lines:

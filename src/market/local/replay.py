@@ -67,10 +67,14 @@ class Report:
 def run(
     file: FileArgument,
     *,
-    concurrency: Annotated[int, typer.Option(help="Orders under way at the same time.", metavar="N", min=1, max=1024)] = 32,
+    concurrency: Annotated[
+        int, typer.Option(help="Orders under way at the same time.", metavar="N", min=1, max=1024)
+    ] = 32,
     speed: Annotated[
         float | None,
-        typer.Option(help="Keep to the invoices' own times, X times as fast; default: as fast as it can.", metavar="X", min=0.001),
+        typer.Option(
+            help="Keep to the invoices' own times, X times as fast; default: as fast as it can.", metavar="X", min=0.001
+        ),
     ] = None,
     port_base: PortBaseOption = 8080,
     url: UrlOption = None,
@@ -88,7 +92,9 @@ def run(
     Console().print(table(found, catalogue, report))
 
 
-async def _run(file: Path, shop: Shop, concurrency: int, speed: float | None, console: Console) -> tuple[Survey, Catalogue, Report]:
+async def _run(
+    file: Path, shop: Shop, concurrency: int, speed: float | None, console: Console
+) -> tuple[Survey, Catalogue, Report]:
     with progress_bars(console) as bars:
         found = read(file, bars)
         async with shop:
@@ -100,7 +106,14 @@ async def _run(file: Path, shop: Shop, concurrency: int, speed: float | None, co
 
 
 async def place_all(
-    shop: Shop, file: Path, found: Survey, catalogue: Catalogue, bars: Progress, *, concurrency: int = 32, speed: float | None = None
+    shop: Shop,
+    file: Path,
+    found: Survey,
+    catalogue: Catalogue,
+    bars: Progress,
+    *,
+    concurrency: int = 32,
+    speed: float | None = None,
 ) -> Report:
     """Places all invoices of the file. Raises Unreachable when the shop is gone for longer than a minute."""
     report = Report()

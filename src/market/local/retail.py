@@ -19,7 +19,23 @@ COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "
 
 # Codes that are written on invoices and are no goods: postage, discounts, carriage, corrections by hand, fees, samples.
 CHARGES = frozenset(
-    ["POST", "DOT", "C2", "C3", "D", "M", "S", "B", "BANK CHARGES", "AMAZONFEE", "AMAZON FEE", "CRUK", "ADJUST", "ADJUST2", "GIFT"]
+    [
+        "POST",
+        "DOT",
+        "C2",
+        "C3",
+        "D",
+        "M",
+        "S",
+        "B",
+        "BANK CHARGES",
+        "AMAZONFEE",
+        "AMAZON FEE",
+        "CRUK",
+        "ADJUST",
+        "ADJUST2",
+        "GIFT",
+    ]
 )
 
 # Why a line is not sold, in the order in which it is asked.
@@ -133,9 +149,15 @@ def survey(path: Path, progress: Progress | None = None) -> Survey:
         selling.add(line.invoice)
         sold[line.code] += line.quantity
         if sold[line.code] > MOST_QUANTITY:
-            raise BadFile(path, line.number, "Quantity", f"the file sells more than {MOST_QUANTITY:,} units of {line.code}")
+            raise BadFile(
+                path, line.number, "Quantity", f"the file sells more than {MOST_QUANTITY:,} units of {line.code}"
+            )
     # Counter.most_common answers the first seen where two are as frequent: the same file gives the same goods.
-    goods = [Good(code, names[code].most_common(1)[0][0], median(prices[code]), units) for code, units in sold.items() if code in names]
+    goods = [
+        Good(code, names[code].most_common(1)[0][0], median(prices[code]), units)
+        for code, units in sold.items()
+        if code in names
+    ]
     return Survey(goods, count, len(selling), len(sold) - len(goods), skipped, last)
 
 
@@ -178,7 +200,9 @@ def lines(path: Path, progress: Progress | None = None) -> Iterator[Line]:
             try:
                 yield data.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
-                raise BadFile(path, number, None, "is not UTF-8 (iconv -f ISO-8859-1 -t UTF-8 FILE > NEW converts the original)") from None
+                raise BadFile(
+                    path, number, None, "is not UTF-8 (iconv -f ISO-8859-1 -t UTF-8 FILE > NEW converts the original)"
+                ) from None
 
     try:
         with path.open("rb") as file:
@@ -230,7 +254,16 @@ class _Parser:
             units = MOST_QUANTITY + 1
         if abs(units) > MOST_QUANTITY:
             raise self._bad(number, "Quantity", "a whole number", quantity)
-        return Line(number, invoice, code.upper(), description, units, self._date(number, date), self._price(number, price), customer)
+        return Line(
+            number,
+            invoice,
+            code.upper(),
+            description,
+            units,
+            self._date(number, date),
+            self._price(number, price),
+            customer,
+        )
 
     def _price(self, number: int, text: str) -> Decimal:
         try:

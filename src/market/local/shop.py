@@ -79,7 +79,12 @@ class Shop:
         if url is None:
             if not 1 <= port_base <= 65_520:
                 raise BadAddress("the port base must be 1 to 65520")
-            return cls(f"http://127.0.0.1:{port_base + 1}", f"http://127.0.0.1:{port_base + 2}", connections=connections, patience=patience)
+            return cls(
+                f"http://127.0.0.1:{port_base + 1}",
+                f"http://127.0.0.1:{port_base + 2}",
+                connections=connections,
+                patience=patience,
+            )
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise BadAddress(f"{url} is no address; it looks like https://shop.example")
@@ -138,7 +143,9 @@ class Shop:
             attempt += 1
             wait = random.uniform(0.5, 1) * min(2.0, 0.05 * 2**attempt)
             try:
-                async with self._session.request(method, url, data=data, headers=headers, allow_redirects=False) as response:
+                async with self._session.request(
+                    method, url, data=data, headers=headers, allow_redirects=False
+                ) as response:
                     answer = await response.read()
                     status = response.status
                     asked = response.headers.get("Retry-After", "")

@@ -42,7 +42,11 @@ class Stack:
     """Owns the data directory and every process. Use it from the main thread's event loop."""
 
     def __init__(
-        self, options: Options, *, say: Callable[[str], None] = lambda _: None, changed: Callable[[], None] = lambda: None
+        self,
+        options: Options,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         """`say` gets a line for the user now and then; `changed` is called when a process was started or is ready."""
         self.options = options
@@ -80,7 +84,10 @@ class Stack:
             "mail": f"http://{at}:{p['mail']}",
             "smtp": f"smtp://{at}:{p['smtp']}",
             "kafka": f"{at}:{p['kafka']}",
-            **{f"postgres_{name}": f"postgresql://{name}:{password}@{at}:{p['postgres']}/{name}" for name in ("products", "inventory")},
+            **{
+                f"postgres_{name}": f"postgresql://{name}:{password}@{at}:{p['postgres']}/{name}"
+                for name in ("products", "inventory")
+            },
             "mongodb": f"mongodb://{at}:{p['mongodb']}/?directConnection=true",
             "redis": f"redis://{at}:{p['redis']}/0",
             "admin": {row.name: f"http://{at}:{p[f'{row.name} admin']}" for row in TABLE if row.service},
@@ -100,11 +107,15 @@ class Stack:
         await self._in_thread(self._preflight)
         self._write_configurations()
         for row in TABLE:
-            self.parts[row.name] = Supervised(self._server(row), self._pool, changed=self._part_changed, died=self._part_died)
+            self.parts[row.name] = Supervised(
+                self._server(row), self._pool, changed=self._part_changed, died=self._part_died
+            )
         await self._in_thread(self._check_versions)
         postgres = self.parts["postgres"].server
         if isinstance(postgres, Postgres) and postgres.moved:
-            self._say(f"PostgreSQL cannot run as root, and another user cannot reach this place: it is in {postgres.moved}")
+            self._say(
+                f"PostgreSQL cannot run as root, and another user cannot reach this place: it is in {postgres.moved}"
+            )
         # All at once: a service waits by itself for its store and its schema, and is imported meanwhile.
         for row in TABLE:
             self._begin(row)
@@ -117,16 +128,22 @@ class Stack:
     def _preflight(self) -> None:
         """What must hold before the first process is started."""
         if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-            raise StartError(f"the servers' wheels fit x86-64 Linux, and this is {platform.machine()} {platform.system()}")
+            raise StartError(
+                f"the servers' wheels fit x86-64 Linux, and this is {platform.machine()} {platform.system()}"
+            )
         for name in self.directory.end_leftovers():
             self._say(f"ended what an earlier `market up` left running: {name}")
         busy = [f"{port} ({name})" for name, port in self.ports.items() if not spawn.is_free(port)]
         if busy:
-            raise StartError(f"already in use: port{'s' * (len(busy) > 1)} {', '.join(busy)}; choose others with --port-base")
+            raise StartError(
+                f"already in use: port{'s' * (len(busy) > 1)} {', '.join(busy)}; choose others with --port-base"
+            )
         kept = "kafka" in self.directory.versions()
         self.kafka_kind, reason = broker.choose(self.options.kafka, kept=kept)  # type: ignore[arg-type]
         if reason:
-            self._say(f"Kafka is the broker built into librdkafka, in memory: events not yet mailed are lost when it stops ({reason})")
+            self._say(
+                f"Kafka is the broker built into librdkafka, in memory: events not yet mailed are lost when it stops ({reason})"
+            )
 
     def _check_versions(self) -> None:
         for part in self.parts.values():
@@ -140,7 +157,9 @@ class Stack:
             run = self.directory.path / "run"
             run.mkdir(exist_ok=True)
             own = {name: p[name] for name in row.ports}
-            return Service(row.name, own, run, logs, config=self._configuration(row.name), env=self._environment(row.name))
+            return Service(
+                row.name, own, run, logs, config=self._configuration(row.name), env=self._environment(row.name)
+            )
         if row.name == "postgres":
             written = self.directory.versions().get("postgres", "").split(" ")[0]
             return Postgres(p["postgres"], directory, logs, self.directory.password(), wheel=written or None)
@@ -157,9 +176,13 @@ class Stack:
 
     def _environment(self, service: str) -> dict[str, str]:
         return environment(
-            service, self.ports, password=self.directory.password(), kafka=self.kafka_kind,
-            log_format=self.options.log_format, routes=self.options.routes,
-        )  # fmt: skip
+            service,
+            self.ports,
+            password=self.directory.password(),
+            kafka=self.kafka_kind,
+            log_format=self.options.log_format,
+            routes=self.options.routes,
+        )
 
     def _configuration(self, service: str) -> Path:
         if service in self.options.overrides:
@@ -179,7 +202,9 @@ class Stack:
     async def _migrate(self) -> None:
         """Brings every schema up to date; each service sees it when its own is."""
         jobs = {
-            row.name: {"config": str(self._configuration(row.name)), "env": self._environment(row.name)} for row in TABLE if row.migrates
+            row.name: {"config": str(self._configuration(row.name)), "env": self._environment(row.name)}
+            for row in TABLE
+            if row.migrates
         }
         log = self.directory.logs / "schema.log"
         process = self._start_migrations(log)
@@ -194,9 +219,13 @@ class Stack:
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as errors:
             self._migrations = subprocess.Popen(
-                [sys.executable, "-m", "market.local.schema"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
-                start_new_session=True, preexec_fn=spawn.bound_to_parent(),
-            )  # fmt: skip
+                [sys.executable, "-m", "market.local.schema"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+                preexec_fn=spawn.bound_to_parent(),
+            )
         return self._migrations
 
     async def _all_ready(self, migrating: asyncio.Task[None]) -> None:

@@ -27,7 +27,9 @@ _PROBE_SECONDS = 0.05
 class Supervised:
     """Owns one process of the stack. Lives in the event loop of the main thread, which starts the process."""
 
-    def __init__(self, server: Server, pool: Executor, *, changed: Callable[[], None], died: Callable[[str, int, float], None]) -> None:
+    def __init__(
+        self, server: Server, pool: Executor, *, changed: Callable[[], None], died: Callable[[str, int, float], None]
+    ) -> None:
         self.server = server
         self.name = server.name
         self.state: State = "waiting"

@@ -34,12 +34,33 @@ TABLE = (
     Row("mongodb", "MongoDB: the orders", {"mongodb": 8}),
     Row("kafka", "Kafka: what happened", {"kafka": 9, "kafka controller": 10}),
     Row("mail", "mail server, and its page", {"mail": 4, "smtp": 5}),
-    Row("inventory", "gRPC: the stock", {"inventory": 3, "inventory admin": 13}, ("postgres",), service=True, migrates=True),
-    Row("products", "REST: the catalogue", {"products": 1, "products admin": 11}, ("postgres", "redis", "inventory"), service=True, migrates=True),
-    Row("orders", "REST: the orders", {"orders": 2, "orders admin": 12}, ("mongodb", "kafka", "inventory", "products"), service=True, migrates=True),
+    Row(
+        "inventory",
+        "gRPC: the stock",
+        {"inventory": 3, "inventory admin": 13},
+        ("postgres",),
+        service=True,
+        migrates=True,
+    ),
+    Row(
+        "products",
+        "REST: the catalogue",
+        {"products": 1, "products admin": 11},
+        ("postgres", "redis", "inventory"),
+        service=True,
+        migrates=True,
+    ),
+    Row(
+        "orders",
+        "REST: the orders",
+        {"orders": 2, "orders admin": 12},
+        ("mongodb", "kafka", "inventory", "products"),
+        service=True,
+        migrates=True,
+    ),
     Row("notifications", "mails about orders", {"notifications admin": 14}, ("kafka", "mail"), service=True),
     Row("graphql", "GraphQL, and its page", {"graphql": 0, "graphql admin": 15}, ("products", "orders"), service=True),
-)  # fmt: skip
+)
 
 ROWS = {row.name: row for row in TABLE}
 SERVICES = tuple(row.name for row in TABLE if row.service)
@@ -53,9 +74,14 @@ def ports(base: int) -> dict[str, int]:
 
 
 def environment(
-    service: str, ports: Mapping[str, int], *, password: str = "", kafka: str = "apache", log_format: str = "console",
+    service: str,
+    ports: Mapping[str, int],
+    *,
+    password: str = "",
+    kafka: str = "apache",
+    log_format: str = "console",
     routes: Mapping[tuple[str, str], int] | None = None,
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """The variables that `config/<service>.yaml` names.
 
     `routes`: another port for what a service calls, as (service, port's name); a proxy of the fault suite, say.

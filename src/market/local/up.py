@@ -35,24 +35,35 @@ class Kafka(StrEnum):
 
 def run(
     *,
-    data: Annotated[Path, typer.Option(help="Where the data is kept for the next start.", metavar="DIR")] = Path(".market"),
+    data: Annotated[Path, typer.Option(help="Where the data is kept for the next start.", metavar="DIR")] = Path(
+        ".market"
+    ),
     kafka: Annotated[
         Kafka,
-        typer.Option(help="`apache` needs Java 17+ and Maven; `embedded` is in memory; `auto` takes Apache Kafka where it can."),
+        typer.Option(
+            help="`apache` needs Java 17+ and Maven; `embedded` is in memory; `auto` takes Apache Kafka where it can."
+        ),
     ] = Kafka.auto,
     port_base: Annotated[
         int,
         typer.Option(
             help="The first of 16 ports: GraphQL N, products N+1, orders N+2, inventory N+3, mail page N+4, SMTP N+5, then the rest.",
-            metavar="N", min=1, max=LAST_PORT_BASE,
+            metavar="N",
+            min=1,
+            max=LAST_PORT_BASE,
         ),
     ] = DEFAULT_PORT_BASE,
     empty: Annotated[bool, typer.Option("--empty", help="No demo catalogue.")] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Written when all is ready: addresses and process ids; removed at the stop.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            "--json", help="Written when all is ready: addresses and process ids; removed at the stop.", metavar="FILE"
+        ),
     ] = None,
-    overrides: Annotated[Path | None, typer.Option(hidden=True, help="YAML: by service, what is laid over its configuration; for tests.")] = None,
-) -> None:  # fmt: skip
+    overrides: Annotated[
+        Path | None, typer.Option(hidden=True, help="YAML: by service, what is laid over its configuration; for tests.")
+    ] = None,
+) -> None:
     """Start the shop on this machine: real servers and the five services. It goes on until Ctrl-C.
 
     Nothing is left running afterwards, and the data stays in DIR for the next start. What dies meanwhile is
@@ -74,7 +85,12 @@ def _options(data: Path, port_base: int, kafka: Kafka, overrides: Path | None) -
     tree: dict[str, Any] = yaml.safe_load(overrides.read_text("utf-8")) if overrides else {}
     testing = bool(tree.pop("mail_testing", False))
     return Options(
-        data, port_base, kafka.value, overrides=tree, mail_testing=testing, log_format=os.environ.get("MARKET_LOG_FORMAT", "console")
+        data,
+        port_base,
+        kafka.value,
+        overrides=tree,
+        mail_testing=testing,
+        log_format=os.environ.get("MARKET_LOG_FORMAT", "console"),
     )
 
 
@@ -156,8 +172,13 @@ async def _fill(stack: Stack, console: Console) -> None:
 def _progress(stack: Stack, console: Console) -> Iterator[None]:
     """A bar that counts what is ready and names what is not."""
     columns = (
-        SpinnerColumn(), TextColumn("Starting"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("[dim]{task.description}"),
-    )  # fmt: skip
+        SpinnerColumn(),
+        TextColumn("Starting"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.description}"),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(TABLE))
 
@@ -165,7 +186,11 @@ def _progress(stack: Stack, console: Console) -> Iterator[None]:
             while True:
                 waiting = stack.waiting()
                 more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
-                what = f"waiting for {', '.join(waiting[:3])}{more}" if stack.parts else "Maven fetches Kafka the first time"
+                what = (
+                    f"waiting for {', '.join(waiting[:3])}{more}"
+                    if stack.parts
+                    else "Maven fetches Kafka the first time"
+                )
                 progress.update(task, completed=len(TABLE) - len(waiting), description=what)
                 await asyncio.sleep(0.1)
 
@@ -215,7 +240,13 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
     console.print(table, highlight=False)
     if product is None:
         title, path = "Make a product:", addresses["products"]
-        body: dict[str, Any] = {"name": "Teapot", "description": "Holds a litre.", "price": "19.90", "currency": "EUR", "stock": 10}
+        body: dict[str, Any] = {
+            "name": "Teapot",
+            "description": "Holds a litre.",
+            "price": "19.90",
+            "currency": "EUR",
+            "stock": 10,
+        }
     else:
         title, path = "Order something:", addresses["orders"]
         body = {"user": "ann", "email": "ann@example.test", "items": [{"product_id": product, "quantity": 1}]}
@@ -229,5 +260,8 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
     console.print(addresses["mail"], highlight=False)
     data = stack.directory.path
     console.print(
-        f"\nData in {data}, logs in {stack.directory.logs}. Ctrl-C stops everything.", style="dim", highlight=False, soft_wrap=True
+        f"\nData in {data}, logs in {stack.directory.logs}. Ctrl-C stops everything.",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
     )

@@ -21,7 +21,9 @@ async def build(config: Config, process: Process, *, server: MailServer | None =
     """The consumer, ready to start. Tests may pass another mail server."""
     server = server or MailServer(config.smtp, config.mail.address)
     letters = DeadLetters(config.kafka)
-    mailing = Mailing(server, Composer(config.mail), letters.write, config.retry, process.clock, process.tracer, process.faults)
+    mailing = Mailing(
+        server, Composer(config.mail), letters.write, config.retry, process.clock, process.tracer, process.faults
+    )
     room = Room(config.memory.messages, config.memory.bytes)
     lanes = Lanes(mailing.handle, server, room, config.smtp.connections)
     reader = Reader(config.kafka, lanes, server, room, process.health, process.faults)

@@ -15,7 +15,9 @@ from market.notifications import config
 from market.notifications.domain import Message
 
 # Beside the original's own headers, which are kept.
-REASON, TIME, TOPIC, PARTITION, OFFSET = (f"dead-letter-{n}" for n in ("reason", "time", "topic", "partition", "offset"))
+REASON, TIME, TOPIC, PARTITION, OFFSET = (
+    f"dead-letter-{n}" for n in ("reason", "time", "topic", "partition", "offset")
+)
 # The letter's value was left out, because the topic took no message of that size; the origin still has it.
 OMITTED = "dead-letter-value-omitted"
 # A record without a value that says of an earlier letter of the same partition that it is done with, and how.
@@ -100,7 +102,12 @@ class DeadLetters:
             loop.call_soon_threadsafe(settle, error)
 
         self._running().produce(
-            self._config.dead_letter_topic, key=key, value=value, headers=headers, partition=partition, on_delivery=delivered
+            self._config.dead_letter_topic,
+            key=key,
+            value=value,
+            headers=headers,
+            partition=partition,
+            on_delivery=delivered,
         )
         await done
 

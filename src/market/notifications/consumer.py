@@ -52,7 +52,9 @@ class Away(Protocol):
 class Reader:
     """Owns the thread and the group membership. `start` returns when the group has answered with partitions, and their offsets are set."""
 
-    def __init__(self, kafka: config.Kafka, intake: Intake, server: Away, room: Room, health: Health, faults: Faults | None) -> None:
+    def __init__(
+        self, kafka: config.Kafka, intake: Intake, server: Away, room: Room, health: Health, faults: Faults | None
+    ) -> None:
         self._config = kafka
         self._intake = intake
         self._server = server
@@ -208,7 +210,9 @@ class Reader:
         # Without one it is a leftover of a partition that was taken from us.
         if progress is None or not progress.take(offset):
             return
-        message = Message(found.topic() or "", partition, offset, as_bytes(found.key()), as_bytes(found.value()), headers_of(found))
+        message = Message(
+            found.topic() or "", partition, offset, as_bytes(found.key()), as_bytes(found.value()), headers_of(found)
+        )
         self._room.take(message.size)
         batch.append((progress, message))
 
@@ -332,7 +336,9 @@ class Reader:
         points = {p: point for p in progresses if (point := p.to_commit()) is not None}
         if not points:
             return
-        offsets = [TopicPartition(self._config.topic, p.partition, offset, note) for p, (offset, note) in points.items()]
+        offsets = [
+            TopicPartition(self._config.topic, p.partition, offset, note) for p, (offset, note) in points.items()
+        ]
         try:
             if self._faults:
                 self._in_loop(self._faults.reach("notifications.before-commit"), 300)

@@ -53,7 +53,9 @@ class Letter:
         return f"{self.partition}-{self.offset}"
 
     def header(self, name: str) -> str:
-        return next((v.decode("utf-8", "replace") for k, v in reversed(self.headers) if k == name and v is not None), "")
+        return next(
+            (v.decode("utf-8", "replace") for k, v in reversed(self.headers) if k == name and v is not None), ""
+        )
 
     def summary(self) -> dict[str, Any]:
         origin = {"topic": self.header(clients.TOPIC), "partition": _number(self.header(clients.PARTITION))}
@@ -107,7 +109,11 @@ class Box:
     def original(self, letter: Letter) -> Message:
         """The message as it was when it was put aside. Raises KafkaException; LookupError where the topic no longer has it."""
         topic, partition, offset = self._topic, letter.partition, letter.offset
-        origin = letter.header(clients.TOPIC), _number(letter.header(clients.PARTITION)), _number(letter.header(clients.OFFSET))
+        origin = (
+            letter.header(clients.TOPIC),
+            _number(letter.header(clients.PARTITION)),
+            _number(letter.header(clients.OFFSET)),
+        )
         if letter.header(clients.OMITTED):
             topic, partition, offset = origin
         record = self._one(topic, partition, offset)
@@ -120,7 +126,9 @@ class Box:
             return
         ends = {}
         for partition in topic.partitions:
-            low, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=READ_SECONDS)
+            low, high = self._consumer.get_watermark_offsets(
+                TopicPartition(self._topic, partition), timeout=READ_SECONDS
+            )
             if low < high:
                 ends[partition] = low, high
         self._consumer.assign([TopicPartition(self._topic, p, low) for p, (low, _) in ends.items()])
@@ -175,7 +183,9 @@ async def dead_letters(config: Config, args: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dead-letters", description="What could not be mailed. An id is what `list` shows.")
+    parser = argparse.ArgumentParser(
+        prog="dead-letters", description="What could not be mailed. An id is what `list` shows."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     listing = verbs.add_parser("list", help="the open letters, oldest first")
     listing.add_argument("--all", action="store_true", help="those that are replayed or dropped too")

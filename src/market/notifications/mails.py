@@ -64,7 +64,9 @@ class Composer:
         }
         if notice.kind == "cancelled":
             # The two mails of an order are shown as one conversation.
-            headers["In-Reply-To"] = headers["References"] = self.message_id(str(events.event_id(notice.order_id, events.CREATED)))
+            headers["In-Reply-To"] = headers["References"] = self.message_id(
+                str(events.event_id(notice.order_id, events.CREATED))
+            )
         headers["Auto-Submitted"] = "auto-generated"
         if notice.request_id:
             headers["X-Request-Id"] = notice.request_id

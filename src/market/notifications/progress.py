@@ -43,7 +43,12 @@ def read_note(offset: int, note: str | None) -> tuple[int, list[int]]:
         end = offset + int(read_to)
     except ValueError:
         return offset, []
-    if version != "1" or end < offset or gaps != sorted(set(gaps)) or (gaps and not offset <= gaps[0] <= gaps[-1] < end):
+    if (
+        version != "1"
+        or end < offset
+        or gaps != sorted(set(gaps))
+        or (gaps and not offset <= gaps[0] <= gaps[-1] < end)
+    ):
         return offset, []
     return end, gaps
 
@@ -112,7 +117,13 @@ class Start:
 
 
 def start_of(
-    committed: tuple[int, str | None] | None, low: int, high: int, *, known: int | None, topic_is_new: bool, replay_missed: bool
+    committed: tuple[int, str | None] | None,
+    low: int,
+    high: int,
+    *,
+    known: int | None,
+    topic_is_new: bool,
+    replay_missed: bool,
 ) -> Start:
     """Where to begin in a partition that the broker has from `low` to `high`.
 
@@ -126,7 +137,11 @@ def start_of(
         return Start(low, alarm=f"committed {offset}, the broker has {low} to {high}")
     if known is not None:
         # The group's offsets went away under a running process, and perhaps the topic began anew.
-        return Start(known) if low <= known <= high else Start(low, alarm=f"stood at {known}, the broker has {low} to {high}")
+        return (
+            Start(known)
+            if low <= known <= high
+            else Start(low, alarm=f"stood at {known}, the broker has {low} to {high}")
+        )
     return Start(low if topic_is_new and replay_missed else high)
 
 

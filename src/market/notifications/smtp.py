@@ -122,9 +122,16 @@ class MailServer:
         """A fresh connection, greeted, encrypted and logged in as configured."""
         c = self._config
         smtp = SMTP(
-            hostname=c.host, port=c.port, timeout=c.timeout_seconds, local_hostname=self._hello, use_tls=c.tls == "tls",
-            start_tls=c.tls == "starttls", tls_context=self._tls, username=c.username, password=c.password,
-        )  # fmt: skip
+            hostname=c.host,
+            port=c.port,
+            timeout=c.timeout_seconds,
+            local_hostname=self._hello,
+            use_tls=c.tls == "tls",
+            start_tls=c.tls == "starttls",
+            tls_context=self._tls,
+            username=c.username,
+            password=c.password,
+        )
         try:
             await smtp.connect()
             if smtp.is_ehlo_or_helo_needed:

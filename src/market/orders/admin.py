@@ -45,12 +45,16 @@ def route(shop: Shop, config: Config) -> Any:
         given = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
         wrong = [f"{k}={v}" for k, v in given.items() if k not in _OPTIONS or v not in ("0", "1")]
         status = 422 if wrong else 200
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/x-ndjson")]})
+        await send(
+            {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/x-ndjson")]}
+        )
         if wrong:
             problem = {"kind": "error", "detail": f"{wrong[0][:100]}: takes repair=0|1 and topic=0|1"}
             await send({"type": "http.response.body", "body": msgspec.json.encode(problem) + b"\n"})
             return
-        async with aclosing(lines(shop, config, repair=given.get("repair") == "1", topic=given.get("topic") == "1")) as stream:  # type: ignore[type-var]
+        async with aclosing(
+            lines(shop, config, repair=given.get("repair") == "1", topic=given.get("topic") == "1")
+        ) as stream:  # type: ignore[type-var]
             async for line in stream:
                 await send({"type": "http.response.body", "body": msgspec.json.encode(line) + b"\n", "more_body": True})
         await send({"type": "http.response.body", "body": b""})
@@ -83,7 +87,12 @@ async def command(config: Config, args: list[str]) -> int:
 def _say(line: Line) -> None:
     if isinstance(line, Progress):
         if sys.stderr.isatty():
-            print(f"\r{line.step}: {line.done} of {line.total if line.total is not None else '?'}  ", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r{line.step}: {line.done} of {line.total if line.total is not None else '?'}  ",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
     elif isinstance(line, Difference):
         state = {None: "", True: " [mended]", False: " [not mended]"}[line.repaired]
         print(f"{line.difference} {line.id}{state}: {line.detail}. Likely cause: {line.cause}")

@@ -30,7 +30,9 @@ _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
 class NewLine(Struct, frozen=True, forbid_unknown_fields=True):
     product_id: Annotated[str, Meta(pattern=_UUID, extra_json_schema={"format": "uuid"}, description="A product's id.")]
-    quantity: Annotated[int, Meta(ge=1, le=MAX_QUANTITY, description="At most a million, also after lines of one product are merged.")]
+    quantity: Annotated[
+        int, Meta(ge=1, le=MAX_QUANTITY, description="At most a million, also after lines of one product are merged.")
+    ]
 
 
 class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,9 +40,17 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True):
 
     user: Annotated[str, Meta(min_length=1, max_length=200, description="Who orders; no control characters.")]
     items: Annotated[list[NewLine], Meta(min_length=1, max_length=MAX_LINES)]
-    email: Annotated[str, Meta(max_length=254, description="Where the mail goes; else to `user`, where that is an address.")] | None = None
+    email: (
+        Annotated[
+            str, Meta(max_length=254, description="Where the mail goes; else to `user`, where that is an address.")
+        ]
+        | None
+    ) = None
     expected_total: (
-        Annotated[money.TotalText, Meta(description="The total that the buyer has seen: another one is refused, and nothing is reserved.")]
+        Annotated[
+            money.TotalText,
+            Meta(description="The total that the buyer has seen: another one is refused, and nothing is reserved."),
+        ]
         | None
     ) = None
 
@@ -86,10 +96,14 @@ def parsed(given: CreateOrder) -> NewOrder:
         # The pattern's $ lets a newline pass.
         if len(line.product_id) != 36:
             raise BadInput(f"items[{i}].product_id", "must be a UUID")
-    return NewOrder(given.user, given.email, merged([(line.product_id.lower(), line.quantity) for line in given.items]), expected)
+    return NewOrder(
+        given.user, given.email, merged([(line.product_id.lower(), line.quantity) for line in given.items]), expected
+    )
 
 
-def routes(shop: Shop, order_seconds: float, other_seconds: float) -> Mapping[str, Callable[[Request], Awaitable[Response]]]:
+def routes(
+    shop: Shop, order_seconds: float, other_seconds: float
+) -> Mapping[str, Callable[[Request], Awaitable[Response]]]:
     """The four calls."""
 
     async def create(request: Request) -> Response:
@@ -141,7 +155,12 @@ def routes(shop: Shop, order_seconds: float, other_seconds: float) -> Mapping[st
             done = await service.cancel(shop, text.path_id("order", request.path_params["id"]))
         return Response(status_code=204 if done else 202)
 
-    return {"POST /api/order": create, "GET /api/order": listed, "GET /api/order/{id}": get, "DELETE /api/order/{id}": cancel}
+    return {
+        "POST /api/order": create,
+        "GET /api/order": listed,
+        "GET /api/order/{id}": get,
+        "DELETE /api/order/{id}": cancel,
+    }
 
 
 def app(shop: Shop, http: Http, tracer: Tracer, *, order_seconds: float, other_seconds: float) -> Any:

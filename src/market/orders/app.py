@@ -42,8 +42,12 @@ async def shop(config: Config, process: Process, clients: Clients | None = None)
         process.health.check("mongodb", lambda: mongo.ping(database))
         await process.health.wait_for("indexes", lambda: mongo.has_indexes(database))
         orders = Store(database, seconds=config.mongodb.timeout_seconds, me=uuid4().hex)
-        products = clients.products or Products(await stack.enter_async_context(HttpClient("products", config.products)))
-        inventory = clients.inventory or Inventory(await stack.enter_async_context(rpc.channel(config.inventory)), config.inventory)
+        products = clients.products or Products(
+            await stack.enter_async_context(HttpClient("products", config.products))
+        )
+        inventory = clients.inventory or Inventory(
+            await stack.enter_async_context(rpc.channel(config.inventory)), config.inventory
+        )
         relay = Relay(config, orders, process.clock, process.faults)
         made = Shop(orders, products, inventory, relay, process.clock, process.faults)
         try:
@@ -61,7 +65,9 @@ async def server(config: Config, process: Process, shop: Shop, *, loops: bool = 
     running = {name: _Loop(step) for name, step in _loops(shop, config)} if loops else {}
     tasks = [asyncio.create_task(background(name, loop)) for name, loop in running.items()]
     try:
-        app = api.app(shop, config.http, process.tracer, order_seconds=config.order_seconds, other_seconds=config.other_seconds)
+        app = api.app(
+            shop, config.http, process.tracer, order_seconds=config.order_seconds, other_seconds=config.other_seconds
+        )
         yield HttpServer(app, config.http.host, config.http.port, shared=config.workers > 1)
     finally:
         with suppress(TimeoutError):

@@ -42,7 +42,9 @@ class Products:
     def __init__(self, http: HttpClient) -> None:
         self._http = http
         self._decode = msgspec.json.Decoder(_Page).decode
-        self._lookup: Gather[str, Product | None] = Gather(self._fetch, name="orders.prices", most=100, under_way=4, fold=True)
+        self._lookup: Gather[str, Product | None] = Gather(
+            self._fetch, name="orders.prices", most=100, under_way=4, fold=True
+        )
 
     async def priced(self, ids: Sequence[str]) -> dict[str, Product]:
         """The products that there are, by id. Raises Unavailable."""
@@ -93,7 +95,9 @@ class Inventory:
         return self._circuit.is_open
 
     async def _call(self, method: Callable[..., Awaitable[T]], request: Any) -> T:
-        return await retrying(lambda: self._circuit(lambda: rpc.call(method, request, self._seconds)), budget=self._budget)
+        return await retrying(
+            lambda: self._circuit(lambda: rpc.call(method, request, self._seconds)), budget=self._budget
+        )
 
     async def reserve(self, order_id: UUID, wanted: Sequence[Wanted]) -> Reservation:
         """What inventory says. Raises Unavailable when nobody knows whether it holds the goods."""

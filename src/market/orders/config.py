@@ -71,6 +71,10 @@ class Config(Base, frozen=True, kw_only=True):
         if self.testing:
             return
         if self.recovery.after_seconds < 3 * self.order_seconds:
-            raise ValueError("recovery.after_seconds: must be at least three times order_seconds, or it would reject orders under way")
+            raise ValueError(
+                "recovery.after_seconds: must be at least three times order_seconds, or it would reject orders under way"
+            )
         if self.kafka.delivery_seconds >= self.recovery.claim_seconds:
-            raise ValueError("kafka.delivery_seconds: must be below recovery.claim_seconds, or two relays would send the same event")
+            raise ValueError(
+                "kafka.delivery_seconds: must be below recovery.claim_seconds, or two relays would send the same event"
+            )

@@ -140,4 +140,8 @@ _YEAR_9999 = 253_370_764_800_000
 def minted(id: UUID) -> datetime:
     """When an id of version 7 was made; for others, and where no calendar has the time, the beginning of time."""
     milliseconds = id.int >> 80
-    return datetime.fromtimestamp(milliseconds / 1000, UTC) if id.version == 7 and milliseconds < _YEAR_9999 else _BEGINNING
+    return (
+        datetime.fromtimestamp(milliseconds / 1000, UTC)
+        if id.version == 7 and milliseconds < _YEAR_9999
+        else _BEGINNING
+    )

@@ -22,7 +22,13 @@ _SERVER_TIME = Timestamp(0, 0)
 
 
 def update_of(
-    id: UUID, move: Move, *, at: datetime, entry: Entry | None = None, reason: Reason | None = None, shortages: Sequence[Shortage] = ()
+    id: UUID,
+    move: Move,
+    *,
+    at: datetime,
+    entry: Entry | None = None,
+    reason: Reason | None = None,
+    shortages: Sequence[Shortage] = (),
 ) -> tuple[Document, Document]:
     """The move as one conditional update: what must hold, and the change."""
     values: Document = {"status": move.target.value, f"{move.target.value}_at": at}
@@ -65,7 +71,12 @@ def document_of(order: Order) -> Document:
         "user": order.user,
         "email": order.email,
         "items": [
-            {"product_id": line.product_id, "name": line.name, "quantity": line.quantity, "unit_price": to_decimal128(line.unit_price)}
+            {
+                "product_id": line.product_id,
+                "name": line.name,
+                "quantity": line.quantity,
+                "unit_price": to_decimal128(line.unit_price),
+            }
             for line in order.lines
         ],
         "total": to_decimal128(order.total),
@@ -107,7 +118,9 @@ def order_of(d: Mapping[str, Any]) -> Order:
         id=d["_id"],
         user=d["user"],
         email=d["email"],
-        lines=tuple([Line(i["product_id"], i["name"], i["quantity"], from_decimal128(i["unit_price"])) for i in d["items"]]),
+        lines=tuple(
+            [Line(i["product_id"], i["name"], i["quantity"], from_decimal128(i["unit_price"])) for i in d["items"]]
+        ),
         total=from_decimal128(d["total"]),
         currency=d["currency"],
         created_at=d["created_at"],
@@ -126,7 +139,13 @@ def order_of(d: Mapping[str, Any]) -> Order:
 
 def entry_document(entry: Entry) -> Document:
     """An outbox entry as it is stored."""
-    return {"id": entry.id, "type": entry.type, "at": entry.at, "request_id": entry.request_id, "traceparent": entry.traceparent}
+    return {
+        "id": entry.id,
+        "type": entry.type,
+        "at": entry.at,
+        "request_id": entry.request_id,
+        "traceparent": entry.traceparent,
+    }
 
 
 def _entry_of(d: Mapping[str, Any]) -> Entry:

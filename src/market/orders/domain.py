@@ -227,7 +227,10 @@ def merged(lines: list[tuple[str, int]]) -> tuple[Wanted, ...]:
     for i, (product_id, quantity) in enumerate(lines):
         total = sums.get(product_id, 0) + quantity
         if total > MAX_QUANTITY:
-            raise BadInput(f"items[{i}].quantity", f"must be at most {MAX_QUANTITY} of one product in all, merged lines are {total}")
+            raise BadInput(
+                f"items[{i}].quantity",
+                f"must be at most {MAX_QUANTITY} of one product in all, merged lines are {total}",
+            )
         sums[product_id] = total
     return tuple(Wanted(product_id, quantity) for product_id, quantity in sums.items())
 
@@ -261,7 +264,9 @@ class UnknownProducts(BadInput):
         self.product_ids = product_ids
 
     def facts(self) -> dict[str, Any]:
-        return {"errors": [{"field": "items.product_id", "reason": f"there is no product {id}"} for id in self.product_ids]}
+        return {
+            "errors": [{"field": "items.product_id", "reason": f"there is no product {id}"} for id in self.product_ids]
+        }
 
 
 class OutOfStock(Conflict):
@@ -309,7 +314,12 @@ def as_contract(order: Order) -> events.Order:
         user=order.user,
         email=order.email,
         items=[
-            events.OrderLine(product_id=line.product_id, name=line.name, quantity=line.quantity, unit_price=money.write(line.unit_price))
+            events.OrderLine(
+                product_id=line.product_id,
+                name=line.name,
+                quantity=line.quantity,
+                unit_price=money.write(line.unit_price),
+            )
             for line in order.lines
         ],
         total=money.write(order.total),

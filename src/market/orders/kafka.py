@@ -176,7 +176,10 @@ def _make_topics(config: Kafka, seconds: float, again: bool) -> bool:
     # Kept in a name: a temporary one is collected and loses its work.
     admin = AdminClient({"bootstrap.servers": config.bootstrap_servers, "log_level": 2, **config.options})
     names = (events.TOPIC, events.DEAD_LETTER_TOPIC)
-    topics = [NewTopic(n, num_partitions=config.partitions, replication_factor=config.replication, config=limits) for n in names]
+    topics = [
+        NewTopic(n, num_partitions=config.partitions, replication_factor=config.replication, config=limits)
+        for n in names
+    ]
     for name, made in admin.create_topics(topics, operation_timeout=seconds, request_timeout=seconds).items():
         try:
             made.result()
@@ -193,7 +196,9 @@ def _give_limits(admin: AdminClient, names: tuple[str, ...], limits: dict[str, s
         ConfigResource(
             ConfigResource.Type.TOPIC,
             name,
-            incremental_configs=[ConfigEntry(k, v, incremental_operation=AlterConfigOpType.SET) for k, v in limits.items()],
+            incremental_configs=[
+                ConfigEntry(k, v, incremental_operation=AlterConfigOpType.SET) for k, v in limits.items()
+            ],
         )
         for name in names
     ]

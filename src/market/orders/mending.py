@@ -42,7 +42,9 @@ async def release(case: Case) -> tuple[bool, str]:
 async def reserve_again(case: Case) -> tuple[bool, str]:
     """Takes the goods of a confirmed order anew."""
     assert case.order is not None
-    answer = await case.shop.inventory.reserve(case.id, [Wanted(line.product_id, line.quantity) for line in case.order.lines])
+    answer = await case.shop.inventory.reserve(
+        case.id, [Wanted(line.product_id, line.quantity) for line in case.order.lines]
+    )
     if isinstance(answer, Short):
         short = ", ".join(f"{s.product_id} (wanted {s.wanted}, left {s.left})" for s in answer.shortages)
         return False, f"{case.detail}; short of {short}"

@@ -10,8 +10,18 @@ PENDING_AGE = Gauge("market_orders_pending_oldest_seconds", "Age of the oldest p
 OUTBOX = Gauge("market_orders_outbox_orders", "Orders with unsent events (counted to 10,000).", multiprocess_mode="max")
 OUTBOX_AGE = Gauge("market_orders_outbox_oldest_seconds", "Age of the oldest unsent event.", multiprocess_mode="max")
 RELEASE_DUE = Gauge(
-    "market_orders_release_due", "Orders whose goods are still to be given back (counted to 10,000).", multiprocess_mode="max"
+    "market_orders_release_due",
+    "Orders whose goods are still to be given back (counted to 10,000).",
+    multiprocess_mode="max",
 )
-STUCK = Gauge("market_orders_stuck_events", "Orders with an event that Kafka refused for good: alarm above 0.", multiprocess_mode="max")
-PUBLISHED = Counter("market_orders_events_total", "Events by fate: acknowledged, failed (tried again), refused (for good).", ["fate"])
-RECOVERED = Counter("market_orders_recovered_total", "What the loops finished for others: rejected, released, published.", ["what"])
+STUCK = Gauge(
+    "market_orders_stuck_events",
+    "Orders with an event that Kafka refused for good: alarm above 0.",
+    multiprocess_mode="max",
+)
+PUBLISHED = Counter(
+    "market_orders_events_total", "Events by fate: acknowledged, failed (tried again), refused (for good).", ["fate"]
+)
+RECOVERED = Counter(
+    "market_orders_recovered_total", "What the loops finished for others: rejected, released, published.", ["what"]
+)

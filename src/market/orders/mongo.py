@@ -22,9 +22,13 @@ _CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True, uuid_representation
 
 INDEXES = [
     IndexModel([("key", ASCENDING)], name="key", unique=True, partialFilterExpression={"key": {"$exists": True}}),
-    IndexModel([("user", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING), ("status", ASCENDING)], name="user"),
+    IndexModel(
+        [("user", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING), ("status", ASCENDING)], name="user"
+    ),
     IndexModel([("since", ASCENDING)], name="pending", partialFilterExpression={"status": Status.PENDING.value}),
-    IndexModel([("release_due", ASCENDING)], name="release_due", partialFilterExpression={"release_due": {"$exists": True}}),
+    IndexModel(
+        [("release_due", ASCENDING)], name="release_due", partialFilterExpression={"release_due": {"$exists": True}}
+    ),
     IndexModel(
         [("unsent_since", ASCENDING), ("claimed_at", ASCENDING)],
         name="unsent",

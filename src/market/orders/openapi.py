@@ -25,10 +25,16 @@ def build() -> dict[str, Any]:
     bad = {
         413: ("The body is over 1 MiB.", None),
         415: ("The content type is not application/json.", None),
-        422: ("A field is missing, unknown, of the wrong type or out of bounds; or the key was used with another body.", None),
+        422: (
+            "A field is missing, unknown, of the wrong type or out of bounds; or the key was used with another body.",
+            None,
+        ),
     }
     unavailable = {
-        503: ("It could not be decided now; `order_id` names the order where one was minted. Retry-After says when to ask.", None)
+        503: (
+            "It could not be decided now; `order_id` names the order where one was minted. Retry-After says when to ask.",
+            None,
+        )
     }
     return document(
         "Market: orders",
@@ -60,14 +66,37 @@ def build() -> dict[str, Any]:
                 "/api/order",
                 "listOrders",
                 "A user's orders, newest first; rejected ones are left out.",
-                {200: ("A page.", Page), 422: ("A parameter is missing, unknown or out of bounds.", None), **unavailable},
+                {
+                    200: ("A page.", Page),
+                    422: ("A parameter is missing, unknown or out of bounds.", None),
+                    **unavailable,
+                },
                 [
-                    parameter("user", "query", "Compared exactly.", {"type": "string", "minLength": 1, "maxLength": 200}, required=True),
-                    parameter("limit", "query", "Orders on the page.", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}),
                     parameter(
-                        "offset", "query", "Orders to leave out.", {"type": "integer", "minimum": 0, "maximum": 1_000_000_000, "default": 0}
+                        "user",
+                        "query",
+                        "Compared exactly.",
+                        {"type": "string", "minLength": 1, "maxLength": 200},
+                        required=True,
                     ),
-                    parameter("status", "query", "Only those.", {"type": "string", "enum": ["pending", "confirmed", "cancelled"]}),
+                    parameter(
+                        "limit",
+                        "query",
+                        "Orders on the page.",
+                        {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+                    ),
+                    parameter(
+                        "offset",
+                        "query",
+                        "Orders to leave out.",
+                        {"type": "integer", "minimum": 0, "maximum": 1_000_000_000, "default": 0},
+                    ),
+                    parameter(
+                        "status",
+                        "query",
+                        "Only those.",
+                        {"type": "string", "enum": ["pending", "confirmed", "cancelled"]},
+                    ),
                 ],
                 headers=_RETRY,
             ),

@@ -142,7 +142,9 @@ class _Run:
             yield difference
         for place in self._topic.unreadable if self._topic is not None else ():
             self.differences += 1
-            yield Difference(Kind.EVENT_UNREADABLE.value, place, CAUSES[Kind.EVENT_UNREADABLE], "partition and offset of the topic")
+            yield Difference(
+                Kind.EVENT_UNREADABLE.value, place, CAUSES[Kind.EVENT_UNREADABLE], "partition and offset of the topic"
+            )
 
     async def _read_topic(self, topic: Topic) -> AsyncIterator[Progress]:
         told: list[tuple[int, int]] = []
@@ -195,7 +197,9 @@ class _Run:
             if self._topic is not None:
                 # After the orders: what left an outbox before it was read is in the topic now.
                 await self._topic.read_on(lambda *_: None)
-            for found in await asyncio.gather(*(self._judge(id, order, ages) for id, order in zip(part, orders, strict=True))):
+            for found in await asyncio.gather(
+                *(self._judge(id, order, ages) for id, order in zip(part, orders, strict=True))
+            ):
                 for difference in found:
                     self.differences += 1
                     self.repaired += difference.repaired is True
@@ -227,10 +231,14 @@ class _Run:
                 left = stock.get(product)
                 if left is None and products[product]:
                     self.differences += 1
-                    yield Difference(Kind.NO_STOCK_ROW.value, product, CAUSES[Kind.NO_STOCK_ROW], "reservations hold some of it")
+                    yield Difference(
+                        Kind.NO_STOCK_ROW.value, product, CAUSES[Kind.NO_STOCK_ROW], "reservations hold some of it"
+                    )
                 elif left is not None and left < 0:
                     self.differences += 1
-                    yield Difference(Kind.BELOW_ZERO.value, product, CAUSES[Kind.BELOW_ZERO], f"{left} are free to sell")
+                    yield Difference(
+                        Kind.BELOW_ZERO.value, product, CAUSES[Kind.BELOW_ZERO], f"{left} are free to sell"
+                    )
 
     async def _mend(self, kind: Kind, id: UUID, order: Order | None, detail: str) -> tuple[bool | None, str]:
         """Whether it is mended (None: it has no one right answer), and what there is to say."""

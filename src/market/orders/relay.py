@@ -128,7 +128,9 @@ class Relay:
                 self._failing = False
             elif outcome.for_good:
                 _REFUSED.inc()
-                log.error("Kafka refuses an event for good", order_id=str(order_id), type=entry.type, reason=outcome.error)
+                log.error(
+                    "Kafka refuses an event for good", order_id=str(order_id), type=entry.type, reason=outcome.error
+                )
                 self._spawn(self._refuse(order_id, entry, outcome.error))
             else:
                 _FAILED.inc()

@@ -194,7 +194,9 @@ def _undecided(order_id: UUID, then: str) -> Iterator[None]:
     except Unavailable as e:
         if e.facts().get("order_id"):
             raise
-        raise Unavailable(f"the order could not be decided yet: {e}; {then}", retry_after=e.retry_after, order_id=str(order_id)) from e
+        raise Unavailable(
+            f"the order could not be decided yet: {e}; {then}", retry_after=e.retry_after, order_id=str(order_id)
+        ) from e
 
 
 async def cancel(shop: Shop, order_id: UUID) -> bool:
@@ -274,7 +276,9 @@ async def _reserve(shop: Shop, order: Order) -> Order:
     return await _move(shop, order, move)
 
 
-async def _move(shop: Shop, order: Order, move: Move, reason: Reason | None = None, shortages: tuple[Shortage, ...] = ()) -> Order:
+async def _move(
+    shop: Shop, order: Order, move: Move, reason: Reason | None = None, shortages: tuple[Shortage, ...] = ()
+) -> Order:
     at = shop.clock()
     entry = _entry(order, move, at)
     try:
@@ -303,7 +307,13 @@ async def _read(shop: Shop, order_id: UUID) -> Order:
 def _entry(order: Order, move: Move, at: datetime) -> Entry | None:
     if move.event is None:
         return None
-    return Entry(events.event_id(order.id, move.event), move.event, _milliseconds(at), context.request_id.get(), context.traceparent.get())
+    return Entry(
+        events.event_id(order.id, move.event),
+        move.event,
+        _milliseconds(at),
+        context.request_id.get(),
+        context.traceparent.get(),
+    )
 
 
 def _milliseconds(at: datetime) -> datetime:

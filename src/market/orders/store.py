@@ -74,11 +74,19 @@ class Store:
         self._add: Gather[Order, None] = Gather(
             self._insert_many, name="orders.insert", most=128, under_way=2, weight=_weight, most_weight=4000
         )
-        self._move: Gather[tuple[UUID, Document, Document], bool] = Gather(self._update_many, name="orders.update", most=128, under_way=2)
+        self._move: Gather[tuple[UUID, Document, Document], bool] = Gather(
+            self._update_many, name="orders.update", most=128, under_way=2
+        )
         # Apart from the moves: one of these that matches nothing must not make a batch of moves read again.
-        self._settle: Gather[tuple[UUID, Document, Document], bool] = Gather(self._update_many, name="orders.settle", most=128)
-        self._keys: Gather[str, tuple[UUID, bytes] | None] = Gather(self._find_keys, name="orders.keys", most=128, under_way=2, fold=True)
-        self._get: Gather[UUID, Order | None] = Gather(self._find_many, name="orders.get", most=32, under_way=4, fold=True)
+        self._settle: Gather[tuple[UUID, Document, Document], bool] = Gather(
+            self._update_many, name="orders.settle", most=128
+        )
+        self._keys: Gather[str, tuple[UUID, bytes] | None] = Gather(
+            self._find_keys, name="orders.keys", most=128, under_way=2, fold=True
+        )
+        self._get: Gather[UUID, Order | None] = Gather(
+            self._find_many, name="orders.get", most=32, under_way=4, fold=True
+        )
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The operation's result within its time. Raises Unavailable: the outcome is open. A KeyTaken or
@@ -161,7 +169,9 @@ class Store:
         document = await self._run(lambda: self._deciding.find_one({"_id": id}))
         return order_of(document) if document else None
 
-    async def listed(self, user: str, statuses: Sequence[Status], *, limit: int, offset: int, fits: Callable[[Order], bool]) -> Listed:
+    async def listed(
+        self, user: str, statuses: Sequence[Status], *, limit: int, offset: int, fits: Callable[[Order], bool]
+    ) -> Listed:
         """The user's orders, newest first, as long as `fits` takes them."""
         where = {"user": user, "status": {"$in": [s.value for s in statuses]}}
 
@@ -182,9 +192,15 @@ class Store:
     # -- moves
 
     async def move(
-        self, id: UUID, move: Move, *, at: datetime, entry: Entry | None = None, reason: Reason | None = None,
+        self,
+        id: UUID,
+        move: Move,
+        *,
+        at: datetime,
+        entry: Entry | None = None,
+        reason: Reason | None = None,
         shortages: Sequence[Shortage] = (),
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """True: it was in the move's source, and is moved. False: it is not known to be; read it. Raises Unavailable."""
         where, change = update_of(id, move, at=at, entry=entry, reason=reason, shortages=shortages)
         if move is CONFIRM:
@@ -196,7 +212,9 @@ class Store:
     async def move_and_read(self, id: UUID, move: Move, *, at: datetime, entry: Entry | None = None) -> Order | None:
         """As `move`, with the order as it is afterwards; None: it was not in the move's source."""
         where, change = update_of(id, move, at=at, entry=entry)
-        found = await self._run(lambda: self._orders.find_one_and_update(where, change, return_document=ReturnDocument.AFTER))
+        found = await self._run(
+            lambda: self._orders.find_one_and_update(where, change, return_document=ReturnDocument.AFTER)
+        )
         return order_of(found) if found else None
 
     async def released(self, id: UUID) -> None:
@@ -233,7 +251,9 @@ class Store:
         change: Document = {"$pull": {"outbox": {"id": event_id}}}
         mine = {"_id": order_id, "outbox.id": event_id, "claimed_by": self.me}
         renewed = {**change, "$currentDate": {"claimed_at": True}}
-        found = await self._run(lambda: self._orders.find_one_and_update(mine, renewed, return_document=ReturnDocument.AFTER))
+        found = await self._run(
+            lambda: self._orders.find_one_and_update(mine, renewed, return_document=ReturnDocument.AFTER)
+        )
         if found is None:
             # Claimed by another meanwhile, or gone already.
             await self._run(lambda: self._orders.update_one({"_id": order_id, "outbox.id": event_id}, change))
@@ -250,7 +270,11 @@ class Store:
 
     async def claim(self, id: UUID, claim_seconds: float, now: datetime) -> Order | None:
         """The order, if its events are nobody's just now: they are ours for `claim_seconds` of the server's time."""
-        free = {"_id": id, "unsent_since": {"$exists": True}, "claimed_at": {"$not": {"$gte": now - timedelta(seconds=claim_seconds)}}}
+        free = {
+            "_id": id,
+            "unsent_since": {"$exists": True},
+            "claimed_at": {"$not": {"$gte": now - timedelta(seconds=claim_seconds)}},
+        }
         return await self._claim(free)
 
     async def claimed(self, id: UUID) -> Order | None:
@@ -259,7 +283,9 @@ class Store:
 
     async def _claim(self, where: Document) -> Order | None:
         change = {"$set": {"claimed_by": self.me}, "$currentDate": {"claimed_at": True}}
-        found = await self._run(lambda: self._orders.find_one_and_update(where, change, return_document=ReturnDocument.AFTER))
+        found = await self._run(
+            lambda: self._orders.find_one_and_update(where, change, return_document=ReturnDocument.AFTER)
+        )
         return order_of(found) if found else None
 
     async def give_back(self, ids: Sequence[UUID]) -> None:
@@ -293,17 +319,25 @@ class Store:
     ) -> tuple[list[UUID], datetime | None]:
         """Orders whose events nobody publishes just now and wait since later than `after`, oldest first; and the `after` to go
         on with, None: there are no more."""
-        where = {"unsent_since": {"$gt": after or _NEVER}, "claimed_at": {"$not": {"$gte": now - timedelta(seconds=claim_seconds)}}}
+        where = {
+            "unsent_since": {"$gt": after or _NEVER},
+            "claimed_at": {"$not": {"$gte": now - timedelta(seconds=claim_seconds)}},
+        }
 
         async def find() -> list[Document]:
-            return await self._orders.find(where, {"unsent_since": 1}, sort=[("unsent_since", 1)], limit=limit).to_list()
+            return await self._orders.find(
+                where, {"unsent_since": 1}, sort=[("unsent_since", 1)], limit=limit
+            ).to_list()
 
         found = await self._run(find)
         return [d["_id"] for d in found], found[-1]["unsent_since"] if len(found) == limit else None
 
     async def publish_again(self, id: UUID, entry: Entry | None, at: datetime) -> bool:
         """Lets the relay publish the order's events, refused ones too, `entry` among them. Whether there was anything."""
-        change: Document = {"$set": {"unsent_since": at}, "$unset": {"claimed_by": 1, "claimed_at": 1, "stuck_since": 1}}
+        change: Document = {
+            "$set": {"unsent_since": at},
+            "$unset": {"claimed_by": 1, "claimed_at": 1, "stuck_since": 1},
+        }
         where: Document = {"_id": id, "outbox.0": {"$exists": True}}
         if entry is not None:
             at_front = {"$position": 0} if entry.type == events.CREATED else {}
@@ -364,7 +398,9 @@ class Store:
 
         async def find() -> list[Document]:
             above = {"$gt": id} if id else {"$gte": _FIRST_ID}
-            return await self._orders.find({"_id": {**above, "$lte": _LAST_ID}}, sort=[("_id", 1)], limit=limit).to_list()
+            return await self._orders.find(
+                {"_id": {**above, "$lte": _LAST_ID}}, sort=[("_id", 1)], limit=limit
+            ).to_list()
 
         return [read_order(d) for d in await self._run(find)]
 

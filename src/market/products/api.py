@@ -23,15 +23,21 @@ _NO_CONTROLS = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"}
 Name = Annotated[str, Meta(min_length=1, max_length=200, extra_json_schema=_NO_CONTROLS)]
 Description = Annotated[
     str,
-    Meta(max_length=10_000, extra_json_schema={"pattern": r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028\u2029]*$"}),
+    Meta(
+        max_length=10_000, extra_json_schema={"pattern": r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028\u2029]*$"}
+    ),
 ]
-Currency = Annotated[str, Meta(min_length=3, max_length=3, description="ISO 4217", extra_json_schema={"enum": sorted(domain.CURRENCIES)})]
+Currency = Annotated[
+    str, Meta(min_length=3, max_length=3, description="ISO 4217", extra_json_schema={"enum": sorted(domain.CURRENCIES)})
+]
 ImageUrl = Annotated[
     str,
     Meta(
         max_length=domain.MAX_URL,
         description="an https URL, or a path that begins with one slash",
-        extra_json_schema={"pattern": r"^(https://[A-Za-z0-9.-]+(/[!#-;=?-\[\]-~]*)?|/([!#-.0-;=?-\[\]-~][!#-;=?-\[\]-~]*)?)$"},
+        extra_json_schema={
+            "pattern": r"^(https://[A-Za-z0-9.-]+(/[!#-;=?-\[\]-~]*)?|/([!#-.0-;=?-\[\]-~][!#-;=?-\[\]-~]*)?)$"
+        },
     ),
 ]
 Stock = Annotated[int, Meta(ge=0, le=domain.MAX_STOCK)]
@@ -51,9 +57,13 @@ class NewProduct(Struct, forbid_unknown_fields=True, kw_only=True):
 
     def draft(self) -> Draft:
         return domain.draft(
-            name=self.name, description=self.description, price=self.price, currency=self.currency,
-            image_url=self.image_url, stock=self.stock,
-        )  # fmt: skip
+            name=self.name,
+            description=self.description,
+            price=self.price,
+            currency=self.currency,
+            image_url=self.image_url,
+            stock=self.stock,
+        )
 
 
 class ChangedProduct(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -72,9 +82,13 @@ class ChangedProduct(Struct, forbid_unknown_fields=True, kw_only=True):
 
     def draft(self) -> Draft:
         return domain.draft(
-            name=self.name, description=self.description, price=self.price, currency=self.currency,
-            image_url=self.image_url, stock=None if self.stock is UNSET else self.stock,
-        )  # fmt: skip
+            name=self.name,
+            description=self.description,
+            price=self.price,
+            currency=self.currency,
+            image_url=self.image_url,
+            stock=None if self.stock is UNSET else self.stock,
+        )
 
 
 class ProductPage(Struct, frozen=True):
@@ -109,7 +123,9 @@ _ALL = OneQuery()
 def routes(shop: Shop) -> dict[str, rest.Endpoint]:
     """The endpoints by method and path."""
     # Products read at once are one query; `fold`: the same product is read once.
-    find: Gather[UUID, Stored | None] = Gather(lambda ids: store.find(shop.db, ids), name="products.find", most=128, under_way=2, fold=True)
+    find: Gather[UUID, Stored | None] = Gather(
+        lambda ids: store.find(shop.db, ids), name="products.find", most=128, under_way=2, fold=True
+    )
 
     async def get_one(request: Request) -> Response:
         id = text.path_id("product", request.path_params["id"])

@@ -26,7 +26,9 @@ from market.products.clients import MOST
 
 log = logs.get("availability")
 
-LOOKED_UP = Counter("market_availability_total", "Products whose availability was looked up, by who knew it.", ["source"])
+LOOKED_UP = Counter(
+    "market_availability_total", "Products whose availability was looked up, by who knew it.", ["source"]
+)
 
 # What Redis being away looks like.
 AWAY = (redis.exceptions.RedisError, OSError, TimeoutError)
@@ -81,7 +83,9 @@ class Cache:
         except AWAY as e:
             # One slow answer is no news; a row of them is, once.
             if self._circuit.is_open and not self._was_away:
-                log.warning("redis does not answer: availability is asked of inventory each time", reason=type(e).__name__)
+                log.warning(
+                    "redis does not answer: availability is asked of inventory each time", reason=type(e).__name__
+                )
                 self._was_away = True
             return None
         if self._was_away:

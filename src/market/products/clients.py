@@ -32,14 +32,20 @@ class InventoryClient:
         request = CheckAvaliableRequest(product_ids=ids)
         with context.allow(self._read_seconds):
             answer = await self._circuit(
-                lambda: retrying(lambda: rpc.call(self._stub.CheckAvaliable, request, self._read_seconds), budget=self._budget, attempts=2)
+                lambda: retrying(
+                    lambda: rpc.call(self._stub.CheckAvaliable, request, self._read_seconds),
+                    budget=self._budget,
+                    attempts=2,
+                )
             )
         return {item.product_id: item.available for item in answer.items}
 
     async def set_stock(self, id: UUID, quantity: int) -> int:
         """The quantity now. Raises Unavailable, which leaves open whether it took effect; never repeated by itself."""
         try:
-            answer = await rpc.call(self._stub.SetStock, SetStockRequest(product_id=str(id), quantity=quantity), self._write_seconds)
+            answer = await rpc.call(
+                self._stub.SetStock, SetStockRequest(product_id=str(id), quantity=quantity), self._write_seconds
+            )
         except Unavailable as e:
             raise Unavailable(f"the stock could not be set: {e}") from None
         except Problem as e:

@@ -45,7 +45,10 @@ def page_statement(page: Page) -> tuple[str, list[object]]:
         if page.offset:
             limit, arguments = f"{limit} OFFSET $1", [page.offset]
         part = f"SELECT {_COLUMNS} FROM products ORDER BY {order} {limit}"
-        return f"SELECT ({total}), part.* FROM (VALUES (1)) one LEFT JOIN ({part}) part ON true ORDER BY {order}", arguments
+        return (
+            f"SELECT ({total}), part.* FROM (VALUES (1)) one LEFT JOIN ({part}) part ON true ORDER BY {order}",
+            arguments,
+        )
     statement = f"""
         WITH found AS MATERIALIZED (SELECT id, created_at, price, name FROM products WHERE {_MATCHES}),
              part AS MATERIALIZED (SELECT id FROM found ORDER BY {order} LIMIT $1 OFFSET $2)
@@ -74,7 +77,9 @@ async def find(db: Pool, ids: Sequence[UUID]) -> list[Stored | None]:
 async def find_by_key(db: Pool, key: str) -> tuple[Stored, bytes] | None:
     """The product that was made under the key, and the hash of the request that made it."""
     async with connection(db) as conn:
-        row = await conn.fetchrow(f"SELECT {_COLUMNS}, version, request_hash FROM products WHERE idempotency_key = $1", key)
+        row = await conn.fetchrow(
+            f"SELECT {_COLUMNS}, version, request_hash FROM products WHERE idempotency_key = $1", key
+        )
     return None if row is None else (_stored(row), row["request_hash"])
 
 
@@ -88,9 +93,15 @@ async def insert(db: Pool, id: UUID, draft: Draft, key: str | None) -> Stored | 
             ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
             RETURNING {_COLUMNS}, version
             """,
-            id, draft.name, draft.description, draft.price, draft.currency, draft.image_url,
-            key, draft.fingerprint() if key is not None else None,
-        )  # fmt: skip
+            id,
+            draft.name,
+            draft.description,
+            draft.price,
+            draft.currency,
+            draft.image_url,
+            key,
+            draft.fingerprint() if key is not None else None,
+        )
     return None if row is None else _stored(row)
 
 
@@ -104,8 +115,14 @@ async def update(db: Pool, id: UUID, draft: Draft, versions: Sequence[int] | Non
             WHERE id = $1 AND ($7::bigint[] IS NULL OR version = ANY($7))
             RETURNING {_COLUMNS}, version
             """,
-            id, draft.name, draft.description, draft.price, draft.currency, draft.image_url, versions,
-        )  # fmt: skip
+            id,
+            draft.name,
+            draft.description,
+            draft.price,
+            draft.currency,
+            draft.image_url,
+            versions,
+        )
     return None if row is None else _stored(row)
 
 

@@ -100,7 +100,9 @@ BREAKS: dict[str, Callable[[Any], None]] = {
 class Breaker(importlib.abc.MetaPathFinder):
     """Lets the module load as it is, and breaks it then."""
 
-    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Any, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if name not in BREAKS:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)

@@ -21,9 +21,15 @@ VERSION = "4.4.0"
 _PACKAGE = Path(str(files("market.local.kafka")))
 # A heap that stays near what is in use: left alone it grows to its limit and stays there.
 _JVM = [
-    "-Xmx128m", "-XX:MinHeapFreeRatio=10", "-XX:MaxHeapFreeRatio=30", "-Xss512k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
-    "-XX:-UsePerfData", "-XX:+ExitOnOutOfMemoryError",
-]  # fmt: skip
+    "-Xmx128m",
+    "-XX:MinHeapFreeRatio=10",
+    "-XX:MaxHeapFreeRatio=30",
+    "-Xss512k",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:-UsePerfData",
+    "-XX:+ExitOnOutOfMemoryError",
+]
 _LOGGING = [
     "-Dlog4j2.loggerContextFactory=org.apache.logging.log4j.simple.SimpleLoggerContextFactory",
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
@@ -62,9 +68,15 @@ class ApacheKafka(Server):
     kind = "apache"
 
     def __init__(
-        self, port: int, controller_port: int, directory: Path, logs: Path, *,
-        advertised: int | None = None, settings: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        port: int,
+        controller_port: int,
+        directory: Path,
+        logs: Path,
+        *,
+        advertised: int | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__("kafka", port, directory, logs)
         self.controller_port = controller_port
         self._advertised = advertised or port
@@ -96,7 +108,12 @@ class ApacheKafka(Server):
 
     def before_start(self) -> None:
         text = (_PACKAGE / "server.properties").read_text()
-        values = {"PORT": self.port, "CPORT": self.controller_port, "ADVERTISED": self._advertised, "DATA": self.directory / "data"}
+        values = {
+            "PORT": self.port,
+            "CPORT": self.controller_port,
+            "ADVERTISED": self._advertised,
+            "DATA": self.directory / "data",
+        }
         for name, value in values.items():
             text = text.replace(f"@{name}@", str(value))
         text += "".join(f"{key}={value}\n" for key, value in self._settings.items())
@@ -112,7 +129,9 @@ class ApacheKafka(Server):
             self._new_archive = archive.with_name(f"classes.{uuid.uuid4().hex}.new")
             sharing = [f"-XX:ArchiveClassesAtExit={self._new_archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
         java = shutil.which("java") or "java"
-        return spawn.Command([java, *_JVM, *sharing, *_LOGGING, "-cp", _classpath(), "kafka.Kafka", self.directory / "server.properties"])
+        return spawn.Command(
+            [java, *_JVM, *sharing, *_LOGGING, "-cp", _classpath(), "kafka.Kafka", self.directory / "server.properties"]
+        )
 
     def after_stop(self) -> None:
         self._keep_archive()
@@ -158,9 +177,21 @@ def fetch() -> None:
         raise StartError(f"Apache Kafka's jars cannot be kept in {libs.parent}: {e.strerror}") from None
     try:
         done = subprocess.run(
-            ["mvn", "-q", "-B", "-C", "-f", str(_PACKAGE / "pom.xml"), "dependency:copy-dependencies", f"-DoutputDirectory={new}"],
-            capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                "mvn",
+                "-q",
+                "-B",
+                "-C",
+                "-f",
+                str(_PACKAGE / "pom.xml"),
+                "dependency:copy-dependencies",
+                f"-DoutputDirectory={new}",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
         if done.returncode:
             lines = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["no reason given"]
             raise StartError(f"Maven could not fetch Apache Kafka: {lines[0].removeprefix('[ERROR] ')[:300]}")
@@ -213,12 +244,27 @@ def _format() -> Path:
     properties.write_text(text)
     try:
         done = subprocess.run(
-            [shutil.which("java") or "java", *_JVM, *_LOGGING, "-cp", _classpath(),
-             "kafka.tools.StorageTool", "format", "--config", str(properties), f"--cluster-id={_new_id()}"],
-            capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                shutil.which("java") or "java",
+                *_JVM,
+                *_LOGGING,
+                "-cp",
+                _classpath(),
+                "kafka.tools.StorageTool",
+                "format",
+                "--config",
+                str(properties),
+                f"--cluster-id={_new_id()}",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
         if done.returncode:
-            raise StartError(f"Apache Kafka could not format its folder: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+            raise StartError(
+                f"Apache Kafka could not format its folder: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+            )
         _publish(new / "data", template)
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -21,7 +21,15 @@ class EmbeddedKafka(Server):
 
     def command(self) -> spawn.Command:
         return spawn.Command(
-            [sys.executable, "-m", "market.local.kafka.embedded", "--port", str(self.port), "--advertised", str(self._advertised)]
+            [
+                sys.executable,
+                "-m",
+                "market.local.kafka.embedded",
+                "--port",
+                str(self.port),
+                "--advertised",
+                str(self._advertised),
+            ]
         )
 
     def probe(self) -> bool:

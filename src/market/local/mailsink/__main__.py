@@ -23,14 +23,18 @@ from market.local.mailsink.web import app
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m market.local.mailsink", description="Takes every mail and shows it on a page.")
+    parser = argparse.ArgumentParser(
+        prog="python -m market.local.mailsink", description="Takes every mail and shows it on a page."
+    )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", type=int, required=True, help="of the page and the JSON API")
     parser.add_argument("--smtp-port", type=int, required=True)
     parser.add_argument("--directory", type=Path, required=True, help="where the mails are kept")
     parser.add_argument("--testing", action="store_true", help="POST /api/faults makes it misbehave")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="demand this login")
-    parser.add_argument("--tls", metavar="PEM", type=Path, help="demand STARTTLS, with the certificate and key in this file")
+    parser.add_argument(
+        "--tls", metavar="PEM", type=Path, help="demand STARTTLS, with the certificate and key in this file"
+    )
     return parser.parse_args()
 
 
@@ -44,10 +48,17 @@ async def _main(options: argparse.Namespace) -> None:
 
     def session() -> SMTP:
         return SMTP(
-            handler, hostname="mail.market.test", ident="Market mail sink", enable_SMTPUTF8=True, timeout=300, tls_context=tls,
-            require_starttls=tls is not None, auth_required=bool(options.auth), auth_require_tls=tls is not None,
+            handler,
+            hostname="mail.market.test",
+            ident="Market mail sink",
+            enable_SMTPUTF8=True,
+            timeout=300,
+            tls_context=tls,
+            require_starttls=tls is not None,
+            auth_required=bool(options.auth),
+            auth_require_tls=tls is not None,
             authenticator=Authenticator(options.auth) if options.auth else None,
-        )  # fmt: skip
+        )
 
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()

@@ -59,7 +59,11 @@ class _Index:
     def to(self, recipient: str) -> list[int]:
         """Where the mails to this address stand, oldest first."""
         wanted = hash(recipient.casefold())
-        return [self.starts[number] for known, number in zip(self._recipients, self._numbers, strict=False) if known == wanted]
+        return [
+            self.starts[number]
+            for known, number in zip(self._recipients, self._numbers, strict=False)
+            if known == wanted
+        ]
 
     def of(self, id: str) -> list[int]:
         """Where the mail of this id may stand."""

@@ -69,7 +69,9 @@ class Handler:
         session.host_name = hostname
         return f"250 {server.hostname}"
 
-    async def handle_EHLO(self, server: SMTP, session: Any, _envelope: Any, hostname: str, responses: list[str]) -> list[str]:
+    async def handle_EHLO(
+        self, server: SMTP, session: Any, _envelope: Any, hostname: str, responses: list[str]
+    ) -> list[str]:
         if refusal := await self._fault("connect", server, []):
             return [refusal]
         session.host_name = hostname
@@ -107,5 +109,9 @@ class Authenticator:
         self._user, _, self._password = login.partition(":")
 
     def __call__(self, _server: SMTP, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
-        good = isinstance(data, LoginPassword) and data.login == self._user.encode() and data.password == self._password.encode()
+        good = (
+            isinstance(data, LoginPassword)
+            and data.login == self._user.encode()
+            and data.password == self._password.encode()
+        )
         return AuthResult(success=good, handled=False)

@@ -27,9 +27,7 @@ def app(mailbox: Mailbox, handler: Handler, *, testing: bool) -> Starlette:
 
     async def index(_: Request) -> Response:
         # The mails come from strangers; nothing of theirs may run or be fetched.
-        policy = (
-            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; frame-src 'self'"
-        )
+        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; frame-src 'self'"
         return Response(page, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": policy})
 
     async def messages(request: Request) -> Response:

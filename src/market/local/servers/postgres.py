@@ -101,7 +101,10 @@ class Postgres(Server):
         """PostgreSQL refuses to run as root: choose another user, and places that this user reaches."""
         owner = self.data.stat().st_uid if self.data.exists() else 0
         self._user = _unprivileged(owner)
-        temporary = Path(tempfile.gettempdir()) / f"market-{hashlib.sha256(str(self.directory.resolve()).encode()).hexdigest()[:12]}"
+        temporary = (
+            Path(tempfile.gettempdir())
+            / f"market-{hashlib.sha256(str(self.directory.resolve()).encode()).hexdigest()[:12]}"
+        )
         if not _reachable(self.directory.resolve()):
             self.directory = self._moved = temporary / "postgres"
             if self.data.exists():
@@ -133,10 +136,17 @@ class Postgres(Server):
     def _run(self, args: Sequence[str | Path], *, text: str | None = None, cwd: Path) -> None:
         user = self._user
         done = subprocess.run(
-            [str(a) for a in args], input=text, capture_output=True, text=True, check=False, cwd=cwd,
-            user=user.pw_uid if user else None, group=user.pw_gid if user else None, extra_groups=[] if user else None,
+            [str(a) for a in args],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=cwd,
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
             env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"},
-        )  # fmt: skip
+        )
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
             raise StartError(f"PostgreSQL: {Path(args[0]).name} failed: {lines[-1]}")
@@ -163,10 +173,24 @@ class Postgres(Server):
             os.chown(secret, self._user.pw_uid, self._user.pw_gid)
         try:
             self._run(
-                [self._root / "bin" / "initdb", "-D", new, "-U", "postgres", "--auth=scram-sha-256", "--pwfile", secret,
-                 "--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions", "--no-sync"],
+                [
+                    self._root / "bin" / "initdb",
+                    "-D",
+                    new,
+                    "-U",
+                    "postgres",
+                    "--auth=scram-sha-256",
+                    "--pwfile",
+                    secret,
+                    "--encoding=UTF8",
+                    "--locale=C",
+                    "--locale-provider=builtin",
+                    "--builtin-locale=C.UTF-8",
+                    "--no-instructions",
+                    "--no-sync",
+                ],
                 cwd=new,
-            )  # fmt: skip
+            )
             statements = [
                 line
                 for name in DATABASES
@@ -176,7 +200,11 @@ class Postgres(Server):
                     f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC",
                 )
             ]
-            self._run([self._root / "bin" / "postgres", "--single", "-D", new, "postgres"], text="\n".join(statements) + "\n", cwd=new)
+            self._run(
+                [self._root / "bin" / "postgres", "--single", "-D", new, "postgres"],
+                text="\n".join(statements) + "\n",
+                cwd=new,
+            )
         finally:
             secret.unlink(missing_ok=True)
         # All files of the new cluster to disk in one go; initdb would do it before the databases are there.

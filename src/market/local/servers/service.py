@@ -17,7 +17,9 @@ from market.local.servers.mail import http_ok
 class Service(Server):
     stop_seconds = 25.0  # Above what the configuration gives to what is in flight.
 
-    def __init__(self, name: str, ports: Mapping[str, int], directory: Path, logs: Path, *, config: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, ports: Mapping[str, int], directory: Path, logs: Path, *, config: Path, env: Mapping[str, str]
+    ) -> None:
         super().__init__(name, next(iter(ports.values())), directory, logs)
         self._ports = dict(ports)
         self.admin_port = ports[f"{name} admin"]

@@ -114,7 +114,12 @@ def every_answer_was_true(facts: Facts) -> Violations:
     by_key = {o.key: o for o in facts.orders.values() if o.key}
     last: dict[str, Call] = {}
     for call in facts.calls:
-        if call.operation == "place" and call.status and call.status < 500 and call.ended > getattr(last.get(call.key), "ended", -1.0):
+        if (
+            call.operation == "place"
+            and call.status
+            and call.status < 500
+            and call.ended > getattr(last.get(call.key), "ended", -1.0)
+        ):
             last[call.key] = call
     for key, call in last.items():
         if call.status in (409, 422) and (order := by_key.get(key)) is not None and order.status == "confirmed":

@@ -19,14 +19,20 @@ from market.local.torture.run import Report, Settings, run
 
 
 def torture(
-    seed: Annotated[list[int] | None, typer.Option(help="Draws the faults and the orders; give it again for another run.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Draws the faults and the orders; give it again for another run.")
+    ] = None,
     kills: Annotated[int, typer.Option(help="How many processes are killed in each run.", min=0)] = 200,
     clients: Annotated[int, typer.Option(help="Clients that order at the same time.", min=1)] = 12,
     most_seconds: Annotated[float, typer.Option(help="The longest time for which a store stands still.", min=1)] = 20.0,
-    kafka: Annotated[str, typer.Option(help="auto, apache or embedded (the embedded one forgets when killed).")] = "auto",
+    kafka: Annotated[
+        str, typer.Option(help="auto, apache or embedded (the embedded one forgets when killed).")
+    ] = "auto",
     port_base: Annotated[int, typer.Option(help="The first port; 36 are used.")] = 8280,
     data: Annotated[Path | None, typer.Option(help="Keeps everything of the run in this empty directory.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Writes the report here (Markdown), and the raw figures beside it (JSON).")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Writes the report here (Markdown), and the raw figures beside it (JSON).")
+    ] = None,
 ) -> None:
     """Kill every process of a shop, time and again, while clients order; then check that nothing was lost or sold twice.
 
@@ -43,7 +49,13 @@ def torture(
             here.mkdir(parents=True, exist_ok=True)
             here.chmod(0o755)
             settings = Settings(
-                directory=here, seed=number, kills=kills, clients=clients, most_seconds=most_seconds, kafka=kafka, port_base=port_base
+                directory=here,
+                seed=number,
+                kills=kills,
+                clients=clients,
+                most_seconds=most_seconds,
+                kafka=kafka,
+                port_base=port_base,
             )
             reports.append(_show(settings, console))
             _say(reports[-1], console)
@@ -70,7 +82,9 @@ def _write(reports: list[Report], path: Path, options: str) -> None:
 
 def _say(r: Report, console: Console) -> None:
     verdict = "[green]clean[/green]" if r.clean else "[red]VIOLATIONS[/red]"
-    console.print(f"seed {r.seed}: {r.kills} kills, {r.placed} orders placed, {r.mails_repeated} mails repeated, {verdict}")
+    console.print(
+        f"seed {r.seed}: {r.kills} kills, {r.placed} orders placed, {r.mails_repeated} mails repeated, {verdict}"
+    )
     for check, found in r.violations.items():
         for sentence in found[:10]:
             console.print(f"  [red]{check}[/red]: {sentence}", highlight=False)

@@ -65,7 +65,9 @@ async def reservations(stores: Stores) -> dict[str, ReservationFact]:
         rows = await conn.fetch("SELECT id, status, product_ids, quantities FROM reservations")
         return {
             str(r["id"]): ReservationFact(
-                id=str(r["id"]), status=r["status"], items=dict(zip(map(str, r["product_ids"]), r["quantities"], strict=True))
+                id=str(r["id"]),
+                status=r["status"],
+                items=dict(zip(map(str, r["product_ids"]), r["quantities"], strict=True)),
             )
             for r in rows
         }
@@ -77,7 +79,9 @@ async def stock(stores: Stores, products: list[str]) -> dict[str, int]:
     """What is free to sell, by product."""
     conn = await asyncpg.connect(**stores.inventory)
     try:
-        rows = await conn.fetch("SELECT product_id, quantity FROM inventory WHERE product_id = ANY ($1)", [UUID(p) for p in products])
+        rows = await conn.fetch(
+            "SELECT product_id, quantity FROM inventory WHERE product_id = ANY ($1)", [UUID(p) for p in products]
+        )
         return {str(r["product_id"]): r["quantity"] for r in rows}
     finally:
         await conn.close()
@@ -153,7 +157,9 @@ async def mails(stores: Stores) -> list[MailFact]:
     found: list[MailFact] = []
     async with aiohttp.ClientSession() as http:
         while True:
-            async with http.get(f"{stores.mail}/api/messages", params={"limit": "1000", "offset": str(len(found))}) as response:
+            async with http.get(
+                f"{stores.mail}/api/messages", params={"limit": "1000", "offset": str(len(found))}
+            ) as response:
                 response.raise_for_status()
                 page = await response.json()
             found += [MailFact(m["message_id"], str(m["to"])) for m in page["items"]]

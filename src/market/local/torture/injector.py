@@ -103,9 +103,15 @@ class Injector:
                 while self._load.last_success < over:
                     await asyncio.sleep(0.01)
         outcome = Outcome(
-            number=number, what=str(disturbance), is_kill=disturbance.is_kill, target=disturbance.target, began=began,
-            over=over, hit=hit, in_flight=in_flight,
-        )  # fmt: skip
+            number=number,
+            what=str(disturbance),
+            is_kill=disturbance.is_kill,
+            target=disturbance.target,
+            began=began,
+            over=over,
+            hit=hit,
+            in_flight=in_flight,
+        )
         self.outcomes.append(outcome)
         return outcome
 

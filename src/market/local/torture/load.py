@@ -25,7 +25,14 @@ CREATE = """mutation($input: CreateOrderInput!, $key: String) {
 DELETE = "mutation($id: ID!) { deleteOrder(id: $id) { id status } }"
 READ = "query($id: ID!) { order(id: $id) { id status } }"
 # What the gateway's codes are in REST.
-STATUS_OF = {"OUT_OF_STOCK": 409, "PRICE_CHANGED": 409, "ORDER_CANCELLED": 409, "CONFLICT": 409, "BAD_INPUT": 422, "NOT_FOUND": 404}
+STATUS_OF = {
+    "OUT_OF_STOCK": 409,
+    "PRICE_CHANGED": 409,
+    "ORDER_CANCELLED": 409,
+    "CONFLICT": 409,
+    "BAD_INPUT": 422,
+    "NOT_FOUND": 404,
+}
 
 
 @dataclass
@@ -59,7 +66,9 @@ class Load:
     async def run(self) -> None:
         """Until `stop()`; every order that was begun is asked for to the end."""
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=20)
-        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=self.patience)) as http:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=self.patience)
+        ) as http:
             await asyncio.gather(*(self._client(http, n) for n in range(self.clients)))
 
     def stop(self) -> None:
@@ -92,13 +101,17 @@ class Load:
         answer = await self._until_final(http, rng, "place", key=key, items=items, user=user)
         if rng.random() < 0.1:
             # A client that lost the answer asks again; sometimes two at once.
-            await asyncio.gather(*(self._call(http, rng, "place", key=key, items=items, user=user) for _ in range(rng.choice([1, 2]))))
+            await asyncio.gather(
+                *(self._call(http, rng, "place", key=key, items=items, user=user) for _ in range(rng.choice([1, 2])))
+            )
         return answer.order_id if answer.status in (200, 201) else ""
 
     async def _cancel(self, http: aiohttp.ClientSession, rng: random.Random, order_id: str) -> None:
         await self._until_final(http, rng, "cancel", order_id=order_id)
 
-    async def _until_final(self, http: aiohttp.ClientSession, rng: random.Random, operation: Operation, **about: Any) -> Answer:
+    async def _until_final(
+        self, http: aiohttp.ClientSession, rng: random.Random, operation: Operation, **about: Any
+    ) -> Answer:
         until = self.history.now() + self.stubborn
         pause = 0.1
         while True:
@@ -109,10 +122,19 @@ class Load:
             pause = min(1.0, pause * 2)
 
     async def _call(
-        self, http: aiohttp.ClientSession, rng: random.Random, operation: Operation, *,
-        key: str = "", items: dict[str, int] | None = None, user: str = "", order_id: str = "",
-    ) -> Answer:  # fmt: skip
-        via: Literal["rest", "graphql"] = rng.choice(["rest", "graphql"]) if operation in ("place", "cancel", "read") else "rest"
+        self,
+        http: aiohttp.ClientSession,
+        rng: random.Random,
+        operation: Operation,
+        *,
+        key: str = "",
+        items: dict[str, int] | None = None,
+        user: str = "",
+        order_id: str = "",
+    ) -> Answer:
+        via: Literal["rest", "graphql"] = (
+            rng.choice(["rest", "graphql"]) if operation in ("place", "cancel", "read") else "rest"
+        )
         began = self.history.now()
         placing = operation == "place"
         self.in_flight += placing
@@ -143,7 +165,9 @@ class Load:
         )
         return answer
 
-    async def _rest(self, http: aiohttp.ClientSession, operation: str, key: str, items: dict[str, int], user: str, order_id: str) -> Answer:
+    async def _rest(
+        self, http: aiohttp.ClientSession, operation: str, key: str, items: dict[str, int], user: str, order_id: str
+    ) -> Answer:
         base = f"{self.urls['orders']}/api/order"
         if operation == "browse":
             request = http.get(f"{self.urls['products']}/api/product", params={"limit": "20"})
@@ -172,13 +196,19 @@ class Load:
         else:
             query, name = (DELETE, "deleteOrder") if operation == "cancel" else (READ, "order")
             variables = {"id": order_id}
-        async with http.post(f"{self.urls['graphql']}/graphql", json={"query": query, "variables": variables}) as response:
+        async with http.post(
+            f"{self.urls['graphql']}/graphql", json={"query": query, "variables": variables}
+        ) as response:
             told: Any = msgspec.json.decode(await response.read())
             status = response.status
         if status >= 400 and not told.get("errors"):
             return Answer(status)
         if errors := told.get("errors"):
             extensions = errors[0].get("extensions", {})
-            return Answer(STATUS_OF.get(extensions.get("code", ""), 503), extensions.get("orderId", ""), detail=errors[0]["message"][:200])
+            return Answer(
+                STATUS_OF.get(extensions.get("code", ""), 503),
+                extensions.get("orderId", ""),
+                detail=errors[0]["message"][:200],
+            )
         order = told["data"][name]
         return Answer(200, order["id"], order["status"])

@@ -50,7 +50,9 @@ class Disturbance(Struct, frozen=True):
 def plan(seed: int, kills: int, *, most_seconds: float = 20.0) -> list[Disturbance]:
     """`kills` kills spread evenly over every process, and after every third one something else."""
     rng = random.Random(seed)
-    kinds = [Disturbance("kill", name) for name in (*SERVICES, *STORES)] + [Disturbance("terminate", name) for name in SERVICES]
+    kinds = [Disturbance("kill", name) for name in (*SERVICES, *STORES)] + [
+        Disturbance("terminate", name) for name in SERVICES
+    ]
     deaths: list[Disturbance] = []
     while len(deaths) < kills:
         deaths += rng.sample(kinds, len(kinds))
@@ -75,7 +77,9 @@ def _others(rng: random.Random, most: float) -> Iterator[Disturbance]:
         acts: tuple[Act, ...] = ("delay", "cut", "blackhole")
         for act in acts:
             service, port = rng.choice(ARROWS)
-            round_.append(Disturbance(act, f"{service} -> {port}", how_long(), "0.3 s each way" if act == "delay" else ""))
+            round_.append(
+                Disturbance(act, f"{service} -> {port}", how_long(), "0.3 s each way" if act == "delay" else "")
+            )
         round_.append(Disturbance("mail", "mail", how_long(), rng.choice(MAIL_MODES)))
         round_.append(Disturbance("full disk", "mail", how_long()))
         round_.append(Disturbance("clock", "orders", 0, f"{rng.choice([-3600, -60, 60, 3600])} s"))

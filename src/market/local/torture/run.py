@@ -37,7 +37,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "inventory": {"testing": True},
     "orders": {
         "testing": True,
-        "recovery": {"after_seconds": RECOVERY_SECONDS, "interval_seconds": 0.5, "claim_seconds": 5, "relay_interval_seconds": 0.5},
+        "recovery": {
+            "after_seconds": RECOVERY_SECONDS,
+            "interval_seconds": 0.5,
+            "claim_seconds": 5,
+            "relay_interval_seconds": 0.5,
+        },
         "kafka": {"delivery_seconds": 4},
         "faults": {"clock_offset_seconds": 0},
     },
@@ -101,24 +106,38 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 async def run(
-    settings: Settings, *, say: Callable[[str], None] = lambda _: None, step: Callable[[int, int, str], None] = lambda *_: None
+    settings: Settings,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    step: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Report:
     """Plays the whole plan and answers the report. `step(done, of, what)` is told of the progress."""
     drawn = plan(settings.seed, settings.kills, most_seconds=settings.most_seconds)
     network = Network(ports(settings.port_base), settings.port_base + 20)
     options = Options(
-        data=settings.directory / "data", port_base=settings.port_base, kafka=settings.kafka, log_format="json", mail_testing=True,
-        overrides=_merged(OVERRIDES, settings.overrides), routes=network.routes, kafka_advertised=network.kafka_advertised,
-    )  # fmt: skip
+        data=settings.directory / "data",
+        port_base=settings.port_base,
+        kafka=settings.kafka,
+        log_format="json",
+        mail_testing=True,
+        overrides=_merged(OVERRIDES, settings.overrides),
+        routes=network.routes,
+        kafka_advertised=network.kafka_advertised,
+    )
     history = History(settings.directory / "history.jsonl")
     with history:
         return await _play(settings, drawn, network, options, history, say, step)
 
 
 async def _play(
-    settings: Settings, drawn: list[Disturbance], network: Network, options: Options, history: History,
-    say: Callable[[str], None], step: Callable[[int, int, str], None],
-) -> Report:  # fmt: skip
+    settings: Settings,
+    drawn: list[Disturbance],
+    network: Network,
+    options: Options,
+    history: History,
+    say: Callable[[str], None],
+    step: Callable[[int, int, str], None],
+) -> Report:
     began = time.monotonic()
     async with network, Stack(options, say=say) as stack:
         await stack.start()
@@ -164,9 +183,12 @@ def stores_of(stack: Stack) -> read.Stores:
     """The stores themselves, past every proxy but Kafka's, which advertises its own."""
     urls = stack.urls
     postgres = {
-        "host": "127.0.0.1", "port": stack.ports["postgres"], "user": "inventory", "password": stack.directory.password(),
+        "host": "127.0.0.1",
+        "port": stack.ports["postgres"],
+        "user": "inventory",
+        "password": stack.directory.password(),
         "database": "inventory",
-    }  # fmt: skip
+    }
     return read.Stores(urls["mongodb"], postgres, urls["kafka"], urls["mail"])
 
 
@@ -241,7 +263,10 @@ class _Keeper:
                 while True:
                     began = self._history.now()
                     try:
-                        await stub.AddStock(inventory_pb2.AddStockRequest(movement_id=movement, product_id=product, delta=delta), timeout=3)
+                        await stub.AddStock(
+                            inventory_pb2.AddStockRequest(movement_id=movement, product_id=product, delta=delta),
+                            timeout=3,
+                        )
                     except grpc.aio.AioRpcError as e:
                         self._note(began, 0, product, delta, e.code().name)
                         await asyncio.sleep(0.3)
@@ -253,7 +278,15 @@ class _Keeper:
     def _note(self, began: float, status: int, product: str, delta: int, detail: str) -> None:
         now = self._history.now()
         self._history.add(
-            Call(operation="restock", via="grpc", began=began, ended=now, status=status, items={product: delta}, detail=detail)
+            Call(
+                operation="restock",
+                via="grpc",
+                began=began,
+                ended=now,
+                status=status,
+                items={product: delta},
+                detail=detail,
+            )
         )
 
 
@@ -274,14 +307,26 @@ async def settle(stores: read.Stores, seconds: float) -> float:
     return time.monotonic() - began
 
 
-async def collect(stores: read.Stores, history: History, start: dict[str, int], keeper: Any, *, disturbed: bool, admin: str) -> Facts:
+async def collect(
+    stores: read.Stores, history: History, start: dict[str, int], keeper: Any, *, disturbed: bool, admin: str
+) -> Facts:
     """Everything that the checker wants to know, read from the stores."""
     events, dead = await read.topic(stores)
     return Facts(
-        calls=history.calls, orders=await read.orders(stores), reservations=await read.reservations(stores), start=start,
-        restocked=keeper.restocked, left=await read.stock(stores, list(start)), samples=keeper.samples, events=events, dead_letters=dead,
-        mails=await read.mails(stores), disturbed=disturbed, recovery_seconds=RECOVERY_SECONDS + 5, differences=await differences(admin),
-    )  # fmt: skip
+        calls=history.calls,
+        orders=await read.orders(stores),
+        reservations=await read.reservations(stores),
+        start=start,
+        restocked=keeper.restocked,
+        left=await read.stock(stores, list(start)),
+        samples=keeper.samples,
+        events=events,
+        dead_letters=dead,
+        mails=await read.mails(stores),
+        disturbed=disturbed,
+        recovery_seconds=RECOVERY_SECONDS + 5,
+        differences=await differences(admin),
+    )
 
 
 async def differences(admin: str) -> list[str]:
@@ -300,7 +345,9 @@ def _merged(base: dict[str, dict[str, Any]], over: dict[str, dict[str, Any]]) ->
     return {name: {**base.get(name, {}), **over.get(name, {})} for name in base.keys() | over.keys()}
 
 
-def _report(settings: Settings, kafka: str, seconds: float, settled_after: float, facts: Facts, outcomes: list[Outcome]) -> Report:
+def _report(
+    settings: Settings, kafka: str, seconds: float, settled_after: float, facts: Facts, outcomes: list[Outcome]
+) -> Report:
     by_status = [o.status for o in facts.orders.values()]
     places = [c for c in facts.calls if c.operation == "place"]
     return Report(
