@@ -20,10 +20,11 @@ COPY deploy/image/strip.py /build/strip.py
 RUN python3 /build/strip.py /opt/market/lib
 # The service's own package, and what all share.
 COPY src/market /build/market
+COPY dev/market_dev /build/market_dev
 RUN mkdir -p /opt/market/app/market && cd /build/market && \
     own=${SERVICE} && if [ "$own" = testbed ]; then own=local; fi && \
     cp -r __init__.py kit contracts "$own" /opt/market/app/market/ && \
-    rm -rf /opt/market/app/market/local/torture /opt/market/app/market/local/kafka
+    rm -rf /opt/market/app/dev/market_dev/chaos /opt/market/app/dev/market_dev/stack/kafka
 # Compiled here, for the root file system is read-only where it runs; by hash, so that two builds give the same bytes.
 RUN PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash /opt/market/lib /opt/market/app
 

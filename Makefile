@@ -13,7 +13,7 @@ help: ## list the commands
 
 install: $(VENV)/.installed ## make the environment in .venv (locked, hashed)
 
-$(VENV)/.installed: requirements.lock pyproject.toml
+$(VENV)/.installed: requirements.lock pyproject.toml dev/pyproject.toml
 	@PYTHON=$(PYTHON) scripts/install.sh
 	@touch $@
 

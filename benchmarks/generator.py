@@ -222,8 +222,8 @@ def direct(channel: Any, config: Any) -> Any:
 
 
 async def reserve(load: Load) -> Result:
-    from market.kit import rpc
     from market.kit.config import Rpc
+    from market.kit.rpc import client as rpc
     from market.orders.clients import Inventory
 
     spec = load.spec

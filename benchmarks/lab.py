@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from market_dev.stack import processes as spawn
+from market_dev.stack.servers.base import Server
+from market_dev.stack.servers.postgres import Postgres
+from market_dev.stack.stack import Stack
+from market_dev.stack.topology import Options, Row, config_directory
 
 from benchmarks import generator
 from benchmarks.figures import Figure, Latency
-from market.local import spawn
-from market.local.servers.base import Server
-from market.local.servers.postgres import Postgres
-from market.local.stack import Stack
-from market.local.table import Options, Row, config_directory
 
 ROOT = Path(__file__).parents[1]
 R = TypeVar("R")

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from market_dev.stack.servers.postgres import Postgres
+
 from benchmarks.figures import Figure, percentiles
 from benchmarks.lab import Lab
-from market.local.servers.postgres import Postgres
 
 _CONNECTING = re.compile(r"^initial connection time = ([0-9.]+) ms", re.MULTILINE)
 _TPS = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)

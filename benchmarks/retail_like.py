@@ -6,7 +6,7 @@ import csv
 import random
 from pathlib import Path
 
-from market.local import retail
+from market_dev.commands import retail
 
 
 def catalogue(path: Path, prefix: str, products: int) -> None:

@@ -40,5 +40,5 @@ if ! "${install[@]}" --require-hashes -r requirements.lock 2>"$log"; then
   echo "The packages could not be installed. If the package registry cannot be reached from here, set PIP_INDEX_URL or a proxy (HTTPS_PROXY) and try again." >&2
   exit 1
 fi
-"${install[@]}" --no-build-isolation --no-deps -e . 2>"$log" || { cat "$log" >&2; exit 1; }
-.venv/bin/python -m compileall -q src
+"${install[@]}" --no-build-isolation --no-deps -e . -e ./dev 2>"$log" || { cat "$log" >&2; exit 1; }
+.venv/bin/python -m compileall -q src dev

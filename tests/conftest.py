@@ -20,15 +20,14 @@ from types import ModuleType
 import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
-
-from market.local import spawn
-from market.local.kafka import apache
-from market.local.kafka.broker import EmbeddedKafka, Kafka
-from market.local.servers.base import Handle, Server
-from market.local.servers.mail import Mail
-from market.local.servers.mongodb import Mongodb
-from market.local.servers.postgres import Postgres
-from market.local.servers.redis import Redis
+from market_dev.stack import processes as spawn
+from market_dev.stack.kafka import apache
+from market_dev.stack.kafka.broker import EmbeddedKafka, Kafka
+from market_dev.stack.servers.base import Handle, Server
+from market_dev.stack.servers.mail import Mail
+from market_dev.stack.servers.mongodb import Mongodb
+from market_dev.stack.servers.postgres import Postgres
+from market_dev.stack.servers.redis import Redis
 
 # How long an example takes is the machine's business, which may stand still for a second at any moment.
 settings.register_profile(

@@ -6,7 +6,7 @@ PRODUCTS=... ORDERS=... IDS=a,b,c uvicorn benchmarks.limits.gateway:app
 import os
 
 from market.kit.config import Remote
-from market.kit.http import HttpClient
+from market.kit.http.client import HttpClient
 
 clients: list[HttpClient] = []
 

@@ -7,7 +7,7 @@ from market.inventory import app
 from market.inventory.config import Config
 from market.inventory.domain import Reservation, Shortages
 from market.inventory.service import Inventory
-from market.kit.lifecycle import run
+from market.kit.process.lifecycle import run
 
 
 class Unbatched(Inventory):

@@ -9,11 +9,12 @@ import sys
 import uuid
 from typing import Any
 
+from market_dev.stack.topology import config_directory
+
 from benchmarks import needs
 from benchmarks.figures import Figure, Row
 from benchmarks.lab import Lab, same
 from benchmarks.scenario import Contestants, Figures, Scenario, compared
-from market.local.table import config_directory
 
 LIST = """{ products(limit: 20) { items { id name description price currency imageUrl available createdAt updatedAt }
   total limit offset } }"""

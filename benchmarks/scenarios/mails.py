@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 import msgspec
+from market_dev.mailcatcher.mailbox import Envelope
 
 from benchmarks.figures import Figure, Row, Spread, percentiles
 from benchmarks.lab import Lab, settle
 from benchmarks.scenario import Contestants, Figures, Scenario, rounded
-from market.local.mailsink.mailbox import Envelope
 
 TITLE = "order to mail, at half the rate at which mails keep up"
 

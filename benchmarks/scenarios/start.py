@@ -15,13 +15,14 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from market_dev.stack import processes as spawn
+from market_dev.stack.stack import Stack
+from market_dev.stack.topology import TABLE, Options
+from market_dev.stack.topology import Row as Part
+
 from benchmarks.figures import Figure, Row, Spread
 from benchmarks.lab import ROOT, Lab
 from benchmarks.scenario import Contestants, Figures, Scenario, compared
-from market.local import spawn
-from market.local.stack import Stack
-from market.local.table import TABLE, Options
-from market.local.table import Row as Part
 
 COLD = "cold start: `market up` to the first order placed"
 
@@ -60,7 +61,7 @@ async def up(
         *(["--empty"] if empty else []),
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "market.local.cli", *args],
+        [sys.executable, "-m", "market_dev.commands.cli", *args],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -9,11 +9,13 @@ import sys
 import time
 from typing import Any, NamedTuple
 
+from market_dev.commands import import_ as importer
+from market_dev.commands import replay, retail
+
 from benchmarks import retail_like
 from benchmarks.figures import Figure, Row
 from benchmarks.lab import Lab, settle
 from benchmarks.scenario import Contestants, Figures, Scenario, compared
-from market.local import importer, replay, retail
 
 GOAL = ">= 50 % of the bare generator"
 _RATE = re.compile(r"(?:products/s|orders/s)\D+([0-9.,]+)")
@@ -31,7 +33,7 @@ class Command(NamedTuple):
 async def _market(lab: Lab, *args: str) -> Command:
     started = time.perf_counter()
     times = os.times()
-    out = await lab.run([sys.executable, "-m", "market.local.cli", *args, "--port-base", str(lab.base)])
+    out = await lab.run([sys.executable, "-m", "market_dev.commands.cli", *args, "--port-base", str(lab.base)])
     found = _RATE.search(out)
     if found is None:
         raise RuntimeError(f"the command says {out}")

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from market_dev.stack import processes as spawn
 
 from benchmarks import needs
 from benchmarks.scenarios import SCENARIOS
-from market.local import spawn
 
 ROOT = Path(__file__).parents[2]
 STACK = [s.name for s in SCENARIOS if s.stack]

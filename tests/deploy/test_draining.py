@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from market.kit.lifecycle import HttpServer, listen
+from market.kit.http.server import HttpServer, listen
 
 
 async def app(_: Any, __: Any, send: Any) -> None:

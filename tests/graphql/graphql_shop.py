@@ -11,12 +11,13 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import httpx
+from market_dev.stack import processes as spawn
 
 from market.graphql.app import build
 from market.graphql.config import Config
 from market.kit.config import Http, Listen, Remote
-from market.kit.lifecycle import HttpServer, Process, listen
-from market.local import spawn
+from market.kit.http.server import HttpServer, listen
+from market.kit.process.lifecycle import Process
 
 _free_ports = spawn.free_ports()
 # What a call to products or orders may take: longer than this process may stand still, and less than the edge allows.

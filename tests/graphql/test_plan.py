@@ -24,7 +24,7 @@ from market.graphql.documents import Documents
 from market.graphql.executor import Executor
 from market.graphql.service import Shop
 from market.kit.errors import Unavailable
-from market.kit.http import Answer
+from market.kit.http.client import Answer
 
 SCHEMA = published.load()
 SDL = (Path(__file__).parents[2] / "graphql" / "schema.graphql").read_text()

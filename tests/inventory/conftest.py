@@ -18,6 +18,7 @@ import grpc.aio
 import msgspec
 import pytest
 import yaml
+from market_dev.stack import processes as spawn
 
 from market.contracts.inventory_pb2_grpc import InventoryStub
 from market.inventory.app import MIGRATIONS, SETTINGS, build
@@ -27,9 +28,8 @@ from market.inventory.service import Inventory
 from market.kit import config as kit_config
 from market.kit import postgres as kit_postgres
 from market.kit.faults import Faults
-from market.kit.health import Health
-from market.kit.lifecycle import Process
-from market.local import spawn
+from market.kit.process.health import Health
+from market.kit.process.lifecycle import Process
 
 # Seconds that everything in these tests may take, unless a test is about too little time: the machine may stand still.
 PATIENCE = 60.0

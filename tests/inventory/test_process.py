@@ -18,7 +18,7 @@ from market.inventory.app import MIGRATIONS, build
 from market.inventory.config import Config
 from market.inventory.domain import POINTS
 from market.kit import postgres as kit_postgres
-from market.kit.lifecycle import run
+from market.kit.process.lifecycle import run
 
 A = str(UUID(int=1))
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market.kit import context
+from market.kit.batching import Gather
 from market.kit.errors import DeadlineExceeded
-from market.kit.gather import Gather
 
 
 class Recorder:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from market.kit.health import Health
-from market.kit.lifecycle import background
+from market.kit.process.health import Health
+from market.kit.process.tasks import background
 
 
 class Deaf:

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import uvloop
+from market_dev.stack import processes as spawn
 from prometheus_client import REGISTRY
 
 from market.kit import context
-from market.kit import http as kit_http
 from market.kit.config import Remote
 from market.kit.errors import DeadlineExceeded, Unavailable
-from market.kit.http import HttpClient, NotSent
-from market.kit.wire import Pool, Unreachable
-from market.local import spawn
+from market.kit.http import client as kit_http
+from market.kit.http.client import HttpClient, NotSent
+from market.kit.http.pool import Pool, Unreachable
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Some: Thing\r\n\r\nok"

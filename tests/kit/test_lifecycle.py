@@ -18,19 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from market_dev.stack import processes as spawn
+from market_dev.stack.kafka.broker import EmbeddedKafka
+from market_dev.stack.servers.base import Handle
 
-from market.local import spawn
-from market.local.kafka.broker import EmbeddedKafka
-from market.local.servers.base import Handle
 from tests.kit.test_config import ENVIRONMENT, ROOT
 
 SERVICE = """
 import asyncio, os
 from contextlib import asynccontextmanager
 from pathlib import Path
-from market.kit import rest
+from market.kit.http import rest
 from market.kit.config import Base, Http
-from market.kit.lifecycle import HttpServer, run
+from market.kit.http.server import HttpServer
+from market.kit.process.lifecycle import run
 
 class Config(Base, kw_only=True):
     http: Http

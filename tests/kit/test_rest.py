@@ -14,9 +14,10 @@ from prometheus_client import REGISTRY
 from starlette.requests import Request
 from starlette.responses import Response
 
-from market.kit import context, rest
+from market.kit import context
 from market.kit.config import Http
 from market.kit.errors import BadInput, Conflict, Unavailable
+from market.kit.http import rest
 
 
 class Body(Struct, forbid_unknown_fields=True):

@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from market.local import spawn
+from market_dev.stack import processes as spawn
 
 SERVICE = """
 import os
 from contextlib import asynccontextmanager
-from market.kit import rest
+from market.kit.http import rest
 from market.kit.config import Base, Http
-from market.kit.lifecycle import HttpServer, run
+from market.kit.http.server import HttpServer
+from market.kit.process.lifecycle import run
 
 class Config(Base, kw_only=True):
     http: Http

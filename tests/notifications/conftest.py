@@ -24,10 +24,10 @@ import yaml
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
+from market_dev.stack import processes as spawn
 
 from market.contracts import events
-from market.kit.lifecycle import Process
-from market.local import spawn
+from market.kit.process.lifecycle import Process
 from market.notifications import metrics
 from market.notifications.app import build
 from market.notifications.config import Config

@@ -16,10 +16,10 @@ from uuid import uuid4
 import msgspec
 import pytest
 from aiosmtpd.smtp import SMTP
+from market_dev.mailcatcher.mailbox import Mailbox
+from market_dev.mailcatcher.smtp import Authenticator, Handler
 
 from market.contracts import events
-from market.local.mailsink.mailbox import Mailbox
-from market.local.mailsink.smtp import Authenticator, Handler
 from market.notifications import metrics
 from tests.notifications.conftest import Post, event, free_port, lines, until
 

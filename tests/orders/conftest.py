@@ -18,7 +18,7 @@ from market.inventory.config import Config as InventoryConfig
 from market.inventory.config import Grpc
 from market.kit import config as kit_config
 from market.kit import postgres as kit_postgres
-from market.kit.lifecycle import Process
+from market.kit.process.lifecycle import Process
 from market.orders import app as orders_app
 from market.orders.config import Config
 

@@ -20,15 +20,16 @@ import httpx
 import msgspec
 import yaml
 from confluent_kafka import Consumer
+from market_dev.stack import processes as spawn
 from starlette.requests import Request
 from starlette.responses import Response
 
 from market.contracts import events
 from market.contracts import inventory_pb2 as pb
-from market.kit import rest
 from market.kit.config import Http
-from market.kit.lifecycle import HttpServer, Process
-from market.local import spawn
+from market.kit.http import rest
+from market.kit.http.server import HttpServer
+from market.kit.process.lifecycle import Process
 from market.orders import app as orders_app
 from market.orders.config import Config
 from market.orders.service import Shop

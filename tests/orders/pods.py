@@ -14,7 +14,7 @@ from uuid import UUID
 from bson import Timestamp
 
 from market.kit.faults import Faults
-from market.kit.lifecycle import Process
+from market.kit.process.lifecycle import Process
 from market.orders import service as use_cases
 
 from .parts import PATIENCE, Service, serving, until

@@ -15,10 +15,10 @@ import httpx
 import msgspec
 import psutil
 import pytest
+from market_dev.chaos.proxy import Proxy
+from market_dev.stack.kafka import apache
+from market_dev.stack.servers.base import Handle
 
-from market.local.kafka import apache
-from market.local.servers.base import Handle
-from market.local.torture.proxy import Proxy
 from market.orders import app as orders_app
 from market.orders.config import Config
 

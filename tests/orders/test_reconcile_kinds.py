@@ -14,13 +14,13 @@ import msgspec
 import pytest
 from bson import ObjectId
 from confluent_kafka import Producer
+from market_dev.chaos.proxy import Proxy
+from market_dev.stack.kafka import apache
+from market_dev.stack.kafka.broker import EmbeddedKafka
+from market_dev.stack.servers.base import Handle
 
 from market.contracts import events
 from market.kit.ids import new_id
-from market.local.kafka import apache
-from market.local.kafka.broker import EmbeddedKafka
-from market.local.servers.base import Handle
-from market.local.torture.proxy import Proxy
 from market.orders import admin
 from market.orders.differences import CAUSES, Kind
 from market.orders.domain import Entry

@@ -16,6 +16,7 @@ import grpc.aio
 import httpx
 import pytest
 import redis.asyncio
+from market_dev.stack import processes as spawn
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -25,11 +26,11 @@ from market.inventory import app as inventory_app
 from market.inventory.config import Config as InventoryConfig
 from market.inventory.config import Grpc
 from market.kit import postgres as kit_postgres
-from market.kit import rest, rpc
 from market.kit.config import Http, Listen, Postgres, Rpc
 from market.kit.faults import Faults
-from market.kit.lifecycle import Process
-from market.local import spawn
+from market.kit.http import rest
+from market.kit.process.lifecycle import Process
+from market.kit.rpc import client as rpc
 from market.products import app, store
 from market.products.config import Availability, Config, Redis
 

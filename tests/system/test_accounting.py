@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import asyncpg
 import httpx
 import pytest
+from market_dev.commands import retail
+from market_dev.commands.retail import COLUMNS
 from pymongo import AsyncMongoClient
 from whole_shop import ROOT, Mails, System
 
 from market.contracts import events
-from market.local import retail
-from market.local.retail import COLUMNS
 
 T = TypeVar("T")
 EXCERPT = ROOT.parent / "shared" / "data" / "online-retail-10k.csv"

@@ -11,10 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
+from market_dev.commands import demo
+from market_dev.shop_client import Shop
 from whole_shop import MARKET, ROOT, System
-
-from market.local import demo
-from market.local.shop import Shop
 
 READMES = ["README.md", "README.ru.md"]
 _PORT = re.compile(r"127\.0\.0\.1:80(8[0-9])")

@@ -7,10 +7,10 @@ import time
 from uuid import UUID
 
 import httpx
+from market_dev.commands import demo
 from whole_shop import Mails, System, make_product, patiently, place
 
 from market.contracts import events
-from market.local import demo
 
 # The second where it was decided only after a 503.
 PLACED = (201, 200)

@@ -2,7 +2,7 @@
 
 from market.graphql.app import build
 from market.graphql.config import Config
-from market.kit.lifecycle import run
+from market.kit.process.lifecycle import run
 
 if __name__ == "__main__":
     run("graphql", Config, build)

@@ -15,10 +15,10 @@ from market.graphql.executor import Executor, Result, failed
 from market.graphql.media import LEGACY, PREFERRED, negotiated
 from market.graphql.problems import explained
 from market.graphql.web import Files
-from market.kit import rest
 from market.kit.config import Http
 from market.kit.errors import BadInput, MethodNotAllowed, Problem
-from market.kit.tracing import Tracer
+from market.kit.http import rest
+from market.kit.process.tracing import Tracer
 
 PATH = "/graphql"
 SECONDS = 10.0

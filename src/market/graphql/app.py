@@ -12,8 +12,9 @@ from market.graphql.documents import Documents
 from market.graphql.executor import Executor
 from market.graphql.service import Shop
 from market.graphql.web import Files
-from market.kit.http import HttpClient
-from market.kit.lifecycle import HttpServer, Process
+from market.kit.http.client import HttpClient
+from market.kit.http.server import HttpServer
+from market.kit.process.lifecycle import Process
 
 
 @asynccontextmanager

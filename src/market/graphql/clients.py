@@ -13,7 +13,7 @@ import msgspec
 from market.graphql.problems import Refused, refused
 from market.kit import context
 from market.kit.errors import Unavailable
-from market.kit.http import Answer, HttpClient
+from market.kit.http.client import Answer, HttpClient
 from market.kit.ids import new_id
 from market.kit.resilience import Budget
 

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from market.graphql.domain import camel, camel_keys
-from market.kit import logs
 from market.kit.errors import TYPE_PREFIX, BadInput, Problem, Unavailable
-from market.kit.http import Answer
+from market.kit.http.client import Answer
+from market.kit.process import logs
 
 log = logs.get("graphql")
 

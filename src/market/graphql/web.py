@@ -11,8 +11,8 @@ from importlib.resources import files
 from starlette.requests import Request
 from starlette.responses import Response
 
-from market.kit import rest
 from market.kit.errors import NotFound
+from market.kit.http import rest
 
 TYPES = {
     "html": b"text/html; charset=utf-8",

@@ -28,10 +28,10 @@ from market.inventory.domain import (
     merged,
 )
 from market.inventory.service import Inventory
-from market.kit import logs
 from market.kit.errors import GRPC_INTERNAL, BadInput, Problem
-from market.kit.rpc import Handler, endpoint
-from market.kit.tracing import Tracer
+from market.kit.process import logs
+from market.kit.process.tracing import Tracer
+from market.kit.rpc.client import Handler, endpoint
 
 log = logs.get("inventory")
 

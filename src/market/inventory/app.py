@@ -11,7 +11,8 @@ from market.inventory.config import Config
 from market.inventory.server import GrpcServer
 from market.inventory.service import Inventory
 from market.kit import postgres
-from market.kit.lifecycle import Process, background
+from market.kit.process.lifecycle import Process
+from market.kit.process.tasks import background
 
 MIGRATIONS = "market.inventory.migrations"
 

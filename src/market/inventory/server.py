@@ -12,8 +12,8 @@ from grpc_reflection.v1alpha import reflection
 
 from market.inventory.api import NAME
 from market.inventory.config import Grpc
-from market.kit.health import Health
-from market.kit.rpc import SERVER_OPTIONS
+from market.kit.process.health import Health
+from market.kit.rpc.client import SERVER_OPTIONS
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Response = health_pb2.HealthCheckResponse

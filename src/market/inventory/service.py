@@ -22,11 +22,12 @@ from market.inventory.domain import (
     Shortages,
     StockOutOfRange,
 )
-from market.kit import context, logs
+from market.kit import context
+from market.kit.batching import Gather
 from market.kit.errors import DeadlineExceeded, Overloaded, Unavailable
 from market.kit.faults import Faults
-from market.kit.gather import Gather
 from market.kit.postgres import DISCONNECTED
+from market.kit.process import logs
 from market.kit.resilience import backoff
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from market.kit import config as kit_config
-from market.kit import logs
 from market.kit.errors import Unavailable
+from market.kit.process import logs
 
 log = logs.get("faults")
 

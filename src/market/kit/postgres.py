@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from market.kit import context, logs
+from market.kit import context
 from market.kit.config import Postgres
 from market.kit.errors import DeadlineExceeded, Unavailable
-from market.kit.health import Health
+from market.kit.process import logs
+from market.kit.process.health import Health
 
 log = logs.get("postgres")
 

@@ -30,7 +30,7 @@ def backoff(attempt: int, *, base: float = 0.05, most: float = 2.0) -> float:
     return random.uniform(0, min(most, base * 2 ** min(attempt, 30)))
 
 
-def heed_cancellation() -> None:
+def reraise_if_cancelled() -> None:
     """Raises CancelledError where the current task was cancelled. For whoever goes on after an error: a library on the way
     may have taken the cancellation for an error of its own (PyMongo takes it for one of the network)."""
     if (task := asyncio.current_task()) is not None and task.cancelling():

@@ -23,8 +23,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from market.kit import config as kit_config
-from market.kit import logs
-from market.kit.health import Admin, Health
+from market.kit.process import logs
+from market.kit.process.health import Admin, Health
 from market.kit.resilience import backoff
 
 log = logs.get("workers")
@@ -51,7 +51,7 @@ class Workers:
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT; then every worker drains. Answers the exit status."""
-        from market.kit.lifecycle import HttpServer
+        from market.kit.http.server import HttpServer
 
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from market.kit.lifecycle import run
+from market.kit.process.lifecycle import run
 from market.notifications.app import build
 from market.notifications.config import Config
 from market.notifications.dead_letters import dead_letters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from market.kit.lifecycle import Process
+from market.kit.process.lifecycle import Process
 from market.notifications.clients import DeadLetters
 from market.notifications.config import Config
 from market.notifications.consumer import Reader

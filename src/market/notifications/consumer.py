@@ -17,9 +17,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
 from market.contracts import events
-from market.kit import logs
 from market.kit.faults import Faults
-from market.kit.health import Health
+from market.kit.process import logs
+from market.kit.process.health import Health
 from market.notifications import config, metrics
 from market.notifications.clients import as_bytes, connection, headers_of
 from market.notifications.domain import Message

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Protocol
 
-from market.kit import logs
+from market.kit.process import logs
 from market.notifications.domain import MailServerAway, Message
 from market.notifications.progress import Progress, Room
 from market.notifications.service import Work

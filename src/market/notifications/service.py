@@ -10,10 +10,11 @@ from typing import Protocol
 from uuid import UUID
 
 from market.contracts import events
-from market.kit import context, logs
+from market.kit import context
 from market.kit.faults import Faults
+from market.kit.process import logs
+from market.kit.process.tracing import Tracer
 from market.kit.resilience import backoff
-from market.kit.tracing import Tracer
 from market.notifications import api, config, metrics
 from market.notifications.domain import Mail, MailServerAway, Message, Notice, Refused, RefusedForNow, Unreadable
 

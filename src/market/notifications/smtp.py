@@ -11,7 +11,7 @@ from contextlib import suppress
 import aiosmtplib
 from aiosmtplib import SMTP, SMTPException, SMTPResponseException, SMTPSenderRefused
 
-from market.kit import logs
+from market.kit.process import logs
 from market.kit.resilience import backoff
 from market.notifications import config, metrics
 from market.notifications.domain import Mail, MailServerAway, Refused, RefusedForNow

@@ -1,6 +1,6 @@
 """python -m market.orders"""
 
-from market.kit.lifecycle import run
+from market.kit.process.lifecycle import run
 from market.orders import admin
 from market.orders.app import build, migrate
 from market.orders.config import Config

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from market.kit.lifecycle import Process
+from market.kit.process.lifecycle import Process
 from market.orders.config import Config
 from market.orders.reconcile import Difference, Line, Progress, Summary, reconcile
 from market.orders.service import Shop

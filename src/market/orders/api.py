@@ -12,10 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from market.contracts import events, money
-from market.kit import context, rest, text
+from market.kit import context, text
 from market.kit.config import Http
 from market.kit.errors import BadInput, NotFound, Problem
-from market.kit.tracing import Tracer
+from market.kit.http import rest
+from market.kit.process.tracing import Tracer
 from market.orders import service
 from market.orders.domain import MAX_LINES, MAX_QUANTITY, NewOrder, Order, Status, as_contract, merged
 from market.orders.metrics import OUTCOMES

@@ -8,10 +8,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
-from market.kit import logs, rpc
-from market.kit.health import Health
-from market.kit.http import HttpClient
-from market.kit.lifecycle import HttpServer, Process, Server, background
+from market.kit.http.client import HttpClient
+from market.kit.http.server import HttpServer
+from market.kit.process import logs
+from market.kit.process.health import Health
+from market.kit.process.lifecycle import Process, Server
+from market.kit.process.tasks import background
+from market.kit.rpc import client as rpc
 from market.orders import admin, api, kafka, metrics, mongo, service
 from market.orders.clients import Inventory, Products
 from market.orders.config import Config

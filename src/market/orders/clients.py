@@ -14,12 +14,12 @@ from msgspec import Struct
 from market.contracts import inventory_pb2 as pb
 from market.contracts import money
 from market.contracts.inventory_pb2_grpc import InventoryStub
-from market.kit import rpc
+from market.kit.batching import Gather
 from market.kit.config import Rpc
 from market.kit.errors import BadInput, Conflict, Unavailable
-from market.kit.gather import Gather
-from market.kit.http import HttpClient, quote_ids
+from market.kit.http.client import HttpClient, quote_ids
 from market.kit.resilience import Budget, Circuit, retrying
+from market.kit.rpc import client as rpc
 from market.orders.domain import Product, Refused, Reservation, Reserved, Short, Shortage, Wanted
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs d
 )
 
 from market.contracts import events
-from market.kit import logs
+from market.kit.process import logs
 from market.orders.config import Kafka
 
 Token = TypeVar("Token")

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from market.contracts import events
-from market.kit.openapi import Operation, document, parameter
+from market.kit.http.openapi import Operation, document, parameter
 from market.orders.api import CreateOrder, Page
 
 _ID = parameter("id", "path", "The order's id.", {"type": "string", "format": "uuid"})

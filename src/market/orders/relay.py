@@ -17,10 +17,11 @@ from uuid import UUID
 import msgspec
 
 from market.contracts import events
-from market.kit import context, logs
+from market.kit import context
+from market.kit.batching import Gather
 from market.kit.errors import Unavailable
 from market.kit.faults import Clock, Faults
-from market.kit.gather import Gather
+from market.kit.process import logs
 from market.kit.resilience import backoff
 from market.orders.config import Config
 from market.orders.domain import Entry, Order, event

@@ -14,9 +14,10 @@ import msgspec
 from msgspec import Struct
 
 from market.contracts import events
-from market.kit import context, ids, logs
+from market.kit import context, ids
 from market.kit.errors import KeyReused, NotFound, Unavailable
 from market.kit.faults import Clock, Faults
+from market.kit.process import logs
 from market.orders.clients import Inventory, Products
 from market.orders.domain import (
     CANCELLING,

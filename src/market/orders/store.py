@@ -25,9 +25,9 @@ from pymongo.read_concern import ReadConcern
 
 from market.contracts import events
 from market.kit import context
+from market.kit.batching import Gather
 from market.kit.errors import DeadlineExceeded, Unavailable
-from market.kit.gather import Gather
-from market.kit.resilience import Circuit, heed_cancellation
+from market.kit.resilience import Circuit, reraise_if_cancelled
 from market.orders.documents import Document, Unreadable, document_of, entry_document, order_of, read_order, update_of
 from market.orders.domain import CONFIRM, Entry, Move, Order, Reason, Shortage, Status
 from market.orders.mongo import collection
@@ -102,7 +102,7 @@ class Store:
             except BulkWriteError:
                 raise
             except PyMongoError as e:
-                heed_cancellation()
+                reraise_if_cancelled()
                 if e.timeout:
                     raise DeadlineExceeded("the order store did not answer in time") from e
                 raise Unavailable("the order store does not answer") from e

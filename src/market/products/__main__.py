@@ -1,4 +1,4 @@
-from market.kit.lifecycle import run
+from market.kit.process.lifecycle import run
 from market.products.app import build, migrate
 from market.products.config import Config
 

@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from market.contracts.money import PriceText
-from market.kit import rest, text
+from market.kit import text
+from market.kit.batching import Gather
 from market.kit.errors import BadInput, NotFound
-from market.kit.gather import Gather
+from market.kit.http import rest
 from market.products import domain, etag, service, store
 from market.products.domain import Draft, Product, Sort, Stored
 from market.products.service import Shop

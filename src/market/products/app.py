@@ -9,8 +9,11 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from market.kit import postgres, rest, rpc
-from market.kit.lifecycle import HttpServer, Process, Server
+from market.kit import postgres
+from market.kit.http import rest
+from market.kit.http.server import HttpServer
+from market.kit.process.lifecycle import Process, Server
+from market.kit.rpc import client as rpc
 from market.products import api
 from market.products.availability import Availability, Cache
 from market.products.clients import InventoryClient

@@ -18,9 +18,10 @@ import redis.asyncio
 import redis.exceptions
 from prometheus_client import Counter
 
-from market.kit import context, logs
+from market.kit import context
+from market.kit.batching import Gather
 from market.kit.errors import Problem
-from market.kit.gather import Gather
+from market.kit.process import logs
 from market.kit.resilience import Circuit, CircuitOpen
 from market.products.clients import MOST
 

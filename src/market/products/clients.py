@@ -9,9 +9,10 @@ import grpc.aio
 
 from market.contracts.inventory_pb2 import CheckAvaliableRequest, SetStockRequest
 from market.contracts.inventory_pb2_grpc import InventoryStub
-from market.kit import context, rpc
+from market.kit import context
 from market.kit.errors import Problem, Unavailable
 from market.kit.resilience import Budget, Circuit, retrying
+from market.kit.rpc import client as rpc
 
 # Ids in one CheckAvaliable.
 MOST = 1000

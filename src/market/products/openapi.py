@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, get_args
 
-from market.kit.openapi import Operation, document, parameter
+from market.kit.http.openapi import Operation, document, parameter
 from market.products.api import ChangedProduct, NewProduct, ProductPage
 from market.products.domain import MAX_IDS, Product, Sort
 

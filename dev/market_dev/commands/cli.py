@@ -1,0 +1,71 @@
+"""The command `market`. What a command needs is imported when it is called, so that help comes at once."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+# Each names a function, or a Typer app with commands of its own.
+COMMANDS = {
+    "up": "market_dev.commands.up:run",
+    "import": "market_dev.commands.import_:run",
+    "replay": "market_dev.commands.replay:run",
+    "reconcile": "market_dev.commands.reconcile:run",
+    "dead-letters": "market_dev.commands.dead_letters:app",
+    "torture": "market_dev.chaos.command:torture",
+}
+
+
+class _Lazy(TyperGroup):
+    def list_commands(self, _: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _: Any, name: str) -> Any:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name].partition(":")
+        target = getattr(importlib.import_module(module), attribute)
+        if not isinstance(target, typer.Typer):
+            # Markdown: a paragraph of the docstring is one, however its lines are broken.
+            made = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+            made.command(name)(target)
+            target = made
+        command = get_command(target)
+        command.name = name
+        return command
+
+
+app = typer.Typer(
+    cls=_Lazy, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"market {version('market')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    _: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Market: an online shop of five small services, on this machine.
+
+    Begin with `market up`, open the address that it prints, and buy something.
+    """
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

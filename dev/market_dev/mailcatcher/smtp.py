@@ -1,0 +1,117 @@
+"""The SMTP side: accepts every mail, or misbehaves as a test wants it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal, cast
+
+import msgspec
+from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
+
+from market.kit.process import logs
+from market_dev.mailcatcher.mailbox import Mailbox
+
+log = logs.get("smtp")
+
+Stage = Literal["connect", "mail", "rcpt", "data", "accepted"]
+
+
+class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to misbehave, and at which step of the conversation.
+
+    `mode`: `ok`, `hang` (for `seconds`), `drop` (the connection), or a reply such as `451` or
+    `550 5.1.1 unknown`. At `accepted` the mail is kept, and then the answer is lost or late. `to`: only for
+    this recipient (from `rcpt` on). `times`: this often, then never again; 0: always.
+    """
+
+    mode: str
+    stage: Stage = "data"
+    to: str | None = None
+    times: int = 0
+    seconds: float = 3600
+
+
+_REASONS = {"4": "4.3.0 not now", "5": "5.1.1 not here"}
+
+
+class Handler:
+    """aiosmtpd's hooks; owns the faults in force."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._faults: list[Fault] = []
+
+    def misbehave(self, faults: list[Fault]) -> None:
+        """From now on these faults and no others."""
+        self._faults = [f for f in faults if f.mode != "ok"]
+
+    async def _fault(self, stage: Stage, server: SMTP, recipients: list[str]) -> str | None:
+        for fault in self._faults:
+            if fault.stage != stage or (fault.to and fault.to not in recipients):
+                continue
+            if fault.times:
+                self._faults.remove(fault)
+                if fault.times > 1:
+                    self._faults.append(msgspec.structs.replace(fault, times=fault.times - 1))
+            if fault.mode == "hang":
+                await asyncio.sleep(fault.seconds)
+                return None
+            if fault.mode == "drop":
+                # Not checked by its type: uvloop's is no subclass of asyncio's.
+                cast(asyncio.Transport, server.transport).abort()
+                return "421 4.3.2 gone"
+            return fault.mode if " " in fault.mode else f"{fault.mode} {_REASONS.get(fault.mode[:1], '')}".strip()
+        return None
+
+    async def handle_HELO(self, server: SMTP, session: Any, _envelope: Any, hostname: str) -> str:
+        if refusal := await self._fault("connect", server, []):
+            return refusal
+        session.host_name = hostname
+        return f"250 {server.hostname}"
+
+    async def handle_EHLO(
+        self, server: SMTP, session: Any, _envelope: Any, hostname: str, responses: list[str]
+    ) -> list[str]:
+        if refusal := await self._fault("connect", server, []):
+            return [refusal]
+        session.host_name = hostname
+        return responses
+
+    async def handle_MAIL(self, server: SMTP, _session: Any, envelope: Any, address: str, options: list[str]) -> str:
+        if refusal := await self._fault("mail", server, []):
+            return refusal
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 OK"
+
+    async def handle_RCPT(self, server: SMTP, _session: Any, envelope: Any, address: str, options: list[str]) -> str:
+        if refusal := await self._fault("rcpt", server, [address]):
+            return refusal
+        envelope.rcpt_tos.append(address)
+        envelope.rcpt_options.extend(options)
+        return "250 OK"
+
+    async def handle_DATA(self, server: SMTP, _session: Any, envelope: Any) -> str:
+        if refusal := await self._fault("data", server, envelope.rcpt_tos):
+            return refusal
+        try:
+            id = await self._mailbox.add(envelope.mail_from, envelope.rcpt_tos, envelope.content)
+        except OSError as e:
+            log.error("a mail could not be kept", reason=e.strerror)
+            return "452 4.3.1 not enough room"
+        return await self._fault("accepted", server, envelope.rcpt_tos) or f"250 OK {id}"
+
+
+class Authenticator:
+    """Knows one user and password."""
+
+    def __init__(self, login: str) -> None:
+        self._user, _, self._password = login.partition(":")
+
+    def __call__(self, _server: SMTP, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
+        good = (
+            isinstance(data, LoginPassword)
+            and data.login == self._user.encode()
+            and data.password == self._password.encode()
+        )
+        return AuthResult(success=good, handled=False)

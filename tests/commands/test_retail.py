@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from market_dev.commands import retail
+from market_dev.commands.retail import BadFile, Good
+
+Write = Callable[..., Path]
+
+
+def test_a_code_in_two_cases_is_one_product(write: Write) -> None:
+    found = retail.survey(write("1;85123A;HOLDER;6;2.55;17850", "1;85123a;HOLDER;2;2.55;17850"))
+    assert found.goods == [Good("85123A", "HOLDER", Decimal("2.55"), 8)]
+
+
+def test_the_most_frequent_description_wins_and_of_equals_the_first(write: Write) -> None:
+    found = retail.survey(
+        write(
+            "1;1;CLOCHE;1;1;",
+            "1;1;BELL  JAR;1;1;",
+            "1;1;BELL JAR ;1;1;",
+            "1;2;FIRST;1;1;",
+            "1;2;SECOND;1;1;",
+            "2;2;amazon;1;0;",
+            "3;2;amazon;1;0;",
+        )
+    )
+    assert [g.name for g in found.goods] == ["BELL JAR", "FIRST"]
+
+
+def test_the_median_price_is_rounded_half_up(write: Write) -> None:
+    found = retail.survey(write("1;A1;X;1;1.11;", "1;A1;X;1;1.12;"))
+    assert found.goods[0].price == Decimal("1.12")
+
+
+@given(st.lists(st.decimals(min_value=0, max_value=999, places=3), min_size=1, max_size=20))
+def test_the_median_of_a_bag_is_the_median_of_its_list(prices: list[Decimal]) -> None:
+    middle = sorted(prices)[(len(prices) - 1) // 2] + sorted(prices)[len(prices) // 2]
+    assert retail.median(Counter(prices)) == (middle / 2).quantize(Decimal("0.01"), "ROUND_HALF_UP")
+
+
+def test_each_line_that_is_no_sale_is_skipped_with_its_reason(write: Write) -> None:
+    found = retail.survey(
+        write(
+            "1;10;GOOD;3;1.00;",
+            "C2;10;GOOD;-1;1.00;",
+            "3;10;lost;-4;0;",
+            "4;POST;POSTAGE;1;18.00;5",
+            "4;m;Manual;1;9;5",
+            "4;BANK CHARGES;Bank Charges;1;15;5",
+            "5;10;;2;0;",
+            "6;10;FREE GIFT;2;0;",
+            "7;20;;1;0;",
+        )
+    )
+    assert found.skipped == {retail.RETURNED: 2, retail.CHARGE: 3, retail.UNDESCRIBED: 2, retail.FREE: 1}
+    assert found.goods == [Good("10", "GOOD", Decimal("1.00"), 3)]
+    assert (found.lines, found.invoices, len(found.last), found.nameless) == (9, 1, 7, 1)
+
+
+def test_what_is_only_returned_is_a_product_without_stock(write: Write) -> None:
+    assert retail.survey(write("C1;10;DOORMAT;-1;6.75;5")).goods == [Good("10", "DOORMAT", Decimal("6.75"), 0)]
+
+
+def test_an_invoice_is_one_order_without_its_skipped_lines(write: Write) -> None:
+    path = write(
+        "1;10a;X;1;1;", "1;POST;POSTAGE;1;5;", "1;20;Y;2;1;", "1;10A;X;3;1;", "2;10A;X;1;1;17850", "C3;10A;X;-1;1;17850"
+    )
+    first, second = retail.invoices(path, retail.survey(path))
+    assert (first.number, first.user, first.units) == ("1", "guest-1", {"10A": 4, "20": 2})
+    assert (second.number, second.user, second.units) == ("2", "17850", {"10A": 1})
+
+
+def test_an_invoice_whose_lines_lie_apart_is_still_one(write: Write) -> None:
+    path = write("1;10;X;1;1;", "2;10;X;5;1;", "1;20;Y;2;1;", "1;POST;POSTAGE;1;5;")
+    assert [(i.number, i.units) for i in retail.invoices(path, retail.survey(path))] == [
+        ("2", {"10": 5}),
+        ("1", {"10": 1, "20": 2}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("1;10;X;six;1;", "line 2, column Quantity: must be a whole number, not 'six'"),
+        ("1;10;X;1.5;1;", "line 2, column Quantity"),
+        ("1;10;X;99999999999;1;", "line 2, column Quantity"),
+        ("1;10;X;1;free;", "line 2, column UnitPrice: must be a price such as 2.55"),
+        ("1;10;X;1;NaN;", "line 2, column UnitPrice"),
+        ("1;10;X;1;1e99;", "line 2, column UnitPrice"),
+        (";10;X;1;1;", "line 2, column InvoiceNo"),
+        ("1;;X;1;1;", "line 2, column StockCode"),
+        ("1;10;X;1;1;a b", "line 2, column CustomerID"),
+        ("1;10;X\x00;1;1;", "line 2, column Description"),
+        (f"1;10;{'X' * 201};1;1;", "line 2, column Description: must be at most 200"),
+    ],
+)
+def test_a_bad_value_is_named_with_line_and_column(write: Write, line: str, said: str) -> None:
+    with pytest.raises(BadFile) as e:
+        retail.survey(write(line))
+    assert f"retail.csv, {said}" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "is empty"),
+        (b"a,b,c\n1,2,3\n", "line 1, column InvoiceNo: is missing"),
+        (
+            b"InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n1,2\n",
+            "line 2: has 2 fields, not 8",
+        ),
+        (
+            b"InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n1,2,\xa3,1,2010-12-01,1,,UK\n",
+            "line 2: is not UTF-8",
+        ),
+        (b'InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n1,2,"X', "is not CSV"),
+        (
+            b"InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n1,2,X,1,soon,1,,UK\n",
+            "line 2, column InvoiceDate",
+        ),
+    ],
+)
+def test_a_file_that_is_not_of_the_format_is_refused(tmp_path: Path, data: bytes, said: str) -> None:
+    path = tmp_path / "retail.csv"
+    path.write_bytes(data)
+    with pytest.raises(BadFile, match=f"retail.csv.*{said}"):
+        retail.survey(path)
+
+
+def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="cannot be read: No such file"):
+        retail.survey(tmp_path / "none.csv")
+
+
+def test_a_spreadsheet_s_own_form_is_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "retail.csv"
+    path.write_bytes(
+        b"\xef\xbb\xbfInvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\r\n"
+        b'1,10,"MUG, ""BIG""",1,12/1/2010 8:26,2.55,17850,France\r\n'
+    )
+    assert retail.survey(path).goods == [Good("10", 'MUG, "BIG"', Decimal("2.55"), 1)]
+    assert next(retail.invoices(path, retail.survey(path))).at.isoformat() == "2010-12-01T08:26:00"

@@ -1,0 +1,247 @@
+"""Every server of the stack keeps its port and what it acknowledged through kill -9."""
+
+from __future__ import annotations
+
+import secrets
+import smtplib
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import pymongo
+import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+from market_dev.stack import processes as spawn
+from market_dev.stack.kafka.broker import EmbeddedKafka
+from market_dev.stack.servers.base import Handle
+from market_dev.stack.servers.mail import Mail
+from market_dev.stack.servers.mongodb import Mongodb
+from market_dev.stack.servers.postgres import Postgres
+
+from .conftest import wait_until
+
+
+async def test_postgres_has_a_database_and_a_user_for_each_service_that_sees_only_its_own(postgres: Any) -> None:
+    for name, other in (("products", "inventory"), ("inventory", "products")):
+        conn = await asyncpg.connect(postgres.uri(name))
+        assert [await conn.fetchval(f"SHOW {setting}") for setting in ("fsync", "synchronous_commit")] == ["on", "on"]
+        assert await conn.fetchval("SELECT lower('ÄÖÜ ПРИВЕТ')") == "äöü привет"
+        await conn.close()
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await asyncpg.connect(
+                host=postgres.host, port=postgres.port, user=name, password=postgres.password, database=other
+            )
+
+
+async def test_postgres_keeps_what_it_committed_when_it_is_killed(server_directory: Path) -> None:
+    own = Postgres(
+        next(spawn.free_ports()), server_directory / "postgres-own", server_directory / "logs", secrets.token_hex(8)
+    )
+    handle = Handle(own)
+    handle.start()
+    try:
+        conn = await asyncpg.connect(own.uri("products"))
+        await conn.execute("CREATE TABLE t (n int)")
+        await conn.execute("INSERT INTO t VALUES (7)")
+        handle.kill()
+        await conn.close()
+        handle.restart()
+        conn = await asyncpg.connect(own.uri("products"))
+        assert await conn.fetchval("SELECT n FROM t") == 7
+        await conn.close()
+    finally:
+        handle.stop()
+    assert spawn.is_free(own.port)
+
+
+def test_mongodb_moves_to_another_port_and_back_with_its_data(server_directory: Path) -> None:
+    ports = spawn.free_ports()
+    name = uuid.uuid4().hex
+    for n, port in enumerate((next(ports), next(ports))):
+        server = Mongodb(port, server_directory / "mongodb-own", server_directory / "logs")
+        handle = Handle(server)
+        handle.start()
+        try:
+            with pymongo.MongoClient[Any](server.uri, w="majority", journal=True) as client:
+                assert client.admin.command("hello")["me"] == f"127.0.0.1:{port}"
+                client.test[name].insert_one({"n": n})
+                assert client.test[name].count_documents({}) == n + 1
+                if n:
+                    handle.kill()
+                    handle.restart()
+                    assert client.test[name].count_documents({}) == 2
+        finally:
+            handle.stop()
+
+
+def test_a_paused_server_answers_nothing_and_answers_again_when_resumed(redis_server: Any) -> None:
+    redis_server.pause()
+    try:
+        assert not redis_server.server.probe()
+    finally:
+        redis_server.resume()
+    # A probe gives up after a second.
+    wait_until(redis_server.server.probe)
+
+
+def _send_and_receive(port: int, topic: str) -> None:
+    failed: list[Any] = []
+    producer = Producer({"bootstrap.servers": f"127.0.0.1:{port}", "enable.idempotence": True})
+    for n in range(20):
+        producer.produce(topic, str(n).encode(), on_delivery=lambda error, _: failed.append(error) if error else None)
+    assert producer.flush(60) == 0
+    assert failed == []
+    assert len(_received(port, topic, 20)) == 20
+
+
+def _received(port: int, topic: str, expected: int) -> set[bytes]:
+    consumer = Consumer(
+        {"bootstrap.servers": f"127.0.0.1:{port}", "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"}
+    )
+    consumer.subscribe([topic])
+    found: set[bytes] = set()
+    deadline = time.monotonic() + 60
+    while len(found) < expected and time.monotonic() < deadline:
+        message = consumer.poll(0.2)
+        if message is not None and not message.error():
+            found.add(message.value() or b"")
+    consumer.close()
+    return found
+
+
+def test_kafka_keeps_what_it_acknowledged_when_it_is_killed(kafka: Any) -> None:
+    topic = f"t-{uuid.uuid4().hex[:8]}"
+    if kafka.kind == "apache":
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+
+        def made() -> bool:
+            try:
+                admin.create_topics([NewTopic(topic, 2, 1)])[topic].result(60)
+            except KafkaException as e:
+                # A broker that stood still is out of its own cluster for a moment.
+                return bool(e.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS)
+            return True
+
+        wait_until(made)
+    _send_and_receive(kafka.port, topic)
+    if kafka.kind == "apache":
+        kafka.kill()
+        kafka.restart()
+        assert len(_received(kafka.port, topic, 20)) == 20
+
+
+def test_the_embedded_broker_answers_at_the_port_asked_for_and_names_the_one_advertised(server_directory: Path) -> None:
+    server = EmbeddedKafka(next(spawn.free_ports()), server_directory / "kafka-own", server_directory / "logs")
+    handle = Handle(server)
+    handle.start()
+    try:
+        topics = AdminClient({"bootstrap.servers": f"127.0.0.1:{server.port}"}).list_topics(timeout=60)
+        assert [b.port for b in topics.brokers.values()] == [server.port]
+        assert len(topics.topics["orders"].partitions) == 4
+        _send_and_receive(server.port, "orders")
+        handle.kill()
+        handle.restart()
+        _send_and_receive(server.port, "orders")
+    finally:
+        handle.stop()
+
+
+def _mail(to: str, subject: str) -> str:
+    return (
+        f"From: Shop <shop@market.test>\r\nTo: {to}\r\nSubject: {subject}\r\nMessage-ID: <{subject}@market.test>\r\n"
+        "Content-Type: text/plain; charset=utf-8\r\n\r\nhello\r\n"
+    )
+
+
+def _deliver(port: int, to: str, subject: str) -> None:
+    with smtplib.SMTP("127.0.0.1", port, timeout=60) as client:
+        client.sendmail("shop@market.test", [to], _mail(to, subject))
+
+
+def test_the_mail_sink_loses_no_mail_that_it_accepted_when_it_is_killed(server_directory: Path) -> None:
+    ports = spawn.free_ports()
+    server = Mail(next(ports), next(ports), server_directory / "mail-own", server_directory / "logs")
+    handle = Handle(server)
+    handle.start()
+    try:
+        for n in range(5):
+            _deliver(server.smtp_port, "ann@example.test", f"s{n}")
+        handle.kill()
+        with (server.directory / "mails.log").open("ab") as file:
+            file.write(b'{"id":"torn')  # What a kill in the middle of a write leaves.
+        handle.restart()
+        _deliver(server.smtp_port, "Bob@example.test", "last")
+        answer = httpx.get(f"{server.url}/api/messages", params={"to": "bob@example.test"}, timeout=60).json()
+        assert answer["total"] == 1
+        page = httpx.get(f"{server.url}/api/messages", params={"limit": 2, "offset": 1}, timeout=60).json()
+        assert page["total"] == 6
+        assert [m["subject"] for m in page["items"]] == ["s4", "s3"]
+        first = page["items"][0]
+        assert set(first) == {"id", "from", "to", "subject", "message_id", "date", "headers", "text", "html"}
+        assert (first["from"], first["to"], first["text"].strip()) == (
+            "shop@market.test",
+            ["ann@example.test"],
+            "hello",
+        )
+        assert first["message_id"] == first["headers"]["Message-ID"] == "<s4@market.test>"
+        assert httpx.get(f"{server.url}/api/messages", params={"limit": 0}, timeout=60).status_code == 422
+        assert httpx.post(f"{server.url}/api/faults", json={"mode": "451"}, timeout=60).status_code == 404
+        assert httpx.delete(f"{server.url}/api/messages", timeout=60).status_code == 204
+        assert httpx.get(f"{server.url}/api/messages", timeout=60).json() == {"items": [], "total": 0}
+    finally:
+        handle.stop()
+
+
+def test_the_mail_sink_misbehaves_only_as_asked(mail: Any) -> None:
+    def misbehave(*faults: dict[str, Any]) -> None:
+        assert httpx.post(f"{mail.url}/api/faults", json=list(faults), timeout=60).status_code == 204
+
+    def count(to: str) -> int:
+        return int(httpx.get(f"{mail.url}/api/messages", params={"to": to}, timeout=60).json()["total"])
+
+    to = f"{uuid.uuid4().hex}@example.test"
+    try:
+        misbehave({"mode": "451", "times": 1})
+        with pytest.raises(smtplib.SMTPDataError, match="451"):
+            _deliver(mail.smtp_port, to, "a")
+        assert count(to) == 0
+        _deliver(mail.smtp_port, to, "a")
+        assert count(to) == 1
+        misbehave({"mode": "550 5.1.1 unknown", "stage": "rcpt", "to": "nobody@example.test"})
+        with pytest.raises(smtplib.SMTPRecipientsRefused):
+            _deliver(mail.smtp_port, "nobody@example.test", "b")
+        _deliver(mail.smtp_port, to, "b")
+        misbehave({"mode": "drop", "stage": "accepted"})
+        with pytest.raises(smtplib.SMTPServerDisconnected):
+            _deliver(mail.smtp_port, to, "c")
+        assert count(to) == 3
+        misbehave({"mode": "421", "stage": "connect"})
+        with pytest.raises(smtplib.SMTPException):
+            _deliver(mail.smtp_port, to, "d")
+    finally:
+        misbehave()
+
+
+def test_the_mail_sink_can_demand_a_login(server_directory: Path) -> None:
+    ports = spawn.free_ports()
+    server = Mail(
+        next(ports),
+        next(ports),
+        server_directory / "mail-login",
+        server_directory / "logs",
+        options=("--auth", "shop:secret"),
+    )
+    handle = Handle(server)
+    handle.start()
+    try:
+        with smtplib.SMTP("127.0.0.1", server.smtp_port) as client:
+            with pytest.raises(smtplib.SMTPAuthenticationError):
+                client.login("shop", "wrong")
+            client.login("shop", "secret")
+            client.sendmail("a@b.test", ["c@d.test"], _mail("c@d.test", "x"))
+    finally:
+        handle.stop()
