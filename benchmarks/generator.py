@@ -222,12 +222,12 @@ def direct(channel: Any, config: Any) -> Any:
 
 
 async def reserve(load: Load) -> Result:
-    from market.kit.config import Rpc
+    from market.kit.config import GrpcUpstream
     from market.kit.rpc import client as rpc
     from market.orders.clients import Inventory
 
     spec = load.spec
-    config = Rpc(target=f"dns:///{spec.host}:{spec.port}", timeout_seconds=30)
+    config = GrpcUpstream(target=f"dns:///{spec.host}:{spec.port}", timeout_seconds=30)
     async with rpc.channel(config) as channel:
         inventory: Any = Inventory(channel, config) if spec.kind == "reserve" else direct(channel, config)
         reserving = Reserving(load, inventory)

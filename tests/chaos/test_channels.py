@@ -16,10 +16,11 @@ from market_dev.stack import processes as spawn
 from market.contracts import inventory_pb2 as pb
 from market.contracts.inventory_pb2_grpc import InventoryServicer, InventoryStub, add_InventoryServicer_to_server
 from market.kit import context
-from market.kit.config import Rpc
+from market.kit.config import GrpcUpstream
 from market.kit.errors import DeadlineExceeded, Unavailable
-from market.kit.resilience import Circuit
+from market.kit.resilience import CircuitBreaker
 from market.kit.rpc import client as rpc
+from market.kit.rpc.server import SERVER_OPTIONS
 
 
 class Neighbour(InventoryServicer):
@@ -35,7 +36,7 @@ class Neighbour(InventoryServicer):
         return pb.GetStockResponse()
 
     async def start(self) -> None:
-        self._server = grpc.aio.server(options=rpc.SERVER_OPTIONS)
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
         add_InventoryServicer_to_server(self, self._server)
         self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
@@ -78,15 +79,15 @@ async def asked(stub: Any, seconds: float = 300.0) -> None:
 
 
 async def test_the_time_that_is_left_is_the_deadline_of_the_grpc_call(neighbour: Neighbour) -> None:
-    async with rpc.channel(Rpc(target=f"127.0.0.1:{neighbour.port}")) as channel:
+    async with rpc.channel(GrpcUpstream(target=f"127.0.0.1:{neighbour.port}")) as channel:
         stub = InventoryStub(channel)
         await asked(stub)
-        with context.allow(100):
+        with context.deadline_in(100):
             await asked(stub)
         # Never lengthened by whoever has less.
-        with context.allow(1000):
+        with context.deadline_in(1000):
             await asked(stub, 150)
-        with context.allow(0), pytest.raises(DeadlineExceeded):
+        with context.deadline_in(0), pytest.raises(DeadlineExceeded):
             await asked(stub)
     first, second, third = neighbour.left
     # Of long times gRPC tells whole seconds.
@@ -96,7 +97,10 @@ async def test_the_time_that_is_left_is_the_deadline_of_the_grpc_call(neighbour:
 
 
 async def test_a_grpc_neighbour_that_hangs_costs_the_deadline_and_no_more(neighbour: Neighbour) -> None:
-    async with Proxy(to=neighbour.port) as network, rpc.channel(Rpc(target=f"127.0.0.1:{network.port}")) as channel:
+    async with (
+        Proxy(to=neighbour.port) as network,
+        rpc.channel(GrpcUpstream(target=f"127.0.0.1:{network.port}")) as channel,
+    ):
         stub = InventoryStub(channel)
         await asked(stub)
         network.blackhole()
@@ -115,7 +119,7 @@ async def test_a_grpc_neighbour_that_is_back_is_used_within_a_second(neighbour: 
 
     By gRPC's own rule they would be at five seconds after the longer time.
     """
-    circuit = Circuit("channels", failures=5)
+    circuit = CircuitBreaker("channels", failures=5)
 
     async def ask(seconds: float = 1.0) -> bool:
         try:
@@ -124,7 +128,7 @@ async def test_a_grpc_neighbour_that_is_back_is_used_within_a_second(neighbour: 
             return False
         return True
 
-    async with rpc.channel(Rpc(target=f"127.0.0.1:{neighbour.port}")) as channel:
+    async with rpc.channel(GrpcUpstream(target=f"127.0.0.1:{neighbour.port}")) as channel:
         stub = InventoryStub(channel)
         assert await ask(60)
         await neighbour.die()

@@ -15,7 +15,7 @@ from market_dev.stack import processes as spawn
 
 from market.graphql.app import build
 from market.graphql.config import Config
-from market.kit.config import Http, Listen, Remote
+from market.kit.config import Http, HttpUpstream, Listen
 from market.kit.http.server import HttpServer, listen
 from market.kit.process.lifecycle import Process
 
@@ -227,8 +227,8 @@ async def gateway(**changes: Any) -> AsyncIterator[Gateway]:
             made = order(n, "ann" if n < 25 else "bob", [ids[(7 * n + k) % 230] for k in range(n % 5 + 1)])
             orders.things[made["id"]] = made
         settings: dict[str, Any] = {
-            "products": Remote(url=products.url, timeout_seconds=NEIGHBOUR_SECONDS),
-            "orders": Remote(url=orders.url, timeout_seconds=NEIGHBOUR_SECONDS),
+            "products": HttpUpstream(url=products.url, timeout_seconds=NEIGHBOUR_SECONDS),
+            "orders": HttpUpstream(url=orders.url, timeout_seconds=NEIGHBOUR_SECONDS),
             "http": Http(port=free_port()),
             "admin": Listen(port=1),
             **changes,

@@ -24,7 +24,7 @@ from market.graphql.documents import Documents
 from market.graphql.executor import Executor
 from market.graphql.service import Shop
 from market.kit.errors import Unavailable
-from market.kit.http.client import Answer
+from market.kit.http.client import HttpResponse
 
 SCHEMA = published.load()
 SDL = (Path(__file__).parents[2] / "graphql" / "schema.graphql").read_text()
@@ -46,7 +46,7 @@ class Direct:
         self._backend.things = {t["id"]: copy.deepcopy(t) for t in things}
         self._fails = fails
 
-    async def call(
+    async def request(
         self,
         method: str,
         path: str,
@@ -55,7 +55,7 @@ class Direct:
         headers: Any = None,
         seconds: Any = None,
         idempotent: Any = None,
-    ) -> Answer:
+    ) -> HttpResponse:
         await asyncio.sleep(0)
         if self._fails == "dead":
             raise Unavailable("it broke off")
@@ -63,7 +63,7 @@ class Direct:
             self._backend.fail(422, "bad-input", detail="no", errors=[{"field": "some_thing", "reason": "is wrong"}])
         # A plan reads what is selected and nothing else: only an answer that is wrong as a whole is wrong to both.
         if self._fails == "breaks the contract":
-            return Answer(200, b"[5]", {"content-type": "application/json"})
+            return HttpResponse(200, b"[5]", {"content-type": "application/json"})
         path, _, raw = path.partition("?")
         query = dict(p.split("=", 1) for p in raw.replace("%2C", ",").split("&")) if raw else {}
         if not all(query.get(n, "0").lstrip("-").isdigit() for n in ("limit", "offset")):
@@ -72,7 +72,9 @@ class Direct:
             method, path, query, json.loads(body) if body else {}, headers or {}
         )
         kind = "application/problem+json" if status >= 400 else "application/json"
-        return Answer(status, b"" if answer is None else json.dumps(answer).encode(), {"content-type": kind, **more})
+        return HttpResponse(
+            status, b"" if answer is None else json.dumps(answer).encode(), {"content-type": kind, **more}
+        )
 
 
 async def answers(text: str, variables: dict[str, Any], fails: tuple[str, str], *, compiled: bool) -> tuple[bool, Any]:

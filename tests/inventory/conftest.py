@@ -144,7 +144,7 @@ async def opened(
     faults: Faults | None = None,
 ) -> AsyncIterator[Inventory]:
     """An Inventory with a pool of its own, as each process has one."""
-    async with kit_postgres.pool(database, Health(), settings=SETTINGS) as pool:
+    async with kit_postgres.open_pool(database, Health(), settings=SETTINGS) as pool:
         yield Inventory(pool, timeout=timeout, gathering=gathering, max_waiting=max_waiting, faults=faults)
 
 

@@ -95,7 +95,7 @@ async def test_a_database_that_hangs_is_unavailable_in_time_and_decided_later(po
             started = asyncio.get_running_loop().time()
             with pytest.raises(Unavailable):
                 await inventory.reserve(wanted)
-            with context.allow(0.1), pytest.raises(DeadlineExceeded):
+            with context.deadline_in(0.1), pytest.raises(DeadlineExceeded):
                 await inventory.cancel(uuid4())
             with pytest.raises(Unavailable):
                 await inventory.stock([product])

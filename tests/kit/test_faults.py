@@ -25,7 +25,7 @@ asyncio.run(main())
 
 async def test_a_point_that_is_not_armed_does_nothing(tmp_path: Path) -> None:
     await Faults(tmp_path).reach("here")
-    Faults(tmp_path).at("here")
+    Faults(tmp_path).crash_if_armed("here")
 
 
 async def test_an_armed_point_fires_once(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from market.kit.process.health import Health
-from market.kit.process.tasks import background
+from market.kit.process.tasks import run_periodically
 
 
 class Deaf:
@@ -29,7 +29,7 @@ class Deaf:
 
 
 async def test_who_waits_for_a_store_can_be_cancelled_whatever_its_library_makes_of_it() -> None:
-    for work in (lambda deaf: Health().wait_for("store", deaf), lambda deaf: background("loop", deaf)):
+    for work in (lambda deaf: Health().wait_for("store", deaf), lambda deaf: run_periodically("loop", deaf)):
         deaf = Deaf()
         task = asyncio.create_task(work(deaf))
         await deaf.asked.wait()

@@ -17,11 +17,11 @@ from market_dev.stack import processes as spawn
 from prometheus_client import REGISTRY
 
 from market.kit import context
-from market.kit.config import Remote
+from market.kit.config import HttpUpstream
 from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.http import client as kit_http
-from market.kit.http.client import HttpClient, NotSent
-from market.kit.http.pool import Pool, Unreachable
+from market.kit.http.client import ConnectFailed, HttpClient
+from market.kit.http.pool import ConnectError, ConnectionPool
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Some: Thing\r\n\r\nok"
@@ -59,7 +59,7 @@ async def server(serve: Serve, sock: socket.socket | None = None) -> AsyncIterat
 
 def client(url: str, **more: int) -> HttpClient:
     """One with patience: that a busy machine takes its time is no news here."""
-    return HttpClient("neighbour", Remote(url=url, timeout_seconds=60, **more))
+    return HttpClient("neighbour", HttpUpstream(url=url, timeout_seconds=60, **more))
 
 
 def free_port() -> int:
@@ -92,7 +92,7 @@ def answering(data: bytes, *, close: bool = False) -> Serve:
 async def test_a_connection_is_used_again() -> None:
     async with server(answering(OK)) as (url, connections), client(url) as http:
         for _ in range(5):
-            answer = await http.call("GET", "/x")
+            answer = await http.request("GET", "/x")
             assert (answer.status, answer.body, answer.headers["x-some"]) == (200, b"ok", "Thing")
     assert len(connections) == 1
 
@@ -107,7 +107,7 @@ async def test_a_connection_is_used_again() -> None:
 )
 async def test_an_answer_that_ends_its_connection_is_whole_and_the_connection_is_left(data: bytes) -> None:
     async with server(answering(data, close=True)) as (url, connections), client(url) as http:
-        assert [(await http.call("GET", "/x")).body for _ in range(3)] == [b"ok"] * 3
+        assert [(await http.request("GET", "/x")).body for _ in range(3)] == [b"ok"] * 3
     assert len(connections) == 3
 
 
@@ -122,7 +122,7 @@ async def test_an_answer_that_ends_its_connection_is_whole_and_the_connection_is
 async def test_other_forms_of_answers_are_read_and_the_connection_kept(data: bytes, status: int, body: bytes) -> None:
     async with server(answering(data)) as (url, connections), client(url) as http:
         for _ in range(3):
-            answer = await http.call("GET", "/x")
+            answer = await http.request("GET", "/x")
             assert (answer.status, answer.body) == (status, body)
     assert len(connections) == 1
 
@@ -133,7 +133,7 @@ async def test_two_answers_to_one_request_end_the_connection_and_do_not_reach_th
         client(url) as http,
     ):
         for _ in range(3):
-            answer = await http.call("GET", "/x")
+            answer = await http.request("GET", "/x")
             assert (answer.body, answer.headers["content-length"]) == (b"ok", "2")
     assert len(connections) == 3
 
@@ -149,7 +149,7 @@ async def test_two_answers_to_one_request_end_the_connection_and_do_not_reach_th
 async def test_what_is_no_whole_http_answer_is_unavailable(data: bytes) -> None:
     async with server(answering(data, close=True)) as (url, _), client(url) as http:
         with pytest.raises(Unavailable):
-            await http.call("POST", "/x", body=b"{}")
+            await http.request("POST", "/x", body=b"{}")
 
 
 async def test_a_connection_that_the_neighbour_closed_meanwhile_is_not_used() -> None:
@@ -164,9 +164,9 @@ async def test_a_connection_that_the_neighbour_closed_meanwhile_is_not_used() ->
         noticed.set()
 
     async with server(serve) as (url, connections), client(url) as http:
-        assert (await http.call("POST", "/x", body=b"")).status == 200
+        assert (await http.request("POST", "/x", body=b"")).status == 200
         await asyncio.wait_for(noticed.wait(), 60)
-        assert (await http.call("POST", "/x", body=b"")).status == 200
+        assert (await http.request("POST", "/x", body=b"")).status == 200
     assert len(connections) == 2
 
 
@@ -178,24 +178,24 @@ async def test_an_idempotent_call_is_tried_again_and_another_is_not() -> None:
             await writer.drain()
 
     async with server(serve) as (url, connections), client(url) as http:
-        assert (await http.call("GET", "/x")).status == 200
+        assert (await http.request("GET", "/x")).status == 200
         assert len(connections) == 2
         with pytest.raises(Unavailable) as e:
-            await http.call("POST", "/x", body=b"{}")
-        assert not isinstance(e.value, NotSent)
+            await http.request("POST", "/x", body=b"{}")
+        assert not isinstance(e.value, ConnectFailed)
         assert len(connections) == 3
 
 
 async def test_a_port_where_nobody_listens_is_not_sent() -> None:
     async with client(f"http://127.0.0.1:{free_port()}") as http:
-        with pytest.raises(NotSent):
-            await http.call("POST", "/x", body=b"{}")
+        with pytest.raises(ConnectFailed):
+            await http.request("POST", "/x", body=b"{}")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_who_is_refused_looks_for_a_connection_until_there_is_one(method: str) -> None:
     def refused() -> float:
-        return REGISTRY.get_sample_value("market_retries_total", {"neighbour": "neighbour"}) or 0
+        return REGISTRY.get_sample_value("market_retries_total", {"upstream": "neighbour"}) or 0
 
     with socket.socket() as sock:
         # Bound, and not listening yet: who comes is refused. The kernel's choice: a port that a test has used is not at rest.
@@ -203,7 +203,7 @@ async def test_who_is_refused_looks_for_a_connection_until_there_is_one(method: 
         sock.setblocking(False)
         async with client(f"http://127.0.0.1:{sock.getsockname()[1]}") as http:
             before = refused()
-            calls = [asyncio.create_task(http.call(method, "/x", body=b"{}")) for _ in range(20)]
+            calls = [asyncio.create_task(http.request(method, "/x", body=b"{}")) for _ in range(20)]
             await until(lambda: refused() >= before + 40)
             assert not any(c.done() for c in calls)
             sock.listen()
@@ -225,13 +225,13 @@ async def test_who_is_refused_for_long_gives_up_well_within_the_deadline(
 
     monkeypatch.setattr(kit_http, "asyncio", SimpleNamespace(sleep=sleep))
     async with client(f"http://127.0.0.1:{free_port()}") as http:
-        with pytest.raises(NotSent):
-            await http.call("GET", "/x")
+        with pytest.raises(ConnectFailed):
+            await http.request("GET", "/x")
         assert len(pauses) == 6
         assert 0.7 <= sum(pauses) <= 1.4
         pauses.clear()
-        with context.allow(0.1), pytest.raises(Unavailable):
-            await http.call("GET", "/x")
+        with context.deadline_in(0.1), pytest.raises(Unavailable):
+            await http.request("GET", "/x")
         assert 0 < sum(pauses) < 0.1
 
 
@@ -244,9 +244,9 @@ async def test_an_address_that_does_not_even_refuse_is_unreachable_after_a_secon
             waiting = before.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(deaf.getsockname())
-        pool = Pool(f"http://127.0.0.1:{deaf.getsockname()[1]}", 1)
+        pool = ConnectionPool(f"http://127.0.0.1:{deaf.getsockname()[1]}", 1)
         for _ in range(2):
-            with pytest.raises(Unreachable, match="no connection within 1 s"):
+            with pytest.raises(ConnectError, match="no connection within 1 s"):
                 await pool.request("GET", "/x", dict, None, 60)
 
 
@@ -265,11 +265,11 @@ async def test_the_deadline_ends_a_call_and_its_connection_and_travels_with_it()
 
     async with server(serve) as (url, connections), client(url) as http:
         # The connection is there: what follows is sent within the same breath as its deadline is set.
-        assert (await http.call("GET", "/x")).status == 200
-        with context.allow(1):
+        assert (await http.request("GET", "/x")).status == 200
+        with context.deadline_in(1):
             end = context.deadline.get()
             with pytest.raises(DeadlineExceeded):
-                await http.call("GET", "/late")
+                await http.request("GET", "/late")
         assert end is not None
         await until(lambda: len(heads) == 2)
         arrived, head = heads[1]
@@ -277,7 +277,7 @@ async def test_the_deadline_ends_a_call_and_its_connection_and_travels_with_it()
         assert 1000 * (end - arrived) - 1 <= int(sent["x-deadline-ms"]) <= 1000
         # The late answer belongs to nobody.
         late.set()
-        assert (await http.call("GET", "/x")).status == 200
+        assert (await http.request("GET", "/x")).status == 200
     assert len(connections) == 2
 
 
@@ -302,7 +302,7 @@ async def test_who_finds_no_connection_free_waits_in_line() -> None:
         done: list[int] = []
 
         async def one(n: int) -> bytes:
-            body = (await http.call("GET", f"/{n}")).body
+            body = (await http.request("GET", f"/{n}")).body
             done.append(n)
             return body
 
@@ -324,21 +324,21 @@ async def test_waiting_in_line_counts_and_a_cancelled_call_frees_its_place() -> 
             writer.write(OK)
 
     async with server(serve) as (url, _), client(url, connections=1) as http:
-        slow = asyncio.create_task(http.call("GET", "/slow"))
+        slow = asyncio.create_task(http.request("GET", "/slow"))
         await asyncio.wait_for(arrived.wait(), 60)
-        with context.allow(0.05), pytest.raises(DeadlineExceeded):
-            await http.call("GET", "/x")
+        with context.deadline_in(0.05), pytest.raises(DeadlineExceeded):
+            await http.request("GET", "/x")
         slow.cancel()
         with pytest.raises(asyncio.CancelledError):
             await slow
-        assert [(await http.call("GET", "/x")).status for _ in range(3)] == [200] * 3
+        assert [(await http.request("GET", "/x")).status for _ in range(3)] == [200] * 3
 
 
 async def test_nothing_can_be_smuggled_into_a_request() -> None:
     async with server(answering(OK)) as (url, _), client(url) as http:
         for path, headers in (("/x y", {}), ("/x\r\nz: 1", {}), ("/x", {"a": "b\r\nc: d"}), ("/x", {"a": "b\nc: d"})):
             with pytest.raises(ValueError, match="must not"):
-                await http.call("GET", path, headers=headers)
+                await http.request("GET", path, headers=headers)
 
 
 async def test_a_large_body_goes_out_and_a_large_answer_comes_in() -> None:
@@ -352,17 +352,17 @@ async def test_a_large_body_goes_out_and_a_large_answer_comes_in() -> None:
 
     async with server(serve) as (url, _), client(url) as http:
         for size in (0, 3_000_000):
-            assert (await http.call("POST", "/x", body=b"a" * size)).body == b"a" * size * 4
+            assert (await http.request("POST", "/x", body=b"a" * size)).body == b"a" * size * 4
 
 
 def test_it_works_on_the_loop_that_the_services_run_on() -> None:
     async def calls() -> None:
         async with server(answering(OK)) as (url, connections), client(url) as http:
-            assert [(await http.call("GET", "/x")).body for _ in range(3)] == [b"ok"] * 3
+            assert [(await http.request("GET", "/x")).body for _ in range(3)] == [b"ok"] * 3
         assert len(connections) == 1
         async with server(answering(OK, close=True)) as (url, connections), client(url) as http:
             for _ in range(3):
-                assert (await http.call("GET", "/x")).status == 200
+                assert (await http.request("GET", "/x")).status == 200
                 await asyncio.sleep(0.02)
         assert len(connections) == 3
 

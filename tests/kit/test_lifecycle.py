@@ -28,7 +28,8 @@ SERVICE = """
 import asyncio, os
 from contextlib import asynccontextmanager
 from pathlib import Path
-from market.kit.http import rest
+from market.kit.http import edge
+from market.kit.http.responses import json_response
 from market.kit.config import Base, Http
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import run
@@ -45,13 +46,13 @@ async def build(config, process):
         if Path(config.store).read_text() != "open":
             raise OSError("the store is closed")
     await process.health.wait_for("store", store)
-    process.health.check("store", store)
+    process.health.add_check("store", store)
     async def slow(request):
         (Path(config.store).parent / f"entered-{request.path_params['n']}").touch()
         while not (Path(config.store).parent / "answer").exists():
             await asyncio.sleep(0.01)
-        return rest.answer({"done": True})
-    yield HttpServer(rest.application({"GET /slow/{n}": slow}, config.http), config.http.host, config.http.port)
+        return json_response({"done": True})
+    yield HttpServer(edge.application({"GET /slow/{n}": slow}, config.http), config.http.host, config.http.port)
 
 run("example", Config, build)
 """

@@ -10,7 +10,7 @@ import pytest
 
 from market.kit import context, resilience
 from market.kit.errors import Conflict, DeadlineExceeded, Unavailable
-from market.kit.resilience import Budget, Circuit, CircuitOpen, backoff, retrying
+from market.kit.resilience import CircuitBreaker, CircuitOpen, RetryBudget, backoff, retry
 
 
 class Neighbour:
@@ -27,7 +27,7 @@ class Neighbour:
         return "well"
 
 
-async def fails(circuit: Circuit, neighbour: Neighbour, times: int) -> None:
+async def fails(circuit: CircuitBreaker, neighbour: Neighbour, times: int) -> None:
     for _ in range(times):
         with pytest.raises(Unavailable):
             await circuit(neighbour)
@@ -35,7 +35,7 @@ async def fails(circuit: Circuit, neighbour: Neighbour, times: int) -> None:
 
 async def test_a_circuit_opens_after_failures_in_a_row_and_closes_by_itself(stop_clock: Callable[..., Any]) -> None:
     clock = stop_clock(resilience)
-    circuit = Circuit("test", failures=3, open_seconds=0.1)
+    circuit = CircuitBreaker("test", failures=3, open_seconds=0.1)
     neighbour = Neighbour(*[Unavailable("down")] * 4)
     await fails(circuit, neighbour, 3)
     assert circuit.is_open
@@ -55,7 +55,7 @@ async def test_a_circuit_opens_after_failures_in_a_row_and_closes_by_itself(stop
 
 async def test_while_one_call_tries_the_others_are_refused(stop_clock: Callable[..., Any]) -> None:
     clock = stop_clock(resilience)
-    circuit = Circuit("test", failures=1, open_seconds=0.05)
+    circuit = CircuitBreaker("test", failures=1, open_seconds=0.05)
     await fails(circuit, Neighbour(Unavailable("down")), 1)
     clock.now += 0.06
     waiting = asyncio.Event()
@@ -75,7 +75,7 @@ async def test_while_one_call_tries_the_others_are_refused(stop_clock: Callable[
 
 async def test_a_trial_that_is_cancelled_leaves_the_way_free_for_another(stop_clock: Callable[..., Any]) -> None:
     clock = stop_clock(resilience)
-    circuit = Circuit("test", failures=1, open_seconds=0.01)
+    circuit = CircuitBreaker("test", failures=1, open_seconds=0.01)
     await fails(circuit, Neighbour(Unavailable("down")), 1)
     clock.now += 0.02
     trial = asyncio.create_task(circuit(asyncio.Event().wait))
@@ -86,7 +86,7 @@ async def test_a_trial_that_is_cancelled_leaves_the_way_free_for_another(stop_cl
 
 
 async def test_an_answer_that_is_no_failure_of_the_neighbour_does_not_count() -> None:
-    circuit = Circuit("test", failures=2)
+    circuit = CircuitBreaker("test", failures=2)
     for _ in range(5):
         with pytest.raises(Conflict):
             await circuit(Neighbour(Conflict("short")))
@@ -97,7 +97,7 @@ async def test_a_caller_in_a_hurry_does_not_open_the_circuit_and_a_slow_neighbou
     stop_clock: Callable[..., Any],
 ) -> None:
     clock = stop_clock(resilience)
-    circuit = Circuit("test", failures=2, patience=0.05)
+    circuit = CircuitBreaker("test", failures=2, slow_after_seconds=0.05)
     await fails(circuit, Neighbour(*[DeadlineExceeded("hurry")] * 5), 5)
     assert not circuit.is_open
 
@@ -113,11 +113,11 @@ async def test_a_caller_in_a_hurry_does_not_open_the_circuit_and_a_slow_neighbou
 
 async def test_a_call_is_tried_again_until_it_succeeds_or_attempts_run_out() -> None:
     neighbour = Neighbour(Unavailable("a"), Unavailable("b"))
-    assert await retrying(neighbour, budget=Budget("test")) == "well"
+    assert await retry(neighbour, budget=RetryBudget("test")) == "well"
     assert neighbour.calls == 3
     neighbour = Neighbour(*[Unavailable("x")] * 9)
     with pytest.raises(Unavailable):
-        await retrying(neighbour, budget=Budget("test"))
+        await retry(neighbour, budget=RetryBudget("test"))
     assert neighbour.calls == 3
 
 
@@ -125,12 +125,12 @@ async def test_what_is_no_failure_and_what_the_circuit_refused_is_not_tried_agai
     for error in (Conflict("short"), CircuitOpen("open")):
         neighbour = Neighbour(error)
         with pytest.raises(type(error)):
-            await retrying(neighbour, budget=Budget("test"))
+            await retry(neighbour, budget=RetryBudget("test"))
         assert neighbour.calls == 1
 
 
 async def test_retries_are_a_part_of_the_calls_at_most() -> None:
-    budget = Budget("test", ratio=0.1, reserve=5)
+    budget = RetryBudget("test", ratio=0.1, reserve=5)
     calls = 0
 
     async def down() -> str:
@@ -138,21 +138,21 @@ async def test_retries_are_a_part_of_the_calls_at_most() -> None:
         calls += 1
         raise Unavailable("down")
 
-    with context.allow(60):
+    with context.deadline_in(60):
         for _ in range(30):
             with pytest.raises(Unavailable):
-                await retrying(down, budget=budget, attempts=2)
+                await retry(down, budget=budget, attempts=2)
     # 30 calls, the reserve, and a tenth of the calls.
     assert 35 <= calls <= 38
 
 
 async def test_there_is_no_retry_that_the_caller_would_not_live_to_see() -> None:
     neighbour = Neighbour(*[Unavailable("x")] * 9)
-    with context.allow(0):
+    with context.deadline_in(0):
         with pytest.raises(Unavailable):
-            await retrying(neighbour, budget=Budget("test"))
+            await retry(neighbour, budget=RetryBudget("test"))
     assert neighbour.calls == 1
 
 
 def test_a_pause_is_never_longer_than_the_most() -> None:
-    assert all(0 <= backoff(n, most=0.5) <= 0.5 for n in range(1, 2000))
+    assert all(0 <= backoff(n, max_seconds=0.5) <= 0.5 for n in range(1, 2000))

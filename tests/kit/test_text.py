@@ -11,21 +11,21 @@ from market.kit.errors import BadInput, NotFound
 @pytest.mark.parametrize("bad", ["a\x00b", "a\nb", "a\tb", "a\x7fb", "a\x85b", "a\u2028b", "a\ud800b"])
 def test_text_with_a_control_character_is_refused(bad: str) -> None:
     with pytest.raises(BadInput, match="name: must not contain control characters"):
-        text.clean("name", bad, least=1, most=10)
+        text.validate_text("name", bad, min_length=1, max_length=10)
 
 
 def test_a_description_may_have_newlines_and_tabs_and_no_other_controls() -> None:
-    assert text.clean("description", "a\n\tb", least=0, most=10, multiline=True) == "a\n\tb"
+    assert text.validate_text("description", "a\n\tb", min_length=0, max_length=10, multiline=True) == "a\n\tb"
     with pytest.raises(BadInput, match="other than newline and tab"):
-        text.clean("description", "a\rb", least=0, most=10, multiline=True)
+        text.validate_text("description", "a\rb", min_length=0, max_length=10, multiline=True)
 
 
 def test_length_is_counted_in_characters() -> None:
-    assert text.clean("name", "ё" * 200, least=1, most=200) == "ё" * 200
+    assert text.validate_text("name", "ё" * 200, min_length=1, max_length=200) == "ё" * 200
     with pytest.raises(BadInput, match="name: must have 1 to 200 characters"):
-        text.clean("name", "ё" * 201, least=1, most=200)
+        text.validate_text("name", "ё" * 201, min_length=1, max_length=200)
     with pytest.raises(BadInput, match="name: must have 1 to 200 characters"):
-        text.clean("name", "", least=1, most=200)
+        text.validate_text("name", "", min_length=1, max_length=200)
 
 
 @pytest.mark.parametrize(
@@ -34,14 +34,14 @@ def test_length_is_counted_in_characters() -> None:
 )
 def test_what_is_no_canonical_uuid_is_refused(bad: str) -> None:
     with pytest.raises(BadInput, match="product_id: must be a UUID"):
-        text.uuid("product_id", bad)
+        text.parse_uuid("product_id", bad)
     with pytest.raises(NotFound):
-        text.path_id("product", bad)
+        text.parse_path_id("product", bad)
 
 
 @pytest.mark.parametrize("good", ["a@b.co", "first.last+tag@sub.example.test", "o'brien@example.ie"])
 def test_an_address_is_an_address(good: str) -> None:
-    assert text.is_email(good)
+    assert text.is_email_address(good)
 
 
 @pytest.mark.parametrize(
@@ -66,12 +66,12 @@ def test_an_address_is_an_address(good: str) -> None:
     ],
 )
 def test_what_is_no_plain_address_is_none(bad: str) -> None:
-    assert not text.is_email(bad)
+    assert not text.is_email_address(bad)
 
 
 @given(st.text())
 def test_an_address_that_is_taken_never_breaks_a_header(value: str) -> None:
-    if text.is_email(value):
+    if text.is_email_address(value):
         assert value.isascii()
         assert value.isprintable()
         assert " " not in value

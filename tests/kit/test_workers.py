@@ -19,7 +19,8 @@ from market_dev.stack import processes as spawn
 SERVICE = """
 import os
 from contextlib import asynccontextmanager
-from market.kit.http import rest
+from market.kit.http import edge
+from market.kit.http.responses import json_response
 from market.kit.config import Base, Http
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import run
@@ -30,12 +31,12 @@ class Config(Base, kw_only=True):
 @asynccontextmanager
 async def build(config, process):
     async def pid(request):
-        return rest.answer({"pid": os.getpid()})
+        return json_response({"pid": os.getpid()})
     async def hello(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"hello"})
     process.admin_routes["GET /hello"] = hello
-    yield HttpServer(rest.application({"GET /pid": pid}, config.http), config.http.host, config.http.port, shared=config.workers > 1)
+    yield HttpServer(edge.application({"GET /pid": pid}, config.http), config.http.host, config.http.port, shared=config.workers > 1)
 
 run("twins", Config, build)
 """

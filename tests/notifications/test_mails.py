@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from market.contracts import events
-from market.kit.text import is_email
+from market.kit.text import is_email_address
 from market.notifications import config
 from market.notifications.api import read
 from market.notifications.domain import Message, Unreadable
@@ -79,7 +79,7 @@ def test_no_text_of_an_event_gets_into_the_headers(
         notice = read(_message(value, x_request_id=request))
     assert notice is not None
     if notice.recipient is None:
-        assert not any(a and is_email(a) for a in (user, email))
+        assert not any(a and is_email_address(a) for a in (user, email))
         return
     assert notice.recipient in (user, email)
     mail = COMPOSER.compose(notice, NOW)

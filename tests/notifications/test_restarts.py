@@ -205,7 +205,7 @@ async def test_a_broker_that_dies_and_comes_back_is_gone_on_with(post: Post, kaf
         kafka.kill()  # type: ignore[attr-defined]
 
         async def unready() -> bool:
-            return bool(await process.health.unready())
+            return bool(await process.health.not_ready())
 
         await until(unready)
         await asyncio.to_thread(kafka.restart, 120)  # type: ignore[attr-defined]
@@ -243,7 +243,7 @@ async def _has_no_member(post: Post) -> bool:
 
 
 async def _ready(process: object) -> bool:
-    return not await process.health.unready()  # type: ignore[attr-defined]
+    return not await process.health.not_ready()  # type: ignore[attr-defined]
 
 
 def _set_offset(post: Post, partition: int, offset: int) -> None:

@@ -27,7 +27,8 @@ from starlette.responses import Response
 from market.contracts import events
 from market.contracts import inventory_pb2 as pb
 from market.kit.config import Http
-from market.kit.http import rest
+from market.kit.http import edge
+from market.kit.http.responses import json_response
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process
 from market.orders import app as orders_app
@@ -52,7 +53,7 @@ class Catalogue:
         self.under_way = 0
         self.behave()
         self._server = HttpServer(
-            rest.application({"GET /api/product": self.list}, Http(port=self.port)), "127.0.0.1", self.port
+            edge.application({"GET /api/product": self.list}, Http(port=self.port)), "127.0.0.1", self.port
         )
 
     def behave(self) -> None:
@@ -87,7 +88,7 @@ class Catalogue:
         finally:
             self.under_way -= 1
         found = [self.goods[id] for id in ids if id in self.goods]
-        return rest.answer({"items": found, "total": len(found), "limit": 100, "offset": 0})
+        return json_response({"items": found, "total": len(found), "limit": 100, "offset": 0})
 
     async def __aenter__(self) -> Catalogue:
         await self._server.start()

@@ -26,9 +26,9 @@ from market.inventory import app as inventory_app
 from market.inventory.config import Config as InventoryConfig
 from market.inventory.config import Grpc
 from market.kit import postgres as kit_postgres
-from market.kit.config import Http, Listen, Postgres, Rpc
+from market.kit.config import GrpcUpstream, Http, Listen, Postgres
 from market.kit.faults import Faults
-from market.kit.http import rest
+from market.kit.http import edge
 from market.kit.process.lifecycle import Process
 from market.kit.rpc import client as rpc
 from market.products import app, store
@@ -154,15 +154,15 @@ Start = Callable[..., AbstractAsyncContextManager[Running]]
 @pytest.fixture(scope="session")
 def patience(patient_pools: None) -> Iterator[None]:
     """Lengthens the deadlines that no configuration has."""
-    application = rest.application
+    application = edge.application
     slow = {"grpc.min_reconnect_backoff_ms": 20_000, "grpc.keepalive_timeout_ms": 60_000}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            rest,
+            edge,
             "application",
-            lambda routes, *args, **more: application(routes, *args, **more, seconds=dict.fromkeys(routes, PATIENCE)),
+            lambda routes, *args, **more: application(routes, *args, **more, timeouts=dict.fromkeys(routes, PATIENCE)),
         )
-        patch.setattr(store, "connection", functools.partial(kit_postgres.connection, seconds=PATIENCE))
+        patch.setattr(store, "acquire", functools.partial(kit_postgres.acquire, seconds=PATIENCE))
         patch.setattr(rpc, "CHANNEL_OPTIONS", list({**dict(rpc.CHANNEL_OPTIONS), **slow}.items()))
         yield
 
@@ -174,7 +174,7 @@ async def migrated(postgres: Any) -> None:
         http=Http(port=1),
         postgres=postgres_config(postgres, "products"),
         redis=Redis(url="redis://none"),
-        inventory=Rpc(target="none"),
+        inventory=GrpcUpstream(target="none"),
     )
     await app.migrate(config, [])
 
@@ -199,7 +199,7 @@ def start(patience: None, migrated: None, postgres: Any, redis_server: Any) -> S
             http=Http(port=free_port()),
             postgres=postgres_config(postgres, "products"),
             redis=Redis(url=url, timeout_seconds=redis_seconds),
-            inventory=Rpc(target=f"dns:///127.0.0.1:{inventory_port}", timeout_seconds=PATIENCE),
+            inventory=GrpcUpstream(target=f"dns:///127.0.0.1:{inventory_port}", timeout_seconds=PATIENCE),
             availability=Availability(ttl_seconds=ttl, timeout_seconds=inventory_seconds),
         )
         process = Process(faults=faults)

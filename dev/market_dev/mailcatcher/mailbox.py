@@ -18,7 +18,7 @@ from uuid import UUID
 
 import msgspec
 
-from market.kit.batching import Gather
+from market.kit.batching import Batcher
 from market.kit.ids import new_id
 
 
@@ -89,7 +89,7 @@ class Mailbox:
         self._end = self._recover()
         # One thread, so that writes and the emptying stay in order.
         self._writer = ThreadPoolExecutor(1, "mailbox")
-        self._write = Gather(self._write_all, name="mailsink.write", most=512)
+        self._write = Batcher(self._write_all, name="mailsink.write", max_batch_size=512)
 
     def _recover(self) -> int:
         """Reads the index; a mail that was being written when the sink died was never acknowledged and is cut off."""

@@ -11,7 +11,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 from market.kit.process import logs
 from market_dev.mailcatcher.mailbox import Mailbox
 
-log = logs.get("smtp")
+log = logs.get_logger("smtp")
 
 Stage = Literal["connect", "mail", "rcpt", "data", "accepted"]
 

@@ -17,7 +17,10 @@ from market.graphql.problems import explained
 from market.graphql.web import Files
 from market.kit.config import Http
 from market.kit.errors import BadInput, MethodNotAllowed, Problem
-from market.kit.http import rest
+from market.kit.http import edge
+from market.kit.http.edge import Endpoint
+from market.kit.http.requests import read_body, read_header
+from market.kit.http.responses import json_response, problem_response
 from market.kit.process.tracing import Tracer
 
 PATH = "/graphql"
@@ -53,12 +56,12 @@ def application(documents: Documents, executor: Executor, web: Files, config: Ht
     async def post(request: Request) -> Response:
         media = _media(request.scope)
         # JSON alone: a form or a plain text is what a foreign page could make a browser send.
-        call = await rest.body(request, _call)
+        call = await read_body(request, _call)
         prepared = documents.get(call.query, call.operationName or None)
         return _respond(await executor.run(prepared, call.variables or {}), media)
 
     async def get(request: Request) -> Response:
-        if not request.scope["query_string"] and b"text/html" in (rest.header(request, b"accept") or b""):
+        if not request.scope["query_string"] and b"text/html" in (read_header(request, b"accept") or b""):
             return Response(status_code=303, headers={"location": "/"})
         media = _media(request.scope)
         call = from_query(request.scope["query_string"])
@@ -68,14 +71,16 @@ def application(documents: Documents, executor: Executor, web: Files, config: Ht
             return refusal(request.scope, MutationByGet("a mutation comes by POST"))
         return _respond(await executor.run(prepared, call.variables or {}), media)
 
-    routes: dict[str, rest.Endpoint] = {f"POST {PATH}": post, f"GET {PATH}": get, **dict.fromkeys(web.routes, web.get)}
-    return rest.application(routes, config, tracer=tracer, seconds=dict.fromkeys(routes, SECONDS), refusal=refusal)
+    routes: dict[str, Endpoint] = {f"POST {PATH}": post, f"GET {PATH}": get, **dict.fromkeys(web.routes, web.get)}
+    return edge.application(
+        routes, config, tracer=tracer, timeouts=dict.fromkeys(routes, SECONDS), render_problem=refusal
+    )
 
 
 def refusal(scope: Any, problem: Problem) -> Response:
     """What never became a GraphQL request gets a 4xx or 503 whose body is a GraphQL answer all the same."""
     if scope["path"] != PATH:
-        return rest.problem_answer(problem)
+        return problem_response(problem)
     told = explained(problem)
     headers = dict(_HEADERS)
     if isinstance(problem, MutationByGet):
@@ -84,7 +89,7 @@ def refusal(scope: Any, problem: Problem) -> Response:
         headers["retry-after"] = str(told.extensions["retryAfter"])
     body = failed([{"message": str(told), "extensions": told.extensions}]).body
     status = 400 if problem.status == 422 else problem.status
-    return rest.answer(body, status, headers, media=_MEDIA[negotiated(_accept(scope)) or PREFERRED])
+    return json_response(body, status, headers, content_type=_MEDIA[negotiated(_accept(scope)) or PREFERRED])
 
 
 def from_query(raw: bytes) -> Call:
@@ -127,4 +132,4 @@ def _media(scope: Any) -> str:
 def _respond(result: Result, media: str) -> Response:
     # In the legacy type only a 200 says that the answer is ours.
     status = 200 if result.began or media == LEGACY else 400
-    return rest.answer(result.body, status, _HEADERS, media=_MEDIA[media])
+    return json_response(result.body, status, _HEADERS, content_type=_MEDIA[media])

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from market.kit.config import Base, Http, Remote, Section
+from market.kit.config import Base, Http, HttpUpstream, Section
 
 Count = Annotated[int, Meta(ge=1)]
 
@@ -33,8 +33,8 @@ class Documents(Section, frozen=True, kw_only=True):
 
 class Config(Base, frozen=True, forbid_unknown_fields=True, kw_only=True):
     http: Http
-    products: Remote
-    orders: Remote
+    products: HttpUpstream
+    orders: HttpUpstream
     limits: Limits = Limits()
     documents: Documents = Documents()
     # A document is compiled once into a plan. Off: graphql-core executes everything.

@@ -10,10 +10,10 @@ import msgspec
 
 from market.graphql.domain import camel, camel_keys
 from market.kit.errors import TYPE_PREFIX, BadInput, Problem, Unavailable
-from market.kit.http.client import Answer
+from market.kit.http.client import HttpResponse
 from market.kit.process import logs
 
-log = logs.get("graphql")
+log = logs.get_logger("graphql")
 
 # Members of every problem document; what is beside them are facts.
 _STANDARD = {"type", "title", "status", "detail", "instance", "errors"}
@@ -34,7 +34,7 @@ class Refused(Exception):
         self.extensions: dict[str, Any] = {"code": code, **(facts or {})}
 
 
-def refused(answer: Answer, neighbour: str, prefix: str = "") -> Refused:
+def refused(answer: HttpResponse, neighbour: str, prefix: str = "") -> Refused:
     """What a neighbour's problem document says. Fields are named below `prefix`, the argument that they came in."""
     if answer.headers.get("content-type", "").partition(";")[0].strip() != "application/problem+json":
         return Refused(f"{neighbour} answered {answer.status}", "UNAVAILABLE" if answer.status >= 502 else "INTERNAL")

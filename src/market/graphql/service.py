@@ -9,7 +9,7 @@ from typing import Any
 from market.graphql.clients import Rest
 from market.graphql.domain import snake_keys
 from market.kit.errors import BadInput
-from market.kit.text import path_id, uuid
+from market.kit.text import parse_path_id, parse_uuid
 
 # Ids in one call to products, and calls of one answer's join under way at once.
 BATCH = 100
@@ -49,7 +49,7 @@ class Shop:
 
     async def product(self, *, id: str, availability: bool = True) -> bytes:
         """Without `availability` products need not look it up."""
-        return await self._products.get(path_id("product", id), "" if availability else "?availability=false")
+        return await self._products.get(parse_path_id("product", id), "" if availability else "?availability=false")
 
     async def products(
         self,
@@ -66,7 +66,7 @@ class Shop:
         if ids is not None:
             if len(ids) > BATCH:
                 raise BadInput("ids", f"must have at most {BATCH} ids")
-            wanted = ",".join(str(uuid(f"ids[{i}]", id)) for i, id in enumerate(ids))
+            wanted = ",".join(str(parse_uuid(f"ids[{i}]", id)) for i, id in enumerate(ids))
         query = {
             "limit": limit,
             "offset": offset,
@@ -78,7 +78,7 @@ class Shop:
         return await self._products.list(query)
 
     async def order(self, *, id: str) -> bytes:
-        return await self._orders.get(path_id("order", id))
+        return await self._orders.get(parse_path_id("order", id))
 
     async def orders(
         self, *, user: str, limit: int | None = None, offset: int | None = None, status: str | None = None
@@ -89,13 +89,13 @@ class Shop:
         return await self._products.create(_body(input, {"imageUrl"}), idempotency_key, seconds=OTHER_SECONDS)
 
     async def update_product(self, *, input: dict[str, Any]) -> bytes:
-        path_id("product", input["id"])
+        parse_path_id("product", input["id"])
         body = _body(input, {"imageUrl"})
         # A stock-take is not repeated: what was sold between the two would come back.
         return await self._products.update(body, idempotent="stock" not in body)
 
     async def delete_product(self, *, id: str) -> str:
-        product = path_id("product", id)
+        product = parse_path_id("product", id)
         # Not repeated: the second would say 404 of what the first has deleted.
         await self._products.delete(product, idempotent=False)
         return str(product)
@@ -104,7 +104,7 @@ class Shop:
         return await self._orders.create(_body(input, set()), idempotency_key, seconds=ORDER_SECONDS)
 
     async def delete_order(self, *, id: str) -> bytes:
-        order = path_id("order", id)
+        order = parse_path_id("order", id)
         await self._orders.delete(order, idempotent=True)
         return await self._orders.get(order)
 

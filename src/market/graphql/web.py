@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from market.kit.errors import NotFound
-from market.kit.http import rest
+from market.kit.http.responses import json_response
 
 TYPES = {
     "html": b"text/html; charset=utf-8",
@@ -81,7 +81,7 @@ class Files:
                 file.zipped = await asyncio.to_thread(gzip.compress, body, 6, mtime=0)
             body = file.zipped
             headers["content-encoding"] = "gzip"
-        return rest.answer(body, 200, headers, media=TYPES[file.kind])
+        return json_response(body, 200, headers, content_type=TYPES[file.kind])
 
 
 def _file(path: str, body: bytes) -> File:

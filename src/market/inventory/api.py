@@ -31,9 +31,9 @@ from market.inventory.service import Inventory
 from market.kit.errors import GRPC_INTERNAL, BadInput, Problem
 from market.kit.process import logs
 from market.kit.process.tracing import Tracer
-from market.kit.rpc.client import Handler, endpoint
+from market.kit.rpc.server import Handler, endpoint
 
-log = logs.get("inventory")
+log = logs.get_logger("inventory")
 
 NAME = pb.DESCRIPTOR.services_by_name["Inventory"].full_name
 _STATUSES = {"reserved": pb.RESERVATION_STATUS_RESERVED, "cancelled": pb.RESERVATION_STATUS_CANCELLED}

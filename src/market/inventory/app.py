@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager, suppress
 
 from market.inventory import api
 from market.inventory.config import Config
-from market.inventory.server import GrpcServer
 from market.inventory.service import Inventory
 from market.kit import postgres
 from market.kit.process.lifecycle import Process
-from market.kit.process.tasks import background
+from market.kit.process.tasks import run_periodically
+from market.kit.rpc.server import GrpcServer
 
 MIGRATIONS = "market.inventory.migrations"
 
@@ -29,7 +29,7 @@ SETTINGS = {
 
 @asynccontextmanager
 async def build(config: Config, process: Process) -> AsyncIterator[GrpcServer]:
-    async with postgres.pool(config.postgres, process.health, settings=SETTINGS) as db:
+    async with postgres.open_pool(config.postgres, process.health, settings=SETTINGS) as db:
         await postgres.wait_for_schema(db, MIGRATIONS, process.health)
         inventory = Inventory(
             db,
@@ -38,10 +38,17 @@ async def build(config: Config, process: Process) -> AsyncIterator[GrpcServer]:
             max_waiting=config.grpc.max_waiting,
             faults=process.faults,
         )
-        retention = asyncio.create_task(background("retention", lambda: inventory.forget_cancelled(config.retention)))
+        retention = asyncio.create_task(
+            run_periodically("retention", lambda: inventory.forget_cancelled(config.retention))
+        )
         try:
             yield GrpcServer(
-                config.grpc, process.health, api.handlers(api.Api(inventory), process.tracer), shared=config.workers > 1
+                config.grpc.host,
+                config.grpc.port,
+                process.health,
+                {api.NAME: api.handlers(api.Api(inventory), process.tracer)},
+                max_in_flight=config.grpc.max_in_flight,
+                shared=config.workers > 1,
             )
         finally:
             retention.cancel()

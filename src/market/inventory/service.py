@@ -23,10 +23,10 @@ from market.inventory.domain import (
     StockOutOfRange,
 )
 from market.kit import context
-from market.kit.batching import Gather
+from market.kit.batching import Batcher
 from market.kit.errors import DeadlineExceeded, Overloaded, Unavailable
 from market.kit.faults import Faults
-from market.kit.postgres import DISCONNECTED
+from market.kit.postgres import CONNECTION_ERRORS
 from market.kit.process import logs
 from market.kit.resilience import backoff
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from market.kit.postgres import Connection, Pool
 
 T = TypeVar("T")
-log = logs.get("inventory")
+log = logs.get_logger("inventory")
 
 RESERVATIONS = Counter("market_inventory_reservations_total", "Reservations decided.", ["outcome"])
 STOCK_OUTS = Counter("market_inventory_stock_outs_total", "Lines that could not be taken.")
@@ -70,19 +70,21 @@ class Inventory:
         self._timeout = timeout
         self._max_waiting = max_waiting
         self._faults = faults
-        self._reserve: Gather[Reservation, Shortages] = Gather(
+        self._reserve: Batcher[Reservation, Shortages] = Batcher(
             self._decide,
-            most=gathering.most,
-            under_way=gathering.under_way,
+            max_batch_size=gathering.most,
+            max_concurrency=gathering.under_way,
             name="inventory.reserve",
-            weight=lambda r: len(r.product_ids),
-            most_weight=MOST_LINES,
+            cost=lambda r: len(r.product_ids),
+            max_cost=MOST_LINES,
         )
-        self._cancel: Gather[UUID, bool] = Gather(self._release, most=gathering.most, name="inventory.cancel")
+        self._cancel: Batcher[UUID, bool] = Batcher(
+            self._release, max_batch_size=gathering.most, name="inventory.cancel"
+        )
         # One at a time: of two stock-takes of a product the later one counts.
-        self._set: Gather[tuple[UUID, int], None] = Gather(self._replace, most=1024, name="inventory.set")
-        self._look: Gather[Sequence[UUID], list[int | None]] = Gather(
-            self._read, most=32, under_way=4, name="inventory.look"
+        self._set: Batcher[tuple[UUID, int], None] = Batcher(self._replace, max_batch_size=1024, name="inventory.set")
+        self._look: Batcher[Sequence[UUID], list[int | None]] = Batcher(
+            self._read, max_batch_size=32, max_concurrency=4, name="inventory.look"
         )
 
     async def reserve(self, wanted: Reservation) -> Shortages:
@@ -93,7 +95,7 @@ class Inventory:
     async def reserve_many(self, wanted: Sequence[Reservation]) -> list[Shortages | BaseException]:
         """For each reservation what `reserve` answers or raises."""
         self._make_room()
-        return await self._reserve.each(wanted)
+        return await self._reserve.map_settled(wanted)
 
     async def cancel(self, id: UUID) -> bool:
         """Whether something was given back. An id never seen is remembered as cancelled."""
@@ -137,7 +139,7 @@ class Inventory:
         return retention.every_seconds if count < retention.batch else 0.05
 
     def _make_room(self) -> None:
-        if self._reserve.waiting > self._max_waiting:
+        if self._reserve.pending > self._max_waiting:
             raise Overloaded("too many reservations wait")
 
     async def _decide(self, batch: list[Reservation]) -> list[Shortages | BaseException]:
@@ -241,8 +243,8 @@ class Inventory:
                     return await self._with_failure_points(conn, work, inside, after)
             except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError) as e:
                 RETRIED.labels(e.sqlstate).inc()
-                await asyncio.sleep(backoff(attempt, base=0.005, most=0.1))
-            except DISCONNECTED as e:
+                await asyncio.sleep(backoff(attempt, base=0.005, max_seconds=0.1))
+            except CONNECTION_ERRORS as e:
                 raise Unavailable("the database does not answer") from e
             except asyncpg.PostgresError as e:
                 log.warning("the database refused", sqlstate=e.sqlstate, error=str(e)[:500])

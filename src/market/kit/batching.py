@@ -1,8 +1,8 @@
 """Gathering: what arrives while one call is under way goes out together in the next one.
 
-    insert = Gather(store.insert_many, most=128, name="orders.insert")
+    insert = Batcher(store.insert_many, max_batch_size=128, name="orders.insert")
     await insert(order)          # a lone caller's call starts at once
-    await lookup.all(ids)        # many items of one caller
+    await lookup.map(ids)        # many items of one caller
 
 `flush` takes a list of items and answers a list of the same length: each one's result, or the
 exception that is this one caller's. If `flush` itself raises, every caller of that batch gets it.
@@ -36,11 +36,11 @@ BATCH = Histogram(
 class _Entry(Generic[Item, Result]):
     """An item that waits, and those who wait for it: one, or several where equal items are folded."""
 
-    __slots__ = ("callers", "end", "item", "request_id", "traceparent", "weight")
+    __slots__ = ("callers", "cost", "end", "item", "request_id", "traceparent")
 
-    def __init__(self, item: Item, weight: int, caller: asyncio.Future[Result]) -> None:
+    def __init__(self, item: Item, cost: int, caller: asyncio.Future[Result]) -> None:
         self.item = item
-        self.weight = weight
+        self.cost = cost
         self.callers = [caller]
         self.end = context.deadline.get()
         self.request_id = context.request_id.get()
@@ -56,12 +56,12 @@ class _Entry(Generic[Item, Result]):
         return any(not caller.done() for caller in self.callers)
 
 
-class Gather(Generic[Item, Result]):
+class Batcher(Generic[Item, Result]):
     """Owns the queue of what waits, in order of arrival.
 
-    `most`: items in one call. `under_way`: calls at once; order of arrival holds within a call, and
-    across calls only where it is 1. `weight` with `most_weight` ends a batch before it is too heavy
-    (one item always goes out). `fold`: equal (hashable) items that wait together go out once, and
+    `max_batch_size`: items in one call. `max_concurrency`: calls at once; order of arrival holds within a call, and
+    across calls only where it is 1. `cost` with `max_cost` ends a batch before it is too heavy
+    (one item always goes out). `dedupe`: equal (hashable) items that wait together go out once, and
     share the result.
     """
 
@@ -70,21 +70,21 @@ class Gather(Generic[Item, Result]):
         flush: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]],
         *,
         name: str,
-        most: int = 256,
-        under_way: int = 1,
-        weight: Callable[[Item], int] | None = None,
-        most_weight: int = 0,
-        fold: bool = False,
+        max_batch_size: int = 256,
+        max_concurrency: int = 1,
+        cost: Callable[[Item], int] | None = None,
+        max_cost: int = 0,
+        dedupe: bool = False,
     ) -> None:
         self._flush = flush
-        self._most = most
-        self._free = under_way
+        self._max_batch_size = max_batch_size
+        self._free = max_concurrency
         # Calls that were started and have not yet taken their batch.
         self._starting = 0
-        self._weight = weight
-        self._most_weight = most_weight
+        self._cost = cost
+        self._max_cost = max_cost
         self._waiting: deque[_Entry[Item, Result]] = deque()
-        self._folded: dict[Item, _Entry[Item, Result]] | None = {} if fold else None
+        self._deduped: dict[Item, _Entry[Item, Result]] | None = {} if dedupe else None
         self._tasks: set[asyncio.Task[None]] = set()
         self._sizes = BATCH.labels(name)
 
@@ -102,7 +102,7 @@ class Gather(Generic[Item, Result]):
             if timer is not None:
                 timer.cancel()
 
-    async def all(self, items: Iterable[Item]) -> list[Result]:
+    async def map(self, items: Iterable[Item]) -> list[Result]:
         """The items' results, in order. Raises the first failure; what had not gone out then stays here."""
         futures = [self._enter(item) for item in items]
         self._start()
@@ -117,7 +117,7 @@ class Gather(Generic[Item, Result]):
                 if not done.cancel() and not done.cancelled():
                     done.exception()
 
-    async def each(self, items: Iterable[Item]) -> list[Result | BaseException]:
+    async def map_settled(self, items: Iterable[Item]) -> list[Result | BaseException]:
         """Each item's own result or exception, in order: as if each had a caller of its own, at a fraction of the cost."""
         futures = [self._enter(item) for item in items]
         self._start()
@@ -139,23 +139,23 @@ class Gather(Generic[Item, Result]):
         return results
 
     @property
-    def waiting(self) -> int:
+    def pending(self) -> int:
         """Items that have not gone out."""
         return len(self._waiting)
 
     def _enter(self, item: Item) -> asyncio.Future[Result]:
         done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        if self._folded is not None and (same := self._folded.get(item)):
+        if self._deduped is not None and (same := self._deduped.get(item)):
             same.join(done)
             return done
-        entry = _Entry(item, self._weight(item) if self._weight else 0, done)
-        if self._folded is not None:
-            self._folded[item] = entry
+        entry = _Entry(item, self._cost(item) if self._cost else 0, done)
+        if self._deduped is not None:
+            self._deduped[item] = entry
         self._waiting.append(entry)
         return done
 
     def _start(self) -> None:
-        while self._free and len(self._waiting) > self._starting * self._most:
+        while self._free and len(self._waiting) > self._starting * self._max_batch_size:
             self._free -= 1
             self._starting += 1
             # A context of its own: a batch is nobody's request.
@@ -180,17 +180,17 @@ class Gather(Generic[Item, Result]):
 
     def _take(self) -> list[_Entry[Item, Result]]:
         batch: list[_Entry[Item, Result]] = []
-        weight = 0
-        while self._waiting and len(batch) < self._most:
+        cost = 0
+        while self._waiting and len(batch) < self._max_batch_size:
             entry = self._waiting[0]
-            if batch and self._weight and weight + entry.weight > self._most_weight:
+            if batch and self._cost and cost + entry.cost > self._max_cost:
                 break
             self._waiting.popleft()
-            if self._folded is not None:
-                del self._folded[entry.item]
+            if self._deduped is not None:
+                del self._deduped[entry.item]
             if entry.wanted:
                 batch.append(entry)
-                weight += entry.weight
+                cost += entry.cost
         return batch
 
     async def _send(self, batch: list[_Entry[Item, Result]]) -> None:

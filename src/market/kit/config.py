@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
-Text = Annotated[str, Meta(min_length=1)]
+NonEmptyStr = Annotated[str, Meta(min_length=1)]
 
 
 class ConfigError(Exception):
@@ -34,14 +34,14 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Listen(Section, frozen=True, kw_only=True):
-    host: Text = "127.0.0.1"
+    host: NonEmptyStr = "127.0.0.1"
     port: Port
 
 
 class Http(Section, frozen=True, kw_only=True):
     """What the REST or GraphQL edge listens on and takes."""
 
-    host: Text = "127.0.0.1"
+    host: NonEmptyStr = "127.0.0.1"
     port: Port
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 1_048_576
     # Requests under way in one process; one more is answered 503 at once.
@@ -91,10 +91,10 @@ class Base(Section, frozen=True, kw_only=True):
 
 
 class Postgres(Section, frozen=True, kw_only=True):
-    host: Text
+    host: NonEmptyStr
     port: Port = 5432
-    database: Text
-    user: Text
+    database: NonEmptyStr
+    user: NonEmptyStr
     password: str
     pool_size: Annotated[int, Meta(ge=1, le=200)] = 16
     # Each statement's limit.
@@ -112,10 +112,10 @@ def check_url(url: str, *schemes: str) -> None:
         raise ValueError(f"url must be an address such as {schemes[0]}://host:port")
 
 
-class Remote(Section, frozen=True, kw_only=True):
+class HttpUpstream(Section, frozen=True, kw_only=True):
     """A neighbour that is called by HTTP."""
 
-    url: Text
+    url: NonEmptyStr
     timeout_seconds: Seconds = 3.0
     connections: Annotated[int, Meta(ge=1)] = 128
 
@@ -123,10 +123,10 @@ class Remote(Section, frozen=True, kw_only=True):
         check_url(self.url, "http", "https")
 
 
-class Rpc(Section, frozen=True, kw_only=True):
+class GrpcUpstream(Section, frozen=True, kw_only=True):
     """A neighbour that is called by gRPC; `target` as gRPC names it: dns:///host:port."""
 
-    target: Text
+    target: NonEmptyStr
     timeout_seconds: Seconds = 3.0
 
 

@@ -44,7 +44,7 @@ def remaining(limit: float) -> float:
 
 
 @contextmanager
-def allow(seconds: float) -> Iterator[None]:
+def deadline_in(seconds: float) -> Iterator[None]:
     """Within this block no call may end later than `seconds` from now; a nearer deadline stays."""
     at = time.monotonic() + seconds
     old = deadline.get()
@@ -55,7 +55,7 @@ def allow(seconds: float) -> Iterator[None]:
         deadline.reset(token)
 
 
-def outgoing(limit: float) -> dict[str, str]:
+def outgoing_headers(limit: float) -> dict[str, str]:
     """Headers (or gRPC metadata) for a call to a neighbour that may take `limit` seconds."""
     headers = {DEADLINE_HEADER: str(int(remaining(limit) * 1000))}
     if id := request_id.get():

@@ -129,7 +129,7 @@ class UnsupportedMediaType(BadInput):
     status = 415
 
 
-class KeyReused(BadInput):
+class IdempotencyKeyReused(BadInput):
     """An Idempotency-Key that was used with another body."""
 
     type = "idempotency-key-reused"

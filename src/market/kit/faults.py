@@ -1,6 +1,6 @@
 """Failure points: places where a test can make a service stop dead, pause or fail.
 
-    if faults: faults.at("after-intent")            # in sync code, crash only
+    if faults: faults.crash_if_armed("after-intent")            # in sync code, crash only
     if faults: await faults.reach("after-intent")   # crash, pause or fail
 
 `faults` is None in every real run, so an unused point costs one comparison.
@@ -19,7 +19,7 @@ from market.kit import config as kit_config
 from market.kit.errors import Unavailable
 from market.kit.process import logs
 
-log = logs.get("faults")
+log = logs.get_logger("faults")
 
 Clock = Callable[[], datetime]
 
@@ -62,7 +62,7 @@ class Faults:
         log.warning("failure point reached", point=name, action=action)
         return action
 
-    def at(self, name: str) -> None:
+    def crash_if_armed(self, name: str) -> None:
         """Dies here if the point is armed."""
         if self._take(name) is not None:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -20,7 +20,7 @@ from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.process import logs
 from market.kit.process.health import Health
 
-log = logs.get("postgres")
+log = logs.get_logger("postgres")
 
 if TYPE_CHECKING:
     Pool = asyncpg.Pool[asyncpg.Record]
@@ -31,7 +31,7 @@ else:
 
 # Whatever leaves open whether the statement took effect, or says that the server is not there. The last one comes where
 # an idle connection was told that the server ends, and has not yet seen its own end.
-DISCONNECTED = (
+CONNECTION_ERRORS = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.OperatorInterventionError,
@@ -46,7 +46,7 @@ async def _no_reset(_: Connection) -> None:
 
 
 @asynccontextmanager
-async def pool(config: Postgres, health: Health, *, settings: dict[str, str] | None = None) -> AsyncIterator[Pool]:
+async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str] | None = None) -> AsyncIterator[Pool]:
     """A pool of connections; waits until the server is there. Adds the readiness check `postgres`."""
 
     async def connect() -> Pool:
@@ -78,7 +78,7 @@ async def pool(config: Postgres, health: Health, *, settings: dict[str, str] | N
         async with made.acquire(timeout=1) as conn:
             await conn.execute("SELECT 1", timeout=1)
 
-    health.check("postgres", check)
+    health.add_check("postgres", check)
     try:
         yield made
     finally:
@@ -90,7 +90,7 @@ async def pool(config: Postgres, health: Health, *, settings: dict[str, str] | N
 
 
 @asynccontextmanager
-async def connection(pool: Pool, *, seconds: float = 3.0) -> AsyncIterator[Connection]:
+async def acquire(pool: Pool, *, seconds: float = 3.0) -> AsyncIterator[Connection]:
     """A connection, held for at most `seconds` or what the caller has left. Raises Unavailable, DeadlineExceeded.
 
     Unavailable leaves open whether a write inside took effect.
@@ -103,7 +103,7 @@ async def connection(pool: Pool, *, seconds: float = 3.0) -> AsyncIterator[Conne
     except asyncpg.DataError:
         # An InterfaceError, and yet nobody's fault but ours.
         raise
-    except (*DISCONNECTED, asyncpg.InsufficientResourcesError, asyncpg.ReadOnlySQLTransactionError) as e:
+    except (*CONNECTION_ERRORS, asyncpg.InsufficientResourcesError, asyncpg.ReadOnlySQLTransactionError) as e:
         raise Unavailable(f"the database is not there: {type(e).__name__}") from None
 
 

@@ -15,9 +15,9 @@ from market.kit.errors import DeadlineExceeded, Unavailable
 
 T = TypeVar("T")
 
-RETRIES = Counter("market_retries_total", "Calls that were made again.", ["neighbour"])
+RETRIES = Counter("market_retries_total", "Calls that were made again.", ["upstream"])
 CIRCUIT_OPEN = Gauge(
-    "market_circuit_open", "1 while calls to the neighbour are refused here.", ["neighbour"], multiprocess_mode="max"
+    "market_circuit_open", "1 while calls to the neighbour are refused here.", ["upstream"], multiprocess_mode="max"
 )
 
 
@@ -25,9 +25,9 @@ class CircuitOpen(Unavailable):
     """Refused here, without a call: the neighbour has not seen it."""
 
 
-def backoff(attempt: int, *, base: float = 0.05, most: float = 2.0) -> float:
+def backoff(attempt: int, *, base: float = 0.05, max_seconds: float = 2.0) -> float:
     """Seconds to wait before attempt 1, 2, ...: exponential, full jitter."""
-    return random.uniform(0, min(most, base * 2 ** min(attempt, 30)))
+    return random.uniform(0, min(max_seconds, base * 2 ** min(attempt, 30)))
 
 
 def reraise_if_cancelled() -> None:
@@ -37,11 +37,11 @@ def reraise_if_cancelled() -> None:
         raise asyncio.CancelledError
 
 
-class Circuit:
+class CircuitBreaker:
     """Refuses calls for a while after `failures` in a row, then lets one through to try.
 
     `await circuit(call)` raises CircuitOpen while open. Which exceptions count is the caller's to
-    say: `counts`. A DeadlineExceeded that came sooner than `patience` seconds does not count: it is
+    say: `counts`. A DeadlineExceeded that came sooner than `slow_after_seconds` seconds does not count: it is
     the caller who was in a hurry, not the neighbour who was slow.
     """
 
@@ -53,13 +53,13 @@ class Circuit:
         # A neighbour that is back has to be found out by one call; in between the others fail without need.
         open_seconds: float = 0.3,
         counts: tuple[type[BaseException], ...] = (Unavailable,),
-        patience: float = 0.0,
+        slow_after_seconds: float = 0.0,
     ) -> None:
         self._neighbour = neighbour
         self._limit = failures
         self._open_seconds = open_seconds
         self._counts = counts
-        self._patience = patience
+        self._slow_after_seconds = slow_after_seconds
         self._failed = 0
         self._until = 0.0
         self._trying = False
@@ -80,7 +80,7 @@ class Circuit:
         try:
             result = await call()
         except self._counts as e:
-            if not (isinstance(e, DeadlineExceeded) and time.monotonic() - started < self._patience):
+            if not (isinstance(e, DeadlineExceeded) and time.monotonic() - started < self._slow_after_seconds):
                 self._failed += 1
                 if self._failed >= self._limit:
                     self._until = time.monotonic() + self._open_seconds
@@ -97,7 +97,7 @@ class Circuit:
                 self._trying = False
 
 
-class Budget:
+class RetryBudget:
     """Retries may be at most `ratio` of the calls, with a few to start with: no storm on a slow neighbour."""
 
     def __init__(self, neighbour: str, *, ratio: float = 0.2, reserve: float = 10.0) -> None:
@@ -106,11 +106,11 @@ class Budget:
         self._tokens = reserve
         self._count = RETRIES.labels(neighbour)
 
-    def call(self) -> None:
+    def record_call(self) -> None:
         """Counts a call; a part of a retry is earned."""
         self._tokens = min(self._most, self._tokens + self._ratio)
 
-    def retry(self) -> bool:
+    def take_retry(self) -> bool:
         """Whether one more attempt is allowed; counts it."""
         if self._tokens < 1:
             return False
@@ -119,27 +119,27 @@ class Budget:
         return True
 
 
-async def retrying(
+async def retry(
     call: Callable[[], Awaitable[T]],
     *,
-    budget: Budget,
+    budget: RetryBudget,
     attempts: int = 3,
-    on: tuple[type[BaseException], ...] = (Unavailable,),
+    retry_on: tuple[type[BaseException], ...] = (Unavailable,),
     never: tuple[type[BaseException], ...] = (CircuitOpen,),
 ) -> T:
-    """The call's result, tried again on `on` but `never`, while attempts, budget and the deadline allow. For idempotent calls only.
+    """The call's result, tried again on `retry_on` but `never`, while attempts, budget and the deadline allow. For idempotent calls only.
 
     What an open circuit refused is not tried again: it would only spend the budget.
     """
-    budget.call()
+    budget.record_call()
     for attempt in range(1, attempts + 1):
         try:
             return await call()
         except never:
             raise
-        except on:
+        except retry_on:
             pause = backoff(attempt)
-            if attempt == attempts or context.remaining(60) <= pause or not budget.retry():
+            if attempt == attempts or context.remaining(60) <= pause or not budget.take_retry():
                 raise
             await asyncio.sleep(pause)
     raise AssertionError("unreachable")

@@ -17,31 +17,31 @@ _EMAIL = re.compile(
 _KEY = re.compile(r"[!-~]{1,255}")
 
 
-def clean(field: str, value: str, *, least: int, most: int, multiline: bool = False) -> str:
-    """The text as it came, or BadInput: `least..most` characters, no control characters."""
-    if not least <= len(value) <= most:
-        raise BadInput(field, f"must have {least} to {most} characters")
+def validate_text(field: str, value: str, *, min_length: int, max_length: int, multiline: bool = False) -> str:
+    """The text as it came, or BadInput: `min_length..max_length` characters, no control characters."""
+    if not min_length <= len(value) <= max_length:
+        raise BadInput(field, f"must have {min_length} to {max_length} characters")
     if (_CONTROL_BUT_NEWLINE_AND_TAB if multiline else _CONTROL).search(value):
         allowed = " other than newline and tab" if multiline else ""
         raise BadInput(field, f"must not contain control characters{allowed}")
     return value
 
 
-def uuid(field: str, value: str) -> UUID:
+def parse_uuid(field: str, value: str) -> UUID:
     """The id, or BadInput. Takes the canonical form of 36 characters alone."""
     if not _UUID.fullmatch(value):
         raise BadInput(field, "must be a UUID")
     return UUID(value)
 
 
-def path_id(what: str, value: str) -> UUID:
+def parse_path_id(what: str, value: str) -> UUID:
     """The id in a path, or NotFound: what is no UUID names nothing."""
     if not _UUID.fullmatch(value):
         raise NotFound(what, value[:64] if value.isascii() and value.isprintable() else None)
     return UUID(value)
 
 
-def is_email(value: str) -> bool:
+def is_email_address(value: str) -> bool:
     """An address as RFC 5321 has it, dot-atoms only, with a domain of two labels or more; 254 characters at most."""
     return (
         len(value) <= 254

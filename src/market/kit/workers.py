@@ -27,7 +27,7 @@ from market.kit.process import logs
 from market.kit.process.health import Admin, Health
 from market.kit.resilience import backoff
 
-log = logs.get("workers")
+log = logs.get_logger("workers")
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -61,7 +61,7 @@ class Workers:
         health = Health()
         health.started = True
         for number in range(self._config.workers):
-            health.check(f"worker {number}", lambda number=number: self._check(number))  # type: ignore[misc]
+            health.add_check(f"worker {number}", lambda number=number: self._check(number))  # type: ignore[misc]
         admin = HttpServer(_Forwarding(health, registry, self), self._config.admin.host, self._config.admin.port)
         await admin.start()
         try:
@@ -103,7 +103,7 @@ class Workers:
                 return
             deaths = deaths + 1 if time.monotonic() - started < 10 else 0
             log.error("worker died", worker=number, status=status)
-            await asyncio.sleep(backoff(deaths, base=0.1, most=5) if deaths else 0)
+            await asyncio.sleep(backoff(deaths, base=0.1, max_seconds=5) if deaths else 0)
 
     async def _check(self, number: int) -> None:
         """Raises unless the worker is ready."""

@@ -50,7 +50,7 @@ def read(message: Message) -> Notice | None:
     if not _CURRENCY.fullmatch(order.currency):
         raise Unreadable("data.currency: must have three capital letters")
     try:
-        order_id: UUID = text.uuid("data.id", order.id)
+        order_id: UUID = text.parse_uuid("data.id", order.id)
         total = money.parse_total(order.total)
         lines = tuple(Line(_one_line(i.name), i.quantity, _price(n, i.unit_price)) for n, i in enumerate(order.items))
         ordered_at = datetime.fromisoformat(order.created_at)
@@ -64,7 +64,7 @@ def read(message: Message) -> Notice | None:
         kind=_KINDS[event.type],
         sequence=event.sequence,
         order_id=order_id,
-        recipient=next((a for a in (order.email, order.user) if a and text.is_email(a)), None),
+        recipient=next((a for a in (order.email, order.user) if a and text.is_email_address(a)), None),
         lines=lines,
         total=total,
         currency=order.currency,

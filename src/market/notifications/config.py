@@ -9,14 +9,14 @@ from msgspec import Meta, field
 
 from market.contracts import events
 from market.kit import text
-from market.kit.config import Base, Port, Seconds, Section, Text
+from market.kit.config import Base, NonEmptyStr, Port, Seconds, Section
 
 
 class Kafka(Section, frozen=True, kw_only=True):
-    bootstrap_servers: Text
-    group: Text = "notifications"
-    topic: Text = events.TOPIC
-    dead_letter_topic: Text = events.DEAD_LETTER_TOPIC
+    bootstrap_servers: NonEmptyStr
+    group: NonEmptyStr = "notifications"
+    topic: NonEmptyStr = events.TOPIC
+    dead_letter_topic: NonEmptyStr = events.DEAD_LETTER_TOPIC
     # How long the group waits for a member that says nothing; the broker sets the least, 6 s by default.
     session_timeout_seconds: Annotated[float, Meta(ge=1, le=300)] = 10.0
     # False: each start begins at the end of the topic, and what came while the service was down is not mailed.
@@ -37,13 +37,13 @@ class Memory(Section, frozen=True, kw_only=True):
 
 
 class Smtp(Section, frozen=True, kw_only=True):
-    host: Text
+    host: NonEmptyStr
     port: Port = 25
     tls: Literal["none", "starttls", "tls"] = "none"
     # Certificates that are trusted beside the system's: a PEM file.
-    ca_file: Text | None = None
-    username: Text | None = None
-    password: Text | None = None
+    ca_file: NonEmptyStr | None = None
+    username: NonEmptyStr | None = None
+    password: NonEmptyStr | None = None
     # What we say in EHLO; absent: the machine's name.
     hello: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:\[\]-]{1,255}$")] | None = None
     # The most that one answer of the mail server may take.
@@ -70,10 +70,14 @@ class Retry(Section, frozen=True, kw_only=True):
 
 class Mail(Section, frozen=True, kw_only=True):
     # "Name <address>", or the address alone.
-    sender: Text = field(name="from")
+    sender: NonEmptyStr = field(name="from")
 
     def __post_init__(self) -> None:
-        if not self.sender.isprintable() or len(getaddresses([self.sender])) != 1 or not text.is_email(self.address):
+        if (
+            not self.sender.isprintable()
+            or len(getaddresses([self.sender])) != 1
+            or not text.is_email_address(self.address)
+        ):
             raise ValueError("from must be an e-mail address, or a name and an address: Market <shop@example.com>")
 
     @property

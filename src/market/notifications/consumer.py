@@ -28,7 +28,7 @@ from market.notifications.progress import Progress, Room, start_of
 T = TypeVar("T")
 Rebalance = Callable[[Consumer, list[TopicPartition]], None]
 Points = dict[Progress, tuple[int, str]]
-log = logs.get("consumer")
+log = logs.get_logger("consumer")
 
 CALL_SECONDS = 5.0
 COMMIT_SECONDS = 0.1
@@ -83,12 +83,12 @@ class Reader:
 
     async def start(self) -> None:
         """Waits for the broker, the topic and the partitions; says each once. It goes on from there by itself."""
-        self._health.missing("kafka", "connecting")
+        self._health.set_missing("kafka", "connecting")
         # A topic that is not there yet begins after us: all of it is for us.
         self._topic_is_new = await self._health.wait_for("kafka", self._ask_for_topic) is None
         if self._topic_is_new:
             await self._health.wait_for(f"topic {self._config.topic}", self._need_topic)
-        self._health.missing("partitions", "waiting for the group")
+        self._health.set_missing("partitions", "waiting for the group")
         self._thread.start()
         await self._assigned.wait()
 
@@ -246,8 +246,8 @@ class Reader:
         consumer.incremental_assign([TopicPartition(s.topic, s.partition, s.offset) for s in starts])
         log.info("reading", partitions=sorted(self._progress))
         self._said.clear()
-        self._health.missing("kafka", None)
-        self._health.missing("partitions", None)
+        self._health.set_missing("kafka", None)
+        self._health.set_missing("partitions", None)
         self._loop.call_soon_threadsafe(self._assigned.set)
 
     def _starts(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
@@ -293,7 +293,7 @@ class Reader:
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         mine = [p.partition for p in partitions]
         log.warning("lost the partitions; what is under way may be mailed by another too", partitions=sorted(mine))
-        self._health.missing("partitions", "lost; joining the group again")
+        self._health.set_missing("partitions", "lost; joining the group again")
         self._forget(mine, commit=False)
         consumer.incremental_unassign(partitions)
 
@@ -379,14 +379,14 @@ class Reader:
             except KafkaException:
                 return
             self._broker_away = False
-            self._health.missing("kafka", None)
+            self._health.set_missing("kafka", None)
             self._said.clear()
             log.info("kafka is there")
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self._assigned.is_set() and not self._broker_away:
             self._broker_away = True
-            self._health.missing("kafka", "no broker answers")
+            self._health.set_missing("kafka", "no broker answers")
             log.warning("waiting for kafka", reason="no broker answers")
 
     def _say_once(self, text: str) -> None:

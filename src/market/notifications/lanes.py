@@ -16,7 +16,7 @@ from market.notifications.domain import MailServerAway, Message
 from market.notifications.progress import Progress, Room
 from market.notifications.service import Work
 
-log = logs.get("lanes")
+log = logs.get_logger("lanes")
 
 Handle = Callable[[Work], Awaitable[float | None]]
 

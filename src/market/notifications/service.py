@@ -18,7 +18,7 @@ from market.kit.resilience import backoff
 from market.notifications import api, config, metrics
 from market.notifications.domain import Mail, MailServerAway, Message, Notice, Refused, RefusedForNow, Unreadable
 
-log = logs.get("mailing")
+log = logs.get_logger("mailing")
 
 # Orders whose last mail is remembered, so that a repeat that follows soon is not mailed twice.
 REMEMBERED = 10_000
@@ -144,7 +144,7 @@ class Mailing:
         metrics.RETRIES.labels(kind).inc()
         longest = min(self._retry.most_seconds, self._retry.first_seconds * 2.0 ** min(work.attempts - 1, 30))
         # Never past the end, so that the last attempt is made there.
-        return min(left, longest / 2 + backoff(1, base=longest / 4, most=longest / 2))
+        return min(left, longest / 2 + backoff(1, base=longest / 4, max_seconds=longest / 2))
 
     async def _dead_letter(self, work: Work, kind: str, words: str) -> float | None:
         try:
@@ -154,7 +154,7 @@ class Mailing:
             work.attempts += 1
             metrics.RETRIES.labels("dead-letter").inc()
             log.error("a dead letter could not be written", error=str(e)[:300], **_origin(work.message))
-            return 0.5 + backoff(work.attempts, base=0.5, most=10)
+            return 0.5 + backoff(work.attempts, base=0.5, max_seconds=10)
         metrics.DEAD_LETTERS.labels(kind).inc()
         log.error("put aside as a dead letter", kind=kind, reason=words, **_origin(work.message))
         return None

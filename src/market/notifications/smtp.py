@@ -16,7 +16,7 @@ from market.kit.resilience import backoff
 from market.notifications import config, metrics
 from market.notifications.domain import Mail, MailServerAway, Refused, RefusedForNow
 
-log = logs.get("smtp")
+log = logs.get_logger("smtp")
 
 # Answers to MAIL FROM that speak of our login or of TLS, not of this mail (RFC 4954, RFC 3207).
 _LOGIN_CODES = {530, 534, 535, 538}
@@ -186,7 +186,7 @@ class MailServer:
 
     async def _reach(self) -> None:
         while True:
-            await asyncio.sleep(0.1 + backoff(self._failures, base=0.2, most=self._config.reconnect_seconds))
+            await asyncio.sleep(0.1 + backoff(self._failures, base=0.2, max_seconds=self._config.reconnect_seconds))
             try:
                 connection = await self._connect()
             except MailServerAway as e:

@@ -15,7 +15,9 @@ from market.contracts import events, money
 from market.kit import context, text
 from market.kit.config import Http
 from market.kit.errors import BadInput, NotFound, Problem
-from market.kit.http import rest
+from market.kit.http import edge
+from market.kit.http.requests import parse_query, read_body, read_header
+from market.kit.http.responses import json_response
 from market.kit.process.tracing import Tracer
 from market.orders import service
 from market.orders.domain import MAX_LINES, MAX_QUANTITY, NewOrder, Order, Status, as_contract, merged
@@ -84,8 +86,8 @@ _LISTED = (Status.PENDING, Status.CONFIRMED, Status.CANCELLED)
 
 def parsed(given: CreateOrder) -> NewOrder:
     """The request as domain data. Raises BadInput."""
-    text.clean("user", given.user, least=1, most=200)
-    if given.email is not None and not text.is_email(given.email):
+    text.validate_text("user", given.user, min_length=1, max_length=200)
+    if given.email is not None and not text.is_email_address(given.email):
         raise BadInput("email", "must be an e-mail address")
     expected: Decimal | None = None
     if given.expected_total is not None:
@@ -108,12 +110,12 @@ def routes(
     """The four calls."""
 
     async def create(request: Request) -> Response:
-        with context.allow(max(0.05, context.remaining(order_seconds) - _ANSWER_SECONDS)):
+        with context.deadline_in(max(0.05, context.remaining(order_seconds) - _ANSWER_SECONDS)):
             try:
-                rest.query(request, _Nothing)
-                given = rest.header(request, b"idempotency-key")
+                parse_query(request, _Nothing)
+                given = read_header(request, b"idempotency-key")
                 key = text.idempotency_key(None if given is None else given.decode("latin-1"))
-                placed = await service.place(shop, parsed(await rest.body(request, _body)), key)
+                placed = await service.place(shop, parsed(await read_body(request, _body)), key)
             except Problem as e:
                 OUTCOMES.labels(e.type).inc()
                 raise
@@ -121,18 +123,18 @@ def routes(
         headers = {"Location": f"/api/order/{placed.order.id}"}
         if placed.replayed:
             headers["Idempotency-Replayed"] = "true"
-        return rest.answer(as_contract(placed.order), 200 if placed.replayed else 201, headers)
+        return json_response(as_contract(placed.order), 200 if placed.replayed else 201, headers)
 
     async def get(request: Request) -> Response:
-        rest.query(request, _Nothing)
-        order = await shop.store.get(text.path_id("order", request.path_params["id"]))
+        parse_query(request, _Nothing)
+        order = await shop.store.get(text.parse_path_id("order", request.path_params["id"]))
         if order is None:
             raise NotFound("order", request.path_params["id"])
-        return rest.answer(as_contract(order))
+        return json_response(as_contract(order))
 
     async def listed(request: Request) -> Response:
-        query = rest.query(request, _Query)
-        text.clean("user", query.user, least=1, most=200)
+        query = parse_query(request, _Query)
+        text.validate_text("user", query.user, min_length=1, max_length=200)
         statuses = (Status(query.status),) if query.status else _LISTED
         written: list[bytes] = []
         size = 0
@@ -148,12 +150,12 @@ def routes(
 
         page = await shop.store.listed(query.user, statuses, limit=query.limit, offset=query.offset, fits=fits)
         tail = f'],"total":{page.total},"limit":{query.limit},"offset":{query.offset}}}'
-        return rest.answer(b'{"items":[' + b",".join(written) + tail.encode())
+        return json_response(b'{"items":[' + b",".join(written) + tail.encode())
 
     async def cancel(request: Request) -> Response:
-        rest.query(request, _Nothing)
-        with context.allow(max(0.05, context.remaining(other_seconds) - _ANSWER_SECONDS)):
-            done = await service.cancel(shop, text.path_id("order", request.path_params["id"]))
+        parse_query(request, _Nothing)
+        with context.deadline_in(max(0.05, context.remaining(other_seconds) - _ANSWER_SECONDS)):
+            done = await service.cancel(shop, text.parse_path_id("order", request.path_params["id"]))
         return Response(status_code=204 if done else 202)
 
     return {
@@ -168,4 +170,4 @@ def app(shop: Shop, http: Http, tracer: Tracer, *, order_seconds: float, other_s
     """The ASGI app."""
     calls = routes(shop, order_seconds, other_seconds)
     seconds = {call: order_seconds if call.startswith("POST") else other_seconds for call in calls}
-    return rest.application(calls, http, tracer=tracer, seconds=seconds)
+    return edge.application(calls, http, tracer=tracer, timeouts=seconds)

@@ -13,7 +13,7 @@ from market.kit.http.server import HttpServer
 from market.kit.process import logs
 from market.kit.process.health import Health
 from market.kit.process.lifecycle import Process, Server
-from market.kit.process.tasks import background
+from market.kit.process.tasks import run_periodically
 from market.kit.rpc import client as rpc
 from market.orders import admin, api, kafka, metrics, mongo, service
 from market.orders.clients import Inventory, Products
@@ -22,7 +22,7 @@ from market.orders.relay import Relay
 from market.orders.service import Shop
 from market.orders.store import Store
 
-log = logs.get("orders")
+log = logs.get_logger("orders")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ async def shop(config: Config, process: Process, clients: Clients | None = None)
         stack.push_async_callback(client.close)
         database = client[config.mongodb.database]
         await process.health.wait_for("mongodb", lambda: mongo.ping(database))
-        process.health.check("mongodb", lambda: mongo.ping(database))
+        process.health.add_check("mongodb", lambda: mongo.ping(database))
         await process.health.wait_for("indexes", lambda: mongo.has_indexes(database))
         orders = Store(database, seconds=config.mongodb.timeout_seconds, me=uuid4().hex)
         products = clients.products or Products(
@@ -66,7 +66,7 @@ async def shop(config: Config, process: Process, clients: Clients | None = None)
 async def server(config: Config, process: Process, shop: Shop, *, loops: bool = True) -> AsyncIterator[Server]:
     """The service around a shop. `loops=False` leaves recovery and relay to others: for tests."""
     running = {name: _Loop(step) for name, step in _loops(shop, config)} if loops else {}
-    tasks = [asyncio.create_task(background(name, loop)) for name, loop in running.items()]
+    tasks = [asyncio.create_task(run_periodically(name, loop)) for name, loop in running.items()]
     try:
         app = api.app(
             shop, config.http, process.tracer, order_seconds=config.order_seconds, other_seconds=config.other_seconds

@@ -14,11 +14,11 @@ from msgspec import Struct
 from market.contracts import inventory_pb2 as pb
 from market.contracts import money
 from market.contracts.inventory_pb2_grpc import InventoryStub
-from market.kit.batching import Gather
-from market.kit.config import Rpc
+from market.kit.batching import Batcher
+from market.kit.config import GrpcUpstream
 from market.kit.errors import BadInput, Conflict, Unavailable
 from market.kit.http.client import HttpClient, quote_ids
-from market.kit.resilience import Budget, Circuit, retrying
+from market.kit.resilience import CircuitBreaker, RetryBudget, retry
 from market.kit.rpc import client as rpc
 from market.orders.domain import Product, Refused, Reservation, Reserved, Short, Shortage, Wanted
 
@@ -42,18 +42,18 @@ class Products:
     def __init__(self, http: HttpClient) -> None:
         self._http = http
         self._decode = msgspec.json.Decoder(_Page).decode
-        self._lookup: Gather[str, Product | None] = Gather(
-            self._fetch, name="orders.prices", most=100, under_way=4, fold=True
+        self._lookup: Batcher[str, Product | None] = Batcher(
+            self._fetch, name="orders.prices", max_batch_size=100, max_concurrency=4, dedupe=True
         )
 
     async def priced(self, ids: Sequence[str]) -> dict[str, Product]:
         """The products that there are, by id. Raises Unavailable."""
-        found = await self._lookup.all(ids)
+        found = await self._lookup.map(ids)
         return {product.id: product for product in found if product is not None}
 
     async def _fetch(self, ids: list[str]) -> Sequence[Product | None]:
         # Prices must not depend on the cache of availability.
-        answer = await self._http.call("GET", f"/api/product?availability=false&ids={quote_ids(ids)}")
+        answer = await self._http.request("GET", f"/api/product?availability=false&ids={quote_ids(ids)}")
         if answer.status != 200:
             raise Unavailable(f"products answered {answer.status}")
         try:
@@ -80,13 +80,13 @@ class Held(Struct, frozen=True):
 class Inventory:
     """Reservations under the order's id. Every call may be repeated."""
 
-    def __init__(self, channel: grpc.aio.Channel, config: Rpc) -> None:
+    def __init__(self, channel: grpc.aio.Channel, config: GrpcUpstream) -> None:
         self._stub: Any = InventoryStub(channel)
         self._seconds = config.timeout_seconds
-        self._circuit = Circuit("inventory", patience=config.timeout_seconds / 2)
-        self._budget = Budget("inventory")
-        self._reserve: Gather[pb.ReserveRequest, Reservation] = Gather(
-            self._reserve_many, name="orders.reserve", most=128, under_way=2, weight=_lines, most_weight=4000
+        self._circuit = CircuitBreaker("inventory", slow_after_seconds=config.timeout_seconds / 2)
+        self._budget = RetryBudget("inventory")
+        self._reserve: Batcher[pb.ReserveRequest, Reservation] = Batcher(
+            self._reserve_many, name="orders.reserve", max_batch_size=128, max_concurrency=2, cost=_lines, max_cost=4000
         )
 
     @property
@@ -95,9 +95,7 @@ class Inventory:
         return self._circuit.is_open
 
     async def _call(self, method: Callable[..., Awaitable[T]], request: Any) -> T:
-        return await retrying(
-            lambda: self._circuit(lambda: rpc.call(method, request, self._seconds)), budget=self._budget
-        )
+        return await retry(lambda: self._circuit(lambda: rpc.call(method, request, self._seconds)), budget=self._budget)
 
     async def reserve(self, order_id: UUID, wanted: Sequence[Wanted]) -> Reservation:
         """What inventory says. Raises Unavailable when nobody knows whether it holds the goods."""
@@ -145,7 +143,7 @@ def _reservation(answer: pb.ReserveResponse) -> Reservation:
 def _result(result: pb.ReserveManyResult) -> Reservation | BaseException:
     if result.code == 0:
         return _reservation(result.answer)
-    problem = rpc.from_status(result.code, result.message)
+    problem = rpc.problem_from_status(result.code, result.message)
     return Refused(str(problem)) if isinstance(problem, Conflict | BadInput) else problem
 
 

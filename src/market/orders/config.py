@@ -9,13 +9,13 @@ from msgspec import Meta
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
-from market.kit.config import Base, Http, Remote, Rpc, Seconds, Section, Text
+from market.kit.config import Base, GrpcUpstream, Http, HttpUpstream, NonEmptyStr, Seconds, Section
 
 
 class MongoDB(Section, frozen=True, kw_only=True):
     """`timeout_seconds` is one operation's limit, retries by the driver included."""
 
-    uri: Text
+    uri: NonEmptyStr
     database: Annotated[str, Meta(pattern=r'^[^/\\. "$*<>:|?\x00]{1,63}$')] = "orders"
     pool_size: Annotated[int, Meta(ge=4, le=500)] = 64
     timeout_seconds: Seconds = 2.5
@@ -32,7 +32,7 @@ class MongoDB(Section, frozen=True, kw_only=True):
 class Kafka(Section, frozen=True, kw_only=True):
     """Where events go. `partitions` 0: the broker makes its topics by itself; else migrate makes them."""
 
-    bootstrap_servers: Text
+    bootstrap_servers: NonEmptyStr
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
@@ -59,8 +59,8 @@ class Recovery(Section, frozen=True, kw_only=True):
 class Config(Base, frozen=True, kw_only=True):
     http: Http
     mongodb: MongoDB
-    inventory: Rpc
-    products: Remote
+    inventory: GrpcUpstream
+    products: HttpUpstream
     kafka: Kafka
     recovery: Recovery = Recovery()
     # The deadline of POST, and that of every other call.

@@ -21,7 +21,7 @@ from market.kit.process import logs
 from market.orders.config import Kafka
 
 Token = TypeVar("Token")
-log = logs.get("kafka")
+log = logs.get_logger("kafka")
 
 # What Kafka will never take, however often it is sent. All else is tried again.
 _FOR_GOOD = frozenset(

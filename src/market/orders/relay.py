@@ -18,7 +18,7 @@ import msgspec
 
 from market.contracts import events
 from market.kit import context
-from market.kit.batching import Gather
+from market.kit.batching import Batcher
 from market.kit.errors import Unavailable
 from market.kit.faults import Clock, Faults
 from market.kit.process import logs
@@ -29,7 +29,7 @@ from market.orders.kafka import Outcome, Publisher
 from market.orders.metrics import PUBLISHED, RECOVERED
 from market.orders.store import Store
 
-log = logs.get("relay")
+log = logs.get_logger("relay")
 
 Token = tuple[UUID, Entry]
 _ENCODER = msgspec.json.Encoder()
@@ -46,8 +46,10 @@ class Relay:
         self._claim_seconds = config.recovery.claim_seconds
         self._interval = config.recovery.relay_interval_seconds
         self._publisher: Publisher[Token] = Publisher(config.kafka, self._acknowledged)
-        self._clear: Gather[tuple[UUID, UUID], Order | None] = Gather(self._clear_many, name="orders.clear", most=256)
-        self._give: Gather[UUID, None] = Gather(self._give_many, name="orders.give-back", most=256)
+        self._clear: Batcher[tuple[UUID, UUID], Order | None] = Batcher(
+            self._clear_many, name="orders.clear", max_batch_size=256
+        )
+        self._give: Batcher[UUID, None] = Batcher(self._give_many, name="orders.give-back", max_batch_size=256)
         self._flying: set[UUID] = set()
         # Those of them that were claimed once more: the store has forgotten the first claim, and we had not heard of it.
         self._once_more: set[UUID] = set()
@@ -159,7 +161,7 @@ class Relay:
         try:
             for attempt in range(1, 6):
                 try:
-                    left = await self._clear.all(sent)
+                    left = await self._clear.map(sent)
                     break
                 except Unavailable:
                     # Repeated while the claim is ours; else the event is sent again, under the same id.
@@ -183,7 +185,7 @@ class Relay:
         context.deadline.set(None)
         self._failures += len(order_ids)
         try:
-            await self._give.all(order_ids)
+            await self._give.map(order_ids)
         except Unavailable:
             # Then the claims run out.
             log.warning("the claims on unsent events could not be given back", orders=len(order_ids))

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from market.contracts import events
 from market.kit import context, ids
-from market.kit.errors import KeyReused, NotFound, Unavailable
+from market.kit.errors import IdempotencyKeyReused, NotFound, Unavailable
 from market.kit.faults import Clock, Faults
 from market.kit.process import logs
 from market.orders.clients import Inventory, Products
@@ -45,7 +45,7 @@ from market.orders.metrics import RECOVERED
 from market.orders.relay import Relay
 from market.orders.store import KeyTaken, Store
 
-log = logs.get("orders")
+log = logs.get_logger("orders")
 
 # A pause before a step is tried again, where its outcome was lost.
 _AGAIN_SECONDS = 0.05
@@ -77,7 +77,7 @@ class Shop:
             context.deadline.set(None)
             async with self.at_once:
                 try:
-                    with context.allow(_RELEASE_SECONDS):
+                    with context.deadline_in(_RELEASE_SECONDS):
                         await work
                 except Unavailable as e:
                     log.warning("left to recovery", reason=str(e))
@@ -99,7 +99,7 @@ class Placed(Struct, frozen=True):
 async def place(shop: Shop, new: NewOrder, key: str | None) -> Placed:
     """A confirmed order, or the one that the key made before.
 
-    Raises KeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled; and Unavailable
+    Raises IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled; and Unavailable
     with `order_id` where it could not be decided.
     """
     digest = None
@@ -149,7 +149,7 @@ async def _before(shop: Shop, key: str, digest: bytes) -> Placed | None:
         return None
     order_id, known = found
     if known != digest:
-        raise KeyReused()
+        raise IdempotencyKeyReused()
     with _undecided(order_id, _KEYED):
         order = await shop.store.read(order_id)
         if order is None or order.key != key:
@@ -220,7 +220,7 @@ async def cancel(shop: Shop, order_id: UUID) -> bool:
         return True
     try:
         # Inventory gets the time that is left, but for what the answer needs.
-        with context.allow(max(0.2, context.remaining(60.0) - 0.5)):
+        with context.deadline_in(max(0.2, context.remaining(60.0) - 0.5)):
             await advance(shop, order)
     except Unavailable as e:
         log.warning("the goods follow", order_id=str(order_id), reason=str(e))

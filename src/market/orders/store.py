@@ -25,9 +25,9 @@ from pymongo.read_concern import ReadConcern
 
 from market.contracts import events
 from market.kit import context
-from market.kit.batching import Gather
+from market.kit.batching import Batcher
 from market.kit.errors import DeadlineExceeded, Unavailable
-from market.kit.resilience import Circuit, reraise_if_cancelled
+from market.kit.resilience import CircuitBreaker, reraise_if_cancelled
 from market.orders.documents import Document, Unreadable, document_of, entry_document, order_of, read_order, update_of
 from market.orders.domain import CONFIRM, Entry, Move, Order, Reason, Shortage, Status
 from market.orders.mongo import collection
@@ -70,22 +70,22 @@ class Store:
         self._orders = orders
         self._deciding = orders.with_options(read_concern=ReadConcern("linearizable"))
         self._seconds = seconds
-        self._circuit = Circuit("mongodb", failures=10, open_seconds=0.5, patience=seconds / 2)
-        self._add: Gather[Order, None] = Gather(
-            self._insert_many, name="orders.insert", most=128, under_way=2, weight=_weight, most_weight=4000
+        self._circuit = CircuitBreaker("mongodb", failures=10, open_seconds=0.5, slow_after_seconds=seconds / 2)
+        self._add: Batcher[Order, None] = Batcher(
+            self._insert_many, name="orders.insert", max_batch_size=128, max_concurrency=2, cost=_weight, max_cost=4000
         )
-        self._move: Gather[tuple[UUID, Document, Document], bool] = Gather(
-            self._update_many, name="orders.update", most=128, under_way=2
+        self._move: Batcher[tuple[UUID, Document, Document], bool] = Batcher(
+            self._update_many, name="orders.update", max_batch_size=128, max_concurrency=2
         )
         # Apart from the moves: one of these that matches nothing must not make a batch of moves read again.
-        self._settle: Gather[tuple[UUID, Document, Document], bool] = Gather(
-            self._update_many, name="orders.settle", most=128
+        self._settle: Batcher[tuple[UUID, Document, Document], bool] = Batcher(
+            self._update_many, name="orders.settle", max_batch_size=128
         )
-        self._keys: Gather[str, tuple[UUID, bytes] | None] = Gather(
-            self._find_keys, name="orders.keys", most=128, under_way=2, fold=True
+        self._keys: Batcher[str, tuple[UUID, bytes] | None] = Batcher(
+            self._find_keys, name="orders.keys", max_batch_size=128, max_concurrency=2, dedupe=True
         )
-        self._get: Gather[UUID, Order | None] = Gather(
-            self._find_many, name="orders.get", most=32, under_way=4, fold=True
+        self._get: Batcher[UUID, Order | None] = Batcher(
+            self._find_many, name="orders.get", max_batch_size=32, max_concurrency=4, dedupe=True
         )
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -13,9 +13,11 @@ from starlette.responses import Response
 
 from market.contracts.money import PriceText
 from market.kit import text
-from market.kit.batching import Gather
+from market.kit.batching import Batcher
 from market.kit.errors import BadInput, NotFound
-from market.kit.http import rest
+from market.kit.http.edge import Endpoint
+from market.kit.http.requests import parse_query, read_body, read_header
+from market.kit.http.responses import json_response
 from market.products import domain, etag, service, store
 from market.products.domain import Draft, Product, Sort, Stored
 from market.products.service import Shop
@@ -121,26 +123,26 @@ _CHANGED = msgspec.json.Decoder(ChangedProduct)
 _ALL = OneQuery()
 
 
-def routes(shop: Shop) -> dict[str, rest.Endpoint]:
+def routes(shop: Shop) -> dict[str, Endpoint]:
     """The endpoints by method and path."""
     # Products read at once are one query; `fold`: the same product is read once.
-    find: Gather[UUID, Stored | None] = Gather(
-        lambda ids: store.find(shop.db, ids), name="products.find", most=128, under_way=2, fold=True
+    find: Batcher[UUID, Stored | None] = Batcher(
+        lambda ids: store.find(shop.db, ids), name="products.find", max_batch_size=128, max_concurrency=2, dedupe=True
     )
 
     async def get_one(request: Request) -> Response:
-        id = text.path_id("product", request.path_params["id"])
-        wanted = rest.query(request, OneQuery) if request.scope["query_string"] else _ALL
+        id = text.parse_path_id("product", request.path_params["id"])
+        wanted = parse_query(request, OneQuery) if request.scope["query_string"] else _ALL
         stored = await find(id)
         if stored is None:
             raise NotFound("product", id)
-        seen = rest.header(request, b"if-none-match")
+        seen = read_header(request, b"if-none-match")
         if seen is not None and etag.seen(seen, stored.version):
             return Response(status_code=304, headers={"ETag": etag.write(stored.version)})
         return _answer(await service.looked_up(shop, stored) if wanted.availability else stored)
 
     async def get_page(request: Request) -> Response:
-        wanted = rest.query(request, ListQuery)
+        wanted = parse_query(request, ListQuery)
         if wanted.ids is not None:
             page = await by_ids(wanted)
         else:
@@ -151,7 +153,7 @@ def routes(shop: Shop) -> dict[str, rest.Endpoint]:
         if wanted.availability:
             known = await shop.availability.of([str(item.id) for item in page.items])
             page = replace(page, items=[replace(item, available=known.get(str(item.id))) for item in page.items])
-        return rest.answer(page)
+        return json_response(page)
 
     async def by_ids(wanted: ListQuery) -> ProductPage:
         assert wanted.ids is not None
@@ -163,24 +165,24 @@ def routes(shop: Shop) -> dict[str, rest.Endpoint]:
         return ProductPage(found, len(found), len(ids), 0)
 
     async def post(request: Request) -> Response:
-        rest.query(request, NoQuery)
-        key = rest.header(request, b"idempotency-key")
+        parse_query(request, NoQuery)
+        key = read_header(request, b"idempotency-key")
         checked = text.idempotency_key(None if key is None else key.decode("latin-1"))
-        stored, replayed = await service.create(shop, (await rest.body(request, _NEW)).draft(), checked)
+        stored, replayed = await service.create(shop, (await read_body(request, _NEW)).draft(), checked)
         headers = {"Location": f"/api/product/{stored.product.id}"}
         if replayed:
             headers["Idempotency-Replayed"] = "true"
         return _answer(stored, 200 if replayed else 201, headers)
 
     async def put(request: Request) -> Response:
-        rest.query(request, NoQuery)
-        versions = etag.matching(rest.header(request, b"if-match"))
-        body = await rest.body(request, _CHANGED)
-        return _answer(await service.change(shop, text.uuid("id", body.id), body.draft(), versions))
+        parse_query(request, NoQuery)
+        versions = etag.matching(read_header(request, b"if-match"))
+        body = await read_body(request, _CHANGED)
+        return _answer(await service.change(shop, text.parse_uuid("id", body.id), body.draft(), versions))
 
     async def delete(request: Request) -> Response:
-        rest.query(request, NoQuery)
-        await service.remove(shop, text.path_id("product", request.path_params["id"]))
+        parse_query(request, NoQuery)
+        await service.remove(shop, text.parse_path_id("product", request.path_params["id"]))
         return Response(status_code=204)
 
     return {
@@ -193,4 +195,4 @@ def routes(shop: Shop) -> dict[str, rest.Endpoint]:
 
 
 def _answer(stored: Stored, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return rest.answer(stored.product, status, {"ETag": etag.write(stored.version), **(headers or {})})
+    return json_response(stored.product, status, {"ETag": etag.write(stored.version), **(headers or {})})

@@ -10,7 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from market.kit import postgres
-from market.kit.http import rest
+from market.kit.http import edge
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process, Server
 from market.kit.rpc import client as rpc
@@ -27,7 +27,7 @@ MIGRATIONS = "market.products.migrations"
 async def build(config: Config, process: Process) -> AsyncIterator[Server]:
     """The service, serving nothing yet. Waits for PostgreSQL and its schema; not for Redis, not for inventory."""
     async with AsyncExitStack() as stack:
-        db = await stack.enter_async_context(postgres.pool(config.postgres, process.health))
+        db = await stack.enter_async_context(postgres.open_pool(config.postgres, process.health))
         await postgres.wait_for_schema(db, MIGRATIONS, process.health)
         channel = await stack.enter_async_context(rpc.channel(config.inventory))
         inventory = InventoryClient(
@@ -40,7 +40,7 @@ async def build(config: Config, process: Process) -> AsyncIterator[Server]:
         )
         availability = Availability(cache, inventory, seconds=config.availability.timeout_seconds)
         shop = Shop(db, inventory, availability, process.faults)
-        app = rest.application(api.routes(shop), config.http, tracer=process.tracer)
+        app = edge.application(api.routes(shop), config.http, tracer=process.tracer)
         yield HttpServer(app, config.http.host, config.http.port, shared=config.workers > 1)
 
 

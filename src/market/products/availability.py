@@ -19,13 +19,13 @@ import redis.exceptions
 from prometheus_client import Counter
 
 from market.kit import context
-from market.kit.batching import Gather
+from market.kit.batching import Batcher
 from market.kit.errors import Problem
 from market.kit.process import logs
-from market.kit.resilience import Circuit, CircuitOpen
+from market.kit.resilience import CircuitBreaker, CircuitOpen
 from market.products.clients import MOST
 
-log = logs.get("availability")
+log = logs.get_logger("availability")
 
 LOOKED_UP = Counter(
     "market_availability_total", "Products whose availability was looked up, by who knew it.", ["source"]
@@ -48,7 +48,7 @@ class Cache:
         self._ttl = ttl
         self._seconds = seconds
         # Left alone for a second after five failures in a row.
-        self._circuit = Circuit("redis", open_seconds=1.0, counts=AWAY)
+        self._circuit = CircuitBreaker("redis", open_seconds=1.0, counts=AWAY)
         self._was_away = False
 
     async def known(self, ids: Sequence[str]) -> dict[str, bool]:
@@ -102,10 +102,10 @@ class Availability:
         self._cache = cache
         self._inventory = inventory
         self._seconds = seconds
-        self._cached = Gather(self._look_up, name="products.availability", most=32, under_way=2)
-        self._asked = Gather(self._ask, name="products.check-avaliable", most=32, under_way=2)
+        self._cached = Batcher(self._look_up, name="products.availability", max_batch_size=32, max_concurrency=2)
+        self._asked = Batcher(self._ask, name="products.check-avaliable", max_batch_size=32, max_concurrency=2)
         self._under_way: dict[str, asyncio.Task[dict[str, bool]]] = {}
-        self._set = Gather(self._overwrite, name="products.availability-set", most=128)
+        self._set = Batcher(self._overwrite, name="products.availability-set", max_batch_size=128)
         self._from = {source: LOOKED_UP.labels(source) for source in ("cache", "inventory", "nobody")}
 
     async def of(self, ids: Sequence[str]) -> dict[str, bool]:

@@ -11,7 +11,7 @@ from market.contracts.inventory_pb2 import CheckAvaliableRequest, SetStockReques
 from market.contracts.inventory_pb2_grpc import InventoryStub
 from market.kit import context
 from market.kit.errors import Problem, Unavailable
-from market.kit.resilience import Budget, Circuit, retrying
+from market.kit.resilience import CircuitBreaker, RetryBudget, retry
 from market.kit.rpc import client as rpc
 
 # Ids in one CheckAvaliable.
@@ -25,15 +25,15 @@ class InventoryClient:
         self._stub = InventoryStub(channel)
         self._write_seconds = write_seconds
         self._read_seconds = read_seconds
-        self._circuit = Circuit("inventory", patience=read_seconds / 2)
-        self._budget = Budget("inventory")
+        self._circuit = CircuitBreaker("inventory", slow_after_seconds=read_seconds / 2)
+        self._budget = RetryBudget("inventory")
 
     async def available(self, ids: Sequence[str]) -> dict[str, bool]:
         """Which of the products can be sold now; at most MOST ids. Raises Unavailable."""
         request = CheckAvaliableRequest(product_ids=ids)
-        with context.allow(self._read_seconds):
+        with context.deadline_in(self._read_seconds):
             answer = await self._circuit(
-                lambda: retrying(
+                lambda: retry(
                     lambda: rpc.call(self._stub.CheckAvaliable, request, self._read_seconds),
                     budget=self._budget,
                     attempts=2,

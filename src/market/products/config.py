@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from market.kit.config import Base, Http, Postgres, Rpc, Seconds, Section, Text, check_url
+from market.kit.config import Base, GrpcUpstream, Http, NonEmptyStr, Postgres, Seconds, Section, check_url
 
 
 class Redis(Section, frozen=True, kw_only=True):
-    url: Text
+    url: NonEmptyStr
     # A cache that takes longer than asking anew is none.
     timeout_seconds: Seconds = 0.05
 
@@ -25,5 +25,5 @@ class Config(Base, frozen=True, kw_only=True):
     http: Http
     postgres: Postgres
     redis: Redis
-    inventory: Rpc
+    inventory: GrpcUpstream
     availability: Availability = Availability()

@@ -236,8 +236,8 @@ def draft(*, name: str, description: str, price: str, currency: str, image_url: 
     if stock is not None and not 0 <= stock <= MAX_STOCK:
         raise BadInput("stock", f"must be 0 to {MAX_STOCK}")
     return Draft(
-        name=text.clean("name", name, least=1, most=200),
-        description=text.clean("description", description, least=0, most=10_000, multiline=True),
+        name=text.validate_text("name", name, min_length=1, max_length=200),
+        description=text.validate_text("description", description, min_length=0, max_length=10_000, multiline=True),
         price=amount,
         currency=currency,
         image_url=None if image_url is None else _image_url(image_url),
@@ -247,7 +247,7 @@ def draft(*, name: str, description: str, price: str, currency: str, image_url: 
 
 def _image_url(url: str) -> str:
     """The URL as it came, or BadInput. What a browser would take for another host's address is none of ours."""
-    text.clean("image_url", url, least=1, most=MAX_URL)
+    text.validate_text("image_url", url, min_length=1, max_length=MAX_URL)
     if not any(c.isspace() or c in '\\"<>' for c in url):
         if url[0] == "/" and not url.startswith("//"):
             return url
@@ -265,12 +265,12 @@ def parse_ids(given: str) -> list[UUID]:
     parts = given.split(",")
     if not given or len(parts) > MAX_IDS:
         raise BadInput("ids", f"must be 1 to {MAX_IDS} UUIDs, separated by commas")
-    return list(dict.fromkeys(text.uuid("ids", part) for part in parts))
+    return list(dict.fromkeys(text.parse_uuid("ids", part) for part in parts))
 
 
 def parse_query(given: str) -> str:
     """The words searched for. Raises BadInput."""
-    return text.clean("q", given, least=1, most=200)
+    return text.validate_text("q", given, min_length=1, max_length=200)
 
 
 class Changed(PreconditionFailed):

@@ -13,7 +13,7 @@ from uuid import UUID
 from msgspec import Struct
 from msgspec.structs import replace
 
-from market.kit.errors import KeyReused, NotFound, Unavailable
+from market.kit.errors import IdempotencyKeyReused, NotFound, Unavailable
 from market.kit.faults import Faults
 from market.kit.ids import new_id
 from market.kit.postgres import Pool
@@ -42,7 +42,7 @@ async def create(shop: Shop, draft: Draft, key: str | None) -> tuple[Stored, boo
     of a product that is already being sold. Key and product are one row, so of two attempts with one key one inserts,
     and the other leaves at most a stock row that no product refers to.
 
-    Raises KeyReused, Unavailable.
+    Raises IdempotencyKeyReused, Unavailable.
     """
     if key is not None and (made := await _replayed(shop, draft, key)):
         return made, True
@@ -62,7 +62,7 @@ async def _replayed(shop: Shop, draft: Draft, key: str) -> Stored | None:
         return None
     stored, request_hash = found
     if request_hash != draft.fingerprint():
-        raise KeyReused
+        raise IdempotencyKeyReused
     return await looked_up(shop, stored)
 
 

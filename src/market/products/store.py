@@ -10,7 +10,7 @@ from uuid import UUID
 from asyncpg import Record
 from msgspec import Struct
 
-from market.kit.postgres import Pool, connection
+from market.kit.postgres import Pool, acquire
 from market.products.domain import Draft, Product, Sort, Stored
 
 _COLUMNS = "id, name, description, price, currency, image_url, NULL::boolean AS available, created_at, updated_at"
@@ -61,14 +61,14 @@ def page_statement(page: Page) -> tuple[str, list[object]]:
 async def list_page(db: Pool, page: Page) -> tuple[list[Product], int]:
     """The products of the page, and how many there are in all."""
     statement, arguments = page_statement(page)
-    async with connection(db) as conn:
+    async with acquire(db) as conn:
         rows = await conn.fetch(statement, *arguments)
     return [Product(*row[1:]) for row in rows if row[1] is not None], rows[0][0]
 
 
 async def find(db: Pool, ids: Sequence[UUID]) -> list[Stored | None]:
     """One for each id, in their order; None where there is no such product."""
-    async with connection(db) as conn:
+    async with acquire(db) as conn:
         rows = await conn.fetch(f"SELECT {_COLUMNS}, version FROM products WHERE id = ANY($1::uuid[])", ids)
     by_id = {row[0]: _stored(row) for row in rows}
     return [by_id.get(id) for id in ids]
@@ -76,7 +76,7 @@ async def find(db: Pool, ids: Sequence[UUID]) -> list[Stored | None]:
 
 async def find_by_key(db: Pool, key: str) -> tuple[Stored, bytes] | None:
     """The product that was made under the key, and the hash of the request that made it."""
-    async with connection(db) as conn:
+    async with acquire(db) as conn:
         row = await conn.fetchrow(
             f"SELECT {_COLUMNS}, version, request_hash FROM products WHERE idempotency_key = $1", key
         )
@@ -85,7 +85,7 @@ async def find_by_key(db: Pool, key: str) -> tuple[Stored, bytes] | None:
 
 async def insert(db: Pool, id: UUID, draft: Draft, key: str | None) -> Stored | None:
     """The new product; None where the key has one already."""
-    async with connection(db) as conn:
+    async with acquire(db) as conn:
         row = await conn.fetchrow(
             f"""
             INSERT INTO products (id, name, description, price, currency, image_url, idempotency_key, request_hash)
@@ -107,7 +107,7 @@ async def insert(db: Pool, id: UUID, draft: Draft, key: str | None) -> Stored | 
 
 async def update(db: Pool, id: UUID, draft: Draft, versions: Sequence[int] | None) -> Stored | None:
     """The product after the change; None where there is none in one of these versions (None: in any)."""
-    async with connection(db) as conn:
+    async with acquire(db) as conn:
         row = await conn.fetchrow(
             f"""
             UPDATE products SET name = $2, description = $3, price = $4, currency = $5, image_url = $6,
@@ -128,7 +128,7 @@ async def update(db: Pool, id: UUID, draft: Draft, versions: Sequence[int] | Non
 
 async def delete(db: Pool, id: UUID) -> bool:
     """Whether there was such a product."""
-    async with connection(db) as conn:
+    async with acquire(db) as conn:
         return await conn.fetchval("DELETE FROM products WHERE id = $1 RETURNING true", id) is True
 
 

@@ -2,7 +2,7 @@
 
 products = HttpClient("products", config.products)
 async with products:
-    page = await products.call("GET", "/api/product?ids=...")
+    page = await products.request("GET", "/api/product?ids=...")
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from types import TracebackType
 from typing import Any
 
 from market.kit import context
-from market.kit.config import Remote
+from market.kit.config import HttpUpstream
 from market.kit.errors import DeadlineExceeded, Unavailable
-from market.kit.http.pool import Answer, Broken, Pool, Unreachable
-from market.kit.resilience import RETRIES, Budget, Circuit, CircuitOpen, retrying
+from market.kit.http.pool import ConnectError, ConnectionPool, HttpResponse, ProtocolError
+from market.kit.resilience import RETRIES, CircuitBreaker, CircuitOpen, RetryBudget, retry
 
-__all__ = ["Answer", "HttpClient", "NotSent", "quote_ids"]
+__all__ = ["ConnectFailed", "HttpClient", "HttpResponse", "quote_ids"]
 
 # A Service's address leads to another pod at each connection, and for about a second after a pod's process died still
 # to that one too. Who is refused tries again: seven times, over 0.7 to 1.4 s. That costs a dead neighbour nothing.
 _CONNECTS = 7
 
 
-class NotSent(Unavailable):
+class ConnectFailed(Unavailable):
     """No connection: the neighbour has not seen the request."""
 
 
 class HttpClient:
     """Owns a pool of kept-alive connections to one neighbour, with its circuit and its retry budget."""
 
-    def __init__(self, neighbour: str, config: Remote) -> None:
+    def __init__(self, neighbour: str, config: HttpUpstream) -> None:
         self._neighbour = neighbour
         self._url = config.url
         self._seconds = config.timeout_seconds
         self._connections = config.connections
-        self._circuit = Circuit(neighbour, patience=config.timeout_seconds / 2)
-        self._budget = Budget(neighbour)
+        self._circuit = CircuitBreaker(neighbour, slow_after_seconds=config.timeout_seconds / 2)
+        self._budget = RetryBudget(neighbour)
         self._again = RETRIES.labels(neighbour)
-        self._pool: Pool | None = None
+        self._pool: ConnectionPool | None = None
 
     async def __aenter__(self) -> HttpClient:
-        self._pool = Pool(self._url, self._connections)
+        self._pool = ConnectionPool(self._url, self._connections)
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -56,7 +56,7 @@ class HttpClient:
         """Whether calls are refused here, because the neighbour did not answer lately."""
         return self._circuit.is_open
 
-    async def call(
+    async def request(
         self,
         method: str,
         path: str,
@@ -65,29 +65,31 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         seconds: float | None = None,
         idempotent: bool | None = None,
-    ) -> Answer:
+    ) -> HttpResponse:
         """The answer, whatever its status but 502, 503 and 504 without a problem document of ours.
 
         Raises Unavailable when none came. A call that is idempotent (GET, PUT and DELETE by default) is tried
-        again; any call looks for a connection again and again, for about a second, before it is NotSent.
+        again; any call looks for a connection again and again, for about a second, before it is ConnectFailed.
         """
         seconds = seconds or self._seconds
         if idempotent is None:
             idempotent = method != "POST"
 
-        async def call() -> Answer:
+        async def call() -> HttpResponse:
             return await self._circuit(lambda: self._connected(method, path, body, headers, seconds))
 
-        return await retrying(call, budget=self._budget, attempts=3 if idempotent else 1, never=(CircuitOpen, NotSent))
+        return await retry(
+            call, budget=self._budget, attempts=3 if idempotent else 1, never=(CircuitOpen, ConnectFailed)
+        )
 
     async def _connected(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, seconds: float
-    ) -> Answer:
+    ) -> HttpResponse:
         # One call for the circuit: of two pods one may be dead, and that is no dead neighbour.
         for attempt in range(1, _CONNECTS + 1):
             try:
                 return await self._once(method, path, body, headers, seconds)
-            except NotSent:
+            except ConnectFailed:
                 pause = random.uniform(0.5, 1) * min(0.4, 0.02 * 2**attempt)
                 if attempt == _CONNECTS or context.remaining(seconds) <= pause:
                     raise
@@ -97,14 +99,14 @@ class HttpClient:
 
     async def _once(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, seconds: float
-    ) -> Answer:
+    ) -> HttpResponse:
         assert self._pool is not None, "use it as a context manager"
         left = context.remaining(seconds)
         if left <= 0:
             raise DeadlineExceeded("the caller's time is over")
 
         def sent() -> dict[str, str]:
-            all = context.outgoing(seconds)
+            all = context.outgoing_headers(seconds)
             if body is not None:
                 all["content-type"] = "application/json"
             if headers:
@@ -113,11 +115,11 @@ class HttpClient:
 
         try:
             answer = await self._pool.request(method, path, sent, body, left)
-        except Unreachable as e:
-            raise NotSent(f"{self._neighbour} cannot be reached: {e}") from None
+        except ConnectError as e:
+            raise ConnectFailed(f"{self._neighbour} cannot be reached: {e}") from None
         except TimeoutError:
             raise DeadlineExceeded(f"{self._neighbour} did not answer in time") from None
-        except Broken as e:
+        except ProtocolError as e:
             raise Unavailable(f"{self._neighbour} broke off: {e}") from None
         if answer.status in (502, 503, 504) and "problem+json" not in answer.headers.get("content-type", ""):
             raise Unavailable(f"{self._neighbour} is not there: {answer.status}")

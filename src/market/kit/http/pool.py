@@ -26,7 +26,7 @@ _MOST_BODY = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """What came back. The names of `headers` are in lower case."""
 
     status: int
@@ -34,23 +34,23 @@ class Answer:
     headers: Mapping[str, str]
 
 
-class Unreachable(Exception):
+class ConnectError(Exception):
     """No connection could be made: nothing was sent."""
 
 
-class Broken(Exception):
+class ProtocolError(Exception):
     """The connection ended, or went wrong, before the answer was whole."""
 
 
 class Connection(asyncio.Protocol):
     """One connection. It may be used again after an answer while `reusable`."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
         self._loop = pool.loop
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[Answer] | None = None
+        self._waiter: asyncio.Future[HttpResponse] | None = None
         self._headers: dict[str, str] = {}
         self._body: list[bytes] = []
         self._size = 0
@@ -64,11 +64,11 @@ class Connection(asyncio.Protocol):
         """Whether it can take another request."""
         return self.reusable and self._transport is not None and not self._transport.is_closing()
 
-    async def ask(self, data: bytes, seconds: float) -> Answer:
-        """Sends a request and gives its answer. Raises TimeoutError, Broken; then the connection is no more."""
+    async def ask(self, data: bytes, seconds: float) -> HttpResponse:
+        """Sends a request and gives its answer. Raises TimeoutError, ProtocolError; then the connection is no more."""
         assert self._transport is not None
         assert self._waiter is None
-        waiter: asyncio.Future[Answer] = self._loop.create_future()
+        waiter: asyncio.Future[HttpResponse] = self._loop.create_future()
         self._waiter = waiter
         timer = self._loop.call_later(seconds, self._fail, TimeoutError())
         try:
@@ -105,14 +105,14 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
-            self._fail(Broken(f"the answer is not HTTP: {e}"))
+            self._fail(ProtocolError(f"the answer is not HTTP: {e}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         # An answer without a length ends with its connection.
         if self._begun and not {"content-length", "transfer-encoding"} & self._headers.keys() and exc is None:
             self.reusable = False
             self.on_message_complete()
-        self._fail(Broken("the connection was closed" if exc is None else type(exc).__name__))
+        self._fail(ProtocolError("the connection was closed" if exc is None else type(exc).__name__))
         self._pool.lost(self)
 
     # The parser calls these.
@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
         self._body.append(body)
         self._size += len(body)
         if self._size > _MOST_BODY:
-            self._fail(Broken(f"the answer has more than {_MOST_BODY} bytes"))
+            self._fail(ProtocolError(f"the answer has more than {_MOST_BODY} bytes"))
 
     def on_message_complete(self) -> None:
         self._begun = False
@@ -144,11 +144,11 @@ class Connection(asyncio.Protocol):
             self.reusable = False
         if waiter is not None and not waiter.done():
             waiter.set_result(
-                Answer(status, self._body[0] if len(self._body) == 1 else b"".join(self._body), self._headers)
+                HttpResponse(status, self._body[0] if len(self._body) == 1 else b"".join(self._body), self._headers)
             )
 
 
-class Pool:
+class ConnectionPool:
     """The connections to one neighbour, at most `most`; who finds none free waits in line."""
 
     def __init__(self, url: str, most: int) -> None:
@@ -169,11 +169,11 @@ class Pool:
 
     async def request(
         self, method: str, path: str, headers: Callable[[], Mapping[str, str]], body: bytes | None, seconds: float
-    ) -> Answer:
+    ) -> HttpResponse:
         """The answer to one request; `seconds` are for all of it, the wait for a connection included.
 
         The headers are asked for when it is sent, since one of them says how much time is left. Not for HEAD.
-        Raises TimeoutError, Unreachable, Broken.
+        Raises TimeoutError, ConnectError, ProtocolError.
         """
         started = self.loop.time()
         connection = self._rested()
@@ -246,7 +246,7 @@ class Pool:
         except OSError as e:
             # TimeoutError is one, without words.
             self._freed()
-            raise Unreachable(e.strerror or str(e) or f"no connection within {_CONNECT_SECONDS:g} s") from None
+            raise ConnectError(e.strerror or str(e) or f"no connection within {_CONNECT_SECONDS:g} s") from None
         except BaseException:
             self._freed()
             raise

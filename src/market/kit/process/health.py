@@ -13,7 +13,7 @@ from market.kit.process import logs
 from market.kit.resilience import backoff, reraise_if_cancelled
 
 T = TypeVar("T")
-log = logs.get("health")
+log = logs.get_logger("health")
 
 Check = Callable[[], Awaitable[None]]
 Handler = Callable[[Any, Any, Any], Awaitable[None]]
@@ -28,18 +28,18 @@ class Health:
         self._missing: dict[str, str] = {}
         self._checks: dict[str, Check] = {}
 
-    def check(self, name: str, check: Check) -> None:
+    def add_check(self, name: str, check: Check) -> None:
         """Adds a readiness check of the service's own store: it raises where the store does not answer."""
         self._checks[name] = check
 
-    def missing(self, name: str, reason: str | None) -> None:
+    def set_missing(self, name: str, reason: str | None) -> None:
         """Says that `name` is missing, and why; None: it is there."""
         if reason is None:
             self._missing.pop(name, None)
         else:
             self._missing[name] = reason
 
-    async def unready(self) -> dict[str, str]:
+    async def not_ready(self) -> dict[str, str]:
         """Name and reason of each thing that is missing; empty: ready."""
         if self.draining:
             return {"process": "draining"}
@@ -68,15 +68,15 @@ class Health:
                 reraise_if_cancelled()
                 tries += 1
                 reason = _short(e)
-                self.missing(name, reason)
+                self.set_missing(name, reason)
                 # Another reason is worth another line: not there first, and then a wrong password.
                 if reason not in said and len(said) < 5:
                     said.add(reason)
                     log.warning(f"waiting for {name}", reason=reason)
                 # A store that comes up is worth several looks a second: every start waits for it.
-                await asyncio.sleep(0.02 + backoff(tries, base=0.02, most=0.25))
+                await asyncio.sleep(0.02 + backoff(tries, base=0.02, max_seconds=0.25))
             else:
-                self.missing(name, None)
+                self.set_missing(name, None)
                 if tries:
                     log.info(f"{name} is there")
                 return result
@@ -106,7 +106,7 @@ class Admin:
         if path == "/healthz":
             await _answer(send, 200, {"status": "alive"})
         elif path == "/readyz":
-            missing = await self._health.unready()
+            missing = await self._health.not_ready()
             await _answer(
                 send,
                 503 if missing else 200,

@@ -30,7 +30,7 @@ from market.kit.process.health import Admin, Health
 from market.kit.workers import Workers
 
 C = TypeVar("C", bound=kit_config.Base)
-log = logs.get("lifecycle")
+log = logs.get_logger("lifecycle")
 
 
 class Server(Protocol):

@@ -90,6 +90,6 @@ def setup(service: str, config: Log) -> None:
     root.setLevel(max(level, logging.WARNING))
 
 
-def get(name: str) -> Any:
+def get_logger(name: str) -> Any:
     """A logger: `log.info("order placed", order_id=...)`."""
     return structlog.get_logger(part=name)

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from market.kit.process import logs
 from market.kit.resilience import reraise_if_cancelled
 
-log = logs.get("tasks")
+log = logs.get_logger("tasks")
 
 
-async def background(name: str, step: Callable[[], Awaitable[float]]) -> None:
+async def run_periodically(name: str, step: Callable[[], Awaitable[float]]) -> None:
     """Runs `step` for ever; it answers the seconds to wait until the next. What it raises is logged, and it goes on.
 
     An error that repeats is logged once until it changes or ends.

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market.kit import context
-from market.kit.batching import Gather
+from market.kit.batching import Batcher
 from market.kit.errors import DeadlineExceeded
 
 
@@ -36,12 +36,12 @@ class Recorder:
 
 async def test_a_lone_caller_goes_at_once_and_what_comes_meanwhile_goes_together() -> None:
     flush = Recorder()
-    gather: Gather[int, int] = Gather(flush, name="test")
-    first = asyncio.create_task(gather(1))
+    batcher: Batcher[int, int] = Batcher(flush, name="test")
+    first = asyncio.create_task(batcher(1))
     await asyncio.sleep(0.01)
-    others = [asyncio.create_task(gather(i)) for i in (2, 3, 4)]
+    others = [asyncio.create_task(batcher(i)) for i in (2, 3, 4)]
     await asyncio.sleep(0.01)
-    assert (flush.batches, gather.waiting) == ([[1]], 3)
+    assert (flush.batches, batcher.pending) == ([[1]], 3)
     flush.open.set()
     assert await asyncio.gather(first, *others) == [2, 4, 6, 8]
     assert flush.batches == [[1], [2, 3, 4]]
@@ -50,8 +50,8 @@ async def test_a_lone_caller_goes_at_once_and_what_comes_meanwhile_goes_together
 async def test_one_failure_in_a_batch_is_one_callers_failure() -> None:
     flush = Recorder()
     flush.open.set()
-    gather: Gather[int, int] = Gather(flush, name="test")
-    results = await asyncio.gather(*(gather(i) for i in (1, -2, 3)), return_exceptions=True)
+    batcher: Batcher[int, int] = Batcher(flush, name="test")
+    results = await asyncio.gather(*(batcher(i) for i in (1, -2, 3)), return_exceptions=True)
     assert (results[0], results[2]) == (2, 6)
     assert isinstance(results[1], ValueError)
     assert len(flush.batches) == 1
@@ -67,26 +67,26 @@ async def test_a_batch_that_fails_as_a_whole_fails_for_all_and_the_next_goes_on(
             raise OSError("gone")
         return items[:1] if calls == 2 else items
 
-    gather: Gather[int, int] = Gather(flush, name="test")
-    results = await asyncio.gather(gather(1), gather(2), return_exceptions=True)
+    batcher: Batcher[int, int] = Batcher(flush, name="test")
+    results = await asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
     assert [type(r) for r in results] == [OSError, OSError]
-    results = await asyncio.gather(gather(1), gather(2), return_exceptions=True)
+    results = await asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
     assert [type(r) for r in results] == [RuntimeError, RuntimeError]
-    assert await gather(5) == 5
+    assert await batcher(5) == 5
 
 
 async def test_batches_have_at_most_so_many_items_and_so_much_weight() -> None:
     flush = Recorder()
     flush.open.set()
-    gather: Gather[int, int] = Gather(flush, name="test", most=3, weight=lambda i: i, most_weight=10)
-    await gather.all([1, 1, 1, 1, 9, 1, 20, 5])
+    batcher: Batcher[int, int] = Batcher(flush, name="test", max_batch_size=3, cost=lambda i: i, max_cost=10)
+    await batcher.map([1, 1, 1, 1, 9, 1, 20, 5])
     assert flush.batches == [[1, 1, 1], [1, 9], [1], [20], [5]]
 
 
 async def test_so_many_calls_are_under_way_at_once_and_no_more() -> None:
     flush = Recorder()
-    gather: Gather[int, int] = Gather(flush, name="test", most=10, under_way=2)
-    work = asyncio.create_task(gather.all(range(45)))
+    batcher: Batcher[int, int] = Batcher(flush, name="test", max_batch_size=10, max_concurrency=2)
+    work = asyncio.create_task(batcher.map(range(45)))
     await asyncio.sleep(0.01)
     assert flush.under_way == 2
     flush.open.set()
@@ -97,10 +97,10 @@ async def test_so_many_calls_are_under_way_at_once_and_no_more() -> None:
 
 async def test_equal_items_that_wait_together_go_out_once() -> None:
     flush = Recorder()
-    gather: Gather[int, int] = Gather(flush, name="test", fold=True)
-    first = asyncio.create_task(gather(1))
+    batcher: Batcher[int, int] = Batcher(flush, name="test", dedupe=True)
+    first = asyncio.create_task(batcher(1))
     await asyncio.sleep(0.01)
-    again = [asyncio.create_task(gather(i)) for i in (1, 1, 2, 1)]
+    again = [asyncio.create_task(batcher(i)) for i in (1, 1, 2, 1)]
     await asyncio.sleep(0.01)
     flush.open.set()
     assert await asyncio.gather(first, *again) == [2, 2, 2, 4, 2]
@@ -110,10 +110,10 @@ async def test_equal_items_that_wait_together_go_out_once() -> None:
 
 async def test_a_caller_who_went_away_before_the_call_does_not_go_out() -> None:
     flush = Recorder()
-    gather: Gather[int, int] = Gather(flush, name="test")
-    first = asyncio.create_task(gather(1))
+    batcher: Batcher[int, int] = Batcher(flush, name="test")
+    first = asyncio.create_task(batcher(1))
     await asyncio.sleep(0.01)
-    gone, stays = asyncio.create_task(gather(2)), asyncio.create_task(gather(3))
+    gone, stays = asyncio.create_task(batcher(2)), asyncio.create_task(batcher(3))
     await asyncio.sleep(0.01)
     gone.cancel()
     await asyncio.sleep(0.01)
@@ -124,13 +124,13 @@ async def test_a_caller_who_went_away_before_the_call_does_not_go_out() -> None:
 
 async def test_a_callers_deadline_ends_its_waiting_and_not_the_batch() -> None:
     flush = Recorder()
-    gather: Gather[int, int] = Gather(flush, name="test")
+    batcher: Batcher[int, int] = Batcher(flush, name="test")
 
     async def hurried() -> int:
-        with context.allow(0.05):
-            return await gather(1)
+        with context.deadline_in(0.05):
+            return await batcher(1)
 
-    patient = asyncio.create_task(gather(2))
+    patient = asyncio.create_task(batcher(2))
     with pytest.raises(DeadlineExceeded):
         await hurried()
     flush.open.set()
@@ -140,12 +140,12 @@ async def test_a_callers_deadline_ends_its_waiting_and_not_the_batch() -> None:
 async def test_a_batch_has_the_most_patient_callers_deadline_and_a_lone_callers_request_id() -> None:
     flush = Recorder()
     flush.open.set()
-    gather: Gather[int, int] = Gather(flush, name="test")
+    batcher: Batcher[int, int] = Batcher(flush, name="test")
 
     async def call(item: int, id: str, seconds: float) -> int:
         context.request_id.set(id)
-        with context.allow(seconds):
-            return await gather(item)
+        with context.deadline_in(seconds):
+            return await batcher(item)
 
     began = time.monotonic()
     await asyncio.create_task(call(1, "one", 500))
@@ -162,21 +162,21 @@ async def test_a_batch_has_the_most_patient_callers_deadline_and_a_lone_callers_
 async def test_all_raises_the_first_failure_and_each_answers_for_each() -> None:
     flush = Recorder()
     flush.open.set()
-    gather: Gather[int, int] = Gather(flush, name="test")
+    batcher: Batcher[int, int] = Batcher(flush, name="test")
     with pytest.raises(ValueError, match="-2"):
-        await gather.all([1, -2, 3, -4])
-    results = await gather.each([1, -2, 3])
+        await batcher.map([1, -2, 3, -4])
+    results = await batcher.map_settled([1, -2, 3])
     assert (results[0], str(results[1]), results[2]) == (2, "-2", 6)
 
 
 async def test_who_waits_when_the_loop_ends_is_let_go() -> None:
     flush = Recorder()
-    gather: Gather[int, int] = Gather(flush, name="test")
-    waiting = [asyncio.create_task(gather(i)) for i in (1, 2)]
+    batcher: Batcher[int, int] = Batcher(flush, name="test")
+    waiting = [asyncio.create_task(batcher(i)) for i in (1, 2)]
     await asyncio.sleep(0.01)
-    late = asyncio.create_task(gather(3))
+    late = asyncio.create_task(batcher(3))
     await asyncio.sleep(0.01)
-    for task in list(gather._tasks):
+    for task in list(batcher._tasks):
         task.cancel()
     results = await asyncio.gather(*waiting, late, return_exceptions=True)
     assert [type(r) for r in results] == [asyncio.CancelledError] * 3
@@ -198,17 +198,19 @@ def test_whatever_comes_when_each_has_the_result_of_one_at_a_time(
         return [ValueError(str(i)) if i < 0 else 2 * i for i in batch]
 
     async def run() -> None:
-        gather: Gather[int, int] = Gather(flush, name="test", most=most, under_way=under_way, fold=fold)
+        batcher: Batcher[int, int] = Batcher(
+            flush, name="test", max_batch_size=most, max_concurrency=under_way, dedupe=fold
+        )
 
         async def call(item: int, pause: float) -> str:
             await asyncio.sleep(pause)
             try:
-                return str(await gather(item))
+                return str(await batcher(item))
             except ValueError as e:
                 return str(e)
 
         found = await asyncio.gather(*(call(i, p) for i, p in zip(items, pauses, strict=False)))
         assert found == [str(i if i < 0 else 2 * i) for i in items]
-        assert gather.waiting == 0
+        assert batcher.pending == 0
 
     asyncio.run(run())

@@ -17,7 +17,9 @@ from starlette.responses import Response
 from market.kit import context
 from market.kit.config import Http
 from market.kit.errors import BadInput, Conflict, Unavailable
-from market.kit.http import rest
+from market.kit.http import edge
+from market.kit.http.requests import parse_query, read_body
+from market.kit.http.responses import json_response
 
 
 class Body(Struct, forbid_unknown_fields=True):
@@ -45,16 +47,16 @@ class Sold(Conflict):
         return {"left": 3}
 
 
-async def read_body(request: Request) -> Response:
-    return rest.answer(await rest.body(request, DECODER))
+async def echo_body(request: Request) -> Response:
+    return json_response(await read_body(request, DECODER))
 
 
 async def read_query(request: Request) -> Response:
-    return rest.answer(rest.query(request, Query))
+    return json_response(parse_query(request, Query))
 
 
 async def one(request: Request) -> Response:
-    return rest.answer(
+    return json_response(
         {"id": request.path_params["id"], "left": round(context.remaining(60), 1)}, 200, {"X-Own": "yes"}
     )
 
@@ -70,14 +72,14 @@ async def fail(request: Request) -> Response:
 
 async def slow(_: Request) -> Response:
     await asyncio.sleep(0.3)
-    return rest.answer({})
+    return json_response({})
 
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    app = rest.application(
+    app = edge.application(
         {
-            "POST /body": read_body,
+            "POST /body": echo_body,
             "GET /query": read_query,
             "GET /one/{id}": one,
             "PUT /one/{id}": one,
@@ -87,7 +89,7 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
             "GET /one/{id}/part": one,
         },
         Http(port=1, max_body_bytes=2000, max_in_flight=2),
-        seconds={"PUT /one/{id}": 10},
+        timeouts={"PUT /one/{id}": 10},
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
@@ -137,7 +139,7 @@ async def test_the_request_id_is_taken_or_made_and_sent_back(http):
 
 
 async def test_the_nearer_of_the_two_deadlines_holds(http, stop_clock):
-    stop_clock(rest, context)
+    stop_clock(edge, context)
 
     async def left(method: str, **headers: str) -> float:
         return (await http.request(method, "/one/7", headers=headers)).json()["left"]
@@ -227,9 +229,9 @@ async def test_a_query_is_read_strictly(http, query, answered):
 
 async def test_a_query_in_plain_utf8_is_read_too():
     scope = {"type": "http", "query_string": "word=лампа".encode(), "headers": []}
-    assert rest.query(Request(scope), Query).word == "лампа"
+    assert parse_query(Request(scope), Query).word == "лампа"
     with pytest.raises(BadInput):
-        rest.query(Request({**scope, "query_string": b"word=\xff"}), Query)
+        parse_query(Request({**scope, "query_string": b"word=\xff"}), Query)
 
 
 async def test_answers_are_counted_by_route_and_nobody_can_make_labels(http):
