@@ -35,6 +35,5 @@ $out/market/contracts/inventory_pb2_grpc.py src/market/contracts/inventory_pb2_g
 $out/market/contracts/inventory_pb2_grpc.pyi src/market/contracts/inventory_pb2_grpc.pyi
 $out/openapi/products.json openapi/products.json
 $out/openapi/orders.json openapi/orders.json
-graphql/schema.graphql src/market/graphql/schema.graphql
 END
 exit $status

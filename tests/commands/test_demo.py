@@ -10,7 +10,7 @@ from shop_of_paper import Running
 import market.graphql
 from market.contracts.money import parse_price
 
-STATIC = Path(market.graphql.__file__).parent / "static"
+STATIC = Path(market.graphql.__file__).parent / "graphiql" / "static"
 GOODS = demo.catalogue()
 
 

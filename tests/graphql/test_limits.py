@@ -11,10 +11,10 @@ from graphql_shop import Gateway, gateway
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from market.graphql import schema
 from market.graphql.config import Documents as Keep
 from market.graphql.config import Limits
-from market.graphql.documents import Documents
+from market.graphql.engine import resolvers as schema
+from market.graphql.engine.documents import Documents
 
 PRODUCT = '{id: "00000000-0000-4000-8000-000000000001"}'
 

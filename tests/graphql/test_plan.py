@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from hypothesis_graphql import from_schema
 from structlog.testing import capture_logs
 
-from market.graphql import schema as published
 from market.graphql.clients import Rest
 from market.graphql.config import Documents as Keep
 from market.graphql.config import Limits
-from market.graphql.documents import Documents
-from market.graphql.executor import Executor
+from market.graphql.engine import resolvers as published
+from market.graphql.engine.documents import Documents
+from market.graphql.engine.executor import Executor
 from market.graphql.service import Shop
 from market.kit.errors import Unavailable
 from market.kit.http.client import HttpResponse

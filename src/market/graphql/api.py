@@ -10,11 +10,11 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from market.graphql.documents import Documents
-from market.graphql.executor import Executor, Result, failed
+from market.graphql.engine.documents import Documents
+from market.graphql.engine.executor import Executor, Result, failed
+from market.graphql.graphiql.files import Files
 from market.graphql.media import LEGACY, PREFERRED, negotiated
 from market.graphql.problems import explained
-from market.graphql.web import Files
 from market.kit.config import Http
 from market.kit.errors import BadInput, MethodNotAllowed, Problem
 from market.kit.http import edge

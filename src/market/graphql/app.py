@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from market.graphql import api, schema
+from market.graphql import api
 from market.graphql.clients import Rest
 from market.graphql.config import Config
-from market.graphql.documents import Documents
-from market.graphql.executor import Executor
+from market.graphql.engine import resolvers as schema
+from market.graphql.engine.documents import Documents
+from market.graphql.engine.executor import Executor
+from market.graphql.graphiql.files import Files
 from market.graphql.service import Shop
-from market.graphql.web import Files
 from market.kit.http.client import HttpClient
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process

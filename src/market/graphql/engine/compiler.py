@@ -30,8 +30,8 @@ from graphql.execution import get_argument_values
 from msgspec import Struct, defstruct
 
 from market.graphql.domain import TYPES, snake
-from market.graphql.plan import Join, Plan, Root, Step
-from market.graphql.schema import arguments, use_case
+from market.graphql.engine.plan import Join, Plan, Root, Step
+from market.graphql.engine.resolvers import arguments, use_case
 
 # A document with more conditions than this would need too many plans.
 MOST_CONDITIONS = 4

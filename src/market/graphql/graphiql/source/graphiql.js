@@ -1,4 +1,4 @@
-// GraphiQL on this host's /graphql, prefilled with what a visitor tries first: look at the goods, order one.
+// GraphiQL for this host's /graphql, prefilled with what a visitor tries first: list the products, order one.
 import { GraphiQL } from 'graphiql';
 import 'graphiql/style.css';
 import { createElement } from 'react';
@@ -54,7 +54,7 @@ async function fetcher(request, options) {
   return response.json();
 }
 
-// A product that can be ordered now, if there is one.
+// Return the id of a product that can be ordered now, or of any product, or null.
 async function liveProduct() {
   try {
     const { data } = await fetcher({ query: '{ products(limit: 100) { items { id available } } }' });
@@ -65,7 +65,7 @@ async function liveProduct() {
   }
 }
 
-// Keeps the visitor's theme, history and pane sizes, but not the tabs: their product may be gone by now.
+// Keep the visitor's theme, history and pane sizes, but not the tabs: their product may be deleted by now.
 const storage = {
   getItem: (key) => (key.includes('tabState') ? null : localStorage.getItem(key)),
   setItem: (key, value) => (key.includes('tabState') ? undefined : localStorage.setItem(key, value)),

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import msgspec
 from graphql import GraphQLError, GraphQLSchema, get_variable_values
 
-from market.graphql import schema as core
-from market.graphql.compiler import MOST_CONDITIONS, compiled, conditions
-from market.graphql.documents import Error, Prepared, request_error
-from market.graphql.plan import Plan
+from market.graphql.engine import resolvers as core
+from market.graphql.engine.compiler import MOST_CONDITIONS, compiled, conditions
+from market.graphql.engine.documents import Error, Prepared, request_error
+from market.graphql.engine.plan import Plan
 from market.graphql.service import Ask, Shop
 
 

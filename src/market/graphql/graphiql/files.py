@@ -50,7 +50,7 @@ class Files:
     @classmethod
     def load(cls) -> Files:
         """What lies in the package: `static/graphiql` and every picture in `static/images`."""
-        static = files("market.graphql").joinpath("static")
+        static = files("market.graphql.graphiql").joinpath("static")
         contents: dict[str, bytes] = {}
         for folder, suffixes in (("graphiql", (".html", ".js", ".css")), ("images", (".svg",))):
             there = static.joinpath(folder)
