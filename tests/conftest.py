@@ -1,42 +1,45 @@
-"""Real servers for the tests, each started once per run and only when a test asks for it.
+"""Fixtures for real servers, each started once per run and only when a test requests it.
 
-Ports are free ones and the data lies in a folder of its own, so that runs side by side do not meet. Nothing
-outlives the run: at its end the servers are stopped, and when it is killed the kernel kills them.
+Every run has its own ports and its own data directory, so that concurrent runs do not interfere. Nothing outlives
+the run: the servers are stopped at its end, and when the run is killed the kernel kills them.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
-from market_dev.stack import processes as spawn
-from market_dev.stack.kafka import apache
-from market_dev.stack.kafka.broker import EmbeddedKafka, Kafka
-from market_dev.stack.servers.base import Handle, Server
-from market_dev.stack.servers.mail import Mail
 from market_dev.stack.servers.mongodb import Mongodb
-from market_dev.stack.servers.postgres import Postgres
 from market_dev.stack.servers.redis import Redis
 
-# How long an example takes is the machine's business, which may stand still for a second at any moment.
+from tests.support import servers
+from tests.support.clocks import FakeClock
+from tests.support.ports import free_port
+from tests.support.servers import KafkaHandle, MailHandle, PostgresHandle, UriHandle, running
+
+# The duration of an example depends on the machine, which may stand still for a second at any moment.
 settings.register_profile(
     "market", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("market")
 
 _PREFIX = "market-test-"
-_free_ports = spawn.free_ports()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """A clock that moves only when the test moves it, to be passed in as `clock` (and its `sleep` as `sleep`)."""
+    return FakeClock()
 
 
 class StoppedClock:
@@ -65,13 +68,22 @@ def stop_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., StoppedClock]:
 
 
 @pytest.fixture(scope="session")
+def patient_pools() -> Iterator[None]:
+    """The services' pools in this process wait a minute for a connection, and not two seconds."""
+    create_pool = asyncpg.create_pool
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncpg, "create_pool", lambda *args, **more: create_pool(*args, **{**more, "timeout": 60}))
+        yield
+
+
+@pytest.fixture(scope="session")
 def server_directory() -> Iterator[Path]:
-    """A folder that the user PostgreSQL runs as can reach; pytest's own are closed to it."""
+    """A data directory that the user PostgreSQL runs as can read; pytest's own are closed to that user."""
     base = Path(tempfile.gettempdir())
     for old in base.glob(f"{_PREFIX}*"):
         with suppress(OSError), (old / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its run was killed.
+            # Nobody holds the lock: its run was killed.
             shutil.rmtree(old, ignore_errors=True)
     directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
     directory.chmod(0o755)
@@ -82,101 +94,40 @@ def server_directory() -> Iterator[Path]:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-@contextmanager
-def _running(handle: Handle) -> Iterator[None]:
-    try:
-        handle.start()
-        yield
-    finally:
-        handle.stop()
-
-
-@pytest.fixture(scope="session")
-def patient_pools() -> Iterator[None]:
-    """The services' pools in this process wait a minute for a connection, and not two seconds."""
-    create_pool = asyncpg.create_pool
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncpg, "create_pool", lambda *args, **more: create_pool(*args, **{**more, "timeout": 60}))
-        yield
-
-
-class PostgresHandle(Handle):
-    def __init__(self, server: Postgres) -> None:
-        super().__init__(server)
-        self.password = server.password
-
-    def uri(self, database: str) -> str:
-        return f"postgresql://{database}:{self.password}@{self.host}:{self.port}/{database}"
-
-
-class UriHandle(Handle):
-    def __init__(self, server: Redis | Mongodb) -> None:
-        super().__init__(server)
-        self.uri = server.uri
-
-
-class KafkaHandle(Handle):
-    def __init__(self, server: Kafka) -> None:
-        super().__init__(server)
-        self.kind = server.kind
-        self.bootstrap_servers = f"{server.host}:{server.port}"
-
-
-class MailHandle(Handle):
-    def __init__(self, server: Mail) -> None:
-        super().__init__(server)
-        self.smtp_port = server.smtp_port
-        self.url = server.url
-
-
 @pytest.fixture(scope="session")
 def postgres(server_directory: Path) -> Iterator[PostgresHandle]:
-    """Databases `products` and `inventory`, users of the same names, one password."""
-    handle = PostgresHandle(
-        Postgres(next(_free_ports), server_directory / "postgres", server_directory / "logs", secrets.token_hex(16))
-    )
-    with _running(handle):
+    """Databases `products` and `inventory`, each with a user of the same name; all users have one password."""
+    handle = PostgresHandle(servers.postgres_server(server_directory / "postgres", server_directory / "logs"))
+    with running(handle):
         yield handle
 
 
 @pytest.fixture(scope="session")
 def redis_server(server_directory: Path) -> Iterator[UriHandle]:
-    handle = UriHandle(Redis(next(_free_ports), server_directory / "redis", server_directory / "logs"))
-    with _running(handle):
+    handle = UriHandle(Redis(free_port(), server_directory / "redis", server_directory / "logs"))
+    with running(handle):
         yield handle
 
 
 @pytest.fixture(scope="session")
 def mongodb(server_directory: Path) -> Iterator[UriHandle]:
-    """A replica set of one; `uri` asks for a direct connection."""
-    handle = UriHandle(Mongodb(next(_free_ports), server_directory / "mongodb", server_directory / "logs"))
-    with _running(handle):
+    """A replica set with one member; `uri` requests a direct connection."""
+    handle = UriHandle(Mongodb(free_port(), server_directory / "mongodb", server_directory / "logs"))
+    with running(handle):
         yield handle
-
-
-def make_kafka(directory: Path, logs: Path, kind: str | None = None) -> Kafka:
-    """Apache Kafka where Java and Maven are there, or as MARKET_TEST_KAFKA says."""
-    kind = kind or os.environ.get("MARKET_TEST_KAFKA") or ("embedded" if apache.missing() else "apache")
-    if kind == "apache":
-        return apache.ApacheKafka(next(_free_ports), next(_free_ports), directory, logs)
-    return EmbeddedKafka(next(_free_ports), directory, logs)
 
 
 @pytest.fixture(scope="session")
 def kafka(server_directory: Path) -> Iterator[KafkaHandle]:
-    """`kind` is "apache" or "embedded"; on the embedded one topics have four partitions and are made by being used."""
-    handle = KafkaHandle(make_kafka(server_directory / "kafka", server_directory / "logs"))
-    with _running(handle):
+    """Apache Kafka, or the embedded broker, which creates topics on first use, with four partitions."""
+    handle = KafkaHandle(servers.kafka_server(server_directory / "kafka", server_directory / "logs"))
+    with running(handle):
         yield handle
 
 
 @pytest.fixture(scope="session")
 def mail(server_directory: Path) -> Iterator[MailHandle]:
-    """Takes every mail; `POST {url}/api/faults` makes it misbehave (`[]`: behave again)."""
-    server: Server = Mail(
-        next(_free_ports), next(_free_ports), server_directory / "mail", server_directory / "logs", testing=True
-    )
-    assert isinstance(server, Mail)
-    handle = MailHandle(server)
-    with _running(handle):
+    """The mail catcher accepts every mail; `POST {url}/api/faults` makes it misbehave, `[]` resets it."""
+    handle = MailHandle(servers.mail_server(server_directory / "mail", server_directory / "logs", testing=True))
+    with running(handle):
         yield handle

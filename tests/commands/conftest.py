@@ -5,26 +5,29 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from market_dev.stack import processes as spawn
-from shop_of_paper import PaperShop, Running
+
+from tests.commands.in_memory_shop import InMemoryShop
+from tests.support.ports import free_port
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country"
 
 
 @pytest.fixture
-async def paper() -> AsyncIterator[Running]:
-    shop = PaperShop()
+async def shop() -> AsyncIterator[InMemoryShop]:
+    """A shop in memory at `url`."""
+    shop = InMemoryShop()
     runner = web.AppRunner(shop.app(), shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    yield Running(shop, f"http://127.0.0.1:{runner.addresses[0][1]}")
+    shop.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield shop
     await runner.cleanup()
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a file of the format; a line is what stands in it, with InvoiceDate and Country left out."""
+    """Write a file in the Online Retail format. A line gives all columns but InvoiceDate and Country, separated by `;`."""
 
     def file(*lines: str, name: str = "retail.csv", header: str = HEADER) -> Path:
         whole = []
@@ -39,6 +42,6 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def unused() -> int:
-    """A port base where nobody listens."""
-    return next(spawn.free_ports()) - 1
+def unused_port_base() -> int:
+    """A port base where no shop listens."""
+    return free_port() - 1

@@ -5,10 +5,10 @@ from xml.etree import ElementTree
 
 import pytest
 from market_dev.commands import demo
-from shop_of_paper import Running
 
 import market.graphql
 from market.contracts.money import parse_price
+from tests.commands.in_memory_shop import InMemoryShop
 
 STATIC = Path(market.graphql.__file__).parent / "graphiql" / "static"
 GOODS = demo.catalogue()
@@ -36,14 +36,14 @@ def test_no_picture_is_without_its_good() -> None:
     assert {f"/images/{p.name}" for p in (STATIC / "images").glob("*.svg")} == {g.image for g in GOODS}
 
 
-async def test_filling_makes_each_good_once(paper: Running) -> None:
-    assert await demo.fill(paper.url) == 40
-    assert await demo.fill(paper.url) == 0
-    assert {(p["name"], p["image_url"]) for p in paper.shop.products.values()} == {(g.name, g.image) for g in GOODS}
-    assert sum(paper.shop.stock.values()) == sum(g.stock for g in GOODS)
+async def test_filling_makes_each_good_once(shop: InMemoryShop) -> None:
+    assert await demo.fill(shop.url) == 40
+    assert await demo.fill(shop.url) == 0
+    assert {(p["name"], p["image_url"]) for p in shop.products.values()} == {(g.name, g.image) for g in GOODS}
+    assert sum(shop.stock.values()) == sum(g.stock for g in GOODS)
 
 
-async def test_a_shop_with_products_is_not_filled(paper: Running) -> None:
-    paper.shop.products["1"] = {"id": "1", "name": "MUG", "description": ""}
-    assert await demo.fill(paper.url) == 0
-    assert len(paper.shop.products) == 1
+async def test_a_shop_with_products_is_not_filled(shop: InMemoryShop) -> None:
+    shop.products["1"] = {"id": "1", "name": "MUG", "description": ""}
+    assert await demo.fill(shop.url) == 0
+    assert len(shop.products) == 1

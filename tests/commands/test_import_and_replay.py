@@ -13,8 +13,9 @@ from market_dev import shop_client as shop_module
 from market_dev.commands import import_ as importer
 from market_dev.commands import replay
 from market_dev.shop_client import Shop
-from shop_of_paper import Running
 from typer.testing import CliRunner, Result
+
+from tests.commands.in_memory_shop import InMemoryShop
 
 Write = Callable[..., Path]
 SALES = (
@@ -41,50 +42,52 @@ def row(result: Result, name: str) -> str:
 
 
 async def test_an_import_makes_each_product_once_with_the_units_that_the_file_sells(
-    paper: Running, write: Write
+    shop: InMemoryShop, write: Write
 ) -> None:
-    result = await market("import", write(*SALES), "--url", paper.url)
+    result = await market("import", write(*SALES), "--url", shop.url)
     assert result.exit_code == 0, result.output
     assert row(result, "products made") == "2"
-    made = sorted(paper.shop.products.values(), key=lambda p: p["name"])
-    assert [(p["name"], p["description"], p["price"], p["currency"], paper.shop.stock[p["id"]]) for p in made] == [
+    made = sorted(shop.products.values(), key=lambda p: p["name"])
+    assert [(p["name"], p["description"], p["price"], p["currency"], shop.stock[p["id"]]) for p in made] == [
         ("BOWL", "BOWL. Stock code 20.", "3.05", "GBP", 2),
         ("MUG", "MUG. Stock code 10.", "2.55", "GBP", 7),
     ]
-    assert set(paper.shop.keys) == {"import:10", "import:20"}
+    assert set(shop.keys) == {"import:10", "import:20"}
 
 
-async def test_a_second_import_makes_nothing(paper: Running, write: Write) -> None:
-    await market("import", write(*SALES), "--url", paper.url)
-    result = await market("import", write(*SALES), "--url", paper.url)
+async def test_a_second_import_makes_nothing(shop: InMemoryShop, write: Write) -> None:
+    await market("import", write(*SALES), "--url", shop.url)
+    result = await market("import", write(*SALES), "--url", shop.url)
     assert (row(result, "products made"), row(result, "there already")) == ("0", "2")
-    assert len(paper.shop.products) == 2
+    assert len(shop.products) == 2
 
 
-async def test_the_stock_can_be_given(paper: Running, write: Write) -> None:
-    await market("import", write(*SALES), "--url", paper.url, "--stock", 50)
-    assert sorted(paper.shop.stock.values()) == [50, 50]
+async def test_the_stock_can_be_given(shop: InMemoryShop, write: Write) -> None:
+    await market("import", write(*SALES), "--url", shop.url, "--stock", 50)
+    assert sorted(shop.stock.values()) == [50, 50]
 
 
-async def test_an_import_with_another_stock_finds_the_products_and_leaves_them(paper: Running, write: Write) -> None:
-    await market("import", write(*SALES), "--url", paper.url)
-    result = await market("import", write(*SALES), "--url", paper.url, "--stock", 50)
+async def test_an_import_with_another_stock_finds_the_products_and_leaves_them(
+    shop: InMemoryShop, write: Write
+) -> None:
+    await market("import", write(*SALES), "--url", shop.url)
+    result = await market("import", write(*SALES), "--url", shop.url, "--stock", 50)
     assert result.exit_code == 0, result.output
     assert row(result, "there already with another name, price or stock, left as they are") == "2"
-    assert sorted(paper.shop.stock.values()) == [2, 7]
+    assert sorted(shop.stock.values()) == [2, 7]
 
 
-async def test_each_invoice_becomes_one_order_of_its_customer(paper: Running, write: Write) -> None:
-    await market("import", write(*SALES), "--url", paper.url)
-    result = await market("replay", write(*SALES), "--url", paper.url)
+async def test_each_invoice_becomes_one_order_of_its_customer(shop: InMemoryShop, write: Write) -> None:
+    await market("import", write(*SALES), "--url", shop.url)
+    result = await market("replay", write(*SALES), "--url", shop.url)
     assert result.exit_code == 0, result.output
-    names = {id: p["name"] for id, p in paper.shop.products.items()}
-    orders = sorted(paper.shop.orders.values(), key=lambda o: o["user"])
+    names = {id: p["name"] for id, p in shop.products.items()}
+    orders = sorted(shop.orders.values(), key=lambda o: o["user"])
     assert [(o["user"], o["email"], {names[i["product_id"]]: i["quantity"] for i in o["items"]}) for o in orders] == [
         ("17850", "17850@example.test", {"MUG": 6, "BOWL": 2}),
         ("guest-2", "guest-2@example.test", {"MUG": 1}),
     ]
-    assert set(paper.shop.stock.values()) == {0}
+    assert set(shop.stock.values()) == {0}
     assert (row(result, "placed"), row(result, "refused"), row(result, "returns"), row(result, "charges")) == (
         "2",
         "0",
@@ -92,49 +95,49 @@ async def test_each_invoice_becomes_one_order_of_its_customer(paper: Running, wr
         "1",
     )
     assert row(result, "invoices that sell nothing") == "2"
-    assert {"1", "2"} < set(paper.shop.keys)
+    assert {"1", "2"} < set(shop.keys)
 
 
-async def test_a_second_replay_places_nothing(paper: Running, write: Write) -> None:
+async def test_a_second_replay_places_nothing(shop: InMemoryShop, write: Write) -> None:
     path = write(*SALES)
-    await market("replay", path, "--url", paper.url)
-    result = await market("replay", path, "--url", paper.url)
+    await market("replay", path, "--url", shop.url)
+    result = await market("replay", path, "--url", shop.url)
     assert (row(result, "placed"), row(result, "placed by an earlier run")) == ("0", "2")
-    assert len(paper.shop.orders) == 2
+    assert len(shop.orders) == 2
 
 
 async def test_a_replay_finds_products_that_were_imported_with_another_stock_or_from_another_file(
-    paper: Running, write: Write
+    shop: InMemoryShop, write: Write
 ) -> None:
-    await market("import", write(*SALES, "9;10;MUG;900;9.99;1", name="larger.csv"), "--url", paper.url, "--stock", 1000)
-    result = await market("replay", write(*SALES), "--url", paper.url)
+    await market("import", write(*SALES, "9;10;MUG;900;9.99;1", name="larger.csv"), "--url", shop.url, "--stock", 1000)
+    result = await market("replay", write(*SALES), "--url", shop.url)
     assert row(result, "placed") == "2"
-    assert len(paper.shop.products) == 2
+    assert len(shop.products) == 2
 
 
-async def test_what_the_shop_refuses_is_counted_by_reason(paper: Running, write: Write) -> None:
+async def test_what_the_shop_refuses_is_counted_by_reason(shop: InMemoryShop, write: Write) -> None:
     path = write(*SALES)
-    await market("import", path, "--url", paper.url, "--stock", 1)
-    result = await market("replay", path, "--url", paper.url)
+    await market("import", path, "--url", shop.url, "--stock", 1)
+    result = await market("replay", path, "--url", shop.url)
     assert result.exit_code == 0, result.output
     assert (row(result, "placed"), row(result, "refused"), row(result, "out of stock")) == ("1", "1", "1")
 
 
 async def test_lost_answers_and_refusals_for_now_are_asked_again_with_the_same_key(
-    paper: Running, write: Write
+    shop: InMemoryShop, write: Write
 ) -> None:
     path = write(*SALES)
-    await market("import", path, "--url", paper.url)
-    paper.shop.trouble = [503, "drop", "lose", 502, "lose"]
-    result = await market("replay", path, "--url", paper.url)
+    await market("import", path, "--url", shop.url)
+    shop.failures = [503, "drop", "lose", 502, "lose"]
+    result = await market("replay", path, "--url", shop.url)
     assert result.exit_code == 0, result.output
-    assert paper.shop.trouble == []
-    assert (len(paper.shop.orders), len(paper.shop.products)) == (2, 2)
-    assert set(paper.shop.stock.values()) == {0}
+    assert shop.failures == []
+    assert (len(shop.orders), len(shop.products)) == (2, 2)
+    assert set(shop.stock.values()) == {0}
 
 
-async def test_retry_after_is_honoured(paper: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    paper.shop.trouble, paper.shop.retry_after = [503], "30"
+async def test_retry_after_is_honoured(shop: InMemoryShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.failures, shop.retry_after = [503], "30"
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -142,7 +145,7 @@ async def test_retry_after_is_honoured(paper: Running, monkeypatch: pytest.Monke
 
     # Nothing else of asyncio is used there.
     monkeypatch.setattr(shop_module, "asyncio", SimpleNamespace(sleep=sleep))
-    async with Shop.at(port_base=1, url=paper.url) as shop:
+    async with Shop.at(port_base=1, url=shop.url) as shop:
         made = await shop.make_product(
             {"name": "MUG", "description": "", "price": "1", "currency": "GBP", "stock": 1}, "k"
         )
@@ -151,38 +154,40 @@ async def test_retry_after_is_honoured(paper: Running, monkeypatch: pytest.Monke
     assert 30 <= pause <= 37.5
 
 
-async def test_orders_under_way_are_as_many_as_was_said(paper: Running, write: Write) -> None:
+async def test_orders_under_way_are_as_many_as_was_said(shop: InMemoryShop, write: Write) -> None:
     path = write(*(f"{n};10;MUG;1;1;" for n in range(1, 41)))
-    await market("import", path, "--url", paper.url)
-    paper.shop.most_under_way, paper.shop.together = 0, 7
-    await market("replay", path, "--url", paper.url, "--concurrency", 7)
-    assert paper.shop.most_under_way == 7
-    assert len(paper.shop.orders) == 40
+    await market("import", path, "--url", shop.url)
+    shop.max_in_flight, shop.together = 0, 7
+    await market("replay", path, "--url", shop.url, "--concurrency", 7)
+    assert shop.max_in_flight == 7
+    assert len(shop.orders) == 40
 
 
-async def test_with_a_speed_the_invoices_keep_their_times(paper: Running, tmp_path: Path) -> None:
+async def test_with_a_speed_the_invoices_keep_their_times(shop: InMemoryShop, tmp_path: Path) -> None:
     path = tmp_path / "retail.csv"
     header = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
     path.write_text(header + "".join(f"{n},10,MUG,1,2010-12-01T08:00:0{n},1,,UK\n" for n in range(3)))
     loop = asyncio.get_running_loop()
     started = loop.time()
-    result = await market("replay", path, "--url", paper.url, "--speed", 4)
+    result = await market("replay", path, "--url", shop.url, "--speed", 4)
     assert row(result, "placed") == "3"
     assert loop.time() - started >= 0.5
 
 
-async def test_a_bad_file_sends_nothing_and_says_where_it_is_bad(paper: Running, write: Write) -> None:
+async def test_a_bad_file_sends_nothing_and_says_where_it_is_bad(shop: InMemoryShop, write: Write) -> None:
     for command in ("import", "replay"):
-        result = await market(command, write(*SALES, "5;10;MUG;many;2.55;"), "--url", paper.url)
+        result = await market(command, write(*SALES, "5;10;MUG;many;2.55;"), "--url", shop.url)
         assert result.exit_code == 1
         assert "retail.csv, line 7, column Quantity: must be a whole number, not 'many'" in result.stderr
-    assert paper.shop.requests == 0
+    assert shop.requests == 0
 
 
-async def test_a_shop_that_is_not_there_is_said_so_with_the_command_that_starts_one(write: Write, unused: int) -> None:
-    result = await market("import", write(*SALES), "--port-base", unused)
+async def test_a_shop_that_is_not_there_is_said_so_with_the_command_that_starts_one(
+    write: Write, unused_port_base: int
+) -> None:
+    result = await market("import", write(*SALES), "--port-base", unused_port_base)
     assert result.exit_code == 1
-    assert f"no answer from 127.0.0.1:{unused + 1}" in result.stderr
+    assert f"no answer from 127.0.0.1:{unused_port_base + 1}" in result.stderr
     assert "`market up`" in result.stderr
     assert "Traceback" not in result.output
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from market_dev.commands.cli import app
-from market_dev.stack import processes as spawn
-from market_dev.stack import topology as table
+from market_dev.stack import processes, topology
 from market_dev.stack.data_directory import Directory, write_json
 from market_dev.stack.kafka import apache, broker
 from market_dev.stack.servers.base import StartError
@@ -20,7 +19,7 @@ from typer.testing import CliRunner
 
 
 def _sleeper(tmp_path: Path) -> subprocess.Popen[bytes]:
-    return spawn.spawn(spawn.Command(["sleep", "600"]), log=tmp_path / "sleep.log")
+    return processes.spawn(processes.Command(["sleep", "600"]), log=tmp_path / "sleep.log")
 
 
 def test_what_an_earlier_command_left_running_is_ended_and_a_stranger_with_the_same_pid_is_not(tmp_path: Path) -> None:
@@ -29,7 +28,7 @@ def test_what_an_earlier_command_left_running_is_ended_and_a_stranger_with_the_s
     try:
         directory.record({"orders": ours.pid})
         records = [
-            {"name": "orders", "pid": ours.pid, "started": spawn.started_at(ours.pid)},
+            {"name": "orders", "pid": ours.pid, "started": processes.started_at(ours.pid)},
             {"name": "redis", "pid": stranger.pid, "started": time.time() - 1000},
         ]
         write_json(tmp_path / "pids.json", records)
@@ -71,15 +70,15 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 def test_a_child_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib, os; from market_dev import spawn\n"
-        "p = spawn.spawn(spawn.Command(['sleep', '600']), log=pathlib.Path(sys.argv[1]))\n"
+        "import sys, pathlib, os; from market_dev.stack import processes\n"
+        "p = processes.spawn(processes.Command(['sleep', '600']), log=pathlib.Path(sys.argv[1]))\n"
         "print(p.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "log")], capture_output=True, text=True, check=False
     )
     assert done.returncode == -9
-    assert spawn.wait_gone(spawn.tree(int(done.stdout)), 60) == []
+    assert processes.wait_gone(processes.tree(int(done.stdout)), 60) == []
 
 
 def test_without_java_auto_takes_the_embedded_broker_unless_apache_kafka_wrote_the_data(
@@ -114,7 +113,7 @@ def test_where_the_unprivileged_user_cannot_go_postgres_moves_below_the_temporar
 
 
 def test_the_ports_are_those_that_the_design_names() -> None:
-    base = table.ports(8080)
+    base = topology.ports(8080)
     assert [base[n] for n in ("graphql", "products", "orders", "inventory", "mail", "smtp")] == [
         8080,
         8081,
@@ -127,7 +126,7 @@ def test_the_ports_are_those_that_the_design_names() -> None:
 
 
 def test_a_service_is_told_the_port_of_a_proxy_where_one_stands_between() -> None:
-    env = table.environment("orders", table.ports(8080), routes={("orders", "mongodb"): 1234})
+    env = topology.environment("orders", topology.ports(8080), routes={("orders", "mongodb"): 1234})
     assert (env["MARKET_MONGODB_PORT"], env["MARKET_INVENTORY_PORT"]) == ("1234", "8083")
 
 

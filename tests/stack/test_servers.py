@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import smtplib
 import time
 import uuid
@@ -15,14 +14,14 @@ import pymongo
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
-from market_dev.stack import processes as spawn
+from market_dev.stack import processes
 from market_dev.stack.kafka.broker import EmbeddedKafka
-from market_dev.stack.servers.base import Handle
-from market_dev.stack.servers.mail import Mail
 from market_dev.stack.servers.mongodb import Mongodb
-from market_dev.stack.servers.postgres import Postgres
 
-from .conftest import wait_until
+from tests.support import servers
+from tests.support.ports import free_port
+from tests.support.servers import ServerHandle
+from tests.support.waiting import wait_until
 
 
 async def test_postgres_has_a_database_and_a_user_for_each_service_that_sees_only_its_own(postgres: Any) -> None:
@@ -38,10 +37,8 @@ async def test_postgres_has_a_database_and_a_user_for_each_service_that_sees_onl
 
 
 async def test_postgres_keeps_what_it_committed_when_it_is_killed(server_directory: Path) -> None:
-    own = Postgres(
-        next(spawn.free_ports()), server_directory / "postgres-own", server_directory / "logs", secrets.token_hex(8)
-    )
-    handle = Handle(own)
+    own = servers.postgres_server(server_directory / "postgres-own", server_directory / "logs")
+    handle = ServerHandle(own)
     handle.start()
     try:
         conn = await asyncpg.connect(own.uri("products"))
@@ -55,15 +52,14 @@ async def test_postgres_keeps_what_it_committed_when_it_is_killed(server_directo
         await conn.close()
     finally:
         handle.stop()
-    assert spawn.is_free(own.port)
+    assert processes.is_free(own.port)
 
 
 def test_mongodb_moves_to_another_port_and_back_with_its_data(server_directory: Path) -> None:
-    ports = spawn.free_ports()
     name = uuid.uuid4().hex
-    for n, port in enumerate((next(ports), next(ports))):
+    for n, port in enumerate((free_port(), free_port())):
         server = Mongodb(port, server_directory / "mongodb-own", server_directory / "logs")
-        handle = Handle(server)
+        handle = ServerHandle(server)
         handle.start()
         try:
             with pymongo.MongoClient[Any](server.uri, w="majority", journal=True) as client:
@@ -135,8 +131,8 @@ def test_kafka_keeps_what_it_acknowledged_when_it_is_killed(kafka: Any) -> None:
 
 
 def test_the_embedded_broker_answers_at_the_port_asked_for_and_names_the_one_advertised(server_directory: Path) -> None:
-    server = EmbeddedKafka(next(spawn.free_ports()), server_directory / "kafka-own", server_directory / "logs")
-    handle = Handle(server)
+    server = EmbeddedKafka(free_port(), server_directory / "kafka-own", server_directory / "logs")
+    handle = ServerHandle(server)
     handle.start()
     try:
         topics = AdminClient({"bootstrap.servers": f"127.0.0.1:{server.port}"}).list_topics(timeout=60)
@@ -163,9 +159,8 @@ def _deliver(port: int, to: str, subject: str) -> None:
 
 
 def test_the_mail_sink_loses_no_mail_that_it_accepted_when_it_is_killed(server_directory: Path) -> None:
-    ports = spawn.free_ports()
-    server = Mail(next(ports), next(ports), server_directory / "mail-own", server_directory / "logs")
-    handle = Handle(server)
+    server = servers.mail_server(server_directory / "mail-own", server_directory / "logs")
+    handle = ServerHandle(server)
     handle.start()
     try:
         for n in range(5):
@@ -227,15 +222,8 @@ def test_the_mail_sink_misbehaves_only_as_asked(mail: Any) -> None:
 
 
 def test_the_mail_sink_can_demand_a_login(server_directory: Path) -> None:
-    ports = spawn.free_ports()
-    server = Mail(
-        next(ports),
-        next(ports),
-        server_directory / "mail-login",
-        server_directory / "logs",
-        options=("--auth", "shop:secret"),
-    )
-    handle = Handle(server)
+    server = servers.mail_server(server_directory / "mail-login", server_directory / "logs", "--auth", "shop:secret")
+    handle = ServerHandle(server)
     handle.start()
     try:
         with smtplib.SMTP("127.0.0.1", server.smtp_port) as client:

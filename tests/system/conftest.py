@@ -1,55 +1,34 @@
-"""The whole shop, started by `market up` as a user starts it, once per run; empty, on ports and in a folder of its own."""
+"""The whole shop, started once per run by `market up` as a user starts it: empty, with its own ports and data."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from whole_shop import MARKET, ROOT, Mails, System, free_base
+
+from tests.support.ports import free_port_base
+from tests.support.processes import MarketUp
+from tests.system.whole_shop import Mails, System
 
 
 @pytest.fixture(scope="session")
 def shop() -> Iterator[System]:
-    # Not below pytest's own folder, which the user that PostgreSQL runs as may not enter.
+    # Not below pytest's own directory, which the user that PostgreSQL runs as may not enter.
     directory = Path(tempfile.mkdtemp(prefix="market-system-"))
     directory.chmod(0o755)
-    base = free_base()
-    report, log = directory / "up.json", directory / "up.log"
-    command = [
-        str(MARKET),
-        "up",
-        "--data",
-        str(directory / "data"),
-        "--port-base",
-        str(base),
-        "--empty",
-        "--json",
-        str(report),
-    ]
-    if kind := os.environ.get("MARKET_TEST_KAFKA"):
-        command += ["--kafka", kind]
-    with log.open("w") as out:
-        up = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+    kind = os.environ.get("MARKET_TEST_KAFKA")
+    up = MarketUp(directory / "data", free_port_base(), "--empty", *(["--kafka", kind] if kind else []))
     try:
-        until = time.monotonic() + 240
-        while not report.exists():
-            assert up.poll() is None, f"market up ended with {up.returncode}:\n{log.read_text()}"
-            assert time.monotonic() < until, f"market up is not ready after 240 s:\n{log.read_text()}"
-            time.sleep(0.05)
-        said = json.loads(report.read_text())
-        yield System(said["urls"], said["pids"], base)
+        up.start()
+        yield System(up.urls, up.pids, up.port_base)
     finally:
-        up.terminate()
-        status = up.wait(120)
-    assert status == 0, f"market up ended with {status}:\n{log.read_text()}"
+        status = up.stop()
+    assert status == 0, f"market up exited with {status}:\n{up.output}"
     shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -6,11 +6,9 @@ import asyncio
 import csv
 import random
 import re
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import asyncpg
 import httpx
@@ -18,11 +16,11 @@ import pytest
 from market_dev.commands import retail
 from market_dev.commands.retail import COLUMNS
 from pymongo import AsyncMongoClient
-from whole_shop import ROOT, Mails, System
 
 from market.contracts import events
+from tests.support.waiting import until
+from tests.system.whole_shop import ROOT, Mails, System
 
-T = TypeVar("T")
 EXCERPT = ROOT.parent / "shared" / "data" / "online-retail-10k.csv"
 
 
@@ -167,14 +165,14 @@ async def test_stock_at_start_is_sold_and_left_and_each_order_has_its_mail(
         assert at_start == sold[ids[good.code]] + left[ids[good.code]], good
 
     wanted = {str(events.event_id(order["_id"], events.CREATED)) for order in confirmed.values()}
-    await _until(lambda: mails.count(), lambda count: count >= before + placed, "the mails")
-    await _until(lambda: books(shop), lambda now: not any(order.get("outbox") for order in now[2]), "an empty outbox")
+
+    async def all_mails_have_arrived() -> bool:
+        return await mails.count() >= before + placed
+
+    async def outboxes_are_empty() -> bool:
+        return not any(order.get("outbox") for order in (await books(shop))[2])
+
+    await until(all_mails_have_arrived, 120, "all mails have arrived", interval=0.2)
+    await until(outboxes_are_empty, 120, "all outboxes are empty", interval=0.2)
     ids_of_mails = [re.match(r"<([0-9a-f-]{36})@", mail["message_id"]) for mail in await mails.to()]
     assert Counter(id[1] for id in ids_of_mails if id and id[1] in wanted) == Counter(wanted)
-
-
-async def _until(read: Callable[[], Awaitable[T]], done: Callable[[T], bool], what: str) -> None:
-    until = time.monotonic() + 120
-    while not done(await read()):
-        assert time.monotonic() < until, f"{what} did not come within 120 s"
-        await asyncio.sleep(0.2)

@@ -11,7 +11,8 @@ from uuid import uuid4
 import httpx
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis_graphql import from_schema
-from whole_shop import System
+
+from tests.system.whole_shop import System
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = (ROOT / "graphql/examples.txt").read_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,9 @@ import httpx
 import pytest
 from market_dev.commands import demo
 from market_dev.shop_client import Shop
-from whole_shop import MARKET, ROOT, System
+
+from tests.support.waiting import until
+from tests.system.whole_shop import MARKET, ROOT, System
 
 READMES = ["README.md", "README.ru.md"]
 _PORT = re.compile(r"127\.0\.0\.1:80(8[0-9])")
@@ -52,10 +53,8 @@ async def test_the_commands_of_the_readme_answer_what_it_says(shop: System, teap
     assert len(commands) == 4
     for command, language, said in commands:
         here = _PORT.sub(lambda m: f"127.0.0.1:{shop.port_base + int(m[1]) - 80}", command)
-        until = time.monotonic() + 60
-        # A mail comes a moment after its order.
-        while not (answer := await run(here)) and time.monotonic() < until:
-            await asyncio.sleep(0.1)
+        # A mail arrives a moment after its order.
+        answer = await until(lambda here=here: run(here), what=command, interval=0.1)
         if language == "json":
             assert shape(json.loads(answer)) == shape(json.loads(said)), command
         else:

@@ -15,11 +15,12 @@ from google.protobuf.message_factory import GetMessageClass
 from gql import Client, gql
 from gql.transport.aiohttp import AIOHTTPTransport
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from whole_shop import Mails, System, make_product, place
+
+from tests.system.whole_shop import Mails, System, create_product, place
 
 
 async def test_gql_fetches_the_schema_checks_its_documents_and_orders(shop: System, http: httpx.AsyncClient) -> None:
-    product = await make_product(http, shop, name="Bird house", price="28.40")
+    product = await create_product(http, shop, name="Bird house", price="28.40")
     transport = AIOHTTPTransport(url=shop.urls["graphql"].rstrip("/").removesuffix("/graphql") + "/graphql")
     async with Client(transport=transport, fetch_schema_from_transport=True) as session:
         create = gql("""
@@ -34,7 +35,7 @@ async def test_gql_fetches_the_schema_checks_its_documents_and_orders(shop: Syst
 
 
 async def test_httpx_walks_rest_with_etag_and_location(shop: System, http: httpx.AsyncClient) -> None:
-    product = await make_product(http, shop, name="Kettle")
+    product = await create_product(http, shop, name="Kettle")
     url = f"{shop.urls['products']}/api/product"
     answer = await http.get(f"{url}/{product['id']}")
     assert answer.headers["content-type"] == "application/json"
@@ -49,7 +50,7 @@ async def test_httpx_walks_rest_with_etag_and_location(shop: System, http: httpx
 
 
 async def test_grpc_reflection_is_enough_to_call_inventory(shop: System, http: httpx.AsyncClient) -> None:
-    product = await make_product(http, shop, stock=7)
+    product = await create_product(http, shop, stock=7)
     assert await asyncio.to_thread(_stock_by_reflection, shop.urls["inventory"], product["id"]) == 7
 
 
@@ -69,7 +70,7 @@ def _stock_by_reflection(target: str, product_id: str) -> int:
 
 
 async def test_a_plain_kafka_consumer_reads_cloud_events(shop: System, http: httpx.AsyncClient) -> None:
-    product = await make_product(http, shop, name="Größe «M»")
+    product = await create_product(http, shop, name="Größe «M»")
     body = {"user": "kafka", "items": [{"product_id": product["id"], "quantity": 1}]}
     order = (await place(http, shop, body)).raise_for_status().json()
     event = await asyncio.to_thread(_event_of, shop.urls["kafka"], order["id"])
@@ -101,7 +102,7 @@ def _event_of(servers: str, order_id: str) -> dict[str, object]:
 
 
 async def test_a_mail_reader_sees_text_html_and_headers(shop: System, http: httpx.AsyncClient, mails: Mails) -> None:
-    product = await make_product(http, shop, name="Jar & <lid>")
+    product = await create_product(http, shop, name="Jar & <lid>")
     body = {"user": "dora@clients.example", "items": [{"product_id": product["id"], "quantity": 1}]}
     (await place(http, shop, body)).raise_for_status()
     [mail] = await mails.wait_for("dora@clients.example")

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from uuid import UUID
 
 import httpx
 from market_dev.commands import demo
-from whole_shop import Mails, System, make_product, patiently, place
 
 from market.contracts import events
+from tests.support.waiting import until
+from tests.system.whole_shop import Mails, System, create_product, place, retried
 
 # The second where it was decided only after a 503.
 PLACED = (201, 200)
 
 
 async def test_an_order_is_priced_reserved_and_mailed(shop: System, http: httpx.AsyncClient, mails: Mails) -> None:
-    product = await make_product(http, shop, name="Milk jug", price="34.10", stock=3)
+    product = await create_product(http, shop, name="Milk jug", price="34.10", stock=3)
     body = {"user": "ada", "email": "ada@thread.example", "items": [{"product_id": product["id"], "quantity": 2}]}
     answer = await place(http, shop, body, **{"X-Request-Id": "a-thread-through-five"})
     assert answer.status_code in PLACED
@@ -38,14 +38,14 @@ async def test_an_order_is_priced_reserved_and_mailed(shop: System, http: httpx.
 async def test_a_cancelled_order_gives_its_goods_back_and_is_mailed(
     shop: System, http: httpx.AsyncClient, mails: Mails
 ) -> None:
-    product = await make_product(http, shop, stock=1)
+    product = await create_product(http, shop, stock=1)
     body = {"user": "bea@thread.example", "items": [{"product_id": product["id"], "quantity": 1}]}
     order = (await place(http, shop, body)).raise_for_status().json()
     refused = await place(http, shop, body)
     assert refused.status_code == 409
     assert refused.json()["shortages"] == [{"product_id": product["id"], "wanted": 1, "left": 0}]
 
-    gone = await patiently(lambda: http.delete(f"{shop.urls['orders']}/api/order/{order['id']}"), 202, 503)
+    gone = await retried(lambda: http.delete(f"{shop.urls['orders']}/api/order/{order['id']}"), 202, 503)
     assert gone.status_code == 204
     assert (await http.get(f"{shop.urls['orders']}/api/order/{order['id']}")).json()["status"] == "cancelled"
     assert (await place(http, shop, body)).status_code in PLACED
@@ -59,21 +59,21 @@ async def test_a_cancelled_order_gives_its_goods_back_and_is_mailed(
 async def test_a_good_is_shown_as_sold_out_soon_after_its_last_unit_is_sold(
     shop: System, http: httpx.AsyncClient
 ) -> None:
-    product = await make_product(http, shop, stock=1)
+    product = await create_product(http, shop, stock=1)
     url = f"{shop.urls['products']}/api/product/{product['id']}"
     assert (await http.get(url)).json()["available"] is True
     body = {"user": "cid", "items": [{"product_id": product["id"], "quantity": 1}]}
     assert (await place(http, shop, body)).status_code in PLACED
-    until = time.monotonic() + 30  # TTL 5 s + 20 %, and the rest for a slow machine
-    while time.monotonic() < until:
-        if (await http.get(url)).json()["available"] is False:
-            return
-        await asyncio.sleep(0.1)
-    raise AssertionError("still shown as available after 30 s")
+
+    async def is_shown_as_sold_out() -> bool:
+        return (await http.get(url)).json()["available"] is False
+
+    # The TTL is 5 s plus up to 20 %; the rest is for a slow machine.
+    await until(is_shown_as_sold_out, 30, "shown as sold out", interval=0.1)
 
 
 async def test_200_buyers_of_50_units_buy_exactly_50(shop: System, http: httpx.AsyncClient) -> None:
-    product = await make_product(http, shop, stock=50)
+    product = await create_product(http, shop, stock=50)
     body = {"items": [{"product_id": product["id"], "quantity": 1}]}
     answers = await asyncio.gather(*(place(http, shop, {"user": f"racer-{n}", **body}) for n in range(200)))
     bought = [a.json()["id"] for a in answers if a.status_code in PLACED]
