@@ -1,36 +1,43 @@
-"""What a client that keeps its connection sees while a service drains."""
+"""What a client that keeps its connection open sees while a service drains."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import Response
+
+from market.kit.config import Http
+from market.kit.http import edge
+from market.kit.http.responses import json_response
 from market.kit.http.server import HttpServer, listen
+from market.kit.process.health import Health
 
 
-async def app(_: Any, __: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"ok"})
+async def test_a_draining_server_answers_and_closes_the_connection_with_each_response() -> None:
+    async def hello(_: Request) -> Response:
+        return json_response(b"ok")
 
-
-async def test_a_draining_server_answers_and_closes_the_connection_with_the_answer() -> None:
+    health = Health()
     socket = listen("127.0.0.1", 0)
-    server = HttpServer(app, sock=socket)
+    server = HttpServer(edge.application({"GET /": hello}, Http(port=1), health=health), sock=socket)
     await server.start()
 
-    async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        return await reader.readuntil(b"\r\n\r\nok")
+    async def get(path: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        writer.write(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+        return await reader.readuntil(b"\r\n\r\n")
 
     reader, writer = await asyncio.open_connection(*socket.getsockname())
-    assert b"connection: close" not in await ask(reader, writer)
-    server.drain()
-    assert b"connection: close" in await ask(reader, writer)
-    assert await reader.read() == b""
-    writer.close()
-    # It goes on serving, and goes on saying so after uvicorn has made its headers anew.
-    await asyncio.sleep(1.3)
-    reader, writer = await asyncio.open_connection(*socket.getsockname())
-    assert b"connection: close" in await ask(reader, writer)
-    writer.close()
+    assert b"connection: close" not in await get(b"/", reader, writer)
+    assert await reader.readexactly(2) == b"ok"
+    health.draining = True
+    # Errors close the connection too.
+    for path, status, stream in ((b"/", b" 200 ", (reader, writer)), (b"/none", b" 404 ", None)):
+        reader, writer = stream or await asyncio.open_connection(*socket.getsockname())
+        head = await get(path, reader, writer)
+        assert status in head
+        assert head.count(b"connection: close") == 1
+        await reader.read()
+        assert reader.at_eof()
+        writer.close()
     await server.stop(1)

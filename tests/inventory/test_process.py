@@ -1,4 +1,4 @@
-"""`python -m market.inventory` as the shop runs it: start in any order, migrate, drain, die, several workers."""
+"""`python -m market.inventory` as the shop runs it: start in any order, migrate, drain, die, two at once."""
 
 from __future__ import annotations
 
@@ -87,26 +87,22 @@ async def test_a_death_at_any_failure_point_is_mended_by_asking_again(service_pr
             assert await tables.stock(UUID(A)) == [10 if "cancel" in point else 7]
 
 
-async def test_workers_on_one_port_sell_no_unit_twice(service_process, tables):
-    service = service_process(workers=2)
-    service.start()
-    await service.ready()
+async def test_two_processes_sell_no_unit_twice(service_process, tables):
+    services = [service_process(), service_process()]
+    for service in services:
+        service.start()
     async with AsyncExitStack() as stack:
-        # Each channel has a connection of its own, and the kernel spreads them.
-        channels = [await stack.enter_async_context(_alone(service)) for _ in range(8)]
-        stubs = [InventoryStub(channel) for channel in channels]
+        stubs = []
+        for service in services:
+            await service.ready()
+            stubs.append(InventoryStub(await stack.enter_async_context(service.channel())))
         await stubs[0].SetStock(pb.SetStockRequest(product_id=A, quantity=50))
-        answers = await asyncio.gather(*(stubs[n % 8].Reserve(wanted()) for n in range(200)))
+        answers = await asyncio.gather(*(stubs[n % 2].Reserve(wanted()) for n in range(200)))
     assert sum(answer.reserved for answer in answers) == 50
     assert await tables.stock(UUID(A)) == [0]
-    service.process.send_signal(signal.SIGTERM)
-    assert await service.ended() == 0
-
-
-def _alone(service) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(
-        f"127.0.0.1:{service.config['grpc']['port']}", options=[("grpc.use_local_subchannel_pool", 1)]
-    )
+    for service in services:
+        service.process.send_signal(signal.SIGTERM)
+        assert await service.ended() == 0
 
 
 async def test_it_starts_before_its_database_and_before_its_tables_and_says_so(service_process, postgres, migrated):

@@ -87,7 +87,7 @@ async def test_what_was_created_before_the_first_start_is_not_mailed_and_what_co
     assert before == 0
     async with post.reading() as process:
         # Ready means: every partition has its offset, without a message having been read.
-        assert await process.health.unready() == {}
+        assert await process.health.not_ready() == {}
         offsets = post.committed()
         assert min(offsets.values()) >= 0
         assert sum(offsets.values()) == 8

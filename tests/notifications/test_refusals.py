@@ -193,7 +193,7 @@ async def test_a_wrong_password_pauses_reading_and_loses_nothing(post: Post, tmp
             await until(_paused)
             await asyncio.sleep(1)
             # It is alive and holds its partitions, and nothing is done.
-            assert await process.health.unready() == {}
+            assert await process.health.not_ready() == {}
             assert sum(post.committed().values()) == 0
         async with post.reading(smtp={**wrong, "password": "right"}):
             await post.all_committed(3)

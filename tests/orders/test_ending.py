@@ -119,7 +119,7 @@ async def test_a_store_that_stops_answering_is_said_and_is_used_again_when_it_do
             answer = await service.order([(lamp, 1)], key=key)
             assert answer.status_code == 503
             assert answer.headers["retry-after"]
-            assert "mongodb" in await service.process.health.unready()
+            assert "mongodb" in await service.process.health.not_ready()
         finally:
             mongodb.resume()
         again = await until(lambda: _placed(service, lamp, key), what="an order is placed again")

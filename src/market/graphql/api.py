@@ -21,6 +21,7 @@ from market.kit.http import edge
 from market.kit.http.edge import Endpoint
 from market.kit.http.requests import read_body, read_header
 from market.kit.http.responses import json_response, problem_response
+from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
 
 PATH = "/graphql"
@@ -50,7 +51,9 @@ _call = msgspec.json.Decoder(Call)
 _map = msgspec.json.Decoder(dict[str, Any] | None)
 
 
-def application(documents: Documents, executor: Executor, web: Files, config: Http, tracer: Tracer) -> Any:
+def application(
+    documents: Documents, executor: Executor, web: Files, config: Http, tracer: Tracer, health: Health
+) -> Any:
     """The ASGI app."""
 
     async def post(request: Request) -> Response:
@@ -73,7 +76,7 @@ def application(documents: Documents, executor: Executor, web: Files, config: Ht
 
     routes: dict[str, Endpoint] = {f"POST {PATH}": post, f"GET {PATH}": get, **dict.fromkeys(web.routes, web.get)}
     return edge.application(
-        routes, config, tracer=tracer, timeouts=dict.fromkeys(routes, SECONDS), render_problem=refusal
+        routes, config, tracer=tracer, health=health, timeouts=dict.fromkeys(routes, SECONDS), render_problem=refusal
     )
 
 

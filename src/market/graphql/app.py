@@ -26,5 +26,5 @@ async def build(config: Config, process: Process, shop: Shop | None = None) -> A
         published = schema.load()
         documents = Documents(published, config.limits, config.documents)
         executor = Executor(published, shop, list_items=config.limits.list_items, compiled=config.compile)
-        app = api.application(documents, executor, Files.load(), config.http, process.tracer)
-        yield HttpServer(app, config.http.host, config.http.port, shared=config.workers > 1)
+        app = api.application(documents, executor, Files.load(), config.http, process.tracer, process.health)
+        yield HttpServer(app, config.http.host, config.http.port)

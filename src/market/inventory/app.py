@@ -48,7 +48,6 @@ async def build(config: Config, process: Process) -> AsyncIterator[GrpcServer]:
                 process.health,
                 {api.NAME: api.handlers(api.Api(inventory), process.tracer)},
                 max_in_flight=config.grpc.max_in_flight,
-                shared=config.workers > 1,
             )
         finally:
             retention.cancel()

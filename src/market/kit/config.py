@@ -84,8 +84,6 @@ class Base(Section, frozen=True, kw_only=True):
     log: Log = Log()
     tracing: Tracing = Tracing()
     shutdown: Shutdown = Shutdown()
-    # Processes that share the port.
-    workers: Annotated[int, Meta(ge=1, le=64)] = 1
     testing: bool = False
     faults: Faults | None = None
 

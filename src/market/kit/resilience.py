@@ -16,9 +16,7 @@ from market.kit.errors import DeadlineExceeded, Unavailable
 T = TypeVar("T")
 
 RETRIES = Counter("market_retries_total", "Calls that were made again.", ["upstream"])
-CIRCUIT_OPEN = Gauge(
-    "market_circuit_open", "1 while calls to the neighbour are refused here.", ["upstream"], multiprocess_mode="max"
-)
+CIRCUIT_OPEN = Gauge("market_circuit_open", "1 while calls to the upstream are refused here.", ["upstream"])
 
 
 class CircuitOpen(Unavailable):

@@ -18,6 +18,7 @@ from market.kit.errors import BadInput, NotFound, Problem
 from market.kit.http import edge
 from market.kit.http.requests import parse_query, read_body, read_header
 from market.kit.http.responses import json_response
+from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
 from market.orders import service
 from market.orders.domain import MAX_LINES, MAX_QUANTITY, NewOrder, Order, Status, as_contract, merged
@@ -166,8 +167,8 @@ def routes(
     }
 
 
-def app(shop: Shop, http: Http, tracer: Tracer, *, order_seconds: float, other_seconds: float) -> Any:
+def app(shop: Shop, http: Http, tracer: Tracer, health: Health, *, order_seconds: float, other_seconds: float) -> Any:
     """The ASGI app."""
     calls = routes(shop, order_seconds, other_seconds)
     seconds = {call: order_seconds if call.startswith("POST") else other_seconds for call in calls}
-    return edge.application(calls, http, tracer=tracer, timeouts=seconds)
+    return edge.application(calls, http, tracer=tracer, health=health, timeouts=seconds)

@@ -69,9 +69,14 @@ async def server(config: Config, process: Process, shop: Shop, *, loops: bool = 
     tasks = [asyncio.create_task(run_periodically(name, loop)) for name, loop in running.items()]
     try:
         app = api.app(
-            shop, config.http, process.tracer, order_seconds=config.order_seconds, other_seconds=config.other_seconds
+            shop,
+            config.http,
+            process.tracer,
+            process.health,
+            order_seconds=config.order_seconds,
+            other_seconds=config.other_seconds,
         )
-        yield HttpServer(app, config.http.host, config.http.port, shared=config.workers > 1)
+        yield HttpServer(app, config.http.host, config.http.port)
     finally:
         with suppress(TimeoutError):
             async with asyncio.timeout(3):

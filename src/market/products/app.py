@@ -40,8 +40,8 @@ async def build(config: Config, process: Process) -> AsyncIterator[Server]:
         )
         availability = Availability(cache, inventory, seconds=config.availability.timeout_seconds)
         shop = Shop(db, inventory, availability, process.faults)
-        app = edge.application(api.routes(shop), config.http, tracer=process.tracer)
-        yield HttpServer(app, config.http.host, config.http.port, shared=config.workers > 1)
+        app = edge.application(api.routes(shop), config.http, tracer=process.tracer, health=process.health)
+        yield HttpServer(app, config.http.host, config.http.port)
 
 
 def connect(url: str) -> redis.asyncio.Redis:

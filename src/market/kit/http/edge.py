@@ -20,6 +20,7 @@ from market.kit.config import Http
 from market.kit.errors import BadInput, MethodNotAllowed, NotFound, Overloaded, Problem, TooLarge
 from market.kit.http.responses import problem_response
 from market.kit.process import logs
+from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
 
 log = logs.get_logger("http")
@@ -31,7 +32,7 @@ SECONDS = Histogram(
     ["method", "route"],
     buckets=[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
 )
-IN_FLIGHT = Gauge("market_http_in_flight", "Requests under way.", multiprocess_mode="livesum")
+IN_FLIGHT = Gauge("market_http_in_flight", "Requests under way.")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 # How a Problem is answered, by the request's scope: problem documents, unless an edge speaks otherwise.
@@ -43,6 +44,7 @@ def application(
     config: Http,
     *,
     tracer: Tracer | None = None,
+    health: Health | None = None,
     timeouts: Mapping[str, float] | None = None,
     render_problem: RenderProblem = lambda _, problem: problem_response(problem),
 ) -> Any:
@@ -58,7 +60,7 @@ def application(
         route.methods[method] = (endpoint, allowed)
         if method == "GET":
             route.methods.setdefault("HEAD", (endpoint, allowed))
-    return Edge(list(paths.values()), config, tracer or Tracer(), render_problem)
+    return Edge(list(paths.values()), config, tracer or Tracer(), health or Health(), render_problem)
 
 
 class _Route:
@@ -81,13 +83,16 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"
 class Edge:
     """The ASGI app: request id, deadline, size of the body, load shedding, figures, and no stack trace to anyone."""
 
-    def __init__(self, routes: list[_Route], config: Http, tracer: Tracer, render_problem: RenderProblem) -> None:
+    def __init__(
+        self, routes: list[_Route], config: Http, tracer: Tracer, health: Health, render_problem: RenderProblem
+    ) -> None:
         self._plain = {r.path: r for r in routes if r.pattern is None}
         self._patterns = [(r.pattern, r) for r in routes if r.pattern is not None]
         self._most_bytes = config.max_body_bytes
         self._most = config.max_in_flight
         self._under_way = 0
         self._tracer = tracer
+        self._health = health
         self._render_problem = render_problem
         self._figures: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 
@@ -128,6 +133,9 @@ class Edge:
                     scope, Problem("this is a defect of ours; the log has it under the request id")
                 )
             response.raw_headers.append((b"x-request-id", id.encode()))
+            if self._health.draining:
+                # Callers that keep their connection open move to another pod before this one stops listening.
+                response.raw_headers.append((b"connection", b"close"))
             status = response.status_code
             await response(scope, receive, send)
         finally:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any
 
 import uvicorn
@@ -14,10 +13,8 @@ import uvicorn
 class HttpServer:
     """Uvicorn with our signals and our socket."""
 
-    def __init__(
-        self, app: Any, host: str = "", port: int = 0, *, shared: bool = False, sock: socket.socket | None = None
-    ) -> None:
-        self._socket = sock or listen(host, port, shared=shared)
+    def __init__(self, app: Any, host: str = "", port: int = 0, *, sock: socket.socket | None = None) -> None:
+        self._socket = sock or listen(host, port)
         settings = uvicorn.Config(
             app,
             loop="none",
@@ -42,16 +39,6 @@ class HttpServer:
         if self._task.done():
             self._task.result()
 
-    def drain(self) -> None:
-        """From now on each answer closes its connection: callers that keep theirs go elsewhere before we stop listening."""
-        closing = [*self._server.config.encoded_headers, (b"connection", b"close")]
-        self._server.config.encoded_headers = closing
-        # Uvicorn puts the two together once a second.
-        self._server.server_state.default_headers = [
-            *self._server.server_state.default_headers,
-            (b"connection", b"close"),
-        ]
-
     async def stop(self, grace: float) -> None:
         self._server.config.timeout_graceful_shutdown = max(1, int(grace))
         self._server.should_exit = True
@@ -72,23 +59,11 @@ class _Uvicorn(uvicorn.Server):
         return nullcontext()
 
 
-def listen_unix(path: str) -> socket.socket:
-    """A listening unix socket, in place of one that a dead process left."""
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.bind(path)
-    sock.setblocking(False)
-    return sock
-
-
-def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A listening TCP socket; `shared`: with other processes of ours (SO_REUSEPORT). Raises OSError."""
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         sock.bind((host, port))

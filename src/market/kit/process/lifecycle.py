@@ -24,10 +24,9 @@ from prometheus_client import REGISTRY
 
 from market.kit import config as kit_config
 from market.kit import faults
-from market.kit.http.server import HttpServer, listen, listen_unix
+from market.kit.http.server import HttpServer
 from market.kit.process import logs, tracing
 from market.kit.process.health import Admin, Health
-from market.kit.workers import Workers
 
 C = TypeVar("C", bound=kit_config.Base)
 log = logs.get_logger("lifecycle")
@@ -69,10 +68,6 @@ def run(
     """The body of `python -m market.<name>`: serves, or runs one of `commands`. Ends the process."""
     args = sys.argv[1:] if argv is None else argv
     commands = commands or {}
-    # How the parent of several workers starts one: with the socket of its admin page.
-    worker = args[1] if args[:1] == ["--worker"] and len(args) == 2 else None
-    if worker:
-        args = []
     usage = f"usage: CONFIG_PATH=FILE python -m market.{name}" + (f" [{'|'.join(commands)}]" if commands else "")
     if args and args[0] in ("-h", "--help"):
         print(usage)
@@ -90,9 +85,7 @@ def run(
         print(f"market.{name}: {e}", file=sys.stderr)
         sys.exit(2)
     logs.setup(name, config.log)
-    work: Coroutine[Any, Any, int | None] = (
-        commands[args[0]](config, args[1:]) if args else _service(name, config, build, worker)
-    )
+    work: Coroutine[Any, Any, int | None] = commands[args[0]](config, args[1:]) if args else serve(name, config, build)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(work) or 0)
@@ -103,13 +96,7 @@ def run(
         sys.exit(1)
 
 
-def _service(name: str, config: C, build: Build[C], worker: str | None) -> Coroutine[Any, Any, int]:
-    if config.workers > 1 and worker is None:
-        return Workers(name, config).run()
-    return serve(name, config, build, admin_socket=worker)
-
-
-async def serve(name: str, config: C, build: Build[C], *, admin_socket: str | None = None) -> int:
+async def serve(name: str, config: C, build: Build[C]) -> int:
     """Serves until SIGTERM or SIGINT, drains, and answers the exit status."""
     process = Process(
         tracer=tracing.setup(name, config.tracing),
@@ -121,8 +108,7 @@ async def serve(name: str, config: C, build: Build[C], *, admin_socket: str | No
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
-    listening = listen_unix(admin_socket) if admin_socket else listen(config.admin.host, config.admin.port)
-    admin = HttpServer(Admin(health, REGISTRY, process.admin_routes), sock=listening)
+    admin = HttpServer(Admin(health, REGISTRY, process.admin_routes), config.admin.host, config.admin.port)
     await admin.start()
     try:
         serving = asyncio.create_task(_serve_until(stopping, config, build, process))
@@ -150,8 +136,6 @@ async def _serve_until(stopping: asyncio.Event, config: C, build: Build[C], proc
         await stopping.wait()
         log.info("draining")
         process.health.draining = True
-        if isinstance(server, HttpServer):
-            server.drain()
         # Ingress and endpoints lag: serve on for a while.
         await asyncio.sleep(config.shutdown.drain_seconds)
         await server.stop(config.shutdown.grace_seconds)

@@ -94,13 +94,12 @@ class GrpcServer:
         services: Mapping[str, grpc.GenericRpcHandler],
         *,
         max_in_flight: int | None = None,
-        shared: bool = False,
     ) -> None:
         self._host = host
         self._port = port
         self._health = HealthService(health, services)
         self._server = grpc.aio.server(
-            options=[*SERVER_OPTIONS, ("grpc.so_reuseport", int(shared))], maximum_concurrent_rpcs=max_in_flight
+            options=[*SERVER_OPTIONS, ("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=max_in_flight
         )
         self._server.add_generic_rpc_handlers(tuple(services.values()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
