@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-cluster torture check format generate lock clean bench bench-quick
+.PHONY: help install run test test-cluster chaos check format generate lock clean bench bench-quick
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -23,8 +23,8 @@ run: install ## start the shop on this machine (ARGS="--empty ..." hands options
 test: install ## all tests, on real servers
 	@$(BIN)/python -m pytest $(ARGS)
 
-torture: install ## kill everything, time and again, for an hour or so (ARGS="--seed 2 ..."); report in docs/faults
-	@$(BIN)/market torture --seed 1 --seed 2 --seed 3 --kills 200 --report docs/faults/torture.md $(ARGS)
+chaos: install ## the chaos test: three runs of 200 kills, about an hour (ARGS="--seed 2 ..."); report in docs/chaos
+	@$(BIN)/market chaos --seed 1 --seed 2 --seed 3 --kills 200 --report docs/chaos/report.md $(ARGS)
 
 test-cluster: install ## the tests on the Kubernetes cluster that kubectl points to (ARGS="...")
 	@MARKET_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -s -ra $(ARGS)

@@ -1,5 +1,5 @@
 """Interleavings that a shop meets once in a million orders, each forced: what is still on its way when something dies,
-and two who do the same at the same moment. More of them are in the files beside this; docs/faults/README.md has the table.
+and two who do the same at the same moment. More of them are in the files beside this; docs/chaos/README.md has the table.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def test_a_step_whose_answer_is_lost_on_the_wire_is_finished_by_the_same_k
     lamp, key, user = catalogue.add(), uuid4().hex, f"wire {uuid4()}"
     await stock.set(lamp, 5)
     to = int(stock.target.rpartition(":")[2]) if "inventory" in way else mongodb.port
-    async with Proxy(to=to) as network, AsyncExitStack() as stack:
+    async with Proxy(upstream=to) as network, AsyncExitStack() as stack:
         settings = apart(recovery=CALM, order_seconds=3)
         orders = documents.database.client[settings["mongodb"]["database"]].orders
         if "inventory" in way:
@@ -96,7 +96,7 @@ async def test_a_step_whose_answer_is_lost_on_the_wire_is_finished_by_the_same_k
             "confirmed",
         )
         assert final.json()["id"] == first.json().get("order_id", first.json().get("id"))
-        assert network.touched
+        assert network.affected
         assert orders.count_documents({"user": user}) == 1
     assert await stock.left(lamp) == 3
     assert await stock.reservation(final.json()["id"]) == ("reserved", {lamp: 2})

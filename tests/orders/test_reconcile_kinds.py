@@ -127,7 +127,7 @@ async def test_goods_that_were_not_given_back_in_time_are_given_back(
     lamp = catalogue.add()
     await stock.set(lamp, 5)
     order_id = await ordered(service, lamp, own_topic)
-    async with Proxy(to=int(stock.target.rpartition(":")[2])) as network:
+    async with Proxy(upstream=int(stock.target.rpartition(":")[2])) as network:
         far = {"target": f"127.0.0.1:{network.port}", "timeout_seconds": 1}
         async with serving(settings(inventory=far), loops=False) as cut_off:
             network.blackhole()
@@ -135,7 +135,7 @@ async def test_goods_that_were_not_given_back_in_time_are_given_back(
             await own_topic.wait(order_id, "order.cancelled")
             await until(lambda: sent(service, order_id), what="cleared")
             # What it swallowed never comes.
-            network.cut()
+            network.disconnect()
     await asyncio.sleep(LATE_SECONDS)
     found = await reconcile(service)
     assert found.all == [named(Kind.RELEASE_DUE, order_id, "the order is cancelled")]

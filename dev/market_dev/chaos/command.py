@@ -1,4 +1,4 @@
-"""`market torture`: kills everything, time and again, while orders pour in, and checks every order afterwards."""
+"""`market chaos`: kills every process again and again while clients place orders, and checks every order afterwards."""
 
 from __future__ import annotations
 
@@ -13,55 +13,59 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from market_dev.chaos.report import markdown
-from market_dev.chaos.runner import Report, Settings, run
+from market_dev.chaos.report import RunReport, render_markdown
+from market_dev.chaos.runner import Settings, run
 from market_dev.stack.servers.base import StartError
 
+_MAX_VIOLATIONS_SHOWN = 10
 
-def torture(
+
+def chaos(
     seed: Annotated[
-        list[int] | None, typer.Option(help="Draws the faults and the orders; give it again for another run.")
+        list[int] | None, typer.Option(help="Seed of the faults and orders of a run; repeat it for further runs.")
     ] = None,
-    kills: Annotated[int, typer.Option(help="How many processes are killed in each run.", min=0)] = 200,
-    clients: Annotated[int, typer.Option(help="Clients that order at the same time.", min=1)] = 12,
-    most_seconds: Annotated[float, typer.Option(help="The longest time for which a store stands still.", min=1)] = 20.0,
+    kills: Annotated[int, typer.Option(help="Number of processes to kill in each run.", min=0)] = 200,
+    clients: Annotated[int, typer.Option(help="Number of concurrent clients.", min=1)] = 12,
+    max_fault_seconds: Annotated[
+        float, typer.Option(help="Maximum duration of a pause or network fault, in seconds.", min=1)
+    ] = 20.0,
     kafka: Annotated[
-        str, typer.Option(help="auto, apache or embedded (the embedded one forgets when killed).")
+        str, typer.Option(help="auto, apache or embedded (the embedded broker loses its data when killed).")
     ] = "auto",
-    port_base: Annotated[int, typer.Option(help="The first port; 36 are used.")] = 8280,
-    data: Annotated[Path | None, typer.Option(help="Keeps everything of the run in this empty directory.")] = None,
+    port_base: Annotated[int, typer.Option(help="First port; 36 are used.")] = 8280,
+    data: Annotated[Path | None, typer.Option(help="Empty directory in which all data of the runs is kept.")] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Writes the report here (Markdown), and the raw figures beside it (JSON).")
+        Path | None, typer.Option(help="Write the report to this file (Markdown), and the raw data beside it (JSON).")
     ] = None,
 ) -> None:
-    """Kill every process of a shop, time and again, while clients order; then check that nothing was lost or sold twice.
+    """Kill every process of a shop again and again while clients place orders; then check that nothing was lost or sold twice.
 
-    Starts a shop of its own, apart from any other. Ends with 0 when all eight statements hold.
+    Starts a separate shop. Exits with 0 if all eight invariants hold.
     """
     console = Console(stderr=True)
-    seeds = seed or [1]
-    directory = data or Path(tempfile.mkdtemp(prefix="market-torture-"))
+    directory = data or Path(tempfile.mkdtemp(prefix="market-chaos-"))
     directory.chmod(0o755)
-    reports: list[Report] = []
+    reports: list[RunReport] = []
     try:
-        for number in seeds:
-            here = directory / f"seed-{number}"
-            here.mkdir(parents=True, exist_ok=True)
-            here.chmod(0o755)
+        for run_seed in seed or [1]:
+            run_directory = directory / f"seed-{run_seed}"
+            run_directory.mkdir(parents=True, exist_ok=True)
+            run_directory.chmod(0o755)
             settings = Settings(
-                directory=here,
-                seed=number,
+                directory=run_directory,
+                seed=run_seed,
                 kills=kills,
                 clients=clients,
-                most_seconds=most_seconds,
+                max_fault_seconds=max_fault_seconds,
                 kafka=kafka,
                 port_base=port_base,
             )
-            reports.append(_show(settings, console))
-            _say(reports[-1], console)
+            reports.append(_run_with_progress(settings, console))
+            _print_result(reports[-1], console)
             if report is not None:
-                # After each seed: hours of work are not lost with the last of them.
-                _write(reports, report, f"--kills {kills} --clients {clients} --most-seconds {most_seconds:g}")
+                # After each run, so that a failure in the last one does not lose the hours before it.
+                options = f"--kills {kills} --clients {clients} --max-fault-seconds {max_fault_seconds:g}"
+                _write_report(reports, report, options)
     except StartError as e:
         console.print(f"[red]{e}[/red]")
         raise typer.Exit(2) from None
@@ -69,33 +73,33 @@ def torture(
         if data is None and all(r.clean for r in reports):
             shutil.rmtree(directory, ignore_errors=True)
     if not all(r.clean for r in reports):
-        console.print(f"what the stores hold is kept in {directory}")
+        console.print(f"the data of all stores is kept in {directory}")
         raise typer.Exit(1)
 
 
-def _write(reports: list[Report], path: Path, options: str) -> None:
+def _write_report(reports: list[RunReport], path: Path, options: str) -> None:
     seeds = " ".join(f"--seed {r.seed}" for r in reports)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(markdown(reports, f"market torture {seeds} {options}"), "utf-8")
+    path.write_text(render_markdown(reports, f"market chaos {seeds} {options}"), "utf-8")
     path.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(reports), indent=1) + b"\n")
 
 
-def _say(r: Report, console: Console) -> None:
+def _print_result(r: RunReport, console: Console) -> None:
     verdict = "[green]clean[/green]" if r.clean else "[red]VIOLATIONS[/red]"
     console.print(
-        f"seed {r.seed}: {r.kills} kills, {r.placed} orders placed, {r.mails_repeated} mails repeated, {verdict}"
+        f"seed {r.seed}: {r.kills} kills, {r.orders_placed} orders placed, {r.duplicate_mails} duplicate mails, {verdict}"
     )
-    for check, found in r.violations.items():
-        for sentence in found[:10]:
+    for check, sentences in r.violations.items():
+        for sentence in sentences[:_MAX_VIOLATIONS_SHOWN]:
             console.print(f"  [red]{check}[/red]: {sentence}", highlight=False)
 
 
-def _show(settings: Settings, console: Console) -> Report:
+def _run_with_progress(settings: Settings, console: Console) -> RunReport:
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"seed {settings.seed}: starting the shop", total=None)
 
-        def step(done: int, of: int, what: str) -> None:
-            progress.update(task, completed=done, total=of, description=f"seed {settings.seed}: {what}")
+        def on_progress(injected: int, total: int, activity: str) -> None:
+            progress.update(task, completed=injected, total=total, description=f"seed {settings.seed}: {activity}")
 
-        return asyncio.run(run(settings, say=lambda _: None, step=step))
+        return asyncio.run(run(settings, on_progress=on_progress))

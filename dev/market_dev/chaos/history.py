@@ -1,6 +1,7 @@
-"""What the clients did and what they were told: the only witness beside the stores.
+"""The history of a run: every client call and its response, one JSON line each.
 
-One line of JSON per call, written when its answer came, or when it was clear that none comes.
+A line is written when the response arrives, or when the client gives up waiting. Beside the stores themselves this is
+all the evidence that the checker uses.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ Operation = Literal["place", "cancel", "read", "list", "browse", "restock"]
 
 
 class Call(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One call of one client. Times are seconds since the run began; `status` 0: no answer came."""
+    """One call by one client. Times are seconds since the run started; `status` is 0 if there was no response."""
 
     operation: Operation
     via: Literal["rest", "graphql", "grpc"]
-    began: float
-    ended: float
+    started_at: float
+    ended_at: float
     status: int
     key: str = ""
     user: str = ""
@@ -32,12 +33,12 @@ class Call(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     @property
     def failed(self) -> bool:
-        """Whether the client saw an outage: no answer, or a 5xx."""
+        """Whether the client saw an outage: no response, or a 5xx."""
         return self.status == 0 or self.status >= 500
 
 
 class History:
-    """Owns the file; keeps the calls in memory as well."""
+    """Owns the history file and keeps all calls in memory as well."""
 
     def __init__(self, path: Path) -> None:
         self._file: IO[bytes] = path.open("wb")
@@ -45,7 +46,7 @@ class History:
         self.calls: list[Call] = []
 
     def now(self) -> float:
-        """Seconds since the run began."""
+        """Return the seconds since the run started."""
         return time.monotonic() - self._start
 
     def add(self, call: Call) -> None:
@@ -59,7 +60,7 @@ class History:
         self._file.close()
 
 
-def read(path: Path) -> list[Call]:
-    """The calls of a run that is over."""
+def read_history(path: Path) -> list[Call]:
+    """Return all calls of a finished run."""
     decoder = msgspec.json.Decoder(Call)
     return [decoder.decode(line) for line in path.read_bytes().splitlines() if line]

@@ -1,4 +1,4 @@
-"""Does to a running stack what the plan says, and measures what its clients saw."""
+"""The nemesis: injects the planned faults into a running stack and measures what clients saw of each."""
 
 from __future__ import annotations
 
@@ -13,51 +13,52 @@ import psutil
 import yaml
 from msgspec import Struct
 
-from market_dev.chaos.plan import ARROWS, Disturbance
+from market_dev.chaos.plan import LINKS, Fault
 from market_dev.chaos.proxy import Proxy
-from market_dev.chaos.workload import Load
-from market_dev.stack import processes as spawn
+from market_dev.chaos.workload import OrderWorkload
+from market_dev.stack import processes
 from market_dev.stack.stack import Stack
 
-# How long the injector waits for a moment at which a kill counts: the process ready, orders in flight.
-_PATIENCE = 240.0
-# How long it waits for an order to be placed again.
-_FIRST_SUCCESS = 15.0
+# How long to wait until a kill counts (the process ready, orders in flight), and until a process is ready again.
+_READY_TIMEOUT_SECONDS = 240.0
+# How long to wait for the first order after a fault.
+_FIRST_ORDER_TIMEOUT_SECONDS = 15.0
 
 
-class Outcome(Struct, kw_only=True):
-    """What was done, and what the clients saw. Seconds since the run began; `None`: does not apply."""
+class FaultOutcome(Struct, kw_only=True):
+    """An injected fault and its effect on clients. Times are seconds since the run started."""
 
     number: int
-    what: str
+    # The fault as text, see `Fault.__str__`.
+    fault: str
     is_kill: bool
     target: str
-    began: float
-    # The process was ready again, or the fault was taken away.
-    over: float
-    # A process was replaced, a connection was touched, a process stood still.
-    hit: bool
-    in_flight: int
+    started_at: float
+    # The process was ready again, or the fault was removed.
+    recovered_at: float
+    # Whether it did anything: a process was replaced or stood still, traffic passed through the faulty connection.
+    took_effect: bool
+    orders_in_flight: int
     failed_calls: int = 0
-    # From the disturbance to the first order placed after the last failure that it caused.
-    outage: float = 0.0
-    # From `over` to the first order placed.
-    first_success: float | None = None
+    # From the start of the fault to the first order placed after the last call that failed because of it.
+    outage_seconds: float = 0.0
+    # From `recovered_at` to the first order placed; None: there was none.
+    first_order_seconds: float | None = None
 
 
 class Network:
-    """The proxies between the services and what they call. Give `routes` and `kafka_advertised` to the stack's Options."""
+    """The proxies between services and what they call. Its `routes` and `kafka_advertised` go into the stack's Options."""
 
     def __init__(self, ports: dict[str, int], first_port: int) -> None:
-        self._kafka = first_port + len(ARROWS)
+        self._kafka = first_port + len(LINKS)
         self.proxies: dict[str, Proxy] = {}
         self.routes: dict[tuple[str, str], int] = {}
-        for offset, (service, port) in enumerate(ARROWS):
+        for offset, (service, port) in enumerate(LINKS):
             listen = self._kafka if port == "kafka" else first_port + offset
-            self.proxies[f"{service} -> {port}"] = Proxy(to=ports[port], listen=listen)
+            self.proxies[f"{service} -> {port}"] = Proxy(upstream=ports[port], listen=listen)
             self.routes[service, port] = listen
         self.routes["notifications", "kafka"] = self._kafka
-        self._stack = AsyncExitStack()
+        self._exit_stack = AsyncExitStack()
 
     @property
     def kafka_advertised(self) -> int:
@@ -65,147 +66,148 @@ class Network:
 
     async def __aenter__(self) -> Network:
         for proxy in self.proxies.values():
-            await self._stack.enter_async_context(proxy)
+            await self._exit_stack.enter_async_context(proxy)
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        await self._stack.aclose()
+        await self._exit_stack.aclose()
 
     def heal(self) -> None:
         for proxy in self.proxies.values():
             proxy.heal()
 
 
-class Injector:
-    """Owns what is broken just now; `heal` mends all of it."""
+class Nemesis:
+    """Owns the faults that are active; `heal` removes all of them. `outcomes` has one entry per injected fault."""
 
-    def __init__(self, stack: Stack, network: Network, load: Load) -> None:
+    def __init__(self, stack: Stack, network: Network, workload: OrderWorkload) -> None:
         self._stack = stack
         self._network = network
-        self._load = load
-        self.outcomes: list[Outcome] = []
+        self._workload = workload
+        self.outcomes: list[FaultOutcome] = []
 
-    async def do(self, disturbance: Disturbance, number: int) -> Outcome:
-        """One disturbance, until it is over and everything is ready again."""
-        history = self._load.history
-        await self._stack.ready(seconds=_PATIENCE)
-        async with asyncio.timeout(_PATIENCE):
-            while not self._load.in_flight:
+    async def inject(self, fault: Fault, number: int) -> FaultOutcome:
+        """Inject one fault; return when it is over, every process is ready and an order was placed."""
+        history = self._workload.history
+        await self._stack.ready(seconds=_READY_TIMEOUT_SECONDS)
+        async with asyncio.timeout(_READY_TIMEOUT_SECONDS):
+            while not self._workload.orders_in_flight:
                 await asyncio.sleep(0.001)
-        in_flight = self._load.in_flight
-        began = history.now()
-        hit = await self._act(disturbance)
-        await self._stack.ready(seconds=_PATIENCE)
-        over = history.now()
-        # Else the next disturbance would hide how long this one lasted for the clients.
+        orders_in_flight = self._workload.orders_in_flight
+        started_at = history.now()
+        took_effect = await self._apply(fault)
+        await self._stack.ready(seconds=_READY_TIMEOUT_SECONDS)
+        recovered_at = history.now()
+        # Otherwise the next fault would hide how long this outage was for clients.
         with suppress(TimeoutError):
-            async with asyncio.timeout(_FIRST_SUCCESS):
-                while self._load.last_success < over:
+            async with asyncio.timeout(_FIRST_ORDER_TIMEOUT_SECONDS):
+                while self._workload.last_order_at < recovered_at:
                     await asyncio.sleep(0.01)
-        outcome = Outcome(
+        outcome = FaultOutcome(
             number=number,
-            what=str(disturbance),
-            is_kill=disturbance.is_kill,
-            target=disturbance.target,
-            began=began,
-            over=over,
-            hit=hit,
-            in_flight=in_flight,
+            fault=str(fault),
+            is_kill=fault.is_kill,
+            target=fault.target,
+            started_at=started_at,
+            recovered_at=recovered_at,
+            took_effect=took_effect,
+            orders_in_flight=orders_in_flight,
         )
         self.outcomes.append(outcome)
         return outcome
 
-    async def _act(self, d: Disturbance) -> bool:
-        if d.is_kill:
-            return await self._end(d)
-        if d.act == "pause":
-            return await self._pause(d)
-        if d.act == "mail":
-            return await self._mail(d)
-        if d.act == "full disk":
-            return await self._full_disk(d)
-        if d.act == "clock":
-            return await self._step_clock(d)
-        proxy = self._network.proxies[d.target]
-        before = proxy.touched
-        if d.act == "delay":
+    async def _apply(self, fault: Fault) -> bool:
+        """Apply and remove the fault. Return whether it took effect."""
+        if fault.is_kill:
+            return await self._end_process(fault)
+        if fault.kind == "pause":
+            return await self._pause(fault)
+        if fault.kind == "smtp fault":
+            return await self._smtp_fault(fault)
+        if fault.kind == "full disk":
+            return await self._full_disk(fault)
+        if fault.kind == "clock skew":
+            return await self._skew_clock(fault)
+        proxy = self._network.proxies[fault.target]
+        affected_before = proxy.affected
+        if fault.kind == "delay":
             proxy.delay(0.3)
-        elif d.act == "cut":
-            proxy.cut()
+        elif fault.kind == "disconnect":
+            proxy.disconnect()
         else:
             proxy.blackhole()
-        await asyncio.sleep(d.seconds)
+        await asyncio.sleep(fault.seconds)
         proxy.heal()
-        return proxy.touched > before
+        return proxy.affected > affected_before
 
-    async def _end(self, d: Disturbance) -> bool:
-        """Kills or terminates the process, and waits until its successor is ready."""
-        old = self._stack.pids.get(d.target)
-        if d.act == "kill":
-            self._stack.kill(d.target)
+    async def _end_process(self, fault: Fault) -> bool:
+        """Kill or terminate the process and wait until its replacement is ready."""
+        old_pid = self._stack.pids.get(fault.target)
+        if fault.kind == "kill":
+            self._stack.kill(fault.target)
         else:
-            self._stack.terminate(d.target)
-        async with asyncio.timeout(_PATIENCE):
-            while self._stack.pids.get(d.target) in (None, old):
+            self._stack.terminate(fault.target)
+        async with asyncio.timeout(_READY_TIMEOUT_SECONDS):
+            while self._stack.pids.get(fault.target) in (None, old_pid):
                 await asyncio.sleep(0.01)
-        await self._stack.ready([d.target], seconds=_PATIENCE)
-        return old is not None
+        await self._stack.ready([fault.target], seconds=_READY_TIMEOUT_SECONDS)
+        return old_pid is not None
 
-    async def _pause(self, d: Disturbance) -> bool:
-        self._stack.pause(d.target)
+    async def _pause(self, fault: Fault) -> bool:
+        self._stack.pause(fault.target)
         try:
-            await asyncio.sleep(d.seconds)
-            tree = spawn.tree(self._stack.pids[d.target])
+            await asyncio.sleep(fault.seconds)
+            tree = processes.tree(self._stack.pids[fault.target])
             return all(p.status() == psutil.STATUS_STOPPED for p in tree)
         finally:
-            self._stack.resume(d.target)
+            self._stack.resume(fault.target)
 
-    async def _mail(self, d: Disturbance) -> bool:
-        await self._tell_mail(d.detail)
-        await asyncio.sleep(d.seconds)
-        await self._tell_mail("ok")
+    async def _smtp_fault(self, fault: Fault) -> bool:
+        await self._set_mail_mode(fault.detail)
+        await asyncio.sleep(fault.seconds)
+        await self._set_mail_mode("ok")
         return True
 
-    async def _tell_mail(self, mode: str) -> None:
+    async def _set_mail_mode(self, mode: str) -> None:
         async with aiohttp.ClientSession() as http:
             async with http.post(f"{self._stack.urls['mail']}/api/faults", json={"mode": mode}) as response:
                 response.raise_for_status()
 
-    async def _full_disk(self, d: Disturbance) -> bool:
-        """No file of the process may grow: what a full disk is to it, and safe for everybody else."""
-        process = psutil.Process(self._stack.pids[d.target])
+    async def _full_disk(self, fault: Fault) -> bool:
+        """Forbid the process to extend any file: what it sees is a full disk, and other processes are not affected."""
+        process = psutil.Process(self._stack.pids[fault.target])
         _, hard = process.rlimit(resource.RLIMIT_FSIZE)
         process.rlimit(resource.RLIMIT_FSIZE, (0, hard))
         try:
-            await asyncio.sleep(d.seconds)
+            await asyncio.sleep(fault.seconds)
         finally:
             with suppress(psutil.NoSuchProcess):
                 process.rlimit(resource.RLIMIT_FSIZE, (hard, hard))
         return process.is_running()
 
-    async def _step_clock(self, d: Disturbance) -> bool:
-        """The service comes back with another time of day."""
-        path = self._stack.directory.path / "config" / f"{d.target}.yaml"
-        tree = yaml.safe_load(path.read_text("utf-8"))
-        tree["faults"] = {**tree.get("faults", {}), "clock_offset_seconds": float(d.detail.partition(" ")[0])}
-        path.write_text(yaml.safe_dump(tree), "utf-8")
-        return await self._end(Disturbance("terminate", d.target))
+    async def _skew_clock(self, fault: Fault) -> bool:
+        """Restart the service with another clock offset."""
+        path = self._stack.directory.path / "config" / f"{fault.target}.yaml"
+        config = yaml.safe_load(path.read_text("utf-8"))
+        config["faults"] = {**config.get("faults", {}), "clock_offset_seconds": float(fault.detail.partition(" ")[0])}
+        path.write_text(yaml.safe_dump(config), "utf-8")
+        return await self._end_process(Fault("terminate", fault.target))
 
     async def heal(self) -> None:
-        """Takes away whatever is still broken."""
+        """Remove all faults that are still active."""
         self._network.heal()
-        await self._tell_mail("ok")
+        await self._set_mail_mode("ok")
 
     def measure(self) -> None:
-        """Fills in, from the history, what the clients saw of each disturbance."""
-        calls = sorted(self._load.history.calls, key=lambda c: c.ended)
-        placed = [c.ended for c in calls if c.operation == "place" and c.status in (200, 201)]
+        """Fill in, from the history, what clients saw of each fault."""
+        calls = sorted(self._workload.history.calls, key=lambda c: c.ended_at)
+        orders_placed = [c.ended_at for c in calls if c.operation == "place" and c.status in (200, 201)]
         for outcome, following in zip_longest(self.outcomes, self.outcomes[1:]):
-            until = following.began if following else outcome.over + 10
-            failures = [c.ended for c in calls if outcome.began <= c.ended < until and c.failed]
+            until = following.started_at if following else outcome.recovered_at + 10
+            failures = [c.ended_at for c in calls if outcome.started_at <= c.ended_at < until and c.failed]
             outcome.failed_calls = len(failures)
             if failures:
-                after = next((t for t in placed if t > failures[-1]), None)
-                outcome.outage = (after or failures[-1]) - outcome.began
-            success = next((t for t in placed if t >= outcome.over), None)
-            outcome.first_success = None if success is None else success - outcome.over
+                after = next((t for t in orders_placed if t > failures[-1]), None)
+                outcome.outage_seconds = (after or failures[-1]) - outcome.started_at
+            first_order = next((t for t in orders_placed if t >= outcome.recovered_at), None)
+            outcome.first_order_seconds = None if first_order is None else first_order - outcome.recovered_at

@@ -1,4 +1,4 @@
-"""What is done to the shop, in which order: drawn from a seed, so that a run can be repeated."""
+"""The plan of a run: which faults are injected, in which order, drawn from a seed so that a run can be repeated."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Literal
 
 from msgspec import Struct
 
-Act = Literal["kill", "terminate", "pause", "delay", "cut", "blackhole", "mail", "full disk", "clock"]
+FaultKind = Literal[
+    "kill", "terminate", "pause", "delay", "disconnect", "blackhole", "smtp fault", "full disk", "clock skew"
+]
+NetworkFaultKind = Literal["delay", "disconnect", "blackhole"]
 
 SERVICES = ("products", "orders", "inventory", "notifications", "graphql")
 STORES = ("postgres", "mongodb", "kafka", "redis", "mail")
-# Who calls whom, through a proxy each: (service, name of the port that it calls). Both users of Kafka share one.
-ARROWS = (
+# Which service calls what, each through a proxy: (service, name of the port that it calls). Both users of Kafka share one.
+LINKS = (
     ("products", "postgres"),
     ("products", "redis"),
     ("products", "inventory"),
@@ -26,62 +29,62 @@ ARROWS = (
     ("graphql", "products"),
     ("graphql", "orders"),
 )
-# What the mail server can be told to do: refuse for now, refuse for good (a dead letter each), hang, drop the connection.
-MAIL_MODES = ("451", "550", "hang", "drop")
+# Modes of the mail catcher: reject temporarily, reject permanently (one dead letter each), hang, drop the connection.
+SMTP_FAULTS = ("451", "550", "hang", "drop")
 
 
-class Disturbance(Struct, frozen=True):
-    """One thing to do. `seconds`: how long it lasts; kills last as long as they last."""
+class Fault(Struct, frozen=True):
+    """One fault to inject. `seconds`: how long it lasts; 0 for kills, which last until the process is ready again."""
 
-    act: Act
+    kind: FaultKind
     target: str
     seconds: float = 0.0
     detail: str = ""
 
     @property
     def is_kill(self) -> bool:
-        return self.act in ("kill", "terminate")
+        return self.kind in ("kill", "terminate")
 
     def __str__(self) -> str:
-        how_long = f" for {self.seconds:.1f} s" if self.seconds else ""
-        return f"{self.act} {self.target}{f' ({self.detail})' if self.detail else ''}{how_long}"
+        detail = f" ({self.detail})" if self.detail else ""
+        duration = f" for {self.seconds:.1f} s" if self.seconds else ""
+        return f"{self.kind} {self.target}{detail}{duration}"
 
 
-def plan(seed: int, kills: int, *, most_seconds: float = 20.0) -> list[Disturbance]:
-    """`kills` kills spread evenly over every process, and after every third one something else."""
+def generate_plan(seed: int, kills: int, *, max_fault_seconds: float = 20.0) -> list[Fault]:
+    """Return `kills` kills, spread evenly over all processes, with a fault of another kind after every third one."""
     rng = random.Random(seed)
-    kinds = [Disturbance("kill", name) for name in (*SERVICES, *STORES)] + [
-        Disturbance("terminate", name) for name in SERVICES
-    ]
-    deaths: list[Disturbance] = []
-    while len(deaths) < kills:
-        deaths += rng.sample(kinds, len(kinds))
-    drawn: list[Disturbance] = []
-    others = _others(rng, most_seconds)
-    for number, death in enumerate(deaths[:kills], 1):
-        drawn.append(death)
+    kinds = [Fault("kill", name) for name in (*SERVICES, *STORES)] + [Fault("terminate", name) for name in SERVICES]
+    drawn: list[Fault] = []
+    while len(drawn) < kills:
+        drawn += rng.sample(kinds, len(kinds))
+    other_faults = _other_faults(rng, max_fault_seconds)
+    faults: list[Fault] = []
+    for number, kill in enumerate(drawn[:kills], 1):
+        faults.append(kill)
         if number % 3 == 0:
-            drawn.append(next(others))
-    return drawn
+            faults.append(next(other_faults))
+    return faults
 
 
-def _others(rng: random.Random, most: float) -> Iterator[Disturbance]:
-    """Endlessly: every kind in turn, each with another target, in an order that changes."""
+def _other_faults(rng: random.Random, max_seconds: float) -> Iterator[Fault]:
+    """Yield faults other than kills without end: rounds of all kinds in random order, with random targets."""
 
-    def how_long() -> float:
-        # Mostly short; now and then as long as may be.
-        return round(min(most, rng.choice([1.0, 1.0, 1.5, 2.0, 3.0, 5.0, most]) * rng.uniform(0.8, 1.2)), 1)
+    def duration() -> float:
+        # Mostly short, sometimes the maximum.
+        return round(
+            min(max_seconds, rng.choice([1.0, 1.0, 1.5, 2.0, 3.0, 5.0, max_seconds]) * rng.uniform(0.8, 1.2)), 1
+        )
 
     while True:
-        round_ = [Disturbance("pause", store, how_long()) for store in rng.sample(STORES, 3)]
-        acts: tuple[Act, ...] = ("delay", "cut", "blackhole")
-        for act in acts:
-            service, port = rng.choice(ARROWS)
-            round_.append(
-                Disturbance(act, f"{service} -> {port}", how_long(), "0.3 s each way" if act == "delay" else "")
-            )
-        round_.append(Disturbance("mail", "mail", how_long(), rng.choice(MAIL_MODES)))
-        round_.append(Disturbance("full disk", "mail", how_long()))
-        round_.append(Disturbance("clock", "orders", 0, f"{rng.choice([-3600, -60, 60, 3600])} s"))
-        rng.shuffle(round_)
-        yield from round_
+        faults = [Fault("pause", store, duration()) for store in rng.sample(STORES, 3)]
+        network_kinds: tuple[NetworkFaultKind, ...] = ("delay", "disconnect", "blackhole")
+        for kind in network_kinds:
+            service, port = rng.choice(LINKS)
+            detail = "0.3 s each way" if kind == "delay" else ""
+            faults.append(Fault(kind, f"{service} -> {port}", duration(), detail))
+        faults.append(Fault("smtp fault", "mail", duration(), rng.choice(SMTP_FAULTS)))
+        faults.append(Fault("full disk", "mail", duration()))
+        faults.append(Fault("clock skew", "orders", 0, f"{rng.choice([-3600, -60, 60, 3600])} s"))
+        rng.shuffle(faults)
+        yield from faults

@@ -1,9 +1,9 @@
-"""A TCP proxy that can be told to be a bad network: it delays, cuts or swallows what passes.
+"""A TCP proxy that simulates a bad network: it delays, disconnects or swallows what passes through it.
 
-async with Proxy(listen=21500, to=21006) as network:
-    network.delay(0.2)      # each chunk comes so many seconds late
-    network.cut()           # connections break, new ones are refused
-    network.blackhole()     # connections stay, nothing passes
+async with Proxy(listen=21500, upstream=21006) as network:
+    network.delay(0.2)      # each chunk is delayed by that many seconds
+    network.disconnect()    # open connections are aborted, new ones refused
+    network.blackhole()     # connections stay open, nothing passes
     network.heal()
 """
 
@@ -14,19 +14,22 @@ import contextlib
 from types import TracebackType
 from typing import Literal
 
-Mode = Literal["pass", "delay", "cut", "blackhole"]
+Mode = Literal["pass", "delay", "disconnect", "blackhole"]
 
 
 class Proxy:
-    """Owns one listening port and every connection through it. `touched` counts what a fault has hit."""
+    """Owns one listening port and all connections through it, forwarded to port `upstream`.
 
-    def __init__(self, *, to: int, listen: int = 0, host: str = "127.0.0.1") -> None:
+    `listen`: 0 picks a free port, which is then in `port`. `affected` counts the chunks and connections that a fault hit.
+    """
+
+    def __init__(self, *, upstream: int, listen: int = 0, host: str = "127.0.0.1") -> None:
         self._host = host
-        self._to = to
+        self._upstream = upstream
         self.port = listen
         self.mode: Mode = "pass"
-        self.touched = 0
-        self._seconds = 0.0
+        self.affected = 0
+        self._delay_seconds = 0.0
         self._passing = asyncio.Event()
         self._passing.set()
         self._server: asyncio.Server | None = None
@@ -41,52 +44,58 @@ class Proxy:
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         assert self._server is not None
         self._server.close()
-        self._break()
+        self._abort_connections()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def delay(self, seconds: float) -> None:
+        """Forward each chunk only after so many seconds, in both directions."""
         self._set("delay")
-        self._seconds = seconds
+        self._delay_seconds = seconds
 
-    def cut(self) -> None:
-        self._set("cut")
-        self._break()
+    def disconnect(self) -> None:
+        """Abort all connections, and new ones as soon as they are accepted."""
+        self._set("disconnect")
+        self._abort_connections()
 
     def blackhole(self) -> None:
+        """Keep connections open and forward nothing."""
         self._set("blackhole")
         self._passing.clear()
 
     def heal(self) -> None:
-        # Connections that waited in a blackhole have lost nothing: TCP would have sent it again.
+        """Forward normally again. What a blackhole held back is forwarded now, as TCP would have retransmitted it."""
         self._set("pass")
 
     def _set(self, mode: Mode) -> None:
         self.mode = mode
         self._passing.set()
 
-    def _break(self) -> None:
+    def _abort_connections(self) -> None:
         for writer in tuple(self._writers):
-            self.touched += 1
+            self.affected += 1
             writer.transport.abort()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.mode == "cut":
-            self.touched += 1
+        if self.mode == "disconnect":
+            self.affected += 1
             writer.transport.abort()
             return
         try:
-            there, back = await asyncio.open_connection(self._host, self._to)
+            upstream_reader, upstream_writer = await asyncio.open_connection(self._host, self._upstream)
         except OSError:
             writer.transport.abort()
             return
-        self._writers |= {writer, back}
-        ways = [asyncio.create_task(self._pump(reader, back)), asyncio.create_task(self._pump(there, writer))]
-        self._tasks.update(ways)
-        await asyncio.wait(ways)
-        self._tasks.difference_update(ways)
-        for end in (writer, back):
+        self._writers |= {writer, upstream_writer}
+        pumps = [
+            asyncio.create_task(self._pump(reader, upstream_writer)),
+            asyncio.create_task(self._pump(upstream_reader, writer)),
+        ]
+        self._tasks.update(pumps)
+        await asyncio.wait(pumps)
+        self._tasks.difference_update(pumps)
+        for end in (writer, upstream_writer):
             self._writers.discard(end)
             end.transport.abort()
 
@@ -94,10 +103,10 @@ class Proxy:
         with contextlib.suppress(OSError, asyncio.CancelledError):
             while data := await source.read(65536):
                 if self.mode == "delay":
-                    self.touched += 1
-                    await asyncio.sleep(self._seconds)
+                    self.affected += 1
+                    await asyncio.sleep(self._delay_seconds)
                 if not self._passing.is_set():
-                    self.touched += 1
+                    self.affected += 1
                     await self._passing.wait()
                 sink.write(data)
                 await sink.drain()

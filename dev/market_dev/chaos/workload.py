@@ -1,6 +1,6 @@
-"""Clients that order, repeat, cancel and read, and go on through errors as a real client would.
+"""The order workload: clients that place, retry, cancel and read orders, and carry on through errors as real ones would.
 
-Each order has its Idempotency-Key, and is asked for with that key until there is a final answer.
+Each order has its own Idempotency-Key and is retried with that key until the response is final.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import msgspec
 
 from market_dev.chaos.history import Call, History, Operation
 
-# Answers after which asking again with the same key makes sense.
-AGAIN = {0, 500, 502, 503, 504}
+# Statuses after which a request is retried with the same key; 0: no response.
+RETRYABLE = {0, 500, 502, 503, 504}
 
-CREATE = """mutation($input: CreateOrderInput!, $key: String) {
+CREATE_ORDER = """mutation($input: CreateOrderInput!, $key: String) {
   createOrder(input: $input, idempotencyKey: $key) { id status }
 }"""
-DELETE = "mutation($id: ID!) { deleteOrder(id: $id) { id status } }"
-READ = "query($id: ID!) { order(id: $id) { id status } }"
-# What the gateway's codes are in REST.
+DELETE_ORDER = "mutation($id: ID!) { deleteOrder(id: $id) { id status } }"
+READ_ORDER = "query($id: ID!) { order(id: $id) { id status } }"
+# The gateway's error codes as HTTP statuses.
 STATUS_OF = {
     "OUT_OF_STOCK": 409,
     "PRICE_CHANGED": 409,
@@ -36,7 +36,9 @@ STATUS_OF = {
 
 
 @dataclass
-class Answer:
+class Response:
+    """What a client learns from a call. `status`: of HTTP, or 0 if there was no response."""
+
     status: int
     order_id: str = ""
     order_status: str = ""
@@ -44,82 +46,81 @@ class Answer:
 
 
 @dataclass
-class Load:
-    """`clients` clients, from a seed. `urls`: graphql, products, orders of the shop."""
+class OrderWorkload:
+    """`clients` concurrent clients, driven by a seed. `urls`: those of graphql, products and orders."""
 
     urls: dict[str, str]
     products: list[str]
     history: History
     seed: int
     clients: int = 16
-    # Seconds that each client rests between two things it does.
-    think: float = 0.05
-    # Seconds until a client gives a call up.
-    patience: float = 12.0
-    # Seconds for which a client asks again with one key.
-    stubborn: float = 90.0
-    in_flight: int = 0
-    last_success: float = 0.0
+    # The mean pause of a client between two operations.
+    think_seconds: float = 0.05
+    timeout_seconds: float = 12.0
+    # How long a client retries with one key.
+    retry_seconds: float = 90.0
+    orders_in_flight: int = 0
+    # When the last order was placed, in seconds since the run started.
+    last_order_at: float = 0.0
     _keys: itertools.count[int] = field(default_factory=itertools.count)
-    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
-        """Until `stop()`; every order that was begun is asked for to the end."""
+        """Run until `stop()`; operations that have begun are completed."""
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=20)
-        async with aiohttp.ClientSession(
-            connector=connector, timeout=aiohttp.ClientTimeout(total=self.patience)
-        ) as http:
-            await asyncio.gather(*(self._client(http, n) for n in range(self.clients)))
+        timeout = aiohttp.ClientTimeout(total=self.timeout_seconds)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+            await asyncio.gather(*(self._client(http, number) for number in range(self.clients)))
 
     def stop(self) -> None:
-        self._stop.set()
+        self._stopping.set()
 
     async def _client(self, http: aiohttp.ClientSession, number: int) -> None:
         rng = random.Random(f"{self.seed}/{number}")
-        mine: list[str] = []
-        while not self._stop.is_set():
-            deed = rng.random()
-            if deed < 0.70 or not mine:
-                order_id = await self._place(http, rng, number)
+        user = f"client-{number}@chaos.test"
+        own_orders: list[str] = []
+        while not self._stopping.is_set():
+            choice = rng.random()
+            if choice < 0.70 or not own_orders:
+                order_id = await self._place(http, rng, user)
                 if order_id:
-                    mine.append(order_id)
-            elif deed < 0.82:
-                await self._cancel(http, rng, mine.pop(rng.randrange(len(mine))))
-            elif deed < 0.90:
-                await self._call(http, rng, "read", order_id=rng.choice(mine))
-            elif deed < 0.95:
+                    own_orders.append(order_id)
+            elif choice < 0.82:
+                order_id = own_orders.pop(rng.randrange(len(own_orders)))
+                await self._until_final(http, rng, "cancel", order_id=order_id)
+            elif choice < 0.90:
+                await self._call(http, rng, "read", order_id=rng.choice(own_orders))
+            elif choice < 0.95:
                 await self._call(http, rng, "browse")
             else:
-                await self._call(http, rng, "list", user=f"client-{number}@torture.test")
-            await asyncio.sleep(rng.uniform(0, 2 * self.think))
+                await self._call(http, rng, "list", user=user)
+            await asyncio.sleep(rng.uniform(0, 2 * self.think_seconds))
 
-    async def _place(self, http: aiohttp.ClientSession, rng: random.Random, number: int) -> str:
-        lines = rng.sample(self.products, k=min(len(self.products), rng.choice([1, 1, 2, 3])))
-        items = {product: rng.choice([1, 1, 2]) for product in lines}
-        key = f"torture-{self.seed}-{next(self._keys)}"
-        user = f"client-{number}@torture.test"
-        answer = await self._until_final(http, rng, "place", key=key, items=items, user=user)
+    async def _place(self, http: aiohttp.ClientSession, rng: random.Random, user: str) -> str:
+        """Place an order. Return its id, or "" if none was placed."""
+        products = rng.sample(self.products, k=min(len(self.products), rng.choice([1, 1, 2, 3])))
+        items = {product: rng.choice([1, 1, 2]) for product in products}
+        key = f"chaos-{self.seed}-{next(self._keys)}"
+        response = await self._until_final(http, rng, "place", key=key, items=items, user=user)
         if rng.random() < 0.1:
-            # A client that lost the answer asks again; sometimes two at once.
+            # A client that lost the response repeats the request, sometimes twice at the same time.
             await asyncio.gather(
                 *(self._call(http, rng, "place", key=key, items=items, user=user) for _ in range(rng.choice([1, 2])))
             )
-        return answer.order_id if answer.status in (200, 201) else ""
-
-    async def _cancel(self, http: aiohttp.ClientSession, rng: random.Random, order_id: str) -> None:
-        await self._until_final(http, rng, "cancel", order_id=order_id)
+        return response.order_id if response.status in (200, 201) else ""
 
     async def _until_final(
-        self, http: aiohttp.ClientSession, rng: random.Random, operation: Operation, **about: Any
-    ) -> Answer:
-        until = self.history.now() + self.stubborn
-        pause = 0.1
+        self, http: aiohttp.ClientSession, rng: random.Random, operation: Operation, **request: Any
+    ) -> Response:
+        """Call and retry, with exponential backoff, until the response is final or `retry_seconds` are over."""
+        deadline = self.history.now() + self.retry_seconds
+        backoff = 0.1
         while True:
-            answer = await self._call(http, rng, operation, **about)
-            if answer.status not in AGAIN or self.history.now() > until:
-                return answer
-            await asyncio.sleep(rng.uniform(0.5, 1) * pause)
-            pause = min(1.0, pause * 2)
+            response = await self._call(http, rng, operation, **request)
+            if response.status not in RETRYABLE or self.history.now() > deadline:
+                return response
+            await asyncio.sleep(rng.uniform(0.5, 1) * backoff)
+            backoff = min(1.0, backoff * 2)
 
     async def _call(
         self,
@@ -131,84 +132,86 @@ class Load:
         items: dict[str, int] | None = None,
         user: str = "",
         order_id: str = "",
-    ) -> Answer:
+    ) -> Response:
+        """Make one call, by REST or GraphQL at random, and record it in the history."""
         via: Literal["rest", "graphql"] = (
             rng.choice(["rest", "graphql"]) if operation in ("place", "cancel", "read") else "rest"
         )
-        began = self.history.now()
+        started_at = self.history.now()
         placing = operation == "place"
-        self.in_flight += placing
+        self.orders_in_flight += placing
         try:
-            ask = self._graphql if via == "graphql" else self._rest
-            answer = await ask(http, operation, key, items or {}, user, order_id)
+            send = self._send_graphql if via == "graphql" else self._send_rest
+            response = await send(http, operation, key, items or {}, user, order_id)
         except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as e:
-            answer = Answer(0, detail=type(e).__name__)
+            response = Response(0, detail=type(e).__name__)
         finally:
-            self.in_flight -= placing
-        ended = self.history.now()
-        if placing and answer.status in (200, 201):
-            self.last_success = ended
+            self.orders_in_flight -= placing
+        ended_at = self.history.now()
+        if placing and response.status in (200, 201):
+            self.last_order_at = ended_at
         self.history.add(
             Call(
                 operation=operation,
                 via=via,
-                began=began,
-                ended=ended,
-                status=answer.status,
+                started_at=started_at,
+                ended_at=ended_at,
+                status=response.status,
                 key=key,
                 user=user,
-                order_id=answer.order_id or order_id,
+                order_id=response.order_id or order_id,
                 items=items or {},
-                order_status=answer.order_status,
-                detail=answer.detail,
+                order_status=response.order_status,
+                detail=response.detail,
             )
         )
-        return answer
+        return response
 
-    async def _rest(
+    async def _send_rest(
         self, http: aiohttp.ClientSession, operation: str, key: str, items: dict[str, int], user: str, order_id: str
-    ) -> Answer:
-        base = f"{self.urls['orders']}/api/order"
+    ) -> Response:
+        orders = f"{self.urls['orders']}/api/order"
         if operation == "browse":
             request = http.get(f"{self.urls['products']}/api/product", params={"limit": "20"})
         elif operation == "place":
             body = {"user": user, "items": [{"product_id": p, "quantity": q} for p, q in items.items()]}
-            request = http.post(base, json=body, headers={"Idempotency-Key": key})
+            request = http.post(orders, json=body, headers={"Idempotency-Key": key})
         elif operation == "cancel":
-            request = http.delete(f"{base}/{order_id}")
+            request = http.delete(f"{orders}/{order_id}")
         elif operation == "list":
-            request = http.get(base, params={"user": user, "limit": "20"})
+            request = http.get(orders, params={"user": user, "limit": "20"})
         else:
-            request = http.get(f"{base}/{order_id}")
+            request = http.get(f"{orders}/{order_id}")
         async with request as response:
             data = await response.read()
-            told: Any = msgspec.json.decode(data) if data else {}
+            content: Any = msgspec.json.decode(data) if data else {}
             if response.status >= 400:
-                return Answer(response.status, told.get("order_id", ""), detail=told.get("detail", "")[:200])
-            return Answer(response.status, told.get("id", ""), told.get("status", ""))
+                return Response(response.status, content.get("order_id", ""), detail=content.get("detail", "")[:200])
+            return Response(response.status, content.get("id", ""), content.get("status", ""))
 
-    async def _graphql(
+    async def _send_graphql(
         self, http: aiohttp.ClientSession, operation: str, key: str, items: dict[str, int], user: str, order_id: str
-    ) -> Answer:
+    ) -> Response:
+        variables: dict[str, Any]
         if operation == "place":
             lines = [{"productId": p, "quantity": q} for p, q in items.items()]
-            query, name, variables = CREATE, "createOrder", {"input": {"user": user, "items": lines}, "key": key}
+            query, field_name = CREATE_ORDER, "createOrder"
+            variables = {"input": {"user": user, "items": lines}, "key": key}
         else:
-            query, name = (DELETE, "deleteOrder") if operation == "cancel" else (READ, "order")
+            query, field_name = (DELETE_ORDER, "deleteOrder") if operation == "cancel" else (READ_ORDER, "order")
             variables = {"id": order_id}
-        async with http.post(
-            f"{self.urls['graphql']}/graphql", json={"query": query, "variables": variables}
-        ) as response:
-            told: Any = msgspec.json.decode(await response.read())
+        request = {"query": query, "variables": variables}
+        async with http.post(f"{self.urls['graphql']}/graphql", json=request) as response:
+            content: Any = msgspec.json.decode(await response.read())
             status = response.status
-        if status >= 400 and not told.get("errors"):
-            return Answer(status)
-        if errors := told.get("errors"):
+        if status >= 400 and not content.get("errors"):
+            return Response(status)
+        if errors := content.get("errors"):
             extensions = errors[0].get("extensions", {})
-            return Answer(
+            return Response(
                 STATUS_OF.get(extensions.get("code", ""), 503),
                 extensions.get("orderId", ""),
                 detail=errors[0]["message"][:200],
             )
-        order = told["data"][name]
-        return Answer(200, order["id"], order["status"])
+        order = content["data"][field_name]
+        return Response(200, order["id"], order["status"])

@@ -17,7 +17,7 @@ COMMANDS = {
     "replay": "market_dev.commands.replay:run",
     "reconcile": "market_dev.commands.reconcile:run",
     "dead-letters": "market_dev.commands.dead_letters:app",
-    "torture": "market_dev.chaos.command:torture",
+    "chaos": "market_dev.chaos.command:chaos",
 }
 
 

@@ -1,0 +1,102 @@
+"""A short chaos run, as `make chaos` runs long ones; and the same run on a shop with bugs, which must be detected."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from market_dev.chaos.history import read_history
+from market_dev.chaos.plan import SERVICES, STORES
+from market_dev.chaos.runner import RECOVERY_SECONDS, Settings, run
+from market_dev.stack import processes
+from market_dev.stack.servers.base import StartError
+
+BUGS = Path(__file__).parent / "bugs"
+PORTS = 36
+# Above the recovery deadline of the run, so that an order that is pending then stays pending.
+SETTLE_SECONDS = 2 * RECOVERY_SECONDS
+# Long enough for each client to do everything at least once, on a slow machine too: one order in ten is requested twice.
+WARMUP_SECONDS = 25.0
+
+
+def free_port_base() -> int:
+    """The first of 36 consecutive free ports."""
+    for base in processes.free_ports():
+        if base + PORTS < 20_000 and all(processes.is_free(base + n) for n in range(PORTS)):
+            return base
+    raise AssertionError("unreachable")
+
+
+@pytest.fixture
+def directory(server_directory: Path) -> Path:
+    """A directory that PostgreSQL's user can read, even while another run of pytest closes its own to everybody else."""
+    path = Path(tempfile.mkdtemp(prefix="chaos-", dir=server_directory))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.timeout(740)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_short_chaos_run_is_clean(directory: Path) -> None:
+    report = directory / "report.md"
+    options = ["--seed", "11", "--kills", "15", "--clients", "8", "--max-fault-seconds", "2"]
+    paths = ["--port-base", str(free_port_base()), "--data", str(directory), "--report", str(report)]
+    result = subprocess.run(
+        [sys.executable, "-m", "market_dev.commands.cli", "chaos", *options, *paths],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=700,
+        preexec_fn=processes.bound_to_parent(),
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    (run_report,) = json.loads(report.with_suffix(".json").read_text())
+    assert not any(run_report["violations"].values())
+    # It did what it claims: every process was killed while orders were in flight, and orders were placed throughout.
+    assert run_report["kills"] == 15
+    assert {f["target"] for f in run_report["faults"] if f["is_kill"]} == {*SERVICES, *STORES}
+    assert run_report["orders_placed"] > 50
+    assert run_report["mails"] >= run_report["events"] > 50
+    assert "| 11 |" in report.read_text()
+
+
+@pytest.mark.timeout(600)
+def test_each_of_eight_bugs_is_detected(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(BUGS))
+    settings = Settings(
+        directory=directory,
+        seed=5,
+        kills=0,
+        port_base=free_port_base(),
+        clients=10,
+        max_fault_seconds=1,
+        warmup_seconds=WARMUP_SECONDS,
+        retry_seconds=2,
+        settle_seconds=SETTLE_SECONDS,
+        restock_interval_seconds=1,
+    )
+    try:
+        report = asyncio.run(run(settings))
+    except StartError as e:
+        pytest.fail(f"the shop with bugs did not start: {e}")
+    history = read_history(directory / "history.jsonl")
+    user_of = {c.order_id: c.user for c in history if c.operation == "place" and c.order_id}
+    found = {check: "\n".join(sentences) for check, sentences in report.violations.items()}
+
+    def names_order_of(check: str, client: int) -> bool:
+        user = f"client-{client}@chaos.test"
+        return any(order_id in found[check] for order_id, owner in user_of.items() if owner == user)
+
+    assert "-10" in found["no_unit_sold_twice"], "deliveries booked with a thousand units too many"
+    assert names_order_of("responses_match_orders", 2), "an order reported as cancelled that was not"
+    assert names_order_of("one_order_per_key", 3), "a key that made two orders"
+    assert names_order_of("reservations_match_orders", 4), "a confirmed order without a reservation"
+    assert names_order_of("every_event_published", 5), "an event removed from the outbox without being published"
+    assert found["every_mail_delivered"], "an event committed without its mail"
+    assert names_order_of("every_order_settled", 7), "an order that stays pending"
+    assert names_order_of("reconcile_finds_nothing", 8), "stock that was never released"
