@@ -1,4 +1,4 @@
-"""gRPC as the services use it, against a neighbour that dies, hangs and comes back."""
+"""gRPC calls as the services make them, to an upstream that stops, hangs and recovers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import grpc.aio
 import pytest
 from market_dev.chaos.proxy import Proxy
-from market_dev.stack import processes as spawn
+from market_dev.stack import processes
 
 from market.contracts import inventory_pb2 as pb
 from market.contracts.inventory_pb2_grpc import InventoryServicer, InventoryStub, add_InventoryServicer_to_server
@@ -23,16 +23,16 @@ from market.kit.rpc import client as rpc
 from market.kit.rpc.server import SERVER_OPTIONS
 
 
-class Neighbour(InventoryServicer):
-    """Answers at once, and remembers how much time each caller said to have left."""
+class Upstream(InventoryServicer):
+    """Responds at once, and records the remaining time of each call."""
 
     def __init__(self) -> None:
-        self.left: list[float] = []
-        self.port = next(spawn.free_ports())
+        self.remaining: list[float] = []
+        self.port = next(processes.free_ports())
         self._server: Any = None
 
     async def GetStock(self, request: pb.GetStockRequest, context: Any) -> pb.GetStockResponse:
-        self.left.append(context.time_remaining())
+        self.remaining.append(context.time_remaining())
         return pb.GetStockResponse()
 
     async def start(self) -> None:
@@ -41,21 +41,21 @@ class Neighbour(InventoryServicer):
         self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
 
-    async def die(self) -> None:
+    async def stop(self) -> None:
         await self._server.stop(None)
 
 
 @pytest.fixture
-async def neighbour() -> AsyncIterator[Neighbour]:
-    made = Neighbour()
-    await made.start()
-    yield made
-    await made.die()
+async def upstream() -> AsyncIterator[Upstream]:
+    upstream = Upstream()
+    await upstream.start()
+    yield upstream
+    await upstream.stop()
 
 
 @asynccontextmanager
-async def awake() -> AsyncIterator[Callable[[], float]]:
-    """Seconds since here, without those in which this process stood still: each gap counts for at most a twentieth."""
+async def stopwatch() -> AsyncIterator[Callable[[], float]]:
+    """Yield the seconds since here, without those in which this process stalled: a gap counts for at most 0.05 s."""
     counted = 0.0
 
     async def count() -> None:
@@ -74,70 +74,71 @@ async def awake() -> AsyncIterator[Callable[[], float]]:
         counting.cancel()
 
 
-async def asked(stub: Any, seconds: float = 300.0) -> None:
+async def call(stub: Any, seconds: float = 300.0) -> None:
     await rpc.call(stub.GetStock, pb.GetStockRequest(), seconds)
 
 
-async def test_the_time_that_is_left_is_the_deadline_of_the_grpc_call(neighbour: Neighbour) -> None:
-    async with rpc.channel(GrpcUpstream(target=f"127.0.0.1:{neighbour.port}")) as channel:
+async def test_the_remaining_time_is_the_deadline_of_the_grpc_call(upstream: Upstream) -> None:
+    async with rpc.channel(GrpcUpstream(target=f"127.0.0.1:{upstream.port}")) as channel:
         stub = InventoryStub(channel)
-        await asked(stub)
+        await call(stub)
         with context.deadline_in(100):
-            await asked(stub)
-        # Never lengthened by whoever has less.
+            await call(stub)
+        # A longer deadline of the caller does not extend the call's own.
         with context.deadline_in(1000):
-            await asked(stub, 150)
+            await call(stub, 150)
         with context.deadline_in(0), pytest.raises(DeadlineExceeded):
-            await asked(stub)
-    first, second, third = neighbour.left
-    # Of long times gRPC tells whole seconds.
+            await call(stub)
+    first, second, third = upstream.remaining
+    # gRPC transmits long timeouts in whole seconds.
     assert 250 < first <= 302
     assert 50 < second <= 102
     assert 110 < third <= 152
 
 
-async def test_a_grpc_neighbour_that_hangs_costs_the_deadline_and_no_more(neighbour: Neighbour) -> None:
+async def test_a_hanging_upstream_costs_no_more_than_the_deadline(upstream: Upstream) -> None:
+    target = upstream.port
     async with (
-        Proxy(to=neighbour.port) as network,
+        Proxy(upstream=target) as network,
         rpc.channel(GrpcUpstream(target=f"127.0.0.1:{network.port}")) as channel,
     ):
         stub = InventoryStub(channel)
-        await asked(stub)
+        await call(stub)
         network.blackhole()
-        began = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            await asked(stub, 0.5)
-        # Without it the channel itself would give the neighbour up, after 13 s.
-        assert time.monotonic() - began < 10
+            await call(stub, 0.5)
+        # Without the deadline, the channel's keepalive would close the connection after 13 s.
+        assert time.monotonic() - started < 10
         network.heal()
-        await asked(stub)
+        await call(stub)
 
 
 @pytest.mark.parametrize("down_seconds", [0.3, 12.0])
-async def test_a_grpc_neighbour_that_is_back_is_used_within_a_second(neighbour: Neighbour, down_seconds: float) -> None:
-    """However long it was away: the pauses between attempts do not grow beyond a third of a second, the circuit's included.
+async def test_an_upstream_that_recovers_is_used_again_within_a_second(upstream: Upstream, down_seconds: float) -> None:
+    """However long it was down: neither the backoff of the channel nor that of the circuit breaker exceeds a third of a second.
 
-    By gRPC's own rule they would be at five seconds after the longer time.
+    By gRPC's defaults the backoff would be five seconds after the longer outage.
     """
     circuit = CircuitBreaker("channels", failures=5)
 
-    async def ask(seconds: float = 1.0) -> bool:
+    async def succeeds(seconds: float = 1.0) -> bool:
         try:
-            await circuit(lambda: asked(stub, seconds))
+            await circuit(lambda: call(stub, seconds))
         except Unavailable:
             return False
         return True
 
-    async with rpc.channel(GrpcUpstream(target=f"127.0.0.1:{neighbour.port}")) as channel:
+    async with rpc.channel(GrpcUpstream(target=f"127.0.0.1:{upstream.port}")) as channel:
         stub = InventoryStub(channel)
-        assert await ask(60)
-        await neighbour.die()
+        assert await succeeds(60)
+        await upstream.stop()
         end = time.monotonic() + down_seconds
         while time.monotonic() < end:
-            assert not await ask()
+            assert not await succeeds()
             await asyncio.sleep(0.02)
-        await neighbour.start()
-        async with awake() as seconds:
-            while not await ask():
+        await upstream.start()
+        async with stopwatch() as elapsed:
+            while not await succeeds():
                 await asyncio.sleep(0.02)
-        assert seconds() < 1.5
+        assert elapsed() < 1.5

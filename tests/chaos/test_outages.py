@@ -1,6 +1,6 @@
-"""One process at a time is dead: what still works, what the client gets, and how soon all is whole again.
+"""One process at a time is down: what still works, what clients get, and how soon everything works again.
 
-The table of docs/operations.md says the same; with MARKET_WRITE_TABLE=1 what is measured is written into it.
+The table of docs/operations.md says the same; with MARKET_WRITE_TABLE=1 the measurements are written into it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from market_dev.stack import processes as spawn
-from market_dev.stack import topology as table
+from market_dev.stack import processes, topology
 from market_dev.stack.stack import Stack
-from what_still_works import HEALTHY, Answers, Shop, asked, dead, until_healthy
+from outage_probe import HEALTHY, Probe, Results, call_all, down, wait_until_healthy
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
-# What differs from health while it is dead.
-ANSWERS: dict[str, dict[str, str]] = {
+# The results that differ from the healthy ones while a process is down.
+DEVIATIONS: dict[str, dict[str, str]] = {
     "redis": {},
     "mail": {},
     "notifications": {},
@@ -41,7 +40,7 @@ ANSWERS: dict[str, dict[str, str]] = {
         "set a stock": "503",
         "place": "503",
         "cancel": "202",
-        "graphql": "null at product, the join",
+        "graphql": "null at product, orders.items.items.product",
         "graphql create": "UNAVAILABLE",
     },
     "mongodb": {
@@ -52,149 +51,155 @@ ANSWERS: dict[str, dict[str, str]] = {
         "graphql create": "UNAVAILABLE",
     },
     "products": {
-        "read products": "no answer",
-        "change a product": "no answer",
-        "set a stock": "no answer",
+        "read products": "no response",
+        "change a product": "no response",
+        "set a stock": "no response",
         "place": "503",
-        "graphql": "null at product, the join",
+        "graphql": "null at product, orders.items.items.product",
         "graphql create": "UNAVAILABLE",
     },
     "orders": {
-        "place": "no answer",
-        "read orders": "no answer",
-        "cancel": "no answer",
+        "place": "no response",
+        "read orders": "no response",
+        "cancel": "no response",
         "graphql": "null at orders",
         "graphql create": "UNAVAILABLE",
     },
-    "graphql": {"graphql": "no answer", "graphql create": "no answer"},
+    "graphql": {"graphql": "no response", "graphql create": "no response"},
 }
-# What the mails about orders placed meanwhile need.
-MAIL_WAITS = {"kafka", "mail", "notifications"}
-# From the moment at which the process is ready again to the first good answer of every call.
-BACK_SECONDS = 2.0
-# What is measured is measured again where it was late: a machine that stands still for some seconds is no fault of the shop.
+# The processes whose outage delays mails.
+DELAYS_MAILS = {"kafka", "mail", "notifications"}
+# From the moment the process is ready again to the first healthy result of every call.
+MAX_RECOVERY_SECONDS = 2.0
+# A measurement that took too long is repeated: the machine itself may stall for seconds.
 ATTEMPTS = 3
-STILL_SECONDS = 1.0
-# No answer takes longer than the deadline of its call and what the way takes.
-SLOWEST_SECONDS = {"place": 10.5, "graphql create": 10.5}
+STALL_SECONDS = 1.0
+# No call takes longer than its deadline plus some overhead.
+MAX_CALL_SECONDS = {"place": 10.5, "graphql create": 10.5}
+DEFAULT_MAX_CALL_SECONDS = 3.5
 
 
 @pytest.fixture(scope="module")
 async def stack(server_directory: Path) -> AsyncIterator[Stack]:
-    bases = spawn.free_ports()
-    base = next(b for b in bases if all(spawn.is_free(port) for port in table.ports(b).values()))
+    free_ports = processes.free_ports()
+    base = next(b for b in free_ports if all(processes.is_free(port) for port in topology.ports(b).values()))
     overrides = {
-        # Forgotten before it is read again.
+        # Expires before it is read again.
         "products": {"availability": {"ttl_seconds": 0.1}},
         "notifications": {"smtp": {"timeout_seconds": 3, "reconnect_seconds": 1}},
     }
-    async with Stack(table.Options(server_directory / "still-works", port_base=base, overrides=overrides)) as made:
-        await made.start()
-        yield made
+    async with Stack(topology.Options(server_directory / "outages", port_base=base, overrides=overrides)) as stack:
+        await stack.start()
+        yield stack
 
 
 @pytest.fixture(scope="module")
-async def shop(stack: Stack) -> AsyncIterator[Shop]:
+async def probe(stack: Stack) -> AsyncIterator[Probe]:
     async with httpx.AsyncClient(timeout=60) as http:
-        yield await Shop.opened(stack, http)
+        yield await Probe.create(stack, http)
 
 
 @pytest.fixture(scope="module")
-def measured() -> Iterator[dict[str, str]]:
-    """The rows of the table, by what was dead."""
+def table_rows() -> Iterator[dict[str, str]]:
+    """The measured rows of the table, by the process that was down."""
     rows: dict[str, str] = {}
     yield rows
     if os.environ.get("MARKET_WRITE_TABLE"):
         lines = OPERATIONS.read_text("utf-8").splitlines()
-        OPERATIONS.write_text("\n".join(rows.get(name_of(line), line) for line in lines) + "\n", "utf-8")
+        OPERATIONS.write_text("\n".join(rows.get(process_of(line), line) for line in lines) + "\n", "utf-8")
 
 
 def cells_of(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def name_of(line: str) -> str:
-    """What was dead in a row of the table of measurements; empty: the line is none."""
+def process_of(line: str) -> str:
+    """The process that was down in a row of the table of measurements; empty for any other line."""
     cells = cells_of(line)
-    return cells[0] if len(cells) == 11 and cells[0] in ANSWERS else ""
+    return cells[0] if len(cells) == 11 and cells[0] in DEVIATIONS else ""
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ANSWERS)
-async def test_what_does_not_need_it_still_works_and_all_is_whole_soon_after(
-    stack: Stack, shop: Shop, measured: dict[str, str], name: str
+@pytest.mark.parametrize("name", DEVIATIONS)
+async def test_an_outage_affects_only_what_depends_on_the_process_and_ends_soon_after_it(
+    stack: Stack, probe: Probe, table_rows: dict[str, str], name: str
 ) -> None:
-    """In time, or it was the machine that stood still: a shop that is late is late each time."""
     for _ in range(ATTEMPTS):
-        measured[name], late = await without(stack, shop, name)
+        table_rows[name], late = await take_down(stack, probe, name)
         if not late:
             return
     raise AssertionError(late)
 
 
-async def without(stack: Stack, shop: Shop, name: str) -> tuple[str, list[str]]:
-    """Kills it once. Answers the row of the table, and what was not as it should be after an answer that took its time."""
-    await shop.prepare()
-    usual = {call: answers.seconds[0] for call, answers in (await asked(shop, rounds=1, pause=0)).items()}
-    await shop.prepare()
-    began = time.monotonic()
-    async with dead(stack, name):
+async def take_down(stack: Stack, probe: Probe, name: str) -> tuple[str, list[str]]:
+    """Kill the process once and probe. Return the table's row, and the complaints that a stall of the machine may explain.
+
+    Asserts on wrong results that came at once, which a stall does not explain.
+    """
+    await probe.prepare()
+    usual = {call: results.seconds[0] for call, results in (await call_all(probe, rounds=1, pause_seconds=0)).items()}
+    await probe.prepare()
+    started = time.monotonic()
+    async with down(stack, name):
         if name in ("inventory", "postgres"):
-            # What was just looked up is still answered from the cache, for 5 s and a fifth.
+            # Cached availability is returned for up to 5 s and a fifth.
             await asyncio.sleep(8)
-        found = await asked(shop, rounds=2, pause=0.4)
+        results = await call_all(probe, rounds=2, pause_seconds=0.4)
     await stack.ready([name], seconds=180)
-    down = time.monotonic() - began
-    whole = await until_healthy(shop, 60)
+    down_seconds = time.monotonic() - started
+    recovery = await wait_until_healthy(probe, 60)
     if name == "kafka" and stack.kafka_kind == "embedded":
-        # It keeps everything in memory: what was on its way is gone with it.
-        shop.mailboxes.clear()
-    mails = await seconds_to_the_mails(shop)
-    first = max(whole.values())
-    print(f"\n{name}: down for {down:.1f} s; back after {first:.2f} s; mails after {mails:.2f} s")
+        # It keeps everything in memory, so events in flight are lost with it.
+        probe.mailboxes.clear()
+    mail_seconds = await wait_for_mails(probe)
+    recovery_seconds = max(recovery.values())
+    print(
+        f"\n{name}: down for {down_seconds:.1f} s; recovered after {recovery_seconds:.2f} s; mails after {mail_seconds:.2f} s"
+    )
     late = []
-    for call, word in HEALTHY.items():
-        right = ANSWERS[name].get(call, word)
-        for said, seconds in zip(found[call].words, found[call].seconds, strict=True):
-            # What is wrong at once is wrong; a healthy neighbour that stands still is answered for as a dead one.
-            assert said == right or seconds - usual[call] > STILL_SECONDS, (
-                f"{call} without {name}: {said} instead of {right}"
+    for call in HEALTHY:
+        expected = expected_result(name, call)
+        for word, seconds in zip(results[call].words, results[call].seconds, strict=True):
+            # A healthy upstream that stalls looks like one that is down, so a wrong result is accepted only if it took long.
+            assert word == expected or seconds - usual[call] > STALL_SECONDS, (
+                f"{call} without {name}: {word} instead of {expected}"
             )
-            if said != right or seconds - usual[call] > SLOWEST_SECONDS.get(call, 3.5):
-                late.append(f"{call}: {said} instead of {right} after {seconds:.1f} s, {usual[call]:.1f} s in health")
-        # What a call takes in health, on this machine at this moment, is not the dead one's doing.
-        if whole[call] - usual[call] > BACK_SECONDS:
+            if word != expected or seconds - usual[call] > MAX_CALL_SECONDS.get(call, DEFAULT_MAX_CALL_SECONDS):
+                late.append(f"{call}: {word}, expected {expected}, after {seconds:.1f} s, usually {usual[call]:.1f} s")
+        # The usual duration of a call on this machine, at this moment, is not part of the recovery.
+        if recovery[call] - usual[call] > MAX_RECOVERY_SECONDS:
             late.append(
-                f"{call}: not back within {BACK_SECONDS} s after {name} was ready, but after {whole[call]:.1f} s"
+                f"{call}: recovered {recovery[call]:.1f} s after {name} was ready, expected at most {MAX_RECOVERY_SECONDS} s"
             )
-    return row(name, found, first, mails), late
+    return table_row(name, results, recovery_seconds, mail_seconds), late
 
 
-async def seconds_to_the_mails(shop: Shop) -> float:
-    """How long it takes until each order placed meanwhile has its mail."""
-    began = time.monotonic()
-    while shop.mailboxes:
-        while not await shop.mails(shop.mailboxes[-1]):
-            assert time.monotonic() - began < 120, "a mail is missing"
-        shop.mailboxes.pop()
-    return time.monotonic() - began
+async def wait_for_mails(probe: Probe) -> float:
+    """Wait until each order placed meanwhile has its mail. Return the seconds waited."""
+    started = time.monotonic()
+    while probe.mailboxes:
+        while not await probe.count_mails(probe.mailboxes[-1]):
+            assert time.monotonic() - started < 120, "a mail is missing"
+        probe.mailboxes.pop()
+    return time.monotonic() - started
 
 
-def row(name: str, found: dict[str, Answers], back: float, mails: float) -> str:
-    """A line of the table in docs/operations.md."""
-    cells = [f"{said(name, call)} ({max(found[call].seconds):.1f} s)" for call in HEALTHY]
-    mailed = f"wait; {mails:.1f} s" if name in MAIL_WAITS else "sent"
-    return f"| {name} | " + " | ".join(cells) + f" | {mailed} | {back:.1f} s |"
+def table_row(name: str, results: dict[str, Results], recovery_seconds: float, mail_seconds: float) -> str:
+    """A row of the table in docs/operations.md."""
+    cells = [f"{expected_result(name, call)} ({max(results[call].seconds):.1f} s)" for call in HEALTHY]
+    mails = f"delayed; {mail_seconds:.1f} s" if name in DELAYS_MAILS else "sent"
+    return f"| {name} | " + " | ".join(cells) + f" | {mails} | {recovery_seconds:.1f} s |"
 
 
-def said(name: str, call: str) -> str:
-    return ANSWERS[name].get(call, HEALTHY[call])
+def expected_result(name: str, call: str) -> str:
+    return DEVIATIONS[name].get(call, HEALTHY[call])
 
 
-def test_the_table_says_what_is_measured() -> None:
-    """Its words are those asserted above; its seconds are of a machine and a day."""
-    rows = {name_of(line): cells_of(line) for line in OPERATIONS.read_text("utf-8").splitlines() if name_of(line)}
-    assert rows.keys() == ANSWERS.keys()
+def test_the_table_of_measurements_matches_the_asserted_results() -> None:
+    """Only the results; the seconds depend on the machine."""
+    rows = {process_of(line): cells_of(line) for line in OPERATIONS.read_text("utf-8").splitlines() if process_of(line)}
+    assert rows.keys() == DEVIATIONS.keys()
     for name, cells in rows.items():
         for call, cell in zip(HEALTHY, cells[1:], strict=False):
-            assert re.fullmatch(rf"{re.escape(said(name, call))} \(\d+\.\d s\)", cell), f"{name}, {call}: {cell}"
+            expected = re.escape(expected_result(name, call))
+            assert re.fullmatch(rf"{expected} \(\d+\.\d s\)", cell), f"{name}, {call}: {cell}"

@@ -1,6 +1,6 @@
-"""A shop that is broken in eight ways, each for one client of the load, so that the checker can be seen to catch it.
+"""Eight bugs, each visible to one client of the chaos workload only, so that the checker can be seen to detect them.
 
-Python imports this file at start when its folder is on PYTHONPATH; the product knows nothing of it.
+Python imports this file at start-up when its directory is on PYTHONPATH; the product does not know of it.
 """
 
 from __future__ import annotations
@@ -14,108 +14,108 @@ from typing import Any
 
 
 def client(number: int) -> str:
-    return f"client-{number}@torture.test"
+    return f"client-{number}@chaos.test"
 
 
-def break_inventory(service: Any) -> None:
-    book = service.Inventory.add_stock
+def add_bugs_to_inventory(service: Any) -> None:
+    add_stock = service.Inventory.add_stock
 
     async def add_too_much(self: Any, movement: Any) -> int:
-        """1: a delivery is booked with a thousand too many."""
-        return await book(self, type(movement)(movement.id, movement.product_id, movement.delta + 1000))
+        """Bug 1: deliveries are booked with a thousand units too many."""
+        return await add_stock(self, type(movement)(movement.id, movement.product_id, movement.delta + 1000))
 
     service.Inventory.add_stock = add_too_much
 
 
-def break_orders(service: Any) -> None:
+def add_bugs_to_orders(service: Any) -> None:
     from market.kit.errors import Unavailable
 
-    place, cancel, reserve, release = service.place, service.cancel, service._reserve, service.advance
+    place, cancel, reserve, advance = service.place, service.cancel, service._reserve, service.advance
 
-    async def place_without_key(shop: Any, new: Any, key: str | None, **more: Any) -> Any:
-        """3: the key of client 3 is forgotten."""
-        return await place(shop, new, None if new.user == client(3) else key, **more)
+    async def place_without_key(deps: Any, new: Any, key: str | None, **options: Any) -> Any:
+        """Bug 3: the key of client 3 is dropped."""
+        return await place(deps, new, None if new.user == client(3) else key, **options)
 
-    async def pretend_to_cancel(shop: Any, order_id: Any) -> bool:
-        """2: client 2 is told that its order is cancelled."""
-        order = await shop.store.read(order_id)
+    async def pretend_to_cancel(deps: Any, order_id: Any) -> bool:
+        """Bug 2: cancellations by client 2 are reported as successful, but nothing happens."""
+        order = await deps.store.read(order_id)
         if order is not None and order.user == client(2):
             return True
-        return bool(await cancel(shop, order_id))
+        return bool(await cancel(deps, order_id))
 
-    async def reserve_badly(shop: Any, order: Any) -> Any:
-        """4: client 4 gets goods that nobody took from the shelf. 7: client 7 is left waiting."""
+    async def skip_reserve(deps: Any, order: Any) -> Any:
+        """Bug 4: orders of client 4 are confirmed without a reservation. Bug 7: those of client 7 stay pending."""
         if order.user == client(4):
-            return await service._move(shop, order, service.CONFIRM)
+            return await service._move(deps, order, service.CONFIRM)
         if order.user == client(7):
-            raise Unavailable("broken on purpose")
-        return await reserve(shop, order)
+            raise Unavailable("a bug on purpose")
+        return await reserve(deps, order)
 
-    async def forget_to_release(shop: Any, order: Any, *, overdue: bool = False) -> Any:
-        """8: what client 8 cancels is never given back."""
+    async def skip_release(deps: Any, order: Any, *, overdue: bool = False) -> Any:
+        """Bug 8: the stock of orders that client 8 cancels is never released."""
         if order.user == client(8) and order.release_due:
-            await shop.store.released(order.id)
+            await deps.store.released(order.id)
             return service.msgspec.structs.replace(order, release_due=False)
-        return await release(shop, order, overdue=overdue)
+        return await advance(deps, order, overdue=overdue)
 
     async def recover_nothing(*_: Any) -> bool:
         return False
 
-    service.place, service.cancel, service._reserve = place_without_key, pretend_to_cancel, reserve_badly
-    service.advance, service.recover = forget_to_release, recover_nothing
+    service.place, service.cancel, service._reserve = place_without_key, pretend_to_cancel, skip_reserve
+    service.advance, service.recover = skip_release, recover_nothing
 
 
-def break_relay(relay: Any) -> None:
+def add_bugs_to_relay(relay: Any) -> None:
     send = relay.Relay._send
 
-    def lose(self: Any, order: Any) -> None:
-        """5: the events of client 5 are said to be sent."""
+    def drop_event(self: Any, order: Any) -> None:
+        """Bug 5: events of client 5 are removed from the outbox without being published."""
         if order.user == client(5):
             self._spawn(self._cleared([(order.id, order.outbox[0].id)]))
         else:
             send(self, order)
 
-    relay.Relay._send = lose
+    relay.Relay._send = drop_event
 
 
-def break_mailing(service: Any) -> None:
+def add_bugs_to_notifications(service: Any) -> None:
     mail = service.Mailing.mail
 
-    async def throw_away(self: Any, message: Any) -> None:
-        """6: the mails of client 6 are said to be sent."""
+    async def drop_mail(self: Any, message: Any) -> None:
+        """Bug 6: the offsets of client 6's events are committed without a mail."""
         if client(6).encode() not in (message.value or b""):
             await mail(self, message)
 
-    service.Mailing.mail = throw_away
+    service.Mailing.mail = drop_mail
 
 
-BREAKS: dict[str, Callable[[Any], None]] = {
-    "market.inventory.service": break_inventory,
-    "market.orders.service": break_orders,
-    "market.orders.relay": break_relay,
-    "market.notifications.service": break_mailing,
+BUGS: dict[str, Callable[[Any], None]] = {
+    "market.inventory.service": add_bugs_to_inventory,
+    "market.orders.service": add_bugs_to_orders,
+    "market.orders.relay": add_bugs_to_relay,
+    "market.notifications.service": add_bugs_to_notifications,
 }
 
 
-class Breaker(importlib.abc.MetaPathFinder):
-    """Lets the module load as it is, and breaks it then."""
+class BugFinder(importlib.abc.MetaPathFinder):
+    """Loads a module as usual, then adds its bugs."""
 
     def find_spec(
         self, name: str, path: Any, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name not in BREAKS:
+        if name not in BUGS:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         assert spec is not None
         assert spec.loader is not None
-        execute = spec.loader.exec_module
+        exec_module = spec.loader.exec_module
 
-        def execute_and_break(module: ModuleType) -> None:
-            execute(module)
-            BREAKS[name](module)
+        def exec_and_add_bugs(module: ModuleType) -> None:
+            exec_module(module)
+            BUGS[name](module)
 
-        spec.loader.exec_module = execute_and_break  # type: ignore[method-assign]
+        spec.loader.exec_module = exec_and_add_bugs  # type: ignore[method-assign]
         return spec
 
 
-sys.meta_path.insert(0, Breaker())
+sys.meta_path.insert(0, BugFinder())
