@@ -16,20 +16,14 @@ from market_dev.chaos.runner import RECOVERY_SECONDS, Settings, run
 from market_dev.stack import processes
 from market_dev.stack.servers.base import StartError
 
+from tests.support.ports import free_port_base
+
 BUGS = Path(__file__).parent / "bugs"
 PORTS = 36
 # Above the recovery deadline of the run, so that an order that is pending then stays pending.
 SETTLE_SECONDS = 2 * RECOVERY_SECONDS
 # Long enough for each client to do everything at least once, on a slow machine too: one order in ten is requested twice.
 WARMUP_SECONDS = 25.0
-
-
-def free_port_base() -> int:
-    """The first of 36 consecutive free ports."""
-    for base in processes.free_ports():
-        if base + PORTS < 20_000 and all(processes.is_free(base + n) for n in range(PORTS)):
-            return base
-    raise AssertionError("unreachable")
 
 
 @pytest.fixture
@@ -45,7 +39,7 @@ def directory(server_directory: Path) -> Path:
 def test_a_short_chaos_run_is_clean(directory: Path) -> None:
     report = directory / "report.md"
     options = ["--seed", "11", "--kills", "15", "--clients", "8", "--max-fault-seconds", "2"]
-    paths = ["--port-base", str(free_port_base()), "--data", str(directory), "--report", str(report)]
+    paths = ["--port-base", str(free_port_base(PORTS)), "--data", str(directory), "--report", str(report)]
     result = subprocess.run(
         [sys.executable, "-m", "market_dev.commands.cli", "chaos", *options, *paths],
         capture_output=True,
@@ -72,7 +66,7 @@ def test_each_of_eight_bugs_is_detected(directory: Path, monkeypatch: pytest.Mon
         directory=directory,
         seed=5,
         kills=0,
-        port_base=free_port_base(),
+        port_base=free_port_base(PORTS),
         clients=10,
         max_fault_seconds=1,
         warmup_seconds=WARMUP_SECONDS,

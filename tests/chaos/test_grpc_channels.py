@@ -11,7 +11,6 @@ from typing import Any
 import grpc.aio
 import pytest
 from market_dev.chaos.proxy import Proxy
-from market_dev.stack import processes
 
 from market.contracts import inventory_pb2 as pb
 from market.contracts.inventory_pb2_grpc import InventoryServicer, InventoryStub, add_InventoryServicer_to_server
@@ -21,6 +20,7 @@ from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.resilience import CircuitBreaker
 from market.kit.rpc import client as rpc
 from market.kit.rpc.server import SERVER_OPTIONS
+from tests.support.ports import free_port
 
 
 class Upstream(InventoryServicer):
@@ -28,7 +28,7 @@ class Upstream(InventoryServicer):
 
     def __init__(self) -> None:
         self.remaining: list[float] = []
-        self.port = next(processes.free_ports())
+        self.port = free_port()
         self._server: Any = None
 
     async def GetStock(self, request: pb.GetStockRequest, context: Any) -> pb.GetStockResponse:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from market_dev.stack import processes, topology
 from market_dev.stack.stack import Stack
-from outage_probe import HEALTHY, Probe, Results, call_all, down, wait_until_healthy
+from market_dev.stack.topology import Options
+
+from tests.chaos.outage_probe import HEALTHY, Probe, Results, call_all, down, wait_until_healthy
+from tests.support.ports import free_port_base
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
@@ -81,14 +83,12 @@ DEFAULT_MAX_CALL_SECONDS = 3.5
 
 @pytest.fixture(scope="module")
 async def stack(server_directory: Path) -> AsyncIterator[Stack]:
-    free_ports = processes.free_ports()
-    base = next(b for b in free_ports if all(processes.is_free(port) for port in topology.ports(b).values()))
     overrides = {
         # Expires before it is read again.
         "products": {"availability": {"ttl_seconds": 0.1}},
         "notifications": {"smtp": {"timeout_seconds": 3, "reconnect_seconds": 1}},
     }
-    async with Stack(topology.Options(server_directory / "outages", port_base=base, overrides=overrides)) as stack:
+    async with Stack(Options(server_directory / "outages", port_base=free_port_base(), overrides=overrides)) as stack:
         await stack.start()
         yield stack
 
