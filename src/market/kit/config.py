@@ -99,6 +99,13 @@ class Postgres(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 2.5
 
 
+class Kafka(Section, frozen=True, kw_only=True):
+    """The brokers; `options` are further settings of librdkafka, such as security.protocol and sasl.username."""
+
+    bootstrap_servers: NonEmptyStr
+    options: dict[str, str] = msgspec.field(default_factory=dict)
+
+
 def check_url(url: str, *schemes: str) -> None:
     """Raises ValueError, without the URL: it may hold a password."""
     try:

@@ -1,0 +1,356 @@
+"""Kafka: the settings that every client shares, a producer for asyncio, and the creation of topics.
+
+    producer = Producer(config.kafka, "market.orders", max_message_bytes=4_194_304, on_delivered=clear_outbox)
+    producer.send("orders", value, key=b"...", headers=[], token=order_id)   # the result comes to clear_outbox
+    await producer.deliver("orders.dead-letter", value)                      # returns once acknowledged
+
+librdkafka (https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md) calls back in the thread that polls
+it; everything here hands results over to the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Producer as _Librdkafka
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs do not say that they export these
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+)
+
+from market.kit.config import Kafka
+from market.kit.process import logs
+
+Token = TypeVar("Token")
+Headers = Sequence[tuple[str, str | bytes | None]]
+log = logs.get_logger("kafka")
+
+# Keys, headers and framing beside the value of the largest message.
+_OVERHEAD_BYTES = 65_536
+
+# Kafka will never take such a message, however often it is sent. Everything else is worth another attempt.
+_PERMANENT = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.INVALID_MSG_SIZE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.POLICY_VIOLATION,
+        KafkaError._KEY_SERIALIZATION,
+        KafkaError._VALUE_SERIALIZATION,
+    }
+)
+
+
+def client_settings(config: Kafka, client_id: str) -> dict[str, Any]:
+    """Return the librdkafka settings that producers, consumers and admin clients share, `config.options` included."""
+    return {
+        "bootstrap.servers": config.bootstrap_servers,
+        "client.id": client_id,
+        # Critical errors only: this module logs the rest itself.
+        "log_level": 2,
+        "socket.connection.setup.timeout.ms": 3_000,
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1_000,
+        "topic.metadata.refresh.interval.ms": 30_000,
+        **config.options,
+    }
+
+
+def producer_settings(
+    config: Kafka, client_id: str, *, max_message_bytes: int, delivery_seconds: float, linger_seconds: float
+) -> dict[str, Any]:
+    """Return the settings of an idempotent producer. Options may tune it, but not weaken acknowledgement or partitioning."""
+    delivery_ms = max(1, int(delivery_seconds * 1000))
+    return {
+        "message.max.bytes": max_message_bytes,
+        "linger.ms": linger_seconds * 1000,
+        "message.timeout.ms": delivery_ms,
+        "request.timeout.ms": min(10_000, delivery_ms),
+        "retry.backoff.ms": 50,
+        "retry.backoff.max.ms": 1_000,
+        # What does not fit waits with the caller, not in memory.
+        "queue.buffering.max.messages": 20_000,
+        "queue.buffering.max.kbytes": 64 * 1024,
+        **client_settings(config, client_id),
+        "acks": "all",
+        "enable.idempotence": True,
+        # Pinned, because Kafka's clients differ in their defaults, and a key must stay in its partition.
+        "partitioner": "murmur2_random",
+    }
+
+
+def consumer_settings(config: Kafka, client_id: str, group: str, *, max_message_bytes: int) -> dict[str, Any]:
+    """Return the settings of a consumer that never commits by itself. Callers add how they read: `{**settings, ...}`.
+
+    librdkafka requires a `group` even of a consumer that joins none.
+    """
+    return {
+        "max.partition.fetch.bytes": max_message_bytes + _OVERHEAD_BYTES,
+        "queued.max.messages.kbytes": 16 * 1024,
+        **client_settings(config, client_id),
+        "group.id": group,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryResult:
+    """What became of a message. `error` is None once all in-sync replicas have acknowledged it."""
+
+    error: KafkaError | None = None
+
+    @property
+    def permanent(self) -> bool:
+        """Whether sending the same message again would fail again."""
+        return self.error is not None and self.error.code() in _PERMANENT
+
+
+class Producer(Generic[Token]):
+    """A librdkafka producer, and the thread that polls it. Must be constructed inside a running event loop.
+
+    client_id: what the broker logs and its metrics call this client.
+    max_message_bytes: largest message that is sent, key and headers included; a larger one fails at once, permanently.
+    delivery_seconds: how long a message may wait for its acknowledgement, retries included.
+    linger_seconds: how long a message may wait for others to share its request.
+    on_delivered: awaited in the event loop with `(token, result)` of every message that `send` accepted. One call gets all
+        results that arrived since the last one. What it raises is logged.
+
+    A fatal error of the idempotent producer makes it unusable; it is then replaced by a new one, and what it held fails.
+    """
+
+    def __init__(
+        self,
+        config: Kafka,
+        client_id: str,
+        *,
+        max_message_bytes: int,
+        delivery_seconds: float = 10.0,
+        linger_seconds: float = 0.0,
+        on_delivered: Callable[[list[tuple[Token, DeliveryResult]]], Awaitable[None]] | None = None,
+    ) -> None:
+        self._settings = producer_settings(
+            config,
+            client_id,
+            max_message_bytes=max_message_bytes,
+            delivery_seconds=delivery_seconds,
+            linger_seconds=linger_seconds,
+        )
+        self._on_delivered = on_delivered
+        self._results: list[tuple[Token, DeliveryResult]] = []
+        self._lock = threading.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._stopping = False
+        self._librdkafka = self._create()
+        self._thread = threading.Thread(target=self._poll, name=f"kafka {client_id}", daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """The number of messages whose delivery result is not known yet."""
+        return len(self._librdkafka) + len(self._results)
+
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        token: Token,
+        key: bytes | None = None,
+        headers: Headers = (),
+        partition: int = -1,
+    ) -> bool:
+        """Hand a message over; its result comes to `on_delivered` with the token.
+
+        Return False if the local queue is full; the message was not accepted, and no result follows.
+        """
+
+        def delivered(error: KafkaError | None, _: object) -> None:
+            self._report(token, DeliveryResult(error))
+
+        try:
+            self._librdkafka.produce(
+                topic, value, key, partition=partition, headers=list(headers), on_delivery=delivered
+            )
+        except BufferError:
+            return False
+        except KafkaException as e:
+            # Rejected before it was sent: the message is too large, or the producer is broken.
+            self._report(token, DeliveryResult(e.args[0]))
+            self._recreate_after(e.args[0])
+        return True
+
+    async def deliver(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Headers = (),
+        partition: int = -1,
+    ) -> None:
+        """Send a message and return once all in-sync replicas have acknowledged it. Raise KafkaException if they do not.
+
+        A caller that is cancelled does not withdraw the message.
+        """
+        waiter: asyncio.Future[None] = self._loop.create_future()
+
+        def settle(error: KafkaError | None) -> None:
+            if waiter.done():
+                return
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(KafkaException(error))
+
+        def delivered(error: KafkaError | None, _: object) -> None:
+            self._loop.call_soon_threadsafe(settle, error)
+
+        try:
+            self._librdkafka.produce(
+                topic, value, key, partition=partition, headers=list(headers), on_delivery=delivered
+            )
+        except BufferError:
+            raise KafkaException(KafkaError(KafkaError._QUEUE_FULL)) from None
+        except KafkaException as e:
+            self._recreate_after(e.args[0])
+            raise
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    def fail_pending(self) -> None:
+        """Give up every message whose result is not known: each is reported as failed, although Kafka may have it."""
+        self._librdkafka.purge()
+
+    async def close(self, timeout_seconds: float) -> None:
+        """Wait for pending messages, at most so long, and stop. What is then still pending is given up without a report."""
+        end = self._loop.time() + timeout_seconds
+        while (self.pending or self._tasks) and self._loop.time() < end:  # noqa: ASYNC110 - results come from a thread
+            await asyncio.sleep(0.01)
+        self._stopping = True
+        await asyncio.to_thread(self._thread.join, 2)
+        self._librdkafka.purge()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(KafkaException(KafkaError(KafkaError._PURGE_INFLIGHT)))
+
+    def _create(self) -> _Librdkafka:
+        return _Librdkafka({**self._settings, "error_cb": self._on_error})
+
+    def _poll(self) -> None:
+        while not self._stopping:
+            self._librdkafka.poll(0.1)
+
+    def _report(self, token: Token, result: DeliveryResult) -> None:
+        # Called in the polling thread. The loop is woken once for all results that arrive until it runs.
+        with self._lock:
+            self._results.append((token, result))
+            first = len(self._results) == 1
+        if first:
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        with self._lock:
+            results, self._results = self._results, []
+        task = self._loop.create_task(self._hand_over(results))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _hand_over(self, results: list[tuple[Token, DeliveryResult]]) -> None:
+        if self._on_delivered is None:
+            return
+        try:
+            await self._on_delivered(results)
+        except Exception as e:
+            log.warning("delivery results not handled", messages=len(results), error=str(e)[:200])
+
+    def _on_error(self, error: KafkaError) -> None:
+        # Called in the polling thread.
+        if error.fatal():
+            self._loop.call_soon_threadsafe(self._recreate_after, error)
+
+    def _recreate_after(self, error: KafkaError) -> None:
+        if not error.fatal():
+            return
+        log.error("fatal producer error, recreating producer", error=str(error))
+        old, self._librdkafka = self._librdkafka, self._create()
+        old.purge()
+        old.poll(0)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic as it should be. `settings` are the broker's topic-level settings, such as retention.ms."""
+
+    name: str
+    partitions: int
+    replication_factor: int
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+async def ensure_topics(
+    config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, *, update_settings: bool = False
+) -> bool:
+    """Create the topics that do not exist. With `update_settings`, also apply the settings to those that do.
+
+    Return False, with the reason logged, if Kafka did not do so in time. Concurrent calls are safe. An existing topic
+    keeps its number of partitions.
+    """
+    return await asyncio.to_thread(_ensure_topics, config, client_id, topics, timeout_seconds, update_settings)
+
+
+def _ensure_topics(
+    config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, update_settings: bool
+) -> bool:
+    # Held by a name: a temporary client is collected, and its requests are lost.
+    admin = AdminClient(client_settings(config, client_id))
+    new = [
+        NewTopic(t.name, num_partitions=t.partitions, replication_factor=t.replication_factor, config=dict(t.settings))
+        for t in topics
+    ]
+    created = admin.create_topics(new, operation_timeout=timeout_seconds, request_timeout=timeout_seconds)
+    for name, done in created.items():
+        try:
+            done.result()
+            log.info("topic created", topic=name)
+        except KafkaException as e:
+            if e.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                log.warning("topic not created", topic=name, reason=e.args[0].str())
+                return False
+    return _update_settings(admin, topics, timeout_seconds) if update_settings else True
+
+
+def _update_settings(admin: AdminClient, topics: Sequence[Topic], timeout_seconds: float) -> bool:
+    resources = [
+        ConfigResource(
+            ConfigResource.Type.TOPIC,
+            topic.name,
+            incremental_configs=[
+                ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+                for name, value in topic.settings.items()
+            ],
+        )
+        for topic in topics
+        if topic.settings
+    ]
+    try:
+        for done in admin.incremental_alter_configs(resources, request_timeout=timeout_seconds).values():
+            done.result()
+    except KafkaException as e:
+        log.warning("topic settings not updated", reason=e.args[0].str())
+        return False
+    return True

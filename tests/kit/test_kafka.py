@@ -1,0 +1,200 @@
+"""The Kafka producer and topics: every message gets one result, in the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource
+
+from market.kit.config import Kafka
+from market.kit.kafka import (
+    DeliveryResult,
+    Producer,
+    Topic,
+    client_settings,
+    consumer_settings,
+    ensure_topics,
+    producer_settings,
+)
+from tests.support.waiting import until
+
+NOBODY = "127.0.0.1:1"
+
+
+class Results:
+    """Collects what a producer reports, call by call."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[tuple[str, DeliveryResult]]] = []
+
+    async def __call__(self, results: list[tuple[str, DeliveryResult]]) -> None:
+        self.calls.append(results)
+
+    @property
+    def all(self) -> dict[str, DeliveryResult]:
+        return {token: result for call in self.calls for token, result in call}
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Any]:
+    """Makes producers that do not outlive the test."""
+    made: list[Producer[str]] = []
+
+    def produce(servers: str, results: Results | None = None, *, options: Any = None, **settings: Any) -> Producer[str]:
+        config = Kafka(bootstrap_servers=servers, options=options or {})
+        settings = {"max_message_bytes": 1_000_000, "delivery_seconds": 60, **settings}
+        producer: Producer[str] = Producer(config, "test", on_delivered=results, **settings)
+        made.append(producer)
+        return producer
+
+    yield produce
+    for producer in made:
+        await producer.close(0)
+
+
+@pytest.fixture
+async def topic(kafka: Any) -> str:
+    name = f"kit-{uuid4().hex[:8]}"
+    # The embedded broker creates a topic on first use, and by no other means.
+    config = Kafka(bootstrap_servers=kafka.bootstrap_servers)
+    assert kafka.kind == "embedded" or await ensure_topics(config, "test", [Topic(name, 1, 1)], 60)
+    return name
+
+
+async def test_every_message_is_acknowledged_with_its_token(make: Any, kafka: Any, topic: str) -> None:
+    results = Results()
+    producer = make(kafka.bootstrap_servers, results)
+    for n in range(50):
+        assert producer.send(topic, b"value", key=b"key", headers=[("n", b"1")], token=str(n))
+    await until(lambda: len(results.all) == 50)
+    assert set(results.all) == {str(n) for n in range(50)}
+    assert all(result.error is None and not result.permanent for result in results.all.values())
+    # Batched: not one wake-up of the loop per message.
+    assert len(results.calls) < 50
+    assert producer.pending == 0
+
+
+async def test_deliver_returns_once_the_message_is_in_the_topic(make: Any, kafka: Any, topic: str) -> None:
+    producer = make(kafka.bootstrap_servers)
+    await producer.deliver(topic, b"value", key=b"key", headers=[("name", b"header")], partition=0)
+
+    def read() -> Any:
+        config = Kafka(bootstrap_servers=kafka.bootstrap_servers)
+        settings = consumer_settings(config, "test", f"test-{uuid4()}", max_message_bytes=1_000_000)
+        consumer = Consumer({**settings, "auto.offset.reset": "earliest"})
+        consumer.subscribe([topic])
+        try:
+            while (message := consumer.poll(60)) is None or message.error():
+                pass
+            return message
+        finally:
+            consumer.close()
+
+    message = await asyncio.to_thread(read)
+    assert (message.key(), message.value(), message.headers()) == (b"key", b"value", [("name", b"header")])
+
+
+async def test_a_message_that_is_too_large_fails_permanently_and_at_once(make: Any) -> None:
+    results = Results()
+    producer = make(NOBODY, results, max_message_bytes=2_000)
+    assert producer.send("topic", bytes(3_000), token="large")
+    await until(lambda: results.all)
+    assert results.all["large"].permanent
+    with pytest.raises(KafkaException) as caught:
+        await producer.deliver("topic", bytes(3_000))
+    assert caught.value.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE
+
+
+async def test_a_message_that_nobody_takes_in_time_fails_and_may_be_sent_again(make: Any) -> None:
+    results = Results()
+    producer = make(NOBODY, results, delivery_seconds=0.3)
+    assert producer.send("topic", b"", token="lost")
+    with pytest.raises(KafkaException):
+        await producer.deliver("topic", b"")
+    await until(lambda: results.all)
+    assert results.all["lost"].error is not None
+    assert not results.all["lost"].permanent
+
+
+async def test_a_full_queue_accepts_no_message_and_reports_nothing(make: Any) -> None:
+    results = Results()
+    producer = make(NOBODY, results, options={"queue.buffering.max.messages": "1"})
+    assert producer.send("topic", b"", token="first")
+    assert not producer.send("topic", b"", token="second")
+    with pytest.raises(KafkaException) as caught:
+        await producer.deliver("topic", b"")
+    assert caught.value.args[0].code() == KafkaError._QUEUE_FULL
+    producer.fail_pending()
+    await until(lambda: results.all)
+    assert set(results.all) == {"first"}
+
+
+async def test_close_gives_up_what_nobody_takes(make: Any) -> None:
+    results = Results()
+    producer = make(NOBODY, results)
+    waiting = asyncio.create_task(producer.deliver("topic", b""))
+    assert producer.send("topic", b"", token="open")
+    await asyncio.sleep(0)
+    assert producer.pending == 2
+    await producer.close(0.05)
+    with pytest.raises(KafkaException):
+        await waiting
+    assert results.all == {}
+
+
+async def test_what_the_callback_raises_stops_no_later_result(make: Any) -> None:
+    seen: list[str] = []
+
+    async def fail(results: list[tuple[str, DeliveryResult]]) -> None:
+        seen.extend(token for token, _ in results)
+        raise RuntimeError("on purpose")
+
+    producer = make(NOBODY, fail, max_message_bytes=2_000)
+    for token in ("one", "two"):
+        producer.send("topic", bytes(3_000), token=token)
+        await until(lambda token=token: token in seen)
+
+
+async def test_ensure_topics_creates_what_does_not_exist_and_updates_settings_when_asked(kafka: Any) -> None:
+    config = Kafka(bootstrap_servers=kafka.bootstrap_servers)
+    name = f"kit-{uuid4().hex[:8]}"
+    if kafka.kind == "embedded":
+        assert not await ensure_topics(config, "test", [Topic(name, 2, 1)], 1)
+        return
+    assert await ensure_topics(config, "test", [Topic(name, 2, 1)], 60)
+    settings = {"retention.ms": "3600000"}
+    assert await ensure_topics(config, "test", [Topic(name, 3, 1, settings)], 60)
+    assert await asyncio.to_thread(described, config, name) == (2, str(7 * 24 * 3600 * 1000))
+    assert await ensure_topics(config, "test", [Topic(name, 3, 1, settings)], 60, update_settings=True)
+    assert await asyncio.to_thread(described, config, name) == (2, "3600000")
+
+
+def described(config: Kafka, name: str) -> tuple[int, str]:
+    """The topic's number of partitions and its retention.ms."""
+    admin = AdminClient(client_settings(config, "test"))
+    partitions = len(admin.list_topics(name, timeout=60).topics[name].partitions)
+    [found] = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, name)]).values()
+    return partitions, found.result()["retention.ms"].value
+
+
+async def test_ensure_topics_returns_false_when_no_broker_answers() -> None:
+    assert not await ensure_topics(Kafka(bootstrap_servers=NOBODY), "test", [Topic("topic", 1, 1)], 0.5)
+
+
+def test_options_reach_every_client_but_cannot_weaken_what_correctness_needs() -> None:
+    config = Kafka(
+        bootstrap_servers="broker:9092",
+        options={"security.protocol": "SASL_SSL", "acks": "1", "enable.auto.commit": "true", "linger.ms": "50"},
+    )
+    producer = producer_settings(config, "test", max_message_bytes=1, delivery_seconds=1, linger_seconds=0)
+    consumer = consumer_settings(config, "test", "group", max_message_bytes=1)
+    for settings in (client_settings(config, "test"), producer, consumer):
+        assert settings["security.protocol"] == "SASL_SSL"
+        assert settings["bootstrap.servers"] == "broker:9092"
+    assert (producer["acks"], producer["linger.ms"]) == ("all", "50")
+    assert consumer["enable.auto.commit"] is False
