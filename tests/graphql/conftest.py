@@ -1,22 +1,22 @@
-"""The gateway over stand-ins of products and orders."""
+"""The gateway over fakes of products and orders."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
 import pytest
-from graphql_shop import Gateway, gateway
+from graphql_gateway import Gateway, running_gateway
 
 
 @pytest.fixture(scope="session")
-async def shared() -> AsyncIterator[Gateway]:
-    async with gateway() as it:
+async def shared_gateway() -> AsyncIterator[Gateway]:
+    async with running_gateway() as it:
         yield it
 
 
 @pytest.fixture
-def shop(shared: Gateway) -> Gateway:
-    """The shared gateway, with backends that answer well again."""
-    shared.products.reset()
-    shared.orders.reset()
-    return shared
+def gateway(shared_gateway: Gateway) -> Gateway:
+    """The shared gateway, with upstreams that respond normally again."""
+    shared_gateway.products.reset()
+    shared_gateway.orders.reset()
+    return shared_gateway

@@ -1,4 +1,4 @@
-"""GraphiQL and the pictures: from the package, and from nowhere else."""
+"""GraphiQL and the product images: served from the package, and nothing else is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from graphql_shop import Gateway
+from graphql_gateway import Gateway
 
-from market.graphql.graphiql.files import Files
+from market.graphql.graphiql.files import StaticFiles
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
@@ -24,27 +24,27 @@ def test_the_published_schema_is_the_file_in_the_package() -> None:
     assert "type Query" in published.read_text()
 
 
-async def test_the_page_and_what_it_needs_come_from_this_host(shop: Gateway) -> None:
-    page = await shop.http.get("/")
+async def test_the_page_and_its_files_come_from_this_host(gateway: Gateway) -> None:
+    page = await gateway.http.get("/")
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in page.headers["content-security-policy"]
     needed = re.findall(r'(?:src|href)="([^"]*)"', page.text)
     assert all(n.startswith(("/graphiql/", "data:")) for n in needed)
     for path in (n for n in needed if n.startswith("/")):
-        file = await shop.http.get(path)
+        file = await gateway.http.get(path)
         assert file.status_code == 200
         assert file.headers["content-encoding"] == "gzip" if len(file.content) > 1024 else True
-        again = await shop.http.get(path, headers={"if-none-match": file.headers["etag"]})
+        again = await gateway.http.get(path, headers={"if-none-match": file.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
-        assert (await shop.http.head(path)).content == b""
-    css = (await shop.http.get("/graphiql/graphiql.css")).text
+        assert (await gateway.http.head(path)).content == b""
+    css = (await gateway.http.get("/graphiql/graphiql.css")).text
     assert not re.findall(r"url\((?!['\"]?data:)[^)]*\)", css)
 
 
-async def test_every_picture_of_the_catalogue_is_served(shop: Gateway) -> None:
+async def test_every_image_of_the_demo_catalogue_is_served(gateway: Gateway) -> None:
     for file in (ROOT / "src/market/graphql/graphiql/static/images").glob("*.svg"):
-        answer = await shop.http.get(f"/images/{file.name}")
+        answer = await gateway.http.get(f"/images/{file.name}")
         assert (answer.status_code, answer.headers["content-type"], answer.content) == (
             200,
             "image/svg+xml",
@@ -59,8 +59,8 @@ async def test_every_picture_of_the_catalogue_is_served(shop: Gateway) -> None:
     [
         "/images/",
         "/images/none.svg",
-        "/images/../schema.py",
-        "/images/..%2Fschema.py",
+        "/images/../files.py",
+        "/images/..%2Ffiles.py",
         "/images/%2e%2e/%2e%2e/app.py",
         "/graphiql/source/graphiql.js",
         "/graphiql/../../schema.graphql",
@@ -71,8 +71,8 @@ async def test_every_picture_of_the_catalogue_is_served(shop: Gateway) -> None:
         "/images/x.svg%00",
     ],
 )
-async def test_nothing_else_is_served(shop: Gateway, path: str) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", shop.http.base_url.port)
+async def test_nothing_else_is_served(gateway: Gateway, path: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.http.base_url.port)
     writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
     answer = await reader.read()
     writer.close()
@@ -80,18 +80,18 @@ async def test_nothing_else_is_served(shop: Gateway, path: str) -> None:
     assert b"application/problem+json" in answer
 
 
-async def test_a_browser_that_opens_the_endpoint_is_led_to_the_page(shop: Gateway) -> None:
-    answer = await shop.http.get("/graphql", headers={"accept": "text/html,*/*;q=0.8"})
+async def test_a_browser_that_opens_the_endpoint_is_redirected_to_the_page(gateway: Gateway) -> None:
+    answer = await gateway.http.get("/graphql", headers={"accept": "text/html,*/*;q=0.8"})
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
 
 
-def test_a_package_without_pictures_is_fine() -> None:
-    assert Files({}) is not None
+def test_a_package_without_images_is_accepted() -> None:
+    assert StaticFiles({}) is not None
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-async def test_a_browser_shows_graphiql_with_a_live_product_and_asks_no_other_host(
-    shop: Gateway, tmp_path: Path
+async def test_a_browser_shows_graphiql_with_an_available_product_and_contacts_no_other_host(
+    gateway: Gateway, tmp_path: Path
 ) -> None:
     assert CHROMIUM is not None
     log = tmp_path / "net.json"
@@ -106,7 +106,7 @@ async def test_a_browser_shows_graphiql_with_a_live_product_and_asks_no_other_ho
         f"--log-net-log={log}",
         "--virtual-time-budget=10000",
         "--dump-dom",
-        f"{shop.http.base_url}/",
+        f"{gateway.http.base_url}/",
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
@@ -122,15 +122,15 @@ async def test_a_browser_shows_graphiql_with_a_live_product_and_asks_no_other_ho
     assert "query" in text
     assert "CreateOrder" in text
     assert "visitor@example.test" in text
-    # The first product that can be ordered: availability goes by threes, in the stand-ins.
-    assert next(p["id"] for p in shop.products.things.values() if p["available"]) in text
-    own = f"http://127.0.0.1:{shop.http.base_url.port}"
+    # The first available product: in the fake, every third one is.
+    assert next(p["id"] for p in gateway.products.resources.values() if p["available"]) in text
+    own = f"http://127.0.0.1:{gateway.http.base_url.port}"
     asked = [
         e["params"]
         for e in json.loads(log.read_text())["events"]
         if "url" in e.get("params", {}) and "initiator" in e["params"]
     ]
-    # The browser's own calls to its maker have no page that began them.
+    # The browser's own requests to its vendor have no initiator.
     of_the_page = {p["url"] for p in asked if p["initiator"].startswith(own)}
     assert f"{own}/graphql" in of_the_page
     assert [url for url in of_the_page if not url.startswith((f"{own}/", "data:"))] == []

@@ -1,4 +1,4 @@
-"""Plans against graphql-core: for any document the same answer, errors included."""
+"""Plans against graphql-core: the same response for any document, errors included."""
 
 from __future__ import annotations
 
@@ -10,40 +10,39 @@ from typing import Any
 
 import pytest
 from graphql import GraphQLObjectType, get_named_type, is_leaf_type
-from graphql_shop import Backend, order, product
+from graphql_gateway import FakeUpstream, order, product
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis_graphql import from_schema
 from structlog.testing import capture_logs
 
-from market.graphql.clients import Rest
-from market.graphql.config import Documents as Keep
-from market.graphql.config import Limits
-from market.graphql.engine import resolvers as published
-from market.graphql.engine.documents import Documents
+from market.graphql.clients import OrdersClient, ProductsClient
+from market.graphql.config import DocumentCacheSize, Limits
+from market.graphql.engine import resolvers
+from market.graphql.engine.documents import DocumentCache
 from market.graphql.engine.executor import Executor
-from market.graphql.service import Shop
+from market.graphql.service import Deps
 from market.kit.errors import Unavailable
 from market.kit.http.client import HttpResponse
 
-SCHEMA = published.load()
+SCHEMA = resolvers.load_schema()
 SDL = (Path(__file__).parents[2] / "graphql" / "schema.graphql").read_text()
 PRODUCTS = [product(n) for n in range(1, 120)]
 IDS = [p["id"] for p in PRODUCTS]
 ORDERS = [
     order(n, "ann" if n % 3 else "bob", [IDS[(11 * n + 5 * k) % 119] for k in range(n % 6 + 1)]) for n in range(12)
 ]
-# One line's product has been deleted.
+# The product of one line has been deleted.
 ORDERS[1]["items"][0]["product_id"] = "00000000-0000-4000-8000-0000000fffff"
 UNKNOWN = "00000000-0000-4000-8000-00000000ffff"
 
 
-class Direct:
-    """An HttpClient that asks a stand-in without a network."""
+class InProcessHttpClient:
+    """An HttpClient that calls a fake upstream without a network."""
 
-    def __init__(self, kind: str, things: list[dict[str, Any]], fails: str) -> None:
-        self._backend = Backend(kind)
-        self._backend.things = {t["id"]: copy.deepcopy(t) for t in things}
+    def __init__(self, kind: str, resources: list[dict[str, Any]], fails: str) -> None:
+        self._upstream = FakeUpstream(kind)
+        self._upstream.resources = {t["id"]: copy.deepcopy(t) for t in resources}
         self._fails = fails
 
     async def request(
@@ -57,64 +56,65 @@ class Direct:
         idempotent: Any = None,
     ) -> HttpResponse:
         await asyncio.sleep(0)
-        if self._fails == "dead":
-            raise Unavailable("it broke off")
-        if self._fails == "refuses" or (self._fails == "refuses pages" and path.partition("?")[0].count("/") == 2):
-            self._backend.fail(422, "bad-input", detail="no", errors=[{"field": "some_thing", "reason": "is wrong"}])
-        # A plan reads what is selected and nothing else: only an answer that is wrong as a whole is wrong to both.
+        if self._fails == "unavailable":
+            raise Unavailable("connection closed")
+        if self._fails == "rejects" or (self._fails == "rejects pages" and path.partition("?")[0].count("/") == 2):
+            self._upstream.fail(422, "bad-input", detail="no", errors=[{"field": "some_thing", "reason": "is wrong"}])
+        # A plan reads the selected members only, so only a response that is wrong as a whole fails both ways.
         if self._fails == "breaks the contract":
             return HttpResponse(200, b"[5]", {"content-type": "application/json"})
         path, _, raw = path.partition("?")
         query = dict(p.split("=", 1) for p in raw.replace("%2C", ",").split("&")) if raw else {}
         if not all(query.get(n, "0").lstrip("-").isdigit() for n in ("limit", "offset")):
             query = {}
-        status, answer, more = self._backend._answer(
+        status, document, more = self._upstream.respond(
             method, path, query, json.loads(body) if body else {}, headers or {}
         )
         kind = "application/problem+json" if status >= 400 else "application/json"
         return HttpResponse(
-            status, b"" if answer is None else json.dumps(answer).encode(), {"content-type": kind, **more}
+            status, b"" if document is None else json.dumps(document).encode(), {"content-type": kind, **more}
         )
 
 
-async def answers(text: str, variables: dict[str, Any], fails: tuple[str, str], *, compiled: bool) -> tuple[bool, Any]:
-    shop = Shop(
-        Rest(Direct("product", PRODUCTS, fails[0]), "products", "/api/product"),
-        Rest(Direct("order", ORDERS, fails[1]), "orders", "/api/order"),
+async def execute(text: str, variables: dict[str, Any], fails: tuple[str, str], *, compiled: bool) -> tuple[bool, Any]:
+    """Return whether the document was executed, and the response."""
+    deps = Deps(
+        ProductsClient(InProcessHttpClient("product", PRODUCTS, fails[0])),
+        OrdersClient(InProcessHttpClient("order", ORDERS, fails[1])),
     )
-    documents = Documents(SCHEMA, Limits(), Keep())
-    executor = Executor(SCHEMA, shop, list_items=500, compiled=compiled)
-    prepared = documents.get(text, None)
+    executor = Executor(deps, Limits(list_items=500), DocumentCacheSize(), compile_plans=compiled)
+    prepared = executor.prepare(text, None)
     with capture_logs():
         async with asyncio.timeout(60):
-            result = await executor.run(prepared, variables)
+            result = await executor.execute(prepared, variables)
     assert not prepared.plans or compiled
-    answer = json.loads(result.body)
-    for error in answer.get("errors", []):
-        # A key that was minted is another each time.
+    response = json.loads(result.body)
+    for error in response.get("errors", []):
+        # A generated key differs each time.
         error.get("extensions", {}).pop("idempotencyKey", None)
-    if result.began:
-        answer.get("errors", []).sort(key=json.dumps)
-    return result.began, answer
+    if result.executed:
+        response.get("errors", []).sort(key=json.dumps)
+    return result.executed, response
 
 
-def same(text: str, variables: dict[str, Any], fails: tuple[str, str]) -> dict[str, Any]:
-    began, expected = asyncio.run(answers(text, variables, fails, compiled=False))
-    began_too, answer = asyncio.run(answers(text, variables, fails, compiled=True))
-    assert (began, expected) == (began_too, answer)
-    # The names stand in the document's order, too.
-    assert json.dumps(expected.get("data")) == json.dumps(answer.get("data"))
-    return dict(answer)
+def assert_same(text: str, variables: dict[str, Any], fails: tuple[str, str]) -> dict[str, Any]:
+    """Assert that both ways return the same response, and return it."""
+    executed, expected = asyncio.run(execute(text, variables, fails, compiled=False))
+    executed_by_plan, response = asyncio.run(execute(text, variables, fails, compiled=True))
+    assert (executed, expected) == (executed_by_plan, response)
+    # The fields are in the document's order, too.
+    assert json.dumps(expected.get("data")) == json.dumps(response.get("data"))
+    return dict(response)
 
 
-FAILS = st.sampled_from(["", "", "", "", "dead", "refuses", "refuses pages", "breaks the contract"])
+FAILS = st.sampled_from(["", "", "", "", "unavailable", "rejects", "rejects pages", "breaks the contract"])
 RELAXED = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @RELAXED
 @given(from_schema(SDL), st.tuples(FAILS, FAILS))
-def test_a_generated_document_has_the_same_answer(text: str, fails: tuple[str, str]) -> None:
-    same(text, {}, fails)
+def test_a_generated_document_has_the_same_response(text: str, fails: tuple[str, str]) -> None:
+    assert_same(text, {}, fails)
 
 
 ARGUMENTS: dict[str, list[str]] = {
@@ -178,26 +178,28 @@ CONDITIONS = st.sampled_from(
 
 
 @st.composite
-def selections(draw: st.DrawFn, type: GraphQLObjectType, fragments: list[str], depth: int = 0) -> str:
+def selections(draw: st.DrawFn, object_type: GraphQLObjectType, fragments: list[str], depth: int = 0) -> str:
     parts: list[str] = []
     for _ in range(draw(st.integers(1, 4 if depth else 3))):
         kind = draw(st.integers(0, 9))
         if kind == 0:
             parts.append(f"{draw(KEYS)}__typename")
         elif kind == 1 and depth < 5:
-            parts.append(f"... on {type.name}{draw(CONDITIONS)} {{ {draw(selections(type, fragments, depth + 1))} }}")
+            parts.append(
+                f"... on {object_type.name}{draw(CONDITIONS)} {{ {draw(selections(object_type, fragments, depth + 1))} }}"
+            )
         elif kind == 2 and depth < 5:
             name = f"F{len(fragments)}"
             fragments.append("")
             fragments[int(name[1:])] = (
-                f"fragment {name} on {type.name} {{ {draw(selections(type, fragments, depth + 1))} }}"
+                f"fragment {name} on {object_type.name} {{ {draw(selections(object_type, fragments, depth + 1))} }}"
             )
             parts += [f"...{name}{draw(CONDITIONS)}"] * draw(st.integers(1, 2))
         else:
-            name = draw(st.sampled_from(sorted(type.fields)))
-            below = get_named_type(type.fields[name].type)
+            name = draw(st.sampled_from(sorted(object_type.fields)))
+            below = get_named_type(object_type.fields[name].type)
             text = f"{draw(KEYS)}{name}"
-            if name in ARGUMENTS and type.name in ("Query", "Mutation"):
+            if name in ARGUMENTS and object_type.name in ("Query", "Mutation"):
                 text += f"({draw(st.sampled_from(ARGUMENTS[name]))})".replace("()", "")
             text += draw(CONDITIONS)
             if not is_leaf_type(below):
@@ -209,11 +211,11 @@ def selections(draw: st.DrawFn, type: GraphQLObjectType, fragments: list[str], d
 @st.composite
 def documents(draw: st.DrawFn, mutation: bool) -> str:
     fragments: list[str] = []
-    type = SCHEMA.mutation_type if mutation else SCHEMA.query_type
-    body = draw(selections(type, fragments))
+    root_type = SCHEMA.mutation_type if mutation else SCHEMA.query_type
+    body = draw(selections(root_type, fragments))
     header = HEADER
     for name in ("id", "ids", "n", "order", "user", "new", "yes", "no"):
-        # A variable that is not used is not valid.
+        # An unused variable is invalid.
         if not any(f"${name}{end}" in text for text in (body, *fragments) for end in (")", ",", "}", " ", "]")):
             start = header.index(f"${name}:")
             ends = [
@@ -227,14 +229,14 @@ def documents(draw: st.DrawFn, mutation: bool) -> str:
 
 @RELAXED
 @given(documents(mutation=False), VARIABLES, st.tuples(FAILS, FAILS))
-def test_a_query_has_the_same_answer(text: str, variables: dict[str, Any], fails: tuple[str, str]) -> None:
-    same(text, variables, fails)
+def test_a_query_has_the_same_response(text: str, variables: dict[str, Any], fails: tuple[str, str]) -> None:
+    assert_same(text, variables, fails)
 
 
 @RELAXED
 @given(documents(mutation=True), VARIABLES, st.tuples(FAILS, FAILS))
-def test_a_mutation_has_the_same_answer(text: str, variables: dict[str, Any], fails: tuple[str, str]) -> None:
-    same(text, variables, fails)
+def test_a_mutation_has_the_same_response(text: str, variables: dict[str, Any], fails: tuple[str, str]) -> None:
+    assert_same(text, variables, fails)
 
 
 def test_most_generated_queries_are_valid_and_compiled() -> None:
@@ -243,7 +245,7 @@ def test_most_generated_queries_are_valid_and_compiled() -> None:
     @settings(max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(documents(mutation=False))
     def look(text: str) -> None:
-        prepared = Documents(SCHEMA, Limits(), Keep()).get(text, None)
+        prepared = DocumentCache(SCHEMA, Limits(), DocumentCacheSize()).get(text, None)
         seen["all"] += 1
         seen["valid"] += not prepared.errors
 
@@ -251,17 +253,17 @@ def test_most_generated_queries_are_valid_and_compiled() -> None:
     assert seen["valid"] > seen["all"] / 3, seen
 
 
-@pytest.mark.parametrize("fails", ["", "dead", "refuses pages"])
-def test_two_shapes_of_one_join_are_both_filled(fails: str) -> None:
+@pytest.mark.parametrize("fails", ["", "unavailable", "rejects pages"])
+def test_two_selections_of_one_join_are_both_filled(fails: str) -> None:
     text = """query ($yes: Boolean!) {
       orders(user: "ann") { a: items { p: product { id } q: product { available name @include(if: $yes) } } items { quantity } n: total }
       again: orders(user: "bob", limit: 2) { items { items { product { __typename price } } } }
       __typename
     }"""
     for yes in (True, False):
-        same(text, {"yes": yes}, (fails, ""))
+        assert_same(text, {"yes": yes}, (fails, ""))
 
 
-def test_introspection_is_answered_by_graphql_core() -> None:
-    answer = same("{ __schema { queryType { name } } products { total } }", {}, ("", ""))
-    assert answer == {"data": {"__schema": {"queryType": {"name": "Query"}}, "products": {"total": 119}}}
+def test_introspection_is_executed_by_graphql_core() -> None:
+    response = assert_same("{ __schema { queryType { name } } products { total } }", {}, ("", ""))
+    assert response == {"data": {"__schema": {"queryType": {"name": "Query"}}, "products": {"total": 119}}}

@@ -1,10 +1,10 @@
-"""The nine root fields and the join, over stand-ins of products and orders."""
+"""The nine root fields and the join of products, over fakes of products and orders."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from graphql_shop import Gateway
+from graphql_gateway import Gateway
 
 ORDERS = """query ($user: String!, $limit: Int) {
   orders(user: $user, limit: $limit) {
@@ -19,73 +19,75 @@ def code(answer: dict[str, Any], i: int = 0) -> str:
     return found
 
 
-async def test_a_product_has_the_fields_of_rest_in_camel_case(shop: Gateway) -> None:
-    [id, *_] = shop.products.things
-    answer = await shop.run(
+async def test_a_product_has_the_fields_of_rest_in_camel_case(gateway: Gateway) -> None:
+    [id, *_] = gateway.products.resources
+    answer = await gateway.run(
         "query ($id: ID!) { product(id: $id) { id name price currency imageUrl available createdAt __typename } }",
         {"id": id},
     )
-    thing = shop.products.things[id]
+    resource = gateway.products.resources[id]
     assert answer == {
         "data": {
             "product": {
                 "id": id,
-                "name": thing["name"],
+                "name": resource["name"],
                 "price": "1.50",
                 "currency": "GBP",
                 "imageUrl": "/images/1.svg",
                 "available": False,
-                "createdAt": thing["created_at"],
+                "createdAt": resource["created_at"],
                 "__typename": "Product",
             }
         }
     }
 
 
-async def test_an_unknown_product_is_null_with_not_found_at_its_path(shop: Gateway) -> None:
-    answer = await shop.run(
+async def test_an_unknown_product_is_null_with_not_found_at_its_path(gateway: Gateway) -> None:
+    answer = await gateway.run(
         '{ a: product(id: "00000000-0000-4000-8000-00000000ffff") { id } b: products(limit: 1) { total } }'
     )
     assert answer["data"] == {"a": None, "b": {"total": 230}}
     assert [(e["path"], code(answer)) for e in answer["errors"]] == [(["a"], "NOT_FOUND")]
 
 
-async def test_what_is_no_uuid_names_nothing_and_is_not_asked_for(shop: Gateway) -> None:
-    answer = await shop.run('{ product(id: "../order/1?x=") { id } order(id: "") { id } }')
+async def test_an_id_that_is_no_uuid_is_not_found_without_a_request(gateway: Gateway) -> None:
+    answer = await gateway.run('{ product(id: "../order/1?x=") { id } order(id: "") { id } }')
     assert answer["data"] == {"product": None, "order": None}
     assert [code(answer, i) for i in (0, 1)] == ["NOT_FOUND", "NOT_FOUND"]
-    assert not shop.products.calls
-    assert not shop.orders.calls
+    assert not gateway.products.calls
+    assert not gateway.orders.calls
 
 
-async def test_the_orders_of_a_user_join_their_products_in_one_call_per_100(shop: Gateway) -> None:
-    answer = await shop.run(ORDERS, {"user": "ann"})
+async def test_the_orders_of_a_user_join_their_products_in_one_call_per_100(gateway: Gateway) -> None:
+    answer = await gateway.run(ORDERS, {"user": "ann"})
     assert "errors" not in answer
     page = answer["data"]["orders"]
     assert (page["total"], page["limit"], page["offset"], len(page["items"])) == (25, 100, 0, 25)
-    wanted = {line["productId"] for o in page["items"] for line in o["items"]}
-    asked = [query for path, query, *_ in shop.products.calls if path == "GET /api/product"]
-    assert len(asked) == -(-len(wanted) // 100)
+    expected = {line["productId"] for o in page["items"] for line in o["items"]}
+    requests = [query for path, query, *_ in gateway.products.calls if path == "GET /api/product"]
+    assert len(requests) == -(-len(expected) // 100)
     for o in page["items"]:
         for line in o["items"]:
-            assert line["product"]["price"] == shop.products.things[line["productId"]]["price"]
+            assert line["product"]["price"] == gateway.products.resources[line["productId"]]["price"]
 
 
-async def test_a_deleted_product_is_null_in_its_line_without_an_error(shop: Gateway) -> None:
-    [id] = [t["id"] for t in shop.orders.things.values() if t["user"] == "bob"][:1]
-    gone = shop.orders.things[id]["items"][0]["product_id"]
-    kept = shop.products.things.pop(gone)
+async def test_a_deleted_product_is_null_in_its_line_without_an_error(gateway: Gateway) -> None:
+    [id] = [t["id"] for t in gateway.orders.resources.values() if t["user"] == "bob"][:1]
+    gone = gateway.orders.resources[id]["items"][0]["product_id"]
+    kept = gateway.products.resources.pop(gone)
     try:
-        answer = await shop.run("query ($id: ID!) { order(id: $id) { items { name product { name } } } }", {"id": id})
+        answer = await gateway.run(
+            "query ($id: ID!) { order(id: $id) { items { name product { name } } } }", {"id": id}
+        )
     finally:
-        shop.products.things[gone] = kept
+        gateway.products.resources[gone] = kept
     assert "errors" not in answer
     assert answer["data"]["order"]["items"][0] == {"name": f"then {gone[:4]}", "product": None}
 
 
-async def test_products_down_leaves_the_orders_and_an_error_at_each_join(shop: Gateway) -> None:
-    shop.products.fail(503, "unavailable", times=0)
-    answer = await shop.run(ORDERS, {"user": "bob", "limit": 3})
+async def test_without_products_orders_are_returned_with_an_error_at_each_product(gateway: Gateway) -> None:
+    gateway.products.fail(503, "unavailable", times=0)
+    answer = await gateway.run(ORDERS, {"user": "bob", "limit": 3})
     lines = [(i, k) for i, o in enumerate(answer["data"]["orders"]["items"]) for k, _ in enumerate(o["items"])]
     assert all(
         line["product"] is None and line["unitPrice"] for o in answer["data"]["orders"]["items"] for line in o["items"]
@@ -96,32 +98,32 @@ async def test_products_down_leaves_the_orders_and_an_error_at_each_join(shop: G
     assert {code(answer, i) for i in range(len(lines))} == {"UNAVAILABLE"}
 
 
-async def test_orders_down_leaves_the_products(shop: Gateway) -> None:
-    shop.orders.fail(503, "unavailable", times=0, headers={"retry-after": "7"})
-    answer = await shop.run('{ products(limit: 2) { items { name } } orders(user: "ann") { total } }')
+async def test_without_orders_products_are_returned(gateway: Gateway) -> None:
+    gateway.orders.fail(503, "unavailable", times=0, headers={"retry-after": "7"})
+    answer = await gateway.run('{ products(limit: 2) { items { name } } orders(user: "ann") { total } }')
     assert len(answer["data"]["products"]["items"]) == 2
     assert answer["data"]["orders"] is None
     assert answer["errors"][0]["path"] == ["orders"]
     assert answer["errors"][0]["extensions"] == {"code": "UNAVAILABLE", "retryAfter": 7}
 
 
-async def test_arguments_of_products_reach_rest(shop: Gateway) -> None:
-    await shop.run('{ products(limit: 3, offset: 4, q: "a&b=c ü", sort: "-price") { total } }')
-    assert shop.products.calls[0][1] == "limit=3&offset=4&q=a%26b%3Dc+%C3%BC&sort=-price&availability=false"
-    ids = list(shop.products.things)[:3][::-1]
-    answer = await shop.run("query ($ids: [ID!]) { products(ids: $ids) { items { id available } } }", {"ids": ids})
+async def test_arguments_of_products_are_sent_to_rest(gateway: Gateway) -> None:
+    await gateway.run('{ products(limit: 3, offset: 4, q: "a&b=c ü", sort: "-price") { total } }')
+    assert gateway.products.calls[0][1] == "limit=3&offset=4&q=a%26b%3Dc+%C3%BC&sort=-price&availability=false"
+    ids = list(gateway.products.resources)[:3][::-1]
+    answer = await gateway.run("query ($ids: [ID!]) { products(ids: $ids) { items { id available } } }", {"ids": ids})
     assert [p["id"] for p in answer["data"]["products"]["items"]] == ids
-    assert "availability" not in shop.products.calls[1][1]
+    assert "availability" not in gateway.products.calls[1][1]
 
 
-async def test_one_product_is_made_however_often_its_key_is_sent(shop: Gateway) -> None:
+async def test_one_product_is_created_however_often_its_key_is_sent(gateway: Gateway) -> None:
     text = "mutation ($i: CreateProductInput!, $k: String) { createProduct(input: $i, idempotencyKey: $k) { id name price } }"
     input = {"name": "Lamp", "description": "", "price": "7.00", "currency": "GBP", "imageUrl": None, "stock": 3}
-    first = await shop.run(text, {"i": input, "k": "k1"})
-    again = await shop.run(text, {"i": input, "k": "k1"})
+    first = await gateway.run(text, {"i": input, "k": "k1"})
+    again = await gateway.run(text, {"i": input, "k": "k1"})
     assert first == again
     assert first["data"]["createProduct"]["name"] == "Lamp"
-    assert shop.products.calls[0][2] == {
+    assert gateway.products.calls[0][2] == {
         "name": "Lamp",
         "description": "",
         "price": "7.00",
@@ -129,40 +131,40 @@ async def test_one_product_is_made_however_often_its_key_is_sent(shop: Gateway) 
         "image_url": None,
         "stock": 3,
     }
-    assert shop.products.calls[0][3]["idempotency-key"] == "k1"
-    shop.products.things.pop(first["data"]["createProduct"]["id"])
+    assert gateway.products.calls[0][3]["idempotency-key"] == "k1"
+    gateway.products.resources.pop(first["data"]["createProduct"]["id"])
 
 
-async def test_a_create_is_sent_again_with_the_same_minted_key_while_it_is_unknown(shop: Gateway) -> None:
-    shop.orders.fail(503, "unavailable", times=1, headers={"retry-after": "0"}, order_id="x")
-    [id, *_] = shop.products.things
+async def test_a_create_with_unknown_outcome_is_retried_with_the_same_generated_key(gateway: Gateway) -> None:
+    gateway.orders.fail(503, "unavailable", times=1, headers={"retry-after": "0"}, order_id="x")
+    [id, *_] = gateway.products.resources
     text = "mutation ($i: CreateOrderInput!) { createOrder(input: $i) { user items { quantity product { id } } } }"
-    answer = await shop.run(text, {"i": {"user": "cid", "items": [{"productId": id, "quantity": 2}]}})
+    answer = await gateway.run(text, {"i": {"user": "cid", "items": [{"productId": id, "quantity": 2}]}})
     assert answer == {"data": {"createOrder": {"user": "cid", "items": [{"quantity": 2, "product": {"id": id}}]}}}
-    posts = [c for c in shop.orders.calls if c[0] == "POST /api/order"]
+    posts = [c for c in gateway.orders.calls if c[0] == "POST /api/order"]
     assert len(posts) == 2
     assert posts[0][3]["idempotency-key"] == posts[1][3]["idempotency-key"]
     assert posts[0][2] == {"user": "cid", "items": [{"product_id": id, "quantity": 2}]}
 
 
-async def test_an_undecided_order_tells_its_id_and_the_key_to_go_on_with(shop: Gateway) -> None:
-    shop.orders.fail(503, "unavailable", times=0, headers={"retry-after": "30"}, order_id="o1")
+async def test_an_undecided_order_returns_its_id_and_the_key_to_retry_with(gateway: Gateway) -> None:
+    gateway.orders.fail(503, "unavailable", times=0, headers={"retry-after": "30"}, order_id="o1")
     text = 'mutation { createOrder(input: {user: "c", items: [{productId: "x", quantity: 1}]}) { id } }'
-    answer = await shop.run(text)
+    answer = await gateway.run(text)
     facts = answer["errors"][0]["extensions"]
     assert answer["data"] == {"createOrder": None}
     assert facts == {
         "code": "UNAVAILABLE",
         "orderId": "o1",
         "retryAfter": 30,
-        "idempotencyKey": shop.orders.calls[0][3]["idempotency-key"],
+        "idempotencyKey": gateway.orders.calls[0][3]["idempotency-key"],
     }
 
 
-async def test_mutations_run_one_after_another_and_a_failed_one_does_not_stop_the_next(shop: Gateway) -> None:
-    ids = list(shop.products.things)[-3:]
-    shop.products.fail(412, "precondition-failed")
-    answer = await shop.run(
+async def test_mutations_run_one_after_another_and_a_failed_one_does_not_stop_the_next(gateway: Gateway) -> None:
+    ids = list(gateway.products.resources)[-3:]
+    gateway.products.fail(412, "precondition-failed")
+    answer = await gateway.run(
         """mutation ($a: ID!, $b: ID!, $i: UpdateProductInput!) {
           a: deleteProduct(id: $a)
           b: updateProduct(input: $i) { name updatedAt }
@@ -178,63 +180,65 @@ async def test_mutations_run_one_after_another_and_a_failed_one_does_not_stop_th
     assert answer["data"]["b"]["name"] == "New"
     assert answer["data"]["c"] == ids[2]
     assert [(e["path"], e["extensions"]["code"]) for e in answer["errors"]] == [(["a"], "PRECONDITION_FAILED")]
-    assert [c[0].split()[0] for c in shop.products.calls] == ["DELETE", "PUT", "DELETE"]
-    assert ids[0] in shop.products.things
+    assert [c[0].split()[0] for c in gateway.products.calls] == ["DELETE", "PUT", "DELETE"]
+    assert ids[0] in gateway.products.resources
 
 
-async def test_a_stock_take_is_sent_once_only(shop: Gateway) -> None:
-    [id, *_] = shop.products.things
-    shop.products.fail(502, "unavailable", times=0)
-    shop.products.fail_always = (502, {"not": "ours"}, {"content-type": "text/html"})
+async def test_a_stock_take_is_not_retried(gateway: Gateway) -> None:
+    [id, *_] = gateway.products.resources
+    gateway.products.fail(502, "unavailable", times=0)
+    gateway.products.fail_always = (502, {"not": "a problem"}, {"content-type": "text/html"})
     text = "mutation ($i: UpdateProductInput!) { updateProduct(input: $i) { id } }"
     input = {"id": id, "name": "New", "description": "", "price": "1", "currency": "GBP", "imageUrl": None, "stock": 5}
-    answer = await shop.run(text, {"i": input})
+    answer = await gateway.run(text, {"i": input})
     assert code(answer) == "UNAVAILABLE"
-    assert len(shop.products.calls) == 1
+    assert len(gateway.products.calls) == 1
 
 
-async def test_a_deleted_order_is_answered_as_it_is_afterwards(shop: Gateway) -> None:
-    [id, *_] = shop.orders.things
-    answer = await shop.run("mutation ($id: ID!) { deleteOrder(id: $id) { id status } }", {"id": id})
+async def test_a_deleted_order_is_returned_as_it_is_afterwards(gateway: Gateway) -> None:
+    [id, *_] = gateway.orders.resources
+    answer = await gateway.run("mutation ($id: ID!) { deleteOrder(id: $id) { id status } }", {"id": id})
     assert answer == {"data": {"deleteOrder": {"id": id, "status": "cancelled"}}}
 
 
-async def test_facts_of_a_shortage_come_in_camel_case(shop: Gateway) -> None:
-    shop.orders.fail(409, "out-of-stock", detail="too few", shortages=[{"product_id": "p", "wanted": 3, "left": 1}])
-    answer = await shop.run('mutation { createOrder(input: {user: "c", items: []}) { id } }')
+async def test_facts_of_a_shortage_are_in_camel_case(gateway: Gateway) -> None:
+    gateway.orders.fail(409, "out-of-stock", detail="too few", shortages=[{"product_id": "p", "wanted": 3, "left": 1}])
+    answer = await gateway.run('mutation { createOrder(input: {user: "c", items: []}) { id } }')
     [error] = answer["errors"]
     assert (error["message"], error["path"]) == ("too few", ["createOrder"])
     assert error["extensions"] == {"code": "OUT_OF_STOCK", "shortages": [{"productId": "p", "wanted": 3, "left": 1}]}
-    shop.orders.fail(409, "price-changed", detail="dearer now", total="9.00", currency="GBP")
-    answer = await shop.run('mutation { createOrder(input: {user: "c", items: [], expectedTotal: "8.00"}) { id } }')
+    gateway.orders.fail(409, "price-changed", detail="the price has changed", total="9.00", currency="GBP")
+    answer = await gateway.run('mutation { createOrder(input: {user: "c", items: [], expectedTotal: "8.00"}) { id } }')
     assert answer["errors"][0]["extensions"] == {"code": "PRICE_CHANGED", "total": "9.00", "currency": "GBP"}
 
 
-async def test_bad_input_names_the_field_as_graphql_does(shop: Gateway) -> None:
-    shop.orders.fail(
+async def test_bad_input_names_the_field_as_graphql_does(gateway: Gateway) -> None:
+    gateway.orders.fail(
         422, "bad-input", errors=[{"field": "items[0].product_id", "reason": "must be a UUID, not `product_id`"}]
     )
-    answer = await shop.run('mutation { createOrder(input: {user: "c", items: []}) { id } }')
+    answer = await gateway.run('mutation { createOrder(input: {user: "c", items: []}) { id } }')
     [error] = answer["errors"]
     assert error["extensions"]["field"] == "input.items[0].productId"
     assert error["message"] == "input.items[0].productId: must be a UUID, not `productId`"
     assert error["extensions"]["code"] == "BAD_INPUT"
     for type in ("idempotency-key-reused", "too-large", "malformed", "unsupported-media-type"):
-        shop.orders.fail(422, type, errors=[{"field": "Idempotency-Key", "reason": "was used"}])
-        answer = await shop.run('mutation { createOrder(input: {user: "c", items: []}, idempotencyKey: "k9") { id } }')
+        gateway.orders.fail(422, type, errors=[{"field": "Idempotency-Key", "reason": "was used"}])
+        answer = await gateway.run(
+            'mutation { createOrder(input: {user: "c", items: []}, idempotencyKey: "k9") { id } }'
+        )
         assert (code(answer), answer["errors"][0]["extensions"]["field"]) == ("BAD_INPUT", "idempotencyKey")
-    shop.products.fail(422, "bad-input", errors=[{"field": "limit", "reason": "expected `int` <= 100"}])
-    answer = await shop.run("{ products(limit: 101) { total } }")
+    gateway.products.fail(422, "bad-input", errors=[{"field": "limit", "reason": "expected `int` <= 100"}])
+    answer = await gateway.run("{ products(limit: 101) { total } }")
     assert answer["errors"][0]["extensions"]["field"] == "limit"
     for key in ("", "a b", "ü", "x" * 256):
-        answer = await shop.run(
+        answer = await gateway.run(
             'mutation ($k: String) { createOrder(input: {user: "c", items: []}, idempotencyKey: $k) { id } }',
             {"k": key},
         )
         assert (code(answer), answer["errors"][0]["extensions"]["field"]) == ("BAD_INPUT", "idempotencyKey")
 
 
-async def test_other_problems_keep_their_code(shop: Gateway) -> None:
+async def test_other_problems_keep_their_code(gateway: Gateway) -> None:
     for status, type, expected in (
         (409, "conflict", "CONFLICT"),
         (409, "order-cancelled", "ORDER_CANCELLED"),
@@ -244,13 +248,15 @@ async def test_other_problems_keep_their_code(shop: Gateway) -> None:
         (503, "deadline-exceeded", "UNAVAILABLE"),
         (500, "internal", "INTERNAL"),
     ):
-        shop.orders.fail(status, type, headers={"retry-after": "9"} if status == 503 else {})
-        answer = await shop.run('{ order(id: "00000000-0000-4000-8000-00000000ffff") { id } }')
+        gateway.orders.fail(status, type, headers={"retry-after": "9"} if status == 503 else {})
+        answer = await gateway.run('{ order(id: "00000000-0000-4000-8000-00000000ffff") { id } }')
         assert (answer["data"], code(answer)) == ({"order": None}, expected)
 
 
-async def test_an_answer_that_breaks_the_contract_is_an_internal_error_and_not_half_an_answer(shop: Gateway) -> None:
-    shop.orders.failures = [(200, {"id": 5, "status": None}, {})]
-    answer = await shop.run('{ order(id: "00000000-0000-4000-8000-00000000ffff") { id status } products { limit } }')
+async def test_an_upstream_response_that_breaks_the_contract_is_an_internal_error_of_its_field(
+    gateway: Gateway,
+) -> None:
+    gateway.orders.failures = [(200, {"id": 5, "status": None}, {})]
+    answer = await gateway.run('{ order(id: "00000000-0000-4000-8000-00000000ffff") { id status } products { limit } }')
     assert answer["data"] == {"order": None, "products": {"limit": 20}}
     assert code(answer) == "INTERNAL"

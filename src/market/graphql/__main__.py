@@ -1,4 +1,4 @@
-"""CONFIG_PATH=FILE python -m market.graphql"""
+"""Run the gateway: CONFIG_PATH=FILE python -m market.graphql"""
 
 from market.graphql.app import build
 from market.graphql.config import Config

@@ -1,7 +1,11 @@
-"""The HTTP edge: GraphQL over HTTP at /graphql, GraphiQL at /, its files and the pictures beside it."""
+"""The HTTP edge: GraphQL over HTTP at /graphql, and the files of GraphiQL and the demo catalogue beside it.
+
+Status codes and media types are those of the GraphQL over HTTP specification: https://graphql.github.io/graphql-over-http
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -10,13 +14,10 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from market.graphql.engine.documents import Documents
-from market.graphql.engine.executor import Executor, Result, failed
-from market.graphql.graphiql.files import Files
-from market.graphql.media import LEGACY, PREFERRED, negotiated
-from market.graphql.problems import explained
+from market.graphql.engine.executor import Executor, Result, rejected
+from market.graphql.graphiql.files import StaticFiles
 from market.kit.config import Http
-from market.kit.errors import BadInput, MethodNotAllowed, Problem
+from market.kit.errors import BadInput, MethodNotAllowed, Problem, Unavailable
 from market.kit.http import edge
 from market.kit.http.edge import Endpoint
 from market.kit.http.requests import read_body, read_header
@@ -25,13 +26,15 @@ from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
 
 PATH = "/graphql"
-SECONDS = 10.0
-_MEDIA = {t: f"{t}; charset=utf-8".encode() for t in (PREFERRED, LEGACY)}
+TIMEOUT_SECONDS = 10.0
+PREFERRED = "application/graphql-response+json"
+LEGACY = "application/json"
+_CONTENT_TYPES = {t: f"{t}; charset=utf-8".encode() for t in (PREFERRED, LEGACY)}
 _HEADERS = {"cache-control": "no-store", "vary": "accept"}
 
 
-class Call(Struct, frozen=True):
-    """A GraphQL-over-HTTP request. Names that it does not know are reserved, and ignored."""
+class GraphQLRequest(Struct, frozen=True):
+    """A GraphQL-over-HTTP request. The specification reserves all other names; they are ignored."""
 
     query: str
     operationName: str | None = None
@@ -40,81 +43,117 @@ class Call(Struct, frozen=True):
 
 
 class NotAcceptable(BadInput):
+    """The Accept header allows neither media type."""
+
     status = 406
 
 
 class MutationByGet(MethodNotAllowed):
-    pass
+    """A mutation that was sent by GET."""
 
 
-_call = msgspec.json.Decoder(Call)
-_map = msgspec.json.Decoder(dict[str, Any] | None)
+_request_decoder = msgspec.json.Decoder(GraphQLRequest)
+_object_decoder = msgspec.json.Decoder(dict[str, Any] | None)
 
 
-def application(
-    documents: Documents, executor: Executor, web: Files, config: Http, tracer: Tracer, health: Health
-) -> Any:
-    """The ASGI app."""
+def application(executor: Executor, files: StaticFiles, config: Http, tracer: Tracer, health: Health) -> Any:
+    """Return the ASGI application."""
 
     async def post(request: Request) -> Response:
-        media = _media(request.scope)
-        # JSON alone: a form or a plain text is what a foreign page could make a browser send.
-        call = await read_body(request, _call)
-        prepared = documents.get(call.query, call.operationName or None)
-        return _respond(await executor.run(prepared, call.variables or {}), media)
+        media_type = _media_type(request.scope)
+        # JSON only: another site's page can make a browser send a form or plain text.
+        call = await read_body(request, _request_decoder)
+        prepared = executor.prepare(call.query, call.operationName or None)
+        return _response(await executor.execute(prepared, call.variables or {}), media_type)
 
     async def get(request: Request) -> Response:
         if not request.scope["query_string"] and b"text/html" in (read_header(request, b"accept") or b""):
             return Response(status_code=303, headers={"location": "/"})
-        media = _media(request.scope)
-        call = from_query(request.scope["query_string"])
-        prepared = documents.get(call.query, call.operationName)
+        media_type = _media_type(request.scope)
+        call = parse_get_request(request.scope["query_string"])
+        prepared = executor.prepare(call.query, call.operationName)
         if prepared.is_mutation:
-            # Answered, not raised: the edge would allow what the path allows.
-            return refusal(request.scope, MutationByGet("a mutation comes by POST"))
-        return _respond(await executor.run(prepared, call.variables or {}), media)
+            # Returned, not raised: for a MethodNotAllowed that is raised, the edge allows every method of the path.
+            return render_problem(request.scope, MutationByGet("mutations must be sent by POST"))
+        return _response(await executor.execute(prepared, call.variables or {}), media_type)
 
-    routes: dict[str, Endpoint] = {f"POST {PATH}": post, f"GET {PATH}": get, **dict.fromkeys(web.routes, web.get)}
+    routes: dict[str, Endpoint] = {f"POST {PATH}": post, f"GET {PATH}": get, **dict.fromkeys(files.routes, files.get)}
+    timeouts = dict.fromkeys(routes, TIMEOUT_SECONDS)
     return edge.application(
-        routes, config, tracer=tracer, health=health, timeouts=dict.fromkeys(routes, SECONDS), render_problem=refusal
+        routes, config, tracer=tracer, health=health, timeouts=timeouts, render_problem=render_problem
     )
 
 
-def refusal(scope: Any, problem: Problem) -> Response:
-    """What never became a GraphQL request gets a 4xx or 503 whose body is a GraphQL answer all the same."""
+def render_problem(scope: Any, problem: Problem) -> Response:
+    """Return a GraphQL response with a 4xx or 5xx status for a request that could not be executed."""
     if scope["path"] != PATH:
         return problem_response(problem)
-    told = explained(problem)
     headers = dict(_HEADERS)
     if isinstance(problem, MutationByGet):
         headers["allow"] = "POST"
-    if "retryAfter" in told.extensions:
-        headers["retry-after"] = str(told.extensions["retryAfter"])
-    body = failed([{"message": str(told), "extensions": told.extensions}]).body
+    if isinstance(problem, Unavailable):
+        headers["retry-after"] = str(problem.retry_after)
+    # The specification knows 400, not 422.
     status = 400 if problem.status == 422 else problem.status
-    return json_response(body, status, headers, content_type=_MEDIA[negotiated(_accept(scope)) or PREFERRED])
+    content_type = _CONTENT_TYPES[negotiate(_accept(scope)) or PREFERRED]
+    return json_response(rejected(problem).body, status, headers, content_type=content_type)
 
 
-def from_query(raw: bytes) -> Call:
-    """The request in a query string. Raises BadInput."""
+def parse_get_request(query_string: bytes) -> GraphQLRequest:
+    """Return the request in a query string. Raises BadInput."""
     try:
-        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
+        pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
     except ValueError:
-        raise BadInput("query", "is not a query string in UTF-8") from None
-    given = dict(pairs)
+        raise BadInput("query", "must be a query string in UTF-8 with at most 20 parameters") from None
+    parameters = dict(pairs)
     for name in ("query", "operationName", "variables", "extensions"):
         if sum(name == n for n, _ in pairs) > 1:
-            raise BadInput(name, "is given twice")
-    if not given.get("query"):
-        raise BadInput("query", "is missing")
-    maps: dict[str, dict[str, Any] | None] = {}
+            raise BadInput(name, "must not be repeated")
+    if not parameters.get("query"):
+        raise BadInput("query", "is required")
+    objects: dict[str, dict[str, Any] | None] = {}
     for name in ("variables", "extensions"):
-        if given.get(name):
+        if parameters.get(name):
             try:
-                maps[name] = _map.decode(given[name])
+                objects[name] = _object_decoder.decode(parameters[name])
             except (msgspec.DecodeError, RecursionError):
                 raise BadInput(name, "must be a JSON object") from None
-    return Call(given["query"], given.get("operationName") or None, **maps)
+    return GraphQLRequest(parameters["query"], parameters.get("operationName") or None, **objects)
+
+
+@lru_cache(maxsize=256)
+def negotiate(accept: str) -> str | None:
+    """Return the media type that an Accept header prefers, or None if it allows neither.
+
+    A wildcard, or no header, selects PREFERRED; in a browser's own request it selects LEGACY, because a browser shows that
+    type and downloads the other.
+    """
+    if not accept.strip():
+        return PREFERRED
+    wildcard_type = LEGACY if "text/html" in accept else PREFERRED
+    ranks: dict[str, tuple[float, int]] = {}
+    wildcard_rank: tuple[float, int] | None = None
+    for i, part in enumerate(accept.lower().split(",")):
+        media_type, *parameters = (p.strip() for p in part.split(";"))
+        rank = (_quality(parameters), -i)
+        if media_type in (PREFERRED, LEGACY):
+            ranks[media_type] = max(rank, ranks.get(media_type, rank))
+        elif media_type in ("*/*", "application/*") and wildcard_rank is None:
+            wildcard_rank = rank
+    if wildcard_rank is not None:
+        ranks.setdefault(wildcard_type, wildcard_rank)
+    best = max(ranks, key=lambda media_type: ranks[media_type], default=None)
+    return best if best is not None and ranks[best][0] > 0 else None
+
+
+def _quality(parameters: list[str]) -> float:
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return min(1.0, max(0.0, float(parameter[2:])))
+            except ValueError:
+                return 0.0
+    return 1.0
 
 
 def _accept(scope: Any) -> str:
@@ -125,14 +164,14 @@ def _accept(scope: Any) -> str:
     return ""
 
 
-def _media(scope: Any) -> str:
-    media = negotiated(_accept(scope))
-    if media is None:
+def _media_type(scope: Any) -> str:
+    media_type = negotiate(_accept(scope))
+    if media_type is None:
         raise NotAcceptable("Accept", f"must allow {PREFERRED} or {LEGACY}")
-    return media
+    return media_type
 
 
-def _respond(result: Result, media: str) -> Response:
-    # In the legacy type only a 200 says that the answer is ours.
-    status = 200 if result.began or media == LEGACY else 400
-    return json_response(result.body, status, _HEADERS, content_type=_MEDIA[media])
+def _response(result: Result, media_type: str) -> Response:
+    # In the legacy type a client trusts the body of a 200 alone.
+    status = 200 if result.executed or media_type == LEGACY else 400
+    return json_response(result.body, status, _HEADERS, content_type=_CONTENT_TYPES[media_type])

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from market.graphql import api
-from market.graphql.clients import Rest
+from market.graphql.clients import OrdersClient, ProductsClient
 from market.graphql.config import Config
-from market.graphql.engine import resolvers as schema
-from market.graphql.engine.documents import Documents
 from market.graphql.engine.executor import Executor
-from market.graphql.graphiql.files import Files
-from market.graphql.service import Shop
+from market.graphql.graphiql.files import StaticFiles
+from market.graphql.service import Deps
 from market.kit.http.client import HttpClient
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process
 
 
+@dataclass(frozen=True)
+class Clients:
+    """The gateway's upstreams. Tests pass their own to `build`."""
+
+    products: ProductsClient
+    orders: OrdersClient
+
+
 @asynccontextmanager
-async def build(config: Config, process: Process, shop: Shop | None = None) -> AsyncIterator[HttpServer]:
-    """The gateway. It owns no store, so it is ready once it serves."""
+async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[HttpServer]:
+    """Wire the gateway and yield its server. It owns no store, so it is ready as soon as it serves."""
     async with HttpClient("products", config.products) as products, HttpClient("orders", config.orders) as orders:
-        shop = shop or Shop(Rest(products, "products", "/api/product"), Rest(orders, "orders", "/api/order"))
-        published = schema.load()
-        documents = Documents(published, config.limits, config.documents)
-        executor = Executor(published, shop, list_items=config.limits.list_items, compiled=config.compile)
-        app = api.application(documents, executor, Files.load(), config.http, process.tracer, process.health)
+        clients = clients or Clients(ProductsClient(products), OrdersClient(orders))
+        deps = Deps(products=clients.products, orders=clients.orders)
+        executor = Executor(deps, config.limits, config.documents, compile_plans=config.compile)
+        app = api.application(executor, StaticFiles.load(), config.http, process.tracer, process.health)
         yield HttpServer(app, config.http.host, config.http.port)

@@ -1,104 +1,189 @@
-"""Calls to products and orders by REST. Each answers the body of the good answer, or raises Refused or Unavailable."""
+"""Calls to products and orders by REST.
+
+Methods return the JSON of a successful response as bytes, not decoded. They raise FieldError for any other response,
+with the code and facts of its problem document (RFC 9457), and Unavailable if there was no response.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
 import msgspec
 
-from market.graphql.problems import Refused, refused
+from market.graphql.domain import FieldError, camel_case, camel_case_keys
 from market.kit import context
-from market.kit.errors import Unavailable
+from market.kit.errors import TYPE_PREFIX, Problem, Unavailable
 from market.kit.http.client import HttpClient, HttpResponse
 from market.kit.ids import new_id
 from market.kit.resilience import RetryBudget
 
-# What a 503 asks to be sent again after; longer than this the caller is told instead.
-_LONGEST_PAUSE = 2.0
+# A create is retried after a 503 that asks for a pause of at most this; after a longer one the caller is told.
+_MAX_PAUSE_SECONDS = 2.0
+_CREATE_ATTEMPTS = 3
+
+# Members of every problem document; all others are facts.
+_STANDARD_MEMBERS = {"type", "title", "status", "detail", "instance", "errors"}
+_QUOTED = re.compile(r"`[^`]*`")
 
 
-class Rest:
-    """One neighbour's resource, `/api/product` or `/api/order`."""
+class _RestClient:
+    """One REST resource of an upstream service."""
 
-    def __init__(self, http: HttpClient, neighbour: str, path: str) -> None:
+    def __init__(self, http: HttpClient, upstream: str, path: str, *, create_timeout: float) -> None:
         self._http = http
-        self._neighbour = neighbour
+        self._upstream = upstream
         self._path = path
-        self._budget = RetryBudget(f"{neighbour}.create")
-
-    async def get(self, id: UUID, query: str = "") -> bytes:
-        """The thing's JSON."""
-        return self._good(await self._http.request("GET", f"{self._path}/{id}{query}"))
+        self._create_timeout = create_timeout
+        self._create_budget = RetryBudget(f"{upstream}.create")
 
     async def list(self, query: Mapping[str, Any]) -> bytes:
-        """The page's JSON; a value that is None is not sent."""
-        # The comma stands between ids; in a query it need not be quoted, and quoting a hundred ids is work.
-        given = urlencode({k: v for k, v in query.items() if v is not None}, safe=",")
-        return self._good(await self._http.request("GET", f"{self._path}?{given}" if given else self._path))
+        """Return the JSON of a page. Query parameters that are None are left out."""
+        # The comma between ids need not be quoted in a query, and quoting a hundred ids costs time.
+        parameters = urlencode({k: v for k, v in query.items() if v is not None}, safe=",")
+        return self._body(await self._http.request("GET", f"{self._path}?{parameters}" if parameters else self._path))
 
-    async def create(self, body: dict[str, Any], key: str | None, *, seconds: float) -> bytes:
-        """The new thing's JSON. With a key (one is minted where none is given) the call is sent again while the
-        neighbour cannot decide; what the caller gets then carries the key, to go on with it."""
-        sent_key = str(new_id()) if key is None else key
-        data = _encode(body)
-        with context.deadline_in(seconds):
+    async def create(self, body: dict[str, Any], idempotency_key: str | None = None) -> bytes:
+        """Create a resource and return its JSON.
+
+        A 503 is retried with the same idempotency key, which is generated if there is none. If the outcome is still
+        unknown, the FieldError has the code UNAVAILABLE and the key, so that the client can retry with it.
+        """
+        key = str(new_id()) if idempotency_key is None else _header_value(idempotency_key)
+        data = msgspec.json.encode(body)
+        with context.deadline_in(self._create_timeout):
             try:
-                return self._good(await self._until_decided(data, sent_key, seconds), "input")
-            except (Unavailable, Refused) as e:
-                unknown = e if isinstance(e, Refused) else Refused(str(e), e.code(), {"retryAfter": e.retry_after})
-                if unknown.extensions["code"] == "UNAVAILABLE":
-                    unknown.extensions["idempotencyKey"] = sent_key
-                raise unknown from None
+                return self._body(await self._create(data, key), "input")
+            except (Unavailable, FieldError) as e:
+                error = e if isinstance(e, FieldError) else FieldError(str(e), e.code(), {"retryAfter": e.retry_after})
+                if error.extensions["code"] == "UNAVAILABLE":
+                    error.extensions["idempotencyKey"] = key
+                raise error from None
 
-    async def _until_decided(self, data: bytes, key: str, seconds: float) -> HttpResponse:
-        self._budget.record_call()
-        headers = {"idempotency-key": _ascii(key)}
-        for attempt in (1, 2, 3):
-            answer = await self._http.request(
-                "POST", self._path, body=data, headers=headers, seconds=seconds, idempotent=True
+    async def _create(self, data: bytes, key: str) -> HttpResponse:
+        self._create_budget.record_call()
+        headers = {"idempotency-key": key}
+        for attempt in range(1, _CREATE_ATTEMPTS + 1):
+            response = await self._http.request(
+                "POST", self._path, body=data, headers=headers, seconds=self._create_timeout, idempotent=True
             )
-            after = answer.headers.get("retry-after", "1")
-            pause = float(after) if after.isdigit() else 1.0
+            retry_after = response.headers.get("retry-after", "1")
+            pause = float(retry_after) if retry_after.isdigit() else 1.0
             if (
-                answer.status != 503
-                or attempt == 3
-                or pause > _LONGEST_PAUSE
+                response.status != 503
+                or attempt == _CREATE_ATTEMPTS
+                or pause > _MAX_PAUSE_SECONDS
                 or context.remaining(60) <= pause
-                or not self._budget.take_retry()
+                or not self._create_budget.take_retry()
             ):
                 break
             await asyncio.sleep(pause)
-        return answer
+        return response
+
+    async def _get(self, resource_id: UUID, query: str = "") -> bytes:
+        return self._body(await self._http.request("GET", f"{self._path}/{resource_id}{query}"))
+
+    async def _delete(self, resource_id: UUID, *, idempotent: bool) -> None:
+        self._body(await self._http.request("DELETE", f"{self._path}/{resource_id}", idempotent=idempotent))
+
+    def _body(self, response: HttpResponse, argument: str = "") -> bytes:
+        if response.status < 300:
+            return response.body
+        raise field_error(response, self._upstream, argument)
+
+
+class ProductsClient(_RestClient):
+    """The products service."""
+
+    def __init__(self, http: HttpClient) -> None:
+        super().__init__(http, "products", "/api/product", create_timeout=3.0)
+
+    async def get(self, product_id: UUID, *, availability: bool = True) -> bytes:
+        """Return the product's JSON. Without `availability`, products does not look it up."""
+        return await self._get(product_id, "" if availability else "?availability=false")
 
     async def update(self, body: dict[str, Any], *, idempotent: bool) -> bytes:
-        """The thing's JSON after the change."""
-        return self._good(
-            await self._http.request("PUT", self._path, body=_encode(body), idempotent=idempotent), "input"
-        )
+        """Replace the product and return its new JSON. Only an idempotent update is retried."""
+        response = await self._http.request("PUT", self._path, body=msgspec.json.encode(body), idempotent=idempotent)
+        return self._body(response, "input")
 
-    async def delete(self, id: UUID, *, idempotent: bool) -> None:
-        self._good(await self._http.request("DELETE", f"{self._path}/{id}", idempotent=idempotent))
-
-    def _good(self, answer: HttpResponse, prefix: str = "") -> bytes:
-        if answer.status < 300:
-            return answer.body
-        raise refused(answer, self._neighbour, prefix)
+    async def delete(self, product_id: UUID) -> None:
+        """Delete the product."""
+        # Not retried: the second attempt would return 404 for what the first one deleted.
+        await self._delete(product_id, idempotent=False)
 
 
-def _encode(body: dict[str, Any]) -> bytes:
-    return msgspec.json.encode(body)
+class OrdersClient(_RestClient):
+    """The orders service."""
+
+    def __init__(self, http: HttpClient) -> None:
+        super().__init__(http, "orders", "/api/order", create_timeout=10.0)
+
+    async def get(self, order_id: UUID) -> bytes:
+        """Return the order's JSON."""
+        return await self._get(order_id)
+
+    async def cancel(self, order_id: UUID) -> None:
+        """Cancel the order; cancelling it again changes nothing."""
+        await self._delete(order_id, idempotent=True)
 
 
-def _ascii(key: str) -> str:
-    # A header cannot carry the rest; the neighbour's rule is the same.
+def _header_value(key: str) -> str:
+    # A header cannot carry other characters; the upstream's rule is the same.
     if not (1 <= len(key) <= 255 and all("!" <= c <= "~" for c in key)):
-        reason = "must have 1 to 255 visible ASCII characters"
-        field = "idempotencyKey"
-        raise Refused(
-            f"{field}: {reason}", "BAD_INPUT", {"field": field, "errors": [{"field": field, "reason": reason}]}
-        )
+        field, reason = "idempotencyKey", "must have 1 to 255 visible ASCII characters"
+        facts = {"field": field, "errors": [{"field": field, "reason": reason}]}
+        raise FieldError(f"{field}: {reason}", "BAD_INPUT", facts)
     return key
+
+
+def _codes(problem: type[Problem] = Problem) -> Iterator[tuple[str, str]]:
+    yield problem.type, problem.code()
+    for narrower in problem.__subclasses__():
+        yield from _codes(narrower)
+
+
+def field_error(response: HttpResponse, upstream: str, argument: str = "") -> FieldError:
+    """Return an upstream's problem response as the error of a field.
+
+    Its fields are named as GraphQL names them, below `argument`, the argument that they came in. A response without a
+    problem document has the code UNAVAILABLE if its status is 502 or above, and INTERNAL otherwise.
+    """
+    summary = f"{upstream} returned HTTP status {response.status}"
+    if response.headers.get("content-type", "").partition(";")[0].strip() != "application/problem+json":
+        return FieldError(summary, "UNAVAILABLE" if response.status >= 502 else "INTERNAL")
+    try:
+        document = msgspec.json.decode(response.body, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return FieldError(summary, "INTERNAL")
+    problem_type = str(document.get("type", "")).removeprefix(TYPE_PREFIX)
+    code = dict(_codes()).get(problem_type) or problem_type.upper().replace("-", "_") or "INTERNAL"
+    facts = {camel_case(k): camel_case_keys(v) for k, v in document.items() if k not in _STANDARD_MEMBERS}
+    if (retry_after := response.headers.get("retry-after", "")).isdigit():
+        facts["retryAfter"] = int(retry_after)
+    message = str(document.get("detail") or document.get("title") or summary)
+    errors = document.get("errors")
+    if code == "BAD_INPUT" and isinstance(errors, list) and errors:
+        named = [
+            {"field": _field_path(str(e.get("field", "")), argument), "reason": _reason(str(e.get("reason", "")))}
+            for e in errors
+        ]
+        facts = {"field": named[0]["field"], "errors": named, **facts}
+        message = "; ".join(f"{e['field']}: {e['reason']}" if e["field"] else e["reason"] for e in named)
+    return FieldError(message, code, facts)
+
+
+def _field_path(field: str, argument: str) -> str:
+    if field == "Idempotency-Key":
+        return "idempotencyKey"
+    if field in ("", "body", "query"):
+        return argument or field
+    return f"{argument}.{camel_case(field)}" if argument else camel_case(field)
+
+
+def _reason(reason: str) -> str:
+    return _QUOTED.sub(lambda m: camel_case(m[0]), reason)

@@ -12,20 +12,21 @@ Count = Annotated[int, Meta(ge=1)]
 
 
 class Limits(Section, frozen=True, kw_only=True):
-    """What one request may ask for. An order of 1,000 lines written into the document has some 8,000 tokens."""
+    """The most that one request may ask for."""
 
+    # An order of 1,000 lines written into the document has some 8,000 tokens.
     tokens: Count = 10_000
-    # Selection sets within each other; the introspection of GraphiQL has 13.
+    # Nested selection sets. GraphiQL's introspection query has 13.
     depth: Count = 16
     aliases: Count = 50
     # Fields after fragments are spread.
     fields: Count = 500
-    # Things on all the pages that the request asks for, at the pages' own limits.
+    # Items on all pages of the request together, counted at the pages' own limits.
     list_items: Count = 2000
 
 
-class Documents(Section, frozen=True, kw_only=True):
-    """How many documents are kept parsed, validated and compiled, and how long a text may be for that."""
+class DocumentCacheSize(Section, frozen=True, kw_only=True):
+    """How many documents are cached, parsed, validated and compiled, and the longest text that is cached."""
 
     count: Count = 500
     characters: Count = 8000
@@ -36,6 +37,6 @@ class Config(Base, frozen=True, forbid_unknown_fields=True, kw_only=True):
     products: HttpUpstream
     orders: HttpUpstream
     limits: Limits = Limits()
-    documents: Documents = Documents()
-    # A document is compiled once into a plan. Off: graphql-core executes everything.
+    documents: DocumentCacheSize = DocumentCacheSize()
+    # Compile each document into a plan on first use. If off, graphql-core executes every document.
     compile: bool = True

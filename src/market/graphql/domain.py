@@ -1,8 +1,9 @@
-"""What products and orders answer, as the gateway reads it, and the names on both sides."""
+"""What the gateway reads from products and orders, the error of one field, and names in snake_case and camelCase."""
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from msgspec import Struct
@@ -52,32 +53,43 @@ class OrderPage(Struct, frozen=True, gc=False):
     offset: int
 
 
-# By the schema's names of types.
-TYPES: dict[str, type[Struct]] = {t.__name__: t for t in (Product, ProductPage, OrderItem, Order, OrderPage)}
+# The REST resources by the name of their GraphQL type.
+RESOURCES: dict[str, type[Struct]] = {t.__name__: t for t in (Product, ProductPage, OrderItem, Order, OrderPage)}
+
+
+class FieldError(Exception):
+    """A GraphQL error without its path: `str()` is the message, `extensions` holds the code and the facts."""
+
+    def __init__(self, message: str, code: str, facts: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.extensions: dict[str, Any] = {"code": code, **(facts or {})}
+
 
 _UPPER = re.compile(r"(?<=[a-z0-9])([A-Z])")
 _UNDERSCORE = re.compile(r"_([a-z])")
 
 
-def snake(name: str) -> str:
-    """imageUrl -> image_url"""
+# Only names of the schema come here, so the cache cannot grow beyond it.
+@lru_cache(maxsize=256)
+def snake_case(name: str) -> str:
+    """Return a GraphQL name as REST writes it: imageUrl -> image_url."""
     return _UPPER.sub(lambda m: "_" + m[1].lower(), name)
 
 
-def camel(name: str) -> str:
-    """image_url -> imageUrl; items[0].product_id -> items[0].productId"""
+def camel_case(name: str) -> str:
+    """Return a REST name or path as GraphQL writes it: items[0].product_id -> items[0].productId."""
     return _UNDERSCORE.sub(lambda m: m[1].upper(), name)
 
 
-def snake_keys(value: Any) -> Any:
-    """The input object as REST writes it."""
+def snake_case_keys(value: Any) -> Any:
+    """Return an input object with the names of REST, at every level."""
     if isinstance(value, dict):
-        return {snake(k): snake_keys(v) for k, v in value.items()}
-    return [snake_keys(v) for v in value] if isinstance(value, list) else value
+        return {snake_case(k): snake_case_keys(v) for k, v in value.items()}
+    return [snake_case_keys(v) for v in value] if isinstance(value, list) else value
 
 
-def camel_keys(value: Any) -> Any:
-    """A problem's facts as GraphQL writes them."""
+def camel_case_keys(value: Any) -> Any:
+    """Return the facts of a problem with the names of GraphQL, at every level."""
     if isinstance(value, dict):
-        return {camel(k): camel_keys(v) for k, v in value.items()}
-    return [camel_keys(v) for v in value] if isinstance(value, list) else value
+        return {camel_case(k): camel_case_keys(v) for k, v in value.items()}
+    return [camel_case_keys(v) for v in value] if isinstance(value, list) else value

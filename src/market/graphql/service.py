@@ -1,135 +1,135 @@
-"""The nine use cases and the join. Each takes its GraphQL arguments and answers the neighbour's JSON."""
+"""The use cases behind the nine root fields, and the products of a response's order lines.
+
+Use cases return the upstream's JSON as bytes, not decoded. They raise NotFound or BadInput for arguments that no upstream
+need see, and otherwise what the clients raise: FieldError and Unavailable.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from market.graphql.clients import Rest
-from market.graphql.domain import snake_keys
+from market.graphql.clients import OrdersClient, ProductsClient
+from market.graphql.domain import snake_case_keys
 from market.kit.errors import BadInput
 from market.kit.text import parse_path_id, parse_uuid
 
-# Ids in one call to products, and calls of one answer's join under way at once.
-BATCH = 100
-JOINS_UNDER_WAY = 4
-ORDER_SECONDS = 10.0
-OTHER_SECONDS = 3.0
-# The pages' limits of the REST contract: what they are where absent, and at most.
-PAGES = {"products": (20, 100), "orders": (100, 1000)}
+# Ids in one request to products, by the REST contract.
+MAX_IDS = 100
+# Requests to products that one response makes concurrently for its order lines.
+MAX_CONCURRENT_BATCHES = 4
 
 
-class Ask:
-    """One request's allowance of things on pages; the whole request shares it."""
+@dataclass(frozen=True)
+class Deps:
+    """What the use cases need."""
 
-    def __init__(self, list_items: int) -> None:
-        self._most = list_items
-        self._left = list_items
-
-    def take(self, root: str, args: dict[str, Any]) -> None:
-        """Takes what the root field's page may hold, if it has one. Raises BadInput."""
-        if root not in PAGES:
-            return
-        default, most = PAGES[root]
-        ids, limit = args.get("ids"), args.get("limit")
-        wanted = len(ids) if ids is not None else default if limit is None else limit
-        # A limit out of range is the neighbour's to refuse, in better words.
-        self._left -= min(max(wanted, 1), most)
-        if self._left < 0:
-            raise BadInput("limit", f"the pages of one request may have {self._most} items together")
+    products: ProductsClient
+    orders: OrdersClient
 
 
-class Shop:
-    """The shop behind the gateway. What it answers is REST's JSON, unread."""
+class ProductBatch(NamedTuple):
+    """The result of one request for products: their ids, and the page's JSON or why there is none."""
 
-    def __init__(self, products: Rest, orders: Rest) -> None:
-        self._products = products
-        self._orders = orders
-
-    async def product(self, *, id: str, availability: bool = True) -> bytes:
-        """Without `availability` products need not look it up."""
-        return await self._products.get(parse_path_id("product", id), "" if availability else "?availability=false")
-
-    async def products(
-        self,
-        *,
-        limit: int | None = None,
-        offset: int | None = None,
-        q: str | None = None,
-        ids: list[str] | None = None,
-        sort: str | None = None,
-        availability: bool = True,
-    ) -> bytes:
-        """Without `availability` products need not look it up."""
-        wanted = None
-        if ids is not None:
-            if len(ids) > BATCH:
-                raise BadInput("ids", f"must have at most {BATCH} ids")
-            wanted = ",".join(str(parse_uuid(f"ids[{i}]", id)) for i, id in enumerate(ids))
-        query = {
-            "limit": limit,
-            "offset": offset,
-            "q": q,
-            "ids": wanted,
-            "sort": sort,
-            "availability": None if availability else "false",
-        }
-        return await self._products.list(query)
-
-    async def order(self, *, id: str) -> bytes:
-        return await self._orders.get(parse_path_id("order", id))
-
-    async def orders(
-        self, *, user: str, limit: int | None = None, offset: int | None = None, status: str | None = None
-    ) -> bytes:
-        return await self._orders.list({"user": user, "limit": limit, "offset": offset, "status": status})
-
-    async def create_product(self, *, input: dict[str, Any], idempotency_key: str | None = None) -> bytes:
-        return await self._products.create(_body(input, {"imageUrl"}), idempotency_key, seconds=OTHER_SECONDS)
-
-    async def update_product(self, *, input: dict[str, Any]) -> bytes:
-        parse_path_id("product", input["id"])
-        body = _body(input, {"imageUrl"})
-        # A stock-take is not repeated: what was sold between the two would come back.
-        return await self._products.update(body, idempotent="stock" not in body)
-
-    async def delete_product(self, *, id: str) -> str:
-        product = parse_path_id("product", id)
-        # Not repeated: the second would say 404 of what the first has deleted.
-        await self._products.delete(product, idempotent=False)
-        return str(product)
-
-    async def create_order(self, *, input: dict[str, Any], idempotency_key: str | None = None) -> bytes:
-        return await self._orders.create(_body(input, set()), idempotency_key, seconds=ORDER_SECONDS)
-
-    async def delete_order(self, *, id: str) -> bytes:
-        order = parse_path_id("order", id)
-        await self._orders.delete(order, idempotent=True)
-        return await self._orders.get(order)
-
-    async def joined(
-        self, ids: Iterable[str], *, availability: bool = True
-    ) -> list[tuple[list[str], bytes | Exception]]:
-        """The products of an answer, by batches of 100 distinct ids: each with the page's JSON, or why there is none."""
-        distinct = list(dict.fromkeys(ids))
-        batches = [distinct[i : i + BATCH] for i in range(0, len(distinct), BATCH)]
-        turn = asyncio.Semaphore(JOINS_UNDER_WAY)
-
-        async def one(batch: list[str]) -> tuple[list[str], bytes | Exception]:
-            query = {"ids": ",".join(batch), "availability": None if availability else "false"}
-            try:
-                async with turn:
-                    return batch, await self._products.list(query)
-            except Exception as e:
-                return batch, e
-
-        if len(batches) == 1:
-            return [await one(batches[0])]
-        return list(await asyncio.gather(*map(one, batches)))
+    ids: list[str]
+    page: bytes | Exception
 
 
-def _body(input: dict[str, Any], nullable: set[str]) -> dict[str, Any]:
-    """The input as REST takes it: a null stands for absent, but in the fields where null is a value."""
-    body: dict[str, Any] = snake_keys({k: v for k, v in input.items() if v is not None or k in nullable})
+async def get_product(deps: Deps, *, product_id: str, availability: bool = True) -> bytes:
+    """Return the product. Without `availability`, products does not look it up."""
+    return await deps.products.get(parse_path_id("product", product_id), availability=availability)
+
+
+async def list_products(
+    deps: Deps,
+    *,
+    limit: int | None = None,
+    offset: int | None = None,
+    q: str | None = None,
+    ids: list[str] | None = None,
+    sort: str | None = None,
+    availability: bool = True,
+) -> bytes:
+    """Return a page of products: those with the given ids, in that order, or those that match `q`, a full-text query."""
+    if ids is not None and len(ids) > MAX_IDS:
+        raise BadInput("ids", f"must have at most {MAX_IDS} ids, got {len(ids)}")
+    query = {
+        "limit": limit,
+        "offset": offset,
+        "q": q,
+        "ids": None if ids is None else ",".join([str(parse_uuid(f"ids[{i}]", id_)) for i, id_ in enumerate(ids)]),
+        "sort": sort,
+        "availability": None if availability else "false",
+    }
+    return await deps.products.list(query)
+
+
+async def get_order(deps: Deps, *, order_id: str) -> bytes:
+    """Return the order."""
+    return await deps.orders.get(parse_path_id("order", order_id))
+
+
+async def list_orders(
+    deps: Deps, *, user: str, limit: int | None = None, offset: int | None = None, status: str | None = None
+) -> bytes:
+    """Return a page of the user's orders, the newest first."""
+    return await deps.orders.list({"user": user, "limit": limit, "offset": offset, "status": status})
+
+
+async def create_product(deps: Deps, *, product: dict[str, Any], idempotency_key: str | None = None) -> bytes:
+    """Create a product from a CreateProductInput and return it."""
+    return await deps.products.create(_rest_body(product, nullable={"imageUrl"}), idempotency_key)
+
+
+async def update_product(deps: Deps, *, product: dict[str, Any]) -> bytes:
+    """Replace a product's writable fields by an UpdateProductInput and return it."""
+    parse_path_id("product", product["id"])
+    body = _rest_body(product, nullable={"imageUrl"})
+    # A stock-take is not retried: units sold between two attempts would be back in stock.
+    return await deps.products.update(body, idempotent="stock" not in body)
+
+
+async def delete_product(deps: Deps, *, product_id: str) -> str:
+    """Delete the product and return its id."""
+    parsed = parse_path_id("product", product_id)
+    await deps.products.delete(parsed)
+    return str(parsed)
+
+
+async def create_order(deps: Deps, *, order: dict[str, Any], idempotency_key: str | None = None) -> bytes:
+    """Place an order from a CreateOrderInput and return it."""
+    return await deps.orders.create(_rest_body(order), idempotency_key)
+
+
+async def cancel_order(deps: Deps, *, order_id: str) -> bytes:
+    """Cancel the order and return it as it is afterwards."""
+    parsed = parse_path_id("order", order_id)
+    await deps.orders.cancel(parsed)
+    return await deps.orders.get(parsed)
+
+
+async def products_by_id(deps: Deps, ids: Iterable[str], *, availability: bool = True) -> list[ProductBatch]:
+    """Return the products with these ids, in batches of 100 distinct ids. Never raises: a batch holds its error."""
+    distinct = list(dict.fromkeys(ids))
+    batches = [distinct[i : i + MAX_IDS] for i in range(0, len(distinct), MAX_IDS)]
+    semaphore = asyncio.Semaphore(MAX_CONCURRENT_BATCHES)
+
+    async def fetch(batch: list[str]) -> ProductBatch:
+        query = {"ids": ",".join(batch), "availability": None if availability else "false"}
+        try:
+            async with semaphore:
+                return ProductBatch(batch, await deps.products.list(query))
+        except Exception as e:
+            return ProductBatch(batch, e)
+
+    if len(batches) == 1:
+        return [await fetch(batches[0])]
+    return list(await asyncio.gather(*map(fetch, batches)))
+
+
+def _rest_body(fields: dict[str, Any], nullable: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
+    """Return an input object as REST takes it. A null means absent, except in fields where null is a value."""
+    body: dict[str, Any] = snake_case_keys({k: v for k, v in fields.items() if v is not None or k in nullable})
     return body

@@ -1,48 +1,40 @@
-"""Documents, parsed, limited and validated once, and kept for the next time."""
+"""Documents: parsed, checked and validated once, and cached."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from graphql import (
     DocumentNode,
-    FieldNode,
-    FragmentDefinitionNode,
-    FragmentSpreadNode,
     GraphQLError,
     GraphQLSchema,
-    InlineFragmentNode,
     OperationDefinitionNode,
     OperationType,
-    SelectionSetNode,
     parse,
     validate,
 )
 from graphql.validation import recommended_rules, specified_rules
-from prometheus_client import Counter
 
-from market.graphql import config
+from market.graphql.config import DocumentCacheSize, Limits
+from market.graphql.engine.errors import Error, request_error
+from market.graphql.engine.limits import check_document
+from market.graphql.metrics import DOCUMENT_CACHE_HITS, DOCUMENT_CACHE_MISSES
 from market.kit.errors import BadInput
 
-SEEN = Counter("market_graphql_documents_total", "Documents by whether they were known.", ["known"])
-_KNOWN, _NEW = SEEN.labels("yes"), SEEN.labels("no")
 _RULES = [*specified_rules, *(r for r in recommended_rules if r not in specified_rules)]
-_MOST_MESSAGE = 500
-_MOST_LOCATIONS = 10
-
-Error = dict[str, Any]
+_MAX_ERRORS = 20
 
 
 @dataclass
-class Prepared:
-    """A document with the operation to run, or what is wrong with it."""
+class PreparedDocument:
+    """A document with the operation to execute, or its errors."""
 
     document: DocumentNode | None = None
     operation: OperationDefinitionNode | None = None
     errors: list[Error] = field(default_factory=list)
-    # What the executor keeps beside it: the variables in `@skip` and `@include`, and the plans by their values.
+    # What the executor caches beside it: the variables in `@skip` and `@include`, and the plans by their values.
     conditions: list[str] | None = None
     plans: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
@@ -51,137 +43,62 @@ class Prepared:
         return self.operation is not None and self.operation.operation is OperationType.MUTATION
 
 
-class Documents:
-    """The documents seen of late, by their whole text and the operation's name."""
+class DocumentCache:
+    """The least recently used documents are evicted. The key is the whole text and the operation's name."""
 
-    def __init__(self, schema: GraphQLSchema, limits: config.Limits, keep: config.Documents) -> None:
+    def __init__(self, schema: GraphQLSchema, limits: Limits, size: DocumentCacheSize) -> None:
         self._schema = schema
         self._limits = limits
-        self._keep = keep
-        self._kept: OrderedDict[tuple[str, str | None], Prepared] = OrderedDict()
+        self._size = size
+        self._documents: OrderedDict[tuple[str, str | None], PreparedDocument] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._documents)
 
-    def get(self, text: str, operation: str | None) -> Prepared:
-        """The document, ready to run, or with its errors; never raises for what a client sent."""
-        key = (text, operation)
-        known = self._kept.get(key)
-        if known is not None:
-            self._kept.move_to_end(key)
-            _KNOWN.inc()
-            return known
-        _NEW.inc()
-        prepared = self._prepare(text, operation)
-        if len(text) <= self._keep.characters:
-            self._kept[key] = prepared
-            if len(self._kept) > self._keep.count:
-                self._kept.popitem(last=False)
+    def get(self, text: str, operation_name: str | None) -> PreparedDocument:
+        """Return the document, ready to execute, or with its errors. Never raises for what a client sent."""
+        key = (text, operation_name)
+        cached = self._documents.get(key)
+        if cached is not None:
+            self._documents.move_to_end(key)
+            DOCUMENT_CACHE_HITS.inc()
+            return cached
+        DOCUMENT_CACHE_MISSES.inc()
+        prepared = self._prepare(text, operation_name)
+        if len(text) <= self._size.characters:
+            self._documents[key] = prepared
+            if len(self._documents) > self._size.count:
+                self._documents.popitem(last=False)
         return prepared
 
-    def _prepare(self, text: str, name: str | None) -> Prepared:
-        prepared = Prepared()
+    def _prepare(self, text: str, operation_name: str | None) -> PreparedDocument:
+        prepared = PreparedDocument()
         try:
             document = parse(text, max_lexical_tokens=self._limits.tokens, max_comments=self._limits.tokens)
-            prepared.operation = _operation(document, name)
-            check(document, self._limits)
-            wrong = validate(self._schema, document, _RULES, max_errors=20)
-            if not wrong:
+            prepared.operation = _select_operation(document, operation_name)
+            check_document(document, self._limits)
+            errors = validate(self._schema, document, _RULES, max_errors=_MAX_ERRORS)
+            if not errors:
                 prepared.document = document
         except GraphQLError as e:
-            wrong = [e]
+            errors = [e]
         except BadInput as e:
-            wrong = [GraphQLError(str(e), extensions={"field": e.field})]
+            errors = [GraphQLError(str(e), extensions={"field": e.field})]
         except RecursionError:
-            wrong = [GraphQLError("query: is nested too deeply")]
-        prepared.errors = [request_error(e) for e in wrong]
+            errors = [GraphQLError("query: is nested too deeply")]
+        prepared.errors = [request_error(e) for e in errors]
         return prepared
 
 
-def request_error(e: GraphQLError, field: str = "query") -> Error:
-    """A complaint about the request itself, as the answer says it."""
-    error: Error = dict(e.formatted)
-    if "locations" in error:
-        error["locations"] = error["locations"][:_MOST_LOCATIONS]
-    if len(error["message"]) > _MOST_MESSAGE:
-        error["message"] = error["message"][:_MOST_MESSAGE] + "..."
-    error["extensions"] = {"code": "BAD_INPUT", "field": field, **(e.extensions or {})}
-    return error
-
-
-def _operation(document: DocumentNode, name: str | None) -> OperationDefinitionNode:
+def _select_operation(document: DocumentNode, name: str | None) -> OperationDefinitionNode:
     operations = [d for d in document.definitions if isinstance(d, OperationDefinitionNode)]
     if name is not None:
         operations = [d for d in operations if d.name is not None and d.name.value == name]
     if len(operations) == 1:
         return operations[0]
     if name is not None:
-        raise BadInput(
-            "operationName",
-            "names no operation of the document" if not operations else "names two operations of the document",
-        )
-    raise BadInput(
-        "operationName", "must say which operation to run" if operations else "the document has no operation"
-    )
-
-
-class _Size(NamedTuple):
-    depth: int
-    fields: int
-    aliases: int
-
-
-def check(document: DocumentNode, limits: config.Limits) -> None:
-    """Raises BadInput for a document that asks for more than `limits`, with its fragments spread."""
-    fragments = {d.name.value: d for d in document.definitions if isinstance(d, FragmentDefinitionNode)}
-    known: dict[str, _Size | None] = {}
-    written = 0
-
-    def of_fragment(name: str) -> _Size:
-        if name not in fragments:
-            return _Size(0, 0, 0)  # Validation says so.
-        if name not in known:
-            known[name] = None
-            known[name] = of(fragments[name].selection_set)
-        size = known[name]
-        if size is None:
-            raise BadInput("query", f"fragment {name} spreads itself")
-        return size
-
-    def of(selections: SelectionSetNode) -> _Size:
-        nonlocal written
-        depth = fields = aliases = 0
-        for node in selections.selections:
-            written += 1
-            if isinstance(node, FieldNode):
-                inner = of(node.selection_set) if node.selection_set else _Size(0, 0, 0)
-                below = inner.depth + 1
-                fields += 1
-                aliases += node.alias is not None
-            else:
-                assert isinstance(node, InlineFragmentNode | FragmentSpreadNode)
-                inner = of(node.selection_set) if isinstance(node, InlineFragmentNode) else of_fragment(node.name.value)
-                below = inner.depth
-            depth = max(depth, below)
-            fields += inner.fields
-            aliases += inner.aliases
-        return _Size(depth, fields, aliases)
-
-    for definition in document.definitions:
-        if isinstance(definition, OperationDefinitionNode):
-            _within(of(definition.selection_set), limits)
-        elif isinstance(definition, FragmentDefinitionNode):
-            _within(of_fragment(definition.name.value), limits)
-    # What is written, spread or not, is what validation has to compare.
-    if written > 2 * limits.fields:
-        raise BadInput("query", f"has {written} selections; at most {2 * limits.fields} are allowed")
-
-
-def _within(size: _Size, limits: config.Limits) -> None:
-    for name, is_, most in (
-        ("levels of fields", size.depth, limits.depth),
-        ("fields", size.fields, limits.fields),
-        ("aliases", size.aliases, limits.aliases),
-    ):
-        if is_ > most:
-            raise BadInput("query", f"has {is_ if is_ < 10**9 else 'countless'} {name}; at most {most} are allowed")
+        many = "no operation" if not operations else f"{len(operations)} operations"
+        raise BadInput("operationName", f"the document has {many} named {name}")
+    if operations:
+        raise BadInput("operationName", f"is required because the document has {len(operations)} operations")
+    raise BadInput("operationName", "the document has no operation")

@@ -1,85 +1,93 @@
-"""Runs a prepared document and writes the answer's JSON: by its plan, or by graphql-core where there is none."""
+"""The engine's entry: prepares documents and executes them, by their plan, or by graphql-core if there is none."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import msgspec
-from graphql import GraphQLError, GraphQLSchema, get_variable_values
+from graphql import get_variable_values
 
-from market.graphql.engine import resolvers as core
-from market.graphql.engine.compiler import MOST_CONDITIONS, compiled, conditions
-from market.graphql.engine.documents import Error, Prepared, request_error
+from market.graphql.config import DocumentCacheSize, Limits
+from market.graphql.engine import resolvers
+from market.graphql.engine.compiler import MAX_CONDITIONS, compile_plan
+from market.graphql.engine.documents import DocumentCache, PreparedDocument
+from market.graphql.engine.errors import Error, execution_error, field_error, request_error
+from market.graphql.engine.limits import ItemBudget
 from market.graphql.engine.plan import Plan
-from market.graphql.service import Ask, Shop
+from market.graphql.engine.selections import conditions
+from market.graphql.service import Deps
+from market.kit.errors import Problem
+
+_MAX_ERRORS = 20
 
 
 class Result(NamedTuple):
-    """The response's JSON. Not `began`: a request error, without data."""
+    """A response's JSON. `executed` is false for a request error: the response then has no data."""
 
-    began: bool
+    executed: bool
     body: bytes
 
 
-def failed(errors: list[Error]) -> Result:
-    """The answer to a request that did not begin."""
-    return Result(False, msgspec.json.encode({"errors": errors}))
+def rejected(problem: Problem) -> Result:
+    """Return the response to a request that could not be read as a GraphQL request."""
+    error = field_error(problem)
+    return _request_errors([{"message": str(error), "extensions": error.extensions}])
 
 
 class Executor:
-    """Runs operations against the shop."""
+    """Executes the operations of the published schema."""
 
-    def __init__(self, schema: GraphQLSchema, shop: Shop, *, list_items: int, compiled: bool) -> None:
-        self._schema = schema
-        self._shop = shop
-        self._list_items = list_items
-        self._compiled = compiled
+    def __init__(self, deps: Deps, limits: Limits, cache_size: DocumentCacheSize, *, compile_plans: bool) -> None:
+        self._deps = deps
+        self._schema = resolvers.load_schema()
+        self._list_items = limits.list_items
+        self._documents = DocumentCache(self._schema, limits, cache_size)
+        self._compile_plans = compile_plans
 
-    async def run(self, prepared: Prepared, variables: dict[str, Any]) -> Result:
-        """The answer. What fails within it stands among its errors."""
+    def prepare(self, text: str, operation_name: str | None) -> PreparedDocument:
+        """Return the document, ready to execute, or with its errors."""
+        return self._documents.get(text, operation_name)
+
+    async def execute(self, prepared: PreparedDocument, variables: dict[str, Any]) -> Result:
+        """Return the response. A field that fails is null, and its error is in the response."""
         if prepared.errors:
-            return failed(prepared.errors)
+            return _request_errors(prepared.errors)
         assert prepared.document is not None
         assert prepared.operation is not None
         coerced = get_variable_values(
-            self._schema, prepared.operation.variable_definitions or (), variables, max_errors=20
+            self._schema, prepared.operation.variable_definitions or (), variables, max_errors=_MAX_ERRORS
         )
         if isinstance(coerced, list):
-            return failed([request_error(e, "variables") for e in coerced])
-        ask = Ask(self._list_items)
-        plan = self._plan(prepared, coerced.coerced) if self._compiled else None
+            return _request_errors([request_error(e, "variables") for e in coerced])
+        budget = ItemBudget(self._list_items)
+        plan = self._plan(prepared, coerced.coerced) if self._compile_plans else None
         if plan is not None:
-            return Result(True, await plan.run(self._shop, ask, coerced))
+            return Result(True, await plan.execute(self._deps, budget, coerced))
         name = prepared.operation.name.value if prepared.operation.name else None
-        result = await core.run(self._schema, prepared.document, name, variables, self._shop, ask)
-        answer: dict[str, Any] = {"data": result.data}
+        context = resolvers.ResolverContext(self._deps, budget)
+        result = await resolvers.execute(self._schema, prepared.document, name, variables, context)
+        response: dict[str, Any] = {"data": result.data}
         if result.errors:
-            answer["errors"] = [field_error(e) for e in result.errors]
-        return Result(True, msgspec.json.encode(answer))
+            response["errors"] = [execution_error(e) for e in result.errors]
+        return Result(True, msgspec.json.encode(response))
 
-    def _plan(self, prepared: Prepared, variables: dict[str, Any]) -> Plan | None:
-        """The plan for these values of the document's conditions, made where it is not there yet."""
+    def _plan(self, prepared: PreparedDocument, variables: dict[str, Any]) -> Plan | None:
+        """Return the plan for these values of the document's conditions, compiled if it is not cached, or None."""
         assert prepared.document is not None
         assert prepared.operation is not None
         if prepared.conditions is None:
             prepared.conditions = conditions(prepared.document)
         values = tuple([variables.get(name) for name in prepared.conditions])
         if values in prepared.plans:
-            known: Plan | None = prepared.plans[values]
-            return known
+            cached: Plan | None = prepared.plans[values]
+            return cached
         plan = None
-        # A condition that is null is an error of its own; the many are graphql-core's.
-        if len(values) <= MOST_CONDITIONS and not any(v is None for v in values):
-            asked = {name: bool(value) for name, value in zip(prepared.conditions, values, strict=True)}
-            plan = prepared.plans[values] = compiled(self._schema, prepared.document, prepared.operation, asked)
+        # A null condition is an error, which graphql-core reports. It also executes what would need too many plans.
+        if len(values) <= MAX_CONDITIONS and not any(v is None for v in values):
+            decided = {name: bool(value) for name, value in zip(prepared.conditions, values, strict=True)}
+            plan = prepared.plans[values] = compile_plan(self._schema, prepared.document, prepared.operation, decided)
         return plan
 
 
-def field_error(e: GraphQLError) -> Error:
-    """graphql-core's error at a path. One of its own is about an argument whose variable does not fit."""
-    error: Error = dict(e.formatted)
-    cause: Exception | None = e
-    while isinstance(cause, GraphQLError):
-        cause = cause.original_error
-    error.setdefault("extensions", {"code": "BAD_INPUT" if cause is None else "INTERNAL"})
-    return error
+def _request_errors(errors: list[Error]) -> Result:
+    return Result(False, msgspec.json.encode({"errors": errors}))

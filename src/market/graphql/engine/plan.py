@@ -1,19 +1,19 @@
-"""Documents compiled into plans: what to fetch, how to read REST's JSON, and how to write the answer's.
+"""Plans: compiled documents. A plan says what to fetch, how to read REST's JSON, and how to write the response's.
 
-graphql-core walks the answer field by field, in Python, for each request anew. But the shape of an answer is
-known once the document is. So compiler.py makes, per selection set, a struct that msgspec reads out of REST's
-JSON (the members selected, nothing else), a struct that it writes (the response's names in the response's
-order), and one expression that makes the second from the first. Reading and writing are then C, and what is
-left is one Python expression per thing. This file runs such a plan.
+graphql-core walks a response field by field, in Python, for each request. But the shape of a response is known once the
+document is. The compiler makes, per selection set, a struct that msgspec decodes from REST's JSON (the selected members
+only) and a struct that it encodes (the response's names in the response's order), and a function that makes the second
+from the first. Decoding and encoding are then C. This file executes such a plan.
 
-The answers are graphql-core's, errors included; a test holds the two together.
+The responses are the same as graphql-core's, errors included; tests/graphql/test_plan.py compares the two.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -21,172 +21,178 @@ from graphql import FieldNode, GraphQLError, GraphQLField
 from graphql.execution import get_argument_values
 from graphql.execution.values import VariableValues
 
-from market.graphql.problems import explained
-from market.graphql.service import Ask, Shop
+from market.graphql import service
+from market.graphql.engine.errors import Error, field_error
+from market.graphql.engine.limits import ItemBudget
+from market.graphql.service import Deps, ProductBatch
 
 Path = list[str | int]
-Error = dict[str, Any]
+# Makes response objects from objects that were read. The second argument has, per join, the products by id.
+Write = Callable[[Sequence[Any], Sequence[dict[str, Any]]], Sequence[Any]]
+
+_product_id = attrgetter("id")
 
 
 @dataclass(frozen=True)
-class Step:
-    """A list on the way from a root field's answer to its order lines: the member, and its key in the response."""
+class ListStep:
+    """A list on the way from a root field's value to its order lines: its items, and its key in the response."""
 
     items: Callable[[Any], list[Any]]
     key: str
 
 
 @dataclass(frozen=True)
-class Join:
-    """A selection of `OrderItem.product`: found by the lines' ids, in products' pages."""
+class ProductJoin:
+    """A selection of `OrderItem.product`. The products are found by the lines' ids, in pages of products."""
 
     key: str
     locations: list[dict[str, int]]
-    steps: tuple[Step, ...]
+    steps: tuple[ListStep, ...]
     availability: bool
     decode: Callable[[bytes], Any]
-    write: Callable[[Any], Any]
+    write: Write
 
-    def lines(self, answer: Any) -> Iterable[Any]:
-        """The order lines of a root field's answer."""
-        level = [answer]
+    def lines(self, value: Any) -> Iterable[Any]:
+        """Return the order lines in a root field's value."""
+        level = [value]
         for step in self.steps:
-            level = [thing for outer in level for thing in step.items(outer)]
+            level = [item for outer in level for item in step.items(outer)]
         return level
 
-    def places(self, answer: Any, path: Path, depth: int = 0) -> Iterator[tuple[Path, Any]]:
-        """The same, each with the path of its product."""
+    def lines_with_paths(self, value: Any, path: Path, depth: int = 0) -> Iterator[tuple[Path, Any]]:
+        """Yield the path of each line's product in the response, and the line."""
         if depth == len(self.steps):
-            yield [*path, self.key], answer
+            yield [*path, self.key], value
             return
         step = self.steps[depth]
-        for i, thing in enumerate(step.items(answer)):
-            yield from self.places(thing, [*path, step.key, i], depth + 1)
+        for i, item in enumerate(step.items(value)):
+            yield from self.lines_with_paths(item, [*path, step.key, i], depth + 1)
 
 
 @dataclass(frozen=True)
-class Root:
-    """A root field. `call` is its use case; `decode` is None where that answers the value itself."""
+class FieldPlan:
+    """The plan of one root field."""
 
     key: str
     name: str
     locations: list[dict[str, int]]
-    call: Callable[..., Any]
-    extra: dict[str, Any]
+    use_case: Callable[..., Any]
+    # Arguments of the use case that follow from the selection.
+    extra_arguments: dict[str, Any]
     definition: GraphQLField
     node: FieldNode
-    # The arguments, where no variable takes part.
-    fixed: dict[str, Any] | None
-    arguments: Callable[[dict[str, Any]], dict[str, Any]]
+    # The arguments, if they use no variable.
+    constant_arguments: dict[str, Any] | None
+    translate: Callable[[dict[str, Any]], dict[str, Any]]
+    # None if the use case returns the value itself.
     decode: Callable[[bytes], Any] | None
-    # Takes the answer, and per join the products by their ids.
-    write: Callable[..., Any]
-    joins: tuple[Join, ...]
+    write: Write
+    joins: tuple[ProductJoin, ...]
 
 
 class Plan:
-    """An operation, compiled."""
+    """The plan of an operation."""
 
-    def __init__(self, roots: list[Root], constants: dict[str, str], keys: list[str], *, serial: bool) -> None:
-        self._roots = roots
-        # `__typename` of the operation's type, by its keys.
-        self._constants = constants
+    def __init__(self, fields: list[FieldPlan], typenames: dict[str, str], keys: list[str], *, serial: bool) -> None:
+        """`typenames` has the operation type's `__typename` by its keys, `keys` all keys in the response's order."""
+        self._fields = fields
+        self._typenames = typenames
         self._keys = keys
         self._serial = serial
 
-    async def run(self, shop: Shop, ask: Ask, variables: VariableValues) -> bytes:
-        """The response's JSON: data, and errors where there are any."""
-        run = Run(shop, ask, variables)
+    async def execute(self, deps: Deps, budget: ItemBudget, variables: VariableValues) -> bytes:
+        """Return the response's JSON: data, and errors if there are any."""
+        execution = _Execution(deps, budget, variables)
         if self._serial:
-            # A mutation's answer is whole, its products too, before the next one begins.
-            for root in self._roots:
-                await run.fetch(root)
-                await run.join([root])
+            # A mutation's response is complete, with its products, before the next mutation starts.
+            for field in self._fields:
+                await execution.fetch(field)
+                await execution.join([field])
         else:
-            if len(self._roots) == 1:
-                await run.fetch(self._roots[0])
+            if len(self._fields) == 1:
+                await execution.fetch(self._fields[0])
             else:
-                await asyncio.gather(*map(run.fetch, self._roots))
-            await run.join(self._roots)
-        data = run.data
+                await asyncio.gather(*map(execution.fetch, self._fields))
+            await execution.join(self._fields)
+        data = execution.data
         if len(self._keys) > 1:
-            data = {key: self._constants.get(key) or data.get(key) for key in self._keys}
-        elif self._constants:
-            data = self._constants
-        return msgspec.json.encode({"data": data, "errors": run.errors} if run.errors else {"data": data})
+            data = {key: self._typenames.get(key) or data.get(key) for key in self._keys}
+        elif self._typenames:
+            data = self._typenames
+        errors = execution.errors
+        return msgspec.json.encode({"data": data, "errors": errors} if errors else {"data": data})
 
 
-class Run:
-    """One request's way through a plan."""
+class _Execution:
+    """One request's execution of a plan."""
 
-    def __init__(self, shop: Shop, ask: Ask, variables: VariableValues) -> None:
-        self._shop = shop
-        self._ask = ask
+    def __init__(self, deps: Deps, budget: ItemBudget, variables: VariableValues) -> None:
+        self._deps = deps
+        self._budget = budget
         self._variables = variables
-        self._answers: dict[str, Any] = {}
+        # Values that wait for the products of their order lines, by the root field's key.
+        self._values: dict[str, Any] = {}
         self.data: dict[str, Any] = {}
         self.errors: list[Error] = []
 
-    async def fetch(self, root: Root) -> None:
-        """Gets the root field's answer, and writes it if nothing is joined to it. What fails is null and an error."""
+    async def fetch(self, field: FieldPlan) -> None:
+        """Fetch the root field's value, and write it if it has no joins. If that fails it is null, with an error."""
         try:
-            args = root.fixed
-            if args is None:
-                args = root.arguments(get_argument_values(root.definition, root.node, self._variables))
-            self._ask.take(root.name, args)
-            answer = await root.call(self._shop, **args, **root.extra)
-            if root.decode is not None:
-                answer = root.decode(answer)
-            if root.joins:
-                self._answers[root.key] = answer
-                self.data[root.key] = None
+            arguments = field.constant_arguments
+            if arguments is None:
+                arguments = field.translate(get_argument_values(field.definition, field.node, self._variables))
+            self._budget.spend(field.name, arguments)
+            value = await field.use_case(self._deps, **arguments, **field.extra_arguments)
+            if field.decode is not None:
+                value = field.decode(value)
+            if field.joins:
+                self._values[field.key] = value
+                self.data[field.key] = None
             else:
-                self.data[root.key] = root.write(answer)
+                self.data[field.key] = field.write((value,), ())[0]
         except Exception as e:
-            self.data[root.key] = None
-            self._failed(e, [root.key], root.locations)
+            self.data[field.key] = None
+            self._add_error(e, [field.key], field.locations)
 
-    async def join(self, roots: list[Root]) -> None:
-        """Gets the products that the answers' lines name, in one call per 100 distinct ids, and writes the answers."""
-        joined = [root for root in roots if root.key in self._answers]
-        if not joined:
+    async def join(self, fields: list[FieldPlan]) -> None:
+        """Fetch the products of all order lines together, and write the values that wait for them."""
+        waiting = [field for field in fields if field.key in self._values]
+        if not waiting:
             return
         ids = [
-            line.product_id for root in joined for join in root.joins for line in join.lines(self._answers[root.key])
+            line.product_id for field in waiting for join in field.joins for line in join.lines(self._values[field.key])
         ]
-        availability = any(join.availability for root in joined for join in root.joins)
-        batches = await self._shop.joined(ids, availability=availability) if ids else []
-        for root in joined:
-            answer = self._answers.pop(root.key)
-            found = [self._found(join, answer, [root.key], batches) for join in root.joins]
-            self.data[root.key] = root.write(answer, *found)
+        availability = any(join.availability for field in waiting for join in field.joins)
+        batches = await service.products_by_id(self._deps, ids, availability=availability) if ids else []
+        for field in waiting:
+            value = self._values.pop(field.key)
+            products = [self._products(join, value, [field.key], batches) for join in field.joins]
+            self.data[field.key] = field.write((value,), products)[0]
 
-    def _found(
-        self, join: Join, answer: Any, path: Path, batches: list[tuple[list[str], bytes | Exception]]
-    ) -> dict[str, Any]:
-        """The join's products as they are written, by id; for each line whose batch failed, an error."""
+    def _products(self, join: ProductJoin, value: Any, path: Path, batches: list[ProductBatch]) -> dict[str, Any]:
+        """Return the join's products as they are written, by id. Each line whose batch failed gets an error."""
         products: dict[str, Any] = {}
-        missing: dict[str, Exception] = {}
+        failures: dict[str, Exception] = {}
         for ids, page in batches:
             try:
                 if isinstance(page, Exception):
                     raise page
-                products.update({product.id: join.write(product) for product in join.decode(page).items})
+                items = join.decode(page).items
+                products.update(zip(map(_product_id, items), join.write(items, ()), strict=True))
             except Exception as e:
-                missing.update(dict.fromkeys(ids, explained(e)))
-        if missing:
-            for place, line in join.places(answer, path):
-                if line.product_id in missing:
-                    self._failed(missing[line.product_id], place, join.locations)
+                failures.update(dict.fromkeys(ids, field_error(e)))
+        if failures:
+            for line_path, line in join.lines_with_paths(value, path):
+                if line.product_id in failures:
+                    self._add_error(failures[line.product_id], line_path, join.locations)
         return products
 
-    def _failed(self, e: Exception, path: Path, locations: list[dict[str, int]]) -> None:
+    def _add_error(self, e: Exception, path: Path, locations: list[dict[str, int]]) -> None:
         if isinstance(e, GraphQLError):
-            # An argument that does not fit once its variable is known: it says itself where it stands.
+            # An argument whose variable does not fit; the error has its own locations.
             where = [{"line": at.line, "column": at.column} for at in e.locations or ()] or locations
-            self.errors.append(
-                {"message": e.message, "locations": where, "path": path, "extensions": {"code": "BAD_INPUT"}}
-            )
-            return
-        told = explained(e)
-        self.errors.append({"message": str(told), "locations": locations, "path": path, "extensions": told.extensions})
+            message, extensions = e.message, {"code": "BAD_INPUT"}
+        else:
+            error = field_error(e)
+            where, message, extensions = locations, str(error), error.extensions
+        self.errors.append({"message": message, "locations": where, "path": path, "extensions": extensions})

@@ -1,6 +1,6 @@
-"""The published schema with its resolvers: graphql-core's way through a request.
+"""The published schema with its resolvers, for graphql-core.
 
-The compiler of plan.py takes another way to the same answers; this one covers everything.
+Plans (plan.py) return the same responses faster; the resolvers execute every valid document.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib.resources import files
 from operator import attrgetter
 from typing import Any
 
+import graphql
 import msgspec
 from graphql import (
     DocumentNode,
@@ -23,130 +24,143 @@ from graphql import (
     GraphQLSchema,
     assert_valid_schema,
     build_schema,
-    execute,
     get_named_type,
 )
 
-from market.graphql.domain import TYPES, Product, ProductPage, snake
-from market.graphql.problems import explained
-from market.graphql.service import Ask, Shop
+from market.graphql import service
+from market.graphql.domain import RESOURCES, Product, ProductPage, snake_case
+from market.graphql.engine.errors import field_error
+from market.graphql.engine.limits import ItemBudget
+from market.graphql.service import Deps
 
-Call = Callable[..., Awaitable[Any]]
-
-_page = msgspec.json.Decoder(ProductPage)
+_decode_products = msgspec.json.Decoder(ProductPage).decode
 
 
-def load() -> GraphQLSchema:
-    """The schema of graphql/schema.graphql, executable by graphql-core with a Context."""
+@dataclass(frozen=True)
+class RootField:
+    """A root field's use case, and the parameters whose name is not the argument's in snake_case."""
+
+    use_case: Callable[..., Awaitable[Any]]
+    parameters: dict[str, str] = field(default_factory=dict)
+
+    def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return GraphQL's arguments by the names of the use case's parameters."""
+        return {self.parameters.get(name) or snake_case(name): value for name, value in arguments.items()}
+
+
+ROOT_FIELDS = {
+    "product": RootField(service.get_product, {"id": "product_id"}),
+    "products": RootField(service.list_products),
+    "order": RootField(service.get_order, {"id": "order_id"}),
+    "orders": RootField(service.list_orders),
+    "createProduct": RootField(service.create_product, {"input": "product"}),
+    "updateProduct": RootField(service.update_product, {"input": "product"}),
+    "deleteProduct": RootField(service.delete_product, {"id": "product_id"}),
+    "createOrder": RootField(service.create_order, {"input": "order"}),
+    "deleteOrder": RootField(service.cancel_order, {"id": "order_id"}),
+}
+
+
+class ProductLoader:
+    """A data loader: collects the products that order lines need while graphql-core walks the response, and
+    fetches them together."""
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+        self._requested: dict[str, asyncio.Future[Product | None]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def load(self, product_id: str) -> asyncio.Future[Product | None]:
+        """Return a future of the product, or of None if it has been deleted."""
+        if not self._requested:
+            self._task = asyncio.create_task(self._fetch())
+        future = self._requested.get(product_id)
+        if future is None:
+            future = self._requested[product_id] = asyncio.get_running_loop().create_future()
+        return future
+
+    async def _fetch(self) -> None:
+        requested, self._requested = self._requested, {}
+        for ids, page in await service.products_by_id(self._deps, requested):
+            try:
+                if isinstance(page, Exception):
+                    raise page
+                found = {p.id: p for p in _decode_products(page).items}
+            except Exception as e:
+                error = _graphql_error(e)
+                for product_id in ids:
+                    requested[product_id].set_exception(error)
+            else:
+                for product_id in ids:
+                    requested[product_id].set_result(found.get(product_id))
+
+
+@dataclass
+class ResolverContext:
+    """What the resolvers of one request share."""
+
+    deps: Deps
+    budget: ItemBudget
+    products: ProductLoader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.products = ProductLoader(self.deps)
+
+
+def load_schema() -> GraphQLSchema:
+    """Return the published schema, schema.graphql, with resolvers that take a ResolverContext."""
     schema = build_schema(files("market.graphql").joinpath("schema.graphql").read_text("utf-8"))
     assert_valid_schema(schema)
     for root in (schema.query_type, schema.mutation_type):
         assert root is not None
         for name, definition in root.fields.items():
-            definition.resolve = _root(name, get_named_type(definition.type).name)
-    for name in TYPES:
-        type = schema.type_map[name]
-        assert isinstance(type, GraphQLObjectType)
-        for member, definition in type.fields.items():
-            definition.resolve = _member(snake(member))
+            definition.resolve = _root_resolver(name, get_named_type(definition.type).name)
+    for name in RESOURCES:
+        resource_type = schema.type_map[name]
+        assert isinstance(resource_type, GraphQLObjectType)
+        for member, definition in resource_type.fields.items():
+            definition.resolve = _member_resolver(snake_case(member))
     item = schema.type_map["OrderItem"]
     assert isinstance(item, GraphQLObjectType)
-    item.fields["product"].resolve = lambda source, info: info.context.join.load(source.product_id)
+    item.fields["product"].resolve = lambda source, info: info.context.products.load(source.product_id)
     return schema
 
 
-def use_case(name: str) -> Call:
-    """The root field's function in service.py: takes a Shop and the arguments."""
-    call: Call = getattr(Shop, snake(name))
-    return call
+async def execute(
+    schema: GraphQLSchema,
+    document: DocumentNode,
+    operation_name: str | None,
+    variables: dict[str, Any],
+    context: ResolverContext,
+) -> ExecutionResult:
+    """Execute the operation by graphql-core. Its result's `data` is None only if the variables do not fit."""
+    result = graphql.execute(
+        schema, document, context_value=context, variable_values=variables, operation_name=operation_name
+    )
+    return await result if inspect.isawaitable(result) else result
 
 
-def arguments(args: dict[str, Any]) -> dict[str, Any]:
-    """GraphQL's arguments as the use cases name them."""
-    return {snake(k): v for k, v in args.items()}
+def _root_resolver(name: str, type_name: str) -> Callable[..., Awaitable[Any]]:
+    root_field = ROOT_FIELDS[name]
+    decode = msgspec.json.Decoder(RESOURCES[type_name]).decode if type_name in RESOURCES else None
 
-
-def _root(name: str, type: str) -> Callable[..., Awaitable[Any]]:
-    call = use_case(name)
-    decode = msgspec.json.Decoder(TYPES[type]).decode if type in TYPES else None
-
-    async def resolve(_: Any, info: GraphQLResolveInfo[Context], **args: Any) -> Any:
+    async def resolve(_: Any, info: GraphQLResolveInfo[ResolverContext], **graphql_arguments: Any) -> Any:
         try:
-            given = arguments(args)
-            info.context.ask.take(name, given)
-            answer = await call(info.context.shop, **given)
-            return answer if decode is None else decode(answer)
+            arguments = root_field.arguments(graphql_arguments)
+            info.context.budget.spend(name, arguments)
+            value = await root_field.use_case(info.context.deps, **arguments)
+            return value if decode is None else decode(value)
         except Exception as e:
-            raise _error(e) from None
+            raise _graphql_error(e) from None
 
     return resolve
 
 
-def _member(name: str) -> Callable[[Any, GraphQLResolveInfo[Any]], Any]:
+def _member_resolver(name: str) -> Callable[[Any, GraphQLResolveInfo[Any]], Any]:
     get = attrgetter(name)
     return lambda source, _: get(source)
 
 
-def _error(e: Exception) -> GraphQLError:
-    told = explained(e)
-    return GraphQLError(str(told), extensions=told.extensions)
-
-
-class Join:
-    """Gathers the products that order lines ask for while the answer is walked, and fetches them together."""
-
-    def __init__(self, shop: Shop) -> None:
-        self._shop = shop
-        self._asked: dict[str, asyncio.Future[Product | None]] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    def load(self, id: str) -> asyncio.Future[Product | None]:
-        """The product to come; None where it has been deleted."""
-        if not self._asked:
-            self._task = asyncio.create_task(self._fetch())
-        future = self._asked.get(id)
-        if future is None:
-            future = self._asked[id] = asyncio.get_running_loop().create_future()
-        return future
-
-    async def _fetch(self) -> None:
-        asked, self._asked = self._asked, {}
-        for ids, page in await self._shop.joined(asked):
-            try:
-                if isinstance(page, Exception):
-                    raise page
-                found = {p.id: p for p in _page.decode(page).items}
-            except Exception as e:
-                error = _error(e)
-                for id in ids:
-                    asked[id].set_exception(error)
-            else:
-                for id in ids:
-                    asked[id].set_result(found.get(id))
-
-
-@dataclass
-class Context:
-    """What the resolvers of one request share."""
-
-    shop: Shop
-    ask: Ask
-    join: Join = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.join = Join(self.shop)
-
-
-async def run(
-    schema: GraphQLSchema,
-    document: DocumentNode,
-    operation: str | None,
-    variables: dict[str, Any],
-    shop: Shop,
-    ask: Ask,
-) -> ExecutionResult:
-    """The operation's result by graphql-core. `data` is None only where it could not begin: the variables do not fit."""
-    result = execute(
-        schema, document, context_value=Context(shop, ask), variable_values=variables, operation_name=operation
-    )
-    return await result if inspect.isawaitable(result) else result
+def _graphql_error(e: Exception) -> GraphQLError:
+    error = field_error(e)
+    return GraphQLError(str(error), extensions=error.extensions)

@@ -1,4 +1,4 @@
-"""The gateway over stand-ins for products and orders: REST answers of the contract, from memory, over real HTTP."""
+"""The gateway over fakes of products and orders: responses of the REST contract, from memory, over real HTTP."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from market.kit.http.server import HttpServer, listen
 from market.kit.process.lifecycle import Process
 
 _free_ports = spawn.free_ports()
-# What a call to products or orders may take: longer than this process may stand still, and less than the edge allows.
-NEIGHBOUR_SECONDS = 9.0
+# The timeout of calls to products and orders: longer than this process may stall, and less than the edge's own.
+UPSTREAM_TIMEOUT_SECONDS = 9.0
 NOW = "2026-01-02T03:04:05.000006Z"
 
 
@@ -29,7 +29,7 @@ def product(n: int, **changes: Any) -> dict[str, Any]:
     return {
         "id": str(uuid.UUID(int=n, version=4)),
         "name": f"Thing {n} “é”",
-        "description": f'A thing.\nWith a "quote", a tab\t and {n} 🜁',
+        "description": f'A resource.\nWith a "quote", a tab\t and {n} 🜁',
         "price": f"{n}.50",
         "currency": "GBP",
         "image_url": None if n % 3 == 0 else f"/images/{n}.svg",
@@ -58,12 +58,12 @@ def order(n: int, user: str, products: list[str], **changes: Any) -> dict[str, A
     }
 
 
-class Backend:
-    """An ASGI app with a table of things. `fail` makes it answer a problem; `calls` are what it was asked."""
+class FakeUpstream:
+    """An ASGI app with a table of resources. `fail` makes it return a problem; `calls` are the requests it received."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.things: dict[str, dict[str, Any]] = {}
+        self.resources: dict[str, dict[str, Any]] = {}
         self.calls: list[tuple[str, str, Any, dict[str, str]]] = []
         self.failures: list[tuple[int, dict[str, Any], dict[str, str]]] = []
         self.fail_always: tuple[int, dict[str, Any], dict[str, str]] | None = None
@@ -78,20 +78,26 @@ class Backend:
     def fail(
         self,
         status: int,
-        type: str,
+        problem_type: str,
         *,
         times: int = 1,
         headers: dict[str, str] | None = None,
         detail: str = "no",
         **facts: Any,
     ) -> None:
-        """The next `times` calls are answered so (0: all from now on)."""
-        document = {"type": f"urn:market:problem:{type}", "title": type, "status": status, "detail": detail, **facts}
-        answer = (status, document, headers or {})
+        """Return this problem to the next `times` requests; 0: to all from now on."""
+        document = {
+            "type": f"urn:market:problem:{problem_type}",
+            "title": problem_type,
+            "status": status,
+            "detail": detail,
+            **facts,
+        }
+        response = (status, document, headers or {})
         if times:
-            self.failures += [answer] * times
+            self.failures += [response] * times
         else:
-            self.fail_always = answer
+            self.fail_always = response
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body = b""
@@ -106,8 +112,8 @@ class Backend:
         self.calls.append(
             (f"{scope['method']} {path}", scope["query_string"].decode(), json.loads(body) if body else None, headers)
         )
-        status, answer, more = self._answer(scope["method"], path, query, json.loads(body) if body else {}, headers)
-        data = b"" if answer is None else json.dumps(answer, ensure_ascii=False).encode()
+        status, document, more = self.respond(scope["method"], path, query, json.loads(body) if body else {}, headers)
+        data = b"" if document is None else json.dumps(document, ensure_ascii=False).encode()
         kind = "application/problem+json" if status >= 400 else "application/json"
         raw = [(b"content-type", kind.encode()), (b"content-length", str(len(data)).encode())]
         if "content-type" in more:
@@ -116,7 +122,7 @@ class Backend:
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": data})
 
-    def _answer(
+    def respond(
         self, method: str, path: str, query: dict[str, str], body: Any, headers: dict[str, str]
     ) -> tuple[int, Any, dict[str, str]]:
         if self.failures:
@@ -124,72 +130,74 @@ class Backend:
         if self.fail_always:
             return self.fail_always
         base = f"/api/{self.kind}"
-        id = path.removeprefix(base).strip("/")
-        if method == "GET" and not id:
+        resource_id = path.removeprefix(base).strip("/")
+        if method == "GET" and not resource_id:
             return 200, self._page(query), {}
         if method == "POST":
             key = headers.get("idempotency-key")
             if key in self.keys:
-                return 200, self.things[self.keys[key]], {"idempotency-replayed": "true"}
+                return 200, self.resources[self.keys[key]], {"idempotency-replayed": "true"}
             made = self._make(body)
-            self.things[made["id"]] = made
+            self.resources[made["id"]] = made
             if key:
                 self.keys[key] = made["id"]
             return 201, made, {"location": f"{base}/{made['id']}"}
         if method == "PUT":
-            id = body["id"]
-        thing = self.things.get(id)
-        if thing is None:
+            resource_id = body["id"]
+        resource = self.resources.get(resource_id)
+        if resource is None:
             problem = {
                 "type": "urn:market:problem:not-found",
                 "title": "Not found",
                 "status": 404,
-                "detail": f"there is no {self.kind} {id}",
+                "detail": f"there is no {self.kind} {resource_id}",
             }
             return 404, problem, {}
         if method == "PUT":
             body.pop("stock", None)
-            thing.update(body)
-            return 200, thing, {}
+            resource.update(body)
+            return 200, resource, {}
         if method == "DELETE":
             if self.kind == "product":
-                del self.things[id]
+                del self.resources[resource_id]
             else:
-                thing["status"] = "cancelled"
+                resource["status"] = "cancelled"
             return 204, None, {}
-        return 200, thing, {}
+        return 200, resource, {}
 
     def _page(self, query: dict[str, str]) -> dict[str, Any]:
         limit, offset = int(query.get("limit", 20 if self.kind == "product" else 100)), int(query.get("offset", 0))
-        things = list(self.things.values())
+        resources = list(self.resources.values())
         if "ids" in query:
             ids = [id for id in query["ids"].split(",") if id]
-            things = [self.things[id] for id in ids if id in self.things]
-            return {"items": things, "total": len(things), "limit": len(ids), "offset": 0}
+            resources = [self.resources[id] for id in ids if id in self.resources]
+            return {"items": resources, "total": len(resources), "limit": len(ids), "offset": 0}
         if "user" in query:
-            things = [t for t in things if t["user"] == query["user"] and query.get("status") in (None, t["status"])]
+            resources = [
+                t for t in resources if t["user"] == query["user"] and query.get("status") in (None, t["status"])
+            ]
         if "q" in query:
-            things = [t for t in things if query["q"] in t["name"]]
-        return {"items": things[offset : offset + limit], "total": len(things), "limit": limit, "offset": offset}
+            resources = [t for t in resources if query["q"] in t["name"]]
+        return {"items": resources[offset : offset + limit], "total": len(resources), "limit": limit, "offset": offset}
 
     def _make(self, body: dict[str, Any]) -> dict[str, Any]:
-        n = len(self.things) + 50_000
+        n = len(self.resources) + 50_000
         if self.kind == "product":
             body.pop("stock", None)
             return product(n, **{"image_url": None, **body})
         made = order(n, body["user"], [i["product_id"] for i in body["items"]], email=body.get("email"))
-        for line, wanted in zip(made["items"], body["items"], strict=True):
-            line["quantity"] = wanted["quantity"]
+        for line, requested in zip(made["items"], body["items"], strict=True):
+            line["quantity"] = requested["quantity"]
         return made
 
 
 def free_port() -> int:
-    """None that the kernel may give to a connection before it is listened on."""
+    """Return a port that the kernel does not give to a connection before it is listened on."""
     return next(_free_ports)
 
 
 async def serve(app: Any) -> tuple[HttpServer, str]:
-    """The app on a port of its own."""
+    """Serve the app on a port of its own. Return the server and its URL."""
     sock = listen("127.0.0.1", 0)
     server = HttpServer(app, sock=sock)
     await server.start()
@@ -199,36 +207,36 @@ async def serve(app: Any) -> tuple[HttpServer, str]:
 @dataclass
 class Gateway:
     url: str
-    products: Backend
-    orders: Backend
+    products: FakeUpstream
+    orders: FakeUpstream
     http: httpx.AsyncClient
 
     async def run(self, query: str, variables: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-        """The answer to a well-formed request."""
+        """Send a well-formed request and return the response's JSON."""
         response = await self.http.post(self.url, json={"query": query, "variables": variables, **more})
         assert response.status_code < 500, response.text
-        answer: dict[str, Any] = response.json()
-        return answer
+        result: dict[str, Any] = response.json()
+        return result
 
 
 @asynccontextmanager
-async def gateway(**changes: Any) -> AsyncIterator[Gateway]:
-    """A gateway over stand-ins with 230 products, and Ann's and Bob's orders."""
+async def running_gateway(**changes: Any) -> AsyncIterator[Gateway]:
+    """Run a gateway over fakes with 230 products, and Ann's and Bob's orders."""
     async with AsyncExitStack() as stack:
-        backends = Backend("product"), Backend("order")
-        for backend in backends:
-            server, backend.url = await serve(backend)
+        upstreams = FakeUpstream("product"), FakeUpstream("order")
+        for upstream in upstreams:
+            server, upstream.url = await serve(upstream)
             stack.push_async_callback(server.stop, 1)
-        products, orders = backends
+        products, orders = upstreams
         for n in range(1, 231):
-            products.things[product(n)["id"]] = product(n)
-        ids = list(products.things)
+            products.resources[product(n)["id"]] = product(n)
+        ids = list(products.resources)
         for n in range(30):
             made = order(n, "ann" if n < 25 else "bob", [ids[(7 * n + k) % 230] for k in range(n % 5 + 1)])
-            orders.things[made["id"]] = made
+            orders.resources[made["id"]] = made
         settings: dict[str, Any] = {
-            "products": HttpUpstream(url=products.url, timeout_seconds=NEIGHBOUR_SECONDS),
-            "orders": HttpUpstream(url=orders.url, timeout_seconds=NEIGHBOUR_SECONDS),
+            "products": HttpUpstream(url=products.url, timeout_seconds=UPSTREAM_TIMEOUT_SECONDS),
+            "orders": HttpUpstream(url=orders.url, timeout_seconds=UPSTREAM_TIMEOUT_SECONDS),
             "http": Http(port=free_port()),
             "admin": Listen(port=1),
             **changes,
