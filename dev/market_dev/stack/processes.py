@@ -24,7 +24,7 @@ _LOG_LIMIT = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Command:
-    """What to run: arguments, additions to the environment, and the user to become (None: stay)."""
+    """What to run: arguments, additions to the environment, and the user and group to run as (None: the current ones)."""
 
     args: Sequence[str | Path]
     env: Mapping[str, str] | None = None
@@ -33,11 +33,11 @@ class Command:
 
 
 def bound_to_parent() -> Callable[[], None]:
-    """For Popen's preexec_fn: has the kernel kill the child when the thread that starts it is gone."""
+    """Return a preexec_fn for Popen that lets the kernel kill the child when the thread that starts it exits."""
     parent = os.getpid()
 
     def bind() -> None:
-        # Popen has dropped the uid already; to do that later would clear the signal again.
+        # Popen has changed the uid already; changing it later would clear the signal.
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
@@ -46,17 +46,17 @@ def bound_to_parent() -> Callable[[], None]:
 
 
 def spawn(command: Command, *, log: Path, cwd: Path | None = None) -> subprocess.Popen[bytes]:
-    """Starts `command` in a session of its own, with its output at the end of the file `log`.
+    """Start `command` in its own session, appending its output to the file `log`.
 
-    The child is killed when this process dies, however it dies. The kernel ties that to the thread that
-    starts it, so call this from the main thread. Raises OSError.
+    The kernel kills the child when this process exits for any reason. It watches the thread that starts the child,
+    so call this from the main thread. Raises OSError.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         if log.stat().st_size > _LOG_LIMIT:
             log.rename(log.with_suffix(".1.log"))
     with log.open("ab") as out, warnings.catch_warnings():
-        # Newer Pythons warn of fork in a process with threads; the function above takes no lock.
+        # Newer Pythons warn about fork in a process with threads; the function above takes no lock.
         warnings.simplefilter("ignore", DeprecationWarning)
         return subprocess.Popen(
             [str(a) for a in command.args],
@@ -74,7 +74,7 @@ def spawn(command: Command, *, log: Path, cwd: Path | None = None) -> subprocess
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """The process and all its descendants that are alive."""
+    """Return the process and all its living descendants."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -83,13 +83,14 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def signal_tree(pid: int, signum: int) -> None:
+    """Send the signal to the process and all its living descendants."""
     for process in tree(pid):
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signum)
 
 
 def working_in(directory: Path) -> list[psutil.Process]:
-    """The processes whose working directory is `directory`: how PostgreSQL's children are known after their parent's death."""
+    """Return the processes whose working directory is `directory`: how to find PostgreSQL's orphaned children."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -99,7 +100,10 @@ def working_in(directory: Path) -> list[psutil.Process]:
 
 
 def started_at(pid: int) -> float | None:
-    """The start time of a living process, which tells it from a later one with the same id; None: it is gone."""
+    """Return the process's start time in seconds since the epoch, or None if it has exited.
+
+    The start time tells a process from a later one with the same id.
+    """
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
@@ -108,6 +112,7 @@ def started_at(pid: int) -> float | None:
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Return whether a server could listen on the port."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -119,10 +124,10 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def free_ports() -> Iterator[int]:
-    """Ports that nobody listens on now.
+    """Yield random ports that nobody listens on now, each once.
 
-    Below the range from which the kernel takes ports for outgoing connections: one of those could take
-    the place of a server that is down for a moment.
+    They are below the range from which the kernel takes ports for outgoing connections: one of those could occupy
+    the port of a server that is down for a moment.
     """
     source = random.SystemRandom()
     seen: set[int] = set()
@@ -133,8 +138,13 @@ def free_ports() -> Iterator[int]:
             yield port
 
 
-def answers(port: int, timeout: float = 0.5) -> bool:
-    """Whether something accepts connections at the port."""
+def free_port_base(count: int) -> int:
+    """Return the first of `count` consecutive ports that nobody listens on now."""
+    return next(base for base in free_ports() if all(map(is_free, range(base, base + count))))
+
+
+def is_listening(port: int, timeout: float = 0.5) -> bool:
+    """Return whether something accepts connections on the port; `timeout` in seconds."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout):
             return True
@@ -143,11 +153,11 @@ def answers(port: int, timeout: float = 0.5) -> bool:
 
 
 def wait_gone(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Waits until the processes have ended; answers those that have not."""
+    """Wait until the processes have exited; return those that still run after `seconds`."""
     deadline = time.monotonic() + seconds
     left = list(processes)
     while True:
-        # The last look is after the deadline: who stood still meanwhile has not looked at all.
+        # Read before the check, so that there is one after the deadline: this process may have been paused.
         late = time.monotonic() >= deadline
         left = [p for p in left if _alive(p)]
         if late or not left:
@@ -159,5 +169,5 @@ def _alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        # Gone between the two questions.
+        # It exited between the two calls.
         return False

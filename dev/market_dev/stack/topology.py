@@ -8,69 +8,71 @@ from importlib.resources import files
 from pathlib import Path
 
 DEFAULT_PORT_BASE = 8080
-# The highest offset in the table is 15.
+# Ports are base + offset; the highest offset in the table is 15.
+PORT_COUNT = 16
 LAST_PORT_BASE = 65_520
 
 
 @dataclass(frozen=True)
 class Row:
-    """One process.
+    """One process of the stack.
 
-    `ports`: offsets from the port base, by name; `uses`: which other rows it calls, and so must outlive it;
-    `migrates`: it has a `migrate` command, and waits until that is done.
+    name: also the name of its data directory and log file
+    description: for people, in the table that `market up` prints
+    ports: offsets from the port base, by port name
+    depends_on: the rows that it calls, which are stopped after it
+    is_service: one of the shop's own services, rather than a server that they use
+    migrates: has a `migrate` command, and waits until that has been run
     """
 
     name: str
-    what: str
+    description: str
     ports: Mapping[str, int]
-    uses: tuple[str, ...] = ()
-    service: bool = False
+    depends_on: tuple[str, ...] = ()
+    is_service: bool = False
     migrates: bool = False
 
 
-TABLE = (
-    Row("postgres", "PostgreSQL: goods and stock", {"postgres": 6}),
-    Row("redis", "Valkey: what is available", {"redis": 7}),
-    Row("mongodb", "MongoDB: the orders", {"mongodb": 8}),
-    Row("kafka", "Kafka: what happened", {"kafka": 9, "kafka controller": 10}),
-    Row("mail", "mail server, and its page", {"mail": 4, "smtp": 5}),
-    Row(
-        "inventory",
-        "gRPC: the stock",
-        {"inventory": 3, "inventory admin": 13},
-        ("postgres",),
-        service=True,
-        migrates=True,
-    ),
-    Row(
-        "products",
-        "REST: the catalogue",
-        {"products": 1, "products admin": 11},
-        ("postgres", "redis", "inventory"),
-        service=True,
-        migrates=True,
-    ),
-    Row(
-        "orders",
-        "REST: the orders",
-        {"orders": 2, "orders admin": 12},
-        ("mongodb", "kafka", "inventory", "products"),
-        service=True,
-        migrates=True,
-    ),
-    Row("notifications", "mails about orders", {"notifications admin": 14}, ("kafka", "mail"), service=True),
-    Row("graphql", "GraphQL, and its page", {"graphql": 0, "graphql admin": 15}, ("products", "orders"), service=True),
-)
+def _service(name: str, description: str, ports: dict[str, int], *depends_on: str, migrates: bool = False) -> Row:
+    return Row(name, description, ports, depends_on, is_service=True, migrates=migrates)
 
-ROWS = {row.name: row for row in TABLE}
-SERVICES = tuple(row.name for row in TABLE if row.service)
-# The port of a row that others call, where it is not the one of the same name.
-_CALLED = {"mail": "smtp"}
+
+# In the order in which they are started.
+ROWS = {
+    row.name: row
+    for row in (
+        Row("postgres", "PostgreSQL: products and stock", {"postgres": 6}),
+        Row("redis", "Valkey: cached availability", {"redis": 7}),
+        Row("mongodb", "MongoDB: orders", {"mongodb": 8}),
+        Row("kafka", "Kafka: events", {"kafka": 9, "kafka controller": 10}),
+        Row("mail", "mail server and its web page", {"mail": 4, "smtp": 5}),
+        _service("inventory", "gRPC: stock", {"inventory": 3, "inventory admin": 13}, "postgres", migrates=True),
+        _service(
+            "products",
+            "REST: the catalogue",
+            {"products": 1, "products admin": 11},
+            *("postgres", "redis", "inventory"),
+            migrates=True,
+        ),
+        _service(
+            "orders",
+            "REST: orders",
+            {"orders": 2, "orders admin": 12},
+            *("mongodb", "kafka", "inventory", "products"),
+            migrates=True,
+        ),
+        _service("notifications", "mails about orders", {"notifications admin": 14}, "kafka", "mail"),
+        _service("graphql", "GraphQL and GraphiQL", {"graphql": 0, "graphql admin": 15}, "products", "orders"),
+    )
+}
+SERVICES = tuple(row.name for row in ROWS.values() if row.is_service)
+# The port of a row that others call, where its name differs from the row's.
+_CALLED_PORTS = {"mail": "smtp"}
 
 
 def ports(base: int) -> dict[str, int]:
-    """Every port of the stack by name. For `base` see `market up --port-base`."""
-    return {name: base + offset for row in TABLE for name, offset in row.ports.items()}
+    """Return every port of the stack by name. For `base` see `market up --port-base`."""
+    return {name: base + offset for row in ROWS.values() for name, offset in row.ports.items()}
 
 
 def environment(
@@ -82,46 +84,59 @@ def environment(
     log_format: str = "console",
     routes: Mapping[tuple[str, str], int] | None = None,
 ) -> dict[str, str]:
-    """The variables that `config/<service>.yaml` names.
+    """Return the environment variables that `config/<service>.yaml` refers to.
 
-    `routes`: another port for what a service calls, as (service, port's name); a proxy of the fault suite, say.
+    ports: by name, as `ports()` returns them
+    password: PostgreSQL's
+    kafka: "apache" or "embedded"
+    routes: replaces the port of a dependency, by (service, port name); a proxy of the chaos test, for example
     """
     row = ROWS[service]
     env = {
         "MARKET_ADMIN_PORT": str(ports[f"{service} admin"]),
         "MARKET_LOG_FORMAT": log_format,
-        # The embedded broker makes its topics itself.
+        # The embedded broker creates its topics itself.
         "MARKET_KAFKA_PARTITIONS": "12" if kafka == "apache" else "0",
         "MARKET_POSTGRES_PASSWORD": password,
     }
     if service in ports:
         env["MARKET_PORT"] = str(ports[service])
-    for used in row.uses:
-        name = _CALLED.get(used, used)
+    for dependency in row.depends_on:
+        name = _CALLED_PORTS.get(dependency, dependency)
         env[f"MARKET_{name.upper()}_PORT"] = str((routes or {}).get((service, name), ports[name]))
     return env
 
 
 def config_directory() -> Path:
-    """Where the services' configuration files are: in an installed package, or beside `src` in a checkout."""
+    """Return the directory of the services' configuration files: in the installed package, or in the checkout."""
     package = Path(str(files("market_dev")))
-    inside = package / "config"
-    return inside if inside.is_dir() else package.parents[1] / "config"
+    packaged = package / "config"
+    return packaged if packaged.is_dir() else package.parents[1] / "config"
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a stack is to be started.
+    """How to start a stack.
 
-    `overrides`: by service, what is laid over its configuration file; for tests. `kafka_advertised`: the port that
-    Kafka's clients are told; a proxy's, say. `mail_testing`: the mail server misbehaves on demand.
+    data: the data directory, created if it does not exist
+    port_base: the first of 16 ports
+    kafka: "apache", "embedded", or "auto" (Apache Kafka if this machine can run it)
+    log_format: of the services, "console" or "json"
+    services: False starts the servers that the services use, without the services
+    overrides: by service, values merged into its configuration file
+    routes: see `environment`
+    kafka_advertised: the port that Kafka tells its clients, if it is not Kafka's own; a proxy's, for example
+    mail_testing: the mail server takes injected faults over HTTP
+    postgres_settings: added to those of the stack, or replacing them
     """
 
     data: Path
     port_base: int = DEFAULT_PORT_BASE
     kafka: str = "auto"
     log_format: str = "console"
+    services: bool = True
     overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     routes: Mapping[tuple[str, str], int] = field(default_factory=dict)
     kafka_advertised: int | None = None
     mail_testing: bool = False
+    postgres_settings: Mapping[str, str] = field(default_factory=dict)

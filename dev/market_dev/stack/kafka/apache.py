@@ -1,4 +1,5 @@
-"""Apache Kafka, one node: the jars by Maven, each checked by its hash, and a class archive that halves the start."""
+"""Apache Kafka with one node: jars downloaded by Maven and verified by hash, and a class archive that halves the
+startup time."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from market_dev.stack import processes as spawn
+from market_dev.stack import processes
 from market_dev.stack.servers.base import Server, StartError
 
 VERSION = "4.4.0"
 _PACKAGE = Path(str(files("market_dev.stack.kafka")))
-# A heap that stays near what is in use: left alone it grows to its limit and stays there.
+# Keep the heap close to what is in use: by default it grows to its limit and stays there.
 _JVM = [
     "-Xmx128m",
     "-XX:MinHeapFreeRatio=10",
@@ -38,17 +39,17 @@ _LOGGING = [
 ]
 
 
-def missing() -> str | None:
-    """What this machine lacks to run Apache Kafka; None: nothing."""
+def why_unavailable() -> str | None:
+    """Return what this machine lacks to run Apache Kafka, or None if it can."""
     java = shutil.which("java")
     if java is None:
-        return "no java (Apache Kafka needs Java 17 or newer)"
+        return "Java is not installed (Apache Kafka needs Java 17 or newer)"
     banner = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
     found = re.search(r'version "(\d+)', banner)
     if not found or int(found[1]) < 17:
-        return f"java is {found[1] if found else 'unknown'} (Apache Kafka needs Java 17 or newer)"
-    if shutil.which("mvn") is None and not fetched():
-        return "no mvn (Maven fetches Apache Kafka)"
+        return f"the Java version is {found[1] if found else 'unknown'} (Apache Kafka needs Java 17 or newer)"
+    if shutil.which("mvn") is None and not is_downloaded():
+        return "Maven is not installed (it downloads Apache Kafka)"
     return None
 
 
@@ -58,10 +59,12 @@ def _hashes() -> dict[str, str]:
 
 
 def _cache() -> Path:
-    """Where jars and class archive are kept for all stacks of this user; a new set of jars has a folder of its own."""
+    """Return the directory of the jars and the class archive, shared by all stacks of this user; one per set of jars."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    of = hashlib.sha256((_PACKAGE / "pom.xml").read_bytes() + (_PACKAGE / "libs.sha256").read_bytes()).hexdigest()[:12]
-    return base / "market" / f"kafka-{VERSION}-{of}"
+    digest = hashlib.sha256((_PACKAGE / "pom.xml").read_bytes() + (_PACKAGE / "libs.sha256").read_bytes()).hexdigest()[
+        :12
+    ]
+    return base / "market" / f"kafka-{VERSION}-{digest}"
 
 
 class ApacheKafka(Server):
@@ -91,11 +94,11 @@ class ApacheKafka(Server):
         return f"apache-kafka {VERSION}"
 
     def prepare(self) -> None:
-        fetch()
+        download()
         template = _format()
         data = self.directory / "data"
         if not (data / "meta.properties").exists():
-            # A formatted folder is two small files; a copy with ids of its own saves a second of Java.
+            # A formatted directory is two small files: copying it with new ids saves starting Java, about a second.
             shutil.rmtree(data, ignore_errors=True)
             new = self.directory / "data.new"
             shutil.rmtree(new, ignore_errors=True)
@@ -120,16 +123,16 @@ class ApacheKafka(Server):
         (self.directory / "server.properties").write_text(text)
         self._keep_archive()
 
-    def command(self) -> spawn.Command:
+    def command(self) -> processes.Command:
         archive = _cache() / "classes.jsa"
         if archive.exists():
             sharing = [f"-XX:SharedArchiveFile={archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
         else:
-            # Written when this broker stops in an orderly way, and used from the next start on.
+            # Written when this broker stops gracefully, and used from the next start on.
             self._new_archive = archive.with_name(f"classes.{uuid.uuid4().hex}.new")
             sharing = [f"-XX:ArchiveClassesAtExit={self._new_archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
         java = shutil.which("java") or "java"
-        return spawn.Command(
+        return processes.Command(
             [java, *_JVM, *sharing, *_LOGGING, "-cp", _classpath(), "kafka.Kafka", self.directory / "server.properties"]
         )
 
@@ -147,8 +150,8 @@ class ApacheKafka(Server):
 
 
 def has_broker(port: int) -> bool:
-    """Whether a Kafka broker at the port names itself as a member of its cluster."""
-    if not spawn.answers(port):
+    """Return whether a Kafka broker listens on the port and is a member of its cluster."""
+    if not processes.is_listening(port):
         return False
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
@@ -160,12 +163,13 @@ def has_broker(port: int) -> bool:
         return False
 
 
-def fetched() -> bool:
+def is_downloaded() -> bool:
+    """Return whether the jars are in the cache."""
     return (_cache() / "libs").exists()
 
 
-def fetch() -> None:
-    """Has the jars in the cache, complete and with the right hashes. Raises StartError."""
+def download() -> None:
+    """Download the jars into the cache if they are missing, and verify their hashes. Raises StartError."""
     libs = _cache() / "libs"
     if libs.exists():
         _verify(libs)
@@ -174,7 +178,7 @@ def fetch() -> None:
         libs.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix="libs.", dir=libs.parent))
     except OSError as e:
-        raise StartError(f"Apache Kafka's jars cannot be kept in {libs.parent}: {e.strerror}") from None
+        raise StartError(f"Apache Kafka's jars cannot be written to {libs.parent}: {e.strerror}") from None
     try:
         done = subprocess.run(
             [
@@ -193,18 +197,18 @@ def fetch() -> None:
             stdin=subprocess.DEVNULL,
         )
         if done.returncode:
-            lines = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["no reason given"]
-            raise StartError(f"Maven could not fetch Apache Kafka: {lines[0].removeprefix('[ERROR] ')[:300]}")
+            lines = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["no error message"]
+            raise StartError(f"Maven could not download Apache Kafka: {lines[0].removeprefix('[ERROR] ')[:300]}")
         _verify(new)
         _publish(new, libs)
     except FileNotFoundError:
-        raise StartError("Maven could not fetch Apache Kafka: there is no mvn") from None
+        raise StartError("Maven could not download Apache Kafka: mvn is not installed") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
 def _publish(new: Path, place: Path) -> None:
-    """Renames a folder to its place, unless another stack was faster: its copy is as good."""
+    """Rename a directory to its final place, unless another stack has just made the same one."""
     try:
         new.rename(place)
     except OSError:
@@ -218,7 +222,8 @@ def _verify(libs: Path) -> None:
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         raise StartError(
-            f"Apache Kafka's jars are not the ones expected: {', '.join(wrong[:5])} in {libs}; remove that folder and try again"
+            f"unexpected hashes of Apache Kafka's jars in {libs}: {', '.join(wrong[:5])}; "
+            "remove that directory and try again"
         )
 
 
@@ -232,7 +237,7 @@ def _new_id() -> str:
 
 
 def _format() -> Path:
-    """A formatted, empty data folder to copy from."""
+    """Return a formatted, empty data directory to copy from."""
     template = _cache() / "formatted"
     if template.exists():
         return template
@@ -263,7 +268,8 @@ def _format() -> Path:
         )
         if done.returncode:
             raise StartError(
-                f"Apache Kafka could not format its folder: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+                "Apache Kafka could not format its data directory: "
+                + (done.stderr.strip().splitlines() or ["no error message"])[-1]
             )
         _publish(new / "data", template)
     finally:

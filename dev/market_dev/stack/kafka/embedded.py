@@ -1,10 +1,10 @@
-"""The broker built into librdkafka, as a process with a port of its own: for machines without Java.
+"""The broker embedded in librdkafka, as a process with its own port: for machines without Java.
 
     python -m market_dev.stack.kafka.embedded --port 9092 [--advertised 19092]
 
-In memory: what it holds is gone when it stops. librdkafka listens on a port of its choice and tells
-clients that one; a small relay in front listens on ours and puts it into the two answers that name
-an address.
+It keeps everything in memory, and loses it when it stops. librdkafka listens on a random port and advertises that
+one to clients; a small proxy in front of it listens on ours, and rewrites the address in the two responses that
+contain one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections import deque
 from importlib.util import find_spec
 from pathlib import Path
 
-# As many as the design gives the embedded broker.
 PARTITIONS = 4
 TOPICS = ("orders", "orders.dead-letter")
 _PRODUCER = 0
@@ -27,7 +26,7 @@ _HOST = b"127.0.0.1"
 
 
 class Broker:
-    """librdkafka's broker, alive as long as this object."""
+    """librdkafka's broker. It runs as long as this object exists."""
 
     def __init__(self) -> None:
         lib = ctypes.CDLL(_library())
@@ -48,7 +47,7 @@ class Broker:
         for topic in TOPICS:
             lib.rd_kafka_mock_topic_create(self._cluster, topic.encode(), PARTITIONS, 1)
         if hasattr(lib, "rd_kafka_mock_group_initial_rebalance_delay_ms"):
-            # Otherwise a new consumer group waits three seconds for members that do not come.
+            # Otherwise a new consumer group waits three seconds for further members.
             lib.rd_kafka_mock_group_initial_rebalance_delay_ms.argtypes = [ctypes.c_void_p, ctypes.c_int32]
             lib.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 0)
         self.port = int(lib.rd_kafka_mock_cluster_bootstraps(self._cluster).decode().split(",")[0].rpartition(":")[2])
@@ -62,17 +61,17 @@ def _library() -> str:
     found = sorted(folder.glob("librdkafka*.so*"))
     if not found:
         raise OSError(f"no librdkafka in {folder}")
-    # Its own dependencies lie beside it and are found by the path that the wheel has set.
+    # Its dependencies are beside it, and are found by the rpath that the wheel has set.
     return str(found[0])
 
 
-class Relay:
-    """Listens on our port and passes frames to the broker and back."""
+class Proxy:
+    """Passes frames between clients and the broker, and rewrites the broker's address."""
 
     def __init__(self, broker_port: int, advertised: int) -> None:
         self._port = broker_port
-        self._inside = _HOST + struct.pack(">i", broker_port)
-        self._outside = _HOST + struct.pack(">i", advertised)
+        self._broker_address = _HOST + struct.pack(">i", broker_port)
+        self._advertised_address = _HOST + struct.pack(">i", advertised)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -80,25 +79,25 @@ class Relay:
         except OSError:
             writer.close()
             return
-        # Kafka answers the requests of a connection in order.
-        asked: deque[int] = deque()
+        # Kafka sends the responses of a connection in the order of its requests.
+        api_keys: deque[int] = deque()
 
-        async def requests() -> None:
+        async def forward_requests() -> None:
             while True:
                 frame = await _frame(reader)
-                asked.append(int.from_bytes(frame[4:6], "big"))
+                api_keys.append(int.from_bytes(frame[4:6], "big"))
                 inner_writer.write(frame)
                 await inner_writer.drain()
 
-        async def answers() -> None:
+        async def forward_responses() -> None:
             while True:
                 frame = await _frame(inner_reader)
-                if asked and asked.popleft() in (_METADATA, _FIND_COORDINATOR):
-                    frame = frame.replace(self._inside, self._outside)
+                if api_keys and api_keys.popleft() in (_METADATA, _FIND_COORDINATOR):
+                    frame = frame.replace(self._broker_address, self._advertised_address)
                 writer.write(frame)
                 await writer.drain()
 
-        both = [asyncio.create_task(requests()), asyncio.create_task(answers())]
+        both = [asyncio.create_task(forward_requests()), asyncio.create_task(forward_responses())]
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -116,8 +115,8 @@ async def _frame(reader: asyncio.StreamReader) -> bytes:
 
 async def _main(port: int, advertised: int) -> None:
     broker = Broker()
-    relay = Relay(broker.port, advertised)
-    server = await asyncio.start_server(relay.serve, "127.0.0.1", port)
+    proxy = Proxy(broker.port, advertised)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", port)
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
@@ -128,7 +127,7 @@ async def _main(port: int, advertised: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m market_dev.stack.kafka.embedded")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--advertised", type=int, help="the port that clients are told; default: --port")
+    parser.add_argument("--advertised", type=int, help="the port advertised to clients; default: --port")
     options = parser.parse_args()
     asyncio.run(_main(options.port, options.advertised or options.port))
 

@@ -1,4 +1,4 @@
-"""The mail server of the local stack: takes every mail and shows it on a page."""
+"""The mail catcher: accepts every mail and shows it on a web page."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import http.client
 import sys
 from pathlib import Path
 
-from market_dev.stack import processes as spawn
+from market_dev.stack import processes
 from market_dev.stack.servers.base import Server
 
 
 class Mail(Server):
+    """`testing`: `POST /api/faults` injects faults. `options` are passed to `python -m market_dev.mailcatcher`."""
+
     def __init__(
         self,
         port: int,
@@ -33,8 +35,8 @@ class Mail(Server):
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
-    def command(self) -> spawn.Command:
-        return spawn.Command(
+    def command(self) -> processes.Command:
+        return processes.Command(
             [
                 sys.executable,
                 "-m",
@@ -50,10 +52,11 @@ class Mail(Server):
         )
 
     def probe(self) -> bool:
-        return http_ok(self.port, "/healthz") and spawn.answers(self.smtp_port)
+        return http_ok(self.port, "/healthz") and processes.is_listening(self.smtp_port)
 
 
 def http_ok(port: int, path: str) -> bool:
+    """Return whether GET returns status 200 within a second."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
     try:
         connection.request("GET", path)

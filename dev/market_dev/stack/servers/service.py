@@ -1,4 +1,4 @@
-"""One of the shop's own services as a process of the local stack."""
+"""One of the shop's services as a process of the local stack."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 
-from market_dev.stack import processes as spawn
+from market_dev.stack import processes
 from market_dev.stack.servers.base import Server
 from market_dev.stack.servers.mail import http_ok
 
 
 class Service(Server):
-    stop_seconds = 25.0  # Above what the configuration gives to what is in flight.
+    stop_seconds = 25.0  # Longer than the configured grace period for requests in flight.
 
     def __init__(
         self, name: str, ports: Mapping[str, int], directory: Path, logs: Path, *, config: Path, env: Mapping[str, str]
@@ -29,18 +29,18 @@ class Service(Server):
     def ports(self) -> dict[str, int]:
         return self._ports
 
-    def command(self) -> spawn.Command:
-        return spawn.Command([sys.executable, "-m", f"market.{self.name}"], self.env)
+    def command(self) -> processes.Command:
+        return processes.Command([sys.executable, "-m", f"market.{self.name}"], self.env)
 
     def probe(self) -> bool:
         return http_ok(self.admin_port, "/readyz")
 
     def missing(self) -> str:
-        """What the service itself says is missing."""
+        """Return the failed readiness checks with their reasons, as the service reports them."""
         connection = http.client.HTTPConnection(self.host, self.admin_port, timeout=2)
         with closing(connection), suppress(OSError, http.client.HTTPException, ValueError):
             connection.request("GET", "/readyz")
             with connection.getresponse() as response:
                 found = json.loads(response.read()).get("missing", {})
             return "; ".join(f"{name}: {reason}" for name, reason in found.items())
-        return "does not answer"
+        return "no response"

@@ -1,6 +1,6 @@
-"""Runs the `migrate` command of several services in one process: three of their own would start Python three times.
+"""Run the `migrate` command of several services in one process: separate processes would each pay for a start of Python.
 
-Reads from stdin a JSON object, by service: the configuration's path and the environment for it.
+Reads from standard input a JSON object by service: the path of the configuration and the environment for it.
 """
 
 from __future__ import annotations
@@ -27,5 +27,5 @@ async def _main(jobs: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    logs.setup("schema", kit_config.Log(format="console"))
+    logs.setup("migrate", kit_config.Log(format="console"))
     uvloop.run(_main(json.load(sys.stdin)))
