@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from market_dev.stack import processes as spawn
-from market_dev.stack.servers.base import Server
-from market_dev.stack.servers.postgres import Postgres
+from market_dev.stack import processes
 from market_dev.stack.stack import Stack
-from market_dev.stack.topology import Options, Row, config_directory
+from market_dev.stack.topology import Options, config_directory
 
 from benchmarks import generator
 from benchmarks.figures import Figure, Latency
@@ -32,29 +30,19 @@ _TICK = os.sysconf("SC_CLK_TCK")
 OPEN_SHARE = 0.6
 
 
-class _Roomy(Postgres):
-    """With room for 256 connections of pgbench; else as in the local stack."""
-
-    def command(self) -> spawn.Command:
-        command = super().command()
-        return spawn.Command([*command.args, "-c", "max_connections=400"], command.env, command.user, command.group)
-
-
-class _Stack(Stack):
-    def _server(self, row: Row) -> Server:
-        made = super()._server(row)
-        if isinstance(made, Postgres):
-            return _Roomy(made.port, self.directory.path / row.name, self.directory.logs, self.directory.password())
-        return made
-
-
 class Lab:
     """Owns the stack, the peers and their processes. `busy`: the longest load of one round, in seconds."""
 
     def __init__(self, directory: Path, port_base: int, *, seconds: float, warmup: float, kafka: str = "auto") -> None:
-        self.stack = _Stack(
-            Options(directory, port_base=port_base, kafka=kafka, log_format="json"), say=lambda line: print(f"  {line}")
+        options = Options(
+            directory,
+            port_base=port_base,
+            kafka=kafka,
+            log_format="json",
+            # For 256 connections of pgbench.
+            postgres_settings={"max_connections": "400"},
         )
+        self.stack = Stack(options, notify=lambda line: print(f"  {line}"))
         self.directory = directory
         self.base = port_base
         self.seconds = seconds
@@ -122,7 +110,9 @@ class Lab:
             return
         environment = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **(env or {})}
         log = self.directory / "logs" / f"peer-{name}.log"
-        self.peers[name] = spawn.spawn(spawn.Command(args, environment), log=log, cwd=ROOT / "benchmarks" / "peers")
+        self.peers[name] = processes.spawn(
+            processes.Command(args, environment), log=log, cwd=ROOT / "benchmarks" / "peers"
+        )
         for _ in range(300):
             if port is None or _listens(port):
                 return
@@ -160,7 +150,7 @@ class Lab:
         path.write_text(yaml.safe_dump({**tree, **overrides}), "utf-8")
         port = self.peer_port(offset)
         env = {
-            **self.stack._environment(name),
+            **self.stack.environment(name),
             "MARKET_PORT": str(port),
             "MARKET_ADMIN_PORT": str(port + 1),
             "CONFIG_PATH": str(path),
@@ -385,7 +375,7 @@ def _listens(port: int) -> bool:
 
 
 def _tree(pid: int) -> list[int]:
-    return [p.pid for p in spawn.tree(pid)]
+    return [p.pid for p in processes.tree(pid)]
 
 
 async def settle(lab: Lab, seconds: float = 30) -> float:

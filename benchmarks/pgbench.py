@@ -32,7 +32,7 @@ async def pgbench(
 
     At a fixed `rate` of arrivals latency counts from when a transaction was due, as pgbench's log has it.
     """
-    server = lab.stack.parts["postgres"].server
+    server = lab.stack.server("postgres")
     assert isinstance(server, Postgres)
     url = urlsplit(lab.urls[f"postgres_{database}"])
     folder = lab.directory / "pgbench"

@@ -15,30 +15,15 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from market_dev.stack import processes as spawn
+from market_dev.stack import processes
 from market_dev.stack.stack import Stack
-from market_dev.stack.topology import TABLE, Options
-from market_dev.stack.topology import Row as Part
+from market_dev.stack.topology import Options
 
 from benchmarks.figures import Figure, Row, Spread
 from benchmarks.lab import ROOT, Lab
 from benchmarks.scenario import Contestants, Figures, Scenario, compared
 
 COLD = "cold start: `market up` to the first order placed"
-
-
-class Stores(Stack):
-    """The stores, Kafka and the mail server, without the services."""
-
-    def _begin(self, row: Part) -> None:
-        if not row.service:
-            super()._begin(row)
-
-    async def _migrate(self) -> None:
-        pass
-
-    async def _all_ready(self, migrating: Any) -> None:
-        await asyncio.gather(*(self.parts[row.name].ready.wait() for row in TABLE if not row.service))
 
 
 @asynccontextmanager
@@ -65,7 +50,7 @@ async def up(
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        preexec_fn=spawn.bound_to_parent(),
+        preexec_fn=processes.bound_to_parent(),
     )
     try:
         while not file.exists():
@@ -101,7 +86,7 @@ async def cold(lab: Lab) -> Contestants:
 
     def stores(kafka: str) -> Any:
         async def one() -> Figure:
-            stack = Stores(Options(lab.directory / "stores", port_base=lab.base, kafka=kafka))
+            stack = Stack(Options(lab.directory / "stores", port_base=lab.base, kafka=kafka, services=False))
             started = time.perf_counter()
             try:
                 await stack.start()
@@ -153,7 +138,7 @@ _PSS = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
 def pss(pid: int) -> dict[str, float]:
     """Proportional set size in MiB of the process and its descendants, by command."""
     found: dict[str, float] = {}
-    for process in spawn.tree(pid):
+    for process in processes.tree(pid):
         with suppress(Exception):
             size = _PSS.search(Path(f"/proc/{process.pid}/smaps_rollup").read_text())
             words = process.cmdline()

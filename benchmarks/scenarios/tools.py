@@ -88,11 +88,11 @@ async def replays(lab: Lab) -> Contestants:
     await _market(lab, "import", str(path), "--stock", "100000000")
     port = lab.port("orders")
     found = retail.survey(path)
-    shop = importer.Shop.at(port_base=lab.base, url=None)
+    shop = importer.ShopClient.at(port_base=lab.base, url=None)
     from rich.progress import Progress
 
     async with shop:
-        known = await importer.make_or_find(shop, found.goods, Progress(disable=True), "", stock=100_000_000)
+        known = await importer.create_or_find(shop, found.articles, Progress(disable=True), "", stock=100_000_000)
 
     async def ours() -> Figure:
         retail_like.invoices(lab.data, path, f"P{next(numbers)}", times, limit)

@@ -1,8 +1,8 @@
-"""A patient customer of the shop's public API: asks again, with the same key, until there is an answer.
+"""A client of the shop's public API that retries with the same idempotency key until there is a final response.
 
-async with Shop.at(port_base=8080, url=None) as shop:
-    product = await shop.make_product(body, key="import:85123A")
-    order = await shop.place(body, key="536365")
+async with ShopClient.at(port_base=8080, url=None) as shop:
+    product = await shop.create_product(body, key="import:85123A")
+    order = await shop.place_order(body, key="536365")
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -17,27 +18,29 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import msgspec
 
+from market_dev.stack.topology import LAST_PORT_BASE, ports
+
 PRODUCTS, ORDERS = "/api/product", "/api/order"
-# What an Idempotency-Key may hold as it is; the rest is written with percent signs.
+# What an Idempotency-Key may contain unencoded.
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
-# Answers that leave it open: the same request may be made again.
-_TRY_AGAIN = frozenset([408, 425, 429, 502, 503, 504])
+# Statuses that leave the outcome open: the same request may be repeated.
+_RETRYABLE = frozenset([408, 425, 429, 502, 503, 504])
 
 
-class Unreachable(Exception):
-    """No answer for as long as we had patience; whether anything happened is not known. Asking again with the same key is right."""
+class ShopUnavailable(Exception):
+    """No final response in time. The outcome is unknown, so the request should be repeated with the same key."""
 
 
-class NotThere(Unreachable):
-    """Nothing was asked yet, and nobody answers."""
+class ShopNotRunning(ShopUnavailable):
+    """The first request got no response; nothing was sent before it."""
 
 
-class BadAddress(Exception):
-    """What was given is no address of a shop."""
+class InvalidAddress(Exception):
+    """The given address or port base cannot be that of a shop."""
 
 
-class Refused(Exception):
-    """A final answer that is no success: `status`, the problem's `kind` (its type without the prefix) and `detail`."""
+class RequestRejected(Exception):
+    """A final response other than a success: `status`, the problem's `kind` (its type without prefix) and `detail`."""
 
     def __init__(self, status: int, kind: str, detail: str) -> None:
         super().__init__(f"{status} {kind}: {detail}")
@@ -47,51 +50,66 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """`id` of what was made; `before`: it had been made by an earlier request with the same key."""
+class Created:
+    """The `id` of what was created; `replayed`: an earlier request with the same key had created it."""
 
     id: str
-    before: bool
+    replayed: bool
 
 
-def key(text: str) -> str:
-    """The text as an Idempotency-Key: visible ASCII, what is not is percent-encoded."""
+def idempotency_key(text: str) -> str:
+    """Return the text as an Idempotency-Key: everything but visible ASCII is percent-encoded."""
     return quote(text, safe=_VISIBLE)
 
 
-class Shop:
-    """Owns the connections, kept alive, at most `connections` to each of products and orders.
+class ShopClient:
+    """Owns keep-alive connections; a request is repeated for up to `retry_seconds`. Use it as a context manager."""
 
-    `patience` is how many seconds a request is tried again before it is Unreachable.
-    """
-
-    def __init__(self, products: str, orders: str, *, connections: int = 64, patience: float = 60.0) -> None:
+    def __init__(
+        self,
+        products: str,
+        orders: str,
+        *,
+        max_connections: int = 64,
+        retry_seconds: float = 60.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`products` and `orders` are base URLs; `max_connections` is per host; `sleep` waits between attempts."""
         self.products = products.rstrip("/")
         self.orders = orders.rstrip("/")
-        self._connections = connections
-        self._patience = patience
-        self._session: aiohttp.ClientSession | None = None
+        # How often a request was repeated, for reports.
         self.retries = 0
+        self._max_connections = max_connections
+        self._retry_seconds = retry_seconds
+        self._sleep = sleep
+        self._session: aiohttp.ClientSession | None = None
 
     @classmethod
-    def at(cls, *, port_base: int, url: str | None, connections: int = 64, patience: float = 60.0) -> Shop:
-        """The shop at one public address, or the local stack on its own ports. Raises BadAddress."""
+    def at(
+        cls,
+        *,
+        port_base: int,
+        url: str | None,
+        max_connections: int = 64,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> ShopClient:
+        """Return a client of the shop at one public address, or of a local stack if `url` is None.
+
+        Raises InvalidAddress.
+        """
         if url is None:
-            if not 1 <= port_base <= 65_520:
-                raise BadAddress("the port base must be 1 to 65520")
-            return cls(
-                f"http://127.0.0.1:{port_base + 1}",
-                f"http://127.0.0.1:{port_base + 2}",
-                connections=connections,
-                patience=patience,
-            )
+            if not 1 <= port_base <= LAST_PORT_BASE:
+                raise InvalidAddress(f"the port base must be between 1 and {LAST_PORT_BASE}, got {port_base}")
+            local = ports(port_base)
+            products, orders = (f"http://127.0.0.1:{local[name]}" for name in ("products", "orders"))
+            return cls(products, orders, max_connections=max_connections, sleep=sleep)
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadAddress(f"{url} is no address; it looks like https://shop.example")
-        return cls(url, url, connections=connections, patience=patience)
+            raise InvalidAddress(f"{url} is not the address of a shop; an example is https://shop.example")
+        return cls(url, url, max_connections=max_connections, sleep=sleep)
 
-    async def __aenter__(self) -> Shop:
-        connector = aiohttp.TCPConnector(limit=0, limit_per_host=self._connections, keepalive_timeout=30)
+    async def __aenter__(self) -> ShopClient:
+        connector = aiohttp.TCPConnector(limit=0, limit_per_host=self._max_connections, keepalive_timeout=30)
         timeout = aiohttp.ClientTimeout(total=20, sock_connect=5)
         self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
         return self
@@ -100,35 +118,40 @@ class Shop:
         if self._session is not None:
             await self._session.close()
 
-    async def count(self, *, patience: float | None = None) -> int:
-        """How many products the shop has. Raises Unreachable."""
-        _, page = await self.request("GET", f"{self.products}{PRODUCTS}?limit=1&availability=false", patience=patience)
+    async def count_products(self, *, retry_seconds: float | None = None) -> int:
+        """Return the number of products in the shop. Raises ShopUnavailable, RequestRejected."""
+        url = f"{self.products}{PRODUCTS}?limit=1&availability=false"
+        _, page = await self.request("GET", url, retry_seconds=retry_seconds)
         total = page.get("total")
         if not isinstance(total, int):
-            raise Unreachable(f"what answers at {self.products} is not the shop")
+            raise ShopUnavailable(f"the server at {self.products} is not the shop")
         return total
 
-    async def find(self, words: str) -> list[dict[str, Any]]:
-        """The products that a full-text search finds, oldest first, at most 100."""
+    async def search_products(self, words: str) -> list[dict[str, Any]]:
+        """Return the products that a full-text search finds, oldest first, up to 100. Raises as `request`."""
         url = f"{self.products}{PRODUCTS}?q={quote(words, safe='')}&limit=100&sort=created_at&availability=false"
         _, page = await self.request("GET", url)
         items: list[dict[str, Any]] = page["items"]
         return items
 
-    async def make_product(self, body: dict[str, Any], key: str) -> Made:
-        """The product that the key stands for, made now or before. Raises Refused, Unreachable."""
+    async def create_product(self, body: dict[str, Any], key: str) -> Created:
+        """Create a product, once per key. Raises RequestRejected, ShopUnavailable."""
         status, product = await self.request("POST", self.products + PRODUCTS, body, key)
-        return Made(product["id"], status == 200)
+        return Created(product["id"], status == 200)
 
-    async def place(self, body: dict[str, Any], key: str) -> Made:
-        """The order that the key stands for, placed now or before. Raises Refused, Unreachable."""
+    async def place_order(self, body: dict[str, Any], key: str) -> Created:
+        """Place an order, once per key. Raises RequestRejected, ShopUnavailable."""
         status, order = await self.request("POST", self.orders + ORDERS, body, key)
-        return Made(order["id"], status == 200)
+        return Created(order["id"], status == 200)
 
     async def request(
-        self, method: str, url: str, body: Any = None, key: str | None = None, *, patience: float | None = None
+        self, method: str, url: str, body: Any = None, key: str | None = None, *, retry_seconds: float | None = None
     ) -> tuple[int, dict[str, Any]]:
-        """Status and body of the success. Raises Refused, Unreachable."""
+        """Return (status, JSON body) of a successful response.
+
+        Raises RequestRejected for another final response, ShopUnavailable if there is none within `retry_seconds`
+        (default: the client's).
+        """
         assert self._session is not None, "use it as a context manager"
         headers = {}
         data = None
@@ -137,49 +160,49 @@ class Shop:
             data = msgspec.json.encode(body)
         if key is not None:
             headers["Idempotency-Key"] = key
-        until = time.monotonic() + (self._patience if patience is None else patience)
+        deadline = time.monotonic() + (self._retry_seconds if retry_seconds is None else retry_seconds)
         attempt = 0
         while True:
             attempt += 1
-            wait = random.uniform(0.5, 1) * min(2.0, 0.05 * 2**attempt)
+            pause = random.uniform(0.5, 1) * min(2.0, 0.05 * 2**attempt)
             try:
                 async with self._session.request(
                     method, url, data=data, headers=headers, allow_redirects=False
                 ) as response:
-                    answer = await response.read()
+                    content = await response.read()
                     status = response.status
-                    asked = response.headers.get("Retry-After", "")
+                    retry_after = response.headers.get("Retry-After", "")
             except (aiohttp.ClientError, TimeoutError, OSError) as e:
-                reason = f"no answer from {_host(url)}: {e or type(e).__name__}"
+                reason = f"no response from {_host(url)}: {e or type(e).__name__}"
             else:
-                if status not in _TRY_AGAIN:
-                    return _decided(status, answer, url)
-                reason = f"{_host(url)} answers {status}: {_problem(answer)[1]}"
-                if asked.isdigit() and len(asked) < 4:
-                    # As long as it asks for, and a little more, so that not all come back at once.
-                    wait = int(asked) * random.uniform(1, 1.25)
-            if time.monotonic() + wait >= until:
-                raise Unreachable(reason)
+                if status not in _RETRYABLE:
+                    return _final(status, content, url)
+                reason = f"{_host(url)} returned {status}: {_problem(content)[1]}"
+                if retry_after.isdigit() and len(retry_after) < 4:
+                    # With jitter, so that not all clients return at once.
+                    pause = int(retry_after) * random.uniform(1, 1.25)
+            if time.monotonic() + pause >= deadline:
+                raise ShopUnavailable(reason)
             self.retries += 1
-            await asyncio.sleep(wait)
+            await self._sleep(pause)
 
 
-def _decided(status: int, answer: bytes, url: str) -> tuple[int, dict[str, Any]]:
+def _final(status: int, content: bytes, url: str) -> tuple[int, dict[str, Any]]:
     if 200 <= status < 300:
         try:
-            return status, msgspec.json.decode(answer, type=dict[str, Any])
+            return status, msgspec.json.decode(content, type=dict[str, Any])
         except msgspec.DecodeError:
-            raise Unreachable(f"what answers at {_host(url)} is not the shop") from None
-    raise Refused(status, *_problem(answer))
+            raise ShopUnavailable(f"the server at {_host(url)} is not the shop") from None
+    raise RequestRejected(status, *_problem(content))
 
 
-def _problem(answer: bytes) -> tuple[str, str]:
-    """Kind and detail of a problem document; of something else its first characters."""
+def _problem(content: bytes) -> tuple[str, str]:
+    """Return (kind, detail) of a problem document; of anything else its first characters as the detail."""
     try:
-        document = msgspec.json.decode(answer, type=dict[str, Any])
+        document = msgspec.json.decode(content, type=dict[str, Any])
         return str(document["type"]).rpartition(":")[2], str(document.get("detail", ""))
     except (msgspec.DecodeError, KeyError):
-        return "unknown", answer[:100].decode("utf-8", "replace")
+        return "unknown", content[:100].decode("utf-8", "replace")
 
 
 def _host(url: str) -> str:

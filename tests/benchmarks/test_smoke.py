@@ -9,19 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from market_dev.stack import processes as spawn
 
 from benchmarks import needs
 from benchmarks.scenarios import SCENARIOS
+from tests.support.ports import free_port_base
 
 ROOT = Path(__file__).parents[2]
 STACK = [s.name for s in SCENARIOS if s.stack]
 GROUPS = {"on one stack": STACK, "the gateway": ["graphql"], "whole stacks": ["cold", "memory"]}
-
-
-def free_base() -> int:
-    """A port base for the stack, and for what stands beside it."""
-    return next(base for base in spawn.free_ports() if all(spawn.is_free(base + n) for n in range(40)))
 
 
 # A tenth of that on a machine with nothing else to do.
@@ -37,7 +32,7 @@ def test_every_scenario_runs_and_writes_its_row(words: list[str], server_directo
         "--kafka",
         "embedded",
         "--port-base",
-        str(free_base()),
+        str(free_port_base(40)),
         "--out",
         str(out),
         *words,

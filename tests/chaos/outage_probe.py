@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -36,24 +35,14 @@ CREATE_ORDER = "mutation($input: CreateOrderInput!) { createOrder(input: $input)
 @asynccontextmanager
 async def down(stack: Stack, name: str) -> AsyncIterator[None]:
     """Kill a process and keep it from starting again until the end of the block."""
-    server = stack.parts[name].server
-    may_start = threading.Event()
-    before_start = server.before_start
-
-    def wait_before_start() -> None:
-        may_start.wait()
-        before_start()
-
-    server.before_start = wait_before_start  # type: ignore[method-assign]
-    stack.kill(name)
+    stack.kill(name, restart=False)
     try:
         async with asyncio.timeout(60):
             while name in stack.pids:
                 await asyncio.sleep(0.005)
         yield
     finally:
-        server.before_start = before_start  # type: ignore[method-assign]
-        may_start.set()
+        stack.restart(name)
 
 
 @dataclass

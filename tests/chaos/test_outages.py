@@ -145,7 +145,7 @@ async def take_down(stack: Stack, probe: Probe, name: str) -> tuple[str, list[st
             # Cached availability is returned for up to 5 s and a fifth.
             await asyncio.sleep(8)
         results = await call_all(probe, rounds=2, pause_seconds=0.4)
-    await stack.ready([name], seconds=180)
+    await stack.wait_ready([name], seconds=180)
     down_seconds = time.monotonic() - started
     recovery = await wait_until_healthy(probe, 60)
     if name == "kafka" and stack.kafka_kind == "embedded":

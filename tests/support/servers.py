@@ -150,7 +150,7 @@ def postgres_server(directory: Path, logs: Path) -> Postgres:
 
 def kafka_server(directory: Path, logs: Path, kind: str | None = None) -> Kafka:
     """Return Apache Kafka if Java and Maven are available, else the embedded broker; MARKET_TEST_KAFKA overrides."""
-    kind = kind or os.environ.get("MARKET_TEST_KAFKA") or ("embedded" if apache.missing() else "apache")
+    kind = kind or os.environ.get("MARKET_TEST_KAFKA") or ("embedded" if apache.why_unavailable() else "apache")
     if kind == "apache":
         return apache.ApacheKafka(free_port(), free_port(), directory, logs)
     return EmbeddedKafka(free_port(), directory, logs)

@@ -1,4 +1,5 @@
-"""Real invoices go through all five services, and then the stores are asked: stock at start = sold + left, and a mail for each order."""
+"""Real invoices go through all five services; then the stores must agree: initial stock = sold + remaining, and one mail
+per order."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ EXCERPT = ROOT.parent / "shared" / "data" / "online-retail-10k.csv"
 
 
 def part_of_the_excerpt(prefix: str, invoices: int) -> list[dict[str, str]]:
-    """The first invoices of the real file, and its invoice 536544 with hundreds of lines; codes and numbers get the prefix."""
+    """Return the lines of the real file's first invoices and of 536544, which has hundreds; codes and numbers get the prefix."""
     with EXCERPT.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     chosen = {*list(dict.fromkeys(row["InvoiceNo"] for row in rows))[:invoices], "536544"}
@@ -44,8 +45,8 @@ def _code(prefix: str, code: str) -> str:
     return code if code in retail.CHARGES else prefix + code
 
 
-def invented(prefix: str, invoices: int) -> list[dict[str, str]]:
-    """The same kind of file where the real one is not at hand: its oddities too."""
+def generated(prefix: str, invoices: int) -> list[dict[str, str]]:
+    """Return lines with the oddities of the real file, for machines that do not have it."""
     dice = random.Random(prefix)
     codes = [f"{prefix}{n}{dice.choice(['', 'A', 'b'])}" for n in range(20_000, 20_600)]
     prices = {code: f"{dice.randint(19, 1995) / 100:.2f}" for code in codes}
@@ -82,13 +83,15 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-def figure(table: str, name: str) -> int:
+def number_in(table: str, name: str) -> int:
     found = re.search(rf"│ +{re.escape(name)} +│ +([0-9,]+)", table)
     return int(found[1].replace(",", "")) if found else 0
 
 
-async def books(shop: System) -> tuple[dict[str, int], dict[str, dict[str, int]], list[dict[str, Any]], dict[str, str]]:
-    """What the stores say: left by product, held by reservation, all orders, and the product of each import key."""
+async def stored(
+    shop: System,
+) -> tuple[dict[str, int], dict[str, dict[str, int]], list[dict[str, Any]], dict[str, str]]:
+    """Return what the stores contain: units left by product, lines by reservation, all orders, product ids by import key."""
     inventory = await asyncpg.connect(shop.urls["postgres_inventory"])
     products = await asyncpg.connect(shop.urls["postgres_products"])
     mongodb: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(shop.urls["mongodb"], uuidRepresentation="standard")
@@ -115,38 +118,40 @@ async def books(shop: System) -> tuple[dict[str, int], dict[str, dict[str, int]]
     ("prefix", "stock"),
     [pytest.param("1", None, id="stock-is-what-the-file-sells"), pytest.param("2", 30, id="stock-runs-out")],
 )
-async def test_stock_at_start_is_sold_and_left_and_each_order_has_its_mail(
+async def test_the_initial_stock_is_sold_or_left_and_each_order_has_one_mail(
     shop: System, http: httpx.AsyncClient, mails: Mails, tmp_path: Path, prefix: str, stock: int | None
 ) -> None:
-    path = write(tmp_path / "part.csv", (part_of_the_excerpt if EXCERPT.exists() else invented)(prefix, 40))
-    found = retail.survey(path)
-    invoices = {i.number: i for i in retail.invoices(path, found)}
+    path = write(tmp_path / "part.csv", (part_of_the_excerpt if EXCERPT.exists() else generated)(prefix, 40))
+    survey = retail.survey(path)
+    invoices = {i.number: i for i in retail.invoices(path, survey)}
     assert max(len(i.units) for i in invoices.values()) > 450
 
     before = await mails.count()
     options = [] if stock is None else ["--stock", stock]
-    # What was asked for again was there before: nobody else has used its key.
+    # A retried request finds the product that its first attempt has created; nobody else uses its key.
     imported = await asyncio.to_thread(shop.market, "import", path, *options)
-    assert figure(imported.stdout, "products made") + figure(imported.stdout, "there already") == len(found.goods)
+    assert number_in(imported.stdout, "products created") + number_in(imported.stdout, "existing products") == len(
+        survey.articles
+    )
     replayed = (await asyncio.to_thread(shop.market, "replay", path)).stdout
-    placed = figure(replayed, "placed") + figure(replayed, "placed by an earlier run")
-    refused = figure(replayed, "refused")
-    assert placed + refused == len(invoices)
-    assert figure(replayed, "lines skipped") == found.skipped.total()
-    # A rerun places nothing twice; what was short stays short.
+    placed = number_in(replayed, "placed") + number_in(replayed, "placed by an earlier run")
+    rejected = number_in(replayed, "rejected")
+    assert placed + rejected == len(invoices)
+    assert number_in(replayed, "lines skipped") == survey.skipped.total()
+    # A second run places nothing twice, and what was out of stock still is.
     again = (await asyncio.to_thread(shop.market, "replay", path)).stdout
-    assert (figure(again, "placed"), figure(again, "placed by an earlier run"), figure(again, "refused")) == (
+    assert (number_in(again, "placed"), number_in(again, "placed by an earlier run"), number_in(again, "rejected")) == (
         0,
         placed,
-        refused,
+        rejected,
     )
     if stock is None:
-        assert refused == 0
+        assert rejected == 0
     else:
-        assert refused == figure(replayed, "out of stock") > 0
+        assert rejected == number_in(replayed, "out of stock") > 0
 
-    left, held, orders, keys = await books(shop)
-    ids = {good.code: keys[f"import:{good.code}"] for good in found.goods}
+    left, held, orders, keys = await stored(shop)
+    ids = {article.code: keys[f"import:{article.code}"] for article in survey.articles}
     mine = [o for o in orders if {i["product_id"] for i in o["items"]} & set(ids.values())]
     confirmed = {o["key"]: o for o in mine if o["status"] == "confirmed"}
     assert len(confirmed) == placed
@@ -154,15 +159,15 @@ async def test_stock_at_start_is_sold_and_left_and_each_order_has_its_mail(
     sold: Counter[str] = Counter()
     for number, order in confirmed.items():
         lines = {i["product_id"]: i["quantity"] for i in order["items"]}
-        # The order is the invoice, and inventory holds for it just that.
+        # The order has the lines of the invoice, and so has its reservation.
         assert lines == {ids[code]: units for code, units in invoices[number].units.items()}
         assert held[str(order["_id"])] == lines
         assert order["user"] == invoices[number].user
         sold.update(lines)
     assert not [o for o in mine if o["status"] == "rejected" and str(o["_id"]) in held]
-    for good in found.goods:
-        at_start = good.sold if stock is None else stock
-        assert at_start == sold[ids[good.code]] + left[ids[good.code]], good
+    for article in survey.articles:
+        at_start = article.sold if stock is None else stock
+        assert at_start == sold[ids[article.code]] + left[ids[article.code]], article
 
     wanted = {str(events.event_id(order["_id"], events.CREATED)) for order in confirmed.values()}
 
@@ -170,7 +175,7 @@ async def test_stock_at_start_is_sold_and_left_and_each_order_has_its_mail(
         return await mails.count() >= before + placed
 
     async def outboxes_are_empty() -> bool:
-        return not any(order.get("outbox") for order in (await books(shop))[2])
+        return not any(order.get("outbox") for order in (await stored(shop))[2])
 
     await until(all_mails_have_arrived, 120, "all mails have arrived", interval=0.2)
     await until(outboxes_are_empty, 120, "all outboxes are empty", interval=0.2)

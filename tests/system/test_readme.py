@@ -1,4 +1,4 @@
-"""The README's commands, in both languages, are run as they stand there, and answer what stands below them."""
+"""Runs the commands of the README in both languages, and compares their output with what the README shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from market_dev.commands import demo
-from market_dev.shop_client import Shop
+from market_dev.shop_client import ShopClient
 
 from tests.support.waiting import until
 from tests.system.whole_shop import MARKET, ROOT, System
@@ -21,17 +21,17 @@ _PORT = re.compile(r"127\.0\.0\.1:80(8[0-9])")
 
 
 def blocks(name: str) -> list[tuple[str, str, str]]:
-    """The commands to be run (`sh`), each with the language and the text of the block that follows."""
+    """Return (command, language, output): each `sh` block with the language and the text of the block below it."""
     found = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / name).read_text("utf-8"), re.MULTILINE | re.DOTALL)
     return [(text, *found[n + 1]) for n, (language, text) in enumerate(found) if language == "sh"]
 
 
-def shape(value: Any) -> Any:
-    """The answer without what differs from run to run: ids and times."""
+def normalized(value: Any) -> Any:
+    """Replace ids and times, which differ between runs, by placeholders."""
     if isinstance(value, dict):
-        return {k: shape(v) for k, v in value.items()}
+        return {k: normalized(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [shape(v) for v in value]
+        return [normalized(v) for v in value]
     if isinstance(value, str):
         value = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", value)
         value = re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "TIME", value)
@@ -41,24 +41,24 @@ def shape(value: Any) -> Any:
 
 @pytest.fixture
 async def teapot(shop: System) -> None:
-    """The good that the README orders, as the demo catalogue has it."""
-    good = next(g for g in demo.catalogue() if g.slug == "teapot")
-    async with Shop.at(port_base=shop.port_base, url=None) as client:
-        await demo.make(client, good)
+    """The product that the README orders, from the demo catalogue."""
+    product = next(p for p in demo.catalogue() if p.slug == "teapot")
+    async with ShopClient.at(port_base=shop.port_base, url=None) as client:
+        await demo.create(client, product)
 
 
 @pytest.mark.parametrize("name", READMES)
-async def test_the_commands_of_the_readme_answer_what_it_says(shop: System, teapot: None, name: str) -> None:
+async def test_the_commands_of_the_readme_print_what_it_shows(shop: System, teapot: None, name: str) -> None:
     commands = blocks(name)
     assert len(commands) == 4
-    for command, language, said in commands:
+    for command, language, expected in commands:
         here = _PORT.sub(lambda m: f"127.0.0.1:{shop.port_base + int(m[1]) - 80}", command)
         # A mail arrives a moment after its order.
         answer = await until(lambda here=here: run(here), what=command, interval=0.1)
         if language == "json":
-            assert shape(json.loads(answer)) == shape(json.loads(said)), command
+            assert normalized(json.loads(answer)) == normalized(json.loads(expected)), command
         else:
-            assert shape(answer) == shape(said), command
+            assert normalized(answer) == normalized(expected), command
 
 
 async def run(command: str) -> str:
@@ -68,7 +68,7 @@ async def run(command: str) -> str:
     return out.decode()
 
 
-async def test_the_addresses_of_the_readme_answer(shop: System, http: httpx.AsyncClient) -> None:
+async def test_the_addresses_of_the_readme_return_pages(shop: System, http: httpx.AsyncClient) -> None:
     for name in READMES:
         pages = re.findall(r"<http://127\.0\.0\.1:80(8\d)(/\S*?)>", (ROOT / name).read_text("utf-8"))
         assert len(pages) == 2
@@ -80,7 +80,7 @@ async def test_the_addresses_of_the_readme_answer(shop: System, http: httpx.Asyn
 
 
 @pytest.mark.parametrize("name", READMES)
-async def test_each_command_of_market_that_the_readme_names_has_its_options(name: str) -> None:
+async def test_each_market_command_has_the_options_that_the_readme_names(name: str) -> None:
     rows = re.findall(r"^\| `market ([a-z-]+)[^`]*` \|(.*)\|$", (ROOT / name).read_text("utf-8"), re.MULTILINE)
     assert [command for command, _ in rows] == ["up", "import", "replay", "reconcile", "dead-letters"]
     for command, text in rows:
@@ -90,20 +90,20 @@ async def test_each_command_of_market_that_the_readme_names_has_its_options(name
 
 
 @pytest.mark.parametrize(
-    "paper", ["README.md", "README.ru.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/decisions/README.md"]
+    "document", ["README.md", "README.ru.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/decisions/README.md"]
 )
-def test_what_the_papers_link_to_is_there(paper: str) -> None:
-    path = ROOT / paper
+def test_the_targets_of_links_in_the_documentation_exist(document: str) -> None:
+    path = ROOT / document
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text("utf-8")):
         if "://" not in link:
-            assert (path.parent / link).exists(), f"{paper} links to {link}"
+            assert (path.parent / link).exists(), f"{document} links to {link}"
     for command in re.findall(r"`make ([a-z-]+)", path.read_text("utf-8")):
         assert re.search(rf"^{command}:", Path(ROOT / "Makefile").read_text("utf-8"), re.MULTILINE), (
-            f"{paper} names make {command}"
+            f"{document} names make {command}"
         )
 
 
-def test_both_readmes_have_the_same_commands_and_answers() -> None:
+def test_both_readmes_have_the_same_commands_and_outputs() -> None:
     english, russian = (blocks(name) for name in READMES)
     assert english == russian
 

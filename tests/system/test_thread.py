@@ -12,7 +12,7 @@ from market.contracts import events
 from tests.support.waiting import until
 from tests.system.whole_shop import Mails, System, create_product, place, retried
 
-# The second where it was decided only after a 503.
+# 200: a repeated request after a 503 found the order placed.
 PLACED = (201, 200)
 
 
@@ -35,7 +35,7 @@ async def test_an_order_is_priced_reserved_and_mailed(shop: System, http: httpx.
         assert "68.20" in part
 
 
-async def test_a_cancelled_order_gives_its_goods_back_and_is_mailed(
+async def test_a_cancelled_order_releases_its_stock_and_is_mailed(
     shop: System, http: httpx.AsyncClient, mails: Mails
 ) -> None:
     product = await create_product(http, shop, stock=1)
@@ -56,7 +56,7 @@ async def test_a_cancelled_order_gives_its_goods_back_and_is_mailed(
     assert sum(created in id for id in ids) == sum(cancelled in id for id in ids) == 1
 
 
-async def test_a_good_is_shown_as_sold_out_soon_after_its_last_unit_is_sold(
+async def test_a_product_is_shown_as_sold_out_soon_after_its_last_unit_is_sold(
     shop: System, http: httpx.AsyncClient
 ) -> None:
     product = await create_product(http, shop, stock=1)
@@ -87,11 +87,11 @@ async def test_200_buyers_of_50_units_buy_exactly_50(shop: System, http: httpx.A
     assert (await place(http, shop, {"user": "late", **body})).status_code == 409
 
 
-async def test_the_gateway_serves_the_pictures_of_the_demo_catalogue(shop: System, http: httpx.AsyncClient) -> None:
-    for good in demo.catalogue():
-        answer = await http.get(shop.urls["graphql"] + good.image)
+async def test_the_gateway_serves_the_images_of_the_demo_catalogue(shop: System, http: httpx.AsyncClient) -> None:
+    for product in demo.catalogue():
+        answer = await http.get(shop.urls["graphql"] + product.image)
         assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "image/svg+xml"), (
-            good.slug
+            product.slug
         )
         assert answer.text.startswith("<svg ")
     assert (await http.get(f"{shop.urls['graphql']}/images/none.svg")).status_code == 404

@@ -89,14 +89,14 @@ class Nemesis:
     async def inject(self, fault: Fault, number: int) -> FaultOutcome:
         """Inject one fault; return when it is over, every process is ready and an order was placed."""
         history = self._workload.history
-        await self._stack.ready(seconds=_READY_TIMEOUT_SECONDS)
+        await self._stack.wait_ready(seconds=_READY_TIMEOUT_SECONDS)
         async with asyncio.timeout(_READY_TIMEOUT_SECONDS):
             while not self._workload.orders_in_flight:
                 await asyncio.sleep(0.001)
         orders_in_flight = self._workload.orders_in_flight
         started_at = history.now()
         took_effect = await self._apply(fault)
-        await self._stack.ready(seconds=_READY_TIMEOUT_SECONDS)
+        await self._stack.wait_ready(seconds=_READY_TIMEOUT_SECONDS)
         recovered_at = history.now()
         # Otherwise the next fault would hide how long this outage was for clients.
         with suppress(TimeoutError):
@@ -150,7 +150,7 @@ class Nemesis:
         async with asyncio.timeout(_READY_TIMEOUT_SECONDS):
             while self._stack.pids.get(fault.target) in (None, old_pid):
                 await asyncio.sleep(0.01)
-        await self._stack.ready([fault.target], seconds=_READY_TIMEOUT_SECONDS)
+        await self._stack.wait_ready([fault.target], seconds=_READY_TIMEOUT_SECONDS)
         return old_pid is not None
 
     async def _pause(self, fault: Fault) -> bool:

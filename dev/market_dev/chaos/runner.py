@@ -103,7 +103,7 @@ async def run(
     )
     started = time.monotonic()
     with History(settings.directory / "history.jsonl") as history:
-        async with network, Stack(options, say=log) as stack:
+        async with network, Stack(options, notify=log) as stack:
             await stack.start()
             return await _run_plan(settings, plan, stack, network, history, on_progress, started)
 

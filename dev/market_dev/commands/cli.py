@@ -1,4 +1,4 @@
-"""The command `market`. What a command needs is imported when it is called, so that help comes at once."""
+"""The command `market`. A subcommand's modules are imported when it is called, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-# Each names a function, or a Typer app with commands of its own.
+# By name: a function, or a Typer app with subcommands.
 COMMANDS = {
     "up": "market_dev.commands.up:run",
     "import": "market_dev.commands.import_:run",
@@ -31,10 +31,10 @@ class _Lazy(TyperGroup):
         module, _, attribute = COMMANDS[name].partition(":")
         target = getattr(importlib.import_module(module), attribute)
         if not isinstance(target, typer.Typer):
-            # Markdown: a paragraph of the docstring is one, however its lines are broken.
-            made = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-            made.command(name)(target)
-            target = made
+            # Markdown joins the lines of a docstring's paragraph.
+            single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+            single.command(name)(target)
+            target = single
         command = get_command(target)
         command.name = name
         return command
@@ -59,7 +59,7 @@ def main_options(
 ) -> None:
     """Market: an online shop of five small services, on this machine.
 
-    Begin with `market up`, open the address that it prints, and buy something.
+    Start with `market up`, open the address that it prints, and place an order.
     """
 
 

@@ -1,4 +1,4 @@
-"""`market dead-letters`: what could not be mailed. Runs the command of notifications with the stack's configuration."""
+"""`market dead-letters`: run the dead-letter command of notifications with the configuration of the local stack."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from market_dev.stack.topology import DEFAULT_PORT_BASE, config_directory, envir
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="What could not be mailed: list it, look at it, mail it after all, or drop it.",
+    help="List, show, replay or drop the events that could not be mailed.",
 )
 
 PortBase = Annotated[
-    int, typer.Option("--port-base", help="The port base of the local stack that `market up` was given.", metavar="N")
+    int, typer.Option("--port-base", help="The port base of the local shop, as in `market up`.", metavar="N")
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-Ids = Annotated[list[str], typer.Argument(help="As `list` shows them.", metavar="ID...")]
-MaybeIds = Annotated[list[str] | None, typer.Argument(help="As `list` shows them.", metavar="[ID...]")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+Ids = Annotated[list[str], typer.Argument(help="Ids as `list` shows them.", metavar="ID...")]
+MaybeIds = Annotated[list[str] | None, typer.Argument(help="Ids as `list` shows them.", metavar="[ID...]")]
 
 
 def _run(port_base: int, verb: str, *args: str, json: bool) -> None:
@@ -38,17 +38,17 @@ def _run(port_base: int, verb: str, *args: str, json: bool) -> None:
 @app.command("list")
 def list_(
     *,
-    all_: Annotated[bool, typer.Option("--all", help="Those that were mailed after all or dropped, too.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Include those that were replayed or dropped.")] = False,
     json: Json = False,
     port_base: PortBase = DEFAULT_PORT_BASE,
 ) -> None:
-    """The open letters, oldest first: id, time, order, origin and reason."""
+    """List the open dead letters, oldest first: id, time, order, origin and reason."""
     _run(port_base, "list", *(["--all"] if all_ else []), json=json)
 
 
 @app.command()
 def show(ids: Ids, *, json: Json = False, port_base: PortBase = DEFAULT_PORT_BASE) -> None:
-    """Letters whole, with the original message."""
+    """Show dead letters in full, with the original message."""
     _run(port_base, "show", *ids, json=json)
 
 
@@ -56,11 +56,11 @@ def show(ids: Ids, *, json: Json = False, port_base: PortBase = DEFAULT_PORT_BAS
 def replay(
     ids: MaybeIds = None,
     *,
-    all_: Annotated[bool, typer.Option("--all", help="All that are open.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="All open dead letters.")] = False,
     json: Json = False,
     port_base: PortBase = DEFAULT_PORT_BASE,
 ) -> None:
-    """Try to mail them now; what the mail server accepts is done."""
+    """Try to send the mails now; those that the mail server accepts are closed."""
     _run(port_base, "replay", *(ids or []), *(["--all"] if all_ else []), json=json)
 
 
@@ -68,9 +68,9 @@ def replay(
 def drop(
     ids: MaybeIds = None,
     *,
-    all_: Annotated[bool, typer.Option("--all", help="All that are open.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="All open dead letters.")] = False,
     json: Json = False,
     port_base: PortBase = DEFAULT_PORT_BASE,
 ) -> None:
-    """Be done with them, without a mail."""
+    """Close dead letters without sending a mail."""
     _run(port_base, "drop", *(ids or []), *(["--all"] if all_ else []), json=json)

@@ -1,7 +1,4 @@
-"""The demo catalogue: some 40 goods for a start without a file, with pictures that the gateway serves.
-
-made = await fill("http://127.0.0.1:8081")
-"""
+"""The demo catalogue: 40 products for a first start, with images that the gateway serves."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ import yaml
 from msgspec import Meta, Struct
 
 from market.contracts.money import PriceText
-from market_dev.shop_client import Made, Shop
+from market_dev.shop_client import Created, ShopClient
 
 CATALOGUE = Path(__file__).with_name("demo_catalogue") / "catalogue.yaml"
 
 
-class Good(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One of the goods; `image` is a path of the gateway."""
+class DemoProduct(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One product; `image` is a path at the gateway."""
 
     slug: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,60}$")]
     name: str
@@ -31,31 +28,32 @@ class Good(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     image: Annotated[str, Meta(pattern=r"^/images/[a-z0-9-]+\.svg$")]
 
 
-def catalogue() -> list[Good]:
-    """The goods, in the order of the file."""
-    return msgspec.convert(yaml.safe_load(CATALOGUE.read_text("utf-8")), list[Good])
+def catalogue() -> list[DemoProduct]:
+    """Return the products in the order of the file."""
+    return msgspec.convert(yaml.safe_load(CATALOGUE.read_text("utf-8")), list[DemoProduct])
 
 
-async def fill(products_url: str) -> int:
-    """Makes the goods in a shop that has no product yet; answers how many were made. Raises Unreachable, Refused.
+async def create_catalogue(products_url: str) -> int:
+    """Create all products in a shop that has none, and return how many were created.
 
-    Each good has its own idempotency key, so that two fillings at once make nothing twice.
+    Each product has its own idempotency key, so that two concurrent calls create nothing twice.
+    Raises ShopUnavailable, RequestRejected.
     """
-    async with Shop(products_url, products_url, connections=8) as shop:
-        if await shop.count():
+    async with ShopClient(products_url, products_url, max_connections=8) as shop:
+        if await shop.count_products():
             return 0
-        made = await asyncio.gather(*(make(shop, good) for good in catalogue()))
-    return sum(not product.before for product in made)
+        created = await asyncio.gather(*(create(shop, product) for product in catalogue()))
+    return sum(not product.replayed for product in created)
 
 
-async def make(shop: Shop, good: Good) -> Made:
-    """The good, made now or before. Raises Unreachable, Refused."""
+async def create(shop: ShopClient, product: DemoProduct) -> Created:
+    """Create the product, unless an earlier call did. Raises ShopUnavailable, RequestRejected."""
     body = {
-        "name": good.name,
-        "description": good.description,
-        "price": good.price,
-        "currency": good.currency,
-        "image_url": good.image,
-        "stock": good.stock,
+        "name": product.name,
+        "description": product.description,
+        "price": product.price,
+        "currency": product.currency,
+        "image_url": product.image,
+        "stock": product.stock,
     }
-    return await shop.make_product(body, f"demo:{good.slug}")
+    return await shop.create_product(body, f"demo:{product.slug}")

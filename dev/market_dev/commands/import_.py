@@ -1,9 +1,8 @@
-"""`market import`: a catalogue from a file in the Online Retail format.
+"""`market import`: create a catalogue from a file in the Online Retail format.
 
-Each product is made with the key `import:<code>`, so that a later run finds it again instead of making
-it twice. Where the later run's product looks different (another file, another `--stock`), the shop
-answers that the key was used with another body: then the product is found by its stock code, which
-stands at the end of its description, and is left as it is.
+Each product is created with the idempotency key `import:<code>`, so that a later run finds it instead of creating it
+again. If the later run's product differs (another file, another `--stock`), the shop reports that the key was used
+with another request: then the product is found by the stock code at the end of its description, and is not changed.
 """
 
 from __future__ import annotations
@@ -25,8 +24,16 @@ from rich.table import Table
 
 from market.contracts import money
 from market_dev.commands import retail
-from market_dev.commands.retail import BadFile, Good, Survey
-from market_dev.shop_client import BadAddress, NotThere, Refused, Shop, Unreachable, key
+from market_dev.commands.retail import Article, InvalidFile, Survey
+from market_dev.shop_client import (
+    InvalidAddress,
+    RequestRejected,
+    ShopClient,
+    ShopNotRunning,
+    ShopUnavailable,
+    idempotency_key,
+)
+from market_dev.stack.topology import DEFAULT_PORT_BASE, LAST_PORT_BASE
 
 CURRENCY = "GBP"
 CONCURRENCY = 64
@@ -35,26 +42,32 @@ FileArgument = Annotated[
     Path, typer.Argument(help="A CSV file in the Online Retail format.", metavar="FILE.csv", show_default=False)
 ]
 PortBaseOption = Annotated[
-    int, typer.Option(help="The port base that `market up` was given.", metavar="N", min=1, max=65_520)
+    int,
+    typer.Option(help="The port base of the local shop, as in `market up`.", metavar="N", min=1, max=LAST_PORT_BASE),
 ]
 UrlOption = Annotated[
     str | None,
-    typer.Option(help="The public address of any shop, instead of a local one: https://shop.example", metavar="URL"),
+    typer.Option(help="The public address of another shop, such as https://shop.example.", metavar="URL"),
 ]
 
 
 class NoSuchProduct(Exception):
-    """The shop has used the key for a product that cannot be found any more."""
+    """The idempotency key belongs to a product that no longer exists or has another description."""
 
 
 @dataclass(slots=True)
 class Catalogue:
-    """Which product stands for which code. `other`: there before, with another name, price or stock than the file gives."""
+    """The product id of each stock code, and statistics.
+
+    created, existing: in this run, by an earlier run
+    differing: existing with another name, price or stock than in the file
+    failed: occurrences by `code: reason`
+    """
 
     ids: dict[str, str] = field(default_factory=dict)
-    made: int = 0
-    there: int = 0
-    other: int = 0
+    created: int = 0
+    existing: int = 0
+    differing: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
@@ -65,117 +78,120 @@ def run(
     stock: Annotated[
         int | None,
         typer.Option(
-            help="Units of each product; default: what the file sells of it.",
+            help="Units in stock of each product; default: what the file sells of it.",
             metavar="N",
             min=0,
-            max=retail.MOST_QUANTITY,
+            max=retail.MAX_QUANTITY,
         ),
     ] = None,
-    port_base: PortBaseOption = 8080,
+    port_base: PortBaseOption = DEFAULT_PORT_BASE,
     url: UrlOption = None,
 ) -> None:
-    """Make a catalogue from FILE.csv: one product per stock code, with its most frequent description and median price.
+    """Create a catalogue from FILE.csv: one product per stock code, with its most frequent description and median price.
 
-    Running it again makes nothing twice; products that are there already are left as they are.
+    Running it again creates nothing twice, and does not change existing products.
     """
     console = Console(stderr=True)
-    with explained(console, "import"):
-        shop = Shop.at(port_base=port_base, url=url, connections=CONCURRENCY)
-        found, catalogue = uvloop.run(_run(file, stock, shop, console))
-    Console().print(_table(found, catalogue))
+    with one_line_errors(console, "import"):
+        shop = ShopClient.at(port_base=port_base, url=url, max_connections=CONCURRENCY)
+        survey, catalogue = uvloop.run(_run(file, stock, shop, console))
+    Console().print(_table(survey, catalogue))
     if catalogue.failed:
         raise typer.Exit(1)
 
 
-async def _run(file: Path, stock: int | None, shop: Shop, console: Console) -> tuple[Survey, Catalogue]:
+async def _run(file: Path, stock: int | None, shop: ShopClient, console: Console) -> tuple[Survey, Catalogue]:
     with progress_bars(console) as bars:
-        found = read(file, bars)
+        survey = read(file, bars)
         async with shop:
-            await reach(shop)
-            catalogue = await make_or_find(shop, found.goods, bars, "Making the products", stock=stock)
-    return found, catalogue
+            await require_running(shop)
+            catalogue = await create_or_find(shop, survey.articles, bars, "Creating the products", stock=stock)
+    return survey, catalogue
 
 
-async def reach(shop: Shop) -> None:
-    """Returns when the shop answers. Raises NotThere within seconds, with the command that may be missing."""
+async def require_running(shop: ShopClient) -> None:
+    """Return when the shop responds. Raises ShopNotRunning after 5 seconds, with the command that starts a shop."""
     try:
-        await shop.count(patience=5)
-    except Refused as e:
-        raise NotThere(f"what answers at {shop.products} is not the shop: {e}") from None
-    except Unreachable as e:
-        raise NotThere(f"{e}. Is the shop running? `market up` starts one here") from None
+        await shop.count_products(retry_seconds=5)
+    except RequestRejected as e:
+        raise ShopNotRunning(f"the server at {shop.products} is not the shop: {e}") from None
+    except ShopUnavailable as e:
+        raise ShopNotRunning(f"{e}. Is the shop running? `market up` starts one on this machine") from None
 
 
-async def make_or_find(
-    shop: Shop, goods: list[Good], bars: Progress, title: str, *, stock: int | None = None
+async def create_or_find(
+    shop: ShopClient, articles: list[Article], bars: Progress, title: str, *, stock: int | None = None
 ) -> Catalogue:
-    """The product of each good, made where there is none. Raises Unreachable; what the shop refuses is counted."""
+    """Create the products that do not exist yet, `stock` units each (default: what the file sells).
+
+    Rejected requests are counted in the result. Raises ShopUnavailable.
+    """
     catalogue = Catalogue()
-    task = bars.add_task(title, total=len(goods))
+    task = bars.add_task(title, total=len(articles))
     started = perf_counter()
-    waiting = iter(goods)
+    remaining = iter(articles)
 
     async def work() -> None:
-        for good in waiting:
+        for article in remaining:
             try:
-                await _make_or_find(shop, good, good.sold if stock is None else stock, catalogue)
-            except (Refused, NoSuchProduct) as e:
-                catalogue.failed[f"{good.code}: {e}"] += 1
+                await _create_or_find(shop, article, article.sold if stock is None else stock, catalogue)
+            except (RequestRejected, NoSuchProduct) as e:
+                catalogue.failed[f"{article.code}: {e}"] += 1
             bars.advance(task)
 
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(min(CONCURRENCY, len(goods))):
+        for _ in range(min(CONCURRENCY, len(articles))):
             tasks.create_task(work())
     catalogue.seconds = perf_counter() - started
     return catalogue
 
 
-async def _make_or_find(shop: Shop, good: Good, stock: int, catalogue: Catalogue) -> None:
+async def _create_or_find(shop: ShopClient, article: Article, stock: int, catalogue: Catalogue) -> None:
     try:
-        made = await shop.make_product(product(good, stock), key(f"import:{good.code}"))
-    except Refused as e:
+        created = await shop.create_product(product(article, stock), idempotency_key(f"import:{article.code}"))
+    except RequestRejected as e:
         if e.kind != "idempotency-key-reused":
             raise
-        catalogue.ids[good.code] = await _find(shop, good.code)
-        catalogue.other += 1
+        catalogue.ids[article.code] = await _find(shop, article.code)
+        catalogue.differing += 1
         return
-    catalogue.ids[good.code] = made.id
-    if made.before:
-        catalogue.there += 1
+    catalogue.ids[article.code] = created.id
+    if created.replayed:
+        catalogue.existing += 1
     else:
-        catalogue.made += 1
+        catalogue.created += 1
 
 
-async def _find(shop: Shop, code: str) -> str:
+async def _find(shop: ShopClient, code: str) -> str:
     ending = f"Stock code {code}."
-    for item in await shop.find(code):
+    for item in await shop.search_products(code):
         if item["description"].endswith(ending):
             return str(item["id"])
-    raise NoSuchProduct(f"was imported before, and no product's description ends with {ending!r} any more")
+    raise NoSuchProduct(f"was imported before, but no product's description ends with {ending!r} now")
 
 
-def product(good: Good, stock: int) -> dict[str, Any]:
-    """The body that makes the good: the same file gives the same bytes, as the key wants it."""
+def product(article: Article, stock: int) -> dict[str, Any]:
+    """Return the request that creates the product; the same file gives the same bytes, as the key requires."""
     return {
-        "name": good.name,
-        "description": f"{good.name}. Stock code {good.code}.",
-        "price": money.write(good.price),
+        "name": article.name,
+        "description": f"{article.name}. Stock code {article.code}.",
+        "price": money.write(article.price),
         "currency": CURRENCY,
         "stock": stock,
     }
 
 
 def read(file: Path, bars: Progress) -> Survey:
-    """The survey of the file, with a progress bar. Raises BadFile."""
+    """Return the survey of the file, showing a progress bar. Raises InvalidFile."""
     size = file.stat().st_size if file.is_file() else None
     task = bars.add_task("Reading the file", total=size, unit="bytes")
-    found = retail.survey(file, lambda bytes: bars.update(task, completed=bytes))
+    survey = retail.survey(file, lambda read: bars.update(task, completed=read))
     bars.update(task, completed=size)
-    return found
+    return survey
 
 
 class _Amount(MofNCompleteColumn):
-    """n/m; per cent where the unit is bytes."""
+    """n/m, or a percentage if the unit is bytes."""
 
     def render(self, task: Any) -> Any:
         return (
@@ -186,7 +202,7 @@ class _Amount(MofNCompleteColumn):
 
 
 def progress_bars(console: Console) -> Progress:
-    """The bars of all long work; they go to standard error."""
+    """Return progress bars on standard error."""
     return Progress(
         TextColumn("{task.description:<20}"),
         BarColumn(),
@@ -199,44 +215,41 @@ def progress_bars(console: Console) -> Progress:
 
 
 @contextmanager
-def explained(console: Console, command: str) -> Iterator[None]:
-    """Turns what can go wrong into one line and exit status 1 (2: wrong use)."""
+def one_line_errors(console: Console, command: str) -> Iterator[None]:
+    """Report expected errors in one line, with exit status 1, or 2 for invalid options."""
     try:
         yield
     except Exception as e:
         cause = e
         while isinstance(cause, ExceptionGroup):
             cause = cause.exceptions[0]
-        if not isinstance(cause, (BadFile, Unreachable, BadAddress)):
+        if not isinstance(cause, (InvalidFile, ShopUnavailable, InvalidAddress)):
             raise
-        hint = (
-            ". Run it again: nothing is made twice"
-            if isinstance(cause, Unreachable) and not isinstance(cause, NotThere)
-            else ""
-        )
+        may_resume = isinstance(cause, ShopUnavailable) and not isinstance(cause, ShopNotRunning)
+        hint = ". Run it again: nothing is created twice" if may_resume else ""
         console.print(f"market {command}: {cause}{hint}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2 if isinstance(cause, BadAddress) else 1) from None
+        raise typer.Exit(2 if isinstance(cause, InvalidAddress) else 1) from None
 
 
 def two_columns(title: str) -> Table:
-    """An empty table of names and figures."""
+    """Return an empty table of names and right-aligned values."""
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     return table
 
 
-def _table(found: Survey, catalogue: Catalogue) -> Table:
+def _table(survey: Survey, catalogue: Catalogue) -> Table:
     table = two_columns("Import")
-    table.add_row("lines read", f"{found.lines:,}")
-    table.add_row("products made", f"{catalogue.made:,}")
-    table.add_row("there already", f"{catalogue.there:,}")
-    if catalogue.other:
-        table.add_row("there already with another name, price or stock, left as they are", f"{catalogue.other:,}")
-    if found.nameless:
-        table.add_row("codes without a description or a price, not made", f"{found.nameless:,}")
+    table.add_row("lines read", f"{survey.lines:,}")
+    table.add_row("products created", f"{catalogue.created:,}")
+    table.add_row("existing products", f"{catalogue.existing:,}")
+    if catalogue.differing:
+        table.add_row("existing products with another name, price or stock", f"{catalogue.differing:,}")
+    if survey.incomplete:
+        table.add_row("stock codes without a description or a price", f"{survey.incomplete:,}")
     for reason in catalogue.failed:
-        table.add_row(f"refused: {reason}", "1")
+        table.add_row(f"rejected: {reason}", "1")
     table.add_section()
     table.add_row("seconds", f"{catalogue.seconds:.1f}")
     table.add_row("products/s", f"{len(catalogue.ids) / max(catalogue.seconds, 1e-9):,.0f}")

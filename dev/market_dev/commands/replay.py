@@ -1,7 +1,7 @@
-"""`market replay`: the invoices of a file in the Online Retail format, each placed as one order.
+"""`market replay`: place each invoice of a file in the Online Retail format as one order.
 
-The invoice's number is the order's Idempotency-Key, so that running it again places nothing twice.
-Prices are the shop's own at that moment, as for every customer; quantities and goods are the invoice's.
+The invoice number is the order's Idempotency-Key, so that running it again places nothing twice. Products and
+quantities are the invoice's; prices are the shop's current ones, as for every customer.
 """
 
 from __future__ import annotations
@@ -26,40 +26,48 @@ from market_dev.commands.import_ import (
     FileArgument,
     PortBaseOption,
     UrlOption,
-    explained,
-    make_or_find,
+    create_or_find,
+    one_line_errors,
     progress_bars,
-    reach,
     read,
+    require_running,
     two_columns,
 )
 from market_dev.commands.retail import Invoice, Survey
-from market_dev.shop_client import Refused, Shop, key
+from market_dev.shop_client import RequestRejected, ShopClient, idempotency_key
+from market_dev.stack.topology import DEFAULT_PORT_BASE
 
-# What the shop's refusals are called in the table.
+# Names for the rejections in the table.
 _REASONS = {
     "out-of-stock": "out of stock",
-    "idempotency-key-reused": "placed before with other goods",
-    "order-cancelled": "cancelled meanwhile",
+    "idempotency-key-reused": "idempotency key used for another order",
+    "order-cancelled": "cancelled in the meantime",
 }
-NO_PRODUCT = "a product that could not be made"
+NO_PRODUCT = "a product could not be created"
 
 
 @dataclass(slots=True)
 class Report:
-    """What came of a replay. `latencies` in seconds, from the first attempt to the final answer."""
+    """Statistics of a replay.
+
+    placed, replayed: orders placed by this run, by an earlier run
+    rejected: occurrences by reason
+    latencies: in seconds, from the first attempt to the final response
+    seconds: duration of the run
+    retries: repeated requests
+    lag: with --speed, seconds by which the last order was placed later than its invoice's time
+    """
 
     placed: int = 0
-    before: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
+    replayed: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     seconds: float = 0.0
     retries: int = 0
-    # How far behind the invoices' own times the last order was, with --speed.
-    late: float = 0.0
+    lag: float = 0.0
 
     def percentile(self, share: float) -> float:
-        """Seconds within which `share` (0..1) of the orders had their answer."""
+        """Return the seconds within which `share` (0 to 1) of the orders had their final response."""
         ordered = sorted(self.latencies)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
@@ -68,68 +76,68 @@ def run(
     file: FileArgument,
     *,
     concurrency: Annotated[
-        int, typer.Option(help="Orders under way at the same time.", metavar="N", min=1, max=1024)
+        int, typer.Option(help="Maximum number of orders in flight.", metavar="N", min=1, max=1024)
     ] = 32,
     speed: Annotated[
         float | None,
         typer.Option(
-            help="Keep to the invoices' own times, X times as fast; default: as fast as it can.", metavar="X", min=0.001
+            help="Keep the intervals between invoices, X times as fast; default: no pauses.", metavar="X", min=0.001
         ),
     ] = None,
-    port_base: PortBaseOption = 8080,
+    port_base: PortBaseOption = DEFAULT_PORT_BASE,
     url: UrlOption = None,
 ) -> None:
     """Place each invoice of FILE.csv as one order, through the shop's public API.
 
-    The goods are those that `market import FILE.csv` makes; what is missing of them is made.
+    Products that `market import FILE.csv` has not created yet are created first.
 
-    Running it again places nothing twice: the invoice's number is the order's idempotency key.
+    Running it again places nothing twice: the invoice number is the order's idempotency key.
     """
     console = Console(stderr=True)
-    with explained(console, "replay"):
-        shop = Shop.at(port_base=port_base, url=url, connections=max(64, concurrency))
-        found, catalogue, report = uvloop.run(_run(file, shop, concurrency, speed, console))
-    Console().print(table(found, catalogue, report))
+    with one_line_errors(console, "replay"):
+        shop = ShopClient.at(port_base=port_base, url=url, max_connections=max(64, concurrency))
+        survey, catalogue, report = uvloop.run(_run(file, shop, concurrency, speed, console))
+    Console().print(table(survey, catalogue, report))
 
 
 async def _run(
-    file: Path, shop: Shop, concurrency: int, speed: float | None, console: Console
+    file: Path, shop: ShopClient, concurrency: int, speed: float | None, console: Console
 ) -> tuple[Survey, Catalogue, Report]:
     with progress_bars(console) as bars:
-        found = read(file, bars)
+        survey = read(file, bars)
         async with shop:
-            await reach(shop)
-            sold = [good for good in found.goods if good.sold]
-            catalogue = await make_or_find(shop, sold, bars, "Finding the products")
-            report = await place_all(shop, file, found, catalogue, bars, concurrency=concurrency, speed=speed)
-    return found, catalogue, report
+            await require_running(shop)
+            sold = [article for article in survey.articles if article.sold]
+            catalogue = await create_or_find(shop, sold, bars, "Finding the products")
+            report = await place_all(shop, file, survey, catalogue, bars, concurrency=concurrency, speed=speed)
+    return survey, catalogue, report
 
 
 async def place_all(
-    shop: Shop,
+    shop: ShopClient,
     file: Path,
-    found: Survey,
+    survey: Survey,
     catalogue: Catalogue,
     bars: Progress,
     *,
     concurrency: int = 32,
     speed: float | None = None,
 ) -> Report:
-    """Places all invoices of the file. Raises Unreachable when the shop is gone for longer than a minute."""
+    """Place all invoices of the file. Raises ShopUnavailable if the shop does not respond for a minute."""
     report = Report()
-    task = bars.add_task("Placing the orders", total=found.invoices)
-    waiting = retail.invoices(file, found)
+    task = bars.add_task("Placing the orders", total=survey.invoices)
+    remaining = retail.invoices(file, survey)
     first: datetime | None = None
     started = perf_counter()
 
     async def work() -> None:
         nonlocal first
-        for invoice in waiting:
+        for invoice in remaining:
             if speed is not None:
                 first = first or invoice.at
                 due = started + (invoice.at - first).total_seconds() / speed
                 await asyncio.sleep(max(0.0, due - perf_counter()))
-                report.late = max(0.0, perf_counter() - due)
+                report.lag = max(0.0, perf_counter() - due)
             await _place(shop, invoice, catalogue, report)
             bars.advance(task)
 
@@ -141,27 +149,27 @@ async def place_all(
     return report
 
 
-async def _place(shop: Shop, invoice: Invoice, catalogue: Catalogue, report: Report) -> None:
+async def _place(shop: ShopClient, invoice: Invoice, catalogue: Catalogue, report: Report) -> None:
     try:
         body = order(invoice, catalogue.ids)
     except KeyError:
-        report.refused[NO_PRODUCT] += 1
+        report.rejected[NO_PRODUCT] += 1
         return
     started = perf_counter()
     try:
-        made = await shop.place(body, key(invoice.number))
-    except Refused as e:
-        report.refused[_REASONS.get(e.kind, f"{e.status} {e.detail[:60]}")] += 1
+        created = await shop.place_order(body, idempotency_key(invoice.number))
+    except RequestRejected as e:
+        report.rejected[_REASONS.get(e.kind, f"{e.status} {e.detail[:60]}")] += 1
     else:
-        if made.before:
-            report.before += 1
+        if created.replayed:
+            report.replayed += 1
         else:
             report.placed += 1
     report.latencies.append(perf_counter() - started)
 
 
 def order(invoice: Invoice, ids: dict[str, str]) -> dict[str, Any]:
-    """The body that places the invoice. Raises KeyError where a product is missing."""
+    """Return the request that places the invoice. Raises KeyError if `ids` lacks one of its stock codes."""
     return {
         "user": invoice.user,
         "email": f"{invoice.user}@example.test",
@@ -169,29 +177,29 @@ def order(invoice: Invoice, ids: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def table(found: Survey, catalogue: Catalogue, report: Report) -> Table:
-    """What the command prints at the end."""
+def table(survey: Survey, catalogue: Catalogue, report: Report) -> Table:
+    """Return the statistics as a table."""
     table = two_columns("Replay")
     table.add_row("placed", f"{report.placed:,}")
-    if report.before:
-        table.add_row("placed by an earlier run", f"{report.before:,}")
-    table.add_row("refused", f"{report.refused.total():,}")
-    for reason, count in report.refused.most_common():
+    if report.replayed:
+        table.add_row("placed by an earlier run", f"{report.replayed:,}")
+    table.add_row("rejected", f"{report.rejected.total():,}")
+    for reason, count in report.rejected.most_common():
         table.add_row(f"  {reason}", f"{count:,}")
     table.add_section()
-    table.add_row("invoices that sell nothing", f"{len(found.last) - found.invoices:,}")
-    table.add_row("lines skipped", f"{found.skipped.total():,} of {found.lines:,}")
+    table.add_row("invoices without a sale", f"{len(survey.last_lines) - survey.invoices:,}")
+    table.add_row("lines skipped", f"{survey.skipped.total():,} of {survey.lines:,}")
     for reason in retail.SKIPPED:
-        table.add_row(f"  {reason}", f"{found.skipped[reason]:,}")
-    if catalogue.made:
-        table.add_row("products that were missing, made", f"{catalogue.made:,}")
+        table.add_row(f"  {reason}", f"{survey.skipped[reason]:,}")
+    if catalogue.created:
+        table.add_row("products created", f"{catalogue.created:,}")
     table.add_section()
     table.add_row("seconds", f"{report.seconds:.1f}")
     table.add_row("orders/s", f"{len(report.latencies) / max(report.seconds, 1e-9):,.1f}")
     for share in (50, 95, 99):
         table.add_row(f"latency p{share}", f"{report.percentile(share / 100) * 1000:,.0f} ms")
     if report.retries:
-        table.add_row("requests made again", f"{report.retries:,}")
-    if report.late > 1:
-        table.add_row("behind the invoices' times at the end", f"{report.late:,.1f} s")
+        table.add_row("retried requests", f"{report.retries:,}")
+    if report.lag > 1:
+        table.add_row("lag behind the invoices at the end", f"{report.lag:,.1f} s")
     return table

@@ -1,7 +1,7 @@
-"""Files in the Online Retail format: what they sell, line by line, and what in them is no sale.
+"""Reads files in the Online Retail format: CSV with the columns COLUMNS, one line per article of an invoice.
 
-The format is a CSV file with the columns of COLUMNS, one line per article of an invoice. A file is read
-as a stream, twice at most; what is kept is in proportion to its articles and invoices, not to its lines.
+A file is read as a stream, at most twice; memory grows with the number of articles and invoices, not of lines. The
+data set is described at https://archive.ics.uci.edu/dataset/352/online+retail.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country")
 
-# Codes that are written on invoices and are no goods: postage, discounts, carriage, corrections by hand, fees, samples.
+# Stock codes that are not articles: postage, discounts, carriage, manual corrections, fees, samples.
 CHARGES = frozenset(
     [
         "POST",
@@ -38,20 +38,20 @@ CHARGES = frozenset(
     ]
 )
 
-# Why a line is not sold, in the order in which it is asked.
+# Why a line is not a sale, in the order of the checks.
 RETURNED, CHARGE, UNDESCRIBED, FREE = "returns", "charges", "lines without a description", "zero prices"
 SKIPPED = (RETURNED, CHARGE, UNDESCRIBED, FREE)
 
-MOST_QUANTITY = 2_147_483_647
-_MOST_PRICE = Decimal("99999999.99")
+MAX_QUANTITY = 2_147_483_647
+_MAX_PRICE = Decimal("99999999.99")
 _CENT = Decimal("0.01")
 _CUSTOMER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}", re.ASCII)
-# As the files of the data set have it, and as spreadsheets write the original.
+# As in the files of the data set, and as spreadsheets export the original.
 _DATES = ("%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M")
 
 
-class BadFile(Exception):
-    """The file cannot be used; `str()` names the file, the line, the column and the reason."""
+class InvalidFile(Exception):
+    """The file cannot be used; the message names the file, the line, the column and the reason."""
 
     def __init__(self, path: Path, line: int | None, column: str | None, reason: str) -> None:
         where = "" if line is None else f", line {line}"
@@ -60,7 +60,7 @@ class BadFile(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of an invoice. `code` is in upper case, `price` as the file has it, `customer` may be empty."""
+    """One line of an invoice. `code` is in upper case, `price` is as in the file, `customer` may be empty."""
 
     number: int
     invoice: str
@@ -71,8 +71,8 @@ class Line:
     price: Decimal
     customer: str
 
-    def skipped(self) -> str | None:
-        """Why it is no sale, one of SKIPPED; None: it is one."""
+    def skip_reason(self) -> str | None:
+        """Return why the line is not a sale, one of SKIPPED, or None if it is one."""
         if self.quantity <= 0 or self.invoice[:1] in "Cc":
             return RETURNED
         if self.code in CHARGES:
@@ -85,8 +85,8 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Good:
-    """A product of the file: its most frequent description, its median price in GBP, the units that the file sells."""
+class Article:
+    """One stock code: its most frequent description, its median price in GBP, and the units that the file sells."""
 
     code: str
     name: str
@@ -96,7 +96,7 @@ class Good:
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """What one invoice sells: units by code, in the file's order, lines of one code added up."""
+    """What one invoice sells: units by stock code, in the order of the file; lines of the same code are added up."""
 
     number: str
     user: str
@@ -106,79 +106,83 @@ class Invoice:
 
 @dataclass(slots=True)
 class Survey:
-    """What a whole file holds. `invoices` are those that sell something."""
+    """Summary of a whole file.
 
-    goods: list[Good]
+    invoices: the number of invoices that sell something
+    incomplete: the number of stock codes that no line gives both a description and a price
+    skipped: the number of lines by reason, see SKIPPED
+    last_lines: the last line of each invoice, after which it is complete
+    """
+
+    articles: list[Article]
     lines: int
     invoices: int
-    # Codes of goods that no line gives both a description and a price.
-    nameless: int
+    incomplete: int
     skipped: Counter[str]
-    # The last line of each invoice: where it is complete.
-    last: dict[str, int] = field(repr=False)
+    last_lines: dict[str, int] = field(repr=False)
 
 
 Progress = Callable[[int], None]
 
 
 def survey(path: Path, progress: Progress | None = None) -> Survey:
-    """Reads the whole file once, and so finds whatever is wrong with it before anything is done. Raises BadFile.
+    """Read the whole file once, so that errors are found before the first request. Raises InvalidFile.
 
-    `progress` is told the bytes read so far.
+    `progress` is called with the number of bytes read so far.
     """
     names: defaultdict[str, Counter[str]] = defaultdict(Counter)
     prices: defaultdict[str, Counter[Decimal]] = defaultdict(Counter)
     sold: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
-    last: dict[str, int] = {}
+    last_lines: dict[str, int] = {}
     selling: set[str] = set()
     count = 0
     for line in lines(path, progress):
         count += 1
-        last[line.invoice] = line.number
-        why = line.skipped()
+        last_lines[line.invoice] = line.number
+        skip_reason = line.skip_reason()
         if line.code not in CHARGES:
             sold[line.code] += 0
-            # A return says what the article costs too; a note on a write-off is no description of it.
+            # Returns show the price too; notes on write-offs are not descriptions.
             if line.description and line.price > 0:
                 names[line.code][line.description] += 1
                 prices[line.code][line.price] += 1
-        if why is not None:
-            skipped[why] += 1
+        if skip_reason is not None:
+            skipped[skip_reason] += 1
             continue
         selling.add(line.invoice)
         sold[line.code] += line.quantity
-        if sold[line.code] > MOST_QUANTITY:
-            raise BadFile(
-                path, line.number, "Quantity", f"the file sells more than {MOST_QUANTITY:,} units of {line.code}"
+        if sold[line.code] > MAX_QUANTITY:
+            raise InvalidFile(
+                path, line.number, "Quantity", f"the file sells more than {MAX_QUANTITY:,} units of {line.code}"
             )
-    # Counter.most_common answers the first seen where two are as frequent: the same file gives the same goods.
-    goods = [
-        Good(code, names[code].most_common(1)[0][0], median(prices[code]), units)
+    # Counter.most_common prefers the first seen of equally frequent ones, so the same file gives the same articles.
+    articles = [
+        Article(code, names[code].most_common(1)[0][0], median(prices[code]), units)
         for code, units in sold.items()
         if code in names
     ]
-    return Survey(goods, count, len(selling), len(sold) - len(goods), skipped, last)
+    return Survey(articles, count, len(selling), len(sold) - len(articles), skipped, last_lines)
 
 
-def invoices(path: Path, found: Survey) -> Iterator[Invoice]:
-    """The invoices that sell something, each once it is complete; only those not yet complete are kept in memory."""
+def invoices(path: Path, survey: Survey) -> Iterator[Invoice]:
+    """Yield the invoices that sell something, each when it is complete; only incomplete ones are kept in memory."""
     open_: dict[str, Invoice] = {}
     for line in lines(path):
-        if line.skipped() is None:
+        if line.skip_reason() is None:
             invoice = open_.get(line.invoice)
             if invoice is None:
                 user = line.customer or f"guest-{line.invoice}"
                 invoice = open_[line.invoice] = Invoice(line.invoice, user, line.at, {})
             invoice.units[line.code] = invoice.units.get(line.code, 0) + line.quantity
-        if found.last[line.invoice] == line.number and line.invoice in open_:
+        if survey.last_lines[line.invoice] == line.number and line.invoice in open_:
             yield open_.pop(line.invoice)
 
 
 def median(prices: Counter[Decimal]) -> Decimal:
-    """The median of a bag of prices, rounded half up to two places."""
+    """Return the median of the prices, rounded half up to two decimals."""
     total = prices.total()
-    # The one or two in the middle, counted from zero.
+    # The indexes of the one or two prices in the middle.
     low, high = (total - 1) // 2, total // 2
     middle: list[Decimal] = []
     seen = 0
@@ -190,7 +194,7 @@ def median(prices: Counter[Decimal]) -> Decimal:
 
 
 def lines(path: Path, progress: Progress | None = None) -> Iterator[Line]:
-    """The file's lines, as a stream. Raises BadFile."""
+    """Yield the file's lines as a stream. Raises InvalidFile."""
     read = 0
 
     def texts() -> Iterator[str]:
@@ -200,7 +204,7 @@ def lines(path: Path, progress: Progress | None = None) -> Iterator[Line]:
             try:
                 yield data.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
-                raise BadFile(
+                raise InvalidFile(
                     path, number, None, "is not UTF-8 (iconv -f ISO-8859-1 -t UTF-8 FILE > NEW converts the original)"
                 ) from None
 
@@ -210,7 +214,7 @@ def lines(path: Path, progress: Progress | None = None) -> Iterator[Line]:
             try:
                 header = next(reader, None)
                 if not header:
-                    raise BadFile(path, None, None, "is empty")
+                    raise InvalidFile(path, None, None, "is empty")
                 parse = _Parser(path, [name.strip() for name in header])
                 for row in reader:
                     if row:
@@ -218,42 +222,42 @@ def lines(path: Path, progress: Progress | None = None) -> Iterator[Line]:
                         if progress and reader.line_num % 512 == 0:
                             progress(read)
             except csv.Error as e:
-                raise BadFile(path, reader.line_num, None, f"is not CSV: {e}") from None
+                raise InvalidFile(path, reader.line_num, None, f"is not CSV: {e}") from None
     except OSError as e:
-        raise BadFile(path, None, None, f"cannot be read: {e.strerror}") from None
+        raise InvalidFile(path, None, None, f"cannot be read: {e.strerror}") from None
     if progress:
         progress(read)
 
 
 class _Parser:
-    """Turns a row into a Line, or says which column is wrong."""
+    """Converts a row into a Line, or raises InvalidFile with the column."""
 
     def __init__(self, path: Path, header: list[str]) -> None:
         self._path = path
         self._width = len(header)
         if missing := [name for name in COLUMNS if name not in header]:
-            raise BadFile(path, 1, missing[0], f"is missing; the first line must name {','.join(COLUMNS)}")
-        self._at = [header.index(name) for name in COLUMNS]
+            raise InvalidFile(path, 1, missing[0], f"is missing; the first line must name {','.join(COLUMNS)}")
+        self._indexes = [header.index(name) for name in COLUMNS]
 
     def __call__(self, number: int, row: list[str]) -> Line:
         if len(row) != self._width:
-            raise BadFile(self._path, number, None, f"has {len(row)} fields, not {self._width}")
-        invoice, code, description, quantity, date, price, customer = (row[i].strip() for i in self._at[:7])
+            raise InvalidFile(self._path, number, None, f"has {len(row)} fields, not {self._width}")
+        invoice, code, description, quantity, date, price, customer = (row[i].strip() for i in self._indexes[:7])
         if not _CUSTOMER.fullmatch(invoice):
-            raise self._bad(number, "InvoiceNo", "1 to 50 letters and digits", invoice)
+            raise self._error(number, "InvoiceNo", "1 to 50 letters and digits", invoice)
         if not code or len(code) > 50 or not code.isprintable():
-            raise self._bad(number, "StockCode", "1 to 50 printable characters", code)
+            raise self._error(number, "StockCode", "1 to 50 printable characters", code)
         if customer and not _CUSTOMER.fullmatch(customer):
-            raise self._bad(number, "CustomerID", "empty or 1 to 50 letters and digits", customer)
+            raise self._error(number, "CustomerID", "empty or 1 to 50 letters and digits", customer)
         description = " ".join(description.split())
         if len(description) > 200 or not description.isprintable():
-            raise self._bad(number, "Description", "at most 200 printable characters", description)
+            raise self._error(number, "Description", "at most 200 printable characters", description)
         try:
             units = int(quantity)
         except ValueError:
-            units = MOST_QUANTITY + 1
-        if abs(units) > MOST_QUANTITY:
-            raise self._bad(number, "Quantity", "a whole number", quantity)
+            units = MAX_QUANTITY + 1
+        if abs(units) > MAX_QUANTITY:
+            raise self._error(number, "Quantity", "a whole number", quantity)
         return Line(
             number,
             invoice,
@@ -270,8 +274,8 @@ class _Parser:
             price = Decimal(text)
         except InvalidOperation:
             price = Decimal("NaN")
-        if not price.is_finite() or abs(price) > _MOST_PRICE:
-            raise self._bad(number, "UnitPrice", "a price such as 2.55, at most 99999999.99", text)
+        if not price.is_finite() or abs(price) > _MAX_PRICE:
+            raise self._error(number, "UnitPrice", "a price such as 2.55, at most 99999999.99", text)
         return price
 
     def _date(self, number: int, text: str) -> datetime:
@@ -280,10 +284,10 @@ class _Parser:
         except ValueError:
             for form in _DATES:
                 try:
-                    return datetime.strptime(text, form)  # noqa: DTZ007 (the shop's own time of day; only differences are used)
+                    return datetime.strptime(text, form)  # noqa: DTZ007 (local time of the shop; only differences are used)
                 except ValueError:
                     continue
-        raise self._bad(number, "InvoiceDate", "a time such as 2010-12-01T08:26:00", text)
+        raise self._error(number, "InvoiceDate", "a time such as 2010-12-01T08:26:00", text)
 
-    def _bad(self, number: int, column: str, allowed: str, value: str) -> BadFile:
-        return BadFile(self._path, number, column, f"must be {allowed}, not {value[:60]!r}")
+    def _error(self, number: int, column: str, allowed: str, value: str) -> InvalidFile:
+        return InvalidFile(self._path, number, column, f"must be {allowed}, got {value[:60]!r}")

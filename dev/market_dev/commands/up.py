@@ -1,4 +1,4 @@
-"""`market up`: the whole shop on this machine, until Ctrl-C."""
+"""`market up`: run the whole shop on this machine until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rich.table import Table
 from market_dev.stack.data_directory import write_json
 from market_dev.stack.servers.base import StartError
 from market_dev.stack.stack import Stack
-from market_dev.stack.topology import DEFAULT_PORT_BASE, LAST_PORT_BASE, TABLE, Options
+from market_dev.stack.topology import DEFAULT_PORT_BASE, LAST_PORT_BASE, ROWS, Options
 
 
 class Kafka(StrEnum):
@@ -35,44 +35,47 @@ class Kafka(StrEnum):
 
 def run(
     *,
-    data: Annotated[Path, typer.Option(help="Where the data is kept for the next start.", metavar="DIR")] = Path(
-        ".market"
-    ),
+    data: Annotated[
+        Path, typer.Option(help="The data directory, which is kept for the next start.", metavar="DIR")
+    ] = Path(".market"),
     kafka: Annotated[
         Kafka,
         typer.Option(
-            help="`apache` needs Java 17+ and Maven; `embedded` is in memory; `auto` takes Apache Kafka where it can."
+            help="`apache` needs Java 17+ and Maven, `embedded` is in memory, `auto` is Apache Kafka if it can run here."
         ),
     ] = Kafka.auto,
     port_base: Annotated[
         int,
         typer.Option(
-            help="The first of 16 ports: GraphQL N, products N+1, orders N+2, inventory N+3, mail page N+4, SMTP N+5, then the rest.",
+            help="The first of 16 ports: GraphQL N, products N+1, orders N+2, inventory N+3, mail page N+4, SMTP N+5, "
+            "then the rest.",
             metavar="N",
             min=1,
             max=LAST_PORT_BASE,
         ),
     ] = DEFAULT_PORT_BASE,
-    empty: Annotated[bool, typer.Option("--empty", help="No demo catalogue.")] = False,
+    empty: Annotated[bool, typer.Option("--empty", help="Do not create the demo catalogue.")] = False,
     json_file: Annotated[
         Path | None,
         typer.Option(
-            "--json", help="Written when all is ready: addresses and process ids; removed at the stop.", metavar="FILE"
+            "--json",
+            help="Write addresses and process ids to FILE when everything is ready; removed at the end.",
+            metavar="FILE",
         ),
     ] = None,
     overrides: Annotated[
-        Path | None, typer.Option(hidden=True, help="YAML: by service, what is laid over its configuration; for tests.")
+        Path | None, typer.Option(hidden=True, help="YAML file by service, merged into its configuration; for tests.")
     ] = None,
 ) -> None:
-    """Start the shop on this machine: real servers and the five services. It goes on until Ctrl-C.
+    """Run the shop on this machine, real servers and all five services, until Ctrl-C.
 
-    Nothing is left running afterwards, and the data stays in DIR for the next start. What dies meanwhile is
-    started again. Logs are in DIR/logs.
+    A process that exits is restarted. No process outlives the command; the data stays in DIR for the next start, and
+    logs are in DIR/logs.
     """
     console = Console(stderr=True)
     try:
         if json_file is not None and not json_file.absolute().parent.is_dir():
-            raise StartError(f"--json {json_file}: there is no directory {json_file.absolute().parent}")
+            raise StartError(f"--json {json_file}: the directory {json_file.absolute().parent} does not exist")
         options = _options(data, port_base, kafka, overrides)
         status = asyncio.run(_up(options, console, empty=empty, file=json_file))
     except StartError as e:
@@ -95,29 +98,28 @@ def _options(data: Path, port_base: int, kafka: Kafka, overrides: Path | None) -
 
 
 async def _up(options: Options, console: Console, *, empty: bool, file: Path | None) -> int:
-    begun = time.monotonic()
+    started = time.monotonic()
     stopping = asyncio.Event()
     stack: Stack
 
-    def say(line: str) -> None:
-        # Also called from other threads.
+    def notify(line: str) -> None:
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
-    def changed() -> None:
+    def on_change() -> None:
         if ready and file is not None and not stopping.is_set():
             try:
                 write_json(file, {"urls": stack.urls, "pids": stack.pids})
             except OSError as e:
-                say(f"{file} cannot be written: {e.strerror}")
+                notify(f"{file} cannot be written: {e.strerror}")
 
     def stop() -> None:
         if stopping.is_set():
-            # Asked twice: now.
+            # The second Ctrl-C does not wait.
             stack.kill_all()
         stopping.set()
 
     ready = False
-    stack = Stack(options, say=say, changed=changed)
+    stack = Stack(options, notify=notify, on_change=on_change)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(signum, stop)
@@ -128,13 +130,13 @@ async def _up(options: Options, console: Console, *, empty: bool, file: Path | N
             await _unless(stopping, stack.start())
         if not stopping.is_set():
             if not empty:
-                await _unless(stopping, _fill(stack, console))
+                await _unless(stopping, _create_demo_catalogue(stack, console))
             product = await asyncio.to_thread(_product, stack)
             if not stopping.is_set():
                 ready = True
-                changed()
-                _announce(stack, Console(), product, time.monotonic() - begun)
-                await _unless(stopping, stack.failed())
+                on_change()
+                _announce(stack, Console(), product, time.monotonic() - started)
+                await _unless(stopping, stack.wait_failed())
     finally:
         ready = False
         if file is not None:
@@ -146,7 +148,7 @@ async def _up(options: Options, console: Console, *, empty: bool, file: Path | N
 
 
 async def _unless(stopping: asyncio.Event, work: Any) -> None:
-    """Awaits `work`, or gives it up when the user wants to stop."""
+    """Await `work`, or cancel it when `stopping` is set."""
     task = asyncio.ensure_future(work)
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -159,18 +161,18 @@ async def _unless(stopping: asyncio.Event, work: Any) -> None:
     task.result()
 
 
-async def _fill(stack: Stack, console: Console) -> None:
+async def _create_demo_catalogue(stack: Stack, console: Console) -> None:
     from market_dev.commands import demo
 
-    with console.status("Filling the demo catalogue ..."):
-        made = await demo.fill(stack.urls["products"])
-    if made:
-        console.print(f"Made a demo catalogue of {made} goods.", style="dim")
+    with console.status("Creating the demo catalogue ..."):
+        created = await demo.create_catalogue(stack.urls["products"])
+    if created:
+        console.print(f"Created a demo catalogue of {created} products.", style="dim")
 
 
 @contextmanager
 def _progress(stack: Stack, console: Console) -> Iterator[None]:
-    """A bar that counts what is ready and names what is not."""
+    """Show a bar that counts the ready processes and names the others."""
     columns = (
         SpinnerColumn(),
         TextColumn("Starting"),
@@ -180,18 +182,16 @@ def _progress(stack: Stack, console: Console) -> Iterator[None]:
         TextColumn("[dim]{task.description}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(TABLE))
+        task = progress.add_task("", total=len(ROWS))
 
         async def refresh() -> None:
             while True:
-                waiting = stack.waiting()
+                waiting = stack.not_ready()
                 more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
-                what = (
-                    f"waiting for {', '.join(waiting[:3])}{more}"
-                    if stack.parts
-                    else "Maven fetches Kafka the first time"
-                )
-                progress.update(task, completed=len(TABLE) - len(waiting), description=what)
+                description = f"waiting for {', '.join(waiting[:3])}{more}"
+                if not stack.supervisors:
+                    description = "the first start downloads Kafka"
+                progress.update(task, completed=len(ROWS) - len(waiting), description=description)
                 await asyncio.sleep(0.1)
 
         refreshing = asyncio.create_task(refresh())
@@ -202,9 +202,9 @@ def _progress(stack: Stack, console: Console) -> Iterator[None]:
 
 
 def _product(stack: Stack) -> str | None:
-    """The id of a product that can be bought; None: there is none, or the shop does not say."""
+    """Return the id of an available product, or None if there is none or the shop does not respond in time."""
     for _ in range(5):
-        # One that is busy with its start may answer 503.
+        # A service may return 503 just after its start.
         connection = http.client.HTTPConnection("127.0.0.1", stack.ports["products"], timeout=5)
         with closing(connection), suppress(OSError, http.client.HTTPException, ValueError, KeyError):
             connection.request("GET", "/api/product?limit=20")
@@ -232,14 +232,14 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     table.add_column("address", no_wrap=True)
-    table.add_column("what it is")
-    for row in reversed(TABLE):
-        what = f"{row.what} (in memory)" if row.name == "kafka" and stack.kafka_kind == "embedded" else row.what
-        table.add_row(row.name, addresses[row.name], what)
-    console.print(f"The shop is ready, after {seconds:.1f} s.\n", style="bold green", highlight=False)
+    table.add_column("purpose")
+    for row in reversed(ROWS.values()):
+        in_memory = row.name == "kafka" and stack.kafka_kind == "embedded"
+        table.add_row(row.name, addresses[row.name], f"{row.description}{' (in memory)' if in_memory else ''}")
+    console.print(f"The shop is ready after {seconds:.1f} s.\n", style="bold green", highlight=False)
     console.print(table, highlight=False)
     if product is None:
-        title, path = "Make a product:", addresses["products"]
+        title, path = "Create a product:", addresses["products"]
         body: dict[str, Any] = {
             "name": "Teapot",
             "description": "Holds a litre.",
@@ -248,15 +248,15 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
             "stock": 10,
         }
     else:
-        title, path = "Order something:", addresses["orders"]
+        title, path = "Place an order:", addresses["orders"]
         body = {"user": "ann", "email": "ann@example.test", "items": [{"product_id": product, "quantity": 1}]}
     text = json.dumps(body)
     console.print(f"\n{title}", style="bold")
-    # One line, however narrow the terminal is: it is there to be copied.
+    # One line, however narrow the terminal is, so that it can be copied.
     print(f"  curl -sS {path} -H 'Content-Type: application/json' -d {shlex.quote(text)}")
-    console.print("\nTry GraphQL:", style="bold", end=" ")
+    console.print("\nUse GraphQL:", style="bold", end=" ")
     console.print(addresses["graphql"], highlight=False)
-    console.print("Read the mail:", style="bold", end=" ")
+    console.print("Read the mails:", style="bold", end=" ")
     console.print(addresses["mail"], highlight=False)
     data = stack.directory.path
     console.print(
