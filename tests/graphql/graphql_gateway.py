@@ -11,15 +11,14 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import httpx
-from market_dev.stack import processes as spawn
 
 from market.graphql.app import build
 from market.graphql.config import Config
 from market.kit.config import Http, HttpUpstream, Listen
 from market.kit.http.server import HttpServer, listen
 from market.kit.process.lifecycle import Process
+from tests.support.ports import free_port
 
-_free_ports = spawn.free_ports()
 # The timeout of calls to products and orders: longer than this process may stall, and less than the edge's own.
 UPSTREAM_TIMEOUT_SECONDS = 9.0
 NOW = "2026-01-02T03:04:05.000006Z"
@@ -169,8 +168,8 @@ class FakeUpstream:
         limit, offset = int(query.get("limit", 20 if self.kind == "product" else 100)), int(query.get("offset", 0))
         resources = list(self.resources.values())
         if "ids" in query:
-            ids = [id for id in query["ids"].split(",") if id]
-            resources = [self.resources[id] for id in ids if id in self.resources]
+            ids = [i for i in query["ids"].split(",") if i]
+            resources = [self.resources[i] for i in ids if i in self.resources]
             return {"items": resources, "total": len(resources), "limit": len(ids), "offset": 0}
         if "user" in query:
             resources = [
@@ -189,11 +188,6 @@ class FakeUpstream:
         for line, requested in zip(made["items"], body["items"], strict=True):
             line["quantity"] = requested["quantity"]
         return made
-
-
-def free_port() -> int:
-    """Return a port that the kernel does not give to a connection before it is listened on."""
-    return next(_free_ports)
 
 
 async def serve(app: Any) -> tuple[HttpServer, str]:

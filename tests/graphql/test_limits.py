@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 import httpx
 import pytest
+from graphql import build_client_schema, get_introspection_query, print_schema
 from graphql_gateway import Gateway, running_gateway
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from market.graphql.config import DocumentCacheSize, Limits
 from market.graphql.engine.documents import DocumentCache
 from market.graphql.engine.resolvers import load_schema
+from market.kit.config import Http
+from tests.support.ports import free_port
 
 PRODUCT = '{id: "00000000-0000-4000-8000-000000000001"}'
 
@@ -67,31 +71,45 @@ async def test_a_document_that_exceeds_a_limit_or_is_invalid_is_bad_input(gatewa
     response = await gateway.http.post("/graphql", json={"query": REJECTED[name]})
     cpu_seconds = time.thread_time() - started
     assert response.status_code == 400
-    answer = response.json()
-    assert "data" not in answer
-    assert {e["extensions"]["code"] for e in answer["errors"]} == {"BAD_INPUT"}
+    result = response.json()
+    assert "data" not in result
+    assert {e["extensions"]["code"] for e in result["errors"]} == {"BAD_INPUT"}
     assert len(response.content) < 30_000
     # CPU time, because the gateway runs in this thread. The slowest takes a tenth of a second, or 0.3 s on a slow machine.
     assert cpu_seconds < 2
     assert not gateway.products.calls
 
 
+ERROR_TEXTS = {
+    "depth 100": "query: must have at most 16 levels of fields, got 101",
+    "a field 4,000 times": "query: must have at most 500 fields, got 4001",
+    "doubling fragments": "query: must have at most 500 fields, got more than a billion",
+    "a fragment of itself": "query: fragment A must not spread itself",
+    "many operations": "operationName: is required because the document has 900 operations",
+    "a schema": "operationName: the document has no operation",
+}
+
+
+@pytest.mark.parametrize("name", ERROR_TEXTS)
+async def test_an_error_states_the_rule_and_the_value(gateway: Gateway, name: str) -> None:
+    response = await gateway.http.post("/graphql", json={"query": REJECTED[name]})
+    assert [e["message"] for e in response.json()["errors"]] == [ERROR_TEXTS[name]]
+
+
 async def test_a_document_may_contain_an_order_of_1000_lines(gateway: Gateway) -> None:
-    [id, *_] = gateway.products.resources
-    lines = ", ".join(f'{{productId: "{id}", quantity: 1}}' for _ in range(1000))
-    answer = await gateway.run(
+    [product_id, *_] = gateway.products.resources
+    lines = ", ".join(f'{{productId: "{product_id}", quantity: 1}}' for _ in range(1000))
+    result = await gateway.run(
         f'mutation {{ createOrder(input: {{user: "u", items: [{lines}]}}) {{ items {{ quantity }} }} }}'
     )
-    assert len(answer["data"]["createOrder"]["items"]) == 1000
+    assert len(result["data"]["createOrder"]["items"]) == 1000
 
 
 async def test_the_introspection_of_common_tools_is_within_the_limits(gateway: Gateway) -> None:
-    from graphql import build_client_schema, get_introspection_query, print_schema
-
-    answer = await gateway.run(
+    result = await gateway.run(
         get_introspection_query(specified_by_url=True, directive_is_repeatable=True, schema_description=True)
     )
-    assert print_schema(build_client_schema(answer["data"])) == print_schema(load_schema())
+    assert print_schema(build_client_schema(result["data"])) == print_schema(load_schema())
 
 
 @pytest.mark.parametrize(
@@ -108,9 +126,9 @@ async def test_the_introspection_of_common_tools_is_within_the_limits(gateway: G
 async def test_the_pages_of_one_request_share_an_item_limit(
     gateway: Gateway, query: str, field: str, count: int
 ) -> None:
-    answer = await gateway.run(query)
-    assert answer["data"][field] is None
-    [error] = answer["errors"]
+    result = await gateway.run(query)
+    assert result["data"][field] is None
+    [error] = result["errors"]
     assert (error["path"], error["extensions"]["code"], error["extensions"]["field"]) == ([field], "BAD_INPUT", "limit")
     assert error["message"].startswith("limit: the pages of one request must have at most 2000 items in total, got ")
     assert len(gateway.products.calls) + len(gateway.orders.calls) == count
@@ -151,9 +169,9 @@ async def test_variables_that_do_not_fit_are_bad_input(gateway: Gateway, number:
 async def test_too_many_ids_are_bad_input_without_a_request_to_products(gateway: Gateway) -> None:
     text = "query ($i: [ID!]) { products(ids: $i) { total } }"
     for ids, field in ((list(gateway.products.resources)[:101], "ids"), (["x,y"], "ids[0]"), (["x"] * 20_000, "ids")):
-        answer = await gateway.run(text, {"i": ids})
-        assert answer["data"] == {"products": None}
-        assert (answer["errors"][0]["extensions"]["code"], answer["errors"][0]["extensions"]["field"]) == (
+        result = await gateway.run(text, {"i": ids})
+        assert result["data"] == {"products": None}
+        assert (result["errors"][0]["extensions"]["code"], result["errors"][0]["extensions"]["field"]) == (
             "BAD_INPUT",
             field,
         )
@@ -196,8 +214,8 @@ async def test_one_text_with_two_operation_names_is_cached_as_two_documents(gate
         assert (await gateway.run(text, operationName="A"))["data"]["products"]["limit"] == 1
         assert (await gateway.run(text, operationName="B"))["data"]["products"]["limit"] == 2
     for name in (None, "", "C"):
-        answer = await gateway.run(text, operationName=name)
-        assert answer["errors"][0]["extensions"]["field"] == "operationName"
+        result = await gateway.run(text, operationName=name)
+        assert result["errors"][0]["extensions"]["field"] == "operationName"
 
 
 JSON = st.recursive(
@@ -233,18 +251,12 @@ async def test_no_variables_cause_a_500(gateway: Gateway) -> None:
 
 
 async def test_a_gateway_rejects_requests_beyond_max_in_flight() -> None:
-    from asyncio import gather
-
-    from graphql_gateway import free_port
-
-    from market.kit.config import Http
-
     async with running_gateway(http=Http(port=free_port(), max_in_flight=1)) as gateway:
-        answers = await gather(
+        responses = await asyncio.gather(
             *(gateway.http.post("/graphql", json={"query": "{ products { total } }"}) for _ in range(30))
         )
-        statuses = {r.status_code for r in answers}
+        statuses = {r.status_code for r in responses}
         assert statuses <= {200, 503}
-        for rejected in (r for r in answers if r.status_code == 503):
+        for rejected in (r for r in responses if r.status_code == 503):
             assert rejected.headers["retry-after"] == "1"
             assert rejected.json()["errors"][0]["extensions"]["code"] == "UNAVAILABLE"

@@ -44,14 +44,14 @@ async def test_the_page_and_its_files_come_from_this_host(gateway: Gateway) -> N
 
 async def test_every_image_of_the_demo_catalogue_is_served(gateway: Gateway) -> None:
     for file in (ROOT / "src/market/graphql/graphiql/static/images").glob("*.svg"):
-        answer = await gateway.http.get(f"/images/{file.name}")
-        assert (answer.status_code, answer.headers["content-type"], answer.content) == (
+        response = await gateway.http.get(f"/images/{file.name}")
+        assert (response.status_code, response.headers["content-type"], response.content) == (
             200,
             "image/svg+xml",
             file.read_bytes(),
         )
-        assert answer.headers["cache-control"] == "public, max-age=3600"
-        assert answer.headers["content-security-policy"] == "default-src 'none'; style-src 'unsafe-inline'"
+        assert response.headers["cache-control"] == "public, max-age=3600"
+        assert response.headers["content-security-policy"] == "default-src 'none'; style-src 'unsafe-inline'"
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,15 @@ async def test_every_image_of_the_demo_catalogue_is_served(gateway: Gateway) -> 
 async def test_nothing_else_is_served(gateway: Gateway, path: str) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.http.base_url.port)
     writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
-    answer = await reader.read()
+    response = await reader.read()
     writer.close()
-    assert b" 404 " in answer.split(b"\r\n")[0]
-    assert b"application/problem+json" in answer
+    assert b" 404 " in response.split(b"\r\n")[0]
+    assert b"application/problem+json" in response
 
 
 async def test_a_browser_that_opens_the_endpoint_is_redirected_to_the_page(gateway: Gateway) -> None:
-    answer = await gateway.http.get("/graphql", headers={"accept": "text/html,*/*;q=0.8"})
-    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    response = await gateway.http.get("/graphql", headers={"accept": "text/html,*/*;q=0.8"})
+    assert (response.status_code, response.headers["location"]) == (303, "/")
 
 
 def test_a_package_without_images_is_accepted() -> None:
@@ -125,12 +125,12 @@ async def test_a_browser_shows_graphiql_with_an_available_product_and_contacts_n
     # The first available product: in the fake, every third one is.
     assert next(p["id"] for p in gateway.products.resources.values() if p["available"]) in text
     own = f"http://127.0.0.1:{gateway.http.base_url.port}"
-    asked = [
+    sent = [
         e["params"]
         for e in json.loads(log.read_text())["events"]
         if "url" in e.get("params", {}) and "initiator" in e["params"]
     ]
     # The browser's own requests to its vendor have no initiator.
-    of_the_page = {p["url"] for p in asked if p["initiator"].startswith(own)}
+    of_the_page = {p["url"] for p in sent if p["initiator"].startswith(own)}
     assert f"{own}/graphql" in of_the_page
     assert [url for url in of_the_page if not url.startswith((f"{own}/", "data:"))] == []

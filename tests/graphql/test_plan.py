@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis_graphql import from_schema
 from structlog.testing import capture_logs
 
+from benchmarks import plan_writers
 from market.graphql.clients import OrdersClient, ProductsClient
 from market.graphql.config import DocumentCacheSize, Limits
 from market.graphql.engine import resolvers
@@ -267,3 +268,18 @@ def test_two_selections_of_one_join_are_both_filled(fails: str) -> None:
 def test_introspection_is_executed_by_graphql_core() -> None:
     response = assert_same("{ __schema { queryType { name } } products { total } }", {}, ("", ""))
     assert response == {"data": {"__schema": {"queryType": {"name": "Query"}}, "products": {"total": 119}}}
+
+
+@pytest.mark.parametrize("name", plan_writers.DOCUMENTS)
+async def test_the_benchmark_compares_writers_with_the_same_response(name: str) -> None:
+    generated, closures, ratios = await plan_writers.measure(plan_writers.DOCUMENTS[name], rounds=2)
+    assert generated > 0
+    assert closures > 0
+    assert len(ratios) == 2
+
+
+def test_a_selection_set_whose_fields_are_all_skipped_is_empty() -> None:
+    text = 'query ($no: Boolean!) { orders(user: "bob", limit: 1) { items { id @include(if: $no) items { product { id @include(if: $no) } } } } }'
+    response = assert_same(text, {"no": False}, ("", ""))
+    [bobs_order] = response["data"]["orders"]["items"]
+    assert bobs_order == {"items": [{"product": {}}]}

@@ -14,22 +14,22 @@ ORDERS = """query ($user: String!, $limit: Int) {
 }"""
 
 
-def code(answer: dict[str, Any], i: int = 0) -> str:
-    found: str = answer["errors"][i]["extensions"]["code"]
+def code(result: dict[str, Any], i: int = 0) -> str:
+    found: str = result["errors"][i]["extensions"]["code"]
     return found
 
 
 async def test_a_product_has_the_fields_of_rest_in_camel_case(gateway: Gateway) -> None:
-    [id, *_] = gateway.products.resources
-    answer = await gateway.run(
+    [product_id, *_] = gateway.products.resources
+    result = await gateway.run(
         "query ($id: ID!) { product(id: $id) { id name price currency imageUrl available createdAt __typename } }",
-        {"id": id},
+        {"id": product_id},
     )
-    resource = gateway.products.resources[id]
-    assert answer == {
+    resource = gateway.products.resources[product_id]
+    assert result == {
         "data": {
             "product": {
-                "id": id,
+                "id": product_id,
                 "name": resource["name"],
                 "price": "1.50",
                 "currency": "GBP",
@@ -43,25 +43,25 @@ async def test_a_product_has_the_fields_of_rest_in_camel_case(gateway: Gateway) 
 
 
 async def test_an_unknown_product_is_null_with_not_found_at_its_path(gateway: Gateway) -> None:
-    answer = await gateway.run(
+    result = await gateway.run(
         '{ a: product(id: "00000000-0000-4000-8000-00000000ffff") { id } b: products(limit: 1) { total } }'
     )
-    assert answer["data"] == {"a": None, "b": {"total": 230}}
-    assert [(e["path"], code(answer)) for e in answer["errors"]] == [(["a"], "NOT_FOUND")]
+    assert result["data"] == {"a": None, "b": {"total": 230}}
+    assert [(e["path"], code(result)) for e in result["errors"]] == [(["a"], "NOT_FOUND")]
 
 
 async def test_an_id_that_is_no_uuid_is_not_found_without_a_request(gateway: Gateway) -> None:
-    answer = await gateway.run('{ product(id: "../order/1?x=") { id } order(id: "") { id } }')
-    assert answer["data"] == {"product": None, "order": None}
-    assert [code(answer, i) for i in (0, 1)] == ["NOT_FOUND", "NOT_FOUND"]
+    result = await gateway.run('{ product(id: "../order/1?x=") { id } order(id: "") { id } }')
+    assert result["data"] == {"product": None, "order": None}
+    assert [code(result, i) for i in (0, 1)] == ["NOT_FOUND", "NOT_FOUND"]
     assert not gateway.products.calls
     assert not gateway.orders.calls
 
 
 async def test_the_orders_of_a_user_join_their_products_in_one_call_per_100(gateway: Gateway) -> None:
-    answer = await gateway.run(ORDERS, {"user": "ann"})
-    assert "errors" not in answer
-    page = answer["data"]["orders"]
+    result = await gateway.run(ORDERS, {"user": "ann"})
+    assert "errors" not in result
+    page = result["data"]["orders"]
     assert (page["total"], page["limit"], page["offset"], len(page["items"])) == (25, 100, 0, 25)
     expected = {line["productId"] for o in page["items"] for line in o["items"]}
     requests = [query for path, query, *_ in gateway.products.calls if path == "GET /api/product"]
@@ -72,55 +72,55 @@ async def test_the_orders_of_a_user_join_their_products_in_one_call_per_100(gate
 
 
 async def test_a_deleted_product_is_null_in_its_line_without_an_error(gateway: Gateway) -> None:
-    [id] = [t["id"] for t in gateway.orders.resources.values() if t["user"] == "bob"][:1]
-    gone = gateway.orders.resources[id]["items"][0]["product_id"]
+    [order_id] = [t["id"] for t in gateway.orders.resources.values() if t["user"] == "bob"][:1]
+    gone = gateway.orders.resources[order_id]["items"][0]["product_id"]
     kept = gateway.products.resources.pop(gone)
     try:
-        answer = await gateway.run(
-            "query ($id: ID!) { order(id: $id) { items { name product { name } } } }", {"id": id}
+        result = await gateway.run(
+            "query ($id: ID!) { order(id: $id) { items { name product { name } } } }", {"id": order_id}
         )
     finally:
         gateway.products.resources[gone] = kept
-    assert "errors" not in answer
-    assert answer["data"]["order"]["items"][0] == {"name": f"then {gone[:4]}", "product": None}
+    assert "errors" not in result
+    assert result["data"]["order"]["items"][0] == {"name": f"then {gone[:4]}", "product": None}
 
 
 async def test_without_products_orders_are_returned_with_an_error_at_each_product(gateway: Gateway) -> None:
     gateway.products.fail(503, "unavailable", times=0)
-    answer = await gateway.run(ORDERS, {"user": "bob", "limit": 3})
-    lines = [(i, k) for i, o in enumerate(answer["data"]["orders"]["items"]) for k, _ in enumerate(o["items"])]
+    result = await gateway.run(ORDERS, {"user": "bob", "limit": 3})
+    lines = [(i, k) for i, o in enumerate(result["data"]["orders"]["items"]) for k, _ in enumerate(o["items"])]
     assert all(
-        line["product"] is None and line["unitPrice"] for o in answer["data"]["orders"]["items"] for line in o["items"]
+        line["product"] is None and line["unitPrice"] for o in result["data"]["orders"]["items"] for line in o["items"]
     )
-    assert sorted(e["path"] for e in answer["errors"]) == [
+    assert sorted(e["path"] for e in result["errors"]) == [
         ["orders", "items", i, "items", k, "product"] for i, k in lines
     ]
-    assert {code(answer, i) for i in range(len(lines))} == {"UNAVAILABLE"}
+    assert {code(result, i) for i in range(len(lines))} == {"UNAVAILABLE"}
 
 
 async def test_without_orders_products_are_returned(gateway: Gateway) -> None:
     gateway.orders.fail(503, "unavailable", times=0, headers={"retry-after": "7"})
-    answer = await gateway.run('{ products(limit: 2) { items { name } } orders(user: "ann") { total } }')
-    assert len(answer["data"]["products"]["items"]) == 2
-    assert answer["data"]["orders"] is None
-    assert answer["errors"][0]["path"] == ["orders"]
-    assert answer["errors"][0]["extensions"] == {"code": "UNAVAILABLE", "retryAfter": 7}
+    result = await gateway.run('{ products(limit: 2) { items { name } } orders(user: "ann") { total } }')
+    assert len(result["data"]["products"]["items"]) == 2
+    assert result["data"]["orders"] is None
+    assert result["errors"][0]["path"] == ["orders"]
+    assert result["errors"][0]["extensions"] == {"code": "UNAVAILABLE", "retryAfter": 7}
 
 
 async def test_arguments_of_products_are_sent_to_rest(gateway: Gateway) -> None:
     await gateway.run('{ products(limit: 3, offset: 4, q: "a&b=c ü", sort: "-price") { total } }')
     assert gateway.products.calls[0][1] == "limit=3&offset=4&q=a%26b%3Dc+%C3%BC&sort=-price&availability=false"
     ids = list(gateway.products.resources)[:3][::-1]
-    answer = await gateway.run("query ($ids: [ID!]) { products(ids: $ids) { items { id available } } }", {"ids": ids})
-    assert [p["id"] for p in answer["data"]["products"]["items"]] == ids
+    result = await gateway.run("query ($ids: [ID!]) { products(ids: $ids) { items { id available } } }", {"ids": ids})
+    assert [p["id"] for p in result["data"]["products"]["items"]] == ids
     assert "availability" not in gateway.products.calls[1][1]
 
 
 async def test_one_product_is_created_however_often_its_key_is_sent(gateway: Gateway) -> None:
     text = "mutation ($i: CreateProductInput!, $k: String) { createProduct(input: $i, idempotencyKey: $k) { id name price } }"
-    input = {"name": "Lamp", "description": "", "price": "7.00", "currency": "GBP", "imageUrl": None, "stock": 3}
-    first = await gateway.run(text, {"i": input, "k": "k1"})
-    again = await gateway.run(text, {"i": input, "k": "k1"})
+    fields = {"name": "Lamp", "description": "", "price": "7.00", "currency": "GBP", "imageUrl": None, "stock": 3}
+    first = await gateway.run(text, {"i": fields, "k": "k1"})
+    again = await gateway.run(text, {"i": fields, "k": "k1"})
     assert first == again
     assert first["data"]["createProduct"]["name"] == "Lamp"
     assert gateway.products.calls[0][2] == {
@@ -137,22 +137,24 @@ async def test_one_product_is_created_however_often_its_key_is_sent(gateway: Gat
 
 async def test_a_create_with_unknown_outcome_is_retried_with_the_same_generated_key(gateway: Gateway) -> None:
     gateway.orders.fail(503, "unavailable", times=1, headers={"retry-after": "0"}, order_id="x")
-    [id, *_] = gateway.products.resources
+    [product_id, *_] = gateway.products.resources
     text = "mutation ($i: CreateOrderInput!) { createOrder(input: $i) { user items { quantity product { id } } } }"
-    answer = await gateway.run(text, {"i": {"user": "cid", "items": [{"productId": id, "quantity": 2}]}})
-    assert answer == {"data": {"createOrder": {"user": "cid", "items": [{"quantity": 2, "product": {"id": id}}]}}}
+    result = await gateway.run(text, {"i": {"user": "cid", "items": [{"productId": product_id, "quantity": 2}]}})
+    assert result == {
+        "data": {"createOrder": {"user": "cid", "items": [{"quantity": 2, "product": {"id": product_id}}]}}
+    }
     posts = [c for c in gateway.orders.calls if c[0] == "POST /api/order"]
     assert len(posts) == 2
     assert posts[0][3]["idempotency-key"] == posts[1][3]["idempotency-key"]
-    assert posts[0][2] == {"user": "cid", "items": [{"product_id": id, "quantity": 2}]}
+    assert posts[0][2] == {"user": "cid", "items": [{"product_id": product_id, "quantity": 2}]}
 
 
 async def test_an_undecided_order_returns_its_id_and_the_key_to_retry_with(gateway: Gateway) -> None:
     gateway.orders.fail(503, "unavailable", times=0, headers={"retry-after": "30"}, order_id="o1")
     text = 'mutation { createOrder(input: {user: "c", items: [{productId: "x", quantity: 1}]}) { id } }'
-    answer = await gateway.run(text)
-    facts = answer["errors"][0]["extensions"]
-    assert answer["data"] == {"createOrder": None}
+    result = await gateway.run(text)
+    facts = result["errors"][0]["extensions"]
+    assert result["data"] == {"createOrder": None}
     assert facts == {
         "code": "UNAVAILABLE",
         "orderId": "o1",
@@ -164,7 +166,7 @@ async def test_an_undecided_order_returns_its_id_and_the_key_to_retry_with(gatew
 async def test_mutations_run_one_after_another_and_a_failed_one_does_not_stop_the_next(gateway: Gateway) -> None:
     ids = list(gateway.products.resources)[-3:]
     gateway.products.fail(412, "precondition-failed")
-    answer = await gateway.run(
+    result = await gateway.run(
         """mutation ($a: ID!, $b: ID!, $i: UpdateProductInput!) {
           a: deleteProduct(id: $a)
           b: updateProduct(input: $i) { name updatedAt }
@@ -176,70 +178,78 @@ async def test_mutations_run_one_after_another_and_a_failed_one_does_not_stop_th
             "i": {"id": ids[1], "name": "New", "description": "", "price": "1", "currency": "GBP", "imageUrl": None},
         },
     )
-    assert answer["data"]["a"] is None
-    assert answer["data"]["b"]["name"] == "New"
-    assert answer["data"]["c"] == ids[2]
-    assert [(e["path"], e["extensions"]["code"]) for e in answer["errors"]] == [(["a"], "PRECONDITION_FAILED")]
+    assert result["data"]["a"] is None
+    assert result["data"]["b"]["name"] == "New"
+    assert result["data"]["c"] == ids[2]
+    assert [(e["path"], e["extensions"]["code"]) for e in result["errors"]] == [(["a"], "PRECONDITION_FAILED")]
     assert [c[0].split()[0] for c in gateway.products.calls] == ["DELETE", "PUT", "DELETE"]
     assert ids[0] in gateway.products.resources
 
 
 async def test_a_stock_take_is_not_retried(gateway: Gateway) -> None:
-    [id, *_] = gateway.products.resources
+    [product_id, *_] = gateway.products.resources
     gateway.products.fail(502, "unavailable", times=0)
     gateway.products.fail_always = (502, {"not": "a problem"}, {"content-type": "text/html"})
     text = "mutation ($i: UpdateProductInput!) { updateProduct(input: $i) { id } }"
-    input = {"id": id, "name": "New", "description": "", "price": "1", "currency": "GBP", "imageUrl": None, "stock": 5}
-    answer = await gateway.run(text, {"i": input})
-    assert code(answer) == "UNAVAILABLE"
+    fields = {
+        "id": product_id,
+        "name": "New",
+        "description": "",
+        "price": "1",
+        "currency": "GBP",
+        "imageUrl": None,
+        "stock": 5,
+    }
+    result = await gateway.run(text, {"i": fields})
+    assert code(result) == "UNAVAILABLE"
     assert len(gateway.products.calls) == 1
 
 
 async def test_a_deleted_order_is_returned_as_it_is_afterwards(gateway: Gateway) -> None:
-    [id, *_] = gateway.orders.resources
-    answer = await gateway.run("mutation ($id: ID!) { deleteOrder(id: $id) { id status } }", {"id": id})
-    assert answer == {"data": {"deleteOrder": {"id": id, "status": "cancelled"}}}
+    [order_id, *_] = gateway.orders.resources
+    result = await gateway.run("mutation ($id: ID!) { deleteOrder(id: $id) { id status } }", {"id": order_id})
+    assert result == {"data": {"deleteOrder": {"id": order_id, "status": "cancelled"}}}
 
 
 async def test_facts_of_a_shortage_are_in_camel_case(gateway: Gateway) -> None:
     gateway.orders.fail(409, "out-of-stock", detail="too few", shortages=[{"product_id": "p", "wanted": 3, "left": 1}])
-    answer = await gateway.run('mutation { createOrder(input: {user: "c", items: []}) { id } }')
-    [error] = answer["errors"]
+    result = await gateway.run('mutation { createOrder(input: {user: "c", items: []}) { id } }')
+    [error] = result["errors"]
     assert (error["message"], error["path"]) == ("too few", ["createOrder"])
     assert error["extensions"] == {"code": "OUT_OF_STOCK", "shortages": [{"productId": "p", "wanted": 3, "left": 1}]}
     gateway.orders.fail(409, "price-changed", detail="the price has changed", total="9.00", currency="GBP")
-    answer = await gateway.run('mutation { createOrder(input: {user: "c", items: [], expectedTotal: "8.00"}) { id } }')
-    assert answer["errors"][0]["extensions"] == {"code": "PRICE_CHANGED", "total": "9.00", "currency": "GBP"}
+    result = await gateway.run('mutation { createOrder(input: {user: "c", items: [], expectedTotal: "8.00"}) { id } }')
+    assert result["errors"][0]["extensions"] == {"code": "PRICE_CHANGED", "total": "9.00", "currency": "GBP"}
 
 
 async def test_bad_input_names_the_field_as_graphql_does(gateway: Gateway) -> None:
     gateway.orders.fail(
         422, "bad-input", errors=[{"field": "items[0].product_id", "reason": "must be a UUID, not `product_id`"}]
     )
-    answer = await gateway.run('mutation { createOrder(input: {user: "c", items: []}) { id } }')
-    [error] = answer["errors"]
+    result = await gateway.run('mutation { createOrder(input: {user: "c", items: []}) { id } }')
+    [error] = result["errors"]
     assert error["extensions"]["field"] == "input.items[0].productId"
     assert error["message"] == "input.items[0].productId: must be a UUID, not `productId`"
     assert error["extensions"]["code"] == "BAD_INPUT"
-    for type in ("idempotency-key-reused", "too-large", "malformed", "unsupported-media-type"):
-        gateway.orders.fail(422, type, errors=[{"field": "Idempotency-Key", "reason": "was used"}])
-        answer = await gateway.run(
+    for problem_type in ("idempotency-key-reused", "too-large", "malformed", "unsupported-media-type"):
+        gateway.orders.fail(422, problem_type, errors=[{"field": "Idempotency-Key", "reason": "was used"}])
+        result = await gateway.run(
             'mutation { createOrder(input: {user: "c", items: []}, idempotencyKey: "k9") { id } }'
         )
-        assert (code(answer), answer["errors"][0]["extensions"]["field"]) == ("BAD_INPUT", "idempotencyKey")
+        assert (code(result), result["errors"][0]["extensions"]["field"]) == ("BAD_INPUT", "idempotencyKey")
     gateway.products.fail(422, "bad-input", errors=[{"field": "limit", "reason": "expected `int` <= 100"}])
-    answer = await gateway.run("{ products(limit: 101) { total } }")
-    assert answer["errors"][0]["extensions"]["field"] == "limit"
+    result = await gateway.run("{ products(limit: 101) { total } }")
+    assert result["errors"][0]["extensions"]["field"] == "limit"
     for key in ("", "a b", "ü", "x" * 256):
-        answer = await gateway.run(
+        result = await gateway.run(
             'mutation ($k: String) { createOrder(input: {user: "c", items: []}, idempotencyKey: $k) { id } }',
             {"k": key},
         )
-        assert (code(answer), answer["errors"][0]["extensions"]["field"]) == ("BAD_INPUT", "idempotencyKey")
+        assert (code(result), result["errors"][0]["extensions"]["field"]) == ("BAD_INPUT", "idempotencyKey")
 
 
 async def test_other_problems_keep_their_code(gateway: Gateway) -> None:
-    for status, type, expected in (
+    for status, problem_type, expected in (
         (409, "conflict", "CONFLICT"),
         (409, "order-cancelled", "ORDER_CANCELLED"),
         (409, "already-exists", "ALREADY_EXISTS"),
@@ -248,15 +258,15 @@ async def test_other_problems_keep_their_code(gateway: Gateway) -> None:
         (503, "deadline-exceeded", "UNAVAILABLE"),
         (500, "internal", "INTERNAL"),
     ):
-        gateway.orders.fail(status, type, headers={"retry-after": "9"} if status == 503 else {})
-        answer = await gateway.run('{ order(id: "00000000-0000-4000-8000-00000000ffff") { id } }')
-        assert (answer["data"], code(answer)) == ({"order": None}, expected)
+        gateway.orders.fail(status, problem_type, headers={"retry-after": "9"} if status == 503 else {})
+        result = await gateway.run('{ order(id: "00000000-0000-4000-8000-00000000ffff") { id } }')
+        assert (result["data"], code(result)) == ({"order": None}, expected)
 
 
 async def test_an_upstream_response_that_breaks_the_contract_is_an_internal_error_of_its_field(
     gateway: Gateway,
 ) -> None:
     gateway.orders.failures = [(200, {"id": 5, "status": None}, {})]
-    answer = await gateway.run('{ order(id: "00000000-0000-4000-8000-00000000ffff") { id status } products { limit } }')
-    assert answer["data"] == {"order": None, "products": {"limit": 20}}
-    assert code(answer) == "INTERNAL"
+    result = await gateway.run('{ order(id: "00000000-0000-4000-8000-00000000ffff") { id status } products { limit } }')
+    assert result["data"] == {"order": None, "products": {"limit": 20}}
+    assert code(result) == "INTERNAL"

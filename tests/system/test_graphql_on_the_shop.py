@@ -24,7 +24,7 @@ def examples() -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
     found = []
     for section in EXAMPLES.split("\n=== ")[1:]:
         title, _, rest = section.partition("\n")
-        document, variables, answer = re.split(r"\n--- (?:variables|answer)\n", rest)
+        document, variables, answer = re.split(r"\n--- (?:variables|response)\n", rest)
         found.append((title, document.strip(), json.loads(variables), json.loads(answer)))
     return found
 
