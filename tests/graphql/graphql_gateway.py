@@ -28,7 +28,7 @@ def product(n: int, **changes: Any) -> dict[str, Any]:
     return {
         "id": str(uuid.UUID(int=n, version=4)),
         "name": f"Thing {n} “é”",
-        "description": f'A resource.\nWith a "quote", a tab\t and {n} 🜁',
+        "description": f'A thing.\nWith a "quote", a tab\t and {n} 🜁',
         "price": f"{n}.50",
         "currency": "GBP",
         "image_url": None if n % 3 == 0 else f"/images/{n}.svg",
@@ -136,11 +136,11 @@ class FakeUpstream:
             key = headers.get("idempotency-key")
             if key in self.keys:
                 return 200, self.resources[self.keys[key]], {"idempotency-replayed": "true"}
-            made = self._make(body)
-            self.resources[made["id"]] = made
+            created = self._create(body)
+            self.resources[created["id"]] = created
             if key:
-                self.keys[key] = made["id"]
-            return 201, made, {"location": f"{base}/{made['id']}"}
+                self.keys[key] = created["id"]
+            return 201, created, {"location": f"{base}/{created['id']}"}
         if method == "PUT":
             resource_id = body["id"]
         resource = self.resources.get(resource_id)
@@ -173,21 +173,21 @@ class FakeUpstream:
             return {"items": resources, "total": len(resources), "limit": len(ids), "offset": 0}
         if "user" in query:
             resources = [
-                t for t in resources if t["user"] == query["user"] and query.get("status") in (None, t["status"])
+                r for r in resources if r["user"] == query["user"] and query.get("status") in (None, r["status"])
             ]
         if "q" in query:
-            resources = [t for t in resources if query["q"] in t["name"]]
+            resources = [r for r in resources if query["q"] in r["name"]]
         return {"items": resources[offset : offset + limit], "total": len(resources), "limit": limit, "offset": offset}
 
-    def _make(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _create(self, body: dict[str, Any]) -> dict[str, Any]:
         n = len(self.resources) + 50_000
         if self.kind == "product":
             body.pop("stock", None)
             return product(n, **{"image_url": None, **body})
-        made = order(n, body["user"], [i["product_id"] for i in body["items"]], email=body.get("email"))
-        for line, requested in zip(made["items"], body["items"], strict=True):
+        created = order(n, body["user"], [i["product_id"] for i in body["items"]], email=body.get("email"))
+        for line, requested in zip(created["items"], body["items"], strict=True):
             line["quantity"] = requested["quantity"]
-        return made
+        return created
 
 
 async def serve(app: Any) -> tuple[HttpServer, str]:
@@ -226,8 +226,8 @@ async def running_gateway(**changes: Any) -> AsyncIterator[Gateway]:
             products.resources[product(n)["id"]] = product(n)
         ids = list(products.resources)
         for n in range(30):
-            made = order(n, "ann" if n < 25 else "bob", [ids[(7 * n + k) % 230] for k in range(n % 5 + 1)])
-            orders.resources[made["id"]] = made
+            created = order(n, "ann" if n < 25 else "bob", [ids[(7 * n + k) % 230] for k in range(n % 5 + 1)])
+            orders.resources[created["id"]] = created
         settings: dict[str, Any] = {
             "products": HttpUpstream(url=products.url, timeout_seconds=UPSTREAM_TIMEOUT_SECONDS),
             "orders": HttpUpstream(url=orders.url, timeout_seconds=UPSTREAM_TIMEOUT_SECONDS),

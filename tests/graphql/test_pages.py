@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from graphql_gateway import Gateway
+from starlette.requests import Request
 
 from market.graphql.graphiql.files import StaticFiles
+from market.kit.errors import NotFound
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
@@ -43,7 +45,9 @@ async def test_the_page_and_its_files_come_from_this_host(gateway: Gateway) -> N
 
 
 async def test_every_image_of_the_demo_catalogue_is_served(gateway: Gateway) -> None:
-    for file in (ROOT / "src/market/graphql/graphiql/static/images").glob("*.svg"):
+    images = list((ROOT / "src/market/graphql/graphiql/static/images").glob("*.svg"))
+    assert len(images) == 40
+    for file in images:
         response = await gateway.http.get(f"/images/{file.name}")
         assert (response.status_code, response.headers["content-type"], response.content) == (
             200,
@@ -85,8 +89,10 @@ async def test_a_browser_that_opens_the_endpoint_is_redirected_to_the_page(gatew
     assert (response.status_code, response.headers["location"]) == (303, "/")
 
 
-def test_a_package_without_images_is_accepted() -> None:
-    assert StaticFiles({}) is not None
+async def test_a_package_without_images_serves_none() -> None:
+    request = Request({"type": "http", "method": "GET", "path": "/images/teapot.svg", "headers": []})
+    with pytest.raises(NotFound):
+        await StaticFiles({}).get(request)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

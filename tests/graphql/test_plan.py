@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from graphql import GraphQLObjectType, get_named_type, is_leaf_type
 from graphql_gateway import FakeUpstream, order, product
@@ -17,14 +18,18 @@ from hypothesis_graphql import from_schema
 from structlog.testing import capture_logs
 
 from benchmarks import plan_writers
+from market.graphql.app import Clients, build
 from market.graphql.clients import OrdersClient, ProductsClient
-from market.graphql.config import DocumentCacheSize, Limits
+from market.graphql.config import Config, DocumentCacheSize, Limits
 from market.graphql.engine import resolvers
 from market.graphql.engine.documents import DocumentCache
 from market.graphql.engine.executor import Executor
 from market.graphql.service import Deps
+from market.kit.config import Http, HttpUpstream, Listen
 from market.kit.errors import Unavailable
 from market.kit.http.client import HttpResponse
+from market.kit.process.lifecycle import Process
+from tests.support.ports import free_port
 
 SCHEMA = resolvers.load_schema()
 SDL = (Path(__file__).parents[2] / "graphql" / "schema.graphql").read_text()
@@ -268,6 +273,23 @@ def test_two_selections_of_one_join_are_both_filled(fails: str) -> None:
 def test_introspection_is_executed_by_graphql_core() -> None:
     response = assert_same("{ __schema { queryType { name } } products { total } }", {}, ("", ""))
     assert response == {"data": {"__schema": {"queryType": {"name": "Query"}}, "products": {"total": 119}}}
+
+
+async def test_the_gateway_calls_the_clients_that_build_is_given() -> None:
+    clients = Clients(
+        ProductsClient(InProcessHttpClient("product", PRODUCTS, "")),
+        OrdersClient(InProcessHttpClient("order", ORDERS, "")),
+    )
+    nowhere = HttpUpstream(url="http://127.0.0.1:1")
+    config = Config(admin=Listen(port=1), http=Http(port=free_port()), products=nowhere, orders=nowhere)
+    async with build(config, Process(), clients) as server:
+        await server.start()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{config.http.port}") as http:
+            response = await http.post(
+                "/graphql", json={"query": '{ products { total } orders(user: "bob") { total } }'}
+            )
+        await server.stop(1)
+    assert response.json() == {"data": {"products": {"total": 119}, "orders": {"total": 4}}}
 
 
 @pytest.mark.parametrize("name", plan_writers.DOCUMENTS)

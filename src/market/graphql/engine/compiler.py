@@ -64,10 +64,10 @@ def _field_plan(
     decode, writer = None, Writer(lambda items, _: items, ())
     if selected.fields is not None:
         writer = make_writer(selected)
-        wanted = members(selected.fields)
-        decode = msgspec.json.Decoder(reader(selected.type_name, wanted)).decode
+        needed = members(selected.fields)
+        decode = msgspec.json.Decoder(reader(selected.type_name, needed)).decode
         if selected.name in ("product", "products"):
-            of_product = wanted if selected.name == "product" else wanted.get("items", {})
+            of_product = needed if selected.name == "product" else needed.get("items", {})
             extra["availability"] = "available" in of_product
     return FieldPlan(
         key=selected.key,

@@ -44,15 +44,15 @@ def _merge(into: Members, more: Members) -> None:
         _merge(into.setdefault(member, {}), below)
 
 
-def reader(type_name: str, wanted: Members) -> type[Struct]:
+def reader(type_name: str, needed: Members) -> type[Struct]:
     """Return the struct that decodes these members of a REST resource and skips the others."""
-    found: list[tuple[str, Any]] = []
+    fields: list[tuple[str, Any]] = []
     for member in msgspec.structs.fields(RESOURCES[type_name]):
-        if member.name in wanted:
+        if member.name in needed:
             item_type = member.type.__args__[0].__name__ if member.name == "items" else None
-            kind = list[reader(item_type, wanted[member.name])] if item_type else member.type  # type: ignore[misc]
-            found.append((member.name, kind))
-    return defstruct(type_name, found, frozen=True, gc=False, namespace={"__typename": type_name})
+            kind = list[reader(item_type, needed[member.name])] if item_type else member.type  # type: ignore[misc]
+            fields.append((member.name, kind))
+    return defstruct(type_name, fields, frozen=True, gc=False, namespace={"__typename": type_name})
 
 
 def response_struct(fields: list[SelectedField]) -> type[Struct]:
@@ -66,9 +66,9 @@ def product_join(
 ) -> ProductJoin:
     """Return the join of a selection of `OrderItem.product` that is below these lists."""
     assert selected.fields is not None
-    wanted = {**members(selected.fields), "id": {}}
-    decode = msgspec.json.Decoder(reader("ProductPage", {"items": wanted})).decode
-    availability = "available" in wanted
+    needed = {**members(selected.fields), "id": {}}
+    decode = msgspec.json.Decoder(reader("ProductPage", {"items": needed})).decode
+    availability = "available" in needed
     return ProductJoin(selected.key, selected.locations, steps, availability, decode, make_writer(selected).write)
 
 
