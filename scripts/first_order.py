@@ -1,6 +1,8 @@
-"""Places one order at a running shop, as a customer would, and waits for its mail.
+"""Place one order in a running shop and wait for its mail.
 
-python scripts/first_order.py FILE, where FILE is what `market up --json FILE` wrote.
+    python scripts/first_order.py FILE
+
+FILE is written by `market up --json FILE`. Uses the standard library only.
 """
 
 import http.client
@@ -12,16 +14,16 @@ import urllib.request
 import uuid
 from typing import Any
 
-PATIENCE_SECONDS = 120.0
-# What leaves it open: the same request is made again.
-TRY_AGAIN = (502, 503, 504)
+TIMEOUT_SECONDS = 120.0
+# The outcome is open: the same request is repeated.
+RETRYABLE = (502, 503, 504)
 
 
 def call(url: str, body: dict[str, Any] | None = None) -> Any:
-    """The answer. A busy shop may not have decided in time; it is asked again, with the same key, until it has."""
+    """Return the JSON response, repeating the request with the same idempotency key while the shop is busy."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "Idempotency-Key": str(uuid.uuid4())} if data else {}
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         try:
             request = urllib.request.Request(url, data, headers)  # noqa: S310
@@ -29,8 +31,8 @@ def call(url: str, body: dict[str, Any] | None = None) -> Any:
                 return json.load(response)
         except urllib.error.HTTPError as e:
             with e:
-                if e.code not in TRY_AGAIN or time.monotonic() > deadline:
-                    print(f"{url} answers {e.code}: {e.read()[:500].decode('utf-8', 'replace')}", file=sys.stderr)
+                if e.code not in RETRYABLE or time.monotonic() > deadline:
+                    print(f"{url} returned {e.code}: {e.read()[:500].decode('utf-8', 'replace')}", file=sys.stderr)
                     raise
         except (OSError, http.client.HTTPException):
             if time.monotonic() > deadline:
@@ -39,7 +41,7 @@ def call(url: str, body: dict[str, Any] | None = None) -> Any:
 
 
 def main() -> int:
-    """0 when the order was confirmed and its mail has come."""
+    """Return 0 when the order is confirmed and its mail has arrived."""
     with open(sys.argv[1], encoding="utf-8") as f:
         urls = json.load(f)["urls"]
     product = call(f"{urls['products']}/api/product?limit=1")["items"][0]
@@ -49,14 +51,14 @@ def main() -> int:
         {"user": "first", "email": to, "items": [{"product_id": product["id"], "quantity": 1}]},
     )
     print(f"order {order['id']}: {order['status']}, {order['total']} {order['currency']}")
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         mails = call(f"{urls['mail']}/api/messages?to={to}")["items"]
         if mails:
             print(f"mail: {mails[0]['subject']}")
             return 0
         time.sleep(0.2)
-    print(f"no mail came within {PATIENCE_SECONDS:.0f} s", file=sys.stderr)
+    print(f"no mail arrived within {TIMEOUT_SECONDS:.0f} s", file=sys.stderr)
     return 1
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Resolves the dependencies again: one lock for everything, and from the same resolve one per image.
+# Resolve the dependencies: one lock for development, and one per image with the same versions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-command -v uv >/dev/null || { echo "uv is missing: pip install uv" >&2; exit 1; }
+command -v uv >/dev/null || { echo "uv is not installed: pip install uv" >&2; exit 1; }
 compile=(uv pip compile --quiet --universal --python-version 3.11 --generate-hashes
   --no-emit-index-url --no-emit-find-links --no-annotate --no-header --no-emit-package market --no-emit-package market-dev)
 "${compile[@]}" "$@" dev/pyproject.toml --extra test -o requirements.lock

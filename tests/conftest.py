@@ -127,7 +127,7 @@ def kafka(server_directory: Path) -> Iterator[KafkaHandle]:
 
 @pytest.fixture(scope="session")
 def mail(server_directory: Path) -> Iterator[MailHandle]:
-    """The mail catcher accepts every mail; `POST {url}/api/faults` makes it misbehave, `[]` resets it."""
+    """The mail catcher accepts every mail; `POST {url}/api/faults` injects faults, `[]` removes them."""
     handle = MailHandle(servers.mail_server(server_directory / "mail", server_directory / "logs", testing=True))
     with running(handle):
         yield handle

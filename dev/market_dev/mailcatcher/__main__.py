@@ -1,4 +1,4 @@
-"""The mail sink as a process.
+"""Runs the mail catcher: SMTP, web page and JSON API.
 
 python -m market_dev.mailcatcher --port 8084 --smtp-port 8085 --directory .market/mail
 """
@@ -24,16 +24,16 @@ from market_dev.mailcatcher.web import app
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m market_dev.mailcatcher", description="Takes every mail and shows it on a page."
+        prog="python -m market_dev.mailcatcher", description="Accept every mail and show it on a web page."
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
-    parser.add_argument("--port", type=int, required=True, help="of the page and the JSON API")
+    parser.add_argument("--port", type=int, required=True, help="port of the web page and the JSON API")
     parser.add_argument("--smtp-port", type=int, required=True)
-    parser.add_argument("--directory", type=Path, required=True, help="where the mails are kept")
-    parser.add_argument("--testing", action="store_true", help="POST /api/faults makes it misbehave")
-    parser.add_argument("--auth", metavar="USER:PASSWORD", help="demand this login")
+    parser.add_argument("--directory", type=Path, required=True, help="where mails are stored")
+    parser.add_argument("--testing", action="store_true", help="enable fault injection by POST /api/faults")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="require this login")
     parser.add_argument(
-        "--tls", metavar="PEM", type=Path, help="demand STARTTLS, with the certificate and key in this file"
+        "--tls", metavar="PEM", type=Path, help="require STARTTLS, with certificate and key from this file"
     )
     return parser.parse_args()
 
@@ -50,7 +50,7 @@ async def _main(options: argparse.Namespace) -> None:
         return SMTP(
             handler,
             hostname="mail.market.test",
-            ident="Market mail sink",
+            ident="Market mail catcher",
             enable_SMTPUTF8=True,
             timeout=300,
             tls_context=tls,

@@ -1,4 +1,4 @@
-"""The mails on disk: one file that only grows, so that a killed sink has lost none that it accepted."""
+"""Stores mails in one append-only file, so that a killed process has lost none that it accepted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from market.kit.ids import new_id
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """What stands before each mail in the file, on one line."""
+    """The line of JSON before each mail in the file."""
 
     id: str
     sender: str
@@ -34,52 +34,52 @@ class Envelope(msgspec.Struct, frozen=True):
 
 
 class _Index:
-    """Where each mail stands, in 28 bytes a mail: what takes mails for days must not grow with them.
+    """The offset of each mail in the file, in 28 bytes per mail, so that memory stays small over days.
 
-    One thread adds while another looks: what is only half added is not found yet.
+    One thread may add while another reads: a partly added mail is not found yet.
     """
 
     def __init__(self) -> None:
-        # Of the line with its envelope.
-        self.starts = array("Q")
-        # The lower half of its id.
+        # The offset of each envelope.
+        self.offsets = array("Q")
+        # The lower 64 bits of each id.
         self._ids = array("Q")
-        # Each recipient's hash, and the number of the mail.
+        # The hash of each recipient, and the index of its mail.
         self._recipients = array("q")
-        self._numbers = array("I")
+        self._indexes = array("I")
 
-    def add(self, envelope: Envelope, start: int) -> None:
-        number = len(self.starts)
-        self.starts.append(start)
-        self._ids.append(_half(envelope.id))
+    def add(self, envelope: Envelope, offset: int) -> None:
+        index = len(self.offsets)
+        self.offsets.append(offset)
+        self._ids.append(_low_bits(envelope.id))
         for recipient in {hash(r.casefold()) for r in envelope.recipients}:
             self._recipients.append(recipient)
-            self._numbers.append(number)
+            self._indexes.append(index)
 
-    def to(self, recipient: str) -> list[int]:
-        """Where the mails to this address stand, oldest first."""
+    def by_recipient(self, recipient: str) -> list[int]:
+        """Return the offsets of the mails to this address, oldest first; hash collisions are possible."""
         wanted = hash(recipient.casefold())
         return [
-            self.starts[number]
-            for known, number in zip(self._recipients, self._numbers, strict=False)
+            self.offsets[index]
+            for known, index in zip(self._recipients, self._indexes, strict=False)
             if known == wanted
         ]
 
-    def of(self, id: str) -> list[int]:
-        """Where the mail of this id may stand."""
+    def by_id(self, mail_id: str) -> list[int]:
+        """Return the offsets at which the mail may be."""
         try:
-            wanted = _half(id)
+            wanted = _low_bits(mail_id)
         except ValueError:
             return []
-        return [start for known, start in zip(self._ids, self.starts, strict=False) if known == wanted]
+        return [offset for known, offset in zip(self._ids, self.offsets, strict=False) if known == wanted]
 
 
-def _half(id: str) -> int:
-    return UUID(id).int & 0xFFFF_FFFF_FFFF_FFFF
+def _low_bits(mail_id: str) -> int:
+    return UUID(mail_id).int & 0xFFFF_FFFF_FFFF_FFFF
 
 
 class Mailbox:
-    """All mails, oldest first. `add` returns once the mail is on the disk; those that wait share one write."""
+    """All mails, oldest first. Concurrent calls of `add` share one write and one fsync."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -87,12 +87,12 @@ class Mailbox:
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._index = _Index()
         self._end = self._recover()
-        # One thread, so that writes and the emptying stay in order.
+        # One thread, so that writes and `clear` stay in order.
         self._writer = ThreadPoolExecutor(1, "mailbox")
-        self._write = Batcher(self._write_all, name="mailsink.write", max_batch_size=512)
+        self._write = Batcher(self._write_all, name="mailcatcher.write", max_batch_size=512)
 
     def _recover(self) -> int:
-        """Reads the index; a mail that was being written when the sink died was never acknowledged and is cut off."""
+        """Build the index and return the end of the file, truncating a partly written mail, which was never acknowledged."""
         end = 0
         with self._path.open("rb") as file:
             while line := file.readline():
@@ -107,13 +107,13 @@ class Mailbox:
                 end += len(line) + envelope.size + 1
         os.ftruncate(self._file, end)
         os.fsync(self._file)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        parent = os.open(self._path.parent, os.O_RDONLY)
+        os.fsync(parent)
+        os.close(parent)
         return end
 
     async def add(self, sender: str, recipients: Sequence[str], raw: bytes) -> str:
-        """Keeps the mail and answers its id. Raises OSError where the disk refuses."""
+        """Return the id of the mail once it is on disk. Raises OSError if it cannot be written."""
         envelope = Envelope(str(new_id()), sender, list(recipients), datetime.now(UTC), len(raw), zlib.crc32(raw))
         await self._write((envelope, raw))
         return envelope.id
@@ -123,10 +123,10 @@ class Mailbox:
         return [None] * len(mails)
 
     def _append(self, mails: list[tuple[Envelope, bytes]]) -> None:
-        kept, parts, end = [], [], self._end
+        added, parts, end = [], [], self._end
         for envelope, raw in mails:
             line = msgspec.json.encode(envelope) + b"\n"
-            kept.append((envelope, end))
+            added.append((envelope, end))
             parts += [line, raw, b"\n"]
             end += len(line) + len(raw) + 1
         data = memoryview(b"".join(parts))
@@ -135,14 +135,16 @@ class Mailbox:
                 data = data[os.write(self._file, data) :]
             os.fdatasync(self._file)
         except OSError:
-            # Half a mail must not stand in front of the next one.
+            # A partial mail would corrupt the next one.
             os.ftruncate(self._file, self._end)
             raise
         self._end = end
-        for envelope, start in kept:
-            self._index.add(envelope, start)
+        for envelope, offset in added:
+            self._index.add(envelope, offset)
 
     async def clear(self) -> None:
+        """Delete all mails."""
+
         def empty() -> None:
             os.ftruncate(self._file, 0)
             os.fsync(self._file)
@@ -151,24 +153,27 @@ class Mailbox:
         await asyncio.get_running_loop().run_in_executor(self._writer, empty)
 
     def page(self, to: str | None, limit: int, offset: int) -> tuple[list[dict[str, Any]], int]:
-        """Mails newest first, only those to the address `to` where it is given; and how many there are in all."""
-        starts: Sequence[int] = self._index.to(to) if to else self._index.starts
-        total = len(starts)
-        chosen = starts[max(0, total - offset - limit) : max(0, total - offset)]
-        return [_shown(*found) for start in reversed(chosen) if (found := self._read(start))], total
+        """Return (mails, total): one page of the mails to the address `to` (None: all mails), newest first.
 
-    def raw(self, id: str) -> bytes | None:
-        """The mail as it was received."""
-        for start in self._index.of(id):
-            found = self._read(start)
-            if found and found[0].id == id:
+        A mail has id, from, to, subject, message_id, date, headers, text and html.
+        """
+        offsets: Sequence[int] = self._index.by_recipient(to) if to else self._index.offsets
+        total = len(offsets)
+        page = offsets[max(0, total - offset - limit) : max(0, total - offset)]
+        return [_summary(*found) for at in reversed(page) if (found := self._read(at))], total
+
+    def raw(self, mail_id: str) -> bytes | None:
+        """Return the mail as it was received, or None if there is no mail with this id."""
+        for offset in self._index.by_id(mail_id):
+            found = self._read(offset)
+            if found and found[0].id == mail_id:
                 return found[1]
         return None
 
-    def _read(self, start: int) -> tuple[Envelope, bytes] | None:
-        """The mail that stands there; None: the file was emptied meanwhile."""
+    def _read(self, offset: int) -> tuple[Envelope, bytes] | None:
+        """Return (envelope, raw mail) at the offset, or None if the file was cleared in the meantime."""
         size = 4096
-        while (length := (data := os.pread(self._file, size, start)).find(b"\n")) < 0:
+        while (length := (data := os.pread(self._file, size, offset)).find(b"\n")) < 0:
             if len(data) < size:
                 return None
             # An envelope with many recipients.
@@ -176,12 +181,12 @@ class Mailbox:
         try:
             envelope = msgspec.json.decode(data[:length], type=Envelope)
         except msgspec.DecodeError:
-            # Emptied, and filled anew.
+            # Cleared, and written again.
             return None
-        return envelope, os.pread(self._file, envelope.size, start + length + 1)
+        return envelope, os.pread(self._file, envelope.size, offset + length + 1)
 
 
-def _shown(envelope: Envelope, raw: bytes) -> dict[str, Any]:
+def _summary(envelope: Envelope, raw: bytes) -> dict[str, Any]:
     mail = BytesParser(_class=EmailMessage, policy=policy.default).parsebytes(raw)
     headers: dict[str, str] = {}
     for name, value in mail.items():

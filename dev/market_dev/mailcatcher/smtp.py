@@ -1,4 +1,4 @@
-"""The SMTP side: accepts every mail, or misbehaves as a test wants it."""
+"""The SMTP side: accepts every mail, or injects the faults that a test requests."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ Stage = Literal["connect", "mail", "rcpt", "data", "accepted"]
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to misbehave, and at which step of the conversation.
+    """One injected fault.
 
-    `mode`: `ok`, `hang` (for `seconds`), `drop` (the connection), or a reply such as `451` or
-    `550 5.1.1 unknown`. At `accepted` the mail is kept, and then the answer is lost or late. `to`: only for
-    this recipient (from `rcpt` on). `times`: this often, then never again; 0: always.
+    mode: `ok` (none), `hang` (for `seconds`), `drop` (the connection), or a reply such as `451` or `550 5.1.1 unknown`
+    stage: the SMTP command; at `accepted` the mail is stored, and then the reply is lost, late or negative
+    to: only for this recipient, from stage `rcpt` on
+    times: how often; 0: always
     """
 
     mode: str
@@ -31,18 +32,18 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: float = 3600
 
 
-_REASONS = {"4": "4.3.0 not now", "5": "5.1.1 not here"}
+_REASONS = {"4": "4.3.0 temporary failure", "5": "5.1.1 permanent failure"}
 
 
 class Handler:
-    """aiosmtpd's hooks; owns the faults in force."""
+    """The hooks of aiosmtpd; owns the active faults."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
         self._faults: list[Fault] = []
 
-    def misbehave(self, faults: list[Fault]) -> None:
-        """From now on these faults and no others."""
+    def inject(self, faults: list[Fault]) -> None:
+        """Replace the active faults."""
         self._faults = [f for f in faults if f.mode != "ok"]
 
     async def _fault(self, stage: Stage, server: SMTP, recipients: list[str]) -> str | None:
@@ -57,53 +58,53 @@ class Handler:
                 await asyncio.sleep(fault.seconds)
                 return None
             if fault.mode == "drop":
-                # Not checked by its type: uvloop's is no subclass of asyncio's.
+                # A cast, because uvloop's transport is not a subclass of asyncio's.
                 cast(asyncio.Transport, server.transport).abort()
-                return "421 4.3.2 gone"
+                return "421 4.3.2 connection dropped"
             return fault.mode if " " in fault.mode else f"{fault.mode} {_REASONS.get(fault.mode[:1], '')}".strip()
         return None
 
     async def handle_HELO(self, server: SMTP, session: Any, _envelope: Any, hostname: str) -> str:
-        if refusal := await self._fault("connect", server, []):
-            return refusal
+        if reply := await self._fault("connect", server, []):
+            return reply
         session.host_name = hostname
         return f"250 {server.hostname}"
 
     async def handle_EHLO(
         self, server: SMTP, session: Any, _envelope: Any, hostname: str, responses: list[str]
     ) -> list[str]:
-        if refusal := await self._fault("connect", server, []):
-            return [refusal]
+        if reply := await self._fault("connect", server, []):
+            return [reply]
         session.host_name = hostname
         return responses
 
     async def handle_MAIL(self, server: SMTP, _session: Any, envelope: Any, address: str, options: list[str]) -> str:
-        if refusal := await self._fault("mail", server, []):
-            return refusal
+        if reply := await self._fault("mail", server, []):
+            return reply
         envelope.mail_from = address
         envelope.mail_options.extend(options)
         return "250 OK"
 
     async def handle_RCPT(self, server: SMTP, _session: Any, envelope: Any, address: str, options: list[str]) -> str:
-        if refusal := await self._fault("rcpt", server, [address]):
-            return refusal
+        if reply := await self._fault("rcpt", server, [address]):
+            return reply
         envelope.rcpt_tos.append(address)
         envelope.rcpt_options.extend(options)
         return "250 OK"
 
     async def handle_DATA(self, server: SMTP, _session: Any, envelope: Any) -> str:
-        if refusal := await self._fault("data", server, envelope.rcpt_tos):
-            return refusal
+        if reply := await self._fault("data", server, envelope.rcpt_tos):
+            return reply
         try:
-            id = await self._mailbox.add(envelope.mail_from, envelope.rcpt_tos, envelope.content)
+            mail_id = await self._mailbox.add(envelope.mail_from, envelope.rcpt_tos, envelope.content)
         except OSError as e:
-            log.error("a mail could not be kept", reason=e.strerror)
-            return "452 4.3.1 not enough room"
-        return await self._fault("accepted", server, envelope.rcpt_tos) or f"250 OK {id}"
+            log.error("cannot store mail", reason=e.strerror)
+            return "452 4.3.1 insufficient system storage"
+        return await self._fault("accepted", server, envelope.rcpt_tos) or f"250 OK {mail_id}"
 
 
 class Authenticator:
-    """Knows one user and password."""
+    """Accepts one user and password."""
 
     def __init__(self, login: str) -> None:
         self._user, _, self._password = login.partition(":")
