@@ -6,6 +6,9 @@ import asyncio
 import json
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,17 @@ def test_the_published_schema_is_the_file_in_the_package() -> None:
     assert published.resolve() == ROOT / "src/market/graphql/schema.graphql"
     assert published.is_symlink()
     assert "type Query" in published.read_text()
+
+
+def test_the_wheel_has_every_file_that_the_gateway_serves_and_no_bundle_sources(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    static = ROOT / "src/market/graphql/graphiql/static"
+    needed = [ROOT / "src/market/graphql/schema.graphql", *(p for p in static.rglob("*") if p.is_file())]
+    assert {str(p.relative_to(ROOT / "src")) for p in needed} <= names
+    assert not [name for name in names if "graphiql/source" in name]
 
 
 async def test_the_page_and_its_files_come_from_this_host(gateway: Gateway) -> None:

@@ -58,8 +58,7 @@ class InProcessHttpClient:
         *,
         body: bytes | None = None,
         headers: Any = None,
-        seconds: Any = None,
-        idempotent: Any = None,
+        **_: Any,
     ) -> HttpResponse:
         await asyncio.sleep(0)
         if self._fails == "unavailable":

@@ -110,7 +110,7 @@ def parse_get_request(query_string: bytes) -> GraphQLRequest:
         if sum(name == n for n, _ in pairs) > 1:
             raise BadInput(name, "must not be repeated")
     if not parameters.get("query"):
-        raise BadInput("query", "is required")
+        raise BadInput("query", "is missing")
     objects: dict[str, dict[str, Any] | None] = {}
     for name in ("variables", "extensions"):
         if parameters.get(name):
