@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import needs, report
@@ -151,7 +152,9 @@ async def _scenarios(
         report.write(kept, args.out)
 
 
-def main() -> None:
+def main(
+    argv: Sequence[str] | None = None, *, find_missing: Callable[[Iterable[str]], list[str]] = needs.missing
+) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="scenarios whose name begins with one of these; default: all")
     parser.add_argument("--quick", action="store_true", help="three rounds of two seconds")
@@ -174,9 +177,9 @@ def main() -> None:
     parser.add_argument(
         "--incomplete", action="store_true", help="leave out the peers whose packages are missing, instead of refusing"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     wanted = [need for s in SCENARIOS if _chosen(s, args.words) for need in s.peers]
-    if (missing := needs.missing(wanted)) and not (args.smoke or args.incomplete):
+    if (missing := find_missing(wanted)) and not (args.smoke or args.incomplete):
         parser.error(
             f"the peers need {' and '.join(missing)}. `make bench` installs the packages; --incomplete measures without these peers, "
             "and their rows are not judged"

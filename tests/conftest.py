@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
-import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
 from market_dev.stack.servers.mongodb import Mongodb
@@ -65,15 +64,6 @@ def stop_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., StoppedClock]:
         return clock
 
     return stop
-
-
-@pytest.fixture(scope="session")
-def patient_pools() -> Iterator[None]:
-    """The services' pools in this process wait a minute for a connection, and not two seconds."""
-    create_pool = asyncpg.create_pool
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncpg, "create_pool", lambda *args, **more: create_pool(*args, **{**more, "timeout": 60}))
-        yield
 
 
 @pytest.fixture(scope="session")

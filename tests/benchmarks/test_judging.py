@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,16 +155,14 @@ def test_a_failed_scenario_leaves_the_rows_of_the_others(tmp_path: Path) -> None
     assert "- order: `RuntimeError('no')`" in (tmp_path / "report.md").read_text()
 
 
-def test_a_full_run_refuses_to_leave_out_a_peer(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(needs, "there", lambda need: need != needs.NODE)
-    monkeypatch.setattr(sys, "argv", ["run", "graphql-list"])
+def test_a_full_run_does_not_start_if_a_peer_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    def find_missing(required: Iterable[str]) -> list[str]:
+        return [need for need in dict.fromkeys(required) if need == needs.NODE]
 
-    with pytest.raises(SystemExit) as refused:
-        run.main()
+    with pytest.raises(SystemExit) as exit:
+        run.main(["graphql-list"], find_missing=find_missing)
 
-    assert refused.value.code == 2
+    assert exit.value.code == 2
     assert "the peers need Node and npm" in capsys.readouterr().err
 
 

@@ -95,11 +95,12 @@ def database(postgres) -> kit_config.Postgres:
         user="inventory",
         password=postgres.password,
         timeout_seconds=PATIENCE / 2,
+        connect_timeout_seconds=PATIENCE,
     )
 
 
 @pytest.fixture(scope="session")
-async def migrated(database, patient_pools) -> kit_config.Postgres:
+async def migrated(database) -> kit_config.Postgres:
     await kit_postgres.migrate(database, MIGRATIONS)
     return database
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from market.kit import context, resilience
+from market.kit import context
 from market.kit.errors import Conflict, DeadlineExceeded, Unavailable
 from market.kit.resilience import CircuitBreaker, CircuitOpen, RetryBudget, backoff, retry
+from tests.support.clocks import FakeClock
 
 
 class Neighbour:
@@ -33,31 +32,29 @@ async def fails(circuit: CircuitBreaker, neighbour: Neighbour, times: int) -> No
             await circuit(neighbour)
 
 
-async def test_a_circuit_opens_after_failures_in_a_row_and_closes_by_itself(stop_clock: Callable[..., Any]) -> None:
-    clock = stop_clock(resilience)
-    circuit = CircuitBreaker("test", failures=3, open_seconds=0.1)
+async def test_a_circuit_opens_after_failures_in_a_row_and_closes_by_itself(clock: FakeClock) -> None:
+    circuit = CircuitBreaker("test", failures=3, open_seconds=0.1, clock=clock)
     neighbour = Neighbour(*[Unavailable("down")] * 4)
     await fails(circuit, neighbour, 3)
     assert circuit.is_open
     with pytest.raises(CircuitOpen):
         await circuit(neighbour)
-    clock.now += 0.09
+    clock.advance(0.09)
     assert circuit.is_open
     assert neighbour.calls == 3
-    clock.now += 0.02
+    clock.advance(0.02)
     # One tries, and fails: open for another while.
     await fails(circuit, neighbour, 2)
     assert neighbour.calls == 4
-    clock.now += 0.12
+    clock.advance(0.12)
     assert await circuit(neighbour) == "well"
     assert not circuit.is_open
 
 
-async def test_while_one_call_tries_the_others_are_refused(stop_clock: Callable[..., Any]) -> None:
-    clock = stop_clock(resilience)
-    circuit = CircuitBreaker("test", failures=1, open_seconds=0.05)
+async def test_while_one_call_tries_the_others_are_refused(clock: FakeClock) -> None:
+    circuit = CircuitBreaker("test", failures=1, open_seconds=0.05, clock=clock)
     await fails(circuit, Neighbour(Unavailable("down")), 1)
-    clock.now += 0.06
+    clock.advance(0.06)
     waiting = asyncio.Event()
 
     async def slow() -> str:
@@ -73,11 +70,10 @@ async def test_while_one_call_tries_the_others_are_refused(stop_clock: Callable[
     assert await circuit(slow) == "well"
 
 
-async def test_a_trial_that_is_cancelled_leaves_the_way_free_for_another(stop_clock: Callable[..., Any]) -> None:
-    clock = stop_clock(resilience)
-    circuit = CircuitBreaker("test", failures=1, open_seconds=0.01)
+async def test_a_trial_that_is_cancelled_leaves_the_way_free_for_another(clock: FakeClock) -> None:
+    circuit = CircuitBreaker("test", failures=1, open_seconds=0.01, clock=clock)
     await fails(circuit, Neighbour(Unavailable("down")), 1)
-    clock.now += 0.02
+    clock.advance(0.02)
     trial = asyncio.create_task(circuit(asyncio.Event().wait))
     await asyncio.sleep(0)
     trial.cancel()
@@ -94,15 +90,14 @@ async def test_an_answer_that_is_no_failure_of_the_neighbour_does_not_count() ->
 
 
 async def test_a_caller_in_a_hurry_does_not_open_the_circuit_and_a_slow_neighbour_does(
-    stop_clock: Callable[..., Any],
+    clock: FakeClock,
 ) -> None:
-    clock = stop_clock(resilience)
-    circuit = CircuitBreaker("test", failures=2, slow_after_seconds=0.05)
+    circuit = CircuitBreaker("test", failures=2, slow_after_seconds=0.05, clock=clock)
     await fails(circuit, Neighbour(*[DeadlineExceeded("hurry")] * 5), 5)
     assert not circuit.is_open
 
     async def slow() -> str:
-        clock.now += 0.06
+        clock.advance(0.06)
         raise DeadlineExceeded("slow")
 
     for _ in range(2):

@@ -61,6 +61,7 @@ def postgres_config(server: Any, database: str) -> Postgres:
         user=database,
         password=server.password,
         timeout_seconds=PATIENCE / 2,
+        connect_timeout_seconds=PATIENCE,
     )
 
 
@@ -152,7 +153,7 @@ Start = Callable[..., AbstractAsyncContextManager[Running]]
 
 
 @pytest.fixture(scope="session")
-def patience(patient_pools: None) -> Iterator[None]:
+def patience() -> Iterator[None]:
     """Lengthens the deadlines that no configuration has."""
     application = edge.application
     slow = {"grpc.min_reconnect_backoff_ms": 20_000, "grpc.keepalive_timeout_ms": 60_000}

@@ -97,6 +97,8 @@ class Postgres(Section, frozen=True, kw_only=True):
     pool_size: Annotated[int, Meta(ge=1, le=200)] = 16
     # Each statement's limit.
     timeout_seconds: Seconds = 2.5
+    # The limit for establishing a connection.
+    connect_timeout_seconds: Seconds = 2.0
 
 
 class Kafka(Section, frozen=True, kw_only=True):

@@ -59,7 +59,7 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
             # No connection is kept for its own sake: the pool would log each vain attempt to have it back.
             min_size=0,
             max_size=config.pool_size,
-            timeout=2,
+            timeout=config.connect_timeout_seconds,
             command_timeout=config.timeout_seconds,
             max_inactive_connection_lifetime=300,
             reset=_no_reset,

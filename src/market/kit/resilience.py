@@ -52,12 +52,15 @@ class CircuitBreaker:
         open_seconds: float = 0.3,
         counts: tuple[type[BaseException], ...] = (Unavailable,),
         slow_after_seconds: float = 0.0,
+        # Looked up at each call, as long as tests of products stop `time` here.
+        clock: Callable[[], float] = lambda: time.monotonic(),
     ) -> None:
         self._neighbour = neighbour
         self._limit = failures
         self._open_seconds = open_seconds
         self._counts = counts
         self._slow_after_seconds = slow_after_seconds
+        self._clock = clock
         self._failed = 0
         self._until = 0.0
         self._trying = False
@@ -66,7 +69,7 @@ class CircuitBreaker:
     @property
     def is_open(self) -> bool:
         """Whether a call made now would be refused."""
-        return self._failed >= self._limit and (time.monotonic() < self._until or self._trying)
+        return self._failed >= self._limit and (self._clock() < self._until or self._trying)
 
     async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:
         if self.is_open:
@@ -74,14 +77,14 @@ class CircuitBreaker:
         trial = self._failed >= self._limit
         if trial:
             self._trying = True
-        started = time.monotonic()
+        started = self._clock()
         try:
             result = await call()
         except self._counts as e:
-            if not (isinstance(e, DeadlineExceeded) and time.monotonic() - started < self._slow_after_seconds):
+            if not (isinstance(e, DeadlineExceeded) and self._clock() - started < self._slow_after_seconds):
                 self._failed += 1
                 if self._failed >= self._limit:
-                    self._until = time.monotonic() + self._open_seconds
+                    self._until = self._clock() + self._open_seconds
                     self._gauge.set(1)
             raise
         else:
