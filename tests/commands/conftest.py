@@ -29,7 +29,7 @@ async def shop() -> AsyncIterator[InMemoryShop]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Write a file in the Online Retail format. A line gives all columns but InvoiceDate and Country, separated by `;`."""
+    """Write a file in the Online Retail format. A line has all columns but InvoiceDate and Country, joined by `;`."""
 
     def file(*lines: str, name: str = "retail.csv", header: str = HEADER) -> Path:
         whole = []

@@ -14,7 +14,7 @@ from tests.support.processes import MarketUp
 
 @pytest.fixture(scope="session")
 def make_up(server_directory: Path) -> Iterator[Callable[..., MarketUp]]:
-    """Return a function that makes a `market up` with its own ports and, by default, its own data; stopped at the end."""
+    """Make a `market up` with its own ports and, by default, its own data; it is stopped at the end."""
     made: list[MarketUp] = []
 
     def make(*options: str, data: Path | None = None, port_base: int | None = None) -> MarketUp:

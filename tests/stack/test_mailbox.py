@@ -47,7 +47,7 @@ async def test_a_cleared_mailbox_is_empty_also_for_a_concurrent_reader(tmp_path:
     await mailbox.clear()
     assert mailbox.page(None, 9, 0) == ([], 0)
     assert mailbox.raw(ids[0]) is None
-    # It has not been told, like a read that began before.
+    # It does not know about the deletion, like a read that began before it.
     assert other.page(None, 9, 0)[0] == []
     await mailbox.add("shop@example.test", ["new@example.test"], b"Subject: new\r\n\r\n" + b"Hello\r\n" * 500)
     assert [i["subject"] for i in other.page(None, 9, 0)[0]] == ["new"]

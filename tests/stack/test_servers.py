@@ -114,7 +114,7 @@ def test_kafka_keeps_acknowledged_messages_when_it_is_killed(kafka: Any) -> None
     if kafka.kind == "apache":
         admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
 
-        def made() -> bool:
+        def topic_exists() -> bool:
             try:
                 admin.create_topics([NewTopic(topic, 2, 1)])[topic].result(60)
             except KafkaException as e:
@@ -122,7 +122,7 @@ def test_kafka_keeps_acknowledged_messages_when_it_is_killed(kafka: Any) -> None
                 return bool(e.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS)
             return True
 
-        wait_until(made)
+        wait_until(topic_exists)
     _send_and_receive(kafka.port, topic)
     if kafka.kind == "apache":
         kafka.kill()
@@ -170,8 +170,8 @@ def test_the_mail_catcher_keeps_accepted_mails_when_it_is_killed(server_director
             file.write(b'{"id":"torn')  # What a kill during a write leaves.
         handle.restart()
         _deliver(server.smtp_port, "Bob@example.test", "last")
-        answer = httpx.get(f"{server.url}/api/messages", params={"to": "bob@example.test"}, timeout=60).json()
-        assert answer["total"] == 1
+        response = httpx.get(f"{server.url}/api/messages", params={"to": "bob@example.test"}, timeout=60).json()
+        assert response["total"] == 1
         page = httpx.get(f"{server.url}/api/messages", params={"limit": 2, "offset": 1}, timeout=60).json()
         assert page["total"] == 6
         assert [m["subject"] for m in page["items"]] == ["s4", "s3"]

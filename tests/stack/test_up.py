@@ -40,10 +40,10 @@ URLS = {
 @pytest.fixture(scope="module")
 def up(make_up: Make) -> Iterator[MarketUp]:
     """One shop for the tests of this file, on the embedded broker; one of the tests stops it."""
-    made = make_up("--kafka", "embedded")
-    made.start()
-    yield made
-    made.stop()
+    up = make_up("--kafka", "embedded")
+    up.start()
+    yield up
+    up.stop()
 
 
 def test_the_json_file_names_every_address_and_every_process(up: MarketUp) -> None:
@@ -82,7 +82,7 @@ def test_the_printed_command_places_an_order_and_its_mail_arrives(up: MarketUp) 
 
 def test_the_same_data_directory_cannot_be_used_twice(up: MarketUp, make_up: Make) -> None:
     second = make_up(data=up.data)
-    second.begin()
+    second.spawn()
     assert second.exit_status() == 1
     assert f"is in use by another `market up` (pid {up.process.pid})" in second.output
     assert not second.json_file.exists()
@@ -91,12 +91,12 @@ def test_the_same_data_directory_cannot_be_used_twice(up: MarketUp, make_up: Mak
 def test_a_port_in_use_is_reported_before_anything_is_started(up: MarketUp, make_up: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as occupied:
         second = make_up(port_base=occupied.getsockname()[1] - topology.ROWS["orders"].ports["orders"])
-        second.begin()
+        second.spawn()
         assert second.exit_status() == 1
         assert f"{occupied.getsockname()[1]} (orders)" in second.output
     assert not (second.data / "pids.json").exists()
     same = make_up(port_base=up.port_base)
-    same.begin()
+    same.spawn()
     assert same.exit_status() == 1
     assert f"{up.port_base} (graphql)" in same.output
 
@@ -132,7 +132,7 @@ def test_a_stop_leaves_no_process_no_port_and_no_file(up: MarketUp) -> None:
 
 def test_two_shops_run_side_by_side_and_a_killed_one_keeps_its_data(make_up: Make) -> None:
     first, second = make_up("--empty"), make_up("--empty", "--kafka", "embedded")
-    first.begin()
+    first.spawn()
     second.start()
     wait_until(first.json_file.exists, 180)
     body = {"name": "Teapot", "description": "", "price": "19.90", "currency": "EUR", "stock": 3}
@@ -141,14 +141,14 @@ def test_two_shops_run_side_by_side_and_a_killed_one_keeps_its_data(make_up: Mak
         """Return the body of the response, repeating the request after a 503."""
 
         def response() -> httpx.Response | None:
-            answer = httpx.request(method, f"{shop.report['urls']['products']}/api/product{path}", timeout=60, **more)
-            return None if answer.status_code == 503 else answer
+            response = httpx.request(method, f"{shop.report['urls']['products']}/api/product{path}", timeout=60, **more)
+            return None if response.status_code == 503 else response
 
-        answer = wait_until(response)
-        assert answer.is_success, answer.text
-        return dict(answer.json())
+        response = wait_until(response)
+        assert response.is_success, response.text
+        return dict(response.json())
 
-    made = product("POST", first, json=body, headers={"Idempotency-Key": "teapot"})
+    created = product("POST", first, json=body, headers={"Idempotency-Key": "teapot"})
     assert product("GET", second)["total"] == 0
 
     trees = first.process_trees()
@@ -159,9 +159,9 @@ def test_two_shops_run_side_by_side_and_a_killed_one_keeps_its_data(make_up: Mak
 
     again = make_up("--empty", data=first.data, port_base=first.port_base)
     again.start()
-    assert product("GET", again, f"/{made['id']}")["name"] == "Teapot"
+    assert product("GET", again, f"/{created['id']}")["name"] == "Teapot"
     # Unknown while inventory does not respond in time.
-    wait_until(lambda: product("GET", again, f"/{made['id']}")["available"])
+    wait_until(lambda: product("GET", again, f"/{created['id']}")["available"])
     trees = again.process_trees()
     again.process.terminate()
     assert again.exit_status() == 0

@@ -28,7 +28,7 @@ class ServiceProcess:
     """One service in a process of its own, with its own configuration file. Start it from the main thread.
 
     `command` is what Python runs, by default `-m market.<service>`. A `testing` configuration gets a directory for
-    armed failure points. The process is killed when the test run dies.
+    armed failure points. The process is killed when the test run is killed.
     """
 
     def __init__(
@@ -142,10 +142,10 @@ class MarketUp:
 
     def start(self, seconds: float = 240) -> None:
         """Start the shop and wait until it is ready."""
-        self.begin()
+        self.spawn()
         self.wait_ready(seconds)
 
-    def begin(self) -> None:
+    def spawn(self) -> None:
         """Start the process without waiting."""
         # A process that was killed could not remove its file.
         self.json_file.unlink(missing_ok=True)
@@ -197,7 +197,7 @@ class MarketUp:
         return [process for pid in self.pids.values() for process in processes.tree(pid)]
 
     def stop(self) -> int | None:
-        """Send SIGTERM if it runs, kill it if it does not stop, and return its exit status; None: it was not started."""
+        """Stop it gracefully, or kill it after two minutes; return its exit status, None if it was never started."""
         if self.process is None:
             return None
         if self.process.poll() is None:

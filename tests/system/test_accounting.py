@@ -1,5 +1,4 @@
-"""Real invoices go through all five services; then the stores must agree: initial stock = sold + remaining, and one mail
-per order."""
+"""Real invoices go through all five services, and the stores agree: initial stock = sold + left, one mail per order."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ EXCERPT = ROOT.parent / "shared" / "data" / "online-retail-10k.csv"
 
 
 def part_of_the_excerpt(prefix: str, invoices: int) -> list[dict[str, str]]:
-    """Return the lines of the real file's first invoices and of 536544, which has hundreds; codes and numbers get the prefix."""
+    """Return the lines of the first invoices and of a very long one, with the prefix in stock codes and numbers."""
     with EXCERPT.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     chosen = {*list(dict.fromkeys(row["InvoiceNo"] for row in rows))[:invoices], "536544"}
@@ -91,7 +90,10 @@ def number_in(table: str, name: str) -> int:
 async def stored(
     shop: System,
 ) -> tuple[dict[str, int], dict[str, dict[str, int]], list[dict[str, Any]], dict[str, str]]:
-    """Return what the stores contain: units left by product, lines by reservation, all orders, product ids by import key."""
+    """Return what the stores contain.
+
+    (units left by product id, lines by reservation id, all orders, product ids by idempotency key)
+    """
     inventory = await asyncpg.connect(shop.urls["postgres_inventory"])
     products = await asyncpg.connect(shop.urls["postgres_products"])
     mongodb: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(shop.urls["mongodb"], uuidRepresentation="standard")

@@ -1,4 +1,4 @@
-"""The gateway on the whole shop: the file of examples, and whatever a generator thinks of."""
+"""The gateway on the whole shop: the documented examples, and generated documents."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _NAME = re.compile(r"\$\{(\w+)\}")
 
 
 def examples() -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
-    """Title, document, variables and answer of each example, in the file's order."""
+    """Return (title, document, variables, response) of each example, in the order of the file."""
     found = []
     for section in EXAMPLES.split("\n=== ")[1:]:
         title, _, rest = section.partition("\n")
-        document, variables, answer = re.split(r"\n--- (?:variables|response)\n", rest)
-        found.append((title, document.strip(), json.loads(variables), json.loads(answer)))
+        document, variables, response = re.split(r"\n--- (?:variables|response)\n", rest)
+        found.append((title, document.strip(), json.loads(variables), json.loads(response)))
     return found
 
 
 def filled(value: Any, known: dict[str, Any]) -> Any:
-    """The value with what is known in place of ${NAME}; a name not known yet is the reader's to choose."""
+    """Replace each ${NAME} by its known value, or by a new unique value if the name is not known yet."""
     if isinstance(value, dict):
         return {k: filled(v, known) for k, v in value.items()}
     if isinstance(value, list):
@@ -40,22 +40,22 @@ def filled(value: Any, known: dict[str, Any]) -> Any:
     return value
 
 
-def agrees(expected: Any, answer: Any, known: dict[str, Any], path: str = "") -> None:
-    """Asserts that the answer is the expected one; ${NAME} stands for anything once, and for the same ever after."""
+def assert_matches(expected: Any, response: Any, known: dict[str, Any], path: str = "") -> None:
+    """Assert that the response is the expected one. ${NAME} matches any value first, and the same value after that."""
     if isinstance(expected, dict):
-        assert isinstance(answer, dict), path
-        assert list(expected) == list(answer), path
+        assert isinstance(response, dict), path
+        assert list(expected) == list(response), path
         for k in expected:
-            agrees(expected[k], answer[k], known, f"{path}.{k}")
+            assert_matches(expected[k], response[k], known, f"{path}.{k}")
     elif isinstance(expected, list):
-        assert isinstance(answer, list), path
-        assert len(expected) == len(answer), path
-        for i, (e, a) in enumerate(zip(expected, answer, strict=True)):
-            agrees(e, a, known, f"{path}[{i}]")
+        assert isinstance(response, list), path
+        assert len(expected) == len(response), path
+        for i, (e, a) in enumerate(zip(expected, response, strict=True)):
+            assert_matches(e, a, known, f"{path}[{i}]")
     elif isinstance(expected, str) and (name := _NAME.fullmatch(expected)):
-        assert known.setdefault(name[1], answer) == answer, path
+        assert known.setdefault(name[1], response) == response, path
     else:
-        assert expected == answer, path
+        assert expected == response, path
 
 
 async def test_every_example_in_the_file_gives_the_answer_in_the_file(shop: System, http: httpx.AsyncClient) -> None:
@@ -66,7 +66,7 @@ async def test_every_example_in_the_file_gives_the_answer_in_the_file(shop: Syst
             shop.urls["graphql"] + "/graphql", json={"query": document, "variables": filled(variables, known)}
         )
         assert response.status_code == 200, (title, response.text)
-        agrees(expected, response.json(), known, title)
+        assert_matches(expected, response.json(), known, title)
         called |= set(expected["data"])
     assert called == {
         "product",
@@ -81,7 +81,7 @@ async def test_every_example_in_the_file_gives_the_answer_in_the_file(shop: Syst
     }
 
 
-async def test_no_generated_document_is_a_500_or_a_defect(shop: System, http: httpx.AsyncClient) -> None:
+async def test_no_generated_document_causes_an_internal_error(shop: System, http: httpx.AsyncClient) -> None:
     documents: list[str] = []
 
     @settings(
@@ -100,7 +100,9 @@ async def test_no_generated_document_is_a_500_or_a_defect(shop: System, http: ht
     assert codes <= {"BAD_INPUT", "NOT_FOUND", "UNAVAILABLE"}, codes
 
 
-async def test_bad_input_of_each_kind_is_named_by_the_schemas_names(shop: System, http: httpx.AsyncClient) -> None:
+async def test_invalid_input_is_reported_with_the_field_names_of_the_schema(
+    shop: System, http: httpx.AsyncClient
+) -> None:
     product = {"name": "Cup", "description": "", "price": "1.00", "currency": "GBP", "imageUrl": None}
     order = {"user": "ann", "items": [{"productId": str(uuid4()), "quantity": 1}]}
     create = "mutation ($input: CreateProductInput!) { createProduct(input: $input) { id } }"

@@ -54,11 +54,11 @@ async def test_the_commands_of_the_readme_print_what_it_shows(shop: System, teap
     for command, language, expected in commands:
         here = _PORT.sub(lambda m: f"127.0.0.1:{shop.port_base + int(m[1]) - 80}", command)
         # A mail arrives a moment after its order.
-        answer = await until(lambda here=here: run(here), what=command, interval=0.1)
+        response = await until(lambda here=here: run(here), what=command, interval=0.1)
         if language == "json":
-            assert normalized(json.loads(answer)) == normalized(json.loads(expected)), command
+            assert normalized(json.loads(response)) == normalized(json.loads(expected)), command
         else:
-            assert normalized(answer) == normalized(expected), command
+            assert normalized(response) == normalized(expected), command
 
 
 async def run(command: str) -> str:
@@ -73,10 +73,10 @@ async def test_the_addresses_of_the_readme_return_pages(shop: System, http: http
         pages = re.findall(r"<http://127\.0\.0\.1:80(8\d)(/\S*?)>", (ROOT / name).read_text("utf-8"))
         assert len(pages) == 2
         for port, path in pages:
-            answer = await http.get(
+            response = await http.get(
                 f"http://127.0.0.1:{shop.port_base + int(port) - 80}{path}", headers={"Accept": "text/html"}
             )
-            assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "text/html")
+            assert (response.status_code, response.headers["content-type"].partition(";")[0]) == (200, "text/html")
 
 
 @pytest.mark.parametrize("name", READMES)

@@ -1,4 +1,4 @@
-"""A standard client of each interface works unchanged: nothing here knows the shop's own code."""
+"""A standard client of each interface works unmodified; nothing here uses the shop's own code."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from tests.system.whole_shop import Mails, System, create_product, place
 
 
-async def test_gql_fetches_the_schema_checks_its_documents_and_orders(shop: System, http: httpx.AsyncClient) -> None:
+async def test_gql_fetches_the_schema_validates_documents_and_places_an_order(
+    shop: System, http: httpx.AsyncClient
+) -> None:
     product = await create_product(http, shop, name="Bird house", price="28.40")
     transport = AIOHTTPTransport(url=shop.urls["graphql"].rstrip("/").removesuffix("/graphql") + "/graphql")
     async with Client(transport=transport, fetch_schema_from_transport=True) as session:
         create = gql("""
-            mutation ($input: CreateOrderInput!) { createOrder(input: $input) { id total status items { quantity product { name available } } } }
+            mutation ($input: CreateOrderInput!) {
+              createOrder(input: $input) { id total status items { quantity product { name available } } }
+            }
         """)
         create.variable_values = {"input": {"user": "gql", "items": [{"productId": product["id"], "quantity": 3}]}}
         order = (await session.execute(create))["createOrder"]
@@ -34,14 +38,16 @@ async def test_gql_fetches_the_schema_checks_its_documents_and_orders(shop: Syst
         assert (await session.execute(page))["orders"] == {"total": 1, "items": [{"id": order["id"]}]}
 
 
-async def test_httpx_walks_rest_with_etag_and_location(shop: System, http: httpx.AsyncClient) -> None:
+async def test_httpx_uses_rest_with_etag_and_location(shop: System, http: httpx.AsyncClient) -> None:
     product = await create_product(http, shop, name="Kettle")
     url = f"{shop.urls['products']}/api/product"
-    answer = await http.get(f"{url}/{product['id']}")
-    assert answer.headers["content-type"] == "application/json"
-    changed = await http.put(url, json=answer.json() | {"price": "13.00"}, headers={"If-Match": answer.headers["ETag"]})
+    response = await http.get(f"{url}/{product['id']}")
+    assert response.headers["content-type"] == "application/json"
+    changed = await http.put(
+        url, json=response.json() | {"price": "13.00"}, headers={"If-Match": response.headers["ETag"]}
+    )
     assert (changed.status_code, changed.json()["price"]) == (200, "13.00")
-    stale = await http.put(url, json=answer.json(), headers={"If-Match": answer.headers["ETag"]})
+    stale = await http.put(url, json=response.json(), headers={"If-Match": response.headers["ETag"]})
     assert (stale.status_code, stale.headers["content-type"]) == (412, "application/problem+json")
     found = (await http.get(url, params={"q": "kettle", "sort": "-price"})).json()
     assert [p["id"] for p in found["items"]] == [product["id"]]
@@ -65,8 +71,8 @@ def _stock_by_reflection(target: str, product_id: str) -> int:
             request_serializer=lambda m: m.SerializeToString(),
             response_deserializer=GetMessageClass(method.output_type).FromString,
         )
-        answer = call(GetMessageClass(method.input_type)(product_ids=[product_id]), timeout=60)
-        return int(answer.items[0].quantity)
+        response = call(GetMessageClass(method.input_type)(product_ids=[product_id]), timeout=60)
+        return int(response.items[0].quantity)
 
 
 async def test_a_plain_kafka_consumer_reads_cloud_events(shop: System, http: httpx.AsyncClient) -> None:
@@ -93,7 +99,7 @@ def _event_of(servers: str, order_id: str) -> dict[str, object]:
         while time.monotonic() < until:
             message = consumer.poll(0.5)
             if message is not None and message.error() is None and message.key() == order_id.encode():
-                # Not escaped: a reader of the bytes sees the customer's own letters.
+                # Not escaped: the bytes are readable UTF-8.
                 assert "Größe «M»".encode() in message.value()
                 return dict(json.loads(message.value()))
     finally:

@@ -19,12 +19,12 @@ PLACED = (201, 200)
 async def test_an_order_is_priced_reserved_and_mailed(shop: System, http: httpx.AsyncClient, mails: Mails) -> None:
     product = await create_product(http, shop, name="Milk jug", price="34.10", stock=3)
     body = {"user": "ada", "email": "ada@thread.example", "items": [{"product_id": product["id"], "quantity": 2}]}
-    answer = await place(http, shop, body, **{"X-Request-Id": "a-thread-through-five"})
-    assert answer.status_code in PLACED
-    order = answer.json()
+    response = await place(http, shop, body, **{"X-Request-Id": "a-thread-through-five"})
+    assert response.status_code in PLACED
+    order = response.json()
     assert (order["status"], order["total"], order["currency"]) == ("confirmed", "68.20", "GBP")
     assert order["items"] == [{"product_id": product["id"], "name": "Milk jug", "quantity": 2, "unit_price": "34.10"}]
-    assert (await http.get(shop.urls["orders"] + answer.headers["Location"])).json() == order
+    assert (await http.get(shop.urls["orders"] + response.headers["Location"])).json() == order
 
     [mail] = await mails.wait_for("ada@thread.example")
     assert mail["headers"]["X-Request-Id"] == "a-thread-through-five"
@@ -75,13 +75,13 @@ async def test_a_product_is_shown_as_sold_out_soon_after_its_last_unit_is_sold(
 async def test_200_buyers_of_50_units_buy_exactly_50(shop: System, http: httpx.AsyncClient) -> None:
     product = await create_product(http, shop, stock=50)
     body = {"items": [{"product_id": product["id"], "quantity": 1}]}
-    answers = await asyncio.gather(*(place(http, shop, {"user": f"racer-{n}", **body}) for n in range(200)))
-    bought = [a.json()["id"] for a in answers if a.status_code in PLACED]
+    responses = await asyncio.gather(*(place(http, shop, {"user": f"racer-{n}", **body}) for n in range(200)))
+    bought = [a.json()["id"] for a in responses if a.status_code in PLACED]
     assert len(set(bought)) == 50
-    assert [a.status_code for a in answers].count(409) == 150
+    assert [a.status_code for a in responses].count(409) == 150
     assert all(
         a.json()["shortages"] == [{"product_id": product["id"], "wanted": 1, "left": 0}]
-        for a in answers
+        for a in responses
         if a.status_code == 409
     )
     assert (await place(http, shop, {"user": "late", **body})).status_code == 409
@@ -89,9 +89,9 @@ async def test_200_buyers_of_50_units_buy_exactly_50(shop: System, http: httpx.A
 
 async def test_the_gateway_serves_the_images_of_the_demo_catalogue(shop: System, http: httpx.AsyncClient) -> None:
     for product in demo.catalogue():
-        answer = await http.get(shop.urls["graphql"] + product.image)
-        assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "image/svg+xml"), (
+        response = await http.get(shop.urls["graphql"] + product.image)
+        assert (response.status_code, response.headers["content-type"].partition(";")[0]) == (200, "image/svg+xml"), (
             product.slug
         )
-        assert answer.text.startswith("<svg ")
+        assert response.text.startswith("<svg ")
     assert (await http.get(f"{shop.urls['graphql']}/images/none.svg")).status_code == 404

@@ -87,7 +87,9 @@ def run(
     port_base: PortBaseOption = DEFAULT_PORT_BASE,
     url: UrlOption = None,
 ) -> None:
-    """Create a catalogue from FILE.csv: one product per stock code, with its most frequent description and median price.
+    """Create a catalogue from FILE.csv: one product per stock code.
+
+    A product has the most frequent description and the median price of its stock code.
 
     Running it again creates nothing twice, and does not change existing products.
     """

@@ -41,7 +41,7 @@ def run(
     kafka: Annotated[
         Kafka,
         typer.Option(
-            help="`apache` needs Java 17+ and Maven, `embedded` is in memory, `auto` is Apache Kafka if it can run here."
+            help="`apache` needs Java 17+ and Maven; `embedded` is in memory; `auto` is `apache` if it can run here."
         ),
     ] = Kafka.auto,
     port_base: Annotated[

@@ -92,7 +92,10 @@ class Mailbox:
         self._write = Batcher(self._write_all, name="mailcatcher.write", max_batch_size=512)
 
     def _recover(self) -> int:
-        """Build the index and return the end of the file, truncating a partly written mail, which was never acknowledged."""
+        """Build the index and return the end of the file.
+
+        A partly written mail at the end, which was never acknowledged, is truncated.
+        """
         end = 0
         with self._path.open("rb") as file:
             while line := file.readline():

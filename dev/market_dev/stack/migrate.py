@@ -1,4 +1,4 @@
-"""Run the `migrate` command of several services in one process: separate processes would each pay for a start of Python.
+"""Run the `migrate` command of several services in one process, to start Python only once.
 
 Reads from standard input a JSON object by service: the path of the configuration and the environment for it.
 """

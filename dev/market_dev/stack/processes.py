@@ -24,7 +24,7 @@ _LOG_LIMIT = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Command:
-    """What to run: arguments, additions to the environment, and the user and group to run as (None: the current ones)."""
+    """What to run: arguments, additions to the environment, and user and group (None: the current ones)."""
 
     args: Sequence[str | Path]
     env: Mapping[str, str] | None = None

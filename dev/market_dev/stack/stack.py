@@ -9,7 +9,8 @@ The public interface of the stack, for commands, chaos test, benchmarks and test
 neighbouring modules:
 
     topology         Options, ROWS, SERVICES, ports(), environment(), config_directory()
-    processes        spawn(), Command, bound_to_parent(), tree(), free_ports(), free_port_base(), is_free(), is_listening()
+    processes        Command, spawn(), bound_to_parent(), tree(), free_ports(), free_port_base(), is_free(),
+                     is_listening()
     servers          one class per server (`servers.postgres.Postgres`, ...), and StartError in `servers.base`
     kafka.broker     ApacheKafka, EmbeddedKafka, choose()
     data_directory   DataDirectory, write_json()

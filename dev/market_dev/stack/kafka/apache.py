@@ -59,7 +59,7 @@ def _hashes() -> dict[str, str]:
 
 
 def _cache() -> Path:
-    """Return the directory of the jars and the class archive, shared by all stacks of this user; one per set of jars."""
+    """Return the directory of jars and class archive, shared by all stacks of this user; one per set of jars."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256((_PACKAGE / "pom.xml").read_bytes() + (_PACKAGE / "libs.sha256").read_bytes()).hexdigest()[
         :12

@@ -77,7 +77,7 @@ class Postgres(Server):
         package: str | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """`password`: of all users. `package`: see `installation`. `settings`: added to the server's, or replacing them."""
+        """`password` is that of all users, `package` as in `installation`; `settings` override the server's."""
         super().__init__("postgres", port, directory, logs)
         self._settings = dict(settings or {})
         self.password = password
