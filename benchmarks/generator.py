@@ -1,8 +1,8 @@
-"""The load generator: a process of its own, so that what it costs is not counted to whom it measures.
+"""The load generator: a process of its own, so that its CPU time is not counted for what it measures.
 
-Reads a JSON specification from stdin (see `Spec`), prints `begin` and `end` lines around the measured time, then the
-result as JSON. Closed loop: each of N connections sends its next request when the answer is there. Open loop: requests
-are due at a fixed rate whether or not answers come, and latency counts from when a request was due.
+Reads a JSON specification from stdin (see `Spec`), prints lines `begin` and `end` around the measured time, then the
+result as JSON. Closed loop: each of N connections sends its next request when the response has arrived. Open loop:
+requests are due at a fixed rate whether or not responses arrive, and latency counts from when a request was due.
 """
 
 from __future__ import annotations
@@ -19,11 +19,20 @@ import msgspec
 import uvloop
 
 from benchmarks import h2, http1, workloads
-from benchmarks.figures import Latency, percentiles
+from benchmarks.measurements import Latency, percentiles
+
+# How long to wait for responses after the end.
+_GRACE_SECONDS = 15
 
 
 class Spec(msgspec.Struct, kw_only=True):
-    """`rate` None is a closed loop. `kind`: http, grpc (raw frames), reserve (the client that orders uses) or direct (without its gathering)."""
+    """What to send.
+
+    kind: http, grpc (raw frames), reserve (the client that orders uses), or reserve-unbatched (without its batching)
+    streams: concurrent requests per connection, for kind grpc
+    rate: requests per second of an open loop; None is a closed loop
+    count: a closed loop that ends after so many requests instead of after `seconds`
+    """
 
     kind: str = "http"
     host: str = "127.0.0.1"
@@ -31,66 +40,69 @@ class Spec(msgspec.Struct, kw_only=True):
     workload: str
     params: dict[str, Any] = {}
     connections: int = 64
-    # Requests under way on one connection; gRPC only.
     streams: int = 1
     rate: float | None = None
     warmup: float = 1.0
     seconds: float = 5.0
-    # A closed loop that ends after so many requests instead of after a time.
     count: int | None = None
 
 
 class Result(msgspec.Struct, kw_only=True):
-    """`rate`: good answers per second. `late`: requests that were due in time and had no answer at the end."""
+    """What was measured.
+
+    rate: successful responses per second
+    unanswered: requests that were due and had no response at the end
+    cpu_share: of one core, by the generator itself; if it is near 1, the generator is what was measured
+    """
 
     rate: float
-    good: int
-    bad: int
-    late: int
+    succeeded: int
+    failed: int
+    unanswered: int
     seconds: float
-    # Of the generator itself: if it comes near 1, the generator is what was measured.
     cpu_share: float
     latency: Latency
     statuses: dict[str, int]
-    example: str = ""
+    example_of_failure: str = ""
 
 
-class Load:
-    """Owns the connections and the figures of one run."""
+class LoadRun:
+    """Owns the connections and the counts of one run."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.requests = workloads.make(spec.workload, spec.params)
         self.idle: deque[Any] = deque()
+        # When the requests that wait for a connection were due.
         self.waiting: deque[float] = deque()
         self.latencies: list[float] = []
         self.statuses: Counter[str] = Counter()
         self.measuring = False
         self.stopped = False
-        self.under_way = 0
-        self.bad = 0
+        self.in_flight = 0
+        self.failed = 0
         self.sent = 0
-        self.example = ""
+        self.example_of_failure = ""
         self.finished = asyncio.Event()
 
-    def answered(self, connection: Any, due: float, status: str, good: bool, body: bytes) -> None:
-        """A connection has an answer and is free again."""
+    def completed(self, connection: Any, due: float, status: str, succeeded: bool, body: bytes) -> None:
+        """Record a response and use its connection for the next request."""
         now = time.perf_counter()
-        self.under_way -= 1
+        self.in_flight -= 1
         if self.measuring:
             self.statuses[status] += 1
-            if good:
+            if succeeded:
                 self.latencies.append(now - due)
             else:
-                self.bad += 1
-                self.example = self.example or body[:300].decode("utf-8", "replace")
+                self.failed += 1
+                self.example_of_failure = self.example_of_failure or body[:300].decode("utf-8", "replace")
         if self.stopped:
-            if not self.under_way:
+            if not self.in_flight:
                 self.finished.set()
             return
         if self.spec.rate is None:
             if self.spec.count is not None and self.sent >= self.spec.count:
-                if not self.under_way:
+                if not self.in_flight:
                     self.finished.set()
                 return
             self.send(connection, now)
@@ -100,14 +112,16 @@ class Load:
             self.idle.append(connection)
 
     def send(self, connection: Any, due: float) -> None:
-        self.under_way += 1
+        self.in_flight += 1
         self.sent += 1
         connection.send(next(self.requests), due)
 
     async def run(self) -> Result:
         spec = self.spec
-        make = http1.connect if spec.kind == "http" else h2.connect
-        slots = [slot for _ in range(spec.connections) for slot in await make(self, spec.host, spec.port, spec.streams)]
+        connect = http1.connect if spec.kind == "http" else h2.connect
+        slots = [
+            slot for _ in range(spec.connections) for slot in await connect(self, spec.host, spec.port, spec.streams)
+        ]
         pacing = None
         if spec.rate is None:
             for slot in slots[: spec.count]:
@@ -117,38 +131,29 @@ class Load:
             pacing = asyncio.create_task(pace(spec.rate, self.arrive))
         if spec.count is None:
             await asyncio.sleep(spec.warmup)
-        started, cpu = self._begin()
+        started, cpu = self.begin()
         if spec.count is None:
             await asyncio.sleep(spec.seconds)
         else:
             await self.finished.wait()
-        seconds, used = time.perf_counter() - started, time.process_time() - cpu
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
         print("end", flush=True)
         self.measuring = False
-        late = len(self.waiting)
+        unanswered = len(self.waiting)
         self.stopped = True
         if pacing:
             pacing.cancel()
-        good = len(self.latencies)
-        if self.under_way:
+        succeeded = len(self.latencies)
+        if self.in_flight:
             try:
-                await asyncio.wait_for(self.finished.wait(), 15)
+                await asyncio.wait_for(self.finished.wait(), _GRACE_SECONDS)
             except TimeoutError:
-                # So slow that it cannot be waited for: the rate says so, and it is noted.
-                late += self.under_way
-        return Result(
-            rate=good / seconds,
-            good=good,
-            bad=self.bad,
-            late=late,
-            seconds=seconds,
-            cpu_share=used / seconds,
-            latency=percentiles(self.latencies),
-            statuses=dict(self.statuses),
-            example=self.example,
-        )
+                # Too slow to wait for: the rate shows it, and it is noted.
+                unanswered += self.in_flight
+        return self.result(succeeded, unanswered, seconds, cpu_seconds)
 
-    def _begin(self) -> tuple[float, float]:
+    def begin(self) -> tuple[float, float]:
+        """Begin to measure. Return the times of perf_counter and process_time."""
         gc.collect()
         gc.freeze()
         print("begin", flush=True)
@@ -156,15 +161,28 @@ class Load:
         return time.perf_counter(), time.process_time()
 
     def arrive(self, due: float) -> None:
-        """A request that finds no connection free waits, and its latency counts from when it was due."""
+        """Send a request. If no connection is idle it waits, and its latency counts from when it was due."""
         if self.idle:
             self.send(self.idle.popleft(), due)
         else:
             self.waiting.append(due)
 
+    def result(self, succeeded: int, unanswered: int, seconds: float, cpu_seconds: float) -> Result:
+        return Result(
+            rate=succeeded / seconds,
+            succeeded=succeeded,
+            failed=self.failed,
+            unanswered=unanswered,
+            seconds=seconds,
+            cpu_share=cpu_seconds / seconds,
+            latency=percentiles(self.latencies),
+            statuses=dict(self.statuses),
+            example_of_failure=self.example_of_failure,
+        )
+
 
 async def pace(rate: float, arrive: Callable[[float], None]) -> None:
-    """Tells of each request when it is due, `rate` of them a second."""
+    """Call `arrive` for each request when it is due, `rate` times per second."""
     started = time.perf_counter()
     number = 0
     while True:
@@ -172,98 +190,88 @@ async def pace(rate: float, arrive: Callable[[float], None]) -> None:
         while (due := started + number / rate) <= now:
             number += 1
             arrive(due)
-        # uvloop counts in milliseconds: less than one would be a spin, and take a core from whom it measures.
+        # uvloop's timers have a resolution of a millisecond: a shorter sleep would spin, and take a core from what is measured.
         await asyncio.sleep(max(0.001, due - now))
 
 
-class Reserving:
-    """N callers of the client that orders uses: reservations are gathered as they are in orders."""
+class ReserveRun:
+    """N callers of the gRPC client that orders uses, so that reservations are batched as in orders."""
 
-    def __init__(self, load: Load, inventory: Any) -> None:
-        self.load = load
-        self.inventory = inventory
-        # Of the open loop: when the requests that no caller has taken yet were due.
-        self.due: asyncio.Queue[float] | None = asyncio.Queue() if load.spec.rate else None
+    def __init__(self, run: LoadRun, client: Any) -> None:
+        self.run = run
+        self.client = client
+        # Open loop: when the requests that no caller has taken yet were due.
+        self.due: asyncio.Queue[float] | None = asyncio.Queue() if run.spec.rate else None
 
     async def caller(self) -> None:
-        load = self.load
+        run = self.run
         while True:
             started = time.perf_counter() if self.due is None else await self.due.get()
-            if load.stopped:
+            if run.stopped:
                 return
-            id, wanted = next(load.requests)
+            order_id, lines = next(run.requests)
             try:
-                answer = await self.inventory.reserve(id, wanted)
+                response = await self.client.reserve(order_id, lines)
             except Exception as e:
-                load.bad += load.measuring
-                load.example = load.example or repr(e)[:300]
+                run.failed += run.measuring
+                run.example_of_failure = run.example_of_failure or repr(e)[:300]
                 continue
-            if load.measuring:
-                name = type(answer).__name__
-                load.statuses[name] += 1
+            if run.measuring:
+                name = type(response).__name__
+                run.statuses[name] += 1
                 if name == "Reserved":
-                    load.latencies.append(time.perf_counter() - started)
+                    run.latencies.append(time.perf_counter() - started)
                 else:
-                    load.bad += 1
+                    run.failed += 1
 
 
-def direct(channel: Any, config: Any) -> Any:
-    """The client that orders uses, without its gathering: each reservation is a call."""
+def unbatched_client(channel: Any, config: Any) -> Any:
+    """Return the client that orders uses, without its batching: each reservation is one call."""
     from market.contracts import inventory_pb2 as pb
     from market.orders.clients import Inventory
 
-    class Direct(Inventory):
+    class Unbatched(Inventory):
         async def reserve(self, order_id: Any, wanted: Any) -> Any:
             items = [pb.Item(product_id=w.product_id, quantity=w.quantity) for w in wanted]
-            [answer] = await self._reserve_many([pb.ReserveRequest(reservation_id=str(order_id), items=items)])
-            return answer
+            [response] = await self._reserve_many([pb.ReserveRequest(reservation_id=str(order_id), items=items)])
+            return response
 
-    return Direct(channel, config)
+    return Unbatched(channel, config)
 
 
-async def reserve(load: Load) -> Result:
+async def run_reserve(run: LoadRun) -> Result:
     from market.kit.config import GrpcUpstream
     from market.kit.rpc import client as rpc
     from market.orders.clients import Inventory
 
-    spec = load.spec
+    spec = run.spec
     config = GrpcUpstream(target=f"dns:///{spec.host}:{spec.port}", timeout_seconds=30)
     async with rpc.channel(config) as channel:
-        inventory: Any = Inventory(channel, config) if spec.kind == "reserve" else direct(channel, config)
-        reserving = Reserving(load, inventory)
-        callers = [asyncio.create_task(reserving.caller()) for _ in range(spec.connections)]
+        client: Any = Inventory(channel, config) if spec.kind == "reserve" else unbatched_client(channel, config)
+        reserve_run = ReserveRun(run, client)
+        callers = [asyncio.create_task(reserve_run.caller()) for _ in range(spec.connections)]
         pacing = None
-        if spec.rate and reserving.due is not None:
-            pacing = asyncio.create_task(pace(spec.rate, reserving.due.put_nowait))
+        if spec.rate and reserve_run.due is not None:
+            pacing = asyncio.create_task(pace(spec.rate, reserve_run.due.put_nowait))
         await asyncio.sleep(spec.warmup)
-        started, cpu = load._begin()
+        started, cpu = run.begin()
         await asyncio.sleep(spec.seconds)
-        seconds, used = time.perf_counter() - started, time.process_time() - cpu
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
         print("end", flush=True)
-        load.measuring, load.stopped = False, True
-        late = 0
-        if pacing and reserving.due is not None:
+        run.measuring, run.stopped = False, True
+        unanswered = 0
+        if pacing and reserve_run.due is not None:
             pacing.cancel()
-            late = reserving.due.qsize()
+            unanswered = reserve_run.due.qsize()
             for _ in callers:
-                reserving.due.put_nowait(0)
+                reserve_run.due.put_nowait(0)
         await asyncio.gather(*callers)
-    return Result(
-        rate=len(load.latencies) / seconds,
-        good=len(load.latencies),
-        bad=load.bad,
-        late=late,
-        seconds=seconds,
-        cpu_share=used / seconds,
-        latency=percentiles(load.latencies),
-        statuses=dict(load.statuses),
-        example=load.example,
-    )
+    return run.result(len(run.latencies), unanswered, seconds, cpu_seconds)
 
 
 async def main(spec: Spec) -> None:
-    load = Load(spec)
-    result = await (reserve(load) if spec.kind in ("reserve", "direct") else load.run())
+    run = LoadRun(spec)
+    result = await (run_reserve(run) if spec.kind.startswith("reserve") else run.run())
     print(msgspec.json.encode(result).decode(), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 for the generator: one request at a time on a kept connection, answers read just far enough to count them."""
+"""HTTP/1.1 for the load generator: one request at a time per kept-alive connection, and minimal parsing of responses."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import asyncio
 import re
 from typing import Any
 
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class Connection(asyncio.Protocol):
-    """Tells `load.answered` of each answer."""
+    """Calls `run.completed` for each response. `due`: when the request was due, by time.perf_counter."""
 
-    def __init__(self, load: Any) -> None:
-        self.load = load
+    def __init__(self, run: Any) -> None:
+        self.run = run
         self.due = 0.0
         self.buffer = b""
-        self.missing = 0
+        # The size of the whole response, once its header has arrived.
+        self.expected_size = 0
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -28,38 +29,39 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.buffer:
             data = self.buffer + data
-        if len(data) < self.missing:
+        if len(data) < self.expected_size:
             self.buffer = data
             return
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
+        header_end = data.find(b"\r\n\r\n")
+        if header_end < 0:
             self.buffer = data
             return
-        found = _LENGTH.search(data, 0, end)
-        if found is None:
-            raise RuntimeError(f"an answer without a length: {data[:200]!r}")
-        self.missing = end + 4 + int(found[1])
-        if len(data) < self.missing:
+        length = _CONTENT_LENGTH.search(data, 0, header_end)
+        if length is None:
+            raise RuntimeError(f"a response without Content-Length: {data[:200]!r}")
+        body_start = header_end + 4
+        self.expected_size = body_start + int(length[1])
+        if len(data) < self.expected_size:
             self.buffer = data
             return
-        self.buffer, self.missing = b"", 0
-        # GraphQL says 200 of its errors too, in front.
-        good = data[9:10] == b"2" and not data.startswith(b'{"errors"', end + 4)
-        self.load.answered(self, self.due, data[9:12].decode(), good, data[end + 4 :])
+        self.buffer, self.expected_size = b"", 0
+        # The status of a GraphQL response is 200 even if it contains errors; they come first in the body.
+        succeeded = data[9:10] == b"2" and not data.startswith(b'{"errors"', body_start)
+        self.run.completed(self, self.due, data[9:12].decode(), succeeded, data[body_start:])
 
     def connection_lost(self, _: Exception | None) -> None:
-        if not self.load.stopped:
+        if not self.run.stopped:
             print("a connection was closed", flush=True)
             raise SystemExit(1)
 
 
-async def connect(load: Any, host: str, port: int, _streams: int) -> list[Connection]:
-    _, connection = await asyncio.get_running_loop().create_connection(lambda: Connection(load), host, port)
+async def connect(run: Any, host: str, port: int, _streams: int) -> list[Connection]:
+    _, connection = await asyncio.get_running_loop().create_connection(lambda: Connection(run), host, port)
     return [connection]
 
 
 def request(method: str, path: str, body: bytes | None = None, **headers: str) -> bytes:
-    """The request's bytes."""
+    """Return the request's bytes. Underscores in the names of headers become hyphens."""
     lines = [
         f"{method} {path} HTTP/1.1",
         "host: 127.0.0.1",

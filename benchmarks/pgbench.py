@@ -1,4 +1,4 @@
-"""pgbench as a contestant: the store's own limit, or the plain way of doing it in SQL."""
+"""pgbench as a contestant: the limit of PostgreSQL alone, or the straightforward way in SQL."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from urllib.parse import urlsplit
 
 from market_dev.stack.servers.postgres import Postgres
 
-from benchmarks.figures import Figure, percentiles
-from benchmarks.lab import Lab
+from benchmarks.measurements import Measurement, percentiles
+from benchmarks.testbed import Testbed
 
-_CONNECTING = re.compile(r"^initial connection time = ([0-9.]+) ms", re.MULTILINE)
+_CONNECT_TIME = re.compile(r"^initial connection time = ([0-9.]+) ms", re.MULTILINE)
 _TPS = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
 
 
 async def pgbench(
-    lab: Lab,
+    testbed: Testbed,
     database: str,
     scripts: list[str],
     *,
@@ -27,80 +27,80 @@ async def pgbench(
     seconds: float | None = None,
     core: int | None = 0,
     rate: float | None = None,
-) -> Figure:
-    """Transactions per second of the scripts, chosen at random, as prepared statements.
+) -> Measurement:
+    """Measure transactions per second: scripts chosen at random, as prepared statements.
 
-    At a fixed `rate` of arrivals latency counts from when a transaction was due, as pgbench's log has it.
+    With a `rate` it is an open loop, and latency counts from when a transaction was due.
     """
-    server = lab.stack.server("postgres")
+    server = testbed.stack.server("postgres")
     assert isinstance(server, Postgres)
-    url = urlsplit(lab.urls[f"postgres_{database}"])
-    folder = lab.directory / "pgbench"
-    folder.mkdir(exist_ok=True)
+    url = urlsplit(testbed.urls[f"postgres_{database}"])
+    directory = testbed.directory / "pgbench"
+    directory.mkdir(exist_ok=True)
     files: list[str | Path] = []
     for number, script in enumerate(scripts):
-        (folder / f"{number}.sql").write_text(script)
-        files += ["-f", folder / f"{number}.sql"]
-    wanted = lab.seconds if seconds is None else seconds
+        (directory / f"{number}.sql").write_text(script)
+        files += ["-f", directory / f"{number}.sql"]
+    wanted = testbed.seconds if seconds is None else seconds
     binary = server.installed.root / "bin" / "pgbench"
+    connection = ["-h", "127.0.0.1", "-p", str(url.port), "-U", url.username, url.path[1:]]
     for _ in range(3):
-        for old in folder.glob("log.*"):
+        for old in directory.glob("log.*"):
             old.unlink()
-        # pgbench counts the time in which its clients connect to that for which it runs: seconds for 256 of them.
-        connecting = lab.connecting.setdefault(clients, 0.01 * clients)
-        length = max(2, math.ceil(wanted + connecting))
+        # The duration given to pgbench includes the time in which its clients connect: seconds, for 256 of them.
+        connect_seconds = testbed.pgbench_connect_seconds.setdefault(clients, 0.01 * clients)
+        duration = max(2, math.ceil(wanted + connect_seconds))
         args = [
-            binary,
-            "-n",
-            "-M",
-            "prepared",
-            "-c",
-            str(clients),
-            "-j",
-            "1",
-            *(["-t", "20"] if lab.smoke else ["-T", str(length)]),
-            "-l",
-            "--log-prefix",
-            folder / "log",
-            *files,
+            *(binary, "-n", "-M", "prepared", "-c", str(clients), "-j", "1"),
+            *(["-t", "20"] if testbed.smoke else ["-T", str(duration)]),
+            *("-l", "--log-prefix", directory / "log", *files),
             *(["-R", f"{rate:.3f}"] if rate else []),
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(url.port),
-            "-U",
-            url.username,
-            url.path[1:],
+            *connection,
         ]
-        before, started = lab.cpu(), time.perf_counter()
-        times = os.times()
-        out = await lab.run([str(a) for a in args], {"PGPASSWORD": url.password or ""}, core=core)
-        after, own = lab.cpu(), os.times()
-        found = _TPS.search(out)
-        if found is None and "actually processed: 0" not in out:
-            raise RuntimeError(f"pgbench says {out}")
-        took = _CONNECTING.search(out)
-        lab.connecting[clients] = 1.3 * float(took[1]) / 1000 if took else min(20, 2 * length)
-        if found and (lab.smoke or lab.connecting[clients] <= connecting + wanted / 2):
+        before, started = testbed.cpu_seconds(), time.perf_counter()
+        times_before = os.times()
+        out = await testbed.run([str(a) for a in args], {"PGPASSWORD": url.password or ""}, core=core)
+        after, times_after = testbed.cpu_seconds(), os.times()
+        tps_line = _TPS.search(out)
+        if tps_line is None and "actually processed: 0" not in out:
+            raise RuntimeError(f"unexpected output of pgbench: {out}")
+        took = _CONNECT_TIME.search(out)
+        needed = 1.3 * float(took[1]) / 1000 if took else min(20, 2 * duration)
+        testbed.pgbench_connect_seconds[clients] = needed
+        if tps_line and (testbed.smoke or needed <= connect_seconds + wanted / 2):
             break
-    # Not one in all that time: fewer than this.
-    tps = float(found[1]) if found else 1 / length
-    latencies = [int(line.split()[2]) / 1e6 for log in folder.glob("log.*") for line in log.read_text().splitlines()]
-    done = max(1, len(latencies))
-    cpu = {n: round(1000 * (after[n] - before[n]) / done, 4) for n in ("postgres",)}
-    cpu["pgbench"] = round(
-        1000 * (own.children_user + own.children_system - times.children_user - times.children_system) / done, 4
+    # Without a transaction in all that time, the rate is less than this.
+    tps = float(tps_line[1]) if tps_line else 1 / duration
+    lines = [line for log in directory.glob("log.*") for line in log.read_text().splitlines()]
+    latencies = [int(line.split()[2]) / 1e6 for line in lines]
+    operations = max(1, len(latencies))
+    own_seconds = (
+        times_after.children_user
+        + times_after.children_system
+        - times_before.children_user
+        - times_before.children_system
     )
-    seconds_in_all = round(time.perf_counter() - started, 1)
-    return Figure(
-        value=tps, done=len(latencies), latency=percentiles(latencies), cpu=cpu, notes={"seconds": seconds_in_all}
+    cpu_ms = {
+        "postgres": round(1000 * (after["postgres"] - before["postgres"]) / operations, 4),
+        "pgbench": round(1000 * own_seconds / operations, 4),
+    }
+    return Measurement(
+        value=tps,
+        operations=len(latencies),
+        latency=percentiles(latencies),
+        cpu_ms=cpu_ms,
+        notes={"seconds": round(time.perf_counter() - started, 1)},
     )
 
 
-async def both(lab: Lab, database: str, scripts: list[str], *, clients: int, at: float) -> Figure:
-    """As fast as it goes, and the latency at a fixed rate."""
-    figure = await pgbench(lab, database, scripts, clients=clients)
-    figure.open_rate = at
-    opened = await pgbench(lab, database, scripts, clients=clients, seconds=lab.open_seconds, rate=at)
-    figure.open = opened.latency if opened.done else None
-    return figure
+async def both_loops(
+    testbed: Testbed, database: str, scripts: list[str], *, clients: int, open_loop_rate: float
+) -> Measurement:
+    """Measure a closed loop, then the latency of an open loop at that rate."""
+    measured = await pgbench(testbed, database, scripts, clients=clients)
+    measured.open_loop_rate = open_loop_rate
+    open_loop = await pgbench(
+        testbed, database, scripts, clients=clients, seconds=testbed.open_loop_seconds, rate=open_loop_rate
+    )
+    measured.open_loop = open_loop.latency if open_loop.operations else None
+    return measured

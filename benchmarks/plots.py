@@ -1,4 +1,4 @@
-"""Plots as SVG, written by hand: one bar per contestant, its rounds as dots."""
+"""Plots as SVG: one bar per contestant, with its rounds as dots."""
 
 from __future__ import annotations
 
@@ -10,47 +10,52 @@ _COLOURS = {"ours": "#2563eb", "graphql": "#2563eb", "peer": "#d97706", "limit":
 _WIDTH, _LEFT, _RIGHT, _ROW = 760, 150, 110, 30
 
 
-def scenario(entry: Any) -> str:
-    """The scenario's figures; memory over time where there are samples."""
-    samples = entry.figures.get("ours", [None])[0]
-    if samples is not None and "totals_MiB" in samples.notes:
-        return _line(entry.title, samples.notes["totals_MiB"], samples.notes["minutes"])
-    most = max((f.value for figures in entry.figures.values() for f in figures), default=1) or 1
-    scale = (_WIDTH - _LEFT - _RIGHT) / most
+def plot(entry: Any) -> str:
+    """Return the SVG of a scenario's measurements; a line over time if there are samples of memory."""
+    first = entry.measurements.get("ours", [None])[0]
+    if first is not None and "totals_MiB" in first.notes:
+        return _line_plot(entry.title, first.notes["totals_MiB"], first.notes["minutes"])
+    highest = max((m.value for rounds in entry.measurements.values() for m in rounds), default=1) or 1
+    scale = (_WIDTH - _LEFT - _RIGHT) / highest
     parts = [
         f'<text x="10" y="20" font-size="14" font-weight="bold">{escape(entry.title)} ({escape(entry.unit)})</text>'
     ]
-    for n, (name, figures) in enumerate(entry.figures.items()):
+    for n, (name, rounds) in enumerate(entry.measurements.items()):
         y = 34 + n * _ROW
-        values = [f.value for f in figures]
+        values = [m.value for m in rounds]
         median = statistics.median(values)
         colour = _COLOURS.get(name.split(" ")[0], "#94a3b8")
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 16}" font-size="12" text-anchor="end">{escape(name)}</text>')
-        parts.append(
-            f'<rect x="{_LEFT}" y="{y + 3}" width="{median * scale:.1f}" height="{_ROW - 10}" fill="{colour}" opacity="0.75"/>'
-        )
-        parts += [
-            f'<circle cx="{_LEFT + v * scale:.1f}" cy="{y + 13}" r="3" fill="#111827" opacity="0.6"/>' for v in values
-        ]
+        bar = f'width="{median * scale:.1f}" height="{_ROW - 10}" fill="{colour}" opacity="0.75"'
         label = f"{median:,.0f}" if median >= 100 else f"{median:.3g}"
-        parts.append(f'<text x="{_LEFT + max(values) * scale + 8:.1f}" y="{y + 17}" font-size="12">{label}</text>')
-    return _svg(parts, 44 + len(entry.figures) * _ROW)
+        parts += [
+            f'<text x="{_LEFT - 8}" y="{y + 16}" font-size="12" text-anchor="end">{escape(name)}</text>',
+            f'<rect x="{_LEFT}" y="{y + 3}" {bar}/>',
+            *(
+                f'<circle cx="{_LEFT + v * scale:.1f}" cy="{y + 13}" r="3" fill="#111827" opacity="0.6"/>'
+                for v in values
+            ),
+            f'<text x="{_LEFT + max(values) * scale + 8:.1f}" y="{y + 17}" font-size="12">{label}</text>',
+        ]
+    return _svg(parts, 44 + len(entry.measurements) * _ROW)
 
 
-def _line(title: str, values: list[float], minutes: float) -> str:
-    most = max(values) * 1.1
-    high, wide = 200, _WIDTH - 100
+def _line_plot(title: str, values: list[float], minutes: float) -> str:
+    top = max(values) * 1.1
+    height, width = 200, _WIDTH - 100
     points = " ".join(
-        f"{60 + wide * i / max(1, len(values) - 1):.1f},{40 + high * (1 - v / most):.1f}" for i, v in enumerate(values)
+        f"{60 + width * i / max(1, len(values) - 1):.1f},{40 + height * (1 - v / top):.1f}"
+        for i, v in enumerate(values)
     )
+    title = f"{escape(title)} (MiB, {minutes:g} minutes of load)"
+    label = 'font-size="12" text-anchor="end"'
     parts = [
-        f'<text x="10" y="20" font-size="14" font-weight="bold">{escape(title)} (MiB, {minutes:g} minutes of load)</text>',
+        f'<text x="10" y="20" font-size="14" font-weight="bold">{title}</text>',
         f'<polyline points="{points}" fill="none" stroke="#2563eb" stroke-width="2"/>',
-        f'<line x1="60" y1="{40 + high}" x2="{60 + wide}" y2="{40 + high}" stroke="#64748b"/>',
-        f'<text x="55" y="{44 + high}" font-size="12" text-anchor="end">0</text>',
-        f'<text x="55" y="{44 + high * (1 - max(values) / most):.0f}" font-size="12" text-anchor="end">{max(values):,.0f}</text>',
+        f'<line x1="60" y1="{40 + height}" x2="{60 + width}" y2="{40 + height}" stroke="#64748b"/>',
+        f'<text x="55" y="{44 + height}" {label}>0</text>',
+        f'<text x="55" y="{44 + height * (1 - max(values) / top):.0f}" {label}>{max(values):,.0f}</text>',
     ]
-    return _svg(parts, high + 60)
+    return _svg(parts, height + 60)
 
 
 def _svg(parts: list[str], height: int) -> str:

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.profile NAME`: where a service's time goes under load, by py-spy.
+"""`python -m benchmarks.profile NAME`: profiles a service under load with py-spy.
 
-Writes `profile-NAME.md` (a table of functions) beside the results; the report takes it in. `--label` names the state of
-the code: a later run under another label is added to the same file.
+Writes `profile-NAME.md` (a table of functions) beside the results; the report includes it. `--label` names the state
+of the code: a later run with another label is appended to the same file.
 """
 
 from __future__ import annotations
@@ -14,124 +14,99 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import ROOT, Lab
+from benchmarks.report import RESULTS
 from benchmarks.scenarios.gateway import QUERIES
+from benchmarks.testbed import Testbed
 
 _FRAME = re.compile(r"^(?P<name>.+) \((?P<file>[^:]+):\d+\)$")
-# Threads that wait for work, which py-spy cannot always tell from those that do some.
-_RESTING = ("Thread.run (", "_worker (", "Publisher._poll (")
+# Threads that wait for work, which py-spy cannot always distinguish from busy ones.
+_IDLE_FRAMES = ("Thread.run (", "_worker (", "Publisher._poll (")
 
 
-def _spec(name: str, lab: Lab, ids: list[str]) -> tuple[str, dict[str, Any]]:
-    """The process looked at, and the load."""
-    orders = {"port": lab.port("orders"), "workload": "orders", "params": {"ids": ids}}
+@dataclass
+class Profile:
+    """Samples by function: `own` in the function itself, `cumulative` including what it calls."""
+
+    process: str
+    own: Counter[str] = field(default_factory=Counter)
+    cumulative: Counter[str] = field(default_factory=Counter)
+    samples: int = 0
+    rate: float = 0.0
+    cpu_ms: float = 0.0
+
+
+def _process_and_load(name: str, testbed: Testbed, ids: list[str]) -> tuple[str, dict[str, Any]]:
+    """Return the process to profile, and the load."""
+    orders = {"port": testbed.port("orders"), "workload": "orders", "params": {"ids": ids}}
+    products, inventory, graphql = (testbed.port(n) for n in ("products", "inventory", "graphql"))
     query, variables = QUERIES["list"]
+    page = {"path": "/api/product?limit=20"}
+    hot = {"kind": "reserve", "workload": "reservations", "params": {"ids": ids[:1]}, "connections": 256}
+    reserve = {"kind": "grpc", "workload": "reserve", "params": {"ids": ids}, "connections": 8, "streams": 8}
     return {
-        "product-one": ("products", {"port": lab.port("products"), "workload": "products", "params": {"ids": ids}}),
-        "product-list": (
-            "products",
-            {"port": lab.port("products"), "workload": "get", "params": {"path": "/api/product?limit=20"}},
-        ),
+        "product-one": ("products", {"port": products, "workload": "products", "params": {"ids": ids}}),
+        "product-list": ("products", {"port": products, "workload": "get", "params": page}),
         "order": ("orders", orders),
         "order-inventory": ("inventory", orders),
         "order-products": ("products", orders),
-        "reserve-hot": (
-            "inventory",
-            {
-                "kind": "reserve",
-                "port": lab.port("inventory"),
-                "workload": "reservations",
-                "params": {"ids": ids[:1]},
-                "connections": 256,
-            },
-        ),
-        "reserve-one": (
-            "inventory",
-            {
-                "kind": "grpc",
-                "port": lab.port("inventory"),
-                "workload": "reserve",
-                "params": {"ids": ids},
-                "connections": 8,
-                "streams": 8,
-            },
-        ),
-        "import": ("products", {"port": lab.port("products"), "workload": "catalogue", "params": {"prefix": "prof"}}),
-        "graphql-order": (
-            "graphql",
-            {"port": lab.port("graphql"), "workload": "graphql_orders", "params": {"ids": ids}},
-        ),
+        "reserve-hot": ("inventory", {"port": inventory, **hot}),
+        "reserve-one": ("inventory", {"port": inventory, **reserve}),
+        "import": ("products", {"port": products, "workload": "catalogue", "params": {"prefix": "prof"}}),
+        "graphql-order": ("graphql", {"port": graphql, "workload": "graphql_orders", "params": {"ids": ids}}),
         "graphql-list": (
             "graphql",
-            {"port": lab.port("graphql"), "workload": "graphql", "params": {"query": query, "variables": variables}},
+            {"port": graphql, "workload": "graphql", "params": {"query": query, "variables": variables}},
         ),
     }[name]
 
 
-async def profile(
-    name: str, seconds: float, port_base: int
-) -> tuple[str, Counter[str], Counter[str], int, float, float]:
-    """The process, samples by function (itself; with what it calls), all samples, the rate, CPU ms per operation."""
+async def profile(name: str, seconds: float, port_base: int) -> Profile:
+    """Run the load of that name and sample its process with py-spy."""
     directory = Path(tempfile.mkdtemp(prefix="market-profile-"))
     directory.chmod(0o755)
     try:
-        async with Lab(directory / "stack", port_base, seconds=seconds + 1, warmup=1) as lab:
-            ids = await lab.fill()
-            lab.stack.pause("notifications")
-            process, load = _spec(name, lab, ids)
+        async with Testbed(directory / "stack", port_base, seconds=seconds + 1, warmup=1) as testbed:
+            ids = await testbed.fill()
+            testbed.stack.pause("notifications")
+            process, load = _process_and_load(name, testbed, ids)
             if not name.startswith(("order", "graphql")):
-                lab.pin(process)
-            await lab.load(**{**load, "seconds": 1})
-            folded = directory / "folded"
-            running = asyncio.create_task(lab.measure(**load))
+                testbed.pin(process)
+            await testbed.load(**{**load, "seconds": 1})
+            stacks = directory / "stacks"
+            loading = asyncio.create_task(testbed.load_and_cpu(**load))
             await asyncio.sleep(1.3)
-            spy = Path(sys.executable).parent / "py-spy"
-            await asyncio.to_thread(
-                subprocess.run,
-                [
-                    spy,
-                    "record",
-                    "-p",
-                    str(lab.pids[process]),
-                    "-d",
-                    str(int(seconds)),
-                    "-r",
-                    "400",
-                    "-f",
-                    "raw",
-                    "-o",
-                    folded,
-                ],
-                check=True,
-                capture_output=True,
-            )
-            result, cpu = await running
-            lab.stack.resume("notifications")
-            own: Counter[str] = Counter()
-            whole: Counter[str] = Counter()
-            total = 0
-            for line in folded.read_text().splitlines():
-                stack, _, count = line.rpartition(" ")
-                frames = [_short(f) for f in stack.split(";")]
-                if frames[-1].startswith(_RESTING):
-                    continue
-                if frames[-1].startswith("Runner.run"):
-                    frames[-1] = (
-                        "the event loop itself: uvloop's reading, writing and waiting, gRPC's and asyncpg's C code"
-                    )
-                total += int(count)
-                own[frames[-1]] += int(count)
-                for frame in set(frames):
-                    whole[frame] += int(count)
-            return process, own, whole, total, result.rate, cpu[process]
+            py_spy = [Path(sys.executable).parent / "py-spy", "record", "-p", str(testbed.pids[process])]
+            options = ["-d", str(int(seconds)), "-r", "400", "-f", "raw", "-o", stacks]
+            await asyncio.to_thread(subprocess.run, [*py_spy, *options], check=True, capture_output=True)
+            result, cpu_ms = await loading
+            testbed.stack.resume("notifications")
+            found = Profile(process, rate=result.rate, cpu_ms=cpu_ms[process])
+            for line in stacks.read_text().splitlines():
+                _count(found, line)
+            return found
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _short(frame: str) -> str:
+def _count(profile: Profile, line: str) -> None:
+    """Add a line of py-spy's raw format: frames separated by semicolons, then the number of samples."""
+    stack, _, count = line.rpartition(" ")
+    frames = [_shorten(frame) for frame in stack.split(";")]
+    if frames[-1].startswith(_IDLE_FRAMES):
+        return
+    if frames[-1].startswith("Runner.run"):
+        frames[-1] = "the event loop: uvloop's I/O and waiting, C code of gRPC and asyncpg"
+    profile.samples += int(count)
+    profile.own[frames[-1]] += int(count)
+    for frame in set(frames):
+        profile.cumulative[frame] += int(count)
+
+
+def _shorten(frame: str) -> str:
     found = _FRAME.match(frame)
     if found is None:
         return frame
@@ -142,20 +117,23 @@ def _short(frame: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
-    parser.add_argument("--label", default="as it is")
+    parser.add_argument("--label", default="present state")
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--port-base", type=int, default=29600)
     parser.add_argument("--top", type=int, default=18)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    process, own, whole, total, rate, cpu = asyncio.run(profile(args.name, args.seconds, args.port_base))
+    found = asyncio.run(profile(args.name, args.seconds, args.port_base))
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"profile-{args.name}.md"
-    text = path.read_text("utf-8") if path.exists() else f"## Profile of {process}: {args.name}\n"
-    text += f"\n### {args.label}\n\n{rate:,.0f} a second under py-spy, {cpu:.3f} ms of CPU each in {process}.\n\n"
-    text += "| itself % | function | | with callees % | function |\n|---|---|---|---|---|\n"
-    for (a, n), (b, m) in zip(own.most_common(args.top), whole.most_common(args.top + 8)[8:], strict=False):
-        text += f"| {100 * n / total:.1f} | {a} | | {100 * m / total:.1f} | {b} |\n"
+    text = path.read_text("utf-8") if path.exists() else f"## Profile of {found.process}: {args.name}\n"
+    text += f"\n### {args.label}\n\n"
+    text += f"{found.rate:,.0f} operations/s under py-spy, {found.cpu_ms:.3f} ms of CPU per operation in {found.process}.\n\n"
+    text += "| own % | function | | cumulative % | function |\n|---|---|---|---|---|\n"
+    # The eight functions with the highest cumulative share are the event loop and what runs it.
+    cumulative = found.cumulative.most_common(args.top + 8)[8:]
+    for (a, n), (b, m) in zip(found.own.most_common(args.top), cumulative, strict=False):
+        text += f"| {100 * n / found.samples:.1f} | {a} | | {100 * m / found.samples:.1f} | {b} |\n"
     path.write_text(text, "utf-8")
     print(text)
 

@@ -1,4 +1,8 @@
-"""Raw results as JSON, the rows as latest.json, and a report in Markdown with plots."""
+"""The report: raw measurements as JSON, the rows as latest.json, and Markdown with plots.
+
+`python -m benchmarks.report [DIRECTORY]` judges and renders the measurements in DIRECTORY/raw.json again, after a
+change of goals or texts.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,18 +18,20 @@ from typing import Any
 import msgspec
 
 from benchmarks import plots
-from benchmarks.figures import Figure, Row, Spread
+from benchmarks.measurements import Measurement, Row, Spread
+
+RESULTS = Path(__file__).parent / "results"
 
 
 class Entry(msgspec.Struct, kw_only=True):
-    """One scenario's results."""
+    """The results of one scenario."""
 
     name: str
     title: str
     goal: str
     unit: str
     rows: list[Row]
-    figures: dict[str, list[Figure]]
+    measurements: dict[str, list[Measurement]]
     at: str
     took_seconds: float
     load_average_before: float
@@ -32,31 +39,33 @@ class Entry(msgspec.Struct, kw_only=True):
 
 
 class Raw(msgspec.Struct, kw_only=True):
-    """All that was measured."""
+    """Everything that was measured, as in raw.json."""
 
     machine: str = ""
     kafka: str = ""
     entries: dict[str, Entry] = {}
-    # Why a scenario has no figures of its latest run.
+    # By scenario, why its latest run has no results.
     failed: dict[str, str] = {}
 
     @classmethod
-    def read(cls, folder: Path) -> Raw:
+    def read(cls, directory: Path) -> Raw:
+        """Return the results in the directory; empty if there are none."""
         try:
-            return msgspec.json.decode((folder / "raw.json").read_bytes(), type=cls)
+            return msgspec.json.decode((directory / "raw.json").read_bytes(), type=cls)
         except FileNotFoundError:
             return cls()
 
     def add(
         self,
         scenario: Any,
-        figures: dict[str, list[Figure]],
+        measurements: dict[str, list[Measurement]],
         rows: list[Row],
         *,
-        seconds: float,
-        load: float,
-        args: Any,
+        took_seconds: float,
+        load_average_before: float,
+        round_seconds: float,
     ) -> None:
+        """Add a scenario's results, replacing earlier ones."""
         self.failed.pop(scenario.name, None)
         self.entries[scenario.name] = Entry(
             name=scenario.name,
@@ -64,120 +73,133 @@ class Raw(msgspec.Struct, kw_only=True):
             goal=scenario.goal,
             unit=scenario.unit,
             rows=rows,
-            figures=figures,
+            measurements=measurements,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
-            took_seconds=round(seconds, 1),
-            load_average_before=round(load, 2),
-            round_seconds=args.seconds,
+            took_seconds=round(took_seconds, 1),
+            load_average_before=round(load_average_before, 2),
+            round_seconds=round_seconds,
         )
 
 
-def machine() -> str:
-    """The machine in words."""
+def describe_machine() -> str:
+    """Return processor, memory, and versions in one line."""
     cores = len(os.sched_getaffinity(0))
-    info = Path("/proc/cpuinfo").read_text()
+    cpuinfo = Path("/proc/cpuinfo").read_text()
     model = next(
-        (line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")),
+        (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")),
         platform.machine(),
     )
-    virtual = ", a virtual machine" if "hypervisor" in info else ""
+    virtual = ", a virtual machine" if "hypervisor" in cpuinfo else ""
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
     release = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
-    return f"{cores} cores of {model}{virtual}, {memory:.0f} GiB of memory, {release}, Linux {platform.release().split('-')[0]}, Python {platform.python_version()}"
+    kernel = platform.release().split("-")[0]
+    return (
+        f"{cores} cores of {model}{virtual}, {memory:.0f} GiB of memory, {release}, Linux {kernel}, "
+        f"Python {platform.python_version()}"
+    )
 
 
-def write(raw: Raw, folder: Path) -> None:
-    """Writes raw.json, latest.json, report.md and the plots."""
-    from benchmarks.scenarios import SCENARIOS
+def write(raw: Raw, directory: Path) -> None:
+    """Write raw.json, latest.json, report.md and the plots."""
+    from benchmarks.scenarios.all import SCENARIOS
 
-    folder.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     order = {s.name: n for n, s in enumerate(SCENARIOS)}
-    entries = sorted(raw.entries.values(), key=lambda e: order.get(e.name, 99))
+    entries = sorted(raw.entries.values(), key=lambda e: order.get(e.name, len(order)))
     rows = [row for entry in entries for row in entry.rows]
-    (folder / "raw.json").write_bytes(msgspec.json.format(msgspec.json.encode(raw), indent=1) + b"\n")
-    (folder / "latest.json").write_text(
+    (directory / "raw.json").write_bytes(msgspec.json.format(msgspec.json.encode(raw), indent=1) + b"\n")
+    (directory / "latest.json").write_text(
         json.dumps([msgspec.to_builtins(r) for r in rows], indent=2, ensure_ascii=False) + "\n"
     )
-    text = [
-        "# Measured speed",
+    lines = [
+        "# Benchmark results",
         "",
-        "Made by `make bench` (`python -m benchmarks.run`); what the scenarios are and how they are measured is in [the README](../README.md).",
-        "Only ratios within one run count: the machine has few cores, and they are shared with others.",
+        "Generated by `make bench` (`python -m benchmarks.run`); [the README](../README.md) describes the scenarios and the method.",
+        "Only ratios within one run are meaningful: the machine has few cores and shares them with others.",
         "",
         f"Measured on {raw.machine}. Kafka was {'Apache Kafka' if raw.kafka == 'apache' else 'the embedded broker'}.",
         "",
-        "| scenario | unit | ours | peer | limit | to the peer (rounds) | to the limit (rounds) | goal | met |",
+        "| scenario | unit | ours | peer | limit | ratio to the peer (rounds) | ratio to the limit (rounds) | goal | met |",
         "|---|---|---|---|---|---|---|---|---|",
+        *map(_summary_row, rows),
     ]
-    for row in rows:
-        text.append(
-            f"| {row.scenario} | {row.unit} | {_n(row.ours)} | {_n(row.peer)} | {_n(row.limit)} | {_r(row.ratio_to_peer, row.spread_to_peer)} "
-            f"| {_r(row.ratio_to_limit, row.spread_to_limit)} | {row.goal} | {'yes' if row.met else '**no**' if row.met is False else ''} |"
-        )
     if raw.failed:
-        text += ["", "Failed, so that there is no row of the latest run:", ""]
-        text += [f"- {name}: `{reason}`" for name, reason in raw.failed.items()]
+        lines += ["", "Failed, so without a row of the latest run:", ""]
+        lines += [f"- {name}: `{reason}`" for name, reason in raw.failed.items()]
     for entry in entries:
-        (folder / f"{entry.name}.svg").write_text(plots.scenario(entry))
-        text += [
-            "",
-            f"## {entry.title}",
-            "",
-            f"Goal: {entry.goal}. {_how(entry)}",
-            "",
-            f"![{entry.title}]({entry.name}.svg)",
-            "",
-        ]
-        text += [f"- {row.scenario}: {row.remark}." for row in entry.rows if row.remark]
-        text += [
-            f"- {name}, round {n}: measured again, the first time it failed."
-            for name, figures in entry.figures.items()
-            for n, figure in enumerate(figures, 1)
-            if "again_after" in figure.notes
-        ]
-        text += ["", *_figures(entry)]
-    for extra in sorted(folder.glob("profile-*.md")):
-        text += ["", extra.read_text("utf-8").rstrip()]
-    (folder / "report.md").write_text("\n".join(text) + "\n", "utf-8")
+        (directory / f"{entry.name}.svg").write_text(plots.plot(entry))
+        lines += _section(entry)
+    for extra in sorted(directory.glob("profile-*.md")):
+        lines += ["", extra.read_text("utf-8").rstrip()]
+    (directory / "report.md").write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def _how(entry: Entry) -> str:
-    count = len(next(iter(entry.figures.values())))
-    return (
-        f"{count} round{'s' * (count > 1)} of {entry.round_seconds:g} s in shuffled order, {entry.at}, {entry.took_seconds:.0f} s in all; "
+def judge_again(raw: Raw) -> None:
+    """Replace titles, goals and rows by those of the present scenarios; the measurements stay."""
+    from benchmarks.scenarios.all import SCENARIOS
+
+    for scenario in SCENARIOS:
+        if (entry := raw.entries.get(scenario.name)) is not None:
+            entry.title, entry.goal, entry.unit = scenario.title, scenario.goal, scenario.unit
+            entry.rows = scenario.judge(entry.measurements)
+
+
+def _summary_row(row: Row) -> str:
+    met = {True: "yes", False: "**no**", None: ""}[row.met]
+    values = f"{_number(row.ours)} | {_number(row.peer)} | {_number(row.limit)}"
+    ratios = f"{_ratio(row.ratio_to_peer, row.spread_to_peer)} | {_ratio(row.ratio_to_limit, row.spread_to_limit)}"
+    return f"| {row.scenario} | {row.unit} | {values} | {ratios} | {row.goal} | {met} |"
+
+
+def _section(entry: Entry) -> list[str]:
+    count = len(next(iter(entry.measurements.values())))
+    circumstances = (
+        f"{count} round{'s' * (count > 1)} of {entry.round_seconds:g} s in random order, {entry.at}, {entry.took_seconds:.0f} s in all; "
         f"load average before: {entry.load_average_before}."
     )
+    lines = ["", f"## {entry.title}", "", f"Goal: {entry.goal}. {circumstances}", ""]
+    lines += [f"![{entry.title}]({entry.name}.svg)", ""]
+    lines += [f"- {row.scenario}: {row.remark}." for row in entry.rows if row.remark]
+    lines += [
+        f"- {name}, round {n}: measured again, since the first attempt failed."
+        for name, rounds in entry.measurements.items()
+        for n, measured in enumerate(rounds, 1)
+        if "retried_after" in measured.notes
+    ]
+    return [*lines, "", *_table(entry)]
 
 
-def _figures(entry: Entry) -> list[str]:
+def _table(entry: Entry) -> list[str]:
     lines = [
-        f"| | {entry.unit} (lowest - highest) | p50 | p95 | p99 | p99.9 ms | CPU ms per operation |",
+        f"| | {entry.unit} (min - max) | p50 | p95 | p99 | p99.9 ms | CPU ms per operation |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, figures in entry.figures.items():
-        spread = Spread.of([f.value for f in figures])
-        lines.append(
-            f"| {name} | {_n(spread.median)} ({_n(spread.low)} - {_n(spread.high)}) | {_latency(figures, 'latency')} | {_cpu(figures)} |"
-        )
-        for which, of in (("open", ""), ("beside", ", the peer's rate")):
-            rates = [rate for f in figures if (rate := getattr(f, f"{which}_rate"))]
-            if rates:
-                lines.append(
-                    f"| {name}, open loop at {_n(statistics.median(rates))}/s{of} | | {_latency(figures, which)} | |"
-                )
+    for name, rounds in entry.measurements.items():
+        spread = Spread.of([m.value for m in rounds])
+        value = f"{_number(spread.median)} ({_number(spread.low)} - {_number(spread.high)})"
+        lines.append(f"| {name} | {value} | {_latency([m.latency for m in rounds])} | {_cpu(rounds)} |")
+        rates = [m.open_loop_rate for m in rounds if m.open_loop_rate]
+        if rates:
+            rate = f"{name}, open loop at {_number(statistics.median(rates))}/s"
+            lines.append(f"| {rate} | | {_latency([m.open_loop for m in rounds])} | |")
+        rates = [m.peer_rate for m in rounds if m.peer_rate]
+        if rates:
+            rate = f"{name}, open loop at {_number(statistics.median(rates))}/s, the peer's rate"
+            lines.append(f"| {rate} | | {_latency([m.at_peer_rate for m in rounds])} | |")
     return lines
 
 
-def _latency(figures: list[Figure], which: str) -> str:
-    found = [getattr(f, which) for f in figures if getattr(f, which)]
-    if not found:
+def _latency(latencies: list[Any]) -> str:
+    """Four cells with the medians of the rounds' percentiles."""
+    known = [latency for latency in latencies if latency]
+    if not known:
         return " | | | "
-    return " | ".join(_n(statistics.median(getattr(f, p) for f in found)) for p in ("p50", "p95", "p99", "p999"))
+    return " | ".join(_number(statistics.median(getattr(x, p) for x in known)) for p in ("p50", "p95", "p99", "p999"))
 
 
-def _cpu(figures: list[Figure]) -> str:
-    names = dict.fromkeys(name for f in figures for name in f.cpu)
-    medians = {name: statistics.median(f.cpu.get(name, 0) for f in figures) for name in names}
+def _cpu(rounds: list[Measurement]) -> str:
+    names = dict.fromkeys(name for m in rounds for name in m.cpu_ms)
+    medians = {name: statistics.median(m.cpu_ms.get(name, 0) for m in rounds) for name in names}
     total = sum(medians.values())
     parts = [
         f"{name} {value:.3f}"
@@ -187,13 +209,24 @@ def _cpu(figures: list[Figure]) -> str:
     return f"**{total:.3f}**: {', '.join(parts)}" if parts else ""
 
 
-def _n(value: float | None) -> str:
+def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _r(value: float | None, spread: list[float] | None) -> str:
+def _ratio(value: float | None, spread: list[float] | None) -> str:
     if value is None:
         return ""
     return f"{value:.2f}" + (f" ({spread[0]:.2f} - {spread[1]:.2f})" if spread else "")
+
+
+def main() -> None:
+    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    raw = Raw.read(directory)
+    judge_again(raw)
+    write(raw, directory)
+
+
+if __name__ == "__main__":
+    main()

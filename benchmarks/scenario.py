@@ -1,4 +1,4 @@
-"""What a scenario is."""
+"""What a scenario is, and how its measurements are judged."""
 
 from __future__ import annotations
 
@@ -8,41 +8,48 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from benchmarks.figures import Figure, Row, Spread, against, tells
+from benchmarks.measurements import Latency, Measurement, Row, Spread, is_significant, ratio_to
 
 if TYPE_CHECKING:
-    from benchmarks.lab import Lab
+    from benchmarks.testbed import Testbed
 
-Contestants = Mapping[str, Callable[[], Awaitable[Figure]]]
-Figures = dict[str, list[Figure]]
+# By name; each measures one round.
+Contestants = Mapping[str, Callable[[], Awaitable[Measurement]]]
+# The rounds of each contestant, by name.
+Measurements = dict[str, list[Measurement]]
 
 
 class Scenario(Struct, frozen=True, kw_only=True):
-    """`prepare` starts what is needed, compares the answers and gives the contestants; `judge` makes the rows.
+    """One scenario.
 
-    Scenarios of one `group` share a stack (`stack=False`: they need none). `rounds`: another number of them than asked for.
-    `peers`: packages that its peers need (`benchmarks.needs`). `most_seconds`: what one contestant's round may take.
+    prepare: starts what is needed, verifies that all contestants return the same, and returns them
+    judge: makes the rows of the report
+    group: scenarios of one group share a stack
+    needs_stack: False if it needs none
+    rounds: overrides the number of rounds of the run
+    requires: packages that its peers need, see `benchmarks.requirements`
+    timeout_seconds: for one round of one contestant
     """
 
     name: str
     title: str
     goal: str
-    prepare: Callable[[Lab], Awaitable[Contestants]]
-    judge: Callable[[Figures], list[Row]]
+    prepare: Callable[[Testbed], Awaitable[Contestants]]
+    judge: Callable[[Measurements], list[Row]]
     group: str = "shop"
-    stack: bool = True
+    needs_stack: bool = True
     rounds: int | None = None
     unit: str = "requests/s"
-    peers: tuple[str, ...] = ()
-    most_seconds: float = 300
+    requires: tuple[str, ...] = ()
+    timeout_seconds: float = 300
 
 
-def values(figures: list[Figure]) -> list[float]:
-    return [f.value for f in figures]
+def values(rounds: list[Measurement]) -> list[float]:
+    return [m.value for m in rounds]
 
 
-def compared(
-    figures: Figures,
+def compare(
+    measurements: Measurements,
     scenario: str,
     unit: str,
     goal: str,
@@ -50,39 +57,39 @@ def compared(
     ours: str = "ours",
     peer: str | None = "peer",
     limit: str | None = "limit",
-    least_to_peer: float | None = None,
-    least_to_limit: float | None = None,
-    also: bool = True,
+    min_ratio_to_peer: float | None = None,
+    min_ratio_to_limit: float | None = None,
+    other_goals_met: bool = True,
     remark: str = "",
 ) -> Row:
-    """A row of rates, higher being better. `also`: what else has to hold for the goal.
+    """Return a row of rates (higher is better).
 
-    A peer or limit that is not there, or that did next to nothing in most rounds, is not judged against: its ratio is
-    None, a goal on it is not met, and the remark says so.
+    There is no ratio to a peer or limit that was not run, or that completed too few operations in most rounds; a
+    goal for that ratio is then not met, and the remark says why.
     """
     remarks = [remark] if remark else []
-    own = figures[ours]
-    met = also
+    own = measurements[ours]
+    met = other_goals_met
 
-    def beside(name: str | None, least: float | None, what: str) -> tuple[float | None, Spread | None]:
+    def compare_to(name: str | None, min_ratio: float | None, role: str) -> tuple[float | None, Spread | None]:
         nonlocal met
         if name is None:
             return None, None
-        found = figures.get(name)
-        spread = against(own, found) if found else None
+        rounds = measurements.get(name)
+        spread = ratio_to(own, rounds) if rounds else None
         if spread is None:
-            said = f"{what} did next to nothing in most rounds" if found else f"{what} was left out"
-            remarks.append(f"not judged: {said}" if least is not None else said)
-        elif found and len(bad := [f for f in found if not tells(f)]):
-            remarks.append(f"{len(bad)} of {len(found)} rounds not counted, {what} did next to nothing in them")
-        if least is not None:
-            met = met and spread is not None and spread.median >= least
-        return rounded(Spread.of(values(found)).median) if found else None, spread
+            reason = f"{role} completed too few operations in most rounds" if rounds else f"{role} was not run"
+            remarks.append(f"not judged: {reason}" if min_ratio is not None else reason)
+        elif rounds and (ignored := sum(not is_significant(m) for m in rounds)):
+            remarks.append(f"{ignored} of {len(rounds)} rounds ignored, {role} completed too few operations in them")
+        if min_ratio is not None:
+            met = met and spread is not None and spread.median >= min_ratio
+        return rounded(Spread.of(values(rounds)).median) if rounds else None, spread
 
-    of_peer, to_peer = beside(peer, least_to_peer, "the peer")
-    of_limit, to_limit = beside(limit, least_to_limit, "the limit")
-    if not all(map(tells, own)):
-        remarks.append("there are rounds in which ours did next to nothing")
+    peer_value, to_peer = compare_to(peer, min_ratio_to_peer, "the peer")
+    limit_value, to_limit = compare_to(limit, min_ratio_to_limit, "the limit")
+    if not all(map(is_significant, own)):
+        remarks.append("ours completed too few operations in some rounds, which count")
     return Row(
         scenario=scenario,
         unit=unit,
@@ -90,8 +97,8 @@ def compared(
         met=met,
         remark="; ".join(remarks),
         ours=rounded(Spread.of(values(own)).median),
-        peer=of_peer,
-        limit=of_limit,
+        peer=peer_value,
+        limit=limit_value,
         ratio_to_peer=rounded(to_peer.median) if to_peer else None,
         ratio_to_limit=rounded(to_limit.median) if to_limit else None,
         spread_to_peer=[rounded(to_peer.low), rounded(to_peer.high)] if to_peer else None,
@@ -99,21 +106,28 @@ def compared(
     )
 
 
-def p99(figures: Figures, name: str, which: str = "latency") -> float | None:
-    """The median of the rounds', in milliseconds, of the closed loop, or at a fixed rate: `open`, `beside`."""
-    found = [latency.p99 for f in figures.get(name, ()) if tells(f) and (latency := getattr(f, which))]
+def median_p99(measurements: Measurements, name: str, loop: str = "latency") -> float | None:
+    """Return the median of the rounds' p99 in milliseconds, or None if there is none.
+
+    `loop`: the attribute of Measurement: `latency` (closed loop), `open_loop` or `at_peer_rate`.
+    """
+    found = []
+    for measurement in measurements.get(name, ()):
+        latency: Latency | None = getattr(measurement, loop)
+        if latency is not None and is_significant(measurement):
+            found.append(latency.p99)
     return statistics.median(found) if found else None
 
 
-def third(own: float | None, peer: float | None) -> bool:
-    """Whether our latency is known, and at most a third of the peer's, known too."""
-    return own is not None and peer is not None and own <= peer / 3
+def at_most_a_third(ours: float | None, peer: float | None) -> bool:
+    """Return whether both latencies are known, and ours is at most a third of the peer's."""
+    return ours is not None and peer is not None and ours <= peer / 3
 
 
-def shown(milliseconds: float | None) -> str:
+def format_ms(milliseconds: float | None) -> str:
     return "unknown" if milliseconds is None else f"{milliseconds:.1f} ms"
 
 
 def rounded(value: float) -> float:
-    """Four digits that mean something."""
+    """Return the value with four significant digits."""
     return float(f"{value:.4g}")

@@ -1,8 +1,8 @@
 """The limit of the write path: the same writes to the three stores, 64 orders in flight, each write by itself.
 
 Intent and confirmation in MongoDB (majority, journaled), reservation in PostgreSQL (one function, synchronous commit),
-event to Kafka (acks=all) and its removal from the outbox. No HTTP, no gRPC, no checks, no gathering.
-Reads a JSON object from stdin; says begin, end and the result, as the generator does.
+event to Kafka (acks=all) and its removal from the outbox. No HTTP, no gRPC, no validation, no batching.
+Reads a JSON object from stdin; prints begin, end and the result, as the generator does.
 """
 
 import asyncio
@@ -22,25 +22,16 @@ from bson import Binary, Decimal128
 from confluent_kafka import Producer
 from pymongo import AsyncMongoClient, WriteConcern
 
-from benchmarks.figures import Latency, percentiles
+from benchmarks.limits.program import Result, measure
 
 
-class Result(msgspec.Struct):
-    rate: float
-    good: int
-    latency: Latency
-    cpu_share: float
-
-
-async def main(given: dict[str, Any]) -> Result:
+async def main(spec: dict[str, Any]) -> Result:
     loop = asyncio.get_running_loop()
-    mongo: Any = AsyncMongoClient(given["mongodb"], maxPoolSize=100)
+    mongo: Any = AsyncMongoClient(spec["mongodb"], maxPoolSize=100)
     orders = mongo["bare"].get_collection("orders", write_concern=WriteConcern("majority", j=True))
-    pool = await asyncpg.create_pool(given["postgres"], min_size=16, max_size=16)
-    producer = Producer(
-        {"bootstrap.servers": given["kafka"], "acks": "all", "enable.idempotence": True, "linger.ms": 2}
-    )
-    stopped = closed = False
+    pool = await asyncpg.create_pool(spec["postgres"], min_size=16, max_size=16)
+    producer = Producer({"bootstrap.servers": spec["kafka"], "acks": "all", "enable.idempotence": True, "linger.ms": 2})
+    closed = False
 
     def poll() -> None:
         while not closed:
@@ -48,10 +39,8 @@ async def main(given: dict[str, Any]) -> Result:
 
     threading.Thread(target=poll, daemon=True).start()
     rng = random.Random(1)
-    latencies: list[float] = []
-    measuring = False
 
-    def sent(event: bytes, key: bytes) -> "asyncio.Future[None]":
+    def publish(event: bytes, key: bytes) -> "asyncio.Future[None]":
         done: asyncio.Future[None] = loop.create_future()
 
         def delivered(error: Any, _: object) -> None:
@@ -59,19 +48,20 @@ async def main(given: dict[str, Any]) -> Result:
                 lambda: done.set_exception(RuntimeError(str(error))) if error else done.set_result(None)
             )
 
-        producer.produce(given["topic"], event, key, on_delivery=delivered)
+        producer.produce(spec["topic"], event, key, on_delivery=delivered)
         return done
 
-    async def place() -> None:
-        id = uuid.uuid4()
-        chosen = sorted(rng.sample(given["ids"], given["lines"]))
-        quantities = [rng.randint(1, 3) for _ in chosen]
+    async def place_order() -> list[float]:
+        started = time.perf_counter()
+        order_id = uuid.uuid4()
+        products = sorted(rng.sample(spec["ids"], spec["lines"]))
+        quantities = [rng.randint(1, 3) for _ in products]
         lines = [
             {"product_id": p, "name": "WHITE HANGING HEART", "quantity": q, "unit_price": "2.55"}
-            for p, q in zip(chosen, quantities, strict=True)
+            for p, q in zip(products, quantities, strict=True)
         ]
         document = {
-            "_id": Binary.from_uuid(id),
+            "_id": Binary.from_uuid(order_id),
             "user": "buyer-1",
             "items": lines,
             "total": Decimal128("12.75"),
@@ -82,39 +72,22 @@ async def main(given: dict[str, Any]) -> Result:
         await orders.insert_one(document)
         async with pool.acquire() as conn:
             outcome = await conn.fetchval(
-                "SELECT outcome FROM reserve($1, $2, $3)", id, [uuid.UUID(p) for p in chosen], quantities
+                "SELECT outcome FROM reserve($1, $2, $3)", order_id, [uuid.UUID(p) for p in products], quantities
             )
         assert outcome == 1
         event = str(uuid.uuid4())
         change = {"$set": {"status": "confirmed"}, "$push": {"outbox": {"id": event, "type": "order.created"}}}
         await orders.update_one({"_id": document["_id"], "status": "pending"}, change)
-        value = json.dumps(
-            {"id": event, "data": {"id": str(id), "items": lines, "total": "12.75", "currency": "GBP"}}
-        ).encode()
-        await sent(value, str(id).encode())
+        data = {"id": str(order_id), "items": lines, "total": "12.75", "currency": "GBP"}
+        await publish(json.dumps({"id": event, "data": data}).encode(), str(order_id).encode())
         await orders.update_one({"_id": document["_id"]}, {"$pull": {"outbox": {"id": event}}})
+        return [time.perf_counter() - started]
 
-    async def worker() -> None:
-        while not stopped:
-            started = time.perf_counter()
-            await place()
-            if measuring:
-                latencies.append(time.perf_counter() - started)
-
-    workers = [asyncio.create_task(worker()) for _ in range(given["in_flight"])]
-    await asyncio.sleep(given["warmup"])
-    print("begin", flush=True)
-    measuring, started, cpu = True, time.perf_counter(), time.process_time()
-    await asyncio.sleep(given["seconds"])
-    measuring, seconds = False, time.perf_counter() - started
-    share = (time.process_time() - cpu) / seconds
-    print("end", flush=True)
-    stopped = True
-    await asyncio.gather(*workers)
+    result = await measure([place_order] * spec["in_flight"], warmup=spec["warmup"], seconds=spec["seconds"])
     closed = True
     await pool.close()
     await mongo.close()
-    return Result(len(latencies) / seconds, len(latencies), percentiles(latencies), share)
+    return result
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The gateway's peer in Ariadne: the published schema, the queries that the benchmark asks, the same REST answers.
+"""A peer of the gateway in Ariadne: the published schema, with resolvers for the benchmark's queries, over the same REST services.
 
 Settings: PRODUCTS, ORDERS.    uvicorn graphql_ariadne:app --port 9004
 """
@@ -26,7 +26,7 @@ async def get(url: str) -> dict:
 async def load_products(ids: list[str]) -> list[dict | None]:
     page = await get(f"{os.environ['PRODUCTS']}/api/product?ids={','.join(ids)}")
     found = {p["id"]: p for p in page["items"]}
-    return [found.get(id) for id in ids]
+    return [found.get(product_id) for product_id in ids]
 
 
 @query.field("products")

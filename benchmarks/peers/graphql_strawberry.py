@@ -1,4 +1,4 @@
-"""The gateway's peer in Strawberry: the queries that the benchmark asks, over the same REST answers.
+"""A peer of the gateway in Strawberry: the benchmark's queries, over the same REST services.
 
 Settings: PRODUCTS, ORDERS.    uvicorn graphql_strawberry:app --port 9003
 """
@@ -76,7 +76,7 @@ async def get(url: str) -> dict:
 async def load_products(ids: list[str]) -> list[Product | None]:
     page = await get(f"{os.environ['PRODUCTS']}/api/product?ids={','.join(ids)}")
     found = {p["id"]: Product(**p) for p in page["items"]}
-    return [found.get(id) for id in ids]
+    return [found.get(product_id) for product_id in ids]
 
 
 @strawberry.type

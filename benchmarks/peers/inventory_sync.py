@@ -39,12 +39,12 @@ class Servicer(inventory_pb2_grpc.InventoryServicer):
         self.sessions = sessions
 
     def Reserve(self, request, context):
-        """All goods of the list or none, in one transaction, rows locked in order of product."""
-        id = UUID(request.reservation_id)
+        """Reserve all items or none, in one transaction, with rows locked in order of product id."""
+        reservation_id = UUID(request.reservation_id)
         wanted = {UUID(item.product_id): item.quantity for item in request.items}
         products = sorted(wanted)
         with self.sessions.begin() as session:
-            if session.get(Reservation, id) is not None:
+            if session.get(Reservation, reservation_id) is not None:
                 return inventory_pb2.ReserveResponse(reserved=True)
             query = select(Stock).where(Stock.product_id.in_(products)).order_by(Stock.product_id).with_for_update()
             stock = {row.product_id: row for row in session.scalars(query)}
@@ -60,12 +60,14 @@ class Servicer(inventory_pb2_grpc.InventoryServicer):
             for product in products:
                 stock[product].quantity -= wanted[product]
             session.add(
-                Reservation(id=id, status="reserved", product_ids=products, quantities=[wanted[p] for p in products])
+                Reservation(
+                    id=reservation_id, status="reserved", product_ids=products, quantities=[wanted[p] for p in products]
+                )
             )
         return inventory_pb2.ReserveResponse(reserved=True)
 
     def CheckAvaliable(self, request, context):
-        ids = [UUID(id) for id in request.product_ids]
+        ids = [UUID(product_id) for product_id in request.product_ids]
         with self.sessions() as session:
             stock = dict(
                 session.execute(select(Stock.product_id, Stock.quantity).where(Stock.product_id.in_(ids))).all()

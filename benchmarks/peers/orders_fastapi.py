@@ -1,7 +1,7 @@
-"""The peer of the write path: the same steps written plainly, one call after the other, nothing gathered.
+"""The peer of the write path: the same steps in the usual way, one call after the other, without batching.
 
-Prices over HTTP from products, intent in MongoDB, stock at inventory by gRPC, confirmation in MongoDB, event to
-Kafka with acks=all awaited. Settings: MONGODB_URL, INVENTORY, PRODUCTS, KAFKA.
+Prices by HTTP from products, intent in MongoDB, reservation by gRPC from inventory, confirmation in MongoDB, event to
+Kafka with acks=all. Settings: MONGODB_URL, INVENTORY, PRODUCTS, KAFKA.
     uvicorn orders_fastapi:app --port 9002
 """
 
@@ -65,7 +65,7 @@ async def place(order: NewOrder, request: Request) -> dict:
     unknown = [str(line.product_id) for line in order.items if line.product_id not in products]
     if unknown:
         raise HTTPException(422, f"unknown products: {unknown}")
-    id = uuid4()
+    order_id = uuid4()
     items = [
         {
             "product_id": str(i.product_id),
@@ -77,7 +77,7 @@ async def place(order: NewOrder, request: Request) -> dict:
     ]
     total = sum(Decimal(i["unit_price"]) * i["quantity"] for i in items)
     document = {
-        "_id": Binary.from_uuid(id),
+        "_id": Binary.from_uuid(order_id),
         "user": order.user,
         "email": order.email,
         "items": items,
@@ -89,7 +89,7 @@ async def place(order: NewOrder, request: Request) -> dict:
     await state.orders.insert_one(document)
     reserved = await state.inventory.Reserve(
         inventory_pb2.ReserveRequest(
-            reservation_id=str(id),
+            reservation_id=str(order_id),
             items=[inventory_pb2.Item(product_id=str(i.product_id), quantity=i.quantity) for i in order.items],
         ),
         timeout=10,
@@ -98,8 +98,8 @@ async def place(order: NewOrder, request: Request) -> dict:
         await state.orders.update_one({"_id": document["_id"]}, {"$set": {"status": "rejected"}})
         raise HTTPException(409, "out of stock")
     await state.orders.update_one({"_id": document["_id"], "status": "pending"}, {"$set": {"status": "confirmed"}})
-    answer = {
-        "id": str(id),
+    response = {
+        "id": str(order_id),
         "user": order.user,
         "email": order.email,
         "items": items,
@@ -109,6 +109,6 @@ async def place(order: NewOrder, request: Request) -> dict:
         "created_at": document["created_at"].isoformat(),
     }
     await asyncio.wait_for(
-        state.kafka.send_and_wait("peer-orders", json.dumps(answer).encode(), key=str(id).encode()), 10
+        state.kafka.send_and_wait("peer-orders", json.dumps(response).encode(), key=str(order_id).encode()), 10
     )
-    return answer
+    return response

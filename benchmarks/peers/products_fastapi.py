@@ -1,6 +1,6 @@
-"""The peer of products: FastAPI, SQLAlchemy (async, asyncpg), redis-py, in their documentation's own style.
+"""The peer of products: FastAPI, SQLAlchemy (async, asyncpg) and redis-py, in the style of their documentation.
 
-Reads the same table and the same cache as ours. Settings by environment: DATABASE_URL, REDIS_URL, INVENTORY.
+Reads the same table and the same cache as ours. Settings in the environment: DATABASE_URL, REDIS_URL, INVENTORY.
     uvicorn products_fastapi:app --port 9001
 """
 
@@ -88,16 +88,16 @@ Session = Annotated[AsyncSession, Depends(session)]
 
 
 async def availability(state, ids: list[UUID]) -> dict[UUID, bool]:
-    """From the cache; what is missing there, from inventory in one call, kept for five seconds."""
-    cached = await state.redis.mget([f"avail:{id}" for id in ids])
-    known = {id: value == b"1" for id, value in zip(ids, cached, strict=True) if value is not None}
-    missing = [id for id in ids if id not in known]
+    """Availability from the cache; what is missing comes from inventory in one call and is cached for five seconds."""
+    cached = await state.redis.mget([f"avail:{product_id}" for product_id in ids])
+    known = {product_id: value == b"1" for product_id, value in zip(ids, cached, strict=True) if value is not None}
+    missing = [product_id for product_id in ids if product_id not in known]
     if missing:
-        answer = await state.inventory.CheckAvaliable(
+        response = await state.inventory.CheckAvaliable(
             inventory_pb2.CheckAvaliableRequest(product_ids=map(str, missing)), timeout=1
         )
         async with state.redis.pipeline(transaction=False) as pipe:
-            for item in answer.items:
+            for item in response.items:
                 known[UUID(item.product_id)] = item.available
                 pipe.set(f"avail:{item.product_id}", "1" if item.available else "0", ex=5, nx=True)
             await pipe.execute()
@@ -108,7 +108,7 @@ async def availability(state, ids: list[UUID]) -> dict[UUID, bool]:
 async def get_product(product_id: UUID, request: Request, session: Session) -> Product:
     row = await session.get(ProductRow, product_id)
     if row is None:
-        raise HTTPException(404, "there is no such product")
+        raise HTTPException(404, "no such product")
     product = Product.model_validate(row)
     product.available = (await availability(request.app.state, [product_id])).get(product_id)
     return product
@@ -124,9 +124,9 @@ async def list_products(
 ) -> Page:
     query = select(ProductRow)
     if ids is not None:
-        wanted = [UUID(id) for id in ids.split(",")]
+        wanted = [UUID(product_id) for product_id in ids.split(",")]
         by_id = {row.id: row for row in (await session.scalars(query.where(ProductRow.id.in_(wanted)))).all()}
-        items = [Product.model_validate(by_id[id]) for id in wanted if id in by_id]
+        items = [Product.model_validate(by_id[i]) for i in wanted if i in by_id]
         return Page(items=items, total=len(items), limit=len(wanted), offset=0)
     total = await session.scalar(select(func.count()).select_from(ProductRow)) or 0
     rows = (

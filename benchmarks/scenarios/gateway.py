@@ -1,4 +1,4 @@
-"""The gateway and its peers over REST answers from memory: each has a core, those answers and the generator the other."""
+"""The gateway and its peers, in front of a stub of the REST services: each has one core, stub and generator the other."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from typing import Any
 
 from market_dev.stack.topology import config_directory
 
-from benchmarks import needs
-from benchmarks.figures import Figure, Row
-from benchmarks.lab import Lab, same
-from benchmarks.scenario import Contestants, Figures, Scenario, compared
+from benchmarks import requirements
+from benchmarks.measurements import Measurement, Row
+from benchmarks.scenario import Contestants, Measurements, Scenario, compare
+from benchmarks.testbed import Testbed, assert_same
 
 LIST = """{ products(limit: 20) { items { id name description price currency imageUrl available createdAt updatedAt }
   total limit offset } }"""
 ORDERS = """query Mine($user: String!) { orders(user: $user, limit: 20) { items { id user total currency status createdAt
   items { productId name quantity unitPrice product { id name description price currency imageUrl available } } } total limit offset } }"""
 QUERIES: dict[str, tuple[str, dict[str, Any]]] = {"list": (LIST, {}), "orders": (ORDERS, {"user": "ann"})}
+# The minimum ratios to the peers.
 PEERS = {"strawberry": 4.0, "ariadne": 2.0, "mercurius": 1.0}
 
 
-def answers() -> dict[str, Any]:
-    """What products and orders answer: 20 products; 20 orders of three lines over 60 products."""
+def rest_responses() -> dict[str, Any]:
+    """Return the bodies of products and orders: 20 products; 20 orders of three lines over 60 products."""
 
-    def id(n: int) -> str:
+    def make_id(n: int) -> str:
         return str(uuid.UUID(int=0x0190_0000_0000_7000_8000_0000_0000_0000 + n))
 
-    goods = [
+    products = [
         {
-            "id": id(n),
+            "id": make_id(n),
             "name": f"WHITE HANGING HEART T-LIGHT HOLDER {n}",
             "description": f"A holder of glass and wire for one t-light, number {n} of its kind. Hangs in a window or a tree.",
             "price": f"{n % 40}.95",
@@ -44,19 +45,18 @@ def answers() -> dict[str, Any]:
         }
         for n in range(60)
     ]
-    made = []
+    orders = []
     for n in range(20):
-        lines = goods[3 * n : 3 * n + 3]
-        items = [
-            {"product_id": p["id"], "name": p["name"], "quantity": i + 1, "unit_price": p["price"]}
-            for i, p in enumerate(lines)
+        lines = [
+            {"product_id": p["id"], "name": p["name"], "quantity": quantity, "unit_price": p["price"]}
+            for quantity, p in enumerate(products[3 * n : 3 * n + 3], 1)
         ]
-        made.append(
+        orders.append(
             {
-                "id": id(1000 + n),
+                "id": make_id(1000 + n),
                 "user": "ann",
                 "email": None,
-                "items": items,
+                "items": lines,
                 "total": "81.70",
                 "currency": "GBP",
                 "status": "confirmed",
@@ -64,24 +64,23 @@ def answers() -> dict[str, Any]:
             }
         )
     return {
-        "list": {"items": goods[:20], "total": 5000, "limit": 20, "offset": 0},
-        "ids": {"items": goods, "total": 60, "limit": 60, "offset": 0},
-        "orders": {"items": made, "total": 20, "limit": 20, "offset": 0},
+        "list": {"items": products[:20], "total": 5000, "limit": 20, "offset": 0},
+        "ids": {"items": products, "total": 60, "limit": 60, "offset": 0},
+        "orders": {"items": orders, "total": 20, "limit": 20, "offset": 0},
     }
 
 
-async def _prepare(lab: Lab, name: str) -> Contestants:
-    port = {
-        n: lab.peer_port(i)
-        for i, n in enumerate(("rest", "ours", "admin", "strawberry", "ariadne", "mercurius", "limit"))
-    }
-    given = answers()
-    file = lab.directory / "answers.json"
-    file.write_text(json.dumps(given))
+async def _prepare(testbed: Testbed, name: str) -> Contestants:
+    names = ("rest", "ours", "admin", "strawberry", "ariadne", "mercurius", "limit")
+    port = {name: testbed.peer_port(number) for number, name in enumerate(names)}
+    responses = rest_responses()
+    file = testbed.directory / "responses.json"
+    file.write_text(json.dumps(responses))
     url = f"http://127.0.0.1:{port['rest']}"
     env = {"PRODUCTS": url, "ORDERS": url}
-    await lab.start("rest", [sys.executable, "-m", "benchmarks.limits.rest", str(port["rest"]), file], port["rest"])
-    own = {
+    stub = [sys.executable, "-m", "benchmarks.limits.rest_stub", str(port["rest"]), file]
+    await testbed.start("rest", stub, port["rest"])
+    our_env = {
         "MARKET_PRODUCTS_PORT": str(port["rest"]),
         "MARKET_ORDERS_PORT": str(port["rest"]),
         "MARKET_PORT": str(port["ours"]),
@@ -89,78 +88,85 @@ async def _prepare(lab: Lab, name: str) -> Contestants:
         "MARKET_LOG_FORMAT": "json",
         "CONFIG_PATH": str(config_directory() / "graphql.yaml"),
     }
-    ids = ",".join(p["id"] for p in given["ids"]["items"])
+    ids = ",".join(p["id"] for p in responses["ids"]["items"])
+    passthrough = "benchmarks.limits.rest_passthrough:app"
     starting = [
-        lab.start("ours", [sys.executable, "-m", "market.graphql"], port["ours"], own),
-        lab.uvicorn("limit", "benchmarks.limits.gateway:app", port["limit"], {**env, "IDS": ids}),
+        testbed.start("ours", [sys.executable, "-m", "market.graphql"], port["ours"], our_env),
+        testbed.start_asgi("limit", passthrough, port["limit"], {**env, "IDS": ids}),
     ]
     peers = []
-    if needs.there(needs.PYTHON):
-        starting.append(lab.uvicorn("strawberry", "graphql_strawberry:app", port["strawberry"], env))
-        starting.append(lab.uvicorn("ariadne", "graphql_ariadne:app", port["ariadne"], env))
+    if requirements.is_installed(requirements.PYTHON):
+        starting.append(testbed.start_asgi("strawberry", "graphql_strawberry:app", port["strawberry"], env))
+        starting.append(testbed.start_asgi("ariadne", "graphql_ariadne:app", port["ariadne"], env))
         peers += ["strawberry", "ariadne"]
-    if needs.there(needs.NODE) and await _node_packages(lab):
+    if requirements.is_installed(requirements.NODE) and await _fetch_node_packages(testbed):
         node = [shutil.which("node") or "node", "mercurius/server.js", str(port["mercurius"])]
-        starting.append(lab.start("mercurius", node, port["mercurius"], env))
+        starting.append(testbed.start("mercurius", node, port["mercurius"], env))
         peers.append("mercurius")
     await asyncio.gather(*starting)
     query, variables = QUERIES[name]
     call = {"query": query, "variables": variables}
-    expected = await lab.post(f"http://127.0.0.1:{port['ours']}/graphql", call)
+    expected = await testbed.post(f"http://127.0.0.1:{port['ours']}/graphql", call)
     if "errors" in expected:
-        raise RuntimeError(f"the gateway answers {expected}")
+        raise RuntimeError(f"the gateway responds with {expected}")
     for peer in peers:
-        path = "/" if peer == "ariadne" else "/graphql"
-        same(peer, expected, await lab.post(f"http://127.0.0.1:{port[peer]}{path}", call))
-    lab.pin("ours", "limit", *peers)
+        assert_same(peer, expected, await testbed.post(f"http://127.0.0.1:{port[peer]}{_path(peer)}", call))
+    testbed.pin("ours", "limit", *peers)
 
-    def contestant(who: str) -> Any:
-        async def one() -> Figure:
-            params = {"query": query, "variables": variables, "path": "/" if who == "ariadne" else "/graphql"}
-            spec = {"port": port[who], "workload": "graphql", "connections": 64, "params": params}
-            return await (lab.closed(**spec) if who == "limit" else lab.both(**spec))
+    def contestant(name: str) -> Any:
+        async def measure() -> Measurement:
+            params = {"query": query, "variables": variables, "path": _path(name)}
+            spec = {"port": port[name], "workload": "graphql", "connections": 64, "params": params}
+            return await (testbed.closed_loop(**spec) if name == "limit" else testbed.both_loops(**spec))
 
-        return one
+        return measure
 
-    return {who: contestant(who) for who in ("ours", *peers, "limit")}
+    return {name: contestant(name) for name in ("ours", *peers, "limit")}
 
 
-async def _node_packages(lab: Lab) -> bool:
-    """Whether mercurius' packages are here; but for a smoke run they are fetched. Raises RuntimeError where that fails."""
-    if (needs.MERCURIUS / "node_modules").is_dir():
+def _path(contestant: str) -> str:
+    return "/" if contestant == "ariadne" else "/graphql"
+
+
+async def _fetch_node_packages(testbed: Testbed) -> bool:
+    """Fetch the packages of mercurius, except in a smoke run. Return whether they are there.
+
+    Raises RuntimeError if they cannot be fetched and the run is to be complete.
+    """
+    if (requirements.MERCURIUS / "node_modules").is_dir():
         return True
-    if lab.smoke:
+    if testbed.smoke:
         return False
     try:
-        await lab.run(["npm", "ci", "--omit=dev", "--no-audit", "--no-fund", "--prefix", needs.MERCURIUS])
+        await testbed.run(["npm", "ci", "--omit=dev", "--no-audit", "--no-fund", "--prefix", requirements.MERCURIUS])
     except RuntimeError as e:
-        if not lab.incomplete:
+        if not testbed.incomplete:
             raise
-        print(f"  mercurius is left out: {e}")
+        print(f"  leaving out mercurius: {e}")
         return False
     return True
 
 
-async def page(lab: Lab) -> Contestants:
-    return await _prepare(lab, "list")
+async def prepare_list(testbed: Testbed) -> Contestants:
+    return await _prepare(testbed, "list")
 
 
-async def orders(lab: Lab) -> Contestants:
-    return await _prepare(lab, "orders")
+async def prepare_orders(testbed: Testbed) -> Contestants:
+    return await _prepare(testbed, "orders")
 
 
 def _judge(title: str) -> Any:
-    def judge(figures: Figures) -> list[Row]:
+    def judge(measurements: Measurements) -> list[Row]:
         return [
-            compared(
-                figures,
-                f"GraphQL: {title}, beside {peer}",
+            compare(
+                measurements,
+                f"GraphQL: {title}, compared with {peer}",
                 "queries/s",
-                f">= {least:.1f}x {peer}",
+                f">= {min_ratio:.1f}x {peer}",
                 peer=peer,
-                least_to_peer=least,
+                min_ratio_to_peer=min_ratio,
             )
-            for peer, least in PEERS.items()
+            for peer, min_ratio in PEERS.items()
         ]
 
     return judge
@@ -171,22 +177,22 @@ SCENARIOS = [
         name="graphql-list",
         title="GraphQL: list of 20 products",
         unit="queries/s",
-        prepare=page,
+        prepare=prepare_list,
         judge=_judge("list of 20 products"),
         goal=">= 4x Strawberry, >= 2x Ariadne, >= 1.0x mercurius-JIT",
         group="gateway",
-        stack=False,
-        peers=(needs.PYTHON, needs.NODE),
+        needs_stack=False,
+        requires=(requirements.PYTHON, requirements.NODE),
     ),
     Scenario(
         name="graphql-orders",
-        title="GraphQL: a user's 20 orders with joined products",
+        title="GraphQL: a user's 20 orders with their products",
         unit="queries/s",
-        prepare=orders,
-        judge=_judge("a user's 20 orders with joined products"),
+        prepare=prepare_orders,
+        judge=_judge("a user's 20 orders with their products"),
         goal=">= 4x Strawberry, >= 2x Ariadne, >= 1.0x mercurius-JIT",
         group="gateway",
-        stack=False,
-        peers=(needs.PYTHON, needs.NODE),
+        needs_stack=False,
+        requires=(requirements.PYTHON, requirements.NODE),
     ),
 ]

@@ -1,4 +1,4 @@
-"""Inventory alone, by gRPC: it has a core, PostgreSQL and the generator the other. pgbench has inventory's core."""
+"""Inventory alone, by gRPC: it has one core, PostgreSQL and the generator have the other. pgbench has inventory's core."""
 
 from __future__ import annotations
 
@@ -9,22 +9,31 @@ from typing import Any
 import grpc
 import msgspec
 
-from benchmarks import needs
-from benchmarks.figures import Figure, Row
-from benchmarks.lab import OPEN_SHARE, Lab
-from benchmarks.limits.order_writes import Result
-from benchmarks.pgbench import both, pgbench
-from benchmarks.scenario import Contestants, Figures, Scenario, compared, p99, rounded, shown, third
+from benchmarks import requirements
+from benchmarks.limits.program import Result
+from benchmarks.measurements import Measurement, Row
+from benchmarks.pgbench import both_loops, pgbench
+from benchmarks.scenario import (
+    Contestants,
+    Measurements,
+    Scenario,
+    at_most_a_third,
+    compare,
+    format_ms,
+    median_p99,
+    rounded,
+)
+from benchmarks.testbed import OPEN_LOOP_SHARE, Testbed
 
-CALLERS = (16, 64, 256)
-LEAST = {16: 4.0, 64: 15.0, 256: 60.0}
+# By number of callers, the minimum ratio to the peer.
+HOT_PRODUCT_GOALS = {16: 4.0, 64: 15.0, 256: 60.0}
 
 
-async def hot(lab: Lab) -> Contestants:
-    ids = await lab.fill()
+async def prepare_hot_product(testbed: Testbed) -> Contestants:
+    ids = await testbed.fill()
     product = ids[0]
-    lab.pin("inventory")
-    # One order as it is usually written: lock the row, look, take, remember.
+    testbed.pin("inventory")
+    # An order as it is usually written: lock the row, check, update, record.
     script = f"""
         BEGIN;
         SELECT quantity FROM inventory WHERE product_id = '{product}' FOR UPDATE;
@@ -32,221 +41,226 @@ async def hot(lab: Lab) -> Contestants:
         INSERT INTO reservations (id, product_ids, quantities) VALUES (gen_random_uuid(), ARRAY['{product}'::uuid], ARRAY[1]);
         COMMIT;
     """
-    contestants: dict[str, Any] = {}
 
-    def ours(callers: int, beside: float) -> Any:
-        async def one() -> Figure:
-            return await lab.both(
+    def ours(callers: int, peer_rate: float) -> Any:
+        async def measure() -> Measurement:
+            return await testbed.both_loops(
                 kind="reserve",
-                port=lab.port("inventory"),
+                port=testbed.port("inventory"),
                 workload="reservations",
                 params={"ids": [product]},
                 connections=callers,
-                beside=beside,
+                peer_rate=peer_rate,
             )
 
-        return one
+        return measure
 
-    def peer(callers: int, at: float) -> Any:
-        async def one() -> Figure:
-            return await both(lab, "inventory", [script], clients=callers, at=at)
+    def peer(callers: int, rate: float) -> Any:
+        async def measure() -> Measurement:
+            return await both_loops(testbed, "inventory", [script], clients=callers, open_loop_rate=rate)
 
-        return one
+        return measure
 
     def limit(callers: int) -> Any:
-        given = {
-            "postgres": lab.urls["postgres_inventory"],
+        spec = {
+            "postgres": testbed.urls["postgres_inventory"],
             "ids": [product],
             "lines": 1,
             "callers": callers,
-            "seconds": lab.seconds,
-            "warmup": lab.warmup,
+            "seconds": testbed.seconds,
+            "warmup": testbed.warmup,
         }
 
-        async def one() -> Figure:
-            result, cpu = await lab.watched("benchmarks.limits.reserve_batches", msgspec.json.encode(given), Result)
-            cpu["program"] = rounded(1000 * result.cpu_share / max(result.rate, 1))
-            return Figure(value=result.rate, done=result.good, latency=result.latency, cpu=cpu)
+        async def measure() -> Measurement:
+            program = "benchmarks.limits.reserve_batches"
+            result, cpu_ms = await testbed.run_program(program, msgspec.json.encode(spec), Result)
+            cpu_ms["program"] = rounded(1000 * result.cpu_share / max(result.rate, 1))
+            return Measurement(value=result.rate, operations=result.succeeded, latency=result.latency, cpu_ms=cpu_ms)
 
-        return one
+        return measure
 
-    for callers in CALLERS[: 1 if lab.smoke else None]:
-        beside = max(1.0, OPEN_SHARE * (await pgbench(lab, "inventory", [script], clients=callers)).value)
-        contestants[f"ours {callers}"] = ours(callers, beside)
-        contestants[f"peer {callers}"] = peer(callers, beside)
+    contestants: dict[str, Any] = {}
+    for callers in list(HOT_PRODUCT_GOALS)[: 1 if testbed.smoke else None]:
+        rate = max(1.0, OPEN_LOOP_SHARE * (await pgbench(testbed, "inventory", [script], clients=callers)).value)
+        contestants[f"ours {callers}"] = ours(callers, rate)
+        contestants[f"peer {callers}"] = peer(callers, rate)
         contestants[f"limit {callers}"] = limit(callers)
     return contestants
 
 
-def judge_hot(figures: Figures) -> list[Row]:
+def judge_hot_product(measurements: Measurements) -> list[Row]:
     rows = []
-    for callers in CALLERS:
-        if f"ours {callers}" not in figures:
+    for callers, min_ratio in HOT_PRODUCT_GOALS.items():
+        if f"ours {callers}" not in measurements:
             continue
-        own, theirs = p99(figures, f"ours {callers}"), p99(figures, f"peer {callers}")
-        at_one_rate = [shown(p99(figures, f"ours {callers}", "beside")), shown(p99(figures, f"peer {callers}", "open"))]
+        ours, peer = median_p99(measurements, f"ours {callers}"), median_p99(measurements, f"peer {callers}")
+        ours_at_rate = format_ms(median_p99(measurements, f"ours {callers}", "at_peer_rate"))
+        peer_at_rate = format_ms(median_p99(measurements, f"peer {callers}", "open_loop"))
         rows.append(
-            compared(
-                figures,
+            compare(
+                measurements,
                 f"reservations, one hot product, {callers} callers",
                 "reservations/s",
-                f">= {LEAST[callers]:.0f}x the peer, p99 <= 1/3 of it",
+                f">= {min_ratio:.0f}x the peer, p99 <= the peer's / 3",
                 ours=f"ours {callers}",
                 peer=f"peer {callers}",
                 limit=f"limit {callers}",
-                least_to_peer=LEAST[callers],
-                also=third(own, theirs),
-                remark=f"p99 {shown(own)}, the peer's {shown(theirs)}; with both at one fixed rate {at_one_rate[0]} and {at_one_rate[1]}",
+                min_ratio_to_peer=min_ratio,
+                other_goals_met=at_most_a_third(ours, peer),
+                remark=f"p99 {format_ms(ours)}, the peer's {format_ms(peer)}; both at the same fixed rate: {ours_at_rate} and "
+                f"{peer_at_rate}",
             )
         )
     return rows
 
 
-async def lone(lab: Lab) -> Contestants:
-    ids = await lab.fill()
-    port = await lab.service("inventory", "unbatched", 5, {}, module="benchmarks.limits.unbatched")
-    lab.pin("inventory", "unbatched")
+async def prepare_lone_caller(testbed: Testbed) -> Contestants:
+    ids = await testbed.fill()
+    module = "benchmarks.limits.unbatched_inventory"
+    unbatched = await testbed.start_service("inventory", "unbatched", 5, module=module)
+    testbed.pin("inventory", "unbatched")
 
-    def contestant(port: int, *, direct: bool) -> Any:
-        async def one() -> Figure:
-            figure = await lab.closed(
-                kind="direct" if direct else "reserve",
-                port=port,
-                workload="reservations",
-                params={"ids": ids},
-                connections=1,
+    def contestant(port: int, kind: str) -> Any:
+        async def measure() -> Measurement:
+            measured = await testbed.closed_loop(
+                kind=kind, port=port, workload="reservations", params={"ids": ids}, connections=1
             )
-            assert figure.latency is not None
-            figure.notes["per_second"] = round(figure.value)
-            figure.value = figure.latency.p50
-            return figure
+            assert measured.latency is not None
+            measured.notes["per_second"] = round(measured.value)
+            measured.value = measured.latency.p50
+            return measured
 
-        return one
+        return measure
 
-    return {"ours": contestant(lab.port("inventory"), direct=False), "peer": contestant(port, direct=True)}
+    return {
+        "ours": contestant(testbed.port("inventory"), "reserve"),
+        "peer": contestant(unbatched, "reserve-unbatched"),
+    }
 
 
-def judge_lone(figures: Figures) -> list[Row]:
-    row = compared(
-        figures,
+def judge_lone_caller(measurements: Measurements) -> list[Row]:
+    row = compare(
+        measurements,
         "reservations, a lone caller (median latency)",
         "ms",
         "no slower than unbatched (within 5 %)",
         limit=None,
     )
-    # Latencies: the ratio is turned over, so that more is better here, too.
+    # For latencies the ratio is inverted, so that higher is better here too.
     row.met = False
     if row.ratio_to_peer and row.spread_to_peer and all(row.spread_to_peer):
         row.ratio_to_peer = rounded(1 / row.ratio_to_peer)
         row.spread_to_peer = [rounded(1 / x) for x in reversed(row.spread_to_peer)]
         row.met = row.ratio_to_peer >= 0.95
-    said = "the peer is the same client and service without gathering; the ratio is its latency by ours"
-    row.remark = f"{row.remark}; {said}" if row.remark else said
+    remark = "the peer is the same client and service without batching; the ratio is its latency divided by ours"
+    row.remark = f"{row.remark}; {remark}" if row.remark else remark
     return [row]
 
 
-async def one_by_one(lab: Lab) -> Contestants:
-    ids = await lab.fill()
-    port = await _peer(lab, ids)
-    lab.pin("inventory", "peer inventory")
+async def prepare_reserve(testbed: Testbed) -> Contestants:
+    ids = await testbed.fill()
+    port = await _start_peer(testbed, ids)
+    testbed.pin("inventory", "peer inventory")
     rng = random.Random(7)
     scripts = []
     for _ in range(50):
-        chosen = sorted(rng.sample(ids, 3))
-        products = ",".join(f"'{id}'::uuid" for id in chosen)
+        products = ",".join(f"'{product_id}'::uuid" for product_id in sorted(rng.sample(ids, 3)))
         scripts.append(f"SELECT outcome FROM reserve(gen_random_uuid(), ARRAY[{products}], ARRAY[1,1,1]);")
-    return _three(lab, port, "reserve", ids, scripts, 64)
+    return _contestants(testbed, port, "reserve", ids, scripts, 64)
 
 
-async def check(lab: Lab) -> Contestants:
-    ids = await lab.fill()
-    port = await _peer(lab, ids)
-    lab.pin("inventory", "peer inventory")
+async def prepare_check(testbed: Testbed) -> Contestants:
+    ids = await testbed.fill()
+    port = await _start_peer(testbed, ids)
+    testbed.pin("inventory", "peer inventory")
     rng = random.Random(7)
     scripts = [
         f"SELECT product_id, quantity FROM inventory WHERE product_id = ANY ('{{{','.join(rng.sample(ids, 100))}}}'::uuid[]);"
         for _ in range(20)
     ]
-    return _three(lab, port, "check", ids, scripts, 64)
+    return _contestants(testbed, port, "check", ids, scripts, 64)
 
 
-async def _peer(lab: Lab, ids: list[str]) -> int | None:
-    """Where the peer of inventory listens, if it can run."""
-    if not needs.there(needs.PYTHON):
+async def _start_peer(testbed: Testbed, ids: list[str]) -> int | None:
+    """Start the peer of inventory and verify its responses. Return its port, or None if it is not installed."""
+    if not requirements.is_installed(requirements.PYTHON):
         return None
     from market.contracts import inventory_pb2 as pb
     from market.contracts.inventory_pb2_grpc import InventoryStub
 
-    port = lab.peer_port(3)
-    database = lab.urls["postgres_inventory"].replace("postgresql://", "postgresql+psycopg://")
-    await lab.start(
-        "peer inventory", [sys.executable, "inventory_sync.py", str(port)], port, {"DATABASE_URL": database}
+    peer = testbed.peer_port(3)
+    database = testbed.urls["postgres_inventory"].replace("postgresql://", "postgresql+psycopg://")
+    await testbed.start(
+        "peer inventory", [sys.executable, "inventory_sync.py", str(peer)], peer, {"DATABASE_URL": database}
     )
-    answers = []
-    for at in (lab.port("inventory"), port):
-        with grpc.insecure_channel(f"127.0.0.1:{at}") as channel:
-            answers.append(
-                InventoryStub(channel).CheckAvaliable(
-                    pb.CheckAvaliableRequest(product_ids=ids[:100]), wait_for_ready=True, timeout=10
-                )
-            )
-    if answers[0] != answers[1]:
-        raise RuntimeError("the peer of inventory answers otherwise")
-    return port
+    request = pb.CheckAvaliableRequest(product_ids=ids[:100])
+    responses = []
+    for port in (testbed.port("inventory"), peer):
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            responses.append(InventoryStub(channel).CheckAvaliable(request, wait_for_ready=True, timeout=10))
+    if responses[0] != responses[1]:
+        raise RuntimeError("the peer of inventory responds differently")
+    return peer
 
 
-def _three(lab: Lab, peer: int | None, workload: str, ids: list[str], scripts: list[str], callers: int) -> Contestants:
+def _contestants(
+    testbed: Testbed, peer: int | None, workload: str, ids: list[str], scripts: list[str], callers: int
+) -> Contestants:
     spec = {"kind": "grpc", "workload": workload, "params": {"ids": ids}, "connections": 8, "streams": callers // 8}
 
     def contestant(port: int) -> Any:
-        async def one() -> Figure:
-            return await lab.both(port=port, **spec)
+        async def measure() -> Measurement:
+            return await testbed.both_loops(port=port, **spec)
 
-        return one
+        return measure
 
-    async def limit() -> Figure:
-        return await pgbench(lab, "inventory", scripts, clients=16)
+    async def limit() -> Measurement:
+        return await pgbench(testbed, "inventory", scripts, clients=16)
 
-    return {"ours": contestant(lab.port("inventory")), **({"peer": contestant(peer)} if peer else {}), "limit": limit}
+    return {
+        "ours": contestant(testbed.port("inventory")),
+        **({"peer": contestant(peer)} if peer else {}),
+        "limit": limit,
+    }
 
 
-def _twice(title: str) -> Any:
-    return lambda figures: [compared(figures, title, "calls/s", ">= 2x the peer", least_to_peer=2)]
+def _judge(title: str) -> Any:
+    return lambda measurements: [compare(measurements, title, "calls/s", ">= 2x the peer", min_ratio_to_peer=2)]
 
 
 SCENARIOS = [
     Scenario(
         name="reserve-hot",
-        title="Reservations of one hot product, as orders asks for them",
+        title="Reservations of one hot product, as orders requests them",
         unit="reservations/s",
-        prepare=hot,
-        judge=judge_hot,
-        goal=">= 4x, 15x, 60x SELECT FOR UPDATE with 16, 64, 256 callers, p99 <= 1/3",
+        prepare=prepare_hot_product,
+        judge=judge_hot_product,
+        goal=">= 4x, 15x, 60x SELECT FOR UPDATE with 16, 64, 256 callers, p99 <= the peer's / 3",
     ),
     Scenario(
         name="reserve-lone",
         title="A lone caller's reservation",
         unit="ms",
-        prepare=lone,
-        judge=judge_lone,
+        prepare=prepare_lone_caller,
+        judge=judge_lone_caller,
         goal="no slower than unbatched",
     ),
     Scenario(
         name="reserve-one",
         title="Reserve one by one, 3 lines",
         unit="calls/s",
-        prepare=one_by_one,
-        judge=_twice("Reserve one by one, 3 lines, 64 callers"),
+        prepare=prepare_reserve,
+        judge=_judge("Reserve one by one, 3 lines, 64 callers"),
         goal=">= 2x the peer",
-        peers=(needs.PYTHON,),
+        requires=(requirements.PYTHON,),
     ),
     Scenario(
         name="check-100",
         title="CheckAvaliable of 100 products",
         unit="calls/s",
-        prepare=check,
-        judge=_twice("CheckAvaliable of 100, 64 callers"),
+        prepare=prepare_check,
+        judge=_judge("CheckAvaliable of 100, 64 callers"),
         goal=">= 2x the peer",
-        peers=(needs.PYTHON,),
+        requires=(requirements.PYTHON,),
     ),
 ]

@@ -1,32 +1,34 @@
-"""From the order's request to its mail on the mail server's disk, all five services and the stores on all cores."""
+"""From the request of an order to its mail on the mail server's disk, all services and stores on all cores."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
 import msgspec
 from market_dev.mailcatcher.mailbox import Envelope
 
-from benchmarks.figures import Figure, Row, Spread, percentiles
-from benchmarks.lab import Lab, settle
-from benchmarks.scenario import Contestants, Figures, Scenario, rounded
+from benchmarks.measurements import Measurement, Row, Spread, percentiles
+from benchmarks.scenario import Contestants, Measurements, Scenario, rounded, values
+from benchmarks.testbed import Testbed, outbox_drained
 
-TITLE = "order to mail, at half the rate at which mails keep up"
+TITLE = "order to mail, at half the sustained rate of mails"
 
 
-class Mails:
-    """Reads what the mail server has kept since the last look."""
+class MailLog:
+    """Reads what the mail server has stored since the last read."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._path = lab.directory / "mail" / "mails.log"
-        self._at = self._path.stat().st_size if self._path.exists() else 0
+    def __init__(self, testbed: Testbed) -> None:
+        self._path = testbed.directory / "mail" / "mails.log"
+        self._offset = self._path.stat().st_size if self._path.exists() else 0
 
-    def new(self) -> list[Envelope]:
+    def read_new(self) -> list[Envelope]:
+        """Return the envelopes of the mails that are complete."""
         found: list[Envelope] = []
         with self._path.open("rb") as file:
-            file.seek(self._at)
+            file.seek(self._offset)
             while line := file.readline():
                 if not line.endswith(b"\n"):
                     break
@@ -34,68 +36,76 @@ class Mails:
                 if len(file.read(envelope.size + 1)) <= envelope.size:
                     break
                 found.append(envelope)
-                self._at = file.tell()
+                self._offset = file.tell()
         return found
 
-    async def all(self, prefix: str, count: int, seconds: float) -> list[float]:
-        """Seconds from each request to its mail; repeats are folded. Raises RuntimeError when mails are missing."""
+    async def wait_for(self, prefix: str, count: int, timeout_seconds: float) -> list[float]:
+        """Return the seconds from each order's request to its mail; duplicates count once.
+
+        `prefix`: of the recipients, see `workloads.orders`. Raises RuntimeError if mails are missing.
+        """
         lags: dict[str, float] = {}
-        until = time.monotonic() + seconds
+        deadline = time.monotonic() + timeout_seconds
         while len(lags) < count:
-            if time.monotonic() > until:
-                raise RuntimeError(f"{len(lags)} of {count} mails came within {seconds} s")
-            for envelope in await asyncio.to_thread(self.new):
-                to = envelope.recipients[0]
-                if to.startswith(prefix + "."):
-                    lags.setdefault(to, envelope.received_at.timestamp() - int(to.split(".")[1]) / 1e9)
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{len(lags)} of {count} mails arrived within {timeout_seconds:g} s")
+            for envelope in await asyncio.to_thread(self.read_new):
+                recipient = envelope.recipients[0]
+                if recipient.startswith(prefix + "."):
+                    requested_at = int(recipient.split(".")[1]) / 1e9
+                    lags.setdefault(recipient, envelope.received_at.timestamp() - requested_at)
             await asyncio.sleep(0.05)
         return list(lags.values())
 
 
-async def prepare(lab: Lab) -> Contestants:
-    ids = await lab.fill()
-    lab.stack.resume("notifications")
-    lab.pin()
-    spec: dict[str, Any] = {"port": lab.port("orders"), "workload": "orders"}
-    # Warm, and past what other scenarios have left in the topic.
-    mails = Mails(lab)
-    await lab.load(**spec, params={"ids": ids, "email": "w"}, connections=1, count=20)
-    await mails.all("w", 20, 120)
-    # More than mails can keep up with, for a while: how many come out meanwhile is the rate at which they keep up.
-    mails = Mails(lab)
+async def prepare(testbed: Testbed) -> Contestants:
+    ids = await testbed.fill()
+    testbed.stack.resume("notifications")
+    testbed.pin()
+    spec: dict[str, Any] = {"port": testbed.port("orders"), "workload": "orders"}
+    # Warm up, and consume what other scenarios have left in the topic.
+    mails = MailLog(testbed)
+    await testbed.load(**spec, params={"ids": ids, "email": "w"}, connections=1, count=20)
+    await mails.wait_for("w", 20, 120)
+    # The sustained rate: how many mails per second are sent under overload.
+    mails = MailLog(testbed)
     started = time.monotonic()
-    result, _ = await lab.measure(
-        **spec, params={"ids": ids, "email": "k"}, connections=64, count=100 if lab.smoke else 3000
-    )
-    await mails.all("k", result.good, 120)
-    keeps_up = result.good / (time.monotonic() - started)
-    numbers = iter(range(10**6))
+    count = 100 if testbed.smoke else 3000
+    result = await testbed.load(**spec, params={"ids": ids, "email": "k"}, connections=64, count=count)
+    await mails.wait_for("k", result.succeeded, 120)
+    sustained_rate = result.succeeded / (time.monotonic() - started)
+    numbers = itertools.count()
 
-    async def ours() -> Figure:
+    async def measure() -> Measurement:
         prefix = f"r{next(numbers)}"
-        seconds = lab.seconds if lab.smoke else max(8.0, lab.seconds)
-        mails = Mails(lab)
-        result, cpu = await lab.measure(
-            **spec, params={"ids": ids, "email": prefix}, connections=64, rate=keeps_up / 2, seconds=seconds, warmup=0
+        mails = MailLog(testbed)
+        result, cpu_ms = await testbed.load_and_cpu(
+            **spec,
+            params={"ids": ids, "email": prefix},
+            connections=64,
+            rate=sustained_rate / 2,
+            seconds=testbed.seconds if testbed.smoke else max(8.0, testbed.seconds),
+            warmup=0,
         )
-        lags = await mails.all(prefix, result.good, 60)
-        await settle(lab)
-        return Figure(
-            value=percentiles(lags).p99,
-            done=len(lags),
-            latency=percentiles(lags),
-            open=result.latency,
-            open_rate=keeps_up / 2,
-            cpu=cpu,
-            notes={"mails": len(lags), "keeps_up_at_per_second": round(keeps_up)},
+        lags = await mails.wait_for(prefix, result.succeeded, 60)
+        await outbox_drained(testbed.urls["mongodb"])
+        latency = percentiles(lags)
+        return Measurement(
+            value=latency.p99,
+            operations=len(lags),
+            latency=latency,
+            open_loop=result.latency,
+            open_loop_rate=sustained_rate / 2,
+            cpu_ms=cpu_ms,
+            notes={"mails": len(lags), "sustained_rate": round(sustained_rate)},
         )
 
-    return {"ours": ours}
+    return {"ours": measure}
 
 
-def judge(figures: Figures) -> list[Row]:
-    spread = Spread.of([f.value for f in figures["ours"]])
-    rate = figures["ours"][0].open_rate or 0
+def judge(measurements: Measurements) -> list[Row]:
+    spread = Spread.of(values(measurements["ours"]))
+    rate = measurements["ours"][0].open_loop_rate or 0
     return [
         Row(
             scenario=TITLE,
@@ -107,7 +117,7 @@ def judge(figures: Figures) -> list[Row]:
             ratio_to_limit=None,
             goal="p99 <= 250 ms",
             met=spread.median <= 250,
-            remark=f"{rate:.0f} orders/s; the rounds' p99 were {spread.low:.0f} to {spread.high:.0f} ms",
+            remark=f"{rate:.0f} orders/s; the p99 of the rounds was {spread.low:.0f} to {spread.high:.0f} ms",
         )
     ]
 

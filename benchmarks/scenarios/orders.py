@@ -1,4 +1,4 @@
-"""The whole write path: nothing is pinned, no mails are due, and CPU per order counts as much as orders/s."""
+"""The whole write path: nothing is pinned, the orders have no mails, and CPU per order counts as much as orders/s."""
 
 from __future__ import annotations
 
@@ -7,171 +7,188 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import needs
-from benchmarks.figures import Figure, Row
-from benchmarks.lab import OPEN_SHARE, Lab, settle
-from benchmarks.limits.order_writes import Result
-from benchmarks.scenario import Contestants, Figures, Scenario, compared, p99, rounded, shown, third
+from benchmarks import requirements
+from benchmarks.limits.program import Result
+from benchmarks.measurements import Measurement, Row
+from benchmarks.scenario import (
+    Contestants,
+    Measurements,
+    Scenario,
+    at_most_a_third,
+    compare,
+    format_ms,
+    median_p99,
+    rounded,
+)
 from benchmarks.scenarios import products
+from benchmarks.testbed import OPEN_LOOP_SHARE, Testbed, outbox_drained
 
-BUYERS = 64
-BUYERS_OF_ONE = (64, 256)
+CLIENTS = 64
+CLIENTS_OF_HOT_PRODUCT = (64, 256)
 
 
-async def start_peers(lab: Lab) -> int | None:
-    """The same path written plainly: FastAPI, SQLAlchemy, one call after the other. Where it listens, if it can run."""
+async def start_peers(testbed: Testbed) -> int | None:
+    """Start the same path written in the usual way: FastAPI, SQLAlchemy, one call after the other.
+
+    Return the port of the orders peer, or None if its packages are not installed.
+    """
     from confluent_kafka.admin import AdminClient, NewTopic
 
-    if lab.stack.kafka_kind == "apache":
-        admin = AdminClient({"bootstrap.servers": lab.urls["kafka"]})
-        for made in admin.create_topics(
-            [NewTopic(t, num_partitions=12, replication_factor=1) for t in ("peer-orders", "bare-orders")]
-        ).values():
-            if (error := made.exception()) and "EXISTS" not in str(error):
+    if testbed.stack.kafka_kind == "apache":
+        admin = AdminClient({"bootstrap.servers": testbed.urls["kafka"]})
+        topics = [NewTopic(t, num_partitions=12, replication_factor=1) for t in ("peer-orders", "bare-orders")]
+        for created in admin.create_topics(topics).values():
+            if (error := created.exception()) and "EXISTS" not in str(error):
                 raise error
-    if not needs.there(needs.PYTHON):
+    if not requirements.is_installed(requirements.PYTHON):
         return None
-    catalogue = await products.start_peer(lab)
-    inventory, orders = lab.peer_port(3), lab.peer_port(4)
-    database = lab.urls["postgres_inventory"].replace("postgresql://", "postgresql+psycopg://")
-    await lab.start(
+    products_port = await products.start_peer(testbed)
+    inventory, orders = testbed.peer_port(3), testbed.peer_port(4)
+    database = testbed.urls["postgres_inventory"].replace("postgresql://", "postgresql+psycopg://")
+    await testbed.start(
         "peer inventory", [sys.executable, "inventory_sync.py", str(inventory)], inventory, {"DATABASE_URL": database}
     )
     env = {
-        "MONGODB_URL": lab.urls["mongodb"],
+        "MONGODB_URL": testbed.urls["mongodb"],
         "INVENTORY": f"127.0.0.1:{inventory}",
-        "PRODUCTS": f"http://127.0.0.1:{catalogue}",
-        "KAFKA": lab.urls["kafka"],
+        "PRODUCTS": f"http://127.0.0.1:{products_port}",
+        "KAFKA": testbed.urls["kafka"],
     }
-    await lab.uvicorn("peer orders", "orders_fastapi:app", orders, env)
+    await testbed.start_asgi("peer orders", "orders_fastapi:app", orders, env)
     return orders
 
 
-async def _check(lab: Lab, ports: list[int], ids: list[str]) -> None:
-    """The contestants make the same order of the same request."""
-    body = {"user": "ann", "items": [{"product_id": id, "quantity": n} for n, id in enumerate(ids[:3], 1)]}
-    answers = [await lab.post(f"http://127.0.0.1:{port}/api/order", body) for port in ports]
-    for answer in answers:
-        del answer["id"], answer["created_at"]
-    if any(a != answers[0] for a in answers):
-        raise RuntimeError(f"the orders differ: {answers}")
+async def _verify(testbed: Testbed, ports: list[int], ids: list[str]) -> None:
+    """Raise RuntimeError unless all contestants make the same order of the same request."""
+    lines = [{"product_id": product_id, "quantity": n} for n, product_id in enumerate(ids[:3], 1)]
+    body = {"user": "ann", "items": lines}
+    responses = [await testbed.post(f"http://127.0.0.1:{port}/api/order", body) for port in ports]
+    for response in responses:
+        del response["id"], response["created_at"]
+    if any(response != responses[0] for response in responses):
+        raise RuntimeError(f"the orders differ: {responses}")
 
 
-def _ours(lab: Lab, *, latency: bool = True, **spec: Any) -> Any:
-    async def one() -> Figure:
-        figure = await (lab.both(**spec) if latency else lab.closed(**spec))
-        # What was promised is published, too, before the next one has the machine.
-        figure.notes["outbox_drained_after_seconds"] = round(await settle(lab), 3)
-        return figure
+def _ours(testbed: Testbed, *, open_loop: bool = True, **spec: Any) -> Any:
+    async def measure() -> Measurement:
+        measured = await (testbed.both_loops(**spec) if open_loop else testbed.closed_loop(**spec))
+        # The events must be published too, before the next contestant gets the machine.
+        measured.notes["outbox_drained_after_seconds"] = round(await outbox_drained(testbed.urls["mongodb"]), 3)
+        return measured
 
-    return one
-
-
-def _peer(lab: Lab, **spec: Any) -> Any:
-    async def one() -> Figure:
-        return await lab.both(**spec)
-
-    return one
+    return measure
 
 
-async def place(lab: Lab) -> Contestants:
-    ids = await lab.fill()
-    peer = await start_peers(lab)
-    ours = lab.port("orders")
-    await _check(lab, [ours, *([peer] if peer else [])], ids)
-    # No mail is due for these orders; that nobody even looks at them is the peer's case, too.
-    lab.stack.pause("notifications")
-    lab.pin()
-    given = {
-        "mongodb": lab.urls["mongodb"],
-        "postgres": lab.urls["postgres_inventory"],
-        "kafka": lab.urls["kafka"],
+def _peer(testbed: Testbed, **spec: Any) -> Any:
+    async def measure() -> Measurement:
+        return await testbed.both_loops(**spec)
+
+    return measure
+
+
+async def prepare_orders(testbed: Testbed) -> Contestants:
+    ids = await testbed.fill()
+    peer = await start_peers(testbed)
+    ours = testbed.port("orders")
+    await _verify(testbed, [ours, *([peer] if peer else [])], ids)
+    # These orders have no mails, and the peer has no consumer.
+    testbed.stack.pause("notifications")
+    testbed.pin()
+    program_spec = {
+        "mongodb": testbed.urls["mongodb"],
+        "postgres": testbed.urls["postgres_inventory"],
+        "kafka": testbed.urls["kafka"],
         "topic": "bare-orders",
         "ids": ids,
         "lines": 3,
-        "in_flight": BUYERS,
-        "seconds": lab.seconds,
-        "warmup": lab.warmup,
+        "in_flight": CLIENTS,
+        "seconds": testbed.seconds,
+        "warmup": testbed.warmup,
     }
 
-    async def bare() -> Figure:
-        result, cpu = await lab.watched("benchmarks.limits.order_writes", msgspec.json.encode(given), Result)
-        cpu["program"] = rounded(1000 * result.cpu_share / max(result.rate, 1))
-        return Figure(value=result.rate, done=result.good, latency=result.latency, cpu=cpu)
+    async def measure_program() -> Measurement:
+        result, cpu_ms = await testbed.run_program(
+            "benchmarks.limits.order_writes", msgspec.json.encode(program_spec), Result
+        )
+        cpu_ms["program"] = rounded(1000 * result.cpu_share / max(result.rate, 1))
+        return Measurement(value=result.rate, operations=result.succeeded, latency=result.latency, cpu_ms=cpu_ms)
 
-    orders = {"workload": "orders", "params": {"ids": ids}, "connections": BUYERS}
+    load = {"params": {"ids": ids}, "connections": CLIENTS}
     return {
-        "ours": _ours(lab, port=ours, **orders),
-        **({"peer": _peer(lab, port=peer, **orders)} if peer else {}),
-        "limit": bare,
-        "graphql": _ours(
-            lab, port=lab.port("graphql"), workload="graphql_orders", params={"ids": ids}, connections=BUYERS
-        ),
+        "ours": _ours(testbed, port=ours, workload="orders", **load),
+        **({"peer": _peer(testbed, port=peer, workload="orders", **load)} if peer else {}),
+        "limit": measure_program,
+        "graphql": _ours(testbed, port=testbed.port("graphql"), workload="graphql_orders", **load),
     }
 
 
-def judge_place(figures: Figures) -> list[Row]:
-    rest = compared(
-        figures,
-        "POST order, 3 lines, uniform goods, 64 buyers",
+def judge_orders(measurements: Measurements) -> list[Row]:
+    rest = compare(
+        measurements,
+        "POST order, 3 lines, uniformly distributed products, 64 clients",
         "orders/s",
         ">= 3x the peer, >= 1.2x the bare program",
-        least_to_peer=3,
-        least_to_limit=1.2,
+        min_ratio_to_peer=3,
+        min_ratio_to_limit=1.2,
     )
-    graphql = compared(
-        figures,
-        "the same through GraphQL",
+    graphql = compare(
+        measurements,
+        "the same by GraphQL",
         "orders/s",
         ">= 75 % of REST",
         ours="graphql",
         peer=None,
         limit="ours",
-        least_to_limit=0.75,
+        min_ratio_to_limit=0.75,
     )
     return [rest, graphql]
 
 
-async def hot(lab: Lab) -> Contestants:
-    ids = await lab.fill()
-    peer = await start_peers(lab)
-    ours = lab.port("orders")
-    await _check(lab, [ours, *([peer] if peer else [])], ids)
-    lab.stack.pause("notifications")
-    lab.pin()
+async def prepare_hot_product(testbed: Testbed) -> Contestants:
+    ids = await testbed.fill()
+    peer = await start_peers(testbed)
+    ours = testbed.port("orders")
+    await _verify(testbed, [ours, *([peer] if peer else [])], ids)
+    testbed.stack.pause("notifications")
+    testbed.pin()
     contestants = {}
-    for buyers in BUYERS_OF_ONE[: 1 if lab.smoke else None]:
-        one = {"workload": "orders", "params": {"ids": ids[:1], "lines": 1}, "connections": buyers}
-        many = {"workload": "orders", "params": {"ids": ids, "lines": 1}, "connections": buyers}
-        # A round of the peer has to be longer than its answers take: 256 buyers wait seconds for them.
-        patient = {**one, "warmup": lab.warmup * buyers / 64, "seconds": lab.seconds * max(1.0, buyers / 128)}
-        beside = max(1.0, OPEN_SHARE * (await lab.closed(port=peer, **patient)).value) if peer else None
-        contestants[f"ours {buyers}"] = _ours(lab, port=ours, beside=beside, **one)
-        contestants[f"uniform {buyers}"] = _ours(lab, port=ours, latency=False, **many)
+    for clients in CLIENTS_OF_HOT_PRODUCT[: 1 if testbed.smoke else None]:
+        hot = {"workload": "orders", "params": {"ids": ids[:1], "lines": 1}, "connections": clients}
+        uniform = {"workload": "orders", "params": {"ids": ids, "lines": 1}, "connections": clients}
+        # A round of the peer must be longer than its latency, which is seconds with 256 clients.
+        peer_spec = {
+            **hot,
+            "warmup": testbed.warmup * clients / 64,
+            "seconds": testbed.seconds * max(1.0, clients / 128),
+        }
+        rate = max(1.0, OPEN_LOOP_SHARE * (await testbed.closed_loop(port=peer, **peer_spec)).value) if peer else None
+        contestants[f"ours {clients}"] = _ours(testbed, port=ours, peer_rate=rate, **hot)
+        contestants[f"uniform {clients}"] = _ours(testbed, port=ours, open_loop=False, **uniform)
         if peer:
-            contestants[f"peer {buyers}"] = _peer(lab, port=peer, at=beside, **patient)
+            contestants[f"peer {clients}"] = _peer(testbed, port=peer, open_loop_rate=rate, **peer_spec)
     return contestants
 
 
-def judge_hot(figures: Figures) -> list[Row]:
+def judge_hot_product(measurements: Measurements) -> list[Row]:
     rows = []
-    for buyers in BUYERS_OF_ONE:
-        if f"ours {buyers}" not in figures:
+    for clients in CLIENTS_OF_HOT_PRODUCT:
+        if f"ours {clients}" not in measurements:
             continue
-        names = {"ours": f"ours {buyers}", "peer": f"peer {buyers}", "limit": f"uniform {buyers}"}
-        ours, peer = p99(figures, names["ours"]), p99(figures, names["peer"])
-        at_one_rate = [shown(p99(figures, names["ours"], "beside")), shown(p99(figures, names["peer"], "open"))]
+        names = {"ours": f"ours {clients}", "peer": f"peer {clients}", "limit": f"uniform {clients}"}
+        ours, peer = median_p99(measurements, names["ours"]), median_p99(measurements, names["peer"])
+        ours_at_rate = format_ms(median_p99(measurements, names["ours"], "at_peer_rate"))
+        peer_at_rate = format_ms(median_p99(measurements, names["peer"], "open_loop"))
         rows.append(
-            compared(
-                figures,
-                f"POST order, one hot product, {buyers} buyers",
+            compare(
+                measurements,
+                f"POST order, one hot product, {clients} clients",
                 "orders/s",
-                ">= 80 % of uniform goods, p99 <= the peer's / 3",
+                ">= 80 % of uniformly distributed products, p99 <= the peer's / 3",
                 **names,
-                least_to_limit=0.8,
-                also=third(ours, peer),
-                remark=f"p99 {shown(ours)}, the peer's {shown(peer)}; with both at one fixed rate {at_one_rate[0]} and {at_one_rate[1]}; "
-                "the limit is uniform goods in the same run",
+                min_ratio_to_limit=0.8,
+                other_goals_met=at_most_a_third(ours, peer),
+                remark=f"p99 {format_ms(ours)}, the peer's {format_ms(peer)}; both at the same fixed rate: {ours_at_rate} and "
+                f"{peer_at_rate}; the limit is uniformly distributed products in the same run",
             )
         )
     return rows
@@ -180,22 +197,22 @@ def judge_hot(figures: Figures) -> list[Row]:
 SCENARIOS = [
     Scenario(
         name="order",
-        title="POST order by REST and through GraphQL",
+        title="POST order by REST and by GraphQL",
         unit="orders/s",
-        prepare=place,
-        judge=judge_place,
+        prepare=prepare_orders,
+        judge=judge_orders,
         group="orders",
         goal=">= 3x the peer, >= 1.2x the bare program; GraphQL >= 75 % of REST",
-        peers=(needs.PYTHON,),
+        requires=(requirements.PYTHON,),
     ),
     Scenario(
         name="hot-order",
         title="POST order, one hot product",
         unit="orders/s",
-        prepare=hot,
-        judge=judge_hot,
+        prepare=prepare_hot_product,
+        judge=judge_hot_product,
         group="orders",
-        goal=">= 80 % of uniform goods, p99 <= the peer's / 3",
-        peers=(needs.PYTHON,),
+        goal=">= 80 % of uniformly distributed products, p99 <= the peer's / 3",
+        requires=(requirements.PYTHON,),
     ),
 ]

@@ -1,79 +1,85 @@
-"""Reads of one service alone: it has a core, stores and generator the other."""
+"""Reads of products alone: it has one core, the stores and the generator have the other."""
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
-from benchmarks import needs
-from benchmarks.figures import Figure, Row
-from benchmarks.lab import Lab, same
+import httpx
+
+from benchmarks import requirements
+from benchmarks.measurements import Measurement, Row
 from benchmarks.pgbench import pgbench
-from benchmarks.scenario import Contestants, Figures, Scenario, compared
+from benchmarks.scenario import Contestants, Measurements, Scenario, compare, values
+from benchmarks.testbed import Testbed, assert_same
 
 COLUMNS = "id, name, description, price, currency, image_url, created_at, updated_at"
 
 
-async def start_peer(lab: Lab) -> int:
-    """The peer of products, over the same table and the same cache."""
-    port = lab.peer_port(1)
+async def start_peer(testbed: Testbed) -> int:
+    """Start the peer of products, with the same table and cache, and return its port."""
+    port = testbed.peer_port(1)
     env = {
-        "DATABASE_URL": lab.urls["postgres_products"].replace("postgresql://", "postgresql+asyncpg://"),
-        "REDIS_URL": lab.urls["redis"],
-        "INVENTORY": lab.urls["inventory"],
+        "DATABASE_URL": testbed.urls["postgres_products"].replace("postgresql://", "postgresql+asyncpg://"),
+        "REDIS_URL": testbed.urls["redis"],
+        "INVENTORY": testbed.urls["inventory"],
     }
-    await lab.uvicorn("peer products", "products_fastapi:app", port, env)
+    await testbed.start_asgi("peer products", "products_fastapi:app", port, env)
     return port
 
 
-async def _contestants(lab: Lab, path: str, workload: dict[str, Any], scripts: list[str]) -> Contestants:
-    ours = lab.port("products")
+async def _prepare(testbed: Testbed, path: str, workload: dict[str, Any], scripts: list[str]) -> Contestants:
+    ours = testbed.port("products")
     peer = None
-    if needs.there(needs.PYTHON):
-        peer = await start_peer(lab)
-        answer = await lab.get(f"http://127.0.0.1:{ours}{path}")
-        same("the peer of products", answer, await lab.get(f"http://127.0.0.1:{peer}{path}"))
-    body = lab.directory / "bare.json"
-    import httpx
-
+    if requirements.is_installed(requirements.PYTHON):
+        peer = await start_peer(testbed)
+        response = await testbed.get(f"http://127.0.0.1:{ours}{path}")
+        assert_same("the peer of products", response, await testbed.get(f"http://127.0.0.1:{peer}{path}"))
+    body = testbed.directory / "static.json"
     body.write_bytes(httpx.get(f"http://127.0.0.1:{ours}{path}").content)
-    lab.stop("bare")
-    bare = lab.peer_port(2)
-    await lab.uvicorn("bare", "benchmarks.limits.bare:app", bare, {"BODY_FILE": str(body)})
-    lab.pin("products", "peer products", "bare")
+    testbed.stop("static")
+    static = testbed.peer_port(2)
+    await testbed.start_asgi("static", "benchmarks.limits.static_asgi:app", static, {"BODY_FILE": str(body)})
+    testbed.pin("products", "peer products", "static")
 
     def contestant(port: int) -> Any:
-        async def one() -> Figure:
-            return await lab.both(port=port, **workload)
+        async def measure() -> Measurement:
+            return await testbed.both_loops(port=port, **workload)
 
-        return one
+        return measure
 
-    async def limit() -> Figure:
-        return await lab.closed(port=bare, **workload)
+    async def measure_static() -> Measurement:
+        return await testbed.closed_loop(port=static, **workload)
 
-    async def keys() -> Figure:
-        return await pgbench(lab, "products", scripts, clients=16)
+    async def measure_select() -> Measurement:
+        return await pgbench(testbed, "products", scripts, clients=16)
 
-    return {"ours": contestant(ours), **({"peer": contestant(peer)} if peer else {}), "limit": limit, "pgbench": keys}
+    return {
+        "ours": contestant(ours),
+        **({"peer": contestant(peer)} if peer else {}),
+        "limit": measure_static,
+        "pgbench": measure_select,
+    }
 
 
-async def one(lab: Lab) -> Contestants:
-    ids = await lab.fill()
-    scripts = [f"SELECT {COLUMNS} FROM products WHERE id = '{id}';" for id in ids[:50]]
-    return await _contestants(lab, f"/api/product/{ids[0]}", {"workload": "products", "params": {"ids": ids}}, scripts)
+async def prepare_one(testbed: Testbed) -> Contestants:
+    ids = await testbed.fill()
+    scripts = [f"SELECT {COLUMNS} FROM products WHERE id = '{product_id}';" for product_id in ids[:50]]
+    workload = {"workload": "products", "params": {"ids": ids}}
+    return await _prepare(testbed, f"/api/product/{ids[0]}", workload, scripts)
 
 
-async def page(lab: Lab) -> Contestants:
-    await lab.fill()
+async def prepare_list(testbed: Testbed) -> Contestants:
+    await testbed.fill()
     path = "/api/product?limit=20"
     script = f"SELECT {COLUMNS} FROM products ORDER BY created_at DESC, id DESC LIMIT 20;"
-    return await _contestants(lab, path, {"workload": "get", "params": {"path": path}}, [script])
+    return await _prepare(testbed, path, {"workload": "get", "params": {"path": path}}, [script])
 
 
 def _judge(title: str) -> Any:
-    def judge(figures: Figures) -> list[Row]:
-        keys = sorted(f.value for f in figures["pgbench"])
-        remark = f"the select alone in pgbench: {keys[len(keys) // 2]:,.0f}/s"
-        return [compared(figures, title, "requests/s", ">= 2x the peer", least_to_peer=2, remark=remark)]
+    def judge(measurements: Measurements) -> list[Row]:
+        remark = f"the SELECT alone in pgbench: {statistics.median(values(measurements['pgbench'])):,.0f}/s"
+        return [compare(measurements, title, "requests/s", ">= 2x the peer", min_ratio_to_peer=2, remark=remark)]
 
     return judge
 
@@ -83,16 +89,16 @@ SCENARIOS = [
         name="product-one",
         title="GET one product",
         goal=">= 2x the peer",
-        prepare=one,
+        prepare=prepare_one,
         judge=_judge("GET one product"),
-        peers=(needs.PYTHON,),
+        requires=(requirements.PYTHON,),
     ),
     Scenario(
         name="product-list",
         title="GET a list of 20 products with availability",
         goal=">= 2x the peer",
-        prepare=page,
+        prepare=prepare_list,
         judge=_judge("GET a list of 20 products with availability"),
-        peers=(needs.PYTHON,),
+        requires=(requirements.PYTHON,),
     ),
 ]

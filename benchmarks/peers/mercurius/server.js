@@ -1,4 +1,4 @@
-// The gateway's peer on Node: mercurius with JIT, loaders, undici; the published schema, the same REST answers.
+// A peer of the gateway on Node: mercurius with JIT, loaders and undici; the published schema over the same REST services.
 // PRODUCTS=... ORDERS=... node server.js PORT
 import { readFileSync } from 'node:fs'
 import Fastify from 'fastify'

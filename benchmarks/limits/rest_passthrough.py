@@ -1,6 +1,6 @@
-"""The limit of the gateway: a bare ASGI app that makes the same REST calls, and answers their bytes unread.
+"""The limit of the gateway: a bare ASGI app that makes the same REST calls and returns their bytes without parsing them.
 
-PRODUCTS=... ORDERS=... IDS=a,b,c uvicorn benchmarks.limits.gateway:app
+PRODUCTS=... ORDERS=... IDS=a,b,c uvicorn benchmarks.limits.rest_passthrough:app
 """
 
 import os
@@ -17,8 +17,8 @@ async def app(scope, receive, send):  # type: ignore[no-untyped-def]
         for client in clients:
             await client.__aenter__()
     products, orders = clients
-    asked = await receive()
-    if b"orders(" in asked["body"]:
+    request = await receive()
+    if b"orders(" in request["body"]:
         page = await orders.request("GET", "/api/order?user=ann&limit=20")
         body = page.body + (await products.request("GET", f"/api/product?ids={os.environ['IDS']}")).body
     else:

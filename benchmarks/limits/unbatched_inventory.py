@@ -1,6 +1,6 @@
-"""Inventory without gathering: all as it is, but each Reserve makes its own call of the function.
+"""Inventory without batching: each Reserve makes its own call of the SQL function.
 
-What a lone caller is compared with. Configured and started as `python -m market.inventory`.
+A lone caller is compared with it. Configured and started like `python -m market.inventory`.
 """
 
 from market.inventory import app
@@ -13,10 +13,10 @@ from market.kit.process.lifecycle import run
 class Unbatched(Inventory):
     async def reserve(self, wanted: Reservation) -> Shortages:
         self._make_room()
-        [answer] = await self._decide([wanted])
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+        [outcome] = await self._decide([wanted])
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
 
 if __name__ == "__main__":

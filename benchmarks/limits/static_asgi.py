@@ -1,6 +1,6 @@
-"""The limit of an HTTP service: a bare ASGI app that answers every request with the same bytes from memory.
+"""The limit of an HTTP service: a bare ASGI app that responds to every request with the same bytes from memory.
 
-BODY_FILE=... uvicorn benchmarks.limits.bare:app
+BODY_FILE=... uvicorn benchmarks.limits.static_asgi:app
 """
 
 import os

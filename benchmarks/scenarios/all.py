@@ -1,0 +1,14 @@
+"""All scenarios, in the order of the report."""
+
+from benchmarks.scenario import Scenario
+from benchmarks.scenarios import commands, footprint, gateway, inventory, mails, orders, products
+
+SCENARIOS: list[Scenario] = [
+    *products.SCENARIOS,
+    *orders.SCENARIOS,
+    *inventory.SCENARIOS,
+    *gateway.SCENARIOS,
+    *mails.SCENARIOS,
+    *commands.SCENARIOS,
+    *footprint.SCENARIOS,
+]
