@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from graphql_gateway import Gateway, running_gateway
+
+from tests.graphql.graphql_gateway import Gateway, running_gateway
 
 
 @pytest.fixture(scope="session")

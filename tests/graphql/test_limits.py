@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import pytest
 from graphql import build_client_schema, get_introspection_query, print_schema
-from graphql_gateway import Gateway, running_gateway
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from market.graphql.config import DocumentCacheSize, Limits
 from market.graphql.engine.documents import DocumentCache
 from market.graphql.engine.resolvers import load_schema
 from market.kit.config import Http
+from tests.graphql.graphql_gateway import Gateway, running_gateway
 from tests.support.ports import free_port
 
 PRODUCT = '{id: "00000000-0000-4000-8000-000000000001"}'

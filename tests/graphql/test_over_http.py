@@ -11,7 +11,8 @@ import pytest
 from gql import Client, gql
 from gql.transport.aiohttp import AIOHTTPTransport
 from gql.transport.exceptions import TransportQueryError
-from graphql_gateway import UPSTREAM_TIMEOUT_SECONDS, Gateway
+
+from tests.graphql.graphql_gateway import UPSTREAM_TIMEOUT_SECONDS, Gateway
 
 PREFERRED = "application/graphql-response+json"
 LEGACY = "application/json"

@@ -12,11 +12,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from graphql_gateway import Gateway
 from starlette.requests import Request
 
 from market.graphql.graphiql.files import StaticFiles
 from market.kit.errors import NotFound
+from tests.graphql.graphql_gateway import Gateway
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)

@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 from graphql import GraphQLObjectType, get_named_type, is_leaf_type
-from graphql_gateway import FakeUpstream, order, product
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis_graphql import from_schema
@@ -29,6 +28,7 @@ from market.kit.config import Http, HttpUpstream, Listen
 from market.kit.errors import Unavailable
 from market.kit.http.client import HttpResponse
 from market.kit.process.lifecycle import Process
+from tests.graphql.graphql_gateway import FakeUpstream, order, product
 from tests.support.ports import free_port
 
 SCHEMA = resolvers.load_schema()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphql_gateway import Gateway
+from tests.graphql.graphql_gateway import Gateway
 
 ORDERS = """query ($user: String!, $limit: Int) {
   orders(user: $user, limit: $limit) {

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import grpc.aio
-import msgspec
 import pytest
-import yaml
-from market_dev.stack import processes as spawn
 
 from market.contracts.inventory_pb2_grpc import InventoryStub
 from market.inventory.app import MIGRATIONS, SETTINGS, build
@@ -30,10 +22,9 @@ from market.kit import postgres as kit_postgres
 from market.kit.faults import Faults
 from market.kit.process.health import Health
 from market.kit.process.lifecycle import Process
-
-# Seconds that everything in these tests may take, unless a test is about too little time: the machine may stand still.
-PATIENCE = 60.0
-_ports = spawn.free_ports()
+from tests.support.ports import free_port
+from tests.support.processes import ServiceProcess
+from tests.support.waiting import PATIENCE
 
 
 def reservation(*lines: tuple[UUID, int], id: UUID | None = None) -> Reservation:
@@ -186,8 +177,8 @@ async def serving(
 ) -> AsyncIterator[Served]:
     process = process or Process()
     config = Config(
-        admin=kit_config.Listen(port=next(_ports)),
-        grpc=Grpc(port=next(_ports), **settings.pop("grpc", {})),
+        admin=kit_config.Listen(port=free_port()),
+        grpc=Grpc(port=free_port(), **settings.pop("grpc", {})),
         postgres=database,
         **settings,
     )
@@ -205,66 +196,30 @@ async def served(migrated, tables) -> AsyncIterator[Served]:
         yield served
 
 
-class ServiceProcess:
-    """`python -m market.inventory` with a configuration of its own."""
-
-    def __init__(self, config: dict[str, Any], file: Path) -> None:
-        file.write_text(yaml.safe_dump(config), "utf-8")
-        self.config = config
-        self.log = file.with_suffix(".log")
-        self._environment = {**os.environ, "CONFIG_PATH": str(file)}
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *arguments: str) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "market.inventory", *arguments], env=self._environment, stderr=log
-            )
-
-    async def ended(self, seconds: float = PATIENCE) -> int:
-        assert self.process is not None
-        return await asyncio.wait_for(asyncio.to_thread(self.process.wait), seconds)
+class InventoryProcess(ServiceProcess):
+    """`python -m market.inventory` with its own configuration."""
 
     def channel(self) -> grpc.aio.Channel:
         return grpc.aio.insecure_channel(
             f"127.0.0.1:{self.config['grpc']['port']}", options=[("grpc.max_reconnect_backoff_ms", 200)]
         )
 
-    async def ready(self, seconds: float = PATIENCE) -> None:
-        """Returns once the admin page says so."""
-        async with asyncio.timeout(seconds):
-            while "ready" not in await self.readiness():
-                assert self.process is not None
-                assert self.process.poll() is None, self.log.read_text("utf-8")
-                await asyncio.sleep(0.02)
-
     async def readiness(self) -> dict[str, Any]:
-        """`{"ready": True}`, or what is missing."""
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.config["admin"]["port"])
-        except OSError:
-            return {"missing": {"process": "no admin page"}}
-        try:
-            writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
-            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-        except OSError:
-            return {"missing": {"process": "no answer"}}
-        finally:
-            writer.close()
-        return {"ready": True} if b" 200 " in head.split(b"\r\n")[0] else msgspec.json.decode(body)
+        """Return the body of /readyz, or `{}` if nothing responds."""
+        _, body = await asyncio.to_thread(self.get, "/readyz")
+        return body or {}
 
 
 @pytest.fixture
-def service_process(database, tmp_path) -> Iterator[Callable[..., ServiceProcess]]:
+def service_process(database, tmp_path) -> Iterator[Callable[..., InventoryProcess]]:
     """Makes processes that do not outlive the test."""
-    made: list[ServiceProcess] = []
-    numbers = itertools.count()
+    made: list[InventoryProcess] = []
 
-    def make(**settings: Any) -> ServiceProcess:
+    def make(**settings: Any) -> InventoryProcess:
         config: dict[str, Any] = {
-            "admin": {"port": next(_ports)},
+            "admin": {"port": free_port()},
             "shutdown": {"drain_seconds": 0, "grace_seconds": 10},
-            "grpc": {"port": next(_ports)},
+            "grpc": {"port": free_port()},
             "postgres": {
                 "host": database.host,
                 "port": database.port,
@@ -274,12 +229,10 @@ def service_process(database, tmp_path) -> Iterator[Callable[..., ServiceProcess
                 "timeout_seconds": PATIENCE / 2,
             },
         }
-        service = ServiceProcess(config | settings, tmp_path / f"inventory-{next(numbers)}.yaml")
+        service = InventoryProcess("inventory", config | settings, tmp_path)
         made.append(service)
         return service
 
     yield make
     for service in made:
-        if service.process is not None and service.process.poll() is None:
-            service.process.kill()
-            service.process.wait()
+        service.kill()

@@ -42,7 +42,7 @@ async def test_sigterm_finishes_what_is_under_way_and_ends_with_zero(service_pro
             await asyncio.sleep(0.01)
         service.process.send_signal(signal.SIGTERM)
         assert (await call).reserved
-    assert await service.ended() == 0
+    assert await service.exited() == 0
     assert await tables.stock(UUID(A)) == [9]
 
 
@@ -72,7 +72,7 @@ async def test_a_death_at_any_failure_point_is_mended_by_asking_again(service_pr
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call(repeated)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert await service.ended() == -signal.SIGKILL
+            assert await service.exited() == -signal.SIGKILL
             async with asyncio.timeout(60):
                 # The server notices that the connection is gone, and rolls back what was open.
                 while await tables.stock(UUID(A)) != [left]:
@@ -102,7 +102,7 @@ async def test_two_processes_sell_no_unit_twice(service_process, tables):
     assert await tables.stock(UUID(A)) == [0]
     for service in services:
         service.process.send_signal(signal.SIGTERM)
-        assert await service.ended() == 0
+        assert await service.exited() == 0
 
 
 async def test_it_starts_before_its_database_and_before_its_tables_and_says_so(service_process, postgres, migrated):
@@ -123,14 +123,14 @@ async def test_it_starts_before_its_database_and_before_its_tables_and_says_so(s
         assert "0001_stock_and_reservations.sql" in missing["schema"]
         migration = service_process()
         migration.start("migrate")
-        assert await migration.ended() == 0
+        assert await migration.exited() == 0
         await service.ready()
-        lines = [msgspec.json.decode(line) for line in service.log.read_bytes().splitlines()]
+        lines = [msgspec.json.decode(line) for line in service.log.splitlines()]
         waits = [(line["event"], line["reason"]) for line in lines if line["event"].startswith("waiting for")]
         assert {event for event, _ in waits} == {"waiting for postgres", "waiting for schema"}
         assert len(set(waits)) == len(waits), "each reason is said once"
         service.process.send_signal(signal.SIGTERM)
-        assert await service.ended() == 0
+        assert await service.exited() == 0
     finally:
         admin.terminate()
         admin = await asyncpg.connect(
@@ -146,7 +146,7 @@ async def test_sigterm_while_it_waits_for_the_database_ends_with_zero(service_pr
     while "postgres" not in (await service.readiness()).get("missing", {}):
         await asyncio.sleep(0.02)
     service.process.send_signal(signal.SIGTERM)
-    assert await service.ended() == 0
+    assert await service.exited() == 0
 
 
 async def test_migrating_twice_or_at_once_changes_nothing(migrated):

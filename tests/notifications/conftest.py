@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -24,7 +24,6 @@ import yaml
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
-from market_dev.stack import processes as spawn
 
 from market.contracts import events
 from market.kit.process.lifecycle import Process
@@ -32,9 +31,10 @@ from market.notifications import metrics
 from market.notifications.app import build
 from market.notifications.config import Config
 from market.notifications.dead_letters import dead_letters
+from tests.support.ports import free_port
+from tests.support.waiting import until
 
 PARTITIONS = 4
-_free_ports = spawn.free_ports()
 
 
 def event(
@@ -70,16 +70,6 @@ def event(
         "sequence": events.SEQUENCE.get(type, 9),
         "data": order,
     }
-
-
-async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 60) -> Any:
-    """The condition's first true answer."""
-    deadline = time.monotonic() + seconds
-    while True:
-        if answer := await condition():
-            return answer
-        assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
-        await asyncio.sleep(0.05)
 
 
 @dataclass
@@ -301,11 +291,6 @@ class Post:
             return letters
         finally:
             consumer.close()
-
-
-def free_port() -> int:
-    # None that the kernel may give to a connection before it is listened on.
-    return next(_free_ports)
 
 
 @pytest.fixture(scope="session")

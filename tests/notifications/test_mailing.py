@@ -7,7 +7,8 @@ from uuid import uuid4
 
 from market.contracts import events
 from market.notifications import metrics
-from tests.notifications.conftest import Post, event, until
+from tests.notifications.conftest import Post, event
+from tests.support.waiting import until
 
 
 async def test_a_created_and_a_cancelled_order_are_one_mail_each_with_everything_in_it(post: Post) -> None:

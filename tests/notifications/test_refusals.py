@@ -21,7 +21,9 @@ from market_dev.mailcatcher.smtp import Authenticator, Handler
 
 from market.contracts import events
 from market.notifications import metrics
-from tests.notifications.conftest import Post, event, free_port, lines, until
+from tests.notifications.conftest import Post, event, lines
+from tests.support.ports import free_port
+from tests.support.waiting import until
 
 
 async def _letters(post: Post, number: int) -> list[dict[str, Any]]:

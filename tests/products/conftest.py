@@ -16,7 +16,6 @@ import grpc.aio
 import httpx
 import pytest
 import redis.asyncio
-from market_dev.stack import processes as spawn
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -33,24 +32,10 @@ from market.kit.process.lifecycle import Process
 from market.kit.rpc import client as rpc
 from market.products import app, store
 from market.products.config import Availability, Config, Redis
+from tests.support.ports import free_port
+from tests.support.waiting import PATIENCE
 
 LAMP = {"name": "Lamp", "description": "It gives light.\nBy day, too.", "price": "12.5", "currency": "GBP"}
-
-
-# Seconds that everything in these tests may take, unless a test is about too little time: the machine may stand still.
-PATIENCE = 60.0
-_ports = spawn.free_ports()
-
-
-def free_port() -> int:
-    """Out of the range from which the kernel takes ports for outgoing connections: one of those could be first."""
-    return next(_ports)
-
-
-async def until(so: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not so():
-            await asyncio.sleep(0.01)
 
 
 def postgres_config(server: Any, database: str) -> Postgres:

@@ -17,8 +17,10 @@ from market.kit import resilience
 from market.products import config
 from market.products.app import connect
 from market.products.availability import Availability, Cache
+from tests.support.ports import free_port
+from tests.support.waiting import PATIENCE, until
 
-from .conftest import PATIENCE, Inventory, Running, Start, free_port, served, until
+from .conftest import Inventory, Running, Start, served
 
 
 async def commands(products: Running) -> dict[str, int]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,11 +12,13 @@ from uuid import uuid4
 import asyncpg
 import httpx
 import pytest
-import yaml
 
 from market.contracts import inventory_pb2 as pb
+from tests.support.ports import free_port
+from tests.support.processes import ServiceProcess
+from tests.support.waiting import PATIENCE
 
-from .conftest import LAMP, PATIENCE, Held, Inventory, Running, Start, free_port, quantity, served
+from .conftest import LAMP, Held, Inventory, Running, Start, quantity, served
 
 
 async def post(products: Running, key: str, **fields) -> httpx.Response:
@@ -192,47 +192,8 @@ async def test_while_postgresql_is_away_it_is_503_and_then_works_again(start: St
         assert answer.json() == {**product, "available": None}
 
 
-class Process:
-    """`python -m market.products`, as the stack starts it."""
-
-    def __init__(self, directory: Path, config: dict) -> None:
-        self.port, self.admin = config["http"]["port"], config["admin"]["port"]
-        self._path = directory / "products.yaml"
-        self._path.write_text(yaml.safe_dump(config))
-        self._log = directory / "products.log"
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        environment = {**os.environ, "CONFIG_PATH": str(self._path)}
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "market.products", env=environment, stderr=log
-            )
-        async with httpx.AsyncClient() as http:
-            end = asyncio.get_running_loop().time() + 2 * PATIENCE
-            while asyncio.get_running_loop().time() < end:
-                try:
-                    if (await http.get(f"http://127.0.0.1:{self.admin}/readyz")).status_code == 200:
-                        return
-                except httpx.TransportError:
-                    pass
-                assert self._process.returncode is None, self._log.read_text()
-                await asyncio.sleep(0.05)
-        raise AssertionError(self._log.read_text())
-
-    async def ended(self) -> int:
-        assert self._process is not None
-        return await asyncio.wait_for(self._process.wait(), PATIENCE)
-
-    async def stop(self) -> int:
-        assert self._process is not None
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
-        return await self.ended()
-
-
 @pytest.fixture
-async def process(migrated, postgres, redis_server, inventory_port, tmp_path) -> AsyncIterator[Process]:
+async def process(migrated, postgres, redis_server, inventory_port, tmp_path) -> AsyncIterator[ServiceProcess]:
     config = {
         "admin": {"port": free_port()},
         "http": {"port": free_port()},
@@ -248,23 +209,25 @@ async def process(migrated, postgres, redis_server, inventory_port, tmp_path) ->
         "redis": {"url": f"redis://{redis_server.host}:{redis_server.port}/0"},
         "inventory": {"target": f"dns:///127.0.0.1:{inventory_port}", "timeout_seconds": PATIENCE},
         "testing": True,
-        "faults": {"directory": str(tmp_path)},
     }
-    process = Process(tmp_path, config)
-    await process.start()
+    process = ServiceProcess("products", config, tmp_path)
+    process.start()
+    await process.ready()
     yield process
     await process.stop()
 
 
 @asynccontextmanager
-async def calling(process: Process) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{process.port}", timeout=PATIENCE) as http:
+async def calling(process: ServiceProcess) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{process.config['http']['port']}", timeout=PATIENCE
+    ) as http:
         yield http
 
 
-async def die(process: Process, point: str, tmp_path: Path, request) -> None:
+async def die(process: ServiceProcess, point: str, tmp_path: Path, request) -> None:
     """Sends the request to a process that dies at the point, and starts it again."""
-    (tmp_path / point).write_text("crash")
+    process.arm(point)
 
     async def until_dead(http: httpx.AsyncClient) -> None:
         for _ in range(20):
@@ -274,8 +237,9 @@ async def die(process: Process, point: str, tmp_path: Path, request) -> None:
     async with calling(process) as http:
         with pytest.raises(httpx.TransportError):
             await until_dead(http)
-    assert await process.ended() == -signal.SIGKILL
-    await process.start()
+    assert await process.exited() == -signal.SIGKILL
+    process.start()
+    await process.ready()
 
 
 async def decided(request, http: httpx.AsyncClient) -> tuple[httpx.Response, bool]:
@@ -289,7 +253,7 @@ async def decided(request, http: httpx.AsyncClient) -> tuple[httpx.Response, boo
 
 @pytest.mark.parametrize("point", ["products.before-set-stock", "products.after-set-stock"])
 async def test_a_crash_while_a_product_is_made_and_a_repeat_make_one_product(
-    process: Process, shop: Running, stock, tmp_path, point
+    process: ServiceProcess, shop: Running, stock, tmp_path, point
 ):
     before = await shop.count()
     body, headers = {**LAMP, "stock": 4}, {"Idempotency-Key": str(uuid4())}
@@ -308,7 +272,7 @@ async def test_a_crash_while_a_product_is_made_and_a_repeat_make_one_product(
 
 
 async def test_a_crash_while_a_product_is_changed_sells_nothing_that_is_not_there(
-    process: Process, shop: Running, stock, tmp_path
+    process: ServiceProcess, shop: Running, stock, tmp_path
 ):
     product = await shop.create(stock=9)
     change = {**product, "name": "New", "stock": 1}
@@ -327,7 +291,7 @@ async def test_a_crash_while_a_product_is_changed_sells_nothing_that_is_not_ther
     assert await quantity(stock, product["id"]) == 1
 
 
-async def test_sigterm_ends_the_process_with_0(process: Process):
+async def test_sigterm_ends_the_process_with_0(process: ServiceProcess):
     assert await process.stop() == 0
 
 
