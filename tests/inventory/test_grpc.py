@@ -377,6 +377,8 @@ async def test_health_says_what_readiness_says(served):
             while (await stub.Check(check(service=name))).status != serving_:
                 await asyncio.sleep(0.05)
     assert (await refused(stub.Check(check(service="other"))))[0] is grpc.StatusCode.NOT_FOUND
+    listed = await stub.List(health_pb2.HealthListRequest())
+    assert {name: response.status for name, response in listed.statuses.items()} == {"": serving_, SERVICE: serving_}
     served.process.health.started = False
     assert (await stub.Check(check())).status == not_serving
     served.process.health.started = True

@@ -126,9 +126,9 @@ async def test_it_starts_before_its_database_and_before_its_tables_and_says_so(s
         assert await migration.exited() == 0
         await service.ready()
         lines = [msgspec.json.decode(line) for line in service.log.splitlines()]
-        waits = [(line["event"], line["reason"]) for line in lines if line["event"].startswith("waiting for")]
-        assert {event for event, _ in waits} == {"waiting for postgres", "waiting for schema"}
-        assert len(set(waits)) == len(waits), "each reason is said once"
+        waits = [(line["dependency"], line["reason"]) for line in lines if line["event"] == "waiting for dependency"]
+        assert {dependency for dependency, _ in waits} == {"postgres", "schema"}
+        assert len(set(waits)) == len(waits), "each reason is logged once"
         service.process.send_signal(signal.SIGTERM)
         assert await service.exited() == 0
     finally:
@@ -173,7 +173,7 @@ postgres: {host: localhost, database: d, user: u, password: p}
         (GOOD.replace("user: u", "user: '${NO_SUCH_NAME}'"), "postgres.user: the environment has no NO_SUCH_NAME"),
         (GOOD + "gathering: {most: 0}", "gathering.most: "),
         (GOOD + "retention: {cancelled_days: soon}", "retention.cancelled_days: "),
-        (GOOD + "faults: {directory: /tmp}", "faults: refused unless testing is true"),
+        (GOOD + "faults: {directory: /tmp}", "faults: rejected unless testing is true"),
     ],
 )
 def test_a_wrong_configuration_ends_the_start_with_one_line(tmp_path, monkeypatch, capsys, text, said):

@@ -18,7 +18,7 @@ from market.kit import context
 from market.kit.config import Http
 from market.kit.errors import BadInput, Conflict, Unavailable
 from market.kit.http import edge
-from market.kit.http.requests import parse_query, read_body
+from market.kit.http.requests import idempotency_key, parse_query, read_body
 from market.kit.http.responses import json_response
 
 
@@ -213,7 +213,7 @@ async def test_a_body_that_is_too_large_is_413_also_when_its_length_is_not_said(
         ("least=6", "least: must be a whole number from 0 to 5"),
         ("all=1", "all: must be one of true, false"),
         ("order=", "order: must be one of down, up"),
-        ("odd=1", "odd: object contains unknown field `odd`"),
+        ("odd=1", "odd: is unknown"),
         ("word=a&word=b", "word: is given twice"),
         ("word=%ff", "query: is not a query string in UTF-8"),
         ("&".join(f"a{n}=1" for n in range(60)), "query: is not a query string in UTF-8"),
@@ -248,3 +248,17 @@ async def test_answers_are_counted_by_route_and_nobody_can_make_labels(http):
     assert count(method="GET", route="/one/{id}", status="200") == before + 2
     assert count(method="-", route="/one/{id}", status="405") == odd + 1
     assert REGISTRY.get_sample_value("market_http_in_flight") == in_flight
+
+
+def test_an_idempotency_key_has_visible_ascii_characters() -> None:
+    def key(*values: bytes) -> str | None:
+        headers = [(b"idempotency-key", value) for value in values]
+        return idempotency_key(Request({"type": "http", "headers": headers}))
+
+    assert key() is None
+    assert key(b"!~" + b"k" * 253) == "!~" + "k" * 253
+    for bad in (b"", b" ", b"a b", "ключ".encode(), b"\xe9", b"k" * 256, b"a\n"):
+        with pytest.raises(BadInput, match="Idempotency-Key: must have 1 to 255 visible ASCII characters"):
+            key(bad)
+    with pytest.raises(BadInput, match="Idempotency-Key"):
+        key(b"one", b"two")

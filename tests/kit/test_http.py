@@ -337,7 +337,7 @@ async def test_waiting_in_line_counts_and_a_cancelled_call_frees_its_place() -> 
 async def test_nothing_can_be_smuggled_into_a_request() -> None:
     async with server(answering(OK)) as (url, _), client(url) as http:
         for path, headers in (("/x y", {}), ("/x\r\nz: 1", {}), ("/x", {"a": "b\r\nc: d"}), ("/x", {"a": "b\nc: d"})):
-            with pytest.raises(ValueError, match="must not"):
+            with pytest.raises(ValueError, match="forbidden character"):
                 await http.request("GET", path, headers=headers)
 
 

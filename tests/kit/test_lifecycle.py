@@ -101,9 +101,9 @@ class Running:
             assert time.monotonic() < end, (found, body, self.log)
             time.sleep(0.02)
 
-    def until_said(self, text: str, seconds: float = 60) -> None:
+    def until_logged(self, event: str, seconds: float = 60, **fields: str) -> None:
         end = time.monotonic() + seconds
-        while not self.said(text):
+        while not self.logged(event, **fields):
             assert self.process.poll() is None, self.log
             assert time.monotonic() < end, self.log
             time.sleep(0.02)
@@ -117,13 +117,14 @@ class Running:
         return self.log_file.read_text()
 
     def reasons(self) -> list[str]:
-        """Why it waits, each as often as it was said."""
-        return [
-            said["reason"] for said in map(json.loads, self.log.splitlines()) if said["event"].startswith("waiting for")
-        ]
+        """Why it waits, each as often as it was logged."""
+        lines = map(json.loads, self.log.splitlines())
+        return [line["reason"] for line in lines if line["event"] == "waiting for dependency"]
 
-    def said(self, text: str) -> int:
-        return sum(text in json.loads(line)["event"] for line in self.log.splitlines())
+    def logged(self, event: str, **fields: str) -> int:
+        """How often the event was logged, with these fields."""
+        lines = map(json.loads, self.log.splitlines())
+        return sum({"event": event, **fields}.items() <= line.items() for line in lines)
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def example(start: Any, tmp_path: Path) -> Any:
 def test_a_store_that_is_not_there_is_waited_for_and_each_reason_is_said_once(example: Any, tmp_path: Path) -> None:
     service = example()
     service.until("/healthz", 200)
-    service.until_said("waiting for store")
+    service.until_logged("waiting for dependency", dependency="store")
     assert service.until("/readyz", 503) == {"status": "unready", "missing": {"store": "the store is not there"}}
     time.sleep(1.5)
     (tmp_path / "store").write_text("closed")
@@ -186,8 +187,8 @@ def test_a_store_that_is_not_there_is_waited_for_and_each_reason_is_said_once(ex
     (tmp_path / "store").write_text("open")
     service.until("/readyz", 200)
     assert service.reasons() == ["the store is not there", "the store is closed"]
-    assert service.said("store is there") == 1
-    assert service.said("ready") == 1
+    assert service.logged("dependency available", dependency="store") == 1
+    assert service.logged("ready") == 1
     # It goes away and comes back: readiness says so, and the process stays.
     (tmp_path / "store").write_text("closed")
     assert service.until("/readyz", 503)["missing"] == {"store": "the store is closed"}
@@ -200,7 +201,7 @@ def test_sigterm_while_it_still_waits_ends_it_at_once_with_status_0(example: Any
     service.until("/readyz", 503)
     # There is nothing to drain.
     assert service.terminate(60) == 0
-    assert service.said("stopped") == 1
+    assert service.logged("stopped") == 1
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -296,7 +297,7 @@ def test_a_service_without_its_stores_is_alive_waits_and_ends_with_status_0(star
     }
     running = start(["-m", f"market.{service}"], ROOT / "config" / f"{service}.yaml", **closed)
     running.until("/healthz", 200)
-    running.until_said("waiting for")
+    running.until_logged("waiting for dependency")
     missing = running.until("/readyz", 503)["missing"]
     assert missing
     assert missing != {"process": "starting"}
@@ -317,15 +318,15 @@ def test_notifications_may_be_started_before_kafka(start: Any, tmp_path: Path) -
         ["-m", "market.notifications"], ROOT / "config" / "notifications.yaml", MARKET_KAFKA_PORT=str(kafka.port)
     )
     running.until("/readyz", 503)
-    running.until_said("waiting for kafka")
+    running.until_logged("waiting for dependency", dependency="kafka")
     try:
         kafka.start()
         running.until("/readyz", 200)
         # Once for each reason: away, there and not yet ready to answer, and on a busy machine not in time.
         waits = running.reasons()
         assert len(set(waits)) == len(waits), running.log
-        assert 1 <= running.said("waiting for kafka") <= 3
-        assert running.said("kafka is there") == 1
+        assert 1 <= running.logged("waiting for dependency", dependency="kafka") <= 3
+        assert running.logged("dependency available", dependency="kafka") == 1
         assert running.terminate() == 0
     finally:
         kafka.stop()

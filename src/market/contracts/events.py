@@ -1,6 +1,6 @@
-"""The events of topic `orders`: CloudEvents 1.0, structured JSON, key = order id.
+"""The events of the topic `orders`: CloudEvents 1.0 as structured JSON, keyed by order id.
 
-A consumer must tolerate repeats: `id` tells them, `sequence` tells a repeat that comes after a later event.
+A consumer must tolerate duplicates: `id` identifies them, and `sequence` shows if one arrives after a later event.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 CREATED = "order.created"
 CANCELLED = "order.cancelled"
 SEQUENCE = {CREATED: 1, CANCELLED: 2}
-# Kafka header of each message, beside the key.
+# Kafka headers of each message.
 REQUEST_ID_HEADER = "x-request-id"
 TRACE_HEADER = "traceparent"
 
 
 class OrderLine(Struct, frozen=True, kw_only=True):
-    """A line as it was sold. `unit_price` is money in text: 2.50."""
+    """A line as it was sold. `unit_price` is money as text: 2.50."""
 
     product_id: str
     name: str
@@ -34,7 +34,7 @@ class OrderLine(Struct, frozen=True, kw_only=True):
 
 
 class Order(Struct, frozen=True, kw_only=True):
-    """The order as REST and events write it."""
+    """The order as REST and events represent it."""
 
     id: str
     user: str
@@ -47,7 +47,7 @@ class Order(Struct, frozen=True, kw_only=True):
 
 
 class OrderEvent(Struct, frozen=True, kw_only=True):
-    """A CloudEvent. `type` is order.created or order.cancelled; `subject` the order's id."""
+    """A CloudEvent. `type` is order.created or order.cancelled, `subject` the order's id."""
 
     specversion: Literal["1.0"] = "1.0"
     id: str
@@ -60,6 +60,6 @@ class OrderEvent(Struct, frozen=True, kw_only=True):
     data: Order
 
 
-def event_id(order_id: UUID, type: str) -> UUID:
-    """Stable: the same order and type give the same id, however often it is sent."""
-    return uuid5(order_id, type)
+def event_id(order_id: UUID, event_type: str) -> UUID:
+    """Return the event's id, which is the same however often the event is sent."""
+    return uuid5(order_id, event_type)

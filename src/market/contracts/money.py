@@ -1,4 +1,4 @@
-"""Money as every contract of the shop writes it: a JSON string with two places, reckoned in Decimal."""
+"""Money in every contract of the shop: a JSON string with two decimals, calculated as Decimal."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Annotated
 
 from msgspec import Meta
 
-# How a price is written in JSON: `[0-9]{1,8}(\\.[0-9]{1,2})?`; answered with two places.
+PRICE_RULE = "must be a string of 1 to 8 digits, with at most two decimals after a point"
+TOTAL_RULE = "must be a string of 1 to 17 digits, with at most two decimals after a point"
+
+# In JSON; responses always have two decimals.
 PricePattern = r"^[0-9]{1,8}(\.[0-9]{1,2})?$"
-PriceText = Annotated[str, Meta(pattern=PricePattern, max_length=11)]
-# A total may have up to 17 digits before the point.
+PriceText = Annotated[str, Meta(pattern=PricePattern, max_length=11, extra={"rule": PRICE_RULE})]
 TotalPattern = r"^[0-9]{1,17}(\.[0-9]{1,2})?$"
-TotalText = Annotated[str, Meta(pattern=TotalPattern, max_length=20)]
+TotalText = Annotated[str, Meta(pattern=TotalPattern, max_length=20, extra={"rule": TOTAL_RULE})]
 
 _PRICE = re.compile(r"[0-9]{1,8}(\.[0-9]{1,2})?", re.ASCII)
 _TOTAL = re.compile(r"[0-9]{1,17}(\.[0-9]{1,2})?", re.ASCII)
@@ -21,19 +23,19 @@ _CENT = Decimal("0.01")
 
 
 def parse_price(text: str) -> Decimal:
-    """A price, 0 to 99,999,999.99. Raises ValueError with the rule."""
+    """Return a price, from 0 to 99,999,999.99. Raises ValueError with the rule."""
     if not _PRICE.fullmatch(text):
-        raise ValueError("must be a string of 1 to 8 digits, with at most two decimals after a point")
+        raise ValueError(PRICE_RULE)
     return Decimal(text).quantize(_CENT)
 
 
 def parse_total(text: str) -> Decimal:
-    """A total, up to 17 digits before the point. Raises ValueError with the rule."""
+    """Return a total, of up to 17 digits before the point. Raises ValueError with the rule."""
     if not _TOTAL.fullmatch(text):
-        raise ValueError("must be a string of 1 to 17 digits, with at most two decimals after a point")
+        raise ValueError(TOTAL_RULE)
     return Decimal(text).quantize(_CENT)
 
 
 def write(amount: Decimal) -> str:
-    """With two places: 2.50."""
+    """Return the amount as text with two decimals: 2.50."""
     return str(amount.quantize(_CENT))

@@ -69,7 +69,7 @@ class _RestClient:
         headers = {"idempotency-key": key}
         for attempt in range(1, _CREATE_ATTEMPTS + 1):
             response = await self._http.request(
-                "POST", self._path, body=data, headers=headers, seconds=self._create_timeout, idempotent=True
+                "POST", self._path, body=data, headers=headers, timeout_seconds=self._create_timeout, idempotent=True
             )
             retry_after = response.headers.get("retry-after", "1")
             pause = float(retry_after) if retry_after.isdigit() else 1.0

@@ -28,7 +28,7 @@ from market.inventory.domain import (
     merged,
 )
 from market.inventory.service import Inventory
-from market.kit.errors import GRPC_INTERNAL, BadInput, Problem
+from market.kit.errors import GRPC_INTERNAL, INTERNAL_ERROR, BadInput, Problem
 from market.kit.process import logs
 from market.kit.process.tracing import Tracer
 from market.kit.rpc.server import Handler, endpoint
@@ -212,4 +212,4 @@ def _failed(e: BaseException) -> pb.ReserveManyResult:
     if isinstance(e, Problem):
         return pb.ReserveManyResult(code=e.grpc_status, message=str(e))
     log.error("reservation failed", exc_info=e)
-    return pb.ReserveManyResult(code=GRPC_INTERNAL, message="this is a defect of ours; the log has it")
+    return pb.ReserveManyResult(code=GRPC_INTERNAL, message=INTERNAL_ERROR)

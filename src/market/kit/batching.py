@@ -1,11 +1,10 @@
-"""Gathering: what arrives while one call is under way goes out together in the next one.
+"""Batching: items that arrive while a call is in flight are sent together in the next call.
 
-    insert = Batcher(store.insert_many, max_batch_size=128, name="orders.insert")
-    await insert(order)          # a lone caller's call starts at once
-    await lookup.map(ids)        # many items of one caller
+    insert = Batcher(store.insert_many, name="orders.insert", max_batch_size=128)
+    await insert(order)          # without load the call starts at once
+    await insert.map(orders)     # several items of one caller
 
-`flush` takes a list of items and answers a list of the same length: each one's result, or the
-exception that is this one caller's. If `flush` itself raises, every caller of that batch gets it.
+See docs/decisions/0005 for why, and for measurements.
 """
 
 from __future__ import annotations
@@ -20,49 +19,53 @@ from typing import Generic, TypeVar
 from prometheus_client import Histogram
 
 from market.kit import context
-from market.kit.errors import DeadlineExceeded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-BATCH = Histogram(
-    "market_gather_batch_items",
-    "Items that went out together.",
-    ["gather"],
+BATCH_ITEMS = Histogram(
+    "market_batch_items",
+    "Items sent in one call.",
+    ["batcher"],
     buckets=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
 )
 
 
 class _Entry(Generic[Item, Result]):
-    """An item that waits, and those who wait for it: one, or several where equal items are folded."""
+    """A pending item with the callers that wait for it; with `dedupe`, equal items share one entry."""
 
-    __slots__ = ("callers", "cost", "end", "item", "request_id", "traceparent")
+    __slots__ = ("callers", "cost", "deadline", "item", "request_id", "traceparent")
 
     def __init__(self, item: Item, cost: int, caller: asyncio.Future[Result]) -> None:
         self.item = item
         self.cost = cost
         self.callers = [caller]
-        self.end = context.deadline.get()
+        self.deadline = context.deadline.get()
         self.request_id = context.request_id.get()
         self.traceparent = context.traceparent.get()
 
     def join(self, caller: asyncio.Future[Result]) -> None:
         self.callers.append(caller)
-        end = context.deadline.get()
-        self.end = None if end is None or self.end is None else max(end, self.end)
+        deadline = context.deadline.get()
+        self.deadline = None if deadline is None or self.deadline is None else max(deadline, self.deadline)
 
     @property
-    def wanted(self) -> bool:
+    def is_awaited(self) -> bool:
+        """Whether a caller still waits for it."""
         return any(not caller.done() for caller in self.callers)
 
 
 class Batcher(Generic[Item, Result]):
-    """Owns the queue of what waits, in order of arrival.
+    """Owns a queue of pending items, in order of arrival.
 
-    `max_batch_size`: items in one call. `max_concurrency`: calls at once; order of arrival holds within a call, and
-    across calls only where it is 1. `cost` with `max_cost` ends a batch before it is too heavy
-    (one item always goes out). `dedupe`: equal (hashable) items that wait together go out once, and
-    share the result.
+    flush: takes a list of items, and returns a list of the same length with each item's result, or the exception for that
+        item's caller. If it raises, every caller of the batch gets the exception.
+    name: the label in metrics.
+    max_batch_size: items in one call.
+    max_concurrency: calls in flight at once. Items are sent in order; results of different calls may overtake each other
+        unless it is 1.
+    cost, max_cost: an item's cost, and the sum at which a batch ends early. A single item is sent whatever its cost.
+    dedupe: equal (hashable) items that are pending together are sent once and share the result.
     """
 
     def __init__(
@@ -79,19 +82,19 @@ class Batcher(Generic[Item, Result]):
         self._flush = flush
         self._max_batch_size = max_batch_size
         self._free = max_concurrency
-        # Calls that were started and have not yet taken their batch.
+        # Calls that have been scheduled and have not taken their batch yet.
         self._starting = 0
         self._cost = cost
         self._max_cost = max_cost
-        self._waiting: deque[_Entry[Item, Result]] = deque()
+        self._pending: deque[_Entry[Item, Result]] = deque()
         self._deduped: dict[Item, _Entry[Item, Result]] | None = {} if dedupe else None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._sizes = BATCH.labels(name)
+        self._sizes = BATCH_ITEMS.labels(name)
 
     async def __call__(self, item: Item) -> Result:
-        """The item's own result. Raises DeadlineExceeded when the caller's time is over: the outcome is then open.
+        """Return the item's result. Raises DeadlineExceeded at the caller's deadline; the outcome is then unknown.
 
-        When the caller goes away before the call started, the item does not go out.
+        An item whose caller is cancelled before the call started is not sent.
         """
         done = self._enter(item)
         self._start()
@@ -103,7 +106,7 @@ class Batcher(Generic[Item, Result]):
                 timer.cancel()
 
     async def map(self, items: Iterable[Item]) -> list[Result]:
-        """The items' results, in order. Raises the first failure; what had not gone out then stays here."""
+        """Return the items' results, in order. Raises the first failure; items that are still pending are not sent then."""
         futures = [self._enter(item) for item in items]
         self._start()
         timer = _expiry(futures)
@@ -113,12 +116,12 @@ class Batcher(Generic[Item, Result]):
             if timer is not None:
                 timer.cancel()
             for done in futures:
-                # Those behind a failure: give up, and look at what they hold, or asyncio complains of it.
+                # Those behind a failure are dropped. An exception must be retrieved, or asyncio logs it.
                 if not done.cancel() and not done.cancelled():
                     done.exception()
 
     async def map_settled(self, items: Iterable[Item]) -> list[Result | BaseException]:
-        """Each item's own result or exception, in order: as if each had a caller of its own, at a fraction of the cost."""
+        """Return each item's result or exception, in order: as if each had a caller of its own, but cheaper."""
         futures = [self._enter(item) for item in items]
         self._start()
         timer = _expiry(futures)
@@ -133,15 +136,15 @@ class Batcher(Generic[Item, Result]):
             if timer is not None:
                 timer.cancel()
             for done in futures[len(results) :]:
-                # The caller went away: what has not gone out stays here, and nobody asks for the rest.
+                # The caller was cancelled: pending items are not sent, and the other results are dropped.
                 if not done.cancel() and not done.cancelled():
                     done.exception()
         return results
 
     @property
     def pending(self) -> int:
-        """Items that have not gone out."""
-        return len(self._waiting)
+        """The number of items that have not been sent."""
+        return len(self._pending)
 
     def _enter(self, item: Item) -> asyncio.Future[Result]:
         done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -151,14 +154,14 @@ class Batcher(Generic[Item, Result]):
         entry = _Entry(item, self._cost(item) if self._cost else 0, done)
         if self._deduped is not None:
             self._deduped[item] = entry
-        self._waiting.append(entry)
+        self._pending.append(entry)
         return done
 
     def _start(self) -> None:
-        while self._free and len(self._waiting) > self._starting * self._max_batch_size:
+        while self._free and len(self._pending) > self._starting * self._max_batch_size:
             self._free -= 1
             self._starting += 1
-            # A context of its own: a batch is nobody's request.
+            # In a context of its own, because a batch belongs to no single request.
             task = asyncio.get_running_loop().create_task(self._run(), context=copy_context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -167,9 +170,9 @@ class Batcher(Generic[Item, Result]):
         self._starting -= 1
         try:
             while batch := self._take():
-                # The batch may take as long as the most patient of its callers; the others stop waiting by themselves.
-                ends = [entry.end for entry in batch]
-                context.deadline.set(None if None in ends else max(at for at in ends if at is not None))
+                # The latest of the callers' deadlines; each caller stops waiting at its own.
+                deadlines = [entry.deadline for entry in batch]
+                context.deadline.set(None if None in deadlines else max(at for at in deadlines if at is not None))
                 alone = len(batch) == 1
                 context.request_id.set(batch[0].request_id if alone else "")
                 context.traceparent.set(batch[0].traceparent if alone else "")
@@ -181,14 +184,14 @@ class Batcher(Generic[Item, Result]):
     def _take(self) -> list[_Entry[Item, Result]]:
         batch: list[_Entry[Item, Result]] = []
         cost = 0
-        while self._waiting and len(batch) < self._max_batch_size:
-            entry = self._waiting[0]
+        while self._pending and len(batch) < self._max_batch_size:
+            entry = self._pending[0]
             if batch and self._cost and cost + entry.cost > self._max_cost:
                 break
-            self._waiting.popleft()
+            self._pending.popleft()
             if self._deduped is not None:
                 del self._deduped[entry.item]
-            if entry.wanted:
+            if entry.is_awaited:
                 batch.append(entry)
                 cost += entry.cost
         return batch
@@ -200,8 +203,8 @@ class Batcher(Generic[Item, Result]):
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} items")
         except asyncio.CancelledError:
-            # The loop is closing. Nobody serves those who wait behind this batch either.
-            for entry in [*batch, *self._waiting]:
+            # The loop is closing: nothing will be sent for the items behind this batch either.
+            for entry in [*batch, *self._pending]:
                 for done in entry.callers:
                     done.cancel()
             raise
@@ -218,7 +221,7 @@ class Batcher(Generic[Item, Result]):
 
 
 def _expiry(futures: Sequence[asyncio.Future[Result]]) -> asyncio.TimerHandle | None:
-    """A timer that ends the waiting at the caller's deadline, if there is one."""
+    """Return a timer that fails the futures at the caller's deadline, or None if there is none."""
     at = context.deadline.get()
     if at is None:
         return None
@@ -228,4 +231,4 @@ def _expiry(futures: Sequence[asyncio.Future[Result]]) -> asyncio.TimerHandle | 
 def _expire(futures: Sequence[asyncio.Future[Result]]) -> None:
     for done in futures:
         if not done.done():
-            done.set_exception(DeadlineExceeded("the caller's time is over"))
+            done.set_exception(context.deadline_exceeded())

@@ -1,9 +1,9 @@
-"""Configuration: one YAML file per service, parsed once into a frozen object.
+"""Configuration: one YAML file per service, parsed once into a frozen struct.
 
     config = load(path, Config, os.environ)
 
-`${NAME}` in a value is taken from the environment. Whatever is wrong is one ConfigError whose
-text names the file, the key and the reason.
+`${NAME}` in a value is replaced by the environment variable. Every mistake is a ConfigError whose text names the file, the
+key and the reason in one line.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
+from market.kit.validation import explain
+
 T = TypeVar("T")
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -26,51 +28,57 @@ NonEmptyStr = Annotated[str, Meta(min_length=1)]
 
 
 class ConfigError(Exception):
-    """One line that names file, key and reason."""
+    """The configuration is invalid. The text is one line with file, key and reason."""
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every part of a configuration."""
+    """Base of every part of a configuration: immutable, and unknown keys are errors."""
 
 
 class Listen(Section, frozen=True, kw_only=True):
+    """An address to listen on."""
+
     host: NonEmptyStr = "127.0.0.1"
     port: Port
 
 
 class Http(Section, frozen=True, kw_only=True):
-    """What the REST or GraphQL edge listens on and takes."""
+    """The address and the limits of an HTTP edge."""
 
     host: NonEmptyStr = "127.0.0.1"
     port: Port
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 1_048_576
-    # Requests under way in one process; one more is answered 503 at once.
+    # Requests in flight in one process; above that, requests get 503 at once.
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
 
 
 class Log(Section, frozen=True, kw_only=True):
+    """What is logged, and how it is written to stderr."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
 
 
 class Tracing(Section, frozen=True, kw_only=True):
-    """OpenTelemetry. Without an endpoint no span is made; `traceparent` is passed on all the same."""
+    """OpenTelemetry. Without an endpoint no spans are created; `traceparent` is propagated all the same."""
 
     otlp_endpoint: str | None = None
     sample_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.01
 
 
 class Shutdown(Section, frozen=True, kw_only=True):
-    # After SIGTERM: seconds with readiness off and service going on, and the most that what is in flight may take.
+    """What happens after SIGTERM."""
+
+    # How long the process goes on serving while it reports that it is not ready.
     drain_seconds: Annotated[float, Meta(ge=0, le=300)] = 5.0
+    # How long requests in flight may take after that.
     grace_seconds: Seconds = 15.0
 
 
 class Faults(Section, frozen=True, kw_only=True):
-    """Failure points and a wrong clock, for tests only: refused unless `testing` is true.
+    """Failure points and a wrong clock, for tests only: rejected unless `testing` is true.
 
-    A point named NAME is armed by a file NAME in `directory` that holds `crash`, `pause SECONDS` or
-    `fail`; who comes past first takes the file away and does so.
+    directory: the files that arm failure points (market.kit.faults).
     """
 
     directory: str | None = None
@@ -78,7 +86,7 @@ class Faults(Section, frozen=True, kw_only=True):
 
 
 class Base(Section, frozen=True, kw_only=True):
-    """What every service's configuration has."""
+    """The keys that every service's configuration has."""
 
     admin: Listen
     log: Log = Log()
@@ -89,13 +97,15 @@ class Base(Section, frozen=True, kw_only=True):
 
 
 class Postgres(Section, frozen=True, kw_only=True):
+    """A PostgreSQL database, and the pool of connections to it."""
+
     host: NonEmptyStr
     port: Port = 5432
     database: NonEmptyStr
     user: NonEmptyStr
     password: str
     pool_size: Annotated[int, Meta(ge=1, le=200)] = 16
-    # Each statement's limit.
+    # The limit of each statement.
     timeout_seconds: Seconds = 2.5
     # The limit for establishing a connection.
     connect_timeout_seconds: Seconds = 2.0
@@ -109,18 +119,21 @@ class Kafka(Section, frozen=True, kw_only=True):
 
 
 def check_url(url: str, *schemes: str) -> None:
-    """Raises ValueError, without the URL: it may hold a password."""
+    """Raise ValueError unless the URL has one of the schemes, a host and a valid port.
+
+    The error does not contain the URL, which may contain a password.
+    """
     try:
         parts = urlsplit(url)
-        good = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        valid = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        good = False
-    if not good:
-        raise ValueError(f"url must be an address such as {schemes[0]}://host:port")
+        valid = False
+    if not valid:
+        raise ValueError(f"url must be a URL such as {schemes[0]}://host:port")
 
 
 class HttpUpstream(Section, frozen=True, kw_only=True):
-    """A neighbour that is called by HTTP."""
+    """An upstream that is called by HTTP."""
 
     url: NonEmptyStr
     timeout_seconds: Seconds = 3.0
@@ -131,7 +144,7 @@ class HttpUpstream(Section, frozen=True, kw_only=True):
 
 
 class GrpcUpstream(Section, frozen=True, kw_only=True):
-    """A neighbour that is called by gRPC; `target` as gRPC names it: dns:///host:port."""
+    """An upstream that is called by gRPC; `target` is a gRPC target, such as dns:///host:port."""
 
     target: NonEmptyStr
     timeout_seconds: Seconds = 3.0
@@ -140,15 +153,15 @@ class GrpcUpstream(Section, frozen=True, kw_only=True):
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-def load(path: str | Path, type: type[T], environ: Mapping[str, str]) -> T:
-    """The configuration in the file. Raises ConfigError."""
+def load(path: str | Path, config_type: type[T], environ: Mapping[str, str]) -> T:
+    """Return the configuration in the file, with variables replaced from `environ`. Raises ConfigError."""
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "is not UTF-8"
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
     try:
-        tree = yaml.load(text, _Loader)  # noqa: S506  A SafeLoader, which refuses a key that is there twice.
+        tree = yaml.load(text, _Loader)  # noqa: S506  A SafeLoader that rejects duplicate keys.
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
@@ -156,19 +169,20 @@ def load(path: str | Path, type: type[T], environ: Mapping[str, str]) -> T:
         raise ConfigError(f"{path}: is not YAML{where}: {_one_line(str(reason))}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must be a mapping of keys")
-    tree = _fill(tree, "", path, environ)
+    tree = _substitute(tree, "", path, environ)
     try:
-        # Not strict: what came from the environment is text, and a port is a number.
-        config = msgspec.convert(tree, type, strict=False)
+        # Not strict, because variables are text, also where a number is expected.
+        config = msgspec.convert(tree, config_type, strict=False)
     except msgspec.ValidationError as e:
-        raise ConfigError(f"{path}: {_said(str(e))}") from None
+        key, reason = explain(e, config_type, tree)
+        raise ConfigError(_one_line(f"{path}: {key or 'top level'}: {reason}")) from None
     if isinstance(config, Base) and config.faults is not None and not config.testing:
-        raise ConfigError(f"{path}: faults: refused unless testing is true")
+        raise ConfigError(f"{path}: faults: rejected unless testing is true")
     return config
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as safe_load takes it, but for a key that is there twice: one of the two would be lost in silence."""
+    """A SafeLoader that rejects duplicate keys, of which YAML would silently drop one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -176,38 +190,26 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
                 if key_node.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key_node.value} is there twice", key_node.start_mark
+                        None, None, f"duplicate key {key_node.value}", key_node.start_mark
                     )
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
-
-
-_FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*)`", re.DOTALL)
-
-
-def _said(error: str) -> str:
-    """msgspec's error as `key: reason`."""
-    reason, _, at = error.partition(" - at `$")
-    key = at.strip(".`")
-    if match := _FIELD.fullmatch(reason):
-        key = f"{key}.{match[2]}" if key else match[2]
-        reason = "is not known here" if match[1] == "contains unknown" else "is missing"
-    return _one_line(f"{key or 'top level'}: {reason}")
 
 
 def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _fill(node: Any, key: str, path: str | Path, environ: Mapping[str, str]) -> Any:
+def _substitute(node: Any, key: str, path: str | Path, environ: Mapping[str, str]) -> Any:
+    """Return the tree with its `${NAME}` replaced by environment variables. Raises ConfigError."""
     if isinstance(node, dict):
         for k in node:
             if not isinstance(k, str):
                 # YAML reads `on:` as true and `1:` as a number.
-                raise ConfigError(f"{path}: {key or 'top level'}: the key {k!r} must be text; put it in quotes")
-        return {k: _fill(v, f"{key}.{k}" if key else str(k), path, environ) for k, v in node.items()}
+                raise ConfigError(f"{path}: {key or 'top level'}: the key {k!r} must be a string; put it in quotes")
+        return {k: _substitute(v, f"{key}.{k}" if key else str(k), path, environ) for k, v in node.items()}
     if isinstance(node, list):
-        return [_fill(v, f"{key}[{i}]", path, environ) for i, v in enumerate(node)]
+        return [_substitute(v, f"{key}[{i}]", path, environ) for i, v in enumerate(node)]
     if not isinstance(node, str):
         return node
 

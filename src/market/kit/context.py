@@ -10,13 +10,15 @@ from contextvars import ContextVar
 
 from uuid_utils.compat import uuid7
 
+from market.kit.errors import DeadlineExceeded
+
 REQUEST_ID_HEADER = "x-request-id"
 DEADLINE_HEADER = "x-deadline-ms"
 TRACE_HEADER = "traceparent"
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 traceparent: ContextVar[str] = ContextVar("traceparent", default="")
-# A point of time.monotonic().
+# In seconds of time.monotonic(); None: no deadline.
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
@@ -24,28 +26,42 @@ _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def new_request_id() -> str:
+    """Return a new request id: 32 hexadecimal digits, sortable by time."""
     return uuid7().hex
 
 
 def valid_request_id(text: str) -> bool:
-    """Whether it may go into logs and mail headers as it came: 1..128 visible ASCII characters."""
+    """Return whether a client's request id may go into logs and mail headers: 1 to 128 visible ASCII characters."""
     return _REQUEST_ID.fullmatch(text) is not None
 
 
 def valid_traceparent(text: str) -> bool:
-    """W3C Trace Context, version 00."""
+    """Return whether the text is a `traceparent` of W3C Trace Context, version 00."""
     return _TRACEPARENT.fullmatch(text) is not None
 
 
 def remaining(limit: float) -> float:
-    """Seconds that a call may take: `limit`, or less where the caller has less left. Never below zero."""
+    """Return the seconds that a call may take: `limit`, or less if the deadline is nearer. Never below zero."""
     at = deadline.get()
     return limit if at is None else max(0.0, min(limit, at - time.monotonic()))
 
 
+def require_remaining(limit: float) -> float:
+    """Return the seconds that a call may take, as `remaining` does. Raise DeadlineExceeded if none are left."""
+    seconds = remaining(limit)
+    if seconds <= 0:
+        raise deadline_exceeded()
+    return seconds
+
+
+def deadline_exceeded() -> DeadlineExceeded:
+    """Return the error of a caller whose deadline has passed."""
+    return DeadlineExceeded("deadline exceeded")
+
+
 @contextmanager
 def deadline_in(seconds: float) -> Iterator[None]:
-    """Within this block no call may end later than `seconds` from now; a nearer deadline stays."""
+    """Set a deadline `seconds` from now for the calls inside the block; an earlier deadline stays in force."""
     at = time.monotonic() + seconds
     old = deadline.get()
     token = deadline.set(at if old is None else min(old, at))
@@ -56,10 +72,17 @@ def deadline_in(seconds: float) -> Iterator[None]:
 
 
 def outgoing_headers(limit: float) -> dict[str, str]:
-    """Headers (or gRPC metadata) for a call to a neighbour that may take `limit` seconds."""
-    headers = {DEADLINE_HEADER: str(int(remaining(limit) * 1000))}
-    if id := request_id.get():
-        headers[REQUEST_ID_HEADER] = id
-    if trace := traceparent.get():
-        headers[TRACE_HEADER] = trace
+    """Return the headers for an HTTP call to an upstream that may take `limit` seconds: deadline, request id, trace."""
+    headers = outgoing_ids()
+    headers[DEADLINE_HEADER] = str(int(remaining(limit) * 1000))
     return headers
+
+
+def outgoing_ids() -> dict[str, str]:
+    """Return the request id and the trace as headers or gRPC metadata; each is absent if there is none."""
+    ids: dict[str, str] = {}
+    if own_id := request_id.get():
+        ids[REQUEST_ID_HEADER] = own_id
+    if trace := traceparent.get():
+        ids[TRACE_HEADER] = trace
+    return ids

@@ -1,7 +1,7 @@
-"""Errors that carry facts, and the one table that says how each kind is answered.
+"""Errors that carry facts, with the HTTP status, gRPC status and GraphQL code of each kind.
 
-A service's errors are subclasses of the kinds below. They name a stable `type`; only this
-file and the edges know of 409 or FAILED_PRECONDITION.
+A service's errors are subclasses of the kinds below. They name a stable `type`; only this file and the edges know of
+409 or FAILED_PRECONDITION.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from typing import Any, ClassVar
 
 TYPE_PREFIX = "urn:market:problem:"
 
+# What a client is told of an error that is not a Problem, in REST, gRPC and GraphQL alike.
+INTERNAL_ERROR = "internal error; see the log under this request id"
+
 # Numbers of grpc.StatusCode, so that services without gRPC need not have it installed.
-GRPC_INVALID_ARGUMENT, GRPC_DEADLINE_EXCEEDED, GRPC_NOT_FOUND, GRPC_ALREADY_EXISTS = 3, 4, 5, 6
+GRPC_CANCELLED, GRPC_INVALID_ARGUMENT, GRPC_DEADLINE_EXCEEDED, GRPC_NOT_FOUND, GRPC_ALREADY_EXISTS = 1, 3, 4, 5, 6
 GRPC_RESOURCE_EXHAUSTED, GRPC_FAILED_PRECONDITION, GRPC_ABORTED, GRPC_INTERNAL, GRPC_UNAVAILABLE = 8, 9, 10, 13, 14
 
 
 class Problem(Exception):
-    """An answer that is not the wished one. `str()` is a sentence for the caller."""
+    """Base of all errors that are reported to the caller. `str()` is the sentence that the caller gets."""
 
     type: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
@@ -24,16 +27,16 @@ class Problem(Exception):
     grpc_status: ClassVar[int] = GRPC_INTERNAL
 
     def facts(self) -> dict[str, Any]:
-        """Extension members of the problem document: JSON values, snake_case."""
+        """Return the extension members of the problem document: JSON values, names in snake_case."""
         return {}
 
     @classmethod
     def code(cls) -> str:
-        """The GraphQL `extensions.code`: OUT_OF_STOCK for the type `out-of-stock`."""
+        """Return the GraphQL `extensions.code`: OUT_OF_STOCK for the type `out-of-stock`."""
         return cls.type.upper().replace("-", "_")
 
     def document(self) -> dict[str, Any]:
-        """The RFC 9457 document."""
+        """Return the problem document (RFC 9457)."""
         return {
             "type": TYPE_PREFIX + self.type,
             "title": self.title,
@@ -44,7 +47,7 @@ class Problem(Exception):
 
 
 class BadInput(Problem):
-    """A field that is missing, unknown, of the wrong type or out of bounds."""
+    """A field is missing, unknown, of the wrong type or out of bounds. `reason` is the end of a sentence: "is missing"."""
 
     type = "bad-input"
     title = "Bad input"
@@ -65,7 +68,7 @@ class BadInput(Problem):
 
 
 class Malformed(BadInput):
-    """Not even JSON."""
+    """The body is not JSON."""
 
     type = "malformed"
     title = "Malformed request"
@@ -73,16 +76,20 @@ class Malformed(BadInput):
 
 
 class NotFound(Problem):
+    """There is no such resource. `kind` is a noun in the singular: "product"."""
+
     type = "not-found"
     title = "Not found"
     status = 404
     grpc_status = GRPC_NOT_FOUND
 
-    def __init__(self, what: str, id: object = None) -> None:
-        super().__init__(f"there is no {what}" + (f" {id}" if id is not None else ""))
+    def __init__(self, kind: str, identifier: object = None) -> None:
+        super().__init__(f"there is no {kind}" + (f" {identifier}" if identifier is not None else ""))
 
 
 class MethodNotAllowed(Problem):
+    """The path exists, but not with this method."""
+
     type = "method-not-allowed"
     title = "Method not allowed"
     status = 405
@@ -94,7 +101,7 @@ class MethodNotAllowed(Problem):
 
 
 class Conflict(Problem):
-    """The request is well formed, and the state of things does not allow it."""
+    """The request is well formed, but the current state of the resource does not allow it."""
 
     type = "conflict"
     title = "Conflict"
@@ -103,7 +110,7 @@ class Conflict(Problem):
 
 
 class AlreadyExists(Conflict):
-    """The same id with another content."""
+    """The id is taken by a resource with different content."""
 
     type = "already-exists"
     title = "Already exists"
@@ -111,6 +118,8 @@ class AlreadyExists(Conflict):
 
 
 class PreconditionFailed(Problem):
+    """The resource is not in the version that the request names (If-Match)."""
+
     type = "precondition-failed"
     title = "Precondition failed"
     status = 412
@@ -118,19 +127,23 @@ class PreconditionFailed(Problem):
 
 
 class TooLarge(BadInput):
+    """The body has more bytes than the edge accepts."""
+
     type = "too-large"
     title = "Content too large"
     status = 413
 
 
 class UnsupportedMediaType(BadInput):
+    """The body is in a format or an encoding that the edge does not read."""
+
     type = "unsupported-media-type"
     title = "Unsupported media type"
     status = 415
 
 
 class IdempotencyKeyReused(BadInput):
-    """An Idempotency-Key that was used with another body."""
+    """The Idempotency-Key was used before, with another body."""
 
     type = "idempotency-key-reused"
     title = "Idempotency key reused"
@@ -140,7 +153,10 @@ class IdempotencyKeyReused(BadInput):
 
 
 class Unavailable(Problem):
-    """It could not be decided now. Asking again later, with the same ids, is right."""
+    """The outcome is unknown, or nothing was done. The request may be repeated later with the same ids.
+
+    retry_after: seconds, sent as Retry-After. facts: extension members of the problem document.
+    """
 
     type = "unavailable"
     title = "Unavailable"
@@ -161,7 +177,7 @@ class Unavailable(Problem):
 
 
 class Overloaded(Unavailable):
-    """More requests are under way than this process takes."""
+    """More requests are in flight than this process accepts; nothing was done."""
 
     type = "overloaded"
     title = "Overloaded"
@@ -169,7 +185,7 @@ class Overloaded(Unavailable):
 
 
 class DeadlineExceeded(Unavailable):
-    """The caller's time ran out before the answer was there."""
+    """The caller's deadline passed before the outcome was known."""
 
     type = "deadline-exceeded"
     title = "Deadline exceeded"

@@ -1,9 +1,9 @@
-"""Failure points: places where a test can make a service stop dead, pause or fail.
+"""Failure points: places where a test can make a service crash, pause or fail.
 
-    if faults: faults.crash_if_armed("after-intent")            # in sync code, crash only
-    if faults: await faults.reach("after-intent")   # crash, pause or fail
+    if faults: await faults.reach("after-intent")        # crash, pause or fail
+    if faults: faults.crash_if_armed("after-intent")     # crash only, in synchronous code
 
-`faults` is None in every real run, so an unused point costs one comparison.
+`faults` is None in production, so that a failure point costs one comparison.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ Clock = Callable[[], datetime]
 
 
 def utc_now() -> datetime:
+    """Return the current time, in UTC."""
     return datetime.now(UTC)
 
 
 def clock(config: kit_config.Faults | None) -> Clock:
-    """The time of day; wrong by the configured offset where a test wants it so."""
+    """Return the clock of a process: the current time in UTC, plus the offset that a test configured."""
     if config is None or not config.clock_offset_seconds:
         return utc_now
     offset = timedelta(seconds=config.clock_offset_seconds)
@@ -37,24 +38,29 @@ def clock(config: kit_config.Faults | None) -> Clock:
 
 
 class InjectedFault(Unavailable):
-    """A failure that a test asked for."""
+    """A failure that a test requested."""
 
 
 class Faults:
-    """The armed points of one process, read from the directory at each passing."""
+    """The failure points of one process. A point is armed by a file of its name in `directory`, read at each passage.
+
+    The file's content is the action: `crash` (also if empty), `pause SECONDS` or `fail`. A point fires once: its file is
+    renamed to NAME.done.
+    """
 
     def __init__(self, directory: str | Path) -> None:
         self._directory = Path(directory)
 
     @classmethod
     def of(cls, config: kit_config.Faults | None) -> Faults | None:
+        """Return the configured failure points, or None if there are none."""
         return cls(config.directory) if config is not None and config.directory else None
 
     def _take(self, name: str) -> str | None:
         path = self._directory / name
         taken = path.with_name(f"{name}.{os.getpid()}.taken")
         try:
-            path.rename(taken)  # Atomic: one process of many gets it.
+            path.rename(taken)  # Atomic: only one of several processes gets it.
         except OSError:
             return None
         action = taken.read_text().strip() or "crash"
@@ -63,12 +69,12 @@ class Faults:
         return action
 
     def crash_if_armed(self, name: str) -> None:
-        """Dies here if the point is armed."""
+        """Kill the process if the point is armed, whatever its action."""
         if self._take(name) is not None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     async def reach(self, name: str) -> None:
-        """Dies, waits or raises InjectedFault here if the point is armed."""
+        """Crash, pause or raise InjectedFault if the point is armed."""
         action = self._take(name)
         if action is None:
             return

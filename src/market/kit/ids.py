@@ -1,4 +1,4 @@
-"""Ids that we mint."""
+"""Ids of new resources."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from uuid_utils.compat import uuid7
 
 
 def new_id() -> UUID:
-    """A UUID of version 7 (RFC 9562): in order of time, so that indexes grow at one end."""
+    """Return a UUID of version 7 (RFC 9562): ordered by time, so that indexes grow at one end."""
     return uuid7()

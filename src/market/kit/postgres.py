@@ -1,6 +1,6 @@
-"""PostgreSQL for the services that have tables: the pool, and forward-only migrations.
+"""PostgreSQL: a connection pool with deadlines, and forward-only migrations.
 
-The only SQL in the kit is the migrations' own bookkeeping.
+The only SQL here is the bookkeeping of migrations.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ else:
     Pool = asyncpg.Pool
     Connection = asyncpg.Connection
 
-# Whatever leaves open whether the statement took effect, or says that the server is not there. The last one comes where
-# an idle connection was told that the server ends, and has not yet seen its own end.
+# Errors after which it is unknown whether the statement took effect, or which say that the server is unavailable. The last
+# one occurs if an idle connection was told that the server shuts down, and has not been closed yet.
 CONNECTION_ERRORS = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -42,21 +42,24 @@ CONNECTION_ERRORS = (
 
 
 async def _no_reset(_: Connection) -> None:
-    """Our statements leave nothing on a connection; the pool's reset would cost a quarter of a small query."""
+    """Skip the pool's reset, which costs a quarter of a small query. No statement here leaves session state behind."""
 
 
 @asynccontextmanager
 async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str] | None = None) -> AsyncIterator[Pool]:
-    """A pool of connections; waits until the server is there. Adds the readiness check `postgres`."""
+    """Open a pool of connections, waiting until the server is available, and add the readiness check `postgres`.
+
+    settings: run-time parameters that each connection sets, such as {"plan_cache_mode": "force_generic_plan"}.
+    """
 
     async def connect() -> Pool:
-        made = await asyncpg.create_pool(
+        pool = await asyncpg.create_pool(
             host=config.host,
             port=config.port,
             database=config.database,
             user=config.user,
             password=config.password,
-            # No connection is kept for its own sake: the pool would log each vain attempt to have it back.
+            # The pool logs each failed attempt to restore its minimum, so there is none.
             min_size=0,
             max_size=config.pool_size,
             timeout=config.connect_timeout_seconds,
@@ -66,75 +69,74 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
             server_settings={"application_name": "market", **(settings or {})},
         )
         try:
-            await made.fetchval("SELECT 1")
+            await pool.fetchval("SELECT 1")
         except BaseException:
-            made.terminate()
+            pool.terminate()
             raise
-        return made
+        return pool
 
-    made = await health.wait_for("postgres", connect)
+    opened = await health.wait_for("postgres", connect)
 
     async def check() -> None:
-        async with made.acquire(timeout=1) as conn:
+        async with opened.acquire(timeout=1) as conn:
             await conn.execute("SELECT 1", timeout=1)
 
     health.add_check("postgres", check)
     try:
-        yield made
+        yield opened
     finally:
         try:
             async with asyncio.timeout(5):
-                await made.close()
+                await opened.close()
         except TimeoutError:
-            made.terminate()
+            opened.terminate()
 
 
 @asynccontextmanager
 async def acquire(pool: Pool, *, seconds: float = 3.0) -> AsyncIterator[Connection]:
-    """A connection, held for at most `seconds` or what the caller has left. Raises Unavailable, DeadlineExceeded.
+    """Borrow a connection, for at most `seconds` or until the deadline.
 
-    Unavailable leaves open whether a write inside took effect.
+    Raises DeadlineExceeded or Unavailable; whether a write inside the block took effect is then unknown.
     """
     try:
         async with asyncio.timeout(context.remaining(seconds)) as limit, pool.acquire() as conn:
             yield conn
     except TimeoutError:
-        raise (DeadlineExceeded if limit.expired() else Unavailable)("the database did not answer in time") from None
+        raise (DeadlineExceeded if limit.expired() else Unavailable)("the database did not respond in time") from None
     except asyncpg.DataError:
-        # An InterfaceError, and yet nobody's fault but ours.
+        # An InterfaceError too, but a defect of this program.
         raise
     except (*CONNECTION_ERRORS, asyncpg.InsufficientResourcesError, asyncpg.ReadOnlySQLTransactionError) as e:
-        raise Unavailable(f"the database is not there: {type(e).__name__}") from None
+        raise Unavailable(f"the database is unavailable: {type(e).__name__}") from None
 
 
 async def wait_for_schema(pool: Pool, package: str, health: Health) -> None:
-    """Waits until `migrate` has applied all that this code needs. A schema that is newer is accepted."""
+    """Wait until every migration of the package has been applied. A newer schema is accepted."""
 
-    async def look() -> None:
+    async def check() -> None:
         try:
             done = {row["name"] for row in await pool.fetch("SELECT name FROM schema_migrations")}
         except asyncpg.UndefinedTableError:
             done = set()
-        if missing := [name for name in _found(package) if name not in done]:
+        if missing := [name for name in _migrations(package) if name not in done]:
             raise RuntimeError(f"migrations are missing, run `migrate`: {', '.join(missing)}")
 
-    await health.wait_for("schema", look)
+    await health.wait_for("schema", check)
 
 
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
 
-def _found(package: str) -> list[str]:
+def _migrations(package: str) -> list[str]:
     return sorted(f.name for f in files(package).iterdir() if _NAME.fullmatch(f.name))
 
 
 async def migrate(config: Postgres, package: str, health: Health | None = None) -> list[str]:
-    """Applies what is missing of the package's `NNNN_name.sql` files, in order, and answers their names.
+    """Apply those of the package's `NNNN_name.sql` files that have not been applied, in order, and return their names.
 
-    Two at once are safe (advisory lock); a schema newer than the code is accepted. Each file is one
-    transaction and must fit the version still running.
+    Concurrent calls are safe (advisory lock); a newer schema is accepted. Each file is one transaction, and must be
+    compatible with the version of the service that is still running.
     """
-    found = _found(package)
 
     async def connect() -> asyncpg.Connection[asyncpg.Record]:
         return await asyncpg.connect(
@@ -154,16 +156,16 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
             "CREATE TABLE IF NOT EXISTS schema_migrations (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
         )
         done = {row["name"] for row in await conn.fetch("SELECT name FROM schema_migrations")}
-        for name in found:
+        for name in _migrations(package):
             if name in done:
                 continue
             async with conn.transaction():
-                # A migration that cannot have its lock gives way to the shop, and is tried again by the next start.
+                # A migration that cannot get its lock in time must not block requests behind it; the next start retries it.
                 await conn.execute("SET LOCAL lock_timeout = '5s'")
                 await conn.execute((files(package) / name).read_text("utf-8"))
                 await conn.execute("INSERT INTO schema_migrations (name) VALUES ($1)", name)
             applied.append(name)
-            log.info("migrated", migration=name)
+            log.info("migration applied", migration=name)
     finally:
         await conn.close()
     return applied

@@ -1,4 +1,4 @@
-"""What keeps a dead neighbour from taking us along: retries with jitter and a budget, and a circuit."""
+"""Protection against upstreams that fail: retries with jitter and a budget, and a circuit breaker."""
 
 from __future__ import annotations
 
@@ -15,108 +15,120 @@ from market.kit.errors import DeadlineExceeded, Unavailable
 
 T = TypeVar("T")
 
-RETRIES = Counter("market_retries_total", "Calls that were made again.", ["upstream"])
-CIRCUIT_OPEN = Gauge("market_circuit_open", "1 while calls to the upstream are refused here.", ["upstream"])
+RETRIES = Counter("market_retries_total", "Calls to an upstream that were repeated.", ["upstream"])
+CIRCUIT_OPEN = Gauge("market_circuit_breaker_open", "1 while calls to the upstream are refused locally.", ["upstream"])
 
 
 class CircuitOpen(Unavailable):
-    """Refused here, without a call: the neighbour has not seen it."""
+    """The circuit breaker refused the call, so that the upstream has not seen it."""
 
 
 def backoff(attempt: int, *, base: float = 0.05, max_seconds: float = 2.0) -> float:
-    """Seconds to wait before attempt 1, 2, ...: exponential, full jitter."""
+    """Return the seconds to wait before attempt 1, 2, ...: exponential, with full jitter.
+
+    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+    """
     return random.uniform(0, min(max_seconds, base * 2 ** min(attempt, 30)))
 
 
 def reraise_if_cancelled() -> None:
-    """Raises CancelledError where the current task was cancelled. For whoever goes on after an error: a library on the way
-    may have taken the cancellation for an error of its own (PyMongo takes it for one of the network)."""
+    """Raise CancelledError if the current task was cancelled.
+
+    For code that continues after an error: a library may have turned the cancellation into an error of its own, as PyMongo
+    turns it into a network error.
+    """
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError
 
 
 class CircuitBreaker:
-    """Refuses calls for a while after `failures` in a row, then lets one through to try.
+    """Refuses calls for `open_seconds` after `failures` in a row; then one trial call decides whether it closes.
 
-    `await circuit(call)` raises CircuitOpen while open. Which exceptions count is the caller's to
-    say: `counts`. A DeadlineExceeded that came sooner than `slow_after_seconds` seconds does not count: it is
-    the caller who was in a hurry, not the neighbour who was slow.
+    upstream: the name in metrics and errors.
+    counts: the exceptions that count as failures.
+    slow_after_seconds: a DeadlineExceeded that came sooner does not count, because the caller had little time left: that
+        says nothing about the upstream.
+    clock: seconds, as time.monotonic returns them.
     """
 
     def __init__(
         self,
-        neighbour: str,
+        upstream: str,
         *,
         failures: int = 5,
-        # A neighbour that is back has to be found out by one call; in between the others fail without need.
+        # Short, because until the trial call every other call fails, also when the upstream has recovered.
         open_seconds: float = 0.3,
         counts: tuple[type[BaseException], ...] = (Unavailable,),
         slow_after_seconds: float = 0.0,
         # Looked up at each call, as long as tests of products stop `time` here.
         clock: Callable[[], float] = lambda: time.monotonic(),
     ) -> None:
-        self._neighbour = neighbour
-        self._limit = failures
+        self._upstream = upstream
+        self._max_failures = failures
         self._open_seconds = open_seconds
         self._counts = counts
         self._slow_after_seconds = slow_after_seconds
         self._clock = clock
-        self._failed = 0
-        self._until = 0.0
-        self._trying = False
-        self._gauge = CIRCUIT_OPEN.labels(neighbour)
+        self._failures = 0
+        self._open_until = 0.0
+        self._trial_in_flight = False
+        self._gauge = CIRCUIT_OPEN.labels(upstream)
 
     @property
     def is_open(self) -> bool:
         """Whether a call made now would be refused."""
-        return self._failed >= self._limit and (self._clock() < self._until or self._trying)
+        return self._failures >= self._max_failures and (self._clock() < self._open_until or self._trial_in_flight)
 
     async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Return the call's result. Raises CircuitOpen without calling while the circuit is open."""
         if self.is_open:
-            raise CircuitOpen(f"{self._neighbour} does not answer")
-        trial = self._failed >= self._limit
-        if trial:
-            self._trying = True
+            raise CircuitOpen(f"{self._upstream} is unavailable")
+        is_trial = self._failures >= self._max_failures
+        if is_trial:
+            self._trial_in_flight = True
         started = self._clock()
         try:
             result = await call()
         except self._counts as e:
             if not (isinstance(e, DeadlineExceeded) and self._clock() - started < self._slow_after_seconds):
-                self._failed += 1
-                if self._failed >= self._limit:
-                    self._until = self._clock() + self._open_seconds
+                self._failures += 1
+                if self._failures >= self._max_failures:
+                    self._open_until = self._clock() + self._open_seconds
                     self._gauge.set(1)
             raise
         else:
-            # Closed by the first success.
-            if self._failed:
-                self._failed = 0
+            # The first success closes the circuit.
+            if self._failures:
+                self._failures = 0
                 self._gauge.set(0)
             return result
         finally:
-            if trial:
-                self._trying = False
+            if is_trial:
+                self._trial_in_flight = False
 
 
 class RetryBudget:
-    """Retries may be at most `ratio` of the calls, with a few to start with: no storm on a slow neighbour."""
+    """Limits retries to `ratio` of the calls, plus a `reserve`, so that retries cannot overload a slow upstream.
 
-    def __init__(self, neighbour: str, *, ratio: float = 0.2, reserve: float = 10.0) -> None:
+    Source: the token bucket of gRPC's retry throttling, https://github.com/grpc/proposal/blob/master/A6-client-retries.md
+    """
+
+    def __init__(self, upstream: str, *, ratio: float = 0.2, reserve: float = 10.0) -> None:
         self._ratio = ratio
-        self._most = reserve
+        self._max_tokens = reserve
         self._tokens = reserve
-        self._count = RETRIES.labels(neighbour)
+        self._retries = RETRIES.labels(upstream)
 
     def record_call(self) -> None:
-        """Counts a call; a part of a retry is earned."""
-        self._tokens = min(self._most, self._tokens + self._ratio)
+        """Record a call; it earns `ratio` of a retry."""
+        self._tokens = min(self._max_tokens, self._tokens + self._ratio)
 
     def take_retry(self) -> bool:
-        """Whether one more attempt is allowed; counts it."""
+        """Return whether a retry is allowed, and count it if so."""
         if self._tokens < 1:
             return False
         self._tokens -= 1
-        self._count.inc()
+        self._retries.inc()
         return True
 
 
@@ -128,9 +140,10 @@ async def retry(
     retry_on: tuple[type[BaseException], ...] = (Unavailable,),
     never: tuple[type[BaseException], ...] = (CircuitOpen,),
 ) -> T:
-    """The call's result, tried again on `retry_on` but `never`, while attempts, budget and the deadline allow. For idempotent calls only.
+    """Return the result of an idempotent call, repeated on `retry_on`, but not on `never`.
 
-    What an open circuit refused is not tried again: it would only spend the budget.
+    It is repeated while attempts, budget and deadline allow, after a back-off; then the last error is raised. A call that an
+    open circuit refused is not repeated, because that would only use up the budget.
     """
     budget.record_call()
     for attempt in range(1, attempts + 1):

@@ -1,4 +1,4 @@
-"""Rules for text and numbers that come from outside, where a decoder alone takes too much."""
+"""Rules for texts, ids and addresses from outside, beyond what a decoder checks."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from uuid import UUID
 
 from market.kit.errors import BadInput, NotFound
 
-# C0 and C1 controls, and the line and paragraph separators.
+# C0 and C1 controls, line and paragraph separators, and surrogates.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _CONTROL_BUT_NEWLINE_AND_TAB = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_EMAIL = re.compile(
-    r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)+"
-)
-_KEY = re.compile(r"[!-~]{1,255}")
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_EMAIL = re.compile(rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{_LABEL}(?:\.{_LABEL})+")
 
 
 def validate_text(field: str, value: str, *, min_length: int, max_length: int, multiline: bool = False) -> str:
-    """The text as it came, or BadInput: `min_length..max_length` characters, no control characters."""
+    """Return the text unchanged. Lengths are in characters; `multiline` allows newline and tab.
+
+    Raises BadInput for a length out of bounds or a control character.
+    """
     if not min_length <= len(value) <= max_length:
-        raise BadInput(field, f"must have {min_length} to {max_length} characters")
+        raise BadInput(field, f"must have {min_length} to {max_length} characters, got {len(value)}")
     if (_CONTROL_BUT_NEWLINE_AND_TAB if multiline else _CONTROL).search(value):
         allowed = " other than newline and tab" if multiline else ""
         raise BadInput(field, f"must not contain control characters{allowed}")
@@ -28,35 +29,28 @@ def validate_text(field: str, value: str, *, min_length: int, max_length: int, m
 
 
 def parse_uuid(field: str, value: str) -> UUID:
-    """The id, or BadInput. Takes the canonical form of 36 characters alone."""
+    """Return the id. Raises BadInput unless it is a UUID in its canonical form of 36 characters, in either case."""
     if not _UUID.fullmatch(value):
         raise BadInput(field, "must be a UUID")
     return UUID(value)
 
 
-def parse_path_id(what: str, value: str) -> UUID:
-    """The id in a path, or NotFound: what is no UUID names nothing."""
+def parse_path_id(kind: str, value: str) -> UUID:
+    """Return the id in a path. Raises NotFound for anything but a UUID, since no other id exists; `kind`: "product"."""
     if not _UUID.fullmatch(value):
-        raise NotFound(what, value[:64] if value.isascii() and value.isprintable() else None)
+        raise NotFound(kind, value[:64] if value.isascii() and value.isprintable() else None)
     return UUID(value)
 
 
 def is_email_address(value: str) -> bool:
-    """An address as RFC 5321 has it, dot-atoms only, with a domain of two labels or more; 254 characters at most."""
+    """Return whether the text is an address of RFC 5321: a dot-atom, a domain of at least two labels, 254 characters."""
+    local_part = value.partition("@")[0]
     return (
         len(value) <= 254
         and _EMAIL.fullmatch(value) is not None
-        and ".." not in value.partition("@")[0]
-        and value[0] != "."
-        and "@" in value
-        and not value.partition("@")[0].endswith(".")
-        # Looks like an encoded word (RFC 2047): mail software decodes it, and writes to someone else.
+        and ".." not in local_part
+        and not local_part.startswith(".")
+        and not local_part.endswith(".")
+        # Looks like an encoded word (RFC 2047): mail software would decode it and write to someone else.
         and "=?" not in value
     )
-
-
-def idempotency_key(value: str | None) -> str | None:
-    """The header's value, or BadInput: 1..255 visible ASCII characters."""
-    if value is not None and not _KEY.fullmatch(value):
-        raise BadInput("Idempotency-Key", "must have 1 to 255 visible ASCII characters")
-    return value

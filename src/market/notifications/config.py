@@ -45,7 +45,13 @@ class Smtp(Section, frozen=True, kw_only=True):
     username: NonEmptyStr | None = None
     password: NonEmptyStr | None = None
     # What we say in EHLO; absent: the machine's name.
-    hello: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:\[\]-]{1,255}$")] | None = None
+    hello: (
+        Annotated[
+            str,
+            Meta(pattern=r"^[A-Za-z0-9.:\[\]-]{1,255}$", extra={"rule": "must be a host name or an address literal"}),
+        ]
+        | None
+    ) = None
     # The most that one answer of the mail server may take.
     timeout_seconds: Seconds = 30.0
     # Mails under way at once, each on a connection of its own.

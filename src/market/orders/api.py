@@ -16,7 +16,7 @@ from market.kit import context, text
 from market.kit.config import Http
 from market.kit.errors import BadInput, NotFound, Problem
 from market.kit.http import edge
-from market.kit.http.requests import parse_query, read_body, read_header
+from market.kit.http.requests import idempotency_key, parse_query, read_body
 from market.kit.http.responses import json_response
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
@@ -114,8 +114,7 @@ def routes(
         with context.deadline_in(max(0.05, context.remaining(order_seconds) - _ANSWER_SECONDS)):
             try:
                 parse_query(request, _Nothing)
-                given = read_header(request, b"idempotency-key")
-                key = text.idempotency_key(None if given is None else given.decode("latin-1"))
+                key = idempotency_key(request)
                 placed = await service.place(shop, parsed(await read_body(request, _body)), key)
             except Problem as e:
                 OUTCOMES.labels(e.type).inc()

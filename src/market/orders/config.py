@@ -16,7 +16,15 @@ class MongoDB(Section, frozen=True, kw_only=True):
     """`timeout_seconds` is one operation's limit, retries by the driver included."""
 
     uri: NonEmptyStr
-    database: Annotated[str, Meta(pattern=r'^[^/\\. "$*<>:|?\x00]{1,63}$')] = "orders"
+    database: Annotated[
+        str,
+        Meta(
+            pattern=r'^[^/\\. "$*<>:|?\x00]{1,63}$',
+            extra={
+                "rule": "must be the name of a MongoDB database: 1 to 63 characters without spaces, dots or slashes"
+            },
+        ),
+    ] = "orders"
     pool_size: Annotated[int, Meta(ge=4, le=500)] = 64
     timeout_seconds: Seconds = 2.5
 

@@ -16,7 +16,7 @@ from market.kit import text
 from market.kit.batching import Batcher
 from market.kit.errors import BadInput, NotFound
 from market.kit.http.edge import Endpoint
-from market.kit.http.requests import parse_query, read_body, read_header
+from market.kit.http.requests import idempotency_key, parse_query, read_body, read_header
 from market.kit.http.responses import json_response
 from market.products import domain, etag, service, store
 from market.products.domain import Draft, Product, Sort, Stored
@@ -166,9 +166,8 @@ def routes(shop: Shop) -> dict[str, Endpoint]:
 
     async def post(request: Request) -> Response:
         parse_query(request, NoQuery)
-        key = read_header(request, b"idempotency-key")
-        checked = text.idempotency_key(None if key is None else key.decode("latin-1"))
-        stored, replayed = await service.create(shop, (await read_body(request, _NEW)).draft(), checked)
+        key = idempotency_key(request)
+        stored, replayed = await service.create(shop, (await read_body(request, _NEW)).draft(), key)
         headers = {"Location": f"/api/product/{stored.product.id}"}
         if replayed:
             headers["Idempotency-Replayed"] = "true"

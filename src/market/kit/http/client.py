@@ -1,17 +1,15 @@
-"""Calls to a neighbour by HTTP: a deadline, the request's id, problems as exceptions.
+"""HTTP calls to an upstream, with a deadline, the request's id, retries and a circuit breaker.
 
-products = HttpClient("products", config.products)
-async with products:
-    page = await products.request("GET", "/api/product?ids=...")
+async with HttpClient("products", config.products) as products:
+    response = await products.request("GET", "/api/product?ids=...")
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any
 
 from market.kit import context
 from market.kit.config import HttpUpstream
@@ -21,30 +19,33 @@ from market.kit.resilience import RETRIES, CircuitBreaker, CircuitOpen, RetryBud
 
 __all__ = ["ConnectFailed", "HttpClient", "HttpResponse", "quote_ids"]
 
-# A Service's address leads to another pod at each connection, and for about a second after a pod's process died still
-# to that one too. Who is refused tries again: seven times, over 0.7 to 1.4 s. That costs a dead neighbour nothing.
-_CONNECTS = 7
+# A Kubernetes Service leads to another pod at each connection, and for about a second after a pod has crashed also to
+# that one. A refused connection is therefore tried seven times, over 0.7 to 1.4 s; that costs a dead upstream nothing.
+_CONNECT_ATTEMPTS = 7
 
 
 class ConnectFailed(Unavailable):
-    """No connection: the neighbour has not seen the request."""
+    """No connection could be made, so that the upstream has not seen the request."""
 
 
 class HttpClient:
-    """Owns a pool of kept-alive connections to one neighbour, with its circuit and its retry budget."""
+    """Owns a pool of keep-alive connections to one upstream, with its circuit breaker and its retry budget.
 
-    def __init__(self, neighbour: str, config: HttpUpstream) -> None:
-        self._neighbour = neighbour
+    upstream: the name in metrics and errors.
+    """
+
+    def __init__(self, upstream: str, config: HttpUpstream) -> None:
+        self._upstream = upstream
         self._url = config.url
-        self._seconds = config.timeout_seconds
-        self._connections = config.connections
-        self._circuit = CircuitBreaker(neighbour, slow_after_seconds=config.timeout_seconds / 2)
-        self._budget = RetryBudget(neighbour)
-        self._again = RETRIES.labels(neighbour)
+        self._timeout_seconds = config.timeout_seconds
+        self._max_connections = config.connections
+        self._circuit = CircuitBreaker(upstream, slow_after_seconds=config.timeout_seconds / 2)
+        self._budget = RetryBudget(upstream)
+        self._retries = RETRIES.labels(upstream)
         self._pool: ConnectionPool | None = None
 
     async def __aenter__(self) -> HttpClient:
-        self._pool = ConnectionPool(self._url, self._connections)
+        self._pool = ConnectionPool(self._url, self._max_connections)
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -53,7 +54,7 @@ class HttpClient:
 
     @property
     def is_open(self) -> bool:
-        """Whether calls are refused here, because the neighbour did not answer lately."""
+        """Whether the circuit breaker would refuse a call now."""
         return self._circuit.is_open
 
     async def request(
@@ -63,69 +64,71 @@ class HttpClient:
         *,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        seconds: float | None = None,
+        timeout_seconds: float | None = None,
         idempotent: bool | None = None,
     ) -> HttpResponse:
-        """The answer, whatever its status but 502, 503 and 504 without a problem document of ours.
+        """Return the response, whatever its status, except 502, 503 and 504 without a problem document.
 
-        Raises Unavailable when none came. A call that is idempotent (GET, PUT and DELETE by default) is tried
-        again; any call looks for a connection again and again, for about a second, before it is ConnectFailed.
+        An idempotent request (by default every method but POST) is retried; any request is retried for about a second
+        until it has a connection. The timeout of an attempt is the upstream's configured one by default, or what is left
+        until the deadline.
+
+        Raises CircuitOpen or ConnectFailed if the upstream has not seen the request, DeadlineExceeded or Unavailable if the
+        outcome is unknown.
         """
-        seconds = seconds or self._seconds
+        timeout = timeout_seconds or self._timeout_seconds
         if idempotent is None:
             idempotent = method != "POST"
 
         async def call() -> HttpResponse:
-            return await self._circuit(lambda: self._connected(method, path, body, headers, seconds))
+            return await self._circuit(lambda: self._connect_and_send(method, path, body, headers, timeout))
 
         return await retry(
             call, budget=self._budget, attempts=3 if idempotent else 1, never=(CircuitOpen, ConnectFailed)
         )
 
-    async def _connected(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, seconds: float
+    async def _connect_and_send(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, timeout: float
     ) -> HttpResponse:
-        # One call for the circuit: of two pods one may be dead, and that is no dead neighbour.
-        for attempt in range(1, _CONNECTS + 1):
+        # One call for the circuit breaker: if one pod of two is dead, the upstream is not.
+        for attempt in range(1, _CONNECT_ATTEMPTS + 1):
             try:
-                return await self._once(method, path, body, headers, seconds)
+                return await self._send(method, path, body, headers, timeout)
             except ConnectFailed:
                 pause = random.uniform(0.5, 1) * min(0.4, 0.02 * 2**attempt)
-                if attempt == _CONNECTS or context.remaining(seconds) <= pause:
+                if attempt == _CONNECT_ATTEMPTS or context.remaining(timeout) <= pause:
                     raise
-                self._again.inc()
+                self._retries.inc()
                 await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
-    async def _once(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, seconds: float
+    async def _send(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, timeout: float
     ) -> HttpResponse:
         assert self._pool is not None, "use it as a context manager"
-        left = context.remaining(seconds)
-        if left <= 0:
-            raise DeadlineExceeded("the caller's time is over")
+        seconds = context.require_remaining(timeout)
 
-        def sent() -> dict[str, str]:
-            all = context.outgoing_headers(seconds)
+        def current_headers() -> dict[str, str]:
+            current = context.outgoing_headers(timeout)
             if body is not None:
-                all["content-type"] = "application/json"
+                current["content-type"] = "application/json"
             if headers:
-                all.update(headers)
-            return all
+                current.update(headers)
+            return current
 
         try:
-            answer = await self._pool.request(method, path, sent, body, left)
+            response = await self._pool.request(method, path, current_headers, body, seconds)
         except ConnectError as e:
-            raise ConnectFailed(f"{self._neighbour} cannot be reached: {e}") from None
+            raise ConnectFailed(f"cannot connect to {self._upstream}: {e}") from None
         except TimeoutError:
-            raise DeadlineExceeded(f"{self._neighbour} did not answer in time") from None
+            raise DeadlineExceeded(f"{self._upstream} did not respond in time") from None
         except ProtocolError as e:
-            raise Unavailable(f"{self._neighbour} broke off: {e}") from None
-        if answer.status in (502, 503, 504) and "problem+json" not in answer.headers.get("content-type", ""):
-            raise Unavailable(f"{self._neighbour} is not there: {answer.status}")
-        return answer
+            raise Unavailable(f"the connection to {self._upstream} failed: {e}") from None
+        if response.status in (502, 503, 504) and "problem+json" not in response.headers.get("content-type", ""):
+            raise Unavailable(f"{self._upstream} is unavailable: status {response.status}")
+        return response
 
 
-def quote_ids(ids: Any) -> str:
-    """Ids as one query value."""
+def quote_ids(ids: Iterable[object]) -> str:
+    """Return ids as one query value, separated by commas."""
     return ",".join(map(str, ids))

@@ -1,4 +1,4 @@
-"""An OpenAPI 3.1 document from a table of operations and msgspec's own schemas."""
+"""OpenAPI 3.1 documents, from a list of operations and the schemas that msgspec derives from structs."""
 
 from __future__ import annotations
 
@@ -22,35 +22,39 @@ PROBLEM_SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Operation:
-    """One call. `answers` maps a status to (description, struct or None); statuses from 400 are problems."""
+    """One method of one path.
+
+    responses: description and struct (or None) by status; statuses from 400 on are problem documents.
+    parameters: parameter objects, as `parameter` returns them. body: the request's struct, or None.
+    headers: by status, the description of each response header by name.
+    """
 
     method: str
     path: str
-    id: str
+    operation_id: str
     summary: str
-    answers: dict[int, tuple[str, Any]]
+    responses: dict[int, tuple[str, Any]]
     parameters: list[dict[str, Any]] = field(default_factory=list)
     body: Any = None
-    # Headers of an answer, by status: name to what it says.
     headers: dict[int, dict[str, str]] = field(default_factory=dict)
 
 
 def parameter(
-    name: str, where: str, description: str, schema: dict[str, Any], *, required: bool = False
+    name: str, location: str, description: str, schema: dict[str, Any], *, required: bool = False
 ) -> dict[str, Any]:
-    """A parameter object; `where` is path, query or header."""
+    """Return a parameter object. `location` is path, query or header; a path parameter is always required."""
     return {
         "name": name,
-        "in": where,
+        "in": location,
         "description": description,
-        "required": required or where == "path",
+        "required": required or location == "path",
         "schema": schema,
     }
 
 
 def document(title: str, description: str, operations: list[Operation]) -> dict[str, Any]:
-    """The whole document, as JSON values."""
-    structs = [s for o in operations for s in [o.body, *(s for _, s in o.answers.values())] if s is not None]
+    """Return the document, as JSON values."""
+    structs = [s for o in operations for s in [o.body, *(s for _, s in o.responses.values())] if s is not None]
     refs, components = msgspec.json.schema_components(
         dict.fromkeys(structs), ref_template="#/components/schemas/{name}"
     )
@@ -58,8 +62,8 @@ def document(title: str, description: str, operations: list[Operation]) -> dict[
     paths: dict[str, Any] = {}
     for o in operations:
         responses: dict[str, Any] = {}
-        for status, (text, struct) in o.answers.items():
-            response: dict[str, Any] = {"description": text}
+        for status, (meaning, struct) in o.responses.items():
+            response: dict[str, Any] = {"description": meaning}
             if status >= 400:
                 response["content"] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
             elif struct is not None:
@@ -69,7 +73,7 @@ def document(title: str, description: str, operations: list[Operation]) -> dict[
                     n: {"description": d, "schema": {"type": "string"}} for n, d in o.headers[status].items()
                 }
             responses[str(status)] = response
-        entry: dict[str, Any] = {"operationId": o.id, "summary": o.summary, "responses": responses}
+        entry: dict[str, Any] = {"operationId": o.operation_id, "summary": o.summary, "responses": responses}
         if o.parameters:
             entry["parameters"] = o.parameters
         if o.body is not None:

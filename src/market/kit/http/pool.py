@@ -1,7 +1,7 @@
-"""HTTP/1.1 to one neighbour: kept-alive connections, one request at a time on each.
+"""A pool of HTTP/1.1 keep-alive connections to one upstream, with one request at a time on each.
 
-A small client for services that talk to services: no redirects, cookies, proxies or compression. Parsing is
-llhttp (httptools, uvicorn's parser). What is wrong with the neighbour's answer ends its connection.
+For calls between services: no redirects, cookies, proxies or compression (docs/decisions/0007). The parser is llhttp
+(httptools, as in uvicorn). A response that is not valid HTTP ends its connection.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from urllib.parse import urlsplit
 
 import httptools
 
-# Uvicorn closes after 75 s without a request: below that we do not meet its closing.
+# Below the 75 s after which uvicorn closes an idle connection, so that no request meets the closing.
 _IDLE_SECONDS = 60.0
-# Then a new connection is made, so that new copies of the neighbour get their share.
+# Older connections are replaced, so that new copies of the upstream get their share.
 _AGE_SECONDS = 120.0
-# A pod whose node is gone does not even refuse; another connection may lead to another pod.
+# A pod whose node is gone does not even refuse; another attempt may lead to another pod.
 _CONNECT_SECONDS = 1.0
-_MOST_BODY = 64 * 1024 * 1024
+_MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """What came back. The names of `headers` are in lower case."""
+    """A response. The names of `headers` are in lower case."""
 
     status: int
     body: bytes
@@ -35,15 +35,15 @@ class HttpResponse:
 
 
 class ConnectError(Exception):
-    """No connection could be made: nothing was sent."""
+    """No connection could be made; nothing was sent."""
 
 
 class ProtocolError(Exception):
-    """The connection ended, or went wrong, before the answer was whole."""
+    """The connection ended, or the response was invalid, before the response was complete."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection. It may be used again after an answer while `reusable`."""
+    """One connection. It can be used again after a response while `is_idle`."""
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
@@ -54,18 +54,18 @@ class Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._body: list[bytes] = []
         self._size = 0
-        # Within an answer whose headers are there.
-        self._begun = False
-        self.reusable = True
-        self.born = self.idle_since = self._loop.time()
+        # Between the headers and the end of a response.
+        self._in_body = False
+        self._reusable = True
+        self.opened_at = self.idle_since = self._loop.time()
 
     @property
-    def rests_well(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether it can take another request."""
-        return self.reusable and self._transport is not None and not self._transport.is_closing()
+        return self._reusable and self._transport is not None and not self._transport.is_closing()
 
-    async def ask(self, data: bytes, seconds: float) -> HttpResponse:
-        """Sends a request and gives its answer. Raises TimeoutError, ProtocolError; then the connection is no more."""
+    async def send(self, data: bytes, seconds: float) -> HttpResponse:
+        """Send a request and return its response. Raises TimeoutError or ProtocolError, and closes the connection."""
         assert self._transport is not None
         assert self._waiter is None
         waiter: asyncio.Future[HttpResponse] = self._loop.create_future()
@@ -82,66 +82,67 @@ class Connection(asyncio.Protocol):
             self._waiter = None
 
     def close(self) -> None:
-        self.reusable = False
+        """Close the connection at once; a request on it fails with ProtocolError."""
+        self._reusable = False
         if self._transport is not None:
             self._transport.abort()
 
     def _fail(self, e: Exception) -> None:
-        self.reusable = False
+        self._reusable = False
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(e)
 
-    # asyncio calls these.
+    # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not checked: uvloop's is no subclass of it.
+        # Unchecked, because uvloop's transport is not a subclass.
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None:
-            # Nobody asked.
+            # Bytes without a request: the connection is out of step.
             self.close()
             return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
-            self._fail(ProtocolError(f"the answer is not HTTP: {e}"))
+            self._fail(ProtocolError(f"the response is not HTTP: {e}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # An answer without a length ends with its connection.
-        if self._begun and not {"content-length", "transfer-encoding"} & self._headers.keys() and exc is None:
-            self.reusable = False
+        # A response without a length ends with its connection.
+        if self._in_body and not {"content-length", "transfer-encoding"} & self._headers.keys() and exc is None:
+            self._reusable = False
             self.on_message_complete()
         self._fail(ProtocolError("the connection was closed" if exc is None else type(exc).__name__))
         self._pool.lost(self)
 
-    # The parser calls these.
+    # httptools.HttpResponseParser
 
     def on_message_begin(self) -> None:
-        self._headers, self._body, self._size, self._begun = {}, [], 0, False
+        self._headers, self._body, self._size, self._in_body = {}, [], 0, False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        self._begun = True
+        self._in_body = True
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
         self._size += len(body)
-        if self._size > _MOST_BODY:
-            self._fail(ProtocolError(f"the answer has more than {_MOST_BODY} bytes"))
+        if self._size > _MAX_BODY_BYTES:
+            self._fail(ProtocolError(f"the response has more than {_MAX_BODY_BYTES} bytes"))
 
     def on_message_complete(self) -> None:
-        self._begun = False
+        self._in_body = False
         status = self._parser.get_status_code()
         if status < 200:
-            # An interim answer: the real one follows.
+            # An interim response (1xx): the final one follows.
             return
         waiter = self._waiter
-        # A second answer to one request is not to be trusted further.
+        # After a second response to one request the connection is out of step.
         if waiter is None or waiter.done() or not self._parser.should_keep_alive():
-            self.reusable = False
+            self._reusable = False
         if waiter is not None and not waiter.done():
             waiter.set_result(
                 HttpResponse(status, self._body[0] if len(self._body) == 1 else b"".join(self._body), self._headers)
@@ -149,91 +150,94 @@ class Connection(asyncio.Protocol):
 
 
 class ConnectionPool:
-    """The connections to one neighbour, at most `most`; who finds none free waits in line."""
+    """The connections to one upstream, opened on demand. Callers wait in FIFO order when all are in use.
 
-    def __init__(self, url: str, most: int) -> None:
+    url: scheme, host, port, and a path that precedes every request's path.
+    """
+
+    def __init__(self, url: str, max_connections: int) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url} is not the address of an HTTP server")
+            raise ValueError(f"{url} is not an HTTP URL")
         self.loop = asyncio.get_running_loop()
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._host = parts.hostname
         self._port = parts.port or (443 if self._tls else 80)
         self._prefix = parts.path.rstrip("/")
         self._head = f" HTTP/1.1\r\nhost: {parts.netloc.rpartition('@')[2]}\r\n"
-        self._most = most
+        self._max_connections = max_connections
         self._open = 0
         self._idle: deque[Connection] = deque()
-        # Each is given a connection, or None: the right to open one.
-        self._line: deque[asyncio.Future[Connection | None]] = deque()
+        # Each gets a connection, or None for the right to open one.
+        self._waiters: deque[asyncio.Future[Connection | None]] = deque()
 
     async def request(
         self, method: str, path: str, headers: Callable[[], Mapping[str, str]], body: bytes | None, seconds: float
     ) -> HttpResponse:
-        """The answer to one request; `seconds` are for all of it, the wait for a connection included.
+        """Return the response. `seconds` limit all of it, the wait for a connection included. HEAD is not supported.
 
-        The headers are asked for when it is sent, since one of them says how much time is left. Not for HEAD.
-        Raises TimeoutError, ConnectError, ProtocolError.
+        `headers` is called when the request is written, since one of them states how much time is left.
+        Raises ConnectError, TimeoutError, ProtocolError; and ValueError for a path or header that contains a line break.
         """
         started = self.loop.time()
-        connection = self._rested()
+        connection = self._take_idle()
         if connection is None:
             async with asyncio.timeout(seconds):
-                connection = await self._next()
+                connection = await self._wait_for_connection()
             seconds = max(0.0, seconds - (self.loop.time() - started))
         try:
-            return await connection.ask(self._written(method, path, headers(), body), seconds)
+            return await connection.send(self._encode(method, path, headers(), body), seconds)
         finally:
-            self._give_back(connection)
+            self._release(connection)
 
     def close(self) -> None:
-        """Ends what rests; what is under way ends by its caller's time."""
+        """Close idle connections; those in use are closed when their request ends."""
         while self._idle:
             self._idle.pop().close()
-        self._most = 0
+        self._max_connections = 0
 
-    def _written(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
+    def _encode(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
         lines = [f"{method} {self._prefix}{path}{self._head}"]
         lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
         if body is not None:
             lines.append(f"content-length: {len(body)}\r\n")
         text = "".join(lines)
-        # A line break in a path or a value would begin a header of its own. The first line has its end and the host's.
+        # A line break in a path or a value would start a header of its own. The first entry has two: its own and the host's.
         if text.count("\n") != len(lines) + 1 or text.count("\r") != len(lines) + 1 or " " in path:
-            raise ValueError("a path or a header holds what it must not")
+            raise ValueError("a path or a header contains a forbidden character")
         return text.encode("latin-1") + b"\r\n" + (body or b"")
 
-    def _rested(self) -> Connection | None:
-        """A connection that rests, the one used last: the others may grow old."""
+    def _take_idle(self) -> Connection | None:
+        """Return the idle connection that was used last, so that the others can expire; None if there is none."""
         while self._idle:
             connection = self._idle.pop()
-            if connection.rests_well and self.loop.time() - connection.idle_since < _IDLE_SECONDS:
+            if connection.is_idle and self.loop.time() - connection.idle_since < _IDLE_SECONDS:
                 return connection
             connection.close()
             self._open -= 1
         return None
 
-    async def _next(self) -> Connection:
-        if self._open < self._most:
+    async def _wait_for_connection(self) -> Connection:
+        if self._open < self._max_connections:
             self._open += 1
-            return await self._connected()
-        turn: asyncio.Future[Connection | None] = self.loop.create_future()
-        self._line.append(turn)
+            return await self._open_connection()
+        waiter: asyncio.Future[Connection | None] = self.loop.create_future()
+        self._waiters.append(waiter)
         try:
-            connection = await turn
+            connection = await waiter
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                # It was given something in the same moment: that goes to the next.
-                given = turn.result()
-                self._give_back(given) if given is not None else self._freed()
+            if waiter.done() and not waiter.cancelled():
+                # It got a connection or a slot at the same moment, which goes to the next caller.
+                granted = waiter.result()
+                self._release(granted) if granted is not None else self._release_slot()
             raise
         if connection is not None:
-            if connection.rests_well:
+            if connection.is_idle:
                 return connection
             connection.close()
-        return await self._connected()
+        return await self._open_connection()
 
-    async def _connected(self) -> Connection:
+    async def _open_connection(self) -> Connection:
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 _, connection = await self.loop.create_connection(
@@ -244,41 +248,41 @@ class ConnectionPool:
                     server_hostname=self._host if self._tls else None,
                 )
         except OSError as e:
-            # TimeoutError is one, without words.
-            self._freed()
+            # TimeoutError is an OSError without a message.
+            self._release_slot()
             raise ConnectError(e.strerror or str(e) or f"no connection within {_CONNECT_SECONDS:g} s") from None
         except BaseException:
-            self._freed()
+            self._release_slot()
             raise
         return connection
 
-    def _give_back(self, connection: Connection) -> None:
+    def _release(self, connection: Connection) -> None:
         now = connection.idle_since = self.loop.time()
-        if not connection.rests_well or now - connection.born > _AGE_SECONDS or self._open > self._most:
+        if not connection.is_idle or now - connection.opened_at > _AGE_SECONDS or self._open > self._max_connections:
             connection.close()
-            self._freed()
+            self._release_slot()
             return
-        while self._line:
-            turn = self._line.popleft()
-            if not turn.done():
-                turn.set_result(connection)
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
                 return
         self._idle.append(connection)
         if now - self._idle[0].idle_since > _IDLE_SECONDS:
             self._idle.popleft().close()
             self._open -= 1
 
-    def _freed(self) -> None:
-        """One connection fewer: the next in line may open one."""
-        while self._line:
-            turn = self._line.popleft()
-            if not turn.done():
-                turn.set_result(None)
+    def _release_slot(self) -> None:
+        """Let the next caller open a connection in place of one that is gone."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
                 return
         self._open -= 1
 
     def lost(self, connection: Connection) -> None:
-        """A connection has ended; one that rested is taken out."""
+        """Forget an idle connection that the upstream has closed."""
         if connection in self._idle:
             self._idle.remove(connection)
             self._open -= 1

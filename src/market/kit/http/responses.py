@@ -12,7 +12,7 @@ from market.kit.errors import Problem, Unavailable
 
 
 class _Encoded(Response):
-    """An answer whose bytes are there: Starlette's, without its rendering."""
+    """A response whose bytes are complete: Starlette's, without its rendering."""
 
     def __init__(self, body: bytes, status: int, content_type: bytes, headers: Mapping[str, str] | None) -> None:
         self.body = body
@@ -26,13 +26,18 @@ class _Encoded(Response):
 
 
 def json_response(
-    body: Any, status: int = 200, headers: Mapping[str, str] | None = None, *, content_type: bytes = b"application/json"
+    body: Any,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    *,
+    content_type: bytes = b"application/json",
 ) -> Response:
-    """A JSON answer, or another type's; the body is anything msgspec encodes, or bytes that are written already."""
-    return _Encoded(body if isinstance(body, bytes) else msgspec.json.encode(body), status, content_type, headers)
+    """Return a response with the body encoded as JSON; a body of bytes is sent as it is, whatever its `content_type`."""
+    data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return _Encoded(data, status, content_type, headers)
 
 
 def problem_response(problem: Problem) -> Response:
-    """The RFC 9457 answer."""
+    """Return the problem document (RFC 9457) with its status, and Retry-After if the request may be repeated."""
     headers = {"Retry-After": str(problem.retry_after)} if isinstance(problem, Unavailable) else None
     return _Encoded(msgspec.json.encode(problem.document()), problem.status, b"application/problem+json", headers)

@@ -1,4 +1,4 @@
-"""The HTTP server of a process: uvicorn with our signals and our socket."""
+"""The HTTP server of a process: uvicorn with a socket and signal handling of the caller's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import uvicorn
 
 
 class HttpServer:
-    """Uvicorn with our signals and our socket."""
+    """Serves an ASGI app on an address, or on a socket that is listening already. Raises OSError if it cannot listen."""
 
     def __init__(self, app: Any, host: str = "", port: int = 0, *, sock: socket.socket | None = None) -> None:
         self._socket = sock or listen(host, port)
@@ -32,15 +32,17 @@ class HttpServer:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        """Start serving, and return once requests are accepted."""
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
-        up = asyncio.create_task(self._server.up.wait())
-        await asyncio.wait({self._task, up}, return_when=asyncio.FIRST_COMPLETED)
-        up.cancel()
+        started = asyncio.create_task(self._server.has_started.wait())
+        await asyncio.wait({self._task, started}, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
         if self._task.done():
             self._task.result()
 
-    async def stop(self, grace: float) -> None:
-        self._server.config.timeout_graceful_shutdown = max(1, int(grace))
+    async def stop(self, grace_seconds: float) -> None:
+        """Stop listening, and finish the requests in flight within `grace_seconds`."""
+        self._server.config.timeout_graceful_shutdown = max(1, int(grace_seconds))
         self._server.should_exit = True
         if self._task is not None:
             await self._task
@@ -49,18 +51,19 @@ class HttpServer:
 class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.up = asyncio.Event()
+        self.has_started = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
-        self.up.set()
+        self.has_started.set()
 
     def capture_signals(self) -> Any:
+        # The process handles signals itself.
         return nullcontext()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. Raises OSError."""
+    """Return a listening TCP socket; port 0 takes a free one. Raises OSError with the address in its message."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,10 +1,10 @@
-"""A service's process: load, build, serve, drain, exit 0.
+"""The life of a service's process: load the configuration, build, serve, drain, exit with 0.
 
     # __main__.py
     run("products", Config, build, commands={"migrate": migrate})
 
-`build(config, process)` is an async context manager that yields the service's Server. While it waits
-for a store the admin port already answers: alive, not ready.
+`build(config, process)` is an async context manager that yields the service's Server. While it waits for a store, the
+admin port already reports the process as alive and not ready.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ log = logs.get_logger("lifecycle")
 
 
 class Server(Protocol):
-    """What a process serves: REST, gRPC or a consumer."""
+    """What a process serves: HTTP, gRPC or a consumer."""
 
     async def start(self) -> None:
-        """Begins to serve; returns once it does."""
+        """Start serving, and return once requests are accepted."""
 
-    async def stop(self, grace: float) -> None:
-        """Accepts no more, finishes what is in flight (at most `grace` seconds), returns."""
+    async def stop(self, grace_seconds: float) -> None:
+        """Accept nothing new, finish what is in flight within `grace_seconds`, and return."""
 
 
 @dataclass
 class Process:
-    """What the runner lends to `build`."""
+    """What `build` gets from the runner. `admin_routes`: ASGI handlers for the admin port by "METHOD /path"."""
 
     health: Health = field(default_factory=Health)
     tracer: tracing.Tracer = field(default_factory=tracing.Tracer)
@@ -59,13 +59,16 @@ Command = Callable[[C, list[str]], Coroutine[Any, Any, int | None]]
 
 def run(
     name: str,
-    type: type[C],
+    config_type: type[C],
     build: Build[C],
     *,
     commands: Mapping[str, Command[C]] | None = None,
     argv: list[str] | None = None,
 ) -> None:
-    """The body of `python -m market.<name>`: serves, or runs one of `commands`. Ends the process."""
+    """Run `python -m market.<name>`: serve, or run the command that the first argument names. Exits the process.
+
+    The exit status is 0 after SIGTERM or SIGINT, 1 if the process cannot serve, 2 for a wrong command or configuration.
+    """
     args = sys.argv[1:] if argv is None else argv
     commands = commands or {}
     usage = f"usage: CONFIG_PATH=FILE python -m market.{name}" + (f" [{'|'.join(commands)}]" if commands else "")
@@ -80,7 +83,7 @@ def run(
         print(f"market.{name}: CONFIG_PATH is not set: it names the configuration file", file=sys.stderr)
         sys.exit(2)
     try:
-        config = kit_config.load(path, type, os.environ)
+        config = kit_config.load(path, config_type, os.environ)
     except kit_config.ConfigError as e:
         print(f"market.{name}: {e}", file=sys.stderr)
         sys.exit(2)
@@ -97,7 +100,7 @@ def run(
 
 
 async def serve(name: str, config: C, build: Build[C]) -> int:
-    """Serves until SIGTERM or SIGINT, drains, and answers the exit status."""
+    """Serve until SIGTERM or SIGINT, drain, and return the exit status."""
     process = Process(
         tracer=tracing.setup(name, config.tracing),
         clock=faults.clock(config.faults),
@@ -115,7 +118,7 @@ async def serve(name: str, config: C, build: Build[C]) -> int:
         stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not health.started and not serving.done():
-            # Still waiting for a store: there is nothing in flight.
+            # Still waiting for a dependency: nothing is in flight.
             serving.cancel()
         stopped.cancel()
         with suppress(asyncio.CancelledError):
@@ -129,13 +132,13 @@ async def serve(name: str, config: C, build: Build[C]) -> int:
 async def _serve_until(stopping: asyncio.Event, config: C, build: Build[C], process: Process) -> None:
     async with build(config, process) as server:
         await server.start()
-        # What the start has made is there to stay. Walking it held up every caller for 50 ms, again and again.
+        # Objects made until now live as long as the process. Scanning them paused every request for 50 ms at a time.
         gc.freeze()
         process.health.started = True
         log.info("ready")
         await stopping.wait()
         log.info("draining")
         process.health.draining = True
-        # Ingress and endpoints lag: serve on for a while.
+        # The ingress and the endpoints take a while to notice, and send requests until then.
         await asyncio.sleep(config.shutdown.drain_seconds)
         await server.stop(config.shutdown.grace_seconds)

@@ -1,4 +1,4 @@
-"""Structured logs: JSON for machines, console for people; every line with the request's id."""
+"""Structured logs, as JSON or for the console; every line has the request's id."""
 
 from __future__ import annotations
 
@@ -7,27 +7,22 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
-# structlog takes rich for tracebacks where it finds it. Ours are plain, and rich is a tenth of a service's memory (5 MiB).
-_rich: Any = sys.modules.setdefault("rich", cast(Any, None))
-import structlog  # noqa: E402
+import structlog
 
-if _rich is None:
-    del sys.modules["rich"]
-
-from market.kit import context  # noqa: E402
-from market.kit.config import Log  # noqa: E402
+from market.kit import context
+from market.kit.config import Log
 
 
 def _add_request(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    if id := context.request_id.get():
-        event.setdefault("request_id", id)
+    if request_id := context.request_id.get():
+        event.setdefault("request_id", request_id)
     if trace := context.traceparent.get():
         event.setdefault("trace_id", trace[3:35])
     return event
 
 
 class _Stderr:
-    """Standard error, or nothing: a full disk or a closed pipe behind the log must not fail a request."""
+    """Standard error that ignores errors: a full disk or a closed pipe behind the log must not fail a request."""
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):
@@ -40,7 +35,7 @@ class _Stderr:
 
 
 def _printable(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    """What came from outside must not steer the terminal or look like a line of its own."""
+    """Replace characters with which a text from outside could control the terminal or forge a line."""
     for key, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             event[key] = "".join(c if c.isprintable() else "\ufffd" for c in value)
@@ -48,31 +43,31 @@ def _printable(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
 
 
 def setup(service: str, config: Log) -> None:
-    """Sets up structlog and the standard library's logging alike, to stderr."""
+    """Configure structlog and the standard library's logging to write to stderr in the same format."""
     level = getattr(logging, config.level.upper())
 
-    def name(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    def add_service(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
         event["service"] = service
         return event
 
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        name,
+        add_service,
         _add_request,
         structlog.processors.StackInfoRenderer(),
     ]
     if config.format == "json":
-        last: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        final: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     else:
-        last = [
+        final = [
             _printable,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             ),
         ]
     structlog.configure(
-        processors=[*shared, *last],
+        processors=[*shared, *final],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Stderr())),
         cache_logger_on_first_use=True,
@@ -81,15 +76,15 @@ def setup(service: str, config: Log) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # Libraries speak up at warning; their daily business is not ours.
+    # Libraries log from warning on.
     root.setLevel(max(level, logging.WARNING))
 
 
 def get_logger(name: str) -> Any:
-    """A logger: `log.info("order placed", order_id=...)`."""
-    return structlog.get_logger(part=name)
+    """Return a logger whose lines name the component: `log.info("order placed", order_id=...)`."""
+    return structlog.get_logger(component=name)

@@ -1,33 +1,65 @@
-"""Work that goes on beside the requests of a process."""
+"""Periodic work beside the requests of a process."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from market.kit.process import logs
 from market.kit.resilience import reraise_if_cancelled
 
 log = logs.get_logger("tasks")
 
+# Does one portion of work, and returns the seconds until the next.
+Step = Callable[[], Awaitable[float]]
 
-async def run_periodically(name: str, step: Callable[[], Awaitable[float]]) -> None:
-    """Runs `step` for ever; it answers the seconds to wait until the next. What it raises is logged, and it goes on.
+_PAUSE_AFTER_ERROR_SECONDS = 1.0
 
-    An error that repeats is logged once until it changes or ends.
+
+async def run_periodically(name: str, step: Step, *, stopping: asyncio.Event | None = None) -> None:
+    """Repeat the step until `stopping` is set, or until cancelled. An error is logged, and the step repeated after 1 s.
+
+    `stopping` takes effect between two steps, never within one. An error that repeats is logged once until it changes or
+    ends.
     """
-    last = ""
-    while True:
+    stopping = stopping or asyncio.Event()
+    last_error = ""
+    while not stopping.is_set():
         try:
             pause = await step()
-            if last:
-                log.info(f"{name} works again")
-            last = ""
+            if last_error:
+                log.info("periodic task recovered", task=name)
+            last_error = ""
         except Exception as e:
-            text = f"{type(e).__name__}: {e}"
-            if text != last:
-                log.warning(f"{name} failed", error=text[:500])
-            last = text
-            pause = 1.0
+            error = f"{type(e).__name__}: {e}"
+            if error != last_error:
+                log.warning("periodic task failed", task=name, error=error[:500])
+            last_error = error
+            pause = _PAUSE_AFTER_ERROR_SECONDS
         reraise_if_cancelled()
-        await asyncio.sleep(pause)
+        try:
+            async with asyncio.timeout(pause):
+                await stopping.wait()
+        except TimeoutError:
+            continue
+
+
+@asynccontextmanager
+async def periodic_tasks(steps: Mapping[str, Step], *, stop_seconds: float = 3.0) -> AsyncIterator[None]:
+    """Run each step periodically, by name, while the block runs.
+
+    At the end of the block a step in progress may finish within `stop_seconds`, since a driver that is cancelled in the
+    middle of a call closes its connection. What has not finished then is cancelled.
+    """
+    stopping = asyncio.Event()
+    tasks = [asyncio.create_task(run_periodically(name, step, stopping=stopping)) for name, step in steps.items()]
+    try:
+        yield
+    finally:
+        stopping.set()
+        if tasks:
+            await asyncio.wait(tasks, timeout=stop_seconds)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

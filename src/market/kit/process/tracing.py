@@ -1,4 +1,4 @@
-"""OpenTelemetry: spans where an endpoint is configured; `traceparent` is passed on in any case."""
+"""OpenTelemetry spans, if an endpoint is configured. `traceparent` is propagated in any case."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _propagator = TraceContextTextMapPropagator()
 
 
 class Tracer:
-    """Makes spans, or nothing where tracing is off."""
+    """Creates spans; without an OpenTelemetry tracer it does nothing."""
 
     def __init__(self, tracer: trace.Tracer | None = None) -> None:
         self._tracer = tracer
 
     @property
     def enabled(self) -> bool:
-        """Whether spans are made at all."""
+        """Whether spans are created."""
         return self._tracer is not None
 
     @contextmanager
     def span(self, name: str, kind: trace.SpanKind = trace.SpanKind.SERVER) -> Iterator[None]:
-        """A span whose parent is the `traceparent` in force; calls made inside are its children."""
+        """Run the block in a span whose parent is the current `traceparent`; calls made inside become its children."""
         if self._tracer is None:
             yield
             return
@@ -43,10 +43,10 @@ class Tracer:
 
 
 def setup(service: str, config: Tracing) -> Tracer:
-    """The process's tracer; exports in the background to the OTLP endpoint (HTTP) if there is one."""
+    """Return the process's tracer; it exports in the background to the OTLP endpoint (HTTP), if one is configured."""
     if not config.otlp_endpoint:
         return Tracer()
-    # Imported here: they cost memory and start-up time where tracing is off.
+    # Imported here, because they cost memory and start-up time that a process without tracing should not pay.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider

@@ -1,55 +1,91 @@
-"""The standard gRPC health service (grpc.health.v1), driven by the process's readiness."""
+"""The standard gRPC health service (grpc.health.v1), driven by the readiness of the process."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
-import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 
 from market.kit.process.health import Health
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_Request = health_pb2.HealthCheckRequest
 _Response = health_pb2.HealthCheckResponse
+# The stubs do not know the method List yet.
+_pb2: Any = health_pb2
 
 
-class HealthService(health_pb2_grpc.HealthServicer):
-    """Says what `/readyz` says: SERVING only while the process is ready."""
+class HealthService(health.aio.HealthServicer):
+    """Reports SERVING, for the process ("") and each service name, while the process is ready.
 
-    def __init__(self, health: Health, service_names: Collection[str], *, every: float = 1.0) -> None:
-        self._health = health
-        self._names = frozenset(("", *service_names))
-        self._every = every
-        self.stopping = asyncio.Event()
+    `Check` and `List` reflect the current readiness; `Watch` sees a change within `poll_seconds`.
+    """
 
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: _Context) -> _Response:
-        status = await self._status(request.service)
-        if status == _Response.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
-        return _Response(status=status)
+    def __init__(self, readiness: Health, service_names: Iterable[str], *, poll_seconds: float = 1.0) -> None:
+        super().__init__()
+        self._readiness = readiness
+        self._statuses: dict[str, int] = dict.fromkeys(("", *service_names), int(_Response.UNKNOWN))
+        self._poll_seconds = poll_seconds
+        self._polling: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
 
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: _Context) -> None:
-        """Each change, within `every` seconds; ends when the server stops."""
-        said = None
+    async def start(self) -> None:
+        """Report the readiness from now on."""
+        await self._refresh()
+        self._polling = asyncio.create_task(self._poll())
+
+    async def stop(self) -> None:
+        """Report NOT_SERVING for good, to those who watch too, and end their streams."""
+        if self._polling is not None:
+            self._polling.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._polling
+        await self.enter_graceful_shutdown()
+        self._statuses = dict.fromkeys(self._statuses, int(_Response.NOT_SERVING))
+        self._stopping.set()
+
+    async def Check(self, request: _Request, context: _Context) -> _Response:
+        """Return the status of one service. An unknown name is NOT_FOUND."""
+        await self._refresh()
+        response: _Response = await super().Check(request, context)
+        return response
+
+    async def List(self, _: Any, __: _Context) -> Any:
+        """Return the status of every service."""
+        await self._refresh()
+        return _pb2.HealthListResponse(
+            statuses={name: _pb2.HealthCheckResponse(status=status) for name, status in self._statuses.items()}
+        )
+
+    async def Watch(self, request: _Request, context: _Context) -> None:
+        """Stream the status of one service, now and after each change, until the server stops."""
+        watching = asyncio.create_task(super().Watch(request, context))
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not watching.done():
+                # Let it write NOT_SERVING first.
+                await asyncio.wait((watching,), timeout=0.1)
+        finally:
+            stopping.cancel()
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+
+    async def _poll(self) -> None:
         while True:
-            status = await self._status(request.service)
-            if status != said:
-                await context.write(_Response(status=status))
-                said = status
-            if self.stopping.is_set():
-                return
-            try:
-                async with asyncio.timeout(self._every):
-                    await self.stopping.wait()
-            except TimeoutError:
-                continue
+            await asyncio.sleep(self._poll_seconds)
+            await self._refresh()
 
-    async def _status(self, service: str) -> int:
-        if service not in self._names:
-            return _Response.SERVICE_UNKNOWN
-        if self.stopping.is_set() or await self._health.not_ready():
-            return _Response.NOT_SERVING
-        return _Response.SERVING
+    async def _refresh(self) -> None:
+        status = _Response.NOT_SERVING if await self._readiness.not_ready() else _Response.SERVING
+        if self._stopping.is_set():
+            return
+        for name, old in self._statuses.items():
+            if status != old:
+                self._statuses[name] = status
+                await self.set(name, status)

@@ -1,4 +1,4 @@
-"""gRPC servers: methods from plain handlers, with errors as statuses; health and reflection."""
+"""gRPC servers: servicer methods from plain handlers, errors as statuses, the health service and reflection."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import Counter, Histogram
 
 from market.kit import context
-from market.kit.errors import Problem
+from market.kit.errors import INTERNAL_ERROR, Problem
 from market.kit.process import logs
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
-from market.kit.rpc.client import MAX_MESSAGE
+from market.kit.rpc.client import MAX_MESSAGE_BYTES
 from market.kit.rpc.health import HealthService
 
-log = logs.get_logger("rpc")
+log = logs.get_logger("grpc")
 
-HANDLED = Counter("market_grpc_handled_total", "Calls answered.", ["method", "code"])
-SECONDS = Histogram(
-    "market_grpc_seconds",
-    "Time to the answer.",
+REQUESTS = Counter("market_grpc_requests_total", "gRPC calls handled.", ["method", "code"])
+DURATION = Histogram(
+    "market_grpc_request_duration_seconds",
+    "Time from the call to its response.",
     ["method"],
     buckets=[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5],
 )
@@ -39,18 +39,23 @@ SERVER_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 ]
 
+# Takes the request message, and returns the response message or raises a Problem.
 Handler = Callable[[Any], Awaitable[Any]]
 
 
 def endpoint(name: str, handler: Handler, tracer: Tracer | None = None) -> Callable[[Any, Any], Awaitable[Any]]:
-    """A servicer method from `handler(request)`: deadline, request id, figures, errors as statuses."""
+    """Return a unary servicer method that runs `handler(request)` with deadline, request id, trace, metrics and span.
+
+    name: the method in metrics, logs and spans. A Problem becomes its status; any other exception is logged and becomes
+    INTERNAL.
+    """
     spans = tracer or Tracer()
-    seconds = SECONDS.labels(name)
-    handled: dict[str, Any] = {}
+    duration = DURATION.labels(name)
+    counters: dict[str, Any] = {}
 
     async def serve(request: Any, rpc_context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         started = time.perf_counter()
@@ -71,20 +76,24 @@ def endpoint(name: str, handler: Handler, tracer: Tracer | None = None) -> Calla
             status, detail = _CODES[e.grpc_status], str(e)
         except Exception:
             log.exception("call failed", method=name)
-            status, detail = grpc.StatusCode.INTERNAL, "this is a defect of ours; the log has it"
+            status, detail = grpc.StatusCode.INTERNAL, INTERNAL_ERROR
         finally:
-            seconds.observe(time.perf_counter() - started)
-            if status.name not in handled:
-                handled[status.name] = HANDLED.labels(name, status.name)
-            handled[status.name].inc()
-            log.debug("answered", method=name, code=status.name)
+            duration.observe(time.perf_counter() - started)
+            if status.name not in counters:
+                counters[status.name] = REQUESTS.labels(name, status.name)
+            counters[status.name].inc()
+            log.debug("call handled", method=name, code=status.name)
         return await rpc_context.abort(status, detail)
 
     return serve
 
 
 class GrpcServer:
-    """Owns the listening server: the given services, the standard health service, and reflection."""
+    """Owns a listening gRPC server: the given services, the health service and reflection.
+
+    services: handlers by fully qualified service name.
+    max_in_flight: calls at once; above that, calls get RESOURCE_EXHAUSTED at once.
+    """
 
     def __init__(
         self,
@@ -107,15 +116,16 @@ class GrpcServer:
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> None:
-        """Start serving. Raises OSError if the address cannot be bound."""
+        """Start serving. Raises OSError if it cannot listen on the address."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:
             self._server.add_insecure_port(f"{host}:{self._port}")
         except RuntimeError:
             raise OSError(0, f"cannot listen on {host}:{self._port}") from None
+        await self._health.start()
         await self._server.start()
 
-    async def stop(self, grace: float) -> None:
-        """Report NOT_SERVING, so that callers go elsewhere; then finish the calls in flight, for at most `grace` seconds."""
-        self._health.stopping.set()
-        await self._server.stop(grace)
+    async def stop(self, grace_seconds: float) -> None:
+        """Report NOT_SERVING, so that callers go elsewhere, and finish the calls in flight within `grace_seconds`."""
+        await self._health.stop()
+        await self._server.stop(grace_seconds)

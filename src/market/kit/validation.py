@@ -1,0 +1,163 @@
+"""Validation errors in plain words: msgspec's messages name Python types and quote regular expressions.
+
+    field, reason = explain(error, Order, data)     # ("items[0].quantity", "must be between 1 and 1000000, got 0")
+
+A pattern states its rule in words beside itself: `Meta(pattern=..., extra={"rule": "must be a UUID"})`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+_PATH = re.compile(r" - at `(?:key in )?\$(.*)`$", re.DOTALL)
+_STEP = re.compile(r"\[(\d+|\.\.\.)\]|\.([^.\[\]]+)")
+_FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*)`", re.DOTALL)
+_TYPES = re.compile(r"Expected `([^`]*)`, got `([^`]*)`")
+_ENUM = re.compile(r"Invalid enum value (.*)", re.DOTALL)
+
+_UNKNOWN = object()
+_MAX_SHOWN = 40
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+    "uuid": "a UUID",
+    "decimal": "a decimal number",
+    "datetime": "a date and time",
+    "date": "a date",
+    "bytes": "a base64 string",
+}
+_FORMATS = {"uuid": "must be a UUID", "email": "must be an e-mail address"}
+
+
+def explain(error: msgspec.ValidationError, expected_type: Any, data: Any) -> tuple[str, str]:
+    """Return the field's path (`items[0].quantity`; empty for the top level) and the reason, as the end of a sentence.
+
+    `data` is what was validated, as JSON values; the reason may quote a number or the length of a text from it.
+    """
+    message = str(error)
+    found = _PATH.search(message)
+    path, message = (found[1], message[: found.start()]) if found else ("", message)
+    field = path.lstrip(".")
+    if named := _FIELD.fullmatch(message):
+        return (f"{field}.{named[2]}" if field else named[2]), "is unknown" if "unknown" in named[1] else "is missing"
+    if types := _TYPES.fullmatch(message):
+        return field, f"must be {_types(types[1])}, got {'a boolean' if types[2] == 'bool' else _types(types[2])}"
+    candidates = list(_at(_type_info(expected_type), path))
+    value = _value_at(data, path)
+    if unlisted := _ENUM.fullmatch(message):
+        allowed = [v for node, _ in candidates for v in _choices(node)]
+        return field, f"must be one of {', '.join(map(str, allowed))}, got {unlisted[1][:_MAX_SHOWN]}"
+    if "matching regex" in message:
+        return field, next((rule for node, rule in candidates if rule and _has_pattern(node)), "has the wrong format")
+    if message.startswith("Expected `"):
+        for node, _ in candidates:
+            if reason := _bounds(node, value):
+                return field, reason
+        return field, "is out of range"
+    if message.startswith(("Invalid UUID", "Invalid RFC3339", "Invalid date", "Invalid decimal")):
+        kind = "UUID" if "UUID" in message else "decimal number" if "decimal" in message else "date or time (RFC 3339)"
+        return field, f"must be a {kind}"
+    # A rule of the struct's own (`__post_init__`), which is worded for the caller already.
+    return field, message[:1].lower() + message[1:]
+
+
+@lru_cache(maxsize=64)
+def _type_info(expected_type: Any) -> inspect.Type:
+    return inspect.type_info(expected_type)
+
+
+def _types(names: str) -> str:
+    """`int | null` as "a whole number or null"."""
+    return " or ".join(_WORDS.get(name, name) for name in names.split(" | "))
+
+
+def _unwrapped(node: inspect.Type, rule: str | None = None) -> Iterator[tuple[inspect.Type, str | None]]:
+    """Each alternative of a type, with the rule that its metadata states."""
+    if isinstance(node, inspect.Metadata):
+        stated = (node.extra or {}).get("rule") or _FORMATS.get((node.extra_json_schema or {}).get("format", ""))
+        yield from _unwrapped(node.type, stated or rule)
+    elif isinstance(node, inspect.UnionType):
+        for each in node.types:
+            yield from _unwrapped(each, rule)
+    else:
+        yield node, rule
+
+
+def _at(node: inspect.Type, path: str) -> Iterator[tuple[inspect.Type, str | None]]:
+    """The types that may stand at the path."""
+    nodes = list(_unwrapped(node))
+    for step in _STEP.finditer(path):
+        inner: list[tuple[inspect.Type, str | None]] = []
+        for each, _ in nodes:
+            if isinstance(each, inspect.StructType) and step[2]:
+                inner += [u for f in each.fields if f.encode_name == step[2] for u in _unwrapped(f.type)]
+            elif isinstance(each, (inspect.ListType, inspect.SetType, inspect.VarTupleType)) and step[1]:
+                inner += _unwrapped(each.item_type)
+            elif isinstance(each, inspect.DictType):
+                inner += [*_unwrapped(each.value_type), *_unwrapped(each.key_type)]
+        nodes = inner
+    yield from nodes
+
+
+def _value_at(data: Any, path: str) -> Any:
+    for step in _STEP.finditer(path):
+        try:
+            data = data[int(step[1])] if step[1] else data[step[2]]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return _UNKNOWN
+    return data
+
+
+def _choices(node: inspect.Type) -> list[Any]:
+    if isinstance(node, inspect.LiteralType):
+        return sorted(node.values, key=str)
+    return [member.value for member in node.cls] if isinstance(node, inspect.EnumType) else []
+
+
+def _has_pattern(node: inspect.Type) -> bool:
+    return isinstance(node, inspect.StrType) and node.pattern is not None
+
+
+def _bounds(node: inspect.Type, value: Any) -> str | None:
+    """The node's limits in words, with the number or the length that is outside of them."""
+    if isinstance(node, (inspect.IntType, inspect.FloatType)):
+        got = f", got {value}" if isinstance(value, (int, float)) and len(str(value)) <= _MAX_SHOWN else ""
+        if node.multiple_of is not None and isinstance(value, (int, float)) and _inside(node, value):
+            return f"must be a multiple of {node.multiple_of}{got}"
+        if node.ge is not None and node.le is not None:
+            return f"must be between {node.ge} and {node.le}{got}"
+        limits = {"at least": node.ge, "more than": node.gt, "at most": node.le, "less than": node.lt}
+        stated = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if limit is not None)
+        return f"must be {stated}{got}" if stated else None
+    unit = "character" if isinstance(node, inspect.StrType) else "item"
+    least, most = getattr(node, "min_length", None), getattr(node, "max_length", None)
+    got = f", got {len(value)}" if isinstance(value, (str, list, dict)) else ""
+    if least is not None and most is not None:
+        return f"must have {least} to {_count(most, unit)}{got}"
+    if least is not None:
+        return f"must have at least {_count(least, unit)}{got}"
+    return None if most is None else f"must have at most {_count(most, unit)}{got}"
+
+
+def _inside(node: inspect.IntType | inspect.FloatType, value: float) -> bool:
+    return (
+        (node.ge is None or value >= node.ge)
+        and (node.gt is None or value > node.gt)
+        and (node.le is None or value <= node.le)
+        and (node.lt is None or value < node.lt)
+    )
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
