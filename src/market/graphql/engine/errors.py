@@ -7,7 +7,7 @@ from typing import Any
 from graphql import GraphQLError
 
 from market.graphql.domain import FieldError, camel_case_keys
-from market.kit.errors import BadInput, Problem, Unavailable
+from market.kit.errors import INTERNAL_ERROR, BadInput, Problem, Unavailable
 from market.kit.process import logs
 
 log = logs.get_logger("graphql")
@@ -29,7 +29,7 @@ def field_error(e: Exception) -> FieldError:
     if isinstance(e, Problem):
         return FieldError(str(e), e.code(), camel_case_keys(e.facts()))
     log.error("resolving a field failed", exc_info=e)
-    return FieldError("internal error; see the log of this request id", "INTERNAL")
+    return FieldError(INTERNAL_ERROR, "INTERNAL")
 
 
 def request_error(e: GraphQLError, field: str = "query") -> Error:
