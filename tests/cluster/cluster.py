@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import wait_until
+
 ROOT = Path(__file__).parents[2]
 SERVICES = ("product-service", "order-service", "inventory-service", "notification-service", "graphql-service")
 NAMESPACE = "market"
@@ -73,13 +75,11 @@ def restarts(pod: dict[str, Any]) -> int:
     return sum(c["restartCount"] for c in pod["status"].get("containerStatuses", []))
 
 
-def until(what: str, test: Callable[[], Any], seconds: float = 120) -> float:
-    """Seconds until the test holds."""
-    began = time.monotonic()
-    while not test():
-        assert time.monotonic() - began < seconds, f"not within {seconds} s: {what}"
-        time.sleep(0.5)
-    return time.monotonic() - began
+def seconds_until(what: str, condition: Callable[[], Any], seconds: float = 120) -> float:
+    """Wait until the condition is true, and return the seconds that it took. Raises AssertionError after `seconds`."""
+    started = time.monotonic()
+    wait_until(condition, seconds, what, interval=0.5)
+    return time.monotonic() - started
 
 
 def rolled_out(name: str, kind: str = "deployment", seconds: int = 300) -> None:
@@ -92,7 +92,9 @@ def all_ready() -> None:
         rolled_out(name)
     for hpa in get("hpa")["items"]:
         name, least = hpa["spec"]["scaleTargetRef"]["name"], hpa["spec"]["minReplicas"]
-        until(f"{name} has {least} pods", lambda name=name, least=least: sum(map(is_ready, pods(name))) >= least)
+        seconds_until(
+            f"{name} has {least} pods", lambda name=name, least=least: sum(map(is_ready, pods(name))) >= least
+        )
 
 
 def address() -> str:

@@ -73,7 +73,7 @@ async def test_a_rolling_update_fails_no_request(shop: str, goods: list[str], re
         cluster.rolled_out(name)
         # The old pods serve on for a while, and then end: that is part of it.
         selector = f"app.kubernetes.io/name={name}"
-        cluster.until(
+        cluster.seconds_until(
             "the old pods are gone",
             lambda: not before & {p["metadata"]["name"] for p in cluster.get("pods", "-l", selector)["items"]},
         )
@@ -112,7 +112,7 @@ async def test_a_process_killed_fails_no_more_than_what_it_had_in_hand(
 
     def kill(load: Load) -> None:
         load.strike(lambda: os.kill(pid, signal.SIGKILL), lambda: not cluster.is_alive(pid))
-        cluster.until(
+        cluster.seconds_until(
             f"{name} is back",
             lambda: any(
                 p["metadata"]["name"] == victim["metadata"]["name"]
@@ -171,9 +171,9 @@ async def test_scaling_up_and_down_fails_no_request(shop: str, goods: list[str],
 
     def scale(_: Load) -> None:
         least(4)
-        cluster.until(f"{name} has four pods", lambda: sum(map(cluster.is_ready, cluster.pods(name))) == 4)
+        cluster.seconds_until(f"{name} has four pods", lambda: sum(map(cluster.is_ready, cluster.pods(name))) == 4)
         least(2)
-        cluster.until(
+        cluster.seconds_until(
             f"{name} has two pods",
             lambda: len(cluster.get("pods", "-l", f"app.kubernetes.io/name={name}")["items"]) == 2,
         )

@@ -19,9 +19,9 @@ def test_orders_is_unready_without_mongodb_and_ready_again_by_itself(shop: str, 
     neighbours = {n: cluster.names(n) for n in cluster.SERVICES if n != "order-service"}
     cluster.kubectl("scale", "statefulset/mongodb", "--replicas=0")
     try:
-        down = cluster.until("orders is unready", lambda: ready("order-service") == 0)
+        down = cluster.seconds_until("orders is unready", lambda: ready("order-service") == 0)
         # Longer than liveness would need to kill a pod that it held for dead.
-        cluster.until("35 s are over", iter([False] * 70 + [True]).__next__, 60)
+        cluster.seconds_until("35 s are over", iter([False] * 70 + [True]).__next__, 60)
         assert ready("order-service") == 0
         # No neighbour counts: the others stay ready.
         assert {n: cluster.names(n) for n in neighbours} == neighbours
@@ -29,7 +29,7 @@ def test_orders_is_unready_without_mongodb_and_ready_again_by_itself(shop: str, 
     finally:
         cluster.kubectl("scale", "statefulset/mongodb", "--replicas=1")
     cluster.rolled_out("mongodb", "statefulset")
-    up = cluster.until("orders is ready", lambda: ready("order-service") == len(before))
+    up = cluster.seconds_until("orders is ready", lambda: ready("order-service") == len(before))
     assert {p["metadata"]["name"]: cluster.restarts(p) for p in cluster.pods("order-service")} == before
     report["MongoDB stopped"] = {"unready after": round(down, 1), "ready after MongoDB": round(up, 1), "restarts": 0}
 
@@ -45,5 +45,5 @@ def test_a_service_that_hangs_is_restarted(shop: str, report: Report, name: str)
         found = [p for p in cluster.pods(name) if p["metadata"]["name"] == victim["metadata"]["name"]]
         return cluster.restarts(found[0]) > before and cluster.is_ready(found[0])
 
-    seconds = cluster.until("the pod is restarted and ready", restarted, 180)
+    seconds = cluster.seconds_until("the pod is restarted and ready", restarted, 180)
     report[f"{name} hangs"] = {"restarted and ready after": round(seconds, 1)}

@@ -63,7 +63,7 @@ def test_the_budget_refuses_a_second_eviction_until_another_pod_is_ready(shop: s
     assert evict(first) == ""
     assert "disruption budget" in evict(second)
     began = time.monotonic()
-    cluster.until("the budget lets the second go", lambda: evict(second) == "")
+    cluster.seconds_until("the budget lets the second go", lambda: evict(second) == "")
     report["budget of order-service"] = {"held the second eviction up for": round(time.monotonic() - began, 1)}
     # It let go only after the first pod's successor was ready.
     assert any(cluster.is_ready(p) for p in cluster.pods(name) if p["metadata"]["name"] not in (first, second))
