@@ -96,7 +96,7 @@ def test_without_java_auto_is_the_embedded_broker_unless_apache_kafka_wrote_the_
 
 def test_a_modified_jar_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    libs = apache._cache() / "libs"
+    libs = apache.cache_directory() / "libs"
     libs.mkdir(parents=True)
     (libs / "kafka-clients-4.4.0.jar").write_bytes(b"something else")
     with pytest.raises(StartError, match="unexpected hashes"):

@@ -58,7 +58,7 @@ def _hashes() -> dict[str, str]:
     return {name: digest for digest, name in (line.split() for line in lines)}
 
 
-def _cache() -> Path:
+def cache_directory() -> Path:
     """Return the directory of jars and class archive, shared by all stacks of this user; one per set of jars."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256((_PACKAGE / "pom.xml").read_bytes() + (_PACKAGE / "libs.sha256").read_bytes()).hexdigest()[
@@ -124,7 +124,7 @@ class ApacheKafka(Server):
         self._keep_archive()
 
     def command(self) -> processes.Command:
-        archive = _cache() / "classes.jsa"
+        archive = cache_directory() / "classes.jsa"
         if archive.exists():
             sharing = [f"-XX:SharedArchiveFile={archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
         else:
@@ -142,7 +142,7 @@ class ApacheKafka(Server):
     def _keep_archive(self) -> None:
         if self._new_archive is not None:
             if self._new_archive.exists():
-                self._new_archive.rename(_cache() / "classes.jsa")
+                self._new_archive.rename(cache_directory() / "classes.jsa")
             self._new_archive = None
 
     def probe(self) -> bool:
@@ -165,12 +165,12 @@ def has_broker(port: int) -> bool:
 
 def is_downloaded() -> bool:
     """Return whether the jars are in the cache."""
-    return (_cache() / "libs").exists()
+    return (cache_directory() / "libs").exists()
 
 
 def download() -> None:
     """Download the jars into the cache if they are missing, and verify their hashes. Raises StartError."""
-    libs = _cache() / "libs"
+    libs = cache_directory() / "libs"
     if libs.exists():
         _verify(libs)
         return
@@ -228,7 +228,7 @@ def _verify(libs: Path) -> None:
 
 
 def _classpath() -> str:
-    libs = _cache() / "libs"
+    libs = cache_directory() / "libs"
     return ":".join(str(libs / name) for name in sorted(_hashes()))
 
 
@@ -238,10 +238,10 @@ def _new_id() -> str:
 
 def _format() -> Path:
     """Return a formatted, empty data directory to copy from."""
-    template = _cache() / "formatted"
+    template = cache_directory() / "formatted"
     if template.exists():
         return template
-    new = Path(tempfile.mkdtemp(prefix="formatted.", dir=_cache()))
+    new = Path(tempfile.mkdtemp(prefix="formatted.", dir=cache_directory()))
     properties = new / "server.properties"
     text = (_PACKAGE / "server.properties").read_text()
     for name, value in {"PORT": 1, "CPORT": 2, "ADVERTISED": 1, "DATA": new / "data"}.items():
