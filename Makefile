@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-cluster chaos check format generate lock clean bench bench-quick
+.PHONY: help install run test test-cluster chaos check format generate lock clean bench bench-quick bench-before
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -41,6 +41,10 @@ bench: $(VENV)/.bench ## run the benchmarks against peers and limits (about 65 m
 
 bench-quick: $(VENV)/.bench ## run them in three short rounds (about fifteen minutes), into .market/bench
 	@$(BIN)/python -m benchmarks.run --quick --out .market/bench $(ARGS)
+
+bench-before: install ## compare the speed with an earlier commit (REF=v1; ARGS="--rounds 15 order" for some scenarios)
+	@[ -n "$(REF)" ] || { echo 'usage: make bench-before REF=COMMIT' >&2; exit 2; }
+	@$(BIN)/python -m benchmarks.before $(REF) $(ARGS)
 
 format: install ## format the code and fix lint errors
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -46,3 +46,18 @@ def pin(pid: int, cores: Iterable[int]) -> None:
             for thread in os.listdir(f"/proc/{process.pid}/task"):
                 with suppress(OSError):
                     os.sched_setaffinity(int(thread), set(cores))
+
+
+def assign_cores(pids: Mapping[str, int], alone: Iterable[str]) -> set[int] | None:
+    """Give the processes named in `alone` the first core, and all others the remaining ones.
+
+    Without names, let everything run everywhere. Return the cores for other processes, such as the load generator; None
+    on a machine with one core, where nothing is assigned.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return None
+    names = set(alone)
+    for name, pid in pids.items():
+        pin(pid, cores if not names else cores[:1] if name in names else cores[1:])
+    return set(cores[1:]) if names else set(cores)

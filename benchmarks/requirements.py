@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.util import find_spec
 
-from benchmarks.testbed import ROOT
+from benchmarks.load import ROOT
 
 PYTHON = "the packages of requirements/bench.lock"
 NODE = "Node and npm"

@@ -1,4 +1,4 @@
-"""The testbed: the local stack, peers beside it, the load generator, and the assignment of cores."""
+"""The testbed: the local stack, and peers beside it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,18 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-import msgspec
 from market_dev.stack import processes
 from market_dev.stack.stack import Stack
 from market_dev.stack.topology import Options, config_directory
 
-from benchmarks import generator
-from benchmarks.cpu import cpu_ms_per_operation, cpu_seconds, pin
-from benchmarks.measurements import Latency, Measurement
-
-ROOT = Path(__file__).parents[1]
-R = TypeVar("R")
-# The rate of an open loop, as a share of what the contestant reached in the closed loop: busy, but without growing queues.
-OPEN_LOOP_SHARE = 0.6
+from benchmarks.cpu import assign_cores
+from benchmarks.load import ROOT, LoadDriver, kill
 
 
-class Testbed:
+class Testbed(LoadDriver):
     """Owns the stack, the peers and their processes.
 
     seconds, warmup: of each load
@@ -41,6 +34,7 @@ class Testbed:
     __test__ = False
 
     def __init__(self, directory: Path, port_base: int, *, seconds: float, warmup: float, kafka: str = "auto") -> None:
+        super().__init__(seconds=seconds, warmup=warmup)
         options = Options(
             directory,
             port_base=port_base,
@@ -52,9 +46,6 @@ class Testbed:
         self.stack = Stack(options, notify=lambda line: print(f"  {line}"))
         self.directory = directory
         self.port_base = port_base
-        self.seconds = seconds
-        self.warmup = warmup
-        self.open_loop_seconds = min(2.0, seconds)
         self.quick = self.smoke = self.incomplete = False
         # A file in the Online Retail format, for the replay.
         self.data: Path | None = None
@@ -65,7 +56,6 @@ class Testbed:
         self.pgbench_connect_seconds: dict[int, float] = {}
         self.peers: dict[str, subprocess.Popen[bytes]] = {}
         self.product_ids: list[str] = []
-        self._generator_cores: set[int] | None = None
 
     async def __aenter__(self) -> Testbed:
         try:
@@ -157,120 +147,9 @@ class Testbed:
     def pids(self) -> dict[str, int]:
         return {**self.stack.pids, **{name: p.pid for name, p in self.peers.items()}}
 
-    # Cores and CPU time.
-
     def pin(self, *names: str) -> None:
         """Give these processes the first core and all others the remaining ones; without names, unpin everything."""
-        cores = sorted(os.sched_getaffinity(0))
-        if len(cores) < 2:
-            return
-        for name, pid in self.pids.items():
-            pin(pid, cores if not names else cores[:1] if name in names else cores[1:])
-        self._generator_cores = set(cores[1:]) if names else set(cores)
-
-    def cpu_seconds(self) -> dict[str, float]:
-        """Return the CPU seconds used so far, by process."""
-        return cpu_seconds(self.pids)
-
-    # Load.
-
-    async def load(self, **spec: Any) -> generator.Result:
-        """Run the load generator. For the arguments see `generator.Spec`. Raises RuntimeError if a request failed."""
-        return (await self.load_and_cpu(**spec))[0]
-
-    async def load_and_cpu(self, **spec: Any) -> tuple[generator.Result, dict[str, float]]:
-        """`load`, and the CPU milliseconds that each process used per successful response."""
-        load = generator.Spec(**{"seconds": self.seconds, "warmup": self.warmup, **spec})
-        # The duration of a count is not known.
-        timeout = 600 if load.count else load.seconds + 60
-        result, cpu_ms = await self.run_program(
-            "benchmarks.generator", msgspec.json.encode(load), generator.Result, timeout=timeout
-        )
-        if result.failed:
-            raise RuntimeError(
-                f"{result.failed} of {result.failed + result.succeeded} requests failed: "
-                f"{result.statuses} {result.example_of_failure}"
-            )
-        return result, cpu_ms
-
-    async def run_program(
-        self, module: str, stdin: bytes, result_type: type[R], *, timeout: float | None = None
-    ) -> tuple[R, dict[str, float]]:
-        """Run a program that prints `begin`, `end` and its result as JSON.
-
-        Return the result, and the CPU milliseconds per successful operation of each process of the testbed. The
-        program is killed after `timeout` seconds. Raises RuntimeError if there is no result.
-        """
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            module,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            cwd=ROOT,
-            limit=2**24,
-            preexec_fn=self._pin_generator,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(stdin)
-        process.stdin.close()
-        before: dict[str, float] = {}
-        after: dict[str, float] = {}
-        result: Any = None
-        timer = asyncio.get_running_loop().call_later(timeout or self.seconds + 60, _kill, process)
-        try:
-            async for line in process.stdout:
-                if line == b"begin\n":
-                    before = self.cpu_seconds()
-                elif line == b"end\n":
-                    after = self.cpu_seconds()
-                elif line.startswith(b"{"):
-                    result = msgspec.json.decode(line, type=result_type)
-                else:
-                    print(line.decode().rstrip(), flush=True)
-            await process.wait()
-        finally:
-            timer.cancel()
-            _kill(process)
-        if result is None:
-            raise RuntimeError(f"{module} failed with the input {stdin[:200]!r}")
-        return result, cpu_ms_per_operation(before, after, result.succeeded)
-
-    def _pin_generator(self) -> None:
-        if self._generator_cores:
-            os.sched_setaffinity(0, self._generator_cores)
-
-    async def closed_loop(self, **spec: Any) -> Measurement:
-        """Measure a closed loop."""
-        result, cpu_ms = await self.load_and_cpu(**spec)
-        # Without a response in all that time, the rate is less than this.
-        rate = result.rate or 1 / result.seconds
-        return Measurement(
-            value=rate, operations=result.succeeded, latency=result.latency, cpu_ms=cpu_ms, notes=_notes(result)
-        )
-
-    async def both_loops(
-        self, *, open_loop_rate: float | None = None, peer_rate: float | None = None, **spec: Any
-    ) -> Measurement:
-        """Measure a closed loop, then the latency of an open loop.
-
-        open_loop_rate: default is a share of what the closed loop reached
-        peer_rate: measure a second open loop, at that rate
-        """
-        measured = await self.closed_loop(**spec)
-        measured.open_loop_rate = open_loop_rate or max(1.0, OPEN_LOOP_SHARE * measured.value)
-        measured.open_loop = await self._open_loop(measured, "open_loop", measured.open_loop_rate, spec)
-        if peer_rate is not None:
-            measured.peer_rate = peer_rate
-            measured.at_peer_rate = await self._open_loop(measured, "peer_rate", peer_rate, spec)
-        return measured
-
-    async def _open_loop(self, measured: Measurement, name: str, rate: float, spec: dict[str, Any]) -> Latency | None:
-        seconds = {"seconds": self.open_loop_seconds, "warmup": min(0.3, self.warmup)}
-        result = await self.load(**{**spec, "rate": rate, **seconds})
-        measured.notes[f"{name}_unanswered"] = result.unanswered
-        return result.latency if result.succeeded else None
+        self.generator_cores = assign_cores(self.pids, names)
 
     # Single requests and programs.
 
@@ -303,7 +182,7 @@ class Testbed:
         try:
             out, errors = await process.communicate()
         finally:
-            _kill(process)
+            kill(process)
         if process.returncode:
             raise RuntimeError(f"{args[0]} failed: {errors.decode()[-2000:]}")
         return out.decode()
@@ -351,18 +230,3 @@ def assert_same(name: str, ours: Any, theirs: Any) -> None:
     """Raise RuntimeError unless both responses are the same."""
     if ours != theirs:
         raise RuntimeError(f"{name} responds differently:\n{json.dumps(ours)[:1500]}\n{json.dumps(theirs)[:1500]}")
-
-
-def _notes(result: generator.Result) -> dict[str, Any]:
-    notes: dict[str, Any] = {"generator_cpu_share": round(result.cpu_share, 3)}
-    if not result.succeeded:
-        notes["no_response_in_time"] = True
-    if result.unanswered:
-        notes["unanswered"] = result.unanswered
-    return notes
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.kill()

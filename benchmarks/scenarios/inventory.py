@@ -11,6 +11,7 @@ import msgspec
 
 from benchmarks import requirements
 from benchmarks.limits.program import Result
+from benchmarks.load import OPEN_LOOP_SHARE
 from benchmarks.measurements import Measurement, Row
 from benchmarks.pgbench import both_loops, pgbench
 from benchmarks.scenario import (
@@ -23,7 +24,7 @@ from benchmarks.scenario import (
     median_p99,
     rounded,
 )
-from benchmarks.testbed import OPEN_LOOP_SHARE, Testbed
+from benchmarks.testbed import Testbed
 
 # By number of callers, the minimum ratio to the peer.
 HOT_PRODUCT_GOALS = {16: 4.0, 64: 15.0, 256: 60.0}

@@ -9,6 +9,7 @@ import msgspec
 
 from benchmarks import requirements
 from benchmarks.limits.program import Result
+from benchmarks.load import OPEN_LOOP_SHARE
 from benchmarks.measurements import Measurement, Row
 from benchmarks.scenario import (
     Contestants,
@@ -21,7 +22,7 @@ from benchmarks.scenario import (
     rounded,
 )
 from benchmarks.scenarios import products
-from benchmarks.testbed import OPEN_LOOP_SHARE, Testbed, outbox_drained
+from benchmarks.testbed import Testbed, outbox_drained
 
 CLIENTS = 64
 CLIENTS_OF_HOT_PRODUCT = (64, 256)

@@ -1,0 +1,267 @@
+"""`python -m benchmarks.before REF`: compares this build with an earlier one, `make bench-before REF=...`.
+
+Checks out the commit REF below .market/before, installs it in a virtual environment of its own, and starts both builds
+by their own `market up`. The load generator of this build loads them in turn, in random order in each round. Only public
+interfaces of the earlier build are used: `make install`, `market up` and the ports, so that REF may be any commit.
+
+python -m benchmarks.before 1fbfb31                     all scenarios, nine rounds
+python -m benchmarks.before 1fbfb31 order graphql-list  only these
+python -m benchmarks.before HEAD --rounds 15            this commit against itself: how much is noise
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.cpu import assign_cores
+from benchmarks.load import ROOT, LoadDriver
+from benchmarks.market_up import MarketUp, market_up
+from benchmarks.measurements import Measurement, Spread, ratio
+from benchmarks.report import describe_machine
+from benchmarks.run import alternate
+from benchmarks.scenario import Contestants, Measurements, values
+from benchmarks.scenarios.gateway import LIST
+from benchmarks.testbed import outbox_drained, product_ids
+
+PRODUCTS = 1000
+# Per build; `market up` uses 16.
+PORTS = 40
+
+
+class Build(LoadDriver):
+    """A running shop of one build."""
+
+    def __init__(self, name: str, shop: MarketUp, *, seconds: float, warmup: float) -> None:
+        super().__init__(seconds=seconds, warmup=warmup)
+        self.name = name
+        self.shop = shop
+        self.product_ids: list[str] = []
+
+    @property
+    def pids(self) -> dict[str, int]:
+        return self.shop.pids
+
+    def port(self, service: str) -> int:
+        """Return the port of graphql, products or orders."""
+        return int(self.shop.urls[service].rpartition(":")[2])
+
+    async def fill(self) -> None:
+        """Create the catalogue, with stock for all rounds together."""
+        load = {"workload": "catalogue", "params": {"prefix": "c"}, "connections": 32, "count": PRODUCTS}
+        await self.load(port=self.port("products"), **load)
+        self.product_ids = await product_ids(self.shop.urls["products"], PRODUCTS)
+
+    def signal(self, process: str, signum: int) -> None:
+        os.kill(self.pids[process], signum)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A scenario for two builds.
+
+    load: arguments of `Build.closed_loop` beside the port
+    alone: the services that get a core for themselves; none: nothing is pinned
+    writes_orders: each round ends when all events are published
+    """
+
+    unit: str
+    service: str
+    load: Callable[[Build], dict[str, Any]]
+    alone: tuple[str, ...] = ()
+    writes_orders: bool = False
+
+
+def _get_product(build: Build) -> dict[str, Any]:
+    return {"workload": "products", "params": {"ids": build.product_ids}}
+
+
+def _get_products(_: Build) -> dict[str, Any]:
+    return {"workload": "get", "params": {"path": "/api/product?limit=20"}}
+
+
+def _query_products(_: Build) -> dict[str, Any]:
+    return {"workload": "graphql", "params": {"query": LIST}}
+
+
+def _post_order(build: Build) -> dict[str, Any]:
+    return {"workload": "orders", "params": {"ids": build.product_ids}}
+
+
+def _create_order(build: Build) -> dict[str, Any]:
+    return {"workload": "graphql_orders", "params": {"ids": build.product_ids}}
+
+
+COMPARISONS = {
+    "product-one": Comparison("requests/s", "products", _get_product, alone=("products",)),
+    "product-list": Comparison("requests/s", "products", _get_products, alone=("products",)),
+    "graphql-list": Comparison("queries/s", "graphql", _query_products),
+    "order": Comparison("orders/s", "orders", _post_order, writes_orders=True),
+    "graphql-order": Comparison("orders/s", "graphql", _create_order, writes_orders=True),
+}
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """What was measured, as in the JSON file. `measurements`: the rounds of `ours` and `before`, by scenario."""
+
+    ref: str
+    commit: str
+    machine: str
+    seconds: float
+    measurements: dict[str, Measurements] = {}
+
+
+@dataclass
+class Settings:
+    ref: str
+    names: list[str]
+    rounds: int = 9
+    seconds: float = 3.0
+    warmup: float = 0.7
+    kafka: str = "auto"
+    port_base: int = 29700
+    out: Path = field(default_factory=lambda: ROOT / ".market" / "bench")
+
+
+def install(ref: str, root: Path = ROOT) -> tuple[str, Path]:
+    """Check out the commit below .market/before, once, and install it. Return its abbreviated id and its directory.
+
+    Raises subprocess.CalledProcessError.
+    """
+    commit = _git(root, "rev-parse", "--short=12", "--verify", f"{ref}^{{commit}}")
+    directory = root / ".market" / "before" / commit
+    if not directory.is_dir():
+        unpacked = directory.with_suffix(".partial")
+        shutil.rmtree(unpacked, ignore_errors=True)
+        unpacked.mkdir(parents=True)
+        archive = unpacked / "archive.tar"
+        _git(root, "archive", "--output", str(archive), commit)
+        with tarfile.open(archive) as tar:
+            tar.extractall(unpacked, filter="data")
+        archive.unlink()
+        unpacked.rename(directory)
+    # Called from make itself, so without its variables.
+    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ARGS", "REF")}
+    subprocess.run(["make", "--no-print-directory", "-C", directory, "install"], check=True, env=env)
+    return commit, directory
+
+
+def _git(root: Path, *args: str) -> str:
+    return subprocess.run(["git", "-C", root, *args], check=True, capture_output=True, text=True).stdout.strip()
+
+
+async def compare(settings: Settings, commit: str, checkout: Path) -> Result:
+    """Start both builds, run the scenarios and return the measurements."""
+    result = Result(ref=settings.ref, commit=commit, machine=describe_machine(), seconds=settings.seconds)
+    directory = Path(tempfile.mkdtemp(prefix="market-before-"))
+    directory.chmod(0o755)
+    try:
+        async with AsyncExitStack() as stack:
+            builds = []
+            for number, (name, root) in enumerate({"ours": ROOT, "before": checkout}.items()):
+                command = [root / ".venv" / "bin" / "market"]
+                port_base = settings.port_base + number * PORTS
+                shop = await stack.enter_async_context(
+                    market_up(directory / name, port_base, kafka=settings.kafka, empty=True, command=command)
+                )
+                build = Build(name, shop, seconds=settings.seconds, warmup=settings.warmup)
+                await build.fill()
+                # The orders have no mails. Without the consumer, one build's events cost nothing during the other's round.
+                build.signal("notifications", signal.SIGSTOP)
+                stack.callback(build.signal, "notifications", signal.SIGCONT)
+                builds.append(build)
+                print(f"{name}: {root} is ready", flush=True)
+            for name in settings.names:
+                contestants = _prepare(COMPARISONS[name], builds)
+                result.measurements[name] = await alternate(name, contestants, settings.rounds, 120)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    return result
+
+
+def _prepare(comparison: Comparison, builds: list[Build]) -> Contestants:
+    pids = {f"{build.name} {name}": pid for build in builds for name, pid in build.pids.items()}
+    cores = assign_cores(pids, [f"{build.name} {name}" for build in builds for name in comparison.alone])
+
+    def contestant(build: Build) -> Any:
+        build.generator_cores = cores
+
+        async def measure() -> Measurement:
+            measured = await build.closed_loop(port=build.port(comparison.service), **comparison.load(build))
+            if comparison.writes_orders:
+                await outbox_drained(build.shop.urls["mongodb"])
+            return measured
+
+        return measure
+
+    return {build.name: contestant(build) for build in builds}
+
+
+def render(result: Result) -> str:
+    """Return the comparison as Markdown: medians of the rounds, and ratios round by round."""
+    lines = [
+        f"Compared with {result.ref} ({result.commit}) on {result.machine}; rounds of {result.seconds:g} s.",
+        "A ratio is taken within each round: ours / before, median (min - max). Rates above 1 and CPU and p99 below 1 are better.",
+        "",
+        "| scenario | rounds | ours | before | rate: ratio | CPU per operation: ratio | p99: ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, measurements in result.measurements.items():
+        ours, before = measurements["ours"], measurements["before"]
+        rates = [f"{statistics.median(values(rounds)):,.0f} {COMPARISONS[name].unit}" for rounds in (ours, before)]
+        ratios = [
+            _ratio(values(ours), values(before)),
+            _ratio([sum(m.cpu_ms.values()) for m in ours], [sum(m.cpu_ms.values()) for m in before]),
+            _ratio(
+                [m.latency.p99 if m.latency else 0 for m in ours], [m.latency.p99 if m.latency else 0 for m in before]
+            ),
+        ]
+        lines.append(f"| {name} | {len(ours)} | {' | '.join(rates)} | {' | '.join(ratios)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ratio(ours: Sequence[float], before: Sequence[float]) -> str:
+    spread: Spread = ratio(ours, before)
+    return f"{spread.median:.2f} ({spread.low:.2f} - {spread.high:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ref", help="a commit, tag or branch")
+    parser.add_argument("names", nargs="*", help=f"scenarios; default: all of {', '.join(COMPARISONS)}")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--warmup", type=float, default=0.7)
+    parser.add_argument("--kafka", default="auto", choices=["auto", "apache", "embedded"])
+    parser.add_argument("--port-base", type=int, default=29700, help=f"the first of {2 * PORTS} ports")
+    parser.add_argument("--out", type=Path, default=ROOT / ".market" / "bench", help="directory of the results")
+    settings = Settings(**vars(parser.parse_args()))
+    if unknown := [name for name in settings.names if name not in COMPARISONS]:
+        parser.error(f"unknown scenarios: {', '.join(unknown)}")
+    settings.names = settings.names or list(COMPARISONS)
+    commit, checkout = install(settings.ref)
+    result = asyncio.run(compare(settings, commit, checkout))
+    text = render(result)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    path = settings.out / f"before-{commit}.md"
+    path.write_text(text, "utf-8")
+    path.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    print(f"\n{text}\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()

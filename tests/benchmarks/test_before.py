@@ -1,0 +1,55 @@
+"""The comparison with an earlier commit: what is installed, and how the rounds are reported."""
+
+import subprocess
+from pathlib import Path
+
+from benchmarks import before, workloads
+from benchmarks.measurements import Latency, Measurement
+
+
+def git(root: Path, *args: str) -> None:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.test"]
+    subprocess.run(["git", "-C", root, *identity, *args], check=True, capture_output=True)
+
+
+def test_the_commit_is_installed_and_not_the_working_tree(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    makefile = tmp_path / "Makefile"
+    makefile.write_text("install:\n\t@echo old >> installed\n")
+    git(tmp_path, "add", "Makefile")
+    git(tmp_path, "commit", "-qm", "old")
+    git(tmp_path, "tag", "v1")
+    makefile.write_text("install:\n\t@echo new >> installed\n")
+    git(tmp_path, "commit", "-qam", "new")
+
+    commit, directory = before.install("v1", tmp_path)
+    assert before.install("v1", tmp_path) == (commit, directory)
+
+    assert directory == tmp_path / ".market" / "before" / commit
+    assert (directory / "installed").read_text() == "old\nold\n"
+    assert not (tmp_path / "installed").exists()
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    def rounds(*rates: float, cpu_ms: float, p99: float) -> list[Measurement]:
+        return [Measurement(value=r, latency=Latency(p99=p99), cpu_ms={"orders": cpu_ms, "kafka": 1}) for r in rates]
+
+    measurements = {
+        "ours": rounds(1000, 300, 900, cpu_ms=2, p99=5),
+        "before": rounds(1000, 200, 1000, cpu_ms=3, p99=10),
+    }
+    result = before.Result(ref="v1", commit="abc", machine="a machine", seconds=3, measurements={"order": measurements})
+
+    last_line = before.render(result).splitlines()[-1]
+
+    ratios = "1.00 (0.90 - 1.50) | 0.75 (0.75 - 0.75) | 0.50 (0.50 - 0.50)"
+    assert last_line == f"| order | 3 | 900 orders/s | 1,000 orders/s | {ratios} |"
+
+
+def test_every_scenario_has_a_workload() -> None:
+    class Build:
+        product_ids = ("a", "b", "c", "d")
+
+    for comparison in before.COMPARISONS.values():
+        load = comparison.load(Build())  # type: ignore[arg-type]
+        assert next(workloads.make(load["workload"], load["params"])).startswith((b"GET /", b"POST /"))
