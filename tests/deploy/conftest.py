@@ -1,4 +1,4 @@
-"""Stand-ins for kubectl, minikube, kind and docker: they note how they were called, and answer as told."""
+"""Fake kubectl, minikube, kind and docker: they record how they were called and print canned output."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 KUBECTL = shutil.which("kubectl")
-# One program for all four names. Answers are looked up by the first pattern that the command line contains.
-STAND_IN = (
+# One program for all four names. The output is that of the first pattern that the command line contains.
+FAKE_COMMAND = (
     f"#!{sys.executable} -IS\n"
     + """
 import json, os, subprocess, sys
 from pathlib import Path
-folder = Path(os.environ["STAND_IN"])
+folder = Path(os.environ["FAKE_COMMANDS"])
 name, args = Path(sys.argv[0]).name, sys.argv[1:]
 line = " ".join([name, *args])
 piped = sys.stdin.read() if "-f -" in line else ""
@@ -41,11 +41,11 @@ if "image ls" in line and (folder / "images").exists():
     print((folder / "images").read_text(), end="")
 if "--dry-run=client" in line or "label --local" in line:
     print("{}")
-for pattern, answer in json.loads((folder / "answers").read_text()):
+for pattern, result in json.loads((folder / "results").read_text()):
     if pattern in line:
-        print(answer["out"], end="")
-        print(answer.get("err", ""), end="", file=sys.stderr)
-        sys.exit(answer.get("status", 0))
+        print(result["out"], end="")
+        print(result.get("err", ""), end="", file=sys.stderr)
+        sys.exit(result.get("status", 0))
 """
 )
 MINIKUBE = {
@@ -60,24 +60,27 @@ MINIKUBE = {
 
 
 @dataclass
-class StandIns:
-    """The folder of stand-ins that comes first on PATH; `answers` by what the command line contains."""
+class FakeCommands:
+    """A folder of fake programs, first on PATH.
+
+    `results`, by a part of the command line: what the program prints, or its exit status and what it prints to stderr.
+    """
 
     folder: Path
-    answers: dict[str, str | tuple[int, str]] = field(default_factory=dict)
+    results: dict[str, str | tuple[int, str]] = field(default_factory=dict)
 
     def run(self, script: str, *options: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-        known = [
+        results = [
             (
                 pattern,
-                {"out": answer} if isinstance(answer, str) else {"out": "", "status": answer[0], "err": answer[1]},
+                {"out": result} if isinstance(result, str) else {"out": "", "status": result[0], "err": result[1]},
             )
-            for pattern, answer in self.answers.items()
+            for pattern, result in self.results.items()
         ]
-        (self.folder / "answers").write_text(json.dumps(known))
+        (self.folder / "results").write_text(json.dumps(results))
         environ = {
             **os.environ,
-            "STAND_IN": str(self.folder),
+            "FAKE_COMMANDS": str(self.folder),
             "REAL_KUBECTL": KUBECTL or "",
             "PATH": path if path is not None else f"{self.folder / 'bin'}:{os.environ['PATH']}",
         }
@@ -93,18 +96,18 @@ class StandIns:
 
 
 @pytest.fixture
-def stand_ins(tmp_path: Path) -> StandIns:
+def fake_commands(tmp_path: Path) -> FakeCommands:
     (tmp_path / "bin").mkdir()
     for name in ("kubectl", "minikube", "kind", "docker"):
         program = tmp_path / "bin" / name
-        program.write_text(STAND_IN)
+        program.write_text(FAKE_COMMAND)
         program.chmod(0o755)
-    return StandIns(tmp_path)
+    return FakeCommands(tmp_path)
 
 
 @pytest.fixture
-def minikube(stand_ins: StandIns) -> StandIns:
+def minikube(fake_commands: FakeCommands) -> FakeCommands:
     if KUBECTL is None:
-        pytest.skip("kubectl, which renders the manifests, is not here")
-    stand_ins.answers = dict(MINIKUBE)
-    return stand_ins
+        pytest.skip("kubectl, which renders the manifests, is not installed")
+    fake_commands.results = dict(MINIKUBE)
+    return fake_commands

@@ -14,7 +14,7 @@ from market.kit.http.server import HttpServer, listen
 from market.kit.process.health import Health
 
 
-async def test_a_draining_server_answers_and_closes_the_connection_with_each_response() -> None:
+async def test_a_draining_server_responds_and_closes_the_connection_with_each_response() -> None:
     async def hello(_: Request) -> Response:
         return json_response(b"ok")
 
