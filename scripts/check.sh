@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that must hold without running the shop.
+# Run all static checks.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 bin=.venv/bin

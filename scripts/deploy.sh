@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Creates the whole shop in namespace `market`, and waits until it is ready. Run it again to go on where it stopped,
-# or to bring a change in.
+# Create the whole shop in namespace `market` and wait until it is ready. Run it again to continue where it stopped, or to
+# roll out a change.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
@@ -16,28 +16,28 @@ usage() {
 scripts/deploy.sh [--overlay base|minikube|production] [--context C] [--build] [--registry R] [--image-tag T] [--timeout S]
                   [--check]
 
-Creates the shop in namespace market and waits until it is ready. Running it again changes nothing, goes on where it
-stopped, or brings a change in.
+Creates the shop in namespace market and waits until it is ready. Running it again changes nothing,
+continues where it stopped, or rolls out a change.
 
-  --overlay O     base: with stores of its own and the demo catalogue, two pods of each service
+  --overlay O     base: with its own stores and the demo catalogue, two pods of each service
                   minikube: the same with one pod each, small limits and a NodePort (the default on minikube)
-                  production: the services alone; fill in deploy/overlays/production first
+                  production: the services only; fill in deploy/overlays/production first
   --context C     the kubectl context to use (default: the current one, which is never changed)
   --build         build the images: into minikube or kind, else with Docker and a push to the registry
-                  (on minikube they are built in any case when the tag is not there yet)
+                  (on minikube they are built in any case if the tag does not exist yet)
   --registry R    where the nodes pull the images from: R/products:T, R/orders:T, ... (not for minikube and kind)
-  --image-tag T   default: the commit, with a mark of what is not committed
-  --timeout S     how long all of it may take, in seconds (default 600)
-  --check         only look whether all is there that a deploy needs, and change nothing
+  --image-tag T   default: the commit, with a hash of uncommitted changes if there are any
+  --timeout S     time limit for all of it, in seconds (default 600)
+  --check         only check the prerequisites, and change nothing
 
-Exit status: 0 ready, 1 something did not become ready, 2 wrong usage, 3 something must be there first.
+Exit status: 0 ready, 1 something did not become ready, 2 wrong usage, 3 a prerequisite is missing.
 TEXT
 }
 
 overlay='' build=no registry='' tag='' timeout=600 check=no
 while [ $# -gt 0 ]; do
   case $1 in
-    --overlay|--context|--registry|--image-tag|--timeout) [ $# -ge 2 ] || wrong "$1 wants a value" ;;
+    --overlay|--context|--registry|--image-tag|--timeout) [ $# -ge 2 ] || wrong "$1 needs a value" ;;
   esac
   case $1 in
     --overlay) overlay=$2; shift 2 ;;
@@ -51,10 +51,10 @@ while [ $# -gt 0 ]; do
     *) wrong "unknown option: $1" ;;
   esac
 done
-case $overlay in ''|base|minikube|production) ;; *) wrong "--overlay is base, minikube or production, not $overlay" ;; esac
-[[ $timeout =~ ^[1-9][0-9]*$ ]] || wrong "--timeout is a number of seconds, not $timeout"
+case $overlay in ''|base|minikube|production) ;; *) wrong "--overlay must be base, minikube or production, got $overlay" ;; esac
+[[ $timeout =~ ^[1-9][0-9]*$ ]] || wrong "--timeout must be a number of seconds, got $timeout"
 
-# --- what must be there first: all that is missing in one message -------------------------------------
+# --- prerequisites: all that are missing, in one message ----------------------------------------------
 missing=()
 need_cluster
 profile=$(minikube_profile) || profile=''
@@ -67,8 +67,8 @@ say "Market into namespace $NAMESPACE of context $context, overlay $overlay"
 
 [ -n "$tag" ] || tag=$(image_tag)
 [ -n "$profile" ] || is_kind || [ -n "$registry" ] ||
-  missing+=("a registry: --registry R names where the nodes pull the images from (with --build they are built and pushed there)")
-# Each line: name of the class, and `true` where it is the default.
+  missing+=("a registry: name the one that the nodes pull the images from with --registry R (with --build the images are built and pushed there)")
+# Each line: name of the class, and `true` if it is the default.
 # shellcheck disable=SC2016  # $ belongs to the templates
 classes() {
   cluster get "$1" -o "go-template={{range .items}}{{.metadata.name}} {{with .metadata.annotations}}{{index . \"$2\"}}{{end}}{{\"\\n\"}}{{end}}"
@@ -76,35 +76,35 @@ classes() {
 ingress_class=''
 found=$(classes ingressclasses ingressclass.kubernetes.io/is-default-class) || found=''
 if [ -z "$found" ]; then
-  missing+=("an ingress controller (no IngressClass): ${profile:+minikube addons enable ingress, or }install Traefik, HAProxy or another from its chart")
+  missing+=("an ingress controller (no IngressClass): ${profile:+minikube addons enable ingress, or }install Traefik, HAProxy or another one from its chart")
 elif ! grep -q ' true$' <<<"$found"; then
   if [ "$(wc -l <<<"$found")" = 1 ]; then ingress_class=${found%% *}
   else
-    missing+=("a default ingress class, for there are several: kubectl annotate ingressclass ${found%% *} ingressclass.kubernetes.io/is-default-class=true")
+    missing+=("a default ingress class, because there are several: kubectl annotate ingressclass ${found%% *} ingressclass.kubernetes.io/is-default-class=true")
   fi
 fi
 if [ "$overlay" != production ]; then
   found=$(classes storageclasses storageclass.kubernetes.io/is-default-class) || found=''
-  grep -q ' true$' <<<"$found" || missing+=("a default storage class, for the stores' volumes: ${profile:+minikube addons enable default-storageclass storage-provisioner, or }kubectl get storageclass, and annotate one with storageclass.kubernetes.io/is-default-class=true")
+  grep -q ' true$' <<<"$found" || missing+=("a default storage class, for the stores' volumes: ${profile:+minikube addons enable default-storageclass storage-provisioner, or }list them with kubectl get storageclass, and annotate one with storageclass.kubernetes.io/is-default-class=true")
 else
   for service in product-service order-service inventory-service notification-service; do
     ! grep -q "secrets/$service.env" "$folder/kustomization.yaml" || [ -f "$folder/secrets/$service.env" ] ||
-      missing+=("deploy/overlays/production/secrets/$service.env: copy $service.env.example and fill it in, or let external-secrets bring the Secrets (docs/operations.md)")
+      missing+=("deploy/overlays/production/secrets/$service.env: copy $service.env.example and fill it in, or let external-secrets create the Secrets (docs/operations.md)")
   done
 fi
 if [ "$(cluster get namespace "$NAMESPACE" --ignore-not-found -o 'jsonpath={.metadata.name}')" ] &&
   [ -z "$(cluster get namespace -l "$OURS" --field-selector "metadata.name=$NAMESPACE" -o name)" ]; then
-  missing+=("the name $NAMESPACE: there is a namespace of that name that this script has not made")
+  missing+=("the name $NAMESPACE: a namespace of that name exists that this script did not create")
 fi
 need_builder
 if [ ${#missing[@]} -gt 0 ]; then
-  say "This is missing:" >&2
+  say "Missing prerequisites:" >&2
   printf '  - %s\n' "${missing[@]}" >&2
   exit "$MISSING"
 fi
 [ $check = no ] || exit 0
 cluster get --raw /apis/metrics.k8s.io/v1beta1 >/dev/null 2>&1 || [ "$overlay" = minikube ] ||
-  step "note: no metrics in this cluster, so the autoscalers stay at their least"
+  step "note: this cluster has no metrics, so the autoscalers stay at their minimum"
 
 # --- images ------------------------------------------------------------------------------------------------
 images=(products orders inventory notifications graphql)
@@ -116,8 +116,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 umask 077
 
-# A password is made once and kept; it is never on a command line.
-kept_passwords() {
+# A password is generated once and kept; it is never on a command line.
+ensure_passwords() {
   local name bytes new=no
   mkdir "$work/passwords"
   # shellcheck disable=SC2016
@@ -136,10 +136,10 @@ mongodb_keyfile 96'
   if [ $new = yes ]; then
     inside create secret generic passwords --from-file="$work/passwords" --dry-run=client -o yaml > "$work/passwords.yaml"
     cluster label --local -f "$work/passwords.yaml" "$OURS" -o yaml | inside apply -f - >/dev/null
-    step "passwords made, and kept in the Secret passwords"
+    step "passwords generated, and kept in the Secret passwords"
   fi
 }
-# The Secrets that the pods use, from the passwords; a hash in their names rolls the pods when one changes.
+# The Secrets that the pods use, from the passwords; a hash in their names restarts the pods when one changes.
 secrets() {
   local p=$work/passwords
   printf 'MARKET_POSTGRES_PASSWORD=%s\nMARKET_REDIS_PASSWORD=%s\n' "$(<"$p/postgresql_products")" "$(<"$p/redis")" > "$work/product-service.env"
@@ -160,7 +160,7 @@ secretGenerator:
   - {name: redis, files: [password.conf]}
 YAML
 }
-# render FOLDER: the overlay's manifests with our images, and Secrets where the shop brings its own stores
+# render FOLDER: the overlay's manifests with our images, and with Secrets if the shop has its own stores
 render() {
   kubectl kustomize "$1" > "$work/overlay.yaml"
   {
@@ -177,25 +177,25 @@ render() {
   kubectl kustomize "$work"
 }
 
-# Each of our objects with its generation, which rises with its specification. (What `kubectl apply` calls configured
-# may be the same as before: it compares with the text, not with the defaults that the cluster filled in.)
+# Each of our objects with its generation, which increases when its specification changes. (`kubectl apply` reports
+# unchanged objects as configured, too: it compares texts, without the defaults that the cluster filled in.)
 objects() {
   # shellcheck disable=SC2016
   inside get "${KINDS/pods,/}" -l "$OURS" -o 'jsonpath={range .items[*]}{.kind}/{.metadata.name} {.metadata.generation}{"\n"}{end}' | sort
 }
 cluster apply -f "$root/deploy/base/services/namespace.yaml" >/dev/null
-[ "$overlay" = production ] || kept_passwords
+[ "$overlay" = production ] || ensure_passwords
 render "$folder" > "$work/all.yaml"
 objects > "$work/before"
-cluster apply -f "$work/all.yaml" >/dev/null || die "$FAILED" "the cluster refused the manifests; the lines above say which and why"
+cluster apply -f "$work/all.yaml" >/dev/null || die "$FAILED" "the cluster rejected the manifests; see the lines above"
 objects > "$work/after"
-made=$(join -v 2 "$work/before" "$work/after" | awk '{print $1}')
+created=$(join -v 2 "$work/before" "$work/after" | awk '{print $1}')
 changed=$(join "$work/before" "$work/after" | awk '$2 != $3 {print $1}')
-step "applied: $(grep -c . <<<"$made" || true) made, $(grep -c . <<<"$changed" || true) changed, of $(wc -l < "$work/after")"
+step "applied: $(grep -c . <<<"$created" || true) created, $(grep -c . <<<"$changed" || true) changed, of $(wc -l < "$work/after")"
 for name in $changed; do say "         changed: $name"; done
-if [ -s "$work/before" ]; then for name in $made; do say "         made: $name"; done; fi
+if [ -s "$work/before" ]; then for name in $created; do say "         created: $name"; done; fi
 
-# --- until it is ready ---------------------------------------------------------------------------------------
+# --- readiness -----------------------------------------------------------------------------------------------
 if [ "$overlay" != production ]; then
   for name in "${STORES[@]}"; do wait_for statefulset "$name"; done
 fi
@@ -209,8 +209,9 @@ if [ "$overlay" != production ] && [ "$(inside get job demo-catalogue --ignore-n
 fi
 prune_old "$work/all.yaml"
 
-# --- where it is -----------------------------------------------------------------------------------------------
-address() { # of the ingress, or nothing
+# --- addresses -------------------------------------------------------------------------------------------------
+# The address of the ingress, or nothing.
+address() {
   local i at
   for ((i = 0; i < 15; i++)); do
     at=$(inside get ingress market -o 'jsonpath={.status.loadBalancer.ingress[0].ip}{.status.loadBalancer.ingress[0].hostname}')

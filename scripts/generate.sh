@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes the generated files anew. With --check: fails where one is out of date, and changes nothing.
+# Generate the protobuf code and the OpenAPI documents. With --check, change nothing and fail if one is out of date.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=$PWD/.venv/bin
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
-# The virtual path puts the modules into market.contracts, apart from the service of the same name.
+# The virtual path puts the modules into market.contracts, separate from the service of the same name.
 PATH="$bin:$PATH" "$bin/python" -m grpc_tools.protoc \
   -I "market/contracts=proto/market/inventory/v1" \
   -I "$("$bin/python" -c 'import grpc_tools, os; print(os.path.join(os.path.dirname(grpc_tools.__file__), "_proto"))')" \
@@ -21,12 +21,12 @@ for service in products orders; do
 done
 
 status=0
-while read -r made kept; do
-  [ -f "$made" ] || continue
+while read -r generated kept; do
+  [ -f "$generated" ] || continue
   if [ "${1:-}" = --check ]; then
-    cmp -s "$made" "$kept" || { echo "$kept is out of date: make generate"; status=1; }
+    cmp -s "$generated" "$kept" || { echo "$kept is out of date: make generate"; status=1; }
   else
-    mkdir -p "$(dirname "$kept")" && cp "$made" "$kept"
+    mkdir -p "$(dirname "$kept")" && cp "$generated" "$kept"
   fi
 done <<END
 $out/market/contracts/inventory_pb2.py src/market/contracts/inventory_pb2.py

@@ -1,11 +1,11 @@
-# Waiting until all is ready, and what to say when it does not become so. Sourced by deploy.sh.
+# Waiting for readiness, and the report when it does not come. Sourced by deploy.sh.
 # shellcheck shell=bash disable=SC2154  # timeout is deploy.sh's
 
-# One line per container that is in trouble: pod, container, reason, restarts.
+# One line per container that cannot run: pod, container, reason, restarts.
 # shellcheck disable=SC2016
 TROUBLE='{{range .items}}{{$pod := .metadata.name}}{{if not .metadata.deletionTimestamp}}{{range .status.conditions}}{{if and (eq .type "PodScheduled") (eq .status "False")}}{{$pod}} - {{.reason}} 0{{"\n"}}{{end}}{{end}}{{range .status.initContainerStatuses}}{{if .state.waiting}}{{$pod}} {{.name}} {{.state.waiting.reason}} {{.restartCount}}{{"\n"}}{{end}}{{end}}{{range .status.containerStatuses}}{{if .state.waiting}}{{$pod}} {{.name}} {{.state.waiting.reason}} {{.restartCount}}{{"\n"}}{{end}}{{end}}{{end}}{{end}}'
 
-# The pods of NAME that will not become ready by waiting.
+# The pods of NAME that waiting will not make ready.
 stuck() {
   inside get pods -l "app.kubernetes.io/name=$1" -o "go-template=$TROUBLE" | while read -r pod container reason restarts; do
     case $reason in
@@ -17,13 +17,13 @@ stuck() {
   done
 }
 
-# Ready, or the end of the script with the reason. What is stuck for 20 s is not waited for any longer; a pod
-# that no node takes gets 60 s, for a node or a volume may be on its way.
+# Wait until it is ready, or end the script with the reason. Gives up on a pod that has been stuck for 20 s; on an
+# unschedulable one after 60 s, because a node or a volume may be on its way.
 wait_for() {
-  local kind=$1 name=$2 began=$SECONDS since=0 said=$SECONDS now patience
+  local kind=$1 name=$2 began=$SECONDS since=0 reported=$SECONDS now patience
   while ! watching rollout status "$kind/$name" --timeout=2s >/dev/null 2>&1; do
     now=$(stuck "$name")
-    [ -z "$now" ] || [ "$kind" != statefulset ] || release "$name"
+    [ -z "$now" ] || [ "$kind" != statefulset ] || replace_stuck "$name"
     if [ -n "$now" ]; then
       [ $since != 0 ] || since=$SECONDS
       patience=20
@@ -33,22 +33,22 @@ wait_for() {
       since=0
     fi
     [ "$SECONDS" -lt "$timeout" ] || explain "$kind/$name" "$(first_unready "$name") - not ready after $timeout s"
-    if [ $((SECONDS - said)) -ge 15 ]; then
+    if [ $((SECONDS - reported)) -ge 15 ]; then
       step "waiting for $name${now:+: ${now%%$'\n'*}}"
-      said=$SECONDS
+      reported=$SECONDS
     fi
     sleep 0.5
   done
   step "$name is ready ($((SECONDS - began)) s)"
 }
 
-# A StatefulSet waits for a broken pod to become ready before it makes it anew, even when the new version mends it: a pod
-# that is stuck in an older version is taken away.
-release() {
+# A StatefulSet waits for a broken pod to become ready before it replaces it, even if the new version repairs it. So delete
+# a pod that is stuck in an older version.
+replace_stuck() {
   local pod revision
   revision=$(inside get statefulset "$1" -o 'jsonpath={.status.updateRevision}')
   for pod in $(inside get pods -l "app.kubernetes.io/name=$1,controller-revision-hash!=$revision" -o name); do
-    step "$1: ${pod#*/} was stuck in an older version, and is made anew"
+    step "$1: ${pod#*/} was stuck in an older version, recreating it"
     inside delete "$pod" --wait=false >/dev/null
   done
 }
@@ -64,7 +64,7 @@ wait_for_job() {
   step "$name is done ($((SECONDS - began)) s)"
 }
 
-# The autoscalers raise each service to its least; that is a matter of seconds, and no reason to fail.
+# The autoscalers bring each service to its minimum within seconds; being late is no reason to fail.
 wait_for_replicas() {
   local i want have name
   for ((i = 0; i < 60; i++)); do
@@ -75,7 +75,7 @@ wait_for_replicas() {
     [ $have = no ] || return 0
     sleep 1
   done
-  step "note: not every service has its least number of pods yet"
+  step "note: not every service has its minimum number of pods yet"
 }
 
 first_unready() {
@@ -83,7 +83,7 @@ first_unready() {
   inside get pods -l "app.kubernetes.io/name=$1" -o 'go-template={{range .items}}{{$pod := .metadata.name}}{{range .status.conditions}}{{if and (eq .type "Ready") (eq .status "False")}}{{$pod}}{{"\n"}}{{end}}{{end}}{{end}}' | head -n 1
 }
 
-# explain WHAT "POD CONTAINER REASON...": the pod, its last events and its last log lines; ends the script.
+# explain WHAT "POD CONTAINER REASON...": report the pod, its last events and last log lines, and exit.
 explain() {
   local what=$1 pod container reason claim log line
   read -r pod container reason <<<"$2"
@@ -101,25 +101,25 @@ explain() {
         inside get events --field-selector "involvedObject.name=$claim" --sort-by=.lastTimestamp \
           -o 'go-template={{range .items}}  {{.reason}}: {{.message}}{{"\n"}}{{end}}' | tail -n 3
       done
-      # A container that died has its last words in its predecessor's log.
+      # After a restart the reason is in the previous container's log.
       log=$({ [ -n "$container" ] && inside logs "$pod" -c "$container" --previous --tail=12; } 2>/dev/null ||
         inside logs "$pod" --all-containers --tail=12 2>/dev/null | tail -n 12 || true)
       if [ -n "$log" ]; then
         say "Its last log lines:"
         while read -r line; do say "  $line"; done <<<"$log"
       else
-        say "It has not logged anything."
+        say "It logged nothing."
       fi
     else
       inside get events --sort-by=.lastTimestamp -o 'go-template={{range .items}}  {{.involvedObject.name}}: {{.message}}{{"\n"}}{{end}}' | tail -n 6
     fi
     say "See more: kubectl --context $context -n $NAMESPACE describe ${pod:+pod }${pod:-$what}"
-    say "When it is mended, run the script again: it goes on from here."
+    say "Once it is repaired, run the script again: it continues from here."
   } >&2
   exit "$FAILED"
 }
 
-# Generated ConfigMaps and Secrets that neither the manifests nor any version to roll back to uses.
+# Delete generated ConfigMaps and Secrets that neither the manifests nor any version to roll back to uses.
 prune_old() {
   local users name
   users=$(inside get deployments,replicasets,statefulsets,jobs,pods -o yaml)

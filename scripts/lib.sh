@@ -2,17 +2,17 @@
 # shellcheck shell=bash
 NAMESPACE=market
 OURS=app.kubernetes.io/part-of=market
-# All that deploy.sh creates, the namespace aside, or that pods bring with them.
+# All kinds that deploy.sh creates (except the namespace) and those that its objects create.
 KINDS=deployments.apps,statefulsets.apps,daemonsets.apps,jobs.batch,cronjobs.batch,pods,services,configmaps,secrets,serviceaccounts,persistentvolumeclaims,ingresses.networking.k8s.io,networkpolicies.networking.k8s.io,horizontalpodautoscalers.autoscaling,poddisruptionbudgets.policy
 STORES=(postgresql redis mongodb kafka mail)
 SERVICES=(inventory-service product-service order-service notification-service graphql-service)
-# Exit codes: what a rollout ends with, wrong usage, and something that must be there first.
+# Exit codes: failed rollout, wrong usage, missing prerequisite.
 FAILED=1 USAGE=2 MISSING=3
 export FAILED USAGE MISSING KINDS OURS STORES SERVICES
 context=''
 
 say() { printf '%s\n' "$*"; }
-# since: seconds since the script began
+# Prefixed with the seconds since the script began.
 step() { printf '%4ds  %s\n' "$SECONDS" "$*"; }
 die() {
   local code=$1
@@ -22,32 +22,32 @@ die() {
 }
 wrong() { die "$USAGE" "$1 (${0##*/} --help)"; }
 
-# The cluster asked for, and no other: the user's current context is read, never changed.
+# Every call names the context: the user's current context is read, never changed.
 cluster() { kubectl --context "$context" --request-timeout=30s "$@"; }
 inside() { cluster --namespace "$NAMESPACE" "$@"; }
-# watching: for calls that wait on purpose
+# For calls that wait on purpose, and so must not time out.
 watching() { kubectl --context "$context" --namespace "$NAMESPACE" "$@"; }
 
 need_kubectl() {
   command -v kubectl >/dev/null ||
-    die "$MISSING" "kubectl is missing. Get it: https://kubernetes.io/docs/tasks/tools/ (minikube brings one: alias kubectl='minikube kubectl --')"
+    die "$MISSING" "kubectl is missing. Get it: https://kubernetes.io/docs/tasks/tools/ (minikube includes one: alias kubectl='minikube kubectl --')"
 }
 
-# Sets `context`, and checks that its cluster answers.
+# Set `context`, and check that its cluster responds.
 need_cluster() {
   need_kubectl
   if [ -z "$context" ]; then
     context=$(kubectl config current-context 2>/dev/null) ||
-      die "$MISSING" "no cluster: kubectl has no current context. Start one (minikube start), or name one: --context C (kubectl config get-contexts)"
+      die "$MISSING" "no cluster: kubectl has no current context. Start one (minikube start), or choose one with --context C (kubectl config get-contexts lists them)"
   elif ! kubectl config get-contexts "$context" >/dev/null 2>&1; then
     die "$MISSING" "kubectl has no context $context (kubectl config get-contexts)"
   fi
-  local answer
-  answer=$(kubectl --context "$context" --request-timeout=10s get --raw /version 2>&1 </dev/null) ||
-    die "$MISSING" "the cluster of context $context does not answer: ${answer##*$'\n'}"
+  local response
+  response=$(kubectl --context "$context" --request-timeout=10s get --raw /version 2>&1 </dev/null) ||
+    die "$MISSING" "the cluster of context $context does not respond: ${response##*$'\n'}"
 }
 
-# The minikube profile behind the context; fails where it is another kind of cluster.
+# The minikube profile behind the context; fails for another kind of cluster.
 minikube_profile() {
   local name
   name=$(cluster get nodes -o 'jsonpath={.items[0].metadata.labels.minikube\.k8s\.io/name}' 2>/dev/null)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# undeploy.sh, then deploy.sh.
+# Run undeploy.sh, then deploy.sh.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
@@ -9,7 +9,7 @@ usage() {
   cat <<'TEXT'
 scripts/restart.sh [--keep-data] [--yes] [options of deploy.sh]
 
-Removes the shop (undeploy.sh) and creates it anew (deploy.sh). Their options are taken by both, each where it applies:
+Removes the shop (undeploy.sh) and creates it again (deploy.sh). Takes the options of both:
   --keep-data --yes                                      for the removal
   --overlay O --build --registry R --image-tag T         for the creation
   --context C --timeout S                                for both
@@ -20,7 +20,7 @@ TEXT
 
 down=() up=()
 while [ $# -gt 0 ]; do
-  case $1 in --overlay|--context|--registry|--image-tag|--timeout) [ $# -ge 2 ] || wrong "$1 wants a value" ;; esac
+  case $1 in --overlay|--context|--registry|--image-tag|--timeout) [ $# -ge 2 ] || wrong "$1 needs a value" ;; esac
   case $1 in
     --keep-data|--yes|-y) down+=("$1"); shift ;;
     --context|--timeout) down+=("$1" "$2"); up+=("$1" "$2"); shift 2 ;;
@@ -30,7 +30,7 @@ while [ $# -gt 0 ]; do
     *) wrong "unknown option: $1" ;;
   esac
 done
-# Nothing is removed that could not be created again.
+# Do not remove what could not be created again.
 "$here/deploy.sh" --check ${up[@]+"${up[@]}"}
 "$here/undeploy.sh" ${down[@]+"${down[@]}"}
 "$here/deploy.sh" ${up[@]+"${up[@]}"}

@@ -1,4 +1,4 @@
-// The replica set by the pod's DNS name, the user root, and orders' user, at home in its own database only.
+// Create the replica set under the pod's DNS name, the user root, and the user orders, who can use its own database only.
 const { ROOT_PASSWORD, ORDERS_PASSWORD, MEMBER } = process.env;
 const member = MEMBER || "mongodb-0.mongodb:27017";
 
@@ -14,10 +14,10 @@ function connect() {
   }
 }
 
-function until(what, test) {
+function waitUntil(condition, test) {
   const end = Date.now() + 60000;
   while (!test()) {
-    if (Date.now() > end) throw new Error("waited for a minute: " + what);
+    if (Date.now() > end) throw new Error("timed out after a minute: " + condition);
     sleep(200);
   }
 }
@@ -35,18 +35,18 @@ const admin = connect().getDB("admin");
 const orders = admin.getSiblingDB("orders");
 const known = succeeds(() => admin.auth("root", ROOT_PASSWORD));
 
-// Without users yet, a connection from the machine itself may do this. The name must lead here before it can.
+// While there are no users, a connection from localhost may do this. The name must resolve to this pod first.
 if (!known && !admin.hello().setName) {
-  until(member + " leads to this pod", () =>
+  waitUntil(member + " resolves to this pod", () =>
     succeeds(() => admin.runCommand({ replSetInitiate: { _id: "rs0", members: [{ _id: 0, host: member }] } }).ok || fail()));
 }
-until("this server is the primary", () => admin.hello().isWritablePrimary);
+waitUntil("this server is the primary", () => admin.hello().isWritablePrimary);
 
 if (!known) {
   try {
     admin.createUser({ user: "root", pwd: ROOT_PASSWORD, roles: ["root"] });
   } catch (e) {
-    throw new Error("this volume has a root user with another password than the Secret's: " + e.message);
+    throw new Error("the root user on this volume has a different password than the Secret: " + e.message);
   }
   admin.auth("root", ROOT_PASSWORD);
 }

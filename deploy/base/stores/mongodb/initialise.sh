@@ -1,7 +1,7 @@
 #!/bin/sh
-# Runs the server for a moment, to make the replica set and the users. May be repeated.
+# Start the server briefly to create the replica set and the users. Idempotent.
 set -eu
-# mongod takes a key file only from its owner, with nobody else's eyes on it; a Secret's mount is not so.
+# mongod accepts a key file only if nobody but its owner can read it, which a mounted Secret does not allow.
 install -m 0400 /etc/mongodb-secret/keyfile /tmp/keyfile
 mongod --config /etc/mongodb/mongod.conf > /tmp/mongod.log 2>&1 &
 server=$!

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Makes the data directory where there is none, and sees to it that both databases and users are there, each user with
-# the Secret's password and at home in its own database only. May be repeated; an older volume is brought up to date.
+# Create the data directory if there is none, then both databases and users. Each user gets the Secret's password and can
+# connect to its own database only. Idempotent; an older volume is updated.
 set -eu
 data=/var/lib/postgresql/18/docker
 if [ ! -s "$data/PG_VERSION" ]; then
-  # Made aside and renamed when complete: what an interrupted start leaves is no database.
+  # Created beside its final place and renamed when complete: an interrupted start leaves no half database.
   rm -rf "$data.new"
   mkdir -p "$data.new"
   chmod 0700 "$data.new"
@@ -14,7 +14,7 @@ if [ ! -s "$data/PG_VERSION" ]; then
   mv "$data.new" "$data"
 fi
 chmod 0700 "$data"
-# A server for this pod alone, while the users are made.
+# A server that only this pod can reach, while the users are created.
 pg_ctl --pgdata="$data" --wait --timeout=120 --log=/tmp/initialise.log start \
   --options="-c config_file=/etc/postgresql/postgresql.conf -c listen_addresses=''" || { cat /tmp/initialise.log; exit 1; }
 psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 --host=/var/run/postgresql --username=postgres --dbname=postgres <<'SQL'
