@@ -1,9 +1,9 @@
-"""python -m market.orders"""
+"""python -m market.orders [migrate | reconcile]"""
 
 from market.kit.process.lifecycle import run
-from market.orders import admin
 from market.orders.app import build, migrate
 from market.orders.config import Config
+from market.orders.reconciliation import command as reconciliation
 
 if __name__ == "__main__":
-    run("orders", Config, build, commands={"migrate": migrate, "reconcile": admin.command})
+    run("orders", Config, build, commands={"migrate": migrate, "reconcile": reconciliation.run})

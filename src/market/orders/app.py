@@ -1,149 +1,161 @@
-"""The only wiring: store, clients, relay, loops, and the order in which they end."""
+"""The wiring: repositories, clients, relay, background loops, and the order in which they stop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from uuid import uuid4
 
+from market.contracts import events
 from market.kit.http.client import HttpClient
 from market.kit.http.server import HttpServer
+from market.kit.kafka import Topic, ensure_topics
 from market.kit.process import logs
 from market.kit.process.health import Health
 from market.kit.process.lifecycle import Process, Server
-from market.kit.process.tasks import run_periodically
+from market.kit.process.tasks import Step, periodic_tasks
 from market.kit.rpc import client as rpc
-from market.orders import admin, api, kafka, metrics, mongo, service
-from market.orders.clients import Inventory, Products
-from market.orders.config import Config
-from market.orders.relay import Relay
-from market.orders.service import Shop
-from market.orders.store import Store
+from market.orders import api, metrics, service
+from market.orders.clients import InventoryClient, ProductsClient
+from market.orders.config import Config, Kafka
+from market.orders.mongodb.collection import OrdersCollection, create_client
+from market.orders.mongodb.indexes import check_indexes, create_indexes
+from market.orders.outbox.relay import Relay
+from market.orders.outbox.repository import OutboxRepository
+from market.orders.service import Deps
+from market.orders.store import OrderRepository
 
 log = logs.get_logger("orders")
 
 
 @dataclass(frozen=True)
 class Clients:
-    """The seam for tests: what takes the place of the neighbours."""
+    """Clients that tests pass to `build` in place of the real ones."""
 
-    products: Products | None = None
-    inventory: Inventory | None = None
+    products: ProductsClient | None = None
+    inventory: InventoryClient | None = None
 
 
 @asynccontextmanager
-async def shop(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Shop]:
-    """The use cases' parts, connected. Waits for MongoDB and its indexes; Kafka and the neighbours may come later."""
+async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
+    """The service with its background loops. Waits for MongoDB and its indexes; Kafka and upstreams may come later."""
+    async with connect(config, process, clients) as deps:
+        await wait_for_store(process.health, deps)
+        async with periodic_tasks(background_steps(config, deps)):
+            yield http_server(config, process, deps)
+
+
+@asynccontextmanager
+async def connect(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Deps]:
+    """Yield the use cases' dependencies. Waits for nothing: connections are made when they are first needed."""
     clients = clients or Clients()
     async with AsyncExitStack() as stack:
-        client = mongo.client(config.mongodb)
+        client = create_client(config.mongodb)
         stack.push_async_callback(client.close)
-        database = client[config.mongodb.database]
-        await process.health.wait_for("mongodb", lambda: mongo.ping(database))
-        process.health.add_check("mongodb", lambda: mongo.ping(database))
-        await process.health.wait_for("indexes", lambda: mongo.has_indexes(database))
-        orders = Store(database, seconds=config.mongodb.timeout_seconds, me=uuid4().hex)
-        products = clients.products or Products(
+        collection = OrdersCollection(client[config.mongodb.database], timeout_seconds=config.mongodb.timeout_seconds)
+        instance_id = uuid4().hex
+        outbox = OutboxRepository(collection, instance_id=instance_id)
+        products = clients.products or ProductsClient(
             await stack.enter_async_context(HttpClient("products", config.products))
         )
-        inventory = clients.inventory or Inventory(
+        inventory = clients.inventory or InventoryClient(
             await stack.enter_async_context(rpc.channel(config.inventory)), config.inventory
         )
-        relay = Relay(config, orders, process.clock, process.faults)
-        made = Shop(orders, products, inventory, relay, process.clock, process.faults)
-        try:
-            yield made
-        finally:
-            # First what answered requests left, then the outbox, then the store below both.
-            if made.tasks:
-                await asyncio.wait(made.tasks, timeout=3)
-            await relay.close(5)
-
-
-@asynccontextmanager
-async def server(config: Config, process: Process, shop: Shop, *, loops: bool = True) -> AsyncIterator[Server]:
-    """The service around a shop. `loops=False` leaves recovery and relay to others: for tests."""
-    running = {name: _Loop(step) for name, step in _loops(shop, config)} if loops else {}
-    tasks = [asyncio.create_task(run_periodically(name, loop)) for name, loop in running.items()]
-    try:
-        app = api.app(
-            shop,
-            config.http,
-            process.tracer,
-            process.health,
-            order_seconds=config.order_seconds,
-            other_seconds=config.other_seconds,
+        deps = Deps(
+            orders=OrderRepository(collection, instance_id=instance_id),
+            outbox=outbox,
+            products=products,
+            inventory=inventory,
+            relay=Relay(config, outbox, process.clock, process.faults),
+            clock=process.clock,
+            faults=process.faults,
         )
-        yield HttpServer(app, config.http.host, config.http.port)
-    finally:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(3):
-                for loop in running.values():
-                    await loop.between_steps()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            yield deps
+        finally:
+            # First what requests have left running, then the outbox, then the connections that both need.
+            if deps.tasks:
+                await asyncio.wait(deps.tasks, timeout=3)
+            await deps.relay.close(5)
 
 
-class _Loop:
-    """A loop's step, of which one can wait for the end: a step that is cancelled on the way breaks its connection."""
-
-    def __init__(self, step: Callable[[], Awaitable[float]]) -> None:
-        self._step = step
-        self._stepping = asyncio.Lock()
-
-    async def __call__(self) -> float:
-        async with self._stepping:
-            return await self._step()
-
-    async def between_steps(self) -> None:
-        """Returns once no step is under way; none begins after that."""
-        await self._stepping.acquire()
+async def wait_for_store(health: Health, deps: Deps) -> None:
+    """Wait for MongoDB and its indexes, and make MongoDB a readiness check."""
+    collection = deps.orders.collection
+    await health.wait_for("mongodb", collection.ping)
+    health.add_check("mongodb", collection.ping)
+    await health.wait_for("indexes", lambda: check_indexes(collection))
 
 
-@asynccontextmanager
-async def build(config: Config, process: Process, *, clients: Clients | None = None) -> AsyncIterator[Server]:
-    """The service."""
-    async with shop(config, process, clients) as made, server(config, process, made) as serving:
-        process.admin_routes["POST /reconcile"] = admin.route(made, config)
-        yield serving
+def http_server(config: Config, process: Process, deps: Deps) -> HttpServer:
+    """Return the REST API's server, not started."""
+    app = api.app(
+        deps,
+        config.http,
+        process.tracer,
+        process.health,
+        order_seconds=config.order_seconds,
+        other_seconds=config.other_seconds,
+    )
+    return HttpServer(app, config.http.host, config.http.port)
 
 
-def _loops(shop: Shop, config: Config) -> list[tuple[str, Callable[[], Awaitable[float]]]]:
+def background_steps(config: Config, deps: Deps) -> Mapping[str, Step]:
+    """Return the steps of recovery, relay, metrics and topic creation, for `periodic_tasks`."""
     recovery = config.recovery
 
     async def recover() -> float:
-        more = await service.recover(shop, recovery.after_seconds, recovery.interval_seconds)
+        more = await service.recover(deps, recovery.after_seconds, recovery.interval_seconds)
         return 0.0 if more else recovery.interval_seconds
 
-    async def watch() -> float:
-        figures = await shop.store.figures()
-        metrics.PENDING.set(figures.pending)
-        metrics.PENDING_AGE.set(figures.pending_age)
-        metrics.OUTBOX.set(figures.unsent)
-        metrics.OUTBOX_AGE.set(figures.unsent_age)
-        metrics.RELEASE_DUE.set(figures.releases)
-        metrics.STUCK.set(figures.stuck)
+    async def update_metrics() -> float:
+        statistics = await deps.orders.statistics()
+        metrics.PENDING.set(statistics.pending)
+        metrics.PENDING_AGE.set(statistics.oldest_pending_seconds)
+        metrics.OUTBOX.set(statistics.unsent)
+        metrics.OUTBOX_AGE.set(statistics.oldest_unsent_seconds)
+        metrics.RELEASE_DUE.set(statistics.releases_due)
+        metrics.STUCK.set(statistics.stuck)
         return 5.0
 
-    async def topics() -> float:
-        # Where `migrate` could not make them, because Kafka was not there.
-        return 3600.0 if await kafka.make_topics(config.kafka, 5) else 5.0
+    async def create_topics() -> float:
+        # In case `migrate` could not, because Kafka was unavailable.
+        return 3600.0 if await _ensure_topics(config.kafka, 5) else 5.0
 
-    return [("recovery", recover), ("relay", shop.relay.step), ("figures", watch), ("topics", topics)]
+    return {
+        "recovery": recover,
+        "relay": deps.relay.run_once,
+        "metrics": update_metrics,
+        "topics": create_topics,
+    }
+
+
+async def _ensure_topics(config: Kafka, timeout_seconds: float, *, update_settings: bool = False) -> bool:
+    if config.partitions == 0:
+        return True
+    settings = {
+        "retention.ms": str(events.RETENTION_MS),
+        "max.message.bytes": str(events.MAX_MESSAGE_BYTES),
+        "min.insync.replicas": str(config.min_insync),
+    }
+    topics = [
+        Topic(name, config.partitions, config.replication, settings)
+        for name in (events.TOPIC, events.DEAD_LETTER_TOPIC)
+    ]
+    return await ensure_topics(config, "market.orders", topics, timeout_seconds, update_settings=update_settings)
 
 
 async def migrate(config: Config, _: list[str]) -> int:
-    """Makes indexes and topics. Kafka is waited for only a while: the service makes the topics when it is there."""
-    client = mongo.client(config.mongodb)
+    """Create indexes and topics. If Kafka stays unavailable for `create_seconds`, the service creates the topics later."""
+    client = create_client(config.mongodb)
     try:
-        database = client[config.mongodb.database]
-        await Health().wait_for("mongodb", lambda: mongo.ping(database))
-        await mongo.make_indexes(database)
+        collection = OrdersCollection(client[config.mongodb.database], timeout_seconds=config.mongodb.timeout_seconds)
+        await Health().wait_for("mongodb", collection.ping)
+        await create_indexes(collection)
     finally:
         await client.close()
-    if not await kafka.make_topics(config.kafka, config.kafka.create_seconds, limits=True):
-        log.warning("Kafka is not there: the service makes the topics when it is")
+    if not await _ensure_topics(config.kafka, config.kafka.create_seconds, update_settings=True):
+        log.warning("topics not created, the service will retry")
     return 0

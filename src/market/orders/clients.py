@@ -1,8 +1,8 @@
-"""Calls out: prices from products (REST), goods from inventory (gRPC)."""
+"""Outbound calls: prices from products (REST), reservations and stock from inventory (gRPC)."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -20,7 +20,16 @@ from market.kit.errors import BadInput, Conflict, Unavailable
 from market.kit.http.client import HttpClient, quote_ids
 from market.kit.resilience import CircuitBreaker, RetryBudget, retry
 from market.kit.rpc import client as rpc
-from market.orders.domain import Product, Refused, Reservation, Reserved, Short, Shortage, Wanted
+from market.orders.domain import (
+    InsufficientStock,
+    OrderLine,
+    Product,
+    RequestedLine,
+    ReservationRejected,
+    ReservationResult,
+    Reserved,
+    Shortage,
+)
 
 T = TypeVar("T")
 
@@ -36,8 +45,8 @@ class _Page(Struct):
     items: list[_ProductOut]
 
 
-class Products:
-    """Names and prices. Orders that ask at once share calls: 100 ids in each, four under way."""
+class ProductsClient:
+    """Names and prices. Concurrent orders share calls: up to 100 ids each, four in flight."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
@@ -46,107 +55,111 @@ class Products:
             self._fetch, name="orders.prices", max_batch_size=100, max_concurrency=4, dedupe=True
         )
 
-    async def priced(self, ids: Sequence[str]) -> dict[str, Product]:
-        """The products that there are, by id. Raises Unavailable."""
-        found = await self._lookup.map(ids)
+    async def get_products(self, product_ids: Sequence[str]) -> dict[str, Product]:
+        """Return the existing products by id; unknown ids are missing. Raises Unavailable."""
+        found = await self._lookup.map(product_ids)
         return {product.id: product for product in found if product is not None}
 
-    async def _fetch(self, ids: list[str]) -> Sequence[Product | None]:
-        # Prices must not depend on the cache of availability.
-        answer = await self._http.request("GET", f"/api/product?availability=false&ids={quote_ids(ids)}")
-        if answer.status != 200:
-            raise Unavailable(f"products answered {answer.status}")
+    async def _fetch(self, product_ids: list[str]) -> Sequence[Product | None]:
+        # Prices must not depend on the availability cache.
+        response = await self._http.request("GET", f"/api/product?availability=false&ids={quote_ids(product_ids)}")
+        if response.status != 200:
+            raise Unavailable(f"products responded with status {response.status}")
         try:
-            page = self._decode(answer.body)
+            page = self._decode(response.body)
             products = {p.id: Product(p.id, p.name, money.parse_price(p.price), p.currency) for p in page.items}
         except (msgspec.DecodeError, ValueError) as e:
-            raise Unavailable("products answered what is no list of products") from e
-        return [products.get(id) for id in ids]
-
-    @property
-    def is_open(self) -> bool:
-        return self._http.is_open
+            raise Unavailable("the response of products is not a list of products") from e
+        return [products.get(product_id) for product_id in product_ids]
 
 
-class Held(Struct, frozen=True):
-    """A reservation as inventory lists it. `live`: it holds goods."""
+class Reservation(Struct, frozen=True):
+    """A reservation as inventory lists it.
+
+    `active`: it holds stock; otherwise it was cancelled. `items`: (product id, quantity), sorted by product id.
+    """
 
     id: UUID
-    live: bool
+    active: bool
     items: tuple[tuple[str, int], ...]
     created_at: datetime
 
 
-class Inventory:
-    """Reservations under the order's id. Every call may be repeated."""
+class InventoryClient:
+    """Reservations, each under its order's id. Every call is idempotent."""
 
     def __init__(self, channel: grpc.aio.Channel, config: GrpcUpstream) -> None:
         self._stub: Any = InventoryStub(channel)
         self._seconds = config.timeout_seconds
         self._circuit = CircuitBreaker("inventory", slow_after_seconds=config.timeout_seconds / 2)
         self._budget = RetryBudget("inventory")
-        self._reserve: Batcher[pb.ReserveRequest, Reservation] = Batcher(
-            self._reserve_many, name="orders.reserve", max_batch_size=128, max_concurrency=2, cost=_lines, max_cost=4000
+        self._reserve: Batcher[pb.ReserveRequest, ReservationResult] = Batcher(
+            self._reserve_many, name="orders.reserve", max_batch_size=128, max_concurrency=2, cost=_cost, max_cost=4000
         )
 
     @property
     def is_open(self) -> bool:
-        """Whether calls are refused here, because inventory did not answer lately."""
+        """Whether the circuit breaker is open: calls fail at once because inventory did not respond recently."""
         return self._circuit.is_open
 
     async def _call(self, method: Callable[..., Awaitable[T]], request: Any) -> T:
         return await retry(lambda: self._circuit(lambda: rpc.call(method, request, self._seconds)), budget=self._budget)
 
-    async def reserve(self, order_id: UUID, wanted: Sequence[Wanted]) -> Reservation:
-        """What inventory says. Raises Unavailable when nobody knows whether it holds the goods."""
-        items = [pb.Item(product_id=w.product_id, quantity=w.quantity) for w in wanted]
+    async def reserve(self, order_id: UUID, lines: Iterable[OrderLine | RequestedLine]) -> ReservationResult:
+        """Reserve all lines or none. Raises Unavailable if it is unknown whether inventory holds the stock."""
+        items = [pb.Item(product_id=line.product_id, quantity=line.quantity) for line in lines]
         return await self._reserve(pb.ReserveRequest(reservation_id=str(order_id), items=items))
 
-    async def _reserve_many(self, requests: list[pb.ReserveRequest]) -> Sequence[Reservation | BaseException]:
+    async def _reserve_many(self, requests: list[pb.ReserveRequest]) -> Sequence[ReservationResult | BaseException]:
         if len(requests) == 1:
             try:
-                return [_reservation(await self._call(self._stub.Reserve, requests[0]))]
+                return [_reservation_result(await self._call(self._stub.Reserve, requests[0]))]
             except (Conflict, BadInput) as e:
-                return [Refused(str(e))]
-        answer = await self._call(self._stub.ReserveMany, pb.ReserveManyRequest(reservations=requests))
-        if len(answer.results) != len(requests):
-            raise Unavailable("inventory answered another number of results")
-        return [_result(result) for result in answer.results]
+                return [ReservationRejected(str(e))]
+        response = await self._call(self._stub.ReserveMany, pb.ReserveManyRequest(reservations=requests))
+        if len(response.results) != len(requests):
+            raise Unavailable(f"inventory returned {len(response.results)} results for {len(requests)} reservations")
+        return [_one_of_many(result) for result in response.results]
 
     async def release(self, order_id: UUID) -> bool:
-        """Inventory holds nothing for the order any more, and never will; whether it gave something back. Raises Unavailable."""
-        answer = await self._call(self._stub.CancelReserve, pb.CancelReserveRequest(reservation_id=str(order_id)))
-        return bool(answer.released)
+        """Release the order's stock; later reservations with this id are rejected. Return whether any stock was held.
 
-    async def reservations(self, after: UUID | None, limit: int) -> list[Held]:
-        """Reservations in order of id, from the first above `after`."""
+        Raises Unavailable.
+        """
+        response = await self._call(self._stub.CancelReserve, pb.CancelReserveRequest(reservation_id=str(order_id)))
+        return bool(response.released)
+
+    async def list_reservations(self, after: UUID | None, limit: int) -> list[Reservation]:
+        """Return up to `limit` reservations by ascending id, starting after the given one. Raises Unavailable."""
         request = pb.ListReservationsRequest(after_id=str(after) if after else "", limit=limit)
-        answer = await self._call(self._stub.ListReservations, request)
-        return [_held(r) for r in answer.reservations]
+        response = await self._call(self._stub.ListReservations, request)
+        return [_reservation(r) for r in response.reservations]
 
-    async def stock(self, product_ids: Sequence[str]) -> Mapping[str, int]:
-        """What is free to sell of each product that has a stock row."""
-        answer = await self._call(self._stub.GetStock, pb.GetStockRequest(product_ids=product_ids))
-        return {item.product_id: item.quantity for item in answer.items}
+    async def get_stock(self, product_ids: Sequence[str]) -> Mapping[str, int]:
+        """Return the available units by product id, for those that have a stock row. Raises Unavailable."""
+        response = await self._call(self._stub.GetStock, pb.GetStockRequest(product_ids=product_ids))
+        return {item.product_id: item.quantity for item in response.items}
 
 
-def _lines(request: pb.ReserveRequest) -> int:
+def _cost(request: pb.ReserveRequest) -> int:
     return len(request.items)
 
 
-def _reservation(answer: pb.ReserveResponse) -> Reservation:
-    if answer.reserved:
+def _reservation_result(response: pb.ReserveResponse) -> ReservationResult:
+    if response.reserved:
         return Reserved()
-    return Short(tuple(Shortage(s.product_id, s.wanted, s.left) for s in answer.shortages))
+    return InsufficientStock(tuple(Shortage(s.product_id, s.wanted, s.left) for s in response.shortages))
 
 
-def _result(result: pb.ReserveManyResult) -> Reservation | BaseException:
+def _one_of_many(result: pb.ReserveManyResult) -> ReservationResult | BaseException:
     if result.code == 0:
-        return _reservation(result.answer)
+        return _reservation_result(result.answer)
     problem = rpc.problem_from_status(result.code, result.message)
-    return Refused(str(problem)) if isinstance(problem, Conflict | BadInput) else problem
+    return ReservationRejected(str(problem)) if isinstance(problem, Conflict | BadInput) else problem
 
 
-def _held(r: pb.Reservation) -> Held:
+def _reservation(r: pb.Reservation) -> Reservation:
     items = tuple(sorted((item.product_id, item.quantity) for item in r.items))
-    return Held(UUID(r.reservation_id), r.status == pb.RESERVATION_STATUS_RESERVED, items, r.created_at.ToDatetime(UTC))
+    return Reservation(
+        UUID(r.reservation_id), r.status == pb.RESERVATION_STATUS_RESERVED, items, r.created_at.ToDatetime(UTC)
+    )

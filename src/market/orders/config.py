@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
+from market.kit import config as kit_config
 from market.kit.config import Base, GrpcUpstream, Http, HttpUpstream, NonEmptyStr, Seconds, Section
 
 
 class MongoDB(Section, frozen=True, kw_only=True):
-    """`timeout_seconds` is one operation's limit, retries by the driver included."""
+    """The order store. `timeout_seconds` limits one operation, including the driver's own retries."""
 
     uri: NonEmptyStr
     database: Annotated[
@@ -29,7 +29,7 @@ class MongoDB(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 2.5
 
     def __post_init__(self) -> None:
-        # The reason leaves the URI out: it may hold a password. The servers behind mongodb+srv are DNS's to name.
+        # The reason omits the URI: it may hold a password. With mongodb+srv the servers are only known to DNS.
         if not self.uri.startswith("mongodb+srv://"):
             try:
                 parse_uri(self.uri, validate=True)
@@ -37,41 +37,41 @@ class MongoDB(Section, frozen=True, kw_only=True):
                 raise ValueError("uri must be a MongoDB connection string such as mongodb://host:27017/") from None
 
 
-class Kafka(Section, frozen=True, kw_only=True):
-    """Where events go. `partitions` 0: the broker makes its topics by itself; else migrate makes them."""
+class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
+    """Where events are published, and how their topic is created."""
 
-    bootstrap_servers: NonEmptyStr
+    # 0: the broker creates topics automatically, and orders creates none.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
-    # How long an event may wait for its acknowledgement here; shorter than the relay's claim.
+    # How long an event may wait for its acknowledgement; shorter than the outbox lease.
     delivery_seconds: Seconds = 20.0
-    # How long `migrate` waits for Kafka; after that the service makes the topics, once Kafka is there.
+    # How long `migrate` waits for Kafka. After that the service creates the topic once Kafka is available.
     create_seconds: Seconds = 30.0
-    # Further settings of librdkafka, such as security.protocol and sasl.username.
-    options: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Recovery(Section, frozen=True, kw_only=True):
-    """The loops that finish what a dead process left."""
+    """The loops that finish what a crashed process left behind."""
 
     # A pending order older than this is rejected; at least three times the longest request deadline.
     after_seconds: Seconds = 60.0
-    # Between two looks, and before a release that got no answer is tried again.
+    # Between two passes, and before a stock release that failed is retried.
     interval_seconds: Seconds = 5.0
-    # For how long the relay that claimed an order's events has them to itself.
-    claim_seconds: Seconds = 30.0
+    # How long a relay has an order's outbox to itself.
+    lease_seconds: Seconds = 30.0
     relay_interval_seconds: Seconds = 1.0
 
 
 class Config(Base, frozen=True, kw_only=True):
+    """Everything that `CONFIG_PATH` may set."""
+
     http: Http
     mongodb: MongoDB
     inventory: GrpcUpstream
     products: HttpUpstream
     kafka: Kafka
     recovery: Recovery = Recovery()
-    # The deadline of POST, and that of every other call.
+    # The deadline of POST, and that of every other request.
     order_seconds: Seconds = 10.0
     other_seconds: Seconds = 3.0
 
@@ -80,9 +80,9 @@ class Config(Base, frozen=True, kw_only=True):
             return
         if self.recovery.after_seconds < 3 * self.order_seconds:
             raise ValueError(
-                "recovery.after_seconds: must be at least three times order_seconds, or it would reject orders under way"
+                "recovery.after_seconds: must be at least three times order_seconds, or orders in flight would be rejected"
             )
-        if self.kafka.delivery_seconds >= self.recovery.claim_seconds:
+        if self.kafka.delivery_seconds >= self.recovery.lease_seconds:
             raise ValueError(
-                "kafka.delivery_seconds: must be below recovery.claim_seconds, or two relays would send the same event"
+                "kafka.delivery_seconds: must be below recovery.lease_seconds, or two relays would send the same event"
             )

@@ -1,12 +1,12 @@
-"""An order's life: plain data, the moves it may make, and the errors.
+"""An order's lifecycle: plain data, the allowed moves, pricing, and the errors.
 
-The state machine is data (`MOVES`, `next_step`, `after_reserve`, `moved`), so that the store builds its
-conditional updates from it and the model checker in the tests explores the very same moves.
+The state machine is data (`MOVES`, `next_step`, `move_after_reservation`, `apply_move`). The store builds its
+conditional updates from it, and the model checker in the tests explores exactly the same moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from market.contracts import events, money
 from market.kit.errors import BadInput, Conflict
@@ -30,18 +30,18 @@ POINTS = (
     "orders.before-reserve",
     "orders.after-reserve",
     "orders.before-confirm",
-    "orders.after-confirm",  # acknowledged, not yet known to the handler: `fail` is a lost answer
-    "orders.before-answer",
+    "orders.after-confirm",  # acknowledged, but not yet known to the handler: `fail` means a lost response
+    "orders.before-response",
     "orders.before-publish",
-    "orders.after-publish",  # acknowledged by Kafka, not yet cleared
+    "orders.after-publish",  # acknowledged by Kafka, but still in the outbox
     "orders.after-clear",
-    "orders.after-reject-status",  # rejected, its goods not yet released
+    "orders.after-reject-status",  # rejected, stock not yet released
     "orders.before-cancel-status",
-    "orders.after-cancel-status",  # cancelled, its goods not yet released
-    "orders.after-release",  # inventory has answered, release_due still set
+    "orders.after-cancel-status",  # cancelled, stock not yet released
+    "orders.after-release",  # inventory has responded, release_due is still set
     "orders.after-release-cleared",
     "orders.recovery-before-reject",
-    "orders.relay-after-claim",
+    "orders.relay-after-lease",
 )
 
 
@@ -55,14 +55,21 @@ class Status(StrEnum):
 class Reason(StrEnum):
     """Why an order was rejected."""
 
-    SHORT = "out-of-stock"
-    # Inventory refused the id: it was cancelled there, or holds other goods.
-    REFUSED = "refused"
+    OUT_OF_STOCK = "out-of-stock"
+    # Inventory rejected the reservation: the id was cancelled there, or has other items.
+    RESERVATION_REJECTED = "refused"
     EXPIRED = "expired"
 
 
-class Line(Struct, frozen=True):
-    """A line as it was sold. `product_id` is canonical, lower case."""
+class RequestedLine(Struct, frozen=True):
+    """A line of a request, before pricing. Once merged, the product id is in lower case and occurs once."""
+
+    product_id: str
+    quantity: int
+
+
+class OrderLine(Struct, frozen=True):
+    """A line as it was sold: what is stored, shown and reserved. The product id is in lower case."""
 
     product_id: str
     name: str
@@ -71,41 +78,43 @@ class Line(Struct, frozen=True):
 
 
 class Shortage(Struct, frozen=True):
+    """A product of which inventory has fewer units than requested."""
+
     product_id: str
-    wanted: int
-    left: int
+    requested: int
+    available: int
 
 
-class Entry(Struct, frozen=True):
-    """An event that waits in the outbox; what it says is built when it is published."""
+class OutboxEntry(Struct, frozen=True):
+    """An event that waits in the outbox. Its content is built from the order when it is published."""
 
     id: UUID
-    type: str
+    event_type: str
     at: datetime
     request_id: str = ""
     traceparent: str = ""
-    # Why Kafka refused it for good; None: it did not.
-    refused: str | None = None
+    # Why Kafka permanently rejected the event, or None if it did not.
+    rejection: str | None = None
 
 
 class Order(Struct, frozen=True):
-    """The order with what it still owes the world: `release_due`, `outbox`."""
+    """The order, including what is still due for it: `release_due` and `outbox`."""
 
     id: UUID
     user: str
     email: str | None
-    lines: tuple[Line, ...]
+    lines: tuple[OrderLine, ...]
     total: Decimal
     currency: str
     created_at: datetime
     status: Status = Status.PENDING
     key: str | None = None
-    # SHA-256 of the parsed request, kept beside the key.
+    # SHA-256 of the parsed request, stored with the idempotency key.
     digest: bytes | None = None
     release_due: bool = False
-    outbox: tuple[Entry, ...] = ()
-    # The process that publishes the outbox just now.
-    claimed_by: str | None = None
+    outbox: tuple[OutboxEntry, ...] = ()
+    # The instance whose relay publishes the outbox at the moment.
+    lease_owner: str | None = None
     reason: Reason | None = None
     shortages: tuple[Shortage, ...] = ()
     confirmed_at: datetime | None = None
@@ -114,16 +123,16 @@ class Order(Struct, frozen=True):
 
 
 class Move(Struct, frozen=True):
-    """A change of status, as one conditional write: only from `source`."""
+    """A change of status as one conditional write: it applies only to an order in status `source`."""
 
     name: str
     source: Status
     target: Status
-    # The event it puts into the outbox.
+    # The type of the event that it adds to the outbox.
     event: str | None = None
-    # Whether inventory may hold goods that it must get back.
+    # Whether inventory may hold stock for the order, which must then be released.
     releases: bool = False
-    # A failed attempt may be made again under the same key.
+    # Whether the same idempotency key may be used for another attempt.
     frees_key: bool = False
 
 
@@ -132,7 +141,7 @@ REJECT = Move("reject", Status.PENDING, Status.REJECTED, releases=True, frees_ke
 WITHDRAW = Move("withdraw", Status.PENDING, Status.CANCELLED, releases=True)
 CANCEL = Move("cancel", Status.CONFIRMED, Status.CANCELLED, event=events.CANCELLED, releases=True)
 MOVES = (CONFIRM, REJECT, WITHDRAW, CANCEL)
-# DELETE's move, by the status that it finds; nothing where there is nothing to do.
+# The move that DELETE makes, by the order's status. There is none for an order that has already ended.
 CANCELLING: Mapping[Status, Move] = {Status.PENDING: WITHDRAW, Status.CONFIRMED: CANCEL}
 
 
@@ -147,26 +156,26 @@ class Step(StrEnum):
 
 
 class Reserved(Struct, frozen=True):
-    """Inventory holds the goods."""
+    """Inventory holds the stock."""
 
 
-class Short(Struct, frozen=True):
-    """Nothing was taken."""
+class InsufficientStock(Struct, frozen=True):
+    """Nothing was reserved."""
 
     shortages: tuple[Shortage, ...]
 
 
-class Refused(Struct, frozen=True):
-    """Inventory will never take this id: it was cancelled there."""
+class ReservationRejected(Struct, frozen=True):
+    """Inventory will never accept this reservation id: it was cancelled there, or has other items."""
 
     detail: str
 
 
-Reservation = Reserved | Short | Refused
+ReservationResult = Reserved | InsufficientStock | ReservationRejected
 
 
 def next_step(order: Order, *, overdue: bool = False) -> Step:
-    """The step that the order is due; `overdue`: it is pending for so long that its handler is gone."""
+    """Return the step that is due. `overdue`: it has been pending for so long that no request still works on it."""
     if order.status is Status.PENDING:
         return Step.REJECT if overdue else Step.RESERVE
     if order.release_due:
@@ -174,14 +183,14 @@ def next_step(order: Order, *, overdue: bool = False) -> Step:
     return Step.PUBLISH if order.outbox else Step.NOTHING
 
 
-def after_reserve(answer: Reservation) -> Move:
-    """The move that inventory's answer asks for."""
-    return CONFIRM if isinstance(answer, Reserved) else REJECT
+def move_after_reservation(result: ReservationResult) -> Move:
+    """Return the move of a pending order that follows from inventory's response."""
+    return CONFIRM if isinstance(result, Reserved) else REJECT
 
 
-def moved(order: Order, move: Move, entry: Entry | None = None) -> Order:
-    """The order after the move. The order must be in the move's source."""
-    assert order.status is move.source, f"{move.name} of an order that is {order.status}"
+def apply_move(order: Order, move: Move, entry: OutboxEntry | None = None) -> Order:
+    """Return the order after the move, with `entry` added to its outbox. The order must be in the move's source status."""
+    assert order.status is move.source, f"cannot {move.name} an order that is {order.status}"
     return msgspec.structs.replace(
         order,
         status=move.target,
@@ -192,28 +201,22 @@ def moved(order: Order, move: Move, entry: Entry | None = None) -> Order:
     )
 
 
-class Wanted(Struct, frozen=True):
-    """A line of a request, merged."""
-
-    product_id: str
-    quantity: int
-
-
 class NewOrder(Struct, frozen=True):
-    """A request that was parsed."""
+    """A parsed request. `expected_total`: the total that the buyer has seen, or None."""
 
     user: str
     email: str | None
-    wanted: tuple[Wanted, ...]
+    # The digest is stored and covers the field's name: renaming it would break repeats across a deployment.
+    lines: tuple[RequestedLine, ...] = field(name="wanted")
     expected_total: Decimal | None
 
     def digest(self) -> bytes:
-        """SHA-256 of the parsed request: spaces and the order of keys in the JSON do not count."""
+        """Return the SHA-256 of the parsed request. Whitespace and the order of keys in the JSON do not count."""
         return sha256(msgspec.json.encode(self)).digest()
 
 
 class Product(Struct, frozen=True):
-    """What pricing needs to know."""
+    """What pricing needs to know of a product."""
 
     id: str
     name: str
@@ -221,38 +224,53 @@ class Product(Struct, frozen=True):
     currency: str
 
 
-def merged(lines: list[tuple[str, int]]) -> tuple[Wanted, ...]:
-    """One line per product, in the order of first mention. Raises BadInput where a sum is too large."""
-    sums: dict[str, int] = {}
-    for i, (product_id, quantity) in enumerate(lines):
-        total = sums.get(product_id, 0) + quantity
-        if total > MAX_QUANTITY:
+class PricedLines(Struct, frozen=True):
+    """An order's lines with names and prices, and their total in one currency."""
+
+    lines: tuple[OrderLine, ...]
+    total: Decimal
+    currency: str
+
+
+def merge_lines(lines: Sequence[RequestedLine]) -> tuple[RequestedLine, ...]:
+    """Return one line per product, in order of first mention, with product ids in lower case.
+
+    Raises BadInput if a product's merged quantity exceeds MAX_QUANTITY.
+    """
+    quantities: dict[str, int] = {}
+    for i, line in enumerate(lines):
+        product_id = line.product_id.lower()
+        quantity = quantities.get(product_id, 0) + line.quantity
+        if quantity > MAX_QUANTITY:
             raise BadInput(
                 f"items[{i}].quantity",
-                f"must be at most {MAX_QUANTITY} of one product in all, merged lines are {total}",
+                f"must be at most {MAX_QUANTITY} per product in total, got {quantity} after merging lines",
             )
-        sums[product_id] = total
-    return tuple(Wanted(product_id, quantity) for product_id, quantity in sums.items())
+        quantities[product_id] = quantity
+    return tuple(RequestedLine(product_id, quantity) for product_id, quantity in quantities.items())
 
 
-def priced(new: NewOrder, products: Mapping[str, Product]) -> tuple[tuple[Line, ...], Decimal, str]:
-    """Lines, total and currency. Raises BadInput for an unknown product and for two currencies, PriceChanged."""
-    unknown = [w.product_id for w in new.wanted if w.product_id not in products]
+def price_lines(new: NewOrder, products: Mapping[str, Product]) -> PricedLines:
+    """Return the request's lines with the catalogue's names and prices. `products` is by id.
+
+    Raises UnknownProducts, BadInput if the currencies differ, and PriceChanged if the total is not the expected one.
+    """
+    unknown = [line.product_id for line in new.lines if line.product_id not in products]
     if unknown:
         raise UnknownProducts(unknown)
     lines = []
     total = Decimal(0)
     currencies: dict[str, None] = {}
-    for wanted in new.wanted:
-        product = products[wanted.product_id]
+    for line in new.lines:
+        product = products[line.product_id]
         currencies[product.currency] = None
-        total += product.price * wanted.quantity
-        lines.append(Line(wanted.product_id, product.name, wanted.quantity, product.price))
+        total += product.price * line.quantity
+        lines.append(OrderLine(line.product_id, product.name, line.quantity, product.price))
     if len(currencies) > 1:
-        raise BadInput("items", f"must all be in one currency, these are in {', '.join(sorted(currencies))}")
+        raise BadInput("items", f"must all have the same currency, got {', '.join(sorted(currencies))}")
     if new.expected_total is not None and new.expected_total != total:
         raise PriceChanged(total)
-    return tuple(lines), total, next(iter(currencies))
+    return PricedLines(tuple(lines), total, next(iter(currencies)))
 
 
 class UnknownProducts(BadInput):
@@ -265,7 +283,10 @@ class UnknownProducts(BadInput):
 
     def facts(self) -> dict[str, Any]:
         return {
-            "errors": [{"field": "items.product_id", "reason": f"there is no product {id}"} for id in self.product_ids]
+            "errors": [
+                {"field": "items.product_id", "reason": f"there is no product {product_id}"}
+                for product_id in self.product_ids
+            ]
         }
 
 
@@ -274,13 +295,17 @@ class OutOfStock(Conflict):
     title = "Out of stock"
 
     def __init__(self, shortages: tuple[Shortage, ...]) -> None:
-        first = shortages[0]
-        more = f", and {len(shortages) - 1} more" if len(shortages) > 1 else ""
-        super().__init__(f"of product {first.product_id} {first.wanted} are wanted and {first.left} are left{more}")
+        first, *others = shortages
+        more = f"; {len(others)} more product{'s' * (len(others) > 1)} out of stock" if others else ""
+        super().__init__(f"product {first.product_id}: requested {first.requested}, available {first.available}{more}")
         self.shortages = shortages
 
     def facts(self) -> dict[str, Any]:
-        return {"shortages": [{"product_id": s.product_id, "wanted": s.wanted, "left": s.left} for s in self.shortages]}
+        return {
+            "shortages": [
+                {"product_id": s.product_id, "wanted": s.requested, "left": s.available} for s in self.shortages
+            ]
+        }
 
 
 class PriceChanged(Conflict):
@@ -288,7 +313,7 @@ class PriceChanged(Conflict):
     title = "Price changed"
 
     def __init__(self, total: Decimal) -> None:
-        super().__init__(f"the total is {money.write(total)} now")
+        super().__init__(f"the total is now {money.write(total)}")
         self.total = total
 
     def facts(self) -> dict[str, Any]:
@@ -307,8 +332,8 @@ class OrderCancelled(Conflict):
         return {"order_id": str(self.order_id)}
 
 
-def as_contract(order: Order) -> events.Order:
-    """The order as REST and events write it."""
+def to_contract(order: Order) -> events.Order:
+    """Return the order as REST and events show it: ids, money and times as text."""
     return events.Order(
         id=str(order.id),
         user=order.user,
@@ -329,18 +354,18 @@ def as_contract(order: Order) -> events.Order:
     )
 
 
-def event(order: Order, entry: Entry) -> events.OrderEvent:
-    """The entry's CloudEvent, with the order as it is now."""
+def to_event(order: Order, entry: OutboxEntry) -> events.OrderEvent:
+    """Return the entry's CloudEvent, with the order as it is now."""
     return events.OrderEvent(
         id=str(entry.id),
-        type=entry.type,
+        type=entry.event_type,
         subject=str(order.id),
         time=timestamp(entry.at),
-        sequence=events.SEQUENCE[entry.type],
-        data=as_contract(order),
+        sequence=events.SEQUENCE[entry.event_type],
+        data=to_contract(order),
     )
 
 
 def timestamp(at: datetime) -> str:
-    """RFC 3339 in UTC, with milliseconds: 2026-01-31T12:00:00.000Z."""
+    """Return the time as RFC 3339 in UTC with milliseconds: 2026-01-31T12:00:00.000Z."""
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -13,7 +13,7 @@ _ID = parameter("id", "path", "The order's id.", {"type": "string", "format": "u
 _KEY = parameter(
     "Idempotency-Key",
     "header",
-    "A repeat with the same key and body answers the order that the first made.",
+    "Repeating the request with the same key and body returns the order that the first one placed.",
     {"type": "string", "pattern": "^[!-~]{1,255}$"},
 )
 
@@ -21,43 +21,49 @@ _RETRY = {503: {"Retry-After": "Seconds."}}
 
 
 def build() -> dict[str, Any]:
-    """The document, as JSON values."""
+    """Return the document as JSON values."""
     bad = {
         413: ("The body is over 1 MiB.", None),
         415: ("The content type is not application/json.", None),
         422: (
-            "A field is missing, unknown, of the wrong type or out of bounds; or the key was used with another body.",
+            "A field is missing, unknown, of the wrong type or out of range; or the key was used with a different body.",
             None,
         ),
     }
     unavailable = {
         503: (
-            "It could not be decided now; `order_id` names the order where one was minted. Retry-After says when to ask.",
+            "Temporarily unavailable; retry after Retry-After. `order_id` is present if an order was stored and its outcome is unknown.",
             None,
         )
     }
     return document(
         "Market: orders",
-        "Placing, reading and cancelling orders. Problems are RFC 9457; money is text with two places.",
+        "Place, read and cancel orders. Errors are RFC 9457 problem documents; money is a string with two decimals.",
         [
             Operation(
                 "POST",
                 "/api/order",
                 "createOrder",
-                "Places an order: takes all goods, or none.",
+                "Place an order: reserve all items or none.",
                 {
-                    201: ("Confirmed; Location names it.", events.Order),
-                    200: ("The order that the Idempotency-Key made before (Idempotency-Replayed: true).", events.Order),
+                    201: ("Confirmed; Location is its address.", events.Order),
+                    200: (
+                        "The order that was placed with this Idempotency-Key before (Idempotency-Replayed: true).",
+                        events.Order,
+                    ),
                     400: ("The body is not JSON.", None),
-                    409: ("Out of stock (`shortages`), price changed (`total`), or cancelled meanwhile.", None),
+                    409: (
+                        "Out of stock (`shortages`), price changed (`total`), or cancelled meanwhile (`order_id`).",
+                        None,
+                    ),
                     **bad,
                     **unavailable,
                 },
                 [_KEY],
                 CreateOrder,
                 {
-                    200: {"Location": "Its address.", "Idempotency-Replayed": "true"},
-                    201: {"Location": "Its address."},
+                    200: {"Location": "The order's address.", "Idempotency-Replayed": "true"},
+                    201: {"Location": "The order's address."},
                     **_RETRY,
                 },
             ),
@@ -65,36 +71,36 @@ def build() -> dict[str, Any]:
                 "GET",
                 "/api/order",
                 "listOrders",
-                "A user's orders, newest first; rejected ones are left out.",
+                "List a user's orders, newest first, without rejected ones.",
                 {
-                    200: ("A page.", Page),
-                    422: ("A parameter is missing, unknown or out of bounds.", None),
+                    200: ("A page of orders.", Page),
+                    422: ("A parameter is missing, unknown or out of range.", None),
                     **unavailable,
                 },
                 [
                     parameter(
                         "user",
                         "query",
-                        "Compared exactly.",
+                        "The customer, compared exactly.",
                         {"type": "string", "minLength": 1, "maxLength": 200},
                         required=True,
                     ),
                     parameter(
                         "limit",
                         "query",
-                        "Orders on the page.",
+                        "Maximum number of orders to return.",
                         {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
                     ),
                     parameter(
                         "offset",
                         "query",
-                        "Orders to leave out.",
+                        "Number of orders to skip.",
                         {"type": "integer", "minimum": 0, "maximum": 1_000_000_000, "default": 0},
                     ),
                     parameter(
                         "status",
                         "query",
-                        "Only those.",
+                        "Only orders with this status.",
                         {"type": "string", "enum": ["pending", "confirmed", "cancelled"]},
                     ),
                 ],
@@ -104,11 +110,11 @@ def build() -> dict[str, Any]:
                 "GET",
                 "/api/order/{id}",
                 "getOrder",
-                "One order, whatever its status.",
+                "Get an order, whatever its status.",
                 {
                     200: ("The order.", events.Order),
-                    404: ("There is none.", None),
-                    422: ("A parameter that is not known.", None),
+                    404: ("There is no such order.", None),
+                    422: ("A parameter is unknown.", None),
                     **unavailable,
                 },
                 [_ID],
@@ -118,12 +124,12 @@ def build() -> dict[str, Any]:
                 "DELETE",
                 "/api/order/{id}",
                 "cancelOrder",
-                "Cancels an order; it is kept, as cancelled.",
+                "Cancel an order; it stays readable as cancelled.",
                 {
-                    202: ("Cancelled; inventory did not answer, the goods follow.", None),
-                    204: ("Cancelled, and the goods are back; a rejected order stays as it is.", None),
-                    404: ("There is none.", None),
-                    422: ("A parameter that is not known.", None),
+                    202: ("Cancelled; inventory is unavailable, the stock is released later.", None),
+                    204: ("Cancelled, and the stock is released; a rejected order stays as it is.", None),
+                    404: ("There is no such order.", None),
+                    422: ("A parameter is unknown.", None),
                     **unavailable,
                 },
                 [_ID],

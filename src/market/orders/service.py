@@ -1,4 +1,4 @@
-"""The use cases: placing, cancelling, and `advance`, the one function that takes an order a step on."""
+"""The use cases: placing, cancelling and recovering orders, all through `advance`, which takes an order one step on."""
 
 from __future__ import annotations
 
@@ -18,344 +18,352 @@ from market.kit import context, ids
 from market.kit.errors import IdempotencyKeyReused, NotFound, Unavailable
 from market.kit.faults import Clock, Faults
 from market.kit.process import logs
-from market.orders.clients import Inventory, Products
+from market.orders.clients import InventoryClient, ProductsClient
 from market.orders.domain import (
     CANCELLING,
     CONFIRM,
     REJECT,
-    Entry,
+    InsufficientStock,
     Move,
     NewOrder,
     Order,
     OrderCancelled,
+    OutboxEntry,
     OutOfStock,
     Reason,
-    Refused,
-    Short,
+    ReservationRejected,
     Shortage,
     Status,
     Step,
-    Wanted,
-    after_reserve,
-    moved,
+    apply_move,
+    move_after_reservation,
     next_step,
-    priced,
+    price_lines,
 )
 from market.orders.metrics import RECOVERED
-from market.orders.relay import Relay
-from market.orders.store import KeyTaken, Store
+from market.orders.outbox.relay import Relay
+from market.orders.outbox.repository import OutboxRepository
+from market.orders.store import KeyTaken, OrderRepository
 
 log = logs.get_logger("orders")
 
-# A pause before a step is tried again, where its outcome was lost.
-_AGAIN_SECONDS = 0.05
-_RELEASE_SECONDS = 5.0
+# The pause before a step whose outcome is unknown is tried again.
+_RETRY_SECONDS = 0.05
+_BACKGROUND_SECONDS = 5.0
 
 
 @dataclass
-class Shop:
+class Deps:
     """What the use cases work with."""
 
-    store: Store
-    products: Products
-    inventory: Inventory
+    orders: OrderRepository
+    outbox: OutboxRepository
+    products: ProductsClient
+    inventory: InventoryClient
     relay: Relay
     clock: Clock
     faults: Faults | None = None
-    # Work that goes on after its request was answered.
+    # Work that continues after its request was answered.
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    at_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(32))
+    background_limit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(32))
 
     async def reach(self, point: str) -> None:
+        """Crash, pause or fail here if a test has armed the failure point."""
         if self.faults:
             await self.faults.reach(point)
 
-    def later(self, work: Coroutine[Any, Any, object]) -> None:
-        """Does it without anyone waiting. What fails is left to the loops."""
+    def run_in_background(self, work: Coroutine[Any, Any, object]) -> None:
+        """Start the work and return at once. If it fails, the recovery loop does it later."""
 
         async def run() -> None:
             context.deadline.set(None)
-            async with self.at_once:
+            async with self.background_limit:
                 try:
-                    with context.deadline_in(_RELEASE_SECONDS):
+                    with context.deadline_in(_BACKGROUND_SECONDS):
                         await work
                 except Unavailable as e:
-                    log.warning("left to recovery", reason=str(e))
+                    log.warning("deferred to recovery", reason=str(e))
                 except Exception:
-                    log.exception("left to recovery")
+                    log.exception("deferred to recovery")
 
         task = asyncio.get_running_loop().create_task(run())
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
 
-class Placed(Struct, frozen=True):
-    """`replayed`: it was placed before, under the same key."""
+class PlacedOrder(Struct, frozen=True):
+    """`replayed`: an earlier request with the same idempotency key had placed it."""
 
     order: Order
     replayed: bool
 
 
-async def place(shop: Shop, new: NewOrder, key: str | None) -> Placed:
-    """A confirmed order, or the one that the key made before.
+async def place_order(deps: Deps, new: NewOrder, key: str | None) -> PlacedOrder:
+    """Place an order and return it confirmed, or return the one that was placed with the same idempotency key.
 
-    Raises IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled; and Unavailable
-    with `order_id` where it could not be decided.
+    Raises IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled, and Unavailable;
+    the latter has the fact `order_id` if an order was stored and its outcome is unknown.
     """
     digest = None
     if key is not None:
         digest = new.digest()
-        if before := await _before(shop, key, digest):
-            return before
-    if shop.inventory.is_open:
-        # Nothing was begun, so nothing has to be recovered.
-        raise Unavailable("inventory does not answer")
-    products = await shop.products.priced([w.product_id for w in new.wanted])
-    lines, total, currency = priced(new, products)
+        if replay := await _replay(deps, key, digest):
+            return replay
+    if deps.inventory.is_open:
+        # Before anything is stored, so that nothing has to be recovered.
+        raise Unavailable("inventory is unavailable")
+    products = await deps.products.get_products([line.product_id for line in new.lines])
+    priced = price_lines(new, products)
     order = Order(
         id=ids.new_id(),
         user=new.user,
         email=new.email,
-        lines=lines,
-        total=total,
-        currency=currency,
-        created_at=_milliseconds(shop.clock()),
+        lines=priced.lines,
+        total=priced.total,
+        currency=priced.currency,
+        created_at=_to_milliseconds(deps.clock()),
         key=key,
         digest=digest,
     )
-    with _undecided(order.id, _KEYED if key is not None else _UNKEYED):
-        await shop.reach("orders.before-intent")
+    with _undecided(order.id, _WITH_KEY if key is not None else _WITHOUT_KEY):
+        await deps.reach("orders.before-intent")
         while True:
             try:
-                await shop.store.add(order)
+                await deps.orders.add(order)
                 break
             except KeyTaken:
                 assert key is not None
                 assert digest is not None
-                if before := await _before(shop, key, digest):
-                    return before
-                # Rejected meanwhile: the key is free again.
-                await asyncio.sleep(_AGAIN_SECONDS)
-        await shop.reach("orders.after-intent")
-        order = await _decided(shop, order)
-        await shop.reach("orders.before-answer")
-    return Placed(_verdict(order), replayed=False)
+                if replay := await _replay(deps, key, digest):
+                    return replay
+                # Rejected meanwhile, so the key is free again.
+                await asyncio.sleep(_RETRY_SECONDS)
+        await deps.reach("orders.after-intent")
+        order = await _decide(deps, order)
+        await deps.reach("orders.before-response")
+    return PlacedOrder(_require_confirmed(order), replayed=False)
 
 
-async def _before(shop: Shop, key: str, digest: bytes) -> Placed | None:
-    """What the key made before, carried on to its end where it is pending. None: the key is free."""
-    found = await shop.store.by_key(key)
-    if found is None:
+async def _replay(deps: Deps, key: str, digest: bytes) -> PlacedOrder | None:
+    """Return the order that has the key, after deciding it if it is pending; None if the key is free."""
+    holder = await deps.orders.find_by_key(key)
+    if holder is None:
         return None
-    order_id, known = found
-    if known != digest:
+    if holder.digest != digest:
         raise IdempotencyKeyReused()
-    with _undecided(order_id, _KEYED):
-        order = await shop.store.read(order_id)
+    with _undecided(holder.order_id, _WITH_KEY):
+        order = await deps.orders.get_latest(holder.order_id)
         if order is None or order.key != key:
             return None
-        order = await _decided(shop, order)
-    return Placed(order if order.status is Status.CANCELLED else _verdict(order), replayed=True)
+        order = await _decide(deps, order)
+    return PlacedOrder(order if order.status is Status.CANCELLED else _require_confirmed(order), replayed=True)
 
 
-async def _decided(shop: Shop, order: Order) -> Order:
-    """The order once it is no longer pending. What it owes then is under way, and is not waited for."""
+async def _decide(deps: Deps, order: Order) -> Order:
+    """Advance the order until it is no longer pending. What is due after that is started, but not waited for."""
     while next_step(order) is Step.RESERVE:
-        order = await advance(shop, order)
+        order = await advance(deps, order)
     step = next_step(order)
     if step is Step.RELEASE:
-        shop.later(advance(shop, order))
-    elif step is Step.PUBLISH and order.claimed_by == shop.store.me:
-        await advance(shop, order)
+        deps.run_in_background(advance(deps, order))
+    elif step is Step.PUBLISH and order.lease_owner == deps.orders.instance_id:
+        await advance(deps, order)
     return order
 
 
-def _verdict(order: Order) -> Order:
-    """The order, if it is confirmed; else raises why it is not."""
+def _require_confirmed(order: Order) -> Order:
+    """Return the order if it is confirmed, otherwise raise why it is not."""
     if order.status is Status.CONFIRMED:
         return order
     if order.status is Status.CANCELLED:
         raise OrderCancelled(order.id)
     if order.shortages:
         raise OutOfStock(order.shortages)
-    raise Unavailable("the order was not decided in time and was given up; order again", order_id=str(order.id))
+    raise Unavailable("the order could not be decided in time and was rejected; order again", order_id=str(order.id))
 
 
-# What the client can do when the outcome is open.
-_KEYED = "the same Idempotency-Key gives the final answer later, and the order can be read by its id"
-_UNKEYED = "read the order by its id to see what became of it; without an Idempotency-Key, ordering again may make a second one"
-_CANCELLING = "cancel it again, or read it by its id to see what became of it"
+# What the client can do when the outcome is unknown.
+_WITH_KEY = "repeat the request with the same Idempotency-Key for the final result, or read the order by its id"
+_WITHOUT_KEY = (
+    "read the order by its id for the result; without an Idempotency-Key, ordering again may place a second order"
+)
+_CANCELLING = "cancel it again, or read the order by its id for the result"
 
 
 @contextmanager
-def _undecided(order_id: UUID, then: str) -> Iterator[None]:
-    """Whatever leaves the outcome open names the order, and what can be done then."""
+def _undecided(order_id: UUID, advice: str) -> Iterator[None]:
+    """Add the order's id and the advice to every Unavailable raised inside."""
     try:
         yield
     except Unavailable as e:
         if e.facts().get("order_id"):
             raise
         raise Unavailable(
-            f"the order could not be decided yet: {e}; {then}", retry_after=e.retry_after, order_id=str(order_id)
+            f"the order could not be decided yet: {e}; {advice}", retry_after=e.retry_after, order_id=str(order_id)
         ) from e
 
 
-async def cancel(shop: Shop, order_id: UUID) -> bool:
-    """The order is cancelled (or was rejected). Whether nothing is due any more: False: the goods follow.
+async def cancel_order(deps: Deps, order_id: UUID) -> bool:
+    """Cancel the order, or leave it as it is if it was rejected.
 
-    Raises NotFound, and Unavailable where it may be cancelled or not.
+    Return whether its stock is released; if not, recovery releases it later. Raises NotFound, and Unavailable if it is
+    unknown whether the order is cancelled.
     """
     with _undecided(order_id, _CANCELLING):
-        order = await shop.store.read(order_id)
+        order = await deps.orders.get_latest(order_id)
         if order is None:
             raise NotFound("order", order_id)
         while move := CANCELLING.get(order.status):
-            await shop.reach("orders.before-cancel-status")
-            order = await _cancelled(shop, order, move)
+            await deps.reach("orders.before-cancel-status")
+            order = await _apply_cancelling(deps, order, move)
         if order.status is Status.REJECTED:
             return True
-    if order.outbox and order.claimed_by is None:
-        shop.later(shop.relay.nudge(order.id))
+    if order.outbox and order.lease_owner is None:
+        deps.run_in_background(deps.relay.publish_now(order.id))
     if not order.release_due:
         return True
     try:
-        # Inventory gets the time that is left, but for what the answer needs.
+        # Inventory gets the remaining time, except for what the response needs.
         with context.deadline_in(max(0.2, context.remaining(60.0) - 0.5)):
-            await advance(shop, order)
+            await advance(deps, order)
     except Unavailable as e:
-        log.warning("the goods follow", order_id=str(order_id), reason=str(e))
+        log.warning("stock release deferred", order_id=str(order_id), reason=str(e))
         return False
     return True
 
 
-async def _cancelled(shop: Shop, order: Order, move: Move) -> Order:
-    at = shop.clock()
+async def _apply_cancelling(deps: Deps, order: Order, move: Move) -> Order:
+    at = deps.clock()
     after = None
     try:
-        after = await shop.store.move_and_read(order.id, move, at=at, entry=_entry(order, move, at))
-        await shop.reach("orders.after-cancel-status")
+        after = await deps.orders.move_and_get(order.id, move, at=at, entry=_outbox_entry(order, move, at))
+        await deps.reach("orders.after-cancel-status")
     except Unavailable:
-        # Applied or not: the document says.
+        # Applied or not: the document tells.
         after = None
-    return after or await _read(shop, order.id)
+    return after or await _reload(deps, order.id)
 
 
-async def advance(shop: Shop, order: Order, *, overdue: bool = False) -> Order:
-    """Takes the order one step on, and answers it as it is then. Idempotent: any process may, at any time, again.
+async def advance(deps: Deps, order: Order, *, overdue: bool = False) -> Order:
+    """Take the order one step on and return it as it is then.
 
-    Raises Unavailable: the step's outcome is open, and the order may be advanced again.
+    Idempotent: any process may repeat it at any time. Raises Unavailable if the step's outcome is unknown.
     """
     step = next_step(order, overdue=overdue)
     if step is Step.RESERVE:
-        return await _reserve(shop, order)
+        return await _reserve(deps, order)
     if step is Step.REJECT:
-        await shop.reach("orders.recovery-before-reject")
-        return await _move(shop, order, REJECT, Reason.EXPIRED)
+        await deps.reach("orders.recovery-before-reject")
+        return await _move(deps, order, REJECT, Reason.EXPIRED)
     if step is Step.RELEASE:
-        await shop.inventory.release(order.id)
-        await shop.reach("orders.after-release")
-        await shop.store.released(order.id)
-        await shop.reach("orders.after-release-cleared")
+        await deps.inventory.release(order.id)
+        await deps.reach("orders.after-release")
+        await deps.orders.clear_release_due(order.id)
+        await deps.reach("orders.after-release-cleared")
         return msgspec.structs.replace(order, release_due=False)
     if step is Step.PUBLISH:
-        shop.relay.push(order)
+        deps.relay.publish(order)
     return order
 
 
-async def _reserve(shop: Shop, order: Order) -> Order:
-    await shop.reach("orders.before-reserve")
-    answer = await shop.inventory.reserve(order.id, [Wanted(line.product_id, line.quantity) for line in order.lines])
-    await shop.reach("orders.after-reserve")
-    move = after_reserve(answer)
-    if isinstance(answer, Short):
-        return await _move(shop, order, move, Reason.SHORT, answer.shortages)
-    if isinstance(answer, Refused):
-        # Somebody has cancelled this order meanwhile; what the document says holds, and it is rejected only if pending.
-        log.warning("inventory refuses the reservation", order_id=str(order.id), reason=answer.detail)
-        return await _move(shop, order, move, Reason.REFUSED)
-    await shop.reach("orders.before-confirm")
-    return await _move(shop, order, move)
+async def _reserve(deps: Deps, order: Order) -> Order:
+    await deps.reach("orders.before-reserve")
+    result = await deps.inventory.reserve(order.id, order.lines)
+    await deps.reach("orders.after-reserve")
+    move = move_after_reservation(result)
+    if isinstance(result, InsufficientStock):
+        return await _move(deps, order, move, Reason.OUT_OF_STOCK, result.shortages)
+    if isinstance(result, ReservationRejected):
+        # The order was cancelled meanwhile. Its document decides: it becomes rejected only if it is still pending.
+        log.warning("reservation rejected", order_id=str(order.id), reason=result.detail)
+        return await _move(deps, order, move, Reason.RESERVATION_REJECTED)
+    await deps.reach("orders.before-confirm")
+    return await _move(deps, order, move)
 
 
 async def _move(
-    shop: Shop, order: Order, move: Move, reason: Reason | None = None, shortages: tuple[Shortage, ...] = ()
+    deps: Deps, order: Order, move: Move, reason: Reason | None = None, shortages: tuple[Shortage, ...] = ()
 ) -> Order:
-    at = shop.clock()
-    entry = _entry(order, move, at)
+    at = deps.clock()
+    entry = _outbox_entry(order, move, at)
     try:
-        done = await shop.store.move(order.id, move, at=at, entry=entry, reason=reason, shortages=shortages)
-        await shop.reach("orders.after-confirm" if move is CONFIRM else "orders.after-reject-status")
+        applied = await deps.orders.move(order.id, move, at=at, entry=entry, reason=reason, shortages=shortages)
+        await deps.reach("orders.after-confirm" if move is CONFIRM else "orders.after-reject-status")
     except Unavailable:
-        done = False
-    if done:
-        order = moved(order, move, entry)
+        applied = False
+    if applied:
+        order = apply_move(order, move, entry)
         if move is CONFIRM:
-            return msgspec.structs.replace(order, claimed_by=shop.store.me, confirmed_at=at)
+            return msgspec.structs.replace(order, lease_owner=deps.orders.instance_id, confirmed_at=at)
         return msgspec.structs.replace(order, reason=reason, shortages=shortages)
-    current = await _read(shop, order.id)
+    current = await _reload(deps, order.id)
     if current.status is Status.PENDING:
-        await asyncio.sleep(_AGAIN_SECONDS)
+        await asyncio.sleep(_RETRY_SECONDS)
     return current
 
 
-async def _read(shop: Shop, order_id: UUID) -> Order:
-    order = await shop.store.read(order_id)
+async def _reload(deps: Deps, order_id: UUID) -> Order:
+    order = await deps.orders.get_latest(order_id)
     if order is None:
-        raise Unavailable("the order is not there yet")
+        raise Unavailable("the order is not stored yet")
     return order
 
 
-def _entry(order: Order, move: Move, at: datetime) -> Entry | None:
+def _outbox_entry(order: Order, move: Move, at: datetime) -> OutboxEntry | None:
     if move.event is None:
         return None
-    return Entry(
+    return OutboxEntry(
         events.event_id(order.id, move.event),
         move.event,
-        _milliseconds(at),
+        _to_milliseconds(at),
         context.request_id.get(),
         context.traceparent.get(),
     )
 
 
-def _milliseconds(at: datetime) -> datetime:
-    """As MongoDB keeps it."""
+def _to_milliseconds(at: datetime) -> datetime:
+    """Return the time with the precision that MongoDB stores."""
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
-async def recover(shop: Shop, after_seconds: float, retry_seconds: float, most: int = 200) -> bool:
-    """Rejects what has been pending for too long, and gives back what is due. Whether there may be more."""
-    now = await shop.store.now()
-    overdue = await shop.store.overdue(now - timedelta(seconds=after_seconds), most)
-    await _each(shop, overdue, True)
-    releases = await shop.store.releases(now - timedelta(seconds=retry_seconds), most)
-    failed = await _each(shop, releases, False)
-    return not failed and most in (len(overdue), len(releases))
+async def recover(deps: Deps, after_seconds: float, retry_seconds: float, limit: int = 200) -> bool:
+    """Reject orders that have been pending for `after_seconds`, and retry stock releases after `retry_seconds`.
+
+    Takes at most `limit` orders of each kind. Return whether there may be more. Raises Unavailable if MongoDB is.
+    """
+    now = await deps.orders.collection.server_time()
+    overdue = await deps.orders.list_pending(now - timedelta(seconds=after_seconds), limit)
+    await _recover_each(deps, overdue, True)
+    releases = await deps.orders.list_releases_due(now - timedelta(seconds=retry_seconds), limit)
+    failed = await _recover_each(deps, releases, False)
+    return not failed and limit in (len(overdue), len(releases))
 
 
-async def _each(shop: Shop, order_ids: list[UUID], overdue: bool) -> int:
+async def _recover_each(deps: Deps, order_ids: list[UUID], overdue: bool) -> int:
+    """Return how many orders could not be finished."""
     limit = asyncio.Semaphore(16)
 
-    async def one(order_id: UUID) -> bool:
+    async def recover_one(order_id: UUID) -> bool:
         async with limit:
-            order = await shop.store.read(order_id)
+            order = await deps.orders.get_latest(order_id)
             if order is None:
                 return True
             try:
                 if next_step(order, overdue=overdue) is Step.REJECT:
-                    order = await advance(shop, order, overdue=True)
+                    order = await advance(deps, order, overdue=True)
                     RECOVERED.labels("rejected").inc()
-                    log.info("recovery rejected an order that was pending for too long", order_id=str(order_id))
+                    log.info("overdue order rejected", order_id=str(order_id))
                 if next_step(order) is Step.RELEASE:
-                    await advance(shop, order)
+                    await advance(deps, order)
                     RECOVERED.labels("released").inc()
             except Unavailable:
-                if not shop.inventory.is_open:
-                    # One that cannot be released does not hold up those behind it.
-                    await shop.store.release_failed(order_id)
+                if not deps.inventory.is_open:
+                    # An order that cannot be released must not block those behind it.
+                    await deps.orders.postpone_release(order_id)
                 return False
             return True
 
-    results = await asyncio.gather(*(one(id) for id in order_ids), return_exceptions=True)
+    results = await asyncio.gather(*(recover_one(order_id) for order_id in order_ids), return_exceptions=True)
     errors = [r for r in results if isinstance(r, BaseException)]
     if errors:
         raise errors[0]

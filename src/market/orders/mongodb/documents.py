@@ -1,4 +1,9 @@
-"""The order's document: domain data to BSON values and back, and a move as a conditional update."""
+"""The order's document: domain data to BSON values and back, and a move as a conditional update.
+
+Besides the order itself a document has `since` (the server's time of the intent), `release_due` (the server's time of
+the last attempt), `outbox`, `unsent_since`, `stuck_since`, and the outbox lease: `claimed_by` is its owner, `claimed_at`
+the server's time at which it was taken.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +18,47 @@ import msgspec
 from bson import Decimal128, Timestamp
 from msgspec import Struct
 
-from market.orders.domain import Entry, Line, Move, Order, Reason, Shortage, Status
+from market.orders.domain import Move, Order, OrderLine, OutboxEntry, Reason, Shortage, Status
 
 Document = dict[str, Any]
 
-# The server puts its own time in place of the empty timestamp.
+# The server replaces the empty timestamp by its own time.
 _SERVER_TIME = Timestamp(0, 0)
 
 
-def update_of(
-    id: UUID,
+class ConditionalUpdate(Struct, frozen=True):
+    """A MongoDB update: the filter that must match, and the change."""
+
+    where: Document
+    change: Document
+
+
+def move_update(
+    order_id: UUID,
     move: Move,
     *,
     at: datetime,
-    entry: Entry | None = None,
+    entry: OutboxEntry | None = None,
     reason: Reason | None = None,
     shortages: Sequence[Shortage] = (),
-) -> tuple[Document, Document]:
-    """The move as one conditional update: what must hold, and the change."""
+) -> ConditionalUpdate:
+    """Return the move as one update that matches only an order in the move's source status."""
     values: Document = {"status": move.target.value, f"{move.target.value}_at": at}
     change: Document = {"$set": values}
     if reason is not None:
         values["reason"] = reason.value
     if shortages:
-        values["shortages"] = [{"product_id": s.product_id, "wanted": s.wanted, "left": s.left} for s in shortages]
+        values["shortages"] = [
+            {"product_id": s.product_id, "wanted": s.requested, "left": s.available} for s in shortages
+        ]
     if move.releases:
         change["$currentDate"] = {"release_due": True}
     if move.frees_key:
         change["$unset"] = {"key": 1, "digest": 1}
     if entry is not None:
-        change["$push"] = {"outbox": entry_document(entry)}
+        change["$push"] = {"outbox": entry_to_document(entry)}
         change["$min"] = {"unsent_since": entry.at}
-    return {"_id": id, "status": move.source.value}, change
+    return ConditionalUpdate({"_id": order_id, "status": move.source.value}, change)
 
 
 # Money is hundredths: exponent -2 in Decimal128's binary form. (bson's own conversion goes digit by digit in Python.)
@@ -54,18 +68,18 @@ _CENT = Decimal("0.01")
 
 
 def to_decimal128(amount: Decimal) -> Decimal128:
-    """Money as MongoDB keeps it, with two places."""
+    """Return money as MongoDB stores it, with two decimals."""
     return Decimal128.from_bid(_BID.pack(int(amount.scaleb(2)), _HUNDREDTHS))
 
 
 def from_decimal128(value: Decimal128) -> Decimal:
-    """Money with two places."""
+    """Return stored money with two decimals."""
     low, high = _BID.unpack(value.bid)
     return Decimal(low).scaleb(-2) if high == _HUNDREDTHS else value.to_decimal().quantize(_CENT)
 
 
-def document_of(order: Order) -> Document:
-    """The intent's document."""
+def order_to_document(order: Order) -> Document:
+    """Return the document of a new, pending order."""
     document: Document = {
         "_id": order.id,
         "user": order.user,
@@ -91,35 +105,14 @@ def document_of(order: Order) -> Document:
     return document
 
 
-class Unreadable(Struct, frozen=True):
-    """A document that is no order: changed by hand, or of another program."""
-
-    id: UUID
-    reason: str
-
-
-_KEPT_AS_THEY_ARE = (datetime, Decimal, UUID, bytes)
-
-
-def read_order(d: Mapping[str, Any]) -> Order | Unreadable:
-    """The order that a document holds, or why it holds none."""
-    try:
-        order = order_of(d)
-        # A text where a time belongs would be met later, where nobody knows whose it is.
-        msgspec.convert(msgspec.to_builtins(order, builtin_types=_KEPT_AS_THEY_ARE), Order)
-        return order
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
-        return Unreadable(d["_id"], f"{type(e).__name__}: {e}"[:200])
-
-
-def order_of(d: Mapping[str, Any]) -> Order:
-    """The order that a document holds."""
+def document_to_order(d: Mapping[str, Any]) -> Order:
+    """Return the order in a document. Values are trusted: see `parse_document`."""
     return Order(
         id=d["_id"],
         user=d["user"],
         email=d["email"],
         lines=tuple(
-            [Line(i["product_id"], i["name"], i["quantity"], from_decimal128(i["unit_price"])) for i in d["items"]]
+            [OrderLine(i["product_id"], i["name"], i["quantity"], from_decimal128(i["unit_price"])) for i in d["items"]]
         ),
         total=from_decimal128(d["total"]),
         currency=d["currency"],
@@ -128,8 +121,8 @@ def order_of(d: Mapping[str, Any]) -> Order:
         key=d.get("key"),
         digest=d.get("digest"),
         release_due="release_due" in d,
-        outbox=tuple([_entry_of(e) for e in d.get("outbox", ())]),
-        claimed_by=d.get("claimed_by"),
+        outbox=tuple([_document_to_entry(e) for e in d.get("outbox", ())]),
+        lease_owner=d.get("claimed_by"),
         reason=Reason(d["reason"]) if "reason" in d else None,
         shortages=tuple([Shortage(s["product_id"], s["wanted"], s["left"]) for s in d.get("shortages", ())]),
         confirmed_at=d.get("confirmed_at"),
@@ -137,16 +130,37 @@ def order_of(d: Mapping[str, Any]) -> Order:
     )
 
 
-def entry_document(entry: Entry) -> Document:
-    """An outbox entry as it is stored."""
+class UnreadableDocument(Struct, frozen=True):
+    """A document that is not an order: modified by hand, or written by another program."""
+
+    id: UUID
+    reason: str
+
+
+_NATIVE_TYPES = (datetime, Decimal, UUID, bytes)
+
+
+def parse_document(d: Mapping[str, Any]) -> Order | UnreadableDocument:
+    """Return the order in a document whose values may have any type, or why it is not an order."""
+    try:
+        order = document_to_order(d)
+        # Text in place of a time would otherwise fail later, where its document is no longer known.
+        msgspec.convert(msgspec.to_builtins(order, builtin_types=_NATIVE_TYPES), Order)
+        return order
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+        return UnreadableDocument(d["_id"], f"{type(e).__name__}: {e}"[:200])
+
+
+def entry_to_document(entry: OutboxEntry) -> Document:
+    """Return an outbox entry as it is stored."""
     return {
         "id": entry.id,
-        "type": entry.type,
+        "type": entry.event_type,
         "at": entry.at,
         "request_id": entry.request_id,
         "traceparent": entry.traceparent,
     }
 
 
-def _entry_of(d: Mapping[str, Any]) -> Entry:
-    return Entry(d["id"], d["type"], d["at"], d.get("request_id", ""), d.get("traceparent", ""), d.get("refused"))
+def _document_to_entry(d: Mapping[str, Any]) -> OutboxEntry:
+    return OutboxEntry(d["id"], d["type"], d["at"], d.get("request_id", ""), d.get("traceparent", ""), d.get("refused"))

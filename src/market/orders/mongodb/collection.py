@@ -1,0 +1,164 @@
+"""The collection `orders`: one handle for every repository, with deadline, circuit breaker and error mapping.
+
+Writes are durable on a majority of the servers and journaled. Reads see only what a majority has; `find_latest`
+is linearizable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import pymongo
+from bson import CodecOptions
+from bson.binary import UuidRepresentation
+from pymongo import ReadPreference, ReturnDocument, UpdateOne
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.asynchronous.mongo_client import AsyncMongoClient
+from pymongo.errors import BulkWriteError, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from market.kit import context
+from market.kit.errors import DeadlineExceeded, Unavailable
+from market.kit.resilience import CircuitBreaker, reraise_if_cancelled
+from market.orders.config import MongoDB
+from market.orders.mongodb.documents import Document
+
+T = TypeVar("T")
+Sort = Sequence[tuple[str, int]]
+
+# Compared with a date or time field to find the documents that have one.
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+_CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True, uuid_representation=UuidRepresentation.STANDARD)
+
+
+def create_client(config: MongoDB) -> AsyncMongoClient[Document]:
+    """Return a client that connects, and reconnects, automatically.
+
+    A dead server costs a caller `timeout_seconds`, and one that is back is detected within half a second. Writes whose
+    connection breaks are repeated by the driver within that time; the server recognizes the repeat (retryable writes).
+    """
+    return AsyncMongoClient(
+        config.uri,
+        appname="market.orders",
+        maxPoolSize=config.pool_size,
+        minPoolSize=2,
+        maxConnecting=8,
+        timeoutMS=int(config.timeout_seconds * 1000),
+        serverSelectionTimeoutMS=int(config.timeout_seconds * 1000),
+        connectTimeoutMS=2000,
+        heartbeatFrequencyMS=1000,
+        retryWrites=True,
+        retryReads=True,
+        tz_aware=True,
+        uuidRepresentation="standard",
+    )
+
+
+class OrdersCollection:
+    """Runs every operation within the caller's deadline (at most `timeout_seconds`) and behind one circuit breaker.
+
+    Methods raise DeadlineExceeded or Unavailable; in both cases the outcome of a write is unknown. `documents` is
+    PyMongo's collection itself, without any of this.
+    """
+
+    def __init__(self, database: AsyncDatabase[Document], *, timeout_seconds: float) -> None:
+        self.documents = database.get_collection(
+            "orders",
+            codec_options=_CODEC,
+            write_concern=WriteConcern(w="majority", j=True),
+            read_concern=ReadConcern("majority"),
+            read_preference=ReadPreference.PRIMARY,
+        )
+        self._linearizable = self.documents.with_options(read_concern=ReadConcern("linearizable"))
+        self._database = database
+        self._timeout_seconds = timeout_seconds
+        self._circuit = CircuitBreaker("mongodb", failures=10, open_seconds=0.5, slow_after_seconds=timeout_seconds / 2)
+
+    async def run(self, operation: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return the operation's result. A BulkWriteError passes through: the server did respond."""
+
+        async def timed() -> T:
+            seconds = context.remaining(self._timeout_seconds)
+            if seconds <= 0:
+                raise DeadlineExceeded("deadline exceeded")
+            try:
+                with pymongo.timeout(seconds):
+                    return await operation()
+            except BulkWriteError:
+                raise
+            except PyMongoError as e:
+                reraise_if_cancelled()
+                if e.timeout:
+                    raise DeadlineExceeded("the order store did not respond in time") from e
+                raise Unavailable("the order store is unavailable") from e
+
+        return await self._circuit(timed)
+
+    async def find(
+        self,
+        where: Mapping[str, Any],
+        fields: Mapping[str, Any] | None = None,
+        *,
+        sort: Sort | None = None,
+        limit: int = 0,
+    ) -> list[Document]:
+        """Return all matching documents, or the first `limit`."""
+        return await self.run(lambda: self.documents.find(where, fields, sort=sort, limit=limit).to_list())
+
+    async def find_one(self, where: Mapping[str, Any], fields: Mapping[str, Any], *, sort: Sort) -> Document | None:
+        """Return the first matching document, or None."""
+        return await self.run(lambda: self.documents.find_one(where, fields, sort=sort))
+
+    async def find_latest(self, order_id: UUID) -> Document | None:
+        """Return the document with a linearizable read: no acknowledged write is missed. Slower than `find`."""
+        return await self.run(lambda: self._linearizable.find_one({"_id": order_id}))
+
+    async def count(self, where: Mapping[str, Any], *, limit: int | None = None) -> int:
+        """Return the number of matching documents; stop counting at `limit`."""
+        options: dict[str, Any] = {} if limit is None else {"limit": limit}
+        return await self.run(lambda: self.documents.count_documents(where, **options))
+
+    async def update_one(self, where: Mapping[str, Any], change: Mapping[str, Any]) -> bool:
+        """Apply the change to one matching document. Return whether there was one."""
+        result = await self.run(lambda: self.documents.update_one(where, change))
+        return result.matched_count > 0
+
+    async def update_and_get(self, where: Mapping[str, Any], change: Mapping[str, Any]) -> Document | None:
+        """Apply the change to one matching document and return it as it is afterwards; None if there was none."""
+        return await self.run(
+            lambda: self.documents.find_one_and_update(where, change, return_document=ReturnDocument.AFTER)
+        )
+
+    async def bulk_update(self, updates: Sequence[UpdateOne]) -> int:
+        """Apply independent updates in one call and return how many matched.
+
+        Raises Unavailable also if the server applied only some of them or could not make them durable.
+        """
+
+        async def write() -> int:
+            return (await self.documents.bulk_write(updates, ordered=False)).matched_count
+
+        try:
+            return await self.run(write)
+        except BulkWriteError as e:
+            raise Unavailable("the order store did not apply all changes") from e
+
+    async def server_time(self) -> datetime:
+        """Return the server's clock in UTC. Loops compare times by it, never by the clock of the pod."""
+        response = await self.run(lambda: self._database.command("hello"))
+        at: datetime = response["localTime"]
+        return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+    async def ping(self) -> None:
+        """Raise Unavailable if the server does not respond as a primary that accepts writes. Bypasses the circuit breaker."""
+        try:
+            response = await self._database.command("hello")
+        except PyMongoError as e:
+            # The rest of PyMongo's text are measured times, different in each attempt: it would be logged every time.
+            raise Unavailable(str(e).partition(" (configured timeouts")[0]) from e
+        if not response.get("isWritablePrimary"):
+            raise Unavailable("mongodb has no primary")

@@ -1,0 +1,44 @@
+"""The indexes of the collection `orders`. The service does not start without them."""
+
+from __future__ import annotations
+
+import pymongo
+from pymongo import ASCENDING, DESCENDING, IndexModel
+
+from market.kit.errors import Unavailable
+from market.orders.domain import Status
+from market.orders.mongodb.collection import OrdersCollection
+
+INDEXES = [
+    IndexModel([("key", ASCENDING)], name="key", unique=True, partialFilterExpression={"key": {"$exists": True}}),
+    IndexModel(
+        [("user", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING), ("status", ASCENDING)], name="user"
+    ),
+    IndexModel([("since", ASCENDING)], name="pending", partialFilterExpression={"status": Status.PENDING.value}),
+    IndexModel(
+        [("release_due", ASCENDING)], name="release_due", partialFilterExpression={"release_due": {"$exists": True}}
+    ),
+    IndexModel(
+        [("unsent_since", ASCENDING), ("claimed_at", ASCENDING)],
+        name="unsent",
+        partialFilterExpression={"unsent_since": {"$exists": True}},
+    ),
+    IndexModel([("stuck_since", ASCENDING)], name="stuck", partialFilterExpression={"stuck_since": {"$exists": True}}),
+]
+
+# Building an index on a large collection takes longer than any operation of the service.
+_CREATE_SECONDS = 600
+
+
+async def create_indexes(collection: OrdersCollection) -> None:
+    """Create the indexes that do not exist. Concurrent calls are safe. Raises PyMongoError."""
+    with pymongo.timeout(_CREATE_SECONDS):
+        await collection.documents.create_indexes(INDEXES)
+
+
+async def check_indexes(collection: OrdersCollection) -> None:
+    """Raise Unavailable if an index is missing: without the one on `key` two orders could have the same key."""
+    existing = await collection.documents.index_information()
+    missing = [i.document["name"] for i in INDEXES if i.document["name"] not in existing]
+    if missing:
+        raise Unavailable(f"missing indexes {', '.join(missing)}; run: python -m market.orders migrate")

@@ -1,0 +1,274 @@
+"""The relay: publishes events from the outbox to Kafka, in order per order, and removes each once it is acknowledged.
+
+The process that confirms an order publishes its event at once, under the lease that the confirmation took. If Kafka does
+not take the event, the lease is released and the loop of any pod tries again; while Kafka is unavailable a pod tries one
+order per pass, a different one each time. What a crashed process left is found once its lease has expired.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from market.contracts import events
+from market.kit import context
+from market.kit.batching import Batcher
+from market.kit.errors import Unavailable
+from market.kit.faults import Clock, Faults
+from market.kit.kafka import DeliveryResult, Producer
+from market.kit.process import logs
+from market.kit.resilience import backoff
+from market.orders.config import Config
+from market.orders.domain import Order, OutboxEntry, to_event
+from market.orders.metrics import EVENTS, RECOVERED
+from market.orders.outbox.repository import OutboxRepository
+
+log = logs.get_logger("outbox")
+
+# An order's id and its entry that was sent.
+Token = tuple[UUID, OutboxEntry]
+
+_ENCODER = msgspec.json.Encoder()
+_ACKNOWLEDGED, _FAILED, _REJECTED = (EVENTS.labels(result) for result in ("acknowledged", "failed", "rejected"))
+_PAGE_SIZE = 200
+
+
+class Relay:
+    """Owns the producer, and knows which orders' events are in flight.
+
+    Must be constructed inside a running event loop. `faults` is None outside of tests.
+    """
+
+    def __init__(self, config: Config, outbox: OutboxRepository, clock: Clock, faults: Faults | None) -> None:
+        self._outbox = outbox
+        self._clock = clock
+        self._faults = faults
+        self._lease_seconds = config.recovery.lease_seconds
+        self._interval = config.recovery.relay_interval_seconds
+        self.producer: Producer[Token] = Producer(
+            config.kafka,
+            "market.orders",
+            max_message_bytes=events.MAX_MESSAGE_BYTES,
+            delivery_seconds=config.kafka.delivery_seconds,
+            linger_seconds=0.002,
+            on_delivered=self._delivered,
+        )
+        self._removals: Batcher[tuple[UUID, UUID], Order | None] = Batcher(
+            self._remove_many, name="orders.clear", max_batch_size=256
+        )
+        self._lease_releases: Batcher[UUID, None] = Batcher(
+            self._release_many, name="orders.release-lease", max_batch_size=256
+        )
+        self._in_flight: set[UUID] = set()
+        # Orders in flight that were leased again: the repository has removed the first event, which is not known here yet.
+        self._reclaimed: set[UUID] = set()
+        self._settled = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failing = False
+        # How many deliveries have failed, or were not accepted by the producer.
+        self._failures = 0
+        # Where the loop's last pass over the outboxes ended; None: at the end. The passes go round, so that an order that
+        # keeps failing (its partition is unavailable) does not block those that were not tried yet.
+        self._position: datetime | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no event is in flight."""
+        return not self._in_flight
+
+    def publish(self, order: Order) -> None:
+        """Send the first event in the order's outbox; the others follow it. This process must hold the lease."""
+        if not order.outbox:
+            return
+        if order.id in self._in_flight:
+            self._reclaimed.add(order.id)
+            return
+        self._in_flight.add(order.id)
+        if self._faults:
+            self._spawn(self._send_with_faults(self._faults, order))
+        else:
+            self._send(order)
+
+    async def publish_now(self, order_id: UUID) -> None:
+        """Lease the order's outbox and publish it, unless another process holds the lease. Raises Unavailable."""
+        order = await self._outbox.lease(order_id, self._lease_seconds, await self._outbox.server_time())
+        if order is not None:
+            self.publish(order)
+
+    async def run_once(self) -> float:
+        """Publish what other processes left behind. Return the seconds to wait until the next pass."""
+        failures = self._failures
+        now = await self._outbox.server_time()
+        # While Kafka accepts nothing, one order is enough to notice when it does again.
+        limit = 1 if self._failing else _PAGE_SIZE
+        page = await self._outbox.list_unsent(self._lease_seconds, now, limit, after=self._position)
+        if not page.order_ids and self._position is not None:
+            page = await self._outbox.list_unsent(self._lease_seconds, now, limit)
+        self._position = page.next_after
+        leased = []
+        for order_id in page.order_ids:
+            order = await self._outbox.lease(order_id, self._lease_seconds, now)
+            if order is None:
+                continue
+            if self._faults:
+                await self._faults.reach("orders.relay-after-lease")
+            leased.append(order_id)
+            self.publish(order)
+        if leased:
+            RECOVERED.labels("published").inc(len(leased))
+            await self._wait_settled(leased)
+        # No pause as long as there are more, and Kafka takes all of them.
+        return 0.0 if self._position is not None and self._failures == failures else self._interval
+
+    async def close(self, timeout_seconds: float) -> None:
+        """Wait for events in flight, at most so long, and close the producer."""
+        await self.producer.close(timeout_seconds)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1)
+
+    async def _send_with_faults(self, faults: Faults, order: Order) -> None:
+        try:
+            await faults.reach("orders.before-publish")
+        except Unavailable:
+            self._settle(order.id)
+        else:
+            self._send(order)
+
+    def _send(self, order: Order) -> None:
+        entry = order.outbox[0]
+        headers: list[tuple[str, str | bytes | None]] = [(events.REQUEST_ID_HEADER, entry.request_id.encode())]
+        if entry.traceparent:
+            headers.append((events.TRACE_HEADER, entry.traceparent.encode()))
+        if not self.producer.send(
+            events.TOPIC,
+            _ENCODER.encode(to_event(order, entry)),
+            key=str(order.id).encode(),
+            headers=headers,
+            token=(order.id, entry),
+        ):
+            # The producer's queue is full.
+            self._spawn(self._release_leases([order.id]))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _settle(self, order_id: UUID) -> None:
+        self._in_flight.discard(order_id)
+        self._settled.set()
+        if order_id in self._reclaimed:
+            self._reclaimed.discard(order_id)
+            self._spawn(self._resume(order_id))
+
+    async def _resume(self, order_id: UUID) -> None:
+        # Read again: the event that has settled may have been the last one, or the lease is another relay's by now.
+        context.deadline.set(None)
+        try:
+            order = await self._outbox.renew_lease(order_id)
+        except Unavailable as e:
+            # The remaining events wait until the lease has expired.
+            log.warning("outbox lease not renewed", order_id=str(order_id), reason=str(e))
+            return
+        if order is not None:
+            self.publish(order)
+
+    async def _delivered(self, results: list[tuple[Token, DeliveryResult]]) -> None:
+        published: list[tuple[UUID, UUID]] = []
+        failed: list[UUID] = []
+        for (order_id, entry), result in results:
+            if result.error is None:
+                published.append((order_id, entry.id))
+                _ACKNOWLEDGED.inc()
+                self._failing = False
+            elif result.permanent:
+                _REJECTED.inc()
+                reason = str(result.error)
+                log.error(
+                    "event permanently rejected", order_id=str(order_id), event_type=entry.event_type, reason=reason
+                )
+                self._spawn(self._mark_rejected(order_id, entry, reason))
+            else:
+                _FAILED.inc()
+                if not self._failing:
+                    log.warning("publishing failed, events stay in the outbox", reason=str(result.error))
+                self._failing = True
+                failed.append(order_id)
+        if failed:
+            # Concurrently with the removal below: neither waits for the other.
+            self._spawn(self._release_leases(failed))
+        if not published:
+            return
+        if self._faults:
+            try:
+                await self._faults.reach("orders.after-publish")
+            except Unavailable:
+                # As if the acknowledgement had never arrived.
+                for order_id, _ in published:
+                    self._settle(order_id)
+                return
+        await self._remove(published)
+
+    async def _remove(self, published: Sequence[tuple[UUID, UUID]]) -> None:
+        remaining: list[Order | None] = []
+        try:
+            for attempt in range(1, 6):
+                try:
+                    remaining = await self._removals.map(published)
+                    break
+                except Unavailable:
+                    # Retried while the lease is ours. After that the event is sent again, with the same id.
+                    await asyncio.sleep(backoff(attempt))
+            if self._faults and remaining:
+                await self._faults.reach("orders.after-clear")
+        finally:
+            for order_id, _ in published:
+                self._settle(order_id)
+        for order in remaining:
+            if order is not None:
+                self.publish(order)
+
+    async def _remove_many(self, published: list[tuple[UUID, UUID]]) -> Sequence[Order | None]:
+        remaining = {order.id: order for order in await self._outbox.remove_published(published)}
+        return [remaining.get(order_id) for order_id, _ in published]
+
+    async def _release_leases(self, order_ids: Sequence[UUID]) -> None:
+        """Let any relay try again. Until then the orders count as in flight, so that none is sent here without a lease."""
+        # Not within the deadline of the request that happened to start this.
+        context.deadline.set(None)
+        self._failures += len(order_ids)
+        try:
+            await self._lease_releases.map(order_ids)
+        except Unavailable as e:
+            # They expire.
+            log.warning("outbox leases not released", orders=len(order_ids), reason=str(e))
+        finally:
+            for order_id in order_ids:
+                self._settle(order_id)
+
+    async def _release_many(self, order_ids: list[UUID]) -> Sequence[None]:
+        await self._outbox.release_lease(order_ids)
+        return [None] * len(order_ids)
+
+    async def _mark_rejected(self, order_id: UUID, entry: OutboxEntry, reason: str) -> None:
+        try:
+            await self._outbox.mark_rejected(order_id, entry.id, reason, self._clock())
+        except Unavailable as e:
+            # Kafka will reject it again.
+            log.warning("rejected event not marked", order_id=str(order_id), reason=str(e))
+        finally:
+            self._settle(order_id)
+
+    async def _wait_settled(self, order_ids: Sequence[UUID]) -> None:
+        # The producer gives up each message after delivery_seconds, and the leases expire soon after.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._lease_seconds):
+                while any(order_id in self._in_flight for order_id in order_ids):
+                    self._settled.clear()
+                    await self._settled.wait()

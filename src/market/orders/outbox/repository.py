@@ -1,0 +1,135 @@
+"""OutboxRepository: the events that an order's document holds until Kafka has them, and the lease on them.
+
+A relay publishes an order's events only while it holds the lease on its outbox. A lease belongs to one instance and
+expires `lease_seconds` after it was taken, by the server's clock; any relay may then reclaim it. The document's fields
+are `claimed_by` (the owner) and `claimed_at`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from msgspec import Struct
+from pymongo import UpdateOne
+
+from market.contracts import events
+from market.orders.domain import Order, OutboxEntry
+from market.orders.mongodb.collection import BEGINNING, OrdersCollection
+from market.orders.mongodb.documents import Document, document_to_order, entry_to_document
+
+_LEASE = {"claimed_by": 1, "claimed_at": 1}
+_OUTBOX = {"outbox": 1, "unsent_since": 1, "stuck_since": 1, **_LEASE}
+
+
+class UnsentPage(Struct, frozen=True):
+    """Ids of orders with unsent events. `next_after` continues the scan; None: this was the last page."""
+
+    order_ids: list[UUID]
+    next_after: datetime | None
+
+
+class OutboxRepository:
+    """`instance_id` is the owner of the leases taken here. Every method raises Unavailable; a write may then have been
+    applied or not."""
+
+    def __init__(self, collection: OrdersCollection, *, instance_id: str) -> None:
+        self.instance_id = instance_id
+        self._collection = collection
+
+    async def server_time(self) -> datetime:
+        """Return the server's clock, by which leases expire."""
+        return await self._collection.server_time()
+
+    async def lease(self, order_id: UUID, lease_seconds: float, now: datetime) -> Order | None:
+        """Lease the order's outbox and return the order; None if it is empty or another relay holds the lease."""
+        return await self._take_lease(
+            {
+                "_id": order_id,
+                "unsent_since": {"$exists": True},
+                "claimed_at": {"$not": {"$gte": now - timedelta(seconds=lease_seconds)}},
+            }
+        )
+
+    async def renew_lease(self, order_id: UUID) -> Order | None:
+        """Restart the time of a lease of ours and return the order; None if the outbox is empty or leased to another."""
+        return await self._take_lease(
+            {"_id": order_id, "unsent_since": {"$exists": True}, "claimed_by": self.instance_id}
+        )
+
+    async def _take_lease(self, where: Document) -> Order | None:
+        change = {"$set": {"claimed_by": self.instance_id}, "$currentDate": {"claimed_at": True}}
+        document = await self._collection.update_and_get(where, change)
+        return document_to_order(document) if document else None
+
+    async def release_lease(self, order_ids: Sequence[UUID]) -> None:
+        """Give up the leases on those orders that are still ours: another relay may have reclaimed them."""
+        await self._collection.bulk_update(
+            [UpdateOne({"_id": order_id, "claimed_by": self.instance_id}, {"$unset": _LEASE}) for order_id in order_ids]
+        )
+
+    async def list_unsent(
+        self, lease_seconds: float, now: datetime, limit: int, *, after: datetime | None = None
+    ) -> UnsentPage:
+        """Return orders with unsent events and no valid lease, oldest first, starting later than `after`."""
+        where = {
+            "unsent_since": {"$gt": after or BEGINNING},
+            "claimed_at": {"$not": {"$gte": now - timedelta(seconds=lease_seconds)}},
+        }
+        found = await self._collection.find(where, {"unsent_since": 1}, sort=[("unsent_since", 1)], limit=limit)
+        return UnsentPage([d["_id"] for d in found], found[-1]["unsent_since"] if len(found) == limit else None)
+
+    async def remove_published(self, published: Sequence[tuple[UUID, UUID]]) -> list[Order]:
+        """Remove exactly these entries, given as (order id, event id). Empty outboxes lose their lease.
+
+        Return the orders that have further events and whose lease is ours.
+        """
+        if not published:
+            return []
+        only_entry = [
+            UpdateOne({"_id": order_id, "outbox.id": event_id, "outbox": {"$size": 1}}, {"$unset": _OUTBOX})
+            for order_id, event_id in published
+        ]
+        if await self._collection.bulk_update(only_entry) == len(published):
+            return []
+        remaining = []
+        for order_id, event_id in published:
+            if order := await self._remove_one(order_id, event_id):
+                remaining.append(order)
+        return remaining
+
+    async def _remove_one(self, order_id: UUID, event_id: UUID) -> Order | None:
+        change: Document = {"$pull": {"outbox": {"id": event_id}}}
+        ours = {"_id": order_id, "outbox.id": event_id, "claimed_by": self.instance_id}
+        document = await self._collection.update_and_get(ours, {**change, "$currentDate": {"claimed_at": True}})
+        if document is None:
+            # Reclaimed by another relay meanwhile, or removed already.
+            await self._collection.update_one({"_id": order_id, "outbox.id": event_id}, change)
+        elif document["outbox"]:
+            return document_to_order(document)
+        await self._collection.update_one({"_id": order_id, "outbox": {"$size": 0}}, {"$unset": _OUTBOX})
+        return None
+
+    async def mark_rejected(self, order_id: UUID, event_id: UUID, reason: str, at: datetime) -> None:
+        """Record that Kafka permanently rejected the event. It stays in the outbox and is not retried automatically."""
+        await self._collection.update_one(
+            {"_id": order_id, "outbox.id": event_id},
+            {
+                "$set": {"outbox.$.refused": reason, "outbox.$.refused_at": at, "stuck_since": at},
+                "$unset": {"unsent_since": 1, **_LEASE},
+            },
+        )
+
+    async def requeue(self, order_id: UUID, entry: OutboxEntry | None, at: datetime) -> bool:
+        """Make the order's events due again, including rejected ones, and free the lease. `entry` is added if given.
+
+        Return False if there was nothing to do: the outbox is empty, or already has the entry.
+        """
+        change: Document = {"$set": {"unsent_since": at}, "$unset": {"stuck_since": 1, **_LEASE}}
+        where: Document = {"_id": order_id, "outbox.0": {"$exists": True}}
+        if entry is not None:
+            at_front = {"$position": 0} if entry.event_type == events.CREATED else {}
+            change["$push"] = {"outbox": {"$each": [entry_to_document(entry)], **at_front}}
+            where = {"_id": order_id, "outbox.id": {"$ne": entry.id}}
+        return await self._collection.update_one(where, change)

@@ -1,0 +1,259 @@
+"""Reconciliation: compare orders, reservations, outbox and (optionally) the topic, name each difference with its likely
+cause, and repair those that have one right repair.
+
+It works on a live system: only ids older than the recovery deadline are compared, and what differs is checked a second
+time, a while later, before it counts as a difference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from msgspec import Struct
+
+from market.contracts import events
+from market.kit.errors import Unavailable
+from market.orders.clients import Reservation
+from market.orders.config import Recovery
+from market.orders.domain import Order
+from market.orders.mongodb.documents import UnreadableDocument
+from market.orders.reconciliation.differences import CAUSES, Kind, Thresholds, compare, id_created_at
+from market.orders.reconciliation.repairs import REPAIRS, Case, Repair
+from market.orders.reconciliation.scans import Scans
+from market.orders.reconciliation.topic_reader import TopicReader
+from market.orders.service import Deps
+
+_PAGE_SIZE = 500
+_STOCK_PAGE_SIZE = 100
+_MAX_CONCURRENCY = 32
+# Events older than this may have left the topic.
+_RETENTION = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
+
+
+class Difference(Struct, frozen=True, tag_field="kind", tag="difference"):
+    """`repaired` is null if no repair was requested, or if there is no single right one."""
+
+    difference: str
+    id: str
+    cause: str
+    detail: str
+    repaired: bool | None = None
+
+
+class Progress(Struct, frozen=True, tag_field="kind", tag="progress"):
+    """`total` is null while it is unknown."""
+
+    step: str
+    done: int
+    total: int | None
+
+
+class Summary(Struct, frozen=True, tag_field="kind", tag="summary"):
+    """`messages`: read from the topic, null if it was not read. `complete` is false if a store became unavailable."""
+
+    orders: int
+    reservations: int
+    messages: int | None
+    differences: int
+    repaired: int
+    seconds: float
+    complete: bool = True
+    error: str | None = None
+
+
+Line = Difference | Progress | Summary
+
+
+async def reconcile(
+    deps: Deps, recovery: Recovery, *, repair: bool, topic: TopicReader | None, second_check_seconds: float = 2.0
+) -> AsyncIterator[Line]:
+    """Yield progress, differences, and exactly one summary at the end, even if a store becomes unavailable on the way."""
+    run = _Run(deps, recovery, repair, topic)
+    started = time.monotonic()
+    error = None
+    try:
+        async for line in run.lines(second_check_seconds):
+            yield line
+    except Unavailable as e:
+        error = str(e)
+    yield Summary(
+        orders=run.orders,
+        reservations=run.reservations,
+        messages=topic.messages if topic else None,
+        differences=run.differences,
+        repaired=run.repaired,
+        seconds=round(time.monotonic() - started, 3),
+        complete=error is None,
+        error=error,
+    )
+
+
+class _Run:
+    """One reconciliation and its counts."""
+
+    def __init__(self, deps: Deps, recovery: Recovery, repair: bool, topic: TopicReader | None) -> None:
+        self._deps = deps
+        self._scans = Scans(deps.orders.collection)
+        self._after = timedelta(seconds=recovery.after_seconds)
+        self._overdue = self._after + timedelta(seconds=3 * recovery.interval_seconds + 2)
+        self._events = self._overdue + timedelta(seconds=2 * recovery.lease_seconds)
+        self._repair = repair
+        self._topic = topic
+        self.orders = self.reservations = self.differences = self.repaired = 0
+
+    async def _thresholds(self) -> Thresholds:
+        now = await self._scans.server_time()
+        return Thresholds(now - self._after, now - self._overdue, now - self._events, now - _RETENTION)
+
+    async def lines(self, second_check_seconds: float) -> AsyncIterator[Line]:
+        if self._topic is not None:
+            async for progress in self._read_topic(self._topic):
+                yield progress
+        thresholds = await self._thresholds()
+        total = await self._scans.estimated_count()
+        suspects: list[UUID] = []
+        # Whether a reservation holds units of the product.
+        products: dict[str, bool] = {}
+        with_order_or_reservation: set[UUID] = set()
+        async for order_id, order, reservation in self._pairs():
+            if self._topic is not None and order_id in self._topic.seen:
+                with_order_or_reservation.add(order_id)
+            if isinstance(order, UnreadableDocument):
+                yield self._difference(Kind.UNREADABLE, str(order_id), order.reason)
+                continue
+            if id_created_at(order_id) < thresholds.ids and any(
+                compare(order, reservation, self._seen(order_id), thresholds)
+            ):
+                suspects.append(order_id)
+            if order is not None:
+                products.update((line.product_id, False) for line in order.lines if line.product_id not in products)
+            if reservation is not None:
+                products.update(
+                    (product_id, True)
+                    for product_id, _ in reservation.items
+                    if reservation.active or product_id not in products
+                )
+            if (self.orders + self.reservations) % _PAGE_SIZE == 0:
+                yield Progress("orders", self.orders, total)
+        yield Progress("orders", self.orders, max(total, self.orders))
+        if self._topic is not None:
+            only_events = self._topic.seen.keys() - with_order_or_reservation
+            suspects.extend(order_id for order_id in only_events if id_created_at(order_id) < thresholds.ids)
+        for foreign_id in await self._scans.foreign_ids(_PAGE_SIZE):
+            yield self._difference(Kind.UNREADABLE, foreign_id, "its id is not a UUID")
+        async for line in self._check_again(suspects, second_check_seconds):
+            yield line
+        async for line in self._check_stock_rows(products):
+            yield line
+        for position in self._topic.unreadable if self._topic is not None else ():
+            yield self._difference(Kind.EVENT_UNREADABLE, position, "partition and offset in the topic")
+
+    def _difference(self, kind: Kind, subject: str, detail: str, repaired: bool | None = None) -> Difference:
+        self.differences += 1
+        self.repaired += repaired is True
+        return Difference(kind.value, subject, CAUSES[kind], detail, repaired)
+
+    async def _read_topic(self, topic: TopicReader) -> AsyncIterator[Progress]:
+        latest: list[tuple[int, int]] = []
+        reading = asyncio.ensure_future(topic.read_to_end(lambda done, total: latest.append((done, total))))
+        while not reading.done():
+            await asyncio.wait({reading}, timeout=0.5)
+            if latest:
+                yield Progress("topic", *latest[-1])
+        await reading
+
+    def _seen(self, order_id: UUID) -> int | None:
+        return None if self._topic is None else self._topic.seen.get(order_id, 0)
+
+    async def _pairs(self) -> AsyncIterator[tuple[UUID, Order | UnreadableDocument | None, Reservation | None]]:
+        """Merge orders and reservations, both by ascending id. Yield (id, order, reservation); one of them may be None."""
+        orders, reservations = aiter(self._scans.orders(_PAGE_SIZE)), aiter(self._all_reservations())
+        order, reservation = await anext(orders, None), await anext(reservations, None)
+        while order is not None or reservation is not None:
+            if reservation is None or (order is not None and order.id < reservation.id):
+                assert order is not None
+                yield order.id, order, None
+                self.orders += 1
+                order = await anext(orders, None)
+            elif order is None or reservation.id < order.id:
+                yield reservation.id, None, reservation
+                self.reservations += 1
+                reservation = await anext(reservations, None)
+            else:
+                yield order.id, order, reservation
+                self.orders += 1
+                self.reservations += 1
+                order, reservation = await anext(orders, None), await anext(reservations, None)
+
+    async def _all_reservations(self) -> AsyncIterator[Reservation]:
+        last: UUID | None = None
+        while page := await self._deps.inventory.list_reservations(last, _PAGE_SIZE):
+            for reservation in page:
+                yield reservation
+            last = page[-1].id
+
+    async def _check_again(self, suspects: Sequence[UUID], second_check_seconds: float) -> AsyncIterator[Line]:
+        if not suspects:
+            return
+        await asyncio.sleep(second_check_seconds)
+        thresholds = await self._thresholds()
+        for start in range(0, len(suspects), _MAX_CONCURRENCY):
+            yield Progress("second check", start, len(suspects))
+            part = suspects[start : start + _MAX_CONCURRENCY]
+            orders = await asyncio.gather(*(self._deps.orders.get_latest(order_id) for order_id in part))
+            if self._topic is not None:
+                # After the orders: an event that left an outbox before it was read is in the topic now.
+                await self._topic.read_to_end(lambda *_: None)
+            checked = await asyncio.gather(
+                *(self._check(order_id, order, thresholds) for order_id, order in zip(part, orders, strict=True))
+            )
+            for differences in checked:
+                for difference in differences:
+                    yield difference
+        yield Progress("second check", len(suspects), len(suspects))
+
+    async def _check(self, order_id: UUID, order: Order | None, thresholds: Thresholds) -> list[Difference]:
+        reservation = await self._get_reservation(order_id)
+        if await self._deps.orders.get_latest(order_id) != order:
+            # The order is changing at the moment: what was read does not belong together.
+            return []
+        found = []
+        for kind, detail in list(compare(order, reservation, self._seen(order_id), thresholds)):
+            repair = await self._try_repair(kind, order_id, order, detail) if self._repair else None
+            if repair is None:
+                found.append(self._difference(kind, str(order_id), detail))
+            else:
+                found.append(self._difference(kind, str(order_id), repair.detail, repair.repaired))
+        return found
+
+    async def _get_reservation(self, order_id: UUID) -> Reservation | None:
+        previous = UUID(int=order_id.int - 1) if order_id.int else None
+        page = await self._deps.inventory.list_reservations(previous, 1)
+        return page[0] if page and page[0].id == order_id else None
+
+    async def _try_repair(self, kind: Kind, order_id: UUID, order: Order | None, detail: str) -> Repair | None:
+        """Return the repair's result, or None if the kind has no single right repair."""
+        repair = REPAIRS.get(kind)
+        if repair is None:
+            return None
+        try:
+            return await repair(Case(self._deps, order_id, order, detail))
+        except Unavailable as e:
+            return Repair(False, f"{detail}; not repaired: {e}")
+
+    async def _check_stock_rows(self, products: Mapping[str, bool]) -> AsyncIterator[Line]:
+        """`products`: by id, whether a reservation holds units of it."""
+        product_ids = sorted(products)
+        for start in range(0, len(product_ids), _STOCK_PAGE_SIZE):
+            part = product_ids[start : start + _STOCK_PAGE_SIZE]
+            stock = await self._deps.inventory.get_stock(part)
+            for product_id in part:
+                available = stock.get(product_id)
+                if available is None and products[product_id]:
+                    yield self._difference(Kind.NO_STOCK_ROW, product_id, "reservations hold units of it")
+                elif available is not None and available < 0:
+                    yield self._difference(Kind.STOCK_BELOW_ZERO, product_id, f"available: {available}")

@@ -1,0 +1,46 @@
+"""Scans: every document of the collection, in pages, including those that are not orders."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from uuid import UUID
+
+from market.orders.domain import Order
+from market.orders.mongodb.collection import OrdersCollection
+from market.orders.mongodb.documents import UnreadableDocument, parse_document
+
+_FIRST_ID, _LAST_ID = UUID(int=0), UUID(int=(1 << 128) - 1)
+
+
+class Scans:
+    """Reads only. Every method raises Unavailable."""
+
+    def __init__(self, collection: OrdersCollection) -> None:
+        self._collection = collection
+
+    async def server_time(self) -> datetime:
+        """Return the server's clock, by which ages are judged."""
+        return await self._collection.server_time()
+
+    async def orders(self, page_size: int) -> AsyncIterator[Order | UnreadableDocument]:
+        """Yield all orders by ascending id, reading `page_size` at a time."""
+        last: UUID | None = None
+        while page := await self._page(last, page_size):
+            for order in page:
+                yield order
+            last = page[-1].id
+
+    async def _page(self, after: UUID | None, limit: int) -> list[Order | UnreadableDocument]:
+        above = {"$gt": after} if after else {"$gte": _FIRST_ID}
+        found = await self._collection.find({"_id": {**above, "$lte": _LAST_ID}}, sort=[("_id", 1)], limit=limit)
+        return [parse_document(d) for d in found]
+
+    async def foreign_ids(self, limit: int) -> list[str]:
+        """Return ids that are not UUIDs, as Python writes them: documents of another program. No order has such an id."""
+        where = {"$or": [{"_id": {"$not": {"$gte": _FIRST_ID}}}, {"_id": {"$not": {"$lte": _LAST_ID}}}]}
+        return [repr(d["_id"]) for d in await self._collection.find(where, {"_id": 1}, limit=limit)]
+
+    async def estimated_count(self) -> int:
+        """Return approximately how many orders there are."""
+        return await self._collection.run(lambda: self._collection.documents.estimated_document_count())

@@ -1,0 +1,124 @@
+"""TopicReader: which events of which order are in the topic `orders`, in which sequence, and with what content."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from hashlib import blake2b
+from uuid import UUID, uuid4
+
+import msgspec
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+
+from market.contracts import events
+from market.kit.errors import Unavailable
+from market.kit.kafka import consumer_settings
+from market.orders.config import Kafka
+
+# What is known of an order's events, as bits: which were seen, and what is wrong with them. The bits from CONTENT_SHIFT
+# upwards are `content_hash` of the first event.
+CREATED_SEEN, CANCELLED_SEEN, OUT_OF_ORDER, FOREIGN, CONTENTS_DIFFER = 1, 2, 4, 8, 16
+CONTENT_SHIFT = 8
+EVENT_BITS = {events.CREATED: CREATED_SEEN, events.CANCELLED: CANCELLED_SEEN}
+_TIMEOUT_SECONDS = 10.0
+_MAX_UNREADABLE = 10_000
+
+
+def content_hash(order: events.Order) -> int:
+    """Return 56 bits that identify an event's content, except for the status: that depends on when it was published."""
+    content = msgspec.json.encode(msgspec.structs.replace(order, status="pending"))
+    return int.from_bytes(blake2b(content, digest_size=7).digest(), "big")
+
+
+class TopicReader:
+    """Owns a consumer without a group, and what it has read: about 150 bytes per order.
+
+    `seen`: the bits above by order id. `messages`: how many were read. `unreadable`: topic/partition/offset of messages
+    that no consumer can read, at most the first 10,000.
+    """
+
+    def __init__(self, config: Kafka) -> None:
+        self.seen: dict[UUID, int] = {}
+        self.messages = 0
+        self.unreadable: list[str] = []
+        self._decode = msgspec.json.Decoder(events.OrderEvent).decode
+        self._offsets: dict[int, int] = {}
+        # No group is joined and no offset committed, but librdkafka requires a name.
+        settings = consumer_settings(
+            config, "market.orders", f"reconcile-{uuid4()}", max_message_bytes=events.MAX_MESSAGE_BYTES
+        )
+        self._consumer = Consumer({**settings, "enable.partition.eof": False, "auto.offset.reset": "earliest"})
+
+    async def read_to_end(self, on_progress: Callable[[int, int], None]) -> None:
+        """Read from where the last call stopped to the current end. `on_progress` gets (messages read, total).
+
+        Raises Unavailable.
+        """
+        loop = asyncio.get_running_loop()
+
+        def report(done: int, total: int) -> None:
+            loop.call_soon_threadsafe(on_progress, done, total)
+
+        try:
+            await asyncio.to_thread(self._read, report)
+        except KafkaException as e:
+            raise Unavailable(f"the topic cannot be read: {e.args[0].str()}") from None
+
+    def _read(self, report: Callable[[int, int], None]) -> None:
+        metadata = self._consumer.list_topics(events.TOPIC, timeout=_TIMEOUT_SECONDS).topics[events.TOPIC]
+        if metadata.error is not None:
+            raise KafkaException(metadata.error)
+        ends: dict[int, int] = {}
+        for partition in metadata.partitions:
+            low, high = self._consumer.get_watermark_offsets(
+                TopicPartition(events.TOPIC, partition), timeout=_TIMEOUT_SECONDS
+            )
+            self._offsets[partition] = max(low, self._offsets.get(partition, 0))
+            ends[partition] = high
+        total = sum(ends.values()) - sum(self._offsets[p] for p in ends)
+        unfinished = {p for p, end in ends.items() if self._offsets[p] < end}
+        self._consumer.assign([TopicPartition(events.TOPIC, p, self._offsets[p]) for p in unfinished])
+        done = empty_polls = 0
+        while unfinished:
+            messages = self._consumer.consume(1000, 1.0)
+            empty_polls = 0 if messages else empty_polls + 1
+            if empty_polls > 2 * _TIMEOUT_SECONDS:
+                raise Unavailable("the topic cannot be read to its end")
+            for message in messages:
+                partition, offset = message.partition(), message.offset()
+                if message.error() is not None or partition is None or offset is None:
+                    continue
+                if partition in unfinished and offset < ends[partition]:
+                    self._record(message, f"{events.TOPIC}/{partition}/{offset}")
+                    done += 1
+                    self._offsets[partition] = offset + 1
+                    if offset + 1 >= ends[partition]:
+                        unfinished.discard(partition)
+            report(done, total)
+        self._consumer.unassign()
+
+    def _record(self, message: Message, position: str) -> None:
+        self.messages += 1
+        try:
+            event = self._decode(message.value() or b"")
+            order_id, bit = UUID(event.subject), EVENT_BITS[event.type]
+        except (msgspec.DecodeError, ValueError, KeyError):
+            if len(self.unreadable) < _MAX_UNREADABLE:
+                self.unreadable.append(position)
+            return
+        content = content_hash(event.data)
+        seen = self.seen.get(order_id, content << CONTENT_SHIFT)
+        if bit == CREATED_SEEN and seen & CANCELLED_SEEN and not seen & CREATED_SEEN:
+            seen |= OUT_OF_ORDER
+        elif bit == CANCELLED_SEEN:
+            # A consumer that trusts the last event has the right state again.
+            seen &= ~OUT_OF_ORDER
+        if event.id != str(events.event_id(order_id, event.type)) or message.key() != event.subject.encode():
+            seen |= FOREIGN
+        if seen >> CONTENT_SHIFT != content:
+            seen |= CONTENTS_DIFFER
+        self.seen[order_id] = seen | bit
+
+    async def close(self) -> None:
+        """Close the connections to the brokers."""
+        await asyncio.to_thread(self._consumer.close)
