@@ -12,9 +12,9 @@ import pytest
 
 from market.inventory.domain import POINTS as INVENTORY
 from market.notifications.domain import POINTS as NOTIFICATIONS
-from market.orders.differences import Kind
 from market.orders.domain import POINTS as ORDERS
-from market.orders.mending import MENDING
+from market.orders.reconciliation.differences import Kind
+from market.orders.reconciliation.repairs import REPAIRS
 from market.products.domain import POINTS as PRODUCTS
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def test_every_failure_point_is_in_the_code() -> None:
 def test_the_page_lists_every_difference_of_reconcile_and_which_are_repaired() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| ([^|]+) \|", PAGE, re.MULTILINE)
     assert [name for name, _ in rows] == [kind.value for kind in Kind]
-    assert {name for name, repair in rows if repair != "no"} == set(MENDING)
+    assert {name for name, repair in rows if repair != "no"} == set(REPAIRS)
 
 
 def test_every_test_that_the_page_names_exists() -> None:

@@ -90,7 +90,7 @@ async def migrated(given: Any, kafka: Any) -> None:
 @pytest.fixture(scope="session")
 async def service(given: Any, migrated: None) -> AsyncIterator[Service]:
     """One service in this process for all tests that do not break it."""
-    async with serving(given(recovery={"after_seconds": 120, "claim_seconds": 30})) as made:
+    async with serving(given(recovery={"after_seconds": 120, "lease_seconds": 30})) as made:
         yield made
 
 

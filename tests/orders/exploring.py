@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
-from market.orders.domain import Refused, Reservation, Reserved, Short, Shortage
+from market.orders.domain import InsufficientStock, ReservationRejected, ReservationResult, Reserved, Shortage
 
 World = TypeVar("World", bound=Hashable)
 
 
-def reserve(reservation: str, stock: int) -> tuple[str, int, Reservation]:
+def reserve(reservation: str, stock: int) -> tuple[str, int, ReservationResult]:
     """The reservation (none, reserved, cancelled) and the stock after a Reserve of one, and what it answers."""
     if reservation == "cancelled":
-        return reservation, stock, Refused("cancelled")
+        return reservation, stock, ReservationRejected("cancelled")
     if reservation == "reserved":
         return reservation, stock, Reserved()
     if stock == 0:
-        return reservation, stock, Short((Shortage("p", 1, 0),))
+        return reservation, stock, InsufficientStock((Shortage("p", 1, 0),))
     return "reserved", stock - 1, Reserved()
 
 

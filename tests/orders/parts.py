@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from market.kit.http.responses import json_response
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process
 from market.orders import app as orders_app
+from market.orders.app import Clients
 from market.orders.config import Config
-from market.orders.service import Shop
+from market.orders.service import Deps
 
 ports = spawn.free_ports()
 # Seconds for what ends as soon as it holds. Any process may stand still for some seconds, and stand in line for more.
@@ -217,7 +218,7 @@ class Service:
     http: httpx.AsyncClient
     config: Config
     process: Process = field(default_factory=Process)
-    shop: Shop | None = None
+    deps: Deps | None = None
 
     async def order(
         self, items: Iterable[tuple[str, int]], *, user: str = "ada", key: str | None = None, **more: Any
@@ -230,7 +231,7 @@ class Service:
 def settings(mongo: Any, brokers: str, target: str, catalogue: int, database: str, **more: Any) -> dict[str, Any]:
     """The configuration as YAML has it. The loops' waiting times are seconds where production has minutes; deadlines are
     long, so that a machine that stands still for a moment turns no right answer into a 503."""
-    recovery = {"after_seconds": 1.5, "interval_seconds": 0.3, "claim_seconds": 1.5, "relay_interval_seconds": 0.2}
+    recovery = {"after_seconds": 1.5, "interval_seconds": 0.3, "lease_seconds": 1.5, "relay_interval_seconds": 0.2}
     return {
         "testing": True,
         "admin": {"port": next(ports)},
@@ -250,20 +251,26 @@ def settings(mongo: Any, brokers: str, target: str, catalogue: int, database: st
 
 @asynccontextmanager
 async def serving(
-    given: dict[str, Any], *, process: Process | None = None, loops: bool = True
+    given: dict[str, Any],
+    *,
+    process: Process | None = None,
+    clients: Clients | None = None,
+    loops: bool = True,
 ) -> AsyncIterator[Service]:
-    """The service in this process."""
+    """The service in this process; without `loops` nothing recovers or relays what is left behind."""
     config = msgspec.convert(given, Config)
     process = process or Process()
-    async with (
-        orders_app.shop(config, process) as shop,
-        orders_app.server(config, process, shop, loops=loops) as server,
-    ):
+    async with AsyncExitStack() as stack:
+        deps = await stack.enter_async_context(orders_app.connect(config, process, clients))
+        await orders_app.wait_for_store(process.health, deps)
+        if loops:
+            await stack.enter_async_context(orders_app.running_loops(config, deps))
+        server = orders_app.http_server(config, process, deps)
         await server.start()
         process.health.started = True
         try:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{config.http.port}", timeout=120) as http:
-                yield Service(http, config, process, shop)
+                yield Service(http, config, process, deps)
         finally:
             await server.stop(2)
 

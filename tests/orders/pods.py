@@ -20,9 +20,9 @@ from market.orders import service as use_cases
 from .parts import PATIENCE, Service, serving, until
 
 # Only whom the test tells to recovers and relays.
-CALM = {"after_seconds": 600, "interval_seconds": 600, "claim_seconds": 600, "relay_interval_seconds": 600}
+CALM = {"after_seconds": 600, "interval_seconds": 600, "lease_seconds": 600, "relay_interval_seconds": 600}
 # The loops come by, and nothing is overdue before a test makes it so: not even where the machine stands still for a moment.
-UNHURRIED = {"after_seconds": 600, "claim_seconds": 600}
+UNHURRIED = {"after_seconds": 600, "lease_seconds": 600}
 
 
 class Gate:
@@ -96,20 +96,20 @@ async def overdue(orders: Any, where: dict[str, Any]) -> None:
 
 
 async def document(service: Service, order_id: Any) -> dict[str, Any]:
-    assert service.shop is not None
-    found = await service.shop.store._orders.find_one({"_id": UUID(str(order_id))})
+    assert service.deps is not None
+    found = await service.deps.orders.collection.documents.find_one({"_id": UUID(str(order_id))})
     assert found is not None
     return dict(found)
 
 
 async def intent(service: Service, user: str) -> dict[str, Any]:
     """The user's order, once it is stored."""
-    assert service.shop is not None
-    collection = service.shop.store._orders
+    assert service.deps is not None
+    collection = service.deps.orders.collection.documents
     return dict(await until(lambda: collection.find_one({"user": user}), PATIENCE, "intent"))
 
 
 async def recover_now(service: Service) -> bool:
     """One look of the recovery loop, to which everything that is pending or due is overdue: its clock counts whole seconds."""
-    assert service.shop is not None
-    return await use_cases.recover(service.shop, after_seconds=-2, retry_seconds=-2)
+    assert service.deps is not None
+    return await use_cases.recover(service.deps, after_seconds=-2, retry_seconds=-2)

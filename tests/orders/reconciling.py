@@ -11,9 +11,9 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from market.orders import admin
 from market.orders import app as orders_app
 from market.orders.config import Config
+from market.orders.reconciliation import command
 
 from .parts import PATIENCE, Service, serving
 
@@ -53,7 +53,7 @@ class Found:
 
 
 async def reconcile(service: Service, *, repair: int = 0, topic: int = 0) -> Found:
-    """By the admin route, as `market reconcile` asks: again, where a store did not answer before there was anything to say."""
+    """Return what the command prints with --json. Start again if a store was unavailable before anything was found."""
     found = await _reconcile(service, repair, topic)
     end = asyncio.get_running_loop().time() + PATIENCE
     while not found.summary["complete"] and not found.all and asyncio.get_running_loop().time() < end:
@@ -62,21 +62,14 @@ async def reconcile(service: Service, *, repair: int = 0, topic: int = 0) -> Fou
 
 
 async def _reconcile(service: Service, repair: int, topic: int) -> Found:
-    assert service.shop is not None
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"query_string": f"repair={repair}&topic={topic}".encode()}
-    await admin.route(service.shop, service.config)(scope, None, send)
-    assert sent[0]["status"] == 200
-    return Found([msgspec.json.decode(line) for m in sent[1:] for line in m["body"].splitlines()])
+    assert service.deps is not None
+    lines = command.lines(service.deps, service.config, repair=bool(repair), topic=bool(topic))
+    return Found([msgspec.json.decode(msgspec.json.encode(line)) async for line in lines])
 
 
 def collection(service: Service) -> Any:
-    assert service.shop is not None
-    return service.shop.store._orders
+    assert service.deps is not None
+    return service.deps.orders.collection.documents
 
 
 async def sent(service: Service, id: str) -> bool:

@@ -29,7 +29,7 @@ REJECTED = {
 }
 CONFIRMED = {
     "orders.after-confirm",
-    "orders.before-answer",
+    "orders.before-response",
     "orders.before-publish",
     "orders.after-publish",
     "orders.after-clear",
@@ -71,8 +71,8 @@ async def healing(given: Any) -> AsyncIterator[tuple[Service, Callable[..., dict
 
 async def settled(healer: Service, topic: Topic, order_id: str, stock: Stock, product: str) -> Whole:
     """The order once nothing is due any more."""
-    assert healer.shop is not None
-    collection = healer.shop.store._orders
+    assert healer.deps is not None
+    collection = healer.deps.orders.collection.documents
 
     async def done() -> Any:
         document = await collection.find_one({"_id": UUID(order_id)})
@@ -128,8 +128,8 @@ async def crash(
                     await until(lambda: process.reached(point), PATIENCE, point)
     await process.died()
     assert process.reached(point)
-    assert healer.shop is not None
-    orders = healer.shop.store._orders
+    assert healer.deps is not None
+    orders = healer.deps.orders.collection.documents
     await overdue(orders, {"user": user})
     stored = [document["_id"] async for document in orders.find({"user": user}, {"_id": 1}).sort("created_at", -1)]
     if not stored:
@@ -228,8 +228,8 @@ async def test_a_rejection_for_a_shortage_survives_a_crash_before_its_release(
             await process.died()
         finally:
             await process.close()
-        assert healer.shop is not None
-        stored = await healer.shop.store._orders.find_one({"user": user})
+        assert healer.deps is not None
+        stored = await healer.deps.orders.collection.documents.find_one({"user": user})
         assert stored is not None
         whole = await settled(healer, topic, str(stored["_id"]), stock, lamp)
         assert (whole.status, whole.left, whole.events) == ("rejected", 1, [])
@@ -278,7 +278,7 @@ async def test_a_relay_that_is_killed_after_its_claim_is_followed_by_another(
     try:
         # What the handler leaves unsent its own loop claims.
         first.arm("orders.before-publish", "fail")
-        first.arm("orders.relay-after-claim")
+        first.arm("orders.relay-after-lease")
         first.start()
         await first.ready()
         answer = await first.http.post(
@@ -289,14 +289,14 @@ async def test_a_relay_that_is_killed_after_its_claim_is_followed_by_another(
         await until(lambda: first.reached("orders.before-publish"), PATIENCE, "left unsent")
         await overdue(documents.database.client[name].orders, {"_id": UUID(order_id)})
         await first.died()
-        assert first.reached("orders.relay-after-claim")
+        assert first.reached("orders.relay-after-lease")
     finally:
         await first.close()
     async with serving(given(database=name), loops=False) as idle:
-        assert idle.shop is not None
-        left = await idle.shop.store._orders.find_one({"_id": UUID(order_id)})
+        assert idle.deps is not None
+        left = await idle.deps.orders.collection.documents.find_one({"_id": UUID(order_id)})
         assert left is not None
-        assert left["claimed_by"] not in (None, idle.shop.store.me)
+        assert left["claimed_by"] not in (None, idle.deps.orders.instance_id)
         assert topic.of(order_id) == []
     async with serving(given(database=name)) as second:
         whole = await settled(second, topic, order_id, stock, lamp)
@@ -306,7 +306,7 @@ async def test_a_relay_that_is_killed_after_its_claim_is_followed_by_another(
 
 
 def test_every_failure_point_is_known() -> None:
-    loops = {"orders.recovery-before-reject", "orders.relay-after-claim"}
+    loops = {"orders.recovery-before-reject", "orders.relay-after-lease"}
     tried = REJECTED | CONFIRMED | CANCELLED | loops | {"orders.before-intent", "orders.after-reject-status"}
     # Tried in test_interleavings_of_cancelling.py.
     assert set(POINTS) - tried == {"orders.before-cancel-status"}

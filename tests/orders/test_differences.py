@@ -12,31 +12,31 @@ import pytest
 from bson import Decimal128, Int64
 
 from market.contracts import events
-from market.orders.clients import Held
-from market.orders.differences import CAUSES, Ages, Kind, compare, minted
-from market.orders.documents import Unreadable, document_of, read_order
-from market.orders.domain import Entry, Line, Order, Status, as_contract
-from market.orders.mending import MENDING
-from market.orders.topic import CANCELLED_SEEN, CONTENT, CREATED_SEEN, content_of
+from market.orders.clients import Reservation
+from market.orders.domain import Order, OrderLine, OutboxEntry, Status, to_contract
+from market.orders.mongodb.documents import UnreadableDocument, order_to_document, parse_document
+from market.orders.reconciliation.differences import CAUSES, Kind, Thresholds, compare, id_created_at
+from market.orders.reconciliation.repairs import REPAIRS
+from market.orders.reconciliation.topic_reader import CANCELLED_SEEN, CONTENT_SHIFT, CREATED_SEEN, content_hash
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-AGES = Ages(ids=NOW, overdue=NOW, events=NOW, kept=NOW - timedelta(days=29))
+AGES = Thresholds(ids=NOW, overdue=NOW, events=NOW, retention=NOW - timedelta(days=29))
 LONG_AGO, LATELY = NOW - timedelta(days=40), NOW - timedelta(hours=1)
 ID = UUID(int=7)
 ORDER = Order(
     ID,
     "ada",
     None,
-    (Line("p", "Lamp", 2, Decimal("2.50")),),
+    (OrderLine("p", "Lamp", 2, Decimal("2.50")),),
     Decimal("5.00"),
     "GBP",
     LONG_AGO,
     Status.CONFIRMED,
     confirmed_at=LONG_AGO,
 )
-HELD = Held(ID, True, (("p", 2),), LONG_AGO)
-GIVEN_BACK = msgspec.structs.replace(HELD, live=False)
-SAID = content_of(as_contract(ORDER)) << CONTENT
+HELD = Reservation(ID, True, (("p", 2),), LONG_AGO)
+GIVEN_BACK = msgspec.structs.replace(HELD, active=False)
+SAID = content_hash(to_contract(ORDER)) << CONTENT_SHIFT
 BOTH = SAID | CREATED_SEEN | CANCELLED_SEEN
 
 
@@ -44,7 +44,7 @@ def order(**changes: Any) -> Order:
     return msgspec.structs.replace(ORDER, **changes)
 
 
-def kinds(order: Order | None, held: Held | None, seen: int | None) -> list[Kind]:
+def kinds(order: Order | None, held: Reservation | None, seen: int | None) -> list[Kind]:
     return [kind for kind, _ in compare(order, held, seen, AGES)]
 
 
@@ -68,9 +68,9 @@ def test_the_status_in_an_event_is_the_one_of_the_moment_it_was_published() -> N
 def test_an_order_that_was_never_confirmed_has_no_event(status: Status) -> None:
     ended = order(status=status, confirmed_at=None, ended_at=LONG_AGO)
     assert kinds(ended, GIVEN_BACK, 0) == []
-    assert kinds(ended, GIVEN_BACK, SAID | CREATED_SEEN) == [Kind.EVENT_UNTRUE]
-    entry = Entry(events.event_id(ID, events.CREATED), events.CREATED, NOW)
-    assert kinds(msgspec.structs.replace(ended, outbox=(entry,)), GIVEN_BACK, None) == [Kind.EVENT_UNTRUE]
+    assert kinds(ended, GIVEN_BACK, SAID | CREATED_SEEN) == [Kind.EVENT_CONTRADICTS]
+    entry = OutboxEntry(events.event_id(ID, events.CREATED), events.CREATED, NOW)
+    assert kinds(msgspec.structs.replace(ended, outbox=(entry,)), GIVEN_BACK, None) == [Kind.EVENT_CONTRADICTS]
 
 
 def test_an_order_under_way_is_nobodys_difference() -> None:
@@ -84,14 +84,14 @@ def test_an_order_under_way_is_nobodys_difference() -> None:
 
 def test_an_id_of_no_time_that_a_calendar_has_is_looked_at_like_any_other() -> None:
     """Anybody who may write to the topic or to inventory can make one."""
-    assert minted(UUID("ffffffff-ffff-7fff-8fff-ffffffffffff")) < LONG_AGO
-    assert minted(UUID("0195479e-4000-7000-8000-000000000000")).year == 2025
-    assert minted(UUID("0195479e-4000-4000-8000-000000000000")) < LONG_AGO
+    assert id_created_at(UUID("ffffffff-ffff-7fff-8fff-ffffffffffff")) < LONG_AGO
+    assert id_created_at(UUID("0195479e-4000-7000-8000-000000000000")).year == 2025
+    assert id_created_at(UUID("0195479e-4000-4000-8000-000000000000")) < LONG_AGO
 
 
 def test_each_kind_has_a_cause_and_each_mending_is_of_a_kind() -> None:
     assert set(CAUSES) == set(Kind)
-    assert set(MENDING) <= {kind.value for kind in Kind}
+    assert set(REPAIRS) <= set(Kind)
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ def test_each_kind_has_a_cause_and_each_mending_is_of_a_kind() -> None:
 )
 def test_a_document_with_a_value_of_another_type_is_no_order(change: dict[str, Any]) -> None:
     """Or the comparison would end at it, without a word of which it was."""
-    whole = {**document_of(ORDER), "confirmed_at": LONG_AGO}
-    assert read_order(whole) == ORDER
-    damaged = read_order({**whole, **change})
-    assert isinstance(damaged, Unreadable)
+    whole = {**order_to_document(ORDER), "confirmed_at": LONG_AGO}
+    assert parse_document(whole) == ORDER
+    damaged = parse_document({**whole, **change})
+    assert isinstance(damaged, UnreadableDocument)
     assert damaged.id == ID
     assert damaged.reason

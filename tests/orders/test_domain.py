@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 from uuid import UUID
 
@@ -17,26 +18,35 @@ from market.kit import config as kit_config
 from market.kit.errors import BadInput
 from market.orders import domain
 from market.orders.config import Config
-from market.orders.documents import from_decimal128, to_decimal128, update_of
 from market.orders.domain import (
     MOVES,
-    Entry,
-    Line,
     NewOrder,
     Order,
+    OrderLine,
+    OutboxEntry,
+    PricedLines,
     Product,
+    RequestedLine,
     Status,
     Step,
-    Wanted,
-    merged,
-    moved,
+    apply_move,
+    merge_lines,
     next_step,
-    priced,
+    price_lines,
 )
+from market.orders.mongodb.documents import from_decimal128, move_update, to_decimal128
 
 AT = datetime(2026, 1, 31, 12, 30, 15, 250_000, tzinfo=UTC)
 ORDER = Order(
-    UUID(int=1), "ada", None, (Line("p", "Lämp", 2, Decimal("1.25")),), Decimal("2.50"), "GBP", AT, key="k", digest=b"d"
+    UUID(int=1),
+    "ada",
+    None,
+    (OrderLine("p", "Lämp", 2, Decimal("1.25")),),
+    Decimal("2.50"),
+    "GBP",
+    AT,
+    key="k",
+    digest=b"d",
 )
 
 
@@ -47,15 +57,15 @@ def test_whatever_moves_are_tried_an_order_owes_what_its_status_says(tried: list
     order = ORDER
     for move in tried:
         if order.status is move.source:
-            entry = Entry(events.event_id(order.id, move.event), move.event, AT) if move.event else None
-            order = moved(order, move, entry)
+            entry = OutboxEntry(events.event_id(order.id, move.event), move.event, AT) if move.event else None
+            order = apply_move(order, move, entry)
         else:
             with pytest.raises(AssertionError):
-                moved(order, move)
+                apply_move(order, move)
     ended = order.status in (Status.REJECTED, Status.CANCELLED)
     assert order.release_due == ended
     assert (order.key is None) == (order.status is Status.REJECTED)
-    types = [e.type for e in order.outbox]
+    types = [e.event_type for e in order.outbox]
     assert types == [events.CREATED, events.CANCELLED][: len(types)]
     assert (order.status is Status.CONFIRMED) <= (types == [events.CREATED])
     assert (next_step(order) is Step.RESERVE) == (order.status is Status.PENDING)
@@ -64,7 +74,8 @@ def test_whatever_moves_are_tried_an_order_owes_what_its_status_says(tried: list
 
 @pytest.mark.parametrize("move", MOVES)
 def test_a_move_is_one_update_that_is_conditional_on_the_status(move: domain.Move) -> None:
-    where, change = update_of(ORDER.id, move, at=AT)
+    update = move_update(ORDER.id, move, at=AT)
+    where, change = update.where, update.change
     assert where == {"_id": ORDER.id, "status": move.source.value}
     assert change["$set"]["status"] == move.target.value
     assert ("release_due" in change.get("$currentDate", {})) == move.releases
@@ -85,30 +96,44 @@ def test_money_written_by_another_hand_is_read(text: str) -> None:
 
 
 def test_lines_of_one_product_are_merged_in_the_order_of_first_mention() -> None:
-    assert merged([("b", 1), ("a", 2), ("b", 3)]) == (Wanted("b", 4), Wanted("a", 2))
+    assert merge_lines([RequestedLine("B", 1), RequestedLine("a", 2), RequestedLine("b", 3)]) == (
+        RequestedLine("b", 4),
+        RequestedLine("a", 2),
+    )
     with pytest.raises(BadInput, match=r"items\[1\].quantity"):
-        merged([("a", 999_999), ("a", 2)])
+        merge_lines([RequestedLine("a", 999_999), RequestedLine("a", 2)])
 
 
 def test_pricing_takes_names_and_prices_from_the_catalogue() -> None:
-    new = NewOrder("ada", None, (Wanted("a", 3), Wanted("b", 1)), Decimal("8.50"))
+    new = NewOrder("ada", None, (RequestedLine("a", 3), RequestedLine("b", 1)), Decimal("8.50"))
     products = {"a": Product("a", "A", Decimal("2.50"), "EUR"), "b": Product("b", "B", Decimal("1.00"), "EUR")}
-    assert priced(new, products) == (
-        (Line("a", "A", 3, Decimal("2.50")), Line("b", "B", 1, Decimal("1.00"))),
+    assert price_lines(new, products) == PricedLines(
+        (OrderLine("a", "A", 3, Decimal("2.50")), OrderLine("b", "B", 1, Decimal("1.00"))),
         Decimal("8.50"),
         "EUR",
     )
 
 
 def test_a_digest_is_of_what_was_meant() -> None:
-    one = NewOrder("ada", None, merged([("a", 1), ("a", 1)]), None)
-    assert one.digest() == NewOrder("ada", None, (Wanted("a", 2),), None).digest()
-    assert one.digest() != NewOrder("ada", None, (Wanted("a", 3),), None).digest()
+    one = NewOrder("ada", None, merge_lines([RequestedLine("a", 1)] * 2), None)
+    assert one.digest() == NewOrder("ada", None, (RequestedLine("a", 2),), None).digest()
+    assert one.digest() != NewOrder("ada", None, (RequestedLine("a", 3),), None).digest()
+
+
+def test_the_digest_of_a_request_is_the_same_in_every_version() -> None:
+    """It is stored with the idempotency key: a repeat after a deployment must still match."""
+    new = NewOrder("ada", None, (RequestedLine("a", 2),), Decimal("5.00"))
+    assert (
+        new.digest().hex()
+        == sha256(
+            b'{"user":"ada","email":null,"wanted":[{"product_id":"a","quantity":2}],"expected_total":"5.00"}'
+        ).hexdigest()
+    )
 
 
 def test_an_event_is_stable_and_says_the_order_as_it_is() -> None:
-    entry = Entry(events.event_id(ORDER.id, events.CREATED), events.CREATED, AT)
-    made = domain.event(ORDER, entry)
+    entry = OutboxEntry(events.event_id(ORDER.id, events.CREATED), events.CREATED, AT)
+    made = domain.to_event(ORDER, entry)
     assert (made.id, made.sequence, made.subject) == (str(entry.id), 1, str(ORDER.id))
     assert made.time == "2026-01-31T12:30:15.250Z"
     assert made.data.items[0].unit_price == "1.25"
@@ -128,7 +153,7 @@ kafka: {bootstrap_servers: "x:1"}
     ("more", "reason"),
     [
         ("recovery: {after_seconds: 29}", "recovery.after_seconds: must be at least three times order_seconds"),
-        ("recovery: {claim_seconds: 20}", "kafka.delivery_seconds: must be below recovery.claim_seconds"),
+        ("recovery: {lease_seconds: 20}", "kafka.delivery_seconds: must be below recovery.lease_seconds"),
         ("colour: red", "colour"),
         ("order_seconds: 0", "order_seconds"),
         ("faults: {directory: /tmp}", "faults: rejected unless testing is true"),

@@ -29,8 +29,8 @@ async def test_a_cancelled_operation_is_cancelled_and_no_error_of_the_store(serv
         except asyncio.CancelledError:
             raise AutoReconnect("operation cancelled") from None
 
-    assert service.shop is not None
-    work = asyncio.create_task(service.shop.store._run(as_pymongo_does))
+    assert service.deps is not None
+    work = asyncio.create_task(service.deps.orders.collection.run(as_pymongo_does))
     await asyncio.sleep(0.01)
     work.cancel()
     with pytest.raises(asyncio.CancelledError):

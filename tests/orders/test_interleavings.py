@@ -234,13 +234,13 @@ async def test_a_topic_that_is_away_or_full_holds_up_events_and_loses_none(
         settings["kafka"] = {"bootstrap_servers": brokers, "partitions": 0, "delivery_seconds": 1}
         assert await orders_app.migrate(msgspec.convert(settings, Config), []) == 0
         async with serving(settings) as service:
-            assert service.shop is not None
-            store = service.shop.store
+            assert service.deps is not None
+            store = service.deps.orders
             # There is no topic.
             first = [(await service.order([(lamp, 1)])).json() for _ in range(3)]
             assert {o["status"] for o in first} == {"confirmed"}
             await asyncio.sleep(1.5)
-            figures = await store.figures()
+            figures = await store.statistics()
             assert (figures.unsent, figures.stuck) == (3, 0)
             assert figures.unsent_age > 1
             made = {**settings, "kafka": {**settings["kafka"], "partitions": 4}}
@@ -249,7 +249,7 @@ async def test_a_topic_that_is_away_or_full_holds_up_events_and_loses_none(
                 await reader.wait(order["id"], "order.created")
 
             async def none_left() -> bool:
-                return (await store.figures()).unsent == 0
+                return (await store.statistics()).unsent == 0
 
             await until(none_left, what="outbox empty")
             # Its disk is full: the broker may write no further byte, and ends.
@@ -258,7 +258,7 @@ async def test_a_topic_that_is_away_or_full_holds_up_events_and_loses_none(
             second = [(await service.order([(lamp, 1)])).json() for _ in range(3)]
             assert {o["status"] for o in second} == {"confirmed"}
             await asyncio.sleep(1.5)
-            figures = await store.figures()
+            figures = await store.statistics()
             assert (figures.unsent, figures.stuck) == (3, 0)
             await asyncio.to_thread(broker.kill)
             await asyncio.to_thread(broker.restart, 2 * PATIENCE)

@@ -32,7 +32,7 @@ async def apart(given: Any, migrated: None) -> Any:
     [
         ("orders.after-intent", Status.PENDING),
         ("orders.after-reserve", Status.PENDING),
-        ("orders.before-answer", Status.CONFIRMED),
+        ("orders.before-response", Status.CONFIRMED),
     ],
 )
 @pytest.mark.parametrize("product_deleted", [False, True])
@@ -68,8 +68,8 @@ async def test_a_key_whose_process_died_is_finished_by_the_repeat_even_without_t
         assert (again.status_code, again.headers["idempotency-replayed"]) == (200, "true")
         assert (again.json()["id"], again.json()["status"]) == (str(left["_id"]), "confirmed")
         await topic.wait(again.json()["id"], "order.created")
-        assert service.shop is not None
-        assert await service.shop.store._orders.count_documents({"user": body["user"]}) == 1
+        assert service.deps is not None
+        assert await service.deps.orders.collection.documents.count_documents({"user": body["user"]}) == 1
     assert await stock.left(lamp) == 3
     assert await stock.reservation(left["_id"]) == ("reserved", {lamp: 2})
 

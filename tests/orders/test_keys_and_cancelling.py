@@ -171,9 +171,9 @@ async def test_a_reservation_that_comes_after_the_rejection_is_refused(
     placing = asyncio.create_task(service.order([(lamp, 2)], user=user))
     await reserving.reached()
     order = documents.find_one({"user": user})
-    document = await service.shop.store.read(order["_id"])
-    rejected = await use_cases.advance(service.shop, document, overdue=True)
-    await use_cases.advance(service.shop, rejected)
+    document = await service.deps.orders.get_latest(order["_id"])
+    rejected = await use_cases.advance(service.deps, document, overdue=True)
+    await use_cases.advance(service.deps, rejected)
     if restocked:
         await stock.set(lamp, 10)
     reserving.open()

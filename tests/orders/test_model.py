@@ -16,13 +16,13 @@ import pytest
 
 from market.contracts import events
 from market.orders import domain
-from market.orders.domain import Entry, Line, Move, Order, Status, Step
+from market.orders.domain import Move, Order, OrderLine, OutboxEntry, Status, Step
 
 from . import exploring
 
 ID = UUID(int=1)
 AT = datetime(2026, 1, 1, tzinfo=UTC)
-FRESH = Order(ID, "ada", None, (Line("p", "Lamp", 1, Decimal(1)),), Decimal(1), "GBP", AT, key="k", digest=b"d")
+FRESH = Order(ID, "ada", None, (OrderLine("p", "Lamp", 1, Decimal(1)),), Decimal(1), "GBP", AT, key="k", digest=b"d")
 UNKNOWN = object()
 
 
@@ -49,8 +49,8 @@ class World(NamedTuple):
     restocks: int
 
 
-def entry(type: str) -> Entry:
-    return Entry(events.event_id(ID, type), type, AT)
+def entry(type: str) -> OutboxEntry:
+    return OutboxEntry(events.event_id(ID, type), type, AT)
 
 
 def apply(world: World, op: Any) -> tuple[World, Any]:
@@ -67,7 +67,7 @@ def apply(world: World, op: Any) -> tuple[World, Any]:
         assert move in domain.MOVES
         if world.order is None or world.order.status is not move.source:
             return world, False
-        after = domain.moved(world.order, move, entry(move.event) if move.event else None)
+        after = domain.apply_move(world.order, move, entry(move.event) if move.event else None)
         return world._replace(
             order=after, ever_confirmed=world.ever_confirmed or after.status is Status.CONFIRMED
         ), True
@@ -113,12 +113,12 @@ def received(actor: Actor, op: Any, result: Any) -> Actor:
     if name == "move":
         order = actor.held[0] if actor.at == "move" else actor.held
         if result is True:
-            return held(actor, domain.moved(order, op[1], entry(op[1].event) if op[1].event else None))
+            return held(actor, domain.apply_move(order, op[1], entry(op[1].event) if op[1].event else None))
         return Actor(actor.kind, "read", "again")
     if name == "reserve":
         if result is UNKNOWN:
             return Actor(actor.kind, "done", answer="503")
-        return Actor(actor.kind, "move", (actor.held, domain.after_reserve(result)))
+        return Actor(actor.kind, "move", (actor.held, domain.move_after_reservation(result)))
     if name == "release":
         return (
             Actor(actor.kind, "done", answer=verdict(actor))
@@ -193,7 +193,7 @@ def always(world: World) -> None:
     if world.order.status in (Status.REJECTED, Status.CANCELLED) and held_goods:
         assert world.order.release_due or any(op == ("reserve",) for op in world.late), "goods that nobody gives back"
     assert (world.order.key is None) == (world.order.status is Status.REJECTED)
-    types = [e.type for e in world.order.outbox]
+    types = [e.event_type for e in world.order.outbox]
     assert types == ([events.CREATED] if world.ever_confirmed else []) + (
         [events.CANCELLED] if world.ever_confirmed and world.order.status is Status.CANCELLED else []
     )
@@ -253,7 +253,7 @@ def test_two_cancellations_and_two_recoveries_keep_the_promises() -> None:
 
 def test_the_checker_sees_a_release_before_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
     """The explorer is no yes-man: a machine that confirms what inventory refused is caught."""
-    monkeypatch.setattr(domain, "after_reserve", lambda answer: domain.CONFIRM)
+    monkeypatch.setattr(domain, "move_after_reservation", lambda answer: domain.CONFIRM)
     with pytest.raises(AssertionError, match="without goods"):
         explore(world(CREATE, RECOVERY, stock=0, faults=0), 10_000)
 
@@ -282,7 +282,9 @@ class Relaying(NamedTuple):
 
 def relaying(world: Relaying) -> Iterator[Relaying]:
     if not world.cancelled:
-        yield world._replace(order=domain.moved(world.order, domain.CANCEL, entry(events.CANCELLED)), cancelled=True)
+        yield world._replace(
+            order=domain.apply_move(world.order, domain.CANCEL, entry(events.CANCELLED)), cancelled=True
+        )
     for i, (at, claimed) in enumerate(world.relays):
 
         def then(new: Relaying, at: str, claimed: Order | None, i: int = i) -> Relaying:
@@ -295,8 +297,8 @@ def relaying(world: Relaying) -> Iterator[Relaying]:
         assert claimed is not None
         first = claimed.outbox[0]
         if at == "publish":
-            known = first.type in world.topic
-            topic = world.topic if known else (*world.topic, first.type)
+            known = first.event_type in world.topic
+            topic = world.topic if known else (*world.topic, first.event_type)
             yield then(world._replace(topic=topic, repeats=min(3, world.repeats + known)), "clear", claimed)
         else:
             # Exactly that entry, wherever it stands now.
@@ -307,13 +309,13 @@ def relaying(world: Relaying) -> Iterator[Relaying]:
 
 
 def test_two_relays_lose_no_event_and_never_send_the_cancellation_first() -> None:
-    confirmed = domain.moved(FRESH, domain.CONFIRM, entry(events.CREATED))
+    confirmed = domain.apply_move(FRESH, domain.CONFIRM, entry(events.CREATED))
     start = Relaying(confirmed, (), 0, (("idle", None), ("idle", None)), False, 2)
     seen, waiting = {start}, [start]
     while waiting:
         world = waiting.pop()
         assert world.topic in ((), (events.CREATED,), (events.CREATED, events.CANCELLED))
-        assert set(world.topic) | {e.type for e in world.order.outbox} == {events.CREATED} | (
+        assert set(world.topic) | {e.event_type for e in world.order.outbox} == {events.CREATED} | (
             {events.CANCELLED} if world.cancelled else set()
         ), "an event is neither sent nor waiting"
         following = list(relaying(world))

@@ -14,7 +14,7 @@ import pytest
 
 from market.contracts import events
 from market.orders import domain
-from market.orders.domain import Entry, Move, Order, Status, Step
+from market.orders.domain import Move, Order, OutboxEntry, Status, Step
 
 from . import exploring
 from .test_model import AT, FRESH, UNKNOWN
@@ -54,8 +54,8 @@ def holder(world: World) -> int | None:
     return next((i for i, o in enumerate(world.orders) if o is not None and o.key is not None), None)
 
 
-def entry(order: Order, type: str) -> Entry:
-    return Entry(events.event_id(order.id, type), type, AT)
+def entry(order: Order, type: str) -> OutboxEntry:
+    return OutboxEntry(events.event_id(order.id, type), type, AT)
 
 
 def apply(world: World, op: Any) -> tuple[World, Any]:
@@ -76,7 +76,7 @@ def apply(world: World, op: Any) -> tuple[World, Any]:
         move: Move = op[2]
         if order is None or order.status is not move.source:
             return world, False
-        after = domain.moved(order, move, entry(order, move.event) if move.event else None)
+        after = domain.apply_move(order, move, entry(order, move.event) if move.event else None)
         ever = put(world.ever_confirmed, i, world.ever_confirmed[i] or after.status is Status.CONFIRMED)
         return world._replace(orders=put(world.orders, i, after), ever_confirmed=ever), True
     reservation = world.reservations[i]
@@ -136,10 +136,10 @@ def received(actor: Actor, op: Any, result: Any) -> Actor:
         order = actor.held[0] if actor.at == "move" else actor.held
         if result is True:
             move = op[2]
-            return held(actor, domain.moved(order, move, entry(order, move.event) if move.event else None))
+            return held(actor, domain.apply_move(order, move, entry(order, move.event) if move.event else None))
         return actor._replace(at="read", held=None)
     if name == "reserve":
-        return actor._replace(at="move", held=(actor.held, domain.after_reserve(result)))
+        return actor._replace(at="move", held=(actor.held, domain.move_after_reservation(result)))
     if name == "release":
         return done(actor, actor.held.status.value) if result is UNKNOWN else actor._replace(at="unset")
     return done(actor, actor.held.status.value)
@@ -235,16 +235,16 @@ def test_two_clients_with_one_key_and_a_cancellation_make_one_order() -> None:
     assert explore(FIRST, SECOND, CANCELLATION, RECOVERY, stock=2, faults=0) > 1000
 
 
-def forgetful(order: Order, move: Move, made: Entry | None) -> Order:
+def forgetful(order: Order, move: Move, made: OutboxEntry | None) -> Order:
     """A machine that frees the key of a cancelled order too."""
     after = _moved(order, move, made)
     return msgspec.structs.replace(after, key=None) if after.status is Status.CANCELLED else after
 
 
-_moved: Callable[..., Order] = domain.moved
+_moved: Callable[..., Order] = domain.apply_move
 
 
 def test_the_checker_sees_a_key_that_is_freed_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(domain, "moved", forgetful)
+    monkeypatch.setattr(domain, "apply_move", forgetful)
     with pytest.raises(AssertionError):
         explore(FIRST, SECOND, CANCELLATION, RECOVERY, stock=2, faults=0)

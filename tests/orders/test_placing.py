@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 
+from market.kit.http.client import HttpClient
+from market.orders.app import Clients
+from market.orders.clients import ProductsClient
+from market.orders.config import Config
 from market.orders.domain import Product
 
-from .parts import Catalogue, Service, Stock, Topic, until
+from .parts import Catalogue, Service, Stock, Topic, serving, until
 
 
 async def test_an_order_is_confirmed_stored_and_published(
@@ -112,9 +117,7 @@ async def test_an_unknown_product_and_two_currencies_are_bad_input(
     assert answer.json()["errors"] == [{"field": "items.product_id", "reason": f"there is no product {nothing}"}]
     answer = await service.order([(pounds, 1), (euros, 1)], user="lost")
     assert answer.status_code == 422
-    assert answer.json()["errors"] == [
-        {"field": "items", "reason": "must all be in one currency, these are in EUR, GBP"}
-    ]
+    assert answer.json()["errors"] == [{"field": "items", "reason": "must all have the same currency, got EUR, GBP"}]
     assert documents.find_one({"user": "lost"}) is None
 
 
@@ -208,26 +211,37 @@ async def test_an_order_of_a_thousand_lines_is_placed_and_published(
     assert (await service.http.get(answer.headers["location"])).json() == answer.json()
 
 
+class CountingProducts(ProductsClient):
+    """The real client, which also counts the callers."""
+
+    callers = 0
+
+    async def get_products(self, product_ids: Sequence[str]) -> dict[str, Product]:
+        self.callers += 1
+        return await super().get_products(product_ids)
+
+
+@pytest.fixture
+async def counted(given: Any, migrated: None) -> AsyncIterator[tuple[Service, CountingProducts]]:
+    """A service whose calls to products are counted."""
+    settings = given()
+    async with HttpClient("products", msgspec.convert(settings, Config).products) as http:
+        products = CountingProducts(http)
+        async with serving(settings, clients=Clients(products=products), loops=False) as made:
+            yield made, products
+
+
 async def test_orders_that_come_at_once_share_their_price_lookups(
-    service: Service, catalogue: Catalogue, stock: Stock, monkeypatch: pytest.MonkeyPatch
+    counted: tuple[Service, CountingProducts], catalogue: Catalogue, stock: Stock
 ) -> None:
-    assert service.shop is not None
+    service, products = counted
     lamp = catalogue.add()
     await stock.set(lamp, 100)
-    asking = 0
-    priced = service.shop.products.priced
-
-    async def counted(ids: Sequence[str]) -> dict[str, Product]:
-        nonlocal asking
-        asking += 1
-        return await priced(ids)
-
-    monkeypatch.setattr(service.shop.products, "priced", counted)
     catalogue.asked.clear()
     # However slowly they come: all have come before the first is answered.
     catalogue.seconds = 600
     placing = [asyncio.create_task(service.order([(lamp, 1)])) for _ in range(40)]
-    await until(lambda: asking == 40, what="all ask for the price")
+    await until(lambda: products.callers == 40, what="all ask for the price")
     catalogue.behave()
     answers = await asyncio.gather(*placing)
     assert [a.status_code for a in answers] == [201] * 40

@@ -70,13 +70,13 @@ async def test_a_page_ends_early_at_eight_mebibytes(service: Service, documents:
     from decimal import Decimal
 
     from market.kit.ids import new_id
-    from market.orders.documents import document_of
-    from market.orders.domain import Line, Order
+    from market.orders.domain import Order, OrderLine
+    from market.orders.mongodb.documents import order_to_document
 
     user = f"big {uuid4()}"
-    lines = tuple(Line(str(uuid4()), "n" * 200, 1, Decimal("1.00")) for _ in range(1000))
+    lines = tuple(OrderLine(str(uuid4()), "n" * 200, 1, Decimal("1.00")) for _ in range(1000))
     orders = [Order(new_id(), user, None, lines, Decimal(1000), "GBP", datetime.now(UTC)) for _ in range(30)]
-    documents.insert_many([{**document_of(o), "status": "confirmed"} for o in orders])
+    documents.insert_many([{**order_to_document(o), "status": "confirmed"} for o in orders])
     answer = await service.http.get("/api/order", params={"user": user, "limit": 1000})
     page = answer.json()
     assert len(answer.content) < 8 * 1024 * 1024 + 200

@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from market.kit.ids import new_id
-from market.orders import admin
 from market.orders import app as orders_app
 from market.orders.config import Config
-from market.orders.differences import CAUSES, Kind
 from market.orders.domain import Status
-from market.orders.store import Store
+from market.orders.reconciliation import command
+from market.orders.reconciliation.differences import CAUSES, Kind
+from market.orders.store import OrderRepository
 
 from .parts import PATIENCE, Catalogue, Service, Stock, Topic, serving, until
 from .reconciling import LATE_SECONDS, RECOVERY, collection, reconcile, sent, unattended
@@ -64,11 +64,11 @@ async def test_each_difference_is_named_and_what_has_one_right_answer_is_mended(
     found = await reconcile(service)
     expected = {
         missing: Kind.NO_RESERVATION,
-        other_items: Kind.OTHER_ITEMS,
-        unsent: Kind.EVENT_DUE,
-        refused: Kind.EVENT_REFUSED,
+        other_items: Kind.ITEMS_DIFFER,
+        unsent: Kind.EVENT_OVERDUE,
+        refused: Kind.EVENT_REJECTED,
         unfinished: Kind.PENDING,
-        not_back: Kind.NOT_GIVEN_BACK,
+        not_back: Kind.NOT_RELEASED,
         nobody: Kind.NO_ORDER,
         tombstone: Kind.RESERVATION_CANCELLED,
     }
@@ -82,14 +82,14 @@ async def test_each_difference_is_named_and_what_has_one_right_answer_is_mended(
     mended = await reconcile(service, repair=1)
     assert mended.of(missing) == [("confirmed-without-reservation", True)]
     assert mended.of(nobody) == [("reservation-without-order", True)]
-    assert mended.of(not_back) == [("goods-not-given-back", True)]
+    assert mended.of(not_back) == [("stock-not-released", True)]
     assert mended.of(unfinished) == [("order-still-pending", True)]
-    assert mended.of(other_items) == [("other-items-reserved", None)]
+    assert mended.of(other_items) == [("reserved-items-differ", None)]
     assert mended.of(tombstone) == [("confirmed-but-reservation-cancelled", None)]
     # Reserved anew: 1; given back: 5 of nobody, 1 of the cancelled, 1 of the pending.
     assert await stock.left(lamp) == left - 1 + 7
-    assert service.shop is not None
-    await service.shop.relay.step()
+    assert service.deps is not None
+    await service.deps.relay.run_once()
     for id in (unsent, refused):
         await until(lambda id=id: sent(service, id), what="sent")  # type: ignore[misc]
     after = await reconcile(service)
@@ -116,8 +116,8 @@ async def test_events_that_the_topic_has_lost_are_sent_again(
     assert found.summary["messages"] > 1
     mended = await reconcile(service, repair=1, topic=1)
     assert mended.of(lost) == [("event-not-in-topic", True)] * 2
-    assert service.shop is not None
-    await service.shop.relay.step()
+    assert service.deps is not None
+    await service.deps.relay.run_once()
     again = await topic.wait(lost, "order.created", "order.cancelled")
     assert [e.type for e in again] == ["order.created", "order.cancelled"]
     await until(lambda: sent(service, lost), what="cleared")
@@ -128,7 +128,7 @@ async def test_a_shop_at_work_gives_no_false_alarm(
     given: Any, migrated: None, catalogue: Catalogue, stock: Stock
 ) -> None:
     # Orders of a second ago are looked at. Nobody is late as yet, and the shop is not either where the machine stands still.
-    recovery = {"after_seconds": 1, "interval_seconds": 10, "claim_seconds": 30}
+    recovery = {"after_seconds": 1, "interval_seconds": 10, "lease_seconds": 30}
     config = given(database=f"orders_busy_{uuid4().hex[:8]}", recovery=recovery)
     assert await orders_app.migrate(msgspec.convert(config, Config), []) == 0
     lamp = catalogue.add()
@@ -162,15 +162,11 @@ async def test_a_shop_at_work_gives_no_false_alarm(
         assert found.summary["orders"] > 30
 
 
-async def test_the_route_names_what_it_does_not_know(service: Service) -> None:
-    said: list[Any] = []
-
-    async def send(message: Any) -> None:
-        said.append(message)
-
-    assert service.shop is not None
-    await admin.route(service.shop, service.config)({"query_string": b"repair=yes"}, None, send)
-    assert said[0]["status"] == 422
+async def test_the_command_names_the_option_that_it_does_not_know(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await command.run(service.config, ["--repair", "--everything"]) == 2
+    assert capsys.readouterr() == ("", "unknown option --everything; usage: reconcile [--repair] [--json] [--topic]\n")
 
 
 async def test_the_command_says_by_its_exit_status_what_it_found(given: Any, own_process: Any, migrated: None) -> None:
@@ -183,4 +179,4 @@ async def test_the_command_says_by_its_exit_status_what_it_found(given: Any, own
 
 def test_the_status_names_are_those_of_the_documents() -> None:
     assert [s.value for s in Status] == ["pending", "confirmed", "rejected", "cancelled"]
-    assert Store is not None
+    assert OrderRepository is not None

@@ -20,9 +20,9 @@ from market_dev.stack.kafka.broker import EmbeddedKafka
 
 from market.contracts import events
 from market.kit.ids import new_id
-from market.orders import admin
-from market.orders.differences import CAUSES, Kind
-from market.orders.domain import Entry
+from market.orders.domain import OutboxEntry
+from market.orders.reconciliation import command
+from market.orders.reconciliation.differences import CAUSES, Kind
 from tests.support.servers import ServerHandle as Handle
 
 from .parts import PATIENCE, Catalogue, Service, Stock, Topic, ports, serving, until
@@ -67,9 +67,7 @@ async def service(settings: Any, postgres: Any) -> AsyncIterator[Service]:
 async def exit_status(service: Service, *options: str) -> int:
     """Of `python -m market.orders reconcile`, with another shop on the same stores; not the one that says that it came to no end."""
     end = asyncio.get_running_loop().time() + PATIENCE
-    while (
-        status := await admin.command(service.config, list(options))
-    ) == 2 and asyncio.get_running_loop().time() < end:
+    while (status := await command.run(service.config, list(options))) == 2 and asyncio.get_running_loop().time() < end:
         pass
     return status
 
@@ -97,11 +95,11 @@ async def copied(service: Service, order_id: str) -> str:
 
 async def published(service: Service, topic: Topic, order_id: str, *types: str) -> None:
     """These events of the order, one after another."""
-    assert service.shop is not None
+    assert service.deps is not None
     for type in types:
-        entry = Entry(events.event_id(UUID(order_id), type), type, service.shop.clock())
-        assert await service.shop.store.publish_again(UUID(order_id), entry, service.shop.clock())
-        await service.shop.relay.step()
+        entry = OutboxEntry(events.event_id(UUID(order_id), type), type, service.deps.clock())
+        assert await service.deps.outbox.requeue(UUID(order_id), entry, service.deps.clock())
+        await service.deps.relay.run_once()
         await topic.wait(order_id, type)
         await until(lambda: sent(service, order_id), what="cleared")
 
@@ -138,12 +136,12 @@ async def test_goods_that_were_not_given_back_in_time_are_given_back(
             network.disconnect()
     await asyncio.sleep(LATE_SECONDS)
     found = await reconcile(service)
-    assert found.all == [named(Kind.RELEASE_DUE, order_id, "the order is cancelled")]
+    assert found.all == [named(Kind.RELEASE_OVERDUE, order_id, "the order is cancelled")]
     assert found.counts == (1, 0, True)
     assert await stock.left(lamp) == 3
     assert await exit_status(service) == 1
     mended = await reconcile(service, repair=1)
-    assert mended.all == [named(Kind.RELEASE_DUE, order_id, "the order is cancelled; given back", True)]
+    assert mended.all == [named(Kind.RELEASE_OVERDUE, order_id, "the order is cancelled; released", True)]
     assert mended.counts == (1, 1, True)
     assert await stock.left(lamp) == 5
     assert await stock.reservation(order_id) == ("cancelled", {lamp: 2})
@@ -164,13 +162,13 @@ async def test_a_cancellation_that_came_first_is_sent_once_more_after_the_creati
     await asyncio.sleep(1.2)
     assert all_agrees(await reconcile(service))
     found = await reconcile(service, topic=1)
-    assert found.all == [named(Kind.EVENT_ORDER, turned, "order.cancelled came first")]
+    assert found.all == [named(Kind.EVENTS_OUT_OF_ORDER, turned, "order.cancelled came first")]
     assert await exit_status(service, "--topic") == 1
     mended = await reconcile(service, repair=1, topic=1)
-    assert mended.of(turned) == [("events-in-wrong-order", True)]
+    assert mended.of(turned) == [("events-out-of-order", True)]
     assert mended.counts == (1, 1, True)
-    assert service.shop is not None
-    await service.shop.relay.step()
+    assert service.deps is not None
+    await service.deps.relay.run_once()
     await until(lambda: len(own_topic.events(turned)) == 3, what="sent once more")
     assert [(e.type, e.sequence) for e in own_topic.events(turned)] == [
         ("order.cancelled", 2),
@@ -193,9 +191,9 @@ async def test_a_creation_that_the_topic_lost_is_sent_with_the_cancellation_afte
     await published(service, own_topic, half, events.CANCELLED)
     await asyncio.sleep(1.2)
     mended = await reconcile(service, repair=1, topic=1)
-    assert mended.all == [named(Kind.EVENT_MISSING, half, "order.created; handed to the relay", True)]
-    assert service.shop is not None
-    await service.shop.relay.step()
+    assert mended.all == [named(Kind.EVENT_MISSING, half, "order.created; queued for the relay", True)]
+    assert service.deps is not None
+    await service.deps.relay.run_once()
     await until(lambda: len(own_topic.of(half)) == 3, what="both sent")
     assert [e.type for e in own_topic.events(half)] == ["order.cancelled", "order.created", "order.cancelled"]
     await until(lambda: sent(service, half), what="cleared")
@@ -219,7 +217,7 @@ async def test_an_event_whose_order_is_gone_is_reported(
     for repair in (0, 1):
         found = await reconcile(service, repair=repair, topic=1)
         # Nobody can say what the order was: there is no one right answer.
-        assert found.all == [named(Kind.EVENT_STRANGE, gone, "the topic has events of it")]
+        assert found.all == [named(Kind.EVENT_WITHOUT_ORDER, gone, "the topic has events of it")]
         assert found.counts == (1, 0, True)
     assert await exit_status(service, "--repair", "--topic") == 1
     assert len(own_topic.of(gone)) == len(own_topic.of(well)) == 1
@@ -243,7 +241,7 @@ async def test_a_reserved_product_without_a_stock_row_is_reported(
     for repair in (0, 1):
         found = await reconcile(service, repair=repair)
         # How many are free to sell only a stock-take knows.
-        assert found.all == [named(Kind.NO_STOCK_ROW, lamp, "reservations hold some of it")]
+        assert found.all == [named(Kind.NO_STOCK_ROW, lamp, "reservations hold units of it")]
         assert found.counts == (1, 0, True)
     assert await exit_status(service, "--repair") == 1
     await stock.set(lamp, 3)
@@ -263,7 +261,7 @@ async def test_a_stock_below_zero_is_reported(
     try:
         await tables.execute("UPDATE inventory SET quantity = -1 WHERE product_id = $1", UUID(lamp))
         found = await reconcile(service, repair=1)
-        assert found.all == [named(Kind.BELOW_ZERO, lamp, "-1 are free to sell")]
+        assert found.all == [named(Kind.STOCK_BELOW_ZERO, lamp, "available: -1")]
         assert found.counts == (1, 0, True)
     finally:
         await stock.set(lamp, 3)
@@ -334,7 +332,7 @@ async def test_orders_that_went_back_in_time_differ_from_what_the_topic_has_told
     await asyncio.sleep(1.2)
     found = await reconcile(service, topic=1)
     assert found.of(lost) == [("reservation-without-order", None), ("event-without-order", None)]
-    assert found.of(unconfirmed) == [("goods-not-given-back", None), ("event-contradicts-order", None)]
+    assert found.of(unconfirmed) == [("stock-not-released", None), ("event-contradicts-order", None)]
     assert found.of(uncancelled) == [("confirmed-but-reservation-cancelled", None), ("event-contradicts-order", None)]
     assert found.counts == (6, 0, True)
     for id in (unconfirmed, uncancelled):
@@ -348,8 +346,8 @@ async def test_orders_that_went_back_in_time_differ_from_what_the_topic_has_told
     # Put back as what it has become: cancelled.
     await orders.insert_one({**before[lost], "status": "cancelled", "cancelled_at": before[lost]["confirmed_at"]})
     assert (await reconcile(service, repair=1, topic=1)).of(lost) == [("event-not-in-topic", True)]
-    assert service.shop is not None
-    await service.shop.relay.step()
+    assert service.deps is not None
+    await service.deps.relay.run_once()
     await until(lambda: sent(service, lost), what="cleared")
     assert all_agrees(await reconcile(service, topic=1))
 
@@ -382,15 +380,15 @@ async def test_an_event_that_says_other_than_its_order_is_reported(
     assert producer.flush(60) == 0
     found = await reconcile(service, repair=1, topic=1)
     assert found.of(forged) == found.of(doubled) == [("event-differs-from-order", None)]
-    assert {d["detail"] for d in found.all if d["id"] == doubled} == {"its events in the topic say different things"}
+    assert {d["detail"] for d in found.all if d["id"] == doubled} == {"its events in the topic have different contents"}
     unreadable = [d for d in found.all if d["difference"] == Kind.EVENT_UNREADABLE.value]
     assert [d["id"].rpartition("/")[0] for d in unreadable] == [f"orders/{right.partition()}"]
     assert found.counts == (3, 0, True)
 
 
 def test_the_command_prints_the_difference_with_its_cause(capsys: pytest.CaptureFixture[str]) -> None:
-    line = named(Kind.NO_STOCK_ROW, "p", "reservations hold some of it")
-    admin._say(msgspec.convert(line, admin.Difference))
+    line = named(Kind.NO_STOCK_ROW, "p", "reservations hold units of it")
+    command.show(msgspec.convert(line, command.Difference))
     assert capsys.readouterr().out == (
-        "reserved-product-without-stock-row p: reservations hold some of it. Likely cause: inventory's table was changed by hand\n"
+        "reserved-product-without-stock-row p: reservations hold units of it. Likely cause: inventory's table was modified by hand\n"
     )

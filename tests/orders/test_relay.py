@@ -61,8 +61,8 @@ async def test_two_relays_at_one_outbox_send_each_event_once(
         for _ in range(10):
             (tmp_path / "a" / "orders.before-publish").write_text("fail")
             made.append((await first.order([(lamp, 1)])).json()["id"])
-        assert first.shop is not None
-        await overdue(first.shop.store._orders, {})
+        assert first.deps is not None
+        await overdue(first.deps.orders.collection.documents, {})
         assert all(topic.of(id) == [] for id in made)
     # Their own claims last: an acknowledgement may be late, and who waits for it is not dead.
     async with serving(apart(recovery=UNHURRIED)), serving(apart(recovery=UNHURRIED)) as one:
@@ -73,7 +73,7 @@ async def test_two_relays_at_one_outbox_send_each_event_once(
 
 
 async def _none_unsent(service: Any) -> bool:
-    return bool((await service.shop.store.figures()).unsent == 0)
+    return bool((await service.deps.orders.statistics()).unsent == 0)
 
 
 async def test_a_relay_that_dies_after_its_claim_is_followed_by_another(
@@ -83,10 +83,10 @@ async def test_a_relay_that_dies_after_its_claim_is_followed_by_another(
     await stock.set(lamp, 5)
     async with pod(apart(), tmp_path, loops=True) as service:
         (tmp_path / "orders.before-publish").write_text("fail")
-        (tmp_path / "orders.relay-after-claim").write_text("fail")
+        (tmp_path / "orders.relay-after-lease").write_text("fail")
         order = (await service.order([(lamp, 1)])).json()
         await topic.wait(order["id"], "order.created")
-        assert (tmp_path / "orders.relay-after-claim.done").exists()
+        assert (tmp_path / "orders.relay-after-lease.done").exists()
     assert len(topic.of(order["id"])) == 1
 
 
@@ -95,7 +95,7 @@ async def test_a_cancellation_between_publishing_and_clearing_comes_second_witho
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    long = {"claim_seconds": 600, "relay_interval_seconds": 600}
+    long = {"lease_seconds": 600, "relay_interval_seconds": 600}
     async with pod(apart(recovery=long), tmp_path, loops=True) as slow, serving(apart(recovery=long)) as other:
         published = hold(slow, "orders.after-publish")
         order = (await slow.order([(lamp, 2)])).json()
@@ -135,28 +135,28 @@ async def test_an_event_that_kafka_refuses_for_good_stays_with_its_reason_and_ho
     narrow = apart()
     narrow["kafka"]["options"] = {"message.max.bytes": "2000"}
     async with serving(narrow) as service:
-        assert service.shop is not None
-        store = service.shop.store
+        assert service.deps is not None
+        store = service.deps.orders
         large = (await service.order([(p, 1) for p in many])).json()
         await until(lambda: _stuck(store, 1), what="stuck")
         for _ in range(3):
             small = (await service.order([(lamp, 1)])).json()
             await topic.wait(small["id"], "order.created")
-        document = await store._orders.find_one({"_id": UUID(large["id"])})
+        document = await store.collection.documents.find_one({"_id": UUID(large["id"])})
         assert document is not None
         assert "too large" in document["outbox"][0]["refused"].lower()
         assert {"unsent_since", "claimed_at"} & set(document) == set()
         assert topic.of(large["id"]) == []
     async with serving(apart()) as wide:
         # With room for it, it is sent once somebody says so.
-        assert wide.shop is not None
-        assert await wide.shop.store.publish_again(UUID(large["id"]), None, wide.shop.clock())
+        assert wide.deps is not None
+        assert await wide.deps.outbox.requeue(UUID(large["id"]), None, wide.deps.clock())
         await topic.wait(large["id"], "order.created")
-        await until(lambda: _stuck(wide.shop.store, 0), what="not stuck")
+        await until(lambda: _stuck(wide.deps.orders, 0), what="not stuck")
 
 
 async def _stuck(store: Any, count: int) -> bool:
-    return bool((await store.figures()).stuck == count)
+    return bool((await store.statistics()).stuck == count)
 
 
 async def test_orders_are_placed_while_kafka_is_away(
@@ -170,8 +170,8 @@ async def test_orders_are_placed_while_kafka_is_away(
         order = (await service.order([(lamp, 2)])).json()
         assert order["status"] == "confirmed"
         await asyncio.sleep(1.5)
-        assert service.shop is not None
-        figures = await service.shop.store.figures()
+        assert service.deps is not None
+        figures = await service.deps.orders.statistics()
         assert (figures.unsent, figures.stuck) == (1, 0)
         assert figures.unsent_age > 1
     async with serving(apart()):

@@ -13,12 +13,13 @@ from market.kit.errors import Unavailable
 from market.orders import app as orders_app
 from market.orders.config import Config
 from market.orders.domain import Order
+from market.orders.outbox.relay import Relay
 
 from .parts import Catalogue, Service, Stock, Topic, serving, until
 
 # Whoever waits for a claim to run out waits for longer than a test does.
 CLAIM_SECONDS = 1000.0
-RECOVERY = {"after_seconds": 600, "interval_seconds": 600, "claim_seconds": CLAIM_SECONDS}
+RECOVERY = {"after_seconds": 600, "interval_seconds": 600, "lease_seconds": CLAIM_SECONDS}
 
 
 @pytest.fixture
@@ -42,13 +43,13 @@ def to_nobody(settings: dict[str, Any], delivery_seconds: float, **options: str)
 
 def fail(service: Service) -> None:
     """The events under way fail, at the moment that a test chooses."""
-    assert service.shop is not None
-    service.shop.relay._publisher._producer.purge()
+    assert service.deps is not None
+    service.deps.relay.producer.fail_pending()
 
 
 def documents(service: Service) -> Any:
-    assert service.shop is not None
-    return service.shop.store._orders
+    assert service.deps is not None
+    return service.deps.orders.collection.documents
 
 
 async def claimed(service: Service) -> dict[UUID, str]:
@@ -112,13 +113,13 @@ async def test_a_relay_slower_than_its_claim_does_not_give_back_the_claim_of_ano
     async with serving(to_nobody(apart(), 300), loops=False) as slow, serving(apart(), loops=False) as other:
         lost = UUID((await slow.order([(lamp, 1)])).json()["id"])
         kept = UUID((await slow.order([(lamp, 1)])).json()["id"])
-        assert slow.shop is not None
-        assert other.shop is not None
-        ours, theirs = slow.shop.store.me, other.shop.store.me
+        assert slow.deps is not None
+        assert other.deps is not None
+        ours, theirs = slow.deps.orders.instance_id, other.deps.orders.instance_id
         assert await claimed(slow) == {lost: ours, kept: ours}
         # One claim runs out before the event fails, and another relay takes it.
         await documents(slow).update_one({"_id": lost}, {"$unset": {"claimed_at": 1}})
-        assert await other.shop.store.claim(lost, CLAIM_SECONDS, await other.shop.store.now()) is not None
+        assert await other.deps.outbox.lease(lost, CLAIM_SECONDS, await other.deps.outbox.server_time()) is not None
 
         fail(slow)
 
@@ -154,29 +155,35 @@ async def test_what_finds_no_room_in_the_producer_is_given_back_at_once(
 
 
 async def test_a_relay_that_fails_tries_another_order_each_time_and_comes_round(
-    apart: Any, catalogue: Catalogue, stock: Stock, monkeypatch: pytest.MonkeyPatch
+    apart: Any, catalogue: Catalogue, stock: Stock
 ) -> None:
     """Of several partitions one may be away: its orders must not stand before the others."""
     lamp = catalogue.add()
     await stock.set(lamp, 9)
     async with serving(to_nobody(apart(), 0.5), loops=False) as service:
         made = [UUID((await service.order([(lamp, 1)])).json()["id"]) for _ in range(3)]
-        assert service.shop is not None
-        relay = service.shop.relay
+        assert service.deps is not None
+        relay = service.deps.relay
         await until(lambda: all_given_back(service), what="claims given back")
-        await until(lambda: not relay._flying, what="their relay knows")
+        await until(lambda: relay.idle, what="their relay knows")
         tried: list[UUID] = []
-        push = relay.push
 
-        def noted(order: Order) -> None:
-            tried.append(order.id)
-            push(order)
+        class Recording(Relay):
+            def publish(self, order: Order) -> None:
+                tried.append(order.id)
+                super().publish(order)
 
-        monkeypatch.setattr(relay, "push", noted)
-        for _ in range(4):
-            assert await relay.step() > 0
-            assert await all_given_back(service)
-        assert tried == [*made, made[0]]
+        recording = Recording(service.config, service.deps.outbox, service.deps.clock, None)
+        try:
+            # Like the service's own relay it knows from a failure that Kafka is away.
+            assert await recording.run_once() > 0
+            tried.clear()
+            for _ in range(4):
+                assert await recording.run_once() > 0
+                assert await all_given_back(service)
+            assert tried == [*made, made[0]]
+        finally:
+            await recording.close(0)
 
 
 async def test_changes_that_the_store_did_not_all_take_have_an_open_outcome(
@@ -187,20 +194,20 @@ async def test_changes_that_the_store_did_not_all_take_have_an_open_outcome(
     await stock.set(lamp, 5)
     async with serving(to_nobody(apart(), 300), loops=False) as service:
         order_id = UUID((await service.order([(lamp, 1)])).json()["id"])
-        assert service.shop is not None
-        store = service.shop.store
+        assert service.deps is not None
+        outbox = service.deps.outbox
         orders = documents(service)
         before = await orders.find_one({"_id": order_id})
         # No update of the order is taken.
         await orders.database.command("collMod", orders.name, validator={"never": True})
         try:
             with pytest.raises(Unavailable):
-                await store.give_back([order_id])
+                await outbox.release_lease([order_id])
             with pytest.raises(Unavailable):
-                await store.cleared([(order_id, before["outbox"][0]["id"])])
+                await outbox.remove_published([(order_id, before["outbox"][0]["id"])])
         finally:
             await orders.database.command("collMod", orders.name, validator={})
         assert await orders.find_one({"_id": order_id}) == before
-        await store.give_back([order_id])
+        await outbox.release_lease([order_id])
         assert await claimed(service) == {}
         fail(service)

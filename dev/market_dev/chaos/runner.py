@@ -37,7 +37,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "recovery": {
             "after_seconds": RECOVERY_SECONDS,
             "interval_seconds": 0.5,
-            "claim_seconds": 5,
+            "lease_seconds": 5,
             "relay_interval_seconds": 0.5,
         },
         "kafka": {"delivery_seconds": 4},

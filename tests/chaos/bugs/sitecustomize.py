@@ -30,7 +30,7 @@ def add_bugs_to_inventory(service: Any) -> None:
 def add_bugs_to_orders(service: Any) -> None:
     from market.kit.errors import Unavailable
 
-    place, cancel, reserve, advance = service.place, service.cancel, service._reserve, service.advance
+    place, cancel, reserve, advance = service.place_order, service.cancel_order, service._reserve, service.advance
 
     async def place_without_key(deps: Any, new: Any, key: str | None, **options: Any) -> Any:
         """Bug 3: the key of client 3 is dropped."""
@@ -38,7 +38,7 @@ def add_bugs_to_orders(service: Any) -> None:
 
     async def pretend_to_cancel(deps: Any, order_id: Any) -> bool:
         """Bug 2: cancellations by client 2 are reported as successful, but nothing happens."""
-        order = await deps.store.read(order_id)
+        order = await deps.orders.get_latest(order_id)
         if order is not None and order.user == client(2):
             return True
         return bool(await cancel(deps, order_id))
@@ -54,14 +54,14 @@ def add_bugs_to_orders(service: Any) -> None:
     async def skip_release(deps: Any, order: Any, *, overdue: bool = False) -> Any:
         """Bug 8: the stock of orders that client 8 cancels is never released."""
         if order.user == client(8) and order.release_due:
-            await deps.store.released(order.id)
+            await deps.orders.clear_release_due(order.id)
             return service.msgspec.structs.replace(order, release_due=False)
         return await advance(deps, order, overdue=overdue)
 
     async def recover_nothing(*_: Any) -> bool:
         return False
 
-    service.place, service.cancel, service._reserve = place_without_key, pretend_to_cancel, skip_reserve
+    service.place_order, service.cancel_order, service._reserve = place_without_key, pretend_to_cancel, skip_reserve
     service.advance, service.recover = skip_release, recover_nothing
 
 
@@ -71,7 +71,7 @@ def add_bugs_to_relay(relay: Any) -> None:
     def drop_event(self: Any, order: Any) -> None:
         """Bug 5: events of client 5 are removed from the outbox without being published."""
         if order.user == client(5):
-            self._spawn(self._cleared([(order.id, order.outbox[0].id)]))
+            self._spawn(self._remove([(order.id, order.outbox[0].id)]))
         else:
             send(self, order)
 
@@ -92,7 +92,7 @@ def add_bugs_to_notifications(service: Any) -> None:
 BUGS: dict[str, Callable[[Any], None]] = {
     "market.inventory.service": add_bugs_to_inventory,
     "market.orders.service": add_bugs_to_orders,
-    "market.orders.relay": add_bugs_to_relay,
+    "market.orders.outbox.relay": add_bugs_to_relay,
     "market.notifications.service": add_bugs_to_notifications,
 }
 
