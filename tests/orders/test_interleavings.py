@@ -38,7 +38,7 @@ async def apart(given: Any, migrated: None) -> Any:
 
 
 @pytest.mark.parametrize("way", ["orders -> inventory", "orders -> mongodb"])
-@pytest.mark.parametrize("fault", ["cut", "blackhole"])
+@pytest.mark.parametrize("fault", ["disconnect", "blackhole"])
 async def test_a_step_whose_answer_is_lost_on_the_wire_is_finished_by_the_same_key(
     apart: Any, catalogue: Catalogue, stock: Stock, mongodb: Any, documents: Any, tmp_path: Path, way: str, fault: str
 ) -> None:
@@ -242,7 +242,7 @@ async def test_a_topic_that_is_away_or_full_holds_up_events_and_loses_none(
             await asyncio.sleep(1.5)
             figures = await store.statistics()
             assert (figures.unsent, figures.stuck) == (3, 0)
-            assert figures.unsent_age > 1
+            assert figures.oldest_unsent_seconds > 1
             made = {**settings, "kafka": {**settings["kafka"], "partitions": 4}}
             assert await orders_app.migrate(msgspec.convert(made, Config), []) == 0
             for order in first:

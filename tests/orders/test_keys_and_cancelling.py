@@ -119,9 +119,9 @@ async def test_what_is_undecided_says_what_the_client_can_do_with_what_it_has(
     uncancelled = await service.http.delete(f"/api/order/{lost.json()['order_id']}")
     assert (uncancelled.status_code, uncancelled.json()["order_id"]) == (503, lost.json()["order_id"])
     keyed, unkeyed, cancelling = *said, uncancelled.json()["detail"]
-    assert "the same Idempotency-Key gives the final answer later" in keyed
-    assert "read the order by its id to see what became of it; without an Idempotency-Key" in unkeyed
-    assert "cancel it again, or read it by its id" in cancelling
+    assert "repeat the request with the same Idempotency-Key for the final result" in keyed
+    assert "read the order by its id for the result; without an Idempotency-Key" in unkeyed
+    assert "cancel it again, or read the order by its id" in cancelling
     assert "Idempotency-Key" not in cancelling
     assert (await service.http.delete(f"/api/order/{lost.json()['order_id']}")).status_code == 204
 

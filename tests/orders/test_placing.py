@@ -100,7 +100,7 @@ async def test_another_total_than_expected_is_refused_before_anything_is_stored(
         "type": "urn:market:problem:price-changed",
         "title": "Price changed",
         "status": 409,
-        "detail": "the total is 5.00 now",
+        "detail": "the total is now 5.00",
         "total": "5.00",
     }
     assert documents.find_one({"user": "thrifty"}) is None

@@ -306,7 +306,7 @@ async def test_documents_whose_ids_are_of_another_kind_are_named_and_hide_no_ord
     try:
         found = await reconcile(service, repair=1, topic=1)
         assert sorted(d["id"] for d in found.all) == sorted(repr(id) for id in foreign)
-        assert all(d == named(Kind.UNREADABLE, d["id"], "its id is no UUID") for d in found.all)
+        assert all(d == named(Kind.UNREADABLE, d["id"], "its id is not a UUID") for d in found.all)
         assert (found.counts, found.of(order_id)) == ((5, 0, True), [])
     finally:
         await collection(service).delete_many({"_id": {"$in": foreign}})

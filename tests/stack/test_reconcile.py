@@ -1,16 +1,18 @@
-"""What `market reconcile` makes of the lines that orders sends."""
+"""`market reconcile`: what it shows of the lines that the command of orders prints."""
 
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from market_dev.commands.cli import app
+from market_dev.commands.reconcile import reconcile
 from typer.testing import CliRunner
+
+from tests.support.ports import free_port_base
 
 PROGRESS = {"kind": "progress", "step": "orders", "done": 3, "total": 3}
 DIFFERENCE = {
@@ -34,95 +36,94 @@ SUMMARY = {
 }
 
 
-class _Orders:
-    """An admin port that answers with given lines and remembers what it was asked."""
+class FakeOrders:
+    """A command that prints these lines and exits with this status, after an error in its log; it records its arguments."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
         self.lines: list[dict[str, Any]] = []
-        self.status = 200
-        self.asked: list[str] = []
-        outer = self
+        self.status = 0
+        self._output = directory / "output"
+        self._arguments = directory / "arguments"
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                outer.asked.append(self.path)
-                self.send_response(outer.status)
-                self.end_headers()
-                for line in outer.lines:
-                    self.wfile.write(json.dumps(line).encode() + b"\n")
+    @property
+    def arguments(self) -> list[str]:
+        return self._arguments.read_text().split()
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-
-@pytest.fixture
-def orders() -> Iterator[_Orders]:
-    made = _Orders()
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-    thread.join()
+    def command(self) -> list[str]:
+        self._output.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        script = f"""
+import sys
+open({str(self._arguments)!r}, "w").write(" ".join(sys.argv[1:]))
+print(open({str(self._output)!r}).read(), end="")
+print("connecting\\nno such database", file=sys.stderr)
+sys.exit({self.status})
+"""
+        return [sys.executable, "-c", script]
 
 
 @pytest.fixture
-def reconcile(orders: _Orders) -> Callable[..., Any]:
-    return lambda *options: CliRunner().invoke(app, ["reconcile", "--url", orders.url, *options])
+def orders(tmp_path: Path) -> FakeOrders:
+    return FakeOrders(tmp_path)
 
 
-def test_books_that_agree_are_said_so_and_end_with_0(orders: _Orders, reconcile: Callable[..., Any]) -> None:
+def run(orders: FakeOrders, *, repair: bool = False, topic: bool = False, as_json: bool = False) -> int:
+    return reconcile(orders.command(), {}, repair=repair, topic=topic, as_json=as_json)
+
+
+def test_no_differences_end_with_0(orders: FakeOrders, capsys: pytest.CaptureFixture[str]) -> None:
     orders.lines = [PROGRESS, SUMMARY]
-    done = reconcile()
-    assert (done.exit_code, orders.asked) == (0, ["/reconcile?repair=0&topic=0"])
-    assert "Compared 3 orders, 4 reservations in 0.1 s." in done.output
-    assert "Everything agrees." in done.output
+    assert (run(orders), orders.arguments) == (0, ["--json"])
+    output = capsys.readouterr().out
+    assert "Compared 3 orders, 4 reservations in 0.1 s." in output
+    assert "No differences." in output
 
 
-def test_a_difference_is_shown_with_its_cause_and_ends_with_1(orders: _Orders, reconcile: Callable[..., Any]) -> None:
+def test_a_difference_is_shown_with_its_cause_and_ends_with_1(
+    orders: FakeOrders, capsys: pytest.CaptureFixture[str]
+) -> None:
     orders.lines = [DIFFERENCE, PROGRESS, SUMMARY | {"differences": 1}]
-    done = reconcile("--topic")
-    assert (done.exit_code, orders.asked) == (1, ["/reconcile?repair=0&topic=1"])
+    assert (run(orders, topic=True), orders.arguments) == (1, ["--json", "--topic"])
+    output = capsys.readouterr().out
     for part in ("MongoDB was restored", "2 of p1", "1 difference."):
-        assert part in done.output
+        assert part in output
 
 
-def test_what_was_mended_ends_with_0(orders: _Orders, reconcile: Callable[..., Any]) -> None:
+def test_a_repaired_difference_ends_with_0(orders: FakeOrders, capsys: pytest.CaptureFixture[str]) -> None:
     orders.lines = [DIFFERENCE | {"repaired": True}, SUMMARY | {"differences": 1, "repaired": 1}]
-    done = reconcile("--repair")
-    assert (done.exit_code, orders.asked) == (0, ["/reconcile?repair=1&topic=0"])
-    assert "1 difference, 1 of them mended." in done.output
+    assert (run(orders, repair=True), orders.arguments) == (0, ["--json", "--repair"])
+    assert "1 difference, 1 of them repaired." in capsys.readouterr().out
 
 
-def test_json_passes_every_line_on(orders: _Orders, reconcile: Callable[..., Any]) -> None:
+def test_json_prints_every_line(orders: FakeOrders, capsys: pytest.CaptureFixture[str]) -> None:
     orders.lines = [PROGRESS, DIFFERENCE, SUMMARY | {"differences": 1}]
-    done = reconcile("--json")
-    assert done.exit_code == 1
-    assert [json.loads(line) for line in done.stdout.splitlines()] == orders.lines
+    assert run(orders, as_json=True) == 1
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == orders.lines
 
 
 @pytest.mark.parametrize(
-    ("lines", "status", "said"),
+    ("lines", "status", "error"),
     [
-        ([PROGRESS], 200, "broke off before the end"),
-        ([SUMMARY | {"complete": False, "error": "inventory: away"}], 200, "not finished: inventory: away"),
-        ([], 404, "is not the admin port of orders"),
+        ([PROGRESS], -9, "orders stopped before the end, with status 247: no such database"),
+        (
+            [SUMMARY | {"complete": False, "error": "inventory is unavailable"}],
+            2,
+            "not finished: inventory is unavailable",
+        ),
+        ([], 2, "orders stopped before the end, with status 2: no such database"),
     ],
 )
-def test_what_could_not_be_finished_ends_with_2(
-    orders: _Orders, reconcile: Callable[..., Any], lines: list[dict[str, Any]], status: int, said: str
+def test_an_unfinished_reconciliation_ends_with_2(
+    orders: FakeOrders, capsys: pytest.CaptureFixture[str], lines: list[dict[str, Any]], status: int, error: str
 ) -> None:
     orders.lines, orders.status = lines, status
-    done = reconcile()
-    assert done.exit_code == 2
-    assert said in done.output
-    assert "Everything agrees" not in done.output
+    assert run(orders) == 2
+    out, err = capsys.readouterr()
+    assert error in err
+    assert "No differences" not in out
 
 
-def test_nobody_there_is_one_line() -> None:
-    done = CliRunner().invoke(app, ["reconcile", "--url", "http://127.0.0.1:1"])
+def test_a_local_shop_that_is_not_running_is_one_line() -> None:
+    """The real command of orders, with the configuration of the local stack."""
+    done = CliRunner().invoke(app, ["reconcile", "--port-base", str(free_port_base())])
     assert done.exit_code == 2
-    assert "orders does not answer at http://127.0.0.1:1" in done.output
+    assert "market reconcile: not finished: the order store" in done.output

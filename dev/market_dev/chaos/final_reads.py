@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -17,6 +20,8 @@ from pymongo import AsyncMongoClient
 from market.contracts import events
 from market_dev.chaos.observations import EventRecord, MailRecord, OrderRecord, ReservationRecord
 from market_dev.stack.stack import Stack
+
+RECONCILE = ("-m", "market.orders", "reconcile", "--json", "--topic")
 
 
 @dataclass(frozen=True)
@@ -185,13 +190,14 @@ async def read_mails(stores: Stores) -> list[MailRecord]:
                 return found
 
 
-async def read_differences(admin_url: str) -> list[str]:
-    """Return what `market reconcile` finds, the topic included. `admin_url`: that of orders."""
-    timeout = aiohttp.ClientTimeout(total=300)
-    async with (
-        aiohttp.ClientSession(timeout=timeout) as http,
-        http.post(f"{admin_url}/reconcile", params={"repair": "0", "topic": "1"}) as response,
-    ):
-        response.raise_for_status()
-        lines = [msgspec.json.decode(line) for line in (await response.read()).splitlines() if line.strip()]
-    return [str(line) for line in lines if line.get("kind") == "difference"]
+async def read_differences(stack: Stack) -> list[str]:
+    """Return what the reconcile command of orders finds, the topic included. Raises RuntimeError if it did not finish."""
+    env = stack.environment("orders") | {"CONFIG_PATH": str(stack.configuration("orders"))}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *RECONCILE, env={**os.environ, **env}, stdout=PIPE, stderr=PIPE
+    )
+    output, log = await process.communicate()
+    lines = [msgspec.json.decode(line) for line in output.splitlines()]
+    if process.returncode not in (0, 1):
+        raise RuntimeError(f"reconcile ended with status {process.returncode}: {lines[-1:]} {log.decode()[-500:]}")
+    return [str(line) for line in lines if line["kind"] == "difference"]

@@ -157,7 +157,7 @@ async def _run_plan(
         mails=await final_reads.read_mails(stores),
         faults_injected=bool(plan),
         recovery_seconds=RECOVERY_SECONDS + 5,
-        differences=await final_reads.read_differences(urls["admin"]["orders"]),
+        differences=await final_reads.read_differences(stack),
     )
     nemesis.measure()
     duration = time.monotonic() - started

@@ -185,7 +185,7 @@ class Stack:
             run = self.directory.path / "run"
             run.mkdir(exist_ok=True)
             own_ports = {name: p[name] for name in row.ports}
-            config, env = self._configuration(row.name), self.environment(row.name)
+            config, env = self.configuration(row.name), self.environment(row.name)
             return Service(row.name, own_ports, run, logs, config=config, env=env)
         if row.name == "postgres":
             # The package that wrote the data, if there is data.
@@ -204,7 +204,8 @@ class Stack:
             return ApacheKafka(p["kafka"], p["kafka controller"], directory, logs, advertised=advertised)
         return broker.EmbeddedKafka(p["kafka"], directory, logs, advertised=advertised)
 
-    def _configuration(self, service: str) -> Path:
+    def configuration(self, service: str) -> Path:
+        """Return the service's configuration file in this stack."""
         if service in self.options.overrides:
             return self.directory.path / "config" / f"{service}.yaml"
         return config_directory() / f"{service}.yaml"
@@ -212,14 +213,14 @@ class Stack:
     def _write_configurations(self) -> None:
         for service, overrides in self.options.overrides.items():
             tree = yaml.safe_load((config_directory() / f"{service}.yaml").read_text("utf-8"))
-            path = self._configuration(service)
+            path = self.configuration(service)
             path.parent.mkdir(exist_ok=True)
             path.write_text(yaml.safe_dump(_merged(tree, overrides), allow_unicode=True), "utf-8")
 
     async def _migrate(self) -> None:
         """Apply all migrations; each service waits for its own."""
         jobs = {
-            name: {"config": str(self._configuration(name)), "env": self.environment(name)}
+            name: {"config": str(self.configuration(name)), "env": self.environment(name)}
             for name, row in self.rows.items()
             if row.migrates
         }
