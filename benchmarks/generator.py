@@ -228,9 +228,9 @@ class ReserveRun:
 def unbatched_client(channel: Any, config: Any) -> Any:
     """Return the client that orders uses, without its batching: each reservation is one call."""
     from market.contracts import inventory_pb2 as pb
-    from market.orders.clients import Inventory
+    from market.orders.clients import InventoryClient
 
-    class Unbatched(Inventory):
+    class Unbatched(InventoryClient):
         async def reserve(self, order_id: Any, wanted: Any) -> Any:
             items = [pb.Item(product_id=w.product_id, quantity=w.quantity) for w in wanted]
             [response] = await self._reserve_many([pb.ReserveRequest(reservation_id=str(order_id), items=items)])
@@ -242,12 +242,12 @@ def unbatched_client(channel: Any, config: Any) -> Any:
 async def run_reserve(run: LoadRun) -> Result:
     from market.kit.config import GrpcUpstream
     from market.kit.rpc import client as rpc
-    from market.orders.clients import Inventory
+    from market.orders.clients import InventoryClient
 
     spec = run.spec
     config = GrpcUpstream(target=f"dns:///{spec.host}:{spec.port}", timeout_seconds=30)
     async with rpc.channel(config) as channel:
-        client: Any = Inventory(channel, config) if spec.kind == "reserve" else unbatched_client(channel, config)
+        client: Any = InventoryClient(channel, config) if spec.kind == "reserve" else unbatched_client(channel, config)
         reserve_run = ReserveRun(run, client)
         callers = [asyncio.create_task(reserve_run.caller()) for _ in range(spec.connections)]
         pacing = None

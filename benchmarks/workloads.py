@@ -119,10 +119,10 @@ def check(rng: random.Random, ids: list[str], count: int = 100) -> Iterator[tupl
 
 def reservations(rng: random.Random, ids: list[str], lines: int = 1) -> Iterator[tuple[uuid.UUID, list[Any]]]:
     """Arguments for the client that orders uses."""
-    from market.orders.domain import Wanted
+    from market.orders.domain import RequestedLine
 
     while True:
-        yield uuid.uuid4(), [Wanted(product_id, quantity) for product_id, quantity in _lines(rng, ids, lines)]
+        yield uuid.uuid4(), [RequestedLine(product_id, quantity) for product_id, quantity in _lines(rng, ids, lines)]
 
 
 WORKLOADS = {

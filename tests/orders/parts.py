@@ -31,6 +31,7 @@ from market.kit.http import edge
 from market.kit.http.responses import json_response
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process
+from market.kit.process.tasks import periodic_tasks
 from market.orders import app as orders_app
 from market.orders.app import Clients
 from market.orders.config import Config
@@ -264,7 +265,7 @@ async def serving(
         deps = await stack.enter_async_context(orders_app.connect(config, process, clients))
         await orders_app.wait_for_store(process.health, deps)
         if loops:
-            await stack.enter_async_context(orders_app.running_loops(config, deps))
+            await stack.enter_async_context(periodic_tasks(orders_app.background_steps(config, deps)))
         server = orders_app.http_server(config, process, deps)
         await server.start()
         process.health.started = True
