@@ -1,8 +1,9 @@
 """`python -m benchmarks.before REF`: compares this build with an earlier one, `make bench-before REF=...`.
 
 Checks out the commit REF below .market/before, installs it in a virtual environment of its own, and starts both builds
-by their own `market up`. The load generator of this build loads them in turn, in random order in each round. Only public
-interfaces of the earlier build are used: `make install`, `market up` and the ports, so that REF may be any commit.
+by their own `market up`. The load generator of this build loads them in turn, in random order in each round. Only
+public interfaces of the earlier build are used: `make install`, `market up` and the ports, so that REF may be any
+commit.
 
 python -m benchmarks.before 1fbfb31                     all scenarios, nine rounds
 python -m benchmarks.before 1fbfb31 order graphql-list  only these
@@ -180,7 +181,8 @@ async def compare(settings: Settings, commit: str, checkout: Path) -> Result:
                 )
                 build = Build(name, shop, seconds=settings.seconds, warmup=settings.warmup)
                 await build.fill()
-                # The orders have no mails. Without the consumer, one build's events cost nothing during the other's round.
+                # The orders have no mails. Without the consumer, one build's events cost nothing during the other's
+                # round.
                 build.signal("notifications", signal.SIGSTOP)
                 stack.callback(build.signal, "notifications", signal.SIGCONT)
                 builds.append(build)
@@ -215,7 +217,8 @@ def render(result: Result) -> str:
     """Return the comparison as Markdown: medians of the rounds, and ratios round by round."""
     lines = [
         f"Compared with {result.ref} ({result.commit}) on {result.machine}; rounds of {result.seconds:g} s.",
-        "A ratio is taken within each round: ours / before, median (min - max). Rates above 1 and CPU and p99 below 1 are better.",
+        "A ratio is taken within each round: ours / before, median (min - max). Rates above 1 and CPU and p99 below 1 "
+        "are better.",
         "",
         "| scenario | rounds | ours | before | rate: ratio | CPU per operation: ratio | p99: ratio |",
         "|---|---|---|---|---|---|---|",

@@ -190,7 +190,8 @@ async def pace(rate: float, arrive: Callable[[float], None]) -> None:
         while (due := started + number / rate) <= now:
             number += 1
             arrive(due)
-        # uvloop's timers have a resolution of a millisecond: a shorter sleep would spin, and take a core from what is measured.
+        # uvloop's timers have a resolution of a millisecond: a shorter sleep would spin, and take a core from what is
+        # measured.
         await asyncio.sleep(max(0.001, due - now))
 
 

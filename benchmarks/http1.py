@@ -1,4 +1,5 @@
-"""HTTP/1.1 for the load generator: one request at a time per kept-alive connection, and minimal parsing of responses."""
+"""HTTP/1.1 for the load generator: one request at a time per kept-alive connection, and minimal parsing of
+responses."""
 
 from __future__ import annotations
 

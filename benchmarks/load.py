@@ -18,7 +18,8 @@ from benchmarks.measurements import Latency, Measurement
 
 ROOT = Path(__file__).parents[1]
 R = TypeVar("R")
-# The rate of an open loop, as a share of what the contestant reached in the closed loop: busy, but without growing queues.
+# The rate of an open loop, as a share of what the contestant reached in the closed loop: busy, but without growing
+# queues.
 OPEN_LOOP_SHARE = 0.6
 
 

@@ -31,7 +31,8 @@ from market.graphql.engine.writers import Writer, object_writer, product_join, r
 from market.graphql.service import Deps
 
 DOCUMENTS = {
-    "list of 20 products, six fields": "{ products(limit: 20) { items { id name price currency imageUrl available } } }",
+    "list of 20 products, six fields": "{ products(limit: 20) { items { id name price currency imageUrl available } } "
+    "}",
     "20 orders, 60 lines, joined products": """{ orders(user: "ann", limit: 20) { items {
         id status total items { quantity unitPrice product { name imageUrl } } } } }""",
     "one product, two fields": '{ product(id: "00000000-0000-4000-8000-000000000001") { name price } }',

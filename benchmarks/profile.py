@@ -128,7 +128,10 @@ def main() -> None:
     path = args.out / f"profile-{args.name}.md"
     text = path.read_text("utf-8") if path.exists() else f"## Profile of {found.process}: {args.name}\n"
     text += f"\n### {args.label}\n\n"
-    text += f"{found.rate:,.0f} operations/s under py-spy, {found.cpu_ms:.3f} ms of CPU per operation in {found.process}.\n\n"
+    text += (
+        f"{found.rate:,.0f} operations/s under py-spy, {found.cpu_ms:.3f} ms of CPU per operation in "
+        f"{found.process}.\n\n"
+    )
     text += "| own % | function | | cumulative % | function |\n|---|---|---|---|---|\n"
     # The eight functions with the highest cumulative share are the event loop and what runs it.
     cumulative = found.cumulative.most_common(args.top + 8)[8:]

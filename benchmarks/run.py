@@ -196,7 +196,8 @@ def parse_arguments(
     required = [requirement for s in SCENARIOS if _is_chosen(s, args.words) for requirement in s.requires]
     if (missing := requirements.missing(required, is_installed)) and not (args.smoke or args.incomplete):
         parser.error(
-            f"the peers require {' and '.join(missing)}. `make bench` installs the packages; with --incomplete these peers "
+            f"the peers require {' and '.join(missing)}. `make bench` installs the packages; with --incomplete these "
+            "peers "
             "are left out, and their rows are not judged"
         )
     rounds, seconds, warmup = (1, 0.3, 0.1) if args.smoke else (3, 2.0, 0.5) if args.quick else (5, 3.0, 0.7)

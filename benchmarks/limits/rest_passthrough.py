@@ -1,4 +1,5 @@
-"""The limit of the gateway: a bare ASGI app that makes the same REST calls and returns their bytes without parsing them.
+"""The limit of the gateway: a bare ASGI app that makes the same REST calls and returns their bytes without parsing
+them.
 
 PRODUCTS=... ORDERS=... IDS=a,b,c uvicorn benchmarks.limits.rest_passthrough:app
 """

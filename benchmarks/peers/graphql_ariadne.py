@@ -1,4 +1,5 @@
-"""A peer of the gateway in Ariadne: the published schema, with resolvers for the benchmark's queries, over the same REST services.
+"""A peer of the gateway in Ariadne: the published schema, with resolvers for the benchmark's queries, over the same
+REST services.
 
 Settings: PRODUCTS, ORDERS.    uvicorn graphql_ariadne:app --port 9004
 """

@@ -83,7 +83,8 @@ def judge_cold_start(measurements: Measurements) -> list[Row]:
         spread = Spread.of(values(measurements[f"ours {kafka}"]))
         row.met = spread.median <= MAX_COLD_START_SECONDS
         row.remark = (
-            f"the rounds took {spread.low:.1f} to {spread.high:.1f} s; the limit is the concurrent start of all servers "
+            f"the rounds took {spread.low:.1f} to {spread.high:.1f} s; the limit is the concurrent start of all "
+            "servers "
             "without the services"
         )
         rows.append(row)

@@ -1,4 +1,5 @@
-"""The gateway and its peers, in front of a stub of the REST services: each has one core, stub and generator the other."""
+"""The gateway and its peers, in front of a stub of the REST services: each has one core, stub and generator the
+other."""
 
 from __future__ import annotations
 
@@ -18,8 +19,10 @@ from benchmarks.testbed import Testbed, assert_same
 
 LIST = """{ products(limit: 20) { items { id name description price currency imageUrl available createdAt updatedAt }
   total limit offset } }"""
-ORDERS = """query Mine($user: String!) { orders(user: $user, limit: 20) { items { id user total currency status createdAt
-  items { productId name quantity unitPrice product { id name description price currency imageUrl available } } } total limit offset } }"""
+ORDERS = """query Mine($user: String!) { orders(user: $user, limit: 20) {
+  items { id user total currency status createdAt
+  items { productId name quantity unitPrice product { id name description price currency imageUrl available } } }
+  total limit offset } }"""
 QUERIES: dict[str, tuple[str, dict[str, Any]]] = {"list": (LIST, {}), "orders": (ORDERS, {"user": "ann"})}
 # The minimum ratios to the peers.
 PEERS = {"strawberry": 4.0, "ariadne": 2.0, "mercurius": 1.0}
@@ -35,7 +38,8 @@ def rest_responses() -> dict[str, Any]:
         {
             "id": make_id(n),
             "name": f"WHITE HANGING HEART T-LIGHT HOLDER {n}",
-            "description": f"A holder of glass and wire for one t-light, number {n} of its kind. Hangs in a window or a tree.",
+            "description": f"A holder of glass and wire for one t-light, number {n} of its kind. Hangs in a window or "
+            "a tree.",
             "price": f"{n % 40}.95",
             "currency": "GBP",
             "image_url": f"/images/{n}.svg",

@@ -1,4 +1,5 @@
-"""Inventory alone, by gRPC: it has one core, PostgreSQL and the generator have the other. pgbench has inventory's core."""
+"""Inventory alone, by gRPC: it has one core, PostgreSQL and the generator have the other. pgbench has inventory's
+core."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ async def prepare_hot_product(testbed: Testbed) -> Contestants:
         BEGIN;
         SELECT quantity FROM inventory WHERE product_id = '{product}' FOR UPDATE;
         UPDATE inventory SET quantity = quantity - 1 WHERE product_id = '{product}' AND quantity >= 1;
-        INSERT INTO reservations (id, product_ids, quantities) VALUES (gen_random_uuid(), ARRAY['{product}'::uuid], ARRAY[1]);
+        INSERT INTO reservations (id, product_ids, quantities)
+            VALUES (gen_random_uuid(), ARRAY['{product}'::uuid], ARRAY[1]);
         COMMIT;
     """
 
@@ -108,7 +110,8 @@ def judge_hot_product(measurements: Measurements) -> list[Row]:
                 limit=f"limit {callers}",
                 min_ratio_to_peer=min_ratio,
                 other_goals_met=at_most_a_third(ours, peer),
-                remark=f"p99 {format_ms(ours)}, the peer's {format_ms(peer)}; both at the same fixed rate: {ours_at_rate} and "
+                remark=f"p99 {format_ms(ours)}, the peer's {format_ms(peer)}; both at the same fixed rate: "
+                f"{ours_at_rate} and "
                 f"{peer_at_rate}",
             )
         )
@@ -176,7 +179,8 @@ async def prepare_check(testbed: Testbed) -> Contestants:
     testbed.pin("inventory", "peer inventory")
     rng = random.Random(7)
     scripts = [
-        f"SELECT product_id, quantity FROM inventory WHERE product_id = ANY ('{{{','.join(rng.sample(ids, 100))}}}'::uuid[]);"
+        "SELECT product_id, quantity FROM inventory WHERE product_id = ANY "
+        f"('{{{','.join(rng.sample(ids, 100))}}}'::uuid[]);"
         for _ in range(20)
     ]
     return _contestants(testbed, port, "check", ids, scripts, 64)

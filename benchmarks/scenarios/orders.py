@@ -188,7 +188,8 @@ def judge_hot_product(measurements: Measurements) -> list[Row]:
                 **names,
                 min_ratio_to_limit=0.8,
                 other_goals_met=at_most_a_third(ours, peer),
-                remark=f"p99 {format_ms(ours)}, the peer's {format_ms(peer)}; both at the same fixed rate: {ours_at_rate} and "
+                remark=f"p99 {format_ms(ours)}, the peer's {format_ms(peer)}; both at the same fixed rate: "
+                f"{ours_at_rate} and "
                 f"{peer_at_rate}; the limit is uniformly distributed products in the same run",
             )
         )

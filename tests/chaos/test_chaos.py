@@ -22,13 +22,15 @@ BUGS = Path(__file__).parent / "bugs"
 PORTS = 36
 # Above the recovery deadline of the run, so that an order that is pending then stays pending.
 SETTLE_SECONDS = 2 * RECOVERY_SECONDS
-# Long enough for each client to do everything at least once, on a slow machine too: one order in ten is requested twice.
+# Long enough for each client to do everything at least once, on a slow machine too: one order in ten is requested
+# twice.
 WARMUP_SECONDS = 25.0
 
 
 @pytest.fixture
 def directory(server_directory: Path) -> Path:
-    """A directory that PostgreSQL's user can read, even while another run of pytest closes its own to everybody else."""
+    """A directory that PostgreSQL's user can read, even while another run of pytest closes its own to everybody
+    else."""
     path = Path(tempfile.mkdtemp(prefix="chaos-", dir=server_directory))
     path.chmod(0o755)
     return path

@@ -116,7 +116,8 @@ async def test_a_hanging_upstream_costs_no_more_than_the_deadline(upstream: Upst
 
 @pytest.mark.parametrize("down_seconds", [0.3, 12.0])
 async def test_an_upstream_that_recovers_is_used_again_within_a_second(upstream: Upstream, down_seconds: float) -> None:
-    """However long it was down: neither the backoff of the channel nor that of the circuit breaker exceeds a third of a second.
+    """However long it was down: neither the backoff of the channel nor that of the circuit breaker exceeds a third of a
+    second.
 
     By gRPC's defaults the backoff would be five seconds after the longer outage.
     """

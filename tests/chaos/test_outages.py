@@ -132,7 +132,8 @@ async def test_an_outage_affects_only_what_depends_on_the_process_and_ends_soon_
 
 
 async def take_down(stack: Stack, probe: Probe, name: str) -> tuple[str, list[str]]:
-    """Kill the process once and probe. Return the table's row, and the complaints that a stall of the machine may explain.
+    """Kill the process once and probe. Return the table's row, and the complaints that a stall of the machine may
+    explain.
 
     Asserts on wrong results that came at once, which a stall does not explain.
     """
@@ -154,13 +155,15 @@ async def take_down(stack: Stack, probe: Probe, name: str) -> tuple[str, list[st
     mail_seconds = await wait_for_mails(probe)
     recovery_seconds = max(recovery.values())
     print(
-        f"\n{name}: down for {down_seconds:.1f} s; recovered after {recovery_seconds:.2f} s; mails after {mail_seconds:.2f} s"
+        f"\n{name}: down for {down_seconds:.1f} s; recovered after {recovery_seconds:.2f} s; mails after "
+        f"{mail_seconds:.2f} s"
     )
     late = []
     for call in HEALTHY:
         expected = expected_result(name, call)
         for word, seconds in zip(results[call].words, results[call].seconds, strict=True):
-            # A healthy upstream that stalls looks like one that is down, so a wrong result is accepted only if it took long.
+            # A healthy upstream that stalls looks like one that is down, so a wrong result is accepted only if it took
+            # long.
             assert word == expected or seconds - usual[call] > STALL_SECONDS, (
                 f"{call} without {name}: {word} instead of {expected}"
             )
@@ -169,7 +172,8 @@ async def take_down(stack: Stack, probe: Probe, name: str) -> tuple[str, list[st
         # The usual duration of a call on this machine, at this moment, is not part of the recovery.
         if recovery[call] - usual[call] > MAX_RECOVERY_SECONDS:
             late.append(
-                f"{call}: recovered {recovery[call]:.1f} s after {name} was ready, expected at most {MAX_RECOVERY_SECONDS} s"
+                f"{call}: recovered {recovery[call]:.1f} s after {name} was ready, expected at most "
+                f"{MAX_RECOVERY_SECONDS} s"
             )
     return table_row(name, results, recovery_seconds, mail_seconds), late
 

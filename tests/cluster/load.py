@@ -46,7 +46,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Books:
-    """`settled`: keys whose first answer never came; `lost`: answered and not there; `doubled`: orders beyond one per key."""
+    """`settled`: keys whose first answer never came; `lost`: answered and not there; `doubled`: orders beyond one per
+    key."""
 
     keys: int
     settled: int
@@ -167,7 +168,8 @@ class Load:
     async def _graphql_order(self, number: int) -> None:
         key, product = self._new(number)
         order = await self._query(
-            "mutation($input: CreateOrderInput!, $key: String) { createOrder(input: $input, idempotencyKey: $key) { id } }",
+            "mutation($input: CreateOrderInput!, $key: String) { createOrder(input: $input, idempotencyKey: $key) { id "
+            "} }",
             {"input": {"user": self.user, "items": [{"productId": product, "quantity": 1}]}, "key": key},
         )
         self.placed[key] = order["createOrder"]["id"]
@@ -191,7 +193,8 @@ class Load:
         return answer["data"]
 
     async def settle(self) -> Books:
-        """After the disturbance: what got no answer is asked again with its key, and then every key must have one order."""
+        """After the disturbance: what got no answer is asked again with its key, and then every key must have one
+        order."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as self._session:
             unknown = [key for key in self.wanted if key not in self.placed]
             for key in unknown:

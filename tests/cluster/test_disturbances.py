@@ -1,8 +1,9 @@
 """What clients see while the cluster is disturbed: the failed requests under a steady load through the ingress.
 
-A kill may fail what was in hand. What begins later must not fail by the shop's doing; an ingress controller that goes on
-sending to a pod that refuses, and does not try the next one, fails some until it hears of the end (docs/operations.md).
-MARKET_CLUSTER_INGRESS_RETRIES=1 says that this one tries the next: then none of these may fail either.
+A kill may fail what was in hand. What begins later must not fail by the shop's doing; an ingress controller that goes
+on sending to a pod that refuses, and does not try the next one, fails some until it hears of the end
+(docs/operations.md). MARKET_CLUSTER_INGRESS_RETRIES=1 says that this one tries the next: then none of these may fail
+either.
 """
 
 from __future__ import annotations

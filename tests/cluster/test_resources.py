@@ -143,7 +143,10 @@ async def many_products(shop: str, count: int) -> list[str]:
 
 
 async def press(shop: str, products: list[str], seconds: float) -> collections.Counter[int]:
-    """As much as the machine gives: small orders, some of a thousand lines, long lists, the join in GraphQL. The answers by status."""
+    """As much as the machine gives: small orders, some of a thousand lines, long lists, the join in GraphQL.
+
+    The answers by status.
+    """
     stopping = asyncio.get_running_loop().time() + seconds
     join = '{ orders(user: "press", limit: 20) { items { id items { quantity product { name price } } } } }'
     small = {"user": "press", "items": [{"product_id": products[0], "quantity": 1}]}

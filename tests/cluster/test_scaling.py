@@ -28,7 +28,10 @@ async def test_the_autoscaler_scales_products_under_load_and_back(shop: str, rep
         return int(cluster.get("deployment", "product-service")["status"].get("readyReplicas", 0))
 
     def target(cpu: str) -> None:
-        metric = f'{{"type": "Resource", "resource": {{"name": "cpu", "target": {{"type": "AverageValue", "averageValue": "{cpu}"}}}}}}'
+        metric = (
+            f'{{"type": "Resource", "resource": {{"name": "cpu", "target": {{"type": "AverageValue", '
+            f'"averageValue": "{cpu}"}}}}}}'
+        )
         cluster.kubectl(
             "patch", "hpa", "product-service", "--type=merge", "-p", f'{{"spec": {{"metrics": [{metric}]}}}}'
         )

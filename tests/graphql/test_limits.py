@@ -41,7 +41,8 @@ REJECTED = {
     "1,000 aliases": "{ " + " ".join(f'a{i}: product(id: "x") {{ id }}' for i in range(1000)) + " }",
     "1,000 aliases of a leaf": '{ product(id: "x") { ' + " ".join(f"a{i}: id" for i in range(1000)) + " } }",
     "a field 4,000 times": '{ product(id: "x") { ' + "id " * 4000 + "} }",
-    "a fragment cycle": "{ products { ...A } } fragment A on ProductPage { total ...B } fragment B on ProductPage { ...A }",
+    "a fragment cycle": "{ products { ...A } } fragment A on ProductPage { total ...B } fragment B on ProductPage { "
+    "...A }",
     "a fragment of itself": "{ ...A } fragment A on Query { ...A }",
     "a cycle that is not spread": "{ products { total } } fragment A on ProductPage { ...A }",
     "doubling fragments": doubling(40),
@@ -61,7 +62,8 @@ REJECTED = {
     "a schema": "type Query { a: Int }",
     "an unknown field": "{ passwords }",
     "no selection": "{ products }",
-    "a deeply nested introspection": "{ __schema { types { fields { type { fields { type { fields { type { fields { name } } } } } } } } } }",
+    "a deeply nested introspection": "{ __schema { types { fields { type { fields { type { fields { type { fields { "
+    "name } } } } } } } } } }",
 }
 
 
@@ -75,7 +77,8 @@ async def test_a_document_that_exceeds_a_limit_or_is_invalid_is_bad_input(gatewa
     assert "data" not in result
     assert {e["extensions"]["code"] for e in result["errors"]} == {"BAD_INPUT"}
     assert len(response.content) < 30_000
-    # CPU time, because the gateway runs in this thread. The slowest takes a tenth of a second, or 0.3 s on a slow machine.
+    # CPU time, because the gateway runs in this thread. The slowest takes a tenth of a second, or 0.3 s on a slow
+    # machine.
     assert cpu_seconds < 2
     assert not gateway.products.calls
 
@@ -116,7 +119,8 @@ async def test_the_introspection_of_common_tools_is_within_the_limits(gateway: G
     ("query", "field", "count"),
     [
         (
-            '{ a: orders(user: "ann", limit: 1000) { total } b: orders(user: "ann", limit: 1000) { total } c: products(limit: 1) { total } }',
+            '{ a: orders(user: "ann", limit: 1000) { total } b: orders(user: "ann", limit: 1000) { total } c: '
+            "products(limit: 1) { total } }",
             "c",
             2,
         ),

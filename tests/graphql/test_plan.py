@@ -140,7 +140,8 @@ ARGUMENTS: dict[str, list[str]] = {
     "deleteProduct": [f'id: "{IDS[0]}"', "id: $id", 'id: "x"'],
     "deleteOrder": ["id: $order", f'id: "{UNKNOWN}"'],
     "createOrder": [
-        f'input: {{user: "zoe", items: [{{productId: "{IDS[1]}", quantity: 2}}, {{productId: "{IDS[3]}", quantity: $n}}]}}',
+        f'input: {{user: "zoe", items: [{{productId: "{IDS[1]}", quantity: 2}}, {{productId: "{IDS[3]}", quantity: '
+        f"$n}}]}}",
         "input: $new",
         'input: $new, idempotencyKey: "k"',
         "input: $new, idempotencyKey: $user",
@@ -151,7 +152,8 @@ ARGUMENTS: dict[str, list[str]] = {
     ],
 }
 HEADER = (
-    f'($id: ID = "{IDS[3]}", $ids: [ID!] = ["{IDS[5]}"], $n: Int = 4, $order: ID! = "{ORDERS[4]["id"]}", $user: String! = "ann", '
+    f'($id: ID = "{IDS[3]}", $ids: [ID!] = ["{IDS[5]}"], $n: Int = 4, $order: ID! = "{ORDERS[4]["id"]}", $user: '
+    'String! = "ann", '
     "$new: CreateOrderInput!, $yes: Boolean! = true, $no: Boolean = false)"
 )
 NEW = {"user": "eve", "items": [{"productId": IDS[9], "quantity": 1}, {"productId": IDS[8], "quantity": 5}]}
@@ -191,7 +193,8 @@ def selections(draw: st.DrawFn, object_type: GraphQLObjectType, fragments: list[
             parts.append(f"{draw(KEYS)}__typename")
         elif kind == 1 and depth < 5:
             parts.append(
-                f"... on {object_type.name}{draw(CONDITIONS)} {{ {draw(selections(object_type, fragments, depth + 1))} }}"
+                f"... on {object_type.name}{draw(CONDITIONS)} {{ {draw(selections(object_type, fragments, depth + 1))} "
+                f"}}"
             )
         elif kind == 2 and depth < 5:
             name = f"F{len(fragments)}"
@@ -261,7 +264,9 @@ def test_most_generated_queries_are_valid_and_compiled() -> None:
 @pytest.mark.parametrize("fails", ["", "unavailable", "rejects pages"])
 def test_two_selections_of_one_join_are_both_filled(fails: str) -> None:
     text = """query ($yes: Boolean!) {
-      orders(user: "ann") { a: items { p: product { id } q: product { available name @include(if: $yes) } } items { quantity } n: total }
+      orders(user: "ann") {
+        a: items { p: product { id } q: product { available name @include(if: $yes) } } items { quantity } n: total
+      }
       again: orders(user: "bob", limit: 2) { items { items { product { __typename price } } } }
       __typename
     }"""
@@ -300,7 +305,10 @@ async def test_the_benchmark_compares_writers_with_the_same_response(name: str) 
 
 
 def test_a_selection_set_whose_fields_are_all_skipped_is_empty() -> None:
-    text = 'query ($no: Boolean!) { orders(user: "bob", limit: 1) { items { id @include(if: $no) items { product { id @include(if: $no) } } } } }'
+    text = (
+        'query ($no: Boolean!) { orders(user: "bob", limit: 1) { items { id @include(if: $no) items { product { '
+        "id @include(if: $no) } } } } }"
+    )
     response = assert_same(text, {"no": False}, ("", ""))
     [bobs_order] = response["data"]["orders"]["items"]
     assert bobs_order == {"items": [{"product": {}}]}

@@ -117,7 +117,10 @@ async def test_arguments_of_products_are_sent_to_rest(gateway: Gateway) -> None:
 
 
 async def test_one_product_is_created_however_often_its_key_is_sent(gateway: Gateway) -> None:
-    text = "mutation ($i: CreateProductInput!, $k: String) { createProduct(input: $i, idempotencyKey: $k) { id name price } }"
+    text = (
+        "mutation ($i: CreateProductInput!, $k: String) { createProduct(input: $i, idempotencyKey: $k) { id "
+        "name price } }"
+    )
     fields = {"name": "Lamp", "description": "", "price": "7.00", "currency": "GBP", "imageUrl": None, "stock": 3}
     first = await gateway.run(text, {"i": fields, "k": "k1"})
     again = await gateway.run(text, {"i": fields, "k": "k1"})

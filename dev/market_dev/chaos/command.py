@@ -38,7 +38,8 @@ def chaos(
         Path | None, typer.Option(help="Write the report to this file (Markdown), and the raw data beside it (JSON).")
     ] = None,
 ) -> None:
-    """Kill every process of a shop again and again while clients place orders; then check that nothing was lost or sold twice.
+    """Kill every process of a shop again and again while clients place orders; then check that nothing was lost or sold
+    twice.
 
     Starts a separate shop. Exits with 0 if all eight invariants hold.
     """
@@ -87,7 +88,8 @@ def _write_report(reports: list[RunReport], path: Path, options: str) -> None:
 def _print_result(r: RunReport, console: Console) -> None:
     verdict = "[green]clean[/green]" if r.clean else "[red]VIOLATIONS[/red]"
     console.print(
-        f"seed {r.seed}: {r.kills} kills, {r.orders_placed} orders placed, {r.duplicate_mails} duplicate mails, {verdict}"
+        f"seed {r.seed}: {r.kills} kills, {r.orders_placed} orders placed, {r.duplicate_mails} duplicate mails, "
+        f"{verdict}"
     )
     for check, sentences in r.violations.items():
         for sentence in sentences[:_MAX_VIOLATIONS_SHOWN]:

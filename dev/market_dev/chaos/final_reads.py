@@ -26,7 +26,10 @@ RECONCILE = ("-m", "market.orders", "reconcile", "--json", "--topic")
 
 @dataclass(frozen=True)
 class Stores:
-    """The addresses of the stores, bypassing all proxies but Kafka's. `inventory`: keyword arguments of asyncpg.connect."""
+    """The addresses of the stores, bypassing all proxies but Kafka's.
+
+    `inventory`: keyword arguments of asyncpg.connect.
+    """
 
     mongodb: str
     inventory: dict[str, Any]
@@ -157,7 +160,8 @@ class _Event(msgspec.Struct):
 
 
 async def read_events(stores: Stores) -> tuple[list[EventRecord], set[str]]:
-    """Return the events of the topic, ordered by partition and offset, and the ids of those in the dead-letter topic."""
+    """Return the events of the topic, ordered by partition and offset, and the ids of those in the dead-letter
+    topic."""
     decoder = msgspec.json.Decoder(_Event)
 
     def read() -> tuple[list[EventRecord], set[str]]:

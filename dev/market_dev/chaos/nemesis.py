@@ -47,7 +47,10 @@ class FaultOutcome(Struct, kw_only=True):
 
 
 class Network:
-    """The proxies between services and what they call. Its `routes` and `kafka_advertised` go into the stack's Options."""
+    """The proxies between services and what they call.
+
+    Its `routes` and `kafka_advertised` go into the stack's Options.
+    """
 
     def __init__(self, ports: dict[str, int], first_port: int) -> None:
         self._kafka = first_port + len(LINKS)

@@ -20,7 +20,8 @@ Mode = Literal["pass", "delay", "disconnect", "blackhole"]
 class Proxy:
     """Owns one listening port and all connections through it, forwarded to port `upstream`.
 
-    `listen`: 0 picks a free port, which is then in `port`. `affected` counts the chunks and connections that a fault hit.
+    `listen`: 0 picks a free port, which is then in `port`. `affected` counts the chunks and connections that a fault
+    hit.
     """
 
     def __init__(self, *, upstream: int, listen: int = 0, host: str = "127.0.0.1") -> None:

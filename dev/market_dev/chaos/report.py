@@ -83,8 +83,10 @@ def _invariants(reports: list[RunReport]) -> list[str]:
 def _impact(reports: list[RunReport]) -> list[str]:
     """What clients saw, by kind of fault and target."""
     lines = [
-        "*Failed calls* are the calls of all clients that got no response or a 5xx. The *outage* lasts from the fault to the first order",
-        "placed after the last of them. *Recovered after* is the time until the process was ready again or the fault was removed, and",
+        "*Failed calls* are the calls of all clients that got no response or a 5xx. The *outage* lasts from the fault "
+        "to the first order",
+        "placed after the last of them. *Recovered after* is the time until the process was ready again or the fault "
+        "was removed, and",
         "*first order* the time from then to the next order placed.",
         "",
         *_table_head(

@@ -1,4 +1,5 @@
-"""The order workload: clients that place, retry, cancel and read orders, and carry on through errors as real ones would.
+"""The order workload: clients that place, retry, cancel and read orders, and carry on through errors as real ones
+would.
 
 Each order has its own Idempotency-Key and is retried with that key until the response is final.
 """

@@ -126,7 +126,8 @@ def _as_table(lines: Iterator[dict[str, Any]], console: Console) -> dict[str, An
         out.print(_table(found))
     messages = "" if summary["messages"] is None else f", {summary['messages']} events"
     out.print(
-        f"Compared {summary['orders']} orders, {summary['reservations']} reservations{messages} in {summary['seconds']:.1f} s.",
+        f"Compared {summary['orders']} orders, {summary['reservations']} reservations{messages} in "
+        f"{summary['seconds']:.1f} s.",
         highlight=False,
     )
     left = summary["differences"] - summary["repaired"]

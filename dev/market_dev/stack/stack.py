@@ -11,7 +11,7 @@ neighbouring modules:
     topology         Options, ROWS, SERVICES, ports(), environment(), config_directory()
     processes        Command, spawn(), bound_to_parent(), tree(), free_ports(), free_port_base(), is_free(),
                      is_listening()
-    servers          one class per server (`servers.postgres.Postgres`, ...), and StartError and tail() in `servers.base`
+    servers          one class per server (`servers.postgres.Postgres`, ...); `servers.base`: StartError, tail()
     kafka.broker     ApacheKafka, EmbeddedKafka, choose()
     data_directory   DataDirectory, write_json()
 """

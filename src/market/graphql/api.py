@@ -125,8 +125,8 @@ def parse_get_request(query_string: bytes) -> GraphQLRequest:
 def negotiate(accept: str) -> str | None:
     """Return the media type that an Accept header prefers, or None if it allows neither.
 
-    A wildcard, or no header, selects PREFERRED; in a browser's own request it selects LEGACY, because a browser shows that
-    type and downloads the other.
+    A wildcard, or no header, selects PREFERRED; in a browser's own request it selects LEGACY, because a browser shows
+    that type and downloads the other.
     """
     if not accept.strip():
         return PREFERRED

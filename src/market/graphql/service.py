@@ -1,7 +1,7 @@
 """The use cases behind the nine root fields, and the products of a response's order lines.
 
-Use cases return the upstream's JSON as bytes, not decoded. They raise NotFound or BadInput for arguments that no upstream
-need see, and otherwise what the clients raise: FieldError and Unavailable.
+Use cases return the upstream's JSON as bytes, not decoded. They raise NotFound or BadInput for arguments that no
+upstream need see, and otherwise what the clients raise: FieldError and Unavailable.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ async def list_products(
     sort: str | None = None,
     availability: bool = True,
 ) -> bytes:
-    """Return a page of products: those with the given ids, in that order, or those that match `q`, a full-text query."""
+    """Return a page of products: those with the given ids, in that order, or those that match `q`, a full-text
+    query."""
     if ids is not None and len(ids) > MAX_IDS:
         raise BadInput("ids", f"must have at most {MAX_IDS} ids, got {len(ids)}")
     query = {

@@ -19,7 +19,10 @@ _MAX_LOCATIONS = 10
 
 
 def field_error(e: Exception) -> FieldError:
-    """Return any exception of a use case as a FieldError. One that is no Problem is logged, and its text not disclosed."""
+    """Return any exception of a use case as a FieldError.
+
+    One that is no Problem is logged, and its text not disclosed.
+    """
     if isinstance(e, FieldError):
         return e
     if isinstance(e, BadInput):
