@@ -96,6 +96,43 @@ async def test_a_second_consumer_takes_over_partitions_with_mails_in_flight_and_
     assert sorted(m["message_id"] for m in await post.mails()) == _ids(mine)
 
 
+async def test_partitions_that_are_revoked_and_assigned_again_are_read_again(post: Post) -> None:
+    async with post.reading():
+        other = post.spawn()
+        await post.ready(other)
+        await post.end(other)
+        await until(lambda: _has_all_partitions(post))
+        mine = [event(email=post.mailbox) for _ in range(PARTITIONS)]
+        for partition, one in enumerate(mine):
+            post.publish(one, partition=partition)
+        found = await post.count(PARTITIONS)
+        await post.all_committed(PARTITIONS)
+    assert sorted(m["message_id"] for m in found) == _ids(mine)
+
+
+async def test_partitions_that_are_revoked_while_paused_are_read_when_they_are_assigned_again(post: Post) -> None:
+    held = Held()
+    async with post.reading(Process(faults=held), memory={"messages": 8}, kafka={"revoke_seconds": 0.2}):
+        # These fill the memory, which pauses every partition.
+        first = [event(email=post.mailbox) for _ in range(8)]
+        post.publish(*first, partition=0)
+        async with asyncio.timeout(60):
+            await held.reached.wait()
+        await until(_is_full)
+        other = post.spawn(smtp={"port": 1})
+        await post.ready(other)
+        # Reading goes on while the other member has some of the paused partitions.
+        held.free.set()
+        await until(_has_memory)
+        await post.end(other)
+        await until(lambda: _has_all_partitions(post))
+        mine = [event(email=post.mailbox) for _ in range(PARTITIONS)]
+        for partition, one in enumerate(mine):
+            post.publish(one, partition=partition)
+        await post.all_committed(8 + PARTITIONS)
+    assert sorted({m["message_id"] for m in await post.mails()}) == _ids([*first, *mine])
+
+
 async def test_a_reader_that_was_stopped_longer_than_its_session_lost_its_partitions_and_reads_on(post: Post) -> None:
     process = post.spawn(kafka={"session_timeout_seconds": 6})
     await post.ready(process)
@@ -235,6 +272,19 @@ async def test_an_embedded_broker_that_comes_back_empty_is_read_from_its_beginni
             await post.all_committed(2)
     finally:
         await asyncio.to_thread(broker.stop)
+
+
+async def _has_all_partitions(post: Post) -> bool:
+    """Return whether this process was assigned every partition."""
+    return {int(sample.labels["partition"]) for sample in metrics.LAG.collect()[0].samples} == set(range(PARTITIONS))
+
+
+async def _has_memory() -> bool:
+    return bool(metrics.PAUSED.labels("memory")._value.get() == 0)
+
+
+async def _is_full() -> bool:
+    return not await _has_memory()
 
 
 async def _has_no_member(post: Post) -> bool:

@@ -242,8 +242,7 @@ class Reader:
         starts = self._starts(consumer, partitions) if partitions else []
         for start in starts:
             self._progress[start.partition] = Progress(start.partition, start.offset, start.metadata)
-            self._paused.discard(start.partition)
-        consumer.incremental_assign([TopicPartition(s.topic, s.partition, s.offset) for s in starts])
+        self._assign(consumer, starts)
         log.info("reading", partitions=sorted(self._progress))
         self._said.clear()
         self._health.set_missing("kafka", None)
@@ -282,7 +281,7 @@ class Reader:
         leaving = [self._progress[p] for p in mine]
         if leaving:
             seconds = self._grace if self._stopping.is_set() else self._config.revoke_seconds
-            consumer.pause([TopicPartition(self._config.topic, p) for p in mine])
+            # No message arrives meanwhile: this thread is the one that polls.
             self._in_loop(self._intake.release(leaving, seconds), seconds + 5)
             self._commit(consumer, leaving, wait=True)
             self._forget(mine, commit=True)
@@ -320,8 +319,15 @@ class Reader:
         self._progress[partition] = Progress(partition, low)
         # Not yet committed, whether or not a message follows.
         self._progress[partition].committed((-1, ""))
-        self._paused.discard(partition)
-        consumer.incremental_assign([TopicPartition(self._config.topic, partition, low)])
+        self._assign(consumer, [TopicPartition(self._config.topic, partition, low)])
+
+    def _assign(self, consumer: Consumer, starts: list[TopicPartition]) -> None:
+        """Assign the partitions from their offsets, unpaused."""
+        partitions = [TopicPartition(s.topic, s.partition, s.offset) for s in starts]
+        # librdkafka keeps the pause of an earlier assignment.
+        consumer.resume(partitions)
+        consumer.incremental_assign(partitions)
+        self._paused -= {s.partition for s in starts}
 
     def _alarm(self, partition: int, reason: str) -> None:
         metrics.RESETS.inc()
