@@ -14,6 +14,8 @@ from uuid import uuid4
 import httpx
 from market_dev.stack.stack import Stack
 
+from tests.support.waiting import until
+
 # The probe calls, and their results when everything is up.
 HEALTHY = {
     "read products": "200",
@@ -37,9 +39,7 @@ async def down(stack: Stack, name: str) -> AsyncIterator[None]:
     """Kill a process and keep it from starting again until the end of the block."""
     stack.kill(name, restart=False)
     try:
-        async with asyncio.timeout(60):
-            while name in stack.pids:
-                await asyncio.sleep(0.005)
+        await until(lambda: name not in stack.pids, what=f"{name} is down", interval=0.005)
         yield
     finally:
         stack.restart(name)

@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,7 @@ from market_dev.stack.topology import Options
 
 from tests.chaos.outage_probe import HEALTHY, Probe, Results, call_all, down, wait_until_healthy
 from tests.support.ports import free_port_base
+from tests.support.waiting import until
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
@@ -182,8 +184,8 @@ async def wait_for_mails(probe: Probe) -> float:
     """Wait until each order placed meanwhile has its mail. Return the seconds waited."""
     started = time.monotonic()
     while probe.mailboxes:
-        while not await probe.count_mails(probe.mailboxes[-1]):
-            assert time.monotonic() - started < 120, "a mail is missing"
+        user = probe.mailboxes[-1]
+        await until(partial(probe.count_mails, user), 120, f"the mail to {user}")
         probe.mailboxes.pop()
     return time.monotonic() - started
 
