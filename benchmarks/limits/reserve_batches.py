@@ -8,7 +8,6 @@ import random
 import sys
 import time
 import uuid
-from functools import partial
 from typing import Any
 
 import asyncpg
@@ -16,9 +15,9 @@ import msgspec
 import uvloop
 
 from benchmarks.limits.program import Result, measure
-from market.inventory import store
 from market.inventory.app import SETTINGS
 from market.inventory.domain import Outcome, Reservation
+from market.inventory.store import Database, ReservationRepository
 
 
 async def main(spec: dict[str, Any]) -> Result:
@@ -27,18 +26,18 @@ async def main(spec: dict[str, Any]) -> Result:
     ids = sorted(uuid.UUID(p) for p in spec["ids"])
     size = min(128, max(1, spec["callers"] // 2))
 
-    async def reserve_batch(conn: Any) -> list[float]:
+    reservations = ReservationRepository(Database(pool, timeout_seconds=30))
+
+    async def reserve_batch() -> list[float]:
         batch = [
             Reservation(uuid.uuid4(), sorted(rng.sample(ids, spec["lines"])), [1] * spec["lines"]) for _ in range(size)
         ]
         started = time.perf_counter()
-        decided = await store.reserve_many(conn, batch)
-        assert all(outcome is Outcome.DONE for outcome, _ in decided)
+        decided = await reservations.reserve_many(batch)
+        assert all(decision.outcome is Outcome.DONE for decision in decided)
         return [time.perf_counter() - started] * size
 
-    async with pool.acquire() as first, pool.acquire() as second:
-        batches = [partial(reserve_batch, conn) for conn in (first, second)]
-        result = await measure(batches, warmup=spec["warmup"], seconds=spec["seconds"])
+    result = await measure([reserve_batch] * 2, warmup=spec["warmup"], seconds=spec["seconds"])
     await pool.close()
     return result
 

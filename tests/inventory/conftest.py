@@ -1,10 +1,11 @@
-"""Inventory on the real PostgreSQL: the service object, the gRPC server in this process, and a process of its own."""
+"""Inventory on real PostgreSQL: its use cases, its gRPC server in this process, and a process of its own."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,10 +14,12 @@ import grpc.aio
 import pytest
 
 from market.contracts.inventory_pb2_grpc import InventoryStub
-from market.inventory.app import MIGRATIONS, SETTINGS, build
-from market.inventory.config import Config, Gathering, Grpc
-from market.inventory.domain import Reservation, merged
-from market.inventory.service import Inventory
+from market.inventory import service
+from market.inventory.app import MIGRATIONS, SETTINGS, build, make_deps
+from market.inventory.config import Batching, Config, Grpc, Retention
+from market.inventory.domain import Movement, Reservation, Shortages, merge_lines
+from market.inventory.service import Deps
+from market.inventory.store import Database, ReservationRepository, StockRepository
 from market.kit import config as kit_config
 from market.kit import postgres as kit_postgres
 from market.kit.faults import Faults
@@ -24,57 +27,81 @@ from market.kit.process.health import Health
 from market.kit.process.lifecycle import Process
 from tests.support.ports import free_port
 from tests.support.processes import ServiceProcess
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until
 
 
-def reservation(*lines: tuple[UUID, int], id: UUID | None = None) -> Reservation:
-    return merged(id or uuid4(), lines)
+def reservation(*lines: tuple[UUID, int], reservation_id: UUID | None = None) -> Reservation:
+    return merge_lines(reservation_id or uuid4(), lines)
 
 
-async def blocking(conn: asyncpg.Connection) -> int:
-    """How many sessions wait for what this connection's transaction holds."""
+async def blocked_sessions(conn: asyncpg.Connection) -> int:
+    """Return the number of sessions that wait for locks of this connection's transaction."""
     return await conn.fetchval(
         "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
     )
 
 
 async def until_blocking(conn: asyncpg.Connection, *calls: asyncio.Future[Any]) -> None:
-    """Returns once somebody waits for this connection's transaction, or fails when one of the calls ends without."""
-    async with asyncio.timeout(PATIENCE):
-        while not await blocking(conn):
-            assert not any(call.done() for call in calls), "it waits for nobody"
-            await asyncio.sleep(0.01)
+    """Wait until a session waits for this connection's transaction. Fails if one of the calls ends instead."""
+
+    async def blocking() -> int:
+        count = await blocked_sessions(conn)
+        assert count or not any(call.done() for call in calls), "the call waits for nothing"
+        return count
+
+    await until(blocking, interval=0.01)
 
 
 class Tables:
-    """What is in the tables, read beside the service."""
+    """The rows of inventory's tables, read beside the service."""
 
     def __init__(self, conn: asyncpg.Connection) -> None:
         self.conn = conn
 
-    async def stock(self, *products: UUID) -> list[int | None]:
-        rows = await self.conn.fetch("SELECT product_id, quantity FROM inventory WHERE product_id = ANY ($1)", products)
-        found = {r["product_id"]: r["quantity"] for r in rows}
-        return [found.get(p) for p in products]
+    async def stock(self, *product_ids: UUID) -> list[int | None]:
+        rows = await self.conn.fetch(
+            "SELECT product_id, quantity FROM inventory WHERE product_id = ANY ($1)", product_ids
+        )
+        quantities = {row["product_id"]: row["quantity"] for row in rows}
+        return [quantities.get(product_id) for product_id in product_ids]
 
-    async def held(self, product: UUID) -> int:
-        """What reservations that are not cancelled hold of the product."""
+    async def reserved(self, product_id: UUID) -> int:
+        """Return the units of the product that reservations hold."""
         return await self.conn.fetchval(
             """
             SELECT coalesce(sum(l.quantity), 0)::int FROM reservations r, unnest(r.product_ids, r.quantities) AS l (product_id, quantity)
             WHERE r.status = 'reserved' AND l.product_id = $1
             """,
-            product,
+            product_id,
         )
 
-    async def status(self, id: UUID) -> str | None:
-        return await self.conn.fetchval("SELECT status FROM reservations WHERE id = $1", id)
+    async def status(self, reservation_id: UUID) -> str | None:
+        return await self.conn.fetchval("SELECT status FROM reservations WHERE id = $1", reservation_id)
 
     async def everything(self) -> list[list[tuple[Any, ...]]]:
         return [
-            [tuple(r) for r in await self.conn.fetch(f"SELECT * FROM {t} ORDER BY 1")]
-            for t in ("inventory", "reservations", "movements")
+            [tuple(row) for row in await self.conn.fetch(f"SELECT * FROM {table} ORDER BY 1")]
+            for table in ("inventory", "reservations", "movements")
         ]
+
+
+class Repositories:
+    """Both repositories on one connection, whose transaction the test opens and closes."""
+
+    def __init__(self, conn: asyncpg.Connection) -> None:
+        database = ConnectionDatabase(conn)
+        self.stock = StockRepository(database)
+        self.reservations = ReservationRepository(database)
+
+
+class ConnectionDatabase(Database):
+    """Runs all work on one connection."""
+
+    def __init__(self, conn: asyncpg.Connection) -> None:
+        self._conn = conn
+
+    async def run(self, work: Callable[..., Any], *, inside: str = "", after: str = "") -> Any:
+        return await work(self._conn)
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +118,7 @@ def database(postgres) -> kit_config.Postgres:
 
 
 @pytest.fixture(scope="session")
-async def migrated(database) -> kit_config.Postgres:
+async def migrated_database(database) -> kit_config.Postgres:
     await kit_postgres.migrate(database, MIGRATIONS)
     return database
 
@@ -112,55 +139,91 @@ async def connected(database: kit_config.Postgres) -> AsyncIterator[asyncpg.Conn
 
 
 @pytest.fixture
-async def tables(migrated) -> AsyncIterator[Tables]:
-    """All three tables, empty at first."""
-    async with connected(migrated) as conn:
+async def tables(migrated_database) -> AsyncIterator[Tables]:
+    """The tables, emptied before the test."""
+    async with connected(migrated_database) as conn:
         await conn.execute("TRUNCATE inventory, reservations, movements")
         yield Tables(conn)
 
 
 @pytest.fixture(scope="session")
-async def looking(migrated) -> AsyncIterator[Tables]:
+async def shared_tables(migrated_database) -> AsyncIterator[Tables]:
     """The tables as they are, for the examples of a property."""
-    async with connected(migrated) as conn:
+    async with connected(migrated_database) as conn:
         yield Tables(conn)
+
+
+class Inventory:
+    """The use cases of one process, as methods."""
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+
+    async def reserve(self, reservation: Reservation) -> Shortages:
+        return await service.reserve(self._deps, reservation)
+
+    async def reserve_many(self, reservations: Sequence[Reservation]) -> list[Shortages | BaseException]:
+        return await service.reserve_many(self._deps, reservations)
+
+    async def cancel(self, reservation_id: UUID) -> bool:
+        return await service.cancel(self._deps, reservation_id)
+
+    async def set_stock(self, product_id: UUID, quantity: int) -> int:
+        return await service.set_stock(self._deps, product_id, quantity)
+
+    async def add_stock(self, movement: Movement) -> int:
+        return await service.add_stock(self._deps, movement)
+
+    async def get_stock(self, product_ids: Sequence[UUID]) -> list[int | None]:
+        return await service.get_stock(self._deps, product_ids)
+
+    async def delete_expired(self, retention: Retention) -> float:
+        return await service.delete_expired(self._deps, retention)
 
 
 @asynccontextmanager
 async def opened(
     database: kit_config.Postgres,
     *,
-    timeout: float = PATIENCE / 2,
-    gathering: Gathering | None = None,
-    max_waiting: int = 1000,
+    timeout_seconds: float = PATIENCE / 2,
+    batching: Batching | None = None,
+    max_pending: int = 1000,
     faults: Faults | None = None,
 ) -> AsyncIterator[Inventory]:
-    """An Inventory with a pool of its own, as each process has one."""
+    """The use cases with a pool and queues of their own, as each process has them."""
     async with kit_postgres.open_pool(database, Health(), settings=SETTINGS) as pool:
-        yield Inventory(pool, timeout=timeout, gathering=gathering, max_waiting=max_waiting, faults=faults)
+        yield Inventory(
+            make_deps(
+                pool,
+                timeout_seconds=timeout_seconds,
+                batching=batching or Batching(),
+                max_pending=max_pending,
+                faults=faults,
+            )
+        )
 
 
 @pytest.fixture
-async def inventory(migrated, tables) -> AsyncIterator[Inventory]:
-    async with opened(migrated) as inventory:
+async def inventory(migrated_database, tables) -> AsyncIterator[Inventory]:
+    async with opened(migrated_database) as inventory:
         yield inventory
 
 
 @pytest.fixture(scope="session")
-async def shared(migrated) -> AsyncIterator[Inventory]:
-    """One for all examples of a property; each example brings products and ids of its own."""
-    async with opened(migrated) as inventory:
+async def shared_inventory(migrated_database) -> AsyncIterator[Inventory]:
+    """One for all examples of a property; each example has products and ids of its own."""
+    async with opened(migrated_database) as inventory:
         yield inventory
 
 
 @pytest.fixture(scope="session")
-async def other(migrated) -> AsyncIterator[Inventory]:
-    """What a second process would have: queues and connections of its own, the same database."""
-    async with opened(migrated) as inventory:
+async def second_inventory(migrated_database) -> AsyncIterator[Inventory]:
+    """What a second process would have: its own queues and connections, and the same database."""
+    async with opened(migrated_database) as inventory:
         yield inventory
 
 
-class Served:
+class RunningServer:
     """A gRPC server in this process, and a channel to it."""
 
     def __init__(self, config: Config, process: Process, channel: grpc.aio.Channel, server: Any) -> None:
@@ -172,50 +235,41 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(
-    database: kit_config.Postgres, process: Process | None = None, **settings: Any
-) -> AsyncIterator[Served]:
-    process = process or Process()
+async def serving(database: kit_config.Postgres, **grpc_settings: Any) -> AsyncIterator[RunningServer]:
+    process = Process()
     config = Config(
-        admin=kit_config.Listen(port=free_port()),
-        grpc=Grpc(port=free_port(), **settings.pop("grpc", {})),
-        postgres=database,
-        **settings,
+        admin=kit_config.Listen(port=free_port()), grpc=Grpc(port=free_port(), **grpc_settings), postgres=database
     )
     async with build(config, process) as server:
         await server.start()
         process.health.started = True
         async with grpc.aio.insecure_channel(f"127.0.0.1:{config.grpc.port}") as channel:
-            yield Served(config, process, channel, server)
+            yield RunningServer(config, process, channel, server)
         await server.stop(0)
 
 
 @pytest.fixture
-async def served(migrated, tables) -> AsyncIterator[Served]:
-    async with serving(migrated) as served:
-        yield served
+async def server(migrated_database, tables) -> AsyncIterator[RunningServer]:
+    async with serving(migrated_database) as server:
+        yield server
 
 
-class InventoryProcess(ServiceProcess):
-    """`python -m market.inventory` with its own configuration."""
+def grpc_channel(process: ServiceProcess) -> grpc.aio.Channel:
+    """A channel to the process that reconnects quickly after a restart."""
+    return grpc.aio.insecure_channel(
+        f"127.0.0.1:{process.config['grpc']['port']}", options=[("grpc.max_reconnect_backoff_ms", 200)]
+    )
 
-    def channel(self) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(
-            f"127.0.0.1:{self.config['grpc']['port']}", options=[("grpc.max_reconnect_backoff_ms", 200)]
-        )
 
-    async def readiness(self) -> dict[str, Any]:
-        """Return the body of /readyz, or `{}` if nothing responds."""
-        _, body = await asyncio.to_thread(self.get, "/readyz")
-        return body or {}
+MakeProcess = Callable[..., ServiceProcess]
 
 
 @pytest.fixture
-def service_process(database, tmp_path) -> Iterator[Callable[..., InventoryProcess]]:
-    """Makes processes that do not outlive the test."""
-    made: list[InventoryProcess] = []
+def make_process(database: kit_config.Postgres, tmp_path: Path) -> Iterator[MakeProcess]:
+    """Make processes of inventory, `make_process(testing=True)`; they are killed at the end of the test."""
+    made: list[ServiceProcess] = []
 
-    def make(**settings: Any) -> InventoryProcess:
+    def make(**settings: Any) -> ServiceProcess:
         config: dict[str, Any] = {
             "admin": {"port": free_port()},
             "shutdown": {"drain_seconds": 0, "grace_seconds": 10},
@@ -229,10 +283,11 @@ def service_process(database, tmp_path) -> Iterator[Callable[..., InventoryProce
                 "timeout_seconds": PATIENCE / 2,
             },
         }
-        service = InventoryProcess("inventory", config | settings, tmp_path)
-        made.append(service)
-        return service
+        process = ServiceProcess("inventory", config | settings, tmp_path)
+        made.append(process)
+        return process
 
     yield make
-    for service in made:
-        service.kill()
+    for process in made:
+        if process.process is not None:
+            process.kill()

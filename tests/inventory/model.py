@@ -1,4 +1,4 @@
-"""Inventory one call at a time, in plain Python: what the service is held against."""
+"""A sequential model of inventory in plain Python, against which the service is checked."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from uuid import UUID
 from market.inventory.domain import (
     MAX_STOCK,
     Movement,
-    OtherLines,
-    OtherMovement,
+    MovementMismatch,
     Reservation,
     ReservationCancelled,
+    ReservationMismatch,
     Shortage,
     StockOutOfRange,
 )
@@ -20,31 +20,31 @@ from market.inventory.domain import (
 
 @dataclass(frozen=True)
 class Reserve:
-    wanted: Reservation
+    reservation: Reservation
 
 
 @dataclass(frozen=True)
 class Cancel:
-    id: UUID
+    reservation_id: UUID
 
 
 @dataclass(frozen=True)
-class Set:
-    product: UUID
+class SetStock:
+    product_id: UUID
     quantity: int
 
 
 @dataclass(frozen=True)
-class Add:
+class AddStock:
     movement: Movement
 
 
-Step = Reserve | Cancel | Set | Add
+Step = Reserve | Cancel | SetStock | AddStock
 
 
 @dataclass
 class Model:
-    """The state, and what each step answers (an error by its type)."""
+    """The state. `apply` changes it and returns the result of a step, or the class of its error."""
 
     stock: dict[UUID, int] = field(default_factory=dict)
     reservations: dict[UUID, tuple[str, Reservation | None]] = field(default_factory=dict)
@@ -53,42 +53,46 @@ class Model:
     def copy(self) -> Model:
         return Model(dict(self.stock), dict(self.reservations), dict(self.movements))
 
-    def take(self, step: Step) -> object:
+    def apply(self, step: Step) -> object:
         match step:
-            case Reserve(wanted):
-                return self._reserve(wanted)
-            case Cancel(id):
-                status, held = self.reservations.get(id, ("", None))
-                self.reservations[id] = ("cancelled", held)
+            case Reserve(reservation):
+                return self._reserve(reservation)
+            case Cancel(reservation_id):
+                status, reservation = self.reservations.get(reservation_id, ("", None))
+                self.reservations[reservation_id] = ("cancelled", reservation)
                 if status != "reserved":
                     return False
-                for product, quantity in lines(held):
-                    self.stock[product] += quantity
+                for product_id, quantity in lines(reservation):
+                    self.stock[product_id] += quantity
                 return True
-            case Set(product, quantity):
-                self.stock[product] = quantity
+            case SetStock(product_id, quantity):
+                self.stock[product_id] = quantity
                 return quantity
-            case Add(movement):
-                return self._add(movement)
+            case AddStock(movement):
+                return self._add_stock(movement)
 
-    def _reserve(self, wanted: Reservation) -> object:
-        if wanted.id in self.reservations:
-            status, held = self.reservations[wanted.id]
+    def _reserve(self, reservation: Reservation) -> object:
+        if reservation.id in self.reservations:
+            status, stored = self.reservations[reservation.id]
             if status == "cancelled":
                 return ReservationCancelled
-            return [] if held == wanted else OtherLines
-        short = [Shortage(p, q, self.stock.get(p, 0)) for p, q in lines(wanted) if self.stock.get(p, 0) < q]
-        if not short:
-            self.reservations[wanted.id] = ("reserved", wanted)
-            for product, quantity in lines(wanted):
-                self.stock[product] -= quantity
-        return short
+            return [] if stored == reservation else ReservationMismatch
+        shortages = [
+            Shortage(product_id, quantity, self.stock.get(product_id, 0))
+            for product_id, quantity in lines(reservation)
+            if self.stock.get(product_id, 0) < quantity
+        ]
+        if not shortages:
+            self.reservations[reservation.id] = ("reserved", reservation)
+            for product_id, quantity in lines(reservation):
+                self.stock[product_id] -= quantity
+        return shortages
 
-    def _add(self, movement: Movement) -> object:
-        now = self.stock.get(movement.product_id, 0)
+    def _add_stock(self, movement: Movement) -> object:
+        before = self.stock.get(movement.product_id, 0)
         if movement.id in self.movements:
-            return now if self.movements[movement.id] == movement else OtherMovement
-        after = now + movement.delta
+            return before if self.movements[movement.id] == movement else MovementMismatch
+        after = before + movement.delta
         if after < 0 or (movement.delta > 0 and after > MAX_STOCK):
             return StockOutOfRange
         self.movements[movement.id] = movement
@@ -100,15 +104,18 @@ def lines(reservation: Reservation | None) -> list[tuple[UUID, int]]:
     return [] if reservation is None else list(zip(reservation.product_ids, reservation.quantities, strict=True))
 
 
-def in_turns(wanted: Sequence[Reservation]) -> list[int]:
-    """The order in which a batch is decided: an equal repeat right after the first of its id, one with other lines in a later turn."""
+def decision_order(batch: Sequence[Reservation]) -> list[int]:
+    """Return the positions of a batch in the order of decision.
+
+    An equal repeat follows the first of its id at once; one with other lines is decided in a later round.
+    """
     order: list[int] = []
-    waiting = list(range(len(wanted)))
-    while waiting:
+    undecided = list(range(len(batch)))
+    while undecided:
         firsts: dict[UUID, int] = {}
-        for n in waiting:
-            firsts.setdefault(wanted[n].id, n)
-        turn = [m for n in firsts.values() for m in waiting if wanted[m] == wanted[n]]
-        order += turn
-        waiting = [n for n in waiting if n not in turn]
+        for n in undecided:
+            firsts.setdefault(batch[n].id, n)
+        decided = [m for n in firsts.values() for m in undecided if batch[m] == batch[n]]
+        order += decided
+        undecided = [n for n in undecided if n not in decided]
     return order

@@ -1,4 +1,4 @@
-"""Properties on the real PostgreSQL: every way through the service answers and leaves what the one-at-a-time model does."""
+"""Properties on real PostgreSQL: every way through the service returns and stores what the sequential model does."""
 
 from __future__ import annotations
 
@@ -9,142 +9,155 @@ from uuid import UUID, uuid4
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from market.inventory.config import Gathering
+from market.inventory.config import Batching
 from market.inventory.domain import Movement
-from market.inventory.service import Inventory
 
-from .conftest import Tables, opened, reservation
-from .model import Add, Cancel, Model, Reserve, Set, Step, in_turns
+from .conftest import Inventory, Tables, opened, reservation
+from .model import AddStock, Cancel, Model, Reserve, SetStock, Step, decision_order
 
 PRODUCTS, IDS = 3, 4
 QUANTITY = st.integers(1, 4)
-REAL = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+ON_POSTGRES = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
-# Small numbers stand for ids; each example maps them to new ones, so that none meets another's rows.
+# Small numbers stand for ids; each example maps them to new ones, so that examples do not share rows.
 reserves = st.tuples(
     st.just("reserve"), st.integers(0, IDS - 1), st.dictionaries(st.integers(0, PRODUCTS - 1), QUANTITY, min_size=1)
 )
 cancels = st.tuples(st.just("cancel"), st.integers(0, IDS - 1))
 sets = st.tuples(st.just("set"), st.integers(0, PRODUCTS - 1), st.integers(0, 6))
 adds = st.tuples(st.just("add"), st.integers(0, 1), st.integers(0, PRODUCTS - 1), st.integers(-3, 3).filter(bool))
-starts = st.lists(st.none() | st.integers(0, 8), min_size=PRODUCTS, max_size=PRODUCTS)
+initial_stock = st.lists(st.none() | st.integers(0, 8), min_size=PRODUCTS, max_size=PRODUCTS)
 
 
 class Example:
-    """Ids for one example."""
+    """The ids of one example, and the model's state."""
 
     def __init__(self) -> None:
-        self.products = sorted(uuid4() for _ in range(PRODUCTS))
+        self.product_ids = sorted(uuid4() for _ in range(PRODUCTS))
         self.ids = [uuid4() for _ in range(IDS)]
         self.model = Model()
 
     def step(self, drawn: tuple) -> Step:
         match drawn:
-            case ("reserve", id, wanted):
-                return Reserve(reservation(*((self.products[p], q) for p, q in wanted.items()), id=self.ids[id]))
-            case ("cancel", id):
-                return Cancel(self.ids[id])
-            case ("set", product, quantity):
-                return Set(self.products[product], quantity)
-            case ("add", id, product, delta):
-                return Add(Movement(self.ids[id], self.products[product], delta))
+            case ("reserve", n, quantities):
+                lines = ((self.product_ids[p], quantity) for p, quantity in quantities.items())
+                return Reserve(reservation(*lines, reservation_id=self.ids[n]))
+            case ("cancel", n):
+                return Cancel(self.ids[n])
+            case ("set", p, quantity):
+                return SetStock(self.product_ids[p], quantity)
+            case ("add", n, p, delta):
+                return AddStock(Movement(self.ids[n], self.product_ids[p], delta))
         raise AssertionError(drawn)
 
-    async def start(self, inventory: Inventory, quantities: list[int | None]) -> None:
-        for product, quantity in zip(self.products, quantities, strict=True):
+    async def fill(self, inventory: Inventory, quantities: list[int | None]) -> None:
+        for product_id, quantity in zip(self.product_ids, quantities, strict=True):
             if quantity is not None:
-                self.model.take(Set(product, quantity))
-                await inventory.set_stock(product, quantity)
+                self.model.apply(SetStock(product_id, quantity))
+                await inventory.set_stock(product_id, quantity)
 
-    async def state(self, tables: Tables) -> tuple:
+    async def stored_state(self, tables: Tables) -> tuple:
         rows = await tables.conn.fetch("SELECT * FROM reservations WHERE id = ANY ($1)", self.ids)
-        kept = {r["id"]: (r["status"], r["product_ids"], r["quantities"]) for r in rows}
-        moved = {r["id"] for r in await tables.conn.fetch("SELECT id FROM movements WHERE id = ANY ($1)", self.ids)}
-        return await tables.stock(*self.products), kept, moved
+        reservations = {row["id"]: (row["status"], row["product_ids"], row["quantities"]) for row in rows}
+        rows = await tables.conn.fetch("SELECT id FROM movements WHERE id = ANY ($1)", self.ids)
+        return await tables.stock(*self.product_ids), reservations, {row["id"] for row in rows}
 
-    def expected(self, model: Model) -> tuple:
-        kept = {
-            id: (status, held.product_ids if held else [], held.quantities if held else [])
-            for id, (status, held) in model.reservations.items()
+    def expected_state(self, model: Model) -> tuple:
+        reservations = {
+            reservation_id: (
+                status,
+                reservation.product_ids if reservation else [],
+                reservation.quantities if reservation else [],
+            )
+            for reservation_id, (status, reservation) in model.reservations.items()
         }
-        return [model.stock.get(p) for p in self.products], kept, set(model.movements)
+        return [model.stock.get(product_id) for product_id in self.product_ids], reservations, set(model.movements)
 
 
 async def perform(inventory: Inventory, step: Step) -> object:
+    """Return the result of the step, or the class of its error."""
     try:
         match step:
-            case Reserve(wanted):
-                return await inventory.reserve(wanted)
-            case Cancel(id):
-                return await inventory.cancel(id)
-            case Set(product, quantity):
-                return await inventory.set_stock(product, quantity)
-            case Add(movement):
+            case Reserve(reservation):
+                return await inventory.reserve(reservation)
+            case Cancel(reservation_id):
+                return await inventory.cancel(reservation_id)
+            case SetStock(product_id, quantity):
+                return await inventory.set_stock(product_id, quantity)
+            case AddStock(movement):
                 return await inventory.add_stock(movement)
     except Exception as e:
         return type(e)
 
 
-def plain(answer: object) -> object:
-    return type(answer) if isinstance(answer, BaseException) else answer
+def result_or_class(result: object) -> object:
+    return type(result) if isinstance(result, BaseException) else result
 
 
-@settings(REAL, max_examples=80)
-@given(starts, st.lists(reserves | cancels | sets | adds, min_size=1, max_size=8))
-async def test_one_call_after_another_is_what_the_model_does(shared, looking, quantities, drawn):
+@settings(ON_POSTGRES, max_examples=80)
+@given(initial_stock, st.lists(reserves | cancels | sets | adds, min_size=1, max_size=8))
+async def test_sequential_calls_behave_as_the_model(shared_inventory, shared_tables, quantities, drawn):
     example = Example()
-    await example.start(shared, quantities)
+    await example.fill(shared_inventory, quantities)
     for step in map(example.step, drawn):
-        assert await perform(shared, step) == example.model.take(step)
-    assert await example.state(looking) == example.expected(example.model)
+        assert await perform(shared_inventory, step) == example.model.apply(step)
+    assert await example.stored_state(shared_tables) == example.expected_state(example.model)
 
 
-@settings(REAL, max_examples=100)
-@given(starts, st.lists(st.lists(reserves, min_size=2, max_size=7) | cancels, min_size=1, max_size=4))
-async def test_a_batch_is_what_the_model_does_in_turn(shared, looking, quantities, drawn):
+@settings(ON_POSTGRES, max_examples=100)
+@given(initial_stock, st.lists(st.lists(reserves, min_size=2, max_size=7) | cancels, min_size=1, max_size=4))
+async def test_a_batch_behaves_as_the_model_deciding_in_rounds(shared_inventory, shared_tables, quantities, drawn):
     example = Example()
-    await example.start(shared, quantities)
+    await example.fill(shared_inventory, quantities)
     for batch in drawn:
         if isinstance(batch, tuple):
             step = example.step(batch)
-            assert await perform(shared, step) == example.model.take(step)
+            assert await perform(shared_inventory, step) == example.model.apply(step)
             continue
-        wanted = [step.wanted for step in map(example.step, batch)]
-        expected: dict[int, object] = {n: example.model.take(Reserve(wanted[n])) for n in in_turns(wanted)}
-        assert dict(enumerate(map(plain, await shared.reserve_many(wanted)))) == expected
-    assert await example.state(looking) == example.expected(example.model)
+        reservations = [step.reservation for step in map(example.step, batch)]
+        expected: dict[int, object] = {
+            n: example.model.apply(Reserve(reservations[n])) for n in decision_order(reservations)
+        }
+        results = await shared_inventory.reserve_many(reservations)
+        assert dict(enumerate(map(result_or_class, results))) == expected
+    assert await example.stored_state(shared_tables) == example.expected_state(example.model)
 
 
-@settings(REAL, max_examples=100)
+@settings(ON_POSTGRES, max_examples=100)
 @given(
-    starts,
+    initial_stock,
     st.lists(
         st.lists(st.tuples(st.booleans(), reserves | cancels | sets | adds), min_size=2, max_size=5),
         min_size=1,
         max_size=3,
     ),
 )
-async def test_calls_at_once_are_what_the_model_does_in_some_order(shared, other, looking, quantities, waves):
-    """Linearizable: for each wave of concurrent calls, in two processes, one order explains all answers and all rows."""
+async def test_concurrent_calls_behave_as_the_model_in_some_order(
+    shared_inventory, second_inventory, shared_tables, quantities, waves
+):
+    """Linearizability: for each wave of concurrent calls in two processes, one order explains all results and all rows."""
     example = Example()
-    await example.start(shared, quantities)
+    await example.fill(shared_inventory, quantities)
     for wave in waves:
         steps = [example.step(drawn) for _, drawn in wave]
-        answers = await asyncio.gather(
-            *(perform(other if elsewhere else shared, step) for (elsewhere, _), step in zip(wave, steps, strict=True))
+        results = await asyncio.gather(
+            *(
+                perform(second_inventory if use_second else shared_inventory, step)
+                for (use_second, _), step in zip(wave, steps, strict=True)
+            )
         )
-        state = await example.state(looking)
-        assert all(left is None or left >= 0 for left in state[0])
+        state = await example.stored_state(shared_tables)
+        assert all(quantity is None or quantity >= 0 for quantity in state[0])
         for order in permutations(range(len(steps))):
             model = example.model.copy()
-            if all(model.take(steps[n]) == answers[n] for n in order) and example.expected(model) == state:
+            if all(model.apply(steps[n]) == results[n] for n in order) and example.expected_state(model) == state:
                 example.model = model
                 break
         else:
-            raise AssertionError(f"no order explains {list(zip(steps, answers, strict=True))} and {state}")
+            raise AssertionError(f"no order explains {list(zip(steps, results, strict=True))} and {state}")
 
 
-@settings(REAL, max_examples=40)
+@settings(ON_POSTGRES, max_examples=40)
 @given(
     st.lists(st.integers(0, 30), min_size=PRODUCTS, max_size=PRODUCTS),
     st.lists(
@@ -154,28 +167,32 @@ async def test_calls_at_once_are_what_the_model_does_in_some_order(shared, other
         max_size=60,
     ),
 )
-async def test_start_is_left_and_held_whatever_the_interleaving(shared, other, looking, quantities, drawn):
+async def test_available_plus_reserved_units_stay_constant_in_any_interleaving(
+    shared_inventory, second_inventory, shared_tables, quantities, drawn
+):
     example = Example()
-    await example.start(shared, quantities)
+    await example.fill(shared_inventory, quantities)
     ids: dict[int, UUID] = {}
 
-    async def buy(n: int, number: int, wanted: dict[int, int], cancel: bool) -> None:
-        here, there = (shared, other) if n % 2 else (other, shared)
-        id = ids.setdefault(number, uuid4())
-        answer = perform(here, Reserve(reservation(*((example.products[p], q) for p, q in wanted.items()), id=id)))
-        await (asyncio.gather(answer, perform(there, Cancel(id))) if cancel else answer)
+    async def buy(n: int, number: int, requested: dict[int, int], cancel: bool) -> None:
+        first, second = (shared_inventory, second_inventory) if n % 2 else (second_inventory, shared_inventory)
+        reservation_id = ids.setdefault(number, uuid4())
+        lines = ((example.product_ids[p], quantity) for p, quantity in requested.items())
+        reserving = perform(first, Reserve(reservation(*lines, reservation_id=reservation_id)))
+        await (asyncio.gather(reserving, perform(second, Cancel(reservation_id))) if cancel else reserving)
 
     await asyncio.gather(*(buy(n, *one) for n, one in enumerate(drawn)))
-    left = await looking.stock(*example.products)
-    assert [free + await looking.held(p) for free, p in zip(left, example.products, strict=True)] == quantities
-    for id in {number: ids[number] for number, _, cancel in drawn if cancel}.values():
-        assert await looking.status(id) == "cancelled"
+    available = await shared_tables.stock(*example.product_ids)
+    reserved = [await shared_tables.reserved(product_id) for product_id in example.product_ids]
+    assert [a + r for a, r in zip(available, reserved, strict=True)] == quantities
+    for reservation_id in {number: ids[number] for number, _, cancel in drawn if cancel}.values():
+        assert await shared_tables.status(reservation_id) == "cancelled"
 
 
-async def test_small_batches_answer_as_large_ones(migrated, tables):
-    product = uuid4()
-    async with opened(migrated, gathering=Gathering(most=3, under_way=1)) as inventory:
-        await inventory.set_stock(product, 10)
-        answers = await inventory.reserve_many([reservation((product, 1)) for _ in range(14)])
-    assert [answer == [] for answer in answers] == [True] * 10 + [False] * 4
-    assert await tables.stock(product) == [0]
+async def test_small_batches_return_the_same_as_large_ones(migrated_database, tables):
+    product_id = uuid4()
+    async with opened(migrated_database, batching=Batching(max_batch_size=3, max_concurrency=1)) as inventory:
+        await inventory.set_stock(product_id, 10)
+        results = await inventory.reserve_many([reservation((product_id, 1)) for _ in range(14)])
+    assert [result == [] for result in results] == [True] * 10 + [False] * 4
+    assert await tables.stock(product_id) == [0]

@@ -1,4 +1,4 @@
-"""SetStock, AddStock, the reads, and the retention of what was cancelled."""
+"""SetStock, AddStock, GetStock, and the deletion of expired cancellations."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import asyncpg
 import pytest
 
 from market.inventory.config import Retention
-from market.inventory.domain import MAX_STOCK, Movement, OtherMovement, StockOutOfRange
+from market.inventory.domain import MAX_STOCK, Movement, MovementMismatch, StockOutOfRange
 
 from .conftest import reservation
 
 A, B = UUID(int=1), UUID(int=2)
 
 
-async def test_a_stock_take_replaces_and_leaves_reservations_alone(inventory, tables):
+async def test_setting_stock_replaces_it_and_leaves_reservations_unchanged(inventory, tables):
     await inventory.set_stock(A, 10)
-    wanted = reservation((A, 4))
-    await inventory.reserve(wanted)
+    reserved = reservation((A, 4))
+    await inventory.reserve(reserved)
     assert await inventory.set_stock(A, 3) == 3
     assert await tables.stock(A) == [3]
-    assert await tables.status(wanted.id) == "reserved"
-    await inventory.cancel(wanted.id)
+    assert await tables.status(reserved.id) == "reserved"
+    await inventory.cancel(reserved.id)
     assert await tables.stock(A) == [7]
 
 
-async def test_of_many_stock_takes_at_once_the_last_one_counts(inventory, tables):
+async def test_the_last_of_many_concurrent_writes_to_a_product_wins(inventory, tables):
     await asyncio.gather(*(inventory.set_stock(A, n) for n in range(200)))
     assert await tables.stock(A) == [199]
 
 
-async def test_a_delivery_is_booked_once(inventory, tables):
+async def test_a_movement_is_booked_once(inventory, tables):
     movement = Movement(uuid4(), A, 7)
     assert await inventory.add_stock(movement) == 7
     assert await inventory.add_stock(movement) == 7
@@ -41,39 +41,44 @@ async def test_a_delivery_is_booked_once(inventory, tables):
 
 
 @pytest.mark.parametrize("other", [Movement(UUID(int=9), A, 8), Movement(UUID(int=9), B, 7)])
-async def test_the_same_movement_with_another_content_is_refused(inventory, tables, other):
+async def test_a_movement_id_with_a_different_product_or_delta_is_rejected(inventory, tables, other):
     await inventory.add_stock(Movement(UUID(int=9), A, 7))
     before = await tables.everything()
-    with pytest.raises(OtherMovement):
+    with pytest.raises(MovementMismatch):
         await inventory.add_stock(other)
     assert await tables.everything() == before
 
 
 @pytest.mark.parametrize(("start", "delta"), [(None, -1), (3, -4), (MAX_STOCK, 1), (1, MAX_STOCK)])
-async def test_a_movement_out_of_range_changes_nothing_and_may_be_tried_again(inventory, tables, start, delta):
+async def test_a_movement_out_of_range_changes_nothing_and_can_be_retried(inventory, tables, start, delta):
     if start is not None:
         await inventory.set_stock(A, start)
     before = await tables.everything()
     movement = Movement(uuid4(), A, delta)
-    with pytest.raises(StockOutOfRange):
+    with pytest.raises(StockOutOfRange) as caught:
         await inventory.add_stock(movement)
+    assert str(caught.value) == (
+        f"product {A}: stock must stay between 0 and 2147483647, got {start or 0} with a change of {delta:+d}"
+    )
     assert await tables.everything() == before
     await inventory.set_stock(A, 4 if delta < 0 else 0)
     assert await inventory.add_stock(movement) == (4 + delta if delta < 0 else delta)
 
 
-async def test_one_movement_many_times_at_once_is_booked_once(inventory, tables):
+async def test_concurrent_repeats_of_a_movement_are_booked_once(inventory, tables):
     movement = Movement(uuid4(), A, 5)
     assert set(await asyncio.gather(*(inventory.add_stock(movement) for _ in range(20)))) == {5}
     assert await tables.stock(A) == [5]
 
 
-async def test_stock_is_answered_in_the_order_asked_with_repeats(inventory):
+async def test_stock_is_returned_in_the_order_of_the_ids_with_repeats(inventory):
     await inventory.set_stock(A, 1)
     await inventory.set_stock(B, 2)
     unknown = uuid4()
-    answers = await asyncio.gather(inventory.stock([B, unknown, A, B]), inventory.stock([]), inventory.stock([A]))
-    assert answers == [[2, None, 1, 2], [], [1]]
+    quantities = await asyncio.gather(
+        inventory.get_stock([B, unknown, A, B]), inventory.get_stock([]), inventory.get_stock([A])
+    )
+    assert quantities == [[2, None, 1, 2], [], [1]]
 
 
 @pytest.mark.parametrize(
@@ -85,26 +90,26 @@ async def test_stock_is_answered_in_the_order_asked_with_repeats(inventory):
         "INSERT INTO reservations (id, product_ids, quantities) VALUES (gen_random_uuid(), '{}', '{1}')",
     ],
 )
-async def test_the_tables_themselves_refuse_what_cannot_be(tables, statement):
+async def test_the_tables_reject_invalid_rows(tables, statement):
     with pytest.raises(asyncpg.CheckViolationError):
         await tables.conn.execute(statement)
 
 
-async def test_retention_deletes_old_cancellations_in_small_batches_and_nothing_else(inventory, tables):
+async def test_retention_deletes_expired_cancellations_in_batches_and_nothing_else(inventory, tables):
     await inventory.set_stock(A, 10)
-    kept = reservation((A, 1))
-    await inventory.reserve(kept)
+    reserved = reservation((A, 1))
+    await inventory.reserve(reserved)
     await tables.conn.execute("UPDATE reservations SET created_at = now() - interval '1 year'")
-    young = uuid4()
-    await inventory.cancel(young)
+    recent = uuid4()
+    await inventory.cancel(recent)
     for _ in range(5):
         await inventory.cancel(uuid4())
     await tables.conn.execute(
         "UPDATE reservations SET cancelled_at = now() - interval '31 days' WHERE status = 'cancelled' AND id <> $1",
-        young,
+        recent,
     )
-    retention = Retention(batch=2, every_seconds=100)
-    pauses = [await inventory.forget_cancelled(retention) for _ in range(4)]
-    assert [p == 100 for p in pauses] == [False, False, True, True]
-    assert {r["id"] for r in await tables.conn.fetch("SELECT id FROM reservations")} == {kept.id, young}
+    retention = Retention(batch_size=2, interval_seconds=100)
+    pauses = [await inventory.delete_expired(retention) for _ in range(4)]
+    assert [pause == 100 for pause in pauses] == [False, False, True, True]
+    assert {row["id"] for row in await tables.conn.fetch("SELECT id FROM reservations")} == {reserved.id, recent}
     assert await tables.stock(A) == [9]

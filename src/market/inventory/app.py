@@ -1,27 +1,30 @@
-"""The wiring of inventory."""
+"""The only wiring: pool, repositories, batcher, retention, gRPC server."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
-from market.inventory import api
-from market.inventory.config import Config
-from market.inventory.service import Inventory
+from market.inventory import api, service
+from market.inventory.batching.transactions import TransactionBatcher
+from market.inventory.config import Batching, Config
+from market.inventory.service import Deps
+from market.inventory.store import Database, ReservationRepository, StockRepository
 from market.kit import postgres
+from market.kit.faults import Faults
 from market.kit.process.lifecycle import Process
-from market.kit.process.tasks import run_periodically
+from market.kit.process.tasks import periodic_tasks
 from market.kit.rpc.server import GrpcServer
 
 MIGRATIONS = "market.inventory.migrations"
 
+# PostgreSQL's settings of each connection.
 SETTINGS = {
-    # The locks and the functions count on it, whatever the database's own default.
+    # The locks and the SQL functions rely on it, whatever the database's own default is.
     "default_transaction_isolation": "read committed",
-    # The statements take arrays: a plan made anew for each costs more than it finds.
+    # The statements take arrays: planning them for their values costs more than a better plan saves.
     "plan_cache_mode": "force_generic_plan",
-    # Everything goes by key. A table that was empty when a plan was made must not teach otherwise.
+    # Every access is by key. A plan made while a table was empty must not scan it when it is large.
     "enable_seqscan": "off",
     "jit": "off",
 }
@@ -29,32 +32,46 @@ SETTINGS = {
 
 @asynccontextmanager
 async def build(config: Config, process: Process) -> AsyncIterator[GrpcServer]:
-    async with postgres.open_pool(config.postgres, process.health, settings=SETTINGS) as db:
-        await postgres.wait_for_schema(db, MIGRATIONS, process.health)
-        inventory = Inventory(
-            db,
-            timeout=config.postgres.timeout_seconds,
-            gathering=config.gathering,
-            max_waiting=config.grpc.max_waiting,
+    """The service, not yet listening. Waits for PostgreSQL and its schema."""
+    async with open_deps(config, process) as deps:
+        async with periodic_tasks({"retention": lambda: service.delete_expired(deps, config.retention)}):
+            yield server(config, process, deps)
+
+
+@asynccontextmanager
+async def open_deps(config: Config, process: Process) -> AsyncIterator[Deps]:
+    """Connect to PostgreSQL, waiting for it and for its schema, and build what the use cases work with."""
+    async with postgres.open_pool(config.postgres, process.health, settings=SETTINGS) as pool:
+        await postgres.wait_for_schema(pool, MIGRATIONS, process.health)
+        yield make_deps(
+            pool,
+            timeout_seconds=config.postgres.timeout_seconds,
+            batching=config.batching,
+            max_pending=config.grpc.max_pending,
             faults=process.faults,
         )
-        retention = asyncio.create_task(
-            run_periodically("retention", lambda: inventory.forget_cancelled(config.retention))
-        )
-        try:
-            yield GrpcServer(
-                config.grpc.host,
-                config.grpc.port,
-                process.health,
-                {api.NAME: api.handlers(api.Api(inventory), process.tracer)},
-                max_in_flight=config.grpc.max_in_flight,
-            )
-        finally:
-            retention.cancel()
-            with suppress(asyncio.CancelledError):
-                await retention
+
+
+def make_deps(
+    pool: postgres.Pool, *, timeout_seconds: float, batching: Batching, max_pending: int, faults: Faults | None
+) -> Deps:
+    """Build the repositories on the pool, and the queues in front of them."""
+    database = Database(pool, timeout_seconds=timeout_seconds, faults=faults)
+    stock, reservations = StockRepository(database), ReservationRepository(database)
+    return Deps(stock, reservations, TransactionBatcher(stock, reservations, batching), max_pending)
+
+
+def server(config: Config, process: Process, deps: Deps) -> GrpcServer:
+    """Return the gRPC server of the use cases, not yet listening."""
+    return GrpcServer(
+        config.grpc.host,
+        config.grpc.port,
+        process.health,
+        {api.NAME: api.handlers(deps, process.tracer)},
+        max_in_flight=config.grpc.max_in_flight,
+    )
 
 
 async def migrate(config: Config, _: list[str]) -> None:
-    """Brings the tables up to date."""
+    """Apply the migrations that are missing."""
     await postgres.migrate(config.postgres, MIGRATIONS)

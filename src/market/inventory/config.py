@@ -10,30 +10,31 @@ from market.kit import config as kit
 
 
 class Grpc(kit.Listen, frozen=True, kw_only=True):
-    # Calls under way in one process; one more is refused at once (RESOURCE_EXHAUSTED).
+    # Calls in flight in one process; one more is refused at once (RESOURCE_EXHAUSTED).
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
-    # Reservations that wait for their turn in one process; beyond it, too, a call is refused.
-    max_waiting: Annotated[int, Meta(ge=1)] = 16_384
+    # Reservations waiting for a transaction in one process; beyond this, calls are refused in the same way.
+    max_pending: Annotated[int, Meta(ge=1)] = 16_384
 
 
-class Gathering(kit.Section, frozen=True, kw_only=True):
-    """Reservations in one transaction, and transactions at once. docs/decisions/0003 has the measurements."""
+class Batching(kit.Section, frozen=True, kw_only=True):
+    """How many reservations share a transaction, and how many transactions run at once (docs/decisions/0003)."""
 
-    most: Annotated[int, Meta(ge=1, le=1024)] = 128
-    under_way: Annotated[int, Meta(ge=1, le=16)] = 2
+    max_batch_size: Annotated[int, Meta(ge=1, le=1024)] = 128
+    max_concurrency: Annotated[int, Meta(ge=1, le=16)] = 2
 
 
 class Retention(kit.Section, frozen=True, kw_only=True):
-    """How long a cancelled reservation is remembered, and so a late duplicate of it refused."""
+    """How long a cancelled reservation is kept. As long as it is, a late duplicate of it is rejected."""
 
     cancelled_days: Annotated[float, Meta(gt=0, le=36_500)] = 30
-    every_seconds: kit.Seconds = 3600
-    # Rows in one transaction.
-    batch: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    # The pause between two passes.
+    interval_seconds: kit.Seconds = 3600
+    # Rows deleted by one transaction.
+    batch_size: Annotated[int, Meta(ge=1, le=100_000)] = 1000
 
 
 class Config(kit.Base, frozen=True, kw_only=True):
     grpc: Grpc
     postgres: kit.Postgres
-    gathering: Gathering = Gathering()
+    batching: Batching = Batching()
     retention: Retention = Retention()

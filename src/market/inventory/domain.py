@@ -1,4 +1,4 @@
-"""Stock and reservations: plain data, the bounds, the errors."""
+"""Stock and reservations: plain data, limits and errors."""
 
 from __future__ import annotations
 
@@ -14,27 +14,33 @@ from market.kit.errors import AlreadyExists, BadInput, Conflict
 
 MAX_STOCK = 2_147_483_647
 MAX_QUANTITY = 1_000_000
+# Lines of a reservation: one per product.
 MAX_LINES = 1_000
-# Lines as they come, before the same product's are merged.
-MAX_RAW_LINES = 10_000
+# Items of a request, before those of the same product are merged into one line.
+MAX_ITEMS = 10_000
+# Product ids in one request.
 MAX_IDS = 1_000
+# Reservations in one ReserveMany.
 MAX_RESERVATIONS = 512
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 100
-# A page of reservations ends early here: a message of some 2 MiB.
+# A page of reservations ends early at this number of lines, which makes a message of about 2 MiB.
 MAX_PAGE_LINES = 50_000
 
-# The failure points, in the order in which a call passes them.
+# The failure points (kit/faults.py), in the order in which a call passes them.
 POINTS = (
     "inventory.inside-reserve",  # all rows written and locked, nothing committed
-    "inventory.after-commit",  # reservations committed, nobody answered
+    "inventory.after-commit",  # reservations committed, no caller has its response
     "inventory.inside-cancel",
     "inventory.after-cancel",
 )
 
 
 class Reservation(Struct, frozen=True, gc=False):
-    """What an order wants. Lines are merged and sorted by product; the two lists go together."""
+    """The units of each product that one order needs.
+
+    Line n is `quantities[n]` units of `product_ids[n]`. The lines are sorted by product, one per product.
+    """
 
     id: UUID
     product_ids: list[UUID]
@@ -42,12 +48,14 @@ class Reservation(Struct, frozen=True, gc=False):
 
 
 class Shortage(Struct, frozen=True, gc=False):
+    """A line that asks for more than there is in stock."""
+
     product_id: UUID
-    wanted: int
-    left: int
+    requested: int
+    available: int
 
 
-# What is short; empty: all was taken.
+# The lines of a reservation that are short; empty: every line was reserved.
 Shortages = list[Shortage]
 
 
@@ -59,8 +67,8 @@ class Movement(Struct, frozen=True):
     delta: int
 
 
-class Kept(Struct, frozen=True):
-    """A reservation as it is kept."""
+class StoredReservation(Struct, frozen=True):
+    """A reservation as it is stored."""
 
     reservation: Reservation
     status: Literal["reserved", "cancelled"]
@@ -68,49 +76,61 @@ class Kept(Struct, frozen=True):
 
 
 class Outcome(IntEnum):
-    """What became of a reservation or a movement. The numbers are those of the functions in migrations/."""
+    """How a reservation or a movement was decided. The numbers are those of the SQL functions in migrations/."""
 
-    GONE = 0  # its row was deleted while we looked: ask again
+    ROW_DELETED = 0  # the row was deleted between two statements: try again
     DONE = 1
     REPEATED = 2
-    REFUSED = 3
-    DIFFERS = 4
+    REJECTED = 3
+    MISMATCH = 4
     CANCELLED = 5
 
 
-class OtherLines(AlreadyExists):
-    def __init__(self, id: UUID) -> None:
-        super().__init__(f"reservation {id} exists with other items")
+class ReservationMismatch(AlreadyExists):
+    """The id has been used for a reservation with other lines."""
+
+    def __init__(self, reservation_id: UUID) -> None:
+        super().__init__(f"reservation {reservation_id} already exists with different items")
 
 
 class ReservationCancelled(Conflict):
-    def __init__(self, id: UUID) -> None:
-        super().__init__(f"reservation {id} was cancelled")
+    """The reservation was cancelled, perhaps before it arrived; its id stays unusable."""
+
+    def __init__(self, reservation_id: UUID) -> None:
+        super().__init__(f"reservation {reservation_id} was cancelled")
 
 
-class OtherMovement(AlreadyExists):
-    def __init__(self, id: UUID) -> None:
-        super().__init__(f"movement {id} exists with another product or delta")
+class MovementMismatch(AlreadyExists):
+    """The id has been used for another movement."""
+
+    def __init__(self, movement_id: UUID) -> None:
+        super().__init__(f"movement {movement_id} already exists with a different product or delta")
 
 
 class StockOutOfRange(Conflict):
-    """The movement would leave less than nothing, or more than can be counted."""
+    """The movement would make the stock negative, or larger than MAX_STOCK."""
 
     def __init__(self, movement: Movement, quantity: int) -> None:
         super().__init__(
-            f"product {movement.product_id} has {quantity}: {movement.delta:+d} would leave 0..{MAX_STOCK}"
+            f"product {movement.product_id}: stock must stay between 0 and {MAX_STOCK}, "
+            f"got {quantity} with a change of {movement.delta:+d}"
         )
 
 
-def merged(id: UUID, lines: Iterable[tuple[UUID, int]]) -> Reservation:
-    """The reservation with each product once, sorted. Raises BadInput where that is out of bounds."""
-    wanted: dict[UUID, int] = {}
+def merge_lines(reservation_id: UUID, lines: Iterable[tuple[UUID, int]]) -> Reservation:
+    """Return the reservation of these lines (product id, quantity), merged and sorted by product.
+
+    Raises BadInput if there are too few or too many products, or too many units of one.
+    """
+    requested: dict[UUID, int] = {}
     for product_id, quantity in lines:
-        wanted[product_id] = wanted.get(product_id, 0) + quantity
-    if not 1 <= len(wanted) <= MAX_LINES:
-        raise BadInput("items", f"must have 1 to {MAX_LINES} different products")
-    if max(wanted.values()) > MAX_QUANTITY:
-        too_many = next(p for p, q in wanted.items() if q > MAX_QUANTITY)
-        raise BadInput("items", f"product {too_many} must be wanted at most {MAX_QUANTITY} times in all")
-    product_ids = sorted(wanted)
-    return Reservation(id, product_ids, [wanted[p] for p in product_ids])
+        requested[product_id] = requested.get(product_id, 0) + quantity
+    if not 1 <= len(requested) <= MAX_LINES:
+        raise BadInput("items", f"number of different products must be between 1 and {MAX_LINES}, got {len(requested)}")
+    if max(requested.values()) > MAX_QUANTITY:
+        product_id, quantity = next((p, q) for p, q in requested.items() if q > MAX_QUANTITY)
+        raise BadInput(
+            "items", f"total quantity of product {product_id} must be at most {MAX_QUANTITY}, got {quantity}"
+        )
+    product_ids = sorted(requested)
+    return Reservation(reservation_id, product_ids, [requested[p] for p in product_ids])

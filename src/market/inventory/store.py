@@ -1,150 +1,292 @@
-"""All SQL of inventory. The functions that write reservations are in migrations/.
-
-Each call is one statement and so one transaction, unless the caller opened one.
-"""
+"""All SQL of inventory. The functions that write reservations are in migrations/."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
-from market.inventory.domain import MAX_PAGE_LINES, MAX_STOCK, Kept, Movement, Outcome, Reservation, Shortage, Shortages
+import asyncpg
+from msgspec import Struct
+
+from market.inventory import metrics
+from market.inventory.domain import (
+    MAX_PAGE_LINES,
+    MAX_STOCK,
+    Movement,
+    Outcome,
+    Reservation,
+    Shortage,
+    Shortages,
+    StoredReservation,
+)
+from market.kit import context
+from market.kit.errors import DeadlineExceeded, Unavailable
+from market.kit.faults import Faults
+from market.kit.postgres import CONNECTION_ERRORS
+from market.kit.process import logs
+from market.kit.resilience import backoff
 
 if TYPE_CHECKING:
-    from market.kit.postgres import Connection
+    from market.kit.postgres import Connection, Pool
 
-Decided = tuple[Outcome, Shortages]
+T = TypeVar("T")
+log = logs.get_logger("inventory")
+
+# Attempts of one transaction that PostgreSQL aborts, because of a deadlock with somebody outside the service.
+MAX_ATTEMPTS = 8
 
 
-async def reserve(conn: Connection, wanted: Reservation) -> Decided:
-    """Takes all lines or none."""
-    row = await conn.fetchrow("SELECT * FROM reserve($1, $2, $3)", wanted.id, wanted.product_ids, wanted.quantities)
-    assert row is not None
-    shortages = [
-        Shortage(wanted.product_ids[line - 1], wanted.quantities[line - 1], min(left, MAX_STOCK))
-        for line, left in zip(row["short_lines"] or (), row["short_left"] or (), strict=True)
-    ]
-    return Outcome(row["outcome"]), shortages
+class Database:
+    """Runs each transaction within its deadline, and maps the driver's errors to the kit's.
+
+    timeout_seconds: the limit of one transaction, unless the caller's deadline is nearer.
+    """
+
+    def __init__(self, pool: Pool, *, timeout_seconds: float, faults: Faults | None = None) -> None:
+        self._pool = pool
+        self._timeout_seconds = timeout_seconds
+        self._faults = faults
+
+    async def run(self, work: Callable[[Connection], Awaitable[T]], *, inside: str = "", after: str = "") -> T:
+        """Return the result of `work`, one statement and so one transaction, once it is committed.
+
+        `inside` and `after` name failure points before and after the commit. A transaction that PostgreSQL aborted is
+        repeated. Raises DeadlineExceeded or Unavailable; whether the work took effect is then unknown, and the caller
+        may repeat it with the same id.
+        """
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            seconds_left = context.remaining(self._timeout_seconds)
+            if seconds_left <= 0:
+                raise DeadlineExceeded("deadline exceeded")
+            try:
+                async with asyncio.timeout(seconds_left), self._pool.acquire() as conn:
+                    if self._faults is None:
+                        return await work(conn)
+                    return await self._run_with_failure_points(conn, work, self._faults, inside, after)
+            except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError) as e:
+                metrics.TRANSACTION_RETRIES.labels(e.sqlstate).inc()
+                await asyncio.sleep(backoff(attempt, base=0.005, max_seconds=0.1))
+            except CONNECTION_ERRORS as e:
+                raise Unavailable("the database is unavailable") from e
+            except asyncpg.PostgresError as e:
+                log.warning("statement failed", sqlstate=e.sqlstate, error=str(e)[:500])
+                raise Unavailable("the database reported an error") from e
+        raise Unavailable(f"the transaction was aborted {MAX_ATTEMPTS} times")
+
+    @staticmethod
+    async def _run_with_failure_points(
+        conn: Connection, work: Callable[[Connection], Awaitable[T]], faults: Faults, inside: str, after: str
+    ) -> T:
+        # An explicit transaction, so that there is a moment between the statement and its commit.
+        async with conn.transaction():
+            result = await work(conn)
+            if inside:
+                await faults.reach(inside)
+        if after:
+            await faults.reach(after)
+        return result
+
+
+class Booking(Struct, frozen=True):
+    """How a movement was decided, and the product's stock now."""
+
+    outcome: Outcome
+    quantity: int
+
+
+class StockRepository:
+    """The units of each product that are free to sell (table inventory), and the movements that changed them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def set_quantities(self, quantities: dict[UUID, int]) -> None:
+        """Replace the stock of each product, creating rows that are missing. Raises Unavailable."""
+        # Sorted, so that two statements cannot deadlock.
+        await self._database.run(
+            lambda conn: conn.execute(
+                """
+                INSERT INTO inventory (product_id, quantity)
+                SELECT * FROM unnest($1::uuid[], $2::bigint[]) AS u (id, quantity) ORDER BY id
+                ON CONFLICT (product_id) DO UPDATE SET quantity = excluded.quantity
+                """,
+                list(quantities),
+                list(quantities.values()),
+            )
+        )
+
+    async def get_quantities(self, product_ids: Sequence[UUID]) -> list[int | None]:
+        """Return the stock of each product, in the order of the ids; None for an unknown product. Raises Unavailable."""
+        # One array instead of a thousand records, whose creation takes half of the time.
+        quantities: list[int | None] | None = await self._database.run(
+            lambda conn: conn.fetchval(
+                """
+                SELECT array_agg(CASE WHEN i.quantity > $2::bigint THEN $2 ELSE i.quantity END ORDER BY u.n)
+                FROM unnest($1::uuid[]) WITH ORDINALITY AS u (id, n) LEFT JOIN inventory i ON i.product_id = u.id
+                """,
+                product_ids,
+                MAX_STOCK,
+            )
+        )
+        return quantities or []
+
+    async def book(self, movement: Movement) -> Booking:
+        """Add the movement's delta to the stock, unless the movement has been booked before. Raises Unavailable."""
+        row = await self._database.run(
+            lambda conn: conn.fetchrow(
+                "SELECT * FROM add_stock($1, $2, $3, $4)", movement.id, movement.product_id, movement.delta, MAX_STOCK
+            )
+        )
+        assert row is not None
+        return Booking(Outcome(row["outcome"]), min(row["available"] or 0, MAX_STOCK))
+
+
+class Decision(Struct, frozen=True, gc=False):
+    """How a reservation was decided; `shortages` only if it was REJECTED."""
+
+    outcome: Outcome
+    shortages: Shortages
+
+
+class Cancellations(Struct, frozen=True):
+    """`released`: the reservations whose units returned to stock. `deleted`: rows deleted meanwhile, to be tried again."""
+
+    released: set[UUID]
+    deleted: set[UUID]
 
 
 _OUTCOMES = tuple(Outcome)
-_TAKEN: Decided = (Outcome.DONE, [])
+_DONE = Decision(Outcome.DONE, [])
 
 
-async def reserve_many(conn: Connection, wanted: Sequence[Reservation]) -> list[Decided]:
-    """Decides the reservations in turn, each all or nothing on its own. Their ids must be distinct."""
-    products = sorted({p for r in wanted for p in r.product_ids})
-    index = {p: n for n, p in enumerate(products, 1)}
-    firsts: list[int] = []
-    lasts: list[int] = []
-    line_products: list[UUID] = []
-    quantities: list[int] = []
-    for r in wanted:
-        firsts.append(len(line_products) + 1)
-        line_products += r.product_ids
-        quantities += r.quantities
-        lasts.append(len(line_products))
-    row = await conn.fetchrow(
-        "SELECT * FROM reserve_many($1, $2, $3, $4, $5, $6, $7)",
-        [r.id for r in wanted],
-        firsts,
-        lasts,
-        line_products,
-        quantities,
-        [index[p] for p in line_products],
-        products,
-    )
-    assert row is not None
-    outcomes = row["outcomes"]
-    if not row["short_lines"]:
-        return [_TAKEN if o == 1 else (_OUTCOMES[o], []) for o in outcomes]
-    left = dict(zip(row["short_lines"], row["short_left"], strict=True))
-    return [
-        (
-            _OUTCOMES[outcome],
-            [
-                Shortage(line_products[n - 1], quantities[n - 1], min(left[n], MAX_STOCK))
-                for n in range(first, last + 1)
-                if n in left
-            ],
+class ReservationRepository:
+    """Which order holds how many units of what (table reservations). Reserving and cancelling change the stock too."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def reserve(self, reservation: Reservation) -> Decision:
+        """Take the units of every line from the stock, or none. Raises Unavailable."""
+        row = await self._database.run(
+            lambda conn: conn.fetchrow(
+                "SELECT * FROM reserve($1, $2, $3)", reservation.id, reservation.product_ids, reservation.quantities
+            ),
+            inside="inventory.inside-reserve",
+            after="inventory.after-commit",
         )
-        for outcome, first, last in zip(outcomes, firsts, lasts, strict=True)
-    ]
+        assert row is not None
+        shortages = [
+            Shortage(reservation.product_ids[line - 1], reservation.quantities[line - 1], min(available, MAX_STOCK))
+            for line, available in zip(row["short_lines"] or (), row["short_left"] or (), strict=True)
+        ]
+        return Decision(Outcome(row["outcome"]), shortages)
 
+    async def reserve_many(self, reservations: Sequence[Reservation]) -> list[Decision]:
+        """Decide the reservations one after another in one transaction, each all or nothing on its own.
 
-async def cancel_many(conn: Connection, ids: Sequence[UUID]) -> tuple[set[UUID], set[UUID]]:
-    """The ids that something was given back for, and those whose rows went away meanwhile: ask again."""
-    row = await conn.fetchrow("SELECT * FROM cancel_many($1)", ids)
-    assert row is not None
-    return set(row["released"] or ()), set(row["gone"] or ())
-
-
-async def set_stock(conn: Connection, quantities: dict[UUID, int]) -> None:
-    """Replaces what is free to sell, making rows where there are none."""
-    # Sorted, so that two of them cannot deadlock.
-    await conn.execute(
+        Their ids must be distinct. Raises Unavailable.
         """
-        INSERT INTO inventory (product_id, quantity) SELECT * FROM unnest($1::uuid[], $2::bigint[]) AS u (id, quantity) ORDER BY id
-        ON CONFLICT (product_id) DO UPDATE SET quantity = excluded.quantity
-        """,
-        list(quantities),
-        list(quantities.values()),
-    )
-
-
-async def add_stock(conn: Connection, movement: Movement) -> tuple[Outcome, int]:
-    """What became of it, and the quantity now."""
-    row = await conn.fetchrow(
-        "SELECT * FROM add_stock($1, $2, $3, $4)", movement.id, movement.product_id, movement.delta, MAX_STOCK
-    )
-    assert row is not None
-    return Outcome(row["outcome"]), min(row["available"] or 0, MAX_STOCK)
-
-
-async def stock(conn: Connection, product_ids: Sequence[UUID]) -> list[int | None]:
-    """The quantity of each product asked for, in that order; None where there is no row."""
-    # One array instead of a thousand records: half of the time goes into making them.
-    quantities: list[int | None] | None = await conn.fetchval(
-        """
-        SELECT array_agg(CASE WHEN i.quantity > $2::bigint THEN $2 ELSE i.quantity END ORDER BY u.n)
-        FROM unnest($1::uuid[]) WITH ORDINALITY AS u (id, n) LEFT JOIN inventory i ON i.product_id = u.id
-        """,
-        product_ids,
-        MAX_STOCK,
-    )
-    return quantities or []
-
-
-async def reservations(conn: Connection, after: UUID | None, limit: int) -> list[Kept]:
-    """Up to `limit` in order of id, from the first above `after`; fewer where their lines are very many, but at least one."""
-    rows = await conn.fetch(
-        """
-        SELECT id, status, product_ids, quantities, created_at
-        FROM (
-            SELECT *, sum(cardinality(product_ids)) OVER (ORDER BY id) - cardinality(product_ids) AS lines_before
-            FROM (SELECT * FROM reservations WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2) AS page
-        ) AS counted
-        WHERE lines_before < $3 ORDER BY id
-        """,
-        after,
-        limit,
-        MAX_PAGE_LINES,
-    )
-    return [Kept(Reservation(r["id"], r["product_ids"], r["quantities"]), r["status"], r["created_at"]) for r in rows]
-
-
-async def forget_cancelled(conn: Connection, days: float, most: int) -> int:
-    """Deletes up to `most` reservations that were cancelled more than `days` ago, oldest first; answers how many."""
-    # SKIP LOCKED: another pod may be at it, and nobody's cancellation should wait for this.
-    status = await conn.execute(
-        """
-        DELETE FROM reservations WHERE id IN (
-            SELECT id FROM reservations WHERE status = 'cancelled' AND cancelled_at < now() - make_interval(secs => $1 * 86400.0)
-            ORDER BY cancelled_at LIMIT $2 FOR UPDATE SKIP LOCKED
+        products = sorted({p for r in reservations for p in r.product_ids})
+        index = {p: n for n, p in enumerate(products, 1)}
+        firsts: list[int] = []
+        lasts: list[int] = []
+        line_products: list[UUID] = []
+        quantities: list[int] = []
+        for r in reservations:
+            firsts.append(len(line_products) + 1)
+            line_products += r.product_ids
+            quantities += r.quantities
+            lasts.append(len(line_products))
+        row = await self._database.run(
+            lambda conn: conn.fetchrow(
+                "SELECT * FROM reserve_many($1, $2, $3, $4, $5, $6, $7)",
+                [r.id for r in reservations],
+                firsts,
+                lasts,
+                line_products,
+                quantities,
+                [index[p] for p in line_products],
+                products,
+            ),
+            inside="inventory.inside-reserve",
+            after="inventory.after-commit",
         )
-        """,
-        days,
-        most,
-    )
-    return int(status.rpartition(" ")[2])
+        assert row is not None
+        outcomes = row["outcomes"]
+        if not row["short_lines"]:
+            return [_DONE if o == 1 else Decision(_OUTCOMES[o], []) for o in outcomes]
+        available = dict(zip(row["short_lines"], row["short_left"], strict=True))
+        return [
+            Decision(
+                _OUTCOMES[outcome],
+                [
+                    Shortage(line_products[n - 1], quantities[n - 1], min(available[n], MAX_STOCK))
+                    for n in range(first, last + 1)
+                    if n in available
+                ],
+            )
+            for outcome, first, last in zip(outcomes, firsts, lasts, strict=True)
+        ]
+
+    async def cancel_many(self, reservation_ids: Sequence[UUID]) -> Cancellations:
+        """Return the units of the reservations to stock, and make all the ids unusable. The ids must be distinct.
+
+        Raises Unavailable.
+        """
+        row = await self._database.run(
+            lambda conn: conn.fetchrow("SELECT * FROM cancel_many($1)", reservation_ids),
+            inside="inventory.inside-cancel",
+            after="inventory.after-cancel",
+        )
+        assert row is not None
+        return Cancellations(set(row["released"] or ()), set(row["gone"] or ()))
+
+    async def list_page(self, after: UUID | None, limit: int) -> list[StoredReservation]:
+        """Return up to `limit` reservations in order of id, beginning after the id `after`.
+
+        A page with very many lines ends early, but has at least one reservation. Raises Unavailable.
+        """
+        rows = await self._database.run(
+            lambda conn: conn.fetch(
+                """
+                SELECT id, status, product_ids, quantities, created_at
+                FROM (
+                    SELECT *, sum(cardinality(product_ids)) OVER (ORDER BY id) - cardinality(product_ids) AS lines_before
+                    FROM (SELECT * FROM reservations WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2) AS page
+                ) AS counted
+                WHERE lines_before < $3 ORDER BY id
+                """,
+                after,
+                limit,
+                MAX_PAGE_LINES,
+            )
+        )
+        return [
+            StoredReservation(
+                Reservation(row["id"], row["product_ids"], row["quantities"]), row["status"], row["created_at"]
+            )
+            for row in rows
+        ]
+
+    async def delete_cancelled(self, days: float, limit: int) -> int:
+        """Delete up to `limit` reservations that were cancelled more than `days` ago, oldest first; return how many.
+
+        Raises Unavailable.
+        """
+        # SKIP LOCKED: another pod may be deleting the same rows, and no cancellation should have to wait for this.
+        status = await self._database.run(
+            lambda conn: conn.execute(
+                """
+                DELETE FROM reservations WHERE id IN (
+                    SELECT id FROM reservations
+                    WHERE status = 'cancelled' AND cancelled_at < now() - make_interval(secs => $1 * 86400.0)
+                    ORDER BY cancelled_at LIMIT $2 FOR UPDATE SKIP LOCKED
+                )
+                """,
+                days,
+                limit,
+            )
+        )
+        return int(status.rpartition(" ")[2])

@@ -18,13 +18,13 @@ def client(number: int) -> str:
 
 
 def add_bugs_to_inventory(service: Any) -> None:
-    add_stock = service.Inventory.add_stock
+    add_stock = service.add_stock
 
-    async def add_too_much(self: Any, movement: Any) -> int:
+    async def add_too_much(deps: Any, movement: Any) -> int:
         """Bug 1: deliveries are booked with a thousand units too many."""
-        return await add_stock(self, type(movement)(movement.id, movement.product_id, movement.delta + 1000))
+        return await add_stock(deps, type(movement)(movement.id, movement.product_id, movement.delta + 1000))
 
-    service.Inventory.add_stock = add_too_much
+    service.add_stock = add_too_much
 
 
 def add_bugs_to_orders(service: Any) -> None:

@@ -1,16 +1,16 @@
--- What is free to sell, who holds what, and what was delivered or lost.
+-- The units that are free to sell, the reservations that hold units, and the movements (deliveries and losses).
 
--- Room in each page, so that an update of a hot row stays in its page and touches no index.
+-- Free space in each page, so that an update of a hot row stays in its page and changes no index (HOT update).
 CREATE TABLE inventory (
     product_id uuid PRIMARY KEY,
-    -- Free to sell now. Wider than the 0..2147483647 that can be set: what a cancelled reservation gives back
-    -- after a stock-take must go somewhere.
+    -- Free to sell now. Wider than the 0..2147483647 that can be set: units released by a cancellation after
+    -- SetStock are added on top.
     quantity bigint NOT NULL CHECK (quantity >= 0)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
 
--- The lines are two arrays, sorted by product and merged: one row per reservation instead of one per line,
--- compared with a repeat's lines by `=`. A cancelled reservation keeps its lines; an id that was cancelled
--- before it was ever reserved has none.
+-- The lines are two arrays, sorted by product, one entry per product: one row per reservation instead of one per line,
+-- and a repeat is recognised by `=`. A cancelled reservation keeps its lines; an id that was cancelled before it was
+-- ever reserved has none.
 CREATE TABLE reservations (
     id uuid PRIMARY KEY,
     status text NOT NULL DEFAULT 'reserved' CHECK (status IN ('reserved', 'cancelled')),
@@ -22,7 +22,7 @@ CREATE TABLE reservations (
     CHECK (cardinality(product_ids) = cardinality(quantities))
 );
 
--- For the retention of cancelled reservations alone.
+-- Used only by the retention of cancelled reservations.
 CREATE INDEX reservations_cancelled_at ON reservations (cancelled_at) WHERE status = 'cancelled';
 
 CREATE TABLE movements (
@@ -32,13 +32,14 @@ CREATE TABLE movements (
     created_at timestamptz NOT NULL DEFAULT now()
 );
 
--- All functions take the reservation's (or movement's) own row first and then the stock rows in order of
--- product_id, each in a statement of its own: in READ COMMITTED a statement sees what was committed before it
--- began, so whoever waited for the other's row sees what the other did.
+-- All functions lock the reservation's (or movement's) own row first and then the stock rows in order of product_id,
+-- each in a statement of its own: in READ COMMITTED a statement sees what was committed before it began, so a
+-- transaction that waited for another one's row sees what that one wrote.
 
--- Takes all lines of one reservation, or none. `lines` are sorted by product and merged.
--- outcome: 1 reserved, 2 was reserved before, 3 short, 4 reserved with other lines, 5 cancelled,
--- 0 the row went away meanwhile: ask again. When short, for each short line its position (from 1) and what is left.
+-- Reserve all lines of one reservation, or none. The lines are sorted by product, one per product.
+-- outcome: 1 reserved, 2 reserved before, 3 not enough stock, 4 reserved before with other lines, 5 cancelled,
+-- 0 the row was deleted meanwhile, try again. With outcome 3, the position (from 1) and the available stock of each
+-- line that is short.
 CREATE FUNCTION reserve(
     reservation uuid, products uuid[], wanted int[], OUT outcome int, OUT short_lines int[], OUT short_left bigint[]
 ) LANGUAGE plpgsql AS $$
@@ -60,7 +61,7 @@ BEGIN
     FOR line IN 1..cardinality(products) LOOP
         UPDATE inventory SET quantity = quantity - wanted[line] WHERE product_id = products[line] AND quantity >= wanted[line];
         CONTINUE WHEN FOUND;
-        -- Looks again under a lock: goods may have come back since, and what is said to be left must be what decided.
+        -- Read again under a lock: units may have been released since, and the reported stock must be the one that decided.
         SELECT quantity INTO available FROM inventory WHERE product_id = products[line] FOR UPDATE;
         IF available >= wanted[line] THEN
             UPDATE inventory SET quantity = quantity - wanted[line] WHERE product_id = products[line];
@@ -71,7 +72,7 @@ BEGIN
     END LOOP;
     outcome := 1;
     IF short_lines IS NOT NULL THEN
-        -- Gives back what was taken: these rows are locked already.
+        -- Undo the lines that were taken: their rows are locked already.
         FOR line IN 1..cardinality(products) LOOP
             IF line <> ALL (short_lines) THEN
                 UPDATE inventory SET quantity = quantity + wanted[line] WHERE product_id = products[line];
@@ -82,16 +83,16 @@ BEGIN
     END IF;
 END $$;
 
--- Many reservations, decided in turn, each all or nothing on its own. The ids are distinct. The lines of all
--- stand one after another, those of reservation n from firsts[n] to lasts[n]; `products` are the distinct ones,
--- sorted, and line_indexes says which of them each line means. Outcomes as of reserve(); short_lines count over the
--- lines of all.
+-- Decide many reservations one after another, each all or nothing on its own. The ids are distinct. The lines of all
+-- reservations are concatenated, those of reservation n are firsts[n] to lasts[n]; `products` are the distinct products,
+-- sorted, and line_indexes is the position of each line's product in them. Outcomes as in reserve(); short_lines are
+-- positions in the concatenated lines.
 CREATE FUNCTION reserve_many(
     ids uuid[], firsts int[], lasts int[], line_products uuid[], wanted int[], line_indexes int[], products uuid[],
     OUT outcomes int[], OUT short_lines int[], OUT short_left bigint[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    -- NULL where there is no row: one that is made meanwhile is not ours to write.
+    -- NULL where there is no row: a row inserted meanwhile is not locked here and must not be overwritten.
     stock bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(products)]);
     fresh uuid[];
     short uuid[];
@@ -147,8 +148,8 @@ BEGIN
     END IF;
 END $$;
 
--- Gives back what the reservations hold; remembers an id never seen as cancelled. The ids are distinct.
--- released: those that something was given back for; gone: rows that went away meanwhile, ask again.
+-- Return the units of the reservations to stock; store an unknown id as cancelled. The ids are distinct.
+-- released: reservations whose units were returned; gone: rows that were deleted meanwhile, try again.
 CREATE FUNCTION cancel_many(ids uuid[], OUT released uuid[], OUT gone uuid[]) LANGUAGE plpgsql AS $$
 DECLARE
     fresh uuid[];
@@ -177,8 +178,8 @@ BEGIN
     WHERE i.product_id = back.product_id;
 END $$;
 
--- Books a delivery or a loss. outcome: 1 booked, 2 was booked before, 3 would leave the range, 4 booked before with
--- another product or delta, 0 ask again. `quantity` is what there is now.
+-- Book a delivery or a loss. outcome: 1 booked, 2 booked before, 3 would leave the range 0..most, 4 booked before with
+-- another product or delta, 0 try again. `available` is the stock now.
 CREATE FUNCTION add_stock(movement uuid, product uuid, change int, most bigint, OUT outcome int, OUT available bigint)
 LANGUAGE plpgsql AS $$
 DECLARE

@@ -1,0 +1,142 @@
+"""Concurrent calls share transactions: what arrives while one is in flight goes into the next (kit/batching.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from market.inventory import metrics
+from market.inventory.config import Batching
+from market.inventory.domain import Outcome, Reservation, ReservationCancelled, ReservationMismatch, Shortages
+from market.inventory.store import Decision, ReservationRepository, StockRepository
+from market.kit.batching import Batcher
+from market.kit.errors import Unavailable
+
+# Lines in one transaction, so that a batch of large reservations does not delay all the others.
+MAX_BATCH_LINES = 4096
+# Attempts of a reservation whose row was deleted by retention in the middle of the transaction.
+MAX_ATTEMPTS = 8
+
+
+class TransactionBatcher:
+    """Collects the calls of all callers into few transactions. Owns one queue for each kind of call.
+
+    reservations: takes a Reservation, returns its Shortages. Raises ReservationMismatch, ReservationCancelled.
+    cancellations: takes a reservation id, returns whether units were released.
+    stock_writes: takes (product id, quantity).
+    stock_reads: takes product ids, returns their quantities in the same order; None for an unknown product.
+
+    All raise DeadlineExceeded and Unavailable.
+    """
+
+    def __init__(
+        self, stock: StockRepository, reservations: ReservationRepository, settings: Batching | None = None
+    ) -> None:
+        settings = settings or Batching()
+        self._stock = stock
+        self._reservations = reservations
+        self.reservations: Batcher[Reservation, Shortages] = Batcher(
+            self.reserve_batch,
+            name="inventory.reserve",
+            max_batch_size=settings.max_batch_size,
+            max_concurrency=settings.max_concurrency,
+            cost=lambda r: len(r.product_ids),
+            max_cost=MAX_BATCH_LINES,
+        )
+        self.cancellations: Batcher[UUID, bool] = Batcher(
+            self._cancel_batch, name="inventory.cancel", max_batch_size=settings.max_batch_size
+        )
+        # One transaction at a time, so that the last of several writes to a product wins.
+        self.stock_writes: Batcher[tuple[UUID, int], None] = Batcher(
+            self._write_batch, name="inventory.set-stock", max_batch_size=1024
+        )
+        self.stock_reads: Batcher[Sequence[UUID], list[int | None]] = Batcher(
+            self._read_batch, name="inventory.get-stock", max_batch_size=32, max_concurrency=4
+        )
+
+    async def reserve_batch(self, batch: list[Reservation]) -> list[Shortages | BaseException]:
+        """Decide the reservations in rounds; return the shortages or the exception of each.
+
+        A round has each id once. An equal reservation with the same id shares the result, one with other lines is
+        decided in a later round.
+        """
+        results: list[Shortages | BaseException | None] = [None] * len(batch)
+        undecided = list(range(len(batch)))
+        retries = 0
+        while undecided:
+            round_: dict[UUID, Reservation] = {}
+            for n in undecided:
+                round_.setdefault(batch[n].id, batch[n])
+            decided = await self._decide(list(round_.values()))
+            later = []
+            for n in undecided:
+                reservation = batch[n]
+                first = round_[reservation.id]
+                if first is not reservation and first != reservation:
+                    later.append(n)
+                    continue
+                result = decided[reservation.id]
+                if result is None and (retries := retries + 1) <= MAX_ATTEMPTS:
+                    later.append(n)
+                else:
+                    results[n] = result if result is not None else _row_deleted(reservation.id)
+            undecided = later
+        return results  # type: ignore[return-value]
+
+    async def _decide(self, reservations: list[Reservation]) -> dict[UUID, Shortages | BaseException | None]:
+        """Return the result of each reservation by id; None: its row was deleted, try again. The ids are distinct."""
+        results: dict[UUID, Shortages | BaseException | None] = {}
+        decisions: list[Decision]
+        if len(reservations) == 1:
+            decisions = [await self._reservations.reserve(reservations[0])]
+        else:
+            decisions = await self._reservations.reserve_many(reservations)
+        for r, decision in zip(reservations, decisions, strict=True):
+            outcome = decision.outcome
+            metrics.reservations[outcome].inc()
+            if outcome is Outcome.DONE or outcome is Outcome.REPEATED:
+                results[r.id] = decision.shortages
+            elif outcome is Outcome.REJECTED:
+                metrics.SHORTAGES.inc(len(decision.shortages))
+                results[r.id] = decision.shortages
+            elif outcome is Outcome.MISMATCH:
+                results[r.id] = ReservationMismatch(r.id)
+            elif outcome is Outcome.CANCELLED:
+                results[r.id] = ReservationCancelled(r.id)
+            else:
+                results[r.id] = None
+        return results
+
+    async def _cancel_batch(self, reservation_ids: list[UUID]) -> list[bool | BaseException]:
+        released: set[UUID] = set()
+        undecided = set(reservation_ids)
+        for _ in range(MAX_ATTEMPTS):
+            cancelled = await self._reservations.cancel_many(sorted(undecided))
+            released |= cancelled.released
+            undecided = cancelled.deleted
+            if not undecided:
+                break
+        results: list[bool | BaseException] = []
+        for reservation_id in reservation_ids:
+            results.append(_row_deleted(reservation_id) if reservation_id in undecided else reservation_id in released)
+            # A second call with the same id has released nothing.
+            released.discard(reservation_id)
+        return results
+
+    async def _write_batch(self, batch: list[tuple[UUID, int]]) -> list[BaseException | None]:
+        await self._stock.set_quantities(dict(batch))
+        return [None] * len(batch)
+
+    async def _read_batch(self, batch: list[Sequence[UUID]]) -> list[list[int | None] | BaseException]:
+        product_ids = batch[0] if len(batch) == 1 else [product_id for ids in batch for product_id in ids]
+        quantities = await self._stock.get_quantities(product_ids)
+        results: list[list[int | None] | BaseException] = []
+        start = 0
+        for ids in batch:
+            results.append(quantities[start : start + len(ids)])
+            start += len(ids)
+        return results
+
+
+def _row_deleted(reservation_id: UUID) -> Unavailable:
+    return Unavailable(f"reservation {reservation_id} was deleted while it was being decided")
