@@ -21,8 +21,9 @@ from market.kit import postgres as kit_postgres
 from market.kit.process.lifecycle import Process
 from market.orders import app as orders_app
 from market.orders.config import Config
+from tests.support.ports import free_port
 
-from .parts import Catalogue, OwnProcess, Service, Stock, Topic, ports, serving, settings
+from .parts import Catalogue, OrdersProcess, Service, Stock, Topic, serving, settings
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,7 @@ async def stock(postgres: Any) -> AsyncIterator[Stock]:
         timeout_seconds=15,
     )
     await kit_postgres.migrate(database, MIGRATIONS)
-    config = InventoryConfig(admin=kit_config.Listen(port=next(ports)), grpc=Grpc(port=next(ports)), postgres=database)
+    config = InventoryConfig(admin=kit_config.Listen(port=free_port()), grpc=Grpc(port=free_port()), postgres=database)
     process = Process()
     async with build_inventory(config, process) as server:
         await server.start()
@@ -105,10 +106,10 @@ def documents(mongodb: Any, given: Any) -> Iterator[Any]:
 @pytest.fixture
 async def own_process(given: Any, migrated: None, tmp_path: Any) -> AsyncIterator[Any]:
     """Makes processes of the service."""
-    made: list[OwnProcess] = []
+    made: list[OrdersProcess] = []
 
-    def make(**more: Any) -> OwnProcess:
-        made.append(OwnProcess(given(**more), tmp_path))
+    def make(**more: Any) -> OrdersProcess:
+        made.append(OrdersProcess(given(**more), tmp_path))
         return made[-1]
 
     yield make

@@ -4,9 +4,6 @@ in this process or as one of its own, and a reader of the topic."""
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,9 +15,7 @@ from uuid import UUID, uuid4
 import grpc.aio
 import httpx
 import msgspec
-import yaml
 from confluent_kafka import Consumer
-from market_dev.stack import processes as spawn
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -36,10 +31,9 @@ from market.orders import app as orders_app
 from market.orders.app import Clients
 from market.orders.config import Config
 from market.orders.service import Deps
-
-ports = spawn.free_ports()
-# Seconds for what ends as soon as it holds. Any process may stand still for some seconds, and stand in line for more.
-PATIENCE = 60.0
+from tests.support.ports import free_port
+from tests.support.processes import ServiceProcess
+from tests.support.waiting import PATIENCE, until
 
 
 class Catalogue:
@@ -49,7 +43,7 @@ class Catalogue:
     """
 
     def __init__(self) -> None:
-        self.port = next(ports)
+        self.port = free_port()
         self.goods: dict[str, dict[str, Any]] = {}
         self.asked: list[list[str]] = []
         self.under_way = 0
@@ -199,19 +193,6 @@ class Topic:
         return self.events(order_id)
 
 
-async def until(holds: Any, seconds: float = PATIENCE, what: str = "") -> Any:
-    """What `holds()` (plain or awaitable) answers, once it is true."""
-    end = asyncio.get_running_loop().time() + seconds
-    while True:
-        result = holds()
-        if asyncio.iscoroutine(result):
-            result = await result
-        if result:
-            return result
-        assert asyncio.get_running_loop().time() < end, f"not within {seconds} s: {what}"
-        await asyncio.sleep(0.02)
-
-
 @dataclass
 class Service:
     """A running service and a client for it."""
@@ -235,8 +216,8 @@ def settings(mongo: Any, brokers: str, target: str, catalogue: int, database: st
     recovery = {"after_seconds": 1.5, "interval_seconds": 0.3, "lease_seconds": 1.5, "relay_interval_seconds": 0.2}
     return {
         "testing": True,
-        "admin": {"port": next(ports)},
-        "http": {"port": next(ports)},
+        "admin": {"port": free_port()},
+        "http": {"port": free_port()},
         "log": {"format": "console"},
         "shutdown": {"drain_seconds": 0, "grace_seconds": 30},
         "order_seconds": 50,
@@ -276,55 +257,14 @@ async def serving(
             await server.stop(2)
 
 
-class OwnProcess:
-    """`python -m market.orders` with a configuration of its own and a folder for armed failure points."""
+class OrdersProcess(ServiceProcess):
+    """`python -m market.orders` with its own configuration, and a client for it."""
 
-    def __init__(self, given: dict[str, Any], directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.points = directory / "points"
-        self.points.mkdir(exist_ok=True)
-        self.given = {**given, "faults": {"directory": str(self.points), **given.get("faults", {})}}
-        self.file = directory / f"orders-{given['http']['port']}.yaml"
-        self.file.write_text(yaml.safe_dump(self.given), "utf-8")
-        self.log = self.file.with_suffix(".log")
-        self.process: subprocess.Popen[bytes] | None = None
-        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{given['http']['port']}", timeout=120)
-
-    def arm(self, point: str, action: str = "crash") -> None:
-        (self.points / point).write_text(action)
-
-    def reached(self, point: str) -> bool:
-        return (self.points / f"{point}.done").exists()
-
-    def start(self, *arguments: str) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "market.orders", *arguments],
-                env={**os.environ, "CONFIG_PATH": str(self.file)},
-                stderr=log,
-            )
-
-    async def ready(self, seconds: float = 2 * PATIENCE) -> OwnProcess:
-        admin = f"http://127.0.0.1:{self.given['admin']['port']}/readyz"
-        async with httpx.AsyncClient() as http:
-
-            async def is_ready() -> bool:
-                assert self.process is not None
-                assert self.process.poll() is None, self.log.read_text("utf-8")
-                try:
-                    return (await http.get(admin)).status_code == 200
-                except httpx.TransportError:
-                    return False
-
-            await until(is_ready, seconds, "ready")
-        return self
-
-    async def died(self, seconds: float = PATIENCE) -> int:
-        assert self.process is not None
-        return await asyncio.wait_for(asyncio.to_thread(self.process.wait), seconds)
+    def __init__(self, config: dict[str, Any], directory: Path) -> None:
+        super().__init__("orders", config, directory)
+        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{config['http']['port']}", timeout=120)
 
     async def close(self) -> None:
+        """Close the client and kill the process."""
         await self.http.aclose()
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        self.kill()

@@ -16,8 +16,9 @@ from bson import Timestamp
 from market.kit.faults import Faults
 from market.kit.process.lifecycle import Process
 from market.orders import service as use_cases
+from tests.support.waiting import PATIENCE, until
 
-from .parts import PATIENCE, Service, serving, until
+from .parts import Service, serving
 
 # Only whom the test tells to recovers and relays.
 CALM = {"after_seconds": 600, "interval_seconds": 600, "lease_seconds": 600, "relay_interval_seconds": 600}

@@ -14,8 +14,9 @@ import msgspec
 from market.orders import app as orders_app
 from market.orders.config import Config
 from market.orders.reconciliation import command
+from tests.support.waiting import PATIENCE
 
-from .parts import PATIENCE, Service, serving
+from .parts import Service, serving
 
 # Ids are looked at after a second; what the loops should have done counts as late after 3.3 s.
 RECOVERY = {"after_seconds": 1, "interval_seconds": 0.1}

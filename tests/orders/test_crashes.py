@@ -16,8 +16,9 @@ import pytest
 from market.orders import app as orders_app
 from market.orders.config import Config
 from market.orders.domain import POINTS
+from tests.support.waiting import PATIENCE, until
 
-from .parts import PATIENCE, Catalogue, OwnProcess, Service, Stock, Topic, serving, until
+from .parts import Catalogue, OrdersProcess, Service, Stock, Topic, serving
 from .pods import CALM, UNHURRIED, overdue
 
 # What must hold afterwards: the status, and how often each event may be in the topic at least.
@@ -94,7 +95,7 @@ async def settled(healer: Service, topic: Topic, order_id: str, stock: Stock, pr
 
 async def crash(
     point: str,
-    process: OwnProcess,
+    process: OrdersProcess,
     healer: Service,
     catalogue: Catalogue,
     stock: Stock,
@@ -126,7 +127,7 @@ async def crash(
                 else:
                     # It was answered, and what comes after the answer is still to come.
                     await until(lambda: process.reached(point), PATIENCE, point)
-    await process.died()
+    await process.exited()
     assert process.reached(point)
     assert healer.deps is not None
     orders = healer.deps.orders.collection.documents
@@ -157,7 +158,7 @@ async def crashes(
     async def one(point: str) -> tuple[str, Whole | None]:
         async with at_once, healing(given) as (healer, apart):
             # Only the healer recovers.
-            process = OwnProcess(apart(CALM), tmp_path_factory.mktemp(point))
+            process = OrdersProcess(apart(CALM), tmp_path_factory.mktemp(point))
             try:
                 return point, await crash(point, process, healer, catalogue, stock, topic, cancel=point in CANCELLED)
             finally:
@@ -214,7 +215,7 @@ async def test_a_rejection_for_a_shortage_survives_a_crash_before_its_release(
     given: Any, migrated: None, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Any
 ) -> None:
     async with healing(given) as (healer, apart):
-        process = OwnProcess(apart(CALM), tmp_path)
+        process = OrdersProcess(apart(CALM), tmp_path)
         lamp, user = catalogue.add(), f"short {uuid4()}"
         await stock.set(lamp, 1)
         try:
@@ -225,7 +226,7 @@ async def test_a_rejection_for_a_shortage_survives_a_crash_before_its_release(
                 await process.http.post(
                     "/api/order", json={"user": user, "items": [{"product_id": lamp, "quantity": 2}]}
                 )
-            await process.died()
+            await process.exited()
         finally:
             await process.close()
         assert healer.deps is not None
@@ -245,7 +246,7 @@ async def test_a_recovery_that_dies_is_taken_over(
     assert await orders_app.migrate(msgspec.convert(given(database=name), Config), []) == 0
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    first = OwnProcess(given(database=name, recovery=UNHURRIED), tmp_path / "first")
+    first = OrdersProcess(given(database=name, recovery=UNHURRIED), tmp_path / "first")
     try:
         first.arm("orders.after-reserve", "fail")
         first.arm("orders.recovery-before-reject")
@@ -258,7 +259,7 @@ async def test_a_recovery_that_dies_is_taken_over(
         order_id = answer.json()["order_id"]
         assert await stock.left(lamp) == 3
         await overdue(documents.database.client[name].orders, {"_id": UUID(order_id)})
-        await first.died()
+        await first.exited()
         async with serving(given(database=name)) as second:
             whole = await settled(second, topic, order_id, stock, lamp)
     finally:
@@ -274,7 +275,7 @@ async def test_a_relay_that_is_killed_after_its_claim_is_followed_by_another(
     assert await orders_app.migrate(msgspec.convert(given(database=name), Config), []) == 0
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    first = OwnProcess(given(database=name, recovery=UNHURRIED), tmp_path / "first")
+    first = OrdersProcess(given(database=name, recovery=UNHURRIED), tmp_path / "first")
     try:
         # What the handler leaves unsent its own loop claims.
         first.arm("orders.before-publish", "fail")
@@ -288,7 +289,7 @@ async def test_a_relay_that_is_killed_after_its_claim_is_followed_by_another(
         order_id = answer.json()["id"]
         await until(lambda: first.reached("orders.before-publish"), PATIENCE, "left unsent")
         await overdue(documents.database.client[name].orders, {"_id": UUID(order_id)})
-        await first.died()
+        await first.exited()
         assert first.reached("orders.relay-after-lease")
     finally:
         await first.close()

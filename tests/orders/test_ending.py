@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from typing import Any
 from uuid import uuid4
 
@@ -15,8 +14,9 @@ from pymongo.errors import AutoReconnect
 
 from market.orders import app as orders_app
 from market.orders.config import Config
+from tests.support.waiting import PATIENCE, until
 
-from .parts import PATIENCE, Catalogue, Service, Stock, Topic, serving, until
+from .parts import Catalogue, Service, Stock, Topic, serving
 from .pods import UNHURRIED
 
 
@@ -61,10 +61,10 @@ async def test_sigterm_finishes_what_is_in_flight_and_exits_cleanly(
         process.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]})
     )
     await until(lambda: process.reached("orders.before-confirm"), what="in flight")
-    process.process.send_signal(signal.SIGTERM)
+    process.terminate()
     answer = await placing
     assert answer.status_code == 201
-    assert await process.died() == 0
+    assert await process.exited() == 0
     assert [e.type for e in await topic.wait(answer.json()["id"], "order.created")] == ["order.created"]
     with pytest.raises(httpx.ConnectError):
         await process.http.get("/api/order?user=ada")
@@ -74,7 +74,7 @@ async def test_the_service_waits_for_its_indexes_and_says_so(own_process: Any, m
     name = f"orders_bare_{uuid4().hex[:8]}"
     process = own_process(database=name)
     process.start()
-    admin = f"http://127.0.0.1:{process.given['admin']['port']}"
+    admin = f"http://127.0.0.1:{process.config['admin']['port']}"
     async with httpx.AsyncClient(timeout=PATIENCE) as http:
 
         async def missing() -> Any:
@@ -86,7 +86,7 @@ async def test_the_service_waits_for_its_indexes_and_says_so(own_process: Any, m
 
         assert "migrate" in await until(missing, 2 * PATIENCE, "what is missing")
         assert (await http.get(f"{admin}/healthz")).status_code == 200
-    config = msgspec.convert({k: v for k, v in process.given.items() if k != "faults"}, Config)
+    config = msgspec.convert({k: v for k, v in process.config.items() if k != "faults"}, Config)
     assert await orders_app.migrate(config, []) == 0
     # Twice changes nothing.
     assert await orders_app.migrate(config, []) == 0

@@ -20,9 +20,11 @@ from market_dev.stack.kafka import apache
 
 from market.orders import app as orders_app
 from market.orders.config import Config
-from tests.support.servers import ServerHandle as Handle
+from tests.support.ports import free_port
+from tests.support.servers import ServerHandle
+from tests.support.waiting import PATIENCE, until
 
-from .parts import PATIENCE, Catalogue, OwnProcess, Stock, Topic, ports, serving, until
+from .parts import Catalogue, OrdersProcess, Stock, Topic, serving
 from .pods import CALM, UNHURRIED, document, hold, intent, overdue, pod, recover_now, together
 
 
@@ -185,7 +187,7 @@ async def test_a_recovery_that_dies_between_the_status_and_the_release_is_finish
     assert await orders_app.migrate(msgspec.convert(given(database=name), Config), []) == 0
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    dying = OwnProcess(given(database=name, recovery=UNHURRIED), tmp_path / "dying")
+    dying = OrdersProcess(given(database=name, recovery=UNHURRIED), tmp_path / "dying")
     try:
         dying.start()
         await dying.ready()
@@ -194,7 +196,7 @@ async def test_a_recovery_that_dies_between_the_status_and_the_release_is_finish
         lost = await dying.http.post("/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]})
         assert lost.status_code == 503
         await overdue(documents.database.client[name].orders, {})
-        await dying.died()
+        await dying.exited()
     finally:
         await dying.close()
     async with serving(given(database=name), loops=False) as idle:
@@ -221,8 +223,8 @@ async def test_a_topic_that_is_away_or_full_holds_up_events_and_loses_none(
 ) -> None:
     if reason := apache.why_unavailable():
         pytest.skip(f"the embedded broker makes topics by itself ({reason})")
-    broker = Handle(
-        apache.ApacheKafka(next(ports), next(ports), server_directory / "topicless", server_directory / "logs")
+    broker = ServerHandle(
+        apache.ApacheKafka(free_port(), free_port(), server_directory / "topicless", server_directory / "logs")
     )
     await asyncio.to_thread(broker.start, 2 * PATIENCE)
     brokers = f"127.0.0.1:{broker.port}"

@@ -13,8 +13,9 @@ import pytest
 
 from market.orders import app as orders_app
 from market.orders.config import Config
+from tests.support.waiting import until
 
-from .parts import Catalogue, OwnProcess, Stock, Topic, serving, until
+from .parts import Catalogue, OrdersProcess, Stock, Topic, serving
 from .pods import CALM, UNHURRIED, document, hold, intent, pod, together
 
 
@@ -55,7 +56,7 @@ async def test_a_cancellation_that_dies_before_the_status_has_changed_nothing(
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    dying = OwnProcess(apart(recovery=CALM), tmp_path)
+    dying = OrdersProcess(apart(recovery=CALM), tmp_path)
     try:
         dying.start()
         await dying.ready()
@@ -64,12 +65,12 @@ async def test_a_cancellation_that_dies_before_the_status_has_changed_nothing(
         ).json()
         await topic.wait(order["id"], "order.created")
         # Else it dies with a claim that nobody here waits for.
-        orders = documents.database.client[dying.given["mongodb"]["database"]].orders
+        orders = documents.database.client[dying.config["mongodb"]["database"]].orders
         await until(lambda: "outbox" not in orders.find_one({"_id": UUID(order["id"])}), what="cleared")
         dying.arm("orders.before-cancel-status")
         with pytest.raises(httpx.TransportError):
             await dying.http.delete(f"/api/order/{order['id']}")
-        await dying.died()
+        await dying.exited()
     finally:
         await dying.close()
     async with serving(apart(), loops=False) as service:

@@ -15,7 +15,7 @@ from market.orders import app as orders_app
 from market.orders.config import Config
 from market.orders.domain import Status
 
-from .parts import Catalogue, OwnProcess, Stock, Topic, serving
+from .parts import Catalogue, OrdersProcess, Stock, Topic, serving
 from .pods import CALM, hold, intent, pod, together
 
 
@@ -49,14 +49,14 @@ async def test_a_key_whose_process_died_is_finished_by_the_repeat_even_without_t
     lamp, key = catalogue.add(), uuid4().hex
     await stock.set(lamp, 5)
     body = {"user": f"dead {uuid4()}", "items": [{"product_id": lamp, "quantity": 2}]}
-    dying = OwnProcess(apart(recovery=CALM), tmp_path)
+    dying = OrdersProcess(apart(recovery=CALM), tmp_path)
     try:
         dying.start()
         await dying.ready()
         dying.arm(point)
         with pytest.raises(httpx.TransportError):
             await dying.http.post("/api/order", json=body, headers={"Idempotency-Key": key})
-        await dying.died()
+        await dying.exited()
     finally:
         await dying.close()
     if product_deleted:

@@ -12,8 +12,10 @@ import pytest
 
 from market.orders import app as orders_app
 from market.orders.config import Config
+from tests.support.ports import free_port
+from tests.support.waiting import PATIENCE, until
 
-from .parts import PATIENCE, Catalogue, Service, Stock, Topic, ports, serving, until
+from .parts import Catalogue, Service, Stock, Topic, serving
 from .pods import hold, pod
 
 
@@ -214,7 +216,7 @@ async def test_goods_follow_when_inventory_does_not_answer(
     # A database of its own, without loops: recovery of another service would give the goods back at any moment.
     database = f"orders_cut_off_{uuid4().hex[:8]}"
     apart = documents.database.client[database].orders
-    nobody = {"target": f"127.0.0.1:{next(ports)}"}
+    nobody = {"target": f"127.0.0.1:{free_port()}"}
     assert await orders_app.migrate(msgspec.convert(given(database=database), Config), []) == 0
     async with (
         serving(given(database=database), loops=False) as well,
@@ -236,7 +238,7 @@ async def test_a_dead_inventory_opens_the_circuit_so_that_nothing_is_begun(
     given: Any, catalogue: Catalogue, migrated: None, documents: Any
 ) -> None:
     lamp, user = catalogue.add(), f"patient {uuid4()}"
-    async with serving(given(inventory={"target": f"127.0.0.1:{next(ports)}"}), loops=False) as cut_off:
+    async with serving(given(inventory={"target": f"127.0.0.1:{free_port()}"}), loops=False) as cut_off:
         answers = [await cut_off.order([(lamp, 1)], user=user)]
         end = asyncio.get_running_loop().time() + PATIENCE
         # Where the next order comes after the circuit let one through to try, that one is begun.

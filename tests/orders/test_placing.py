@@ -15,8 +15,9 @@ from market.orders.app import Clients
 from market.orders.clients import ProductsClient
 from market.orders.config import Config
 from market.orders.domain import Product
+from tests.support.waiting import until
 
-from .parts import Catalogue, Service, Stock, Topic, serving, until
+from .parts import Catalogue, Service, Stock, Topic, serving
 
 
 async def test_an_order_is_confirmed_stored_and_published(

@@ -16,8 +16,9 @@ from market.orders.domain import Status
 from market.orders.reconciliation import command
 from market.orders.reconciliation.differences import CAUSES, Kind
 from market.orders.store import OrderRepository
+from tests.support.waiting import PATIENCE, until
 
-from .parts import PATIENCE, Catalogue, Service, Stock, Topic, serving, until
+from .parts import Catalogue, Service, Stock, Topic, serving
 from .reconciling import LATE_SECONDS, RECOVERY, collection, reconcile, sent, unattended
 
 
@@ -172,9 +173,9 @@ async def test_the_command_names_the_option_that_it_does_not_know(
 async def test_the_command_says_by_its_exit_status_what_it_found(given: Any, own_process: Any, migrated: None) -> None:
     process = own_process(database=f"orders_command_{uuid4().hex[:8]}")
     process.start("migrate")
-    assert await process.died(2 * PATIENCE) == 0
+    assert await process.exited(2 * PATIENCE) == 0
     process.start("reconcile", "--nonsense")
-    assert await process.died(2 * PATIENCE) == 2
+    assert await process.exited(2 * PATIENCE) == 2
 
 
 def test_the_status_names_are_those_of_the_documents() -> None:

@@ -23,9 +23,11 @@ from market.kit.ids import new_id
 from market.orders.domain import OutboxEntry
 from market.orders.reconciliation import command
 from market.orders.reconciliation.differences import CAUSES, Kind
-from tests.support.servers import ServerHandle as Handle
+from tests.support.ports import free_port
+from tests.support.servers import ServerHandle
+from tests.support.waiting import PATIENCE, until
 
-from .parts import PATIENCE, Catalogue, Service, Stock, Topic, ports, serving, until
+from .parts import Catalogue, Service, Stock, Topic, serving
 from .reconciling import LATE_SECONDS, RECOVERY, Found, collection, reconcile, sent, unattended
 
 
@@ -34,9 +36,9 @@ def broker(kafka: Any, server_directory: Path) -> Iterator[str]:
     """Where a Kafka of our own is reached: its topic has no other test's events."""
     directory, logs = server_directory / "kafka-reconciled", server_directory / "logs"
     if kafka.kind == "apache":
-        server = Handle(apache.ApacheKafka(next(ports), next(ports), directory, logs))
+        server = ServerHandle(apache.ApacheKafka(free_port(), free_port(), directory, logs))
     else:
-        server = Handle(EmbeddedKafka(next(ports), directory, logs))
+        server = ServerHandle(EmbeddedKafka(free_port(), directory, logs))
     server.start(120)
     yield f"127.0.0.1:{server.port}"
     server.stop()

@@ -12,8 +12,9 @@ import pytest
 
 from market.orders import app as orders_app
 from market.orders.config import Config
+from tests.support.waiting import until
 
-from .parts import Catalogue, Stock, Topic, serving, until
+from .parts import Catalogue, Stock, Topic, serving
 from .pods import UNHURRIED, hold, overdue, pod
 
 

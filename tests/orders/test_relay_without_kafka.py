@@ -14,8 +14,9 @@ from market.orders import app as orders_app
 from market.orders.config import Config
 from market.orders.domain import Order
 from market.orders.outbox.relay import Relay
+from tests.support.waiting import until
 
-from .parts import Catalogue, Service, Stock, Topic, serving, until
+from .parts import Catalogue, Service, Stock, Topic, serving
 
 # Whoever waits for a claim to run out waits for longer than a test does.
 CLAIM_SECONDS = 1000.0
