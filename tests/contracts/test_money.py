@@ -12,7 +12,7 @@ from market.contracts import money
 @pytest.mark.parametrize(
     ("given", "kept"), [("0", "0.00"), ("2.5", "2.50"), ("99999999.99", "99999999.99"), ("007", "7.00")]
 )
-def test_a_price_is_answered_with_two_places(given: str, kept: str) -> None:
+def test_a_price_is_written_with_two_decimals(given: str, kept: str) -> None:
     assert money.write(money.parse_price(given)) == kept
 
 
@@ -38,13 +38,13 @@ def test_a_price_is_answered_with_two_places(given: str, kept: str) -> None:
         "1\n",
     ],
 )
-def test_what_is_no_price_is_refused(bad: str) -> None:
+def test_an_invalid_price_is_rejected(bad: str) -> None:
     with pytest.raises(ValueError, match="1 to 8 digits"):
         money.parse_price(bad)
 
 
 @given(st.decimals(min_value=0, max_value=Decimal("99999999.99"), places=2))
-def test_a_price_that_was_written_is_read_back_exactly(amount: Decimal) -> None:
+def test_a_price_survives_writing_and_parsing(amount: Decimal) -> None:
     assert money.parse_price(money.write(amount)) == amount
 
 

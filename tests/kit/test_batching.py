@@ -1,4 +1,4 @@
-"""Gathering: nobody waits alone, each has their own result, and a failure is one caller's failure."""
+"""Batching: pending items share a call, and each caller gets its own result or failure."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from market.kit.errors import DeadlineExceeded
 
 
 class Recorder:
-    """A flush that doubles numbers, remembers its batches, and waits until it is let go."""
+    """A flush that doubles numbers, records its batches, and blocks until `open` is set."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.open = asyncio.Event()
-        self.under_way = self.most_under_way = 0
+        self.in_flight = self.max_in_flight = 0
         self.seen: list[tuple[str, float | None]] = []
 
     async def __call__(self, items: list[int]) -> Sequence[int | BaseException]:
         self.batches.append(items)
         self.seen.append((context.request_id.get(), context.deadline.get()))
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
         await self.open.wait()
-        self.under_way -= 1
+        self.in_flight -= 1
         return [ValueError(str(i)) if i < 0 else 2 * i for i in items]
 
 
-async def test_a_lone_caller_goes_at_once_and_what_comes_meanwhile_goes_together() -> None:
+async def test_the_first_item_is_sent_at_once_and_later_ones_share_the_next_call() -> None:
     flush = Recorder()
     batcher: Batcher[int, int] = Batcher(flush, name="test")
     first = asyncio.create_task(batcher(1))
@@ -47,7 +47,7 @@ async def test_a_lone_caller_goes_at_once_and_what_comes_meanwhile_goes_together
     assert flush.batches == [[1], [2, 3, 4]]
 
 
-async def test_one_failure_in_a_batch_is_one_callers_failure() -> None:
+async def test_an_item_that_fails_fails_its_own_caller_only() -> None:
     flush = Recorder()
     flush.open.set()
     batcher: Batcher[int, int] = Batcher(flush, name="test")
@@ -57,7 +57,7 @@ async def test_one_failure_in_a_batch_is_one_callers_failure() -> None:
     assert len(flush.batches) == 1
 
 
-async def test_a_batch_that_fails_as_a_whole_fails_for_all_and_the_next_goes_on() -> None:
+async def test_a_failed_call_fails_every_caller_of_its_batch_and_no_other() -> None:
     calls = 0
 
     async def flush(items: list[int]) -> Sequence[int]:
@@ -75,7 +75,7 @@ async def test_a_batch_that_fails_as_a_whole_fails_for_all_and_the_next_goes_on(
     assert await batcher(5) == 5
 
 
-async def test_batches_have_at_most_so_many_items_and_so_much_weight() -> None:
+async def test_a_batch_exceeds_neither_max_batch_size_nor_max_cost() -> None:
     flush = Recorder()
     flush.open.set()
     batcher: Batcher[int, int] = Batcher(flush, name="test", max_batch_size=3, cost=lambda i: i, max_cost=10)
@@ -83,19 +83,19 @@ async def test_batches_have_at_most_so_many_items_and_so_much_weight() -> None:
     assert flush.batches == [[1, 1, 1], [1, 9], [1], [20], [5]]
 
 
-async def test_so_many_calls_are_under_way_at_once_and_no_more() -> None:
+async def test_at_most_max_concurrency_calls_are_in_flight() -> None:
     flush = Recorder()
     batcher: Batcher[int, int] = Batcher(flush, name="test", max_batch_size=10, max_concurrency=2)
     work = asyncio.create_task(batcher.map(range(45)))
     await asyncio.sleep(0.01)
-    assert flush.under_way == 2
+    assert flush.in_flight == 2
     flush.open.set()
     assert await work == [2 * i for i in range(45)]
-    assert flush.most_under_way == 2
+    assert flush.max_in_flight == 2
     assert sorted(map(len, flush.batches)) == [5, 10, 10, 10, 10]
 
 
-async def test_equal_items_that_wait_together_go_out_once() -> None:
+async def test_equal_pending_items_are_sent_once() -> None:
     flush = Recorder()
     batcher: Batcher[int, int] = Batcher(flush, name="test", dedupe=True)
     first = asyncio.create_task(batcher(1))
@@ -104,46 +104,46 @@ async def test_equal_items_that_wait_together_go_out_once() -> None:
     await asyncio.sleep(0.01)
     flush.open.set()
     assert await asyncio.gather(first, *again) == [2, 2, 2, 4, 2]
-    # What was under way already may be older than the one who asks: it is not shared.
+    # A call in flight may have read an older state: its result is not shared.
     assert flush.batches == [[1], [1, 2]]
 
 
-async def test_a_caller_who_went_away_before_the_call_does_not_go_out() -> None:
+async def test_the_item_of_a_cancelled_caller_is_not_sent() -> None:
     flush = Recorder()
     batcher: Batcher[int, int] = Batcher(flush, name="test")
     first = asyncio.create_task(batcher(1))
     await asyncio.sleep(0.01)
-    gone, stays = asyncio.create_task(batcher(2)), asyncio.create_task(batcher(3))
+    cancelled, waiting = asyncio.create_task(batcher(2)), asyncio.create_task(batcher(3))
     await asyncio.sleep(0.01)
-    gone.cancel()
+    cancelled.cancel()
     await asyncio.sleep(0.01)
     flush.open.set()
-    assert await asyncio.gather(first, stays) == [2, 6]
+    assert await asyncio.gather(first, waiting) == [2, 6]
     assert flush.batches == [[1], [3]]
 
 
-async def test_a_callers_deadline_ends_its_waiting_and_not_the_batch() -> None:
+async def test_a_deadline_ends_the_wait_of_its_caller_but_not_the_batch() -> None:
     flush = Recorder()
     batcher: Batcher[int, int] = Batcher(flush, name="test")
 
-    async def hurried() -> int:
+    async def with_deadline() -> int:
         with context.deadline_in(0.05):
             return await batcher(1)
 
-    patient = asyncio.create_task(batcher(2))
+    without_deadline = asyncio.create_task(batcher(2))
     with pytest.raises(DeadlineExceeded):
-        await hurried()
+        await with_deadline()
     flush.open.set()
-    assert await patient == 4
+    assert await without_deadline == 4
 
 
-async def test_a_batch_has_the_most_patient_callers_deadline_and_a_lone_callers_request_id() -> None:
+async def test_a_batch_has_the_latest_deadline_of_its_callers_and_the_request_id_of_a_single_one() -> None:
     flush = Recorder()
     flush.open.set()
     batcher: Batcher[int, int] = Batcher(flush, name="test")
 
-    async def call(item: int, id: str, seconds: float) -> int:
-        context.request_id.set(id)
+    async def call(item: int, request_id: str, seconds: float) -> int:
+        context.request_id.set(request_id)
         with context.deadline_in(seconds):
             return await batcher(item)
 
@@ -159,7 +159,7 @@ async def test_a_batch_has_the_most_patient_callers_deadline_and_a_lone_callers_
     assert between + 900 <= far <= time.monotonic() + 900
 
 
-async def test_all_raises_the_first_failure_and_each_answers_for_each() -> None:
+async def test_map_raises_the_first_failure_and_map_settled_returns_each_result() -> None:
     flush = Recorder()
     flush.open.set()
     batcher: Batcher[int, int] = Batcher(flush, name="test")
@@ -169,7 +169,7 @@ async def test_all_raises_the_first_failure_and_each_answers_for_each() -> None:
     assert (results[0], str(results[1]), results[2]) == (2, "-2", 6)
 
 
-async def test_who_waits_when_the_loop_ends_is_let_go() -> None:
+async def test_callers_are_cancelled_when_the_event_loop_closes() -> None:
     flush = Recorder()
     batcher: Batcher[int, int] = Batcher(flush, name="test")
     waiting = [asyncio.create_task(batcher(i)) for i in (1, 2)]
@@ -184,22 +184,22 @@ async def test_who_waits_when_the_loop_ends_is_let_go() -> None:
 
 @given(
     items=st.lists(st.integers(-3, 9), max_size=40),
-    most=st.integers(1, 7),
-    under_way=st.integers(1, 3),
-    fold=st.booleans(),
+    max_batch_size=st.integers(1, 7),
+    max_concurrency=st.integers(1, 3),
+    dedupe=st.booleans(),
     pauses=st.lists(st.sampled_from([0, 0.001]), min_size=40, max_size=40),
 )
-def test_whatever_comes_when_each_has_the_result_of_one_at_a_time(
-    items: list[int], most: int, under_way: int, fold: bool, pauses: list[float]
+def test_results_are_those_of_one_call_per_item_whatever_the_timing(
+    items: list[int], max_batch_size: int, max_concurrency: int, dedupe: bool, pauses: list[float]
 ) -> None:
     async def flush(batch: list[int]) -> Sequence[int | BaseException]:
-        assert 0 < len(batch) <= most
+        assert 0 < len(batch) <= max_batch_size
         await asyncio.sleep(0)
         return [ValueError(str(i)) if i < 0 else 2 * i for i in batch]
 
     async def run() -> None:
         batcher: Batcher[int, int] = Batcher(
-            flush, name="test", max_batch_size=most, max_concurrency=under_way, dedupe=fold
+            flush, name="test", max_batch_size=max_batch_size, max_concurrency=max_concurrency, dedupe=dedupe
         )
 
         async def call(item: int, pause: float) -> str:

@@ -1,4 +1,4 @@
-"""A wrong file is one line that names file, key and reason."""
+"""Configuration files: what is loaded, and the one line with file, key and reason for a mistake."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from market.kit.config import Base, ConfigError, Postgres, load
 
 SERVICES = ("products", "orders", "inventory", "notifications", "graphql")
 ROOT = Path(__file__).parents[2]
-# What `market up` sets; the names that the files in config/ use.
+# The variables that the files in config/ use, as `market up` sets them.
 ENVIRONMENT = {
     "MARKET_LOG_FORMAT": "json",
     "MARKET_POSTGRES_PASSWORD": "secret",
@@ -42,7 +42,7 @@ postgres: {host: "${HOST}", database: d, user: u, password: "${SECRET}", port: "
 SET = {"HOST": "db", "SECRET": "a: #b${HOST}", "PORT": "5433"}
 
 
-def _refused(directory: Path, text: str, environ: dict[str, str] | None = None) -> str:
+def _rejected(directory: Path, text: str, environ: dict[str, str] | None = None) -> str:
     file = directory / "c.yaml"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ConfigError) as e:
@@ -53,10 +53,10 @@ def _refused(directory: Path, text: str, environ: dict[str, str] | None = None) 
     return line.removeprefix(f"{file}: ")
 
 
-def test_the_file_becomes_a_frozen_object_with_the_secrets_of_the_environment(tmp_path: Path) -> None:
+def test_a_file_is_loaded_into_a_frozen_struct_with_secrets_from_the_environment(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(GOOD)
     config = load(tmp_path / "c.yaml", Example, SET)
-    # Taken as it is: neither YAML nor another reference is looked for in it.
+    # Inserted verbatim: neither YAML nor another reference inside it is evaluated.
     assert (config.postgres.password, config.postgres.port, config.postgres.host) == ("a: #b${HOST}", 5433, "db")
     with pytest.raises(AttributeError):
         config.postgres.port = 1  # type: ignore[misc]
@@ -104,17 +104,17 @@ def test_the_file_becomes_a_frozen_object_with_the_secrets_of_the_environment(tm
         (("admin: {port: 9090}", "admin: \x00"), "is not YAML: special characters are not allowed"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line_with_its_key(tmp_path: Path, change: tuple[str, str], line: str) -> None:
+def test_a_mistake_is_reported_in_one_line_with_its_key(tmp_path: Path, change: tuple[str, str], line: str) -> None:
     assert change[0] in GOOD
-    assert _refused(tmp_path, GOOD.replace(*change)).startswith(line)
+    assert _rejected(tmp_path, GOOD.replace(*change)).startswith(line)
 
 
-def test_a_file_that_is_no_configuration_at_all_is_refused(tmp_path: Path) -> None:
-    assert _refused(tmp_path, "") == "must be a mapping of keys"
-    assert _refused(tmp_path, "- a") == "must be a mapping of keys"
-    assert _refused(tmp_path, "a: 1\n---\nb: 2").startswith("is not YAML at line 2: but found another document")
-    assert _refused(tmp_path, "[" * 5_000).startswith("is not YAML")
-    assert _refused(tmp_path, "\udcff") == "cannot be read: is not UTF-8"
+def test_a_file_that_is_not_a_configuration_is_rejected(tmp_path: Path) -> None:
+    assert _rejected(tmp_path, "") == "must be a mapping of keys"
+    assert _rejected(tmp_path, "- a") == "must be a mapping of keys"
+    assert _rejected(tmp_path, "a: 1\n---\nb: 2").startswith("is not YAML at line 2: but found another document")
+    assert _rejected(tmp_path, "[" * 5_000).startswith("is not YAML")
+    assert _rejected(tmp_path, "\udcff") == "cannot be read: is not UTF-8"
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load(tmp_path / "absent.yaml", Example, {})
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
@@ -122,12 +122,12 @@ def test_a_file_that_is_no_configuration_at_all_is_refused(tmp_path: Path) -> No
 
 
 @given(st.text(max_size=60) | st.text(alphabet="{}[]:,-&*!|>'\"%@`#? \n\tab1$", max_size=60))
-def test_no_text_ends_in_anything_but_one_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    _refused(tmp_path_factory.getbasetemp(), text)
+def test_any_text_is_loaded_or_rejected_in_one_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    _rejected(tmp_path_factory.getbasetemp(), text)
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_file_of_the_local_stack_is_what_the_service_wants(service: str) -> None:
+def test_the_configuration_of_the_local_stack_is_valid(service: str) -> None:
     config = load(ROOT / "config" / f"{service}.yaml", import_module(f"market.{service}.config").Config, ENVIRONMENT)
     assert config.admin.port == 21001
 
@@ -146,7 +146,7 @@ def test_the_file_of_the_local_stack_is_what_the_service_wants(service: str) -> 
         ("products", "redis://127.0.0.1:${MARKET_REDIS_PORT}/0", "redis://:hush@:6379", "redis: url"),
     ],
 )
-def test_an_address_that_is_none_is_said_without_the_password_in_it(
+def test_an_invalid_url_is_reported_without_its_password(
     tmp_path: Path, service: str, good: str, bad: str, key: str
 ) -> None:
     text = (ROOT / "config" / f"{service}.yaml").read_text()
@@ -161,7 +161,7 @@ def test_an_address_that_is_none_is_said_without_the_password_in_it(
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_service_with_a_wrong_file_ends_at_once_with_one_line(tmp_path: Path, service: str) -> None:
+def test_a_service_with_an_invalid_configuration_exits_with_one_line(tmp_path: Path, service: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text((ROOT / "config" / f"{service}.yaml").read_text() + "\nadmim: 1\n")
     ended = subprocess.run(
@@ -176,7 +176,7 @@ def test_a_service_with_a_wrong_file_ends_at_once_with_one_line(tmp_path: Path, 
     assert ended.stderr == f"market.{service}: {file}: admim: is unknown\n"
 
 
-def test_without_config_path_it_says_what_to_set() -> None:
+def test_a_missing_config_path_is_reported() -> None:
     environ = {k: v for k, v in os.environ.items() if k != "CONFIG_PATH"}
     ended = subprocess.run(
         [sys.executable, "-m", "market.notifications"],

@@ -1,8 +1,9 @@
-"""The REST edge by itself: routing, parsing, problems, limits, deadlines, figures."""
+"""The HTTP edge alone: routing, parsing, problems, limits, deadlines, metrics."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
@@ -39,7 +40,7 @@ class Query(Struct, forbid_unknown_fields=True):
 DECODER = msgspec.json.Decoder(Body)
 
 
-class Sold(Conflict):
+class SoldOut(Conflict):
     type = "sold"
     title = "Sold"
 
@@ -56,17 +57,15 @@ async def read_query(request: Request) -> Response:
 
 
 async def one(request: Request) -> Response:
-    return json_response(
-        {"id": request.path_params["id"], "left": round(context.remaining(60), 1)}, 200, {"X-Own": "yes"}
-    )
+    return json_response({"id": request.path_params["id"], "deadline": context.deadline.get()}, 200, {"X-Own": "yes"})
 
 
 async def fail(request: Request) -> Response:
     what = request.path_params["what"]
     if what == "problem":
-        raise Sold("sold out")
-    if what == "away":
-        raise Unavailable("away", retry_after=7, order_id="x")
+        raise SoldOut("sold out")
+    if what == "unavailable":
+        raise Unavailable("unavailable", retry_after=7, order_id="x")
     raise KeyError("a secret")
 
 
@@ -95,69 +94,79 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_a_path_names_its_endpoint_and_its_parameters(http):
+async def test_a_path_selects_its_endpoint_and_its_parameters(http):
     assert (await http.get("/one/a%20b")).json()["id"] == "a b"
     assert (await http.get("/one/7/part")).json()["id"] == "7"
     assert (await http.delete("/one/fixed")).status_code == 200
     for path in ("/one", "/one/", "/one/a/b", "/one/a/", "/On/a", "/one/a%2Fb", "/query/", "/one/7/part/"):
-        answer = await http.get(path)
-        assert (answer.status_code, answer.json()["type"]) == (404, "urn:market:problem:not-found"), path
+        response = await http.get(path)
+        assert (response.status_code, response.json()["type"]) == (404, "urn:market:problem:not-found"), path
 
 
-async def test_another_method_is_405_with_those_that_there_are(http):
-    answer = await http.post("/one/7")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, PUT")
+async def test_another_method_gets_405_with_the_allowed_ones(http):
+    response = await http.post("/one/7")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD, PUT")
     assert (await http.head("/one/7")).status_code == 200
 
 
-async def test_an_error_of_ours_is_a_problem_document_with_its_facts(http):
-    answer = await http.get("/fail/problem")
-    assert answer.status_code == 409
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json() == {
+async def test_a_problem_becomes_a_problem_document_with_its_facts(http):
+    response = await http.get("/fail/problem")
+    assert response.status_code == 409
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json() == {
         "type": "urn:market:problem:sold",
         "title": "Sold",
         "status": 409,
         "detail": "sold out",
         "left": 3,
     }
-    away = await http.get("/fail/away")
-    assert (away.status_code, away.headers["retry-after"], away.json()["order_id"]) == (503, "7", "x")
+    unavailable = await http.get("/fail/unavailable")
+    assert (unavailable.status_code, unavailable.headers["retry-after"], unavailable.json()["order_id"]) == (
+        503,
+        "7",
+        "x",
+    )
 
 
-async def test_a_defect_is_500_and_tells_nobody_what_it_was(http):
-    answer = await http.get("/fail/defect")
-    assert (answer.status_code, answer.json()["type"]) == (500, "urn:market:problem:internal")
-    assert "secret" not in answer.text
+async def test_an_internal_error_gets_500_and_is_not_disclosed(http):
+    response = await http.get("/fail/error")
+    assert (response.status_code, response.json()["type"]) == (500, "urn:market:problem:internal")
+    assert "secret" not in response.text
 
 
-async def test_the_request_id_is_taken_or_made_and_sent_back(http):
+async def test_the_request_id_is_accepted_or_generated_and_returned(http):
     assert (await http.get("/one/7", headers={"X-Request-Id": "abc-1"})).headers["x-request-id"] == "abc-1"
     for odd in ("", "a b", "x" * 129):
-        made = (await http.get("/nothing", headers={"X-Request-Id": odd})).headers["x-request-id"]
-        assert len(made) == 32
+        generated = (await http.get("/nothing", headers={"X-Request-Id": odd})).headers["x-request-id"]
+        assert len(generated) == 32
 
 
-async def test_the_nearer_of_the_two_deadlines_holds(http, stop_clock):
-    stop_clock(edge, context)
-
-    async def left(method: str, **headers: str) -> float:
-        return (await http.request(method, "/one/7", headers=headers)).json()["left"]
-
-    assert await left("GET") == 3.0
-    assert await left("PUT") == 10.0
-    assert await left("GET", **{"X-Deadline-Ms": "1500"}) == 1.5
-    assert await left("GET", **{"X-Deadline-Ms": "60000"}) == 3.0
+@pytest.mark.parametrize(
+    ("method", "headers", "seconds"),
+    [
+        ("GET", {}, 3),
+        ("PUT", {}, 10),
+        ("GET", {"X-Deadline-Ms": "1500"}, 1.5),
+        ("GET", {"X-Deadline-Ms": "60000"}, 3),
+    ],
+)
+async def test_the_earlier_of_two_deadlines_applies(http, method, headers, seconds):
+    before = time.monotonic()
+    deadline = (await http.request(method, "/one/7", headers=headers)).json()["deadline"]
+    assert before + seconds <= deadline <= time.monotonic() + seconds
     assert context.deadline.get() is None
+
+
+async def test_an_invalid_deadline_gets_422(http):
     for odd in ("-1", "x", "1.5", "9" * 10):
         assert (await http.get("/one/7", headers={"X-Deadline-Ms": odd})).status_code == 422
 
 
-async def test_what_is_more_than_may_be_under_way_is_503_at_once(http):
-    answers = await asyncio.gather(*(http.get("/slow") for _ in range(5)))
-    assert sorted(a.status_code for a in answers) == [200, 200, 503, 503, 503]
-    refused = next(a for a in answers if a.status_code == 503)
-    assert (refused.json()["type"], refused.headers["retry-after"]) == ("urn:market:problem:overloaded", "1")
+async def test_requests_above_max_in_flight_get_503_at_once(http):
+    responses = await asyncio.gather(*(http.get("/slow") for _ in range(5)))
+    assert sorted(r.status_code for r in responses) == [200, 200, 503, 503, 503]
+    rejected = next(r for r in responses if r.status_code == 503)
+    assert (rejected.json()["type"], rejected.headers["retry-after"]) == ("urn:market:problem:overloaded", "1")
 
 
 @pytest.mark.parametrize(
@@ -178,28 +187,28 @@ async def test_what_is_more_than_may_be_under_way_is_503_at_once(http):
         ("[" * 1500, 400, "body"),
     ],
 )
-async def test_a_body_is_read_strictly(http, body, status, field):
-    answer = await http.post("/body", content=body, headers={"content-type": "application/json"})
-    assert answer.status_code == status
+async def test_a_body_is_parsed_strictly(http, body, status, field):
+    response = await http.post("/body", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == status
     if field:
-        assert answer.json()["errors"][0]["field"] == field
+        assert response.json()["errors"][0]["field"] == field
 
 
-async def test_a_body_that_is_too_large_is_413_also_when_its_length_is_not_said(http):
+async def test_a_body_that_is_too_large_gets_413_with_and_without_content_length(http):
     async def pieces():
         for _ in range(30):
             yield b" " * 100
 
     for content in (b" " * 2001, pieces()):
-        answer = await http.post("/body", content=content, headers={"content-type": "application/json"})
-        assert answer.status_code == 413
+        response = await http.post("/body", content=content, headers={"content-type": "application/json"})
+        assert response.status_code == 413
     assert (
         await http.post("/body", content=b" " * 1980 + b'{"name": "a"}', headers={"content-type": "application/json"})
     ).status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("query", "answered"),
+    ("query", "expected"),
     [
         ("", {"limit": 5, "word": None, "all": False, "order": None, "least": None}),
         (
@@ -219,35 +228,35 @@ async def test_a_body_that_is_too_large_is_413_also_when_its_length_is_not_said(
         ("&".join(f"a{n}=1" for n in range(60)), "query: is not a query string in UTF-8"),
     ],
 )
-async def test_a_query_is_read_strictly(http, query, answered):
-    answer = await http.get(f"/query?{query}")
-    if isinstance(answered, str):
-        assert (answer.status_code, answer.json()["detail"]) == (422, answered)
+async def test_a_query_is_parsed_strictly(http, query, expected):
+    response = await http.get(f"/query?{query}")
+    if isinstance(expected, str):
+        assert (response.status_code, response.json()["detail"]) == (422, expected)
     else:
-        assert answer.json() == answered
+        assert response.json() == expected
 
 
-async def test_a_query_in_plain_utf8_is_read_too():
+async def test_a_query_in_unescaped_utf8_is_parsed():
     scope = {"type": "http", "query_string": "word=лампа".encode(), "headers": []}
     assert parse_query(Request(scope), Query).word == "лампа"
     with pytest.raises(BadInput):
         parse_query(Request({**scope, "query_string": b"word=\xff"}), Query)
 
 
-async def test_answers_are_counted_by_route_and_nobody_can_make_labels(http):
+async def test_responses_are_counted_by_route_and_clients_cannot_create_labels(http):
     def count(**labels: str) -> float:
         return REGISTRY.get_sample_value("market_http_requests_total", labels) or 0
 
     before = count(method="GET", route="/one/{id}", status="200")
     odd = count(method="-", route="/one/{id}", status="405")
-    # Others in this process have the same gauge.
-    in_flight = REGISTRY.get_sample_value("market_http_in_flight")
+    # Other edges in this process share the gauge.
+    in_flight = REGISTRY.get_sample_value("market_http_requests_in_flight")
     await http.get("/one/7")
     await http.get("/one/8")
     await http.request("BREW", "/one/9")
     assert count(method="GET", route="/one/{id}", status="200") == before + 2
     assert count(method="-", route="/one/{id}", status="405") == odd + 1
-    assert REGISTRY.get_sample_value("market_http_in_flight") == in_flight
+    assert REGISTRY.get_sample_value("market_http_requests_in_flight") == in_flight
 
 
 def test_an_idempotency_key_has_visible_ascii_characters() -> None:

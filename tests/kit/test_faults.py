@@ -1,3 +1,5 @@
+"""Failure points, and the clock that a test shifts."""
+
 from __future__ import annotations
 
 import asyncio
@@ -18,17 +20,17 @@ import asyncio, sys
 from market.kit.faults import Faults
 async def main():
     await Faults(sys.argv[1]).reach("here")
-    print("went on", flush=True)
+    print("continued", flush=True)
 asyncio.run(main())
 """
 
 
-async def test_a_point_that_is_not_armed_does_nothing(tmp_path: Path) -> None:
+async def test_a_failure_point_that_is_not_armed_does_nothing(tmp_path: Path) -> None:
     await Faults(tmp_path).reach("here")
     Faults(tmp_path).crash_if_armed("here")
 
 
-async def test_an_armed_point_fires_once(tmp_path: Path) -> None:
+async def test_an_armed_failure_point_fires_once(tmp_path: Path) -> None:
     faults = Faults(tmp_path)
     (tmp_path / "here").write_text("fail")
     with pytest.raises(InjectedFault):
@@ -44,26 +46,26 @@ async def test_a_pause_waits(tmp_path: Path) -> None:
     assert time.monotonic() - before >= 0.19
 
 
-def test_a_crash_stops_the_process_dead_and_only_the_first(tmp_path: Path) -> None:
+def test_a_crash_kills_one_process_only(tmp_path: Path) -> None:
     (tmp_path / "here").write_text("crash")
     first = subprocess.run([sys.executable, "-c", CRASHING, str(tmp_path)], capture_output=True, text=True, check=False)
     assert first.returncode == -signal.SIGKILL
-    assert "went on" not in first.stdout
+    assert "continued" not in first.stdout
     second = subprocess.run(
         [sys.executable, "-c", CRASHING, str(tmp_path)], capture_output=True, text=True, check=False
     )
-    assert (second.returncode, second.stdout) == (0, "went on\n")
+    assert (second.returncode, second.stdout) == (0, "continued\n")
 
 
-def test_a_wrong_clock_is_wrong_by_the_offset() -> None:
+def test_the_clock_is_shifted_by_the_configured_offset() -> None:
     assert clock(None) is utc_now
-    late = clock(FaultsConfig(clock_offset_seconds=-3600))
+    shifted = clock(FaultsConfig(clock_offset_seconds=-3600))
     before = utc_now()
-    hour_ago = late()
+    hour_ago = shifted()
     assert before <= hour_ago + timedelta(hours=1) <= utc_now()
 
 
-async def test_only_one_of_two_racers_gets_the_fault(tmp_path: Path) -> None:
+async def test_only_one_of_two_concurrent_passages_triggers_the_fault(tmp_path: Path) -> None:
     (tmp_path / "here").write_text("fail")
     outcomes = await asyncio.gather(*(Faults(tmp_path).reach("here") for _ in range(5)), return_exceptions=True)
     assert [type(o) for o in outcomes].count(InjectedFault) == 1

@@ -1,4 +1,4 @@
-"""Waiting for a store."""
+"""Waiting for a dependency."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from market.kit.process.health import Health
 from market.kit.process.tasks import run_periodically
 
 
-class Deaf:
-    """A store that is away, behind a library that takes a cancellation for an error of the network."""
+class SwallowsCancellation:
+    """An unavailable store, behind a library that turns a cancellation into a network error."""
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
+        self.called = asyncio.Event()
 
     async def __call__(self) -> Any:
-        if self.asked.is_set():
-            # Once is enough, and lets a test that fails come to its end.
+        if self.called.is_set():
+            # Only the first time, so that a failing test can end.
             await asyncio.sleep(3600)
-        self.asked.set()
+        self.called.set()
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
             raise OSError("connection lost") from None
 
 
-async def test_who_waits_for_a_store_can_be_cancelled_whatever_its_library_makes_of_it() -> None:
-    for work in (lambda deaf: Health().wait_for("store", deaf), lambda deaf: run_periodically("loop", deaf)):
-        deaf = Deaf()
-        task = asyncio.create_task(work(deaf))
-        await deaf.asked.wait()
+async def test_waiting_can_be_cancelled_even_if_a_library_swallows_the_cancellation() -> None:
+    for work in (lambda call: Health().wait_for("store", call), lambda call: run_periodically("loop", call)):
+        call = SwallowsCancellation()
+        task = asyncio.create_task(work(call))
+        await call.called.wait()
         task.cancel()
         done, _ = await asyncio.wait({task}, timeout=20)
         task.cancel()
-        assert done, "it waits on"
+        assert done, "it still waits"
         with pytest.raises(asyncio.CancelledError):
             task.result()

@@ -110,7 +110,7 @@ async def test_a_message_that_is_too_large_fails_permanently_and_at_once(make: A
     assert caught.value.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE
 
 
-async def test_a_message_that_nobody_takes_in_time_fails_and_may_be_sent_again(make: Any) -> None:
+async def test_a_message_that_no_broker_accepts_in_time_fails_temporarily(make: Any) -> None:
     results = Results()
     producer = make(NOBODY, results, delivery_seconds=0.3)
     assert producer.send("topic", b"", token="lost")
@@ -134,7 +134,7 @@ async def test_a_full_queue_accepts_no_message_and_reports_nothing(make: Any) ->
     assert set(results.all) == {"first"}
 
 
-async def test_close_gives_up_what_nobody_takes(make: Any) -> None:
+async def test_close_gives_up_pending_messages(make: Any) -> None:
     results = Results()
     producer = make(NOBODY, results)
     waiting = asyncio.create_task(producer.deliver("topic", b""))
@@ -147,7 +147,7 @@ async def test_close_gives_up_what_nobody_takes(make: Any) -> None:
     assert results.all == {}
 
 
-async def test_what_the_callback_raises_stops_no_later_result(make: Any) -> None:
+async def test_an_error_in_the_callback_does_not_stop_later_results(make: Any) -> None:
     seen: list[str] = []
 
     async def fail(results: list[tuple[str, DeliveryResult]]) -> None:

@@ -1,4 +1,4 @@
-"""A process from its start to its end: waits for what is not there, says so once, drains, exits 0."""
+"""The life of a process: it waits for its dependencies, logs why once, drains, and exits with 0."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from market_dev.stack import processes as spawn
 from market_dev.stack.kafka.broker import EmbeddedKafka
 
 from tests.kit.test_config import ENVIRONMENT, ROOT
+from tests.support.ports import free_port
 from tests.support.servers import ServerHandle as Handle
+from tests.support.waiting import wait_until
 
 SERVICE = """
 import asyncio, os
@@ -42,35 +43,20 @@ class Config(Base, kw_only=True):
 async def build(config, process):
     async def store():
         if not Path(config.store).exists():
-            raise OSError("the store is not there")
+            raise OSError("the store is unavailable")
         if Path(config.store).read_text() != "open":
             raise OSError("the store is closed")
     await process.health.wait_for("store", store)
     process.health.add_check("store", store)
     async def slow(request):
         (Path(config.store).parent / f"entered-{request.path_params['n']}").touch()
-        while not (Path(config.store).parent / "answer").exists():
+        while not (Path(config.store).parent / "respond").exists():
             await asyncio.sleep(0.01)
         return json_response({"done": True})
     yield HttpServer(edge.application({"GET /slow/{n}": slow}, config.http), config.http.host, config.http.port)
 
 run("example", Config, build)
 """
-
-
-_ports = spawn.free_ports()
-
-
-def free_port() -> int:
-    """Out of the range from which the kernel takes ports for outgoing connections: one of those could be first."""
-    return next(_ports)
-
-
-def wait_until(so: Callable[[], object], why: Callable[[], object] = lambda: "") -> None:
-    end = time.monotonic() + 60
-    while not so():
-        assert time.monotonic() < end, why()
-        time.sleep(0.02)
 
 
 @dataclass
@@ -81,7 +67,7 @@ class Running:
     log_file: Path
 
     def get(self, path: str, port: int | None = None) -> tuple[int, Any]:
-        """Status and body; 0: nobody answers."""
+        """Return status and JSON body; status 0 if nothing responds."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port or self.admin}{path}", timeout=60) as response:
                 return response.status, json.load(response)
@@ -117,12 +103,12 @@ class Running:
         return self.log_file.read_text()
 
     def reasons(self) -> list[str]:
-        """Why it waits, each as often as it was logged."""
+        """Return why it waits, each reason as often as it was logged."""
         lines = map(json.loads, self.log.splitlines())
         return [line["reason"] for line in lines if line["event"] == "waiting for dependency"]
 
     def logged(self, event: str, **fields: str) -> int:
-        """How often the event was logged, with these fields."""
+        """Return how often the event was logged with these fields."""
         lines = map(json.loads, self.log.splitlines())
         return sum({"event": event, **fields}.items() <= line.items() for line in lines)
 
@@ -160,7 +146,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.fixture
 def example(start: Any, tmp_path: Path) -> Any:
-    """The small service above; its store is the file `store`."""
+    """Starts the small service above, whose store is the file `store`."""
     (tmp_path / "example.py").write_text(SERVICE)
 
     def begin(drain: float = 0, **environ: str) -> Running:
@@ -175,69 +161,69 @@ def example(start: Any, tmp_path: Path) -> Any:
     return begin
 
 
-def test_a_store_that_is_not_there_is_waited_for_and_each_reason_is_said_once(example: Any, tmp_path: Path) -> None:
+def test_a_process_waits_for_its_store_and_logs_each_reason_once(example: Any, tmp_path: Path) -> None:
     service = example()
     service.until("/healthz", 200)
     service.until_logged("waiting for dependency", dependency="store")
-    assert service.until("/readyz", 503) == {"status": "unready", "missing": {"store": "the store is not there"}}
+    assert service.until("/readyz", 503) == {"status": "unready", "missing": {"store": "the store is unavailable"}}
     time.sleep(1.5)
     (tmp_path / "store").write_text("closed")
-    wait_until(lambda: len(service.reasons()) > 1, lambda: service.log)
+    wait_until(lambda: len(service.reasons()) > 1, what=lambda: service.log)
     time.sleep(1.5)
     (tmp_path / "store").write_text("open")
     service.until("/readyz", 200)
-    assert service.reasons() == ["the store is not there", "the store is closed"]
+    assert service.reasons() == ["the store is unavailable", "the store is closed"]
     assert service.logged("dependency available", dependency="store") == 1
     assert service.logged("ready") == 1
-    # It goes away and comes back: readiness says so, and the process stays.
+    # Unavailable again: only the readiness changes.
     (tmp_path / "store").write_text("closed")
     assert service.until("/readyz", 503)["missing"] == {"store": "the store is closed"}
     assert service.get("/healthz")[0] == 200
     assert service.terminate() == 0
 
 
-def test_sigterm_while_it_still_waits_ends_it_at_once_with_status_0(example: Any) -> None:
+def test_sigterm_while_waiting_for_a_store_exits_at_once_with_0(example: Any) -> None:
     service = example(drain=200)
     service.until("/readyz", 503)
-    # There is nothing to drain.
+    # Nothing is in flight.
     assert service.terminate(60) == 0
     assert service.logged("stopped") == 1
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_what_is_in_flight_at_the_end_is_answered_and_readiness_goes_first(
+def test_requests_in_flight_at_shutdown_are_finished_after_readiness_is_off(
     example: Any, tmp_path: Path, signum: signal.Signals
 ) -> None:
     (tmp_path / "store").write_text("open")
     service = example(drain=7)
     service.until("/readyz", 200)
-    answers: list[tuple[int, Any]] = []
+    responses: list[tuple[int, Any]] = []
 
     def call(n: int) -> threading.Thread:
-        caller = threading.Thread(target=lambda: answers.append(service.get(f"/slow/{n}", service.port)))
+        caller = threading.Thread(target=lambda: responses.append(service.get(f"/slow/{n}", service.port)))
         caller.start()
-        wait_until((tmp_path / f"entered-{n}").exists, lambda: service.log)
+        wait_until((tmp_path / f"entered-{n}").exists, what=lambda: service.log)
         return caller
 
     callers = [call(1)]
     service.process.send_signal(signum)
     assert service.until("/readyz", 503)["missing"] == {"process": "draining"}
-    # Ingress and endpoints lag, so that it still serves: also when one that ends at once would be gone.
+    # It still serves, because the ingress and the endpoints take a while to notice.
     time.sleep(1)
     callers.append(call(2))
-    # Once more, from someone impatient: nothing is cut short.
+    # A second signal cuts nothing short.
     service.process.send_signal(signum)
-    wait_until(lambda: service.get("/nothing", service.port) == (0, None), lambda: service.log)
+    wait_until(lambda: service.get("/nothing", service.port) == (0, None), what=lambda: service.log)
     assert service.process.poll() is None
-    (tmp_path / "answer").touch()
+    (tmp_path / "respond").touch()
     for caller in callers:
         caller.join()
-    assert answers == [(200, {"done": True})] * 2
+    assert responses == [(200, {"done": True})] * 2
     assert service.process.wait(60) == 0
     assert service.get("/healthz") == (0, None)
 
 
-def test_a_port_that_another_has_is_named(example: Any, tmp_path: Path) -> None:
+def test_a_port_in_use_is_named(example: Any, tmp_path: Path) -> None:
     (tmp_path / "store").write_text("open")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -249,7 +235,7 @@ def test_a_port_that_another_has_is_named(example: Any, tmp_path: Path) -> None:
         assert error["reason"] == f"cannot listen on 127.0.0.1:{port}: Address already in use"
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(example: Any, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_fails_no_request(example: Any, tmp_path: Path) -> None:
     (tmp_path / "store").write_text("open")
     file = tmp_path / "example.yaml"
     first = example()
@@ -276,21 +262,21 @@ def test_a_log_that_cannot_be_written_stops_nothing(example: Any, tmp_path: Path
         process.wait()
 
 
-def test_help_and_a_wrong_command_are_answered_without_a_configuration() -> None:
-    def ended(*args: str) -> subprocess.CompletedProcess[str]:
+def test_help_and_an_unknown_command_need_no_configuration() -> None:
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "market.inventory", *args], capture_output=True, text=True, timeout=60, check=False
         )
 
-    helped, wrong = ended("--help"), ended("migrat")
+    helped, rejected = run("--help"), run("migrat")
     assert (helped.returncode, helped.stderr) == (0, "")
     assert helped.stdout.startswith("usage: CONFIG_PATH=FILE python -m market.inventory [migrate")
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.endswith("unknown command: migrat\n")
+    assert (rejected.returncode, rejected.stdout) == (2, "")
+    assert rejected.stderr.endswith("unknown command: migrat\n")
 
 
 @pytest.mark.parametrize("service", ["products", "orders", "inventory", "notifications"])
-def test_a_service_without_its_stores_is_alive_waits_and_ends_with_status_0(start: Any, service: str) -> None:
+def test_a_service_without_its_stores_is_alive_and_exits_with_0(start: Any, service: str) -> None:
     closed = {
         f"MARKET_{n}_PORT": str(free_port())
         for n in ("POSTGRES", "REDIS", "MONGODB", "KAFKA", "SMTP", "PRODUCTS", "INVENTORY")
@@ -303,16 +289,16 @@ def test_a_service_without_its_stores_is_alive_waits_and_ends_with_status_0(star
     assert missing != {"process": "starting"}
     time.sleep(2)
     assert running.terminate() == 0
-    # Once for each reason. On a busy machine there is one more, that the time is over.
+    # Once for each reason; on a busy machine also for a timeout.
     waits = running.reasons()
     assert len(set(waits)) == len(waits), running.log
     assert 1 <= len(waits) <= 3, running.log
     assert len(running.log.splitlines()) < 9, running.log
-    # Each is JSON, with the service's name and the time.
+    # Each line is JSON, with the name of the service.
     assert {json.loads(line)["service"] for line in running.log.splitlines()} == {service}
 
 
-def test_notifications_may_be_started_before_kafka(start: Any, tmp_path: Path) -> None:
+def test_notifications_can_be_started_before_kafka(start: Any, tmp_path: Path) -> None:
     kafka = Handle(EmbeddedKafka(free_port(), tmp_path / "kafka", tmp_path))
     running = start(
         ["-m", "market.notifications"], ROOT / "config" / "notifications.yaml", MARKET_KAFKA_PORT=str(kafka.port)
@@ -322,7 +308,7 @@ def test_notifications_may_be_started_before_kafka(start: Any, tmp_path: Path) -
     try:
         kafka.start()
         running.until("/readyz", 200)
-        # Once for each reason: away, there and not yet ready to answer, and on a busy machine not in time.
+        # Once for each reason: unavailable, not ready yet, and on a busy machine a timeout.
         waits = running.reasons()
         assert len(set(waits)) == len(waits), running.log
         assert 1 <= running.logged("waiting for dependency", dependency="kafka") <= 3

@@ -1,3 +1,5 @@
+"""Rules for texts, ids and e-mail addresses."""
+
 from __future__ import annotations
 
 import pytest
@@ -9,12 +11,12 @@ from market.kit.errors import BadInput, NotFound
 
 
 @pytest.mark.parametrize("bad", ["a\x00b", "a\nb", "a\tb", "a\x7fb", "a\x85b", "a\u2028b", "a\ud800b"])
-def test_text_with_a_control_character_is_refused(bad: str) -> None:
+def test_text_with_a_control_character_is_rejected(bad: str) -> None:
     with pytest.raises(BadInput, match="name: must not contain control characters"):
         text.validate_text("name", bad, min_length=1, max_length=10)
 
 
-def test_a_description_may_have_newlines_and_tabs_and_no_other_controls() -> None:
+def test_multiline_text_may_contain_newlines_and_tabs_only() -> None:
     assert text.validate_text("description", "a\n\tb", min_length=0, max_length=10, multiline=True) == "a\n\tb"
     with pytest.raises(BadInput, match="other than newline and tab"):
         text.validate_text("description", "a\rb", min_length=0, max_length=10, multiline=True)
@@ -32,7 +34,7 @@ def test_length_is_counted_in_characters() -> None:
     "bad",
     ["", "1", "0" * 32, "{00000000-0000-0000-0000-000000000000}", "00000000-0000-0000-0000-00000000000g", "٠" * 36],
 )
-def test_what_is_no_canonical_uuid_is_refused(bad: str) -> None:
+def test_only_a_canonical_uuid_is_accepted(bad: str) -> None:
     with pytest.raises(BadInput, match="product_id: must be a UUID"):
         text.parse_uuid("product_id", bad)
     with pytest.raises(NotFound):
@@ -40,7 +42,7 @@ def test_what_is_no_canonical_uuid_is_refused(bad: str) -> None:
 
 
 @pytest.mark.parametrize("good", ["a@b.co", "first.last+tag@sub.example.test", "o'brien@example.ie"])
-def test_an_address_is_an_address(good: str) -> None:
+def test_a_plain_email_address_is_accepted(good: str) -> None:
     assert text.is_email_address(good)
 
 
@@ -65,12 +67,12 @@ def test_an_address_is_an_address(good: str) -> None:
         "a@b@c.de",
     ],
 )
-def test_what_is_no_plain_address_is_none(bad: str) -> None:
+def test_anything_else_is_not_an_email_address(bad: str) -> None:
     assert not text.is_email_address(bad)
 
 
 @given(st.text())
-def test_an_address_that_is_taken_never_breaks_a_header(value: str) -> None:
+def test_an_accepted_email_address_never_breaks_a_header(value: str) -> None:
     if text.is_email_address(value):
         assert value.isascii()
         assert value.isprintable()

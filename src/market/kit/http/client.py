@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 
 from market.kit import context
@@ -32,15 +32,19 @@ class HttpClient:
     """Owns a pool of keep-alive connections to one upstream, with its circuit breaker and its retry budget.
 
     upstream: the name in metrics and errors.
+    sleep: waits between connection attempts.
     """
 
-    def __init__(self, upstream: str, config: HttpUpstream) -> None:
+    def __init__(
+        self, upstream: str, config: HttpUpstream, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
         self._upstream = upstream
         self._url = config.url
         self._timeout_seconds = config.timeout_seconds
         self._max_connections = config.connections
         self._circuit = CircuitBreaker(upstream, slow_after_seconds=config.timeout_seconds / 2)
         self._budget = RetryBudget(upstream)
+        self._sleep = sleep
         self._retries = RETRIES.labels(upstream)
         self._pool: ConnectionPool | None = None
 
@@ -99,7 +103,7 @@ class HttpClient:
                 if attempt == _CONNECT_ATTEMPTS or context.remaining(timeout) <= pause:
                     raise
                 self._retries.inc()
-                await asyncio.sleep(pause)
+                await self._sleep(pause)
         raise AssertionError("unreachable")
 
     async def _send(
