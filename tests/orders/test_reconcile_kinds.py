@@ -366,7 +366,7 @@ async def test_an_event_that_says_other_than_its_order_is_reported(
     await asyncio.sleep(1.2)
     found = await reconcile(service, repair=1, topic=1)
     assert found.all == [
-        named(Kind.EVENT_DIFFERS, changed, "the event tells of another user, other products, prices or times")
+        named(Kind.EVENT_DIFFERS, changed, "the event has a different user, products, prices or times")
     ]
     assert await exit_status(service, "--topic") == 1
     await collection(service).replace_one({"_id": UUID(changed)}, document)

@@ -63,7 +63,7 @@ class Deps:
     relay: Relay
     clock: Clock
     faults: Faults | None = None
-    # Work that continues after its request was answered.
+    # Work that continues after its response was sent.
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     background_limit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(32))
 
@@ -239,7 +239,7 @@ async def _apply_cancelling(deps: Deps, order: Order, move: Move) -> Order:
         after = await deps.orders.move_and_get(order.id, move, at=at, entry=_outbox_entry(order, move, at))
         await deps.reach("orders.after-cancel-status")
     except Unavailable:
-        # Applied or not: the document tells.
+        # Applied or not: the document shows which.
         after = None
     return after or await _reload(deps, order.id)
 

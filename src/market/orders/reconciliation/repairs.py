@@ -91,7 +91,7 @@ def _requeued(case: Case, queued: bool) -> Repair:
 
 
 async def _requeue(case: Case, event_type: str) -> bool:
-    """Return whether the event is in the outbox now, whoever put it there."""
+    """Return whether the event is in the outbox now, no matter which process added it."""
     entry = OutboxEntry(events.event_id(case.order_id, event_type), event_type, case.deps.clock())
     if await case.deps.outbox.requeue(case.order_id, entry, case.deps.clock()):
         return True
