@@ -82,7 +82,7 @@ async def test_the_addresses_of_the_readme_return_pages(shop: System, http: http
 @pytest.mark.parametrize("name", READMES)
 async def test_each_market_command_has_the_options_that_the_readme_names(name: str) -> None:
     rows = re.findall(r"^\| `market ([a-z-]+)[^`]*` \|(.*)\|$", (ROOT / name).read_text("utf-8"), re.MULTILINE)
-    assert [command for command, _ in rows] == ["up", "import", "replay", "reconcile", "dead-letters"]
+    assert [command for command, _ in rows] == ["up", "import", "replay", "reconcile", "dead-letters", "chaos"]
     for command, text in rows:
         help = await run(f"COLUMNS=200 {MARKET} {command} --help")
         for option in re.findall(r"--[a-z-]+", text):
@@ -90,7 +90,12 @@ async def test_each_market_command_has_the_options_that_the_readme_names(name: s
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "README.ru.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/decisions/README.md"]
+    "document",
+    sorted(
+        str(path.relative_to(ROOT))
+        for folder in ("", "docs", "docs/decisions")
+        for path in (ROOT / folder).glob("*.md")
+    ),
 )
 def test_the_targets_of_links_in_the_documentation_exist(document: str) -> None:
     path = ROOT / document
