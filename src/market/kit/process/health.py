@@ -16,7 +16,6 @@ T = TypeVar("T")
 log = logs.get_logger("health")
 
 Check = Callable[[], Awaitable[None]]
-Handler = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Health:
@@ -94,18 +93,13 @@ def _first_line(e: BaseException) -> str:
 
 
 class Admin:
-    """The ASGI app of the admin port: /healthz, /readyz, /metrics, and the service's own routes.
+    """The ASGI app of the admin port: /healthz, /readyz and /metrics."""
 
-    routes: plain ASGI handlers by "METHOD /path".
-    """
-
-    def __init__(self, health: Health, registry: CollectorRegistry, routes: dict[str, Handler] | None = None) -> None:
+    def __init__(self, health: Health, registry: CollectorRegistry) -> None:
         self._health = health
         self._registry = registry
-        # Not copied: a service adds to it while it is being built.
-        self.routes: dict[str, Handler] = {} if routes is None else routes
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, _: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
         path = scope["path"]
@@ -121,8 +115,6 @@ class Admin:
         elif path == "/metrics":
             body = await asyncio.get_running_loop().run_in_executor(None, generate_latest, self._registry)
             await _respond(send, 200, body, CONTENT_TYPE_LATEST)
-        elif handler := self.routes.get(f"{scope['method']} {path}"):
-            await handler(scope, receive, send)
         else:
             await _respond(send, 404, {"status": "not found"})
 

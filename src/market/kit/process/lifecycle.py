@@ -44,11 +44,10 @@ class Server(Protocol):
 
 @dataclass
 class Process:
-    """What `build` gets from the runner. `admin_routes`: ASGI handlers for the admin port by "METHOD /path"."""
+    """What `build` gets from the runner. `faults` is None outside of tests."""
 
     health: Health = field(default_factory=Health)
     tracer: tracing.Tracer = field(default_factory=tracing.Tracer)
-    admin_routes: dict[str, Any] = field(default_factory=dict)
     clock: faults.Clock = faults.utc_now
     faults: faults.Faults | None = None
 
@@ -111,7 +110,7 @@ async def serve(name: str, config: C, build: Build[C]) -> int:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
-    admin = HttpServer(Admin(health, REGISTRY, process.admin_routes), config.admin.host, config.admin.port)
+    admin = HttpServer(Admin(health, REGISTRY), config.admin.host, config.admin.port)
     await admin.start()
     try:
         serving = asyncio.create_task(_serve_until(stopping, config, build, process))
