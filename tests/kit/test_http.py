@@ -206,8 +206,8 @@ async def test_connection_attempts_end_well_within_the_deadline() -> None:
 
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
-        if context.deadline.get() is not None:
-            await asyncio.sleep(seconds)
+        if (at := context.deadline.get()) is not None:
+            context.deadline.set(at - seconds)
 
     async with client(f"http://127.0.0.1:{free_port()}", sleep=sleep) as http:
         with pytest.raises(ConnectFailed):
@@ -215,9 +215,14 @@ async def test_connection_attempts_end_well_within_the_deadline() -> None:
         assert len(pauses) == 6
         assert 0.7 <= sum(pauses) <= 1.4
         pauses.clear()
-        with context.deadline_in(0.5), pytest.raises(Unavailable):
-            await http.request("GET", "/x")
-        assert 0 < sum(pauses) < 0.5
+        # A machine that stands still may use up the deadline before the first attempt.
+        for _ in range(20):
+            with context.deadline_in(0.5), pytest.raises(Unavailable):
+                await http.request("GET", "/x")
+            assert sum(pauses) < 0.5
+            if pauses:
+                break
+        assert pauses
 
 
 async def test_a_connection_attempt_without_any_reply_fails_after_a_second() -> None:

@@ -22,7 +22,7 @@ from market_dev.stack.kafka.broker import EmbeddedKafka
 
 from tests.kit.test_config import ENVIRONMENT, ROOT
 from tests.support.ports import free_port
-from tests.support.servers import ServerHandle as Handle
+from tests.support.servers import ServerHandle
 from tests.support.waiting import wait_until
 
 SERVICE = """
@@ -299,7 +299,7 @@ def test_a_service_without_its_stores_is_alive_and_exits_with_0(start: Any, serv
 
 
 def test_notifications_can_be_started_before_kafka(start: Any, tmp_path: Path) -> None:
-    kafka = Handle(EmbeddedKafka(free_port(), tmp_path / "kafka", tmp_path))
+    kafka = ServerHandle(EmbeddedKafka(free_port(), tmp_path / "kafka", tmp_path))
     running = start(
         ["-m", "market.notifications"], ROOT / "config" / "notifications.yaml", MARKET_KAFKA_PORT=str(kafka.port)
     )
