@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Check the Kubernetes manifests without a cluster: every object against Kubernetes' own schemas, unknown fields refused.
+"""Check the Kubernetes manifests without a cluster: every object against Kubernetes' own schemas, unknown fields
+refused.
 
 Each overlay is rendered by kubectl and checked against the schemas of the oldest and the newest Kubernetes supported.
 Without kubectl, the files that hold whole objects are checked one by one; patches are not.

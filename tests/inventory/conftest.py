@@ -69,7 +69,8 @@ class Tables:
         """Return the units of the product that reservations hold."""
         return await self.conn.fetchval(
             """
-            SELECT coalesce(sum(l.quantity), 0)::int FROM reservations r, unnest(r.product_ids, r.quantities) AS l (product_id, quantity)
+            SELECT coalesce(sum(l.quantity), 0)::int
+            FROM reservations r, unnest(r.product_ids, r.quantities) AS l (product_id, quantity)
             WHERE r.status = 'reserved' AND l.product_id = $1
             """,
             product_id,

@@ -69,7 +69,8 @@ async def test_killing_postgresql_duplicates_and_loses_nothing(postgres, migrate
         held = await conn.fetch(
             """
             SELECT i.product_id, i.quantity + coalesce((
-                SELECT sum(l.quantity) FROM reservations r, unnest(r.product_ids, r.quantities) AS l (product_id, quantity)
+                SELECT sum(l.quantity)
+                FROM reservations r, unnest(r.product_ids, r.quantities) AS l (product_id, quantity)
                 WHERE r.status = 'reserved' AND l.product_id = i.product_id), 0) AS total
             FROM inventory i WHERE product_id = ANY ($1)
             """,

@@ -1,4 +1,5 @@
-"""The gRPC edge: exact responses, errors that name the field, random bytes, and health and reflection for standard clients."""
+"""The gRPC edge: exact responses, errors that name the field, random bytes, and health and reflection for standard
+clients."""
 
 from __future__ import annotations
 
@@ -280,7 +281,8 @@ async def test_a_page_of_very_long_reservations_ends_early(server, tables):
     await tables.conn.execute(
         """
         INSERT INTO reservations (id, product_ids, quantities)
-        SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, array_fill($1::uuid, ARRAY[1000]), array_fill(1000000, ARRAY[1000])
+        SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid,
+            array_fill($1::uuid, ARRAY[1000]), array_fill(1000000, ARRAY[1000])
         FROM generate_series(1, 120) n
         """,
         UUID(A),
@@ -387,7 +389,10 @@ async def test_a_standard_client_finds_and_calls_the_service_by_reflection(serve
 
 
 async def until_reported(watch, status) -> None:
-    """Read until the status is reported. On a busy machine the database may take over a second, which is reported too."""
+    """Read until the status is reported.
+
+    On a busy machine the database may take over a second, which is reported too.
+    """
     async with asyncio.timeout(PATIENCE):
         while (await watch.read()).status != status:
             pass

@@ -1,4 +1,5 @@
-"""`python -m market.inventory` as the shop runs it: start in any order, migrate, drain, crash, two processes at once."""
+"""`python -m market.inventory` as the shop runs it: start in any order, migrate, drain, crash, two processes at
+once."""
 
 from __future__ import annotations
 

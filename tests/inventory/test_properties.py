@@ -135,7 +135,8 @@ async def test_a_batch_behaves_as_the_model_deciding_in_rounds(shared_inventory,
 async def test_concurrent_calls_behave_as_the_model_in_some_order(
     shared_inventory, second_inventory, shared_tables, quantities, waves
 ):
-    """Linearizability: for each wave of concurrent calls in two processes, one order explains all results and all rows."""
+    """Linearizability: for each wave of concurrent calls in two processes, one order explains all results and all
+    rows."""
     example = Example()
     await example.fill(shared_inventory, quantities)
     for wave in waves:

@@ -1,4 +1,5 @@
-"""Races, forced or at full concurrency: competing buyers, a cancellation during an open reservation, locks in any order."""
+"""Races, forced or at full concurrency: competing buyers, a cancellation during an open reservation, locks in any
+order."""
 
 from __future__ import annotations
 
@@ -150,8 +151,9 @@ async def test_a_transaction_aborted_by_a_deadlock_is_retried(postgres, migrated
         password=postgres.password,
     )
     try:
-        # The session that detects the deadlock is the one aborted. The other session never checks; the shop checks once,
-        # late enough that the other session is waiting by then, even on a busy machine. Only a superuser may set it.
+        # The session that detects the deadlock is the one aborted. The other session never checks; the shop checks
+        # once, late enough that the other session is waiting by then, even on a busy machine. Only a superuser may set
+        # it.
         await other_session.execute(
             f"SET deadlock_timeout = '1h'; ALTER ROLE {migrated_database.user} SET deadlock_timeout = '4s'"
         )

@@ -86,7 +86,8 @@ async def test_stock_is_returned_in_the_order_of_the_ids_with_repeats(inventory)
     [
         "INSERT INTO inventory VALUES (gen_random_uuid(), -1)",
         "INSERT INTO reservations (id, product_ids, quantities, status) VALUES (gen_random_uuid(), '{}', '{}', 'sold')",
-        "INSERT INTO reservations (id, product_ids, quantities, status) VALUES (gen_random_uuid(), '{}', '{}', 'cancelled')",
+        "INSERT INTO reservations (id, product_ids, quantities, status) VALUES (gen_random_uuid(), '{}', '{}', "
+        "'cancelled')",
         "INSERT INTO reservations (id, product_ids, quantities) VALUES (gen_random_uuid(), '{}', '{1}')",
     ],
 )

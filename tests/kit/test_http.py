@@ -186,7 +186,8 @@ async def test_a_refused_connection_is_retried_until_one_is_accepted(method: str
         return REGISTRY.get_sample_value("market_retries_total", {"upstream": "upstream"}) or 0
 
     with socket.socket() as sock:
-        # Bound but not listening, so that connections are refused. The kernel chooses a port that no test has used before.
+        # Bound but not listening, so that connections are refused. The kernel chooses a port that no test has used
+        # before.
         sock.bind(("127.0.0.1", 0))
         sock.setblocking(False)
         async with client(f"http://127.0.0.1:{sock.getsockname()[1]}") as http:

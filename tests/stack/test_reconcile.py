@@ -37,7 +37,8 @@ SUMMARY = {
 
 
 class FakeOrders:
-    """A command that prints these lines and exits with this status, after an error in its log; it records its arguments."""
+    """A command that prints these lines and exits with this status, after an error in its log; it records its
+    arguments."""
 
     def __init__(self, directory: Path) -> None:
         self.lines: list[dict[str, Any]] = []

@@ -195,7 +195,10 @@ async def read_mails(stores: Stores) -> list[MailRecord]:
 
 
 async def read_differences(stack: Stack) -> list[str]:
-    """Return what the reconcile command of orders finds, the topic included. Raises RuntimeError if it did not finish."""
+    """Return what the reconcile command of orders finds, the topic included.
+
+    Raises RuntimeError if it did not finish.
+    """
     env = stack.environment("orders") | {"CONFIG_PATH": str(stack.configuration("orders"))}
     process = await asyncio.create_subprocess_exec(
         sys.executable, *RECONCILE, env={**os.environ, **env}, stdout=PIPE, stderr=PIPE

@@ -1,4 +1,5 @@
-"""`market reconcile`: run the reconcile command of orders with the configuration of the local stack, and show a table."""
+"""`market reconcile`: run the reconcile command of orders with the configuration of the local stack, and show a
+table."""
 
 from __future__ import annotations
 

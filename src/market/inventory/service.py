@@ -89,7 +89,10 @@ async def get_stock(deps: Deps, product_ids: Sequence[UUID]) -> list[int | None]
 
 
 async def list_reservations(deps: Deps, after: UUID | None, limit: int) -> list[StoredReservation]:
-    """Return a page of reservations in order of id, beginning after the id `after`. Raises DeadlineExceeded, Unavailable."""
+    """Return a page of reservations in order of id, beginning after the id `after`.
+
+    Raises DeadlineExceeded, Unavailable.
+    """
     return await deps.reservations.list_page(after, limit)
 
 

@@ -118,7 +118,10 @@ class StockRepository:
         )
 
     async def get_quantities(self, product_ids: Sequence[UUID]) -> list[int | None]:
-        """Return the stock of each product, in the order of the ids; None for an unknown product. Raises Unavailable."""
+        """Return the stock of each product, in the order of the ids; None for an unknown product.
+
+        Raises Unavailable.
+        """
         # One array instead of a thousand records, whose creation takes half of the time.
         quantities: list[int | None] | None = await self._database.run(
             lambda conn: conn.fetchval(
@@ -151,7 +154,10 @@ class Decision(Struct, frozen=True, gc=False):
 
 
 class Cancellations(Struct, frozen=True):
-    """`released`: the reservations whose units returned to stock. `deleted`: rows deleted meanwhile, to be tried again."""
+    """`released`: the reservations whose units returned to stock.
+
+    `deleted`: rows deleted meanwhile, to be tried again.
+    """
 
     released: set[UUID]
     deleted: set[UUID]
@@ -253,7 +259,8 @@ class ReservationRepository:
                 """
                 SELECT id, status, product_ids, quantities, created_at
                 FROM (
-                    SELECT *, sum(cardinality(product_ids)) OVER (ORDER BY id) - cardinality(product_ids) AS lines_before
+                    SELECT *,
+                        sum(cardinality(product_ids)) OVER (ORDER BY id) - cardinality(product_ids) AS lines_before
                     FROM (SELECT * FROM reservations WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2) AS page
                 ) AS counted
                 WHERE lines_before < $3 ORDER BY id

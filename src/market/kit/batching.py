@@ -58,12 +58,12 @@ class _Entry(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Owns a queue of pending items, in order of arrival.
 
-    flush: takes a list of items, and returns a list of the same length with each item's result, or the exception for that
-        item's caller. If it raises, every caller of the batch gets the exception.
+    flush: takes a list of items, and returns a list of the same length with each item's result, or the exception for
+        that item's caller. If it raises, every caller of the batch gets the exception.
     name: the label in metrics.
     max_batch_size: items in one call.
-    max_concurrency: calls in flight at once. Items are sent in order; results of different calls may overtake each other
-        unless it is 1.
+    max_concurrency: calls in flight at once. Items are sent in order; results of different calls may overtake each
+        other unless it is 1.
     cost, max_cost: an item's cost, and the sum at which a batch ends early. A single item is sent whatever its cost.
     dedupe: equal (hashable) items that are pending together are sent once and share the result.
     """
@@ -106,7 +106,10 @@ class Batcher(Generic[Item, Result]):
                 timer.cancel()
 
     async def map(self, items: Iterable[Item]) -> list[Result]:
-        """Return the items' results, in order. Raises the first failure; items that are still pending are not sent then."""
+        """Return the items' results, in order.
+
+        Raises the first failure; items that are still pending are not sent then.
+        """
         futures = [self._enter(item) for item in items]
         self._start()
         timer = _expiry(futures)

@@ -2,8 +2,8 @@
 
     config = load(path, Config, os.environ)
 
-`${NAME}` in a value is replaced by the environment variable. Every mistake is a ConfigError whose text names the file, the
-key and the reason in one line.
+`${NAME}` in a value is replaced by the environment variable. Every mistake is a ConfigError whose text names the file,
+the key and the reason in one line.
 """
 
 from __future__ import annotations

@@ -47,7 +47,10 @@ class Problem(Exception):
 
 
 class BadInput(Problem):
-    """A field is missing, unknown, of the wrong type or out of bounds. `reason` is the end of a sentence: "is missing"."""
+    """A field is missing, unknown, of the wrong type or out of bounds.
+
+    `reason` is the end of a sentence: "is missing".
+    """
 
     type = "bad-input"
     title = "Bad input"

@@ -44,8 +44,8 @@ class InjectedFault(Unavailable):
 class Faults:
     """The failure points of one process. A point is armed by a file of its name in `directory`, read at each passage.
 
-    The file's content is the action: `crash` (also if empty), `pause SECONDS` or `fail`. A point fires once: its file is
-    renamed to NAME.done.
+    The file's content is the action: `crash` (also if empty), `pause SECONDS` or `fail`. A point fires once: its file
+    is renamed to NAME.done.
     """
 
     def __init__(self, directory: str | Path) -> None:

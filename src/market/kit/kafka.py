@@ -68,7 +68,10 @@ def client_settings(config: Kafka, client_id: str) -> dict[str, Any]:
 def producer_settings(
     config: Kafka, client_id: str, *, max_message_bytes: int, delivery_seconds: float, linger_seconds: float
 ) -> dict[str, Any]:
-    """Return the settings of an idempotent producer. Options may tune it, but not weaken acknowledgement or partitioning."""
+    """Return the settings of an idempotent producer.
+
+    Options may tune it, but not weaken acknowledgement or partitioning.
+    """
     delivery_ms = max(1, int(delivery_seconds * 1000))
     return {
         "message.max.bytes": max_message_bytes,
@@ -122,10 +125,11 @@ class Producer(Generic[Token]):
     max_message_bytes: largest message that is sent, key and headers included; a larger one fails at once, permanently.
     delivery_seconds: how long a message may wait for its acknowledgement, retries included.
     linger_seconds: how long a message may wait for others to share its request.
-    on_delivered: awaited in the event loop with `(token, result)` of every message that `send` accepted. One call gets all
-        results that arrived since the last one. What it raises is logged.
+    on_delivered: awaited in the event loop with `(token, result)` of every message that `send` accepted. One call gets
+        all results that arrived since the last one. What it raises is logged.
 
-    A fatal error of the idempotent producer makes it unusable; it is then replaced by a new one, and what it held fails.
+    A fatal error of the idempotent producer makes it unusable; it is then replaced by a new one, and what it held
+    fails.
     """
 
     def __init__(
@@ -200,7 +204,8 @@ class Producer(Generic[Token]):
         headers: Headers = (),
         partition: int = -1,
     ) -> None:
-        """Send a message and return once all in-sync replicas have acknowledged it. Raise KafkaException if they do not.
+        """Send a message and return once all in-sync replicas have acknowledged it. Raise KafkaException if they do
+        not.
 
         A caller that is cancelled does not withdraw the message.
         """
@@ -237,7 +242,10 @@ class Producer(Generic[Token]):
         self._librdkafka.purge()
 
     async def close(self, timeout_seconds: float) -> None:
-        """Wait for pending messages, at most so long, and stop. What is then still pending is given up without a report."""
+        """Wait for pending messages, at most so long, and stop.
+
+        What is then still pending is given up without a report.
+        """
         end = self._loop.time() + timeout_seconds
         while (self.pending or self._tasks) and self._loop.time() < end:  # noqa: ASYNC110 - results come from a thread
             await asyncio.sleep(0.01)

@@ -29,8 +29,8 @@ else:
     Pool = asyncpg.Pool
     Connection = asyncpg.Connection
 
-# Errors after which it is unknown whether the statement took effect, or which say that the server is unavailable. The last
-# one occurs if an idle connection was told that the server shuts down, and has not been closed yet.
+# Errors after which it is unknown whether the statement took effect, or which say that the server is unavailable. The
+# last one occurs if an idle connection was told that the server shuts down, and has not been closed yet.
 CONNECTION_ERRORS = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -153,14 +153,16 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
     try:
         await conn.execute("SELECT pg_advisory_lock(hashtext('market.migrations'))")
         await conn.execute(
-            "CREATE TABLE IF NOT EXISTS schema_migrations (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+            "CREATE TABLE IF NOT EXISTS schema_migrations (name text PRIMARY KEY, applied_at timestamptz NOT NULL "
+            "DEFAULT now())"
         )
         done = {row["name"] for row in await conn.fetch("SELECT name FROM schema_migrations")}
         for name in _migrations(package):
             if name in done:
                 continue
             async with conn.transaction():
-                # A migration that cannot get its lock in time must not block requests behind it; the next start retries it.
+                # A migration that cannot get its lock in time must not block requests behind it; the next start retries
+                # it.
                 await conn.execute("SET LOCAL lock_timeout = '5s'")
                 await conn.execute((files(package) / name).read_text("utf-8"))
                 await conn.execute("INSERT INTO schema_migrations (name) VALUES ($1)", name)

@@ -34,7 +34,8 @@ def backoff(attempt: int, *, base: float = 0.05, max_seconds: float = 2.0) -> fl
 def reraise_if_cancelled() -> None:
     """Raise CancelledError if the current task was cancelled.
 
-    For code that continues after an error: a library may have turned the cancellation into an error of its own, as PyMongo
+    For code that continues after an error: a library may have turned the cancellation into an error of its own, as
+        PyMongo
     turns it into a network error.
     """
     if (task := asyncio.current_task()) is not None and task.cancelling():
@@ -46,8 +47,8 @@ class CircuitBreaker:
 
     upstream: the name in metrics and errors.
     counts: the exceptions that count as failures.
-    slow_after_seconds: a DeadlineExceeded that came sooner does not count, because the caller had little time left: that
-        says nothing about the upstream.
+    slow_after_seconds: a DeadlineExceeded that came sooner does not count, because the caller had little time left:
+        that says nothing about the upstream.
     clock: seconds, as time.monotonic returns them.
     """
 
@@ -142,8 +143,8 @@ async def retry(
 ) -> T:
     """Return the result of an idempotent call, repeated on `retry_on`, but not on `never`.
 
-    It is repeated while attempts, budget and deadline allow, after a back-off; then the last error is raised. A call that an
-    open circuit refused is not repeated, because that would only use up the budget.
+    It is repeated while attempts, budget and deadline allow, after a back-off; then the last error is raised. A call
+    that an open circuit refused is not repeated, because that would only use up the budget.
     """
     budget.record_call()
     for attempt in range(1, attempts + 1):

@@ -74,11 +74,11 @@ class HttpClient:
         """Return the response, whatever its status, except 502, 503 and 504 without a problem document.
 
         An idempotent request (by default every method but POST) is retried; any request is retried for about a second
-        until it has a connection. The timeout of an attempt is the upstream's configured one by default, or what is left
-        until the deadline.
+        until it has a connection. The timeout of an attempt is the upstream's configured one by default, or what is
+        left until the deadline.
 
-        Raises CircuitOpen or ConnectFailed if the upstream has not seen the request, DeadlineExceeded or Unavailable if the
-        outcome is unknown.
+        Raises CircuitOpen or ConnectFailed if the upstream has not seen the request, DeadlineExceeded or Unavailable if
+        the outcome is unknown.
         """
         timeout = timeout_seconds or self._timeout_seconds
         if idempotent is None:

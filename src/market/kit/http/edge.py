@@ -65,7 +65,8 @@ def application(
 
     routes: endpoints by method and path: {"GET /api/x/{id}": get_x}. A path's parameters are in `request.path_params`.
         HEAD is served by GET's endpoint where it has none of its own.
-    timeouts: seconds until a route's deadline, by the same key; 3 by default. The client's X-Deadline-Ms may shorten it.
+    timeouts: seconds until a route's deadline, by the same key; 3 by default. The client's X-Deadline-Ms may shorten
+        it.
     health: while it is draining, every response closes its connection.
     render_problem: writes problems in another form than problem documents.
     """

@@ -177,7 +177,8 @@ class ConnectionPool:
         """Return the response. `seconds` limit all of it, the wait for a connection included. HEAD is not supported.
 
         `headers` is called when the request is written, since one of them states how much time is left.
-        Raises ConnectError, TimeoutError, ProtocolError; and ValueError for a path or header that contains a line break.
+        Raises ConnectError, TimeoutError, ProtocolError; and ValueError for a path or header that contains a line
+        break.
         """
         started = self.loop.time()
         connection = self._take_idle()
@@ -202,7 +203,8 @@ class ConnectionPool:
         if body is not None:
             lines.append(f"content-length: {len(body)}\r\n")
         text = "".join(lines)
-        # A line break in a path or a value would start a header of its own. The first entry has two: its own and the host's.
+        # A line break in a path or a value would start a header of its own. The first entry has two: its own and the
+        # host's.
         if text.count("\n") != len(lines) + 1 or text.count("\r") != len(lines) + 1 or " " in path:
             raise ValueError("a path or a header contains a forbidden character")
         return text.encode("latin-1") + b"\r\n" + (body or b"")

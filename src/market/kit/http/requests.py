@@ -1,4 +1,5 @@
-"""Reading requests: headers, JSON bodies and query strings, parsed by msgspec in strict mode into a service's structs."""
+"""Reading requests: headers, JSON bodies and query strings, parsed by msgspec in strict mode into a service's
+structs."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ def read_header(request: Request, name: bytes) -> bytes | None:
 
 
 def idempotency_key(request: Request) -> str | None:
-    """Return the Idempotency-Key, or None if there is none. Raises BadInput unless it is 1 to 255 visible ASCII characters."""
+    """Return the Idempotency-Key, or None if there is none.
+
+    Raises BadInput unless it is 1 to 255 visible ASCII characters.
+    """
     value = read_header(request, b"idempotency-key")
     if value is None:
         return None
@@ -97,7 +101,8 @@ def _bad_input(error: msgspec.ValidationError, expected_type: Any, data: Any) ->
 
 @lru_cache
 def _readers(query_type: Any) -> dict[str, Callable[[str], Any]]:
-    """Return a parser for each field that is not text, by name. msgspec's lax mode would take 1e2 and 20.0 for an int."""
+    """Return a parser for each field that is not text, by name. msgspec's lax mode would take 1e2 and 20.0 for an
+    int."""
     info = inspect.type_info(query_type)
     assert isinstance(info, inspect.StructType)
     readers = {}

@@ -11,7 +11,10 @@ import uvicorn
 
 
 class HttpServer:
-    """Serves an ASGI app on an address, or on a socket that is listening already. Raises OSError if it cannot listen."""
+    """Serves an ASGI app on an address, or on a socket that is listening already.
+
+    Raises OSError if it cannot listen.
+    """
 
     def __init__(self, app: Any, host: str = "", port: int = 0, *, sock: socket.socket | None = None) -> None:
         self._socket = sock or listen(host, port)

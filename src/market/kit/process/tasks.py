@@ -20,8 +20,8 @@ _PAUSE_AFTER_ERROR_SECONDS = 1.0
 async def run_periodically(name: str, step: Step, *, stopping: asyncio.Event | None = None) -> None:
     """Repeat the step until `stopping` is set, or until cancelled. An error is logged, and the step repeated after 1 s.
 
-    `stopping` takes effect between two steps, never within one. An error that repeats is logged once until it changes or
-    ends.
+    `stopping` takes effect between two steps, never within one. An error that repeats is logged once until it changes
+    or ends.
     """
     stopping = stopping or asyncio.Event()
     last_error = ""

@@ -43,7 +43,8 @@ def channel(config: GrpcUpstream) -> grpc.aio.Channel:
 async def call(method: Callable[..., Awaitable[T]], request: Any, timeout_seconds: float) -> T:
     """Return the response of a stub's method, with the request id and the trace as metadata.
 
-    The call may take `timeout_seconds`, or what is left until the deadline. Raises the error that the status stands for.
+    The call may take `timeout_seconds`, or what is left until the deadline. Raises the error that the status stands
+    for.
     """
     timeout = context.require_remaining(timeout_seconds)
     ids = context.outgoing_ids()
