@@ -1,10 +1,10 @@
-"""Products in this process, on real PostgreSQL and Valkey, beside the real inventory or one that does as it is told."""
+"""Products in this process, on real PostgreSQL and Redis, with the real inventory or with a fake one that the test controls."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,18 +24,25 @@ from market.contracts.inventory_pb2_grpc import InventoryServicer, InventoryStub
 from market.inventory import app as inventory_app
 from market.inventory.config import Config as InventoryConfig
 from market.inventory.config import Grpc
-from market.kit import postgres as kit_postgres
 from market.kit.config import GrpcUpstream, Http, Listen, Postgres
 from market.kit.faults import Faults
-from market.kit.http import edge
 from market.kit.process.lifecycle import Process
-from market.kit.rpc import client as rpc
-from market.products import app, store
+from market.kit.rpc.client import CHANNEL_OPTIONS
+from market.products import app
+from market.products.availability.cache import AvailabilityCache, connect
+from market.products.clients import InventoryClient
 from market.products.config import Availability, Config, Redis
 from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE
 
 LAMP = {"name": "Lamp", "description": "It gives light.\nBy day, too.", "price": "12.5", "currency": "GBP"}
+
+# On a busy machine the handshake and the keepalive of a channel may take long.
+PATIENT_CHANNEL = {
+    **dict(CHANNEL_OPTIONS),
+    "grpc.min_reconnect_backoff_ms": 20_000,
+    "grpc.keepalive_timeout_ms": 60_000,
+}
 
 
 def postgres_config(server: Any, database: str) -> Postgres:
@@ -50,60 +57,65 @@ def postgres_config(server: Any, database: str) -> Postgres:
     )
 
 
-class Held(Faults):
-    """A failure point at which the first to come waits until the test lets it go."""
+class PausingFaults(Faults):
+    """Pauses the first call that reaches the point until the test sets `resume`."""
 
     def __init__(self, point: str) -> None:
         super().__init__("/nowhere")
         self._point = point
         self.reached = asyncio.Event()
-        self.go = asyncio.Event()
+        self.resume = asyncio.Event()
 
     async def reach(self, name: str) -> None:
         if name == self._point and not self.reached.is_set():
             self.reached.set()
-            await self.go.wait()
+            await self.resume.wait()
 
 
-class Inventory(InventoryServicer):
-    """An inventory that remembers what it was asked, and fails or hangs when it is told to."""
+class FakeInventory(InventoryServicer):
+    """An inventory that records its calls, and fails or hangs on demand."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.stock: dict[str, int] = {}
-        self.asked: list[list[str]] = []
-        self.set: list[tuple[str, int]] = []
+        # The product ids of each CheckAvaliable.
+        self.checks: list[list[str]] = []
+        # Product id and quantity of each SetStock.
+        self.writes: list[tuple[str, int]] = []
         self.down = False
-        # Who comes while there is one waits until it is open.
+        # If there is a gate, calls wait until it is set.
         self.gate: asyncio.Event | None = None
 
     async def CheckAvaliable(self, request: Any, context: Any) -> Any:
-        self.asked.append(list(request.product_ids))
+        self.checks.append(list(request.product_ids))
         stock = dict(self.stock)
-        await self._behave(context)
-        quantities = ((id, stock.get(id, 0)) for id in request.product_ids)
+        await self._fail_or_wait(context)
+        quantities = ((product_id, stock.get(product_id, 0)) for product_id in request.product_ids)
         return pb.CheckAvaliableResponse(
-            items=[pb.Availability(product_id=id, available=n > 0, quantity=n) for id, n in quantities]
+            items=[pb.Availability(product_id=product_id, available=n > 0, quantity=n) for product_id, n in quantities]
         )
 
     async def SetStock(self, request: Any, context: Any) -> Any:
-        self.set.append((request.product_id, request.quantity))
-        await self._behave(context)
+        self.writes.append((request.product_id, request.quantity))
+        await self._fail_or_wait(context)
         self.stock[request.product_id] = request.quantity
         return pb.SetStockResponse(quantity=request.quantity)
 
-    async def _behave(self, context: Any) -> None:
+    async def _fail_or_wait(self, context: Any) -> None:
         if self.gate is not None:
             await self.gate.wait()
         if self.down:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "down, as the test wants it")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "made unavailable by the test")
 
 
 @asynccontextmanager
-async def served(inventory: Inventory, port: int = 0) -> AsyncIterator[int]:
-    """The told inventory on a port."""
+async def serving(inventory: FakeInventory) -> AsyncIterator[int]:
+    """Serve the fake inventory on a port."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     add_InventoryServicer_to_server(inventory, server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
         yield port
@@ -112,8 +124,8 @@ async def served(inventory: Inventory, port: int = 0) -> AsyncIterator[int]:
 
 
 @dataclass
-class Running:
-    """Products as it runs: its client, and the stores that it writes to."""
+class RunningProducts:
+    """A running service: an HTTP client, and connections to the stores that it writes to."""
 
     http: httpx.AsyncClient
     config: Config
@@ -121,56 +133,45 @@ class Running:
     redis: redis.asyncio.Redis
 
     async def create(self, **fields: Any) -> dict[str, Any]:
-        answer = await self.http.post("/api/product", json={**LAMP, **fields})
-        assert answer.status_code == 201, answer.text
-        return dict(answer.json())
+        response = await self.http.post("/api/product", json={**LAMP, **fields})
+        assert response.status_code == 201, response.text
+        return dict(response.json())
 
-    async def get(self, id: str, **parameters: Any) -> dict[str, Any]:
-        answer = await self.http.get(f"/api/product/{id}", params=parameters)
-        assert answer.status_code == 200, answer.text
-        return dict(answer.json())
+    async def get(self, product_id: str, **parameters: Any) -> dict[str, Any]:
+        response = await self.http.get(f"/api/product/{product_id}", params=parameters)
+        assert response.status_code == 200, response.text
+        return dict(response.json())
 
     async def count(self) -> int:
         return int(await self.db.fetchval("SELECT count(*) FROM products"))
 
 
-Start = Callable[..., AbstractAsyncContextManager[Running]]
+Start = Callable[..., AbstractAsyncContextManager[RunningProducts]]
 
 
 @pytest.fixture(scope="session")
-def patience() -> Iterator[None]:
-    """Lengthens the deadlines that no configuration has."""
-    application = edge.application
-    slow = {"grpc.min_reconnect_backoff_ms": 20_000, "grpc.keepalive_timeout_ms": 60_000}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            edge,
-            "application",
-            lambda routes, *args, **more: application(routes, *args, **more, timeouts=dict.fromkeys(routes, PATIENCE)),
-        )
-        patch.setattr(store, "acquire", functools.partial(kit_postgres.acquire, seconds=PATIENCE))
-        patch.setattr(rpc, "CHANNEL_OPTIONS", list({**dict(rpc.CHANNEL_OPTIONS), **slow}.items()))
-        yield
-
-
-@pytest.fixture(scope="session")
-async def migrated(postgres: Any) -> None:
+async def migrated_database(postgres: Any) -> Postgres:
+    database = postgres_config(postgres, "products")
     config = Config(
         admin=Listen(port=1),
         http=Http(port=1),
-        postgres=postgres_config(postgres, "products"),
+        postgres=database,
         redis=Redis(url="redis://none"),
         inventory=GrpcUpstream(target="none"),
     )
     await app.migrate(config, [])
+    return database
 
 
 @pytest.fixture(scope="session")
-def start(patience: None, migrated: None, postgres: Any, redis_server: Any) -> Start:
-    """Starts a products service of one's own: `async with start(inventory_port, ttl=1.0) as products`."""
+def start(migrated_database: Postgres, postgres: Any, redis_server: Any) -> Start:
+    """Start a service of one's own: `async with start(inventory_port, ttl=1.0) as products`.
+
+    `clock` is the clock of the circuit breakers.
+    """
 
     @asynccontextmanager
-    async def begin(
+    async def started(
         inventory_port: int,
         *,
         ttl: float = 300.0,
@@ -178,38 +179,52 @@ def start(patience: None, migrated: None, postgres: Any, redis_server: Any) -> S
         redis_seconds: float = PATIENCE,
         inventory_seconds: float = PATIENCE,
         faults: Faults | None = None,
-    ) -> AsyncIterator[Running]:
+        clock: Callable[[], float] = time.monotonic,
+    ) -> AsyncIterator[RunningProducts]:
         url = f"redis://{redis_server.host}:{redis_port or redis_server.port}/0"
         config = Config(
             admin=Listen(port=free_port()),
             http=Http(port=free_port()),
-            postgres=postgres_config(postgres, "products"),
+            postgres=migrated_database,
             redis=Redis(url=url, timeout_seconds=redis_seconds),
             inventory=GrpcUpstream(target=f"dns:///127.0.0.1:{inventory_port}", timeout_seconds=PATIENCE),
             availability=Availability(ttl_seconds=ttl, timeout_seconds=inventory_seconds),
+            request_seconds=PATIENCE,
         )
-        process = Process(faults=faults)
-        base = f"http://127.0.0.1:{config.http.port}"
+        base_url = f"http://127.0.0.1:{config.http.port}"
         async with (
-            app.build(config, process) as server,
-            httpx.AsyncClient(base_url=base, timeout=2 * PATIENCE, limits=httpx.Limits(max_connections=None)) as client,
+            grpc.aio.insecure_channel(config.inventory.target, options=list(PATIENT_CHANNEL.items())) as channel,
+            connect(url) as cache_client,
+            app.build(
+                config,
+                Process(faults=faults),
+                app.Clients(
+                    inventory=InventoryClient(
+                        channel, read_seconds=inventory_seconds, write_seconds=PATIENCE, clock=clock
+                    ),
+                    cache=AvailabilityCache(cache_client, ttl_seconds=ttl, timeout_seconds=redis_seconds, clock=clock),
+                ),
+            ) as server,
+            httpx.AsyncClient(
+                base_url=base_url, timeout=2 * PATIENCE, limits=httpx.Limits(max_connections=None)
+            ) as client,
             asyncpg.create_pool(postgres.uri("products"), min_size=0, max_size=4) as db,
             redis.asyncio.Redis.from_url(
                 f"redis://{redis_server.host}:{redis_server.port}/0", retry=Retry(NoBackoff(), 3)
-            ) as cache,
+            ) as redis_client,
         ):
             await server.start()
             try:
-                yield Running(client, config, db, cache)
+                yield RunningProducts(client, config, db, redis_client)
             finally:
                 await server.stop(5)
 
-    return begin
+    return started
 
 
 @pytest.fixture(scope="session")
-async def inventory_port(patience: None, postgres: Any) -> AsyncIterator[int]:
-    """The real inventory."""
+async def inventory_port(postgres: Any) -> AsyncIterator[int]:
+    """The port of the real inventory."""
     config = InventoryConfig(
         admin=Listen(port=free_port()), grpc=Grpc(port=free_port()), postgres=postgres_config(postgres, "inventory")
     )
@@ -221,36 +236,51 @@ async def inventory_port(patience: None, postgres: Any) -> AsyncIterator[int]:
 
 
 @pytest.fixture(scope="session")
-async def stock(inventory_port: int) -> AsyncIterator[InventoryStub]:
-    """The real inventory's calls."""
+async def inventory_stub(inventory_port: int) -> AsyncIterator[InventoryStub]:
+    """The methods of the real inventory."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{inventory_port}") as channel:
         yield InventoryStub(channel)
 
 
 @pytest.fixture(scope="session")
-async def shop(start: Start, inventory_port: int) -> AsyncIterator[Running]:
-    """Products beside the real inventory; an answer is cached for a second."""
-    async with start(inventory_port, ttl=1.0) as running:
-        yield running
+async def products(start: Start, inventory_port: int) -> AsyncIterator[RunningProducts]:
+    """Products with the real inventory; a cache entry lives for a second."""
+    async with start(inventory_port, ttl=1.0) as products:
+        yield products
 
 
 @pytest.fixture(scope="session")
-async def _told(start: Start) -> AsyncIterator[tuple[Running, Inventory]]:
-    inventory = Inventory()
-    async with served(inventory) as port, start(port) as running:
-        yield running, inventory
+async def _fake_inventory_port(_fake_inventory: FakeInventory) -> AsyncIterator[int]:
+    async with serving(_fake_inventory) as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def _fake_inventory() -> FakeInventory:
+    return FakeInventory()
 
 
 @pytest.fixture
-async def told(_told: tuple[Running, Inventory]) -> tuple[Running, Inventory]:
-    """Products beside an inventory that does as it is told and has not been asked anything yet; the cache is empty."""
-    running, inventory = _told
-    inventory.__init__()  # type: ignore[misc]
-    await running.redis.flushall()
-    return running, inventory
+def inventory(_fake_inventory: FakeInventory) -> FakeInventory:
+    """A fake inventory without stock that has not been called yet."""
+    _fake_inventory.reset()
+    return _fake_inventory
 
 
-async def quantity(stock: InventoryStub, id: str | UUID) -> int | None:
-    """What inventory has of the product; None: it has no row."""
-    answer = await stock.GetStock(pb.GetStockRequest(product_ids=[str(id)]))
-    return answer.items[0].quantity if answer.items else None
+@pytest.fixture(scope="session")
+async def _products_with_fake(start: Start, _fake_inventory_port: int) -> AsyncIterator[RunningProducts]:
+    async with start(_fake_inventory_port) as products:
+        yield products
+
+
+@pytest.fixture
+async def products_with_fake(_products_with_fake: RunningProducts, inventory: FakeInventory) -> RunningProducts:
+    """Products with the fake inventory; the cache is empty."""
+    await _products_with_fake.redis.flushall()
+    return _products_with_fake
+
+
+async def stock_of(stub: InventoryStub, product_id: str | UUID) -> int | None:
+    """Return the product's stock in inventory; None if inventory does not know it."""
+    response = await stub.GetStock(pb.GetStockRequest(product_ids=[str(product_id)]))
+    return response.items[0].quantity if response.items else None

@@ -1,4 +1,4 @@
-"""Every row of the table of bad input: the status, the field's name, and nothing done."""
+"""Invalid requests: the status, the name of the field, and no side effects."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from uuid import uuid4
 
 import pytest
 
-from .conftest import LAMP, Inventory, Running
+from .conftest import LAMP, FakeInventory, RunningProducts
 
 ID = str(uuid4())
 HUGE = "9" * 400
 
 
-async def refused(products: Running, answer, status: int, field: str | None = None) -> None:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = answer.json()
+async def assert_problem(products: RunningProducts, response, status: int, field: str | None = None) -> None:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
     assert problem["status"] == status
     if field is not None:
         assert problem["errors"][0]["field"] == field
@@ -89,34 +89,57 @@ BODIES = [
 
 
 @pytest.mark.parametrize(("field", "value"), BODIES, ids=lambda v: ascii(v)[:30])
-async def test_a_bad_field_is_named_and_nothing_is_done(told: tuple[Running, Inventory], field, value):
-    products, inventory = told
-    before = await products.count()
-    await refused(products, await products.http.post("/api/product", json={**LAMP, field: value}), 422, field or "body")
+async def test_an_invalid_field_is_named_and_changes_nothing(
+    products_with_fake: RunningProducts, inventory: FakeInventory, field, value
+):
+    before = await products_with_fake.count()
+    await assert_problem(
+        products_with_fake,
+        await products_with_fake.http.post("/api/product", json={**LAMP, field: value}),
+        422,
+        field or "body",
+    )
     put = {**LAMP, "id": ID, "image_url": None, field: value}
-    await refused(products, await products.http.put("/api/product", json=put), 422, field or "body")
-    assert (await products.count(), inventory.set) == (before, [])
+    await assert_problem(
+        products_with_fake, await products_with_fake.http.put("/api/product", json=put), 422, field or "body"
+    )
+    assert (await products_with_fake.count(), inventory.writes) == (before, [])
 
 
 @pytest.mark.parametrize("field", LAMP)
-async def test_a_missing_field_is_named(told: tuple[Running, Inventory], field):
-    products, inventory = told
+async def test_a_missing_field_is_named(products_with_fake: RunningProducts, inventory: FakeInventory, field):
     body = {name: value for name, value in LAMP.items() if name != field}
-    await refused(products, await products.http.post("/api/product", json=body), 422, field)
-    await refused(
-        products, await products.http.put("/api/product", json={**body, "id": ID, "image_url": None}), 422, field
+    await assert_problem(products_with_fake, await products_with_fake.http.post("/api/product", json=body), 422, field)
+    await assert_problem(
+        products_with_fake,
+        await products_with_fake.http.put("/api/product", json={**body, "id": ID, "image_url": None}),
+        422,
+        field,
     )
-    assert inventory.set == []
+    assert inventory.writes == []
 
 
-async def test_put_wants_the_id_and_every_writable_field(told: tuple[Running, Inventory]):
-    products, _ = told
-    await refused(products, await products.http.put("/api/product", json={**LAMP, "image_url": None}), 422, "id")
-    await refused(products, await products.http.put("/api/product", json={**LAMP, "id": ID}), 422, "image_url")
-    await refused(
-        products, await products.http.put("/api/product", json={**LAMP, "id": "7", "image_url": None}), 422, "id"
+async def test_put_requires_the_id_and_every_writable_field(
+    products_with_fake: RunningProducts, inventory: FakeInventory
+):
+    await assert_problem(
+        products_with_fake,
+        await products_with_fake.http.put("/api/product", json={**LAMP, "image_url": None}),
+        422,
+        "id",
     )
-    await refused(products, await products.http.post("/api/product", json={**LAMP, "id": ID}), 422, "id")
+    await assert_problem(
+        products_with_fake, await products_with_fake.http.put("/api/product", json={**LAMP, "id": ID}), 422, "image_url"
+    )
+    await assert_problem(
+        products_with_fake,
+        await products_with_fake.http.put("/api/product", json={**LAMP, "id": "7", "image_url": None}),
+        422,
+        "id",
+    )
+    await assert_problem(
+        products_with_fake, await products_with_fake.http.post("/api/product", json={**LAMP, "id": ID}), 422, "id"
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,29 +158,29 @@ async def test_put_wants_the_id_and_every_writable_field(told: tuple[Running, In
     ],
     ids=lambda b: ascii(b)[:30],
 )
-async def test_what_is_not_json_is_400(shop: Running, body):
+async def test_a_body_that_is_not_json_is_400(products: RunningProducts, body):
     for method in ("POST", "PUT"):
-        answer = await shop.http.request(
+        response = await products.http.request(
             method, "/api/product", content=body, headers={"content-type": "application/json"}
         )
-        await refused(shop, answer, 400)
+        await assert_problem(products, response, 400)
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"x"', b"true"])
-async def test_json_that_is_no_object_is_422(shop: Running, body):
+async def test_json_that_is_not_an_object_is_422(products: RunningProducts, body):
     for method in ("POST", "PUT"):
-        answer = await shop.http.request(
+        response = await products.http.request(
             method, "/api/product", content=body, headers={"content-type": "application/json"}
         )
-        await refused(shop, answer, 422)
+        await assert_problem(products, response, 422)
 
 
 @pytest.mark.parametrize(
     "id", ["1", "nonsense", ID[:-1], ID.replace("-", ""), f"{{{ID}}}", f"{ID}0", "%00", "%0a", "a%2fb", "é"]
 )
-async def test_a_path_id_that_is_no_uuid_is_404(shop: Running, id):
-    await refused(shop, await shop.http.get(f"/api/product/{id}"), 404)
-    await refused(shop, await shop.http.delete(f"/api/product/{id}"), 404)
+async def test_a_path_id_that_is_not_a_uuid_is_404(products: RunningProducts, id):
+    await assert_problem(products, await products.http.get(f"/api/product/{id}"), 404)
+    await assert_problem(products, await products.http.delete(f"/api/product/{id}"), 404)
 
 
 @pytest.mark.parametrize(
@@ -173,24 +196,35 @@ async def test_a_path_id_that_is_no_uuid_is_404(shop: Running, id):
         ({"content-type": "Application/JSON; charset=UTF-8"}, 400),
     ],
 )
-async def test_another_content_type_is_415(shop: Running, headers, status):
-    await refused(shop, await shop.http.post("/api/product", content=b"{", headers=headers), status)
-    await refused(shop, await shop.http.put("/api/product", content=b"{", headers=headers), status)
+async def test_other_content_types_are_415(products: RunningProducts, headers, status):
+    await assert_problem(
+        products,
+        await products.http.post("/api/product", content=b"{", headers=headers),
+        status,
+    )
+    await assert_problem(
+        products,
+        await products.http.put("/api/product", content=b"{", headers=headers),
+        status,
+    )
 
 
-async def test_a_body_over_a_mebibyte_is_413_however_it_is_sent(told: tuple[Running, Inventory]):
-    products, inventory = told
+async def test_a_body_over_one_mebibyte_is_413_with_and_without_content_length(
+    products_with_fake: RunningProducts, inventory: FakeInventory
+):
     body = b'{"name": "' + b"x" * 10_000_000 + b'"}'
 
-    async def pieces():
+    async def chunks():
         for at in range(0, len(body), 65_536):
             yield body[at : at + 65_536]
 
-    for content in (body, pieces()):
-        answer = await products.http.post("/api/product", content=content, headers={"content-type": "application/json"})
-        await refused(products, answer, 413)
-    assert inventory.set == []
-    assert (await products.http.get("/api/product")).status_code == 200
+    for content in (body, chunks()):
+        response = await products_with_fake.http.post(
+            "/api/product", content=content, headers={"content-type": "application/json"}
+        )
+        await assert_problem(products_with_fake, response, 413)
+    assert inventory.writes == []
+    assert (await products_with_fake.http.get("/api/product")).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -207,13 +241,13 @@ async def test_a_body_over_a_mebibyte_is_413_however_it_is_sent(told: tuple[Runn
     ],
     ids=lambda v: ascii(v)[:30],
 )
-async def test_a_bad_parameter_is_named(shop: Running, name, value):
-    await refused(shop, await shop.http.get("/api/product", params={name: value}), 422, name)
+async def test_an_invalid_parameter_is_named(products: RunningProducts, name, value):
+    await assert_problem(products, await products.http.get("/api/product", params={name: value}), 422, name)
 
 
-async def test_what_is_allowed_is_said(shop: Running):
+async def test_errors_of_parameters_state_the_rule(products: RunningProducts):
     async def reason(query: str) -> str:
-        return (await shop.http.get(f"/api/product?{query}")).json()["detail"]
+        return (await products.http.get(f"/api/product?{query}")).json()["detail"]
 
     assert await reason("limit=101") == "limit: must be a whole number from 1 to 100"
     assert await reason("sort=size") == "sort: must be one of -created_at, -name, -price, created_at, name, price"
@@ -222,28 +256,39 @@ async def test_what_is_allowed_is_said(shop: Running):
     assert await reason("q=%ff") == "query: is not a query string in UTF-8"
 
 
-async def test_no_ids_at_all_are_told_how_many_there_may_be(shop: Running):
-    problem = (await shop.http.get("/api/product?ids=")).json()
-    assert problem["errors"] == [{"field": "ids", "reason": "must be 1 to 100 UUIDs, separated by commas"}]
+async def test_an_empty_list_of_ids_gets_the_allowed_number(products: RunningProducts):
+    problem = (await products.http.get("/api/product?ids=")).json()
+    assert problem["errors"] == [{"field": "ids", "reason": "must be 1 to 100 UUIDs, separated by commas, got 0"}]
 
 
 @pytest.mark.parametrize("other", ["q=lamp", "sort=name", "offset=1"])
-async def test_ids_go_with_no_other_choice(shop: Running, other):
-    await refused(shop, await shop.http.get(f"/api/product?ids={ID}&{other}"), 422, other.split("=")[0])
+async def test_ids_cannot_be_combined_with_search_sort_or_offset(products: RunningProducts, other):
+    await assert_problem(
+        products,
+        await products.http.get(f"/api/product?ids={ID}&{other}"),
+        422,
+        other.split("=")[0],
+    )
 
 
-async def test_parameters_are_refused_where_there_are_none(shop: Running):
-    await refused(shop, await shop.http.get(f"/api/product/{ID}?limit=1"), 422, "limit")
-    await refused(shop, await shop.http.delete(f"/api/product/{ID}?force=true"), 422, "force")
-    await refused(shop, await shop.http.post("/api/product?x=1", json=LAMP), 422, "x")
+async def test_operations_without_parameters_reject_them(products: RunningProducts):
+    await assert_problem(products, await products.http.get(f"/api/product/{ID}?limit=1"), 422, "limit")
+    await assert_problem(
+        products,
+        await products.http.delete(f"/api/product/{ID}?force=true"),
+        422,
+        "force",
+    )
+    await assert_problem(products, await products.http.post("/api/product?x=1", json=LAMP), 422, "x")
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a b", "a\tb", "\xe9"])
-async def test_a_bad_key_is_named(told: tuple[Running, Inventory], key):
-    products, inventory = told
-    answer = await products.http.post("/api/product", json=LAMP, headers={"Idempotency-Key": key.encode("latin-1")})
-    await refused(products, answer, 422, "Idempotency-Key")
-    assert inventory.set == []
+async def test_an_invalid_idempotency_key_is_named(products_with_fake: RunningProducts, inventory: FakeInventory, key):
+    response = await products_with_fake.http.post(
+        "/api/product", json=LAMP, headers={"Idempotency-Key": key.encode("latin-1")}
+    )
+    await assert_problem(products_with_fake, response, 422, "Idempotency-Key")
+    assert inventory.writes == []
 
 
 @pytest.mark.parametrize(
@@ -255,15 +300,46 @@ async def test_a_bad_key_is_named(told: tuple[Running, Inventory], key):
         ("OPTIONS", "/api/product", "GET, HEAD, POST, PUT"),
     ],
 )
-async def test_another_method_is_405_and_says_which_ones_there_are(shop: Running, method, path, allowed):
-    answer = await shop.http.request(method, path)
-    await refused(shop, answer, 405)
-    assert answer.headers["allow"] == allowed
+async def test_other_methods_are_405_with_the_allowed_ones(products: RunningProducts, method, path, allowed):
+    response = await products.http.request(method, path)
+    await assert_problem(products, response, 405)
+    assert response.headers["allow"] == allowed
 
 
 @pytest.mark.parametrize(
     "path",
     ["/", "/api", "/api/products", "/api/product/", f"/api/product/{ID}/", f"/api/product/{ID}/x", "//api/product"],
 )
-async def test_another_path_is_404(shop: Running, path):
-    await refused(shop, await shop.http.request("GET", shop.http.base_url.copy_with(raw_path=path.encode())), 404)
+async def test_other_paths_are_404(products: RunningProducts, path):
+    await assert_problem(
+        products,
+        await products.http.request("GET", products.http.base_url.copy_with(raw_path=path.encode())),
+        404,
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("name", "x" * 201, "must have 1 to 200 characters, got 201"),
+        ("description", "a\rb", "must not contain control characters other than newline and tab"),
+        ("price", "1.234", "must be a string of 1 to 8 digits, with at most two decimals after a point"),
+        (
+            "currency",
+            "gbp",
+            'must be the ISO 4217 code of a currency in use, such as EUR, in upper case, got "gbp"',
+        ),
+        (
+            "currency",
+            "X" * 1000,
+            "must be the ISO 4217 code of a currency in use, such as EUR, in upper case",
+        ),
+        ("image_url", "//images.test/a.png", "must be null, an https URL, or a path that begins with one slash"),
+        ("stock", -1, "must be between 0 and 2147483647, got -1"),
+    ],
+    ids=lambda v: ascii(v)[:30],
+)
+async def test_errors_of_fields_state_the_rule(products: RunningProducts, field, value, reason):
+    problem = (await products.http.post("/api/product", json={**LAMP, field: value})).json()
+    assert problem["errors"] == [{"field": field, "reason": reason}]
+    assert problem["detail"] == f"{field}: {reason}"

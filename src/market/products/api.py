@@ -1,7 +1,8 @@
-"""The REST edge of products: five calls."""
+"""The REST edge of products: five operations."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
+from market.contracts import currency
 from market.contracts.money import PriceText
 from market.kit import text
 from market.kit.batching import Batcher
@@ -18,25 +20,29 @@ from market.kit.errors import BadInput, NotFound
 from market.kit.http.edge import Endpoint
 from market.kit.http.requests import idempotency_key, parse_query, read_body, read_header
 from market.kit.http.responses import json_response
-from market.products import domain, etag, service, store
-from market.products.domain import Draft, Product, Sort, Stored
-from market.products.service import Shop
+from market.products import domain, service
+from market.products.domain import Draft, Product, Sort, StoredProduct
+from market.products.service import Deps
+from market.products.store import PageQuery
 
 _NO_CONTROLS = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"}
-Name = Annotated[str, Meta(min_length=1, max_length=200, extra_json_schema=_NO_CONTROLS)]
+_NO_CONTROLS_BUT_NEWLINE_AND_TAB = {"pattern": r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028\u2029]*$"}
+
+Name = Annotated[str, Meta(min_length=1, max_length=domain.MAX_NAME_LENGTH, extra_json_schema=_NO_CONTROLS)]
 Description = Annotated[
-    str,
-    Meta(
-        max_length=10_000, extra_json_schema={"pattern": r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028\u2029]*$"}
-    ),
+    str, Meta(max_length=domain.MAX_DESCRIPTION_LENGTH, extra_json_schema=_NO_CONTROLS_BUT_NEWLINE_AND_TAB)
 ]
 Currency = Annotated[
-    str, Meta(min_length=3, max_length=3, description="ISO 4217", extra_json_schema={"enum": sorted(domain.CURRENCIES)})
+    str,
+    Meta(
+        description="code of ISO 4217",
+        extra_json_schema={"minLength": 3, "maxLength": 3, "enum": list(currency.CODES)},
+    ),
 ]
 ImageUrl = Annotated[
     str,
     Meta(
-        max_length=domain.MAX_URL,
+        max_length=domain.MAX_URL_LENGTH,
         description="an https URL, or a path that begins with one slash",
         extra_json_schema={
             "pattern": r"^(https://[A-Za-z0-9.-]+(/[!#-;=?-\[\]-~]*)?|/([!#-.0-;=?-\[\]-~][!#-;=?-\[\]-~]*)?)$"
@@ -48,50 +54,42 @@ Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 Ignored = Annotated[Any, Meta(description="read-only: accepted and ignored")]
 
 
-class NewProduct(Struct, forbid_unknown_fields=True, kw_only=True):
-    """The body of POST."""
+class WritableFields(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The fields that POST and PUT have in common."""
 
-    name: Name
-    description: Description
-    price: PriceText
-    currency: Currency
-    image_url: ImageUrl | None = None
-    stock: Stock = 0
-
-    def draft(self) -> Draft:
-        return domain.draft(
-            name=self.name,
-            description=self.description,
-            price=self.price,
-            currency=self.currency,
-            image_url=self.image_url,
-            stock=self.stock,
-        )
-
-
-class ChangedProduct(Struct, forbid_unknown_fields=True, kw_only=True):
-    """The body of PUT: the id and every writable field; what GET gave can be sent back."""
-
-    id: Id
     name: Name
     description: Description
     price: PriceText
     currency: Currency
     image_url: ImageUrl | None
+
+    def to_draft(self, stock: int | None) -> Draft:
+        """Return the validated fields. Raises BadInput."""
+        return Draft(
+            name=domain.validate_name(self.name),
+            description=domain.validate_description(self.description),
+            price=domain.parse_price(self.price),
+            currency=domain.validate_currency(self.currency),
+            image_url=domain.validate_image_url(self.image_url),
+            stock=stock,
+        )
+
+
+class NewProduct(WritableFields, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST."""
+
+    image_url: ImageUrl | None = None
+    stock: Stock = 0
+
+
+class ChangedProduct(WritableFields, forbid_unknown_fields=True, kw_only=True):
+    """The body of PUT: the id and every writable field. A body that GET returned can be sent back."""
+
+    id: Id
     stock: Stock | UnsetType = UNSET
     available: Ignored = None
     created_at: Ignored = None
     updated_at: Ignored = None
-
-    def draft(self) -> Draft:
-        return domain.draft(
-            name=self.name,
-            description=self.description,
-            price=self.price,
-            currency=self.currency,
-            image_url=self.image_url,
-            stock=None if self.stock is UNSET else self.stock,
-        )
 
 
 class ProductPage(Struct, frozen=True):
@@ -102,10 +100,10 @@ class ProductPage(Struct, frozen=True):
 
 
 class NoQuery(Struct, forbid_unknown_fields=True):
-    """The calls that take no parameters."""
+    """For operations without query parameters."""
 
 
-class OneQuery(Struct, forbid_unknown_fields=True):
+class ProductQuery(Struct, forbid_unknown_fields=True):
     availability: bool = True
 
 
@@ -120,68 +118,56 @@ class ListQuery(Struct, forbid_unknown_fields=True):
 
 _NEW = msgspec.json.Decoder(NewProduct)
 _CHANGED = msgspec.json.Decoder(ChangedProduct)
-_ALL = OneQuery()
+_DEFAULT_QUERY = ProductQuery()
 
 
-def routes(shop: Shop) -> dict[str, Endpoint]:
-    """The endpoints by method and path."""
-    # Products read at once are one query; `fold`: the same product is read once.
-    find: Batcher[UUID, Stored | None] = Batcher(
-        lambda ids: store.find(shop.db, ids), name="products.find", max_batch_size=128, max_concurrency=2, dedupe=True
+def routes(deps: Deps) -> dict[str, Endpoint]:
+    """Return the endpoints by method and path."""
+    # Concurrent reads share a query.
+    find: Batcher[UUID, StoredProduct | None] = Batcher(
+        deps.products.get_many, name="products.get", max_batch_size=128, max_concurrency=2, dedupe=True
     )
 
     async def get_one(request: Request) -> Response:
-        id = text.parse_path_id("product", request.path_params["id"])
-        wanted = parse_query(request, OneQuery) if request.scope["query_string"] else _ALL
-        stored = await find(id)
+        product_id = text.parse_path_id("product", request.path_params["id"])
+        query = parse_query(request, ProductQuery) if request.scope["query_string"] else _DEFAULT_QUERY
+        stored = await find(product_id)
         if stored is None:
-            raise NotFound("product", id)
-        seen = read_header(request, b"if-none-match")
-        if seen is not None and etag.seen(seen, stored.version):
-            return Response(status_code=304, headers={"ETag": etag.write(stored.version)})
-        return _answer(await service.looked_up(shop, stored) if wanted.availability else stored)
+            raise NotFound("product", product_id)
+        known_tags = read_header(request, b"if-none-match")
+        if known_tags is not None and matches_if_none_match(known_tags, stored.version):
+            return Response(status_code=304, headers={"ETag": entity_tag(stored.version)})
+        return _product_response(await service.look_up_availability(deps, stored) if query.availability else stored)
 
     async def get_page(request: Request) -> Response:
-        wanted = parse_query(request, ListQuery)
-        if wanted.ids is not None:
-            page = await by_ids(wanted)
-        else:
-            q = None if wanted.q is None else domain.parse_query(wanted.q)
-            part = store.Page(wanted.limit, wanted.offset, wanted.sort or "-created_at", q)
-            items, total = await store.list_page(shop.db, part)
-            page = ProductPage(items, total, wanted.limit, wanted.offset)
-        if wanted.availability:
-            known = await shop.availability.of([str(item.id) for item in page.items])
+        query = parse_query(request, ListQuery)
+        page = await (_page_of_ids if query.ids is not None else _page_of_list)(deps, query)
+        if query.availability:
+            known = await deps.availability.get_many([str(item.id) for item in page.items])
             page = replace(page, items=[replace(item, available=known.get(str(item.id))) for item in page.items])
         return json_response(page)
-
-    async def by_ids(wanted: ListQuery) -> ProductPage:
-        assert wanted.ids is not None
-        for name, given in (("q", wanted.q), ("sort", wanted.sort), ("offset", wanted.offset or None)):
-            if given is not None:
-                raise BadInput(name, "does not go together with ids")
-        ids = domain.parse_ids(wanted.ids)
-        found = [stored.product for stored in await store.find(shop.db, ids) if stored]
-        return ProductPage(found, len(found), len(ids), 0)
 
     async def post(request: Request) -> Response:
         parse_query(request, NoQuery)
         key = idempotency_key(request)
-        stored, replayed = await service.create(shop, (await read_body(request, _NEW)).draft(), key)
-        headers = {"Location": f"/api/product/{stored.product.id}"}
-        if replayed:
+        body = await read_body(request, _NEW)
+        creation = await service.create(deps, body.to_draft(body.stock), key)
+        headers = {"Location": f"/api/product/{creation.stored.product.id}"}
+        if creation.replayed:
             headers["Idempotency-Replayed"] = "true"
-        return _answer(stored, 200 if replayed else 201, headers)
+        return _product_response(creation.stored, 200 if creation.replayed else 201, headers)
 
     async def put(request: Request) -> Response:
         parse_query(request, NoQuery)
-        versions = etag.matching(read_header(request, b"if-match"))
+        versions = parse_if_match(read_header(request, b"if-match"))
         body = await read_body(request, _CHANGED)
-        return _answer(await service.change(shop, text.parse_uuid("id", body.id), body.draft(), versions))
+        product_id = text.parse_uuid("id", body.id)
+        draft = body.to_draft(None if body.stock is UNSET else body.stock)
+        return _product_response(await service.replace_product(deps, product_id, draft, versions))
 
     async def delete(request: Request) -> Response:
         parse_query(request, NoQuery)
-        await service.remove(shop, text.parse_path_id("product", request.path_params["id"]))
+        await service.delete(deps, text.parse_path_id("product", request.path_params["id"]))
         return Response(status_code=204)
 
     return {
@@ -193,5 +179,48 @@ def routes(shop: Shop) -> dict[str, Endpoint]:
     }
 
 
-def _answer(stored: Stored, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return json_response(stored.product, status, {"ETag": etag.write(stored.version), **(headers or {})})
+async def _page_of_list(deps: Deps, query: ListQuery) -> ProductPage:
+    words = None if query.q is None else domain.validate_search(query.q)
+    page = await deps.products.get_page(PageQuery(query.limit, query.offset, query.sort or "-created_at", words))
+    return ProductPage(page.products, page.total, query.limit, query.offset)
+
+
+async def _page_of_ids(deps: Deps, query: ListQuery) -> ProductPage:
+    assert query.ids is not None
+    for name, value in (("q", query.q), ("sort", query.sort), ("offset", query.offset or None)):
+        if value is not None:
+            raise BadInput(name, "cannot be combined with ids")
+    product_ids = domain.parse_ids(query.ids)
+    products = [stored.product for stored in await deps.products.get_many(product_ids) if stored]
+    return ProductPage(products, len(products), len(product_ids), 0)
+
+
+def _product_response(stored: StoredProduct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return json_response(stored.product, status, {"ETag": entity_tag(stored.version), **(headers or {})})
+
+
+# Entity tags (RFC 9110, section 8.8.3): the version in quotes. `available` is no part of it, so a sale changes no tag.
+_TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
+_TAG_LIST = re.compile(rf"\s*(?:{_TAG.pattern})?(?:\s*,\s*(?:{_TAG.pattern})?)*\s*")
+_VERSION_TAG = re.compile(r'"([1-9][0-9]{0,17})"')
+
+
+def entity_tag(version: int) -> str:
+    """Return the entity tag of a version of a product."""
+    return f'"{version}"'
+
+
+def parse_if_match(header: bytes | None) -> list[int] | None:
+    """Return the versions that `If-Match` allows; None: any. A weak or foreign tag allows none. Raises BadInput."""
+    if header is None or header.strip() == b"*":
+        return None
+    value = header.decode("latin-1")
+    if not _TAG_LIST.fullmatch(value) or not value.strip(" \t,"):
+        raise BadInput("If-Match", "must be * or entity tags in quotes")
+    return [int(match[1]) for tag in _TAG.findall(value) if (match := _VERSION_TAG.fullmatch(tag))]
+
+
+def matches_if_none_match(header: bytes, version: int) -> bool:
+    """Return whether `If-None-Match` has the version's tag, by weak comparison. An invalid tag matches nothing."""
+    value = header.decode("latin-1")
+    return value.strip() == "*" or any(tag.removeprefix("W/") == entity_tag(version) for tag in _TAG.findall(value))

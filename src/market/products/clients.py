@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import grpc.aio
@@ -14,42 +15,54 @@ from market.kit.errors import Problem, Unavailable
 from market.kit.resilience import CircuitBreaker, RetryBudget, retry
 from market.kit.rpc import client as rpc
 
-# Ids in one CheckAvaliable.
-MOST = 1000
+# Product ids in one CheckAvaliable.
+MAX_IDS_PER_CALL = 1000
 
 
 class InventoryClient:
-    """Owns the circuit and the retry budget of the reads."""
+    """Calls inventory. Owns the circuit breaker and the retry budget of the reads.
 
-    def __init__(self, channel: grpc.aio.Channel, *, write_seconds: float, read_seconds: float) -> None:
+    read_seconds, write_seconds: the limit of one read with its retry, and of one write.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        read_seconds: float,
+        write_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._stub = InventoryStub(channel)
-        self._write_seconds = write_seconds
         self._read_seconds = read_seconds
-        self._circuit = CircuitBreaker("inventory", slow_after_seconds=read_seconds / 2)
-        self._budget = RetryBudget("inventory")
+        self._write_seconds = write_seconds
+        self._circuit = CircuitBreaker("inventory", slow_after_seconds=read_seconds / 2, clock=clock)
+        self._retries = RetryBudget("inventory")
 
-    async def available(self, ids: Sequence[str]) -> dict[str, bool]:
-        """Which of the products can be sold now; at most MOST ids. Raises Unavailable."""
-        request = CheckAvaliableRequest(product_ids=ids)
+    async def check_available(self, product_ids: Sequence[str]) -> dict[str, bool]:
+        """Return for each product whether it can be sold now; at most MAX_IDS_PER_CALL ids. Raises Unavailable."""
+        request = CheckAvaliableRequest(product_ids=product_ids)
         with context.deadline_in(self._read_seconds):
-            answer = await self._circuit(
+            response = await self._circuit(
                 lambda: retry(
                     lambda: rpc.call(self._stub.CheckAvaliable, request, self._read_seconds),
-                    budget=self._budget,
+                    budget=self._retries,
                     attempts=2,
                 )
             )
-        return {item.product_id: item.available for item in answer.items}
+        return {item.product_id: item.available for item in response.items}
 
-    async def set_stock(self, id: UUID, quantity: int) -> int:
-        """The quantity now. Raises Unavailable, which leaves open whether it took effect; never repeated by itself."""
+    async def set_stock(self, product_id: UUID, quantity: int) -> int:
+        """Replace the product's stock, and return it. Never retried automatically.
+
+        Raises Unavailable; whether the call took effect is then unknown.
+        """
+        request = SetStockRequest(product_id=str(product_id), quantity=quantity)
         try:
-            answer = await rpc.call(
-                self._stub.SetStock, SetStockRequest(product_id=str(id), quantity=quantity), self._write_seconds
-            )
+            response = await rpc.call(self._stub.SetStock, request, self._write_seconds)
         except Unavailable as e:
             raise Unavailable(f"the stock could not be set: {e}") from None
         except Problem as e:
-            # We sent what our own rules allow: whatever inventory has against it is not the caller's fault.
-            raise Unavailable(f"inventory refused the stock: {e}") from None
-        return int(answer.quantity)
+            # The request satisfies the rules of products, so a rejection is not the caller's mistake.
+            raise Unavailable(f"inventory rejected the stock: {e}") from None
+        return int(response.quantity)

@@ -1,4 +1,4 @@
-"""What products is configured with."""
+"""The configuration of products."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from market.kit.config import Base, GrpcUpstream, Http, NonEmptyStr, Postgres, S
 
 class Redis(Section, frozen=True, kw_only=True):
     url: NonEmptyStr
-    # A cache that takes longer than asking anew is none.
+    # The limit of one cache access. A slower cache is worse than none: inventory responds in less.
     timeout_seconds: Seconds = 0.05
 
     def __post_init__(self) -> None:
@@ -15,9 +15,9 @@ class Redis(Section, frozen=True, kw_only=True):
 
 
 class Availability(Section, frozen=True, kw_only=True):
-    # How late `available` may be; each entry's life is this, give or take a fifth.
+    # How outdated `available` may be. Each entry lives this long, plus or minus a fifth.
     ttl_seconds: Seconds = 5.0
-    # The most that a reader waits for inventory.
+    # How long a read may wait for inventory.
     timeout_seconds: Seconds = 1.0
 
 
@@ -27,3 +27,5 @@ class Config(Base, frozen=True, kw_only=True):
     redis: Redis
     inventory: GrpcUpstream
     availability: Availability = Availability()
+    # The limit of one request, unless its X-Deadline-Ms is lower.
+    request_seconds: Seconds = 3.0

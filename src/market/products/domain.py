@@ -1,4 +1,4 @@
-"""What a product is, and the rules that need nothing but the data."""
+"""What a product is, and the rules that need nothing but its data."""
 
 from __future__ import annotations
 
@@ -12,185 +12,27 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Struct
 
-from market.contracts import money
+from market.contracts import currency, money
 from market.kit import text
 from market.kit.errors import BadInput, PreconditionFailed
 
-# The failure points of this service, see kit/faults.py.
+# The failure points of this service (kit/faults.py).
 POINTS = ("products.before-set-stock", "products.after-set-stock")
 
+# Ids in one request of the list.
 MAX_IDS = 100
 MAX_STOCK = 2_147_483_647
-MAX_URL = 2000
+MAX_NAME_LENGTH = 200
+MAX_DESCRIPTION_LENGTH = 10_000
+MAX_URL_LENGTH = 2000
 
-# Answered as text with two places: 2.50.
+# In responses: text with two decimals.
 Price = Annotated[Decimal, Meta(extra_json_schema={"pattern": r"^[0-9]{1,8}\.[0-9]{2}$", "examples": ["2.50"]})]
 Sort = Literal["created_at", "-created_at", "price", "-price", "name", "-name"]
 
-# ISO 4217: the currencies in use in 2026, without metals, bond units, funds and the codes for tests.
-CURRENCIES = frozenset(
-    {
-        "AED",
-        "AFN",
-        "ALL",
-        "AMD",
-        "AOA",
-        "ARS",
-        "AUD",
-        "AWG",
-        "AZN",
-        "BAM",
-        "BBD",
-        "BDT",
-        "BHD",
-        "BIF",
-        "BMD",
-        "BND",
-        "BOB",
-        "BRL",
-        "BSD",
-        "BTN",
-        "BWP",
-        "BYN",
-        "BZD",
-        "CAD",
-        "CDF",
-        "CHF",
-        "CLP",
-        "CNY",
-        "COP",
-        "CRC",
-        "CUP",
-        "CVE",
-        "CZK",
-        "DJF",
-        "DKK",
-        "DOP",
-        "DZD",
-        "EGP",
-        "ERN",
-        "ETB",
-        "EUR",
-        "FJD",
-        "FKP",
-        "GBP",
-        "GEL",
-        "GHS",
-        "GIP",
-        "GMD",
-        "GNF",
-        "GTQ",
-        "GYD",
-        "HKD",
-        "HNL",
-        "HTG",
-        "HUF",
-        "IDR",
-        "ILS",
-        "INR",
-        "IQD",
-        "IRR",
-        "ISK",
-        "JMD",
-        "JOD",
-        "JPY",
-        "KES",
-        "KGS",
-        "KHR",
-        "KMF",
-        "KPW",
-        "KRW",
-        "KWD",
-        "KYD",
-        "KZT",
-        "LAK",
-        "LBP",
-        "LKR",
-        "LRD",
-        "LSL",
-        "LYD",
-        "MAD",
-        "MDL",
-        "MGA",
-        "MKD",
-        "MMK",
-        "MNT",
-        "MOP",
-        "MRU",
-        "MUR",
-        "MVR",
-        "MWK",
-        "MXN",
-        "MYR",
-        "MZN",
-        "NAD",
-        "NGN",
-        "NIO",
-        "NOK",
-        "NPR",
-        "NZD",
-        "OMR",
-        "PAB",
-        "PEN",
-        "PGK",
-        "PHP",
-        "PKR",
-        "PLN",
-        "PYG",
-        "QAR",
-        "RON",
-        "RSD",
-        "RUB",
-        "RWF",
-        "SAR",
-        "SBD",
-        "SCR",
-        "SDG",
-        "SEK",
-        "SGD",
-        "SHP",
-        "SLE",
-        "SOS",
-        "SRD",
-        "SSP",
-        "STN",
-        "SVC",
-        "SYP",
-        "SZL",
-        "THB",
-        "TJS",
-        "TMT",
-        "TND",
-        "TOP",
-        "TRY",
-        "TTD",
-        "TWD",
-        "TZS",
-        "UAH",
-        "UGX",
-        "USD",
-        "UYU",
-        "UZS",
-        "VED",
-        "VES",
-        "VND",
-        "VUV",
-        "WST",
-        "XAF",
-        "XCD",
-        "XCG",
-        "XOF",
-        "XPF",
-        "YER",
-        "ZAR",
-        "ZMW",
-        "ZWG",
-    }
-)
-
 
 class Product(Struct, frozen=True, gc=False):
-    """A product as it is answered. `available` is None where nobody could say."""
+    """A product as responses have it. `available` is None if it is unknown."""
 
     id: UUID
     name: str
@@ -203,15 +45,19 @@ class Product(Struct, frozen=True, gc=False):
     updated_at: datetime
 
 
-class Stored(Struct, frozen=True, gc=False):
-    """A product with what is not answered: each change makes the next version."""
+class StoredProduct(Struct, frozen=True, gc=False):
+    """A product with its version, which each change increases by one."""
 
     product: Product
     version: int
 
 
-class Draft(Struct, frozen=True, gc=False):
-    """The writable part of a product, checked. `stock` None: left alone."""
+class Draft(Struct, frozen=True, gc=False, omit_defaults=True):
+    """The writable fields of a product, validated. `stock` None leaves the stock as it is.
+
+    A field that is added later needs a default: `fingerprint` then leaves it out where it is not given, as in the
+    fingerprints that are stored already.
+    """
 
     name: str
     description: str
@@ -221,33 +67,43 @@ class Draft(Struct, frozen=True, gc=False):
     stock: int | None
 
     def fingerprint(self) -> bytes:
-        """SHA-256 of what was asked for: the same for 2.5 and 2.50, and for a field given or left to its default."""
+        """Return the SHA-256 of the request's content: the same for 2.5 and 2.50, and for a field omitted or at its default."""
         return hashlib.sha256(msgspec.json.encode(self)).digest()
 
 
-def draft(*, name: str, description: str, price: str, currency: str, image_url: str | None, stock: int | None) -> Draft:
-    """The writable part, checked by every rule. Raises BadInput."""
-    try:
-        amount = money.parse_price(price)
-    except ValueError as e:
-        raise BadInput("price", str(e)) from None
-    if currency not in CURRENCIES:
-        raise BadInput("currency", "must be a code of ISO 4217 in upper case, such as EUR")
-    if stock is not None and not 0 <= stock <= MAX_STOCK:
-        raise BadInput("stock", f"must be 0 to {MAX_STOCK}")
-    return Draft(
-        name=text.validate_text("name", name, min_length=1, max_length=200),
-        description=text.validate_text("description", description, min_length=0, max_length=10_000, multiline=True),
-        price=amount,
-        currency=currency,
-        image_url=None if image_url is None else _image_url(image_url),
-        stock=stock,
+def validate_name(name: str) -> str:
+    """Return the name unchanged. Raises BadInput."""
+    return text.validate_text("name", name, min_length=1, max_length=MAX_NAME_LENGTH)
+
+
+def validate_description(description: str) -> str:
+    """Return the description unchanged. Raises BadInput."""
+    return text.validate_text(
+        "description", description, min_length=0, max_length=MAX_DESCRIPTION_LENGTH, multiline=True
     )
 
 
-def _image_url(url: str) -> str:
-    """The URL as it came, or BadInput. What a browser would take for another host's address is none of ours."""
-    text.validate_text("image_url", url, min_length=1, max_length=MAX_URL)
+def parse_price(price: str) -> Decimal:
+    """Return the price with two decimals. Raises BadInput."""
+    try:
+        return money.parse_price(price)
+    except ValueError as e:
+        raise BadInput("price", str(e)) from None
+
+
+def validate_currency(code: str) -> str:
+    """Return the code unchanged. Raises BadInput."""
+    if not currency.is_known(code):
+        got = f', got "{code}"' if len(code) <= 10 and code.isprintable() else ""
+        raise BadInput("currency", f"must be the ISO 4217 code of a currency in use, such as EUR, in upper case{got}")
+    return code
+
+
+def validate_image_url(url: str | None) -> str | None:
+    """Return the URL unchanged. Raises BadInput for one that a browser would read as another host's, such as //host/a.png."""
+    if url is None:
+        return None
+    text.validate_text("image_url", url, min_length=1, max_length=MAX_URL_LENGTH)
     if not any(c.isspace() or c in '\\"<>' for c in url):
         if url[0] == "/" and not url.startswith("//"):
             return url
@@ -260,21 +116,21 @@ def _image_url(url: str) -> str:
     raise BadInput("image_url", "must be null, an https URL, or a path that begins with one slash")
 
 
-def parse_ids(given: str) -> list[UUID]:
-    """The ids of `ids=`, in the order given, each once. Raises BadInput."""
-    parts = given.split(",")
-    if not given or len(parts) > MAX_IDS:
-        raise BadInput("ids", f"must be 1 to {MAX_IDS} UUIDs, separated by commas")
+def parse_ids(ids: str) -> list[UUID]:
+    """Return the ids of a comma-separated list, in their order, without repeats. Raises BadInput."""
+    parts = ids.split(",") if ids else []
+    if not 1 <= len(parts) <= MAX_IDS:
+        raise BadInput("ids", f"must be 1 to {MAX_IDS} UUIDs, separated by commas, got {len(parts)}")
     return list(dict.fromkeys(text.parse_uuid("ids", part) for part in parts))
 
 
-def parse_query(given: str) -> str:
-    """The words searched for. Raises BadInput."""
-    return text.validate_text("q", given, min_length=1, max_length=200)
+def validate_search(words: str) -> str:
+    """Return the words of a search unchanged. Raises BadInput."""
+    return text.validate_text("q", words, min_length=1, max_length=200)
 
 
-class Changed(PreconditionFailed):
-    """Someone was faster: the product is not any more what `If-Match` names."""
+class ProductModified(PreconditionFailed):
+    """The product no longer has the version that `If-Match` requires."""
 
-    def __init__(self, id: UUID) -> None:
-        super().__init__(f"product {id} was changed in the meantime: read it again")
+    def __init__(self, product_id: UUID) -> None:
+        super().__init__(f"product {product_id} was modified by another request; read it again")

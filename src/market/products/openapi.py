@@ -1,4 +1,4 @@
-"""`python -m market.products.openapi` prints the OpenAPI document; it is kept as openapi/products.json."""
+"""`python -m market.products.openapi` prints the OpenAPI document; openapi/products.json is its copy."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from market.products.domain import MAX_IDS, Product, Sort
 _UUID = {"type": "string", "format": "uuid"}
 _ID = parameter("id", "path", "the product's id", _UUID)
 _AVAILABILITY = parameter(
-    "availability", "query", "false: `available` is not looked up, and null", {"type": "boolean", "default": True}
+    "availability", "query", "if false, `available` is not looked up and is null", {"type": "boolean", "default": True}
 )
-_ETAG = {"ETag": "the product's version; `available` has no part in it"}
+_ETAG = {"ETag": "the version of the product; it does not change with `available`"}
 
-# What any call may get: a body or a parameter that is none, too many calls, a database that is away.
+# Responses of every operation: an invalid body or parameter, too many requests, an unavailable database.
 _ANY: dict[int, tuple[str, Any]] = {
-    413: ("the body is larger than the service takes", None),
-    422: ("a field or parameter is missing, unknown, of the wrong type or out of bounds: `errors` names it", None),
-    503: ("it could not be decided now: ask again after `Retry-After` seconds", None),
+    413: ("the body is too large", None),
+    422: ("a field or parameter is missing, unknown, of the wrong type or out of range; `errors` names it", None),
+    503: ("the service is temporarily unavailable; retry after `Retry-After` seconds", None),
 }
-_RETRY = {503: {"Retry-After": "seconds"}}
+_RETRY = {503: {"Retry-After": "seconds until a retry"}}
 _BODY: dict[int, tuple[str, Any]] = {
     400: ("the body is not JSON", None),
     415: ("the body is not application/json", None),
@@ -34,12 +34,17 @@ OPERATIONS = [
         "GET",
         "/api/product/{id}",
         "getProduct",
-        "One product",
-        {200: ("the product", Product), 304: ("it is still what If-None-Match names", None), **_ABSENT, **_ANY},
+        "Get a product",
+        {
+            200: ("the product", Product),
+            304: ("the product still has a version that If-None-Match names", None),
+            **_ABSENT,
+            **_ANY,
+        },
         [
             _ID,
             _AVAILABILITY,
-            parameter("If-None-Match", "header", "entity tags that the caller holds", {"type": "string"}),
+            parameter("If-None-Match", "header", "entity tags of the versions that the client has", {"type": "string"}),
         ],
         headers={200: _ETAG, 304: _ETAG, **_RETRY},
     ),
@@ -47,38 +52,38 @@ OPERATIONS = [
         "GET",
         "/api/product",
         "listProducts",
-        "A page of products, newest first",
-        {200: ("the page", ProductPage), **_ANY},
+        "List products, newest first",
+        {200: ("a page of products", ProductPage), **_ANY},
         [
             parameter(
                 "limit",
                 "query",
-                "products in the page; does not apply to `ids`",
+                "maximum number of products in the page; has no effect with `ids`",
                 {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
             ),
             parameter(
                 "offset",
                 "query",
-                "products to pass over",
+                "number of products to skip",
                 {"type": "integer", "minimum": 0, "maximum": 2_147_483_647, "default": 0},
             ),
             parameter(
                 "q",
                 "query",
-                'words in name and description; "a phrase", or, -without',
+                'words to search for in name and description; "a phrase", or, -excluded',
                 {"type": "string", "minLength": 1, "maxLength": 200},
             ),
             parameter(
                 "ids",
                 "query",
-                f"1 to {MAX_IDS} ids, separated by commas: these products in this order, each once, unknown ones left out. "
-                "Does not go together with q, sort and offset.",
+                f"1 to {MAX_IDS} ids, separated by commas: these products in this order, each once, without unknown ones. "
+                "Cannot be combined with q, sort and offset.",
                 {"type": "string", "minLength": 36},
             ),
             parameter(
                 "sort",
                 "query",
-                "the order; - is descending",
+                "the order; - means descending",
                 {"type": "string", "enum": list(get_args(Sort)), "default": "-created_at"},
             ),
             _AVAILABILITY,
@@ -89,26 +94,26 @@ OPERATIONS = [
         "POST",
         "/api/product",
         "createProduct",
-        "A new product, and its stock",
+        "Create a product, and set its stock",
         {
-            200: ("a repeat with the same Idempotency-Key: the product as it is now", Product),
+            200: ("the Idempotency-Key has been used before with the same body: the product as it is now", Product),
             201: ("the new product", Product),
             **_BODY,
             **_ANY,
-            422: ("bad input, or an Idempotency-Key that was used with another body", None),
+            422: ("invalid input, or an Idempotency-Key that has been used with another body", None),
         },
         [
             parameter(
                 "Idempotency-Key",
                 "header",
-                "the same key makes one product, however often it is sent",
+                "requests with the same key create one product",
                 {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
             )
         ],
         NewProduct,
         {
-            200: {**_ETAG, "Location": "its address", "Idempotency-Replayed": "true"},
-            201: {**_ETAG, "Location": "its address"},
+            200: {**_ETAG, "Location": "the path of the product", "Idempotency-Replayed": "true"},
+            201: {**_ETAG, "Location": "the path of the product"},
             **_RETRY,
         },
     ),
@@ -116,9 +121,19 @@ OPERATIONS = [
         "PUT",
         "/api/product",
         "replaceProduct",
-        "Changes a product; with `stock`, its stock too",
-        {200: ("the product after the change", Product), **_BODY, **_ABSENT, 412: ("someone was faster", None), **_ANY},
-        [parameter("If-Match", "header", "change it only in one of these versions", {"type": "string"})],
+        "Replace a product; with `stock`, set its stock too",
+        {
+            200: ("the product after the change", Product),
+            **_BODY,
+            **_ABSENT,
+            412: ("the product was modified by another request", None),
+            **_ANY,
+        },
+        [
+            parameter(
+                "If-Match", "header", "replace the product only if it has one of these versions", {"type": "string"}
+            )
+        ],
         ChangedProduct,
         {200: _ETAG, **_RETRY},
     ),
@@ -126,8 +141,8 @@ OPERATIONS = [
         "DELETE",
         "/api/product/{id}",
         "deleteProduct",
-        "Removes a product; its stock stays for open reservations",
-        {204: ("it is gone", None), **_ABSENT, **_ANY},
+        "Delete a product; its stock stays for existing reservations",
+        {204: ("the product has been deleted", None), **_ABSENT, **_ANY},
         [_ID],
         headers=_RETRY,
     ),
@@ -135,8 +150,9 @@ OPERATIONS = [
 
 
 def products() -> dict[str, Any]:
+    """Return the OpenAPI document."""
     return document(
-        "Market: products", "Products of the shop: names, prices, and whether they can be sold now.", OPERATIONS
+        "Market: products", "The products of the shop: names, prices, and whether they can be sold now.", OPERATIONS
     )
 
 

@@ -1,13 +1,13 @@
-"""The use cases that write. Products has two stores to keep in step: its own table, and inventory's stock.
+"""The use cases that write. They keep two stores in step: the table of products, and the stock in inventory.
 
-Stock is set first. A crash in between leaves a stock row without a product, which nobody can buy from, or new
-stock beside an old product row; the caller sends it again.
+The stock is set first. After a crash in between there is the stock of a product that does not exist, which nobody can
+buy, or the new stock of a product with its old fields; the caller repeats the request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
 from uuid import UUID
 
 from msgspec import Struct
@@ -16,99 +16,105 @@ from msgspec.structs import replace
 from market.kit.errors import IdempotencyKeyReused, NotFound, Unavailable
 from market.kit.faults import Faults
 from market.kit.ids import new_id
-from market.kit.postgres import Pool
-from market.products import store
-from market.products.availability import Availability
-from market.products.domain import Changed, Draft, Stored
+from market.products.availability.lookup import AvailabilityLookup
+from market.products.clients import InventoryClient
+from market.products.domain import Draft, ProductModified, StoredProduct
+from market.products.store import ProductRepository
 
 
-class Stock(Protocol):
-    async def set_stock(self, id: UUID, quantity: int, /) -> int: ...
-
-
-class Shop(Struct, frozen=True):
+@dataclass(frozen=True)
+class Deps:
     """What the use cases work with."""
 
-    db: Pool
-    stock: Stock
-    availability: Availability
+    products: ProductRepository
+    inventory: InventoryClient
+    availability: AvailabilityLookup
     faults: Faults | None = None
 
 
-async def create(shop: Shop, draft: Draft, key: str | None) -> tuple[Stored, bool]:
-    """The new product, and False; or the one that this key has made before, and True.
+class Creation(Struct, frozen=True):
+    """The product; `replayed` if an earlier request with the same Idempotency-Key has created it."""
 
-    Each attempt mints an id of its own. It must not be derived from the key: a late repeat would then set the stock
-    of a product that is already being sold. Key and product are one row, so of two attempts with one key one inserts,
-    and the other leaves at most a stock row that no product refers to.
+    stored: StoredProduct
+    replayed: bool
 
-    Raises IdempotencyKeyReused, Unavailable.
+
+async def create(deps: Deps, draft: Draft, key: str | None) -> Creation:
+    """Create the product, or return the one that was created with the same Idempotency-Key.
+
+    Each attempt has a new product id, which must not be derived from the key: a late repeat would then set the stock of a
+    product that is being sold already. Key and product are one row, so of two attempts with one key one inserts it; the
+    other leaves at most the stock of a product that does not exist.
+
+    Raises IdempotencyKeyReused, DeadlineExceeded, Unavailable.
     """
-    if key is not None and (made := await _replayed(shop, draft, key)):
-        return made, True
-    id = new_id()
-    available = await _set_stock(shop, id, draft.stock or 0)
-    if stored := await store.insert(shop.db, id, draft, key):
-        return known(stored, available), False
+    if key is not None and (stored := await _find_replay(deps, draft, key)):
+        return Creation(stored, replayed=True)
+    product_id = new_id()
+    available = await _set_stock(deps, product_id, draft.stock or 0)
+    if stored := await deps.products.insert(product_id, draft, key):
+        return Creation(_with_available(stored, available), replayed=False)
     assert key is not None
-    if made := await _replayed(shop, draft, key):
-        return made, True
-    raise Unavailable("the product made under this key has just been deleted")
+    if stored := await _find_replay(deps, draft, key):
+        return Creation(stored, replayed=True)
+    raise Unavailable("the product created with this Idempotency-Key has just been deleted")
 
 
-async def _replayed(shop: Shop, draft: Draft, key: str) -> Stored | None:
-    found = await store.find_by_key(shop.db, key)
+async def _find_replay(deps: Deps, draft: Draft, key: str) -> StoredProduct | None:
+    found = await deps.products.get_by_key(key)
     if found is None:
         return None
-    stored, request_hash = found
-    if request_hash != draft.fingerprint():
+    if found.request_hash != draft.fingerprint():
         raise IdempotencyKeyReused
-    return await looked_up(shop, stored)
+    return await look_up_availability(deps, found.stored)
 
 
-async def change(shop: Shop, id: UUID, draft: Draft, versions: Sequence[int] | None) -> Stored:
-    """The product after the change. `versions`: those that the caller knows; None: any.
+async def replace_product(deps: Deps, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> StoredProduct:
+    """Replace the writable fields of the product, if it has one of the versions (None: any), and return it.
 
-    Raises NotFound, Changed, Unavailable.
+    Raises NotFound, ProductModified, DeadlineExceeded, Unavailable.
     """
-    # Before the stock is touched, and again in the UPDATE: someone may come in between.
-    _check(id, (await store.find(shop.db, [id]))[0], versions)
-    available = None if draft.stock is None else await _set_stock(shop, id, draft.stock)
-    stored = await store.update(shop.db, id, draft, versions)
+    # Before the stock is set, and again in the UPDATE: another request may come in between.
+    _check_version(product_id, await deps.products.get(product_id), versions)
+    available = None if draft.stock is None else await _set_stock(deps, product_id, draft.stock)
+    stored = await deps.products.update(product_id, draft, versions)
     if stored is None:
-        _check(id, (await store.find(shop.db, [id]))[0], versions)
-        raise Changed(id)
-    return await looked_up(shop, stored) if available is None else known(stored, available)
+        _check_version(product_id, await deps.products.get(product_id), versions)
+        raise ProductModified(product_id)
+    return await look_up_availability(deps, stored) if available is None else _with_available(stored, available)
 
 
-def _check(id: UUID, stored: Stored | None, versions: Sequence[int] | None) -> None:
+def _check_version(product_id: UUID, stored: StoredProduct | None, versions: Sequence[int] | None) -> None:
     if stored is None:
-        raise NotFound("product", id)
+        raise NotFound("product", product_id)
     if versions is not None and stored.version not in versions:
-        raise Changed(id)
+        raise ProductModified(product_id)
 
 
-async def remove(shop: Shop, id: UUID) -> None:
-    """Raises NotFound, Unavailable. Inventory keeps its row, so that reservations can still be given back."""
-    if not await store.delete(shop.db, id):
-        raise NotFound("product", id)
+async def delete(deps: Deps, product_id: UUID) -> None:
+    """Delete the product. Its stock stays in inventory, so that reservations can still be released.
+
+    Raises NotFound, DeadlineExceeded, Unavailable.
+    """
+    if not await deps.products.delete(product_id):
+        raise NotFound("product", product_id)
 
 
-async def _set_stock(shop: Shop, id: UUID, quantity: int) -> bool:
-    """Whether the product can be sold now."""
-    if shop.faults:
-        await shop.faults.reach("products.before-set-stock")
-    quantity = await shop.stock.set_stock(id, quantity)
-    if shop.faults:
-        await shop.faults.reach("products.after-set-stock")
-    return await shop.availability.changed(id, quantity)
+async def _set_stock(deps: Deps, product_id: UUID, quantity: int) -> bool:
+    """Set the stock in inventory and in the cache; return whether the product can be sold."""
+    if deps.faults:
+        await deps.faults.reach("products.before-set-stock")
+    quantity = await deps.inventory.set_stock(product_id, quantity)
+    if deps.faults:
+        await deps.faults.reach("products.after-set-stock")
+    return await deps.availability.store(product_id, quantity)
 
 
-async def looked_up(shop: Shop, stored: Stored) -> Stored:
-    """With `available` as it is now, as far as anybody can say."""
-    id = str(stored.product.id)
-    return known(stored, (await shop.availability.of([id])).get(id))
+async def look_up_availability(deps: Deps, stored: StoredProduct) -> StoredProduct:
+    """Return the product with `available` as it is now; None if that is unknown."""
+    product_id = str(stored.product.id)
+    return _with_available(stored, (await deps.availability.get_many([product_id])).get(product_id))
 
 
-def known(stored: Stored, available: bool | None) -> Stored:
-    return Stored(replace(stored.product, available=available), stored.version)
+def _with_available(stored: StoredProduct, available: bool | None) -> StoredProduct:
+    return StoredProduct(replace(stored.product, available=available), stored.version)

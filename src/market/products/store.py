@@ -1,21 +1,39 @@
-"""All SQL of products. Errors of the database are Unavailable (kit/postgres.py)."""
+"""All SQL of products."""
 
-# ruff: noqa: S608 -- what is put into the statements' text are constants of this file, and a checked number.
+# ruff: noqa: S608 -- the texts of the statements are made of this service's own field names, and a checked number.
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from asyncpg import Record
 from msgspec import Struct
 
 from market.kit.postgres import Pool, acquire
-from market.products.domain import Draft, Product, Sort, Stored
+from market.products.domain import Draft, Product, Sort, StoredProduct
 
-_COLUMNS = "id, name, description, price, currency, image_url, NULL::boolean AS available, created_at, updated_at"
+# The columns are named like the fields, and in their order: a row is read as Product(*row), whatever fields it has.
+_COLUMNS = ", ".join("NULL::boolean AS available" if f == "available" else f for f in Product.__struct_fields__)
+_COLUMN_COUNT = len(Product.__struct_fields__)
+# The columns that a request writes. The stock is inventory's.
+_WRITTEN = tuple(f for f in Draft.__struct_fields__ if f != "stock")
 
-_ORDERS: dict[Sort, str] = {
+_INSERT = f"""
+    INSERT INTO products (id, idempotency_key, request_hash, {", ".join(_WRITTEN)})
+    VALUES ($1, $2, $3, {", ".join(f"${n}" for n in range(4, 4 + len(_WRITTEN)))})
+    ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    RETURNING {_COLUMNS}, version
+"""
+_UPDATE = f"""
+    UPDATE products SET {", ".join(f"{column} = ${n}" for n, column in enumerate(_WRITTEN, 3))},
+        version = version + 1, updated_at = greatest(now(), updated_at)
+    WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2))
+    RETURNING {_COLUMNS}, version
+"""
+
+_ORDER_BY: dict[Sort, str] = {
     "created_at": "created_at, id",
     "-created_at": "created_at DESC, id DESC",
     "price": "price, id",
@@ -23,114 +41,122 @@ _ORDERS: dict[Sort, str] = {
     "name": "name, id",
     "-name": "name DESC, id DESC",
 }
-_MATCHES = "search @@ (websearch_to_tsquery('english', translate($3, '/', ' ')) || websearch_to_tsquery('simple', translate($3, '/', ' ')))"
+_MATCHES = (
+    "search @@ (websearch_to_tsquery('english', translate($3, '/', ' ')) "
+    "|| websearch_to_tsquery('simple', translate($3, '/', ' ')))"
+)
 
 
-class Page(Struct, frozen=True):
-    """A part of the list: `q` None is the whole list."""
+class PageQuery(Struct, frozen=True):
+    """Which part of the list is requested. `words` None searches for nothing: the whole list."""
 
     limit: int
     offset: int
     sort: Sort
-    q: str | None
+    words: str | None
 
 
-def page_statement(page: Page) -> tuple[str, list[object]]:
-    """The statement and its arguments. Each row starts with the total, and there is always one, past the end too."""
-    order = _ORDERS[page.sort]
-    if page.q is None:
-        # The limit is part of the text: with a parameter the planner guesses a tenth of the table, and sorts it.
-        total, limit = "SELECT sum(n)::bigint FROM product_counts", f"LIMIT {page.limit}"
+class Page(Struct, frozen=True):
+    """A part of the list, and the number of products in the whole of it."""
+
+    products: list[Product]
+    total: int
+
+
+class ProductOfKey(Struct, frozen=True):
+    """The product that was created with an Idempotency-Key, and the fingerprint of the request that created it."""
+
+    stored: StoredProduct
+    request_hash: bytes
+
+
+class Statement(NamedTuple):
+    text: str
+    arguments: list[object]
+
+
+def page_statement(query: PageQuery) -> Statement:
+    """Return the statement of a page. Each row begins with the total; there is always one row, beyond the end too."""
+    order = _ORDER_BY[query.sort]
+    if query.words is None:
+        # The limit is part of the text: for a parameter the planner assumes a tenth of the table, and sorts that.
+        total, limit = "SELECT sum(n)::bigint FROM product_counts", f"LIMIT {query.limit}"
         arguments: list[object] = []
-        if page.offset:
-            limit, arguments = f"{limit} OFFSET $1", [page.offset]
+        if query.offset:
+            limit, arguments = f"{limit} OFFSET $1", [query.offset]
         part = f"SELECT {_COLUMNS} FROM products ORDER BY {order} {limit}"
-        return (
+        return Statement(
             f"SELECT ({total}), part.* FROM (VALUES (1)) one LEFT JOIN ({part}) part ON true ORDER BY {order}",
             arguments,
         )
-    statement = f"""
+    text = f"""
         WITH found AS MATERIALIZED (SELECT id, created_at, price, name FROM products WHERE {_MATCHES}),
              part AS MATERIALIZED (SELECT id FROM found ORDER BY {order} LIMIT $1 OFFSET $2)
         SELECT (SELECT count(*) FROM found), part.* FROM (VALUES (1)) one
         LEFT JOIN (SELECT {_COLUMNS} FROM products WHERE id IN (SELECT id FROM part)) part ON true ORDER BY {order}
     """
-    return statement, [page.limit, page.offset, page.q]
+    return Statement(text, [query.limit, query.offset, query.words])
 
 
-async def list_page(db: Pool, page: Page) -> tuple[list[Product], int]:
-    """The products of the page, and how many there are in all."""
-    statement, arguments = page_statement(page)
-    async with acquire(db) as conn:
-        rows = await conn.fetch(statement, *arguments)
-    return [Product(*row[1:]) for row in rows if row[1] is not None], rows[0][0]
+class ProductRepository:
+    """The table of products. Its methods raise DeadlineExceeded and Unavailable, as kit/postgres.py says.
+
+    timeout_seconds: the limit of one statement, unless the caller's deadline is nearer.
+    """
+
+    def __init__(self, pool: Pool, *, timeout_seconds: float) -> None:
+        self._pool = pool
+        self._timeout_seconds = timeout_seconds
+
+    async def get_page(self, query: PageQuery) -> Page:
+        """Return a page of the list or of the products that match the words."""
+        statement = page_statement(query)
+        async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
+            rows = await conn.fetch(statement.text, *statement.arguments)
+        return Page([Product(*row[1:]) for row in rows if row[1] is not None], rows[0][0])
+
+    async def get(self, product_id: UUID) -> StoredProduct | None:
+        """Return the product, or None if there is none."""
+        [stored] = await self.get_many([product_id])
+        return stored
+
+    async def get_many(self, product_ids: Sequence[UUID]) -> list[StoredProduct | None]:
+        """Return the product of each id, in the order of the ids; None if there is none."""
+        async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
+            rows = await conn.fetch(f"SELECT {_COLUMNS}, version FROM products WHERE id = ANY($1::uuid[])", product_ids)
+        by_id = {row[0]: _stored(row) for row in rows}
+        return [by_id.get(product_id) for product_id in product_ids]
+
+    async def get_by_key(self, key: str) -> ProductOfKey | None:
+        """Return the product that was created with the Idempotency-Key, or None if there is none."""
+        async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
+            row = await conn.fetchrow(
+                f"SELECT {_COLUMNS}, version, request_hash FROM products WHERE idempotency_key = $1", key
+            )
+        return None if row is None else ProductOfKey(_stored(row), row["request_hash"])
+
+    async def insert(self, product_id: UUID, draft: Draft, key: str | None) -> StoredProduct | None:
+        """Insert and return the new product; None if the Idempotency-Key has a product already."""
+        request_hash = None if key is None else draft.fingerprint()
+        async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
+            row = await conn.fetchrow(_INSERT, product_id, key, request_hash, *_written(draft))
+        return None if row is None else _stored(row)
+
+    async def update(self, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> StoredProduct | None:
+        """Update and return the product; None if there is none in one of these versions (`versions` None: in any)."""
+        async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
+            row = await conn.fetchrow(_UPDATE, product_id, versions, *_written(draft))
+        return None if row is None else _stored(row)
+
+    async def delete(self, product_id: UUID) -> bool:
+        """Delete the product, and return whether there was one."""
+        async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
+            return await conn.fetchval("DELETE FROM products WHERE id = $1 RETURNING true", product_id) is True
 
 
-async def find(db: Pool, ids: Sequence[UUID]) -> list[Stored | None]:
-    """One for each id, in their order; None where there is no such product."""
-    async with acquire(db) as conn:
-        rows = await conn.fetch(f"SELECT {_COLUMNS}, version FROM products WHERE id = ANY($1::uuid[])", ids)
-    by_id = {row[0]: _stored(row) for row in rows}
-    return [by_id.get(id) for id in ids]
+def _written(draft: Draft) -> list[object]:
+    return [getattr(draft, column) for column in _WRITTEN]
 
 
-async def find_by_key(db: Pool, key: str) -> tuple[Stored, bytes] | None:
-    """The product that was made under the key, and the hash of the request that made it."""
-    async with acquire(db) as conn:
-        row = await conn.fetchrow(
-            f"SELECT {_COLUMNS}, version, request_hash FROM products WHERE idempotency_key = $1", key
-        )
-    return None if row is None else (_stored(row), row["request_hash"])
-
-
-async def insert(db: Pool, id: UUID, draft: Draft, key: str | None) -> Stored | None:
-    """The new product; None where the key has one already."""
-    async with acquire(db) as conn:
-        row = await conn.fetchrow(
-            f"""
-            INSERT INTO products (id, name, description, price, currency, image_url, idempotency_key, request_hash)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-            ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-            RETURNING {_COLUMNS}, version
-            """,
-            id,
-            draft.name,
-            draft.description,
-            draft.price,
-            draft.currency,
-            draft.image_url,
-            key,
-            draft.fingerprint() if key is not None else None,
-        )
-    return None if row is None else _stored(row)
-
-
-async def update(db: Pool, id: UUID, draft: Draft, versions: Sequence[int] | None) -> Stored | None:
-    """The product after the change; None where there is none in one of these versions (None: in any)."""
-    async with acquire(db) as conn:
-        row = await conn.fetchrow(
-            f"""
-            UPDATE products SET name = $2, description = $3, price = $4, currency = $5, image_url = $6,
-                version = version + 1, updated_at = greatest(now(), updated_at)
-            WHERE id = $1 AND ($7::bigint[] IS NULL OR version = ANY($7))
-            RETURNING {_COLUMNS}, version
-            """,
-            id,
-            draft.name,
-            draft.description,
-            draft.price,
-            draft.currency,
-            draft.image_url,
-            versions,
-        )
-    return None if row is None else _stored(row)
-
-
-async def delete(db: Pool, id: UUID) -> bool:
-    """Whether there was such a product."""
-    async with acquire(db) as conn:
-        return await conn.fetchval("DELETE FROM products WHERE id = $1 RETURNING true", id) is True
-
-
-def _stored(row: Record) -> Stored:
-    return Stored(Product(*row[:9]), row[9])
+def _stored(row: Record) -> StoredProduct:
+    return StoredProduct(Product(*row[:_COLUMN_COUNT]), row[_COLUMN_COUNT])
