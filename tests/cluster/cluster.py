@@ -1,4 +1,4 @@
-"""The cluster of kubectl's current context, as the tests use it."""
+"""Helpers for the cluster of kubectl's current context."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 SERVICES = ("product-service", "order-service", "inventory-service", "notification-service", "graphql-service")
 NAMESPACE = "market"
-# How deploy.sh is told where the images are; nothing on minikube and kind.
+# Options of deploy.sh that name the images; none on minikube and kind.
 DEPLOY = shlex.split(os.environ.get("MARKET_CLUSTER_DEPLOY", ""))
 
 
@@ -28,7 +28,7 @@ def run(
     done = subprocess.run(
         [str(c) for c in command], capture_output=True, text=True, check=False, timeout=seconds, input=stdin, cwd=ROOT
     )
-    assert done.returncode == 0 or not check, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0 or not check, f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done
 
 
@@ -43,10 +43,10 @@ def get(*args: str) -> Any:
 def script(
     name: str, *options: str, check: bool = True, root: Path = ROOT
 ) -> tuple[subprocess.CompletedProcess[str], float]:
-    """What a script of ours printed, and how many seconds it took."""
-    began = time.monotonic()
+    """Run one of our scripts. Return the finished process and the seconds it took."""
+    started = time.monotonic()
     done = run(root / "scripts" / name, *options, check=check)
-    return done, time.monotonic() - began
+    return done, time.monotonic() - started
 
 
 def deploy(*options: str, check: bool = True, root: Path = ROOT) -> tuple[subprocess.CompletedProcess[str], float]:
@@ -54,7 +54,7 @@ def deploy(*options: str, check: bool = True, root: Path = ROOT) -> tuple[subpro
 
 
 def pods(name: str) -> list[dict[str, Any]]:
-    """The pods of a service that are not on their way out, oldest first."""
+    """Return the pods of a service that are not terminating, oldest first."""
     items = [
         p
         for p in get("pods", "-l", f"app.kubernetes.io/name={name}")["items"]
@@ -82,18 +82,18 @@ def seconds_until(what: str, condition: Callable[[], Any], seconds: float = 120)
     return time.monotonic() - started
 
 
-def rolled_out(name: str, kind: str = "deployment", seconds: int = 300) -> None:
+def wait_for_rollout(name: str, kind: str = "deployment", seconds: int = 300) -> None:
     kubectl("rollout", "status", f"{kind}/{name}", f"--timeout={seconds}s", seconds=seconds + 30)
 
 
-def all_ready() -> None:
-    """Every service at its least number of pods, and all of them ready."""
+def wait_until_all_are_ready() -> None:
+    """Wait until every service has its minimum number of ready pods."""
     for name in SERVICES:
-        rolled_out(name)
+        wait_for_rollout(name)
     for hpa in get("hpa")["items"]:
-        name, least = hpa["spec"]["scaleTargetRef"]["name"], hpa["spec"]["minReplicas"]
+        name, minimum = hpa["spec"]["scaleTargetRef"]["name"], hpa["spec"]["minReplicas"]
         seconds_until(
-            f"{name} has {least} pods", lambda name=name, least=least: sum(map(is_ready, pods(name))) >= least
+            f"{name} has {minimum} pods", lambda name=name, minimum=minimum: sum(map(is_ready, pods(name))) >= minimum
         )
 
 
@@ -103,12 +103,12 @@ def address() -> str:
 
 
 def process(pod: dict[str, Any]) -> int | None:
-    """The pid, on this machine, of the pod's main process; None where the nodes are not on this machine."""
-    id = next(c["containerID"] for c in pod["status"]["containerStatuses"]).rpartition("/")[2]
+    """Return the pid, on this machine, of the pod's main process; None if the nodes are elsewhere."""
+    container_id = next(c["containerID"] for c in pod["status"]["containerStatuses"]).rpartition("/")[2]
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if id in (entry / "cgroup").read_text():
+                if container_id in (entry / "cgroup").read_text():
                     return int(entry.name)
             except OSError:
                 continue
@@ -116,7 +116,7 @@ def process(pod: dict[str, Any]) -> int | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process on this machine still has its sockets: not once it is a zombie."""
+    """Return whether the process on this machine still has its sockets: a zombie has none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except OSError:
@@ -124,6 +124,7 @@ def is_alive(pid: int) -> bool:
 
 
 def send_signal(pod: dict[str, Any], signum: signal.Signals) -> bool:
+    """Return False if the pod's process is not on this machine, or this is not root."""
     pid = process(pod)
     if pid is None or os.geteuid() != 0:
         return False
@@ -133,7 +134,7 @@ def send_signal(pod: dict[str, Any], signum: signal.Signals) -> bool:
 
 @contextmanager
 def forwarded(target: str, port: int, local: int) -> Iterator[str]:
-    """A way from here to a port inside of the cluster."""
+    """Forward a local port to a port in the cluster, and yield its URL."""
     command = ["kubectl", "--namespace", NAMESPACE, "port-forward", target, f"{local}:{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as forward:
         try:

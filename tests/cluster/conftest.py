@@ -1,7 +1,7 @@
 """Tests of the manifests and scripts on a real cluster: `make test-cluster`, against kubectl's current context.
 
-They need a cluster that may be changed: they deploy, disturb and remove the shop in namespace `market`, drain nodes
-and bring them back. MARKET_CLUSTER_DEPLOY holds the options that deploy.sh needs there (--registry R --image-tag T).
+They change the cluster: they deploy, disturb and remove the shop in namespace `market`, and drain and uncordon nodes.
+MARKET_CLUSTER_DEPLOY has the options that deploy.sh needs there (--registry R --image-tag T).
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if os.environ.get("MARKET_CLUSTER") != "1":
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A deploy is part of whichever test comes first, and takes minutes."""
+    """Allow half an hour: the first test includes a deploy, which takes minutes."""
     for item in items:
         if "cluster" in item.path.parts:
             item.add_marker(pytest.mark.timeout(1800))
 
 
 class Report:
-    """Figures by name, for people: printed at the end, and kept in the file that MARKET_CLUSTER_REPORT names."""
+    """Measurements by name: printed, and written to the file that MARKET_CLUSTER_REPORT names."""
 
     def __init__(self) -> None:
-        self.figures: dict[str, Any] = {}
+        self.measurements: dict[str, Any] = {}
 
-    def __setitem__(self, name: str, figure: Any) -> None:
-        self.figures[name] = figure
-        print(f"{name}: {figure}", flush=True)
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.measurements[name] = value
+        print(f"{name}: {value}", flush=True)
         if path := os.environ.get("MARKET_CLUSTER_REPORT"):
             known = json.loads(Path(path).read_text()) if Path(path).exists() else {}
-            Path(path).write_text(json.dumps(known | self.figures, indent=2) + "\n")
+            Path(path).write_text(json.dumps(known | self.measurements, indent=2) + "\n")
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,8 @@ def report() -> Report:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def there_is_a_cluster() -> None:
+def reachable_cluster() -> None:
+    """Skip all tests without a cluster."""
     done = subprocess.run(
         ["kubectl", "--request-timeout=10s", "get", "--raw", "/version"], capture_output=True, text=True, check=False
     )
@@ -60,21 +61,21 @@ def there_is_a_cluster() -> None:
 
 
 @pytest.fixture(scope="session")
-def shop(there_is_a_cluster: None) -> str:
-    """The address of a shop that is deployed and ready. It stays; undeploying is a test of its own."""
+def shop(reachable_cluster: None) -> str:
+    """The URL of a deployed shop. It is not removed at the end; undeploying has tests of its own."""
     cluster.deploy()
-    cluster.all_ready()
+    cluster.wait_until_all_are_ready()
     return cluster.address()
 
 
 @pytest.fixture(scope="session")
-def goods(shop: str) -> list[str]:
-    """Products with more stock than any test sells."""
-    made = []
+def products(shop: str) -> list[str]:
+    """Ids of products with more stock than any test sells."""
+    created = []
     for number in range(5):
         body = {"name": f"Load {number}", "description": "", "price": "1.00", "currency": "GBP", "stock": 1_000_000}
         headers = {"content-type": "application/json", "idempotency-key": str(uuid.uuid4())}
         request = urllib.request.Request(f"{shop}/api/product", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            made.append(json.load(answer)["id"])
-    return made
+        with urllib.request.urlopen(request, timeout=10) as response:
+            created.append(json.load(response)["id"])
+    return created

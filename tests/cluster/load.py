@@ -1,4 +1,4 @@
-"""A steady load of orders and reads through the ingress; each request is made once, and each failure is kept.
+"""A steady load of orders and reads through the ingress. Nothing is retried, and every failure is recorded.
 
 async with Load(url) as load:
     ...                     # disturb the shop
@@ -20,53 +20,58 @@ from typing import Any
 import aiohttp
 import msgspec
 
-# Small enough for two cores that carry the cluster too; MARKET_CLUSTER_LOAD=3 makes it three times that.
-TIMES = float(os.environ.get("MARKET_CLUSTER_LOAD", "1"))
-ORDERS_PER_SECOND = 5 * TIMES
-READS_PER_SECOND = 10 * TIMES
+# Small enough for two cores that also run the cluster; MARKET_CLUSTER_LOAD=3 triples it.
+FACTOR = float(os.environ.get("MARKET_CLUSTER_LOAD", "1"))
+ORDERS_PER_SECOND = 5 * FACTOR
+READS_PER_SECOND = 10 * FACTOR
 
 
-class NotOurs(Exception):
-    """An answer that no service of ours gave: the ingress controller's own, or none at all."""
+class IngressError(Exception):
+    """A response that came from the ingress controller instead of a service."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """`began` and `ended` in seconds since the load began; `ours`: it is a service of the shop that said no."""
+    """`started` and `ended` in seconds since the load started; `by_shop`: a service of the shop rejected it."""
 
-    began: float
+    started: float
     ended: float
     what: str
     reason: str = ""
-    ours: bool = True
+    by_shop: bool = True
 
     def __str__(self) -> str:
-        return f"{self.began:.2f} to {self.ended:.2f} s: {self.what}: {self.reason}"
+        return f"{self.started:.2f} to {self.ended:.2f} s: {self.what}: {self.reason}"
 
 
 @dataclass(frozen=True)
-class Books:
-    """`settled`: keys whose first answer never came; `lost`: answered and not there; `doubled`: orders beyond one per
-    key."""
+class Audit:
+    """The orders after the disturbance.
+
+    keys: idempotency keys that were used
+    repeated: keys without a response, whose requests were repeated at the end
+    lost: orders that were in a response and do not exist
+    duplicated: orders beyond one per key
+    """
 
     keys: int
-    settled: int
+    repeated: int
     lost: int
-    doubled: int
+    duplicated: int
 
 
 @dataclass
 class Load:
-    """Requests at fixed times, whether or not earlier ones were answered; connections are kept, as a browser does."""
+    """Sends requests at fixed times, whether or not earlier ones have a response, and keeps connections as a browser does."""
 
     url: str
     products: list[str]
-    answered: list[Request] = field(default_factory=list)
+    succeeded: list[Request] = field(default_factory=list)
     failures: list[Request] = field(default_factory=list)
-    # From when to when the blow fell, see `strike`.
-    struck: tuple[float, float] = (float("inf"), float("inf"))
-    # By idempotency key: the product wanted, and the id of the order that was answered.
-    wanted: dict[str, str] = field(default_factory=dict)
+    # Start and end of the kill, see `kill`.
+    killed: tuple[float, float] = (float("inf"), float("inf"))
+    # By idempotency key: the requested product, and the id of the order in the response.
+    requested: dict[str, str] = field(default_factory=dict)
     placed: dict[str, str] = field(default_factory=dict)
     user: str = field(default_factory=lambda: f"load-{uuid.uuid4().hex[:12]}")
 
@@ -74,9 +79,9 @@ class Load:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=15), connector=aiohttp.TCPConnector(limit=0)
         )
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self._stopping = False
-        self._flying: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Task[None]] = set()
         self._drivers = [
             asyncio.create_task(self._drive(1 / ORDERS_PER_SECOND, [self._order, self._graphql_order])),
             asyncio.create_task(
@@ -88,72 +93,72 @@ class Load:
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._stopping = True
         await asyncio.gather(*self._drivers)
-        await asyncio.gather(*self._flying)
+        await asyncio.gather(*self._in_flight)
         await self._session.close()
 
     async def _drive(self, pause: float, kinds: list[Any]) -> None:
         for number in itertools.count():
-            delay = self._began + number * pause - time.monotonic()
+            delay = self._started + number * pause - time.monotonic()
             if delay > 0:
                 await asyncio.sleep(delay)
             if self._stopping:
                 return
             task = asyncio.create_task(self._once(kinds[number % len(kinds)], number))
-            self._flying.add(task)
-            task.add_done_callback(self._flying.discard)
+            self._in_flight.add(task)
+            task.add_done_callback(self._in_flight.discard)
 
     @property
     def requests(self) -> int:
-        return len(self.answered) + len(self.failures)
+        return len(self.succeeded) + len(self.failures)
 
     @property
     def slowest(self) -> float:
-        return max(r.ended - r.began for r in self.answered + self.failures)
+        return max(r.ended - r.started for r in self.succeeded + self.failures)
 
-    def strike(self, blow: Callable[[], object], gone: Callable[[], bool]) -> None:
-        """`blow` ends something, at once or in a while; it has fallen when `gone` says so (at most a minute)."""
-        began = alive = self._now()
-        blow()
-        while not gone() and self._now() < began + 60:
+    def kill(self, end: Callable[[], object], has_ended: Callable[[], bool]) -> None:
+        """Call `end`, and wait (at most a minute) until what it ends `has_ended`."""
+        started = alive = self._now()
+        end()
+        while not has_ended() and self._now() < started + 60:
             alive = self._now()
             time.sleep(0.005)
-        # A dying process has lost its connections some moments before it is gone.
-        self.struck = (max(began, alive - 0.25), self._now())
+        # A process loses its connections some moments before it has exited.
+        self.killed = (max(started, alive - 0.25), self._now())
 
     @property
-    def in_hand(self) -> list[Request]:
-        """What was under way somewhere in the shop at the strike: these may fail."""
-        began, ended = self.struck
-        return [r for r in self.answered + self.failures if r.began <= ended and r.ended >= began]
+    def in_flight(self) -> list[Request]:
+        """Return the requests that were in flight in the shop during the kill: these may fail."""
+        started, ended = self.killed
+        return [r for r in self.succeeded + self.failures if r.started <= ended and r.ended >= started]
 
-    def failed_after_the_strike(self, *, ours: bool) -> list[Request]:
-        """What began when it was over, and failed all the same."""
-        return [f for f in self.failures if f.began > self.struck[1] and f.ours is ours]
+    def failed_after_the_kill(self, *, by_shop: bool) -> list[Request]:
+        """Return the failed requests that started after the kill."""
+        return [f for f in self.failures if f.started > self.killed[1] and f.by_shop is by_shop]
 
     def _now(self) -> float:
-        return time.monotonic() - self._began
+        return time.monotonic() - self._started
 
     async def _once(self, kind: Any, number: int) -> None:
-        began, what = self._now(), kind.__name__.strip("_")
+        started, what = self._now(), kind.__name__.strip("_")
         try:
             await kind(number)
         except Exception as e:
-            ours = not isinstance(e, (NotOurs, aiohttp.ClientError, TimeoutError))
-            self.failures.append(Request(began, self._now(), what, f"{type(e).__name__}: {e}"[:300], ours))
+            by_shop = not isinstance(e, (IngressError, aiohttp.ClientError, TimeoutError))
+            self.failures.append(Request(started, self._now(), what, f"{type(e).__name__}: {e}"[:300], by_shop))
         else:
-            self.answered.append(Request(began, self._now(), what))
+            self.succeeded.append(Request(started, self._now(), what))
 
     async def _call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
         async with self._session.request(method, self.url + path, json=body, headers=headers) as response:
-            answer = await response.read()
+            content = await response.read()
             if response.status not in (200, 201):
-                kind = RuntimeError if "json" in response.headers.get("content-type", "") else NotOurs
-                raise kind(f"{response.status} {answer[:200].decode('utf-8', 'replace')}")
-            return msgspec.json.decode(answer)
+                kind = RuntimeError if "json" in response.headers.get("content-type", "") else IngressError
+                raise kind(f"{response.status} {content[:200].decode('utf-8', 'replace')}")
+            return msgspec.json.decode(content)
 
     def _new(self, number: int) -> tuple[str, str]:
         key, product = str(uuid.uuid4()), self.products[number % len(self.products)]
-        self.wanted[key] = product
+        self.requested[key] = product
         return key, product
 
     async def _order(self, number: int) -> None:
@@ -187,26 +192,25 @@ class Load:
         await self._query("{ products(limit: 20) { items { id name price available } total } }", {})
 
     async def _query(self, query: str, variables: dict[str, Any]) -> Any:
-        answer = await self._call("POST", "/graphql", {"query": query, "variables": variables})
-        if answer.get("errors"):
-            raise RuntimeError(str(answer["errors"])[:300])
-        return answer["data"]
+        result = await self._call("POST", "/graphql", {"query": query, "variables": variables})
+        if result.get("errors"):
+            raise RuntimeError(str(result["errors"])[:300])
+        return result["data"]
 
-    async def settle(self) -> Books:
-        """After the disturbance: what got no answer is asked again with its key, and then every key must have one
-        order."""
+    async def audit(self) -> Audit:
+        """Repeat the requests without a response with their keys, then compare the orders with the keys."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as self._session:
-            unknown = [key for key in self.wanted if key not in self.placed]
+            unknown = [key for key in self.requested if key not in self.placed]
             for key in unknown:
-                self.placed[key] = await self._place(key, self.wanted[key])
+                self.placed[key] = await self._place(key, self.requested[key])
             pages = [
                 await self._call("GET", f"/api/order?user={self.user}&limit=1000&offset={offset}")
-                for offset in range(0, max(1, len(self.wanted)), 1000)
+                for offset in range(0, max(1, len(self.requested)), 1000)
             ]
-        there = [order["id"] for page in pages for order in page["items"] if order["status"] == "confirmed"]
-        return Books(
-            keys=len(self.wanted),
-            settled=len(unknown),
-            lost=len(set(self.placed.values()) - set(there)),
-            doubled=len(there) - len(self.wanted),
+        existing = [order["id"] for page in pages for order in page["items"] if order["status"] == "confirmed"]
+        return Audit(
+            keys=len(self.requested),
+            repeated=len(unknown),
+            lost=len(set(self.placed.values()) - set(existing)),
+            duplicated=len(existing) - len(self.requested),
         )

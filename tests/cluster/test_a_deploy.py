@@ -1,4 +1,4 @@
-"""deploy.sh, undeploy.sh and restart.sh from nothing to an order and back to nothing. (Runs first: `a`.)"""
+"""deploy.sh, undeploy.sh and restart.sh, from an empty cluster and back. (The name makes it run first.)"""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.cluster import cluster
 from tests.cluster.conftest import Report
 
 
-def namespace_is_there() -> bool:
+def namespace_exists() -> bool:
     return bool(
         cluster.run("kubectl", "get", "namespace", cluster.NAMESPACE, "--ignore-not-found", "-o", "name").stdout
     )
 
 
-def everything() -> set[str]:
-    """Names of all objects in the cluster of the kinds that outlive a namespace, and of all namespaces."""
+def cluster_objects() -> set[str]:
+    """Return the names of all namespaces, and of all objects outside of namespaces."""
     kinds = (
         "namespaces,persistentvolumes,clusterroles,clusterrolebindings,storageclasses,ingressclasses,priorityclasses"
     )
@@ -28,7 +28,7 @@ def everything() -> set[str]:
     return set(cluster.run("kubectl", "get", kinds, "-o", "name").stdout.split())
 
 
-def copy_of_the_project(folder: Path) -> Path:
+def copy_project(folder: Path) -> Path:
     for name in ("scripts", "deploy"):
         shutil.copytree(cluster.ROOT / name, folder / name)
     return folder
@@ -38,8 +38,8 @@ def call(url: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(
         urllib.request.Request(url, data, {"content-type": "application/json"}), timeout=15
-    ) as answer:
-        return json.load(answer)
+    ) as response:
+        return json.load(response)
 
 
 def place_an_order(shop: str, email: str) -> str:
@@ -59,70 +59,70 @@ def mails_to(email: str) -> list[Any]:
     return list(items)
 
 
-def test_from_nothing_to_an_order_and_back_to_nothing(report: Report, tmp_path: Path) -> None:
+def test_deploy_restart_and_undeploy_from_an_empty_cluster_and_back(report: Report, tmp_path: Path) -> None:
     cluster.script("undeploy.sh", "--yes")
-    assert not namespace_is_there()
-    before = everything()
+    assert not namespace_exists()
+    before = cluster_objects()
 
-    # From nothing.
+    # Deploy to an empty cluster.
     done, seconds = cluster.deploy()
-    report["deploy from nothing"] = {"seconds": round(seconds, 1)}
+    report["first deploy"] = {"seconds": round(seconds, 1)}
     print(done.stdout)
     shop = cluster.address()
     order = place_an_order(shop, "ada@example.test")
     report["deploy, order and mail"] = {"order": order, "mails": len(mails_to("ada@example.test"))}
     assert len(mails_to("ada@example.test")) == 1
-    # The line that it printed places one too.
+    # The command that deploy.sh printed places an order, too.
     line = next(line for line in done.stdout.splitlines() if line.strip().startswith("curl -s"))
     assert json.loads(cluster.run("bash", "-c", line.strip()).stdout)["status"] == "confirmed"
-    cluster.all_ready()
+    cluster.wait_until_all_are_ready()
 
-    # Again: nothing changes.
+    # Deploying again changes nothing.
     pods = {n: cluster.names(n) for n in cluster.SERVICES}
     done, seconds = cluster.deploy()
     report["deploy again"] = {"seconds": round(seconds, 1)}
-    assert "0 made, 0 changed" in done.stdout
+    assert "0 created, 0 changed" in done.stdout
     assert {n: cluster.names(n) for n in cluster.SERVICES} == pods
 
-    # A changed configuration rolls that service, and only that.
-    copy = copy_of_the_project(tmp_path / "changed")
+    # A changed configuration restarts that service only.
+    copy = copy_project(tmp_path / "changed")
     path = copy / "deploy/base/services/config/order-service.yaml"
     path.write_text(path.read_text().replace("level: info", "level: warning"))
     done, seconds = cluster.deploy(root=copy)
-    cluster.all_ready()
+    cluster.wait_until_all_are_ready()
     after = {n: cluster.names(n) for n in cluster.SERVICES}
     report["deploy with one changed configuration"] = {
         "seconds": round(seconds, 1),
-        "rolled": [n for n in pods if pods[n] != after[n]],
+        "restarted": [n for n in pods if pods[n] != after[n]],
     }
     assert [n for n in pods if pods[n] != after[n]] == ["order-service"]
     assert not set(pods["order-service"]) & set(after["order-service"])
 
-    # Restarted with its data: the order is there, and the passwords are the same.
+    # Restart with the data: the order exists, and the passwords are the same.
     secret = cluster.kubectl("get", "secret", "passwords", "-o", "jsonpath={.data}")
     done, seconds = cluster.script("restart.sh", "--yes", "--keep-data", *cluster.DEPLOY)
-    report["restart with its data"] = {"seconds": round(seconds, 1)}
+    report["restart with the data"] = {"seconds": round(seconds, 1)}
     assert call(f"{cluster.address()}/api/order/{order}")["status"] == "confirmed"
     assert cluster.kubectl("get", "secret", "passwords", "-o", "jsonpath={.data}") == secret
     assert call(f"{cluster.address()}/api/product")["total"] == 40
     place_an_order(cluster.address(), "bob@example.test")
     assert len(mails_to("bob@example.test")) == 1
 
-    # Restarted without: an empty shop with the catalogue again.
+    # Restart without the data: an empty shop with the demo catalogue.
     done, seconds = cluster.script("restart.sh", "--yes", *cluster.DEPLOY)
     report["restart"] = {"seconds": round(seconds, 1)}
     assert call(f"{cluster.address()}/api/order?user=ada")["total"] == 0
 
-    # Away, and nothing of ours is left.
+    # Undeploy leaves nothing behind.
     done, seconds = cluster.script("undeploy.sh", "--yes")
-    report["undeploy"] = {"seconds": round(seconds, 1), "said": done.stdout.strip().splitlines()[-2:]}
-    assert everything() == before
+    report["undeploy"] = {"seconds": round(seconds, 1), "output": done.stdout.strip().splitlines()[-2:]}
+    assert cluster_objects() == before
     done, seconds = cluster.script("undeploy.sh", "--yes")
-    report["undeploy again"] = {"seconds": round(seconds, 1), "said": done.stdout.strip()}
-    assert "Nothing is there" in done.stdout
+    report["undeploy again"] = {"seconds": round(seconds, 1), "output": done.stdout.strip()}
+    assert "Nothing to remove" in done.stdout
 
 
-def test_undeploy_leaves_what_others_put_into_the_namespace(report: Report) -> None:
+def test_undeploy_keeps_objects_that_deploy_did_not_create(report: Report) -> None:
     cluster.deploy()
     cluster.kubectl("create", "configmap", "not-ours", "--from-literal=a=b")
     try:
@@ -133,4 +133,4 @@ def test_undeploy_leaves_what_others_put_into_the_namespace(report: Report) -> N
     finally:
         cluster.kubectl("delete", "configmap", "not-ours")
     cluster.script("undeploy.sh", "--yes")
-    assert not namespace_is_there()
+    assert not namespace_exists()

@@ -1,9 +1,8 @@
 """What clients see while the cluster is disturbed: the failed requests under a steady load through the ingress.
 
-A kill may fail what was in hand. What begins later must not fail by the shop's doing; an ingress controller that goes
-on sending to a pod that refuses, and does not try the next one, fails some until it hears of the end
-(docs/operations.md). MARKET_CLUSTER_INGRESS_RETRIES=1 says that this one tries the next: then none of these may fail
-either.
+A kill may fail requests in flight. The shop must not fail any request that starts later. An ingress controller that
+does not try the next pod when a connection is refused fails some until the endpoints have changed
+(docs/operations.md). With MARKET_CLUSTER_INGRESS_RETRIES=1 the controller does try the next pod, and none may fail.
 """
 
 from __future__ import annotations
@@ -18,92 +17,94 @@ import pytest
 
 from tests.cluster import cluster
 from tests.cluster.conftest import Report
-from tests.cluster.load import TIMES, Load
+from tests.cluster.load import FACTOR, Load
 
 INGRESS_RETRIES = os.environ.get("MARKET_CLUSTER_INGRESS_RETRIES") == "1"
 
 
-async def disturbed(shop: str, goods: list[str], report: Report, name: str, disturb: Callable[[Load], object]) -> Load:
-    """The load of before, while and after the disturbance; its orders must all be there, each once."""
-    async with Load(shop, goods) as load:
+async def run_load(
+    shop: str, products: list[str], report: Report, name: str, disturb: Callable[[Load], object]
+) -> Load:
+    """Return the load before, during and after the disturbance. All of its orders must exist exactly once."""
+    async with Load(shop, products) as load:
         await asyncio.sleep(3)
-        began = asyncio.get_running_loop().time()
+        started = asyncio.get_running_loop().time()
         await asyncio.to_thread(disturb, load)
-        seconds = asyncio.get_running_loop().time() - began
+        seconds = asyncio.get_running_loop().time() - started
         await asyncio.sleep(5)
-    books = await load.settle()
+    audit = await load.audit()
     report[name] = {
         "failed": len(load.failures),
         "of": load.requests,
         "seconds": round(seconds, 1),
         "slowest": round(load.slowest, 2),
-        "asked_again": books.settled,
-        "lost": books.lost,
-        "doubled": books.doubled,
-    } | of_a_kill(load)
+        "repeated": audit.repeated,
+        "lost": audit.lost,
+        "duplicated": audit.duplicated,
+    } | kill_statistics(load)
     if load.failures:
         print(*map(str, load.failures[:20]), sep="\n")
-    assert (books.lost, books.doubled) == (0, 0)
+    assert (audit.lost, audit.duplicated) == (0, 0)
     return load
 
 
-def of_a_kill(load: Load) -> dict[str, int]:
-    """Nothing where nothing was struck."""
-    if load.struck[0] == float("inf"):
+def kill_statistics(load: Load) -> dict[str, int]:
+    """Return the requests around the kill; an empty dictionary if nothing was killed."""
+    if load.killed[0] == float("inf"):
         return {}
     return {
-        "in hand": len(load.in_hand),
-        "of these failed": sum(f in load.failures for f in load.in_hand),
-        "failed later by the shop": len(load.failed_after_the_strike(ours=True)),
-        "failed later at the ingress": len(load.failed_after_the_strike(ours=False)),
+        "in flight": len(load.in_flight),
+        "in flight and failed": sum(f in load.failures for f in load.in_flight),
+        "failed later by the shop": len(load.failed_after_the_kill(by_shop=True)),
+        "failed later at the ingress": len(load.failed_after_the_kill(by_shop=False)),
     }
 
 
-def only_what_was_in_hand(load: Load) -> None:
-    assert load.failed_after_the_strike(ours=True) == []
-    assert len(load.failed_after_the_strike(ours=False)) <= (0 if INGRESS_RETRIES else 10 * max(1, TIMES))
-    # And none before, as long as a pod that is to go still serves.
-    assert [f for f in load.failures if f.ended < load.struck[0]] == []
+def assert_only_requests_in_flight_failed(load: Load) -> None:
+    assert load.failed_after_the_kill(by_shop=True) == []
+    assert len(load.failed_after_the_kill(by_shop=False)) <= (0 if INGRESS_RETRIES else 10 * max(1, FACTOR))
+    # And none earlier: a terminating pod still serves.
+    assert [f for f in load.failures if f.ended < load.killed[0]] == []
 
 
 @pytest.mark.parametrize("name", cluster.SERVICES)
-async def test_a_rolling_update_fails_no_request(shop: str, goods: list[str], report: Report, name: str) -> None:
+async def test_a_rolling_update_fails_no_request(shop: str, products: list[str], report: Report, name: str) -> None:
     def update(_: Load) -> None:
         before = set(cluster.names(name))
         cluster.kubectl("rollout", "restart", f"deployment/{name}")
-        cluster.rolled_out(name)
-        # The old pods serve on for a while, and then end: that is part of it.
+        cluster.wait_for_rollout(name)
+        # Until the old pods have drained and exited, which is part of the disturbance.
         selector = f"app.kubernetes.io/name={name}"
         cluster.seconds_until(
             "the old pods are gone",
             lambda: not before & {p["metadata"]["name"] for p in cluster.get("pods", "-l", selector)["items"]},
         )
 
-    load = await disturbed(shop, goods, report, f"rolling update of {name}", update)
+    load = await run_load(shop, products, report, f"rolling update of {name}", update)
     assert load.failures == []
 
 
 @pytest.mark.parametrize("name", cluster.SERVICES)
-async def test_a_pod_deleted_by_force_fails_no_more_than_what_it_had_in_hand(
-    shop: str, goods: list[str], report: Report, name: str
+async def test_force_deleting_a_pod_fails_at_most_the_requests_in_flight(
+    shop: str, products: list[str], report: Report, name: str
 ) -> None:
     victim: dict[str, Any] = cluster.pods(name)[0]
     pid = cluster.process(victim)
 
     def delete(load: Load) -> None:
-        load.strike(
+        load.kill(
             lambda: cluster.kubectl("delete", "pod", victim["metadata"]["name"], "--grace-period=0", "--force"),
             lambda: pid is None or not cluster.is_alive(pid),
         )
-        cluster.rolled_out(name)
+        cluster.wait_for_rollout(name)
 
-    load = await disturbed(shop, goods, report, f"pod of {name} deleted by force", delete)
-    only_what_was_in_hand(load)
+    load = await run_load(shop, products, report, f"pod of {name} force-deleted", delete)
+    assert_only_requests_in_flight_failed(load)
 
 
 @pytest.mark.parametrize("name", cluster.SERVICES)
-async def test_a_process_killed_fails_no_more_than_what_it_had_in_hand(
-    shop: str, goods: list[str], report: Report, name: str
+async def test_killing_a_process_fails_at_most_the_requests_in_flight(
+    shop: str, products: list[str], report: Report, name: str
 ) -> None:
     victim: dict[str, Any] = cluster.pods(name)[0]
     pid = cluster.process(victim)
@@ -112,9 +113,9 @@ async def test_a_process_killed_fails_no_more_than_what_it_had_in_hand(
     before = cluster.restarts(victim)
 
     def kill(load: Load) -> None:
-        load.strike(lambda: os.kill(pid, signal.SIGKILL), lambda: not cluster.is_alive(pid))
+        load.kill(lambda: os.kill(pid, signal.SIGKILL), lambda: not cluster.is_alive(pid))
         cluster.seconds_until(
-            f"{name} is back",
+            f"{name} is ready again",
             lambda: any(
                 p["metadata"]["name"] == victim["metadata"]["name"]
                 and cluster.restarts(p) > before
@@ -123,13 +124,11 @@ async def test_a_process_killed_fails_no_more_than_what_it_had_in_hand(
             ),
         )
 
-    load = await disturbed(shop, goods, report, f"kill -9 of {name}", kill)
-    only_what_was_in_hand(load)
+    load = await run_load(shop, products, report, f"kill -9 of {name}", kill)
+    assert_only_requests_in_flight_failed(load)
 
 
-async def test_a_node_without_stores_drained_and_back_fails_no_request(
-    shop: str, goods: list[str], report: Report
-) -> None:
+async def test_draining_a_node_without_stores_fails_no_request(shop: str, products: list[str], report: Report) -> None:
     nodes = [n["metadata"]["name"] for n in cluster.get("nodes")["items"]]
     if len(nodes) < 2:
         pytest.skip("one node cannot be drained")
@@ -140,27 +139,27 @@ async def test_a_node_without_stores_drained_and_back_fails_no_request(
         for name in stores:
             if cluster.pods(name)[0]["spec"]["nodeName"] == drained:
                 cluster.kubectl("delete", "pod", f"{name}-0")
-            cluster.rolled_out(name, "statefulset")
+            cluster.wait_for_rollout(name, "statefulset")
         cluster.kubectl("uncordon", drained)
-        # The services spread over both nodes again.
+        # Spread the services over both nodes again.
         for name in cluster.SERVICES:
             cluster.kubectl("rollout", "restart", f"deployment/{name}")
-        cluster.all_ready()
+        cluster.wait_until_all_are_ready()
 
         def drain(_: Load) -> None:
             cluster.kubectl("drain", drained, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=280s")
-            cluster.all_ready()
+            cluster.wait_until_all_are_ready()
             cluster.kubectl("uncordon", drained)
 
-        load = await disturbed(shop, goods, report, "node drained and back", drain)
+        load = await run_load(shop, products, report, "node drained and uncordoned", drain)
     finally:
         cluster.kubectl("uncordon", drained)
     assert load.failures == []
 
 
 @pytest.mark.parametrize("name", [n for n in cluster.SERVICES if n != "notification-service"])
-async def test_scaling_up_and_down_fails_no_request(shop: str, goods: list[str], report: Report, name: str) -> None:
-    def least(replicas: int) -> None:
+async def test_scaling_up_and_down_fails_no_request(shop: str, products: list[str], report: Report, name: str) -> None:
+    def set_replicas(replicas: int) -> None:
         cluster.kubectl(
             "patch",
             "hpa",
@@ -171,16 +170,16 @@ async def test_scaling_up_and_down_fails_no_request(shop: str, goods: list[str],
         )
 
     def scale(_: Load) -> None:
-        least(4)
+        set_replicas(4)
         cluster.seconds_until(f"{name} has four pods", lambda: sum(map(cluster.is_ready, cluster.pods(name))) == 4)
-        least(2)
+        set_replicas(2)
         cluster.seconds_until(
             f"{name} has two pods",
             lambda: len(cluster.get("pods", "-l", f"app.kubernetes.io/name={name}")["items"]) == 2,
         )
 
     before = cluster.get("hpa", name)["spec"]["maxReplicas"]
-    load = await disturbed(shop, goods, report, f"{name} scaled from 2 to 4 and back", scale)
+    load = await run_load(shop, products, report, f"{name} scaled from 2 to 4 and back", scale)
     cluster.kubectl(
         "patch", "hpa", name, "--type=merge", "-p", f'{{"spec": {{"minReplicas": 2, "maxReplicas": {before}}}}}'
     )

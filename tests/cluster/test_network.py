@@ -1,4 +1,4 @@
-"""NetworkPolicy, tried from pods: each arrow of the map works, and what is no arrow does not."""
+"""The network policies, tested from pods: connections on the map are allowed, all others are denied."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.cluster import cluster
 from tests.cluster.conftest import Report
 
-ARROWS = [
+ALLOWED = [
     ("graphql-service", "product-service", 8080),
     ("graphql-service", "order-service", 8080),
     ("product-service", "postgresql", 5432),
@@ -24,7 +24,7 @@ ARROWS = [
     ("notification-service", "kafka-0.kafka", 9092),
     ("notification-service", "mail", 1025),
 ]
-NO_ARROWS = [
+DENIED = [
     ("graphql-service", "mongodb-0.mongodb", 27017),
     ("graphql-service", "postgresql", 5432),
     ("graphql-service", "redis", 6379),
@@ -54,8 +54,8 @@ NO_ARROWS = [
     ("stranger", "order-service", 8080),
     ("stranger", "mail", 8025),
 ]
-# Tries all targets at once; the name is resolved first, so that a refusal is the network's and not the name server's.
-TRY = """
+# Connects to all targets at once. Resolves names first, so that a failure is the network's and not the name server's.
+CONNECT = """
 import asyncio, json, socket, sys
 
 async def reach(host, port):
@@ -80,7 +80,7 @@ asyncio.run(main())
 
 @pytest.fixture(scope="module")
 def stranger(shop: str) -> Iterator[None]:
-    """A pod in the namespace that is none of the shop's, of an image that is there."""
+    """A pod in the namespace that does not belong to the shop, with an image that the node has."""
     spec = cluster.pods("product-service")[0]["spec"]
     container = spec["containers"][0]
     pod = {
@@ -108,21 +108,21 @@ def stranger(shop: str) -> Iterator[None]:
     cluster.kubectl("delete", "pod", "stranger", "--ignore-not-found")
 
 
-def reached(source: str, targets: list[tuple[str, int]]) -> dict[tuple[str, int], str]:
+def connect(source: str, targets: list[tuple[str, int]]) -> dict[tuple[str, int], str]:
     pod = source if source == "stranger" else cluster.names(source)[-1]
-    answer = cluster.kubectl("exec", pod, "-c", "service", "--", "python", "-c", TRY, json.dumps(targets))
-    return dict(zip(targets, json.loads(answer), strict=True))
+    output = cluster.kubectl("exec", pod, "-c", "service", "--", "python", "-c", CONNECT, json.dumps(targets))
+    return dict(zip(targets, json.loads(output), strict=True))
 
 
-@pytest.mark.parametrize("source", sorted({a[0] for a in ARROWS}))
-def test_each_arrow_of_the_map_works(shop: str, source: str) -> None:
-    targets = [(host, port) for s, host, port in ARROWS if s == source]
-    assert reached(source, targets) == dict.fromkeys(targets, "open")
+@pytest.mark.parametrize("source", sorted({a[0] for a in ALLOWED}))
+def test_connections_on_the_map_are_allowed(shop: str, source: str) -> None:
+    targets = [(host, port) for s, host, port in ALLOWED if s == source]
+    assert connect(source, targets) == dict.fromkeys(targets, "open")
 
 
-@pytest.mark.parametrize("source", sorted({a[0] for a in NO_ARROWS}))
-def test_what_is_no_arrow_does_not(shop: str, stranger: None, source: str, report: Report) -> None:
-    targets = [(host, port) for s, host, port in NO_ARROWS if s == source]
-    found = reached(source, targets)
-    report[f"refused to {source}"] = [f"{host}:{port}" for host, port in targets if found[host, port] == "closed"]
+@pytest.mark.parametrize("source", sorted({a[0] for a in DENIED}))
+def test_all_other_connections_are_denied(shop: str, stranger: None, source: str, report: Report) -> None:
+    targets = [(host, port) for s, host, port in DENIED if s == source]
+    found = connect(source, targets)
+    report[f"denied to {source}"] = [f"{host}:{port}" for host, port in targets if found[host, port] == "closed"]
     assert found == dict.fromkeys(targets, "closed")

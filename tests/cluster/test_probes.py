@@ -1,4 +1,4 @@
-"""Probes tell the truth: unready while the own store is away, restarted only when the process itself hangs."""
+"""The probes: unready while the service's own store is unavailable, restarted only if the process hangs."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from tests.cluster import cluster
 from tests.cluster.conftest import Report
 
 
-def ready(name: str) -> int:
+def ready_pods(name: str) -> int:
     return sum(map(cluster.is_ready, cluster.pods(name)))
 
 
-def test_orders_is_unready_without_mongodb_and_ready_again_by_itself(shop: str, report: Report) -> None:
+def test_orders_is_unready_without_mongodb_and_becomes_ready_automatically(shop: str, report: Report) -> None:
     before = {p["metadata"]["name"]: cluster.restarts(p) for p in cluster.pods("order-service")}
-    neighbours = {n: cluster.names(n) for n in cluster.SERVICES if n != "order-service"}
+    others = {n: cluster.names(n) for n in cluster.SERVICES if n != "order-service"}
     cluster.kubectl("scale", "statefulset/mongodb", "--replicas=0")
     try:
-        down = cluster.seconds_until("orders is unready", lambda: ready("order-service") == 0)
-        # Longer than liveness would need to kill a pod that it held for dead.
-        cluster.seconds_until("35 s are over", iter([False] * 70 + [True]).__next__, 60)
-        assert ready("order-service") == 0
-        # No neighbour counts: the others stay ready.
-        assert {n: cluster.names(n) for n in neighbours} == neighbours
-        assert all(ready(n) == len(neighbours[n]) for n in neighbours)
+        down = cluster.seconds_until("orders is unready", lambda: ready_pods("order-service") == 0)
+        # Longer than the liveness probe would need to restart a pod.
+        cluster.seconds_until("35 s have passed", iter([False] * 70 + [True]).__next__, 60)
+        assert ready_pods("order-service") == 0
+        # An unready upstream does not matter: the other services stay ready.
+        assert {n: cluster.names(n) for n in others} == others
+        assert all(ready_pods(n) == len(others[n]) for n in others)
     finally:
         cluster.kubectl("scale", "statefulset/mongodb", "--replicas=1")
-    cluster.rolled_out("mongodb", "statefulset")
-    up = cluster.seconds_until("orders is ready", lambda: ready("order-service") == len(before))
+    cluster.wait_for_rollout("mongodb", "statefulset")
+    up = cluster.seconds_until("orders is ready", lambda: ready_pods("order-service") == len(before))
     assert {p["metadata"]["name"]: cluster.restarts(p) for p in cluster.pods("order-service")} == before
     report["MongoDB stopped"] = {"unready after": round(down, 1), "ready after MongoDB": round(up, 1), "restarts": 0}
 
 
 @pytest.mark.parametrize("name", ["product-service", "notification-service"])
-def test_a_service_that_hangs_is_restarted(shop: str, report: Report, name: str) -> None:
+def test_a_hanging_service_is_restarted(shop: str, report: Report, name: str) -> None:
     victim = cluster.pods(name)[0]
     before = cluster.restarts(victim)
     if not cluster.send_signal(victim, signal.SIGSTOP):

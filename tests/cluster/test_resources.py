@@ -1,8 +1,8 @@
-"""What each container takes, so that requests and limits can be set from it: starting, idle, under load, at its most.
+"""The resources that each container uses, from which requests and limits are set.
 
-Each container reads its own control group once a second (its shell does; nothing is installed). The report then has,
-per container: the CPU of a start until ready and its highest second, millicores and working set (MiB) idle, under the
-steady load and under as much as the machine gives, and the highest memory that was charged to it, page cache included.
+A shell in each container reads its cgroup once a second. Per container, the report has the CPU of a start until ready;
+millicores and working set (MiB) when idle, under the steady load and under heavy load, each on average and in the
+highest second; and the most memory ever charged, including page cache.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tests.cluster.load import Load
 
 STORES = ("postgresql", "redis", "mongodb", "kafka", "mail")
 MIGRATING = {"product-service": "products", "inventory-service": "inventory", "order-service": "orders"}
-IDLE_SECONDS, LOAD_SECONDS, PRESSED_SECONDS = 30, 30, 40
-# One line a second: uptime in s, CPU in us, memory in bytes, that much of it page cache that can go, the most so far.
+IDLE_SECONDS, LOAD_SECONDS, HEAVY_LOAD_SECONDS = 30, 30, 40
+# One line per second: uptime in s, CPU in us, and in bytes: memory, reclaimable page cache in it, peak memory.
 SAMPLE = """
 g=/sys/fs/cgroup
 n=0
@@ -32,19 +32,19 @@ while [ $n -lt $1 ]; do
   if [ -r $g/cpu.stat ]; then
     while read key value; do [ $key = usage_usec ] && cpu=$value; done < $g/cpu.stat
     while read key value; do [ $key = inactive_file ] && cache=$value; done < $g/memory.stat
-    read memory < $g/memory.current; most=0
-    [ -r $g/memory.peak ] && read most < $g/memory.peak
+    read memory < $g/memory.current; peak=0
+    [ -r $g/memory.peak ] && read peak < $g/memory.peak
   else
     read cpu < $g/cpuacct/cpuacct.usage; cpu=$((cpu / 1000))
     while read key value; do [ $key = total_inactive_file ] && cache=$value; done < $g/memory/memory.stat
     read memory < $g/memory/memory.usage_in_bytes
-    read most < $g/memory/memory.max_usage_in_bytes
+    read peak < $g/memory/memory.max_usage_in_bytes
   fi
-  echo $up $cpu $memory $cache $most
+  echo $up $cpu $memory $cache $peak
   n=$((n + 1)); sleep 1
 done
 """
-# The memory of a process that runs before the service does, and is gone when one could look.
+# The memory of the migration, which has exited before its cgroup could be read.
 MIGRATE = """
 import resource, subprocess, sys
 subprocess.run([sys.executable, "-m", "market." + sys.argv[1], "migrate"], check=True, stdout=subprocess.DEVNULL)
@@ -55,16 +55,16 @@ MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Taken:
-    """By one container over a time: millicores on average and in the highest second, working set and peak in MiB."""
+class Usage:
+    """Of one container over some time: millicores on average and in the highest second, working set and peak in MiB."""
 
     cpu: int
-    cpu_most: int
+    cpu_max: int
     memory: int
-    memory_most: int
+    memory_max: int
 
     @classmethod
-    def of(cls, lines: str) -> Taken:
+    def parse(cls, lines: str) -> Usage:
         rows = [tuple(map(float, line.split())) for line in lines.splitlines()]
         rates = [(b[1] - a[1]) / (b[0] - a[0]) / 1000 for a, b in itertools.pairwise(rows) if b[0] > a[0]]
         average = (rows[-1][1] - rows[0][1]) / (rows[-1][0] - rows[0][0]) / 1000
@@ -75,13 +75,13 @@ class Taken:
 
 
 def containers() -> list[tuple[str, str, str]]:
-    """Name, pod and container of all that runs."""
+    """Return (name, pod, container) of each running container."""
     services = [(name, pod, "service") for name in cluster.SERVICES for pod in cluster.names(name)]
     return services + [(name, f"{name}-0", name) for name in STORES]
 
 
-async def taken(seconds: int) -> dict[str, Taken]:
-    """What each takes over that time; of a service's pods the one that takes most."""
+async def measure(seconds: int) -> dict[str, Usage]:
+    """Return what each service and store uses over that time; of a service, the maximum of its pods."""
     where = containers()
     runs = await asyncio.gather(
         *(
@@ -104,20 +104,20 @@ async def taken(seconds: int) -> dict[str, Taken]:
             for _, pod, container in where
         )
     )
-    found: dict[str, Taken] = {}
+    found: dict[str, Usage] = {}
     for (name, _, _), run in zip(where, runs, strict=True):
         lines, _ = await run.communicate()
         assert run.returncode == 0
-        one = Taken.of(lines.decode())
+        one = Usage.parse(lines.decode())
         before = found.get(name, one)
-        found[name] = Taken(*(max(a, b) for a, b in zip(vars(one).values(), vars(before).values(), strict=True)))
+        found[name] = Usage(*(max(a, b) for a, b in zip(vars(one).values(), vars(before).values(), strict=True)))
     return found
 
 
-def started(name: str) -> dict[str, float]:
-    """The CPU seconds that a new pod of a service had taken when it was ready: of two, the one that came last."""
+def measure_start(name: str) -> dict[str, float]:
+    """Return the CPU seconds that a new pod of the service has used when it is ready: of two, the later one."""
     cluster.kubectl("rollout", "restart", f"deployment/{name}")
-    cluster.rolled_out(name)
+    cluster.wait_for_rollout(name)
     used = [
         float(cluster.kubectl("exec", pod, "-c", "service", "--", "sh", "-c", SAMPLE, "sample", "1").split()[1]) / 1e6
         for pod in cluster.names(name)
@@ -125,41 +125,41 @@ def started(name: str) -> dict[str, float]:
     return {"CPU seconds until ready": round(min(used), 2)}
 
 
-async def many_products(shop: str, count: int) -> list[str]:
-    """New ones, with stock: enough for the largest order that there may be."""
+async def create_products(shop: str, count: int) -> list[str]:
+    """Create products with stock, enough for the largest possible order. Return their ids."""
     numbers = iter(range(count))
-    made: list[str] = []
+    created: list[str] = []
 
-    async def go_on(session: aiohttp.ClientSession) -> None:
+    async def run(session: aiohttp.ClientSession) -> None:
         for number in numbers:
             body = {"name": f"Line {number}", "description": "", "price": "1.00", "currency": "GBP", "stock": 1_000_000}
             async with session.post(f"{shop}/api/product", json=body) as response:
                 assert response.status == 201
-                made.append((await response.json())["id"])
+                created.append((await response.json())["id"])
 
     async with aiohttp.ClientSession() as session:
-        await asyncio.gather(*(go_on(session) for _ in range(16)))
-    return made
+        await asyncio.gather(*(run(session) for _ in range(16)))
+    return created
 
 
-async def press(shop: str, products: list[str], seconds: float) -> collections.Counter[int]:
-    """As much as the machine gives: small orders, some of a thousand lines, long lists, the join in GraphQL.
+async def heavy_load(shop: str, products: list[str], seconds: float) -> collections.Counter[int]:
+    """Send requests without a pause: small orders, some of a thousand lines, long lists, the join in GraphQL.
 
-    The answers by status.
+    Return the number of responses by status.
     """
     stopping = asyncio.get_running_loop().time() + seconds
-    join = '{ orders(user: "press", limit: 20) { items { id items { quantity product { name price } } } } }'
-    small = {"user": "press", "items": [{"product_id": products[0], "quantity": 1}]}
-    large = {"user": "large", "items": [{"product_id": id, "quantity": 1} for id in products]}
+    join = '{ orders(user: "heavy", limit: 20) { items { id items { quantity product { name price } } } } }'
+    small = {"user": "heavy", "items": [{"product_id": products[0], "quantity": 1}]}
+    large = {"user": "large", "items": [{"product_id": product, "quantity": 1} for product in products]}
     calls: list[tuple[str, str, Any]] = [
         ("GET", "/api/product?limit=100", None),
         ("POST", "/api/order", small),
         ("POST", "/graphql", {"query": join}),
-        ("GET", "/api/order?user=press&limit=100", None),
+        ("GET", "/api/order?user=heavy&limit=100", None),
     ]
     statuses: collections.Counter[int] = collections.Counter()
 
-    async def go_on(session: aiohttp.ClientSession, call: tuple[str, str, Any]) -> None:
+    async def run(session: aiohttp.ClientSession, call: tuple[str, str, Any]) -> None:
         method, path, body = call
         while asyncio.get_running_loop().time() < stopping:
             async with session.request(method, shop + path, json=body) as response:
@@ -169,44 +169,46 @@ async def press(shop: str, products: list[str], seconds: float) -> collections.C
     async with aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=30), connector=aiohttp.TCPConnector(limit=0)
     ) as session:
-        await asyncio.gather(
-            *(go_on(session, call) for call in calls * 6), go_on(session, ("POST", "/api/order", large))
-        )
+        await asyncio.gather(*(run(session, call) for call in calls * 6), run(session, ("POST", "/api/order", large)))
     return statuses
 
 
-async def test_what_each_container_takes(shop: str, goods: list[str], report: Report) -> None:
+async def test_every_container_stays_well_below_its_memory_limit(
+    shop: str, products: list[str], report: Report
+) -> None:
     found: dict[str, dict[str, Any]] = {name: {} for name in (*cluster.SERVICES, *STORES)}
     for name in cluster.SERVICES:
-        found[name] |= await asyncio.to_thread(started, name)
-    await asyncio.to_thread(cluster.all_ready)
-    # The old pods drain.
+        found[name] |= await asyncio.to_thread(measure_start, name)
+    await asyncio.to_thread(cluster.wait_until_all_are_ready)
+    # Until the old pods have drained.
     await asyncio.sleep(25)
-    for name, one in (await taken(IDLE_SECONDS)).items():
+    for name, one in (await measure(IDLE_SECONDS)).items():
         found[name]["idle"] = vars(one)
-    async with Load(shop, goods) as load:
+    async with Load(shop, products) as load:
         await asyncio.sleep(5)
-        for name, one in (await taken(LOAD_SECONDS)).items():
+        for name, one in (await measure(LOAD_SECONDS)).items():
             found[name]["steady load"] = vars(one)
     assert load.failures == []
-    products = await many_products(shop, 1000)
-    pressed, statuses = await asyncio.gather(taken(PRESSED_SECONDS), press(shop, products, PRESSED_SECONDS))
-    report["answers while pressed"] = dict(statuses)
-    for name, one in pressed.items():
-        found[name]["pressed"] = vars(one)
+    thousand = await create_products(shop, 1000)
+    under_heavy_load, statuses = await asyncio.gather(
+        measure(HEAVY_LOAD_SECONDS), heavy_load(shop, thousand, HEAVY_LOAD_SECONDS)
+    )
+    report["responses under heavy load"] = dict(statuses)
+    for name, one in under_heavy_load.items():
+        found[name]["heavy load"] = vars(one)
     for name, module in MIGRATING.items():
         pod = cluster.names(name)[0]
         memory, cpu = cluster.kubectl("exec", pod, "-c", "service", "--", "python", "-c", MIGRATE, module).split()
         found[name]["migrate"] = {"memory": round(float(memory)), "CPU seconds": round(float(cpu), 2)}
-    for name, figures in found.items():
-        report[f"resources of {name}"] = figures
+    for name, usage in found.items():
+        report[f"resources of {name}"] = usage
     limits = {
         c["name"] if c["name"] != "service" else name: c["resources"]["limits"] for name in found for c in _specs(name)
     }
-    # Nothing comes near its limit: the working set at its most is below four fifths of it.
+    # The largest working set is below four fifths of the limit.
     for name in found:
-        most = max(found[name][when]["memory"] for when in ("idle", "steady load", "pressed"))
-        assert most < 0.8 * _mib(limits[name]["memory"]), (name, most, json.dumps(limits[name]))
+        largest = max(found[name][when]["memory"] for when in ("idle", "steady load", "heavy load"))
+        assert largest < 0.8 * _mib(limits[name]["memory"]), (name, largest, json.dumps(limits[name]))
 
 
 def _specs(name: str) -> list[dict[str, Any]]:

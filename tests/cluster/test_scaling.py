@@ -1,4 +1,4 @@
-"""The autoscaler follows the load, and the budget holds up a drain until another pod is ready."""
+"""The autoscaler follows the load, and the disruption budget delays an eviction until another pod is ready."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.cluster.conftest import Report
 
 async def test_the_autoscaler_scales_products_under_load_and_back(shop: str, report: Report) -> None:
     hpa = cluster.get("hpa", "product-service")
-    least = hpa["spec"]["minReplicas"]
+    minimum = hpa["spec"]["minReplicas"]
     if not any(c["type"] == "ScalingActive" and c["status"] == "True" for c in hpa["status"].get("conditions", [])):
         pytest.skip("no metrics in this cluster")
     stopping = asyncio.Event()
 
-    async def push(session: aiohttp.ClientSession) -> None:
+    async def read_lists(session: aiohttp.ClientSession) -> None:
         while not stopping.is_set():
             async with session.get(f"{shop}/api/product?limit=100") as response:
                 await response.read()
@@ -36,23 +36,27 @@ async def test_the_autoscaler_scales_products_under_load_and_back(shop: str, rep
             "patch", "hpa", "product-service", "--type=merge", "-p", f'{{"spec": {{"metrics": [{metric}]}}}}'
         )
 
-    # A pod's half core is more than a small machine has for each: the autoscaler is told to look at a tenth.
+    # A small machine has less than half a core per pod, so the target is lowered to a tenth of a core.
     await asyncio.to_thread(target, "100m")
     async with aiohttp.ClientSession() as session:
-        pushing = [asyncio.create_task(push(session)) for _ in range(24)]
+        readers = [asyncio.create_task(read_lists(session)) for _ in range(24)]
         try:
-            up = await asyncio.to_thread(cluster.until, "products has more pods", lambda: count() > least, 180)
-            most = count()
+            up = await asyncio.to_thread(
+                cluster.seconds_until, "products has more pods", lambda: count() > minimum, 180
+            )
+            maximum = count()
         finally:
             stopping.set()
-            await asyncio.gather(*pushing, return_exceptions=True)
-    down = await asyncio.to_thread(cluster.until, "products is back at its least", lambda: count() == least, 420)
+            await asyncio.gather(*readers, return_exceptions=True)
+    down = await asyncio.to_thread(
+        cluster.seconds_until, "products has its minimum number of pods again", lambda: count() == minimum, 420
+    )
     await asyncio.to_thread(target, hpa["spec"]["metrics"][0]["resource"]["target"]["averageValue"])
-    report["autoscaler of product-service"] = {"up after": round(up, 1), "to": most, "back after": round(down, 1)}
+    report["autoscaler of product-service"] = {"up after": round(up, 1), "to": maximum, "down after": round(down, 1)}
 
 
-def test_the_budget_refuses_a_second_eviction_until_another_pod_is_ready(shop: str, report: Report) -> None:
-    cluster.all_ready()
+def test_the_disruption_budget_refuses_a_second_eviction_until_another_pod_is_ready(shop: str, report: Report) -> None:
+    cluster.wait_until_all_are_ready()
     name = "order-service"
 
     def evict(pod: str) -> str:
@@ -65,9 +69,9 @@ def test_the_budget_refuses_a_second_eviction_until_another_pod_is_ready(shop: s
     first, second = cluster.names(name)[:2]
     assert evict(first) == ""
     assert "disruption budget" in evict(second)
-    began = time.monotonic()
-    cluster.seconds_until("the budget lets the second go", lambda: evict(second) == "")
-    report["budget of order-service"] = {"held the second eviction up for": round(time.monotonic() - began, 1)}
-    # It let go only after the first pod's successor was ready.
+    started = time.monotonic()
+    cluster.seconds_until("the budget allows the second eviction", lambda: evict(second) == "")
+    report["budget of order-service"] = {"delayed the second eviction for": round(time.monotonic() - started, 1)}
+    # It did so only after the first pod's replacement was ready.
     assert any(cluster.is_ready(p) for p in cluster.pods(name) if p["metadata"]["name"] not in (first, second))
-    cluster.all_ready()
+    cluster.wait_until_all_are_ready()
