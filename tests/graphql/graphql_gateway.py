@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,12 +67,17 @@ class FakeUpstream:
         self.failures: list[tuple[int, dict[str, Any], dict[str, str]]] = []
         self.fail_always: tuple[int, dict[str, Any], dict[str, str]] | None = None
         self.keys: dict[str, str] = {}
+        # By resource id; a test that modifies a resource behind the gateway's back counts it up.
+        self.versions: dict[str, int] = {}
+        # Called with the resource before each PUT.
+        self.before_update: Callable[[dict[str, Any]], None] | None = None
         self.url = ""
 
     def reset(self) -> None:
         self.calls.clear()
         self.failures.clear()
         self.fail_always = None
+        self.before_update = None
 
     def fail(
         self,
@@ -152,7 +157,17 @@ class FakeUpstream:
                 "detail": f"there is no {self.kind} {resource_id}",
             }
             return 404, problem, {}
+        etag = {"etag": f'"{resource_id}-{self.versions.get(resource_id, 0)}"'}
         if method == "PUT":
+            if "image_url" not in body:
+                error = {"field": "image_url", "reason": "is missing"}
+                return 422, {"type": "urn:market:problem:bad-input", "status": 422, "errors": [error]}, {}
+            if self.before_update is not None:
+                self.before_update(resource)
+                etag = {"etag": f'"{resource_id}-{self.versions.get(resource_id, 0)}"'}
+            if headers.get("if-match") not in (None, etag["etag"]):
+                problem = {"type": "urn:market:problem:precondition-failed", "status": 412, "detail": "another version"}
+                return 412, problem, {}
             body.pop("stock", None)
             resource.update(body)
             return 200, resource, {}
@@ -162,7 +177,7 @@ class FakeUpstream:
             else:
                 resource["status"] = "cancelled"
             return 204, None, {}
-        return 200, resource, {}
+        return 200, resource, etag
 
     def _page(self, query: dict[str, str]) -> dict[str, Any]:
         limit, offset = int(query.get("limit", 20 if self.kind == "product" else 100)), int(query.get("offset", 0))
@@ -240,5 +255,7 @@ async def running_gateway(**changes: Any) -> AsyncIterator[Gateway]:
         await server.start()
         stack.push_async_callback(server.stop, 1)
         url = f"http://127.0.0.1:{config.http.port}"
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60))
+        # Named, so that request errors have a status of their own: in application/json they are 200.
+        headers = {"accept": "application/graphql-response+json"}
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60, headers=headers))
         yield Gateway(f"{url}/graphql", products, orders, http)

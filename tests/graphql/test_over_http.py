@@ -38,9 +38,13 @@ async def post(
     [
         (PREFERRED, PREFERRED),
         (LEGACY, LEGACY),
-        (None, PREFERRED),
-        ("*/*", PREFERRED),
-        ("application/*", PREFERRED),
+        (None, LEGACY),
+        ("", LEGACY),
+        ("*/*", LEGACY),
+        ("application/*", LEGACY),
+        (f"*/*, {PREFERRED}", PREFERRED),
+        (f"{PREFERRED};q=0.1, */*", LEGACY),
+        ("*/*;v=" + "x" * 5000, LEGACY),
         (f"{PREFERRED}, {LEGACY};q=0.9", PREFERRED),
         (f"{LEGACY}, {PREFERRED}", LEGACY),
         (f"{LEGACY};q=0.5, {PREFERRED};q=0.6", PREFERRED),
@@ -204,6 +208,22 @@ async def test_another_method_is_405(gateway: Gateway, method: str) -> None:
     response = await gateway.http.request(method, "/graphql", json={"query": QUERY})
     assert response.status_code == 405
     assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
+
+
+@pytest.mark.parametrize("path", ["/graphql", "/graphql/"])
+async def test_a_trailing_slash_changes_nothing(gateway: Gateway, path: str) -> None:
+    responses = [
+        await gateway.http.post(path, json={"query": QUERY}),
+        await gateway.http.get(path, params={"query": QUERY}),
+        await gateway.http.post(path, json={"query": "{"}),
+        await gateway.http.post(path, json={"query": QUERY}, headers={"accept": "text/html"}),
+        await gateway.http.get(path, params={"query": 'mutation { deleteProduct(id: "x") }'}),
+        await gateway.http.put(path, json={"query": QUERY}),
+    ]
+    assert [r.status_code for r in responses] == [200, 200, 400, 406, 405, 405]
+    assert [r.json() for r in responses[:2]] == [EXPECTED, EXPECTED]
+    for response in responses[2:]:
+        assert response.json()["errors"][0]["extensions"]["code"] == "BAD_INPUT"
 
 
 async def test_no_cross_origin_access_is_allowed(gateway: Gateway) -> None:

@@ -84,7 +84,7 @@ async def test_every_image_of_the_demo_catalogue_is_served(gateway: Gateway) -> 
         "/graphiql/../../schema.graphql",
         "/graphiql",
         "/static/graphiql/graphiql.js",
-        "/graphql/",
+        "/graphql/graphql",
         "/.env",
         "/images/x.svg%00",
     ],

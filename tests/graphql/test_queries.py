@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.graphql.graphql_gateway import Gateway
+import pytest
+
+from tests.graphql.graphql_gateway import Gateway, product
 
 ORDERS = """query ($user: String!, $limit: Int) {
   orders(user: $user, limit: $limit) {
@@ -273,3 +275,69 @@ async def test_an_upstream_response_that_breaks_the_contract_is_an_internal_erro
     result = await gateway.run('{ order(id: "00000000-0000-4000-8000-00000000ffff") { id status } products { limit } }')
     assert result["data"] == {"order": None, "products": {"limit": 20}}
     assert code(result) == "INTERNAL"
+
+
+@pytest.mark.parametrize(
+    "text", ["{ products(ids: []) { %s } }", "query ($ids: [ID!] = []) { products(ids: $ids) { %s } }"]
+)
+async def test_a_page_of_no_ids_is_empty(gateway: Gateway, text: str) -> None:
+    result = await gateway.run(text % "items { id } total limit offset")
+    assert result == {"data": {"products": {"items": [], "total": 0, "limit": 0, "offset": 0}}}
+    assert not gateway.products.calls
+    result = await gateway.run('{ products(ids: [], q: "x") { total } }')
+    assert result["errors"][0]["message"] == "q: must be absent if ids are given"
+
+
+UPDATE = "mutation ($input: UpdateProductInput!) { updateProduct(input: $input) { name imageUrl } }"
+
+
+def update_of(product_id: str, **changes: Any) -> dict[str, Any]:
+    fields = {"id": product_id, "name": "New", "description": "", "price": "1.00", "currency": "GBP"}
+    return {"input": {**fields, **changes}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "image"),
+    [({}, "/images/4.svg"), ({"imageUrl": None}, None), ({"imageUrl": "/images/9.svg"}, "/images/9.svg")],
+)
+async def test_an_absent_image_stays_and_a_null_removes_it(
+    gateway: Gateway, changes: dict[str, Any], image: str | None
+) -> None:
+    product_id = product(4)["id"]
+    before = dict(gateway.products.resources[product_id])
+    try:
+        result = await gateway.run(UPDATE, update_of(product_id, **changes))
+        assert result == {"data": {"updateProduct": {"name": "New", "imageUrl": image}}}
+    finally:
+        gateway.products.resources[product_id] = before
+
+
+async def test_an_update_without_an_image_keeps_the_one_that_another_update_sets_meanwhile(gateway: Gateway) -> None:
+    [product_id, *_] = gateway.products.resources
+    before = dict(gateway.products.resources[product_id])
+    races = 2
+
+    def race(resource: dict[str, Any]) -> None:
+        nonlocal races
+        if races:
+            races -= 1
+            gateway.products.versions[product_id] = gateway.products.versions.get(product_id, 0) + 1
+            resource["image_url"] = f"/images/race-{races}.svg"
+
+    gateway.products.before_update = race
+    try:
+        result = await gateway.run(UPDATE, update_of(product_id))
+        assert result == {"data": {"updateProduct": {"name": "New", "imageUrl": "/images/race-0.svg"}}}
+        races = 1000
+        result = await gateway.run(UPDATE, update_of(product_id, name="Other"))
+        assert result["data"] == {"updateProduct": None}
+        assert code(result) == "PRECONDITION_FAILED"
+        assert gateway.products.resources[product_id]["name"] == "New"
+        assert races == 995
+    finally:
+        gateway.products.resources[product_id] = before
+
+
+async def test_an_update_of_an_unknown_product_without_an_image_is_not_found(gateway: Gateway) -> None:
+    result = await gateway.run(UPDATE, update_of("00000000-0000-4000-8000-00000000ffff"))
+    assert (result["data"], code(result)) == ({"updateProduct": None}, "NOT_FOUND")

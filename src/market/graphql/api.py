@@ -26,10 +26,13 @@ from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
 
 PATH = "/graphql"
+# Some clients and ingresses add the slash.
+_PATHS = (PATH, f"{PATH}/")
 TIMEOUT_SECONDS = 10.0
 PREFERRED = "application/graphql-response+json"
 LEGACY = "application/json"
 _CONTENT_TYPES = {t: f"{t}; charset=utf-8".encode() for t in (PREFERRED, LEGACY)}
+_MAX_CACHED_ACCEPT = 256
 _HEADERS = {"cache-control": "no-store", "vary": "accept"}
 
 
@@ -77,7 +80,9 @@ def application(executor: Executor, files: StaticFiles, config: Http, tracer: Tr
             return render_problem(request.scope, MutationByGet("mutations must be sent by POST"))
         return _response(await executor.execute(prepared, call.variables or {}), media_type)
 
-    routes: dict[str, Endpoint] = {f"POST {PATH}": post, f"GET {PATH}": get, **dict.fromkeys(files.routes, files.get)}
+    routes: dict[str, Endpoint] = dict.fromkeys(files.routes, files.get)
+    for path in _PATHS:
+        routes |= {f"POST {path}": post, f"GET {path}": get}
     timeouts = dict.fromkeys(routes, TIMEOUT_SECONDS)
     return edge.application(
         routes, config, tracer=tracer, health=health, timeouts=timeouts, render_problem=render_problem
@@ -86,7 +91,7 @@ def application(executor: Executor, files: StaticFiles, config: Http, tracer: Tr
 
 def render_problem(scope: Any, problem: Problem) -> Response:
     """Return a GraphQL response with a 4xx or 5xx status for a request that could not be executed."""
-    if scope["path"] != PATH:
+    if scope["path"] not in _PATHS:
         return problem_response(problem)
     headers = dict(_HEADERS)
     if isinstance(problem, MutationByGet):
@@ -95,7 +100,7 @@ def render_problem(scope: Any, problem: Problem) -> Response:
         headers["retry-after"] = str(problem.retry_after)
     # The specification knows 400, not 422.
     status = 400 if problem.status == 422 else problem.status
-    content_type = _CONTENT_TYPES[negotiate(_accept(scope)) or PREFERRED]
+    content_type = _CONTENT_TYPES[negotiate(_accept(scope)) or LEGACY]
     return json_response(rejected(problem).body, status, headers, content_type=content_type)
 
 
@@ -121,29 +126,36 @@ def parse_get_request(query_string: bytes) -> GraphQLRequest:
     return GraphQLRequest(parameters["query"], parameters.get("operationName") or None, **objects)
 
 
-@lru_cache(maxsize=256)
 def negotiate(accept: str) -> str | None:
     """Return the media type that an Accept header prefers, or None if it allows neither.
 
-    A wildcard, or no header, selects PREFERRED; in a browser's own request it selects LEGACY, because a browser shows
-    that type and downloads the other.
+    A wildcard, or no header, selects LEGACY: the specification's audit asks for it, because a client that knows the
+    other type names it (https://graphql.github.io/graphql-over-http/draft/#sec-Legacy-Watershed).
     """
+    # A longer header is rare, and could fill the cache with megabytes.
+    return _negotiate_cached(accept) if len(accept) <= _MAX_CACHED_ACCEPT else _negotiate(accept)
+
+
+def _negotiate(accept: str) -> str | None:
     if not accept.strip():
-        return PREFERRED
-    wildcard_type = LEGACY if "text/html" in accept else PREFERRED
+        return LEGACY
     ranks: dict[str, tuple[float, int]] = {}
-    wildcard_rank: tuple[float, int] | None = None
+    wildcard_quality: float | None = None
     for i, part in enumerate(accept.lower().split(",")):
         media_type, *parameters = (p.strip() for p in part.split(";"))
         rank = (_quality(parameters), -i)
         if media_type in (PREFERRED, LEGACY):
             ranks[media_type] = max(rank, ranks.get(media_type, rank))
-        elif media_type in ("*/*", "application/*") and wildcard_rank is None:
-            wildcard_rank = rank
-    if wildcard_rank is not None:
-        ranks.setdefault(wildcard_type, wildcard_rank)
+        elif media_type in ("*/*", "application/*") and wildcard_quality is None:
+            wildcard_quality = rank[0]
+    if wildcard_quality is not None:
+        # Of the same quality, a type that is named comes first.
+        ranks.setdefault(LEGACY, (wildcard_quality, -accept.count(",") - 1))
     best = max(ranks, key=lambda media_type: ranks[media_type], default=None)
     return best if best is not None and ranks[best][0] > 0 else None
+
+
+_negotiate_cached = lru_cache(maxsize=256)(_negotiate)
 
 
 def _quality(parameters: list[str]) -> float:

@@ -106,9 +106,21 @@ class ProductsClient(_RestClient):
         """Return the product's JSON. Without `availability`, products does not look it up."""
         return await self._get(product_id, "" if availability else "?availability=false")
 
-    async def update(self, body: dict[str, Any], *, idempotent: bool) -> bytes:
-        """Replace the product and return its new JSON. Only an idempotent update is retried."""
-        response = await self._http.request("PUT", self._path, body=msgspec.json.encode(body), idempotent=idempotent)
+    async def get_version(self, product_id: UUID) -> tuple[bytes, str]:
+        """Return the product's JSON and its entity tag, which `update` takes."""
+        response = await self._http.request("GET", f"{self._path}/{product_id}?availability=false")
+        return self._body(response), response.headers.get("etag", "")
+
+    async def update(self, body: dict[str, Any], *, idempotent: bool, etag: str | None = None) -> bytes:
+        """Replace the product and return its new JSON. Only an idempotent update is retried.
+
+        With an entity tag it is replaced only in that version; in another one the FieldError has the code
+        PRECONDITION_FAILED.
+        """
+        headers = {"if-match": etag} if etag else None
+        response = await self._http.request(
+            "PUT", self._path, body=msgspec.json.encode(body), headers=headers, idempotent=idempotent
+        )
         return self._body(response, "input")
 
     async def delete(self, product_id: UUID) -> None:

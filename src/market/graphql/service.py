@@ -11,13 +11,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
+from msgspec import Struct
+
 from market.graphql.clients import OrdersClient, ProductsClient
-from market.graphql.domain import snake_case_keys
+from market.graphql.domain import FieldError, snake_case_keys
 from market.kit.errors import BadInput
 from market.kit.text import parse_path_id, parse_uuid
 
 # Ids in one request to products, by the REST contract.
 MAX_IDS = 100
+# What REST returns for ids of which none exists.
+_EMPTY_PAGE = b'{"items":[],"total":0,"limit":0,"offset":0}'
+# How often an update reads the product again because another one was faster.
+_UPDATE_ATTEMPTS = 5
 # Requests to products that one response makes concurrently for its order lines.
 MAX_CONCURRENT_BATCHES = 4
 
@@ -28,6 +35,13 @@ class Deps:
 
     products: ProductsClient
     orders: OrdersClient
+
+
+class _Image(Struct, frozen=True):
+    image_url: str | None
+
+
+_decode_image = msgspec.json.Decoder(_Image).decode
 
 
 class ProductBatch(NamedTuple):
@@ -56,6 +70,11 @@ async def list_products(
     query."""
     if ids is not None and len(ids) > MAX_IDS:
         raise BadInput("ids", f"must have at most {MAX_IDS} ids, got {len(ids)}")
+    if ids == []:
+        for name, value in (("q", q), ("sort", sort), ("offset", offset or None)):
+            if value is not None:
+                raise BadInput(name, "must be absent if ids are given")
+        return _EMPTY_PAGE
     query = {
         "limit": limit,
         "offset": offset,
@@ -85,11 +104,27 @@ async def create_product(deps: Deps, *, product: dict[str, Any], idempotency_key
 
 
 async def update_product(deps: Deps, *, product: dict[str, Any]) -> bytes:
-    """Replace a product's writable fields by an UpdateProductInput and return it."""
-    parse_path_id("product", product["id"])
+    """Replace a product's writable fields by an UpdateProductInput and return it.
+
+    An absent imageUrl or stock is left as it is; a null imageUrl removes the image. Raises FieldError with the code
+    PRECONDITION_FAILED if the product was modified by others at each of five attempts to keep its image.
+    """
+    product_id = parse_path_id("product", product["id"])
     body = _rest_body(product, nullable={"imageUrl"})
     # A stock-take is not retried: units sold between two attempts would be back in stock.
-    return await deps.products.update(body, idempotent="stock" not in body)
+    idempotent = "stock" not in body
+    if "image_url" in body:
+        return await deps.products.update(body, idempotent=idempotent)
+    # REST replaces the image, too. It is read, and written back only if nobody has changed the product since.
+    for attempt in range(1, _UPDATE_ATTEMPTS + 1):
+        current, etag = await deps.products.get_version(product_id)
+        body["image_url"] = _decode_image(current).image_url
+        try:
+            return await deps.products.update(body, idempotent=idempotent, etag=etag)
+        except FieldError as e:
+            if e.extensions["code"] != "PRECONDITION_FAILED" or attempt == _UPDATE_ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
 
 
 async def delete_product(deps: Deps, *, product_id: str) -> str:
