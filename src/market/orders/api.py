@@ -69,7 +69,8 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[
             money.TotalText,
             Meta(
-                description="The total that the buyer has seen. If it differs, the order is rejected before anything is reserved."
+                description="The total that the buyer has seen. If it differs, the order is rejected before anything "
+                "is reserved."
             ),
         ]
         | None

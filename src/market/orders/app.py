@@ -148,7 +148,10 @@ async def _ensure_topics(config: Kafka, timeout_seconds: float, *, update_settin
 
 
 async def migrate(config: Config, _: list[str]) -> int:
-    """Create indexes and topics. If Kafka stays unavailable for `create_seconds`, the service creates the topics later."""
+    """Create indexes and topics.
+
+    If Kafka stays unavailable for `create_seconds`, the service creates the topics later.
+    """
     client = create_client(config.mongodb)
     try:
         collection = OrdersCollection(client[config.mongodb.database], timeout_seconds=config.mongodb.timeout_seconds)

@@ -80,7 +80,8 @@ class Config(Base, frozen=True, kw_only=True):
             return
         if self.recovery.after_seconds < 3 * self.order_seconds:
             raise ValueError(
-                "recovery.after_seconds: must be at least three times order_seconds, or orders in flight would be rejected"
+                "recovery.after_seconds: must be at least three times order_seconds, or orders in flight would be "
+                "rejected"
             )
         if self.kafka.delivery_seconds >= self.recovery.lease_seconds:
             raise ValueError(

@@ -189,7 +189,10 @@ def move_after_reservation(result: ReservationResult) -> Move:
 
 
 def apply_move(order: Order, move: Move, entry: OutboxEntry | None = None) -> Order:
-    """Return the order after the move, with `entry` added to its outbox. The order must be in the move's source status."""
+    """Return the order after the move, with `entry` added to its outbox.
+
+    The order must be in the move's source status.
+    """
     assert order.status is move.source, f"cannot {move.name} an order that is {order.status}"
     return msgspec.structs.replace(
         order,

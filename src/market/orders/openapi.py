@@ -26,13 +26,15 @@ def build() -> dict[str, Any]:
         413: ("The body is over 1 MiB.", None),
         415: ("The content type is not application/json.", None),
         422: (
-            "A field is missing, unknown, of the wrong type or out of range; or the key was used with a different body.",
+            "A field is missing, unknown, of the wrong type or out of range; or the key was used with a different "
+            "body.",
             None,
         ),
     }
     unavailable = {
         503: (
-            "Temporarily unavailable; retry after Retry-After. `order_id` is present if an order was stored and its outcome is unknown.",
+            "Temporarily unavailable; retry after Retry-After. `order_id` is present if an order was stored and its "
+            "outcome is unknown.",
             None,
         )
     }

@@ -144,7 +144,10 @@ class OrderRepository:
     async def list_for_user(
         self, user: str, statuses: Sequence[Status], *, limit: int, offset: int, fits: Callable[[Order], bool]
     ) -> OrderPage:
-        """Return a page of the user's orders, newest first. The page ends early at the first order that does not fit."""
+        """Return a page of the user's orders, newest first.
+
+        The page ends early at the first order that does not fit.
+        """
         where = {"user": user, "status": {"$in": [s.value for s in statuses]}}
 
         async def find() -> list[Order]:

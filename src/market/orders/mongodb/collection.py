@@ -154,7 +154,10 @@ class OrdersCollection:
         return at if at.tzinfo else at.replace(tzinfo=UTC)
 
     async def ping(self) -> None:
-        """Raise Unavailable if the server does not respond as a primary that accepts writes. Bypasses the circuit breaker."""
+        """Raise Unavailable if the server does not respond as a primary that accepts writes.
+
+        Bypasses the circuit breaker.
+        """
         try:
             response = await self._database.command("hello")
         except PyMongoError as e:

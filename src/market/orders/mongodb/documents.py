@@ -1,8 +1,8 @@
 """The order's document: domain data to BSON values and back, and a move as a conditional update.
 
 Besides the order itself a document has `since` (the server's time of the intent), `release_due` (the server's time of
-the last attempt), `outbox`, `unsent_since`, `stuck_since`, and the outbox lease: `claimed_by` is its owner, `claimed_at`
-the server's time at which it was taken.
+the last attempt), `outbox`, `unsent_since`, `stuck_since`, and the outbox lease: `claimed_by` is its owner,
+`claimed_at` the server's time at which it was taken.
 """
 
 from __future__ import annotations

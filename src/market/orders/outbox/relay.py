@@ -1,8 +1,8 @@
 """The relay: publishes events from the outbox to Kafka, in order per order, and removes each once it is acknowledged.
 
-The process that confirms an order publishes its event at once, under the lease that the confirmation took. If Kafka does
-not take the event, the lease is released and the loop of any pod tries again; while Kafka is unavailable a pod tries one
-order per pass, a different one each time. What a crashed process left is found once its lease has expired.
+The process that confirms an order publishes its event at once, under the lease that the confirmation took. If Kafka
+does not take the event, the lease is released and the loop of any pod tries again; while Kafka is unavailable a pod
+tries one order per pass, a different one each time. What a crashed process left is found once its lease has expired.
 """
 
 from __future__ import annotations
@@ -66,15 +66,16 @@ class Relay:
             self._release_many, name="orders.release-lease", max_batch_size=256
         )
         self._in_flight: set[UUID] = set()
-        # Orders in flight that were leased again: the repository has removed the first event, which is not known here yet.
+        # Orders in flight that were leased again: the repository has removed the first event, which is not known here
+        # yet.
         self._reclaimed: set[UUID] = set()
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failing = False
         # How many deliveries have failed, or were not accepted by the producer.
         self._failures = 0
-        # Where the loop's last pass over the outboxes ended; None: at the end. The passes go round, so that an order that
-        # keeps failing (its partition is unavailable) does not block those that were not tried yet.
+        # Where the loop's last pass over the outboxes ended; None: at the end. The passes go round, so that an order
+        # that keeps failing (its partition is unavailable) does not block those that were not tried yet.
         self._position: datetime | None = None
 
     @property
@@ -239,7 +240,10 @@ class Relay:
         return [remaining.get(order_id) for order_id, _ in published]
 
     async def _release_leases(self, order_ids: Sequence[UUID]) -> None:
-        """Let any relay try again. Until then the orders count as in flight, so that none is sent here without a lease."""
+        """Let any relay try again.
+
+        Until then the orders count as in flight, so that none is sent here without a lease.
+        """
         # Not within the deadline of the request that happened to start this.
         context.deadline.set(None)
         self._failures += len(order_ids)

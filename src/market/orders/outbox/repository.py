@@ -53,7 +53,8 @@ class OutboxRepository:
         )
 
     async def renew_lease(self, order_id: UUID) -> Order | None:
-        """Restart the time of a lease of ours and return the order; None if the outbox is empty or leased to another."""
+        """Restart the time of a lease of ours and return the order; None if the outbox is empty or leased to
+        another."""
         return await self._take_lease(
             {"_id": order_id, "unsent_since": {"$exists": True}, "claimed_by": self.instance_id}
         )

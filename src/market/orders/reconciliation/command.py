@@ -23,7 +23,8 @@ _OPTIONS = ("--repair", "--json", "--topic")
 
 
 async def run(config: Config, arguments: list[str]) -> int:
-    """Reconcile and print differences and summary to standard output; with --json one object per line, progress included.
+    """Reconcile and print differences and summary to standard output; with --json one object per line, progress
+    included.
 
     Return the exit status: 0: no differences are left; 1: differences are left; 2: wrong usage, or not finished.
     """

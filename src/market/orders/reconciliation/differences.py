@@ -56,11 +56,11 @@ CAUSES = {
     Kind.EVENT_OVERDUE: "Kafka is unavailable, or no relay is running",
     Kind.EVENT_REJECTED: "Kafka rejected the event for the reason given, most often the topic's max.message.bytes",
     Kind.EVENT_MISSING: "the topic was recreated or lost data",
-    Kind.EVENTS_OUT_OF_ORDER: "the topic had lost order.created, and it was sent again after order.cancelled; consumers "
-    "recognize this by `sequence`",
+    Kind.EVENTS_OUT_OF_ORDER: "the topic had lost order.created, and it was sent again after order.cancelled; "
+    "consumers recognize this by `sequence`",
     Kind.EVENT_WITHOUT_ORDER: "MongoDB was restored to a time before the order, or another program wrote to the topic",
-    Kind.EVENT_CONTRADICTS: "MongoDB was restored to a time before the order was confirmed or cancelled, or another program "
-    "wrote to the topic",
+    Kind.EVENT_CONTRADICTS: "MongoDB was restored to a time before the order was confirmed or cancelled, or another "
+    "program wrote to the topic",
     Kind.EVENT_DIFFERS: "the order was modified by hand after it was published, or another program wrote to the topic",
     Kind.EVENT_UNREADABLE: "another program wrote to the topic; notifications moved the message to the dead letters",
     Kind.NO_STOCK_ROW: "inventory's table was modified by hand",

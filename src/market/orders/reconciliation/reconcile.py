@@ -71,7 +71,8 @@ Line = Difference | Progress | Summary
 async def reconcile(
     deps: Deps, recovery: Recovery, *, repair: bool, topic: TopicReader | None, second_check_seconds: float = 2.0
 ) -> AsyncIterator[Line]:
-    """Yield progress, differences, and exactly one summary at the end, even if a store becomes unavailable on the way."""
+    """Yield progress, differences, and exactly one summary at the end, even if a store becomes unavailable on the
+    way."""
     run = _Run(deps, recovery, repair, topic)
     started = time.monotonic()
     error = None
@@ -170,7 +171,10 @@ class _Run:
         return None if self._topic is None else self._topic.seen.get(order_id, 0)
 
     async def _pairs(self) -> AsyncIterator[tuple[UUID, Order | UnreadableDocument | None, Reservation | None]]:
-        """Merge orders and reservations, both by ascending id. Yield (id, order, reservation); one of them may be None."""
+        """Merge orders and reservations, both by ascending id.
+
+        Yield (id, order, reservation); one of them may be None.
+        """
         orders, reservations = aiter(self._scans.orders(_PAGE_SIZE)), aiter(self._all_reservations())
         order, reservation = await anext(orders, None), await anext(reservations, None)
         while order is not None or reservation is not None:

@@ -1,5 +1,5 @@
-"""The repairs of reconciliation. Each is a step that the service itself would take, conditional or idempotent, so that a
-live system can keep running meanwhile."""
+"""The repairs of reconciliation. Each is a step that the service itself would take, conditional or idempotent, so that
+a live system can keep running meanwhile."""
 
 from __future__ import annotations
 
@@ -73,7 +73,10 @@ async def publish(case: Case) -> Repair:
 
 
 async def publish_again(case: Case) -> Repair:
-    """Add the missing event, whose type is the detail, to the outbox. Its id is the same, so that repeats are recognized."""
+    """Add the missing event, whose type is the detail, to the outbox.
+
+    Its id is the same, so that repeats are recognized.
+    """
     queued = await _requeue(case, case.detail)
     if case.detail == events.CREATED and case.order is not None and case.order.status is Status.CANCELLED:
         # Otherwise the last event in the topic would be the creation.

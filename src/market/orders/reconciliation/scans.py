@@ -37,7 +37,10 @@ class Scans:
         return [parse_document(d) for d in found]
 
     async def foreign_ids(self, limit: int) -> list[str]:
-        """Return ids that are not UUIDs, as Python writes them: documents of another program. No order has such an id."""
+        """Return ids that are not UUIDs, as Python writes them: documents of another program.
+
+        No order has such an id.
+        """
         where = {"$or": [{"_id": {"$not": {"$gte": _FIRST_ID}}}, {"_id": {"$not": {"$lte": _LAST_ID}}}]}
         return [repr(d["_id"]) for d in await self._collection.find(where, {"_id": 1}, limit=limit)]
 
