@@ -10,11 +10,9 @@ import fcntl
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -39,31 +37,6 @@ _PREFIX = "market-test-"
 def clock() -> FakeClock:
     """A clock that moves only when the test moves it, to be passed in as `clock` (and its `sleep` as `sleep`)."""
     return FakeClock()
-
-
-class StoppedClock:
-    """Stands in for the module `time`: moves only when a test says so."""
-
-    perf_counter = staticmethod(time.perf_counter)
-
-    def __init__(self) -> None:
-        self.now = time.monotonic()
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def stop_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., StoppedClock]:
-    """Gives modules of ours a clock that stands still: `clock = stop_clock(resilience)`, `clock.now += 1`."""
-
-    def stop(*modules: ModuleType) -> StoppedClock:
-        clock = StoppedClock()
-        for module in modules:
-            monkeypatch.setattr(module, "time", clock)
-        return clock
-
-    return stop
 
 
 @pytest.fixture(scope="session")

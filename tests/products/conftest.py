@@ -1,4 +1,5 @@
-"""Products in this process, on real PostgreSQL and Redis, with the real inventory or with a fake one that the test controls."""
+"""Products in this process, on real PostgreSQL and Redis, with the real inventory or with a fake one that the test
+controls."""
 
 from __future__ import annotations
 

@@ -249,7 +249,8 @@ async def test_without_redis_every_read_calls_inventory_until_redis_has_recovere
                 seconds.append(time.monotonic() - started)
                 assert len(inventory.checks) == n + 1
             assert max(seconds) < PATIENCE / 2
-            # After five failures Redis is not used until the circuit's clock, which stands still, has moved by a second.
+            # After five failures Redis is not used until the circuit's clock, which stands still, has moved by a
+            # second.
             assert min(seconds[5:]) < 1.0
         finally:
             redis_server.restart() if how == "kill" else redis_server.resume()

@@ -1,6 +1,7 @@
 """Currencies of ISO 4217, from its published table (the package iso4217), with their minor units.
 
-The data of Babel and of pycountry does not serve: Babel's decimals are those that people customarily write (none for HUF,
+The data of Babel and of pycountry does not serve: Babel's decimals are those that people customarily write (none for
+    HUF,
 ISO 4217: two), pycountry has none, and both weigh over 20 MB; iso4217 weighs 70 kB.
 """
 
@@ -13,7 +14,10 @@ _UNITS_OF_ACCOUNT = frozenset({"UYW", "XAD"})
 
 
 def _read_table() -> dict[str, int]:
-    """Return the minor units of each currency in use. Metals, bond market units and test codes have none; funds are left out."""
+    """Return the minor units of each currency in use.
+
+    Metals, bond market units and test codes have none; funds are left out.
+    """
     minor_units: dict[str, int] = {}
     for entry in iso4217.raw_xml.iter("CcyNtry"):
         code, digits, name = entry.findtext("Ccy"), entry.findtext("CcyMnrUnts"), entry.find("CcyNm")

@@ -61,8 +61,7 @@ class CircuitBreaker:
         open_seconds: float = 0.3,
         counts: tuple[type[BaseException], ...] = (Unavailable,),
         slow_after_seconds: float = 0.0,
-        # Looked up at each call, as long as tests of products stop `time` here.
-        clock: Callable[[], float] = lambda: time.monotonic(),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._upstream = upstream
         self._max_failures = failures

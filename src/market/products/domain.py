@@ -67,7 +67,8 @@ class Draft(Struct, frozen=True, gc=False, omit_defaults=True):
     stock: int | None
 
     def fingerprint(self) -> bytes:
-        """Return the SHA-256 of the request's content: the same for 2.5 and 2.50, and for a field omitted or at its default."""
+        """Return the SHA-256 of the request's content: the same for 2.5 and 2.50, and for a field omitted or at its
+        default."""
         return hashlib.sha256(msgspec.json.encode(self)).digest()
 
 
@@ -100,7 +101,10 @@ def validate_currency(code: str) -> str:
 
 
 def validate_image_url(url: str | None) -> str | None:
-    """Return the URL unchanged. Raises BadInput for one that a browser would read as another host's, such as //host/a.png."""
+    """Return the URL unchanged.
+
+    Raises BadInput for one that a browser would read as another host's, such as //host/a.png.
+    """
     if url is None:
         return None
     text.validate_text("image_url", url, min_length=1, max_length=MAX_URL_LENGTH)

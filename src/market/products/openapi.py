@@ -76,8 +76,8 @@ OPERATIONS = [
             parameter(
                 "ids",
                 "query",
-                f"1 to {MAX_IDS} ids, separated by commas: these products in this order, each once, without unknown ones. "
-                "Cannot be combined with q, sort and offset.",
+                f"1 to {MAX_IDS} ids, separated by commas: these products in this order, each once, without unknown "
+                "ones. Cannot be combined with q, sort and offset.",
                 {"type": "string", "minLength": 36},
             ),
             parameter(

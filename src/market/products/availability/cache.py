@@ -25,8 +25,8 @@ _VALUES = {b"1": True, b"0": False}
 def connect(url: str) -> redis.asyncio.Redis:
     """Return a client that connects when it is first used.
 
-    It retries once, for a connection that the server has closed. It has no timeouts of its own, which would cost a task per
-    command: AvailabilityCache limits each access.
+    It retries once, for a connection that the server has closed. It has no timeouts of its own, which would cost a task
+    per command: AvailabilityCache limits each access.
     """
     client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
         url, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 1), protocol=2

@@ -1,8 +1,8 @@
 """Whether products can be sold now: from the cache, otherwise from inventory, otherwise unknown.
 
-Readers store only entries that are absent, and the service itself overwrites entries after SetStock, so an outdated result
-cannot replace a newer one. Sales do not change the cache: an entry may be outdated for its whole life. It is for display
-only; Reserve decides.
+Readers store only entries that are absent, and the service itself overwrites entries after SetStock, so an outdated
+result cannot replace a newer one. Sales do not change the cache: an entry may be outdated for its whole life. It is for
+display only; Reserve decides.
 """
 
 from __future__ import annotations
