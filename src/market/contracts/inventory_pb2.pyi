@@ -220,7 +220,7 @@ class CancelReserveResponse(_message.Message):
 
     RELEASED_FIELD_NUMBER: _builtins.int
     released: _builtins.bool
-    """Whether something was given back by this call."""
+    """True if this call released units."""
     def __init__(
         self,
         *,
@@ -262,7 +262,7 @@ class ReserveManyResult(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     code: _builtins.int
-    """A gRPC status code; 0 (OK) when `answer` holds."""
+    """A gRPC status code; `answer` is set if it is 0 (OK)."""
     message: _builtins.str
     @_builtins.property
     def answer(self) -> Global___ReserveResponse: ...
@@ -415,7 +415,7 @@ class GetStockResponse(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Item]:
-        """Only products that have a stock row."""
+        """Without the products that have never had stock."""
 
     def __init__(
         self,
@@ -467,7 +467,7 @@ class ListReservationsRequest(_message.Message):
     AFTER_ID_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     after_id: _builtins.str
-    """Empty: from the first."""
+    """Empty: start at the first."""
     limit: _builtins.int
     """1..1000; 0 means 100."""
     def __init__(

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InventoryStub:
-    """The stock of the shop: what is free to sell, and who holds what.
+    """The shop's stock and its reservations.
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
     """
 
@@ -79,60 +79,61 @@ class InventoryStub:
 
 
 class InventoryServicer:
-    """The stock of the shop: what is free to sell, and who holds what.
+    """The shop's stock and its reservations.
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
     """
 
     def CheckAvaliable(self, request, context):
-        """What is free to sell now. An unknown product is not available. (The name is spelled as the shop's owner spells it.)
+        """Return the current stock of products. An unknown product is not available. (The spelling of the name is deliberate.)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reserve(self, request, context):
-        """Takes all goods of the list, or none. Idempotent by reservation_id.
+        """Reserve all items or none. Idempotent by reservation_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelReserve(self, request, context):
-        """Gives back what the reservation holds. Idempotent; an id never seen is remembered as cancelled.
+        """Release the reservation's units. Idempotent; an unknown id is recorded as cancelled, so that a later Reserve is rejected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReserveMany(self, request, context):
-        """Many reservations in one call, decided in turn, each all or nothing on its own.
+        """Decide many reservations in sequence, each all or nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetStock(self, request, context):
-        """A stock-take: replaces what is free to sell. Reservations stay as they are.
+        """Replace the stock of a product, as after a stock take. Reservations are unchanged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddStock(self, request, context):
-        """Books a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id.
+        """Change the stock by a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStock(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Return the stock of products that have ever had one.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListReservations(self, request, context):
-        """Reservations in order of id, from the first above after_id. A page may end early: the last one is empty.
+        """Return reservations in order of id, starting after after_id. A page may be short; only an empty page is the last one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,7 +191,7 @@ def add_InventoryServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inventory:
-    """The stock of the shop: what is free to sell, and who holds what.
+    """The shop's stock and its reservations.
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
     """
 

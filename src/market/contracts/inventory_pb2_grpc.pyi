@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InventoryStub:
-    """The stock of the shop: what is free to sell, and who holds what.
+    """The shop's stock and its reservations.
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
     """
 
@@ -36,46 +36,48 @@ class InventoryStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InventoryAsyncStub: ...
     CheckAvaliable: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.CheckAvaliableRequest, _inventory_pb2.CheckAvaliableResponse]
-    """What is free to sell now. An unknown product is not available. (The name is spelled as the shop's owner spells it.)"""
+    """Return the current stock of products. An unknown product is not available. (The spelling of the name is deliberate.)"""
     Reserve: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReserveRequest, _inventory_pb2.ReserveResponse]
-    """Takes all goods of the list, or none. Idempotent by reservation_id."""
+    """Reserve all items or none. Idempotent by reservation_id."""
     CancelReserve: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.CancelReserveRequest, _inventory_pb2.CancelReserveResponse]
-    """Gives back what the reservation holds. Idempotent; an id never seen is remembered as cancelled."""
+    """Release the reservation's units. Idempotent; an unknown id is recorded as cancelled, so that a later Reserve is rejected."""
     ReserveMany: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReserveManyRequest, _inventory_pb2.ReserveManyResponse]
-    """Many reservations in one call, decided in turn, each all or nothing on its own."""
+    """Decide many reservations in sequence, each all or nothing."""
     SetStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.SetStockRequest, _inventory_pb2.SetStockResponse]
-    """A stock-take: replaces what is free to sell. Reservations stay as they are."""
+    """Replace the stock of a product, as after a stock take. Reservations are unchanged."""
     AddStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.AddStockRequest, _inventory_pb2.AddStockResponse]
-    """Books a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id."""
+    """Change the stock by a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id."""
     GetStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.GetStockRequest, _inventory_pb2.GetStockResponse]
+    """Return the stock of products that have ever had one."""
     ListReservations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ListReservationsRequest, _inventory_pb2.ListReservationsResponse]
-    """Reservations in order of id, from the first above after_id. A page may end early: the last one is empty."""
+    """Return reservations in order of id, starting after after_id. A page may be short; only an empty page is the last one."""
 
 @_typing.type_check_only
 class InventoryAsyncStub(InventoryStub):
-    """The stock of the shop: what is free to sell, and who holds what.
+    """The shop's stock and its reservations.
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CheckAvaliable: _aio.UnaryUnaryMultiCallable[_inventory_pb2.CheckAvaliableRequest, _inventory_pb2.CheckAvaliableResponse]  # type: ignore[assignment]
-    """What is free to sell now. An unknown product is not available. (The name is spelled as the shop's owner spells it.)"""
+    """Return the current stock of products. An unknown product is not available. (The spelling of the name is deliberate.)"""
     Reserve: _aio.UnaryUnaryMultiCallable[_inventory_pb2.ReserveRequest, _inventory_pb2.ReserveResponse]  # type: ignore[assignment]
-    """Takes all goods of the list, or none. Idempotent by reservation_id."""
+    """Reserve all items or none. Idempotent by reservation_id."""
     CancelReserve: _aio.UnaryUnaryMultiCallable[_inventory_pb2.CancelReserveRequest, _inventory_pb2.CancelReserveResponse]  # type: ignore[assignment]
-    """Gives back what the reservation holds. Idempotent; an id never seen is remembered as cancelled."""
+    """Release the reservation's units. Idempotent; an unknown id is recorded as cancelled, so that a later Reserve is rejected."""
     ReserveMany: _aio.UnaryUnaryMultiCallable[_inventory_pb2.ReserveManyRequest, _inventory_pb2.ReserveManyResponse]  # type: ignore[assignment]
-    """Many reservations in one call, decided in turn, each all or nothing on its own."""
+    """Decide many reservations in sequence, each all or nothing."""
     SetStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.SetStockRequest, _inventory_pb2.SetStockResponse]  # type: ignore[assignment]
-    """A stock-take: replaces what is free to sell. Reservations stay as they are."""
+    """Replace the stock of a product, as after a stock take. Reservations are unchanged."""
     AddStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.AddStockRequest, _inventory_pb2.AddStockResponse]  # type: ignore[assignment]
-    """Books a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id."""
+    """Change the stock by a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id."""
     GetStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.GetStockRequest, _inventory_pb2.GetStockResponse]  # type: ignore[assignment]
+    """Return the stock of products that have ever had one."""
     ListReservations: _aio.UnaryUnaryMultiCallable[_inventory_pb2.ListReservationsRequest, _inventory_pb2.ListReservationsResponse]  # type: ignore[assignment]
-    """Reservations in order of id, from the first above after_id. A page may end early: the last one is empty."""
+    """Return reservations in order of id, starting after after_id. A page may be short; only an empty page is the last one."""
 
 class InventoryServicer(metaclass=_abc_1.ABCMeta):
-    """The stock of the shop: what is free to sell, and who holds what.
+    """The shop's stock and its reservations.
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
     """
 
@@ -85,7 +87,7 @@ class InventoryServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.CheckAvaliableRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.CheckAvaliableResponse, _abc.Awaitable[_inventory_pb2.CheckAvaliableResponse]]:
-        """What is free to sell now. An unknown product is not available. (The name is spelled as the shop's owner spells it.)"""
+        """Return the current stock of products. An unknown product is not available. (The spelling of the name is deliberate.)"""
 
     @_abc_1.abstractmethod
     def Reserve(
@@ -93,7 +95,7 @@ class InventoryServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.ReserveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.ReserveResponse, _abc.Awaitable[_inventory_pb2.ReserveResponse]]:
-        """Takes all goods of the list, or none. Idempotent by reservation_id."""
+        """Reserve all items or none. Idempotent by reservation_id."""
 
     @_abc_1.abstractmethod
     def CancelReserve(
@@ -101,7 +103,7 @@ class InventoryServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.CancelReserveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.CancelReserveResponse, _abc.Awaitable[_inventory_pb2.CancelReserveResponse]]:
-        """Gives back what the reservation holds. Idempotent; an id never seen is remembered as cancelled."""
+        """Release the reservation's units. Idempotent; an unknown id is recorded as cancelled, so that a later Reserve is rejected."""
 
     @_abc_1.abstractmethod
     def ReserveMany(
@@ -109,7 +111,7 @@ class InventoryServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.ReserveManyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.ReserveManyResponse, _abc.Awaitable[_inventory_pb2.ReserveManyResponse]]:
-        """Many reservations in one call, decided in turn, each all or nothing on its own."""
+        """Decide many reservations in sequence, each all or nothing."""
 
     @_abc_1.abstractmethod
     def SetStock(
@@ -117,7 +119,7 @@ class InventoryServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.SetStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.SetStockResponse, _abc.Awaitable[_inventory_pb2.SetStockResponse]]:
-        """A stock-take: replaces what is free to sell. Reservations stay as they are."""
+        """Replace the stock of a product, as after a stock take. Reservations are unchanged."""
 
     @_abc_1.abstractmethod
     def AddStock(
@@ -125,14 +127,15 @@ class InventoryServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.AddStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.AddStockResponse, _abc.Awaitable[_inventory_pb2.AddStockResponse]]:
-        """Books a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id."""
+        """Change the stock by a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id."""
 
     @_abc_1.abstractmethod
     def GetStock(
         self,
         request: _inventory_pb2.GetStockRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_inventory_pb2.GetStockResponse, _abc.Awaitable[_inventory_pb2.GetStockResponse]]: ...
+    ) -> _typing.Union[_inventory_pb2.GetStockResponse, _abc.Awaitable[_inventory_pb2.GetStockResponse]]:
+        """Return the stock of products that have ever had one."""
 
     @_abc_1.abstractmethod
     def ListReservations(
@@ -140,6 +143,6 @@ class InventoryServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.ListReservationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.ListReservationsResponse, _abc.Awaitable[_inventory_pb2.ListReservationsResponse]]:
-        """Reservations in order of id, from the first above after_id. A page may end early: the last one is empty."""
+        """Return reservations in order of id, starting after after_id. A page may be short; only an empty page is the last one."""
 
 def add_InventoryServicer_to_server(servicer: InventoryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
