@@ -204,8 +204,9 @@ class Producer(Generic[Token]):
         headers: Headers = (),
         partition: int = -1,
     ) -> None:
-        """Send a message and return once all in-sync replicas have acknowledged it. Raise KafkaException if they do
-        not.
+        """Send a message and return once all in-sync replicas have acknowledged it.
+
+        Raises KafkaException if they do not.
 
         A caller that is cancelled does not withdraw the message.
         """
@@ -242,9 +243,9 @@ class Producer(Generic[Token]):
         self._librdkafka.purge()
 
     async def close(self, timeout_seconds: float) -> None:
-        """Wait for pending messages, at most so long, and stop.
+        """Wait for pending messages, for at most `timeout_seconds`, and stop.
 
-        What is then still pending is given up without a report.
+        Messages that are still pending then are given up without a report.
         """
         end = self._loop.time() + timeout_seconds
         while (self.pending or self._tasks) and self._loop.time() < end:  # noqa: ASYNC110 - results come from a thread

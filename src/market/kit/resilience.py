@@ -34,8 +34,7 @@ def backoff(attempt: int, *, base: float = 0.05, max_seconds: float = 2.0) -> fl
 def reraise_if_cancelled() -> None:
     """Raise CancelledError if the current task was cancelled.
 
-    For code that continues after an error: a library may have turned the cancellation into an error of its own, as
-        PyMongo
+    For code that continues after an error: a library may have replaced the cancellation by an error of its own. PyMongo
     turns it into a network error.
     """
     if (task := asyncio.current_task()) is not None and task.cancelling():

@@ -43,8 +43,10 @@ def parse_path_id(kind: str, value: str) -> UUID:
 
 
 def is_email_address(value: str) -> bool:
-    """Return whether the text is an address of RFC 5321: a dot-atom, a domain of at least two labels, 254
-    characters."""
+    """Return whether the text is an e-mail address (RFC 5321) of at most 254 characters.
+
+    The local part must be a dot-atom, and the domain must have at least two labels.
+    """
     local_part = value.partition("@")[0]
     return (
         len(value) <= 254

@@ -1,5 +1,4 @@
-"""Reading requests: headers, JSON bodies and query strings, parsed by msgspec in strict mode into a service's
-structs."""
+"""Reading requests: headers, and JSON bodies and query strings as structs, in msgspec's strict mode."""
 
 from __future__ import annotations
 
@@ -101,8 +100,10 @@ def _bad_input(error: msgspec.ValidationError, expected_type: Any, data: Any) ->
 
 @lru_cache
 def _readers(query_type: Any) -> dict[str, Callable[[str], Any]]:
-    """Return a parser for each field that is not text, by name. msgspec's lax mode would take 1e2 and 20.0 for an
-    int."""
+    """Return a parser by name for each field that is not text.
+
+    msgspec's lax mode would accept 1e2 and 20.0 as an int.
+    """
     info = inspect.type_info(query_type)
     assert isinstance(info, inspect.StructType)
     readers = {}

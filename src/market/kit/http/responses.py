@@ -32,8 +32,10 @@ def json_response(
     *,
     content_type: bytes = b"application/json",
 ) -> Response:
-    """Return a response with the body encoded as JSON; a body of bytes is sent as it is, whatever its
-    `content_type`."""
+    """Return a response with the body encoded as JSON.
+
+    A body of bytes is sent unchanged, so that `content_type` may be any.
+    """
     data = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return _Encoded(data, status, content_type, headers)
 
