@@ -37,7 +37,7 @@ POINTS = (
 
 
 class Reservation(Struct, frozen=True, gc=False):
-    """The units of each product that one order needs.
+    """The units of each product that one order requests.
 
     Line n is `quantities[n]` units of `product_ids[n]`. The lines are sorted by product, one per product.
     """
@@ -48,7 +48,7 @@ class Reservation(Struct, frozen=True, gc=False):
 
 
 class Shortage(Struct, frozen=True, gc=False):
-    """A line that asks for more than there is in stock."""
+    """A line that requests more units than are available."""
 
     product_id: UUID
     requested: int

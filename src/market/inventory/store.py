@@ -22,7 +22,7 @@ from market.inventory.domain import (
     StoredReservation,
 )
 from market.kit import context
-from market.kit.errors import DeadlineExceeded, Unavailable
+from market.kit.errors import Unavailable
 from market.kit.faults import Faults
 from market.kit.postgres import CONNECTION_ERRORS
 from market.kit.process import logs
@@ -57,11 +57,9 @@ class Database:
         may repeat it with the same id.
         """
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            seconds_left = context.remaining(self._timeout_seconds)
-            if seconds_left <= 0:
-                raise DeadlineExceeded("deadline exceeded")
+            seconds = context.require_remaining(self._timeout_seconds)
             try:
-                async with asyncio.timeout(seconds_left), self._pool.acquire() as conn:
+                async with asyncio.timeout(seconds), self._pool.acquire() as conn:
                     if self._faults is None:
                         return await work(conn)
                     return await self._run_with_failure_points(conn, work, self._faults, inside, after)

@@ -13,7 +13,6 @@ from market.kit.process.lifecycle import Process, Server
 from market.kit.rpc import client as rpc
 from market.products import api
 from market.products.availability import lookup
-from market.products.availability.cache import AvailabilityCache, connect
 from market.products.clients import InventoryClient
 from market.products.config import Config
 from market.products.service import Deps
@@ -24,7 +23,7 @@ MIGRATIONS = "market.products.migrations"
 
 @dataclass(frozen=True)
 class Clients:
-    """The seam for tests: what is given replaces the client of inventory or the cache in Redis."""
+    """The seam for tests: a field that is not None replaces the client of inventory, or the cache in Redis."""
 
     inventory: InventoryClient | None = None
     cache: lookup.Cache | None = None
@@ -42,17 +41,11 @@ async def build(config: Config, process: Process, clients: Clients | None = None
             read_seconds=config.availability.timeout_seconds,
             write_seconds=config.inventory.timeout_seconds,
         )
-        cache = clients.cache or AvailabilityCache(
-            await stack.enter_async_context(connect(config.redis.url)),
-            ttl_seconds=config.availability.ttl_seconds,
-            timeout_seconds=config.redis.timeout_seconds,
-        )
+        availability = await stack.enter_async_context(lookup.open_lookup(config, inventory, clients.cache))
         deps = Deps(
             products=ProductRepository(pool, timeout_seconds=config.request_seconds),
             inventory=inventory,
-            availability=lookup.AvailabilityLookup(
-                cache, inventory, timeout_seconds=config.availability.timeout_seconds
-            ),
+            availability=availability,
             faults=process.faults,
         )
         routes = api.routes(deps)

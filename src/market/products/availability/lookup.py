@@ -8,7 +8,8 @@ display only; Reserve decides.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import chain
 from typing import Protocol
 from uuid import UUID
@@ -16,7 +17,9 @@ from uuid import UUID
 from market.kit import context
 from market.kit.batching import Batcher
 from market.kit.errors import Problem
+from market.products.availability.cache import AvailabilityCache, connect
 from market.products.clients import MAX_IDS_PER_CALL
+from market.products.config import Config
 from market.products.metrics import AVAILABILITY_LOOKUPS
 
 
@@ -34,6 +37,20 @@ class Inventory(Protocol):
     """The part of InventoryClient that lookups use."""
 
     async def check_available(self, product_ids: Sequence[str], /) -> dict[str, bool]: ...
+
+
+@asynccontextmanager
+async def open_lookup(
+    config: Config, inventory: Inventory, cache: Cache | None = None
+) -> AsyncIterator[AvailabilityLookup]:
+    """The lookup, with the cache in Redis unless another one is passed in. Redis need not be available."""
+    async with AsyncExitStack() as stack:
+        cache = cache or AvailabilityCache(
+            await stack.enter_async_context(connect(config.redis.url)),
+            ttl_seconds=config.availability.ttl_seconds,
+            timeout_seconds=config.redis.timeout_seconds,
+        )
+        yield AvailabilityLookup(cache, inventory, timeout_seconds=config.availability.timeout_seconds)
 
 
 class AvailabilityLookup:
