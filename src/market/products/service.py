@@ -43,9 +43,8 @@ async def create(deps: Deps, draft: Draft, key: str | None) -> Creation:
     """Create the product, or return the one that was created with the same Idempotency-Key.
 
     Each attempt has a new product id, which must not be derived from the key: a late repeat would then set the stock of
-        a
-    product that is being sold already. Key and product are one row, so of two attempts with one key one inserts it; the
-    other leaves at most the stock of a product that does not exist.
+    a product that is being sold already. Key and product are one row, so of two attempts with one key one inserts it;
+    the other leaves at most the stock of a product that does not exist.
 
     Raises IdempotencyKeyReused, DeadlineExceeded, Unavailable.
     """
