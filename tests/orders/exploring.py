@@ -28,7 +28,10 @@ def explore(
     at_the_end: Callable[[World], None],
     most: int,
 ) -> int:
-    """Visits every world that can be reached; `always` holds in each, `at_the_end` where no step is left. Answers how many."""
+    """Visits every world that can be reached; `always` holds in each, `at_the_end` where no step is left.
+
+    Answers how many.
+    """
     seen = {start}
     waiting = [start]
     while waiting:

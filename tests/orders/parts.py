@@ -167,7 +167,8 @@ class Topic:
             for message in self._consumer.consume(500, 0.05):
                 if message.error() is not None:
                     continue
-                # Who is thrown out of the group begins anew. By the offset alone it cannot be told: a broker in memory forgets.
+                # Who is thrown out of the group begins anew. By the offset alone it cannot be told: a broker in memory
+                # forgets.
                 place = message.partition(), message.offset(), message.timestamp(), message.key()
                 if place not in self._seen:
                     self._seen.add(place)
@@ -211,8 +212,8 @@ class Service:
 
 
 def settings(mongo: Any, brokers: str, target: str, catalogue: int, database: str, **more: Any) -> dict[str, Any]:
-    """The configuration as YAML has it. The loops' waiting times are seconds where production has minutes; deadlines are
-    long, so that a machine that stands still for a moment turns no right answer into a 503."""
+    """The configuration as YAML has it. The loops' waiting times are seconds where production has minutes; deadlines
+    are long, so that a machine that stands still for a moment turns no right answer into a 503."""
     recovery = {"after_seconds": 1.5, "interval_seconds": 0.3, "lease_seconds": 1.5, "relay_interval_seconds": 0.2}
     return {
         "testing": True,

@@ -1,4 +1,5 @@
-"""What the interleavings are made of: pods whose steps a test holds up, and a recovery that comes when it is told to."""
+"""What the interleavings are made of: pods whose steps a test holds up, and a recovery that comes when it is told
+to."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from .parts import Service, serving
 
 # Only whom the test tells to recovers and relays.
 CALM = {"after_seconds": 600, "interval_seconds": 600, "lease_seconds": 600, "relay_interval_seconds": 600}
-# The loops come by, and nothing is overdue before a test makes it so: not even where the machine stands still for a moment.
+# The loops come by, and nothing is overdue before a test makes it so: not even where the machine stands still for a
+# moment.
 UNHURRIED = {"after_seconds": 600, "lease_seconds": 600}
 
 
@@ -111,6 +113,7 @@ async def intent(service: Service, user: str) -> dict[str, Any]:
 
 
 async def recover_now(service: Service) -> bool:
-    """One look of the recovery loop, to which everything that is pending or due is overdue: its clock counts whole seconds."""
+    """One look of the recovery loop, to which everything that is pending or due is overdue: its clock counts whole
+    seconds."""
     assert service.deps is not None
     return await use_cases.recover(service.deps, after_seconds=-2, retry_seconds=-2)

@@ -1,4 +1,5 @@
-"""A process of the service dies between any two steps of an order's life; another one, whose loops run, makes it whole."""
+"""A process of the service dies between any two steps of an order's life; another one, whose loops run, makes it
+whole."""
 
 from __future__ import annotations
 
@@ -55,10 +56,11 @@ class Whole:
 
 @asynccontextmanager
 async def healing(given: Any) -> AsyncIterator[tuple[Service, Callable[..., dict[str, Any]]]]:
-    """Two services whose loops finish what others left (recovery runs in every pod), and configurations on their database,
-    which is nobody else's: the loops of a process that only begins would take up what another one has left.
+    """Two services whose loops finish what others left (recovery runs in every pod), and configurations on their
+    database, which is nobody else's: the loops of a process that only begins would take up what another one has left.
 
-    They must not take a slow process for a dead one, so what a death leaves is `overdue` only once the test has seen it.
+    They must not take a slow process for a dead one, so what a death leaves is `overdue` only once the test has seen
+    it.
     """
     name = f"orders_crash_{uuid4().hex[:8]}"
 

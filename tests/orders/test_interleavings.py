@@ -1,5 +1,6 @@
 """Interleavings that a shop meets once in a million orders, each forced: what is still on its way when something dies,
-and two who do the same at the same moment. More of them are in the files beside this; docs/chaos/README.md has the table.
+and two who do the same at the same moment. More of them are in the files beside this; docs/chaos/README.md has the
+table.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ async def apart(given: Any, migrated: None) -> Any:
 async def test_a_step_whose_answer_is_lost_on_the_wire_is_finished_by_the_same_key(
     apart: Any, catalogue: Catalogue, stock: Stock, mongodb: Any, documents: Any, tmp_path: Path, way: str, fault: str
 ) -> None:
-    """The request went out, and what became of it nobody says: 503 with the order's id, or the true answer; one order in the end."""
+    """The request went out, and what became of it nobody says: 503 with the order's id, or the true answer; one order
+    in the end."""
     lamp, key, user = catalogue.add(), uuid4().hex, f"wire {uuid4()}"
     await stock.set(lamp, 5)
     to = int(stock.target.rpartition(":")[2]) if "inventory" in way else mongodb.port

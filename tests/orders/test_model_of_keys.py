@@ -1,6 +1,7 @@
 """Two clients with one key and an order each of their own, explored exhaustively: every interleaving with recovery, a
-cancellation and a fault at each step (a crash before or after the step took effect, a lost answer, a step that arrives late).
-The moves are the service's own (`market.orders.domain`); the unique index and inventory are modelled after their contracts.
+cancellation and a fault at each step (a crash before or after the step took effect, a lost answer, a step that arrives
+late). The moves are the service's own (`market.orders.domain`); the unique index and inventory are modelled after their
+contracts.
 """
 
 from __future__ import annotations

@@ -128,7 +128,8 @@ async def test_events_that_the_topic_has_lost_are_sent_again(
 async def test_a_shop_at_work_gives_no_false_alarm(
     given: Any, migrated: None, catalogue: Catalogue, stock: Stock
 ) -> None:
-    # Orders of a second ago are looked at. Nobody is late as yet, and the shop is not either where the machine stands still.
+    # Orders of a second ago are looked at. Nobody is late as yet, and the shop is not either where the machine stands
+    # still.
     recovery = {"after_seconds": 1, "interval_seconds": 10, "lease_seconds": 30}
     config = given(database=f"orders_busy_{uuid4().hex[:8]}", recovery=recovery)
     assert await orders_app.migrate(msgspec.convert(config, Config), []) == 0

@@ -1,5 +1,6 @@
 """Differences of reconciliation that need a world of their own: a dead inventory, a topic that nobody else writes to, a
-damaged table. Each is made, named with its cause, and mended where it has one right answer; the exit status says which."""
+damaged table. Each is made, named with its cause, and mended where it has one right answer; the exit status says
+which."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ async def service(settings: Any, postgres: Any) -> AsyncIterator[Service]:
 
 
 async def exit_status(service: Service, *options: str) -> int:
-    """Of `python -m market.orders reconcile`, with another shop on the same stores; not the one that says that it came to no end."""
+    """Of `python -m market.orders reconcile`, with another shop on the same stores; not the one that says that it came
+    to no end."""
     end = asyncio.get_running_loop().time() + PATIENCE
     while (status := await command.run(service.config, list(options))) == 2 and asyncio.get_running_loop().time() < end:
         pass
@@ -318,7 +320,8 @@ async def test_documents_whose_ids_are_of_another_kind_are_named_and_hide_no_ord
 async def test_orders_that_went_back_in_time_differ_from_what_the_topic_has_told(
     service: Service, catalogue: Catalogue, stock: Stock, own_topic: Topic
 ) -> None:
-    """MongoDB was restored from an older backup: what was sold or cancelled since then, the world knows and orders does not."""
+    """MongoDB was restored from an older backup: what was sold or cancelled since then, the world knows and orders does
+    not."""
     lamp = catalogue.add()
     await stock.set(lamp, 9)
     lost, unconfirmed = [await ordered(service, lamp, own_topic) for _ in range(2)]
@@ -392,5 +395,6 @@ def test_the_command_prints_the_difference_with_its_cause(capsys: pytest.Capture
     line = named(Kind.NO_STOCK_ROW, "p", "reservations hold units of it")
     command.show(msgspec.convert(line, command.Difference))
     assert capsys.readouterr().out == (
-        "reserved-product-without-stock-row p: reservations hold units of it. Likely cause: inventory's table was modified by hand\n"
+        "reserved-product-without-stock-row p: reservations hold units of it. Likely cause: inventory's table was "
+        "modified by hand\n"
     )
