@@ -62,7 +62,8 @@ class Audit:
 
 @dataclass
 class Load:
-    """Sends requests at fixed times, whether or not earlier ones have a response, and keeps connections as a browser does."""
+    """Sends requests at fixed times, whether or not earlier ones have a response, and keeps connections as a browser
+    does."""
 
     url: str
     products: list[str]

@@ -1,4 +1,5 @@
-"""What deploy.sh reports when it fails, and its exit code. (The name makes it run last, because it removes the shop.)"""
+"""What deploy.sh reports when it fails, and its exit code. (The name makes it run last, because it removes the
+shop.)"""
 
 from __future__ import annotations
 
