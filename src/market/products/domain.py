@@ -55,8 +55,8 @@ class StoredProduct(Struct, frozen=True, gc=False):
 class Draft(Struct, frozen=True, gc=False, omit_defaults=True):
     """The writable fields of a product, validated. `stock` None leaves the stock as it is.
 
-    A field that is added later needs a default: `fingerprint` omits a field at its default, so that requests without the
-    new field keep the fingerprints that are stored already.
+    A field that is added later needs a default: `fingerprint` omits a field at its default, so that requests without
+    the new field keep the fingerprints that are stored already.
     """
 
     name: str
