@@ -82,10 +82,10 @@ def test_no_differences_end_with_0(orders: FakeOrders, capsys: pytest.CaptureFix
 def test_a_difference_is_shown_with_its_cause_and_ends_with_1(
     orders: FakeOrders, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    orders.lines = [DIFFERENCE, PROGRESS, SUMMARY | {"differences": 1}]
+    orders.lines = [DIFFERENCE, PROGRESS, SUMMARY | {"differences": 1, "orders": 1, "messages": 1}]
     assert (run(orders, topic=True), orders.arguments) == (1, ["--json", "--topic"])
     output = capsys.readouterr().out
-    for part in ("MongoDB was restored", "2 of p1", "1 difference."):
+    for part in ("MongoDB was restored", "2 of p1", "1 difference.", "Compared 1 order, 4 reservations, 1 event in"):
         assert part in output
 
 

@@ -125,12 +125,10 @@ def _as_table(lines: Iterator[dict[str, Any]], console: Console) -> dict[str, An
     out = Console()
     if found:
         out.print(_table(found))
-    messages = "" if summary["messages"] is None else f", {summary['messages']} events"
-    out.print(
-        f"Compared {summary['orders']} orders, {summary['reservations']} reservations{messages} in "
-        f"{summary['seconds']:.1f} s.",
-        highlight=False,
-    )
+    compared = [_count(summary["orders"], "order"), _count(summary["reservations"], "reservation")]
+    if summary["messages"] is not None:
+        compared.append(_count(summary["messages"], "event"))
+    out.print(f"Compared {', '.join(compared)} in {summary['seconds']:.1f} s.", highlight=False)
     left = summary["differences"] - summary["repaired"]
     if not summary["complete"]:
         return summary
@@ -139,11 +137,15 @@ def _as_table(lines: Iterator[dict[str, Any]], console: Console) -> dict[str, An
     else:
         repaired = f", {summary['repaired']} of them repaired" if summary["repaired"] else ""
         out.print(
-            f"{summary['differences']} difference{'s' * (summary['differences'] != 1)}{repaired}.",
+            f"{_count(summary['differences'], 'difference')}{repaired}.",
             style="red" if left else "green",
             highlight=False,
         )
     return summary
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _table(found: list[dict[str, Any]]) -> Table:
