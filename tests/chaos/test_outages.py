@@ -88,7 +88,7 @@ async def stack(server_directory: Path) -> AsyncIterator[Stack]:
     overrides = {
         # Expires before it is read again.
         "products": {"availability": {"ttl_seconds": 0.1}},
-        "notifications": {"smtp": {"timeout_seconds": 3, "reconnect_seconds": 1}},
+        "notifications": {"smtp": {"timeout_seconds": 3, "max_reconnect_seconds": 1}},
     }
     async with Stack(Options(server_directory / "outages", port_base=free_port_base(), overrides=overrides)) as stack:
         await stack.start()

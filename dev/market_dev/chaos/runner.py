@@ -45,8 +45,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "notifications": {
         "testing": True,
-        "smtp": {"timeout_seconds": 3, "reconnect_seconds": 1},
-        "retry": {"first_seconds": 0.2, "most_seconds": 2},
+        "smtp": {"timeout_seconds": 3, "max_reconnect_seconds": 1},
+        "retry": {"initial_seconds": 0.2, "max_seconds": 2},
     },
     "graphql": {},
 }

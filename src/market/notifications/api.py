@@ -1,84 +1,91 @@
-"""The inbound edge: a Kafka message becomes a notice, or says why it cannot be read."""
+"""The inbound edge: Kafka messages, each with its outcome: mailed or skipped, retried later, or a dead letter."""
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
-from decimal import Decimal
-from uuid import UUID
+from functools import partial
 
-import msgspec
-from msgspec import Struct
+from market.contracts import events
+from market.kit import context
+from market.kit.process import logs
+from market.kit.process.health import Health
+from market.notifications import metrics, service
+from market.notifications.config import Config
+from market.notifications.consumer.orders_consumer import OrdersConsumer
+from market.notifications.domain import (
+    DeadLetterReason,
+    InvalidEvent,
+    MailDeferred,
+    MailRejected,
+    MailServerUnavailable,
+    Message,
+    PendingMessage,
+)
+from market.notifications.events.parsing import parse_notice
+from market.notifications.service import Deps, origin
 
-from market.contracts import events, money
-from market.kit import context, text
-from market.kit.errors import BadInput
-from market.notifications.domain import Kind, Line, Message, Notice, Unreadable
-
-_KINDS: dict[str, Kind] = {events.CREATED: "created", events.CANCELLED: "cancelled"}
-# What may stand before the @ of a Message-ID.
-_EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}(\.[A-Za-z0-9_-]{1,128})*")
-_CURRENCY = re.compile(r"[A-Z]{3}")
-# Nothing that moves the cursor or turns the direction of what follows.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
-
-
-class _Envelope(Struct):
-    specversion: str
-    id: str
-    type: str
+log = logs.get_logger("mailing")
 
 
-_envelope = msgspec.json.Decoder(_Envelope)
-_event = msgspec.json.Decoder(events.OrderEvent)
-
-
-def read(message: Message) -> Notice | None:
-    """What the message tells the customer; None: an event of a type that is nobody's mail. Raises Unreadable."""
-    if message.value is None:
-        raise Unreadable("it has no value")
-    try:
-        envelope = _envelope.decode(message.value)
-        if envelope.type not in _KINDS:
-            return None
-        event = _event.decode(message.value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise Unreadable(str(e)[:300]) from None
-    order = event.data
-    if not _EVENT_ID.fullmatch(event.id) or len(event.id) > 200:
-        raise Unreadable("id: must have letters, digits, - and _ only")
-    if not _CURRENCY.fullmatch(order.currency):
-        raise Unreadable("data.currency: must have three capital letters")
-    try:
-        order_id: UUID = text.parse_uuid("data.id", order.id)
-        total = money.parse_total(order.total)
-        lines = tuple(Line(_one_line(i.name), i.quantity, _price(n, i.unit_price)) for n, i in enumerate(order.items))
-        ordered_at = datetime.fromisoformat(order.created_at)
-    except BadInput as e:
-        raise Unreadable(str(e)) from None
-    except ValueError as e:
-        raise Unreadable(f"data.total or data.created_at: {e}"[:300]) from None
-    request_id = message.header(events.REQUEST_ID_HEADER)
-    return Notice(
-        event_id=event.id,
-        kind=_KINDS[event.type],
-        sequence=event.sequence,
-        order_id=order_id,
-        recipient=next((a for a in (order.email, order.user) if a and text.is_email_address(a)), None),
-        lines=lines,
-        total=total,
-        currency=order.currency,
-        ordered_at=ordered_at.astimezone(UTC) if ordered_at.tzinfo else ordered_at.replace(tzinfo=UTC),
-        request_id=request_id if context.valid_request_id(request_id) else "",
+def orders_consumer(config: Config, deps: Deps, health: Health) -> OrdersConsumer:
+    """Return the consumer of order events, not started, with the use cases behind it."""
+    return OrdersConsumer(
+        config.kafka,
+        config.memory,
+        partial(handle, deps),
+        deps.mailer.mail_server,
+        max_concurrency=config.smtp.max_connections,
+        health=health,
+        faults=deps.faults,
     )
 
 
-def _price(line: int, value: str) -> Decimal:
-    try:
-        return money.parse_price(value)
-    except ValueError as e:
-        raise BadInput(f"data.items[{line}].unit_price", str(e)) from None
+async def handle(deps: Deps, pending: PendingMessage) -> float | None:
+    """Process a message once.
+
+    Return None if it is settled, so that its offset may be committed, or else the seconds until the next attempt.
+    Raises MailServerUnavailable: then the message is processed again once the mail server is available.
+    """
+    message = pending.message
+    _enter_context(message)
+    if pending.dead_letter is None:
+        try:
+            await process(deps, message)
+            return None
+        except MailServerUnavailable:
+            raise
+        except InvalidEvent as e:
+            pending.dead_letter = DeadLetterReason("invalid-event", str(e))
+        except MailRejected as e:
+            pending.dead_letter = DeadLetterReason("rejected", str(e))
+        except MailDeferred as e:
+            if (delay := service.schedule_retry(deps, pending, "deferred", str(e))) is not None:
+                return delay
+        except Exception as e:
+            # An internal error must not block a partition for ever either.
+            log.exception("processing failed", **origin(message))
+            detail = f"{type(e).__name__}: {e}"
+            if (delay := service.schedule_retry(deps, pending, "internal-error", detail)) is not None:
+                return delay
+    return await service.write_dead_letter(deps, pending)
 
 
-def _one_line(name: str) -> str:
-    return _CONTROL.sub(" ", name).strip()
+async def process(deps: Deps, message: Message) -> None:
+    """Parse the message and mail its notice, if it has one.
+
+    Raises InvalidEvent, MailRejected, MailDeferred or MailServerUnavailable.
+    """
+    notice = parse_notice(message)
+    if notice is None:
+        # Producers may add event types at any time.
+        metrics.SKIPPED_EVENTS.labels("unknown-type").inc()
+        log.info("event of unknown type skipped", **origin(message))
+        return
+    await service.notify(deps, notice)
+
+
+def _enter_context(message: Message) -> None:
+    """Let logs and spans of this message belong to the request that caused it."""
+    request_id = message.header(events.REQUEST_ID_HEADER)
+    context.request_id.set(request_id if context.valid_request_id(request_id) else "")
+    traceparent = message.header(events.TRACE_HEADER)
+    context.traceparent.set(traceparent if context.valid_traceparent(traceparent) else "")

@@ -1,37 +1,43 @@
-"""The only wiring."""
+"""The wiring of notifications."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-from market.kit.process.lifecycle import Process
-from market.notifications.clients import DeadLetters
+from market.kit.process.lifecycle import Process, Server
+from market.kit.process.tasks import periodic_tasks
+from market.notifications import api
 from market.notifications.config import Config
-from market.notifications.consumer import Reader
-from market.notifications.lanes import Lanes
-from market.notifications.mails import Composer
-from market.notifications.progress import Room
-from market.notifications.service import Mailing
-from market.notifications.smtp import MailServer
+from market.notifications.dead_letters.writer import DeadLetterWriter, ensure_topic
+from market.notifications.mail.mailer import Mailer, MailServer
+from market.notifications.service import Deps
+
+
+@dataclass(frozen=True)
+class Clients:
+    """Clients that tests pass to `build` in place of the real ones."""
+
+    mail_server: MailServer | None = None
 
 
 @asynccontextmanager
-async def build(config: Config, process: Process, *, server: MailServer | None = None) -> AsyncIterator[Reader]:
-    """The consumer, ready to start. Tests may pass another mail server."""
-    server = server or MailServer(config.smtp, config.mail.address)
-    letters = DeadLetters(config.kafka)
-    mailing = Mailing(
-        server, Composer(config.mail), letters.write, config.retry, process.clock, process.tracer, process.faults
-    )
-    room = Room(config.memory.messages, config.memory.bytes)
-    lanes = Lanes(mailing.handle, server, room, config.smtp.connections)
-    reader = Reader(config.kafka, lanes, server, room, process.health, process.faults)
+async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
+    """The consumer, not started. Waits for nothing: its start waits for Kafka, and mails wait for the mail server."""
+    mailer = Mailer(config, (clients or Clients()).mail_server)
+    dead_letters = DeadLetterWriter(config.kafka)
+    deps = Deps(mailer, dead_letters, config.retry, process.clock, process.tracer, process.faults)
+    consumer = api.orders_consumer(config, deps, process.health)
+
+    async def ensure_dead_letter_topic() -> float:
+        return 3600.0 if await ensure_topic(config.kafka, timeout_seconds=5) else 5.0
+
     try:
-        yield reader
+        async with periodic_tasks({"dead-letter-topic": ensure_dead_letter_topic}):
+            yield consumer
     finally:
-        # Where it ended without a stop: the thread must not outlive the loop that it hands messages to.
-        await reader.stop(0)
-        await lanes.close()
-        await letters.close()
-        await server.close()
+        # Also if it was not stopped before: its thread must not outlive the event loop that gets its messages.
+        await consumer.stop(0)
+        await dead_letters.close()
+        await mailer.close()

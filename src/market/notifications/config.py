@@ -1,4 +1,4 @@
-"""This service's typed configuration."""
+"""The configuration of notifications."""
 
 from __future__ import annotations
 
@@ -8,74 +8,81 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from market.contracts import events
+from market.kit import config as kit_config
 from market.kit import text
 from market.kit.config import Base, NonEmptyStr, Port, Seconds, Section
 
 
-class Kafka(Section, frozen=True, kw_only=True):
-    bootstrap_servers: NonEmptyStr
+class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
+    """Where events are read, and how the topic of dead letters is created."""
+
     group: NonEmptyStr = "notifications"
     topic: NonEmptyStr = events.TOPIC
     dead_letter_topic: NonEmptyStr = events.DEAD_LETTER_TOPIC
-    # How long the group waits for a member that says nothing; the broker sets the least, 6 s by default.
+    # Of the topic of dead letters. 0: the broker creates topics automatically, and notifications creates none.
+    partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
+    replication: Annotated[int, Meta(ge=1, le=9)] = 1
+    min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
+    # How long the group waits for a member that sends no heartbeat; brokers refuse less than 6 s by default.
     session_timeout_seconds: Annotated[float, Meta(ge=1, le=300)] = 10.0
-    # False: each start begins at the end of the topic, and what came while the service was down is not mailed.
+    # False: each start begins at the end of the topic, and events published while the service was down are not mailed.
     replay_missed: bool = True
-    # True where the broker makes topics by itself when asked for one; elsewhere they are made explicitly.
-    auto_create_topics: bool = False
-    # On revoke: what the mails under way may take before the offsets are committed.
-    revoke_seconds: Seconds = 10.0
-    # Further settings of librdkafka, such as security.protocol and sasl.*.
-    options: dict[str, str] = field(default_factory=dict)
+    # How long mails in flight may take to finish when their partition is revoked; then the offsets are committed.
+    revoke_timeout_seconds: Seconds = 10.0
 
 
 class Memory(Section, frozen=True, kw_only=True):
-    """The most that is held here of what is read and not yet mailed; the partitions are paused beyond it."""
+    """How much may be held in memory between Kafka and the mail server. Partitions are paused while it is exhausted."""
 
-    messages: Annotated[int, Meta(ge=1, le=1_000_000)] = 2_000
-    bytes: Annotated[int, Meta(ge=1_048_576)] = 64 * 1024 * 1024
+    max_messages: Annotated[int, Meta(ge=1, le=1_000_000)] = 2_000
+    max_bytes: Annotated[int, Meta(ge=1_048_576)] = 64 * 1024 * 1024
 
 
 class Smtp(Section, frozen=True, kw_only=True):
+    """The mail server."""
+
     host: NonEmptyStr
     port: Port = 25
     tls: Literal["none", "starttls", "tls"] = "none"
-    # Certificates that are trusted beside the system's: a PEM file.
+    # A PEM file of certificates to trust in addition to the system's.
     ca_file: NonEmptyStr | None = None
     username: NonEmptyStr | None = None
     password: NonEmptyStr | None = None
-    # What we say in EHLO; absent: the machine's name.
-    hello: (
+    # The name in EHLO; by default the machine's host name.
+    ehlo_hostname: (
         Annotated[
             str,
             Meta(pattern=r"^[A-Za-z0-9.:\[\]-]{1,255}$", extra={"rule": "must be a host name or an address literal"}),
         ]
         | None
     ) = None
-    # The most that one answer of the mail server may take.
+    # The limit for a single reply of the mail server.
     timeout_seconds: Seconds = 30.0
-    # Mails under way at once, each on a connection of its own.
-    connections: Annotated[int, Meta(ge=1, le=100)] = 8
-    # A connection that is kept for the next mail is closed after this.
-    idle_seconds: Seconds = 20.0
-    # The longest pause between two attempts to reach a mail server that is away.
-    reconnect_seconds: Seconds = 10.0
+    # Mails in flight at once, each on its own connection.
+    max_connections: Annotated[int, Meta(ge=1, le=100)] = 8
+    # How long an idle connection is kept.
+    keepalive_seconds: Seconds = 20.0
+    # The longest pause between two attempts to connect to an unavailable mail server.
+    max_reconnect_seconds: Seconds = 10.0
 
     def __post_init__(self) -> None:
         if (self.username is None) != (self.password is None):
-            raise ValueError("username and password go together")
+            raise ValueError("username and password must be given together")
 
 
 class Retry(Section, frozen=True, kw_only=True):
-    """Mails that are refused for now (4xx): pauses from `first_seconds`, doubled up to `most_seconds`, then a dead letter."""
+    """Retries of deferred mails (4xx). The pause doubles from `initial_seconds` to `max_seconds`; after
+    `give_up_seconds` of an available mail server the event becomes a dead letter."""
 
-    first_seconds: Seconds = 1.0
-    most_seconds: Seconds = 60.0
+    initial_seconds: Seconds = 1.0
+    max_seconds: Seconds = 60.0
     give_up_seconds: Seconds = 900.0
 
 
 class Mail(Section, frozen=True, kw_only=True):
-    # "Name <address>", or the address alone.
+    """What mails have in common."""
+
+    # "Name <address>", or an address alone.
     sender: NonEmptyStr = field(name="from")
 
     def __post_init__(self) -> None:

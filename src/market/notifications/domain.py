@@ -1,4 +1,4 @@
-"""What is mailed, what is refused, and the names of the failure points."""
+"""Messages, the notices that they contain, mails, the errors, and the names of the failure points."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from decimal import Decimal
 from typing import Literal
 from uuid import UUID
 
-# In order of a message's life; see kit/faults.py.
+# In the order in which a message reaches them; see kit/faults.py.
 POINTS = ("notifications.before-mail", "notifications.after-mail", "notifications.before-commit")
 
 Kind = Literal["created", "cancelled"]
 
+# A rough estimate of what the objects around a message take.
+_OVERHEAD_BYTES = 512
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A Kafka message as it came."""
+    """A Kafka message, not parsed."""
 
     topic: str
     partition: int
@@ -27,11 +30,11 @@ class Message:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes here, about."""
-        return len(self.key or b"") + len(self.value or b"") + 512
+        """The memory that the message takes here, in bytes, approximately."""
+        return len(self.key or b"") + len(self.value or b"") + _OVERHEAD_BYTES
 
     def header(self, name: str) -> str:
-        """The last header of that name as text; empty: there is none."""
+        """Return the last header of that name as text, or an empty string if there is none."""
         for key, value in reversed(self.headers):
             if key == name and value is not None:
                 return value.decode("latin-1")
@@ -39,7 +42,32 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLetterReason:
+    """Why a message becomes a dead letter. `code` is a label of metrics, `detail` is for people."""
+
+    code: Literal["invalid-event", "rejected", "retries-exhausted"]
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}"
+
+
+@dataclass(slots=True)
+class PendingMessage:
+    """A message that is not settled yet, and the attempts made so far."""
+
+    message: Message
+    attempts: int = 0
+    # When its mail was first deferred, in seconds of the mail server's availability (`available_seconds`).
+    first_deferred_at: float | None = None
+    # Set once it is certain that the message becomes a dead letter; writing that may take several attempts.
+    dead_letter: DeadLetterReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
+    """A line of an order."""
+
     name: str
     quantity: int
     unit_price: Decimal
@@ -51,7 +79,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What an event tells the customer. `recipient` None: there is no address to write to."""
+    """What an event tells the customer. `recipient` is None if the order has no e-mail address."""
 
     event_id: str
     kind: Kind
@@ -66,29 +94,29 @@ class Notice:
 
     @property
     def short_id(self) -> str:
-        """The end of the order's id: ids of version 7 that were minted together begin alike."""
+        """The end of the order's id, because UUIDs of version 7 that were created together have the same beginning."""
         return self.order_id.hex[-8:].upper()
 
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """A mail as it goes over the wire."""
+    """A mail as it is sent: `content` is the complete message of RFC 5322."""
 
     recipient: str
     content: bytes
 
 
-class Unreadable(Exception):
-    """The message is no event that we could mail, and reading it again will not help."""
+class InvalidEvent(Exception):
+    """The message is not an event that can be mailed, however often it is read."""
 
 
-class Refused(Exception):
-    """The mail server refused this mail for good (5xx)."""
+class MailRejected(Exception):
+    """The mail server rejected this mail permanently (5xx)."""
 
 
-class RefusedForNow(Exception):
-    """The mail server refused this mail for now (4xx), or it broke off in the middle."""
+class MailDeferred(Exception):
+    """The mail server deferred this mail (4xx), or the connection broke while it was sent."""
 
 
-class MailServerAway(Exception):
-    """No connection, or a refusal that concerns us and not one mail."""
+class MailServerUnavailable(Exception):
+    """No connection to the mail server, or it rejects our login rather than one mail."""

@@ -1,38 +1,34 @@
-"""The service's figures."""
+"""The metrics of notifications."""
 
 from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-MAILS = Counter("market_notifications_mails_total", "Mails that the mail server accepted.", ["type"])
-MAIL_SECONDS = Histogram("market_notifications_mail_seconds", "From the attempt to the mail server's answer.")
-SKIPPED = Counter(
-    "market_notifications_skipped_total", "Events without a mail: unknown-type, no-address, repeat.", ["reason"]
+MAILS = Counter("market_notifications_mails_total", "Mails accepted by the mail server.", ["type"])
+MAIL_DURATION = Histogram(
+    "market_notifications_mail_duration_seconds", "Time from composing a mail to the mail server's reply."
 )
-RETRIES = Counter(
-    "market_notifications_retries_total",
-    "Attempts that are made again later: refused, defect, dead-letter.",
-    ["reason"],
+SKIPPED_EVENTS = Counter("market_notifications_skipped_events_total", "Events for which no mail is sent.", ["reason"])
+RETRIES = Counter("market_notifications_retries_total", "Messages to be processed again later.", ["reason"])
+DEAD_LETTERS = Counter("market_notifications_dead_letters_total", "Messages written as dead letters.", ["reason"])
+PAUSED = Gauge("market_notifications_paused", "1 while the partitions are paused.", ["reason"])
+LAG = Gauge("market_notifications_lag", "Messages of the partition that are not settled yet.", ["partition"])
+IN_FLIGHT = Gauge("market_notifications_in_flight_messages", "Messages read and not settled yet.")
+IN_FLIGHT_BYTES = Gauge("market_notifications_in_flight_bytes", "Size of the messages read and not settled yet.")
+OFFSET_RESETS = Counter(
+    "market_notifications_offset_resets_total",
+    "Offsets that the broker did not have (any more): consumption resumed from the earliest.",
 )
-DEAD_LETTERS = Counter(
-    "market_notifications_dead_letters_total", "Messages put aside: unreadable, refused, gave-up.", ["reason"]
-)
-PAUSED = Gauge("market_notifications_paused", "1 while nothing is read: mail-server, memory.", ["reason"])
-LAG = Gauge("market_notifications_lag", "Messages of the partition that are not yet done.", ["partition"])
-HELD = Gauge("market_notifications_held_messages", "Messages read and not yet done.")
-HELD_BYTES = Gauge("market_notifications_held_bytes", "Bytes read and not yet done.")
-RESETS = Counter(
-    "market_notifications_offset_resets_total", "Offsets that the broker no longer had: went on from the earliest."
-)
-COMMIT_FAILURES = Counter("market_notifications_commit_failures_total", "Commits that failed; they are made again.")
+COMMIT_FAILURES = Counter("market_notifications_commit_failures_total", "Failed offset commits, which are retried.")
 
+# Every series is there from the start, so that a rate can be taken of its first increase.
 for _reason in ("mail-server", "memory"):
     PAUSED.labels(_reason).set(0)
-for _reason in ("unreadable", "refused", "gave-up"):
+for _reason in ("invalid-event", "rejected", "retries-exhausted"):
     DEAD_LETTERS.labels(_reason)
-for _reason in ("unknown-type", "no-address", "repeat"):
-    SKIPPED.labels(_reason)
-for _reason in ("refused", "defect", "dead-letter"):
+for _reason in ("unknown-type", "no-recipient", "duplicate"):
+    SKIPPED_EVENTS.labels(_reason)
+for _reason in ("deferred", "internal-error", "dead-letter"):
     RETRIES.labels(_reason)
 for _reason in ("created", "cancelled"):
     MAILS.labels(_reason)

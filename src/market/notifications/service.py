@@ -1,172 +1,127 @@
-"""The use case: one message becomes one accepted mail, a dead letter, or another attempt later."""
+"""The use cases: send the mail of a notice, schedule a retry, write a dead letter."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-from market.contracts import events
-from market.kit import context
-from market.kit.faults import Faults
+from market.kit.faults import Clock, Faults
 from market.kit.process import logs
 from market.kit.process.tracing import Tracer
 from market.kit.resilience import backoff
-from market.notifications import api, config, metrics
-from market.notifications.domain import Mail, MailServerAway, Message, Notice, Refused, RefusedForNow, Unreadable
+from market.notifications import config, metrics
+from market.notifications.domain import DeadLetterReason, Message, Notice, PendingMessage
+from market.notifications.mail.mailer import Mailer
 
 log = logs.get_logger("mailing")
 
-# Orders whose last mail is remembered, so that a repeat that follows soon is not mailed twice.
-REMEMBERED = 10_000
+_MAX_REMEMBERED_ORDERS = 10_000
 
 
-class Sends(Protocol):
-    """What a mail server is here for; smtp.MailServer in every real run."""
+class DeadLetters(Protocol):
+    """Where dead letters go; dead_letters.writer.DeadLetterWriter in production."""
 
-    async def send(self, mail: Mail) -> None: ...
-
-    def present_seconds(self) -> float: ...
-
-
-class Composes(Protocol):
-    def compose(self, notice: Notice, now: datetime) -> Mail: ...
+    async def write(self, message: Message, reason: str, now: datetime) -> None:
+        """Return when the dead letter is stored. Raises KafkaException."""
 
 
-@dataclass(slots=True)
-class Work:
-    """A message and what has been tried with it."""
+class SentNotices:
+    """The last notice mailed for each of the latest 10,000 orders, so that a duplicate is not mailed again."""
 
-    message: Message
-    attempts: int = 0
-    # On the mail server's clock, which stands still while it is away.
-    first_refused: float | None = None
-    # Kind and words, once it is settled that this becomes a dead letter.
-    verdict: tuple[str, str] | None = None
+    def __init__(self) -> None:
+        self._sequences: OrderedDict[UUID, int] = OrderedDict()
+
+    def add(self, notice: Notice) -> None:
+        """Remember that the notice was mailed."""
+        self._sequences[notice.order_id] = notice.sequence
+        self._sequences.move_to_end(notice.order_id)
+        if len(self._sequences) > _MAX_REMEMBERED_ORDERS:
+            self._sequences.popitem(last=False)
+
+    def covers(self, notice: Notice) -> bool:
+        """Return whether this notice or a later one of the order was mailed; events are published in order."""
+        return self._sequences.get(notice.order_id, 0) >= notice.sequence
 
 
-class Mailing:
-    """Decides what becomes of a message. Owns the memory of what was mailed lately."""
+@dataclass
+class Deps:
+    """What the use cases work with."""
 
-    def __init__(
-        self,
-        server: Sends,
-        composer: Composes,
-        put_aside: Callable[[Message, str, datetime], Awaitable[None]],
-        retry: config.Retry,
-        clock: Callable[[], datetime],
-        tracer: Tracer | None = None,
-        faults: Faults | None = None,
-    ) -> None:
-        self._server = server
-        self._composer = composer
-        self._put_aside = put_aside
-        self._retry = retry
-        self._clock = clock
-        self._tracer = tracer or Tracer()
-        self._faults = faults
-        # The highest sequence mailed for an order.
-        self._mailed: OrderedDict[UUID, int] = OrderedDict()
+    mailer: Mailer
+    dead_letters: DeadLetters
+    retry: config.Retry
+    clock: Clock
+    tracer: Tracer
+    faults: Faults | None = None
+    sent: SentNotices = field(default_factory=SentNotices)
 
-    async def handle(self, work: Work) -> float | None:
-        """None: it is done, and its offset may be committed. Else the seconds until the next attempt. Raises MailServerAway."""
-        message = work.message
-        _enter(message)
-        if work.verdict is None:
-            try:
-                await self.mail(message)
-                return None
-            except Unreadable as e:
-                work.verdict = "unreadable", str(e)
-            except Refused as e:
-                work.verdict = "refused", str(e)
-            except MailServerAway:
-                raise
-            except RefusedForNow as e:
-                if (pause := self._later(work, "refused", str(e))) is not None:
-                    return pause
-            except Exception as e:
-                # A defect of ours must not hold up a partition for good either.
-                log.exception("mailing failed", **_origin(message))
-                if (pause := self._later(work, "defect", f"{type(e).__name__}: {e}")) is not None:
-                    return pause
-        assert work.verdict is not None
-        return await self._dead_letter(work, *work.verdict)
 
-    async def mail(self, message: Message) -> None:
-        """Returns when the message needs nothing more. Raises Unreadable, Refused, RefusedForNow, MailServerAway."""
-        notice = api.read(message)
-        if notice is None:
-            # A consumer must take it when the producer adds a type; it is no error.
-            metrics.SKIPPED.labels("unknown-type").inc()
-            log.info("an event of an unknown type is nobody's mail", **_origin(message))
-            return
-        if self._mailed.get(notice.order_id, 0) >= notice.sequence:
-            # Each order's events are published in order, so this one was here before.
-            metrics.SKIPPED.labels("repeat").inc()
-            log.info("a repeat is not mailed again", order_id=str(notice.order_id), kind=notice.kind)
-            return
-        if notice.recipient is None:
-            metrics.SKIPPED.labels("no-address").inc()
-            log.info("there is no address to write to", order_id=str(notice.order_id), kind=notice.kind)
-            return
-        with self._tracer.span(f"mail {notice.kind}"), metrics.MAIL_SECONDS.time():
-            mail = self._composer.compose(notice, self._clock())
-            if self._faults:
-                await self._faults.reach("notifications.before-mail")
-            await self._server.send(mail)
-            if self._faults:
-                await self._faults.reach("notifications.after-mail")
-        metrics.MAILS.labels(notice.kind).inc()
-        log.info("mailed", order_id=str(notice.order_id), kind=notice.kind, event_id=notice.event_id)
-        self._remember(notice)
+async def notify(deps: Deps, notice: Notice) -> None:
+    """Mail the notice, unless it was mailed before or has no recipient.
 
-    def _remember(self, notice: Notice) -> None:
-        self._mailed[notice.order_id] = notice.sequence
-        self._mailed.move_to_end(notice.order_id)
-        if len(self._mailed) > REMEMBERED:
-            self._mailed.popitem(last=False)
+    Raises MailRejected, MailDeferred or MailServerUnavailable.
+    """
+    if deps.sent.covers(notice):
+        metrics.SKIPPED_EVENTS.labels("duplicate").inc()
+        log.info("duplicate event skipped", order_id=str(notice.order_id), kind=notice.kind)
+        return
+    if notice.recipient is None:
+        metrics.SKIPPED_EVENTS.labels("no-recipient").inc()
+        log.info("event without recipient skipped", order_id=str(notice.order_id), kind=notice.kind)
+        return
+    with deps.tracer.span(f"mail {notice.kind}"), metrics.MAIL_DURATION.time():
+        if deps.faults:
+            await deps.faults.reach("notifications.before-mail")
+        await deps.mailer.send(notice, deps.clock())
+        if deps.faults:
+            await deps.faults.reach("notifications.after-mail")
+    metrics.MAILS.labels(notice.kind).inc()
+    log.info("mail sent", order_id=str(notice.order_id), kind=notice.kind, event_id=notice.event_id)
+    deps.sent.add(notice)
 
-    def _later(self, work: Work, kind: str, words: str) -> float | None:
-        """Seconds until the next attempt; None: it had its time, and the verdict is set."""
-        now = self._server.present_seconds()
-        if work.first_refused is None:
-            work.first_refused = now
-            log.warning("a mail is tried again later", reason=words, **_origin(work.message))
-        left = work.first_refused + self._retry.give_up_seconds - now
-        if left <= 0:
-            work.verdict = "gave-up", words
-            return None
-        work.attempts += 1
-        metrics.RETRIES.labels(kind).inc()
-        longest = min(self._retry.most_seconds, self._retry.first_seconds * 2.0 ** min(work.attempts - 1, 30))
-        # Never past the end, so that the last attempt is made there.
-        return min(left, longest / 2 + backoff(1, base=longest / 4, max_seconds=longest / 2))
 
-    async def _dead_letter(self, work: Work, kind: str, words: str) -> float | None:
-        try:
-            await self._put_aside(work.message, f"{kind}: {words}", self._clock())
-        except Exception as e:
-            # Without end: nothing goes away in silence, and the offset stays until Kafka has the letter.
-            work.attempts += 1
-            metrics.RETRIES.labels("dead-letter").inc()
-            log.error("a dead letter could not be written", error=str(e)[:300], **_origin(work.message))
-            return 0.5 + backoff(work.attempts, base=0.5, max_seconds=10)
-        metrics.DEAD_LETTERS.labels(kind).inc()
-        log.error("put aside as a dead letter", kind=kind, reason=words, **_origin(work.message))
+def schedule_retry(deps: Deps, pending: PendingMessage, reason: str, detail: str) -> float | None:
+    """Return the seconds until the next attempt, or None if the message has had its time and becomes a dead letter.
+
+    `reason` is the label of the metric: deferred or internal-error.
+    """
+    now = deps.mailer.mail_server.available_seconds()
+    if pending.first_deferred_at is None:
+        pending.first_deferred_at = now
+        log.warning("mail deferred, will retry", reason=detail, **origin(pending.message))
+    remaining = pending.first_deferred_at + deps.retry.give_up_seconds - now
+    if remaining <= 0:
+        pending.dead_letter = DeadLetterReason("retries-exhausted", detail)
         return None
+    pending.attempts += 1
+    metrics.RETRIES.labels(reason).inc()
+    limit = min(deps.retry.max_seconds, deps.retry.initial_seconds * 2.0 ** min(pending.attempts - 1, 30))
+    # Between a half of the limit and the limit; never past the end, so that the last attempt is made there.
+    return min(remaining, limit / 2 + backoff(1, base=limit / 4, max_seconds=limit / 2))
 
 
-def _enter(message: Message) -> None:
-    """Log lines and spans of this message carry the request that caused it."""
-    id = message.header(events.REQUEST_ID_HEADER)
-    context.request_id.set(id if context.valid_request_id(id) else "")
-    trace = message.header(events.TRACE_HEADER)
-    context.traceparent.set(trace if context.valid_traceparent(trace) else "")
+async def write_dead_letter(deps: Deps, pending: PendingMessage) -> float | None:
+    """Write the message as a dead letter. Return None when that is done, or the seconds until the next attempt.
+
+    Attempts never end: nothing is lost silently, and the offset stays where it is until Kafka has the dead letter.
+    """
+    reason = pending.dead_letter
+    assert reason is not None
+    try:
+        await deps.dead_letters.write(pending.message, str(reason), deps.clock())
+    except Exception as e:
+        pending.attempts += 1
+        metrics.RETRIES.labels("dead-letter").inc()
+        log.error("dead letter not written, will retry", error=str(e)[:300], **origin(pending.message))
+        return 0.5 + backoff(pending.attempts, base=0.5, max_seconds=10)
+    metrics.DEAD_LETTERS.labels(reason.code).inc()
+    log.error("dead letter written", reason=reason.code, detail=reason.detail, **origin(pending.message))
+    return None
 
 
-def _origin(message: Message) -> dict[str, object]:
+def origin(message: Message) -> dict[str, object]:
+    """Return topic, partition and offset as fields of a log event."""
     return {"topic": message.topic, "partition": message.partition, "offset": message.offset}

@@ -79,14 +79,14 @@ def add_bugs_to_relay(relay: Any) -> None:
 
 
 def add_bugs_to_notifications(service: Any) -> None:
-    mail = service.Mailing.mail
+    notify = service.notify
 
-    async def drop_mail(self: Any, message: Any) -> None:
+    async def drop_mail(deps: Any, notice: Any) -> None:
         """Bug 6: the offsets of client 6's events are committed without a mail."""
-        if client(6).encode() not in (message.value or b""):
-            await mail(self, message)
+        if notice.recipient != client(6):
+            await notify(deps, notice)
 
-    service.Mailing.mail = drop_mail
+    service.notify = drop_mail
 
 
 BUGS: dict[str, Callable[[Any], None]] = {

@@ -1,4 +1,4 @@
-"""Whatever an event holds, the mail has the headers that we wrote and no others."""
+"""Mails have exactly the headers that the composer writes, whatever an event contains."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from market.contracts import events
 from market.kit.text import is_email_address
 from market.notifications import config
-from market.notifications.api import read
-from market.notifications.domain import Message, Unreadable
-from market.notifications.mails import Composer, _part
+from market.notifications.domain import InvalidEvent, Message
+from market.notifications.events.parsing import parse_notice
+from market.notifications.mail.composer import MailComposer, _part
 from tests.notifications.conftest import event
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ORDER = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
-COMPOSER = Composer(config.Mail(sender="Market <shop@market.test>"))
+COMPOSER = MailComposer(config.Mail(sender="Market <shop@market.test>"))
 HEADERS = [
     "From",
     "To",
@@ -37,7 +37,7 @@ HEADERS = [
     "Content-Type",
 ]
 
-_wild = st.text(st.characters(codec="utf-8"), max_size=40) | st.sampled_from(
+_hostile_text = st.text(st.characters(codec="utf-8"), max_size=40) | st.sampled_from(
     [
         "a@b.example\r\nBcc: x@evil.example",
         "a@b.example\nSubject: x",
@@ -58,25 +58,37 @@ def _parsed(content: bytes) -> EmailMessage:
     return BytesParser(_class=EmailMessage, policy=policy.default).parsebytes(content)
 
 
-@given(user=_wild, email=st.none() | _wild, name=_wild, request=_wild, id=_wild)
+@given(
+    user=_hostile_text,
+    email=st.none() | _hostile_text,
+    name=_hostile_text,
+    request_id=_hostile_text,
+    event_id=_hostile_text,
+)
 @example(
     user="x",
     email="a" * 64 + "@" + "b" * 60 + "." + "c" * 60 + "." + "d" * 60 + ".example",
     name="x",
-    request="r" * 128,
-    id="i" * 128,
+    request_id="r" * 128,
+    event_id="i" * 128,
 )
-@example(user="ann@example.test", email=None, name="x\r\n.\r\nMAIL FROM:<>", request="a\r\nBcc: x@y.example", id="ok")
-@example(user="ann@example.test", email=None, name="\u202egnp.exe", request="é", id="a>\r\nX: y")
-def test_no_text_of_an_event_gets_into_the_headers(
-    user: str, email: str | None, name: str, request: str, id: str
+@example(
+    user="ann@example.test",
+    email=None,
+    name="x\r\n.\r\nMAIL FROM:<>",
+    request_id="a\r\nBcc: x@y.example",
+    event_id="ok",
+)
+@example(user="ann@example.test", email=None, name="\u202egnp.exe", request_id="é", event_id="a>\r\nX: y")
+def test_no_text_of_an_event_can_add_or_change_a_header(
+    user: str, email: str | None, name: str, request_id: str, event_id: str
 ) -> None:
     items = [{"product_id": "p", "name": name, "quantity": 1, "unit_price": "1.00"}]
     value = event(ORDER, user=user, email=email, items=items, total="1.00")
     try:
-        notice = read(_message({**value, "id": id}, x_request_id=request))
-    except Unreadable:
-        notice = read(_message(value, x_request_id=request))
+        notice = parse_notice(_message({**value, "id": event_id}, x_request_id=request_id))
+    except InvalidEvent:
+        notice = parse_notice(_message(value, x_request_id=request_id))
     assert notice is not None
     if notice.recipient is None:
         assert not any(a and is_email_address(a) for a in (user, email))
@@ -94,14 +106,15 @@ def test_no_text_of_an_event_gets_into_the_headers(
     assert parsed["To"] == notice.recipient
     assert parsed["Subject"] == "Your order 099A8057 is confirmed"
     assert parsed["Message-ID"] == f"<{notice.event_id}@market.test>"
-    assert parsed["X-Request-Id"] in (None, request)
+    assert parsed["X-Request-Id"] in (None, request_id)
     assert {part.get_content_type() for part in parsed.walk()} == {"multipart/alternative", "text/plain", "text/html"}
     assert notice.lines[0].name in parsed.get_body(("plain",)).get_content()  # type: ignore[union-attr]
 
 
-def test_the_same_event_makes_the_same_message_id_and_another_event_another() -> None:
+def test_the_same_event_has_the_same_message_id_and_another_event_a_different_one() -> None:
     created, cancelled = (
-        read(_message(event(ORDER, type, user="a@b.example"))) for type in (events.CREATED, events.CANCELLED)
+        parse_notice(_message(event(ORDER, event_type, user="a@b.example")))
+        for event_type in (events.CREATED, events.CANCELLED)
     )
     assert created is not None
     assert cancelled is not None
@@ -109,9 +122,9 @@ def test_the_same_event_makes_the_same_message_id_and_another_event_another() ->
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_names_are_escaped_in_html_and_plain_in_text() -> None:
+def test_names_are_escaped_in_html_and_unchanged_in_text() -> None:
     items = [{"product_id": "p", "name": "<script>alert('x')</script> \"&\"", "quantity": 1, "unit_price": "1.00"}]
-    notice = read(_message(event(ORDER, user="a@b.example", items=items)))
+    notice = parse_notice(_message(event(ORDER, user="a@b.example", items=items)))
     assert notice is not None
     parsed = _parsed(COMPOSER.compose(notice, NOW).content)
     html = parsed.get_body(("html",)).get_content()  # type: ignore[union-attr]
@@ -124,33 +137,33 @@ def test_names_are_escaped_in_html_and_plain_in_text() -> None:
 @pytest.mark.parametrize(
     "value", ["a\r\nBcc: x@y.example", "a\nb", "a\rb", "a\x00", "é@b.example", "x" * 1_000, " ", "a\u2028b"]
 )
-def test_a_header_that_is_not_one_line_of_ascii_is_never_written_whoever_let_it_through(field: str, value: str) -> None:
-    notice = read(_message(event(ORDER, user="a@b.example")))
+def test_a_header_that_is_not_a_single_line_of_ascii_raises_an_error(field: str, value: str) -> None:
+    notice = parse_notice(_message(event(ORDER, user="a@b.example")))
     assert notice is not None
     try:
         mail = COMPOSER.compose(replace(notice, **{field: value}), NOW)
     except ValueError:
         return
-    # Within angle brackets a space is only ugly.
+    # Within angle brackets a space is harmless.
     assert (field, value) == ("event_id", " ")
     assert len(_parsed(mail.content).keys()) == 8
 
 
-def test_the_name_of_the_shop_may_be_of_any_alphabet() -> None:
-    notice = read(_message(event(ORDER, user="a@b.example")))
+def test_the_sender_name_may_be_in_any_alphabet() -> None:
+    notice = parse_notice(_message(event(ORDER, user="a@b.example")))
     assert notice is not None
     for sender, name in (
         ("Лавка <shop@market.test>", "Лавка"),
         ('"Shop, the" <shop@market.test>', "Shop, the"),
         ("shop@market.test", ""),
     ):
-        parsed = _parsed(Composer(config.Mail(sender=sender)).compose(notice, NOW).content)
+        parsed = _parsed(MailComposer(config.Mail(sender=sender)).compose(notice, NOW).content)
         [address] = parsed["From"].addresses
         assert (address.display_name, address.addr_spec) == (name, "shop@market.test")
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=300))
-def test_any_text_of_a_template_comes_out_as_it_went_in(text: str) -> None:
+def test_any_text_survives_encoding_and_decoding(text: str) -> None:
     part = BytesParser(_class=EmailMessage, policy=policy.default).parsebytes(_part("plain", text))
     assert not part.defects
     assert part.get_content().replace("\r\n", "\n").rstrip("\n") == text.replace("\r\n", "\n").rstrip("\n")
@@ -167,6 +180,6 @@ def test_any_text_of_a_template_comes_out_as_it_went_in(text: str) -> None:
         "a@b.example, c@d.example",
     ],
 )
-def test_a_sender_that_is_no_address_is_refused_at_the_start(sender: str) -> None:
+def test_a_sender_without_a_valid_address_is_rejected_by_the_configuration(sender: str) -> None:
     with pytest.raises((ValueError, msgspec.ValidationError)):
         msgspec.convert({"from": sender}, config.Mail)

@@ -1,8 +1,8 @@
-"""A notice becomes a mail: text and HTML from the templates, and headers that nothing can be smuggled into.
+"""Composes the mail of a notice: text and HTML from templates, and headers that are safe against injection.
 
-The mail is put together here and not by `email.message.EmailMessage`, which took four fifths of the time of
-a whole mail (2.3 ms of it). The rule that keeps headers safe is one line: each must match `_HEADER`. A
-property test reads the mails back with the standard library and compares.
+The message is assembled here rather than by `email.message.EmailMessage`, which took 2.3 ms, four fifths of the time of
+a mail. One rule keeps the headers safe: each line must match `_HEADER`. A property test parses the mails with the
+standard library and compares.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from market.contracts import events, money
 from market.notifications import config
 from market.notifications.domain import Mail, Notice
 
-# Visible ASCII and spaces, within the 998 characters of a line, so that no header needs folding.
+# Printable ASCII within the 998 characters of a line (RFC 5322), so that no header needs folding.
 _HEADER = re.compile(r"[A-Za-z-]{1,40}: [!-~](?:[ -~]{0,900}[!-~])?")
 
 
-class Composer:
-    """Owns the templates. `compose(notice, now)` gives the same mail, Message-ID included, for the same event."""
+class MailComposer:
+    """Owns the templates. An event always gets the same Message-ID, so that mail software can detect duplicates."""
 
     def __init__(self, mail: config.Mail) -> None:
         self._from = _from_header(mail)
         self._domain = mail.address.partition("@")[2]
         self._templates = Environment(
-            loader=PackageLoader("market.notifications", "templates"),
+            loader=PackageLoader("market.notifications.mail", "templates"),
             autoescape=select_autoescape(["html"]),
             undefined=StrictUndefined,
             trim_blocks=True,
@@ -45,25 +45,26 @@ class Composer:
         self._shop = mail.name or self._domain
 
     def message_id(self, event_id: str) -> str:
+        """Return the Message-ID of the mail about an event."""
         return f"<{event_id}@{self._domain}>"
 
     def compose(self, notice: Notice, now: datetime) -> Mail:
-        """The mail. The notice must have a recipient. Raises ValueError where a header would not be one line of ASCII."""
+        """Return the mail. Raises ValueError if there is no recipient, or if a header is not a single line of ASCII."""
         if notice.recipient is None:
-            raise ValueError("a mail needs a recipient")
-        what = "is confirmed" if notice.kind == "created" else "is cancelled"
-        values = {"order": notice, "shop": self._shop, "title": f"Your order {what}"}
-        # "=_" cannot stand in a quoted-printable text.
+            raise ValueError("the notice has no recipient")
+        status = "is confirmed" if notice.kind == "created" else "is cancelled"
+        values = {"order": notice, "shop": self._shop, "title": f"Your order {status}"}
+        # "=_" cannot occur in quoted-printable text.
         boundary = f"=_{secrets.token_hex(16)}"
         headers = {
             "From": self._from,
             "To": notice.recipient,
-            "Subject": f"Your order {notice.short_id} {what}",
+            "Subject": f"Your order {notice.short_id} {status}",
             "Date": format_datetime(now),
             "Message-ID": self.message_id(notice.event_id),
         }
         if notice.kind == "cancelled":
-            # The two mails of an order are shown as one conversation.
+            # Mail software shows the two mails of an order as one conversation.
             headers["In-Reply-To"] = headers["References"] = self.message_id(
                 str(events.event_id(notice.order_id, events.CREATED))
             )
@@ -72,31 +73,31 @@ class Composer:
             headers["X-Request-Id"] = notice.request_id
         headers["MIME-Version"] = "1.0"
         headers["Content-Type"] = f'multipart/alternative; boundary="{boundary}"'
-        parts = [_head(headers)]
-        for kind in ("txt", "html"):
-            text = self._templates.get_template(f"{notice.kind}.{kind}").render(values)
-            parts.append(f"--{boundary}\r\n".encode() + _part("plain" if kind == "txt" else "html", text))
+        parts = [_header_block(headers)]
+        for suffix, subtype in (("txt", "plain"), ("html", "html")):
+            text = self._templates.get_template(f"{notice.kind}.{suffix}").render(values)
+            parts.append(f"--{boundary}\r\n".encode() + _part(subtype, text))
         parts.append(f"--{boundary}--\r\n".encode())
         return Mail(notice.recipient, b"".join(parts))
 
 
-def _head(headers: dict[str, str]) -> bytes:
-    """The header block, with the empty line behind it."""
+def _header_block(headers: dict[str, str]) -> bytes:
+    """Return the headers, with the empty line that ends them. Raises ValueError."""
     lines = [f"{name}: {value}" for name, value in headers.items()]
     for line in lines:
         if not _HEADER.fullmatch(line):
-            raise ValueError(f"not a header: {line[:100]!r}")
+            raise ValueError(f"not a valid header: {line[:100]!r}")
     return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 
 def _part(subtype: str, text: str) -> bytes:
-    """A part of the mail, in lines of at most 76 characters."""
-    head = {"Content-Type": f"text/{subtype}; charset=utf-8", "Content-Transfer-Encoding": "quoted-printable"}
-    return _head(head) + b2a_qp(text.replace("\n", "\r\n").encode()) + b"\r\n"
+    """Return a part of the mail, in lines of at most 76 characters."""
+    headers = {"Content-Type": f"text/{subtype}; charset=utf-8", "Content-Transfer-Encoding": "quoted-printable"}
+    return _header_block(headers) + b2a_qp(text.replace("\n", "\r\n").encode()) + b"\r\n"
 
 
 def _from_header(mail: config.Mail) -> str:
-    """Name and address, the name as an encoded word where it is not ASCII."""
+    """Return the value of From; a name that is not ASCII becomes an encoded word (RFC 2047)."""
     message = EmailMessage(policy=SMTP.clone(max_line_length=900))
     message["From"] = Address(display_name=mail.name, addr_spec=mail.address)
     return message.as_bytes().partition(b"\r\n")[0].decode("ascii").removeprefix("From: ")

@@ -1,0 +1,70 @@
+"""Commits the offsets of settled messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from market.notifications import metrics
+from market.notifications.consumer.offsets import CommitPoint, OffsetTracker
+
+Points = dict[OffsetTracker, CommitPoint]
+
+
+class OffsetCommitter:
+    """Commits in the consumer's thread, with at most one asynchronous commit in flight. A failed commit is retried by
+    the next one, since `next_commit` still differs from what was committed.
+
+    before_commit: called before each commit; it may block
+    on_failure: called with the error of each commit that failed
+    """
+
+    def __init__(self, topic: str, before_commit: Callable[[], None], on_failure: Callable[[str], None]) -> None:
+        self._topic = topic
+        self._before_commit = before_commit
+        self._on_failure = on_failure
+        self._in_flight: Points | None = None
+
+    def reset(self) -> None:
+        """Forget the commit in flight: the consumer that sent it is gone."""
+        self._in_flight = None
+
+    def commit(self, consumer: Consumer, trackers: Iterable[OffsetTracker], *, wait: bool = False) -> None:
+        """Commit what has changed. With `wait`, return when the broker has acknowledged it or refused it."""
+        if self._in_flight is not None and not wait:
+            return
+        points = {tracker: point for tracker in trackers if (point := tracker.next_commit()) is not None}
+        if not points:
+            return
+        offsets = [
+            TopicPartition(self._topic, tracker.partition, point.offset, point.metadata)
+            for tracker, point in points.items()
+        ]
+        try:
+            self._before_commit()
+            if wait:
+                self._record(points, None, consumer.commit(offsets=offsets, asynchronous=False))
+            else:
+                consumer.commit(offsets=offsets, asynchronous=True)
+                self._in_flight = points
+        except Exception as e:
+            self._failed(str(e))
+
+    def on_commit(self, error: KafkaError | None, results: list[TopicPartition]) -> None:
+        """Take the result of the asynchronous commit: librdkafka's on_commit."""
+        points, self._in_flight = self._in_flight, None
+        if points is not None:
+            self._record(points, error, results)
+
+    def _record(self, points: Points, error: KafkaError | None, results: list[TopicPartition]) -> None:
+        errors = {result.partition: result.error for result in results if result.error is not None}
+        for tracker, point in points.items():
+            if problem := errors.get(tracker.partition) or error:
+                self._failed(problem.str())
+            else:
+                tracker.mark_committed(point)
+
+    def _failed(self, reason: str) -> None:
+        metrics.COMMIT_FAILURES.inc()
+        self._on_failure(reason)

@@ -1,0 +1,149 @@
+"""Processes messages concurrently, and those with the same key one after the other.
+
+The messages of a key are queued in order, and a free worker takes the first message of the next queue that is ready. A
+message that waits for its next attempt holds up its own queue only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from typing import Protocol
+
+from market.kit.process import logs
+from market.notifications.consumer.memory import MemoryBudget
+from market.notifications.consumer.offsets import OffsetTracker
+from market.notifications.domain import MailServerUnavailable, Message, PendingMessage
+
+log = logs.get_logger("dispatcher")
+
+# Processes a message once. Returns None if it is settled, or else the seconds until the next attempt.
+Handler = Callable[[PendingMessage], Awaitable[float | None]]
+
+
+class Availability(Protocol):
+    """What is known of the availability of the mail server."""
+
+    @property
+    def available(self) -> bool: ...
+
+    async def wait_until_available(self) -> None: ...
+
+
+class KeyQueue:
+    """The unsettled messages of one key of one partition, in order."""
+
+    __slots__ = ("finished", "key", "messages", "revoked", "timer", "tracker")
+
+    def __init__(self, key: Hashable, tracker: OffsetTracker) -> None:
+        self.key = key
+        self.tracker = tracker
+        self.messages: deque[PendingMessage] = deque()
+        # Runs until the next attempt.
+        self.timer: asyncio.TimerHandle | None = None
+        # Present while the first message is in flight.
+        self.finished: asyncio.Event | None = None
+        self.revoked = False
+
+
+class Dispatcher:
+    """Holds the messages that were read and are not settled yet. Belongs to one event loop, which must be running.
+
+    max_concurrency: how many messages are in flight at once
+    """
+
+    def __init__(
+        self, handler: Handler, mail_server: Availability, memory: MemoryBudget, *, max_concurrency: int
+    ) -> None:
+        self._handler = handler
+        self._mail_server = mail_server
+        self._memory = memory
+        self._queues: dict[Hashable, KeyQueue] = {}
+        self._ready: asyncio.Queue[KeyQueue] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        self._workers = [loop.create_task(self._work()) for _ in range(max_concurrency)]
+
+    def submit(self, messages: Iterable[tuple[OffsetTracker, Message]]) -> None:
+        """Take over messages, for each of which memory was acquired."""
+        for tracker, message in messages:
+            # A partition that is assigned twice has two trackers, and separate queues. Messages without a key are
+            # unordered.
+            key = (id(tracker), message.offset if message.key is None else message.key)
+            queue = self._queues.get(key)
+            if queue is None:
+                queue = self._queues[key] = KeyQueue(key, tracker)
+                self._ready.put_nowait(queue)
+            queue.messages.append(PendingMessage(message))
+
+    async def revoke(self, trackers: Iterable[OffsetTracker], timeout_seconds: float) -> None:
+        """Drop the partitions' messages that are not in flight, and wait for those that are, at most so long."""
+        revoked = set(map(id, trackers))
+        in_flight = []
+        for queue in [queue for queue in self._queues.values() if id(queue.tracker) in revoked]:
+            if queue.finished is not None:
+                in_flight.append(queue.finished)
+            self._drop(queue)
+        if in_flight and timeout_seconds > 0:
+            waiting = [asyncio.ensure_future(finished.wait()) for finished in in_flight]
+            _, late = await asyncio.wait(waiting, timeout=timeout_seconds)
+            for task in late:
+                task.cancel()
+            if late:
+                log.warning("mails in flight not finished in time, may be repeated", mails=len(late))
+
+    async def close(self) -> None:
+        """Cancel what is in flight."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+    def _drop(self, queue: KeyQueue) -> None:
+        queue.revoked = True
+        del self._queues[queue.key]
+        if queue.timer is not None:
+            queue.timer.cancel()
+        # The memory of a message in flight is released when it has finished.
+        in_flight = queue.messages.popleft() if queue.finished is not None else None
+        for pending in queue.messages:
+            self._memory.release(pending.message.size)
+        queue.messages.clear()
+        if in_flight is not None:
+            queue.messages.append(in_flight)
+
+    async def _work(self) -> None:
+        while True:
+            queue = await self._ready.get()
+            await self._mail_server.wait_until_available()
+            if not queue.revoked:
+                await self._process_first(queue)
+
+    async def _process_first(self, queue: KeyQueue) -> None:
+        pending = queue.messages[0]
+        queue.finished = asyncio.Event()
+        delay: float | None = 0.0
+        try:
+            delay = await self._handler(pending)
+        except MailServerUnavailable:
+            # Ready again at once: workers wait until the mail server is available.
+            pass
+        except Exception:
+            log.exception("handler failed")
+            delay = 1.0
+        finally:
+            queue.finished.set()
+            queue.finished = None
+        settled = delay is None
+        if settled:
+            queue.messages.popleft()
+            queue.tracker.settle(pending.message.offset)
+        if settled or queue.revoked:
+            self._memory.release(pending.message.size)
+        if queue.revoked:
+            return
+        if not queue.messages:
+            del self._queues[queue.key]
+        elif delay:
+            queue.timer = asyncio.get_running_loop().call_later(delay, self._ready.put_nowait, queue)
+        else:
+            self._ready.put_nowait(queue)

@@ -1,0 +1,387 @@
+"""The consumer of order events: one thread polls, commits and takes part in rebalances, however long mails take.
+
+It uses the classic group protocol with cooperative rebalancing, which works with Apache Kafka 4 and with librdkafka's
+own broker alike, and does not interrupt partitions that stay assigned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as KafkaMessage
+
+from market.contracts import events
+from market.kit.faults import Faults
+from market.kit.kafka import consumer_settings
+from market.kit.process import logs
+from market.kit.process.health import Health
+from market.notifications import config, metrics
+from market.notifications.consumer.committer import OffsetCommitter
+from market.notifications.consumer.dispatcher import Availability, Dispatcher, Handler
+from market.notifications.consumer.memory import MemoryBudget
+from market.notifications.consumer.offsets import OffsetTracker, start_position
+from market.notifications.domain import Message
+from market.notifications.events.parsing import to_message
+
+T = TypeVar("T")
+RebalanceCallback = Callable[[Consumer, list[TopicPartition]], None]
+log = logs.get_logger("consumer")
+
+_CALL_TIMEOUT_SECONDS = 5.0
+_POLL_SECONDS = 0.05
+_COMMIT_INTERVAL_SECONDS = 0.1
+_OBSERVE_INTERVAL_SECONDS = 1.0
+_REJOIN_SECONDS = 1.0
+# Messages handed over to the event loop at once.
+_MAX_BATCH_SIZE = 100
+_FAULT_TIMEOUT_SECONDS = 300
+
+
+class OrdersConsumer:
+    """A member of the consumer group, and the thread that it lives in. Must be constructed inside a running event loop.
+
+    handler: processes a message once, in the event loop
+    mail_server: partitions are paused while it is unavailable
+    max_concurrency: how many messages are in flight at once
+    """
+
+    def __init__(
+        self,
+        kafka: config.Kafka,
+        memory: config.Memory,
+        handler: Handler,
+        mail_server: Availability,
+        *,
+        max_concurrency: int,
+        health: Health,
+        faults: Faults | None,
+    ) -> None:
+        self._config = kafka
+        self._memory = MemoryBudget(memory.max_messages, memory.max_bytes)
+        self._dispatcher = Dispatcher(handler, mail_server, self._memory, max_concurrency=max_concurrency)
+        self._mail_server = mail_server
+        self._health = health
+        self._faults = faults
+        self._committer = OffsetCommitter(
+            kafka.topic, self._reach_failure_point, lambda reason: self._warn_once("commit failed", reason)
+        )
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="orders-consumer", daemon=True)
+        self._assigned = asyncio.Event()
+        self._stopping = threading.Event()
+        self._stop_seconds = kafka.revoke_timeout_seconds
+        self._trackers: dict[int, OffsetTracker] = {}
+        self._paused: set[int] = set()
+        # Positions of partitions that this process had before: they do not start at the end of the topic again.
+        self._last_positions: dict[int, int] = {}
+        self._topic_is_new = False
+        self._brokers_down = False
+        # What a rebalance callback raised; see _keep_exception.
+        self._rebalance_error: Exception | None = None
+        self._commit_at = self._observe_at = 0.0
+        self._warned: set[tuple[str, str]] = set()
+
+    # --- in the event loop
+
+    async def start(self) -> None:
+        """Wait for the broker and the topic, join the group, and return when partitions are assigned, if only none.
+
+        From then on lost connections and rebalances are handled in the background.
+        """
+        self._health.set_missing("kafka", "connecting")
+        # A topic that does not exist yet will have no event from before the start: all of it is to be mailed.
+        self._topic_is_new = not await self._health.wait_for("kafka", self._topic_exists)
+        if self._topic_is_new:
+            await self._health.wait_for(f"topic {self._config.topic}", self._require_topic)
+        self._health.set_missing("partitions", "joining the group")
+        self._thread.start()
+        await self._assigned.wait()
+
+    async def stop(self, grace: float) -> None:
+        """Stop polling, let mails in flight finish (at most `grace` seconds), commit, leave the group."""
+        self._stop_seconds = max(0.0, grace - 1)
+        self._stopping.set()
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
+        await self._dispatcher.close()
+
+    async def _topic_exists(self) -> bool:
+        """Return whether the topic exists. Raises KafkaException."""
+
+        def describe() -> bool:
+            # A new client each time, because one that was refused waits before it connects again.
+            consumer = Consumer(self._settings())
+            try:
+                topic = consumer.list_topics(self._config.topic, timeout=2).topics[self._config.topic]
+            finally:
+                consumer.close()
+            if topic.error is None:
+                return True
+            if topic.error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE):
+                return False
+            raise KafkaException(topic.error)
+
+        return await asyncio.to_thread(describe)
+
+    async def _require_topic(self) -> None:
+        if not await self._topic_exists():
+            raise LookupError("it does not exist yet")
+
+    # --- in the consumer's thread
+
+    def _settings(self) -> dict[str, Any]:
+        session_ms = int(self._config.session_timeout_seconds * 1000)
+        settings = consumer_settings(
+            self._config, "market.notifications", self._config.group, max_message_bytes=events.MAX_MESSAGE_BYTES
+        )
+        return {
+            **settings,
+            "group.protocol": "classic",
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": session_ms,
+            "heartbeat.interval.ms": max(100, session_ms // 10),
+            # Reported as an error, so that going on from the earliest offset is counted and logged.
+            "auto.offset.reset": "error",
+            "allow.auto.create.topics": self._config.partitions == 0,
+            # A message may have 4 MiB; what librdkafka holds in addition to the memory budget is limited as well.
+            "fetch.max.bytes": 16 * 1024 * 1024,
+            "receive.message.max.bytes": 24 * 1024 * 1024,
+            "queued.min.messages": 1_000,
+            "fetch.wait.max.ms": 100,
+            "error_cb": self._on_error,
+            "on_commit": self._committer.on_commit,
+        }
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._rebalance_error = None
+            self._committer.reset()
+            consumer = Consumer(self._settings())
+            try:
+                consumer.subscribe(
+                    [self._config.topic],
+                    on_assign=self._keep_exception(self._on_assign),
+                    on_revoke=self._keep_exception(self._on_revoke),
+                    on_lost=self._keep_exception(self._on_lost),
+                )
+                self._poll(consumer)
+            except Exception as e:
+                self._warn_once("consumer failed, rejoining the group", f"{type(e).__name__}: {e}")
+                self._stopping.wait(_REJOIN_SECONDS)
+            finally:
+                # Calls _on_revoke for the partitions that are still assigned.
+                with contextlib.suppress(Exception):
+                    consumer.close()
+                self._forget(list(self._trackers), revoke_messages=True)
+
+    def _poll(self, consumer: Consumer) -> None:
+        while not self._stopping.is_set():
+            self._pause_or_resume(consumer)
+            batch: list[tuple[OffsetTracker, Message]] = []
+            record = consumer.poll(_POLL_SECONDS)
+            if self._rebalance_error is not None:
+                raise self._rebalance_error
+            while record is not None:
+                self._accept(consumer, record, batch)
+                if len(batch) >= _MAX_BATCH_SIZE or self._memory.exhausted:
+                    break
+                record = consumer.poll(0)
+            if batch:
+                self._loop.call_soon_threadsafe(self._dispatcher.submit, batch)
+            now = time.monotonic()
+            if now >= self._commit_at:
+                self._commit_at = now + _COMMIT_INTERVAL_SECONDS
+                self._committer.commit(consumer, self._trackers.values())
+            if now >= self._observe_at:
+                self._observe_at = now + _OBSERVE_INTERVAL_SECONDS
+                self._observe(consumer)
+
+    def _accept(self, consumer: Consumer, record: KafkaMessage, batch: list[tuple[OffsetTracker, Message]]) -> None:
+        error = record.error()
+        partition = record.partition()
+        if error is not None:
+            if error.code() == KafkaError._AUTO_OFFSET_RESET and partition is not None:
+                self._reset_to_earliest(consumer, partition, str(error.str()))
+            elif error.fatal():
+                raise KafkaException(error)
+            else:
+                self._warn_once("fetch failed", error.str())
+            return
+        message = to_message(record)
+        tracker = self._trackers.get(message.partition)
+        # Without a tracker the partition was revoked after the message was fetched.
+        if tracker is not None and tracker.add(message.offset):
+            self._memory.acquire(message.size)
+            batch.append((tracker, message))
+
+    def _pause_or_resume(self, consumer: Consumer) -> None:
+        """Apply backpressure: pause all partitions while memory is exhausted or the mail server is unavailable."""
+        exhausted = self._memory.exhausted
+        metrics.PAUSED.labels("memory").set(int(exhausted))
+        assigned = set(self._trackers)
+        paused = assigned if exhausted or not self._mail_server.available else set()
+        if to_pause := paused - self._paused:
+            consumer.pause(self._topic_partitions(to_pause))
+        if to_resume := (self._paused - paused) & assigned:
+            consumer.resume(self._topic_partitions(to_resume))
+        self._paused = set(paused)
+
+    def _topic_partitions(self, partitions: set[int]) -> list[TopicPartition]:
+        return [TopicPartition(self._config.topic, partition) for partition in partitions]
+
+    # --- rebalances: called from poll() and close(), in the consumer's thread
+
+    def _keep_exception(self, callback: RebalanceCallback) -> RebalanceCallback:
+        """Return the callback with its exception kept for `_poll`: confluent-kafka loses what a callback raises."""
+
+        def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            try:
+                callback(consumer, partitions)
+            except Exception as e:
+                self._rebalance_error = e
+
+        return call
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        starts = self._start_offsets(consumer, partitions) if partitions else []
+        for start in starts:
+            self._trackers[start.partition] = OffsetTracker(start.partition, start.offset, start.metadata)
+        self._assign(consumer, starts)
+        log.info("partitions assigned", partitions=sorted(self._trackers))
+        self._warned.clear()
+        self._health.set_missing("kafka", None)
+        self._health.set_missing("partitions", None)
+        self._loop.call_soon_threadsafe(self._assigned.set)
+
+    def _start_offsets(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """Return the partitions with offset and metadata to start from, which are committed. Raises KafkaException."""
+        starts = []
+        uncommitted = []
+        for committed in consumer.committed(partitions, timeout=_CALL_TIMEOUT_SECONDS):
+            if committed.error is not None:
+                raise KafkaException(committed.error)
+            low, high = consumer.get_watermark_offsets(committed, timeout=_CALL_TIMEOUT_SECONDS)
+            start = start_position(
+                (committed.offset, committed.metadata) if committed.offset >= 0 else None,
+                low,
+                high,
+                last_position=self._last_positions.get(committed.partition),
+                topic_is_new=self._topic_is_new,
+                replay_missed=self._config.replay_missed,
+            )
+            if start.reset_reason:
+                self._count_reset(committed.partition, start.reset_reason)
+            starts.append(TopicPartition(committed.topic, committed.partition, start.offset, start.metadata or ""))
+            if start.offset != committed.offset:
+                uncommitted.append(starts[-1])
+        if uncommitted:
+            for result in consumer.commit(offsets=uncommitted, asynchronous=False):
+                if result.error is not None:
+                    raise KafkaException(result.error)
+        return starts
+
+    def _assign(self, consumer: Consumer, starts: list[TopicPartition]) -> None:
+        """Assign the partitions from their offsets, unpaused."""
+        partitions = [TopicPartition(start.topic, start.partition, start.offset) for start in starts]
+        # librdkafka keeps the pause of an earlier assignment.
+        consumer.resume(partitions)
+        consumer.incremental_assign(partitions)
+        self._paused -= {start.partition for start in starts}
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        revoked = [p.partition for p in partitions if p.partition in self._trackers]
+        trackers = [self._trackers[partition] for partition in revoked]
+        if trackers:
+            seconds = self._stop_seconds if self._stopping.is_set() else self._config.revoke_timeout_seconds
+            # No message arrives meanwhile: this thread is the one that polls.
+            self._run_in_loop(self._dispatcher.revoke(trackers, seconds), seconds + _CALL_TIMEOUT_SECONDS)
+            self._committer.commit(consumer, trackers, wait=True)
+            self._forget(revoked)
+        consumer.incremental_unassign(partitions)
+        if revoked:
+            log.info("partitions revoked", partitions=sorted(revoked))
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        lost = [p.partition for p in partitions]
+        # Another member may have them already, and mail what is in flight here.
+        log.warning("partitions lost, mails in flight may be repeated", partitions=sorted(lost))
+        self._health.set_missing("partitions", "lost; rejoining the group")
+        self._forget(lost, revoke_messages=True)
+        consumer.incremental_unassign(partitions)
+
+    def _forget(self, partitions: list[int], *, revoke_messages: bool = False) -> None:
+        """Remove the partitions' trackers. With `revoke_messages`, drop their messages without waiting for any."""
+        trackers = [self._trackers.pop(partition) for partition in partitions if partition in self._trackers]
+        for tracker in trackers:
+            self._last_positions[tracker.partition] = tracker.position
+            self._paused.discard(tracker.partition)
+            with contextlib.suppress(KeyError):
+                metrics.LAG.remove(str(tracker.partition))
+        if trackers and revoke_messages:
+            self._run_in_loop(self._dispatcher.revoke(trackers, 0), _CALL_TIMEOUT_SECONDS)
+
+    def _reset_to_earliest(self, consumer: Consumer, partition: int, reason: str) -> None:
+        old = self._trackers.get(partition)
+        if old is None:
+            return
+        self._count_reset(partition, reason)
+        low, _ = consumer.get_watermark_offsets(
+            TopicPartition(self._config.topic, partition), timeout=_CALL_TIMEOUT_SECONDS
+        )
+        seconds = self._config.revoke_timeout_seconds
+        self._run_in_loop(self._dispatcher.revoke([old], seconds), seconds + _CALL_TIMEOUT_SECONDS)
+        consumer.incremental_unassign(self._topic_partitions({partition}))
+        self._trackers[partition] = OffsetTracker(partition, low)
+        self._trackers[partition].mark_uncommitted()
+        self._assign(consumer, [TopicPartition(self._config.topic, partition, low)])
+
+    def _count_reset(self, partition: int, reason: str) -> None:
+        metrics.OFFSET_RESETS.inc()
+        log.error("offset out of range, resuming from the earliest", partition=partition, reason=reason)
+
+    # --- observation
+
+    def _observe(self, consumer: Consumer) -> None:
+        for partition, tracker in self._trackers.items():
+            _, high = consumer.get_watermark_offsets(TopicPartition(self._config.topic, partition), cached=True)
+            if high >= 0:
+                metrics.LAG.labels(str(partition)).set(max(0, high - tracker.position))
+        if self._brokers_down:
+            try:
+                consumer.list_topics(self._config.topic, timeout=0.5)
+            except KafkaException:
+                return
+            self._brokers_down = False
+            self._health.set_missing("kafka", None)
+            self._warned.clear()
+            log.info("dependency available", dependency="kafka")
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and self._assigned.is_set() and not self._brokers_down:
+            self._brokers_down = True
+            self._health.set_missing("kafka", "no broker responds")
+            log.warning("waiting for dependency", dependency="kafka", reason="no broker responds")
+
+    def _warn_once(self, event: str, reason: str) -> None:
+        """Log each event and reason once, until partitions are assigned or the broker is available again."""
+        if (event, reason) not in self._warned and len(self._warned) < 100:
+            self._warned.add((event, reason))
+            log.warning(event, reason=reason[:300])
+
+    def _reach_failure_point(self) -> None:
+        if self._faults:
+            self._run_in_loop(self._faults.reach("notifications.before-commit"), _FAULT_TIMEOUT_SECONDS)
+
+    def _run_in_loop(self, work: Awaitable[T], timeout_seconds: float) -> T:
+        """Run a coroutine in the event loop, and block until it has finished. Raises TimeoutError."""
+
+        async def run() -> T:
+            return await work
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(timeout_seconds)

@@ -1,0 +1,167 @@
+"""`python -m market.notifications dead-letters`: list, show, replay or drop dead letters.
+
+`replay` mails a dead letter at once, with the Message-ID that it would have had, instead of publishing the event again:
+the outcome is known here, and no other consumer of the topic gets the event twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from confluent_kafka import KafkaException
+
+from market.kit.faults import clock
+from market.kit.process.tracing import Tracer
+from market.notifications import api
+from market.notifications.config import Config
+from market.notifications.dead_letters.reader import DeadLetter, DeadLetterReader
+from market.notifications.dead_letters.writer import DeadLetterWriter
+from market.notifications.domain import InvalidEvent, MailDeferred, MailRejected, MailServerUnavailable
+from market.notifications.mail.mailer import Mailer
+from market.notifications.service import Deps
+
+_DONE, _STILL_OPEN, _WRONG_USAGE = 0, 1, 2
+
+
+async def dead_letters(config: Config, args: list[str]) -> int:
+    """Run the command. Return its exit status: 0 done, 1 a dead letter stays open or Kafka failed, 2 wrong usage."""
+    try:
+        options = _parser().parse_args(args)
+    except SystemExit as e:
+        return int(e.code or 0)
+    reader = DeadLetterReader(config.kafka)
+    try:
+        letters = await asyncio.to_thread(reader.read_all)
+        if options.verb == "list":
+            return _list([x for x in letters if options.all or x.done is None], options.json)
+        if options.verb in ("replay", "drop") and options.all == bool(options.ids):
+            return _fail("name the dead letters by their ids, or give --all")
+        by_id = {letter.id: letter for letter in letters}
+        chosen = [x for x in letters if x.done is None] if options.verb != "show" and options.all else []
+        for letter_id in options.ids:
+            if letter_id not in by_id:
+                return _fail(f"there is no dead letter {letter_id}")
+            chosen.append(by_id[letter_id])
+        if options.verb == "show":
+            return await _show(reader, chosen, options.json)
+        return await _settle(config, reader, chosen, options.verb, options.json)
+    except (KafkaException, TimeoutError, LookupError) as e:
+        reason = e.args[0].str() if isinstance(e, KafkaException) else str(e)
+        return _fail(f"kafka at {config.kafka.bootstrap_servers}: {reason}", status=_STILL_OPEN)
+    finally:
+        await asyncio.to_thread(reader.close)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dead-letters", description="Events that could not be mailed. `list` shows their ids."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    listing = verbs.add_parser("list", help="list the open dead letters, oldest first")
+    listing.add_argument("--all", action="store_true", help="include those that were replayed or dropped")
+    show = verbs.add_parser("show", help="show dead letters with the original message")
+    show.add_argument("ids", nargs="+", metavar="ID")
+    replay = verbs.add_parser("replay", help="mail dead letters now; those that the mail server accepts are done")
+    drop = verbs.add_parser("drop", help="mark dead letters as done without a mail")
+    for verb in (replay, drop):
+        verb.add_argument("ids", nargs="*", metavar="ID")
+        verb.add_argument("--all", action="store_true", help="all open dead letters")
+    for verb in (listing, show, replay, drop):
+        verb.add_argument("--json", action="store_true", help="print one JSON object per line")
+    return parser
+
+
+def _list(letters: list[DeadLetter], as_json: bool) -> int:
+    if as_json:
+        _print_json(letter.summary() for letter in letters)
+        return _DONE
+    for letter in letters:
+        summary = letter.summary()
+        origin = "/".join(map(str, letter.origin))
+        status = f"  [{letter.done[0]} {letter.done[1]}]" if letter.done else ""
+        _print(f"{letter.id:>8}  {summary['time']}  {summary['key'] or '-'}  {origin}  {summary['reason']}{status}")
+    _print(f"{len(letters)} dead letter{'' if len(letters) == 1 else 's'}")
+    return _DONE
+
+
+async def _show(reader: DeadLetterReader, letters: list[DeadLetter], as_json: bool) -> int:
+    for letter in letters:
+        shown = letter.summary()
+        try:
+            original = await asyncio.to_thread(reader.original_message, letter)
+        except LookupError as e:
+            shown["value"], shown["value_missing"] = None, str(e)
+        else:
+            shown["headers"] = {k: None if v is None else v.decode("utf-8", "replace") for k, v in original.headers}
+            shown["value"] = None if original.value is None else original.value.decode("utf-8", "replace")
+        if as_json:
+            _print_json([shown])
+        else:
+            for name, value in shown.items():
+                _print(f"{name}: {value}")
+            _print("")
+    return _DONE
+
+
+async def _settle(config: Config, reader: DeadLetterReader, letters: list[DeadLetter], verb: str, as_json: bool) -> int:
+    """Replay or drop, and mark each dead letter before the next one, so that an interruption repeats one mail."""
+    now = clock(config.faults)
+    mailer = Mailer(config)
+    writer = DeadLetterWriter(config.kafka)
+    deps = Deps(mailer, writer, config.retry, now, Tracer())
+    status = _DONE
+    try:
+        for letter in letters:
+            result = {"id": letter.id, "result": "dropped" if verb == "drop" else "replayed"}
+            if letter.done is not None:
+                result["result"] = f"already {letter.done[0]}"
+            elif verb == "replay" and (reason := await _mail(deps, reader, letter)) is not None:
+                status = _STILL_OPEN
+                result |= {"result": "open", "reason": reason}
+            else:
+                await writer.mark(letter.partition, letter.offset, letter.key, result["result"], now())
+            if as_json:
+                _print_json([result])
+            else:
+                _print(": ".join(result.values()))
+    finally:
+        await mailer.close()
+        await writer.close()
+    return status
+
+
+async def _mail(deps: Deps, reader: DeadLetterReader, letter: DeadLetter) -> str | None:
+    """Return None if the mail server accepted the mail, or why the dead letter stays open."""
+    try:
+        await api.process(deps, await asyncio.to_thread(reader.original_message, letter))
+    except InvalidEvent as e:
+        return f"invalid event: {e}"
+    except MailRejected as e:
+        return f"rejected: {e}"
+    except MailDeferred as e:
+        return f"deferred: {e}"
+    except MailServerUnavailable as e:
+        return f"mail server unavailable: {e}"
+    except LookupError as e:
+        return str(e)
+    return None
+
+
+def _fail(reason: str, status: int = _WRONG_USAGE) -> int:
+    print(f"dead-letters: {reason}", file=sys.stderr)
+    return status
+
+
+def _print(line: str) -> None:
+    # Text from outside must not control the terminal.
+    print("".join(c if c.isprintable() else "\ufffd" for c in line))
+
+
+def _print_json(objects: Iterable[Any]) -> None:
+    for item in objects:
+        print(msgspec.json.encode(item).decode())

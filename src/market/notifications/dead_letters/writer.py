@@ -1,0 +1,94 @@
+"""Writes dead letters to their topic, and marks them as done."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from confluent_kafka import KafkaError, KafkaException
+
+from market.contracts import events
+from market.kit.kafka import Producer, Topic, ensure_topics
+from market.notifications import config
+from market.notifications.domain import Message
+
+_CLIENT_ID = "market.notifications"
+
+# Headers of a dead letter, in addition to those of the original message.
+REASON, TIME, TOPIC, PARTITION, OFFSET = (
+    f"dead-letter-{name}" for name in ("reason", "time", "topic", "partition", "offset")
+)
+# The value was left out, because the topic does not take messages of that size; the original topic still has it.
+OMITTED = "dead-letter-value-omitted"
+# Headers of a mark: a record without a value, which says that an earlier dead letter of the same partition is done.
+MARK_OF, MARK_ACTION = "dead-letter-done", "dead-letter-action"
+
+# For the headers above.
+_MAX_MESSAGE_BYTES = events.MAX_MESSAGE_BYTES + 65_536
+_CLOSE_SECONDS = 2.0
+
+_Headers = list[tuple[str, str | bytes | None]]
+
+
+async def ensure_topic(kafka: config.Kafka, timeout_seconds: float) -> bool:
+    """Create the topic of dead letters if it does not exist, and apply its settings if it does.
+
+    Return False, with the reason logged, if Kafka did not do so in time.
+    """
+    if kafka.partitions == 0:
+        return True
+    settings = {
+        "retention.ms": str(events.RETENTION_MS),
+        "max.message.bytes": str(events.MAX_MESSAGE_BYTES),
+        "min.insync.replicas": str(kafka.min_insync),
+    }
+    topic = Topic(kafka.dead_letter_topic, kafka.partitions, kafka.replication, settings)
+    return await ensure_topics(kafka, _CLIENT_ID, [topic], timeout_seconds, update_settings=True)
+
+
+class DeadLetterWriter:
+    """Owns the producer, which is created with the first dead letter."""
+
+    def __init__(self, kafka: config.Kafka) -> None:
+        self._config = kafka
+        self._producer: Producer[None] | None = None
+
+    async def write(self, message: Message, reason: str, now: datetime) -> None:
+        """Return when Kafka has acknowledged the dead letter. Raises KafkaException."""
+        headers: _Headers = [
+            *message.headers,
+            (REASON, reason.encode()[:1_000]),
+            (TIME, now.isoformat(timespec="milliseconds").encode()),
+            (TOPIC, message.topic.encode()),
+            (PARTITION, str(message.partition).encode()),
+            (OFFSET, str(message.offset).encode()),
+        ]
+        try:
+            await self._deliver(message.key, message.value, headers)
+        except KafkaException as e:
+            if e.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                raise
+            await self._deliver(message.key, None, [*headers, (OMITTED, b"1")])
+
+    async def mark(self, partition: int, offset: int, key: bytes | None, action: str, now: datetime) -> None:
+        """Mark the dead letter at the offset as done, by `action`: replayed or dropped. Raises KafkaException.
+
+        The mark is in the same partition, so that it expires after the dead letter.
+        """
+        headers: _Headers = [
+            (MARK_OF, f"{partition}-{offset}".encode()),
+            (MARK_ACTION, action.encode()),
+            (TIME, now.isoformat(timespec="milliseconds").encode()),
+        ]
+        await self._deliver(key, None, headers, partition)
+
+    async def close(self) -> None:
+        """Wait briefly for what is not acknowledged yet, and close the producer."""
+        if self._producer is not None:
+            await self._producer.close(_CLOSE_SECONDS)
+
+    async def _deliver(self, key: bytes | None, value: bytes | None, headers: _Headers, partition: int = -1) -> None:
+        if self._producer is None:
+            self._producer = Producer(self._config, _CLIENT_ID, max_message_bytes=_MAX_MESSAGE_BYTES)
+        await self._producer.deliver(
+            self._config.dead_letter_topic, value, key=key, headers=headers, partition=partition
+        )

@@ -1,0 +1,112 @@
+"""Parses Kafka records: as plain messages, and order events strictly as the notice for the customer."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from confluent_kafka import Message as KafkaMessage
+from msgspec import Struct
+
+from market.contracts import events, money
+from market.kit import context, text
+from market.kit.errors import BadInput
+from market.notifications.domain import InvalidEvent, Kind, Line, Message, Notice
+
+_KINDS: dict[str, Kind] = {events.CREATED: "created", events.CANCELLED: "cancelled"}
+# A dot-atom, because the id becomes the part before the @ of a Message-ID.
+_EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}(\.[A-Za-z0-9_-]{1,128})*")
+_CURRENCY = re.compile(r"[A-Z]{3}")
+# Control characters, line separators, and characters that change the direction of the text after them.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+
+
+class _Envelope(Struct):
+    specversion: str
+    id: str
+    type: str
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_event = msgspec.json.Decoder(events.OrderEvent).decode
+
+
+def to_message(record: KafkaMessage) -> Message:
+    """Return the record, which must not be an error, as a plain message."""
+    partition, offset = record.partition(), record.offset()
+    assert partition is not None
+    assert offset is not None
+    headers: Any = record.headers() or ()
+    return Message(
+        topic=record.topic() or "",
+        partition=partition,
+        offset=offset,
+        key=_as_bytes(record.key()),
+        value=_as_bytes(record.value()),
+        headers=tuple((name, _as_bytes(value)) for name, value in headers),
+    )
+
+
+def _as_bytes(value: str | bytes | None) -> bytes | None:
+    # Without a deserializer it is never text, but the stubs say that it may be.
+    return value.encode() if isinstance(value, str) else value
+
+
+def parse_notice(message: Message) -> Notice | None:
+    """Return the notice of an order event, or None for an event of an unknown type. Raises InvalidEvent."""
+    if message.value is None:
+        raise InvalidEvent("the message has no value")
+    try:
+        envelope = _decode_envelope(message.value)
+        if envelope.type not in _KINDS:
+            return None
+        event = _decode_event(message.value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise InvalidEvent(str(e)[:300]) from None
+    order = event.data
+    if not _EVENT_ID.fullmatch(event.id) or len(event.id) > 200:
+        raise InvalidEvent(
+            "id: must have at most 200 characters: letters, digits, - and _, with single dots between them"
+        )
+    if not _CURRENCY.fullmatch(order.currency):
+        raise InvalidEvent("data.currency: must have three capital letters")
+    try:
+        order_id: UUID = text.parse_uuid("data.id", order.id)
+        total = money.parse_total(order.total)
+        lines = tuple(
+            Line(_single_line(item.name), item.quantity, _price(index, item.unit_price))
+            for index, item in enumerate(order.items)
+        )
+        ordered_at = datetime.fromisoformat(order.created_at)
+    except BadInput as e:
+        raise InvalidEvent(str(e)) from None
+    except ValueError as e:
+        raise InvalidEvent(f"data.total or data.created_at: {e}"[:300]) from None
+    request_id = message.header(events.REQUEST_ID_HEADER)
+    return Notice(
+        event_id=event.id,
+        kind=_KINDS[event.type],
+        sequence=event.sequence,
+        order_id=order_id,
+        recipient=next((a for a in (order.email, order.user) if a and text.is_email_address(a)), None),
+        lines=lines,
+        total=total,
+        currency=order.currency,
+        ordered_at=ordered_at.astimezone(UTC) if ordered_at.tzinfo else ordered_at.replace(tzinfo=UTC),
+        request_id=request_id if context.valid_request_id(request_id) else "",
+    )
+
+
+def _price(index: int, value: str) -> Decimal:
+    try:
+        return money.parse_price(value)
+    except ValueError as e:
+        raise BadInput(f"data.items[{index}].unit_price", str(e)) from None
+
+
+def _single_line(name: str) -> str:
+    return _CONTROL.sub(" ", name).strip()

@@ -1,0 +1,237 @@
+"""The client of the mail server: a few connections that are kept, and whether the server is available."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from contextlib import suppress
+
+from aiosmtplib import SMTP, SMTPException, SMTPResponseException, SMTPSenderRefused
+
+from market.kit.process import logs
+from market.kit.resilience import backoff
+from market.notifications import config, metrics
+from market.notifications.domain import Mail, MailDeferred, MailRejected, MailServerUnavailable
+
+log = logs.get_logger("smtp")
+
+# Replies to MAIL FROM that concern our login or TLS rather than this mail (RFC 4954, RFC 3207).
+_LOGIN_CODES = {530, 534, 535, 538}
+# The server closes the connection (RFC 5321).
+_CLOSING = 421
+
+
+class SmtpClient:
+    """Owns the connections. While the server is unavailable, one task tries to connect until it succeeds.
+
+    sender: the address in MAIL FROM
+    """
+
+    def __init__(self, smtp: config.Smtp, sender: str) -> None:
+        self._config = smtp
+        self._sender = sender
+        self._tls = ssl.create_default_context() if smtp.tls != "none" else None
+        if self._tls is not None and smtp.ca_file is not None:
+            self._tls.load_verify_locations(smtp.ca_file)
+        self._ehlo_hostname = smtp.ehlo_hostname or _host_name()
+        # Connections with the time since when they are idle. The one used last is taken first, so that few are kept
+        # when there is little to send.
+        self._idle: list[tuple[SMTP, float]] = []
+        self._available = asyncio.Event()
+        self._available.set()
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._outage_reason = ""
+        # Seconds of availability before the last outage ended, and the time of its end.
+        self._available_before = 0.0
+        self._available_since = time.monotonic()
+
+    @property
+    def available(self) -> bool:
+        """False from a failed connection until one succeeds."""
+        return self._available.is_set()
+
+    async def wait_until_available(self) -> None:
+        """Return at once, or when the server has been reached again."""
+        await self._available.wait()
+
+    def available_seconds(self) -> float:
+        """Return for how long the server has been available since the start.
+
+        A clock that stops during outages, so that an outage does not use up the time for which a mail is retried.
+        """
+        return self._available_before + (time.monotonic() - self._available_since if self.available else 0.0)
+
+    async def send(self, mail: Mail) -> None:
+        """Return when the server has accepted the mail.
+
+        Raises MailRejected (5xx), MailDeferred (4xx, or the connection broke), or MailServerUnavailable.
+        """
+        try:
+            connection = await self._begin(mail)
+        except MailServerUnavailable as e:
+            self._set_unavailable(str(e))
+            raise
+        try:
+            async with asyncio.timeout(3 * self._config.timeout_seconds):
+                await connection.rcpt(mail.recipient)
+                await connection.data(mail.content)
+        except SMTPResponseException as e:
+            await self._reset(connection, e.code)
+            self._end_outage()
+            raise _error_of(e) from None
+        except (SMTPException, OSError, TimeoutError) as e:
+            # Perhaps accepted, perhaps not: it is sent again, with the same Message-ID.
+            connection.close()
+            raise MailDeferred(f"connection broken: {_describe(e)}") from None
+        except BaseException:
+            connection.close()
+            raise
+        self._end_outage()
+        self._keep(connection)
+
+    async def close(self) -> None:
+        """Close the connections, with QUIT."""
+        if self._reconnecting is not None:
+            self._reconnecting.cancel()
+        idle, self._idle = self._idle, []
+        for connection, _ in idle:
+            with suppress(SMTPException, OSError, TimeoutError):
+                await connection.quit(timeout=1)
+            connection.close()
+
+    async def _begin(self, mail: Mail) -> SMTP:
+        """Return a connection that has accepted MAIL FROM: a kept one, or if the server has closed that, a new one."""
+        while True:
+            kept = self._take()
+            connection = kept or await self._connect()
+            try:
+                options = [f"SIZE={len(mail.content)}"] if connection.supports_extension("size") else []
+                await connection.mail(self._sender, options=options)
+            except SMTPSenderRefused as e:
+                if e.code == _CLOSING and kept is not None:
+                    connection.close()
+                    continue
+                await self._reset(connection, e.code)
+                if e.code in _LOGIN_CODES:
+                    raise MailServerUnavailable(f"MAIL FROM: {_describe(e)}") from None
+                self._end_outage()
+                raise _error_of(e) from None
+            except (SMTPException, OSError, TimeoutError) as e:
+                connection.close()
+                if kept is None:
+                    raise MailServerUnavailable(f"no reply to MAIL FROM: {_describe(e)}") from None
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
+
+    async def _connect(self) -> SMTP:
+        """Return a new connection, encrypted and logged in as configured. Raises MailServerUnavailable."""
+        c = self._config
+        smtp = SMTP(
+            hostname=c.host,
+            port=c.port,
+            timeout=c.timeout_seconds,
+            local_hostname=self._ehlo_hostname,
+            use_tls=c.tls == "tls",
+            start_tls=c.tls == "starttls",
+            tls_context=self._tls,
+            username=c.username,
+            password=c.password,
+        )
+        try:
+            await smtp.connect()
+            if smtp.is_ehlo_or_helo_needed:
+                await smtp.ehlo()
+        except (SMTPException, OSError, TimeoutError, ValueError) as e:
+            smtp.close()
+            raise MailServerUnavailable(_describe(e)) from None
+        except BaseException:
+            smtp.close()
+            raise
+        return smtp
+
+    def _take(self) -> SMTP | None:
+        while self._idle:
+            connection, since = self._idle.pop()
+            if connection.is_connected and time.monotonic() - since < self._config.keepalive_seconds:
+                return connection
+            connection.close()
+        return None
+
+    def _keep(self, connection: SMTP) -> None:
+        if not connection.is_connected:
+            return
+        self._idle.append((connection, time.monotonic()))
+        asyncio.get_running_loop().call_later(self._config.keepalive_seconds, self._close_idle)
+
+    def _close_idle(self) -> None:
+        """Close connections that have been idle for too long; the oldest come first."""
+        while self._idle and time.monotonic() - self._idle[0][1] >= self._config.keepalive_seconds - 0.01:
+            self._idle.pop(0)[0].close()
+
+    async def _reset(self, connection: SMTP, code: int) -> None:
+        """Abort the mail to which the server replied with `code`, and keep the connection if it is still usable."""
+        if code != _CLOSING:
+            with suppress(SMTPException, OSError, TimeoutError):
+                await connection.rset()
+                self._keep(connection)
+                return
+        connection.close()
+
+    def _set_unavailable(self, reason: str) -> None:
+        if reason != self._outage_reason:
+            log.error("mail server unavailable, consumption paused", reason=reason)
+            self._outage_reason = reason
+        self._failures += 1
+        if not self.available:
+            return
+        self._available_before = self.available_seconds()
+        self._available.clear()
+        metrics.PAUSED.labels("mail-server").set(1)
+        self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        while True:
+            pause = backoff(self._failures, base=0.2, max_seconds=self._config.max_reconnect_seconds)
+            await asyncio.sleep(0.1 + pause)
+            try:
+                connection = await self._connect()
+            except MailServerUnavailable as e:
+                self._set_unavailable(str(e))
+                continue
+            self._keep(connection)
+            self._available_since = time.monotonic()
+            self._available.set()
+            metrics.PAUSED.labels("mail-server").set(0)
+            return
+
+    def _end_outage(self) -> None:
+        # Only a reply to a mail ends an outage: a server that greets and then hangs up has not recovered.
+        self._failures = 0
+        if self._outage_reason:
+            log.info("mail server available")
+            self._outage_reason = ""
+
+
+def _host_name() -> str:
+    return "".join(c for c in socket.gethostname() if c.isalnum() or c in ".-") or "localhost"
+
+
+def _error_of(e: SMTPResponseException) -> MailRejected | MailDeferred:
+    return MailRejected(_describe(e)) if 500 <= e.code <= 599 else MailDeferred(_describe(e))
+
+
+def _describe(e: BaseException) -> str:
+    """Return one printable line of at most 300 characters."""
+    if isinstance(e, SMTPResponseException):
+        text = f"{e.code} {e.message}"
+    elif isinstance(e, TimeoutError):
+        text = str(e) or "timed out"
+    else:
+        text = str(e) or type(e).__name__
+    return "".join(c if c.isprintable() else " " for c in text)[:300]

@@ -1,0 +1,86 @@
+"""Dead letters: their topic, and the command that lists, shows, replays and drops them."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import msgspec
+import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource
+
+from market.contracts import events
+from tests.notifications.conftest import PARTITIONS, Mailing, event, json_lines
+from tests.support.waiting import until
+
+
+async def test_the_service_creates_the_dead_letter_topic_with_its_settings(mailing: Mailing) -> None:
+    if mailing.broker != "apache":
+        pytest.skip("the embedded broker creates topics automatically")
+    name = f"created-{uuid4().hex[:8]}"
+    admin = AdminClient({"bootstrap.servers": mailing.bootstrap_servers, "log_level": 2})
+
+    def exists() -> bool:
+        topic = admin.list_topics(timeout=60).topics.get(name)
+        return topic is not None and topic.error is None and len(topic.partitions) == PARTITIONS
+
+    async with mailing.running(kafka={"dead_letter_topic": name}):
+        await until(lambda: asyncio.to_thread(exists))
+    resource = ConfigResource(ConfigResource.Type.TOPIC, name)
+    settings = await asyncio.to_thread(admin.describe_configs([resource])[resource].result, 60)
+    assert settings["retention.ms"].value == str(events.RETENTION_MS)
+    assert settings["max.message.bytes"].value == str(events.MAX_MESSAGE_BYTES)
+    assert settings["min.insync.replicas"].value == "1"
+
+
+async def test_a_dead_letter_larger_than_its_topic_allows_is_written_without_its_value(mailing: Mailing) -> None:
+    huge = b"x" * (events.MAX_MESSAGE_BYTES - 200)
+    async with mailing.running():
+        mailing.publish_raw(b"k" * 8, huge)
+        [letter] = await mailing.wait_for_dead_letters(1)
+        # Apache Kafka rejects messages above the limit of the topic; the embedded broker has no limit.
+        assert letter["value"] in (None, huge)
+        letter_id = json_lines((await mailing.dead_letters_command("list", "--json"))[1])[0]["id"]
+        _, output = await mailing.dead_letters_command("show", letter_id, "--json")
+    assert json_lines(output)[0]["value"] == huge.decode()
+
+
+async def test_dead_letters_are_listed_shown_replayed_and_dropped(mailing: Mailing) -> None:
+    await mailing.inject_faults({"mode": "550", "stage": "rcpt", "to": mailing.mailbox})
+    mine = [event(uuid4(), email=mailing.mailbox) for _ in range(3)]
+    async with mailing.running():
+        mailing.publish(*mine)
+        await mailing.wait_for_dead_letters(3)
+    status, output = await mailing.dead_letters_command("list", "--json")
+    assert status == 0
+    listed = {x["key"]: x for x in json_lines(output)}
+    assert set(listed) == {e["subject"] for e in mine}
+    assert {x["status"] for x in listed.values()} == {"open"}
+    first, second, third = (listed[e["subject"]]["id"] for e in mine)
+
+    status, output = await mailing.dead_letters_command("show", first, "--json")
+    assert msgspec.json.decode(json_lines(output)[0]["value"]) == mine[0]
+
+    # Rejected again, so it stays open.
+    status, output = await mailing.dead_letters_command("replay", first, "--json")
+    assert (status, json_lines(output)[0]["result"]) == (1, "open")
+    await mailing.inject_faults()
+    status, output = await mailing.dead_letters_command("replay", first, second, "--json")
+    assert (status, [x["result"] for x in json_lines(output)]) == (0, ["replayed", "replayed"])
+    assert [m["message_id"] for m in await mailing.mails()] == [f"<{e['id']}@market.test>" for e in mine[:2]]
+    status, output = await mailing.dead_letters_command("drop", "--all", "--json")
+    assert (status, json_lines(output)) == (0, [{"id": third, "result": "dropped"}])
+
+    assert json_lines((await mailing.dead_letters_command("list", "--json"))[1]) == []
+    _, output = await mailing.dead_letters_command("list", "--all", "--json")
+    assert {x["id"]: x["status"] for x in json_lines(output)} == {
+        first: "replayed",
+        second: "replayed",
+        third: "dropped",
+    }
+    status, output = await mailing.dead_letters_command("replay", first, "--json")
+    assert (status, json_lines(output)[0]["result"]) == (0, "already replayed")
+    assert len(await mailing.mails()) == 2
+    assert (await mailing.dead_letters_command("show", "0-99"))[0] == 2
+    assert (await mailing.dead_letters_command("drop"))[0] == 2
+    assert "0 dead letters" in (await mailing.dead_letters_command("list"))[1]

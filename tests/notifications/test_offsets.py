@@ -1,0 +1,116 @@
+"""The committed offset is that of the first unsettled message, in whatever order messages are settled."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from market.notifications.consumer.memory import MemoryBudget
+from market.notifications.consumer.offsets import (
+    MAX_METADATA_LENGTH,
+    CommitPoint,
+    OffsetTracker,
+    StartPosition,
+    decode_metadata,
+    encode_metadata,
+    start_position,
+)
+
+
+@given(
+    offsets=st.lists(st.integers(0, 500), unique=True, min_size=1, max_size=60).map(sorted),
+    finished=st.sets(st.integers(0, 500)),
+    seed=st.integers(0, 2**32),
+)
+def test_a_restart_processes_exactly_the_messages_that_are_not_settled(
+    offsets: list[int], finished: set[int], seed: int
+) -> None:
+    start = offsets[0]
+    first = OffsetTracker(0, start)
+    assert all(first.add(offset) for offset in offsets)
+    settled = [offset for offset in offsets if offset in finished]
+    random.Random(seed).shuffle(settled)
+    for offset in settled:
+        first.settle(offset)
+    unsettled = [offset for offset in offsets if offset not in finished]
+    point = first.next_commit() or CommitPoint(start, "")
+    assert point.offset == (unsettled[0] if unsettled else offsets[-1] + 1)
+    second = OffsetTracker(0, point.offset, point.metadata)
+    assert [offset for offset in offsets if offset >= point.offset and second.add(offset)] == unsettled
+    for offset in unsettled:
+        second.settle(offset)
+    assert (second.next_commit() or CommitPoint(second.committed_offset, "")) == (offsets[-1] + 1, "")
+
+
+@given(st.integers(0, 10**12), st.sets(st.integers(0, 10**7), min_size=1))
+def test_metadata_that_is_too_long_forgets_settled_messages_and_never_unsettled_ones(
+    offset: int, gaps: set[int]
+) -> None:
+    unsettled = sorted({offset, *(offset + gap for gap in gaps)})
+    metadata = encode_metadata(offset, unsettled[-1] + 5, unsettled)
+    assert len(metadata) <= MAX_METADATA_LENGTH + 40 < 4096
+    read_to, decoded = decode_metadata(offset, metadata)
+    assert decoded == [u for u in unsettled if u < read_to]
+
+
+def test_long_metadata_is_truncated() -> None:
+    unsettled = [n * 1000 for n in range(5_000)]
+    read_to, decoded = decode_metadata(0, encode_metadata(0, 10**7, unsettled))
+    assert 500 < len(decoded) < 1_000
+    assert read_to == unsettled[len(decoded)]
+
+
+@given(st.text() | st.from_regex(r"1;\d{0,3};[\d,;-]{0,9}", fullmatch=True))
+def test_malformed_metadata_is_ignored(metadata: str) -> None:
+    read_to, unsettled = decode_metadata(100, metadata)
+    assert read_to >= 100
+    assert all(100 <= offset < read_to for offset in unsettled)
+
+
+def test_unsettled_messages_that_the_log_no_longer_has_do_not_block_the_commit() -> None:
+    tracker = OffsetTracker(0, 10, encode_metadata(10, 20, [10, 12]))
+    assert not tracker.add(15)
+    assert tracker.add(25)
+    tracker.settle(25)
+    assert tracker.next_commit() == (26, "")
+
+
+def test_there_is_nothing_to_commit_without_a_change() -> None:
+    tracker = OffsetTracker(0, 7)
+    assert tracker.next_commit() is None
+    tracker.add(7)
+    assert tracker.next_commit() is None
+    tracker.add(8)
+    tracker.settle(8)
+    assert tracker.next_commit() == (7, "1;2;0")
+    tracker.mark_committed(CommitPoint(7, "1;2;0"))
+    assert tracker.next_commit() is None
+    tracker.settle(7)
+    assert tracker.next_commit() == (9, "")
+
+
+def test_consumption_starts_at_the_committed_offset_if_the_broker_still_has_it() -> None:
+    usual = {"last_position": None, "topic_is_new": False, "replay_missed": True}
+    assert start_position(None, 2, 9, **usual) == StartPosition(9)
+    assert start_position((5, "n"), 2, 9, **usual) == StartPosition(5, "n")
+    assert start_position(None, 0, 9, **{**usual, "topic_is_new": True}) == StartPosition(0)
+    assert start_position((5, "n"), 2, 9, **{**usual, "replay_missed": False}) == StartPosition(9)
+    assert start_position(None, 2, 9, **{**usual, "last_position": 4}) == StartPosition(4)
+    for committed in (1, 10):
+        start = start_position((committed, None), 2, 9, **usual)
+        assert (start.offset, bool(start.reset_reason)) == (2, True)
+    # The embedded broker was restarted empty while the consumer was running.
+    assert start_position(None, 0, 3, **{**usual, "last_position": 40}).offset == 0
+
+
+def test_memory_is_exhausted_at_its_limit_and_available_again_at_half_of_it() -> None:
+    memory = MemoryBudget(4, 1_000)
+    states = []
+    for change in [memory.acquire] * 4 + [memory.release] * 2:
+        change(10)
+        states.append(memory.exhausted)
+    assert states == [False, False, False, True, True, False]
+    memory.acquire(980)
+    assert memory.exhausted
