@@ -140,11 +140,8 @@ async def _ensure_topics(config: Kafka, timeout_seconds: float, *, update_settin
         "max.message.bytes": str(events.MAX_MESSAGE_BYTES),
         "min.insync.replicas": str(config.min_insync),
     }
-    topics = [
-        Topic(name, config.partitions, config.replication, settings)
-        for name in (events.TOPIC, events.DEAD_LETTER_TOPIC)
-    ]
-    return await ensure_topics(config, "market.orders", topics, timeout_seconds, update_settings=update_settings)
+    topic = Topic(events.TOPIC, config.partitions, config.replication, settings)
+    return await ensure_topics(config, "market.orders", [topic], timeout_seconds, update_settings=update_settings)
 
 
 async def migrate(config: Config, _: list[str]) -> int:
