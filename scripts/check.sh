@@ -13,6 +13,7 @@ step lint "$bin/ruff" check --quiet .
 step types "$bin/mypy"
 step imports "$bin/lint-imports" --no-cache
 step "generated files" scripts/generate.sh --check
+step layout "$bin/python" scripts/check_layout.py
 step manifests "$bin/python" scripts/check_manifests.py
 step shell "$bin/shellcheck" scripts/*.sh .ci/run
 exit $status
