@@ -120,19 +120,19 @@ def background_steps(config: Config, deps: Deps) -> Mapping[str, Step]:
         metrics.STUCK.set(statistics.stuck)
         return 5.0
 
-    async def create_topics() -> float:
+    async def create_topic() -> float:
         # In case `migrate` could not, because Kafka was unavailable.
-        return 3600.0 if await _ensure_topics(config.kafka, 5) else 5.0
+        return 3600.0 if await _ensure_topic(config.kafka, 5) else 5.0
 
     return {
         "recovery": recover,
         "relay": deps.relay.run_once,
         "metrics": update_metrics,
-        "topics": create_topics,
+        "topic": create_topic,
     }
 
 
-async def _ensure_topics(config: Kafka, timeout_seconds: float, *, update_settings: bool = False) -> bool:
+async def _ensure_topic(config: Kafka, timeout_seconds: float, *, update_settings: bool = False) -> bool:
     if config.partitions == 0:
         return True
     settings = {
@@ -145,9 +145,9 @@ async def _ensure_topics(config: Kafka, timeout_seconds: float, *, update_settin
 
 
 async def migrate(config: Config, _: list[str]) -> int:
-    """Create indexes and topics.
+    """Create the indexes and the topic.
 
-    If Kafka stays unavailable for `create_seconds`, the service creates the topics later.
+    If Kafka stays unavailable for `create_seconds`, the service creates the topic later.
     """
     client = create_client(config.mongodb)
     try:
@@ -156,6 +156,6 @@ async def migrate(config: Config, _: list[str]) -> int:
         await create_indexes(collection)
     finally:
         await client.close()
-    if not await _ensure_topics(config.kafka, config.kafka.create_seconds, update_settings=True):
-        log.warning("topics not created, the service will retry")
+    if not await _ensure_topic(config.kafka, config.kafka.create_seconds, update_settings=True):
+        log.warning("topic not created, the service will retry")
     return 0
