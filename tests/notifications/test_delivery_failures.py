@@ -18,6 +18,8 @@ from market_dev.mailcatcher.mailbox import Mailbox
 from market_dev.mailcatcher.smtp import Authenticator, Handler
 
 from market.notifications import metrics
+from market.notifications.app import Clients
+from market.notifications.domain import Mail
 from tests.notifications.conftest import Mailing, event, is_paused, message_ids
 from tests.support.ports import free_port
 from tests.support.waiting import until
@@ -68,6 +70,40 @@ async def test_a_mail_deferred_for_too_long_becomes_a_dead_letter(mailing: Maili
         [letter] = await mailing.wait_for_dead_letters(1)
         assert time.monotonic() - started > 1
     assert letter["headers"]["dead-letter-reason"] == "retries-exhausted: 452 4.2.2 mailbox full"
+
+
+class FailingMailServer:
+    """Raises an error that nobody expects."""
+
+    available = True
+
+    def __init__(self) -> None:
+        self.recipients: list[str] = []
+
+    async def send(self, mail: Mail) -> None:
+        self.recipients.append(mail.recipient)
+        raise RuntimeError("broken")
+
+    async def wait_until_available(self) -> None:
+        """Return at once."""
+
+    def available_seconds(self) -> float:
+        return time.monotonic()
+
+    async def close(self) -> None:
+        """There is no connection."""
+
+
+async def test_an_internal_error_is_retried_and_then_becomes_a_dead_letter(mailing: Mailing) -> None:
+    mail_server = FailingMailServer()
+    async with mailing.running(clients=Clients(mail_server), retry={"give_up_seconds": 0.3}):
+        mailing.publish(event(email=mailing.mailbox))
+        [letter] = await mailing.wait_for_dead_letters(1)
+        await mailing.wait_committed(1)
+    assert letter["headers"]["dead-letter-reason"] == "retries-exhausted: RuntimeError: broken"
+    assert len(mail_server.recipients) > 1
+    assert set(mail_server.recipients) == {mailing.mailbox}
+    assert await mailing.mails() == []
 
 
 async def test_invalid_events_become_dead_letters_and_the_next_event_is_mailed(mailing: Mailing) -> None:

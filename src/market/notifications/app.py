@@ -24,7 +24,7 @@ class Clients:
 
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
-    """The consumer, not started. Waits for nothing: its start waits for Kafka, and mails wait for the mail server."""
+    """Yield the consumer, not started. Waits for nothing: the start waits for Kafka, and mails for the mail server."""
     mailer = Mailer(config, (clients or Clients()).mail_server)
     dead_letters = DeadLetterWriter(config.kafka)
     deps = Deps(mailer, dead_letters, config.retry, process.clock, process.tracer, process.faults)

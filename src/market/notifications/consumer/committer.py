@@ -31,7 +31,7 @@ class OffsetCommitter:
         self._in_flight = None
 
     def commit(self, consumer: Consumer, trackers: Iterable[OffsetTracker], *, wait: bool = False) -> None:
-        """Commit what has changed. With `wait`, return when the broker has acknowledged it or refused it."""
+        """Commit what has changed. With `wait`, return when the broker has accepted or rejected it."""
         if self._in_flight is not None and not wait:
             return
         points = {tracker: point for tracker in trackers if (point := tracker.next_commit()) is not None}

@@ -90,7 +90,7 @@ class OrdersConsumer:
     # --- in the event loop
 
     async def start(self) -> None:
-        """Wait for the broker and the topic, join the group, and return when partitions are assigned, if only none.
+        """Wait for the broker and the topic, join the group, and return when it has assigned partitions, perhaps none.
 
         From then on lost connections and rebalances are handled in the background.
         """
@@ -115,7 +115,7 @@ class OrdersConsumer:
         """Return whether the topic exists. Raises KafkaException."""
 
         def describe() -> bool:
-            # A new client each time, because one that was refused waits before it connects again.
+            # A new client each time, because one that could not connect waits before it tries again.
             consumer = Consumer(self._settings())
             try:
                 topic = consumer.list_topics(self._config.topic, timeout=2).topics[self._config.topic]
