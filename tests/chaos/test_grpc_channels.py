@@ -121,7 +121,7 @@ async def test_an_upstream_that_recovers_is_used_again_within_a_second(upstream:
 
     By gRPC's defaults the backoff would be five seconds after the longer outage.
     """
-    circuit = CircuitBreaker("channels", failures=5)
+    circuit = CircuitBreaker("channels", failure_threshold=5)
 
     async def succeeds(seconds: float = 1.0) -> bool:
         try:

@@ -33,7 +33,7 @@ async def fail(circuit: CircuitBreaker, upstream: Upstream, times: int) -> None:
 
 
 async def test_a_circuit_opens_after_consecutive_failures_and_closes_automatically(clock: FakeClock) -> None:
-    circuit = CircuitBreaker("test", failures=3, open_seconds=0.1, clock=clock)
+    circuit = CircuitBreaker("test", failure_threshold=3, open_seconds=0.1, clock=clock)
     upstream = Upstream(*[Unavailable("down")] * 4)
     await fail(circuit, upstream, 3)
     assert circuit.is_open
@@ -52,7 +52,7 @@ async def test_a_circuit_opens_after_consecutive_failures_and_closes_automatical
 
 
 async def test_other_calls_are_refused_during_the_trial_call(clock: FakeClock) -> None:
-    circuit = CircuitBreaker("test", failures=1, open_seconds=0.05, clock=clock)
+    circuit = CircuitBreaker("test", failure_threshold=1, open_seconds=0.05, clock=clock)
     await fail(circuit, Upstream(Unavailable("down")), 1)
     clock.advance(0.06)
     waiting = asyncio.Event()
@@ -71,7 +71,7 @@ async def test_other_calls_are_refused_during_the_trial_call(clock: FakeClock) -
 
 
 async def test_a_cancelled_trial_call_allows_another(clock: FakeClock) -> None:
-    circuit = CircuitBreaker("test", failures=1, open_seconds=0.01, clock=clock)
+    circuit = CircuitBreaker("test", failure_threshold=1, open_seconds=0.01, clock=clock)
     await fail(circuit, Upstream(Unavailable("down")), 1)
     clock.advance(0.02)
     trial = asyncio.create_task(circuit(asyncio.Event().wait))
@@ -82,7 +82,7 @@ async def test_a_cancelled_trial_call_allows_another(clock: FakeClock) -> None:
 
 
 async def test_an_error_that_is_not_a_failure_of_the_upstream_does_not_count() -> None:
-    circuit = CircuitBreaker("test", failures=2)
+    circuit = CircuitBreaker("test", failure_threshold=2)
     for _ in range(5):
         with pytest.raises(Conflict):
             await circuit(Upstream(Conflict("short")))
@@ -92,7 +92,7 @@ async def test_an_error_that_is_not_a_failure_of_the_upstream_does_not_count() -
 async def test_an_early_deadline_does_not_open_the_circuit_but_a_slow_upstream_does(
     clock: FakeClock,
 ) -> None:
-    circuit = CircuitBreaker("test", failures=2, slow_after_seconds=0.05, clock=clock)
+    circuit = CircuitBreaker("test", failure_threshold=2, slow_after_seconds=0.05, clock=clock)
     await fail(circuit, Upstream(*[DeadlineExceeded("early")] * 5), 5)
     assert not circuit.is_open
 
@@ -125,7 +125,7 @@ async def test_neither_other_errors_nor_refusals_of_the_circuit_are_retried() ->
 
 
 async def test_retries_are_limited_to_a_share_of_the_calls() -> None:
-    budget = RetryBudget("test", ratio=0.1, reserve=5)
+    budget = RetryBudget("test", ratio=0.1, max_tokens=5)
     calls = 0
 
     async def down() -> str:

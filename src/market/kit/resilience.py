@@ -15,12 +15,12 @@ from market.kit.errors import DeadlineExceeded, Unavailable
 
 T = TypeVar("T")
 
-RETRIES = Counter("market_retries_total", "Calls to an upstream that were repeated.", ["upstream"])
+RETRIES = Counter("market_retries_total", "Retries of calls to an upstream.", ["upstream"])
 CIRCUIT_OPEN = Gauge("market_circuit_breaker_open", "1 while calls to the upstream are refused locally.", ["upstream"])
 
 
 class CircuitOpen(Unavailable):
-    """The circuit breaker refused the call, so that the upstream has not seen it."""
+    """The circuit breaker refused the call, so the upstream has not seen it."""
 
 
 def backoff(attempt: int, *, base: float = 0.05, max_seconds: float = 2.0) -> float:
@@ -34,38 +34,40 @@ def backoff(attempt: int, *, base: float = 0.05, max_seconds: float = 2.0) -> fl
 def reraise_if_cancelled() -> None:
     """Raise CancelledError if the current task was cancelled.
 
-    For code that continues after an error: a library may have replaced the cancellation by an error of its own. PyMongo
-    turns it into a network error.
+    Call it in an `except` block that does not re-raise: a library may have replaced the cancellation with an error of
+    its own. PyMongo turns it into a network error.
     """
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError
 
 
 class CircuitBreaker:
-    """Refuses calls for `open_seconds` after `failures` in a row; then one trial call decides whether it closes.
+    """Opens after `failure_threshold` failures in a row, and refuses calls for `open_seconds`.
+
+    Then it is half-open: one trial call decides whether it closes.
 
     upstream: the name in metrics and errors.
-    counts: the exceptions that count as failures.
-    slow_after_seconds: a DeadlineExceeded that came sooner does not count, because the caller had little time left:
-        that says nothing about the upstream.
-    clock: seconds, as time.monotonic returns them.
+    failure_types: the exceptions that count as failures.
+    slow_after_seconds: a DeadlineExceeded raised sooner than this does not count as a failure: the caller had little
+        time left, which says nothing about the upstream.
+    clock: returns seconds, like time.monotonic.
     """
 
     def __init__(
         self,
         upstream: str,
         *,
-        failures: int = 5,
-        # Short, because until the trial call every other call fails, also when the upstream has recovered.
+        failure_threshold: int = 5,
+        # Short, because calls keep failing until the trial call, even if the upstream has recovered.
         open_seconds: float = 0.3,
-        counts: tuple[type[BaseException], ...] = (Unavailable,),
+        failure_types: tuple[type[BaseException], ...] = (Unavailable,),
         slow_after_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._upstream = upstream
-        self._max_failures = failures
+        self._failure_threshold = failure_threshold
         self._open_seconds = open_seconds
-        self._counts = counts
+        self._failure_types = failure_types
         self._slow_after_seconds = slow_after_seconds
         self._clock = clock
         self._failures = 0
@@ -76,22 +78,22 @@ class CircuitBreaker:
     @property
     def is_open(self) -> bool:
         """Whether a call made now would be refused."""
-        return self._failures >= self._max_failures and (self._clock() < self._open_until or self._trial_in_flight)
+        return self._failures >= self._failure_threshold and (self._clock() < self._open_until or self._trial_in_flight)
 
     async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:
         """Return the call's result. Raises CircuitOpen without calling while the circuit is open."""
         if self.is_open:
             raise CircuitOpen(f"{self._upstream} is unavailable")
-        is_trial = self._failures >= self._max_failures
+        is_trial = self._failures >= self._failure_threshold
         if is_trial:
             self._trial_in_flight = True
         started = self._clock()
         try:
             result = await call()
-        except self._counts as e:
+        except self._failure_types as e:
             if not (isinstance(e, DeadlineExceeded) and self._clock() - started < self._slow_after_seconds):
                 self._failures += 1
-                if self._failures >= self._max_failures:
+                if self._failures >= self._failure_threshold:
                     self._open_until = self._clock() + self._open_seconds
                     self._gauge.set(1)
             raise
@@ -107,23 +109,27 @@ class CircuitBreaker:
 
 
 class RetryBudget:
-    """Limits retries to `ratio` of the calls, plus a `reserve`, so that retries cannot overload a slow upstream.
+    """A token bucket that limits retries to a share of the calls, so that they cannot overload a slow upstream.
+
+    upstream: the name in metrics.
+    ratio: tokens that each call adds. A retry takes one.
+    max_tokens: the size of the bucket, which is full at first: how many retries may come in a burst.
 
     Source: the token bucket of gRPC's retry throttling, https://github.com/grpc/proposal/blob/master/A6-client-retries.md
     """
 
-    def __init__(self, upstream: str, *, ratio: float = 0.2, reserve: float = 10.0) -> None:
+    def __init__(self, upstream: str, *, ratio: float = 0.2, max_tokens: float = 10.0) -> None:
         self._ratio = ratio
-        self._max_tokens = reserve
-        self._tokens = reserve
+        self._max_tokens = max_tokens
+        self._tokens = max_tokens
         self._retries = RETRIES.labels(upstream)
 
     def record_call(self) -> None:
-        """Record a call; it earns `ratio` of a retry."""
+        """Record a call, which adds `ratio` tokens."""
         self._tokens = min(self._max_tokens, self._tokens + self._ratio)
 
     def take_retry(self) -> bool:
-        """Return whether a retry is allowed, and count it if so."""
+        """Take a token for a retry. Return False if none is left."""
         if self._tokens < 1:
             return False
         self._tokens -= 1
@@ -137,18 +143,18 @@ async def retry(
     budget: RetryBudget,
     attempts: int = 3,
     retry_on: tuple[type[BaseException], ...] = (Unavailable,),
-    never: tuple[type[BaseException], ...] = (CircuitOpen,),
+    do_not_retry_on: tuple[type[BaseException], ...] = (CircuitOpen,),
 ) -> T:
-    """Return the result of an idempotent call, repeated on `retry_on`, but not on `never`.
+    """Make an idempotent call, retry it with back-off on `retry_on`, and return its result.
 
-    It is repeated while attempts, budget and deadline allow, after a back-off; then the last error is raised. A call
-    that an open circuit refused is not repeated, because that would only use up the budget.
+    Raises the call's error when `attempts` (the first one included), the budget or the deadline are used up, and at
+    once for `do_not_retry_on`: retrying a call that an open circuit refused would only use up the budget.
     """
     budget.record_call()
     for attempt in range(1, attempts + 1):
         try:
             return await call()
-        except never:
+        except do_not_retry_on:
             raise
         except retry_on:
             pause = backoff(attempt)

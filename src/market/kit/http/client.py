@@ -88,7 +88,7 @@ class HttpClient:
             return await self._circuit(lambda: self._connect_and_send(method, path, body, headers, timeout))
 
         return await retry(
-            call, budget=self._budget, attempts=3 if idempotent else 1, never=(CircuitOpen, ConnectFailed)
+            call, budget=self._budget, attempts=3 if idempotent else 1, do_not_retry_on=(CircuitOpen, ConnectFailed)
         )
 
     async def _connect_and_send(

@@ -76,7 +76,9 @@ class OrdersCollection:
         self._linearizable = self.documents.with_options(read_concern=ReadConcern("linearizable"))
         self._database = database
         self._timeout_seconds = timeout_seconds
-        self._circuit = CircuitBreaker("mongodb", failures=10, open_seconds=0.5, slow_after_seconds=timeout_seconds / 2)
+        self._circuit = CircuitBreaker(
+            "mongodb", failure_threshold=10, open_seconds=0.5, slow_after_seconds=timeout_seconds / 2
+        )
 
     async def run(self, operation: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return the operation's result. A BulkWriteError passes through: the server did respond."""

@@ -53,7 +53,7 @@ class AvailabilityCache:
         self._ttl_seconds = ttl_seconds
         self._timeout_seconds = timeout_seconds
         # After five failures in a row Redis is not used for a second.
-        self._circuit = CircuitBreaker("redis", open_seconds=1.0, counts=_ERRORS, clock=clock)
+        self._circuit = CircuitBreaker("redis", open_seconds=1.0, failure_types=_ERRORS, clock=clock)
         self._reported_unavailable = False
 
     async def get_many(self, product_ids: Sequence[str]) -> dict[str, bool]:
