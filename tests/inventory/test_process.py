@@ -177,15 +177,18 @@ postgres: {host: localhost, database: d, user: u, password: p}
     ("text", "reason"),
     [
         (None, "cannot be read: No such file or directory"),
-        ("a: [", "is not YAML at line"),
+        ("a: [", "is not valid YAML: line"),
         ("- 1", "must be a mapping of keys"),
         (GOOD + "colour: red", "colour"),
         (GOOD.replace("port: 9091", "port: 0"), "grpc.port: "),
         (GOOD.replace("grpc: {port: 9091}", ""), "grpc"),
-        (GOOD.replace("user: u", "user: '${NO_SUCH_NAME}'"), "postgres.user: the environment has no NO_SUCH_NAME"),
+        (
+            GOOD.replace("user: u", "user: '${NO_SUCH_NAME}'"),
+            "postgres.user: environment variable NO_SUCH_NAME is not set",
+        ),
         (GOOD + "batching: {max_batch_size: 0}", "batching.max_batch_size: "),
         (GOOD + "retention: {cancelled_days: soon}", "retention.cancelled_days: "),
-        (GOOD + "faults: {directory: /tmp}", "faults: rejected unless testing is true"),
+        (GOOD + "faults: {directory: /tmp}", "faults: only allowed if testing is true"),
     ],
 )
 def test_an_invalid_configuration_is_reported_in_one_line(tmp_path, monkeypatch, capsys, text, reason):

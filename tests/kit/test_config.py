@@ -75,7 +75,7 @@ def test_a_file_is_loaded_into_a_frozen_struct_with_secrets_from_the_environment
         (("admin: {port: 9090}", "admin: {port: 9090}\nadmim: 1"), "admim: is unknown"),
         (
             ("admin: {port: 9090}", "admin: {port: 9090}\nadmin: {port: 9091}"),
-            "is not YAML at line 3: duplicate key admin",
+            "is not valid YAML: line 3: duplicate key admin",
         ),
         (
             ("admin: {port: 9090}", "admin: {port: 9090}\non: 1"),
@@ -88,20 +88,20 @@ def test_a_file_is_loaded_into_a_frozen_struct_with_secrets_from_the_environment
         ),
         (
             ("admin: {port: 9090}", "admin: {port: 9090}\nfaults: {directory: /tmp}"),
-            "faults: rejected unless testing is true",
+            "faults: only allowed if testing is true",
         ),
         (
             ("admin: {port: 9090}", "admin: {port: 9090}\ntags: {a: 1}"),
             "tags[...]: must be a string, got a whole number",
         ),
-        (("${HOST}", "${NOT_SET}"), "postgres.host: the environment has no NOT_SET"),
-        (("admin: {port: 9090}", "admin: {port: 9090"), "is not YAML at line 3: "),
-        (("admin: {port: 9090}", "a: b: c"), "is not YAML at line 2: mapping values are not allowed here"),
+        (("${HOST}", "${NOT_SET}"), "postgres.host: environment variable NOT_SET is not set"),
+        (("admin: {port: 9090}", "admin: {port: 9090"), "is not valid YAML: line 3: "),
+        (("admin: {port: 9090}", "a: b: c"), "is not valid YAML: line 2: mapping values are not allowed here"),
         (
             ("admin: {port: 9090}", "admin: !!python/object/apply:os.getcwd []"),
-            "is not YAML at line 2: could not determine a constructor",
+            "is not valid YAML: line 2: could not determine a constructor",
         ),
-        (("admin: {port: 9090}", "admin: \x00"), "is not YAML: special characters are not allowed"),
+        (("admin: {port: 9090}", "admin: \x00"), "is not valid YAML: special characters are not allowed"),
     ],
 )
 def test_a_mistake_is_reported_in_one_line_with_its_key(tmp_path: Path, change: tuple[str, str], line: str) -> None:
@@ -112,8 +112,8 @@ def test_a_mistake_is_reported_in_one_line_with_its_key(tmp_path: Path, change: 
 def test_a_file_that_is_not_a_configuration_is_rejected(tmp_path: Path) -> None:
     assert _rejected(tmp_path, "") == "must be a mapping of keys"
     assert _rejected(tmp_path, "- a") == "must be a mapping of keys"
-    assert _rejected(tmp_path, "a: 1\n---\nb: 2").startswith("is not YAML at line 2: but found another document")
-    assert _rejected(tmp_path, "[" * 5_000).startswith("is not YAML")
+    assert _rejected(tmp_path, "a: 1\n---\nb: 2").startswith("is not valid YAML: line 2: but found another document")
+    assert _rejected(tmp_path, "[" * 5_000).startswith("is not valid YAML")
     assert _rejected(tmp_path, "\udcff") == "cannot be read: is not UTF-8"
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load(tmp_path / "absent.yaml", Example, {})
@@ -187,4 +187,6 @@ def test_a_missing_config_path_is_reported() -> None:
         check=False,
     )
     assert ended.returncode == 2
-    assert ended.stderr == "market.notifications: CONFIG_PATH is not set: it names the configuration file\n"
+    assert (
+        ended.stderr == "market.notifications: CONFIG_PATH is not set; it must be the path of the configuration file\n"
+    )

@@ -156,7 +156,7 @@ kafka: {bootstrap_servers: "x:1"}
         ("recovery: {lease_seconds: 20}", "kafka.delivery_seconds: must be below recovery.lease_seconds"),
         ("colour: red", "colour"),
         ("order_seconds: 0", "order_seconds"),
-        ("faults: {directory: /tmp}", "faults: rejected unless testing is true"),
+        ("faults: {directory: /tmp}", "faults: only allowed if testing is true"),
     ],
 )
 def test_a_configuration_that_would_lose_orders_is_refused(tmp_path: Path, more: str, reason: str) -> None:

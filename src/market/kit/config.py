@@ -2,8 +2,8 @@
 
     config = load(path, Config, os.environ)
 
-`${NAME}` in a value is replaced by the environment variable. Every mistake is a ConfigError whose text names the file,
-the key and the reason in one line.
+`${NAME}` in a value is replaced by the environment variable. Every mistake raises a ConfigError whose text names the
+file, the key and the reason in one line.
 """
 
 from __future__ import annotations
@@ -60,25 +60,26 @@ class Log(Section, frozen=True, kw_only=True):
 
 
 class Tracing(Section, frozen=True, kw_only=True):
-    """OpenTelemetry. Without an endpoint no spans are created; `traceparent` is propagated all the same."""
+    """OpenTelemetry. Without an endpoint no spans are created; `traceparent` is propagated either way."""
 
     otlp_endpoint: str | None = None
     sample_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.01
 
 
 class Shutdown(Section, frozen=True, kw_only=True):
-    """What happens after SIGTERM."""
+    """How long the process takes to shut down after SIGTERM."""
 
-    # How long the process goes on serving while it reports that it is not ready.
+    # How long the process keeps serving while it reports that it is not ready.
     drain_seconds: Annotated[float, Meta(ge=0, le=300)] = 5.0
     # How long requests in flight may take after that.
     grace_seconds: Seconds = 15.0
 
 
 class Faults(Section, frozen=True, kw_only=True):
-    """Failure points and a wrong clock, for tests only: rejected unless `testing` is true.
+    """Failure points and clock skew, for tests only: rejected unless `testing` is true.
 
-    directory: the files that arm failure points (market.kit.faults).
+    directory: where a test creates the files that arm failure points (market.kit.faults).
+    clock_offset_seconds: added to the process's clock.
     """
 
     directory: str | None = None
@@ -105,14 +106,14 @@ class Postgres(Section, frozen=True, kw_only=True):
     user: NonEmptyStr
     password: str
     pool_size: Annotated[int, Meta(ge=1, le=200)] = 16
-    # The limit of each statement.
+    # The timeout of each statement.
     timeout_seconds: Seconds = 2.5
-    # The limit for establishing a connection.
+    # The timeout for establishing a connection.
     connect_timeout_seconds: Seconds = 2.0
 
 
 class Kafka(Section, frozen=True, kw_only=True):
-    """The brokers; `options` are further settings of librdkafka, such as security.protocol and sasl.username."""
+    """The brokers; `options` are additional librdkafka settings, such as security.protocol and sasl.username."""
 
     bootstrap_servers: NonEmptyStr
     options: dict[str, str] = msgspec.field(default_factory=dict)
@@ -133,7 +134,7 @@ def check_url(url: str, *schemes: str) -> None:
 
 
 class HttpUpstream(Section, frozen=True, kw_only=True):
-    """An upstream that is called by HTTP."""
+    """An upstream that is called over HTTP. `connections` is the maximum per process."""
 
     url: NonEmptyStr
     timeout_seconds: Seconds = 3.0
@@ -144,7 +145,7 @@ class HttpUpstream(Section, frozen=True, kw_only=True):
 
 
 class GrpcUpstream(Section, frozen=True, kw_only=True):
-    """An upstream that is called by gRPC; `target` is a gRPC target, such as dns:///host:port."""
+    """An upstream that is called over gRPC; `target` is a gRPC target, such as dns:///host:port."""
 
     target: NonEmptyStr
     timeout_seconds: Seconds = 3.0
@@ -154,7 +155,7 @@ _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def load(path: str | Path, config_type: type[T], environ: Mapping[str, str]) -> T:
-    """Return the configuration in the file, with variables replaced from `environ`. Raises ConfigError."""
+    """Return the configuration in the file, each `${NAME}` replaced by its value in `environ`. Raises ConfigError."""
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as e:
@@ -164,25 +165,25 @@ def load(path: str | Path, config_type: type[T], environ: Mapping[str, str]) -> 
         tree = yaml.load(text, _Loader)  # noqa: S506  A SafeLoader that rejects duplicate keys.
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
+        line = f"line {mark.line + 1}: " if mark else ""
         reason = getattr(e, "problem", None) or getattr(e, "reason", None) or "unreadable"
-        raise ConfigError(f"{path}: is not YAML{where}: {_one_line(str(reason))}") from None
+        raise ConfigError(f"{path}: is not valid YAML: {line}{_one_line(str(reason))}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must be a mapping of keys")
     tree = _substitute(tree, "", path, environ)
     try:
-        # Not strict, because variables are text, also where a number is expected.
+        # Not strict, because environment variables are text, even where a number is expected.
         config = msgspec.convert(tree, config_type, strict=False)
     except msgspec.ValidationError as e:
         key, reason = explain(e, config_type, tree)
         raise ConfigError(_one_line(f"{path}: {key or 'top level'}: {reason}")) from None
     if isinstance(config, Base) and config.faults is not None and not config.testing:
-        raise ConfigError(f"{path}: faults: rejected unless testing is true")
+        raise ConfigError(f"{path}: faults: only allowed if testing is true")
     return config
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that rejects duplicate keys, of which YAML would silently drop one."""
+    """A SafeLoader that rejects duplicate keys, of which PyYAML would silently keep only the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -213,10 +214,10 @@ def _substitute(node: Any, key: str, path: str | Path, environ: Mapping[str, str
     if not isinstance(node, str):
         return node
 
-    def value(match: re.Match[str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
         try:
             return environ[match[1]]
         except KeyError:
-            raise ConfigError(f"{path}: {key}: the environment has no {match[1]}") from None
+            raise ConfigError(f"{path}: {key}: environment variable {match[1]} is not set") from None
 
-    return _REFERENCE.sub(value, node)
+    return _REFERENCE.sub(replacement, node)

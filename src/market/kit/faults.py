@@ -3,7 +3,7 @@
     if faults: await faults.reach("after-intent")        # crash, pause or fail
     if faults: faults.crash_if_armed("after-intent")     # crash only, in synchronous code
 
-`faults` is None in production, so that a failure point costs one comparison.
+`faults` is None in production, so a failure point costs one comparison.
 """
 
 from __future__ import annotations
@@ -38,21 +38,22 @@ def clock(config: kit_config.Faults | None) -> Clock:
 
 
 class InjectedFault(Unavailable):
-    """A failure that a test requested."""
+    """Raised at a failure point whose action is `fail`."""
 
 
 class Faults:
-    """The failure points of one process. A point is armed by a file of its name in `directory`, read at each passage.
+    """The failure points of one process.
 
-    The file's content is the action: `crash` (also if empty), `pause SECONDS` or `fail`. A point fires once: its file
-    is renamed to NAME.done.
+    A test arms a point by creating a file with its name in `directory`, which is checked each time the point is
+    reached. The file's content is the action: `crash` (also if empty), `pause SECONDS` or `fail`. A point fires once:
+    its file is renamed to NAME.done.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self._directory = Path(directory)
 
     @classmethod
-    def of(cls, config: kit_config.Faults | None) -> Faults | None:
+    def from_config(cls, config: kit_config.Faults | None) -> Faults | None:
         """Return the configured failure points, or None if there are none."""
         return cls(config.directory) if config is not None and config.directory else None
 
@@ -60,7 +61,7 @@ class Faults:
         path = self._directory / name
         taken = path.with_name(f"{name}.{os.getpid()}.taken")
         try:
-            path.rename(taken)  # Atomic: only one of several processes gets it.
+            path.rename(taken)  # Atomic: only one of several processes succeeds.
         except OSError:
             return None
         action = taken.read_text().strip() or "crash"

@@ -1,4 +1,4 @@
-"""The life of a service's process: load the configuration, build, serve, drain, exit with 0.
+"""The lifecycle of a service's process: load the configuration, build, serve, drain, exit.
 
     # __main__.py
     run("products", Config, build, commands={"migrate": migrate})
@@ -33,18 +33,18 @@ log = logs.get_logger("lifecycle")
 
 
 class Server(Protocol):
-    """What a process serves: HTTP, gRPC or a consumer."""
+    """A server that a process runs: HTTP, gRPC or a Kafka consumer."""
 
     async def start(self) -> None:
         """Start serving, and return once requests are accepted."""
 
     async def stop(self, grace_seconds: float) -> None:
-        """Accept nothing new, finish what is in flight within `grace_seconds`, and return."""
+        """Stop accepting requests, finish those in flight within `grace_seconds`, and return."""
 
 
 @dataclass
 class Process:
-    """What `build` gets from the runner. `faults` is None outside of tests."""
+    """What `serve` passes to `build`. `faults` is None outside of tests."""
 
     health: Health = field(default_factory=Health)
     tracer: tracing.Tracer = field(default_factory=tracing.Tracer)
@@ -66,7 +66,8 @@ def run(
 ) -> None:
     """Run `python -m market.<name>`: serve, or run the command that the first argument names. Exits the process.
 
-    The exit status is 0 after SIGTERM or SIGINT, 1 if the process cannot serve, 2 for a wrong command or configuration.
+    The exit status is 0 after SIGTERM or SIGINT, 1 if the process cannot serve, 2 for an invalid command or
+    configuration; a command returns its own.
     """
     args = sys.argv[1:] if argv is None else argv
     commands = commands or {}
@@ -79,7 +80,7 @@ def run(
         sys.exit(2)
     path = os.environ.get("CONFIG_PATH")
     if not path:
-        print(f"market.{name}: CONFIG_PATH is not set: it names the configuration file", file=sys.stderr)
+        print(f"market.{name}: CONFIG_PATH is not set; it must be the path of the configuration file", file=sys.stderr)
         sys.exit(2)
     try:
         config = kit_config.load(path, config_type, os.environ)
@@ -103,7 +104,7 @@ async def serve(name: str, config: C, build: Build[C]) -> int:
     process = Process(
         tracer=tracing.setup(name, config.tracing),
         clock=faults.clock(config.faults),
-        faults=faults.Faults.of(config.faults),
+        faults=faults.Faults.from_config(config.faults),
     )
     health = process.health
     stopping = asyncio.Event()
@@ -131,13 +132,13 @@ async def serve(name: str, config: C, build: Build[C]) -> int:
 async def _serve_until(stopping: asyncio.Event, config: C, build: Build[C], process: Process) -> None:
     async with build(config, process) as server:
         await server.start()
-        # Objects made until now live as long as the process. Scanning them paused every request for 50 ms at a time.
+        # Objects created so far live as long as the process. Collecting them paused all requests for 50 ms at a time.
         gc.freeze()
         process.health.started = True
         log.info("ready")
         await stopping.wait()
         log.info("draining")
         process.health.draining = True
-        # The ingress and the endpoints take a while to notice, and send requests until then.
+        # The ingress and the Kubernetes endpoints take a while to notice, and send requests until then.
         await asyncio.sleep(config.shutdown.drain_seconds)
         await server.stop(config.shutdown.grace_seconds)
