@@ -62,9 +62,10 @@ class Batcher(Generic[Item, Result]):
         that item's caller. If it raises, every caller of the batch gets the exception.
     name: the label in metrics.
     max_batch_size: items in one call.
-    max_concurrency: calls in flight at once. Items are sent in order; results of different calls may overtake each
-        other unless it is 1.
-    cost, max_cost: an item's cost, and the sum at which a batch ends early. A single item is sent whatever its cost.
+    max_concurrency: calls in flight at once. Items are sent in order; calls may complete out of order
+        unless it is 1.
+    cost, max_cost: `cost` returns an item's cost; a batch ends before its total would exceed `max_cost`. A single item
+        is sent whatever its cost.
     dedupe: equal (hashable) items that are pending together are sent once and share the result.
     """
 
@@ -81,9 +82,9 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         self._flush = flush
         self._max_batch_size = max_batch_size
-        self._free = max_concurrency
+        self._free_slots = max_concurrency
         # Calls that have been scheduled and have not taken their batch yet.
-        self._starting = 0
+        self._unstarted = 0
         self._cost = cost
         self._max_cost = max_cost
         self._pending: deque[_Entry[Item, Result]] = deque()
@@ -94,13 +95,13 @@ class Batcher(Generic[Item, Result]):
     async def __call__(self, item: Item) -> Result:
         """Return the item's result. Raises DeadlineExceeded at the caller's deadline; the outcome is then unknown.
 
-        An item whose caller is cancelled before the call started is not sent.
+        An item whose caller is cancelled before its call starts is not sent.
         """
-        done = self._enter(item)
+        future = self._enqueue(item)
         self._start()
-        timer = _expiry([done])
+        timer = _deadline_timer([future])
         try:
-            return await done
+            return await future
         finally:
             if timer is not None:
                 timer.cancel()
@@ -108,40 +109,40 @@ class Batcher(Generic[Item, Result]):
     async def map(self, items: Iterable[Item]) -> list[Result]:
         """Return the items' results, in order.
 
-        Raises the first failure; items that are still pending are not sent then.
+        Raises the exception of the first item that failed; items that are still pending are then not sent.
         """
-        futures = [self._enter(item) for item in items]
+        futures = [self._enqueue(item) for item in items]
         self._start()
-        timer = _expiry(futures)
+        timer = _deadline_timer(futures)
         try:
-            return [await done for done in futures]
+            return [await future for future in futures]
         finally:
             if timer is not None:
                 timer.cancel()
-            for done in futures:
-                # Those behind a failure are dropped. An exception must be retrieved, or asyncio logs it.
-                if not done.cancel() and not done.cancelled():
-                    done.exception()
+            for future in futures:
+                # Items after a failure are cancelled. An exception must be retrieved, or asyncio logs it.
+                if not future.cancel() and not future.cancelled():
+                    future.exception()
 
     async def map_settled(self, items: Iterable[Item]) -> list[Result | BaseException]:
         """Return each item's result or exception, in order: as if each had a caller of its own, but cheaper."""
-        futures = [self._enter(item) for item in items]
+        futures = [self._enqueue(item) for item in items]
         self._start()
-        timer = _expiry(futures)
+        timer = _deadline_timer(futures)
         results: list[Result | BaseException] = []
         try:
-            for done in futures:
+            for future in futures:
                 try:
-                    results.append(await done)
+                    results.append(await future)
                 except Exception as e:
                     results.append(e)
         finally:
             if timer is not None:
                 timer.cancel()
-            for done in futures[len(results) :]:
+            for future in futures[len(results) :]:
                 # The caller was cancelled: pending items are not sent, and the other results are dropped.
-                if not done.cancel() and not done.cancelled():
-                    done.exception()
+                if not future.cancel() and not future.cancelled():
+                    future.exception()
         return results
 
     @property
@@ -149,40 +150,40 @@ class Batcher(Generic[Item, Result]):
         """The number of items that have not been sent."""
         return len(self._pending)
 
-    def _enter(self, item: Item) -> asyncio.Future[Result]:
-        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    def _enqueue(self, item: Item) -> asyncio.Future[Result]:
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         if self._deduped is not None and (same := self._deduped.get(item)):
-            same.join(done)
-            return done
-        entry = _Entry(item, self._cost(item) if self._cost else 0, done)
+            same.join(future)
+            return future
+        entry = _Entry(item, self._cost(item) if self._cost else 0, future)
         if self._deduped is not None:
             self._deduped[item] = entry
         self._pending.append(entry)
-        return done
+        return future
 
     def _start(self) -> None:
-        while self._free and len(self._pending) > self._starting * self._max_batch_size:
-            self._free -= 1
-            self._starting += 1
+        while self._free_slots and len(self._pending) > self._unstarted * self._max_batch_size:
+            self._free_slots -= 1
+            self._unstarted += 1
             # In a context of its own, because a batch belongs to no single request.
             task = asyncio.get_running_loop().create_task(self._run(), context=copy_context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _run(self) -> None:
-        self._starting -= 1
+        self._unstarted -= 1
         try:
             while batch := self._take():
                 # The latest of the callers' deadlines; each caller stops waiting at its own.
                 deadlines = [entry.deadline for entry in batch]
                 context.deadline.set(None if None in deadlines else max(at for at in deadlines if at is not None))
-                alone = len(batch) == 1
-                context.request_id.set(batch[0].request_id if alone else "")
-                context.traceparent.set(batch[0].traceparent if alone else "")
+                single = batch[0] if len(batch) == 1 else None
+                context.request_id.set(single.request_id if single else "")
+                context.traceparent.set(single.traceparent if single else "")
                 self._sizes.observe(len(batch))
                 await self._send(batch)
         finally:
-            self._free += 1
+            self._free_slots += 1
 
     def _take(self) -> list[_Entry[Item, Result]]:
         batch: list[_Entry[Item, Result]] = []
@@ -204,34 +205,34 @@ class Batcher(Generic[Item, Result]):
         try:
             results = await self._flush([entry.item for entry in batch])
             if len(results) != len(batch):
-                raise RuntimeError(f"{len(results)} results for {len(batch)} items")
+                raise RuntimeError(f"flush must return one result per item: {len(batch)} sent, {len(results)} returned")
         except asyncio.CancelledError:
-            # The loop is closing: nothing will be sent for the items behind this batch either.
+            # The loop is closing: the items that are still pending will not be sent either.
             for entry in [*batch, *self._pending]:
-                for done in entry.callers:
-                    done.cancel()
+                for future in entry.callers:
+                    future.cancel()
             raise
         except Exception as e:
             results = [e] * len(batch)
         for entry, result in zip(batch, results, strict=True):
-            for done in entry.callers:
-                if done.done():
+            for future in entry.callers:
+                if future.done():
                     continue
                 if isinstance(result, BaseException):
-                    done.set_exception(result)
+                    future.set_exception(result)
                 else:
-                    done.set_result(result)
+                    future.set_result(result)
 
 
-def _expiry(futures: Sequence[asyncio.Future[Result]]) -> asyncio.TimerHandle | None:
+def _deadline_timer(futures: Sequence[asyncio.Future[Result]]) -> asyncio.TimerHandle | None:
     """Return a timer that fails the futures at the caller's deadline, or None if there is none."""
     at = context.deadline.get()
     if at is None:
         return None
-    return asyncio.get_running_loop().call_later(max(0.0, at - time.monotonic()), _expire, futures)
+    return asyncio.get_running_loop().call_later(max(0.0, at - time.monotonic()), _fail_expired, futures)
 
 
-def _expire(futures: Sequence[asyncio.Future[Result]]) -> None:
-    for done in futures:
-        if not done.done():
-            done.set_exception(context.deadline_exceeded())
+def _fail_expired(futures: Sequence[asyncio.Future[Result]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(context.deadline_exceeded())
