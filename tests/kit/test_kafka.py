@@ -81,7 +81,7 @@ async def test_every_message_is_acknowledged_with_its_token(make: Any, kafka: An
 
 async def test_deliver_returns_once_the_message_is_in_the_topic(make: Any, kafka: Any, topic: str) -> None:
     producer = make(kafka.bootstrap_servers)
-    await producer.deliver(topic, b"value", key=b"key", headers=[("name", b"header")], partition=0)
+    await producer.send_and_wait(topic, b"value", key=b"key", headers=[("name", b"header")], partition=0)
 
     def read() -> Any:
         config = Kafka(bootstrap_servers=kafka.bootstrap_servers)
@@ -106,7 +106,7 @@ async def test_a_message_that_is_too_large_fails_permanently_and_at_once(make: A
     await until(lambda: results.all)
     assert results.all["large"].permanent
     with pytest.raises(KafkaException) as caught:
-        await producer.deliver("topic", bytes(3_000))
+        await producer.send_and_wait("topic", bytes(3_000))
     assert caught.value.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE
 
 
@@ -115,7 +115,7 @@ async def test_a_message_that_no_broker_accepts_in_time_fails_temporarily(make: 
     producer = make(NOBODY, results, delivery_seconds=0.3)
     assert producer.send("topic", b"", token="lost")
     with pytest.raises(KafkaException):
-        await producer.deliver("topic", b"")
+        await producer.send_and_wait("topic", b"")
     await until(lambda: results.all)
     assert results.all["lost"].error is not None
     assert not results.all["lost"].permanent
@@ -127,7 +127,7 @@ async def test_a_full_queue_accepts_no_message_and_reports_nothing(make: Any) ->
     assert producer.send("topic", b"", token="first")
     assert not producer.send("topic", b"", token="second")
     with pytest.raises(KafkaException) as caught:
-        await producer.deliver("topic", b"")
+        await producer.send_and_wait("topic", b"")
     assert caught.value.args[0].code() == KafkaError._QUEUE_FULL
     producer.fail_pending()
     await until(lambda: results.all)
@@ -137,7 +137,7 @@ async def test_a_full_queue_accepts_no_message_and_reports_nothing(make: Any) ->
 async def test_close_gives_up_pending_messages(make: Any) -> None:
     results = Results()
     producer = make(NOBODY, results)
-    waiting = asyncio.create_task(producer.deliver("topic", b""))
+    waiting = asyncio.create_task(producer.send_and_wait("topic", b""))
     assert producer.send("topic", b"", token="open")
     await asyncio.sleep(0)
     assert producer.pending == 2

@@ -1,11 +1,11 @@
 """Kafka: the settings that every client shares, a producer for asyncio, and the creation of topics.
 
     producer = Producer(config.kafka, "market.orders", max_message_bytes=4_194_304, on_delivered=clear_outbox)
-    producer.send("orders", value, key=b"...", headers=[], token=order_id)   # the result comes to clear_outbox
-    await producer.deliver("orders.dead-letter", value)                      # returns once acknowledged
+    producer.send("orders", value, key=b"...", headers=[], token=order_id)   # the result is passed to clear_outbox
+    await producer.send_and_wait("orders.dead-letter", value)                # returns once acknowledged
 
-librdkafka (https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md) calls back in the thread that polls
-it; everything here hands results over to the event loop.
+librdkafka (https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md) runs callbacks in the thread that
+polls it; this module passes their results on to the event loop.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Token = TypeVar("Token")
 Headers = Sequence[tuple[str, str | bytes | None]]
 log = logs.get_logger("kafka")
 
-# Keys, headers and framing beside the value of the largest message.
+# Allowance for key, headers and framing on top of the largest value.
 _OVERHEAD_BYTES = 65_536
 
-# Kafka will never take such a message, however often it is sent. Everything else is worth another attempt.
+# Kafka will never accept a message that failed with one of these. Every other error can be retried.
 _PERMANENT = frozenset(
     {
         KafkaError.MSG_SIZE_TOO_LARGE,
@@ -70,7 +70,7 @@ def producer_settings(
 ) -> dict[str, Any]:
     """Return the settings of an idempotent producer.
 
-    Options may tune it, but not weaken acknowledgement or partitioning.
+    `config.options` may override everything but acknowledgement, idempotence and partitioning.
     """
     delivery_ms = max(1, int(delivery_seconds * 1000))
     return {
@@ -80,7 +80,7 @@ def producer_settings(
         "request.timeout.ms": min(10_000, delivery_ms),
         "retry.backoff.ms": 50,
         "retry.backoff.max.ms": 1_000,
-        # What does not fit waits with the caller, not in memory.
+        # When this queue is full, the caller keeps the message: back-pressure instead of growing memory.
         "queue.buffering.max.messages": 20_000,
         "queue.buffering.max.kbytes": 64 * 1024,
         **client_settings(config, client_id),
@@ -92,9 +92,9 @@ def producer_settings(
 
 
 def consumer_settings(config: Kafka, client_id: str, group: str, *, max_message_bytes: int) -> dict[str, Any]:
-    """Return the settings of a consumer that never commits by itself. Callers add how they read: `{**settings, ...}`.
+    """Return the settings of a consumer that never commits automatically. Callers add their own: `{**settings, ...}`.
 
-    librdkafka requires a `group` even of a consumer that joins none.
+    group: the consumer group; librdkafka requires one even if the consumer never joins it.
     """
     return {
         "max.partition.fetch.bytes": max_message_bytes + _OVERHEAD_BYTES,
@@ -108,7 +108,7 @@ def consumer_settings(config: Kafka, client_id: str, group: str, *, max_message_
 
 @dataclass(frozen=True, slots=True)
 class DeliveryResult:
-    """What became of a message. `error` is None once all in-sync replicas have acknowledged it."""
+    """The delivery result of a message. `error` is None once all in-sync replicas have acknowledged it."""
 
     error: KafkaError | None = None
 
@@ -121,15 +121,15 @@ class DeliveryResult:
 class Producer(Generic[Token]):
     """A librdkafka producer, and the thread that polls it. Must be constructed inside a running event loop.
 
-    client_id: what the broker logs and its metrics call this client.
+    client_id: the name of this client in the broker's logs and metrics.
     max_message_bytes: largest message that is sent, key and headers included; a larger one fails at once, permanently.
     delivery_seconds: how long a message may wait for its acknowledgement, retries included.
-    linger_seconds: how long a message may wait for others to share its request.
-    on_delivered: awaited in the event loop with `(token, result)` of every message that `send` accepted. One call gets
-        all results that arrived since the last one. What it raises is logged.
+    linger_seconds: how long a message may wait to be sent in a batch with others.
+    on_delivered: awaited in the event loop with `(token, result)` of every message that `send` accepted.
+        One call gets all results that arrived since the last one. An exception that it raises is logged.
 
-    A fatal error of the idempotent producer makes it unusable; it is then replaced by a new one, and what it held
-    fails.
+    A fatal error makes librdkafka's idempotent producer unusable; it is then replaced by a new one, and its pending
+    messages fail.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Producer(Generic[Token]):
         headers: Headers = (),
         partition: int = -1,
     ) -> bool:
-        """Hand a message over; its result comes to `on_delivered` with the token.
+        """Queue a message; `on_delivered` gets its delivery result, with the token.
 
         Return False if the local queue is full; the message was not accepted, and no result follows.
         """
@@ -190,12 +190,12 @@ class Producer(Generic[Token]):
         except BufferError:
             return False
         except KafkaException as e:
-            # Rejected before it was sent: the message is too large, or the producer is broken.
+            # Rejected before it was sent: the message is too large, or the producer has had a fatal error.
             self._report(token, DeliveryResult(e.args[0]))
             self._recreate_after(e.args[0])
         return True
 
-    async def deliver(
+    async def send_and_wait(
         self,
         topic: str,
         value: bytes | None,
@@ -206,9 +206,7 @@ class Producer(Generic[Token]):
     ) -> None:
         """Send a message and return once all in-sync replicas have acknowledged it.
 
-        Raises KafkaException if they do not.
-
-        A caller that is cancelled does not withdraw the message.
+        Raises KafkaException if they do not. Cancelling the caller does not withdraw the message.
         """
         waiter: asyncio.Future[None] = self._loop.create_future()
 
@@ -239,13 +237,13 @@ class Producer(Generic[Token]):
             self._waiters.discard(waiter)
 
     def fail_pending(self) -> None:
-        """Give up every message whose result is not known: each is reported as failed, although Kafka may have it."""
+        """Report every pending message as failed, although Kafka may have received it, and stop sending it."""
         self._librdkafka.purge()
 
     async def close(self, timeout_seconds: float) -> None:
         """Wait for pending messages, for at most `timeout_seconds`, and stop.
 
-        Messages that are still pending then are given up without a report.
+        Messages that are still pending then are dropped, and `on_delivered` does not get their results.
         """
         end = self._loop.time() + timeout_seconds
         while (self.pending or self._tasks) and self._loop.time() < end:  # noqa: ASYNC110 - results come from a thread
@@ -265,7 +263,7 @@ class Producer(Generic[Token]):
             self._librdkafka.poll(0.1)
 
     def _report(self, token: Token, result: DeliveryResult) -> None:
-        # Called in the polling thread. The loop is woken once for all results that arrive until it runs.
+        # Called in the polling thread. One wake-up of the loop is enough for all results that arrive before it runs.
         with self._lock:
             self._results.append((token, result))
             first = len(self._results) == 1
@@ -275,17 +273,17 @@ class Producer(Generic[Token]):
     def _drain(self) -> None:
         with self._lock:
             results, self._results = self._results, []
-        task = self._loop.create_task(self._hand_over(results))
+        task = self._loop.create_task(self._notify(results))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _hand_over(self, results: list[tuple[Token, DeliveryResult]]) -> None:
+    async def _notify(self, results: list[tuple[Token, DeliveryResult]]) -> None:
         if self._on_delivered is None:
             return
         try:
             await self._on_delivered(results)
         except Exception as e:
-            log.warning("delivery results not handled", messages=len(results), error=str(e)[:200])
+            log.warning("delivery callback failed", messages=len(results), error=str(e)[:200])
 
     def _on_error(self, error: KafkaError) -> None:
         # Called in the polling thread.
@@ -303,7 +301,7 @@ class Producer(Generic[Token]):
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic as it should be. `settings` are the broker's topic-level settings, such as retention.ms."""
+    """The desired state of a topic. `settings` are the broker's topic-level settings, such as retention.ms."""
 
     name: str
     partitions: int
@@ -316,8 +314,8 @@ async def ensure_topics(
 ) -> bool:
     """Create the topics that do not exist. With `update_settings`, also apply the settings to those that do.
 
-    Return False, with the reason logged, if Kafka did not do so in time. Concurrent calls are safe. An existing topic
-    keeps its number of partitions.
+    Return False, and log the reason, if that failed or took longer than `timeout_seconds`. Concurrent calls are safe.
+    An existing topic keeps its number of partitions.
     """
     return await asyncio.to_thread(_ensure_topics, config, client_id, topics, timeout_seconds, update_settings)
 
@@ -325,16 +323,16 @@ async def ensure_topics(
 def _ensure_topics(
     config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, update_settings: bool
 ) -> bool:
-    # Held by a name: a temporary client is collected, and its requests are lost.
+    # In a variable: a temporary client would be garbage-collected, and its requests lost.
     admin = AdminClient(client_settings(config, client_id))
     new = [
         NewTopic(t.name, num_partitions=t.partitions, replication_factor=t.replication_factor, config=dict(t.settings))
         for t in topics
     ]
     created = admin.create_topics(new, operation_timeout=timeout_seconds, request_timeout=timeout_seconds)
-    for name, done in created.items():
+    for name, future in created.items():
         try:
-            done.result()
+            future.result()
             log.info("topic created", topic=name)
         except KafkaException as e:
             if e.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
@@ -357,8 +355,8 @@ def _update_settings(admin: AdminClient, topics: Sequence[Topic], timeout_second
         if topic.settings
     ]
     try:
-        for done in admin.incremental_alter_configs(resources, request_timeout=timeout_seconds).values():
-            done.result()
+        for future in admin.incremental_alter_configs(resources, request_timeout=timeout_seconds).values():
+            future.result()
     except KafkaException as e:
         log.warning("topic settings not updated", reason=e.args[0].str())
         return False

@@ -89,6 +89,6 @@ class DeadLetterWriter:
     async def _deliver(self, key: bytes | None, value: bytes | None, headers: _Headers, partition: int = -1) -> None:
         if self._producer is None:
             self._producer = Producer(self._config, _CLIENT_ID, max_message_bytes=_MAX_MESSAGE_BYTES)
-        await self._producer.deliver(
+        await self._producer.send_and_wait(
             self._config.dead_letter_topic, value, key=key, headers=headers, partition=partition
         )
