@@ -72,7 +72,9 @@ class InMemoryShop:
         body, key = json.loads(await request.read()), request.headers["Idempotency-Key"]
         if known := self.keys.get(key):
             if known[0] != body:
-                return problem(422, "idempotency-key-reused", "Idempotency-Key: was used before with another request")
+                return problem(
+                    422, "idempotency-key-reused", "Idempotency-Key: was already used with a different request"
+                )
             return web.json_response(stored[known[1]], headers={"Idempotency-Replayed": "true"})
         created = create(body)
         if isinstance(created, web.Response):

@@ -1,4 +1,4 @@
-"""What travels with a request through every hop: its id, its trace, its deadline."""
+"""The request context that every hop passes on: request id, trace and deadline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRACE_HEADER = "traceparent"
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 traceparent: ContextVar[str] = ContextVar("traceparent", default="")
-# In seconds of time.monotonic(); None: no deadline.
+# An instant of time.monotonic(), in seconds; None: no deadline.
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
@@ -41,9 +41,9 @@ def valid_traceparent(text: str) -> bool:
 
 
 def remaining(limit: float) -> float:
-    """Return the seconds that a call may take: `limit`, or less if the deadline is nearer. Never below zero."""
-    at = deadline.get()
-    return limit if at is None else max(0.0, min(limit, at - time.monotonic()))
+    """Return the seconds that a call may take: `limit`, or less if the deadline comes sooner. Never below zero."""
+    expires_at = deadline.get()
+    return limit if expires_at is None else max(0.0, min(limit, expires_at - time.monotonic()))
 
 
 def require_remaining(limit: float) -> float:
@@ -62,9 +62,9 @@ def deadline_exceeded() -> DeadlineExceeded:
 @contextmanager
 def deadline_in(seconds: float) -> Iterator[None]:
     """Set a deadline `seconds` from now for the calls inside the block; an earlier deadline stays in force."""
-    at = time.monotonic() + seconds
-    old = deadline.get()
-    token = deadline.set(at if old is None else min(old, at))
+    expires_at = time.monotonic() + seconds
+    outer = deadline.get()
+    token = deadline.set(expires_at if outer is None else min(outer, expires_at))
     try:
         yield
     finally:
@@ -72,14 +72,14 @@ def deadline_in(seconds: float) -> Iterator[None]:
 
 
 def outgoing_headers(limit: float) -> dict[str, str]:
-    """Return the headers for an HTTP call to an upstream that may take `limit` seconds: deadline, request id, trace."""
+    """Return an HTTP call's headers: the deadline, at most `limit` seconds from now, the request id and the trace."""
     headers = outgoing_ids()
     headers[DEADLINE_HEADER] = str(int(remaining(limit) * 1000))
     return headers
 
 
 def outgoing_ids() -> dict[str, str]:
-    """Return the request id and the trace as headers or gRPC metadata; each is absent if there is none."""
+    """Return the request id and the trace as headers or gRPC metadata; each is left out if it is not set."""
     ids: dict[str, str] = {}
     if own_id := request_id.get():
         ids[REQUEST_ID_HEADER] = own_id

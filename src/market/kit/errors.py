@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 
 TYPE_PREFIX = "urn:market:problem:"
 
-# What a client is told of an error that is not a Problem, in REST, gRPC and GraphQL alike.
-INTERNAL_ERROR = "internal error; see the log under this request id"
+# The detail that clients get for an error that is not a Problem, in REST, gRPC and GraphQL alike.
+INTERNAL_ERROR = "internal error; the server log has the details under this request id"
 
-# Numbers of grpc.StatusCode, so that services without gRPC need not have it installed.
+# The numeric values of grpc.StatusCode, so that services without gRPC do not need grpcio.
 GRPC_CANCELLED, GRPC_INVALID_ARGUMENT, GRPC_DEADLINE_EXCEEDED, GRPC_NOT_FOUND, GRPC_ALREADY_EXISTS = 1, 3, 4, 5, 6
 GRPC_RESOURCE_EXHAUSTED, GRPC_FAILED_PRECONDITION, GRPC_ABORTED, GRPC_INTERNAL, GRPC_UNAVAILABLE = 8, 9, 10, 13, 14
 
 
 class Problem(Exception):
-    """Base of all errors that are reported to the caller. `str()` is the sentence that the caller gets."""
+    """Base of all errors that are reported to the caller. `str()` is the `detail` that the caller gets."""
 
     type: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
@@ -27,7 +27,7 @@ class Problem(Exception):
     grpc_status: ClassVar[int] = GRPC_INTERNAL
 
     def facts(self) -> dict[str, Any]:
-        """Return the extension members of the problem document: JSON values, names in snake_case."""
+        """Return the extension members of the problem document: JSON values, keys in snake_case."""
         return {}
 
     @classmethod
@@ -49,7 +49,7 @@ class Problem(Exception):
 class BadInput(Problem):
     """A field is missing, unknown, of the wrong type or out of bounds.
 
-    `reason` is the end of a sentence: "is missing".
+    `reason` completes a sentence that starts with the field: "is missing".
     """
 
     type = "bad-input"
@@ -121,7 +121,7 @@ class AlreadyExists(Conflict):
 
 
 class PreconditionFailed(Problem):
-    """The resource is not in the version that the request names (If-Match)."""
+    """The resource's current version is not the one in the request's If-Match."""
 
     type = "precondition-failed"
     title = "Precondition failed"
@@ -138,7 +138,7 @@ class TooLarge(BadInput):
 
 
 class UnsupportedMediaType(BadInput):
-    """The body is in a format or an encoding that the edge does not read."""
+    """The body has a media type or content encoding that the edge does not support."""
 
     type = "unsupported-media-type"
     title = "Unsupported media type"
@@ -146,17 +146,17 @@ class UnsupportedMediaType(BadInput):
 
 
 class IdempotencyKeyReused(BadInput):
-    """The Idempotency-Key was used before, with another body."""
+    """The Idempotency-Key was used before, with a different request."""
 
     type = "idempotency-key-reused"
     title = "Idempotency key reused"
 
     def __init__(self) -> None:
-        super().__init__("Idempotency-Key", "was used before with another request")
+        super().__init__("Idempotency-Key", "was already used with a different request")
 
 
 class Unavailable(Problem):
-    """The outcome is unknown, or nothing was done. The request may be repeated later with the same ids.
+    """The outcome is unknown, or nothing was done. The request may be retried later with the same ids.
 
     retry_after: seconds, sent as Retry-After. facts: extension members of the problem document.
     """

@@ -8,5 +8,5 @@ from uuid_utils.compat import uuid7
 
 
 def new_id() -> UUID:
-    """Return a UUID of version 7 (RFC 9562): ordered by time, so that indexes grow at one end."""
+    """Return a version 7 UUID (RFC 9562). It is time-ordered, so new ids are adjacent in an index."""
     return uuid7()

@@ -1,4 +1,4 @@
-"""Rules for texts, ids and addresses from outside, beyond what a decoder checks."""
+"""Validation of text, ids and e-mail addresses from outside, beyond what msgspec checks; and plurals in messages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def parse_uuid(field: str, value: str) -> UUID:
 
 
 def parse_path_id(kind: str, value: str) -> UUID:
-    """Return the id in a path. Raises NotFound for anything but a UUID, since no other id exists; `kind`: "product"."""
+    """Return the id in a URL's path. `kind` is a noun in the singular: "product".
+
+    Raises NotFound for anything but a UUID, since no resource has such an id.
+    """
     if not _UUID.fullmatch(value):
         raise NotFound(kind, value[:64] if value.isascii() and value.isprintable() else None)
     return UUID(value)
@@ -54,6 +57,11 @@ def is_email_address(value: str) -> bool:
         and ".." not in local_part
         and not local_part.startswith(".")
         and not local_part.endswith(".")
-        # Looks like an encoded word (RFC 2047): mail software would decode it and write to someone else.
+        # Looks like an encoded word (RFC 2047): mail software would decode it and send the mail to someone else.
         and "=?" not in value
     )
+
+
+def pluralize(number: int, noun: str) -> str:
+    """Return the number and the noun, in the singular or with an s: "1 order", "2 orders"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

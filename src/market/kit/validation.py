@@ -2,7 +2,7 @@
 
     field, reason = explain(error, Order, data)     # ("items[0].quantity", "must be between 1 and 1000000, got 0")
 
-A pattern states its rule in words beside itself: `Meta(pattern=..., extra={"rule": "must be a UUID"})`.
+The rule of a pattern is given in words in `extra`: `Meta(pattern=..., extra={"rule": "must be a UUID"})`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
+from market.kit.text import pluralize
+
 _PATH = re.compile(r" - at `(?:key in )?\$(.*)`$", re.DOTALL)
 _STEP = re.compile(r"\[(\d+|\.\.\.)\]|\.([^.\[\]]+)")
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*)`", re.DOTALL)
@@ -23,7 +25,7 @@ _ENUM = re.compile(r"Invalid enum value (.*)", re.DOTALL)
 
 _UNKNOWN = object()
 _MAX_SHOWN = 40
-_WORDS = {
+_TYPE_WORDS = {
     "int": "a whole number",
     "float": "a number",
     "str": "a string",
@@ -41,7 +43,7 @@ _FORMATS = {"uuid": "must be a UUID", "email": "must be an e-mail address"}
 
 
 def explain(error: msgspec.ValidationError, expected_type: Any, data: Any) -> tuple[str, str]:
-    """Return the field's path (`items[0].quantity`; empty for the top level) and the reason, as the end of a sentence.
+    """Return (path, reason): the field's path, empty for the top level, and the end of a sentence that starts with it.
 
     `data` is what was validated, as JSON values; the reason may quote a number or the length of a text from it.
     """
@@ -52,8 +54,8 @@ def explain(error: msgspec.ValidationError, expected_type: Any, data: Any) -> tu
     if named := _FIELD.fullmatch(message):
         return (f"{field}.{named[2]}" if field else named[2]), "is unknown" if "unknown" in named[1] else "is missing"
     if types := _TYPES.fullmatch(message):
-        return field, f"must be {_types(types[1])}, got {'a boolean' if types[2] == 'bool' else _types(types[2])}"
-    candidates = list(_at(_type_info(expected_type), path))
+        return field, f"must be {_in_words(types[1])}, got {'a boolean' if types[2] == 'bool' else _in_words(types[2])}"
+    candidates = list(_types_at(_type_info(expected_type), path))
     value = _value_at(data, path)
     if unlisted := _ENUM.fullmatch(message):
         allowed = [v for node, _ in candidates for v in _choices(node)]
@@ -68,7 +70,7 @@ def explain(error: msgspec.ValidationError, expected_type: Any, data: Any) -> tu
     if message.startswith(("Invalid UUID", "Invalid RFC3339", "Invalid date", "Invalid decimal")):
         kind = "UUID" if "UUID" in message else "decimal number" if "decimal" in message else "date or time (RFC 3339)"
         return field, f"must be a {kind}"
-    # A rule of the struct's own (`__post_init__`), which is worded for the caller already.
+    # Raised by the struct's own `__post_init__`, whose text is already worded for the caller.
     return field, message[:1].lower() + message[1:]
 
 
@@ -77,35 +79,35 @@ def _type_info(expected_type: Any) -> inspect.Type:
     return inspect.type_info(expected_type)
 
 
-def _types(names: str) -> str:
-    """`int | null` as "a whole number or null"."""
-    return " or ".join(_WORDS.get(name, name) for name in names.split(" | "))
+def _in_words(names: str) -> str:
+    """Return "a whole number or null" for `int | null`."""
+    return " or ".join(_TYPE_WORDS.get(name, name) for name in names.split(" | "))
 
 
-def _unwrapped(node: inspect.Type, rule: str | None = None) -> Iterator[tuple[inspect.Type, str | None]]:
-    """Each alternative of a type, with the rule that its metadata states."""
+def _alternatives(node: inspect.Type, rule: str | None = None) -> Iterator[tuple[inspect.Type, str | None]]:
+    """Yield (type, rule) for each alternative of a union, with the rule in its metadata, if any."""
     if isinstance(node, inspect.Metadata):
         stated = (node.extra or {}).get("rule") or _FORMATS.get((node.extra_json_schema or {}).get("format", ""))
-        yield from _unwrapped(node.type, stated or rule)
+        yield from _alternatives(node.type, stated or rule)
     elif isinstance(node, inspect.UnionType):
         for each in node.types:
-            yield from _unwrapped(each, rule)
+            yield from _alternatives(each, rule)
     else:
         yield node, rule
 
 
-def _at(node: inspect.Type, path: str) -> Iterator[tuple[inspect.Type, str | None]]:
-    """The types that may stand at the path."""
-    nodes = list(_unwrapped(node))
+def _types_at(node: inspect.Type, path: str) -> Iterator[tuple[inspect.Type, str | None]]:
+    """Yield (type, rule) for each type that is allowed at the path."""
+    nodes = list(_alternatives(node))
     for step in _STEP.finditer(path):
         inner: list[tuple[inspect.Type, str | None]] = []
         for each, _ in nodes:
             if isinstance(each, inspect.StructType) and step[2]:
-                inner += [u for f in each.fields if f.encode_name == step[2] for u in _unwrapped(f.type)]
+                inner += [u for f in each.fields if f.encode_name == step[2] for u in _alternatives(f.type)]
             elif isinstance(each, (inspect.ListType, inspect.SetType, inspect.VarTupleType)) and step[1]:
-                inner += _unwrapped(each.item_type)
+                inner += _alternatives(each.item_type)
             elif isinstance(each, inspect.DictType):
-                inner += [*_unwrapped(each.value_type), *_unwrapped(each.key_type)]
+                inner += [*_alternatives(each.value_type), *_alternatives(each.key_type)]
         nodes = inner
     yield from nodes
 
@@ -130,10 +132,10 @@ def _has_pattern(node: inspect.Type) -> bool:
 
 
 def _bounds(node: inspect.Type, value: Any) -> str | None:
-    """The node's limits in words, with the number or the length that is outside of them."""
+    """Return the type's limits in words, with the number or length that violates them; None if it has no limits."""
     if isinstance(node, (inspect.IntType, inspect.FloatType)):
         got = f", got {value}" if isinstance(value, (int, float)) and len(str(value)) <= _MAX_SHOWN else ""
-        if node.multiple_of is not None and isinstance(value, (int, float)) and _inside(node, value):
+        if node.multiple_of is not None and isinstance(value, (int, float)) and _within_bounds(node, value):
             return f"must be a multiple of {node.multiple_of}{got}"
         if node.ge is not None and node.le is not None:
             return f"must be between {node.ge} and {node.le}{got}"
@@ -141,23 +143,19 @@ def _bounds(node: inspect.Type, value: Any) -> str | None:
         stated = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if limit is not None)
         return f"must be {stated}{got}" if stated else None
     unit = "character" if isinstance(node, inspect.StrType) else "item"
-    least, most = getattr(node, "min_length", None), getattr(node, "max_length", None)
+    minimum, maximum = getattr(node, "min_length", None), getattr(node, "max_length", None)
     got = f", got {len(value)}" if isinstance(value, (str, list, dict)) else ""
-    if least is not None and most is not None:
-        return f"must have {least} to {_count(most, unit)}{got}"
-    if least is not None:
-        return f"must have at least {_count(least, unit)}{got}"
-    return None if most is None else f"must have at most {_count(most, unit)}{got}"
+    if minimum is not None and maximum is not None:
+        return f"must have {minimum} to {pluralize(maximum, unit)}{got}"
+    if minimum is not None:
+        return f"must have at least {pluralize(minimum, unit)}{got}"
+    return None if maximum is None else f"must have at most {pluralize(maximum, unit)}{got}"
 
 
-def _inside(node: inspect.IntType | inspect.FloatType, value: float) -> bool:
+def _within_bounds(node: inspect.IntType | inspect.FloatType, value: float) -> bool:
     return (
         (node.ge is None or value >= node.ge)
         and (node.gt is None or value > node.gt)
         and (node.le is None or value <= node.le)
         and (node.lt is None or value < node.lt)
     )
-
-
-def _count(number: int, unit: str) -> str:
-    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"

@@ -12,7 +12,7 @@ from market.kit.errors import Problem, Unavailable
 
 
 class _Encoded(Response):
-    """A response whose bytes are complete: Starlette's, without its rendering."""
+    """A Starlette response whose body is encoded already; it skips Starlette's rendering."""
 
     def __init__(self, body: bytes, status: int, content_type: bytes, headers: Mapping[str, str] | None) -> None:
         self.body = body
@@ -34,7 +34,7 @@ def json_response(
 ) -> Response:
     """Return a response with the body encoded as JSON.
 
-    A body of bytes is sent unchanged, so that `content_type` may be any.
+    A body of type bytes is sent unchanged, and may have any `content_type`.
     """
     data = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return _Encoded(data, status, content_type, headers)

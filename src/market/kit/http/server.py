@@ -1,4 +1,4 @@
-"""The HTTP server of a process: uvicorn with a socket and signal handling of the caller's."""
+"""The HTTP server of a process: uvicorn, with the socket and the signal handling left to the caller."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ class Health:
         self._checks: dict[str, Check] = {}
 
     def add_check(self, name: str, check: Check) -> None:
-        """Add a readiness check of the service's own store; it raises if the store is unavailable."""
+        """Add a readiness check for one of the service's own stores. `check` raises if the store is unavailable."""
         self._checks[name] = check
 
     def set_missing(self, name: str, reason: str | None) -> None:
-        """Report the dependency `name` as missing, with the reason; None: it is available."""
+        """Report the dependency `name` as missing for a reason, or as available if `reason` is None."""
         if reason is None:
             self._missing.pop(name, None)
         else:
@@ -60,7 +60,7 @@ class Health:
         return missing
 
     async def wait_for(self, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Return the attempt's result; it is repeated, with back-off, until it succeeds.
+        """Retry `attempt` with back-off until it succeeds, and return its result.
 
         Meanwhile the dependency `name` is reported as missing. Each new reason is logged once, up to five of them.
         """
@@ -74,7 +74,7 @@ class Health:
                 tries += 1
                 reason = _first_line(e)
                 self.set_missing(name, reason)
-                # A new reason deserves a new line: refused connections first, then a wrong password.
+                # The reason can change while waiting: refused connections first, then a wrong password.
                 if reason not in logged and len(logged) < 5:
                     logged.add(reason)
                     log.warning("waiting for dependency", dependency=name, reason=reason)

@@ -1,4 +1,4 @@
-"""Structured logs, as JSON or for the console; every line has the request's id."""
+"""Structured logs, as JSON or for the console; every line has the request id."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Stderr:
 
 
 def _printable(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Replace characters with which a text from outside could control the terminal or forge a line."""
+    """Replace characters in untrusted text that could control the terminal or forge a log line."""
     for key, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             event[key] = "".join(c if c.isprintable() else "\ufffd" for c in value)
@@ -81,7 +81,7 @@ def setup(service: str, config: Log) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # Libraries log from warning on.
+    # Libraries log at level warning and above.
     root.setLevel(max(level, logging.WARNING))
 
 

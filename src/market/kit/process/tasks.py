@@ -20,8 +20,8 @@ _PAUSE_AFTER_ERROR_SECONDS = 1.0
 async def run_periodically(name: str, step: Step, *, stopping: asyncio.Event | None = None) -> None:
     """Repeat the step until `stopping` is set, or until cancelled. An error is logged, and the step repeated after 1 s.
 
-    `stopping` takes effect between two steps, never within one. An error that repeats is logged once until it changes
-    or ends.
+    `stopping` takes effect between two steps, never within one. An error is logged again only after it changed or
+    the step succeeded.
     """
     stopping = stopping or asyncio.Event()
     last_error = ""
@@ -50,7 +50,7 @@ async def periodic_tasks(steps: Mapping[str, Step], *, stop_seconds: float = 3.0
     """Run each step periodically, by name, while the block runs.
 
     At the end of the block a step in progress may finish within `stop_seconds`, since a driver that is cancelled in the
-    middle of a call closes its connection. What has not finished then is cancelled.
+    middle of a call closes its connection. Steps that are still running after that are cancelled.
     """
     stopping = asyncio.Event()
     tasks = [asyncio.create_task(run_periodically(name, step, stopping=stopping)) for name, step in steps.items()]

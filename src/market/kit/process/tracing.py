@@ -1,4 +1,4 @@
-"""OpenTelemetry spans, if an endpoint is configured. `traceparent` is propagated in any case."""
+"""OpenTelemetry spans, if an endpoint is configured. `traceparent` is propagated either way."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     # An upstream that has recovered is used again within half a second, not after minutes of back-off.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 300),
-    # Despite its name the timeout of one attempt, in which a busy machine must be able to finish the handshake.
+    # Despite its name, the timeout of one connection attempt. A busy machine must be able to finish the handshake.
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -41,10 +41,10 @@ def channel(config: GrpcUpstream) -> grpc.aio.Channel:
 
 
 async def call(method: Callable[..., Awaitable[T]], request: Any, timeout_seconds: float) -> T:
-    """Return the response of a stub's method, with the request id and the trace as metadata.
+    """Call a stub's method and return its response. The request id and the trace are sent as metadata.
 
-    The call may take `timeout_seconds`, or what is left until the deadline. Raises the error that the status stands
-    for.
+    The timeout is `timeout_seconds`, or less if the deadline comes sooner. Raises DeadlineExceeded, or the error that
+    the status maps to.
     """
     timeout = context.require_remaining(timeout_seconds)
     ids = context.outgoing_ids()
@@ -55,7 +55,7 @@ async def call(method: Callable[..., Awaitable[T]], request: Any, timeout_second
 
 
 def problem_from_status(code: int, message: str) -> Problem:
-    """Return the error that a gRPC status stands for. A status that leaves the outcome unknown becomes Unavailable."""
+    """Return the error that a gRPC status code maps to: Unavailable if the outcome is unknown."""
     if code == errors.GRPC_INVALID_ARGUMENT:
         field, separator, reason = message.partition(": ")
         return BadInput(field, reason) if separator else BadInput("", message)

@@ -15,7 +15,7 @@ from market.kit.process.health import Health
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Request = health_pb2.HealthCheckRequest
 _Response = health_pb2.HealthCheckResponse
-# The stubs do not know the method List yet.
+# The type stubs do not have the method List yet.
 _pb2: Any = health_pb2
 
 
@@ -34,12 +34,12 @@ class HealthService(health.aio.HealthServicer):
         self._stopping = asyncio.Event()
 
     async def start(self) -> None:
-        """Report the readiness from now on."""
+        """Start reporting the readiness."""
         await self._refresh()
         self._polling = asyncio.create_task(self._poll())
 
     async def stop(self) -> None:
-        """Report NOT_SERVING for good, to those who watch too, and end their streams."""
+        """Report NOT_SERVING from now on, send it to watchers as well, and end their streams."""
         if self._polling is not None:
             self._polling.cancel()
             with suppress(asyncio.CancelledError):
@@ -49,7 +49,7 @@ class HealthService(health.aio.HealthServicer):
         self._stopping.set()
 
     async def Check(self, request: _Request, context: _Context) -> _Response:
-        """Return the status of one service. An unknown name is NOT_FOUND."""
+        """Return the status of one service. Aborts with NOT_FOUND if the name is unknown."""
         await self._refresh()
         response: _Response = await super().Check(request, context)
         return response

@@ -1,4 +1,4 @@
-"""gRPC servers: servicer methods from plain handlers, errors as statuses, the health service and reflection."""
+"""gRPC servers: plain handlers as servicer methods, errors as statuses, the health service and reflection."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def endpoint(name: str, handler: Handler, tracer: Tracer | None = None) -> Calla
 
     async def serve(request: Any, rpc_context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         started = time.perf_counter()
-        left = rpc_context.time_remaining()
-        context.deadline.set(None if left is None else time.monotonic() + left)
+        seconds = rpc_context.time_remaining()
+        context.deadline.set(None if seconds is None else time.monotonic() + seconds)
         context.request_id.set("")
         context.traceparent.set("")
         for key, value in rpc_context.invocation_metadata() or ():
@@ -92,7 +92,7 @@ class GrpcServer:
     """Owns a listening gRPC server: the given services, the health service and reflection.
 
     services: handlers by fully qualified service name.
-    max_in_flight: calls at once; above that, calls get RESOURCE_EXHAUSTED at once.
+    max_in_flight: concurrent calls; above that, calls fail immediately with RESOURCE_EXHAUSTED. None: no limit.
     """
 
     def __init__(
