@@ -1,4 +1,4 @@
-"""Orders on real MongoDB, Kafka and inventory (on PostgreSQL), beside a catalogue that stands in for products."""
+"""Orders on real MongoDB, Kafka and inventory (on PostgreSQL), and a fake of products."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 from uuid import uuid4
 
 import grpc.aio
-import msgspec
 import pymongo
 import pytest
 
@@ -19,29 +18,30 @@ from market.inventory.config import Grpc
 from market.kit import config as kit_config
 from market.kit import postgres as kit_postgres
 from market.kit.process.lifecycle import Process
-from market.orders import app as orders_app
-from market.orders.config import Config
 from tests.support.ports import free_port
 
-from .parts import Catalogue, OrdersProcess, Service, Stock, Topic, serving, settings
+from .catalogue import FakeCatalogue
+from .service import MakeSettings, OrdersProcess, Service, Settings, migrate, on_new_database, service_settings, serving
+from .stock import Stock
+from .topic import Topic
 
 
 @pytest.fixture(scope="session")
-async def catalogue() -> AsyncIterator[Catalogue]:
-    async with Catalogue() as made:
-        yield made
+async def catalogue() -> AsyncIterator[FakeCatalogue]:
+    async with FakeCatalogue() as catalogue:
+        yield catalogue
 
 
 @pytest.fixture(autouse=True)
-def catalogue_is_well(request: pytest.FixtureRequest) -> Iterator[None]:
+def reset_catalogue(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "catalogue" in request.fixturenames:
-        request.getfixturevalue("catalogue").behave()
+        request.getfixturevalue("catalogue").reset()
 
 
 @pytest.fixture(scope="session")
 async def stock(postgres: Any) -> AsyncIterator[Stock]:
-    """The real inventory."""
+    """The real inventory, served by this process."""
     database = kit_config.Postgres(
         host=postgres.host,
         port=postgres.port,
@@ -65,51 +65,60 @@ async def stock(postgres: Any) -> AsyncIterator[Stock]:
 
 @pytest.fixture(scope="session")
 def topic(kafka: Any) -> Iterator[Topic]:
-    made = Topic(kafka.bootstrap_servers)
-    yield made
-    made.close()
+    topic = Topic(kafka.bootstrap_servers)
+    yield topic
+    topic.close()
 
 
 @pytest.fixture(scope="session")
-def given(mongodb: Any, kafka: Any, stock: Stock, catalogue: Catalogue) -> Any:
-    """Makes a configuration; each has ports of its own, all the same database unless told otherwise."""
-    name = f"orders_{uuid4().hex[:8]}"
+def make_settings(mongodb: Any, kafka: Any, stock: Stock, catalogue: FakeCatalogue) -> MakeSettings:
+    """Make configurations: each has its own ports, and all have the same database unless `database` is given."""
+    shared_database = f"orders_{uuid4().hex[:8]}"
 
-    def make(*, database: str = name, **more: Any) -> dict[str, Any]:
-        return settings(mongodb, kafka.bootstrap_servers, stock.target, catalogue.port, database, **more)
+    def make(*, database: str = shared_database, **sections: Any) -> Settings:
+        return service_settings(
+            mongodb.uri, kafka.bootstrap_servers, stock.target, catalogue.port, database=database, **sections
+        )
 
     return make
 
 
 @pytest.fixture(scope="session")
-async def migrated(given: Any, kafka: Any) -> None:
-    config = given()
-    config["kafka"]["partitions"] = 4 if kafka.kind == "apache" else 0
-    assert await orders_app.migrate(msgspec.convert(config, Config), []) == 0
+async def migrated(make_settings: MakeSettings, kafka: Any) -> None:
+    """The indexes of the shared database, and the topics."""
+    settings = make_settings()
+    settings["kafka"]["partitions"] = 4 if kafka.kind == "apache" else 0
+    await migrate(settings)
+
+
+@pytest.fixture(scope="module")
+async def isolated_settings(make_settings: MakeSettings, migrated: None) -> MakeSettings:
+    """Make configurations with a database of the module's own, on which no other test's background tasks work."""
+    return await on_new_database(make_settings)
 
 
 @pytest.fixture(scope="session")
-async def service(given: Any, migrated: None) -> AsyncIterator[Service]:
-    """One service in this process for all tests that do not break it."""
-    async with serving(given(recovery={"after_seconds": 120, "lease_seconds": 30})) as made:
-        yield made
+async def service(make_settings: MakeSettings, migrated: None) -> AsyncIterator[Service]:
+    """One instance in this process, shared by all tests that do not break it."""
+    async with serving(make_settings(recovery={"after_seconds": 120, "lease_seconds": 30})) as service:
+        yield service
 
 
 @pytest.fixture(scope="session")
-def documents(mongodb: Any, given: Any) -> Iterator[Any]:
-    """The collection itself, read beside the service."""
+def documents(mongodb: Any, make_settings: MakeSettings) -> Iterator[Any]:
+    """PyMongo's synchronous collection in the shared database, to read beside the service."""
     client: Any = pymongo.MongoClient(mongodb.uri, uuidRepresentation="standard", tz_aware=True)
-    yield client[given()["mongodb"]["database"]].orders
+    yield client[make_settings()["mongodb"]["database"]].orders
     client.close()
 
 
 @pytest.fixture
-async def own_process(given: Any, migrated: None, tmp_path: Any) -> AsyncIterator[Any]:
-    """Makes processes of the service."""
+async def make_process(make_settings: MakeSettings, migrated: None, tmp_path: Any) -> AsyncIterator[Any]:
+    """Make processes of the service, `make_process(database=...)`; they are killed at the end of the test."""
     made: list[OrdersProcess] = []
 
-    def make(**more: Any) -> OrdersProcess:
-        made.append(OrdersProcess(given(**more), tmp_path))
+    def make(**sections: Any) -> OrdersProcess:
+        made.append(OrdersProcess(make_settings(**sections), tmp_path))
         return made[-1]
 
     yield make

@@ -1,4 +1,4 @@
-"""openapi/orders.json: up to date, and true of the running service."""
+"""openapi/orders.json is up to date and describes the running service."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from pathlib import Path
 
 from market.orders import openapi
 
-from .parts import Catalogue, Service, Stock
+from .catalogue import FakeCatalogue
+from .service import Service
+from .stock import Stock
 
 FILE = Path(__file__).parents[2] / "openapi" / "orders.json"
 
 
-def test_the_published_document_is_what_the_code_says() -> None:
-    assert json.loads(FILE.read_text("utf-8")) == openapi.build(), "make generate"
+def test_the_published_document_is_up_to_date() -> None:
+    assert json.loads(FILE.read_text("utf-8")) == openapi.build(), "run make generate"
 
 
-async def test_schemathesis_finds_no_500_and_no_undocumented_answer(
-    service: Service, catalogue: Catalogue, stock: Stock, tmp_path: Path
+async def test_schemathesis_finds_no_500_and_no_undocumented_response(
+    service: Service, catalogue: FakeCatalogue, stock: Stock, tmp_path: Path
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    assert (await service.order([(lamp, 1)])).status_code == 201
+    assert (await service.place([(lamp, 1)])).status_code == 201
     run = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("schemathesis")),
         "run",
@@ -38,7 +40,7 @@ async def test_schemathesis_finds_no_500_and_no_undocumented_answer(
         "coverage,fuzzing,stateful",
         "--continue-on-failure",
         "--no-shrink",
-        # Some rules are beyond a schema: there must be such a product, and enough of it.
+        # A schema cannot express all rules: the product must exist, with enough units in stock.
         "--checks",
         "all",
         "--exclude-checks",
@@ -46,7 +48,7 @@ async def test_schemathesis_finds_no_500_and_no_undocumented_answer(
         "--generation-database",
         "none",
         "--no-color",
-        # A machine that stands still for a moment says nothing of the service.
+        # The machine may stand still for a moment.
         "--request-timeout",
         "120",
         "--suppress-health-check",
@@ -55,5 +57,5 @@ async def test_schemathesis_finds_no_500_and_no_undocumented_answer(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    said, _ = await run.communicate()
-    assert run.returncode == 0, said.decode()[-6000:]
+    output, _ = await run.communicate()
+    assert run.returncode == 0, output.decode()[-6000:]

@@ -11,16 +11,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
-import msgspec
 import pytest
 
-from market.orders import app as orders_app
-from market.orders.config import Config
 from market.orders.domain import POINTS
 from tests.support.waiting import PATIENCE, until
 
-from .parts import Catalogue, OrdersProcess, Service, Stock, Topic, serving
-from .pods import CALM, UNHURRIED, overdue
+from .catalogue import FakeCatalogue
+from .service import IDLE, NOTHING_OVERDUE, MakeSettings, OrdersProcess, Service, make_overdue, migrate, serving
+from .stock import Stock
+from .topic import Topic
 
 # What must hold afterwards: the status, and how often each event may be in the topic at least.
 REJECTED = {
@@ -55,9 +54,9 @@ class Whole:
 
 
 @asynccontextmanager
-async def healing(given: Any) -> AsyncIterator[tuple[Service, Callable[..., dict[str, Any]]]]:
-    """Two services whose loops finish what others left (recovery runs in every pod), and configurations on their
-    database, which is nobody else's: the loops of a process that only begins would take up what another one has left.
+async def healing(make_settings: MakeSettings) -> AsyncIterator[tuple[Service, Callable[..., dict[str, Any]]]]:
+    """Two services whose loops finish what others left (recovery runs in every pod), and configurations on their database,
+    which is nobody else's: the loops of a process that only begins would take up what another one has left.
 
     They must not take a slow process for a dead one, so what a death leaves is `overdue` only once the test has seen
     it.
@@ -65,17 +64,16 @@ async def healing(given: Any) -> AsyncIterator[tuple[Service, Callable[..., dict
     name = f"orders_crash_{uuid4().hex[:8]}"
 
     def apart(recovery: dict[str, Any]) -> dict[str, Any]:
-        return dict(given(database=name, recovery=recovery))
+        return dict(make_settings(database=name, recovery=recovery))
 
-    assert await orders_app.migrate(msgspec.convert(apart(UNHURRIED), Config), []) == 0
-    async with serving(apart(UNHURRIED)) as first, serving(apart(UNHURRIED)):
+    await migrate(apart(NOTHING_OVERDUE))
+    async with serving(apart(NOTHING_OVERDUE)) as first, serving(apart(NOTHING_OVERDUE)):
         yield first, apart
 
 
 async def settled(healer: Service, topic: Topic, order_id: str, stock: Stock, product: str) -> Whole:
     """The order once nothing is due any more."""
-    assert healer.deps is not None
-    collection = healer.deps.orders.collection.documents
+    collection = healer.documents
 
     async def done() -> Any:
         document = await collection.find_one({"_id": UUID(order_id)})
@@ -85,10 +83,10 @@ async def settled(healer: Service, topic: Topic, order_id: str, stock: Stock, pr
     document = await until(done, PATIENCE, f"order {order_id} is whole")
     types = ["order.created"] if document.get("confirmed_at") else []
     types += ["order.cancelled"] if types and document["status"] == "cancelled" else []
-    found = await topic.wait(order_id, *types)
+    found = await topic.wait_for(order_id, *types)
     return Whole(
         document["status"],
-        await stock.left(product),
+        await stock.available(product),
         await stock.reservation(order_id),
         [(e.type, e.id) for e in found],
         document,
@@ -99,7 +97,7 @@ async def crash(
     point: str,
     process: OrdersProcess,
     healer: Service,
-    catalogue: Catalogue,
+    catalogue: FakeCatalogue,
     stock: Stock,
     topic: Topic,
     *,
@@ -116,40 +114,37 @@ async def crash(
     async with asyncio.timeout(2 * PATIENCE):
         while not process.reached(point):
             with suppress(httpx.HTTPError):
-                answer = await process.http.post(
-                    "/api/order", json={"user": user, "items": [{"product_id": lamp, "quantity": 2}]}
-                )
-                if answer.status_code != 201:
+                response = await process.place([(lamp, 2)], user=user)
+                if response.status_code != 201:
                     continue
                 if cancel:
                     process.arm(point)
                     # None is left uncancelled when another is placed.
-                    while (await process.http.delete(answer.headers["location"])).status_code != 204:
+                    while (await process.http.delete(response.headers["location"])).status_code != 204:
                         await asyncio.sleep(0.1)
                 else:
-                    # It was answered, and what comes after the answer is still to come.
+                    # It was answered, and what comes after the response is still to come.
                     await until(lambda: process.reached(point), PATIENCE, point)
     await process.exited()
     assert process.reached(point)
-    assert healer.deps is not None
-    orders = healer.deps.orders.collection.documents
-    await overdue(orders, {"user": user})
+    orders = healer.documents
+    await make_overdue(orders, {"user": user})
     stored = [document["_id"] async for document in orders.find({"user": user}, {"_id": 1}).sort("created_at", -1)]
     if not stored:
-        assert await stock.left(lamp) == 5
+        assert await stock.available(lamp) == 5
         return None
     wholes = [await settled(healer, topic, str(id), stock, lamp) for id in stored]
     # Of several, the one that came furthest is the one that the process died of; the stock left counts all of them.
     furthest = max(wholes, key=lambda whole: bool(whole.document and whole.document.get("confirmed_at")))
-    furthest.left = await stock.left(lamp)
+    furthest.left = await stock.available(lamp)
     return furthest
 
 
 @pytest.fixture(scope="module")
 async def crashes(
-    given: Any,
+    make_settings: MakeSettings,
     migrated: None,
-    catalogue: Catalogue,
+    catalogue: FakeCatalogue,
     stock: Stock,
     topic: Topic,
     tmp_path_factory: pytest.TempPathFactory,
@@ -158,9 +153,9 @@ async def crashes(
     at_once = asyncio.Semaphore(4)
 
     async def one(point: str) -> tuple[str, Whole | None]:
-        async with at_once, healing(given) as (healer, apart):
+        async with at_once, healing(make_settings) as (healer, apart):
             # Only the healer recovers.
-            process = OrdersProcess(apart(CALM), tmp_path_factory.mktemp(point))
+            process = OrdersProcess(apart(IDLE), tmp_path_factory.mktemp(point))
             try:
                 return point, await crash(point, process, healer, catalogue, stock, topic, cancel=point in CANCELLED)
             finally:
@@ -176,7 +171,7 @@ def test_a_crash_before_the_intent_leaves_nothing(crashes: dict[str, Whole | Non
 
 
 @pytest.mark.parametrize("point", sorted(REJECTED))
-def test_a_crash_before_the_confirmation_ends_rejected_and_released(
+def test_a_crash_before_the_confirmation_ends_in_rejection_and_release(
     crashes: dict[str, Whole | None], point: str
 ) -> None:
     whole = crashes[point]
@@ -187,7 +182,7 @@ def test_a_crash_before_the_confirmation_ends_rejected_and_released(
 
 
 @pytest.mark.parametrize("point", sorted(CONFIRMED))
-def test_a_crash_after_the_confirmation_ends_confirmed_and_published(
+def test_a_crash_after_the_confirmation_loses_neither_order_nor_event(
     crashes: dict[str, Whole | None], point: str
 ) -> None:
     whole = crashes[point]
@@ -203,7 +198,7 @@ def test_a_crash_after_the_confirmation_ends_confirmed_and_published(
 
 
 @pytest.mark.parametrize("point", sorted(CANCELLED))
-def test_a_crash_while_cancelling_gives_the_goods_back_once(crashes: dict[str, Whole | None], point: str) -> None:
+def test_a_crash_during_a_cancellation_releases_the_stock_once(crashes: dict[str, Whole | None], point: str) -> None:
     whole = crashes[point]
     assert whole is not None
     assert (whole.status, whole.left) == ("cancelled", 5)
@@ -214,10 +209,10 @@ def test_a_crash_while_cancelling_gives_the_goods_back_once(crashes: dict[str, W
 
 
 async def test_a_rejection_for_a_shortage_survives_a_crash_before_its_release(
-    given: Any, migrated: None, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Any
+    make_settings: MakeSettings, migrated: None, catalogue: FakeCatalogue, stock: Stock, topic: Topic, tmp_path: Any
 ) -> None:
-    async with healing(given) as (healer, apart):
-        process = OrdersProcess(apart(CALM), tmp_path)
+    async with healing(make_settings) as (healer, apart):
+        process = OrdersProcess(apart(IDLE), tmp_path)
         lamp, user = catalogue.add(), f"short {uuid4()}"
         await stock.set(lamp, 1)
         try:
@@ -225,14 +220,11 @@ async def test_a_rejection_for_a_shortage_survives_a_crash_before_its_release(
             await process.ready()
             process.arm("orders.after-reject-status")
             with pytest.raises(httpx.TransportError):
-                await process.http.post(
-                    "/api/order", json={"user": user, "items": [{"product_id": lamp, "quantity": 2}]}
-                )
+                await process.place([(lamp, 2)], user=user)
             await process.exited()
         finally:
             await process.close()
-        assert healer.deps is not None
-        stored = await healer.deps.orders.collection.documents.find_one({"user": user})
+        stored = await healer.documents.find_one({"user": user})
         assert stored is not None
         whole = await settled(healer, topic, str(stored["_id"]), stock, lamp)
         assert (whole.status, whole.left, whole.events) == ("rejected", 1, [])
@@ -240,68 +232,75 @@ async def test_a_rejection_for_a_shortage_survives_a_crash_before_its_release(
         assert whole.document["reason"] == "out-of-stock"
 
 
-async def test_a_recovery_that_dies_is_taken_over(
-    migrated: None, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Any, given: Any, documents: Any
+async def test_a_crashed_recovery_is_continued_by_another_instance(
+    migrated: None,
+    catalogue: FakeCatalogue,
+    stock: Stock,
+    topic: Topic,
+    tmp_path: Any,
+    make_settings: MakeSettings,
+    documents: Any,
 ) -> None:
     # A database where nobody else recovers.
     name = f"orders_takeover_{uuid4().hex[:8]}"
-    assert await orders_app.migrate(msgspec.convert(given(database=name), Config), []) == 0
+    await migrate(make_settings(database=name))
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    first = OrdersProcess(given(database=name, recovery=UNHURRIED), tmp_path / "first")
+    first = OrdersProcess(make_settings(database=name, recovery=NOTHING_OVERDUE), tmp_path / "first")
     try:
         first.arm("orders.after-reserve", "fail")
         first.arm("orders.recovery-before-reject")
         first.start()
         await first.ready()
-        answer = await first.http.post(
-            "/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]}
-        )
-        assert answer.status_code == 503
-        order_id = answer.json()["order_id"]
-        assert await stock.left(lamp) == 3
-        await overdue(documents.database.client[name].orders, {"_id": UUID(order_id)})
+        response = await first.place([(lamp, 2)])
+        assert response.status_code == 503
+        order_id = response.json()["order_id"]
+        assert await stock.available(lamp) == 3
+        await make_overdue(documents.database.client[name].orders, {"_id": UUID(order_id)})
         await first.exited()
-        async with serving(given(database=name)) as second:
+        async with serving(make_settings(database=name)) as second:
             whole = await settled(second, topic, order_id, stock, lamp)
     finally:
         await first.close()
     assert (whole.status, whole.left) == ("rejected", 5)
 
 
-async def test_a_relay_that_is_killed_after_its_claim_is_followed_by_another(
-    given: Any, migrated: None, catalogue: Catalogue, stock: Stock, topic: Topic, tmp_path: Any, documents: Any
+async def test_events_leased_by_a_crashed_relay_are_published_by_another_instance(
+    make_settings: MakeSettings,
+    migrated: None,
+    catalogue: FakeCatalogue,
+    stock: Stock,
+    topic: Topic,
+    tmp_path: Any,
+    documents: Any,
 ) -> None:
     # A database where nobody else relays.
     name = f"orders_relay_{uuid4().hex[:8]}"
-    assert await orders_app.migrate(msgspec.convert(given(database=name), Config), []) == 0
+    await migrate(make_settings(database=name))
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    first = OrdersProcess(given(database=name, recovery=UNHURRIED), tmp_path / "first")
+    first = OrdersProcess(make_settings(database=name, recovery=NOTHING_OVERDUE), tmp_path / "first")
     try:
         # What the handler leaves unsent its own loop claims.
         first.arm("orders.before-publish", "fail")
         first.arm("orders.relay-after-lease")
         first.start()
         await first.ready()
-        answer = await first.http.post(
-            "/api/order", json={"user": "ada", "items": [{"product_id": lamp, "quantity": 2}]}
-        )
-        assert answer.status_code == 201
-        order_id = answer.json()["id"]
+        response = await first.place([(lamp, 2)])
+        assert response.status_code == 201
+        order_id = response.json()["id"]
         await until(lambda: first.reached("orders.before-publish"), PATIENCE, "left unsent")
-        await overdue(documents.database.client[name].orders, {"_id": UUID(order_id)})
+        await make_overdue(documents.database.client[name].orders, {"_id": UUID(order_id)})
         await first.exited()
         assert first.reached("orders.relay-after-lease")
     finally:
         await first.close()
-    async with serving(given(database=name), loops=False) as idle:
-        assert idle.deps is not None
-        left = await idle.deps.orders.collection.documents.find_one({"_id": UUID(order_id)})
+    async with serving(make_settings(database=name), background=False) as idle:
+        left = await idle.documents.find_one({"_id": UUID(order_id)})
         assert left is not None
         assert left["claimed_by"] not in (None, idle.deps.orders.instance_id)
-        assert topic.of(order_id) == []
-    async with serving(given(database=name)) as second:
+        assert topic.messages_of(order_id) == []
+    async with serving(make_settings(database=name)) as second:
         whole = await settled(second, topic, order_id, stock, lamp)
     assert (whole.status, whole.left, [type for type, _ in whole.events]) == ("confirmed", 3, ["order.created"])
     assert whole.document is not None

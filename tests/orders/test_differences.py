@@ -51,7 +51,7 @@ def kinds(order: Order | None, held: Reservation | None, seen: int | None) -> li
 CANCELLED = order(status=Status.CANCELLED, ended_at=LATELY)
 
 
-def test_an_event_that_retention_took_is_not_missed_and_one_that_it_cannot_have_taken_is() -> None:
+def test_an_event_is_missing_only_if_retention_cannot_have_deleted_it() -> None:
     assert kinds(ORDER, HELD, 0) == []
     assert kinds(order(confirmed_at=LATELY), HELD, 0) == [Kind.EVENT_MISSING]
     # Placed long ago, cancelled lately.
@@ -59,13 +59,13 @@ def test_an_event_that_retention_took_is_not_missed_and_one_that_it_cannot_have_
     assert kinds(CANCELLED, GIVEN_BACK, SAID | CANCELLED_SEEN) == []
 
 
-def test_the_status_in_an_event_is_the_one_of_the_moment_it_was_published() -> None:
+def test_the_status_in_an_event_may_differ_from_the_order() -> None:
     assert kinds(CANCELLED, GIVEN_BACK, BOTH) == []
     assert kinds(order(total=Decimal("4.99")), HELD, SAID | CREATED_SEEN) == [Kind.EVENT_DIFFERS]
 
 
 @pytest.mark.parametrize("status", [Status.REJECTED, Status.CANCELLED])
-def test_an_order_that_was_never_confirmed_has_no_event(status: Status) -> None:
+def test_an_event_contradicts_an_order_that_was_never_confirmed(status: Status) -> None:
     ended = order(status=status, confirmed_at=None, ended_at=LONG_AGO)
     assert kinds(ended, GIVEN_BACK, 0) == []
     assert kinds(ended, GIVEN_BACK, SAID | CREATED_SEEN) == [Kind.EVENT_CONTRADICTS]
@@ -73,7 +73,7 @@ def test_an_order_that_was_never_confirmed_has_no_event(status: Status) -> None:
     assert kinds(msgspec.structs.replace(ended, outbox=(entry,)), GIVEN_BACK, None) == [Kind.EVENT_CONTRADICTS]
 
 
-def test_an_order_under_way_is_nobodys_difference() -> None:
+def test_an_order_in_flight_is_not_a_difference() -> None:
     pending = order(
         id=UUID(int=(int(NOW.timestamp() * 1000) + 1 << 80) + (7 << 76) + (2 << 62)),
         status=Status.PENDING,
@@ -82,14 +82,14 @@ def test_an_order_under_way_is_nobodys_difference() -> None:
     assert kinds(pending, HELD, 0) == []
 
 
-def test_an_id_of_no_time_that_a_calendar_has_is_looked_at_like_any_other() -> None:
+def test_an_id_without_a_valid_time_counts_as_old() -> None:
     """Anybody who may write to the topic or to inventory can make one."""
     assert id_created_at(UUID("ffffffff-ffff-7fff-8fff-ffffffffffff")) < LONG_AGO
     assert id_created_at(UUID("0195479e-4000-7000-8000-000000000000")).year == 2025
     assert id_created_at(UUID("0195479e-4000-4000-8000-000000000000")) < LONG_AGO
 
 
-def test_each_kind_has_a_cause_and_each_mending_is_of_a_kind() -> None:
+def test_each_kind_has_a_cause_and_each_repair_has_a_kind() -> None:
     assert set(CAUSES) == set(Kind)
     assert set(REPAIRS) <= set(Kind)
 
@@ -110,7 +110,7 @@ def test_each_kind_has_a_cause_and_each_mending_is_of_a_kind() -> None:
     ],
     ids=str,
 )
-def test_a_document_with_a_value_of_another_type_is_no_order(change: dict[str, Any]) -> None:
+def test_a_document_with_a_value_of_the_wrong_type_is_unreadable(change: dict[str, Any]) -> None:
     """Or the comparison would end at it, without a word of which it was."""
     whole = {**order_to_document(ORDER), "confirmed_at": LONG_AGO}
     assert parse_document(whole) == ORDER

@@ -53,7 +53,7 @@ ORDER = Order(
 # How long an example takes says something of the machine only.
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(MOVES), max_size=6))
-def test_whatever_moves_are_tried_an_order_owes_what_its_status_says(tried: list[domain.Move]) -> None:
+def test_after_any_sequence_of_moves_the_due_work_follows_from_the_status(tried: list[domain.Move]) -> None:
     order = ORDER
     for move in tried:
         if order.status is move.source:
@@ -73,7 +73,7 @@ def test_whatever_moves_are_tried_an_order_owes_what_its_status_says(tried: list
 
 
 @pytest.mark.parametrize("move", MOVES)
-def test_a_move_is_one_update_that_is_conditional_on_the_status(move: domain.Move) -> None:
+def test_a_move_is_one_update_conditional_on_the_status(move: domain.Move) -> None:
     update = move_update(ORDER.id, move, at=AT)
     where, change = update.where, update.change
     assert where == {"_id": ORDER.id, "status": move.source.value}
@@ -85,13 +85,13 @@ def test_a_move_is_one_update_that_is_conditional_on_the_status(move: domain.Mov
 # How long an example takes says something of the machine only.
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.decimals(min_value=0, max_value=Decimal("99999999999999999.99"), places=2))
-def test_money_is_kept_exactly_as_decimal128(amount: Decimal) -> None:
+def test_money_is_stored_exactly_as_decimal128(amount: Decimal) -> None:
     assert to_decimal128(amount) == Decimal128(amount.quantize(Decimal("0.01")))
     assert from_decimal128(to_decimal128(amount)) == amount
 
 
 @pytest.mark.parametrize("text", ["0", "1", "1.5", "1E+2", "12.34"])
-def test_money_written_by_another_hand_is_read(text: str) -> None:
+def test_money_written_by_other_programs_is_readable(text: str) -> None:
     assert from_decimal128(Decimal128(text)) == Decimal(text)
 
 
@@ -114,7 +114,7 @@ def test_pricing_takes_names_and_prices_from_the_catalogue() -> None:
     )
 
 
-def test_a_digest_is_of_what_was_meant() -> None:
+def test_requests_with_the_same_meaning_have_the_same_digest() -> None:
     one = NewOrder("ada", None, merge_lines([RequestedLine("a", 1)] * 2), None)
     assert one.digest() == NewOrder("ada", None, (RequestedLine("a", 2),), None).digest()
     assert one.digest() != NewOrder("ada", None, (RequestedLine("a", 3),), None).digest()
@@ -131,7 +131,7 @@ def test_the_digest_of_a_request_is_the_same_in_every_version() -> None:
     )
 
 
-def test_an_event_is_stable_and_says_the_order_as_it_is() -> None:
+def test_an_event_has_a_stable_id_and_shows_the_order_as_it_is() -> None:
     entry = OutboxEntry(events.event_id(ORDER.id, events.CREATED), events.CREATED, AT)
     made = domain.to_event(ORDER, entry)
     assert (made.id, made.sequence, made.subject) == (str(entry.id), 1, str(ORDER.id))
@@ -159,7 +159,7 @@ kafka: {bootstrap_servers: "x:1"}
         ("faults: {directory: /tmp}", "faults: only allowed if testing is true"),
     ],
 )
-def test_a_configuration_that_would_lose_orders_is_refused(tmp_path: Path, more: str, reason: str) -> None:
+def test_a_configuration_that_would_lose_orders_is_rejected(tmp_path: Path, more: str, reason: str) -> None:
     file = tmp_path / "orders.yaml"
     file.write_text(GOOD)
     assert kit_config.load(file, Config, {}).order_seconds == 10

@@ -1,5 +1,5 @@
 """The order's life, explored exhaustively: every interleaving of two clients with one key, a cancellation, the recovery
-loop, a restock, and faults at each step (a crash before or after the step took effect, a lost answer, a step that
+loop, a restock, and faults at each step (a crash before or after the step took effect, a lost response, a step that
 arrives late). The moves are the service's own (`market.orders.domain`); inventory is modelled after its contract.
 """
 
@@ -18,7 +18,7 @@ from market.contracts import events
 from market.orders import domain
 from market.orders.domain import Move, Order, OrderLine, OutboxEntry, Status, Step
 
-from . import exploring
+from . import explorer
 
 ID = UUID(int=1)
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -32,7 +32,7 @@ class Actor(NamedTuple):
     kind: str
     at: str
     held: Any = None
-    answer: str = ""
+    response: str = ""
 
 
 class World(NamedTuple):
@@ -54,7 +54,7 @@ def entry(type: str) -> OutboxEntry:
 
 
 def apply(world: World, op: Any) -> tuple[World, Any]:
-    """The store's part of an operation: the world after it, and what it answers."""
+    """The store's part of an operation: the world after it, and what it responses."""
     name = op[0]
     if name == "insert":
         if world.order is None:
@@ -72,8 +72,8 @@ def apply(world: World, op: Any) -> tuple[World, Any]:
             order=after, ever_confirmed=world.ever_confirmed or after.status is Status.CONFIRMED
         ), True
     if name == "reserve":
-        reservation, stock, answer = exploring.reserve(world.reservation, world.stock)
-        return world._replace(reservation=reservation, stock=stock), answer
+        reservation, stock, response = explorer.reserve(world.reservation, world.stock)
+        return world._replace(reservation=reservation, stock=stock), response
     if name == "release":
         # Called only for what an acknowledged write has ended.
         assert world.order is not None
@@ -100,15 +100,15 @@ def next_op(actor: Actor) -> Any:
 
 
 def received(actor: Actor, op: Any, result: Any) -> Actor:
-    """The actor once it has the answer, or knows that it will not have one. As service.py goes on."""
+    """The actor once it has the response, or knows that it will not have one. As service.py goes on."""
     name = op[0]
     if name == "insert":
-        return Actor(actor.kind, "done", answer="503") if result is UNKNOWN else held(actor, FRESH)
+        return Actor(actor.kind, "done", response="503") if result is UNKNOWN else held(actor, FRESH)
     if name == "read":
         if result is UNKNOWN:
-            return Actor(actor.kind, "done", answer="503")
+            return Actor(actor.kind, "done", response="503")
         if result is None or (actor.kind == "repeat" and actor.held is None and result.key is None):
-            return Actor(actor.kind, "done", answer="none")
+            return Actor(actor.kind, "done", response="none")
         return held(actor, result)
     if name == "move":
         order = actor.held[0] if actor.at == "move" else actor.held
@@ -117,15 +117,15 @@ def received(actor: Actor, op: Any, result: Any) -> Actor:
         return Actor(actor.kind, "read", "again")
     if name == "reserve":
         if result is UNKNOWN:
-            return Actor(actor.kind, "done", answer="503")
+            return Actor(actor.kind, "done", response="503")
         return Actor(actor.kind, "move", (actor.held, domain.move_after_reservation(result)))
     if name == "release":
         return (
-            Actor(actor.kind, "done", answer=verdict(actor))
+            Actor(actor.kind, "done", response=verdict(actor))
             if result is UNKNOWN
             else Actor(actor.kind, "unset", actor.held)
         )
-    return Actor(actor.kind, "done", answer=verdict(actor))
+    return Actor(actor.kind, "done", response=verdict(actor))
 
 
 def held(actor: Actor, order: Order) -> Actor:
@@ -133,7 +133,7 @@ def held(actor: Actor, order: Order) -> Actor:
     if actor.kind == "delete" and order.status in domain.CANCELLING:
         return now
     if domain.next_step(order, overdue=actor.kind == "recovery") in (Step.PUBLISH, Step.NOTHING):
-        return Actor(actor.kind, "done", answer=verdict(now))
+        return Actor(actor.kind, "done", response=verdict(now))
     return now
 
 
@@ -207,18 +207,18 @@ def at_the_end(world: World) -> None:
     assert (world.reservation == "reserved") == (status is Status.CONFIRMED)
     for actor in world.actors:
         if actor.kind in ("create", "repeat"):
-            if actor.answer == "201":
+            if actor.response == "201":
                 assert world.ever_confirmed
-            if actor.answer == "refused":
+            if actor.response == "refused":
                 assert status is Status.REJECTED
-            if actor.answer == "cancelled":
+            if actor.response == "cancelled":
                 assert status is Status.CANCELLED
-        if actor.kind == "delete" and actor.answer in ("refused", "cancelled"):
+        if actor.kind == "delete" and actor.response in ("refused", "cancelled"):
             assert status in (Status.REJECTED, Status.CANCELLED)
 
 
 def explore(start: World, most: int) -> int:
-    return exploring.explore(start, steps, always, at_the_end, most)
+    return explorer.explore(start, steps, always, at_the_end, most)
 
 
 def world(*actors: Actor, stock: int, faults: int, restocks: int = 0, order: Order | None = None) -> World:
@@ -234,31 +234,31 @@ CREATE, REPEAT, DELETE, RECOVERY = (
 
 
 @pytest.mark.parametrize(("stock", "restocks"), [(1, 0), (0, 1), (0, 0)])
-def test_two_clients_a_cancellation_recovery_and_one_fault_keep_the_promises(stock: int, restocks: int) -> None:
+def test_two_clients_a_cancellation_recovery_and_one_fault_violate_no_invariant(stock: int, restocks: int) -> None:
     assert explore(world(CREATE, REPEAT, DELETE, RECOVERY, stock=stock, faults=1, restocks=restocks), 400_000) > 1000
 
 
 @pytest.mark.parametrize("stock", [0, 1])
-def test_a_create_and_a_cancellation_with_two_faults_keep_the_promises(stock: int) -> None:
+def test_a_create_and_a_cancellation_with_two_faults_violate_no_invariant(stock: int) -> None:
     assert explore(world(CREATE, DELETE, RECOVERY, stock=stock, faults=2), 400_000) > 1000
 
 
-def test_two_recoveries_and_a_fault_keep_the_promises() -> None:
+def test_two_recoveries_and_a_fault_violate_no_invariant() -> None:
     assert explore(world(CREATE, DELETE, RECOVERY, RECOVERY, stock=1, faults=1), 400_000) > 1000
 
 
-def test_two_cancellations_and_two_recoveries_keep_the_promises() -> None:
+def test_two_cancellations_and_two_recoveries_violate_no_invariant() -> None:
     assert explore(world(CREATE, DELETE, DELETE, RECOVERY, RECOVERY, stock=1, faults=0), 400_000) > 1000
 
 
-def test_the_checker_sees_a_release_before_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checker_detects_a_confirmation_without_a_reservation(monkeypatch: pytest.MonkeyPatch) -> None:
     """The explorer is no yes-man: a machine that confirms what inventory refused is caught."""
-    monkeypatch.setattr(domain, "move_after_reservation", lambda answer: domain.CONFIRM)
+    monkeypatch.setattr(domain, "move_after_reservation", lambda response: domain.CONFIRM)
     with pytest.raises(AssertionError, match="without goods"):
         explore(world(CREATE, RECOVERY, stock=0, faults=0), 10_000)
 
 
-def test_the_checker_sees_a_rejection_that_releases_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checker_detects_a_rejection_without_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
     careless = msgspec.structs.replace(domain.REJECT, releases=False)
     monkeypatch.setattr(domain, "REJECT", careless)
     monkeypatch.setattr(domain, "MOVES", (*domain.MOVES, careless))
@@ -308,7 +308,7 @@ def relaying(world: Relaying) -> Iterator[Relaying]:
             yield then(world._replace(crashes=world.crashes - 1), "idle", None)
 
 
-def test_two_relays_lose_no_event_and_never_send_the_cancellation_first() -> None:
+def test_two_relays_lose_no_event_and_never_publish_the_cancellation_first() -> None:
     confirmed = domain.apply_move(FRESH, domain.CONFIRM, entry(events.CREATED))
     start = Relaying(confirmed, (), 0, (("idle", None), ("idle", None)), False, 2)
     seen, waiting = {start}, [start]

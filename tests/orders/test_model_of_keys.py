@@ -1,7 +1,6 @@
 """Two clients with one key and an order each of their own, explored exhaustively: every interleaving with recovery, a
-cancellation and a fault at each step (a crash before or after the step took effect, a lost answer, a step that arrives
-late). The moves are the service's own (`market.orders.domain`); the unique index and inventory are modelled after their
-contracts.
+cancellation and a fault at each step (a crash before or after the step took effect, a lost response, a step that arrives late).
+The moves are the service's own (`market.orders.domain`); the unique index and inventory are modelled after their contracts.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from market.contracts import events
 from market.orders import domain
 from market.orders.domain import Move, Order, OutboxEntry, Status, Step
 
-from . import exploring
+from . import explorer
 from .test_model import AT, FRESH, UNKNOWN
 
 ORDERS = tuple(msgspec.structs.replace(FRESH, id=UUID(int=n + 1)) for n in range(2))
@@ -32,7 +31,7 @@ class Actor(NamedTuple):
     about: int = 0
     own: int = 0
     held: Any = None
-    answer: str = ""
+    response: str = ""
 
 
 class World(NamedTuple):
@@ -60,7 +59,7 @@ def entry(order: Order, type: str) -> OutboxEntry:
 
 
 def apply(world: World, op: Any) -> tuple[World, Any]:
-    """The store's part of an operation: the world after it, and what it answers."""
+    """The store's part of an operation: the world after it, and what it responses."""
     name, i = op[0], op[1]
     order = None if i is None else world.orders[i]
     if name == "lookup":
@@ -82,8 +81,8 @@ def apply(world: World, op: Any) -> tuple[World, Any]:
         return world._replace(orders=put(world.orders, i, after), ever_confirmed=ever), True
     reservation = world.reservations[i]
     if name == "reserve":
-        after, stock, answer = exploring.reserve(reservation, world.stock)
-        return world._replace(reservations=put(world.reservations, i, after), stock=stock), answer
+        after, stock, response = explorer.reserve(reservation, world.stock)
+        return world._replace(reservations=put(world.reservations, i, after), stock=stock), response
     assert order is not None
     if name == "release":
         assert order.status in (Status.REJECTED, Status.CANCELLED), (
@@ -113,12 +112,12 @@ def next_op(actor: Actor) -> Any:
     return ({Step.RESERVE: "reserve", Step.RELEASE: "release"}[step], actor.about)
 
 
-def done(actor: Actor, answer: str) -> Actor:
-    return Actor(actor.kind, "done", actor.about, actor.own, None, answer)
+def done(actor: Actor, response: str) -> Actor:
+    return Actor(actor.kind, "done", actor.about, actor.own, None, response)
 
 
 def received(actor: Actor, op: Any, result: Any) -> Actor:
-    """The actor once it has the answer, or knows that it will not have one. As service.py goes on."""
+    """The actor once it has the response, or knows that it will not have one. As service.py goes on."""
     name = op[0]
     if result is UNKNOWN and name in ("lookup", "read", "insert", "reserve"):
         return done(actor, "503")
@@ -213,14 +212,14 @@ def at_the_end(world: World) -> None:
         assert status is not Status.PENDING
         assert order is None or not order.release_due
         assert (reservation == "reserved") == (status is Status.CONFIRMED)
-    happy = {a.about for a in world.actors if a.kind == "client" and a.answer == "confirmed"}
+    happy = {a.about for a in world.actors if a.kind == "client" and a.response == "confirmed"}
     assert len(happy) <= 1, "two clients with one key were told of two orders"
     assert all(world.ever_confirmed[i] for i in happy)
 
 
 def explore(*actors: Actor, stock: int, faults: int, most: int = 1_500_000) -> int:
     start = World((None, None), ("none", "none"), stock, stock, (False, False), actors, (), faults)
-    return exploring.explore(start, steps, always, at_the_end, most)
+    return explorer.explore(start, steps, always, at_the_end, most)
 
 
 FIRST, SECOND = Actor("client", "lookup", own=0), Actor("client", "lookup", own=1)
@@ -228,11 +227,11 @@ CANCELLATION, RECOVERY = Actor("delete", "read", about=0), Actor("recovery", "id
 
 
 @pytest.mark.parametrize("stock", [0, 1, 2])
-def test_two_clients_with_one_key_and_recovery_make_one_order_whatever_fails(stock: int) -> None:
+def test_two_clients_with_one_key_recovery_and_one_fault_place_one_order(stock: int) -> None:
     assert explore(FIRST, SECOND, RECOVERY, stock=stock, faults=1) > 1000
 
 
-def test_two_clients_with_one_key_and_a_cancellation_make_one_order() -> None:
+def test_two_clients_with_one_key_and_a_cancellation_place_one_order() -> None:
     assert explore(FIRST, SECOND, CANCELLATION, RECOVERY, stock=2, faults=0) > 1000
 
 
@@ -245,7 +244,7 @@ def forgetful(order: Order, move: Move, made: OutboxEntry | None) -> Order:
 _moved: Callable[..., Order] = domain.apply_move
 
 
-def test_the_checker_sees_a_key_that_is_freed_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checker_detects_a_key_that_is_freed_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(domain, "apply_move", forgetful)
     with pytest.raises(AssertionError):
         explore(FIRST, SECOND, CANCELLATION, RECOVERY, stock=2, faults=0)

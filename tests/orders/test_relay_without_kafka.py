@@ -1,4 +1,4 @@
-"""Kafka takes nothing: claims are given back, no order waits for a claim to run out, and order per order is kept."""
+"""Kafka takes nothing: claims are make_settings back, no order waits for a claim to run out, and order per order is kept."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import asyncio
 from typing import Any
 from uuid import UUID, uuid4
 
-import msgspec
 import pytest
 
 from market.kit.errors import Unavailable
-from market.orders import app as orders_app
-from market.orders.config import Config
 from market.orders.domain import Order
 from market.orders.outbox.relay import Relay
 from tests.support.waiting import until
 
-from .parts import Catalogue, Service, Stock, Topic, serving
+from .catalogue import FakeCatalogue
+from .service import MakeSettings, Service, migrate, serving
+from .stock import Stock
+from .topic import Topic
 
 # Whoever waits for a claim to run out waits for longer than a test does.
 CLAIM_SECONDS = 1000.0
@@ -24,11 +24,11 @@ RECOVERY = {"after_seconds": 600, "interval_seconds": 600, "lease_seconds": CLAI
 
 
 @pytest.fixture
-async def apart(given: Any, migrated: None) -> Any:
+async def apart(make_settings: MakeSettings, migrated: None) -> Any:
     """Configurations on a fresh database."""
     name = f"orders_silent_{uuid4().hex[:8]}"
-    assert await orders_app.migrate(msgspec.convert(given(database=name), Config), []) == 0
-    return lambda **more: given(database=name, recovery={**RECOVERY, **more})
+    await migrate(make_settings(database=name))
+    return lambda **more: make_settings(database=name, recovery={**RECOVERY, **more})
 
 
 def to_nobody(settings: dict[str, Any], delivery_seconds: float, **options: str) -> dict[str, Any]:
@@ -44,13 +44,11 @@ def to_nobody(settings: dict[str, Any], delivery_seconds: float, **options: str)
 
 def fail(service: Service) -> None:
     """The events under way fail, at the moment that a test chooses."""
-    assert service.deps is not None
     service.deps.relay.producer.fail_pending()
 
 
 def documents(service: Service) -> Any:
-    assert service.deps is not None
-    return service.deps.orders.collection.documents
+    return service.documents
 
 
 async def claimed(service: Service) -> dict[UUID, str]:
@@ -63,8 +61,8 @@ async def all_given_back(service: Service) -> bool:
     return not await claimed(service)
 
 
-async def test_events_of_the_time_without_kafka_are_sent_in_order_soon_after_it_is_back(
-    apart: Any, catalogue: Catalogue, stock: Stock, topic: Topic, kafka: Any
+async def test_events_of_an_outage_are_published_in_sequence_soon_after_it(
+    apart: Any, catalogue: FakeCatalogue, stock: Stock, topic: Topic, kafka: Any
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 50)
@@ -74,10 +72,10 @@ async def test_events_of_the_time_without_kafka_are_sent_in_order_soon_after_it_
     async with serving(settings[0]) as first, serving(settings[1]) as second:
         pods = [first, second]
         for pod in pods:
-            await topic.wait((await pod.order([(lamp, 1)])).json()["id"], "order.created")
+            await topic.wait_for((await pod.place([(lamp, 1)])).json()["id"], "order.created")
         await asyncio.to_thread(kafka.kill)
         try:
-            made = [(await pods[n % 2].order([(lamp, 1)])).json()["id"] for n in range(8)]
+            made = [(await pods[n % 2].place([(lamp, 1)])).json()["id"] for n in range(8)]
             gone = made[:3]
             for n, order_id in enumerate(gone):
                 assert (await pods[n % 2].http.delete(f"/api/order/{order_id}")).status_code == 204
@@ -87,35 +85,33 @@ async def test_events_of_the_time_without_kafka_are_sent_in_order_soon_after_it_
                 unsent = await documents(first).count_documents({"unsent_since": {"$exists": True}})
                 return unsent == 8 and len(await claimed(first)) <= 2
 
-            await until(given_back, what="claims given back")
-            assert not any(topic.of(id) for id in made)
+            await until(given_back, what="claims make_settings back")
+            assert not any(topic.messages_of(id) for id in made)
         finally:
             await asyncio.to_thread(kafka.restart)
         back = asyncio.get_running_loop().time()
         for order_id in made:
             types = ["order.created", "order.cancelled"] if order_id in gone else ["order.created"]
-            found = await topic.wait(order_id, *types, seconds=CLAIM_SECONDS / 5)
-            # What Kafka took without its answer arriving comes again, never before what it follows.
+            found = await topic.wait_for(order_id, *types, seconds=CLAIM_SECONDS / 5)
+            # What Kafka took without its response arriving comes again, never before what it follows.
             assert list(dict.fromkeys(e.type for e in found)) == types
         assert asyncio.get_running_loop().time() - back < CLAIM_SECONDS / 5
 
         async def cleared() -> bool:
             return not await documents(first).count_documents({"outbox": {"$exists": True}})
 
-        await until(cleared, what="outboxes cleared")
-    assert await stock.left(lamp) == 50 - 2 - 5
+        await until(cleared, what="outboxes empty")
+    assert await stock.available(lamp) == 50 - 2 - 5
 
 
-async def test_a_relay_slower_than_its_claim_does_not_give_back_the_claim_of_another(
-    apart: Any, catalogue: Catalogue, stock: Stock
+async def test_a_relay_slower_than_its_lease_does_not_release_the_lease_of_another(
+    apart: Any, catalogue: FakeCatalogue, stock: Stock
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    async with serving(to_nobody(apart(), 300), loops=False) as slow, serving(apart(), loops=False) as other:
-        lost = UUID((await slow.order([(lamp, 1)])).json()["id"])
-        kept = UUID((await slow.order([(lamp, 1)])).json()["id"])
-        assert slow.deps is not None
-        assert other.deps is not None
+    async with serving(to_nobody(apart(), 300), background=False) as slow, serving(apart(), background=False) as other:
+        lost = UUID((await slow.place([(lamp, 1)])).json()["id"])
+        kept = UUID((await slow.place([(lamp, 1)])).json()["id"])
         ours, theirs = slow.deps.orders.instance_id, other.deps.orders.instance_id
         assert await claimed(slow) == {lost: ours, kept: ours}
         # One claim runs out before the event fails, and another relay takes it.
@@ -136,14 +132,14 @@ async def test_a_relay_slower_than_its_claim_does_not_give_back_the_claim_of_ano
         )
 
 
-async def test_what_finds_no_room_in_the_producer_is_given_back_at_once(
-    apart: Any, catalogue: Catalogue, stock: Stock
+async def test_the_lease_of_an_event_that_a_full_producer_rejects_is_released_at_once(
+    apart: Any, catalogue: FakeCatalogue, stock: Stock
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
     narrow = to_nobody(apart(), 300, **{"queue.buffering.max.messages": "1"})
-    async with serving(narrow, loops=False) as service:
-        waiting, turned_away = [UUID((await service.order([(lamp, 1)])).json()["id"]) for _ in range(2)]
+    async with serving(narrow, background=False) as service:
+        waiting, turned_away = [UUID((await service.place([(lamp, 1)])).json()["id"]) for _ in range(2)]
 
         async def one_left() -> bool:
             return set(await claimed(service)) == {waiting}
@@ -155,17 +151,14 @@ async def test_what_finds_no_room_in_the_producer_is_given_back_at_once(
         fail(service)
 
 
-async def test_a_relay_that_fails_tries_another_order_each_time_and_comes_round(
-    apart: Any, catalogue: Catalogue, stock: Stock
-) -> None:
+async def test_a_failing_relay_tries_each_order_in_turn(apart: Any, catalogue: FakeCatalogue, stock: Stock) -> None:
     """Of several partitions one may be away: its orders must not stand before the others."""
     lamp = catalogue.add()
     await stock.set(lamp, 9)
-    async with serving(to_nobody(apart(), 0.5), loops=False) as service:
-        made = [UUID((await service.order([(lamp, 1)])).json()["id"]) for _ in range(3)]
-        assert service.deps is not None
+    async with serving(to_nobody(apart(), 0.5), background=False) as service:
+        made = [UUID((await service.place([(lamp, 1)])).json()["id"]) for _ in range(3)]
         relay = service.deps.relay
-        await until(lambda: all_given_back(service), what="claims given back")
+        await until(lambda: all_given_back(service), what="claims make_settings back")
         await until(lambda: relay.idle, what="their relay knows")
         tried: list[UUID] = []
 
@@ -187,15 +180,14 @@ async def test_a_relay_that_fails_tries_another_order_each_time_and_comes_round(
             await recording.close(0)
 
 
-async def test_changes_that_the_store_did_not_all_take_have_an_open_outcome(
-    apart: Any, catalogue: Catalogue, stock: Stock
+async def test_outbox_changes_that_the_store_does_not_apply_raise_unavailable(
+    apart: Any, catalogue: FakeCatalogue, stock: Stock
 ) -> None:
     """As in the moment in which another server becomes the primary: the caller repeats them, or waits."""
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    async with serving(to_nobody(apart(), 300), loops=False) as service:
-        order_id = UUID((await service.order([(lamp, 1)])).json()["id"])
-        assert service.deps is not None
+    async with serving(to_nobody(apart(), 300), background=False) as service:
+        order_id = UUID((await service.place([(lamp, 1)])).json()["id"])
         outbox = service.deps.outbox
         orders = documents(service)
         before = await orders.find_one({"_id": order_id})
