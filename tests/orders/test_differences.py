@@ -1,4 +1,4 @@
-"""What reconciliation calls a difference, and what it does not: the rule itself, where an age or a moment decides."""
+"""The rules by which reconciliation compares one order, especially those about ages."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from market.orders.reconciliation.repairs import REPAIRS
 from market.orders.reconciliation.topic_reader import CANCELLED_SEEN, CONTENT_SHIFT, CREATED_SEEN, content_hash
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-AGES = Thresholds(ids=NOW, overdue=NOW, events=NOW, retention=NOW - timedelta(days=29))
-LONG_AGO, LATELY = NOW - timedelta(days=40), NOW - timedelta(hours=1)
+THRESHOLDS = Thresholds(ids=NOW, overdue=NOW, events=NOW, retention=NOW - timedelta(days=29))
+LONG_AGO, RECENTLY = NOW - timedelta(days=40), NOW - timedelta(hours=1)
 ID = UUID(int=7)
 ORDER = Order(
     ID,
@@ -34,43 +34,43 @@ ORDER = Order(
     Status.CONFIRMED,
     confirmed_at=LONG_AGO,
 )
-HELD = Reservation(ID, True, (("p", 2),), LONG_AGO)
-GIVEN_BACK = msgspec.structs.replace(HELD, active=False)
-SAID = content_hash(to_contract(ORDER)) << CONTENT_SHIFT
-BOTH = SAID | CREATED_SEEN | CANCELLED_SEEN
+ACTIVE = Reservation(ID, True, (("p", 2),), LONG_AGO)
+RELEASED = msgspec.structs.replace(ACTIVE, active=False)
+CONTENT = content_hash(to_contract(ORDER)) << CONTENT_SHIFT
+BOTH_SEEN = CONTENT | CREATED_SEEN | CANCELLED_SEEN
 
 
 def order(**changes: Any) -> Order:
     return msgspec.structs.replace(ORDER, **changes)
 
 
-def kinds(order: Order | None, held: Reservation | None, seen: int | None) -> list[Kind]:
-    return [kind for kind, _ in compare(order, held, seen, AGES)]
+def kinds(order: Order | None, reservation: Reservation | None, seen: int | None) -> list[Kind]:
+    return [kind for kind, _ in compare(order, reservation, seen, THRESHOLDS)]
 
 
-CANCELLED = order(status=Status.CANCELLED, ended_at=LATELY)
+CANCELLED = order(status=Status.CANCELLED, ended_at=RECENTLY)
 
 
 def test_an_event_is_missing_only_if_retention_cannot_have_deleted_it() -> None:
-    assert kinds(ORDER, HELD, 0) == []
-    assert kinds(order(confirmed_at=LATELY), HELD, 0) == [Kind.EVENT_MISSING]
-    # Placed long ago, cancelled lately.
-    assert list(compare(CANCELLED, GIVEN_BACK, 0, AGES)) == [(Kind.EVENT_MISSING, events.CANCELLED)]
-    assert kinds(CANCELLED, GIVEN_BACK, SAID | CANCELLED_SEEN) == []
+    assert kinds(ORDER, ACTIVE, 0) == []
+    assert kinds(order(confirmed_at=RECENTLY), ACTIVE, 0) == [Kind.EVENT_MISSING]
+    # Placed long ago, cancelled recently.
+    assert list(compare(CANCELLED, RELEASED, 0, THRESHOLDS)) == [(Kind.EVENT_MISSING, events.CANCELLED)]
+    assert kinds(CANCELLED, RELEASED, CONTENT | CANCELLED_SEEN) == []
 
 
 def test_the_status_in_an_event_may_differ_from_the_order() -> None:
-    assert kinds(CANCELLED, GIVEN_BACK, BOTH) == []
-    assert kinds(order(total=Decimal("4.99")), HELD, SAID | CREATED_SEEN) == [Kind.EVENT_DIFFERS]
+    assert kinds(CANCELLED, RELEASED, BOTH_SEEN) == []
+    assert kinds(order(total=Decimal("4.99")), ACTIVE, CONTENT | CREATED_SEEN) == [Kind.EVENT_DIFFERS]
 
 
 @pytest.mark.parametrize("status", [Status.REJECTED, Status.CANCELLED])
 def test_an_event_contradicts_an_order_that_was_never_confirmed(status: Status) -> None:
     ended = order(status=status, confirmed_at=None, ended_at=LONG_AGO)
-    assert kinds(ended, GIVEN_BACK, 0) == []
-    assert kinds(ended, GIVEN_BACK, SAID | CREATED_SEEN) == [Kind.EVENT_CONTRADICTS]
+    assert kinds(ended, RELEASED, 0) == []
+    assert kinds(ended, RELEASED, CONTENT | CREATED_SEEN) == [Kind.EVENT_CONTRADICTS]
     entry = OutboxEntry(events.event_id(ID, events.CREATED), events.CREATED, NOW)
-    assert kinds(msgspec.structs.replace(ended, outbox=(entry,)), GIVEN_BACK, None) == [Kind.EVENT_CONTRADICTS]
+    assert kinds(msgspec.structs.replace(ended, outbox=(entry,)), RELEASED, None) == [Kind.EVENT_CONTRADICTS]
 
 
 def test_an_order_in_flight_is_not_a_difference() -> None:
@@ -79,11 +79,11 @@ def test_an_order_in_flight_is_not_a_difference() -> None:
         status=Status.PENDING,
         confirmed_at=None,
     )
-    assert kinds(pending, HELD, 0) == []
+    assert kinds(pending, ACTIVE, 0) == []
 
 
 def test_an_id_without_a_valid_time_counts_as_old() -> None:
-    """Anybody who may write to the topic or to inventory can make one."""
+    """The topic and inventory may contain such ids from other programs; they are compared like any other."""
     assert id_created_at(UUID("ffffffff-ffff-7fff-8fff-ffffffffffff")) < LONG_AGO
     assert id_created_at(UUID("0195479e-4000-7000-8000-000000000000")).year == 2025
     assert id_created_at(UUID("0195479e-4000-4000-8000-000000000000")) < LONG_AGO
@@ -111,10 +111,10 @@ def test_each_kind_has_a_cause_and_each_repair_has_a_kind() -> None:
     ids=str,
 )
 def test_a_document_with_a_value_of_the_wrong_type_is_unreadable(change: dict[str, Any]) -> None:
-    """Or the comparison would end at it, without a word of which it was."""
-    whole = {**order_to_document(ORDER), "confirmed_at": LONG_AGO}
-    assert parse_document(whole) == ORDER
-    damaged = parse_document({**whole, **change})
-    assert isinstance(damaged, UnreadableDocument)
-    assert damaged.id == ID
-    assert damaged.reason
+    """It must not end the comparison of all orders."""
+    document = {**order_to_document(ORDER), "confirmed_at": LONG_AGO}
+    assert parse_document(document) == ORDER
+    unreadable = parse_document({**document, **change})
+    assert isinstance(unreadable, UnreadableDocument)
+    assert unreadable.id == ID
+    assert unreadable.reason

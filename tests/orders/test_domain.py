@@ -1,4 +1,4 @@
-"""Pure rules: the state machine by Hypothesis, pricing, merging, money's binary form, what a configuration may say."""
+"""Rules without I/O: the state machine, merging, pricing, digests, money in BSON, and the configuration's limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 from bson import Decimal128
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from market.contracts import events
@@ -50,12 +50,10 @@ ORDER = Order(
 )
 
 
-# How long an example takes says something of the machine only.
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(MOVES), max_size=6))
-def test_after_any_sequence_of_moves_the_due_work_follows_from_the_status(tried: list[domain.Move]) -> None:
+def test_after_any_sequence_of_moves_the_due_work_follows_from_the_status(moves: list[domain.Move]) -> None:
     order = ORDER
-    for move in tried:
+    for move in moves:
         if order.status is move.source:
             entry = OutboxEntry(events.event_id(order.id, move.event), move.event, AT) if move.event else None
             order = apply_move(order, move, entry)
@@ -82,8 +80,6 @@ def test_a_move_is_one_update_conditional_on_the_status(move: domain.Move) -> No
     assert ("key" in change.get("$unset", {})) == move.frees_key
 
 
-# How long an example takes says something of the machine only.
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.decimals(min_value=0, max_value=Decimal("99999999999999999.99"), places=2))
 def test_money_is_stored_exactly_as_decimal128(amount: Decimal) -> None:
     assert to_decimal128(amount) == Decimal128(amount.quantize(Decimal("0.01")))
@@ -121,7 +117,7 @@ def test_requests_with_the_same_meaning_have_the_same_digest() -> None:
 
 
 def test_the_digest_of_a_request_is_the_same_in_every_version() -> None:
-    """It is stored with the idempotency key: a repeat after a deployment must still match."""
+    """It is stored with the idempotency key: a request that is repeated after a deployment must still match."""
     new = NewOrder("ada", None, (RequestedLine("a", 2),), Decimal("5.00"))
     assert (
         new.digest().hex()
@@ -133,13 +129,13 @@ def test_the_digest_of_a_request_is_the_same_in_every_version() -> None:
 
 def test_an_event_has_a_stable_id_and_shows_the_order_as_it_is() -> None:
     entry = OutboxEntry(events.event_id(ORDER.id, events.CREATED), events.CREATED, AT)
-    made = domain.to_event(ORDER, entry)
-    assert (made.id, made.sequence, made.subject) == (str(entry.id), 1, str(ORDER.id))
-    assert made.time == "2026-01-31T12:30:15.250Z"
-    assert made.data.items[0].unit_price == "1.25"
+    event = domain.to_event(ORDER, entry)
+    assert (event.id, event.sequence, event.subject) == (str(entry.id), 1, str(ORDER.id))
+    assert event.time == "2026-01-31T12:30:15.250Z"
+    assert event.data.items[0].unit_price == "1.25"
 
 
-GOOD = """
+VALID_CONFIGURATION = """
 admin: {port: 1}
 http: {port: 2}
 mongodb: {uri: "mongodb://x"}
@@ -150,7 +146,7 @@ kafka: {bootstrap_servers: "x:1"}
 
 
 @pytest.mark.parametrize(
-    ("more", "reason"),
+    ("addition", "reason"),
     [
         ("recovery: {after_seconds: 29}", "recovery.after_seconds: must be at least three times order_seconds"),
         ("recovery: {lease_seconds: 20}", "kafka.delivery_seconds: must be below recovery.lease_seconds"),
@@ -159,10 +155,10 @@ kafka: {bootstrap_servers: "x:1"}
         ("faults: {directory: /tmp}", "faults: only allowed if testing is true"),
     ],
 )
-def test_a_configuration_that_would_lose_orders_is_rejected(tmp_path: Path, more: str, reason: str) -> None:
+def test_a_configuration_that_would_lose_orders_is_rejected(tmp_path: Path, addition: str, reason: str) -> None:
     file = tmp_path / "orders.yaml"
-    file.write_text(GOOD)
+    file.write_text(VALID_CONFIGURATION)
     assert kit_config.load(file, Config, {}).order_seconds == 10
-    file.write_text(GOOD + more)
+    file.write_text(VALID_CONFIGURATION + addition)
     with pytest.raises(kit_config.ConfigError, match=reason.replace(".", r"\.")):
         kit_config.load(file, Config, {})

@@ -1,10 +1,10 @@
-"""Kafka takes nothing: claims are make_settings back, no order waits for a claim to run out, and order per order is kept."""
+"""Kafka accepts no events: leases are released instead of expiring, and the sequence of each order's events is kept."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
@@ -14,25 +14,24 @@ from market.orders.outbox.relay import Relay
 from tests.support.waiting import until
 
 from .catalogue import FakeCatalogue
-from .service import MakeSettings, Service, migrate, serving
+from .service import MakeSettings, Service, Settings, get_document, on_new_database, serving
 from .stock import Stock
 from .topic import Topic
 
-# Whoever waits for a claim to run out waits for longer than a test does.
-CLAIM_SECONDS = 1000.0
-RECOVERY = {"after_seconds": 600, "interval_seconds": 600, "lease_seconds": CLAIM_SECONDS}
+# Longer than any test: no event may have to wait for a lease to expire.
+LEASE_SECONDS = 1000.0
+RECOVERY = {"after_seconds": 600, "interval_seconds": 600, "lease_seconds": LEASE_SECONDS}
 
 
 @pytest.fixture
-async def apart(make_settings: MakeSettings, migrated: None) -> Any:
-    """Configurations on a fresh database."""
-    name = f"orders_silent_{uuid4().hex[:8]}"
-    await migrate(make_settings(database=name))
-    return lambda **more: make_settings(database=name, recovery={**RECOVERY, **more})
+async def new_settings(make_settings: MakeSettings, migrated: None) -> MakeSettings:
+    """Make configurations with a new database, `new_settings(relay_interval_seconds=...)`."""
+    new_settings = await on_new_database(make_settings)
+    return lambda **recovery: new_settings(recovery={**RECOVERY, **recovery})
 
 
-def to_nobody(settings: dict[str, Any], delivery_seconds: float, **options: str) -> dict[str, Any]:
-    """A broker's address where nobody listens: each event fails after so many seconds."""
+def without_kafka(settings: Settings, delivery_seconds: float, **options: str) -> Settings:
+    """Return the configuration with a broker that does not exist: each event fails after `delivery_seconds`."""
     kafka = {
         "bootstrap_servers": "127.0.0.1:1",
         "partitions": 0,
@@ -42,165 +41,164 @@ def to_nobody(settings: dict[str, Any], delivery_seconds: float, **options: str)
     return {**settings, "kafka": kafka}
 
 
-def fail(service: Service) -> None:
-    """The events under way fail, at the moment that a test chooses."""
+def fail_pending(service: Service) -> None:
+    """Let the events in flight fail now."""
     service.deps.relay.producer.fail_pending()
 
 
-def documents(service: Service) -> Any:
-    return service.documents
+async def lease_owners(service: Service) -> dict[UUID, str]:
+    """Return the owner of each outbox lease, by order id."""
+    leased = service.documents.find({"claimed_by": {"$exists": True}}, {"claimed_by": 1})
+    return {d["_id"]: d["claimed_by"] async for d in leased}
 
 
-async def claimed(service: Service) -> dict[UUID, str]:
-    """Whose claims the orders with unsent events are under."""
-    found = documents(service).find({"claimed_by": {"$exists": True}}, {"claimed_by": 1})
-    return {d["_id"]: d["claimed_by"] async for d in found}
-
-
-async def all_given_back(service: Service) -> bool:
-    return not await claimed(service)
+async def are_all_released(service: Service) -> bool:
+    return not await lease_owners(service)
 
 
 async def test_events_of_an_outage_are_published_in_sequence_soon_after_it(
-    apart: Any, catalogue: FakeCatalogue, stock: Stock, topic: Topic, kafka: Any
+    new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, topic: Topic, kafka: Any
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 50)
-    settings = [apart(relay_interval_seconds=0.2) for _ in range(2)]
-    for one in settings:
-        one["kafka"]["delivery_seconds"] = 1
+    settings = [new_settings(relay_interval_seconds=0.2) for _ in range(2)]
+    for s in settings:
+        s["kafka"]["delivery_seconds"] = 1
     async with serving(settings[0]) as first, serving(settings[1]) as second:
-        pods = [first, second]
-        for pod in pods:
-            await topic.wait_for((await pod.place([(lamp, 1)])).json()["id"], "order.created")
+        instances = [first, second]
+        for instance in instances:
+            await topic.wait_for((await instance.place([(lamp, 1)])).json()["id"], "order.created")
         await asyncio.to_thread(kafka.kill)
         try:
-            made = [(await pods[n % 2].place([(lamp, 1)])).json()["id"] for n in range(8)]
-            gone = made[:3]
-            for n, order_id in enumerate(gone):
-                assert (await pods[n % 2].http.delete(f"/api/order/{order_id}")).status_code == 204
+            order_ids = [(await instances[n % 2].place([(lamp, 1)])).json()["id"] for n in range(8)]
+            cancelled = order_ids[:3]
+            for n, order_id in enumerate(cancelled):
+                assert (await instances[n % 2].http.delete(f"/api/order/{order_id}")).status_code == 204
 
-            async def given_back() -> bool:
-                # Each relay tries one order, to find out when Kafka takes events again.
-                unsent = await documents(first).count_documents({"unsent_since": {"$exists": True}})
-                return unsent == 8 and len(await claimed(first)) <= 2
+            async def are_released() -> bool:
+                # Each relay keeps trying one order, to detect when Kafka accepts events again.
+                unsent = await first.documents.count_documents({"unsent_since": {"$exists": True}})
+                return unsent == 8 and len(await lease_owners(first)) <= 2
 
-            await until(given_back, what="claims make_settings back")
-            assert not any(topic.messages_of(id) for id in made)
+            await until(are_released, what="leases released")
+            assert not any(topic.messages_of(order_id) for order_id in order_ids)
         finally:
             await asyncio.to_thread(kafka.restart)
-        back = asyncio.get_running_loop().time()
-        for order_id in made:
-            types = ["order.created", "order.cancelled"] if order_id in gone else ["order.created"]
-            found = await topic.wait_for(order_id, *types, seconds=CLAIM_SECONDS / 5)
-            # What Kafka took without its response arriving comes again, never before what it follows.
-            assert list(dict.fromkeys(e.type for e in found)) == types
-        assert asyncio.get_running_loop().time() - back < CLAIM_SECONDS / 5
+        restarted = asyncio.get_running_loop().time()
+        for order_id in order_ids:
+            types = ["order.created", "order.cancelled"] if order_id in cancelled else ["order.created"]
+            published = await topic.wait_for(order_id, *types, seconds=LEASE_SECONDS / 5)
+            # An event whose acknowledgement was lost is published again, but never before an earlier event.
+            assert list(dict.fromkeys(e.type for e in published)) == types
+        assert asyncio.get_running_loop().time() - restarted < LEASE_SECONDS / 5
 
-        async def cleared() -> bool:
-            return not await documents(first).count_documents({"outbox": {"$exists": True}})
+        async def are_outboxes_empty() -> bool:
+            return not await first.documents.count_documents({"outbox": {"$exists": True}})
 
-        await until(cleared, what="outboxes empty")
+        await until(are_outboxes_empty, what="outboxes empty")
     assert await stock.available(lamp) == 50 - 2 - 5
 
 
 async def test_a_relay_slower_than_its_lease_does_not_release_the_lease_of_another(
-    apart: Any, catalogue: FakeCatalogue, stock: Stock
+    new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    async with serving(to_nobody(apart(), 300), background=False) as slow, serving(apart(), background=False) as other:
-        lost = UUID((await slow.place([(lamp, 1)])).json()["id"])
+    async with (
+        serving(without_kafka(new_settings(), 300), background=False) as slow,
+        serving(new_settings(), background=False) as other,
+    ):
+        expired = UUID((await slow.place([(lamp, 1)])).json()["id"])
         kept = UUID((await slow.place([(lamp, 1)])).json()["id"])
-        ours, theirs = slow.deps.orders.instance_id, other.deps.orders.instance_id
-        assert await claimed(slow) == {lost: ours, kept: ours}
-        # One claim runs out before the event fails, and another relay takes it.
-        await documents(slow).update_one({"_id": lost}, {"$unset": {"claimed_at": 1}})
-        assert await other.deps.outbox.lease(lost, CLAIM_SECONDS, await other.deps.outbox.server_time()) is not None
+        slow_id, other_id = slow.deps.orders.instance_id, other.deps.orders.instance_id
+        assert await lease_owners(slow) == {expired: slow_id, kept: slow_id}
+        # One lease expires before the event fails, and another relay takes it.
+        await slow.documents.update_one({"_id": expired}, {"$unset": {"claimed_at": 1}})
+        assert await other.deps.outbox.lease(expired, LEASE_SECONDS, await other.deps.outbox.server_time()) is not None
 
-        fail(slow)
+        fail_pending(slow)
 
-        async def failed() -> bool:
-            return kept not in await claimed(slow)
+        async def is_released() -> bool:
+            return kept not in await lease_owners(slow)
 
-        await until(failed, what="the event fails")
+        await until(is_released, what="lease released")
         await asyncio.sleep(0.3)
-        assert await claimed(slow) == {lost: theirs}
-        assert (
-            await documents(slow).count_documents({"outbox.0.type": "order.created", "unsent_since": {"$exists": True}})
-            == 2
-        )
+        assert await lease_owners(slow) == {expired: other_id}
+        unsent = {"outbox.0.type": "order.created", "unsent_since": {"$exists": True}}
+        assert await slow.documents.count_documents(unsent) == 2
 
 
 async def test_the_lease_of_an_event_that_a_full_producer_rejects_is_released_at_once(
-    apart: Any, catalogue: FakeCatalogue, stock: Stock
+    new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    narrow = to_nobody(apart(), 300, **{"queue.buffering.max.messages": "1"})
+    narrow = without_kafka(new_settings(), 300, **{"queue.buffering.max.messages": "1"})
     async with serving(narrow, background=False) as service:
-        waiting, turned_away = [UUID((await service.place([(lamp, 1)])).json()["id"]) for _ in range(2)]
+        queued, rejected = [UUID((await service.place([(lamp, 1)])).json()["id"]) for _ in range(2)]
 
-        async def one_left() -> bool:
-            return set(await claimed(service)) == {waiting}
+        async def is_released() -> bool:
+            return set(await lease_owners(service)) == {queued}
 
-        # While the first event is under way yet.
-        await until(one_left, what="no room for the second")
-        document = await documents(service).find_one({"_id": turned_away})
+        # While the first event is still in flight.
+        await until(is_released, what="lease of the second order released")
+        document = await get_document(service, rejected)
         assert (document["status"], len(document["outbox"])) == ("confirmed", 1)
-        fail(service)
+        fail_pending(service)
 
 
-async def test_a_failing_relay_tries_each_order_in_turn(apart: Any, catalogue: FakeCatalogue, stock: Stock) -> None:
-    """Of several partitions one may be away: its orders must not stand before the others."""
+async def test_a_failing_relay_tries_each_order_in_turn(
+    new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock
+) -> None:
+    """One of several partitions may be unavailable: its orders must not block the others."""
     lamp = catalogue.add()
     await stock.set(lamp, 9)
-    async with serving(to_nobody(apart(), 0.5), background=False) as service:
-        made = [UUID((await service.place([(lamp, 1)])).json()["id"]) for _ in range(3)]
+    async with serving(without_kafka(new_settings(), 0.5), background=False) as service:
+        order_ids = [UUID((await service.place([(lamp, 1)])).json()["id"]) for _ in range(3)]
         relay = service.deps.relay
-        await until(lambda: all_given_back(service), what="claims make_settings back")
-        await until(lambda: relay.idle, what="their relay knows")
-        tried: list[UUID] = []
+        await until(lambda: are_all_released(service), what="leases released")
+        await until(lambda: relay.idle, what="relay idle")
+        published: list[UUID] = []
 
-        class Recording(Relay):
+        class RecordingRelay(Relay):
             def publish(self, order: Order) -> None:
-                tried.append(order.id)
+                published.append(order.id)
                 super().publish(order)
 
-        recording = Recording(service.config, service.deps.outbox, service.deps.clock, None)
+        recording = RecordingRelay(service.config, service.deps.outbox, service.deps.clock, None)
         try:
-            # Like the service's own relay it knows from a failure that Kafka is away.
+            # A first failure tells it that Kafka is unavailable, which the service's own relay already knows.
             assert await recording.run_once() > 0
-            tried.clear()
+            published.clear()
             for _ in range(4):
                 assert await recording.run_once() > 0
-                assert await all_given_back(service)
-            assert tried == [*made, made[0]]
+                assert await are_all_released(service)
+            assert published == [*order_ids, order_ids[0]]
         finally:
             await recording.close(0)
 
 
 async def test_outbox_changes_that_the_store_does_not_apply_raise_unavailable(
-    apart: Any, catalogue: FakeCatalogue, stock: Stock
+    new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock
 ) -> None:
-    """As in the moment in which another server becomes the primary: the caller repeats them, or waits."""
+    """This can happen while another server becomes the primary. The outcome is unknown: the caller repeats the change."""
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    async with serving(to_nobody(apart(), 300), background=False) as service:
+    async with serving(without_kafka(new_settings(), 300), background=False) as service:
         order_id = UUID((await service.place([(lamp, 1)])).json()["id"])
         outbox = service.deps.outbox
-        orders = documents(service)
-        before = await orders.find_one({"_id": order_id})
-        # No update of the order is taken.
-        await orders.database.command("collMod", orders.name, validator={"never": True})
+        documents = service.documents
+        before = await documents.find_one({"_id": order_id})
+        # The store rejects every update.
+        await documents.database.command("collMod", documents.name, validator={"never": True})
         try:
             with pytest.raises(Unavailable):
                 await outbox.release_lease([order_id])
             with pytest.raises(Unavailable):
                 await outbox.remove_published([(order_id, before["outbox"][0]["id"])])
         finally:
-            await orders.database.command("collMod", orders.name, validator={})
-        assert await orders.find_one({"_id": order_id}) == before
+            await documents.database.command("collMod", documents.name, validator={})
+        assert await documents.find_one({"_id": order_id}) == before
         await outbox.release_lease([order_id])
-        assert await claimed(service) == {}
-        fail(service)
+        assert await lease_owners(service) == {}
+        fail_pending(service)

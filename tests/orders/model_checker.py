@@ -1,0 +1,95 @@
+"""A model checker for an order's lifecycle, and what its models share: the rules of orders, and inventory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TypeVar
+from uuid import UUID
+
+from market.contracts import events
+from market.orders import domain
+from market.orders.domain import (
+    InsufficientStock,
+    Move,
+    Order,
+    OrderLine,
+    OutboxEntry,
+    ReservationRejected,
+    ReservationResult,
+    Reserved,
+    Shortage,
+)
+
+State = TypeVar("State", bound=Hashable)
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+# The order as its intent is stored.
+INTENT = Order(
+    UUID(int=1), "ada", None, (OrderLine("p", "Lamp", 1, Decimal(1)),), Decimal(1), "GBP", AT, key="k", digest=b"d"
+)
+# The result of a step whose response is lost.
+UNKNOWN = object()
+
+
+def make_entry(order: Order, event_type: str) -> OutboxEntry:
+    return OutboxEntry(events.event_id(order.id, event_type), event_type, AT)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of `market.orders.domain`. Tests of the checker itself replace one of them with a wrong one."""
+
+    moves: tuple[Move, ...] = domain.MOVES
+    reject: Move = domain.REJECT
+    move_after_reservation: Callable[[ReservationResult], Move] = domain.move_after_reservation
+    apply_move: Callable[[Order, Move, OutboxEntry | None], Order] = domain.apply_move
+
+    def move(self, order: Order, move: Move) -> Order:
+        """Return the order after the move, with the move's event in its outbox."""
+        assert move in self.moves
+        return self.apply_move(order, move, make_entry(order, move.event) if move.event else None)
+
+
+RULES = Rules()
+
+
+def reserve(reservation: str, stock: int) -> tuple[str, int, ReservationResult]:
+    """Return the reservation (none, reserved, cancelled) and the stock after a Reserve of one unit, and its response."""
+    if reservation == "cancelled":
+        return reservation, stock, ReservationRejected("cancelled")
+    if reservation == "reserved":
+        return reservation, stock, Reserved()
+    if stock == 0:
+        return reservation, stock, InsufficientStock((Shortage("p", 1, 0),))
+    return "reserved", stock - 1, Reserved()
+
+
+def explore(
+    start: State,
+    next_states: Callable[[State], Iterable[State]],
+    check_invariants: Callable[[State], None],
+    check_final: Callable[[State], None],
+    max_states: int,
+) -> int:
+    """Visit every reachable state once and return how many there are.
+
+    `check_invariants` is called for each, `check_final` for those without a next state.
+    """
+    seen = {start}
+    unvisited = [start]
+    while unvisited:
+        state = unvisited.pop()
+        final = True
+        for following in next_states(state):
+            final = False
+            if following not in seen:
+                check_invariants(following)
+                seen.add(following)
+                unvisited.append(following)
+        if final:
+            check_final(state)
+        assert len(seen) <= max_states, "the model has grown: check that this is intended before raising max_states"
+    return len(seen)
