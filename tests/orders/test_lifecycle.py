@@ -1,4 +1,4 @@
-"""The service starts before its dependencies and stops cleanly: nothing hangs, and every confirmed order is published."""
+"""The service starts before its dependencies, survives a hanging one, and stops without losing a confirmed order."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Actor(NamedTuple):
 
 
 class State(NamedTuple):
-    """The stores, the actors, requests that have not arrived yet, and how many faults and deliveries may still occur."""
+    """The stores, the actors, the delayed requests, and how many faults and deliveries may still occur."""
 
     order: Order | None
     reservation: str  # none, reserved, cancelled
@@ -93,7 +93,7 @@ def next_operation(rules: Rules, actor: Actor) -> Any:
 
 
 def after_response(rules: Rules, actor: Actor, operation: Any, response: Any) -> Actor:
-    """Return the actor after the response, or after UNKNOWN when there will be none. It continues as service.py does."""
+    """Return the actor after the response, or after UNKNOWN if there is none. It continues as service.py does."""
     name = operation[0]
     if name == "insert":
         return Actor(actor.kind, "done", response="503") if response is UNKNOWN else decide(actor, INTENT)

@@ -1,8 +1,8 @@
 """A model checker explores two clients with one idempotency key, of which each would store an order of its own.
 
-It visits every interleaving with recovery, a cancellation and a fault at each step: a crash before or after the step took
-effect, a lost response, a request that arrives late. The moves are the service's own (`market.orders.domain`); the unique
-index and inventory are modelled after their contracts.
+It visits every interleaving with recovery, a cancellation and a fault at each step: a crash before or after the step
+took effect, a lost response, a request that arrives late. The moves are the service's own (`market.orders.domain`); the
+unique index and inventory are modelled after their contracts.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ KEY_TAKEN = object()
 class Actor(NamedTuple):
     """A client or recovery.
 
-    `at`: its next operation, or "decide" (it holds an order and follows the rules), "idle", "done", "crashed". `about`: the
-    order that it works on. `own`: the order that it would store. `held`: the order that it has read; at "move" the order
-    and the move. `response`: what its client has got.
+    `at`: its next operation, or "decide" (it holds an order and follows the rules), "idle", "done", "crashed".
+    `about`: the order that it works on. `own`: the order that it would store. `held`: the order that it has read; at
+    "move" the order and the move. `response`: what its client has got.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Actor(NamedTuple):
 
 
 class State(NamedTuple):
-    """The stores, the actors, requests that have not arrived yet, and how many faults may still occur."""
+    """The stores, the actors, the delayed requests, and how many faults may still occur."""
 
     orders: tuple[Order | None, ...]
     reservations: tuple[str, ...]
@@ -123,7 +123,7 @@ def done(actor: Actor, response: str) -> Actor:
 
 
 def after_response(rules: Rules, actor: Actor, operation: Any, response: Any) -> Actor:
-    """Return the actor after the response, or after UNKNOWN when there will be none. It continues as service.py does."""
+    """Return the actor after the response, or after UNKNOWN if there is none. It continues as service.py does."""
     name = operation[0]
     if response is UNKNOWN and name in ("lookup", "read", "insert", "reserve"):
         return done(actor, "503")

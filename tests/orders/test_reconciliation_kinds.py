@@ -69,7 +69,7 @@ async def service(new_settings: MakeSettings, postgres: Any) -> AsyncIterator[Se
 
 
 async def exit_status(service: Service, *options: str) -> int:
-    """Return the exit status of `python -m market.orders reconcile`. Repeat the command if it could not complete (2)."""
+    """Return the exit status of `python -m market.orders reconcile`; repeat it while it could not complete (2)."""
     end = asyncio.get_running_loop().time() + PATIENCE
     while (status := await command.run(service.config, list(options))) == 2 and asyncio.get_running_loop().time() < end:
         pass
@@ -403,5 +403,6 @@ def test_the_command_prints_a_difference_with_its_cause(capsys: pytest.CaptureFi
     line = difference(Kind.NO_STOCK_ROW, "p", "reservations hold units of it")
     command.show(msgspec.convert(line, Difference))
     assert capsys.readouterr().out == (
-        "reserved-product-without-stock-row p: reservations hold units of it. Likely cause: inventory's table was modified by hand\n"
+        "reserved-product-without-stock-row p: reservations hold units of it. Likely cause: inventory's table was "
+        "modified by hand\n"
     )
