@@ -57,7 +57,7 @@ RULES = Rules()
 
 
 def reserve(reservation: str, stock: int) -> tuple[str, int, ReservationResult]:
-    """Return the reservation (none, reserved, cancelled) and the stock after reserving one unit, and what it returns."""
+    """Reserve one unit. Return the reservation (none, reserved, cancelled), the stock, and the response."""
     if reservation == "cancelled":
         return reservation, stock, ReservationRejected("cancelled")
     if reservation == "reserved":

@@ -90,7 +90,7 @@ async def crash(
     *,
     cancel: bool = False,
 ) -> Outcome | None:
-    """Order two of five units and let the process crash at the point. Return the outcome, None if nothing was stored."""
+    """Order two of five units and crash the process at the point. Return the outcome, None if nothing was stored."""
     lamp, user = catalogue.add(), f"{point} {uuid4()}"
     await stock.set(lamp, 5)
     process.start()
