@@ -17,7 +17,7 @@ from market.contracts.inventory_pb2_grpc import InventoryStub
 from market.inventory import service
 from market.inventory.app import MIGRATIONS, SETTINGS, build, make_deps
 from market.inventory.config import Batching, Config, Grpc, Retention
-from market.inventory.domain import Movement, Reservation, Shortages, merge_lines
+from market.inventory.domain import Movement, Reservation, Shortages, StockInForce, StockWrite, merge_lines
 from market.inventory.service import Deps
 from market.inventory.store import Database, ReservationRepository, StockRepository
 from market.kit import config as kit_config
@@ -170,7 +170,10 @@ class Inventory:
         return await service.cancel(self._deps, reservation_id)
 
     async def set_stock(self, product_id: UUID, quantity: int) -> int:
-        return await service.set_stock(self._deps, product_id, quantity)
+        return (await self.write_stock(StockWrite(product_id, quantity))).quantity
+
+    async def write_stock(self, write: StockWrite) -> StockInForce:
+        return await service.set_stock(self._deps, write)
 
     async def add_stock(self, movement: Movement) -> int:
         return await service.add_stock(self._deps, movement)

@@ -203,6 +203,11 @@ MANY = [str(UUID(int=n)) for n in range(1001)]
         ("SetStock", pb.SetStockRequest(product_id="", quantity=1), "product_id: must be a UUID"),
         (
             "SetStock",
+            pb.SetStockRequest(product_id=A, quantity=1, product_version=0),
+            "product_version: must be absent, or between 1 and 9223372036854775807, got 0",
+        ),
+        (
+            "SetStock",
             pb.SetStockRequest(product_id=A, quantity=-1),
             "quantity: must be between 0 and 2147483647, got -1",
         ),

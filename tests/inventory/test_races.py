@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from market.inventory.config import Batching
-from market.inventory.domain import Movement, Shortage
+from market.inventory.domain import Movement, Shortage, StockWrite
 from market.inventory.metrics import TRANSACTION_RETRIES
 from market.kit.errors import Overloaded
 from tests.support.waiting import PATIENCE
@@ -119,7 +119,7 @@ async def test_orders_of_the_same_products_in_opposite_order_do_not_deadlock(mig
                 await repositories.reservations.reserve(requested[0])
             else:
                 await repositories.reservations.reserve_many(requested)
-            await repositories.stock.set_quantities({lines[0][0]: 100_000, lines[1][0]: 100_000})
+            await repositories.stock.set_many([StockWrite(product_id, 100_000) for product_id, _ in lines[:2]])
             await repositories.reservations.cancel_many(sorted(r.id for r in requested))
 
     connections = [connected(migrated_database) for _ in range(8)]

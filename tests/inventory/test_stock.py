@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
 from market.inventory.config import Retention
-from market.inventory.domain import MAX_STOCK, Movement, MovementMismatch, StockOutOfRange
+from market.inventory.domain import (
+    MAX_STOCK,
+    Movement,
+    MovementMismatch,
+    StockInForce,
+    StockOutOfRange,
+    StockWrite,
+)
 
 from .conftest import reservation
 
@@ -30,6 +38,54 @@ async def test_setting_stock_replaces_it_and_leaves_reservations_unchanged(inven
 async def test_the_last_of_many_concurrent_writes_to_a_product_wins(inventory, tables):
     await asyncio.gather(*(inventory.set_stock(A, n) for n in range(200)))
     assert await tables.stock(A) == [199]
+
+
+async def test_the_stock_of_a_newer_version_is_not_replaced(inventory, tables):
+    assert await inventory.write_stock(StockWrite(A, 30, 3)) == StockInForce(30, 3)
+    await inventory.reserve(reservation((A, 4)))
+    # Late, and repeated: both would take back the sale of four units.
+    assert await inventory.write_stock(StockWrite(A, 20, 2)) == StockInForce(26, 3)
+    assert await inventory.write_stock(StockWrite(A, 30, 3)) == StockInForce(26, 3)
+    assert await inventory.write_stock(StockWrite(A, 40, 5)) == StockInForce(40, 5)
+    assert await tables.stock(A) == [40]
+
+
+async def test_a_stock_without_a_version_replaces_any_and_keeps_the_version(inventory, tables):
+    await inventory.write_stock(StockWrite(A, 30, 3))
+    assert await inventory.write_stock(StockWrite(A, 7)) == StockInForce(7, 3)
+    assert await inventory.write_stock(StockWrite(A, 20, 2)) == StockInForce(7, 3)
+    assert await inventory.write_stock(StockWrite(B, 1)) == StockInForce(1, 0)
+    assert await inventory.write_stock(StockWrite(B, 5, 1)) == StockInForce(5, 1)
+
+
+async def test_of_concurrent_versions_the_newest_is_in_force_in_two_processes(inventory, second_inventory, tables):
+    writes = [StockWrite(product_id, 100 * n, n) for n in range(1, 101) for product_id in (A, B)]
+    random.Random(1).shuffle(writes)
+    results = await asyncio.gather(
+        *((inventory, second_inventory)[n % 2].write_stock(write) for n, write in enumerate(writes))
+    )
+    assert await tables.stock(A, B) == [10_000, 10_000]
+    # Each is told what was in force: its own stock, or a newer one.
+    assert all(
+        r.product_version >= w.product_version and r.quantity == 100 * r.product_version
+        for r, w in zip(results, writes, strict=True)
+    )
+
+
+async def test_the_service_before_product_versions_can_write_beside_this_one(inventory, tables):
+    await inventory.write_stock(StockWrite(A, 30, 3))
+    await tables.conn.execute(
+        """
+        INSERT INTO inventory (product_id, quantity)
+        SELECT * FROM unnest($1::uuid[], $2::bigint[]) AS u (id, quantity) ORDER BY id
+        ON CONFLICT (product_id) DO UPDATE SET quantity = excluded.quantity
+        """,
+        [A, B],
+        [8, 9],
+    )
+    assert await inventory.get_stock([A, B]) == [8, 9]
+    assert await inventory.write_stock(StockWrite(A, 20, 2)) == StockInForce(8, 3)
+    assert await inventory.write_stock(StockWrite(B, 20, 2)) == StockInForce(20, 2)
 
 
 async def test_a_movement_is_booked_once(inventory, tables):

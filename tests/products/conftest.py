@@ -74,7 +74,7 @@ class PausingFaults(Faults):
 
 
 class FakeInventory(InventoryServicer):
-    """An inventory that records its calls, and fails or hangs on demand."""
+    """An inventory that records its calls, and fails or hangs on demand. It does not know versions of products."""
 
     def __init__(self) -> None:
         self.reset()
@@ -83,9 +83,14 @@ class FakeInventory(InventoryServicer):
         self.stock: dict[str, int] = {}
         # The product ids of each CheckAvaliable.
         self.checks: list[list[str]] = []
+        # The product ids of each GetStock.
+        self.reads: list[list[str]] = []
         # Product id and quantity of each SetStock.
         self.writes: list[tuple[str, int]] = []
         self.down = False
+        # Reads succeed; writes fail, or wait until the gate is set.
+        self.read_only = False
+        self.write_gate: asyncio.Event | None = None
         # If there is a gate, calls wait until it is set.
         self.gate: asyncio.Event | None = None
 
@@ -98,9 +103,19 @@ class FakeInventory(InventoryServicer):
             items=[pb.Availability(product_id=product_id, available=n > 0, quantity=n) for product_id, n in quantities]
         )
 
+    async def GetStock(self, request: Any, context: Any) -> Any:
+        self.reads.append(list(request.product_ids))
+        await self._fail_or_wait(context)
+        stock = {product_id: self.stock[product_id] for product_id in request.product_ids if product_id in self.stock}
+        return pb.GetStockResponse(items=[pb.Item(product_id=p, quantity=n) for p, n in stock.items()])
+
     async def SetStock(self, request: Any, context: Any) -> Any:
         self.writes.append((request.product_id, request.quantity))
         await self._fail_or_wait(context)
+        if self.write_gate is not None:
+            await self.write_gate.wait()
+        if self.read_only:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "made read-only by the test")
         self.stock[request.product_id] = request.quantity
         return pb.SetStockResponse(quantity=request.quantity)
 

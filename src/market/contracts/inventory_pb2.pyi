@@ -309,19 +309,27 @@ class SetStockRequest(_message.Message):
 
     PRODUCT_ID_FIELD_NUMBER: _builtins.int
     QUANTITY_FIELD_NUMBER: _builtins.int
+    PRODUCT_VERSION_FIELD_NUMBER: _builtins.int
     product_id: _builtins.str
     quantity: _builtins.int
+    product_version: _builtins.int
+    """The version of the product that this stock belongs to, 1 or higher. The stock is set only if its own version is lower,
+    so a late or repeated request changes nothing. Absent: the stock is always set, and keeps its version.
+    """
     def __init__(
         self,
         *,
         product_id: _builtins.str = ...,
         quantity: _builtins.int = ...,
+        product_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_product_version", b"_product_version", "product_version", b"product_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_product_version", b"_product_version", "product_id", b"product_id", "product_version", b"product_version", "quantity", b"quantity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__product_version: _TypeAlias = _typing.Literal["product_version"]  # noqa: Y015
+    _WhichOneofArgType__product_version: _TypeAlias = _typing.Literal["_product_version", b"_product_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__product_version) -> _WhichOneofReturnType__product_version | None: ...
 
 Global___SetStockRequest: _TypeAlias = SetStockRequest  # noqa: Y015
 
@@ -330,17 +338,24 @@ class SetStockResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     QUANTITY_FIELD_NUMBER: _builtins.int
+    PRODUCT_VERSION_FIELD_NUMBER: _builtins.int
     quantity: _builtins.int
+    """The stock that is in force."""
+    product_version: _builtins.int
+    """The version that it belongs to, if the request has one. Higher than the request's: a newer stock is in force."""
     def __init__(
         self,
         *,
         quantity: _builtins.int = ...,
+        product_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_product_version", b"_product_version", "product_version", b"product_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["quantity", b"quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_product_version", b"_product_version", "product_version", b"product_version", "quantity", b"quantity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__product_version: _TypeAlias = _typing.Literal["product_version"]  # noqa: Y015
+    _WhichOneofArgType__product_version: _TypeAlias = _typing.Literal["_product_version", b"_product_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__product_version) -> _WhichOneofReturnType__product_version | None: ...
 
 Global___SetStockResponse: _TypeAlias = SetStockResponse  # noqa: Y015
 

@@ -112,7 +112,8 @@ class InventoryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetStock(self, request, context):
-        """Replace the stock of a product, as after a stock take. Reservations are unchanged.
+        """Replace the stock of a product, as after a stock take. Reservations are unchanged. With a product_version, only if no
+        newer version of the product has set the stock.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,9 @@ class InventoryStub:
     ReserveMany: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ReserveManyRequest, _inventory_pb2.ReserveManyResponse]
     """Decide many reservations in sequence, each all or nothing."""
     SetStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.SetStockRequest, _inventory_pb2.SetStockResponse]
-    """Replace the stock of a product, as after a stock take. Reservations are unchanged."""
+    """Replace the stock of a product, as after a stock take. Reservations are unchanged. With a product_version, only if no
+    newer version of the product has set the stock.
+    """
     AddStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.AddStockRequest, _inventory_pb2.AddStockResponse]
     """Change the stock by a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id."""
     GetStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.GetStockRequest, _inventory_pb2.GetStockResponse]
@@ -68,7 +70,9 @@ class InventoryAsyncStub(InventoryStub):
     ReserveMany: _aio.UnaryUnaryMultiCallable[_inventory_pb2.ReserveManyRequest, _inventory_pb2.ReserveManyResponse]  # type: ignore[assignment]
     """Decide many reservations in sequence, each all or nothing."""
     SetStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.SetStockRequest, _inventory_pb2.SetStockResponse]  # type: ignore[assignment]
-    """Replace the stock of a product, as after a stock take. Reservations are unchanged."""
+    """Replace the stock of a product, as after a stock take. Reservations are unchanged. With a product_version, only if no
+    newer version of the product has set the stock.
+    """
     AddStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.AddStockRequest, _inventory_pb2.AddStockResponse]  # type: ignore[assignment]
     """Change the stock by a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id."""
     GetStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.GetStockRequest, _inventory_pb2.GetStockResponse]  # type: ignore[assignment]
@@ -119,7 +123,9 @@ class InventoryServicer(metaclass=_abc_1.ABCMeta):
         request: _inventory_pb2.SetStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.SetStockResponse, _abc.Awaitable[_inventory_pb2.SetStockResponse]]:
-        """Replace the stock of a product, as after a stock take. Reservations are unchanged."""
+        """Replace the stock of a product, as after a stock take. Reservations are unchanged. With a product_version, only if no
+        newer version of the product has set the stock.
+        """
 
     @_abc_1.abstractmethod
     def AddStock(

@@ -23,9 +23,11 @@ from market.inventory.domain import (
     MAX_QUANTITY,
     MAX_RESERVATIONS,
     MAX_STOCK,
+    MAX_VERSION,
     Movement,
     Reservation,
     Shortages,
+    StockWrite,
     merge_lines,
 )
 from market.inventory.service import Deps
@@ -91,7 +93,13 @@ async def set_stock(deps: Deps, request: pb.SetStockRequest) -> pb.SetStockRespo
     product_id = parse_id("product_id", request.product_id)
     if request.quantity < 0:
         raise BadInput("quantity", f"must be between 0 and {MAX_STOCK}, got {request.quantity}")
-    return pb.SetStockResponse(quantity=await service.set_stock(deps, product_id, request.quantity))
+    version = request.product_version if request.HasField("product_version") else None
+    if version is not None and version < 1:
+        raise BadInput("product_version", f"must be absent, or between 1 and {MAX_VERSION}, got {version}")
+    in_force = await service.set_stock(deps, StockWrite(product_id, request.quantity, version))
+    return pb.SetStockResponse(
+        quantity=in_force.quantity, product_version=None if version is None else in_force.product_version
+    )
 
 
 async def add_stock(deps: Deps, request: pb.AddStockRequest) -> pb.AddStockResponse:

@@ -14,6 +14,7 @@ from market.kit.errors import AlreadyExists, BadInput, Conflict
 
 MAX_STOCK = 2_147_483_647
 MAX_QUANTITY = 1_000_000
+MAX_VERSION = 2**63 - 1
 # Lines of a reservation: one per product.
 MAX_LINES = 1_000
 # Items of a request, before those of the same product are merged into one line.
@@ -65,6 +66,25 @@ class Movement(Struct, frozen=True):
     id: UUID
     product_id: UUID
     delta: int
+
+
+class StockWrite(Struct, frozen=True, gc=False):
+    """A quantity that replaces the product's stock.
+
+    product_version: the version of the product that it belongs to; the stock of a newer version is not replaced.
+        None: it replaces any.
+    """
+
+    product_id: UUID
+    quantity: int
+    product_version: int | None = None
+
+
+class StockInForce(Struct, frozen=True, gc=False):
+    """A product's stock after a write, and the version that it belongs to; 0: it was never set with a version."""
+
+    quantity: int
+    product_version: int
 
 
 class StoredReservation(Struct, frozen=True):

@@ -10,6 +10,10 @@ RESERVATIONS = Counter("market_inventory_reservations_total", "Reservations deci
 SHORTAGES = Counter("market_inventory_shortages_total", "Lines of reservations for which there was not enough stock.")
 CANCELLATIONS = Counter("market_inventory_cancellations_total", "Reservations cancelled.", ["released"])
 MOVEMENTS = Counter("market_inventory_movements_total", "Stock movements (deliveries and losses) decided.", ["outcome"])
+STOCK_WRITES_SUPERSEDED = Counter(
+    "market_inventory_stock_writes_superseded_total",
+    "Stock writes not applied because the stock of a newer version of the product was in force.",
+)
 TRANSACTION_RETRIES = Counter(
     "market_inventory_transaction_retries_total",
     "Transactions retried after a deadlock or a serialization failure.",

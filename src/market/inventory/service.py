@@ -15,7 +15,9 @@ from market.inventory.domain import (
     Outcome,
     Reservation,
     Shortages,
+    StockInForce,
     StockOutOfRange,
+    StockWrite,
     StoredReservation,
 )
 from market.inventory.store import ReservationRepository, StockRepository
@@ -57,10 +59,15 @@ async def cancel(deps: Deps, reservation_id: UUID) -> bool:
     return released
 
 
-async def set_stock(deps: Deps, product_id: UUID, quantity: int) -> int:
-    """Replace the units that are free to sell; return them. Raises DeadlineExceeded, Unavailable."""
-    await deps.batcher.stock_writes((product_id, quantity))
-    return quantity
+async def set_stock(deps: Deps, write: StockWrite) -> StockInForce:
+    """Replace the units that are free to sell, unless those of a newer version of the product are in force.
+
+    Return what is in force afterwards. Raises DeadlineExceeded, Unavailable.
+    """
+    in_force = await deps.batcher.stock_writes(write)
+    if write.product_version is not None and in_force.product_version > write.product_version:
+        metrics.STOCK_WRITES_SUPERSEDED.inc()
+    return in_force
 
 
 async def add_stock(deps: Deps, movement: Movement) -> int:

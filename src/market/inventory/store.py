@@ -19,6 +19,8 @@ from market.inventory.domain import (
     Reservation,
     Shortage,
     Shortages,
+    StockInForce,
+    StockWrite,
     StoredReservation,
 )
 from market.kit import context
@@ -100,20 +102,25 @@ class StockRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def set_quantities(self, quantities: dict[UUID, int]) -> None:
-        """Replace the stock of each product, creating rows that are missing. Raises Unavailable."""
-        # Sorted, so that two statements cannot deadlock.
-        await self._database.run(
-            lambda conn: conn.execute(
-                """
-                INSERT INTO inventory (product_id, quantity)
-                SELECT * FROM unnest($1::uuid[], $2::bigint[]) AS u (id, quantity) ORDER BY id
-                ON CONFLICT (product_id) DO UPDATE SET quantity = excluded.quantity
-                """,
-                list(quantities),
-                list(quantities.values()),
+    async def set_many(self, writes: Sequence[StockWrite]) -> list[StockInForce]:
+        """Apply the writes one after another, creating rows that are missing; return what is in force after each.
+
+        Those of the same product are applied in the order of the list. Raises Unavailable.
+        """
+        # Sorted, so that two transactions cannot deadlock.
+        order = sorted(range(len(writes)), key=lambda n: writes[n].product_id)
+        row = await self._database.run(
+            lambda conn: conn.fetchrow(
+                "SELECT * FROM set_stock_many($1, $2, $3)",
+                [writes[n].product_id for n in order],
+                [writes[n].quantity for n in order],
+                [writes[n].product_version for n in order],
             )
         )
+        assert row is not None
+        applied = zip(order, row["quantities"], row["in_force"], strict=True)
+        results = {n: StockInForce(min(quantity, MAX_STOCK), version) for n, quantity, version in applied}
+        return [results[n] for n in range(len(writes))]
 
     async def get_quantities(self, product_ids: Sequence[UUID]) -> list[int | None]:
         """Return the stock of each product, in the order of the ids; None for an unknown product.

@@ -16,12 +16,12 @@ from market.contracts import currency
 from market.contracts.money import PriceText
 from market.kit import text
 from market.kit.batching import Batcher
-from market.kit.errors import BadInput, NotFound
+from market.kit.errors import BadInput, NotFound, Unavailable
 from market.kit.http.edge import Endpoint
 from market.kit.http.requests import idempotency_key, parse_query, read_body, read_header
-from market.kit.http.responses import json_response
+from market.kit.http.responses import json_response, problem_response
 from market.products import domain, service
-from market.products.domain import Draft, Product, Sort, StoredProduct
+from market.products.domain import Draft, Product, Sort, StoredProduct, entity_tag
 from market.products.service import Deps
 from market.products.store import PageQuery
 
@@ -105,6 +105,7 @@ class NoQuery(Struct, forbid_unknown_fields=True):
 
 class ProductQuery(Struct, forbid_unknown_fields=True):
     availability: bool = True
+    stock: bool = False
 
 
 class ListQuery(Struct, forbid_unknown_fields=True):
@@ -114,6 +115,7 @@ class ListQuery(Struct, forbid_unknown_fields=True):
     ids: str | None = None
     sort: Sort | None = None
     availability: bool = True
+    stock: bool = False
 
 
 _NEW = msgspec.json.Decoder(NewProduct)
@@ -137,15 +139,14 @@ def routes(deps: Deps) -> dict[str, Endpoint]:
         known_tags = read_header(request, b"if-none-match")
         if known_tags is not None and matches_if_none_match(known_tags, stored.version):
             return Response(status_code=304, headers={"ETag": entity_tag(stored.version)})
-        return _product_response(await service.look_up_availability(deps, stored) if query.availability else stored)
+        [product] = await service.look_up(deps, [stored.product], availability=query.availability, stock=query.stock)
+        return _product_response(StoredProduct(product, stored.version))
 
     async def get_page(request: Request) -> Response:
         query = parse_query(request, ListQuery)
         page = await (_page_of_ids if query.ids is not None else _page_of_list)(deps, query)
-        if query.availability:
-            known = await deps.availability.get_many([str(item.id) for item in page.items])
-            page = replace(page, items=[replace(item, available=known.get(str(item.id))) for item in page.items])
-        return json_response(page)
+        items = await service.look_up(deps, page.items, availability=query.availability, stock=query.stock)
+        return json_response(replace(page, items=items))
 
     async def post(request: Request) -> Response:
         parse_query(request, NoQuery)
@@ -163,7 +164,13 @@ def routes(deps: Deps) -> dict[str, Endpoint]:
         body = await read_body(request, _CHANGED)
         product_id = text.parse_uuid("id", body.id)
         draft = body.to_draft(None if body.stock is UNSET else body.stock)
-        return _product_response(await service.replace_product(deps, product_id, draft, versions))
+        try:
+            return _product_response(await service.replace_product(deps, product_id, draft, versions))
+        except Unavailable as e:
+            response = problem_response(e)
+            if tag := e.facts().get("etag"):
+                response.headers["ETag"] = tag
+            return response
 
     async def delete(request: Request) -> Response:
         parse_query(request, NoQuery)
@@ -199,15 +206,10 @@ def _product_response(stored: StoredProduct, status: int = 200, headers: dict[st
     return json_response(stored.product, status, {"ETag": entity_tag(stored.version), **(headers or {})})
 
 
-# Entity tags (RFC 9110, section 8.8.3): the version in quotes. `available` is no part of it, so a sale changes no tag.
+# Entity tags (RFC 9110, section 8.8.3), as domain.entity_tag writes them.
 _TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _TAG_LIST = re.compile(rf"\s*(?:{_TAG.pattern})?(?:\s*,\s*(?:{_TAG.pattern})?)*\s*")
 _VERSION_TAG = re.compile(r'"([1-9][0-9]{0,17})"')
-
-
-def entity_tag(version: int) -> str:
-    """Return the entity tag of a version of a product."""
-    return f'"{version}"'
 
 
 def parse_if_match(header: bytes | None) -> list[int] | None:

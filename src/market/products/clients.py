@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 from uuid import UUID
 
 import grpc.aio
+from msgspec import Struct
 
-from market.contracts.inventory_pb2 import CheckAvaliableRequest, SetStockRequest
+from market.contracts.inventory_pb2 import CheckAvaliableRequest, GetStockRequest, SetStockRequest
 from market.contracts.inventory_pb2_grpc import InventoryStub
 from market.kit import context
 from market.kit.errors import Problem, Unavailable
 from market.kit.resilience import CircuitBreaker, RetryBudget, retry
 from market.kit.rpc import client as rpc
 
-# Product ids in one CheckAvaliable.
+T = TypeVar("T")
+
+# Product ids in one CheckAvaliable or GetStock.
 MAX_IDS_PER_CALL = 1000
+
+
+class StockInForce(Struct, frozen=True, gc=False):
+    """The units of a product that are free to sell, and the version of the product that they belong to."""
+
+    quantity: int
+    version: int
 
 
 class InventoryClient:
@@ -42,22 +53,23 @@ class InventoryClient:
     async def check_available(self, product_ids: Sequence[str]) -> dict[str, bool]:
         """Return for each product whether it can be sold now; at most MAX_IDS_PER_CALL ids. Raises Unavailable."""
         request = CheckAvaliableRequest(product_ids=product_ids)
-        with context.deadline_in(self._read_seconds):
-            response = await self._circuit(
-                lambda: retry(
-                    lambda: rpc.call(self._stub.CheckAvaliable, request, self._read_seconds),
-                    budget=self._retries,
-                    attempts=2,
-                )
-            )
+        response = await self._read(lambda: rpc.call(self._stub.CheckAvaliable, request, self._read_seconds))
         return {item.product_id: item.available for item in response.items}
 
-    async def set_stock(self, product_id: UUID, quantity: int) -> int:
-        """Replace the product's stock, and return it. Never retried automatically.
+    async def get_stock(self, product_ids: Sequence[str]) -> dict[str, int]:
+        """Return the units of each product that are free to sell; at most MAX_IDS_PER_CALL ids. Raises Unavailable."""
+        request = GetStockRequest(product_ids=product_ids)
+        response = await self._read(lambda: rpc.call(self._stub.GetStock, request, self._read_seconds))
+        quantities = {item.product_id: item.quantity for item in response.items}
+        return {product_id: quantities.get(product_id, 0) for product_id in product_ids}
 
-        Raises Unavailable; whether the call took effect is then unknown.
+    async def set_stock(self, product_id: UUID, quantity: int, version: int) -> StockInForce:
+        """Set the stock that belongs to this version of the product, unless that of a newer one is in force.
+
+        Return what is in force afterwards. Never retried automatically. Raises Unavailable; whether the call took
+        effect is then unknown.
         """
-        request = SetStockRequest(product_id=str(product_id), quantity=quantity)
+        request = SetStockRequest(product_id=str(product_id), quantity=quantity, product_version=version)
         try:
             response = await rpc.call(self._stub.SetStock, request, self._write_seconds)
         except Unavailable as e:
@@ -65,4 +77,11 @@ class InventoryClient:
         except Problem as e:
             # The request satisfies the rules of products, so a rejection is not the caller's mistake.
             raise Unavailable(f"inventory rejected the stock: {e}") from None
-        return int(response.quantity)
+        # An inventory that does not know versions yet has set the stock.
+        in_force = response.product_version if response.HasField("product_version") else version
+        return StockInForce(response.quantity, in_force)
+
+    async def _read(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of a read, which is retried once. Raises Unavailable."""
+        with context.deadline_in(self._read_seconds):
+            return await self._circuit(lambda: retry(call, budget=self._retries, attempts=2))

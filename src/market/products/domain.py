@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from market.contracts import currency, money
 from market.kit import text
-from market.kit.errors import BadInput, PreconditionFailed
+from market.kit.errors import BadInput, PreconditionFailed, Unavailable
 
 # The failure points of this service (kit/faults.py).
 POINTS = ("products.before-set-stock", "products.after-set-stock")
@@ -22,17 +22,23 @@ POINTS = ("products.before-set-stock", "products.after-set-stock")
 # Ids in one request of the list.
 MAX_IDS = 100
 MAX_STOCK = 2_147_483_647
+# The version of a new product; each change increases it.
+FIRST_VERSION = 1
 MAX_NAME_LENGTH = 200
 MAX_DESCRIPTION_LENGTH = 10_000
 MAX_URL_LENGTH = 2000
 
 # In responses: text with two decimals.
 Price = Annotated[Decimal, Meta(extra_json_schema={"pattern": r"^[0-9]{1,8}\.[0-9]{2}$", "examples": ["2.50"]})]
+FreeUnits = Annotated[int, Meta(ge=0, le=MAX_STOCK, description="units that are free to sell")]
 Sort = Literal["created_at", "-created_at", "price", "-price", "name", "-name"]
 
 
 class Product(Struct, frozen=True, gc=False):
-    """A product as responses have it. `available` is None if it is unknown."""
+    """A product as responses have it. `available` is None if it is unknown.
+
+    `stock`, the units that are free to sell, is UNSET unless it was requested, and None if it is unknown.
+    """
 
     id: UUID
     name: str
@@ -43,6 +49,7 @@ class Product(Struct, frozen=True, gc=False):
     available: bool | None
     created_at: datetime
     updated_at: datetime
+    stock: FreeUnits | UnsetType | None = UNSET
 
 
 class StoredProduct(Struct, frozen=True, gc=False):
@@ -138,3 +145,33 @@ class ProductModified(PreconditionFailed):
 
     def __init__(self, product_id: UUID) -> None:
         super().__init__(f"product {product_id} was modified by another request; read it again")
+
+
+Change = Literal["replaced", "unchanged", "unknown"]
+
+
+def not_replaced(reason: Unavailable, *, fields: Change, stock: Change, version: int | None = None) -> Unavailable:
+    """Return the reason with what has happened to the two halves of a replacement, as facts and in words.
+
+    version: the version that the product is known to have, for the fact `etag`.
+    """
+    facts: dict[str, str] = {"fields": fields, "stock": stock}
+    if version is not None:
+        facts["etag"] = entity_tag(version)
+    detail = f"{reason}; the fields of the product are {_IN_WORDS[fields]}, its stock is {_IN_WORDS[stock]}"
+    return type(reason)(detail, retry_after=reason.retry_after, **facts)
+
+
+_IN_WORDS: dict[Change, str] = {
+    "replaced": "replaced",
+    "unchanged": "unchanged",
+    "unknown": "either unchanged or replaced",
+}
+
+
+def entity_tag(version: int) -> str:
+    """Return the entity tag of a version of a product (RFC 9110, section 8.8.3): the version in quotes.
+
+    `available` and `stock` are no part of it, so a sale changes no tag.
+    """
+    return f'"{version}"'

@@ -14,6 +14,12 @@ _ID = parameter("id", "path", "the product's id", _UUID)
 _AVAILABILITY = parameter(
     "availability", "query", "if false, `available` is not looked up and is null", {"type": "boolean", "default": True}
 )
+_STOCK = parameter(
+    "stock",
+    "query",
+    "if true, products have `stock`: the units that are free to sell, or null if inventory does not respond",
+    {"type": "boolean", "default": False},
+)
 _ETAG = {"ETag": "the version of the product; it does not change with `available`"}
 
 # Responses of every operation: an invalid body or parameter, too many requests, an unavailable database.
@@ -44,6 +50,7 @@ OPERATIONS = [
         [
             _ID,
             _AVAILABILITY,
+            _STOCK,
             parameter("If-None-Match", "header", "entity tags of the versions that the client has", {"type": "string"}),
         ],
         headers={200: _ETAG, 304: _ETAG, **_RETRY},
@@ -87,6 +94,7 @@ OPERATIONS = [
                 {"type": "string", "enum": list(get_args(Sort)), "default": "-created_at"},
             ),
             _AVAILABILITY,
+            _STOCK,
         ],
         headers=_RETRY,
     ),
@@ -121,13 +129,20 @@ OPERATIONS = [
         "PUT",
         "/api/product",
         "replaceProduct",
-        "Replace a product; with `stock`, set its stock too",
+        "Replace a product; with `stock`, set its stock too. Of concurrent requests, the one with the highest version "
+        "in its ETag has both its fields and its stock in force",
         {
             200: ("the product after the change", Product),
             **_BODY,
             **_ABSENT,
-            412: ("the product was modified by another request", None),
+            412: ("the product was modified by another request; neither its fields nor its stock were changed", None),
             **_ANY,
+            503: (
+                "the service is temporarily unavailable; retry after `Retry-After` seconds. If the body has a stock, "
+                "`fields` and `stock` are each `replaced`, `unchanged` or `unknown`, and `etag` is the product's "
+                "entity tag since, if it is known",
+                None,
+            ),
         },
         [
             parameter(
@@ -135,7 +150,7 @@ OPERATIONS = [
             )
         ],
         ChangedProduct,
-        {200: _ETAG, **_RETRY},
+        {200: _ETAG, 503: {**_RETRY[503], "ETag": "the product's version since, if it is known"}},
     ),
     Operation(
         "DELETE",

@@ -1,11 +1,14 @@
 """The use cases that write. They keep two stores in step: the table of products, and the stock in inventory.
 
-The stock is set first. After a crash in between there is the stock of a product that does not exist, which nobody can
-buy, or the new stock of a product with its old fields; the caller repeats the request.
+A new product gets its stock first: after a crash in between there is the stock of a product that does not exist, which
+nobody can buy. A product that is replaced gets its fields first, in a statement that decides between concurrent
+requests. Its stock follows under the version that this statement has assigned, and inventory does not replace the stock
+of a newer version: the request that was decided last has both its fields and its stock in force.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -17,8 +20,8 @@ from market.kit.errors import IdempotencyKeyReused, NotFound, Unavailable
 from market.kit.faults import Faults
 from market.kit.ids import new_id
 from market.products.availability.lookup import AvailabilityLookup
-from market.products.clients import InventoryClient
-from market.products.domain import Draft, ProductModified, StoredProduct
+from market.products.clients import InventoryClient, StockInForce
+from market.products.domain import FIRST_VERSION, Draft, Product, ProductModified, StoredProduct, not_replaced
 from market.products.store import ProductRepository
 
 
@@ -51,9 +54,9 @@ async def create(deps: Deps, draft: Draft, key: str | None) -> Creation:
     if key is not None and (stored := await _find_replay(deps, draft, key)):
         return Creation(stored, replayed=True)
     product_id = new_id()
-    available = await _set_stock(deps, product_id, draft.stock or 0)
+    in_force = await _set_stock(deps, product_id, draft.stock or 0, FIRST_VERSION)
     if stored := await deps.products.insert(product_id, draft, key):
-        return Creation(_with_available(stored, available), replayed=False)
+        return Creation(_with_available(stored, in_force.quantity > 0), replayed=False)
     assert key is not None
     if stored := await _find_replay(deps, draft, key):
         return Creation(stored, replayed=True)
@@ -72,23 +75,54 @@ async def _find_replay(deps: Deps, draft: Draft, key: str) -> StoredProduct | No
 async def replace_product(deps: Deps, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> StoredProduct:
     """Replace the writable fields of the product, if it has one of the versions (None: any), and return it.
 
-    Raises NotFound, ProductModified, DeadlineExceeded, Unavailable.
+    Raises NotFound and ProductModified, which change nothing; DeadlineExceeded and Unavailable, which say what has
+    changed if the draft has a stock (domain.not_replaced).
     """
-    # Before the stock is set, and again in the UPDATE: another request may come in between.
-    _check_version(product_id, await deps.products.get(product_id), versions)
-    available = None if draft.stock is None else await _set_stock(deps, product_id, draft.stock)
+    if draft.stock is None:
+        return await look_up_availability(deps, await _replace_fields(deps, product_id, draft, versions))
+    current = _require_version(product_id, await deps.products.get(product_id), versions)
+    try:
+        # While inventory is unavailable, nothing is replaced instead of one half.
+        await deps.inventory.get_stock([str(product_id)])
+    except Unavailable as e:
+        raise not_replaced(e, fields="unchanged", stock="unchanged", version=current.version) from None
+    try:
+        stored = await _replace_fields(deps, product_id, draft, versions)
+    except Unavailable as e:
+        raise not_replaced(e, fields="unknown", stock="unchanged") from None
+    try:
+        return await _replace_stock(deps, stored, draft.stock)
+    except Unavailable as e:
+        raise not_replaced(e, fields="replaced", stock="unknown", version=stored.version) from None
+
+
+async def _replace_fields(deps: Deps, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> StoredProduct:
     stored = await deps.products.update(product_id, draft, versions)
     if stored is None:
-        _check_version(product_id, await deps.products.get(product_id), versions)
+        _require_version(product_id, await deps.products.get(product_id), versions)
         raise ProductModified(product_id)
-    return await look_up_availability(deps, stored) if available is None else _with_available(stored, available)
+    return stored
 
 
-def _check_version(product_id: UUID, stored: StoredProduct | None, versions: Sequence[int] | None) -> None:
+async def _replace_stock(deps: Deps, stored: StoredProduct, quantity: int) -> StoredProduct:
+    """Set the stock of the product's version, unless a newer version has set it; return the product as it is now."""
+    product_id = stored.product.id
+    in_force = await _set_stock(deps, product_id, quantity, stored.version)
+    if in_force.version > stored.version:
+        # Usually a newer version has replaced this one. If none has, inventory is ahead of the table of products, which
+        # was restored from a backup.
+        ahead = await deps.products.raise_version(product_id, stored.version, in_force.version + 1)
+        if ahead is not None:
+            stored, in_force = ahead, await _set_stock(deps, product_id, quantity, ahead.version)
+    return _with_available(stored, in_force.quantity > 0)
+
+
+def _require_version(product_id: UUID, stored: StoredProduct | None, versions: Sequence[int] | None) -> StoredProduct:
     if stored is None:
         raise NotFound("product", product_id)
     if versions is not None and stored.version not in versions:
         raise ProductModified(product_id)
+    return stored
 
 
 async def delete(deps: Deps, product_id: UUID) -> None:
@@ -100,20 +134,45 @@ async def delete(deps: Deps, product_id: UUID) -> None:
         raise NotFound("product", product_id)
 
 
-async def _set_stock(deps: Deps, product_id: UUID, quantity: int) -> bool:
-    """Set the stock in inventory and in the cache; return whether the product can be sold."""
+async def _set_stock(deps: Deps, product_id: UUID, quantity: int, version: int) -> StockInForce:
+    """Set the stock in inventory, unless that of a newer version is in force; return and cache what is in force."""
     if deps.faults:
         await deps.faults.reach("products.before-set-stock")
-    quantity = await deps.inventory.set_stock(product_id, quantity)
+    in_force = await deps.inventory.set_stock(product_id, quantity, version)
     if deps.faults:
         await deps.faults.reach("products.after-set-stock")
-    return await deps.availability.store(product_id, quantity)
+    await deps.availability.store(product_id, in_force.quantity)
+    return in_force
 
 
 async def look_up_availability(deps: Deps, stored: StoredProduct) -> StoredProduct:
     """Return the product with `available` as it is now; None if that is unknown."""
-    product_id = str(stored.product.id)
-    return _with_available(stored, (await deps.availability.get_many([product_id])).get(product_id))
+    [product] = await look_up(deps, [stored.product])
+    return StoredProduct(product, stored.version)
+
+
+async def look_up(
+    deps: Deps, products: list[Product], *, availability: bool = True, stock: bool = False
+) -> list[Product]:
+    """Return the products with those of `available` and `stock` that are requested; None if one is unknown.
+
+    `stock` is never read from the cache, and if both are requested, `available` agrees with it.
+    """
+    ids = [str(product.id) for product in products]
+    if not stock:
+        if not availability:
+            return products
+        known = await deps.availability.get_many(ids)
+        return [replace(p, available=known.get(product_id)) for p, product_id in zip(products, ids, strict=True)]
+    quantities, known = await asyncio.gather(
+        deps.availability.get_stock(ids), deps.availability.get_many(ids if availability else [])
+    )
+    if availability:
+        known = known | {product_id: quantity > 0 for product_id, quantity in quantities.items()}
+    return [
+        replace(p, available=known.get(product_id), stock=quantities.get(product_id))
+        for p, product_id in zip(products, ids, strict=True)
+    ]
 
 
 def _with_available(stored: StoredProduct, available: bool | None) -> StoredProduct:

@@ -15,8 +15,10 @@ from market.kit.postgres import Pool, acquire
 from market.products.domain import Draft, Product, Sort, StoredProduct
 
 # The columns are named like the fields, and in their order: a row is read as Product(*row), whatever fields it has.
-_COLUMNS = ", ".join("NULL::boolean AS available" if f == "available" else f for f in Product.__struct_fields__)
-_COLUMN_COUNT = len(Product.__struct_fields__)
+# `stock`, the last one, is inventory's, and unset.
+_FIELDS = tuple(f for f in Product.__struct_fields__ if f != "stock")
+_COLUMNS = ", ".join("NULL::boolean AS available" if f == "available" else f for f in _FIELDS)
+_COLUMN_COUNT = len(_FIELDS)
 # The columns that a request writes. The stock is inventory's.
 _WRITTEN = tuple(f for f in Draft.__struct_fields__ if f != "stock")
 
@@ -32,6 +34,7 @@ _UPDATE = f"""
     WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2))
     RETURNING {_COLUMNS}, version
 """
+_RAISE_VERSION = f"UPDATE products SET version = $3 WHERE id = $1 AND version = $2 RETURNING {_COLUMNS}, version"
 
 _ORDER_BY: dict[Sort, str] = {
     "created_at": "created_at, id",
@@ -146,6 +149,12 @@ class ProductRepository:
         """Update and return the product; None if there is none in one of these versions (`versions` None: in any)."""
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             row = await conn.fetchrow(_UPDATE, product_id, versions, *_written(draft))
+        return None if row is None else _stored(row)
+
+    async def raise_version(self, product_id: UUID, version: int, new_version: int) -> StoredProduct | None:
+        """Give the product another version, and return it; None if it no longer has this version."""
+        async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
+            row = await conn.fetchrow(_RAISE_VERSION, product_id, version, new_version)
         return None if row is None else _stored(row)
 
     async def delete(self, product_id: UUID) -> bool:

@@ -7,7 +7,15 @@ from uuid import UUID
 
 from market.inventory import metrics
 from market.inventory.config import Batching
-from market.inventory.domain import Outcome, Reservation, ReservationCancelled, ReservationMismatch, Shortages
+from market.inventory.domain import (
+    Outcome,
+    Reservation,
+    ReservationCancelled,
+    ReservationMismatch,
+    Shortages,
+    StockInForce,
+    StockWrite,
+)
 from market.inventory.store import Decision, ReservationRepository, StockRepository
 from market.kit.batching import Batcher
 from market.kit.errors import Unavailable
@@ -23,7 +31,7 @@ class TransactionBatcher:
 
     reservations: takes a Reservation, returns its Shortages. Raises ReservationMismatch, ReservationCancelled.
     cancellations: takes a reservation id, returns whether units were released.
-    stock_writes: takes (product id, quantity).
+    stock_writes: takes a StockWrite, returns the StockInForce after it.
     stock_reads: takes product ids, returns their quantities in the same order; None for an unknown product.
 
     All raise DeadlineExceeded and Unavailable.
@@ -47,7 +55,7 @@ class TransactionBatcher:
             self._cancel_batch, name="inventory.cancel", max_batch_size=settings.max_batch_size
         )
         # One transaction at a time, so that the last of several writes to a product wins.
-        self.stock_writes: Batcher[tuple[UUID, int], None] = Batcher(
+        self.stock_writes: Batcher[StockWrite, StockInForce] = Batcher(
             self._write_batch, name="inventory.set-stock", max_batch_size=1024
         )
         self.stock_reads: Batcher[Sequence[UUID], list[int | None]] = Batcher(
@@ -123,9 +131,8 @@ class TransactionBatcher:
             released.discard(reservation_id)
         return results
 
-    async def _write_batch(self, batch: list[tuple[UUID, int]]) -> list[BaseException | None]:
-        await self._stock.set_quantities(dict(batch))
-        return [None] * len(batch)
+    async def _write_batch(self, batch: list[StockWrite]) -> list[StockInForce | BaseException]:
+        return [*await self._stock.set_many(batch)]
 
     async def _read_batch(self, batch: list[Sequence[UUID]]) -> list[list[int | None] | BaseException]:
         product_ids = batch[0] if len(batch) == 1 else [product_id for ids in batch for product_id in ids]

@@ -38,6 +38,8 @@ class Inventory(Protocol):
 
     async def check_available(self, product_ids: Sequence[str], /) -> dict[str, bool]: ...
 
+    async def get_stock(self, product_ids: Sequence[str], /) -> dict[str, int]: ...
+
 
 @asynccontextmanager
 async def open_lookup(
@@ -88,10 +90,18 @@ class AvailabilityLookup:
         self._lookups["unknown"].inc(len(missing) - len(fetched))
         return {**cached, **fetched}
 
-    async def store(self, product_id: UUID, quantity: int) -> bool:
-        """Cache the stock that has just been set, and return whether the product can be sold."""
+    async def get_stock(self, product_ids: Sequence[str]) -> dict[str, int]:
+        """Return the units of each product that are free to sell, never from the cache; empty if inventory fails."""
+        if not product_ids:
+            return {}
+        try:
+            return await self._inventory.get_stock(product_ids)
+        except Problem:
+            return {}
+
+    async def store(self, product_id: UUID, quantity: int) -> None:
+        """Cache whether a product with this stock, which has just been set, can be sold."""
         await self._stored((str(product_id), quantity > 0))
-        return quantity > 0
 
     async def _read_cache(self, batch: list[Sequence[str]]) -> list[dict[str, bool]]:
         return [await self._cache.get_many(_distinct(batch))] * len(batch)
