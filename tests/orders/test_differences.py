@@ -20,7 +20,9 @@ from market.orders.reconciliation.repairs import REPAIRS
 from market.orders.reconciliation.topic_reader import CANCELLED_SEEN, CONTENT_SHIFT, CREATED_SEEN, content_hash
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-THRESHOLDS = Thresholds(ids=NOW, overdue=NOW, events=NOW, retention=NOW - timedelta(days=29))
+THRESHOLDS = Thresholds(
+    compared_before=NOW, overdue_before=NOW, unsent_before=NOW, retained_since=NOW - timedelta(days=29)
+)
 LONG_AGO, RECENTLY = NOW - timedelta(days=40), NOW - timedelta(hours=1)
 ID = UUID(int=7)
 ORDER = Order(

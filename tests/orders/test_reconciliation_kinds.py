@@ -224,7 +224,9 @@ async def test_an_event_without_an_order_is_reported(
     for repair in (False, True):
         report = await reconcile(service, repair=repair, topic=True)
         # The events do not tell the whole order: there is no single right repair.
-        assert report.differences == [difference(Kind.EVENT_WITHOUT_ORDER, deleted, "the topic has events of it")]
+        assert report.differences == [
+            difference(Kind.EVENT_WITHOUT_ORDER, deleted, "the topic has events of this order")
+        ]
         assert report.counts == (1, 0, True)
     assert await exit_status(service, "--repair", "--topic") == 1
     assert len(own_topic.messages_of(deleted)) == len(own_topic.messages_of(intact)) == 1

@@ -19,6 +19,7 @@ from msgspec import Struct, field
 
 from market.contracts import events, money
 from market.kit.errors import BadInput, Conflict
+from market.kit.text import pluralize
 
 MAX_LINES = 1000
 MAX_QUANTITY = 1_000_000
@@ -98,7 +99,7 @@ class OutboxEntry(Struct, frozen=True):
 
 
 class Order(Struct, frozen=True):
-    """The order, including what is still due for it: `release_due` and `outbox`."""
+    """An order, including the work that is still due for it: `release_due` and `outbox`."""
 
     id: UUID
     user: str
@@ -113,7 +114,7 @@ class Order(Struct, frozen=True):
     digest: bytes | None = None
     release_due: bool = False
     outbox: tuple[OutboxEntry, ...] = ()
-    # The instance whose relay publishes the outbox at the moment.
+    # The instance that holds the lease on the outbox, so that only its relay publishes it.
     lease_owner: str | None = None
     reason: Reason | None = None
     shortages: tuple[Shortage, ...] = ()
@@ -146,7 +147,7 @@ CANCELLING: Mapping[Status, Move] = {Status.PENDING: WITHDRAW, Status.CONFIRMED:
 
 
 class Step(StrEnum):
-    """What `advance` does next."""
+    """The step that `advance` takes next."""
 
     RESERVE = "reserve"
     REJECT = "reject"
@@ -175,7 +176,7 @@ ReservationResult = Reserved | InsufficientStock | ReservationRejected
 
 
 def next_step(order: Order, *, overdue: bool = False) -> Step:
-    """Return the step that is due. `overdue`: it has been pending for so long that no request still works on it."""
+    """Return the step that is due. `overdue`: it has been pending too long for a request to be still working on it."""
     if order.status is Status.PENDING:
         return Step.REJECT if overdue else Step.RESERVE
     if order.release_due:
@@ -209,17 +210,17 @@ class NewOrder(Struct, frozen=True):
 
     user: str
     email: str | None
-    # The digest is stored and covers the field's name: renaming it would break repeats across a deployment.
+    # The digest is stored and covers the field's name: renaming it would break replays across a deployment.
     lines: tuple[RequestedLine, ...] = field(name="wanted")
     expected_total: Decimal | None
 
     def digest(self) -> bytes:
-        """Return the SHA-256 of the parsed request. Whitespace and the order of keys in the JSON do not count."""
+        """Return the SHA-256 of the parsed request. Whitespace and the order of keys in the JSON do not matter."""
         return sha256(msgspec.json.encode(self)).digest()
 
 
 class Product(Struct, frozen=True):
-    """What pricing needs to know of a product."""
+    """A product's data that pricing needs."""
 
     id: str
     name: str
@@ -281,7 +282,9 @@ class UnknownProducts(BadInput):
 
     def __init__(self, product_ids: list[str]) -> None:
         shown = ", ".join(product_ids[:10]) + (f" and {len(product_ids) - 10} more" if len(product_ids) > 10 else "")
-        super().__init__("items.product_id", f"there is no product {shown}")
+        super().__init__(
+            "items.product_id", f"there {'is no product' if len(product_ids) == 1 else 'are no products'} {shown}"
+        )
         self.product_ids = product_ids
 
     def facts(self) -> dict[str, Any]:
@@ -299,7 +302,7 @@ class OutOfStock(Conflict):
 
     def __init__(self, shortages: tuple[Shortage, ...]) -> None:
         first, *others = shortages
-        more = f"; {len(others)} more product{'s' * (len(others) > 1)} out of stock" if others else ""
+        more = f"; {pluralize(len(others), 'more product')} out of stock" if others else ""
         super().__init__(f"product {first.product_id}: requested {first.requested}, available {first.available}{more}")
         self.shortages = shortages
 

@@ -12,9 +12,10 @@ from contextlib import aclosing
 import msgspec
 
 from market.kit.process.lifecycle import Process
+from market.kit.text import pluralize
 from market.orders.app import connect
 from market.orders.config import Config
-from market.orders.reconciliation.reconcile import Difference, Line, Progress, Summary, reconcile
+from market.orders.reconciliation.reconcile import Difference, OutputLine, Progress, Summary, reconcile
 from market.orders.reconciliation.topic_reader import TopicReader
 from market.orders.service import Deps
 
@@ -23,10 +24,10 @@ _OPTIONS = ("--repair", "--json", "--topic")
 
 
 async def run(config: Config, arguments: list[str]) -> int:
-    """Reconcile and print differences and summary to standard output; with --json one object per line, progress
-    included.
+    """Reconcile, and print the differences and the summary to standard output.
 
-    Return the exit status: 0: no differences are left; 1: differences are left; 2: wrong usage, or not finished.
+    With --json, print one object per line, progress included. Return the exit status: 0: no differences are left; 1:
+    differences are left; 2: invalid arguments, or not finished.
     """
     unknown = [a for a in arguments if a not in _OPTIONS]
     if unknown:
@@ -46,8 +47,8 @@ async def run(config: Config, arguments: list[str]) -> int:
     return 1 if summary.differences > summary.repaired else 0
 
 
-async def lines(deps: Deps, config: Config, *, repair: bool, topic: bool) -> AsyncIterator[Line]:
-    """Yield a reconciliation's progress and differences, and the summary last. `topic`: read the topic as well."""
+async def lines(deps: Deps, config: Config, *, repair: bool, topic: bool) -> AsyncIterator[OutputLine]:
+    """Yield a reconciliation's progress and differences, and the summary last. `topic`: also read the topic."""
     reader = TopicReader(config.kafka) if topic else None
     try:
         reconciliation = reconcile(
@@ -65,7 +66,7 @@ async def lines(deps: Deps, config: Config, *, repair: bool, topic: bool) -> Asy
             await reader.close()
 
 
-def show(line: Line) -> None:
+def show(line: OutputLine) -> None:
     """Print a line for people: progress to a terminal's standard error, the rest to standard output."""
     if isinstance(line, Progress):
         if sys.stderr.isatty():
@@ -75,10 +76,9 @@ def show(line: Line) -> None:
         state = {None: "", True: " [repaired]", False: " [not repaired]"}[line.repaired]
         print(f"{line.difference} {line.id}{state}: {line.detail}. Likely cause: {line.cause}")
     else:
-        compared = f"{line.orders} orders, {line.reservations} reservations"
+        compared = f"{pluralize(line.orders, 'order')}, {pluralize(line.reservations, 'reservation')}"
         if line.messages is not None:
-            compared += f", {line.messages} events"
+            compared += f", {pluralize(line.messages, 'event')}"
         error = f"; not finished: {line.error}" if line.error else ""
-        print(
-            f"compared {compared} in {line.seconds} s: {line.differences} differences, {line.repaired} repaired{error}"
-        )
+        found = pluralize(line.differences, "difference")
+        print(f"compared {compared} in {line.seconds} s: {found}, {line.repaired} repaired{error}")

@@ -1,4 +1,4 @@
-"""What reconciliation compares, and what it calls a difference between an order, its reservation, outbox and events."""
+"""The differences that reconciliation looks for between an order, its reservation, its outbox and its events."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from market.contracts import events
+from market.kit.text import pluralize
 from market.orders.clients import Reservation
 from market.orders.domain import Order, Status, to_contract
 from market.orders.reconciliation.topic_reader import (
@@ -23,6 +24,8 @@ from market.orders.reconciliation.topic_reader import (
 
 
 class Kind(StrEnum):
+    """The kinds of differences, by the names in the report."""
+
     UNREADABLE = "unreadable-order"
     PENDING = "order-still-pending"
     NO_ORDER = "reservation-without-order"
@@ -43,6 +46,7 @@ class Kind(StrEnum):
     STOCK_BELOW_ZERO = "stock-below-zero"
 
 
+# The likely cause of each kind, as the end of a sentence.
 CAUSES = {
     Kind.UNREADABLE: "the document was modified by hand, or written by another program",
     Kind.PENDING: "recovery is not running, or cannot reach MongoDB",
@@ -69,16 +73,16 @@ CAUSES = {
 
 
 class Thresholds(Struct, frozen=True):
-    """What is old enough to be judged: times of the server's clock."""
+    """Cut-off times by MongoDB's clock, so that work in progress is not reported as a difference."""
 
-    # Only ids created before this are compared.
-    ids: datetime
-    # Recovery runs at intervals: what it has missed several times is overdue.
-    overdue: datetime
-    # An event may first wait for its acknowledgement, then until its lease has expired and another relay sends it.
-    events: datetime
-    # Events before this may have left the topic.
-    retention: datetime
+    # Only orders whose id was created before this are compared.
+    compared_before: datetime
+    # Older work is overdue: recovery, which runs at intervals, has missed it several times.
+    overdue_before: datetime
+    # Older events are overdue: an event may wait for its acknowledgement, and then for its lease to expire.
+    unsent_before: datetime
+    # Older events may have been deleted from the topic.
+    retained_since: datetime
 
 
 def compare(
@@ -86,18 +90,18 @@ def compare(
 ) -> Iterable[tuple[Kind, str]]:
     """Yield (kind, detail) of each difference between an order, its reservation and its events.
 
-    `seen`: the bits of TopicReader.seen, 0 if there are no events, None if the topic was not read.
+    `seen`: the order's flags in TopicReader.seen, 0 if there are no events, None if the topic was not read.
     """
     if order is None:
-        if reservation is not None and reservation.active and reservation.created_at < thresholds.ids:
-            count = _products(len(reservation.items))
-            yield Kind.NO_ORDER, f"holds {count} since {reservation.created_at.isoformat()}"
+        if reservation is not None and reservation.active and reservation.created_at < thresholds.compared_before:
+            count = pluralize(len(reservation.items), "product")
+            yield Kind.NO_ORDER, f"has held {count} since {reservation.created_at.isoformat()}"
         if seen:
-            yield Kind.EVENT_WITHOUT_ORDER, "the topic has events of it"
+            yield Kind.EVENT_WITHOUT_ORDER, "the topic has events of this order"
         return
     if order.status is Status.PENDING:
-        if id_created_at(order.id) < thresholds.overdue:
-            yield Kind.PENDING, f"since {order.created_at.isoformat()}"
+        if id_created_at(order.id) < thresholds.overdue_before:
+            yield Kind.PENDING, f"pending since {order.created_at.isoformat()}"
         return
     yield from _compare_reservation(order, reservation, thresholds)
     yield from _compare_events(order, seen, thresholds)
@@ -108,14 +112,14 @@ def _compare_reservation(
 ) -> Iterable[tuple[Kind, str]]:
     if order.status is Status.CONFIRMED:
         if reservation is None:
-            yield Kind.NO_RESERVATION, _products(len(order.lines))
+            yield Kind.NO_RESERVATION, pluralize(len(order.lines), "product")
         elif not reservation.active:
-            yield Kind.RESERVATION_CANCELLED, _products(len(order.lines))
+            yield Kind.RESERVATION_CANCELLED, pluralize(len(order.lines), "product")
         elif reservation.items != tuple(sorted((line.product_id, line.quantity) for line in order.lines)):
-            detail = f"the order has {_products(len(order.lines))}, the reservation {len(reservation.items)}"
-            yield Kind.ITEMS_DIFFER, detail
+            products = pluralize(len(order.lines), "product")
+            yield Kind.ITEMS_DIFFER, f"the order has {products}, the reservation {len(reservation.items)}"
     elif order.release_due:
-        if order.ended_at is None or order.ended_at < thresholds.overdue:
+        if order.ended_at is None or order.ended_at < thresholds.overdue_before:
             yield Kind.RELEASE_OVERDUE, f"the order is {order.status}"
     elif reservation is not None and reservation.active:
         yield Kind.NOT_RELEASED, f"the order is {order.status}"
@@ -126,8 +130,8 @@ def _compare_events(order: Order, seen: int | None, thresholds: Thresholds) -> I
     for entry in order.outbox:
         if entry.rejection is not None:
             yield Kind.EVENT_REJECTED, f"{entry.event_type}: {entry.rejection}"
-        elif entry.at < thresholds.events and not any(e.rejection for e in order.outbox):
-            yield Kind.EVENT_OVERDUE, f"{entry.event_type} of {entry.at.isoformat()}"
+        elif entry.at < thresholds.unsent_before and not any(e.rejection for e in order.outbox):
+            yield Kind.EVENT_OVERDUE, f"{entry.event_type}, unsent since {entry.at.isoformat()}"
     # The events that the order's state implies, and their times.
     expected: dict[str, datetime] = {}
     if order.status is Status.CONFIRMED or order.confirmed_at is not None:
@@ -135,15 +139,15 @@ def _compare_events(order: Order, seen: int | None, thresholds: Thresholds) -> I
         if order.status is Status.CANCELLED:
             expected[events.CANCELLED] = order.ended_at or order.created_at
     for event_type in waiting - expected.keys():
-        yield Kind.EVENT_CONTRADICTS, f"{event_type} is in the outbox, the order is {order.status}"
+        yield Kind.EVENT_CONTRADICTS, f"{event_type} is in the outbox, but the order is {order.status}"
     if seen is None:
         return
     for event_type, bit in EVENT_BITS.items():
         if seen & bit and event_type not in expected:
-            yield Kind.EVENT_CONTRADICTS, f"{event_type} is in the topic, the order is {order.status}"
+            yield Kind.EVENT_CONTRADICTS, f"{event_type} is in the topic, but the order is {order.status}"
         elif (
             event_type in expected
-            and expected[event_type] >= thresholds.retention
+            and expected[event_type] >= thresholds.retained_since
             and event_type not in waiting
             and not seen & bit
         ):
@@ -158,16 +162,12 @@ def _compare_events(order: Order, seen: int | None, thresholds: Thresholds) -> I
         yield Kind.EVENT_DIFFERS, "the event has a different user, products, prices or times"
 
 
-def _products(count: int) -> str:
-    return f"{count} product{'s' * (count != 1)}"
-
-
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _YEAR_9999 = 253_370_764_800_000
 
 
 def id_created_at(order_id: UUID) -> datetime:
-    """Return the time in a version 7 id; 1970 for other versions, and for times that no calendar has."""
+    """Return the time in a version 7 id; 1970 for other versions, and for times from the year 9999 on."""
     milliseconds = order_id.int >> 80
     return (
         datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,8 +1,8 @@
-"""Reconciliation: compare orders, reservations, outbox and (optionally) the topic, name each difference with its likely
-cause, and repair those that have one right repair.
+"""Reconciliation of orders with their reservations, outboxes and, optionally, events in the topic.
 
-It works on a live system: only ids older than the recovery deadline are compared, and what differs is checked a second
-time, a while later, before it counts as a difference.
+Reports each difference with its likely cause, and repairs those that have a single right repair. Safe on a live system:
+only orders older than the recovery deadline are compared, and a difference is reported only if a second check, a moment
+later, finds it as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from market.orders.config import Recovery
 from market.orders.domain import Order
 from market.orders.mongodb.documents import UnreadableDocument
 from market.orders.reconciliation.differences import CAUSES, Kind, Thresholds, compare, id_created_at
-from market.orders.reconciliation.repairs import REPAIRS, Case, Repair
+from market.orders.reconciliation.repairs import REPAIRS, Case, RepairResult
 from market.orders.reconciliation.scans import Scans
 from market.orders.reconciliation.topic_reader import TopicReader
 from market.orders.service import Deps
@@ -65,14 +65,13 @@ class Summary(Struct, frozen=True, tag_field="kind", tag="summary"):
     error: str | None = None
 
 
-Line = Difference | Progress | Summary
+OutputLine = Difference | Progress | Summary
 
 
 async def reconcile(
     deps: Deps, recovery: Recovery, *, repair: bool, topic: TopicReader | None, second_check_seconds: float = 2.0
-) -> AsyncIterator[Line]:
-    """Yield progress, differences, and exactly one summary at the end, even if a store becomes unavailable on the
-    way."""
+) -> AsyncIterator[OutputLine]:
+    """Yield progress and differences, and exactly one summary at the end, even if a store becomes unavailable."""
     run = _Run(deps, recovery, repair, topic)
     started = time.monotonic()
     error = None
@@ -99,18 +98,18 @@ class _Run:
     def __init__(self, deps: Deps, recovery: Recovery, repair: bool, topic: TopicReader | None) -> None:
         self._deps = deps
         self._scans = Scans(deps.orders.collection)
-        self._after = timedelta(seconds=recovery.after_seconds)
-        self._overdue = self._after + timedelta(seconds=3 * recovery.interval_seconds + 2)
-        self._events = self._overdue + timedelta(seconds=2 * recovery.lease_seconds)
+        self._min_age = timedelta(seconds=recovery.after_seconds)
+        self._overdue_age = self._min_age + timedelta(seconds=3 * recovery.interval_seconds + 2)
+        self._unsent_age = self._overdue_age + timedelta(seconds=2 * recovery.lease_seconds)
         self._repair = repair
         self._topic = topic
         self.orders = self.reservations = self.differences = self.repaired = 0
 
     async def _thresholds(self) -> Thresholds:
         now = await self._scans.server_time()
-        return Thresholds(now - self._after, now - self._overdue, now - self._events, now - _RETENTION)
+        return Thresholds(now - self._min_age, now - self._overdue_age, now - self._unsent_age, now - _RETENTION)
 
-    async def lines(self, second_check_seconds: float) -> AsyncIterator[Line]:
+    async def lines(self, second_check_seconds: float) -> AsyncIterator[OutputLine]:
         if self._topic is not None:
             async for progress in self._read_topic(self._topic):
                 yield progress
@@ -126,7 +125,7 @@ class _Run:
             if isinstance(order, UnreadableDocument):
                 yield self._difference(Kind.UNREADABLE, str(order_id), order.reason)
                 continue
-            if id_created_at(order_id) < thresholds.ids and any(
+            if id_created_at(order_id) < thresholds.compared_before and any(
                 compare(order, reservation, self._seen(order_id), thresholds)
             ):
                 suspects.append(order_id)
@@ -143,7 +142,9 @@ class _Run:
         yield Progress("orders", self.orders, max(total, self.orders))
         if self._topic is not None:
             only_events = self._topic.seen.keys() - with_order_or_reservation
-            suspects.extend(order_id for order_id in only_events if id_created_at(order_id) < thresholds.ids)
+            suspects.extend(
+                order_id for order_id in only_events if id_created_at(order_id) < thresholds.compared_before
+            )
         for foreign_id in await self._scans.foreign_ids(_PAGE_SIZE):
             yield self._difference(Kind.UNREADABLE, foreign_id, "its id is not a UUID")
         async for line in self._check_again(suspects, second_check_seconds):
@@ -151,7 +152,7 @@ class _Run:
         async for line in self._check_stock_rows(products):
             yield line
         for position in self._topic.unreadable if self._topic is not None else ():
-            yield self._difference(Kind.EVENT_UNREADABLE, position, "partition and offset in the topic")
+            yield self._difference(Kind.EVENT_UNREADABLE, position, "the id is topic/partition/offset")
 
     def _difference(self, kind: Kind, subject: str, detail: str, repaired: bool | None = None) -> Difference:
         self.differences += 1
@@ -200,7 +201,7 @@ class _Run:
                 yield reservation
             last = page[-1].id
 
-    async def _check_again(self, suspects: Sequence[UUID], second_check_seconds: float) -> AsyncIterator[Line]:
+    async def _check_again(self, suspects: Sequence[UUID], second_check_seconds: float) -> AsyncIterator[OutputLine]:
         if not suspects:
             return
         await asyncio.sleep(second_check_seconds)
@@ -223,7 +224,7 @@ class _Run:
     async def _check(self, order_id: UUID, order: Order | None, thresholds: Thresholds) -> list[Difference]:
         reservation = await self._get_reservation(order_id)
         if await self._deps.orders.get_latest(order_id) != order:
-            # The order is changing at the moment: what was read does not belong together.
+            # The order changed between the reads, so the order and the reservation may not belong together.
             return []
         found = []
         for kind, detail in list(compare(order, reservation, self._seen(order_id), thresholds)):
@@ -239,7 +240,7 @@ class _Run:
         page = await self._deps.inventory.list_reservations(previous, 1)
         return page[0] if page and page[0].id == order_id else None
 
-    async def _try_repair(self, kind: Kind, order_id: UUID, order: Order | None, detail: str) -> Repair | None:
+    async def _try_repair(self, kind: Kind, order_id: UUID, order: Order | None, detail: str) -> RepairResult | None:
         """Return the repair's result, or None if the kind has no single right repair."""
         repair = REPAIRS.get(kind)
         if repair is None:
@@ -247,10 +248,13 @@ class _Run:
         try:
             return await repair(Case(self._deps, order_id, order, detail))
         except Unavailable as e:
-            return Repair(False, f"{detail}; not repaired: {e}")
+            return RepairResult(False, f"{detail}; not repaired: {e}")
 
-    async def _check_stock_rows(self, products: Mapping[str, bool]) -> AsyncIterator[Line]:
-        """`products`: by id, whether a reservation holds units of it."""
+    async def _check_stock_rows(self, products: Mapping[str, bool]) -> AsyncIterator[OutputLine]:
+        """Yield products without a stock row, or with less than none in stock.
+
+        products: by id, whether a reservation holds units of it.
+        """
         product_ids = sorted(products)
         for start in range(0, len(product_ids), _STOCK_PAGE_SIZE):
             part = product_ids[start : start + _STOCK_PAGE_SIZE]

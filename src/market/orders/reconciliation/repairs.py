@@ -1,5 +1,7 @@
-"""The repairs of reconciliation. Each is a step that the service itself would take, conditional or idempotent, so that
-a live system can keep running meanwhile."""
+"""The repairs of reconciliation.
+
+Each is a step that the service itself would take, conditional or idempotent, so that the system can stay live.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from market.orders.service import Deps, advance
 
 
 class Case(Struct, frozen=True):
-    """A difference to repair: the order as it was last read (None: there is none), and the difference's detail."""
+    """A difference to repair. `order` is as last read, None if it does not exist; `detail` is the difference's."""
 
     deps: Deps
     order_id: UUID
@@ -23,31 +25,31 @@ class Case(Struct, frozen=True):
     detail: str
 
 
-class Repair(Struct, frozen=True):
+class RepairResult(Struct, frozen=True):
     """Whether the difference is repaired, and its detail with what was done."""
 
     repaired: bool
     detail: str
 
 
-async def reject(case: Case) -> Repair:
-    """Reject a pending order that nothing finishes, and release its stock."""
+async def reject(case: Case) -> RepairResult:
+    """Reject a pending order that nothing else will finish, and release its stock."""
     assert case.order is not None
     order = await advance(case.deps, case.order, overdue=True)
     if order.release_due:
         await advance(case.deps, order)
-    return Repair(order.status not in CANCELLING, f"{case.detail}; it is now {order.status}")
+    return RepairResult(order.status not in CANCELLING, f"{case.detail}; it is now {order.status}")
 
 
-async def release(case: Case) -> Repair:
-    """Release stock that no order needs: there is no order, or an acknowledged write has ended it."""
+async def release(case: Case) -> RepairResult:
+    """Release stock that no order needs: the order does not exist, or is known to be rejected or cancelled."""
     released = await case.deps.inventory.release(case.order_id)
     if case.order is not None and case.order.release_due:
         await case.deps.orders.clear_release_due(case.order_id)
-    return Repair(True, f"{case.detail}; {'released' if released else 'no stock was held any more'}")
+    return RepairResult(True, f"{case.detail}; {'released' if released else 'no stock was held any more'}")
 
 
-async def reserve_again(case: Case) -> Repair:
+async def reserve_again(case: Case) -> RepairResult:
     """Reserve the stock of a confirmed order again."""
     assert case.order is not None
     result = await case.deps.inventory.reserve(case.order_id, case.order.lines)
@@ -55,24 +57,24 @@ async def reserve_again(case: Case) -> Repair:
         shortages = ", ".join(
             f"product {s.product_id}: requested {s.requested}, available {s.available}" for s in result.shortages
         )
-        return Repair(False, f"{case.detail}; out of stock: {shortages}")
+        return RepairResult(False, f"{case.detail}; out of stock: {shortages}")
     if isinstance(result, ReservationRejected):
-        return Repair(False, f"{case.detail}; inventory rejected it: {result.detail}")
+        return RepairResult(False, f"{case.detail}; inventory rejected it: {result.detail}")
     current = await case.deps.orders.get_latest(case.order_id)
     if current is None or current.status is not case.order.status:
-        # Cancelled meanwhile. Its own release may have come before this reservation.
+        # The order has been cancelled since; its own release may have come before this reservation.
         await case.deps.inventory.release(case.order_id)
-        return Repair(False, f"{case.detail}; the order was cancelled meanwhile")
-    return Repair(True, f"{case.detail}; reserved again")
+        return RepairResult(False, f"{case.detail}; the order was cancelled meanwhile")
+    return RepairResult(True, f"{case.detail}; reserved again")
 
 
-async def publish(case: Case) -> Repair:
+async def publish(case: Case) -> RepairResult:
     """Make the events in the outbox due again, including rejected ones."""
     queued = await case.deps.outbox.requeue(case.order_id, None, case.deps.clock())
-    return Repair(queued, f"{case.detail}; {'queued for the relay' if queued else 'the outbox is empty meanwhile'}")
+    return RepairResult(queued, f"{case.detail}; {'queued for the relay' if queued else 'the outbox is empty by now'}")
 
 
-async def publish_again(case: Case) -> Repair:
+async def publish_again(case: Case) -> RepairResult:
     """Add the missing event, whose type is the detail, to the outbox.
 
     Its id is the same, so that repeats are recognized.
@@ -84,13 +86,13 @@ async def publish_again(case: Case) -> Repair:
     return _requeued(case, queued)
 
 
-async def publish_cancellation_again(case: Case) -> Repair:
-    """Send the cancellation once more after the late creation, so that the last event in the topic is right again."""
+async def publish_cancellation_again(case: Case) -> RepairResult:
+    """Send the cancellation again after the late creation, so that the last event in the topic is right."""
     return _requeued(case, await _requeue(case, events.CANCELLED))
 
 
-def _requeued(case: Case, queued: bool) -> Repair:
-    return Repair(queued, f"{case.detail}; {'queued for the relay' if queued else 'the order no longer exists'}")
+def _requeued(case: Case, queued: bool) -> RepairResult:
+    return RepairResult(queued, f"{case.detail}; {'queued for the relay' if queued else 'the order no longer exists'}")
 
 
 async def _requeue(case: Case, event_type: str) -> bool:
@@ -103,7 +105,7 @@ async def _requeue(case: Case, event_type: str) -> bool:
 
 
 # A kind that is missing here has no single right repair, and is only reported.
-REPAIRS: Mapping[Kind, Callable[[Case], Awaitable[Repair]]] = {
+REPAIRS: Mapping[Kind, Callable[[Case], Awaitable[RepairResult]]] = {
     Kind.PENDING: reject,
     Kind.NO_ORDER: release,
     Kind.NOT_RELEASED: release,

@@ -14,13 +14,13 @@ _FIRST_ID, _LAST_ID = UUID(int=0), UUID(int=(1 << 128) - 1)
 
 
 class Scans:
-    """Reads only. Every method raises Unavailable."""
+    """Read-only scans of the collection. Every method raises Unavailable."""
 
     def __init__(self, collection: OrdersCollection) -> None:
         self._collection = collection
 
     async def server_time(self) -> datetime:
-        """Return the server's clock, by which ages are judged."""
+        """Return the current time by MongoDB's clock in UTC, with which ages are measured."""
         return await self._collection.server_time()
 
     async def orders(self, page_size: int) -> AsyncIterator[Order | UnreadableDocument]:
@@ -37,10 +37,7 @@ class Scans:
         return [parse_document(d) for d in found]
 
     async def foreign_ids(self, limit: int) -> list[str]:
-        """Return ids that are not UUIDs, as Python writes them: documents of another program.
-
-        No order has such an id.
-        """
+        """Return the `repr` of up to `limit` ids that are not UUIDs, and so cannot be those of orders."""
         where = {"$or": [{"_id": {"$not": {"$gte": _FIRST_ID}}}, {"_id": {"$not": {"$lte": _LAST_ID}}}]}
         return [repr(d["_id"]) for d in await self._collection.find(where, {"_id": 1}, limit=limit)]
 

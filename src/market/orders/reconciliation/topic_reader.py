@@ -1,4 +1,4 @@
-"""TopicReader: which events of which order are in the topic `orders`, in which sequence, and with what content."""
+"""TopicReader: which events of each order are in the topic `orders`, in what sequence, and with what content."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from market.kit.errors import Unavailable
 from market.kit.kafka import consumer_settings
 from market.orders.config import Kafka
 
-# What is known of an order's events, as bits: which were seen, and what is wrong with them. The bits from CONTENT_SHIFT
-# upwards are `content_hash` of the first event.
+# Flags of an order's events: which were seen, and what is wrong with them (FOREIGN: the id or key is not that of the
+# order). The bits from CONTENT_SHIFT upwards are the `content_hash` of the first event.
 CREATED_SEEN, CANCELLED_SEEN, OUT_OF_ORDER, FOREIGN, CONTENTS_DIFFER = 1, 2, 4, 8, 16
 CONTENT_SHIFT = 8
 EVENT_BITS = {events.CREATED: CREATED_SEEN, events.CANCELLED: CANCELLED_SEEN}
@@ -31,10 +31,10 @@ def content_hash(order: events.Order) -> int:
 
 
 class TopicReader:
-    """Owns a consumer without a group, and what it has read: about 150 bytes per order.
+    """Owns a consumer without a group, and the flags of every order that it has read (about 150 bytes each).
 
-    `seen`: the bits above by order id. `messages`: how many were read. `unreadable`: topic/partition/offset of messages
-    that no consumer can read, at most the first 10,000.
+    `seen`: the flags above by order id. `messages`: the number of messages read. `unreadable`: topic/partition/offset
+    of messages that no consumer can read, at most the first 10,000.
     """
 
     def __init__(self, config: Kafka) -> None:
