@@ -9,12 +9,14 @@ OUTCOMES = Counter(
 )
 PENDING = Gauge("market_orders_pending", "Pending orders (counted up to 10,000).")
 PENDING_AGE = Gauge("market_orders_pending_oldest_seconds", "Age of the oldest pending order.")
-OUTBOX = Gauge("market_orders_outbox_orders", "Orders with unsent events (counted up to 10,000).")
+OUTBOX = Gauge("market_orders_with_unsent_events", "Orders with unsent events (counted up to 10,000).")
 OUTBOX_AGE = Gauge("market_orders_outbox_oldest_seconds", "Age of the oldest unsent event.")
 RELEASE_DUE = Gauge(
     "market_orders_release_due", "Rejected or cancelled orders whose stock is not released yet (counted up to 10,000)."
 )
-STUCK = Gauge("market_orders_stuck_events", "Orders with an event that Kafka permanently rejected. Alert when above 0.")
+STUCK = Gauge(
+    "market_orders_with_rejected_events", "Orders with an event that Kafka permanently rejected. Alert when above 0."
+)
 EVENTS = Counter(
     "market_orders_events_total",
     "Events by delivery result: acknowledged, failed (retried) or rejected (permanent).",

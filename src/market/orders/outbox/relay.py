@@ -1,8 +1,8 @@
 """The relay: publishes events from the outbox to Kafka, in order per order, and removes each once it is acknowledged.
 
 The process that confirms an order publishes its event at once, under the lease that the confirmation took. If Kafka
-does not take the event, the lease is released and the loop of any pod tries again; while Kafka is unavailable a pod
-tries one order per pass, a different one each time. What a crashed process left is found once its lease has expired.
+does not accept the event, the lease is released and the loop of any pod retries; while Kafka is unavailable, a pod
+tries one order per pass, a different one each time. A crashed process's orders are reclaimed once its leases expire.
 """
 
 from __future__ import annotations
@@ -60,22 +60,22 @@ class Relay:
             on_delivered=self._delivered,
         )
         self._removals: Batcher[tuple[UUID, UUID], Order | None] = Batcher(
-            self._remove_many, name="orders.clear", max_batch_size=256
+            self._remove_many, name="orders.remove-published", max_batch_size=256
         )
         self._lease_releases: Batcher[UUID, None] = Batcher(
             self._release_many, name="orders.release-lease", max_batch_size=256
         )
         self._in_flight: set[UUID] = set()
-        # Orders in flight that were leased again: the repository has removed the first event, which is not known here
-        # yet.
+        # Orders in flight that were leased again: their first event has been removed from the outbox, but `_remove` has
+        # not returned yet.
         self._reclaimed: set[UUID] = set()
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failing = False
         # How many deliveries have failed, or were not accepted by the producer.
         self._failures = 0
-        # Where the loop's last pass over the outboxes ended; None: at the end. The passes go round, so that an order
-        # that keeps failing (its partition is unavailable) does not block those that were not tried yet.
+        # Where the last pass over the outboxes stopped; None: at the end. The next pass continues there, so that an
+        # order that keeps failing (its partition is unavailable) does not block those that have not been tried yet.
         self._position: datetime | None = None
 
     @property
@@ -84,7 +84,7 @@ class Relay:
         return not self._in_flight
 
     def publish(self, order: Order) -> None:
-        """Send the first event in the order's outbox; the others follow it. This process must hold the lease."""
+        """Send the first event in the order's outbox, then the others. This process must hold the lease."""
         if not order.outbox:
             return
         if order.id in self._in_flight:
@@ -106,7 +106,7 @@ class Relay:
         """Publish what other processes left behind. Return the seconds to wait until the next pass."""
         failures = self._failures
         now = await self._outbox.server_time()
-        # While Kafka accepts nothing, one order is enough to notice when it does again.
+        # While Kafka accepts nothing, one order is enough to probe whether it has recovered.
         limit = 1 if self._failing else _PAGE_SIZE
         page = await self._outbox.list_unsent(self._lease_seconds, now, limit, after=self._position)
         if not page.order_ids and self._position is not None:
@@ -124,11 +124,11 @@ class Relay:
         if leased:
             RECOVERED.labels("published").inc(len(leased))
             await self._wait_settled(leased)
-        # No pause as long as there are more, and Kafka takes all of them.
+        # No pause while there are more and Kafka accepts all of them.
         return 0.0 if self._position is not None and self._failures == failures else self._interval
 
     async def close(self, timeout_seconds: float) -> None:
-        """Wait for events in flight, at most so long, and close the producer."""
+        """Wait for events in flight, for at most `timeout_seconds`, and close the producer."""
         await self.producer.close(timeout_seconds)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
@@ -169,7 +169,7 @@ class Relay:
             self._spawn(self._resume(order_id))
 
     async def _resume(self, order_id: UUID) -> None:
-        # Read again: the event that has settled may have been the last one, or the lease is another relay's by now.
+        # Read again: the settled event may have been the last one, and another relay may hold the lease by now.
         context.deadline.set(None)
         try:
             order = await self._outbox.renew_lease(order_id)
@@ -250,7 +250,7 @@ class Relay:
         try:
             await self._lease_releases.map(order_ids)
         except Unavailable as e:
-            # They expire.
+            # The leases expire on their own.
             log.warning("outbox leases not released", orders=len(order_ids), reason=str(e))
         finally:
             for order_id in order_ids:
