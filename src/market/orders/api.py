@@ -48,20 +48,22 @@ class NewLine(RequestedLine, frozen=True, forbid_unknown_fields=True):
         Meta(
             ge=1,
             le=MAX_QUANTITY,
-            description="At most 1000000 per product, also if several lines have the same product.",
+            description="At most 1000000 per product, even if several lines have the same product.",
         ),
     ]
 
 
 class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True):
-    """An order to be placed."""
+    """An order to place."""
 
     user: Annotated[str, Meta(min_length=1, max_length=200, description="The customer; no control characters.")]
     items: Annotated[list[NewLine], Meta(min_length=1, max_length=MAX_LINES)]
     email: (
         Annotated[
             str,
-            Meta(max_length=254, description="Receives the mails. Without it they go to `user` if that is an address."),
+            Meta(
+                max_length=254, description="Where mails are sent. By default to `user`, if that is an e-mail address."
+            ),
         ]
         | None
     ) = None

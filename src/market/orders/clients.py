@@ -46,17 +46,17 @@ class _Page(Struct):
 
 
 class ProductsClient:
-    """Names and prices. Concurrent orders share calls: up to 100 ids each, four in flight."""
+    """Fetches names and prices. Concurrent orders share calls, of up to 100 ids each, four in flight."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
         self._decode = msgspec.json.Decoder(_Page).decode
         self._lookup: Batcher[str, Product | None] = Batcher(
-            self._fetch, name="orders.prices", max_batch_size=100, max_concurrency=4, dedupe=True
+            self._fetch, name="orders.products", max_batch_size=100, max_concurrency=4, dedupe=True
         )
 
     async def get_products(self, product_ids: Sequence[str]) -> dict[str, Product]:
-        """Return the existing products by id; unknown ids are missing. Raises Unavailable."""
+        """Return the products by id; ids that do not exist are left out. Raises Unavailable."""
         found = await self._lookup.map(product_ids)
         return {product.id: product for product in found if product is not None}
 
@@ -69,7 +69,7 @@ class ProductsClient:
             page = self._decode(response.body)
             products = {p.id: Product(p.id, p.name, money.parse_price(p.price), p.currency) for p in page.items}
         except (msgspec.DecodeError, ValueError) as e:
-            raise Unavailable("the response of products is not a list of products") from e
+            raise Unavailable("products returned an invalid response") from e
         return [products.get(product_id) for product_id in product_ids]
 
 
@@ -86,11 +86,11 @@ class Reservation(Struct, frozen=True):
 
 
 class InventoryClient:
-    """Reservations, each under its order's id. Every call is idempotent."""
+    """Reserves and releases stock; the id of a reservation is that of its order. Every call is idempotent."""
 
     def __init__(self, channel: grpc.aio.Channel, config: GrpcUpstream) -> None:
         self._stub: Any = InventoryStub(channel)
-        self._seconds = config.timeout_seconds
+        self._timeout_seconds = config.timeout_seconds
         self._circuit = CircuitBreaker("inventory", slow_after_seconds=config.timeout_seconds / 2)
         self._budget = RetryBudget("inventory")
         self._reserve: Batcher[pb.ReserveRequest, ReservationResult] = Batcher(
@@ -98,12 +98,14 @@ class InventoryClient:
         )
 
     @property
-    def is_open(self) -> bool:
+    def circuit_is_open(self) -> bool:
         """Whether the circuit breaker is open: calls fail at once because inventory did not respond recently."""
         return self._circuit.is_open
 
     async def _call(self, method: Callable[..., Awaitable[T]], request: Any) -> T:
-        return await retry(lambda: self._circuit(lambda: rpc.call(method, request, self._seconds)), budget=self._budget)
+        return await retry(
+            lambda: self._circuit(lambda: rpc.call(method, request, self._timeout_seconds)), budget=self._budget
+        )
 
     async def reserve(self, order_id: UUID, lines: Iterable[OrderLine | RequestedLine]) -> ReservationResult:
         """Reserve all lines or none. Raises Unavailable if it is unknown whether inventory holds the stock."""
@@ -119,7 +121,7 @@ class InventoryClient:
         response = await self._call(self._stub.ReserveMany, pb.ReserveManyRequest(reservations=requests))
         if len(response.results) != len(requests):
             raise Unavailable(f"inventory returned {len(response.results)} results for {len(requests)} reservations")
-        return [_one_of_many(result) for result in response.results]
+        return [_batch_result(result) for result in response.results]
 
     async def release(self, order_id: UUID) -> bool:
         """Release the order's stock; later reservations with this id are rejected. Return whether any stock was held.
@@ -151,7 +153,7 @@ def _reservation_result(response: pb.ReserveResponse) -> ReservationResult:
     return InsufficientStock(tuple(Shortage(s.product_id, s.wanted, s.left) for s in response.shortages))
 
 
-def _one_of_many(result: pb.ReserveManyResult) -> ReservationResult | BaseException:
+def _batch_result(result: pb.ReserveManyResult) -> ReservationResult | BaseException:
     if result.code == 0:
         return _reservation_result(result.answer)
     problem = rpc.problem_from_status(result.code, result.message)

@@ -17,7 +17,7 @@ _KEY = parameter(
     {"type": "string", "pattern": "^[!-~]{1,255}$"},
 )
 
-_RETRY = {503: {"Retry-After": "Seconds."}}
+_RETRY = {503: {"Retry-After": "Seconds to wait before retrying."}}
 
 
 def build() -> dict[str, Any]:
@@ -48,7 +48,7 @@ def build() -> dict[str, Any]:
                 "createOrder",
                 "Place an order: reserve all items or none.",
                 {
-                    201: ("Confirmed; Location is its address.", events.Order),
+                    201: ("Confirmed; Location is its URL.", events.Order),
                     200: (
                         "The order that was placed with this Idempotency-Key before (Idempotency-Replayed: true).",
                         events.Order,
@@ -64,8 +64,8 @@ def build() -> dict[str, Any]:
                 [_KEY],
                 CreateOrder,
                 {
-                    200: {"Location": "The order's address.", "Idempotency-Replayed": "true"},
-                    201: {"Location": "The order's address."},
+                    200: {"Location": "The order's URL.", "Idempotency-Replayed": "true"},
+                    201: {"Location": "The order's URL."},
                     **_RETRY,
                 },
             ),

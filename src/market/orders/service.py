@@ -1,4 +1,4 @@
-"""The use cases: placing, cancelling and recovering orders, all through `advance`, which takes an order one step on."""
+"""The use cases: place, cancel and recover orders, all through `advance`, which takes an order one step further."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ from market.orders.store import KeyTaken, OrderRepository
 
 log = logs.get_logger("orders")
 
-# The pause before a step whose outcome is unknown is tried again.
+# The pause before a step whose outcome is unknown is retried.
 _RETRY_SECONDS = 0.05
 _BACKGROUND_SECONDS = 5.0
 
 
 @dataclass
 class Deps:
-    """What the use cases work with."""
+    """The dependencies of the use cases."""
 
     orders: OrderRepository
     outbox: OutboxRepository
@@ -63,7 +63,7 @@ class Deps:
     relay: Relay
     clock: Clock
     faults: Faults | None = None
-    # Work that continues after its response was sent.
+    # Work that continues after the response was sent.
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     background_limit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(32))
 
@@ -73,7 +73,7 @@ class Deps:
             await self.faults.reach(point)
 
     def run_in_background(self, work: Coroutine[Any, Any, object]) -> None:
-        """Start the work and return at once. If it fails, the recovery loop does it later."""
+        """Start the work and return at once. If it fails, it is left to the recovery loop."""
 
         async def run() -> None:
             context.deadline.set(None)
@@ -92,7 +92,7 @@ class Deps:
 
 
 class PlacedOrder(Struct, frozen=True):
-    """`replayed`: an earlier request with the same idempotency key had placed it."""
+    """`replayed`: the order was placed by an earlier request with the same idempotency key."""
 
     order: Order
     replayed: bool
@@ -101,15 +101,15 @@ class PlacedOrder(Struct, frozen=True):
 async def place_order(deps: Deps, new: NewOrder, key: str | None) -> PlacedOrder:
     """Place an order and return it confirmed, or return the one that was placed with the same idempotency key.
 
-    Raises IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled, and Unavailable;
-    the latter has the fact `order_id` if an order was stored and its outcome is unknown.
+    Raises IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled and Unavailable.
+    Unavailable has the fact `order_id` if the order may have been stored and its outcome is unknown.
     """
     digest = None
     if key is not None:
         digest = new.digest()
         if replay := await _replay(deps, key, digest):
             return replay
-    if deps.inventory.is_open:
+    if deps.inventory.circuit_is_open:
         # Before anything is stored, so that nothing has to be recovered.
         raise Unavailable("inventory is unavailable")
     products = await deps.products.get_products([line.product_id for line in new.lines])
@@ -125,7 +125,7 @@ async def place_order(deps: Deps, new: NewOrder, key: str | None) -> PlacedOrder
         key=key,
         digest=digest,
     )
-    with _undecided(order.id, _WITH_KEY if key is not None else _WITHOUT_KEY):
+    with _outcome_unknown(order.id, _ADVICE_WITH_KEY if key is not None else _ADVICE_WITHOUT_KEY):
         await deps.reach("orders.before-intent")
         while True:
             try:
@@ -136,7 +136,7 @@ async def place_order(deps: Deps, new: NewOrder, key: str | None) -> PlacedOrder
                 assert digest is not None
                 if replay := await _replay(deps, key, digest):
                     return replay
-                # Rejected meanwhile, so the key is free again.
+                # The other order has been rejected since, so the key is free again.
                 await asyncio.sleep(_RETRY_SECONDS)
         await deps.reach("orders.after-intent")
         order = await _decide(deps, order)
@@ -151,7 +151,7 @@ async def _replay(deps: Deps, key: str, digest: bytes) -> PlacedOrder | None:
         return None
     if holder.digest != digest:
         raise IdempotencyKeyReused()
-    with _undecided(holder.order_id, _WITH_KEY):
+    with _outcome_unknown(holder.order_id, _ADVICE_WITH_KEY):
         order = await deps.orders.get_latest(holder.order_id)
         if order is None or order.key != key:
             return None
@@ -160,7 +160,7 @@ async def _replay(deps: Deps, key: str, digest: bytes) -> PlacedOrder | None:
 
 
 async def _decide(deps: Deps, order: Order) -> Order:
-    """Advance the order until it is no longer pending. What is due after that is started, but not waited for."""
+    """Advance the order until it is no longer pending. Start the step that is due then, without waiting for it."""
     while next_step(order) is Step.RESERVE:
         order = await advance(deps, order)
     step = next_step(order)
@@ -179,19 +179,21 @@ def _require_confirmed(order: Order) -> Order:
         raise OrderCancelled(order.id)
     if order.shortages:
         raise OutOfStock(order.shortages)
-    raise Unavailable("the order could not be decided in time and was rejected; order again", order_id=str(order.id))
+    raise Unavailable(
+        "the order could not be processed in time and was rejected; place it again", order_id=str(order.id)
+    )
 
 
 # What the client can do when the outcome is unknown.
-_WITH_KEY = "repeat the request with the same Idempotency-Key for the final result, or read the order by its id"
-_WITHOUT_KEY = (
+_ADVICE_WITH_KEY = "repeat the request with the same Idempotency-Key for the final result, or read the order by its id"
+_ADVICE_WITHOUT_KEY = (
     "read the order by its id for the result; without an Idempotency-Key, ordering again may place a second order"
 )
-_CANCELLING = "cancel it again, or read the order by its id for the result"
+_ADVICE_CANCELLING = "cancel it again, or read the order by its id for the result"
 
 
 @contextmanager
-def _undecided(order_id: UUID, advice: str) -> Iterator[None]:
+def _outcome_unknown(order_id: UUID, advice: str) -> Iterator[None]:
     """Add the order's id and the advice to every Unavailable raised inside."""
     try:
         yield
@@ -199,7 +201,7 @@ def _undecided(order_id: UUID, advice: str) -> Iterator[None]:
         if e.facts().get("order_id"):
             raise
         raise Unavailable(
-            f"the order could not be decided yet: {e}; {advice}", retry_after=e.retry_after, order_id=str(order_id)
+            f"the outcome of the order is unknown: {e}; {advice}", retry_after=e.retry_after, order_id=str(order_id)
         ) from e
 
 
@@ -209,7 +211,7 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     Return whether its stock is released; if not, recovery releases it later. Raises NotFound, and Unavailable if it is
     unknown whether the order is cancelled.
     """
-    with _undecided(order_id, _CANCELLING):
+    with _outcome_unknown(order_id, _ADVICE_CANCELLING):
         order = await deps.orders.get_latest(order_id)
         if order is None:
             raise NotFound("order", order_id)
@@ -223,7 +225,7 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     if not order.release_due:
         return True
     try:
-        # Inventory gets the remaining time, except for what the response needs.
+        # Inventory gets the remaining time, minus what sending the response needs.
         with context.deadline_in(max(0.2, context.remaining(60.0) - 0.5)):
             await advance(deps, order)
     except Unavailable as e:
@@ -239,13 +241,13 @@ async def _apply_cancelling(deps: Deps, order: Order, move: Move) -> Order:
         after = await deps.orders.move_and_get(order.id, move, at=at, entry=_outbox_entry(order, move, at))
         await deps.reach("orders.after-cancel-status")
     except Unavailable:
-        # Applied or not: the document shows which.
+        # The move may have been applied or not: the document shows which.
         after = None
     return after or await _reload(deps, order.id)
 
 
 async def advance(deps: Deps, order: Order, *, overdue: bool = False) -> Order:
-    """Take the order one step on and return it as it is then.
+    """Take the order one step further and return it as it is afterwards.
 
     Idempotent: any process may repeat it at any time. Raises Unavailable if the step's outcome is unknown.
     """
@@ -274,7 +276,7 @@ async def _reserve(deps: Deps, order: Order) -> Order:
     if isinstance(result, InsufficientStock):
         return await _move(deps, order, move, Reason.OUT_OF_STOCK, result.shortages)
     if isinstance(result, ReservationRejected):
-        # The order was cancelled meanwhile. Its document decides: it becomes rejected only if it is still pending.
+        # The order has been cancelled. Its document decides: it becomes rejected only if it is still pending.
         log.warning("reservation rejected", order_id=str(order.id), reason=result.detail)
         return await _move(deps, order, move, Reason.RESERVATION_REJECTED)
     await deps.reach("orders.before-confirm")
@@ -322,25 +324,26 @@ def _outbox_entry(order: Order, move: Move, at: datetime) -> OutboxEntry | None:
 
 
 def _to_milliseconds(at: datetime) -> datetime:
-    """Return the time with the precision that MongoDB stores."""
+    """Truncate the time to milliseconds, which is MongoDB's precision."""
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
 async def recover(deps: Deps, after_seconds: float, retry_seconds: float, limit: int = 200) -> bool:
     """Reject orders that have been pending for `after_seconds`, and retry stock releases after `retry_seconds`.
 
-    Takes at most `limit` orders of each kind. Return whether there may be more. Raises Unavailable if MongoDB is.
+    Take at most `limit` orders of each kind. Return whether there may be more. Raises Unavailable if MongoDB is
+    unavailable.
     """
     now = await deps.orders.collection.server_time()
     overdue = await deps.orders.list_pending(now - timedelta(seconds=after_seconds), limit)
-    await _recover_each(deps, overdue, True)
+    await _recover_each(deps, overdue, overdue=True)
     releases = await deps.orders.list_releases_due(now - timedelta(seconds=retry_seconds), limit)
-    failed = await _recover_each(deps, releases, False)
+    failed = await _recover_each(deps, releases, overdue=False)
     return not failed and limit in (len(overdue), len(releases))
 
 
-async def _recover_each(deps: Deps, order_ids: list[UUID], overdue: bool) -> int:
-    """Return how many orders could not be finished."""
+async def _recover_each(deps: Deps, order_ids: list[UUID], *, overdue: bool) -> int:
+    """Finish the orders concurrently, and return how many could not be finished."""
     limit = asyncio.Semaphore(16)
 
     async def recover_one(order_id: UUID) -> bool:
@@ -357,8 +360,8 @@ async def _recover_each(deps: Deps, order_ids: list[UUID], overdue: bool) -> int
                     await advance(deps, order)
                     RECOVERED.labels("released").inc()
             except Unavailable:
-                if not deps.inventory.is_open:
-                    # An order that cannot be released must not block those behind it.
+                if not deps.inventory.circuit_is_open:
+                    # An order whose stock cannot be released must not block those behind it.
                     await deps.orders.postpone_release(order_id)
                 return False
             return True
