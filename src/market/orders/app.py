@@ -40,7 +40,7 @@ class Clients:
 
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
-    """The service with its background loops. Waits for MongoDB and its indexes; Kafka and upstreams may come later."""
+    """Build the service and run its background loops. Waits for MongoDB and its indexes, not for Kafka or upstreams."""
     async with connect(config, process, clients) as deps:
         await wait_for_store(process.health, deps)
         async with periodic_tasks(background_steps(config, deps)):
@@ -49,7 +49,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
 
 @asynccontextmanager
 async def connect(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Deps]:
-    """Yield the use cases' dependencies. Waits for nothing: connections are made when they are first needed."""
+    """Yield the use cases' dependencies. Does not wait: connections are opened when they are first needed."""
     clients = clients or Clients()
     async with AsyncExitStack() as stack:
         client = create_client(config.mongodb)
@@ -75,7 +75,7 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         try:
             yield deps
         finally:
-            # First what requests have left running, then the outbox, then the connections that both need.
+            # First the background work of requests, then the relay, then the connections that both need.
             if deps.tasks:
                 await asyncio.wait(deps.tasks, timeout=3)
             await deps.relay.close(5)
@@ -90,7 +90,7 @@ async def wait_for_store(health: Health, deps: Deps) -> None:
 
 
 def http_server(config: Config, process: Process, deps: Deps) -> HttpServer:
-    """Return the REST API's server, not started."""
+    """Return the REST API's server, without starting it."""
     app = api.app(
         deps,
         config.http,
@@ -145,7 +145,7 @@ async def _ensure_topic(config: Kafka, timeout_seconds: float, *, update_setting
 
 
 async def migrate(config: Config, _: list[str]) -> int:
-    """Create the indexes and the topic.
+    """Create the indexes and the topic, and return the exit status, 0.
 
     If Kafka stays unavailable for `create_seconds`, the service creates the topic later.
     """

@@ -29,7 +29,7 @@ class MongoDB(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 2.5
 
     def __post_init__(self) -> None:
-        # The reason omits the URI: it may hold a password. With mongodb+srv the servers are only known to DNS.
+        # The error omits the URI, which may contain a password. mongodb+srv is not checked: that needs a DNS query.
         if not self.uri.startswith("mongodb+srv://"):
             try:
                 parse_uri(self.uri, validate=True)
@@ -40,7 +40,7 @@ class MongoDB(Section, frozen=True, kw_only=True):
 class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     """Where events are published, and how their topic is created."""
 
-    # 0: the broker creates topics automatically, and orders creates none.
+    # 0 leaves the creation of topics to the broker.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
@@ -57,7 +57,7 @@ class Recovery(Section, frozen=True, kw_only=True):
     after_seconds: Seconds = 60.0
     # Between two passes, and before a stock release that failed is retried.
     interval_seconds: Seconds = 5.0
-    # How long a relay has an order's outbox to itself.
+    # How long a relay's lease on an order's outbox is valid.
     lease_seconds: Seconds = 30.0
     relay_interval_seconds: Seconds = 1.0
 

@@ -1,7 +1,7 @@
 """OrderRepository: placing, reading, moving and recovering orders. One document per order.
 
-Writes are conditional on the order's status, and concurrent callers share bulk writes. Times that loops compare are the
-server's, so that a pod with a wrong clock cannot reject orders in flight.
+Writes are conditional on the order's status, and concurrent callers share bulk writes. Ages are measured by MongoDB's
+clock, so that a pod with a wrong clock cannot reject orders in flight.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class OrderPage(Struct, frozen=True):
 
 
 class Statistics(Struct, frozen=True):
-    """What is unfinished. Counts stop at 10,000; ages are in seconds, 0 if there is nothing."""
+    """Counts and ages of unfinished work. Counts stop at 10,000; an age is 0 if there is none."""
 
     pending: int
     oldest_pending_seconds: float
@@ -80,7 +80,7 @@ class OrderRepository:
         )
         # Separate from the moves: an update here that matches nothing must not make a whole batch of moves uncertain.
         self._releases: Batcher[ConditionalUpdate, bool] = Batcher(
-            self._update_many, name="orders.settle", max_batch_size=128
+            self._update_many, name="orders.release-due", max_batch_size=128
         )
         self._keys: Batcher[str, KeyHolder | None] = Batcher(
             self._find_keys, name="orders.keys", max_batch_size=128, max_concurrency=2, dedupe=True
@@ -113,11 +113,11 @@ class OrderRepository:
                     results[error["index"]] = Unavailable("the order store rejected the order")
                 elif "key" in error.get("keyPattern", {}):
                     results[error["index"]] = KeyTaken()
-                # Otherwise the id exists: an earlier attempt of our own.
+                # Otherwise the id exists already: an earlier attempt stored this order.
         return results
 
     async def find_by_key(self, key: str) -> KeyHolder | None:
-        """Return which order has the idempotency key, or None if it is free."""
+        """Return the order that has the idempotency key, or None if the key is free."""
         return await self._keys(key)
 
     async def _find_keys(self, keys: list[str]) -> Sequence[KeyHolder | None]:
@@ -137,7 +137,7 @@ class OrderRepository:
         return [orders.get(order_id) for order_id in order_ids]
 
     async def get_latest(self, order_id: UUID) -> Order | None:
-        """Return the order after all acknowledged writes, or None: what decisions are based on. Slower than `get`."""
+        """Return the order, or None, with a linearizable read: no acknowledged write is missed. Slower than `get`."""
         document = await self.collection.find_latest(order_id)
         return document_to_order(document) if document else None
 
@@ -146,7 +146,7 @@ class OrderRepository:
     ) -> OrderPage:
         """Return a page of the user's orders, newest first.
 
-        The page ends early at the first order that does not fit.
+        fits: called with each order; the page ends before the first one for which it returns False.
         """
         where = {"user": user, "status": {"$in": [s.value for s in statuses]}}
 
@@ -180,7 +180,7 @@ class OrderRepository:
     ) -> bool:
         """Apply the move if the order is in its source status. A confirmed order's outbox is leased to this process.
 
-        Return True if the move was applied. False means that this is not certain: read the order.
+        Return True if the move was applied. False means that this is unknown: read the order.
         """
         update = move_update(order_id, move, at=at, entry=entry, reason=reason, shortages=shortages)
         if move is CONFIRM:
@@ -204,7 +204,7 @@ class OrderRepository:
         )
 
     async def postpone_release(self, order_id: UUID) -> None:
-        """Move the order behind all others whose stock release is due."""
+        """Put the order at the end of the queue of due stock releases."""
         await self._releases(
             ConditionalUpdate(
                 {"_id": order_id, "release_due": {"$exists": True}}, {"$currentDate": {"release_due": True}}
@@ -216,23 +216,23 @@ class OrderRepository:
         # A bulk write returns only a count. If it falls short, every caller has to read its order.
         return [matched == len(updates)] * len(updates)
 
-    # What the loops look for.
+    # For the background loops.
 
     async def list_pending(self, before: datetime, limit: int) -> list[UUID]:
-        """Return the ids of orders that have been pending since before that time (the server's), oldest first."""
+        """Return the ids of up to `limit` orders pending since before `before` (MongoDB's clock), oldest first."""
         return await self._list_ids(
             {"status": Status.PENDING.value, "since": {"$lt": Timestamp(before, 0)}}, "since", limit
         )
 
     async def list_releases_due(self, before: datetime, limit: int) -> list[UUID]:
-        """Return the ids of orders whose stock release is due and was last tried before that time, oldest first."""
+        """Return the ids of up to `limit` orders whose stock release is due and was last tried before `before`."""
         return await self._list_ids({"release_due": {"$lt": before}}, "release_due", limit)
 
     async def _list_ids(self, where: Document, sort: str, limit: int) -> list[UUID]:
         return [d["_id"] for d in await self.collection.find(where, {"_id": 1}, sort=[(sort, 1)], limit=limit)]
 
     async def statistics(self) -> Statistics:
-        """Return what is unfinished, for the metrics."""
+        """Return the counts and ages of unfinished work, for the metrics."""
         now = await self.collection.server_time()
 
         async def first(where: Document, sort: str) -> Any:

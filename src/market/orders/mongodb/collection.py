@@ -1,7 +1,7 @@
 """The collection `orders`: one handle for every repository, with deadline, circuit breaker and error mapping.
 
-Writes are durable on a majority of the servers and journaled. Reads see only what a majority has; `find_latest`
-is linearizable.
+Writes are durable on a majority of the servers and journaled. Reads return only majority-committed
+data; `find_latest` is linearizable.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from market.orders.mongodb.documents import Document
 T = TypeVar("T")
 Sort = Sequence[tuple[str, int]]
 
-# Compared with a date or time field to find the documents that have one.
+# {"$gt": BEGINNING} matches the documents that have the date field.
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True, uuid_representation=UuidRepresentation.STANDARD)
 
@@ -38,8 +38,8 @@ _CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True, uuid_representation
 def create_client(config: MongoDB) -> AsyncMongoClient[Document]:
     """Return a client that connects, and reconnects, automatically.
 
-    A dead server costs a caller `timeout_seconds`, and one that is back is detected within half a second. Writes whose
-    connection breaks are repeated by the driver within that time; the server recognizes the repeat (retryable writes).
+    A call to a dead server fails after `timeout_seconds`; a recovered server is detected within half a second. If a
+    connection breaks, the driver retries the write within that time, and the server recognizes it (retryable writes).
     """
     return AsyncMongoClient(
         config.uri,
@@ -103,17 +103,17 @@ class OrdersCollection:
     async def find(
         self,
         where: Mapping[str, Any],
-        fields: Mapping[str, Any] | None = None,
+        projection: Mapping[str, Any] | None = None,
         *,
         sort: Sort | None = None,
         limit: int = 0,
     ) -> list[Document]:
         """Return all matching documents, or the first `limit`."""
-        return await self.run(lambda: self.documents.find(where, fields, sort=sort, limit=limit).to_list())
+        return await self.run(lambda: self.documents.find(where, projection, sort=sort, limit=limit).to_list())
 
-    async def find_one(self, where: Mapping[str, Any], fields: Mapping[str, Any], *, sort: Sort) -> Document | None:
+    async def find_one(self, where: Mapping[str, Any], projection: Mapping[str, Any], *, sort: Sort) -> Document | None:
         """Return the first matching document, or None."""
-        return await self.run(lambda: self.documents.find_one(where, fields, sort=sort))
+        return await self.run(lambda: self.documents.find_one(where, projection, sort=sort))
 
     async def find_latest(self, order_id: UUID) -> Document | None:
         """Return the document with a linearizable read: no acknowledged write is missed. Slower than `find`."""
@@ -138,7 +138,7 @@ class OrdersCollection:
     async def bulk_update(self, updates: Sequence[UpdateOne]) -> int:
         """Apply independent updates in one call and return how many matched.
 
-        Raises Unavailable also if the server applied only some of them or could not make them durable.
+        Also raises Unavailable if the server applied only some of them or could not make them durable.
         """
 
         async def write() -> int:
@@ -150,7 +150,7 @@ class OrdersCollection:
             raise Unavailable("the order store did not apply all changes") from e
 
     async def server_time(self) -> datetime:
-        """Return the server's clock in UTC. Loops compare times by it, never by the clock of the pod."""
+        """Return the server's clock in UTC. Background loops measure ages with it, never with the pod's clock."""
         response = await self.run(lambda: self._database.command("hello"))
         at: datetime = response["localTime"]
         return at if at.tzinfo else at.replace(tzinfo=UTC)
@@ -163,7 +163,7 @@ class OrdersCollection:
         try:
             response = await self._database.command("hello")
         except PyMongoError as e:
-            # The rest of PyMongo's text are measured times, different in each attempt: it would be logged every time.
+            # The rest of PyMongo's message has measured times, so each attempt would be logged as a new reason.
             raise Unavailable(str(e).partition(" (configured timeouts")[0]) from e
         if not response.get("isWritablePrimary"):
             raise Unavailable("mongodb has no primary")

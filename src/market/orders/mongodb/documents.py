@@ -22,7 +22,7 @@ from market.orders.domain import Move, Order, OrderLine, OutboxEntry, Reason, Sh
 
 Document = dict[str, Any]
 
-# The server replaces the empty timestamp by its own time.
+# The server replaces the empty timestamp with its own time.
 _SERVER_TIME = Timestamp(0, 0)
 
 
@@ -144,7 +144,7 @@ def parse_document(d: Mapping[str, Any]) -> Order | UnreadableDocument:
     """Return the order in a document whose values may have any type, or why it is not an order."""
     try:
         order = document_to_order(d)
-        # Text in place of a time would otherwise fail later, where its document is no longer known.
+        # Otherwise a string in place of a time would fail later, where the document is no longer known.
         msgspec.convert(msgspec.to_builtins(order, builtin_types=_NATIVE_TYPES), Order)
         return order
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:

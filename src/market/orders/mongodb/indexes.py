@@ -41,4 +41,4 @@ async def check_indexes(collection: OrdersCollection) -> None:
     existing = await collection.documents.index_information()
     missing = [i.document["name"] for i in INDEXES if i.document["name"] not in existing]
     if missing:
-        raise Unavailable(f"missing indexes {', '.join(missing)}; run: python -m market.orders migrate")
+        raise Unavailable(f"indexes are missing: {', '.join(missing)}; run: python -m market.orders migrate")

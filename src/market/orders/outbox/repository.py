@@ -24,7 +24,7 @@ _OUTBOX = {"outbox": 1, "unsent_since": 1, "stuck_since": 1, **_LEASE}
 
 
 class UnsentPage(Struct, frozen=True):
-    """Ids of orders with unsent events. `next_after` continues the scan; None: this was the last page."""
+    """Ids of orders with unsent events. `next_after` is `after` for the next page; None if this is the last one."""
 
     order_ids: list[UUID]
     next_after: datetime | None
@@ -53,8 +53,7 @@ class OutboxRepository:
         )
 
     async def renew_lease(self, order_id: UUID) -> Order | None:
-        """Restart the time of a lease of ours and return the order; None if the outbox is empty or leased to
-        another."""
+        """Renew this instance's lease and return the order; None if the outbox is empty or leased to another relay."""
         return await self._take_lease(
             {"_id": order_id, "unsent_since": {"$exists": True}, "claimed_by": self.instance_id}
         )
@@ -65,7 +64,7 @@ class OutboxRepository:
         return document_to_order(document) if document else None
 
     async def release_lease(self, order_ids: Sequence[UUID]) -> None:
-        """Give up the leases on those orders that are still ours: another relay may have reclaimed them."""
+        """Release the leases that this instance still holds; another relay may have reclaimed some of them."""
         await self._collection.bulk_update(
             [UpdateOne({"_id": order_id, "claimed_by": self.instance_id}, {"$unset": _LEASE}) for order_id in order_ids]
         )
@@ -84,7 +83,7 @@ class OutboxRepository:
     async def remove_published(self, published: Sequence[tuple[UUID, UUID]]) -> list[Order]:
         """Remove exactly these entries, given as (order id, event id). Empty outboxes lose their lease.
 
-        Return the orders that have further events and whose lease is ours.
+        Return the orders that have more events and whose lease this instance still holds.
         """
         if not published:
             return []
@@ -105,7 +104,7 @@ class OutboxRepository:
         ours = {"_id": order_id, "outbox.id": event_id, "claimed_by": self.instance_id}
         document = await self._collection.update_and_get(ours, {**change, "$currentDate": {"claimed_at": True}})
         if document is None:
-            # Reclaimed by another relay meanwhile, or removed already.
+            # Another relay has reclaimed the lease, or the entry has been removed already.
             await self._collection.update_one({"_id": order_id, "outbox.id": event_id}, change)
         elif document["outbox"]:
             return document_to_order(document)
@@ -123,7 +122,7 @@ class OutboxRepository:
         )
 
     async def requeue(self, order_id: UUID, entry: OutboxEntry | None, at: datetime) -> bool:
-        """Make the order's events due again, including rejected ones, and free the lease. `entry` is added if given.
+        """Make the order's events due again, including rejected ones, and clear the lease. Also add `entry`, if any.
 
         Return False if there was nothing to do: the outbox is empty, or already has the entry.
         """
