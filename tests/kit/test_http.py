@@ -199,7 +199,7 @@ async def test_a_refused_connection_is_retried_until_one_is_accepted(method: str
             async with server(responding(OK), sock):
                 assert [(await c).status for c in calls] == [200] * 20
             # However often they were refused, the circuit counts no failure.
-            assert not http.is_open
+            assert not http.circuit_is_open
 
 
 async def test_connection_attempts_end_well_within_the_deadline() -> None:

@@ -30,7 +30,7 @@ else:
     Connection = asyncpg.Connection
 
 # Errors after which it is unknown whether the statement took effect, or which say that the server is unavailable. The
-# last one occurs if an idle connection was told that the server shuts down, and has not been closed yet.
+# last one occurs on an idle connection that has received the server's shutdown message, but is not closed yet.
 CONNECTION_ERRORS = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -42,7 +42,7 @@ CONNECTION_ERRORS = (
 
 
 async def _no_reset(_: Connection) -> None:
-    """Skip the pool's reset, which costs a quarter of a small query. No statement here leaves session state behind."""
+    """Skip the pool's reset, a quarter of the time of a small query. No statement here leaves session state behind."""
 
 
 @asynccontextmanager
@@ -104,7 +104,7 @@ async def acquire(pool: Pool, *, seconds: float = 3.0) -> AsyncIterator[Connecti
     except TimeoutError:
         raise (DeadlineExceeded if limit.expired() else Unavailable)("the database did not respond in time") from None
     except asyncpg.DataError:
-        # An InterfaceError too, but a defect of this program.
+        # Also an InterfaceError, but it means a bug in this service.
         raise
     except (*CONNECTION_ERRORS, asyncpg.InsufficientResourcesError, asyncpg.ReadOnlySQLTransactionError) as e:
         raise Unavailable(f"the database is unavailable: {type(e).__name__}") from None

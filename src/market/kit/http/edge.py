@@ -1,7 +1,7 @@
 """The HTTP edge that products, orders and the gateway share: an ASGI app with routing, deadlines, limits and problems.
 
-Requests and responses are Starlette's. Its router and middleware are not used, because they cost more than a small
-endpoint does (docs/decisions/0010).
+Requests and responses are Starlette's. Its router and middleware are not used, because they take more time than
+a small endpoint itself (docs/decisions/0010).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 RenderProblem = Callable[[Any, Problem], Response]
 
 DEFAULT_TIMEOUT_SECONDS = 3.0
-# Nginx's status for a client that closed the connection before the response; only metrics and logs see it.
+# Nginx's status for a client that closed the connection before the response; it appears only in metrics and logs.
 _CLIENT_CLOSED_REQUEST = 499
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 
@@ -217,7 +217,7 @@ class Edge:
         return limited
 
     def _count(self, method: str, route: str, status: int, seconds: float) -> None:
-        # Cached, because looking up a label costs more than counting. Invented methods must not create labels.
+        # Cached, because looking up a label costs more than counting. Unknown methods must not create new labels.
         key = (method if method in _METHODS else "-", route, status)
         metrics = self._metrics.get(key)
         if metrics is None:

@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 
 import httptools
 
-# Below the 75 s after which uvicorn closes an idle connection, so that no request meets the closing.
+# Below the 75 s after which uvicorn closes an idle connection, so that no request races with the close.
 _IDLE_SECONDS = 60.0
-# Older connections are replaced, so that new copies of the upstream get their share.
+# Older connections are replaced, so that new pods of the upstream get their share of the requests.
 _AGE_SECONDS = 120.0
-# A pod whose node is gone does not even refuse; another attempt may lead to another pod.
+# Short, because a connection to a dead node is never refused, and the next attempt may reach another pod.
 _CONNECT_SECONDS = 1.0
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 
@@ -100,7 +100,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None:
-            # Bytes without a request: the connection is out of step.
+            # Bytes that belong to no request: the connection cannot be used any further.
             self.close()
             return
         try:
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
             # An interim response (1xx): the final one follows.
             return
         waiter = self._waiter
-        # After a second response to one request the connection is out of step.
+        # After a second response to one request the connection cannot be used any further.
         if waiter is None or waiter.done() or not self._parser.should_keep_alive():
             self._reusable = False
         if waiter is not None and not waiter.done():
@@ -168,7 +168,7 @@ class ConnectionPool:
         self._max_connections = max_connections
         self._open = 0
         self._idle: deque[Connection] = deque()
-        # Each gets a connection, or None for the right to open one.
+        # Each future gets a connection, or None: a slot in which the caller may open one.
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
 
     async def request(
@@ -203,8 +203,8 @@ class ConnectionPool:
         if body is not None:
             lines.append(f"content-length: {len(body)}\r\n")
         text = "".join(lines)
-        # A line break in a path or a value would start a header of its own. The first entry has two: its own and the
-        # host's.
+        # A line break in a path or a value would inject a header. The first entry has two line breaks: the request
+        # line's and the Host header's.
         if text.count("\n") != len(lines) + 1 or text.count("\r") != len(lines) + 1 or " " in path:
             raise ValueError("a path or a header contains a forbidden character")
         return text.encode("latin-1") + b"\r\n" + (body or b"")
@@ -229,7 +229,7 @@ class ConnectionPool:
             connection = await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                # It got a connection or a slot at the same moment, which goes to the next caller.
+                # It was given a connection or a slot just before: pass it on to the next caller.
                 granted = waiter.result()
                 self._release(granted) if granted is not None else self._release_slot()
             raise
@@ -275,7 +275,7 @@ class ConnectionPool:
             self._open -= 1
 
     def _release_slot(self) -> None:
-        """Let the next caller open a connection in place of one that is gone."""
+        """Let the next caller open a connection in place of one that was closed."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():

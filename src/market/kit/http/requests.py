@@ -80,13 +80,13 @@ def parse_query(request: Request, query_type: type[T]) -> T:
         try:
             pairs = parse_qsl(raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=50)
         except ValueError:  # Includes UnicodeDecodeError.
-            raise BadInput("query", "is not a query string in UTF-8") from None
-        readers = _readers(query_type)  # type: ignore[arg-type]
+            raise BadInput("query", "must be a query string in UTF-8 with at most 50 parameters") from None
+        parsers = _parsers(query_type)  # type: ignore[arg-type]
         for name, value in pairs:
             if name in values:
-                raise BadInput(name, "is given twice")
-            reader = readers.get(name)
-            values[name] = reader(value) if reader else value
+                raise BadInput(name, "must not be repeated")
+            parse = parsers.get(name)
+            values[name] = parse(value) if parse else value
     try:
         return msgspec.convert(values, query_type)
     except msgspec.ValidationError as e:
@@ -99,23 +99,23 @@ def _bad_input(error: msgspec.ValidationError, expected_type: Any, data: Any) ->
 
 
 @lru_cache
-def _readers(query_type: Any) -> dict[str, Callable[[str], Any]]:
+def _parsers(query_type: Any) -> dict[str, Callable[[str], Any]]:
     """Return a parser by name for each field that is not text.
 
     msgspec's lax mode would accept 1e2 and 20.0 as an int.
     """
     info = inspect.type_info(query_type)
     assert isinstance(info, inspect.StructType)
-    readers = {}
+    parsers = {}
     for field in info.fields:
         alternatives = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
         for alternative in alternatives:
-            if reader := _reader(field.encode_name, alternative):
-                readers[field.encode_name] = reader
-    return readers
+            if parse := _parser(field.encode_name, alternative):
+                parsers[field.encode_name] = parse
+    return parsers
 
 
-def _reader(name: str, field_type: inspect.Type) -> Callable[[str], Any] | None:
+def _parser(name: str, field_type: inspect.Type) -> Callable[[str], Any] | None:
     if isinstance(field_type, inspect.IntType):
         low, high = field_type.ge, field_type.le
         bounds = f" from {low} to {high}" if low is not None and high is not None else ""
