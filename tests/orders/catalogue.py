@@ -1,4 +1,4 @@
-"""A fake of products, which the tests of orders control."""
+"""A fake products service that the tests control."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ class FakeCatalogue:
     """Serves `GET /api/product?ids=`.
 
     `products`: by id, as JSON. `requests`: the ids of each request. `in_flight`, `peak_in_flight`: concurrent requests,
-    now and at most since `reset`. What a test may set: `unavailable` (respond with 503), `await_in_flight` (do not
-    respond before that many requests were in flight together), `delay_seconds` (respond that much later).
+    now and at most since `reset`.
+
+    A test may set `unavailable` (respond with 503), `await_in_flight` (do not respond before that many requests have
+    been in flight together) and `delay_seconds` (respond that much later).
     """
 
     def __init__(self) -> None:

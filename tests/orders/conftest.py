@@ -1,4 +1,4 @@
-"""Orders on real MongoDB, Kafka and inventory (on PostgreSQL), and a fake of products."""
+"""Orders on real MongoDB and Kafka, with the real inventory (on PostgreSQL) and a fake products service."""
 
 from __future__ import annotations
 
@@ -99,14 +99,14 @@ async def isolated_settings(make_settings: MakeSettings, migrated: None) -> Make
 
 @pytest.fixture(scope="session")
 async def service(make_settings: MakeSettings, migrated: None) -> AsyncIterator[Service]:
-    """One instance in this process, shared by all tests that do not break it."""
+    """One instance in this process, shared by all tests that leave it intact."""
     async with serving(make_settings(recovery={"after_seconds": 120, "lease_seconds": 30})) as service:
         yield service
 
 
 @pytest.fixture(scope="session")
 def documents(mongodb: Any, make_settings: MakeSettings) -> Iterator[Any]:
-    """PyMongo's synchronous collection in the shared database, to read beside the service."""
+    """PyMongo's synchronous collection in the shared database, to read documents without the service."""
     client: Any = pymongo.MongoClient(mongodb.uri, uuidRepresentation="standard", tz_aware=True)
     yield client[make_settings()["mongodb"]["database"]].orders
     client.close()

@@ -1,4 +1,4 @@
-"""Instances whose failure points can be armed, or block until the test opens them, to force one interleaving."""
+"""Instances whose failure points a test can arm, or block until it opens them, to force one interleaving."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Gate:
 
 
 class GatedFaults(Faults):
-    """Failure points that can also be gates: a pause of some seconds does not guarantee what others do meanwhile."""
+    """Failure points that can also be gates: unlike a pause, a gate does not depend on how fast others are."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ class GatedFaults(Faults):
 def gated_service(
     settings: Settings, directory: Path, *, background: bool = False
 ) -> AbstractAsyncContextManager[Service]:
-    """Run orders in this process with failure points that can be armed, by files in `directory`, or be gates."""
+    """Run orders in this process with failure points that a test can arm (by files in `directory`) or make gates."""
     return serving(settings, process=Process(faults=GatedFaults(directory)), background=background)
 
 

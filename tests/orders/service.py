@@ -80,7 +80,7 @@ async def on_new_database(make_settings: MakeSettings, **defaults: Any) -> MakeS
 
 
 class OrderPlacer:
-    """`place` for anything with an HTTP client of orders."""
+    """Places orders with the HTTP client `http`."""
 
     http: httpx.AsyncClient
 

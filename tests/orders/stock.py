@@ -1,4 +1,4 @@
-"""Stock and reservations in the real inventory, read and changed by a test beside orders."""
+"""Stock and reservations in the real inventory, which tests read and change without orders."""
 
 from __future__ import annotations
 

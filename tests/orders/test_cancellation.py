@@ -50,8 +50,8 @@ async def test_a_cancelled_order_releases_its_stock_once_and_publishes_one_event
     await stock.set(lamp, 5)
     order = (await service.place([(lamp, 2)])).json()
     responses = await asyncio.gather(*(service.http.delete(f"/api/order/{order['id']}") for _ in range(8)))
-    assert {a.status_code for a in responses} == {204}
-    assert {a.content for a in responses} == {b""}
+    assert {r.status_code for r in responses} == {204}
+    assert {r.content for r in responses} == {b""}
     assert (await service.http.delete(f"/api/order/{order['id']}")).status_code == 204
     assert await stock.available(lamp) == 5
     assert await stock.reservation(order["id"]) == ("cancelled", {lamp: 2})

@@ -56,8 +56,8 @@ async def test_concurrent_requests_with_one_key_place_one_order(
     lamp, key = catalogue.add(), f"key-{uuid4()}"
     await stock.set(lamp, 50)
     responses = await asyncio.gather(*(service.place([(lamp, 1)], key=key) for _ in range(20)))
-    assert sorted(a.status_code for a in responses) == [200] * 19 + [201]
-    assert len({a.json()["id"] for a in responses}) == 1
+    assert sorted(r.status_code for r in responses) == [200] * 19 + [201]
+    assert len({r.json()["id"] for r in responses}) == 1
     assert await stock.available(lamp) == 49
     assert documents.count_documents({"key": key}) == 1
 

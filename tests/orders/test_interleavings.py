@@ -56,7 +56,7 @@ async def test_a_step_whose_response_is_lost_is_completed_by_a_repeated_key(
     upstream: str,
     fault: str,
 ) -> None:
-    """The response is 503 with the order's id, or the result; there is one order in the end."""
+    """The first response is either 503 with the order's id or the result; in the end there is exactly one order."""
     lamp, key, user = catalogue.add(), uuid4().hex, f"wire {uuid4()}"
     await stock.set(lamp, 5)
     port = int(stock.target.rpartition(":")[2]) if upstream == "inventory" else mongodb.port

@@ -251,7 +251,7 @@ async def test_concurrent_orders_share_their_price_lookups(
     await until(lambda: products.callers == 40, what="all orders look up the price")
     catalogue.reset()
     responses = await asyncio.gather(*placing)
-    assert [a.status_code for a in responses] == [201] * 40
+    assert [r.status_code for r in responses] == [201] * 40
     # Four in flight, and one for all orders that wait.
     assert len(catalogue.requests) <= 5
     assert await stock.available(lamp) == 60
@@ -263,7 +263,7 @@ async def test_a_race_for_the_last_units_sells_exactly_those(
     lamp = catalogue.add()
     await stock.set(lamp, 17)
     responses = await asyncio.gather(*(service.place([(lamp, 1)], user="race") for _ in range(60)))
-    assert sorted(a.status_code for a in responses) == [201] * 17 + [409] * 43
+    assert sorted(r.status_code for r in responses) == [201] * 17 + [409] * 43
     assert await stock.available(lamp) == 0
     await until(
         lambda: documents.count_documents({"user": "race", "release_due": {"$exists": True}}) == 0, what="releases"
@@ -310,7 +310,7 @@ async def test_an_unavailable_inventory_opens_the_circuit_so_that_no_order_is_st
         # The open circuit breaker lets a call through from time to time; an order placed then is stored.
         while "order_id" in responses[-1].json() and (len(responses) < 12 or asyncio.get_running_loop().time() < end):
             responses.append(await cut_off.place([(lamp, 1)], user=user))
-    assert {a.status_code for a in responses} == {503}
+    assert {r.status_code for r in responses} == {503}
     stored = [r.json()["order_id"] for r in responses if "order_id" in r.json()]
     assert len(stored) == len(responses) - 1, "the circuit never opened"
     assert {str(d["_id"]) for d in documents.find({"user": user})} == set(stored)

@@ -369,7 +369,7 @@ async def test_orders_restored_from_an_old_backup_contradict_their_events(
 async def test_an_event_that_differs_from_its_order_is_reported(
     service: Service, bootstrap_servers: str, catalogue: FakeCatalogue, stock: Stock, own_topic: Topic
 ) -> None:
-    """The last test of this file, since its events stay in the topic."""
+    """This is the last test of the file, because its events stay in the topic."""
     lamp = catalogue.add()
     await stock.set(lamp, 9)
     changed, forged, duplicated = [await place_and_publish(service, lamp, own_topic) for _ in range(3)]

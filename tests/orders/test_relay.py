@@ -111,7 +111,7 @@ async def test_a_cancellation_between_publishing_and_removal_is_published_second
 async def test_a_cancellation_just_after_the_removal_is_published_without_delay(
     new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, topic: Topic, tmp_path: Path
 ) -> None:
-    """The first event is removed from the outbox, but its relay has no response yet."""
+    """The first event is removed from the outbox, but the relay does not know that yet."""
     lamp = catalogue.add()
     await stock.set(lamp, 5)
     async with gated_service(new_settings(), tmp_path) as service:

@@ -181,7 +181,7 @@ async def test_a_failing_relay_tries_each_order_in_turn(
 async def test_outbox_changes_that_the_store_does_not_apply_raise_unavailable(
     new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock
 ) -> None:
-    """Another server may just become the primary. The outcome is unknown; the caller may repeat the change."""
+    """This happens while the primary changes. The outcome is unknown; the caller may repeat the change."""
     lamp = catalogue.add()
     await stock.set(lamp, 5)
     async with serving(without_kafka(new_settings(), 300), background=False) as service:
