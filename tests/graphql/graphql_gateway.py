@@ -39,6 +39,11 @@ def product(n: int, **changes: Any) -> dict[str, Any]:
     }
 
 
+def with_stock(product: dict[str, Any]) -> dict[str, Any]:
+    """Return the product as REST returns it with `stock=true`."""
+    return {**product, "stock": {True: 7, False: 0, None: None}[product["available"]]}
+
+
 def order(n: int, user: str, products: list[str], **changes: Any) -> dict[str, Any]:
     lines = [
         {"product_id": p, "name": f"then {p[:4]}", "quantity": i + 1, "unit_price": "2.50"}
@@ -136,7 +141,10 @@ class FakeUpstream:
         base = f"/api/{self.kind}"
         resource_id = path.removeprefix(base).strip("/")
         if method == "GET" and not resource_id:
-            return 200, self._page(query), {}
+            page = self._page(query)
+            if query.get("stock") == "true":
+                page["items"] = [with_stock(p) for p in page["items"]]
+            return 200, page, {}
         if method == "POST":
             key = headers.get("idempotency-key")
             if key in self.keys:
@@ -177,7 +185,7 @@ class FakeUpstream:
             else:
                 resource["status"] = "cancelled"
             return 204, None, {}
-        return 200, resource, etag
+        return 200, with_stock(resource) if query.get("stock") == "true" else resource, etag
 
     def _page(self, query: dict[str, str]) -> dict[str, Any]:
         limit, offset = int(query.get("limit", 20 if self.kind == "product" else 100)), int(query.get("offset", 0))

@@ -341,3 +341,51 @@ async def test_an_update_without_an_image_keeps_the_one_that_another_update_sets
 async def test_an_update_of_an_unknown_product_without_an_image_is_not_found(gateway: Gateway) -> None:
     result = await gateway.run(UPDATE, update_of("00000000-0000-4000-8000-00000000ffff"))
     assert (result["data"], code(result)) == ({"updateProduct": None}, "NOT_FOUND")
+
+
+async def test_the_stock_of_products_is_requested_only_where_it_is_selected(gateway: Gateway) -> None:
+    ids = list(gateway.products.resources)[:3]
+    result = await gateway.run(
+        "query ($id: ID!, $ids: [ID!]) { product(id: $id) { stock } products(ids: $ids) { items { available stock } }}",
+        {"id": ids[1], "ids": ids},
+    )
+    stocks = [{True: 7, False: 0, None: None}[gateway.products.resources[i]["available"]] for i in ids]
+    assert result["data"]["product"] == {"stock": stocks[1]}
+    assert [item["stock"] for item in result["data"]["products"]["items"]] == stocks
+    assert sorted("stock=true" in query for _, query, _, _ in gateway.products.calls) == [True, True]
+    gateway.products.calls.clear()
+    await gateway.run("query ($id: ID!) { product(id: $id) { name available } }", {"id": ids[1]})
+    assert ["stock" in query for _, query, _, _ in gateway.products.calls] == [False]
+
+
+async def test_the_stock_of_order_lines_is_joined(gateway: Gateway) -> None:
+    [user] = {o["user"] for o in list(gateway.orders.resources.values())[:1]}
+    result = await gateway.run(
+        "query ($user: String!) { orders(user: $user, limit: 1) { items { items { product { id stock } } } } }",
+        {"user": user},
+    )
+    [order] = result["data"]["orders"]["items"]
+    for line in order["items"]:
+        if line["product"] is not None:
+            resource = gateway.products.resources[line["product"]["id"]]
+            assert line["product"]["stock"] == {True: 7, False: 0, None: None}[resource["available"]]
+    assert any(line["product"] for line in order["items"])
+
+
+async def test_a_mutation_returns_the_stock_after_it_or_null_if_it_cannot_be_read(gateway: Gateway) -> None:
+    text = """mutation ($input: CreateProductInput!) { createProduct(input: $input) { id available stock } }"""
+    fields = {"name": "A", "description": "B", "price": "1.00", "currency": "GBP", "stock": 7}
+    created = (await gateway.run(text, {"input": fields}))["data"]["createProduct"]
+    assert created["stock"] == {True: 7, False: 0, None: None}[created["available"]]
+    text = """mutation ($input: UpdateProductInput!) { updateProduct(input: $input) { name stock } }"""
+    fields |= {"id": created["id"], "imageUrl": None}
+    gateway.products.calls.clear()
+    assert "errors" not in await gateway.run(text, {"input": fields})
+    assert [call[0].partition(" ")[0] for call in gateway.products.calls] == ["PUT", "GET"]
+
+    def fail(_: dict[str, Any]) -> None:
+        gateway.products.failures += [(503, {"type": "urn:market:problem:unavailable", "status": 503}, {})] * 5
+
+    gateway.products.before_update = fail
+    result = await gateway.run(text, {"input": fields})
+    assert result == {"data": {"updateProduct": {"name": "A", "stock": None}}}

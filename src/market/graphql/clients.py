@@ -102,9 +102,11 @@ class ProductsClient(_RestClient):
     def __init__(self, http: HttpClient) -> None:
         super().__init__(http, "products", "/api/product", create_timeout=3.0)
 
-    async def get(self, product_id: UUID, *, availability: bool = True) -> bytes:
-        """Return the product's JSON. Without `availability`, products does not look it up."""
-        return await self._get(product_id, "" if availability else "?availability=false")
+    async def get(self, product_id: UUID, *, availability: bool = True, stock: bool = False) -> bytes:
+        """Return the product's JSON, with `stock` if requested. Without `availability`, products does not look it
+        up."""
+        query = urlencode(({} if availability else {"availability": "false"}) | ({"stock": "true"} if stock else {}))
+        return await self._get(product_id, f"?{query}" if query else "")
 
     async def get_version(self, product_id: UUID) -> tuple[bytes, str]:
         """Return the product's JSON and its entity tag, which `update` takes."""

@@ -19,6 +19,8 @@ class Product(Struct, frozen=True, gc=False):
     available: bool | None
     created_at: str
     updated_at: str
+    # Absent unless it was requested.
+    stock: int | None = None
 
 
 class ProductPage(Struct, frozen=True, gc=False):

@@ -10,13 +10,14 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import msgspec
 from msgspec import Struct
 
 from market.graphql.clients import OrdersClient, ProductsClient
 from market.graphql.domain import FieldError, snake_case_keys
-from market.kit.errors import BadInput
+from market.kit.errors import BadInput, Problem
 from market.kit.text import parse_path_id, parse_uuid
 
 # Ids in one request to products, by the REST contract.
@@ -41,6 +42,11 @@ class _Image(Struct, frozen=True):
     image_url: str | None
 
 
+class _Id(Struct, frozen=True):
+    id: str
+
+
+_decode_id = msgspec.json.Decoder(_Id).decode
 _decode_image = msgspec.json.Decoder(_Image).decode
 
 
@@ -51,9 +57,9 @@ class ProductBatch(NamedTuple):
     page: bytes | Exception
 
 
-async def get_product(deps: Deps, *, product_id: str, availability: bool = True) -> bytes:
-    """Return the product. Without `availability`, products does not look it up."""
-    return await deps.products.get(parse_path_id("product", product_id), availability=availability)
+async def get_product(deps: Deps, *, product_id: str, availability: bool = True, stock: bool = False) -> bytes:
+    """Return the product, with `stock` if requested. Without `availability`, products does not look it up."""
+    return await deps.products.get(parse_path_id("product", product_id), availability=availability, stock=stock)
 
 
 async def list_products(
@@ -65,6 +71,7 @@ async def list_products(
     ids: list[str] | None = None,
     sort: str | None = None,
     availability: bool = True,
+    stock: bool = False,
 ) -> bytes:
     """Return a page of products: those with the given ids, in that order, or those that match `q`, a full-text
     query."""
@@ -82,6 +89,7 @@ async def list_products(
         "ids": None if ids is None else ",".join([str(parse_uuid(f"ids[{i}]", id_)) for i, id_ in enumerate(ids)]),
         "sort": sort,
         "availability": None if availability else "false",
+        "stock": "true" if stock else None,
     }
     return await deps.products.list(query)
 
@@ -98,12 +106,29 @@ async def list_orders(
     return await deps.orders.list({"user": user, "limit": limit, "offset": offset, "status": status})
 
 
-async def create_product(deps: Deps, *, product: dict[str, Any], idempotency_key: str | None = None) -> bytes:
-    """Create a product from a CreateProductInput and return it."""
-    return await deps.products.create(_rest_body(product, nullable={"imageUrl"}), idempotency_key)
+async def create_product(
+    deps: Deps, *, product: dict[str, Any], idempotency_key: str | None = None, stock: bool = False
+) -> bytes:
+    """Create a product from a CreateProductInput and return it, with `stock` if requested."""
+    created = await deps.products.create(_rest_body(product, nullable={"imageUrl"}), idempotency_key)
+    return await _with_stock(deps, created) if stock else created
 
 
-async def update_product(deps: Deps, *, product: dict[str, Any]) -> bytes:
+async def update_product(deps: Deps, *, product: dict[str, Any], stock: bool = False) -> bytes:
+    """Replace a product's writable fields as `_update_product` does, and return it, with `stock` if requested."""
+    updated = await _update_product(deps, product)
+    return await _with_stock(deps, updated) if stock else updated
+
+
+async def _with_stock(deps: Deps, written: bytes) -> bytes:
+    """Read the product that was written again, with its stock. If that fails, return what was written."""
+    try:
+        return await deps.products.get(UUID(_decode_id(written).id), stock=True)
+    except (FieldError, Problem):
+        return written
+
+
+async def _update_product(deps: Deps, product: dict[str, Any]) -> bytes:
     """Replace a product's writable fields by an UpdateProductInput and return it.
 
     An absent imageUrl or stock is left as it is; a null imageUrl removes the image. Raises FieldError with the code
@@ -146,7 +171,9 @@ async def cancel_order(deps: Deps, *, order_id: str) -> bytes:
     return await deps.orders.get(parsed)
 
 
-async def products_by_id(deps: Deps, ids: Iterable[str], *, availability: bool = True) -> list[ProductBatch]:
+async def products_by_id(
+    deps: Deps, ids: Iterable[str], *, availability: bool = True, stock: bool = False
+) -> list[ProductBatch]:
     """Return the products with these ids, in batches of 100 distinct ids. Never raises: a batch holds its error."""
     distinct = list(dict.fromkeys(ids))
     batches = [distinct[i : i + MAX_IDS] for i in range(0, len(distinct), MAX_IDS)]
@@ -154,6 +181,8 @@ async def products_by_id(deps: Deps, ids: Iterable[str], *, availability: bool =
 
     async def fetch(batch: list[str]) -> ProductBatch:
         query = {"ids": ",".join(batch), "availability": None if availability else "false"}
+        if stock:
+            query["stock"] = "true"
         try:
             async with semaphore:
                 return ProductBatch(batch, await deps.products.list(query))

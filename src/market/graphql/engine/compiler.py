@@ -69,6 +69,9 @@ def _field_plan(
         if selected.name in ("product", "products"):
             of_product = needed if selected.name == "product" else needed.get("items", {})
             extra["availability"] = "available" in of_product
+            extra["stock"] = "stock" in of_product
+        elif selected.name in ("createProduct", "updateProduct"):
+            extra["stock"] = "stock" in needed
     return FieldPlan(
         key=selected.key,
         name=selected.name,

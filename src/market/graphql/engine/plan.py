@@ -49,6 +49,7 @@ class ProductJoin:
     locations: list[dict[str, int]]
     steps: tuple[ListStep, ...]
     availability: bool
+    stock: bool
     decode: Callable[[bytes], Any]
     write: Write
 
@@ -163,7 +164,8 @@ class _Execution:
             line.product_id for field in waiting for join in field.joins for line in join.lines(self._values[field.key])
         ]
         availability = any(join.availability for field in waiting for join in field.joins)
-        batches = await service.products_by_id(self._deps, ids, availability=availability) if ids else []
+        stock = any(join.stock for field in waiting for join in field.joins)
+        batches = await service.products_by_id(self._deps, ids, availability=availability, stock=stock) if ids else []
         for field in waiting:
             value = self._values.pop(field.key)
             products = [self._products(join, value, [field.key], batches) for join in field.joins]

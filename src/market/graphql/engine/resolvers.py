@@ -81,7 +81,7 @@ class ProductLoader:
 
     async def _fetch(self) -> None:
         requested, self._requested = self._requested, {}
-        for ids, page in await service.products_by_id(self._deps, requested):
+        for ids, page in await service.products_by_id(self._deps, requested, stock=True):
             try:
                 if isinstance(page, Exception):
                     raise page
@@ -148,7 +148,9 @@ def _root_resolver(name: str, type_name: str) -> Callable[..., Awaitable[Any]]:
         try:
             arguments = root_field.arguments(graphql_arguments)
             info.context.budget.spend(name, arguments)
-            value = await root_field.use_case(info.context.deps, **arguments)
+            # Plans request the stock only if it is selected; the few operations without a plan always do.
+            extra = {"stock": True} if type_name in ("Product", "ProductPage") else {}
+            value = await root_field.use_case(info.context.deps, **arguments, **extra)
             return value if decode is None else decode(value)
         except Exception as e:
             raise _graphql_error(e) from None

@@ -46,12 +46,13 @@ def _merge(into: Members, more: Members) -> None:
 
 def reader(type_name: str, needed: Members) -> type[Struct]:
     """Return the struct that decodes these members of a REST resource and skips the others."""
-    fields: list[tuple[str, Any]] = []
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     for member in msgspec.structs.fields(RESOURCES[type_name]):
         if member.name in needed:
             item_type = member.type.__args__[0].__name__ if member.name == "items" else None
             kind = list[reader(item_type, needed[member.name])] if item_type else member.type  # type: ignore[misc]
-            fields.append((member.name, kind))
+            required = member.default is msgspec.NODEFAULT
+            fields.append((member.name, kind) if required else (member.name, kind, member.default))
     return defstruct(type_name, fields, frozen=True, gc=False, namespace={"__typename": type_name})
 
 
@@ -68,8 +69,15 @@ def product_join(
     assert selected.fields is not None
     needed = {**members(selected.fields), "id": {}}
     decode = msgspec.json.Decoder(reader("ProductPage", {"items": needed})).decode
-    availability = "available" in needed
-    return ProductJoin(selected.key, selected.locations, steps, availability, decode, make_writer(selected).write)
+    return ProductJoin(
+        selected.key,
+        selected.locations,
+        steps,
+        availability="available" in needed,
+        stock="stock" in needed,
+        decode=decode,
+        write=make_writer(selected).write,
+    )
 
 
 def object_writer(selected: SelectedField) -> Writer:
