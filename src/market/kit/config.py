@@ -53,7 +53,7 @@ class Http(Section, frozen=True, kw_only=True):
 
 
 class Log(Section, frozen=True, kw_only=True):
-    """What is logged, and how it is written to stderr."""
+    """The level and the format of the log, which is written to stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"

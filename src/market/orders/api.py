@@ -42,6 +42,8 @@ _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
 
 class NewLine(RequestedLine, frozen=True, forbid_unknown_fields=True):
+    """A line of the order to place."""
+
     product_id: Annotated[str, Meta(pattern=_UUID, extra_json_schema={"format": "uuid"}, description="A product's id.")]
     quantity: Annotated[
         int,

@@ -86,7 +86,7 @@ class Reservation(Struct, frozen=True):
 
 
 class InventoryClient:
-    """Reserves and releases stock; the id of a reservation is that of its order. Every call is idempotent."""
+    """Reserves and releases stock; a reservation has the same id as its order. Every call is idempotent."""
 
     def __init__(self, channel: grpc.aio.Channel, config: GrpcUpstream) -> None:
         self._stub: Any = InventoryStub(channel)

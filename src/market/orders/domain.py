@@ -47,6 +47,8 @@ POINTS = (
 
 
 class Status(StrEnum):
+    """The status of an order. `MOVES` lists the allowed changes."""
+
     PENDING = "pending"
     CONFIRMED = "confirmed"
     REJECTED = "rejected"
@@ -220,7 +222,7 @@ class NewOrder(Struct, frozen=True):
 
 
 class Product(Struct, frozen=True):
-    """A product's data that pricing needs."""
+    """The product data that pricing needs."""
 
     id: str
     name: str
@@ -297,6 +299,8 @@ class UnknownProducts(BadInput):
 
 
 class OutOfStock(Conflict):
+    """Inventory has fewer units than requested of at least one product."""
+
     type = "out-of-stock"
     title = "Out of stock"
 
@@ -315,6 +319,8 @@ class OutOfStock(Conflict):
 
 
 class PriceChanged(Conflict):
+    """The order's total is not the `expected_total` of the request."""
+
     type = "price-changed"
     title = "Price changed"
 
@@ -327,6 +333,8 @@ class PriceChanged(Conflict):
 
 
 class OrderCancelled(Conflict):
+    """The order was cancelled before it was confirmed."""
+
     type = "order-cancelled"
     title = "Order cancelled"
 

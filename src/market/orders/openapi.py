@@ -55,7 +55,7 @@ def build() -> dict[str, Any]:
                     ),
                     400: ("The body is not JSON.", None),
                     409: (
-                        "Out of stock (`shortages`), price changed (`total`), or cancelled meanwhile (`order_id`).",
+                        "Out of stock (`shortages`), price changed (`total`), or order cancelled (`order_id`).",
                         None,
                     ),
                     **bad,

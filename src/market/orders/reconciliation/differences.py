@@ -155,7 +155,7 @@ def _compare_events(order: Order, seen: int | None, thresholds: Thresholds) -> I
     if seen & OUT_OF_ORDER:
         yield Kind.EVENTS_OUT_OF_ORDER, "order.cancelled came first"
     if seen & FOREIGN:
-        yield Kind.EVENT_DIFFERS, "the event's id or key is not that of the order"
+        yield Kind.EVENT_DIFFERS, "the event's id or key is not the order's"
     if seen & CONTENTS_DIFFER:
         yield Kind.EVENT_DIFFERS, "its events in the topic have different contents"
     elif seen and seen >> CONTENT_SHIFT != content_hash(to_contract(order)):

@@ -46,7 +46,7 @@ async def release(case: Case) -> RepairResult:
     released = await case.deps.inventory.release(case.order_id)
     if case.order is not None and case.order.release_due:
         await case.deps.orders.clear_release_due(case.order_id)
-    return RepairResult(True, f"{case.detail}; {'released' if released else 'no stock was held any more'}")
+    return RepairResult(True, f"{case.detail}; {'released' if released else 'no stock was held'}")
 
 
 async def reserve_again(case: Case) -> RepairResult:
@@ -64,7 +64,7 @@ async def reserve_again(case: Case) -> RepairResult:
     if current is None or current.status is not case.order.status:
         # The order has been cancelled since; its own release may have come before this reservation.
         await case.deps.inventory.release(case.order_id)
-        return RepairResult(False, f"{case.detail}; the order was cancelled meanwhile")
+        return RepairResult(False, f"{case.detail}; the order has been cancelled")
     return RepairResult(True, f"{case.detail}; reserved again")
 
 

@@ -37,7 +37,7 @@ class Scans:
         return [parse_document(d) for d in found]
 
     async def foreign_ids(self, limit: int) -> list[str]:
-        """Return the `repr` of up to `limit` ids that are not UUIDs, and so cannot be those of orders."""
+        """Return the `repr` of up to `limit` ids that are not UUIDs, and so cannot belong to orders."""
         where = {"$or": [{"_id": {"$not": {"$gte": _FIRST_ID}}}, {"_id": {"$not": {"$lte": _LAST_ID}}}]}
         return [repr(d["_id"]) for d in await self._collection.find(where, {"_id": 1}, limit=limit)]
 

@@ -15,8 +15,8 @@ from market.kit.errors import Unavailable
 from market.kit.kafka import consumer_settings
 from market.orders.config import Kafka
 
-# Flags of an order's events: which were seen, and what is wrong with them (FOREIGN: the id or key is not that of the
-# order). The bits from CONTENT_SHIFT upwards are the `content_hash` of the first event.
+# Flags of an order's events: which were seen, and what is wrong with them (FOREIGN: the event's id or key is not the
+# order's). The bits from CONTENT_SHIFT upwards are the `content_hash` of the first event.
 CREATED_SEEN, CANCELLED_SEEN, OUT_OF_ORDER, FOREIGN, CONTENTS_DIFFER = 1, 2, 4, 8, 16
 CONTENT_SHIFT = 8
 EVENT_BITS = {events.CREATED: CREATED_SEEN, events.CANCELLED: CANCELLED_SEEN}
