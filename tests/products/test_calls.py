@@ -166,29 +166,116 @@ async def test_if_match_compares_strongly_and_invalid_tags_are_bad_input(product
     assert (await products.http.put("/api/product", json=created, headers={"If-Match": tag})).status_code == status
 
 
-async def test_the_tag_does_not_change_with_availability(products: RunningProducts):
+async def test_a_client_that_revalidates_sees_a_sale_as_soon_as_the_service_does(
+    products: RunningProducts, inventory_stub
+):
     created = await products.create(stock=1)
-    tag = (await products.http.get(f"/api/product/{created['id']}")).headers["etag"]
+    path = f"/api/product/{created['id']}"
+    first = await products.http.get(path)
+    tag = first.headers["etag"]
+    assert (first.json()["available"], tag, first.headers["cache-control"]) == (True, '"1.available"', "no-cache")
+    same = await products.http.get(path, headers={"If-None-Match": tag})
+    assert (same.status_code, same.content) == (304, b"")
+    assert (same.headers["etag"], same.headers["cache-control"]) == (tag, "no-cache")
     await products.redis.set(f"avail:{created['id']}", "0")
-    got = await products.http.get(f"/api/product/{created['id']}")
-    assert (got.json()["available"], got.headers["etag"]) == (False, tag)
+    sold = await products.http.get(path, headers={"If-None-Match": tag})
+    assert (sold.status_code, sold.json()["available"], sold.headers["etag"]) == (200, False, '"1.unavailable"')
+    # A sale does not modify the product, so an editor's tag stays valid.
+    put = await products.http.put("/api/product", json=created, headers={"If-Match": tag})
+    assert (put.status_code, put.headers["etag"]) == (200, '"2.unavailable"')
+
+
+async def test_a_page_is_revalidated_each_time(products: RunningProducts):
+    response = await products.http.get("/api/product", headers={"If-None-Match": '"1"'})
+    assert (response.status_code, response.headers["cache-control"]) == (200, "no-cache")
+
+
+@pytest.mark.parametrize(("query", "tag"), [({"availability": "false"}, '"1"'), ({"stock": "true"}, '"1.available.3"')])
+async def test_a_tag_knows_what_the_body_shows(products: RunningProducts, query, tag):
+    created = await products.create(stock=3)
+    path = f"/api/product/{created['id']}"
+    assert (await products.http.get(path, params=query)).headers["etag"] == tag
+    assert (await products.http.get(path, params=query, headers={"If-None-Match": tag})).status_code == 304
+    # A tag of before availability was part of it, or of another body, is never confirmed.
+    assert (await products.http.get(path, headers={"If-None-Match": tag})).status_code == 200
+    assert (await products.http.put("/api/product", json=created, headers={"If-Match": tag})).status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("tag", "status"), [('"1"', 304), ('W/"1"', 304), ("*", 304), ('"0", "1"', 304), ('"2"', 200), ("1", 200)]
+    ("tag", "status"),
+    [
+        ('"1.unavailable"', 304),
+        ('W/"1.unavailable"', 304),
+        ("*", 304),
+        ('"0", "1.unavailable"', 304),
+        ('"2.unavailable"', 200),
+        ('"1"', 200),
+        ("1", 200),
+    ],
 )
 async def test_if_none_match_with_the_current_tag_gets_304(products: RunningProducts, tag, status):
     created = await products.create()
     response = await products.http.get(f"/api/product/{created['id']}", headers={"If-None-Match": tag})
     assert response.status_code == status
-    assert response.headers["etag"] == '"1"'
+    assert response.headers["etag"] == '"1.unavailable"'
     assert (response.content == b"") == (status == 304)
+
+
+@pytest.mark.parametrize(("tag", "status"), [('"1"', 204), ("*", 204), ('"2"', 412), ('W/"1"', 412), ("1", 422)])
+async def test_if_match_counts_for_delete(products: RunningProducts, tag, status):
+    created = await products.create()
+    path = f"/api/product/{created['id']}"
+    assert (await products.http.delete(path, headers={"If-Match": tag})).status_code == status
+    assert (await products.http.get(path)).status_code == (404 if status == 204 else 200)
+    if status == 204:
+        assert (await products.http.delete(path, headers={"If-Match": tag})).status_code == 404
+
+
+@pytest.mark.parametrize(("tag", "status"), [('"1"', 200), ('"2"', 412)])
+async def test_if_match_counts_for_get(products: RunningProducts, tag, status):
+    created = await products.create()
+    assert (await products.http.get(f"/api/product/{created['id']}", headers={"If-Match": tag})).status_code == status
+
+
+@pytest.mark.parametrize(("tag", "status"), [("*", 412), ('"1"', 422)])
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+async def test_if_none_match_with_a_change_is_obeyed_or_refused(
+    products: RunningProducts, inventory_stub, method, tag, status
+):
+    created = await products.create(stock=2)
+    path = "/api/product" if method == "PUT" else f"/api/product/{created['id']}"
+    body = {**created, "name": "New", "stock": 9} if method == "PUT" else None
+    response = await products.http.request(method, path, json=body, headers={"If-None-Match": tag})
+    assert response.status_code == status
+    assert await products.get(created["id"]) == created
+    assert await stock_of(inventory_stub, created["id"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "header"),
+    [
+        ("POST", "If-Match"),
+        ("POST", "If-None-Match"),
+        ("POST", "If-Unmodified-Since"),
+        ("PUT", "If-Unmodified-Since"),
+        ("GET", "If-Match"),
+        ("GET", "If-None-Match"),
+    ],
+)
+async def test_a_condition_that_cannot_be_obeyed_is_refused(products: RunningProducts, method, header):
+    created = await products.create()
+    body = {"POST": LAMP, "PUT": {**created, "name": "New"}, "GET": None}[method]
+    before = await products.count()
+    response = await products.http.request(method, "/api/product", json=body, headers={header: "*"})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == header
+    assert (await products.count(), await products.get(created["id"])) == (before, created)
 
 
 async def test_head_is_get_without_a_body(products: RunningProducts):
     created = await products.create()
     response = await products.http.head(f"/api/product/{created['id']}")
-    assert (response.status_code, response.content, response.headers["etag"]) == (200, b"", '"1"')
+    assert (response.status_code, response.content, response.headers["etag"]) == (200, b"", '"1.unavailable"')
 
 
 async def test_an_id_may_be_in_upper_case(products: RunningProducts):

@@ -21,7 +21,7 @@ from market.kit.http.edge import Endpoint
 from market.kit.http.requests import idempotency_key, parse_query, read_body, read_header
 from market.kit.http.responses import json_response, problem_response
 from market.products import domain, service
-from market.products.domain import Draft, Product, Sort, StoredProduct, entity_tag
+from market.products.domain import Draft, Product, ProductExists, ProductModified, Sort, StoredProduct, entity_tag
 from market.products.service import Deps
 from market.products.store import PageQuery
 
@@ -136,20 +136,29 @@ def routes(deps: Deps) -> dict[str, Endpoint]:
         stored = await find(product_id)
         if stored is None:
             raise NotFound("product", product_id)
-        known_tags = read_header(request, b"if-none-match")
-        if known_tags is not None and matches_if_none_match(known_tags, stored.version):
-            return Response(status_code=304, headers={"ETag": entity_tag(stored.version)})
+        versions = parse_if_match(read_header(request, b"if-match"))
+        if versions is not None and stored.version not in versions:
+            raise ProductModified(product_id)
         [product] = await service.look_up(deps, [stored.product], availability=query.availability, stock=query.stock)
-        return _product_response(StoredProduct(product, stored.version))
+        shown = StoredProduct(product, stored.version)
+        tag = representation_tag(shown, availability=query.availability)
+        headers = {"ETag": tag, **_REVALIDATE}
+        known_tags = read_header(request, b"if-none-match")
+        if known_tags is not None and matches_if_none_match(known_tags, tag):
+            return Response(status_code=304, headers=headers)
+        return json_response(product, 200, headers)
 
     async def get_page(request: Request) -> Response:
+        # A page has no entity tag: none that the client has can match.
+        _refuse(request, "If-Match", *(["If-None-Match"] if read_header(request, b"if-none-match") == b"*" else []))
         query = parse_query(request, ListQuery)
         page = await (_page_of_ids if query.ids is not None else _page_of_list)(deps, query)
         items = await service.look_up(deps, page.items, availability=query.availability, stock=query.stock)
-        return json_response(replace(page, items=items))
+        return json_response(replace(page, items=items), 200, _REVALIDATE)
 
     async def post(request: Request) -> Response:
         parse_query(request, NoQuery)
+        _refuse(request, "If-Match", "If-None-Match", "If-Unmodified-Since")
         key = idempotency_key(request)
         body = await read_body(request, _NEW)
         creation = await service.create(deps, body.to_draft(body.stock), key)
@@ -163,6 +172,7 @@ def routes(deps: Deps) -> dict[str, Endpoint]:
         versions = parse_if_match(read_header(request, b"if-match"))
         body = await read_body(request, _CHANGED)
         product_id = text.parse_uuid("id", body.id)
+        await _check_absence(request, deps, product_id)
         draft = body.to_draft(None if body.stock is UNSET else body.stock)
         try:
             return _product_response(await service.replace_product(deps, product_id, draft, versions))
@@ -174,7 +184,10 @@ def routes(deps: Deps) -> dict[str, Endpoint]:
 
     async def delete(request: Request) -> Response:
         parse_query(request, NoQuery)
-        await service.delete(deps, text.parse_path_id("product", request.path_params["id"]))
+        product_id = text.parse_path_id("product", request.path_params["id"])
+        versions = parse_if_match(read_header(request, b"if-match"))
+        await _check_absence(request, deps, product_id)
+        await service.delete(deps, product_id, versions)
         return Response(status_code=204)
 
     return {
@@ -203,17 +216,58 @@ async def _page_of_ids(deps: Deps, query: ListQuery) -> ProductPage:
 
 
 def _product_response(stored: StoredProduct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return json_response(stored.product, status, {"ETag": entity_tag(stored.version), **(headers or {})})
+    tag = representation_tag(stored, availability=True)
+    return json_response(stored.product, status, {"ETag": tag, **(headers or {})})
 
 
-# Entity tags (RFC 9110, section 8.8.3), as domain.entity_tag writes them.
+async def _check_absence(request: Request, deps: Deps, product_id: UUID) -> None:
+    """Obey `If-None-Match: *` for a method that changes a product, and refuse conditions that it cannot obey."""
+    _refuse(request, "If-Unmodified-Since")
+    tags = read_header(request, b"if-none-match")
+    if tags is None:
+        return
+    if tags.strip() != b"*":
+        raise BadInput("If-None-Match", f"must be * with {request.method}; use If-Match to name versions")
+    if await deps.products.get(product_id) is None:
+        raise NotFound("product", product_id)
+    raise ProductExists(product_id)
+
+
+def _refuse(request: Request, *names: str) -> None:
+    """Raise BadInput for a conditional header that would otherwise be ignored."""
+    for name in names:
+        if read_header(request, name.lower().encode()) is not None:
+            raise BadInput(name, f"is not supported with {request.method} of {request.url.path}")
+
+
+# A browser may store the response, and asks each time whether it is still current.
+_REVALIDATE = {"Cache-Control": "no-cache"}
+
+
+# Entity tags (RFC 9110, section 8.8.3): the version, as domain.entity_tag writes it, then what else the body shows.
 _TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _TAG_LIST = re.compile(rf"\s*(?:{_TAG.pattern})?(?:\s*,\s*(?:{_TAG.pattern})?)*\s*")
-_VERSION_TAG = re.compile(r'"([1-9][0-9]{0,17})"')
+_VERSION_TAG = re.compile(r'"([1-9][0-9]{0,17})(?:\.[a-z]+)?(?:\.[a-z0-9]+)?"')
+_AVAILABILITY = {True: ".available", False: ".unavailable", None: ".unknown"}
+
+
+def representation_tag(shown: StoredProduct, *, availability: bool) -> str:
+    """Return the entity tag of a body: that of its version, extended by `available` and `stock` where it has them.
+
+    So a body that shows an outdated availability is never confirmed by a 304.
+    """
+    product = shown.product
+    extension = _AVAILABILITY[product.available] if availability or product.stock is not UNSET else ""
+    if product.stock is not UNSET:
+        extension += ".unknown" if product.stock is None else f".{product.stock}"
+    return f'{entity_tag(shown.version)[:-1]}{extension}"'
 
 
 def parse_if_match(header: bytes | None) -> list[int] | None:
-    """Return the versions that `If-Match` allows; None: any. A weak or foreign tag allows none. Raises BadInput."""
+    """Return the versions that `If-Match` allows; None: any. A weak or foreign tag allows none. Raises BadInput.
+
+    A sale does not modify a product, so whatever availability a tag has, it allows its version.
+    """
     if header is None or header.strip() == b"*":
         return None
     value = header.decode("latin-1")
@@ -222,7 +276,7 @@ def parse_if_match(header: bytes | None) -> list[int] | None:
     return [int(match[1]) for tag in _TAG.findall(value) if (match := _VERSION_TAG.fullmatch(tag))]
 
 
-def matches_if_none_match(header: bytes, version: int) -> bool:
-    """Return whether `If-None-Match` has the version's tag, by weak comparison. An invalid tag matches nothing."""
+def matches_if_none_match(header: bytes, current: str) -> bool:
+    """Return whether `If-None-Match` has the current tag, by weak comparison. An invalid tag matches nothing."""
     value = header.decode("latin-1")
-    return value.strip() == "*" or any(tag.removeprefix("W/") == entity_tag(version) for tag in _TAG.findall(value))
+    return value.strip() == "*" or any(tag.removeprefix("W/") == current for tag in _TAG.findall(value))

@@ -147,6 +147,13 @@ class ProductModified(PreconditionFailed):
         super().__init__(f"product {product_id} was modified by another request; read it again")
 
 
+class ProductExists(PreconditionFailed):
+    """The product exists, although `If-None-Match: *` requires that it does not."""
+
+    def __init__(self, product_id: UUID) -> None:
+        super().__init__(f"product {product_id} exists")
+
+
 Change = Literal["replaced", "unchanged", "unknown"]
 
 
@@ -170,8 +177,5 @@ _IN_WORDS: dict[Change, str] = {
 
 
 def entity_tag(version: int) -> str:
-    """Return the entity tag of a version of a product (RFC 9110, section 8.8.3): the version in quotes.
-
-    `available` and `stock` are no part of it, so a sale changes no tag.
-    """
+    """Return the entity tag of a version of a product (RFC 9110, section 8.8.3): the version in quotes."""
     return f'"{version}"'

@@ -20,7 +20,17 @@ _STOCK = parameter(
     "if true, products have `stock`: the units that are free to sell, or null if inventory does not respond",
     {"type": "boolean", "default": False},
 )
-_ETAG = {"ETag": "the version of the product; it does not change with `available`"}
+_ETAG = {"ETag": "the version of the product, and the state of `available` and `stock` where the body has them"}
+_IF_MATCH = parameter(
+    "If-Match",
+    "header",
+    "entity tags: go on only if the product has one of these versions, whatever `available` was then",
+    {"type": "string"},
+)
+_IF_NONE_MATCH = parameter(
+    "If-None-Match", "header", "only `*`, which refuses the change of a product that exists", {"type": "string"}
+)
+_MODIFIED: dict[int, tuple[str, Any]] = {412: ("the product was modified by another request, or exists", None)}
 
 # Responses of every operation: an invalid body or parameter, too many requests, an unavailable database.
 _ANY: dict[int, tuple[str, Any]] = {
@@ -43,15 +53,17 @@ OPERATIONS = [
         "Get a product",
         {
             200: ("the product", Product),
-            304: ("the product still has a version that If-None-Match names", None),
+            304: ("If-None-Match has the current tag", None),
             **_ABSENT,
+            412: ("the product has another version than If-Match requires", None),
             **_ANY,
         },
         [
             _ID,
             _AVAILABILITY,
             _STOCK,
-            parameter("If-None-Match", "header", "entity tags of the versions that the client has", {"type": "string"}),
+            _IF_MATCH,
+            parameter("If-None-Match", "header", "entity tags of the bodies that the client has", {"type": "string"}),
         ],
         headers={200: _ETAG, 304: _ETAG, **_RETRY},
     ),
@@ -145,9 +157,8 @@ OPERATIONS = [
             ),
         },
         [
-            parameter(
-                "If-Match", "header", "replace the product only if it has one of these versions", {"type": "string"}
-            )
+            _IF_MATCH,
+            _IF_NONE_MATCH,
         ],
         ChangedProduct,
         {200: _ETAG, 503: {**_RETRY[503], "ETag": "the product's version since, if it is known"}},
@@ -157,8 +168,8 @@ OPERATIONS = [
         "/api/product/{id}",
         "deleteProduct",
         "Delete a product; its stock stays for existing reservations",
-        {204: ("the product has been deleted", None), **_ABSENT, **_ANY},
-        [_ID],
+        {204: ("the product has been deleted", None), **_ABSENT, **_MODIFIED, **_ANY},
+        [_ID, _IF_MATCH, _IF_NONE_MATCH],
         headers=_RETRY,
     ),
 ]

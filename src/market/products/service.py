@@ -125,12 +125,15 @@ def _require_version(product_id: UUID, stored: StoredProduct | None, versions: S
     return stored
 
 
-async def delete(deps: Deps, product_id: UUID) -> None:
-    """Delete the product. Its stock stays in inventory, so that reservations can still be released.
+async def delete(deps: Deps, product_id: UUID, versions: Sequence[int] | None) -> None:
+    """Delete the product, if it has one of the versions (None: any).
 
-    Raises NotFound, DeadlineExceeded, Unavailable.
+    Its stock stays in inventory, so that reservations can still be released. Raises NotFound, ProductModified,
+    DeadlineExceeded, Unavailable.
     """
-    if not await deps.products.delete(product_id):
+    if not await deps.products.delete(product_id, versions):
+        if versions is not None:
+            _require_version(product_id, await deps.products.get(product_id), versions)
         raise NotFound("product", product_id)
 
 

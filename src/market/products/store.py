@@ -34,6 +34,7 @@ _UPDATE = f"""
     WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2))
     RETURNING {_COLUMNS}, version
 """
+_DELETE = "DELETE FROM products WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2)) RETURNING true"
 _RAISE_VERSION = f"UPDATE products SET version = $3 WHERE id = $1 AND version = $2 RETURNING {_COLUMNS}, version"
 
 _ORDER_BY: dict[Sort, str] = {
@@ -157,10 +158,10 @@ class ProductRepository:
             row = await conn.fetchrow(_RAISE_VERSION, product_id, version, new_version)
         return None if row is None else _stored(row)
 
-    async def delete(self, product_id: UUID) -> bool:
-        """Delete the product, and return whether there was one."""
+    async def delete(self, product_id: UUID, versions: Sequence[int] | None) -> bool:
+        """Delete the product if it has one of the versions (None: any), and return whether it was deleted."""
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
-            return await conn.fetchval("DELETE FROM products WHERE id = $1 RETURNING true", product_id) is True
+            return await conn.fetchval(_DELETE, product_id, versions) is True
 
 
 def _written(draft: Draft) -> list[object]:
