@@ -33,4 +33,4 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         deps = Deps(products=clients.products, orders=clients.orders)
         executor = Executor(deps, config.limits, config.documents, compile_plans=config.compile)
         app = api.application(executor, StaticFiles.load(), config.http, process.tracer, process.health)
-        yield HttpServer(app, config.http.host, config.http.port)
+        yield HttpServer(app, config.http.host, config.http.port, limits=config.http)

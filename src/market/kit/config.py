@@ -42,13 +42,34 @@ class Listen(Section, frozen=True, kw_only=True):
     port: Port
 
 
-class Http(Section, frozen=True, kw_only=True):
+class HttpLimits(Section, frozen=True, kw_only=True):
+    """What one HTTP server takes from its clients (docs/operations.md, "Limits of the public edge")."""
+
+    max_body_bytes: Annotated[int, Meta(ge=1024)] = 1_048_576
+    # The request line and all headers together.
+    max_header_bytes: Annotated[int, Meta(ge=1024, le=1_048_576)] = 32_768
+    max_headers: Annotated[int, Meta(ge=10, le=10_000)] = 100
+    # Beyond it, the connection that has been waiting for its client for longest is closed for the new one.
+    max_connections: Annotated[int, Meta(ge=1)] = 4096
+    # From the first byte of a request to the end of its headers; the same for the body after that.
+    header_timeout_seconds: Seconds = 20.0
+    body_timeout_seconds: Seconds = 60.0
+    # How long a connection may be idle between two requests, or before the first.
+    keep_alive_seconds: Seconds = 75.0
+    # A client has this long to take a response, plus the time that its size takes at the minimum rate.
+    send_timeout_seconds: Seconds = 30.0
+    min_send_bytes_per_second: Annotated[int, Meta(ge=1)] = 16_384
+    # Requests that are not complete, and responses that are not taken, of all connections together.
+    max_receive_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432
+    max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 67_108_864
+
+
+class Http(HttpLimits, frozen=True, kw_only=True):
     """The address and the limits of an HTTP edge."""
 
     host: NonEmptyStr = "127.0.0.1"
     port: Port
-    max_body_bytes: Annotated[int, Meta(ge=1024)] = 1_048_576
-    # Requests in flight in one process; above that, requests get 503 at once.
+    # Complete requests in flight in one process; above that, requests get 503 at once.
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
 
 

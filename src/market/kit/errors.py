@@ -137,6 +137,32 @@ class TooLarge(BadInput):
     status = 413
 
 
+class HeadersTooLarge(BadInput):
+    """The request line and the headers are more than the server accepts."""
+
+    type = "headers-too-large"
+    title = "Request header fields too large"
+    status = 431
+
+
+class RequestTimeout(Problem):
+    """The client did not send its request in time."""
+
+    type = "request-timeout"
+    title = "Request timeout"
+    status = 408
+    grpc_status = GRPC_DEADLINE_EXCEEDED
+
+
+class NotImplementedByServer(Problem):
+    """The request uses a method or a transfer coding that this server does not know."""
+
+    type = "not-implemented"
+    title = "Not implemented"
+    status = 501
+    grpc_status = GRPC_INVALID_ARGUMENT
+
+
 class UnsupportedMediaType(BadInput):
     """The body has a media type or content encoding that the edge does not support."""
 

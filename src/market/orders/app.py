@@ -99,7 +99,7 @@ def http_server(config: Config, process: Process, deps: Deps) -> HttpServer:
         order_seconds=config.order_seconds,
         other_seconds=config.other_seconds,
     )
-    return HttpServer(app, config.http.host, config.http.port)
+    return HttpServer(app, config.http.host, config.http.port, limits=config.http)
 
 
 def background_steps(config: Config, deps: Deps) -> Mapping[str, Step]:

@@ -56,7 +56,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
             health=process.health,
             timeouts=dict.fromkeys(routes, config.request_seconds),
         )
-        yield HttpServer(app, config.http.host, config.http.port)
+        yield HttpServer(app, config.http.host, config.http.port, limits=config.http)
 
 
 async def migrate(config: Config, _: list[str]) -> None:

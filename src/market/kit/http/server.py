@@ -5,33 +5,49 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import uvicorn
+
+from market.kit.config import HttpLimits
+from market.kit.http.connections import Connections
+from market.kit.http.protocol import HttpProtocol
 
 
 class HttpServer:
     """Serves an ASGI app on an address, or on a socket that is listening already.
 
-    Raises OSError if it cannot listen.
+    limits: what the server takes from its clients; by default the configuration's defaults. Raises OSError if it cannot
+    listen.
     """
 
-    def __init__(self, app: Any, host: str = "", port: int = 0, *, sock: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        app: Any,
+        host: str = "",
+        port: int = 0,
+        *,
+        sock: socket.socket | None = None,
+        limits: HttpLimits | None = None,
+    ) -> None:
+        connections = Connections(limits or HttpLimits())
+        # A factory of protocols, which is all that uvicorn needs of the class.
+        protocol: Any = partial(HttpProtocol, connections)
         self._socket = sock or listen(host, port)
         settings = uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=protocol,
             ws="none",
             lifespan="off",
             access_log=False,
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=75,
             backlog=2048,
         )
-        self._server = _Uvicorn(settings)
+        self._server = _Uvicorn(settings, connections)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -52,13 +68,19 @@ class HttpServer:
 
 
 class _Uvicorn(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
+        self._connections = connections
         self.has_started = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         self.has_started.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        # Every tenth of a second.
+        self._connections.sweep()
+        return await super().on_tick(counter)
 
     def capture_signals(self) -> Any:
         # The process handles signals itself.

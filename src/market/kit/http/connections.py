@@ -1,0 +1,147 @@
+"""All connections of one HTTP server, and what they may hold together."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge
+
+from market.kit.config import HttpLimits
+from market.kit.process import logs
+
+if TYPE_CHECKING:
+    from market.kit.http.protocol import HttpProtocol
+
+log = logs.get_logger("http")
+
+CONNECTIONS = Gauge("market_http_connections", "Open HTTP connections.")
+CLOSED = Counter("market_http_connections_cut_off_total", "HTTP connections ended by a limit.", ["limit"])
+REFUSED = Counter(
+    "market_http_requests_refused_total", "HTTP requests refused before they reached a route.", ["status"]
+)
+
+# Files of a process that are not HTTP connections: stores, brokers, upstreams, the admin port.
+_OTHER_FILES = 256
+# Progress is measured over at least this long, so that a response that was just sent does not look stalled.
+_MIN_MEASURED_SECONDS = 0.5
+
+
+class Connections:
+    """Limits the number of connections, and the bytes that incomplete requests and untaken responses hold.
+
+    When a limit is exceeded, the connection that has waited for its client for longest ends: it is a client that
+    misbehaves, because the request of one that behaves is complete within milliseconds.
+    """
+
+    def __init__(self, limits: HttpLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limits = limits
+        self.clock = clock
+        # The next sweep; often enough that a limit of time is exact to a quarter of itself, or to a second.
+        self._sweep_at = 0.0
+        self._sweep_seconds = min(
+            1.0,
+            min(
+                limits.header_timeout_seconds,
+                limits.body_timeout_seconds,
+                limits.keep_alive_seconds,
+                limits.send_timeout_seconds,
+            )
+            / 4,
+        )
+        self._max_connections = min(limits.max_connections, max(1, _open_files_limit() - _OTHER_FILES))
+        self._open: set[HttpProtocol] = set()
+        # In both, oldest first: those that wait for their client, and those of them that hold part of a request.
+        self.waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
+        self._receiving: OrderedDict[HttpProtocol, int] = OrderedDict()
+        self._receive_buffer_bytes = 0
+        # Those whose client does not take the response as fast as it is written.
+        self._sending: set[HttpProtocol] = set()
+
+    def add(self, connection: HttpProtocol) -> bool:
+        """Add a new connection, if need be in place of an old one; return False if there is no room for it."""
+        if len(self._open) >= self._max_connections:
+            if not self.waiting:
+                return False
+            self._cut_off(next(iter(self.waiting)), "connections")
+        self._open.add(connection)
+        self.waiting[connection] = None
+        CONNECTIONS.inc()
+        return True
+
+    def remove(self, connection: HttpProtocol) -> None:
+        """Forget a connection that has ended; nothing happens if it is unknown."""
+        if connection in self._open:
+            self._open.remove(connection)
+            CONNECTIONS.dec()
+        self.waiting.pop(connection, None)
+        self.received(connection)
+        self._sending.discard(connection)
+
+    def receiving(self, connection: HttpProtocol, received_bytes: int) -> None:
+        """Count further bytes of an incomplete request."""
+        self._receiving[connection] = self._receiving.get(connection, 0) + received_bytes
+        self._receive_buffer_bytes += received_bytes
+        while self._receive_buffer_bytes > self.limits.max_receive_buffer_bytes and len(self._receiving) > 1:
+            self._cut_off(next(iter(self._receiving)), "receive_buffer_bytes")
+
+    def received(self, connection: HttpProtocol) -> None:
+        """Count the connection's request as complete, or as given up."""
+        if self._receiving:
+            self._receive_buffer_bytes -= self._receiving.pop(connection, 0)
+
+    def sending(self, connection: HttpProtocol) -> None:
+        """Count a response that its client has not taken yet; end the slowest ones if they are too much together."""
+        self._sending.add(connection)
+        unsent = {c: c.unsent_bytes for c in self._sending}
+        total = sum(unsent.values())
+        if total <= self.limits.max_send_buffer_bytes:
+            return
+        now = self.clock()
+        others = (c for c in self._sending if c is not connection)
+        for slowest in sorted(others, key=lambda c: c.send_rate(now, _MIN_MEASURED_SECONDS)):
+            self._cut_off(slowest, "send_buffer_bytes")
+            total -= unsent[slowest]
+            if total <= self.limits.max_send_buffer_bytes:
+                return
+
+    def sent(self, connection: HttpProtocol) -> None:
+        """Count the connection's responses as taken."""
+        self._sending.discard(connection)
+
+    def sweep(self) -> None:
+        """End the connections whose time is over. To be called at least ten times a second; most calls do nothing."""
+        now = self.clock()
+        if now < self._sweep_at:
+            return
+        self._sweep_at = now + self._sweep_seconds
+        for connection in list(self._open):
+            try:
+                limit = connection.enforce_deadlines(now)
+            except Exception:
+                # One connection's error must not end the limits of all others.
+                log.exception("connection check failed")
+                connection.transport.abort()
+                limit = None
+            if limit is not None:
+                CLOSED.labels(limit).inc()
+
+    def _cut_off(self, connection: HttpProtocol, limit: str) -> None:
+        CLOSED.labels(limit).inc()
+        self.remove(connection)
+        connection.cut_off()
+
+
+def _open_files_limit() -> int:
+    """Return how many files the process may open, after raising that to what the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            log.warning("cannot raise the limit of open files", limit=soft)
+    return soft if soft != resource.RLIM_INFINITY else 1 << 30

@@ -1,0 +1,395 @@
+"""One HTTP connection: uvicorn's, with limits on time and size, and strict about what a request is.
+
+uvicorn starts the application as soon as the headers are there, and waits for bodies and readers without end. Here
+the application starts once the body is complete, so that only complete requests are in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, NoReturn
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from market.kit.errors import HeadersTooLarge, Malformed, NotImplementedByServer, Overloaded, Problem, RequestTimeout
+from market.kit.http import refusals
+from market.kit.http.connections import REFUSED, Connections
+from market.kit.process import logs
+
+log = logs.get_logger("http")
+
+# Where the parser is.
+_BETWEEN, _HEAD, _BODY = range(3)
+# How many requests a client may send ahead of the responses.
+_MAX_PIPELINED = 100
+# How long the rest of a refused request is read and dropped, so that the client can read the response: a connection
+# that is closed before its input is read is reset, and the response lost with it (RFC 9112 section 9.6).
+_LINGER_SECONDS = 2.0
+_UPGRADE_OPTIONS = (b"upgrade", b"http2-settings")
+_HOST = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]*")
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """A connection of the server whose connections are `shared`.
+
+    It waits for its client (between requests, in a head or in a body), runs a request, or ends. Requests that a client
+    sends ahead wait in uvicorn's `pipeline`, newest first.
+    """
+
+    def __init__(self, shared: Connections, **uvicorn_arguments: Any) -> None:
+        super().__init__(**uvicorn_arguments)
+        self._shared = shared
+        self._limits = shared.limits
+        self._parsing = _BETWEEN
+        self._requests_begun = 0
+        self._header_bytes = 0
+        # Of a head or a chunk of the body that is not complete.
+        self._pending_bytes = 0
+        self._has_body_arrived = False
+        # Since when the connection has been in the state that the deadlines are for.
+        self._since = 0.0
+        # The request that is next to be handled, and waits for its body or for the last response to be taken.
+        self._held: RequestResponseCycle | None = None
+        self._is_running = False
+        self._offers_upgrade = False
+        # Nothing more is read as a request; what arrives is dropped.
+        self._is_deaf = False
+        self._is_oversized = False
+        self._is_lingering = False
+        # Of the request that is being parsed; sent once the responses before it are.
+        self._refusal: Problem | None = None
+        self._sending_since: float | None = None
+        self._sending_bytes = 0
+
+    # The connection.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._since = self._shared.clock()
+        if not self._shared.add(self):
+            self._refuse(Overloaded("too many connections"))
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._held = None
+        self._shared.remove(self)
+
+    def data_received(self, data: bytes) -> None:
+        rest = data
+        while rest and not self._is_deaf:
+            size, begun, parsing = len(rest), self._requests_begun, self._parsing
+            self._has_body_arrived = False
+            try:
+                self.parser.feed_data(rest)
+                rest = b""
+            except httptools.HttpParserUpgrade as e:
+                rest = rest[e.args[0] :]
+                self._parse_without_upgrade()
+            except httptools.HttpParserError as e:
+                self._refuse(self._refusal or refusals.malformed(e))
+                return
+            if (self._parsing != _BETWEEN or self.pipeline) and not self._is_deaf:
+                self._count_incomplete(size, self._requests_begun - begun, parsing)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._sending_since = self._shared.clock()
+        self._sending_bytes = self.unsent_bytes
+        self._shared.sending(self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._sending_since = None
+        self._shared.sent(self)
+        self._run_held()
+
+    def shutdown(self) -> None:
+        """Close once the requests in flight have their responses."""
+        if self._is_running or self.pipeline:
+            super().shutdown()
+        else:
+            # An incomplete request is not in flight: nothing has been done for it.
+            self.transport.close()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """The bytes of responses that wait in this process for the client to take them."""
+        return self.transport.get_write_buffer_size()
+
+    def send_rate(self, now: float, min_seconds: float) -> float:
+        """Return how many bytes a second the client has taken since it fell behind."""
+        seconds = max(min_seconds, now - (self._sending_since or now))
+        return (self._sending_bytes - self.unsent_bytes) / seconds
+
+    def cut_off(self) -> None:
+        """End the connection at once; what it holds is dropped."""
+        self._is_deaf = True
+        self.transport.abort()
+
+    def enforce_deadlines(self, now: float) -> str | None:
+        """End the connection if a deadline has passed, and return the name of the limit; None if it is no fault."""
+        limits = self._limits
+        if self._sending_since is not None:
+            at_least = self._sending_bytes / limits.min_send_bytes_per_second
+            return self._cut_off_after(limits.send_timeout_seconds + at_least, now - self._sending_since, "send")
+        waited = now - self._since
+        if self.transport.is_closing() or self._is_lingering:
+            if self.unsent_bytes:
+                return self._cut_off_after(limits.send_timeout_seconds, waited, "send")
+            if waited > _LINGER_SECONDS:
+                self.transport.abort()
+        elif self._is_running:
+            if self._is_deaf:
+                # The application waits for the rest of a body that is not read.
+                return self._cut_off_after(limits.body_timeout_seconds, waited, "body")
+        elif self._parsing == _HEAD:
+            if waited > limits.header_timeout_seconds:
+                self._refuse(RequestTimeout(f"the headers must arrive within {limits.header_timeout_seconds:g} s"))
+                return "header_timeout_seconds"
+        elif self._parsing == _BODY:
+            if waited > limits.body_timeout_seconds:
+                self._refuse(RequestTimeout(f"the body must arrive within {limits.body_timeout_seconds:g} s"))
+                return "body_timeout_seconds"
+        elif self.unsent_bytes:
+            return self._cut_off_after(limits.send_timeout_seconds, waited, "send")
+        elif waited > limits.keep_alive_seconds:
+            self.transport.close()
+        return None
+
+    def _cut_off_after(self, max_seconds: float, seconds: float, what: str) -> str | None:
+        if seconds <= max_seconds:
+            return None
+        self.cut_off()
+        return f"{what}_timeout_seconds"
+
+    # The parser's callbacks.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._requests_begun += 1
+        self._parsing = _HEAD
+        self._header_bytes = self._pending_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._parsing != _HEAD:
+            # A trailer, which may be dropped (RFC 9110 section 6.5.1). It must not be taken for a header.
+            return
+        self._header_bytes += len(name) + len(value) + len(": \r\n")
+        self.headers.append((name.lower(), value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        limits = self._limits
+        parser = self.parser
+        names = [name for name, _ in self.headers]
+        if len(self.url) + self._header_bytes > limits.max_header_bytes:
+            self._reject(self._headers_too_large())
+        if len(names) > limits.max_headers:
+            self._reject(HeadersTooLarge("headers", f"must be at most {limits.max_headers}, got {len(names)}"))
+        hosts = names.count(b"host")
+        if hosts != 1 and (hosts or parser.get_http_version() == "1.1"):
+            self._reject(Malformed("Host", "must not be repeated" if hosts else "is missing"))
+        if hosts and not _HOST.fullmatch(self._header(b"host")):
+            self._reject(Malformed("Host", "must be a host name or an address"))
+        if b"transfer-encoding" in names and self._header(b"transfer-encoding").lower() != b"chunked":
+            self._reject(NotImplementedByServer("Transfer-Encoding: must be chunked"))
+        if parser.should_upgrade():
+            if parser.get_method() == b"CONNECT":
+                self._reject(NotImplementedByServer("CONNECT: this server is not a proxy"))
+            self._offers_upgrade = True
+            return
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            self._reject(Overloaded(f"at most {_MAX_PIPELINED} requests may be sent ahead of their responses"))
+        self._parsing = _BODY
+        self._pending_bytes = 0
+        self._is_oversized = b"content-length" in names and int(self._header(b"content-length")) > limits.max_body_bytes
+        # A client of HTTP/1.0 does not know the interim response (RFC 9110 section 10.1.1).
+        self.expect_100_continue = (
+            b"expect" in names
+            and self._header(b"expect").lower() == b"100-continue"
+            and parser.get_http_version() != "1.0"
+        )
+        super().on_headers_complete()
+        if self._is_oversized:
+            # If it waits for the responses before it, its body is not read meanwhile.
+            self._is_deaf = True
+
+    def on_body(self, body: bytes) -> None:
+        if self._is_deaf:
+            return
+        self._has_body_arrived = True
+        self.cycle.body += body
+        if len(self.cycle.body) > self._limits.max_body_bytes:
+            self._is_oversized = self._is_deaf = True
+            if self._held is self.cycle:
+                self._run_oversized(self.cycle)
+
+    def on_message_complete(self) -> None:
+        if self._offers_upgrade or self._is_deaf:
+            return
+        self._parsing = _BETWEEN
+        if not self.pipeline:
+            self._shared.received(self)
+        self.cycle.more_body = False
+        self._run_held()
+
+    def _header(self, wanted: bytes) -> bytes:
+        """Return a header of the request that is being parsed, by its name in lower case; repeated ones are joined."""
+        return b", ".join(value for name, value in self.headers if name == wanted)
+
+    def _parse_without_upgrade(self) -> None:
+        """Parse the request that offered an upgrade again, without the offer (RFC 9110 section 7.8).
+
+        The parser takes what follows the head for the other protocol. It is the body, by its length.
+        """
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                value = b", ".join(option for option in options if option.lower() not in _UPGRADE_OPTIONS)
+            if name not in _UPGRADE_OPTIONS:
+                head += [name, b": ", value, b"\r\n"]
+        head.append(b"\r\n")
+        self._offers_upgrade = False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(b"".join(head))
+
+    def _count_incomplete(self, size: int, begun: int, parsing: int) -> None:
+        """Count the bytes that just arrived for an incomplete request, `begun` of them in these bytes.
+
+        parsing: where the parser was before.
+        """
+        if (begun or parsing != self._parsing) and not self._is_running:
+            # A deadline starts, for the head or for the body.
+            self._since = self._shared.clock()
+            if begun and self in self._shared.waiting:
+                self._shared.waiting.move_to_end(self)
+        if self._parsing == _HEAD:
+            # Where another request ended in these bytes, it is not known how many of them belong to this one.
+            if begun <= (parsing == _BETWEEN):
+                self._pending_bytes += size
+        elif self._has_body_arrived or begun or parsing != _BODY:
+            self._pending_bytes = 0
+        else:
+            # Trailers, or the extension of a chunk.
+            self._pending_bytes += size
+        if self._pending_bytes > self._limits.max_header_bytes:
+            self._refuse(self._headers_too_large())
+            return
+        self._shared.receiving(self, size)
+        if self._held is not None and self._held is self.cycle:
+            self._send_continue()
+
+    def _headers_too_large(self) -> HeadersTooLarge:
+        return HeadersTooLarge("headers", f"must have at most {self._limits.max_header_bytes} bytes together")
+
+    # Requests, in turn.
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, _: Any) -> None:
+        # Called by uvicorn as soon as the headers are there, if no earlier request waits for its response.
+        self._held = cycle
+        if self._is_oversized and cycle is self.cycle:
+            self._run_oversized(cycle)
+        else:
+            self._run_held()
+
+    def _run_held(self) -> None:
+        cycle = self._held
+        # While a client does not take its last response, its next request is not in flight either.
+        if cycle is not None and not cycle.more_body and not self.flow.write_paused:
+            self._run(cycle)
+
+    def _run(self, cycle: RequestResponseCycle) -> None:
+        self._held = None
+        self._is_running = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        self._shared.waiting.pop(self, None)
+        super()._start_asgi_task(cycle, self.app)
+
+    def _run_oversized(self, cycle: RequestResponseCycle) -> None:
+        """Let the application refuse a request whose body is too large, and end the connection with its response."""
+        self._is_deaf = True
+        self._shared.received(self)
+        self._since = self._shared.clock()
+        cycle.keep_alive = False
+        cycle.transport = _LingeringTransport(self)  # type: ignore[assignment]
+        self._run(cycle)
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        self._is_running = False
+        self._since = self._shared.clock()
+        if self.transport.is_closing() or self._is_lingering:
+            return
+        self._shared.waiting[self] = None
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            if self._held is not None and self._held.more_body:
+                self._send_continue()
+        elif self._refusal is not None:
+            self._send_refusal()
+        elif self._parsing == _BETWEEN:
+            self._shared.received(self)
+
+    def _send_continue(self) -> None:
+        if self._held is not None and self._held.waiting_for_100_continue:
+            self._held.waiting_for_100_continue = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    # Requests that are refused before they are complete.
+
+    def _reject(self, problem: Problem) -> NoReturn:
+        """Refuse the request, from a callback of the parser, which stops at an error."""
+        self._refusal = problem
+        raise ValueError(str(problem))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Refuse the request that is being parsed, after the responses to those before it, and read no more."""
+        self._refusal = problem
+        self._is_deaf = True
+        self._shared.received(self)
+        cycle = self.cycle
+        if cycle is not None and cycle.more_body:
+            if self._held is cycle:
+                self._held = None
+            elif self.pipeline and self.pipeline[0][0] is cycle:
+                self.pipeline.popleft()
+        if not self._is_running and self._held is None:
+            self._send_refusal()
+
+    def _send_refusal(self) -> None:
+        assert self._refusal is not None
+        REFUSED.labels(self._refusal.status).inc()
+        log.debug("request refused", status=self._refusal.status, reason=str(self._refusal))
+        self.transport.write(refusals.encode(self._refusal, self.server_state.default_headers))
+        self.linger()
+
+    def linger(self) -> None:
+        """End the connection once the client has the response: say so, and drop what it still sends."""
+        self._is_deaf = self._is_lingering = True
+        self._since = self._shared.clock()
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self.transport.write_eof()
+
+
+class _LingeringTransport:
+    """The transport of a response that is sent before its request was read: closing it lingers."""
+
+    def __init__(self, connection: HttpProtocol) -> None:
+        self._connection = connection
+
+    def write(self, data: bytes) -> None:
+        self._connection.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._connection.transport.is_closing()
+
+    def close(self) -> None:
+        self._connection.linger()

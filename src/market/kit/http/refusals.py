@@ -1,0 +1,38 @@
+"""Responses to requests that do not reach the application, because they are not complete or not HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from market.kit import context
+from market.kit.errors import Malformed, NotImplementedByServer, Problem
+from market.kit.http.responses import problem_response
+
+
+def encode(problem: Problem, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return a response with the problem document, which ends its connection."""
+    response = problem_response(problem)
+    request_id = context.new_request_id().encode()
+    content = [STATUS_LINE[response.status_code]]
+    for name, value in (
+        *default_headers,
+        *response.raw_headers,
+        (b"x-request-id", request_id),
+        (b"connection", b"close"),
+    ):
+        content += [name, b": ", value, b"\r\n"]
+    return b"".join([*content, b"\r\n", bytes(response.body)])
+
+
+def malformed(error: httptools.HttpParserError) -> Problem:
+    """Return what the parser's error means to the client."""
+    if isinstance(error, httptools.HttpParserInvalidMethodError):
+        return NotImplementedByServer("the method is unknown")
+    if isinstance(error, httptools.HttpParserInvalidURLError) or isinstance(
+        error.__context__, httptools.HttpParserInvalidURLError
+    ):
+        return Malformed("URL", "must be percent-encoded, and begin with / or http://")
+    return Malformed("request", "is not valid HTTP/1.1; spaces in its URL must be percent-encoded")
