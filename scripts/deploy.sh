@@ -199,6 +199,7 @@ if [ -s "$work/before" ]; then for name in $created; do say "         created: $
 if [ "$overlay" != production ]; then
   for name in "${STORES[@]}"; do wait_for statefulset "$name"; done
 fi
+scale_from_zero
 for name in "${SERVICES[@]}"; do wait_for deployment "$name"; done
 wait_for_replicas
 

@@ -64,18 +64,41 @@ wait_for_job() {
   step "$name is done ($((SECONDS - began)) s)"
 }
 
-# The autoscalers bring each service to its minimum within seconds; being late is no reason to fail.
+# The autoscalers' targets, with their minimum number of pods.
+minimums() {
+  inside get hpa -l "$OURS" -o 'jsonpath={range .items[*]}{.spec.scaleTargetRef.name} {.spec.minReplicas}{"\n"}{end}'
+}
+
+# Scale to the minimum what was scaled to 0 pods: that switches the autoscaler off, and the manifest has no `replicas`.
+scale_from_zero() {
+  local name minimum
+  while read -r name minimum; do
+    [ "$(inside get deployment "$name" -o 'jsonpath={.spec.replicas}')" = 0 ] || continue
+    inside scale "deployment/$name" --replicas="$minimum" >/dev/null
+    step "$name was scaled to 0 pods: scaled to its minimum of $minimum"
+  done < <(minimums)
+}
+
+# Wait until each service has its minimum number of pods. The autoscalers do that within seconds; being late is no reason
+# to fail, but a service without any ready pod is.
 wait_for_replicas() {
-  local i want have name
+  local i name ready minimum least late none
+  least=$(minimums)
   for ((i = 0; i < 60; i++)); do
-    have=yes
-    while read -r name want; do
-      [ "$(inside get deployment "$name" -o 'jsonpath={.status.readyReplicas}')" -ge "$want" ] 2>/dev/null || have=no
-    done < <(inside get hpa -o 'jsonpath={range .items[*]}{.metadata.name} {.spec.minReplicas}{"\n"}{end}')
-    [ $have = no ] || return 0
+    late='' none=''
+    while read -r name ready; do
+      minimum=$(awk -v name="$name" '$1 == name {print $2}' <<<"$least")
+      [ "${ready:-0}" -ge "${minimum:-1}" ] || late+=" $name"
+      [ "${ready:-0}" -gt 0 ] || none=$name
+    done < <(inside get deployments -l "$OURS" -o 'jsonpath={range .items[*]}{.metadata.name} {.status.readyReplicas}{"\n"}{end}')
+    [ -n "$late" ] || return 0
+    [ "$SECONDS" -lt "$timeout" ] || break
     sleep 1
   done
-  step "note: not every service has its minimum number of pods yet"
+  if [ -n "$none" ]; then
+    explain "deployment/$none" "$(first_unready "$none") - it has no ready pod, and its replicas are $(inside get deployment "$none" -o 'jsonpath={.spec.replicas}')"
+  fi
+  step "note: fewer pods than the minimum:$late"
 }
 
 first_unready() {
@@ -83,10 +106,10 @@ first_unready() {
   inside get pods -l "app.kubernetes.io/name=$1" -o 'go-template={{range .items}}{{$pod := .metadata.name}}{{range .status.conditions}}{{if and (eq .type "Ready") (eq .status "False")}}{{$pod}}{{"\n"}}{{end}}{{end}}{{end}}' | head -n 1
 }
 
-# explain WHAT "POD CONTAINER REASON...": report the pod, its last events and last log lines, and exit.
+# explain WHAT "POD CONTAINER REASON...": report the pod, its last events and last log lines, and exit. POD may be empty.
 explain() {
-  local what=$1 pod container reason claim log line
-  read -r pod container reason <<<"$2"
+  local what=$1 pod=${2%% *} container reason claim log line
+  read -r container reason <<<"${2#* }"
   {
     say
     [ "$container" != - ] || container=""

@@ -118,13 +118,13 @@ class Load:
 
     def kill(self, end: Callable[[], object], has_ended: Callable[[], bool]) -> None:
         """Call `end`, and wait (at most a minute) until what it ends `has_ended`."""
-        started = alive = self._now()
+        started = alive = self.now()
         end()
-        while not has_ended() and self._now() < started + 60:
-            alive = self._now()
+        while not has_ended() and self.now() < started + 60:
+            alive = self.now()
             time.sleep(0.005)
         # A process loses its connections some moments before it has exited.
-        self.killed = (max(started, alive - 0.25), self._now())
+        self.killed = (max(started, alive - 0.25), self.now())
 
     @property
     def in_flight(self) -> list[Request]:
@@ -136,18 +136,23 @@ class Load:
         """Return the failed requests that started after the kill."""
         return [f for f in self.failures if f.started > self.killed[1] and f.by_shop is by_shop]
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Return the seconds since the load started."""
         return time.monotonic() - self._started
 
+    def last_success(self, what: str) -> float:
+        """Return when the latest successful request of that kind was sent; -1 if there is none."""
+        return max((r.started for r in self.succeeded if r.what == what), default=-1.0)
+
     async def _once(self, kind: Any, number: int) -> None:
-        started, what = self._now(), kind.__name__.strip("_")
+        started, what = self.now(), kind.__name__.strip("_")
         try:
             await kind(number)
         except Exception as e:
             by_shop = not isinstance(e, (IngressError, aiohttp.ClientError, TimeoutError))
-            self.failures.append(Request(started, self._now(), what, f"{type(e).__name__}: {e}"[:300], by_shop))
+            self.failures.append(Request(started, self.now(), what, f"{type(e).__name__}: {e}"[:300], by_shop))
         else:
-            self.succeeded.append(Request(started, self._now(), what))
+            self.succeeded.append(Request(started, self.now(), what))
 
     async def _call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
         async with self._session.request(method, self.url + path, json=body, headers=headers) as response:

@@ -122,6 +122,23 @@ def test_deploy_restart_and_undeploy_from_an_empty_cluster_and_back(report: Repo
     assert "Nothing to remove" in done.stdout
 
 
+def test_deploy_starts_services_that_were_scaled_to_zero(report: Report) -> None:
+    cluster.deploy()
+    scaled = [name for name in cluster.SERVICES if name != "notification-service"]
+    for name in cluster.SERVICES:
+        cluster.kubectl("scale", f"deployment/{name}", "--replicas=0")
+    for name in cluster.SERVICES:
+        cluster.seconds_until(f"{name} has no pod", lambda name=name: not cluster.pods(name))
+    done, seconds = cluster.deploy()
+    report["deploy with all services at 0 replicas"] = {"seconds": round(seconds, 1)}
+    for name in scaled:
+        assert f"{name} was scaled to 0 pods: scaled to its minimum of 2" in done.stdout
+    assert {name: sum(map(cluster.is_ready, cluster.pods(name))) for name in cluster.SERVICES} == dict.fromkeys(
+        cluster.SERVICES, 2
+    )
+    place_an_order(cluster.address(), "zero@example.test")
+
+
 def test_undeploy_keeps_objects_that_deploy_did_not_create(report: Report) -> None:
     cluster.deploy()
     cluster.kubectl("create", "configmap", "not-ours", "--from-literal=a=b")

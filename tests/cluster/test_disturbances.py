@@ -19,6 +19,9 @@ from tests.cluster import cluster
 from tests.cluster.conftest import Report
 from tests.cluster.load import FACTOR, Load
 
+# Until orders are accepted after the deletion of MongoDB's pod. If the server waited until DNS has the new address, it
+# would take 70 s.
+MONGODB_SECONDS = 30
 INGRESS_RETRIES = os.environ.get("MARKET_CLUSTER_INGRESS_RETRIES") == "1"
 
 
@@ -155,6 +158,28 @@ async def test_draining_a_node_without_stores_fails_no_request(shop: str, produc
     finally:
         cluster.kubectl("uncordon", drained)
     assert load.failures == []
+
+
+async def test_deleting_mongodb_twice_in_a_row_interrupts_orders_for_seconds(
+    shop: str, products: list[str], report: Report
+) -> None:
+    """The replaced pod must become primary although DNS still returns the old pod's address for its name."""
+    interruptions = []
+
+    def delete_twice(load: Load) -> None:
+        for _ in range(2):
+            started = load.now()
+            # Returns when the pod is gone.
+            cluster.kubectl("delete", "pod", "mongodb-0")
+            gone = load.now()
+            cluster.seconds_until("an order is placed", lambda gone=gone: load.last_success("order") > gone)
+            interruptions.append(round(load.now() - started, 1))
+
+    load = await run_load(shop, products, report, "mongodb-0 deleted twice in a row", delete_twice)
+    report["seconds until an order was placed after a deletion of mongodb-0"] = interruptions
+    assert max(interruptions) < MONGODB_SECONDS
+    # Orders are rejected with 503, and only while MongoDB is replaced.
+    assert max(f.ended for f in load.failures) - min(f.started for f in load.failures) < 2 * MONGODB_SECONDS
 
 
 @pytest.mark.parametrize("name", [n for n in cluster.SERVICES if n != "notification-service"])

@@ -54,6 +54,7 @@ MINIKUBE = {
     "get ingressclasses": "nginx true\n",
     "get storageclasses": "standard true\n",
     "get hpa": "",
+    "get deployments -l": "product-service 1\norder-service 1\n",
     "get job demo-catalogue": "1",
     ".status.loadBalancer": "192.168.49.2",
 }

@@ -174,6 +174,30 @@ def test_passwords_are_generated_once_and_never_on_a_command_line(minikube: Fake
     assert not [call for call in minikube.calls() if "create secret" in call]
 
 
+def test_deploy_scales_services_without_pods_to_their_minimum(minikube: FakeCommands) -> None:
+    minikube.results |= {"get hpa": "order-service 2\nproduct-service 2\n", "get deployments -l": "order-service 2\n"}
+    minikube.results |= {"get deployment order-service -o jsonpath={.spec.replicas}": "0"}
+    minikube.results |= {"get deployment product-service -o jsonpath={.spec.replicas}": "3"}
+    done = minikube.run("deploy.sh")
+    assert done.returncode == 0, done.stderr
+    assert [call.partition("market scale ")[2] for call in minikube.calls() if " scale " in call] == [
+        "deployment/order-service --replicas=2"
+    ]
+    assert "order-service was scaled to 0 pods: scaled to its minimum of 2" in done.stdout
+
+
+def test_deploy_is_not_ready_while_a_service_has_no_ready_pod(minikube: FakeCommands) -> None:
+    minikube.results |= {"get deployments -l": "product-service 1\norder-service \n"}
+    minikube.results |= {"get deployment order-service -o jsonpath={.spec.replicas}": "0"}
+    done = minikube.run("deploy.sh", "--timeout", "3")
+    assert done.returncode == 1
+    assert (
+        "FAILED: deployment/order-service is not ready: no pod: it has no ready pod, and its replicas are 0"
+        in done.stderr
+    )
+    assert "ready\n" not in done.stdout.replace("is ready", "")
+
+
 def test_undeploy_outside_minikube_and_kind_requires_yes(minikube: FakeCommands) -> None:
     minikube.results = {
         "config current-context": "cloud",
