@@ -52,6 +52,8 @@ def workloads(documents: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, 
     for kind in ("Deployment", "StatefulSet", "Job"):
         for name, document in by_name(documents, kind).items():
             yield name, document["spec"]["template"]["spec"]
+    for name, document in by_name(documents, "CronJob").items():
+        yield name, document["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 
 
 def test_the_manifests_satisfy_the_schemas_and_an_unknown_field_does_not() -> None:
@@ -110,7 +112,9 @@ def test_every_service_has_probes_a_disruption_budget_and_an_account(deploy: Pat
         # The number of pods is the autoscaler's, if there is one.
         assert ("replicas" in deployment["spec"]) == (name not in scaled)
         if overlay != "overlays/minikube":
-            assert by_name(documents, "PodDisruptionBudget")[name]["spec"]["maxUnavailable"] == 1
+            budget = by_name(documents, "PodDisruptionBudget")[name]["spec"]
+            # A pod that is not ready protects nobody, and must not block the drain of its node.
+            assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
             assert (name in scaled) == (name != "notification-service")
     assert set(by_name(documents, "StatefulSet")) == (set() if overlay == "overlays/production" else set(STORES))
 
