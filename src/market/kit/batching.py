@@ -34,7 +34,7 @@ BATCH_ITEMS = Histogram(
 class _Entry(Generic[Item, Result]):
     """A pending item with the callers that wait for it; with `dedupe`, equal items share one entry."""
 
-    __slots__ = ("callers", "cost", "deadline", "item", "request_id", "traceparent")
+    __slots__ = ("callers", "cost", "deadline", "item", "request_id", "trace")
 
     def __init__(self, item: Item, cost: int, caller: asyncio.Future[Result]) -> None:
         self.item = item
@@ -42,7 +42,7 @@ class _Entry(Generic[Item, Result]):
         self.callers = [caller]
         self.deadline = context.deadline.get()
         self.request_id = context.request_id.get()
-        self.traceparent = context.traceparent.get()
+        self.trace = (context.traceparent.get(), context.tracestate.get(), context.baggage.get())
 
     def join(self, caller: asyncio.Future[Result]) -> None:
         self.callers.append(caller)
@@ -179,7 +179,7 @@ class Batcher(Generic[Item, Result]):
                 context.deadline.set(None if None in deadlines else max(at for at in deadlines if at is not None))
                 single = batch[0] if len(batch) == 1 else None
                 context.request_id.set(single.request_id if single else "")
-                context.traceparent.set(single.traceparent if single else "")
+                context.set_trace(*single.trace if single else ("",))
                 self._sizes.observe(len(batch))
                 await self._send(batch)
         finally:

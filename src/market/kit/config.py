@@ -71,6 +71,9 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     port: Port
     # Complete requests in flight in one process; above that, requests get 503 at once.
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
+    # A caller's X-Deadline-Ms between 1 and this counts as this: one that is too short to do anything in would only
+    # interrupt work half-way.
+    min_deadline_ms: Annotated[int, Meta(ge=0, le=10_000)] = 100
 
 
 class Log(Section, frozen=True, kw_only=True):
@@ -85,6 +88,7 @@ class Tracing(Section, frozen=True, kw_only=True):
 
     otlp_endpoint: str | None = None
     sample_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    max_traces_per_second: Annotated[int, Meta(ge=0)] = 100
 
 
 class Shutdown(Section, frozen=True, kw_only=True):

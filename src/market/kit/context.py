@@ -15,14 +15,27 @@ from market.kit.errors import DeadlineExceeded
 REQUEST_ID_HEADER = "x-request-id"
 DEADLINE_HEADER = "x-deadline-ms"
 TRACE_HEADER = "traceparent"
+TRACE_STATE_HEADER = "tracestate"
+BAGGAGE_HEADER = "baggage"
+TRACE_HEADERS = (TRACE_HEADER, TRACE_STATE_HEADER, BAGGAGE_HEADER)
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 traceparent: ContextVar[str] = ContextVar("traceparent", default="")
+# What callers send along with a trace; forwarded, and never read here.
+tracestate: ContextVar[str] = ContextVar("tracestate", default="")
+baggage: ContextVar[str] = ContextVar("baggage", default="")
 # An instant of time.monotonic(), in seconds; None: no deadline.
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
-_REQUEST_ID = re.compile(r"[!-~]{1,128}")
-_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@~-]{0,127}")
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+# Of Trace Context, level 2: sampled, and that the trace id is random.
+_KNOWN_TRACE_FLAGS = 0x03
+# The specifications' own limits: https://www.w3.org/TR/trace-context/#tracestate-header, https://www.w3.org/TR/baggage
+_TRACESTATE = re.compile(r"[ -~]{1,512}")
+_MAX_TRACESTATE_MEMBERS = 32
+_BAGGAGE = re.compile(r"[ -~]{1,8192}")
+_MAX_BAGGAGE_MEMBERS = 64
 
 
 def new_request_id() -> str:
@@ -31,13 +44,39 @@ def new_request_id() -> str:
 
 
 def valid_request_id(text: str) -> bool:
-    """Return whether a client's request id may go into logs and mail headers: 1 to 128 visible ASCII characters."""
+    """Return whether a client's request id may go into logs and mail headers.
+
+    It has 1 to 128 ASCII letters, digits and characters of `._:/+=@~-`, and begins with a letter or a digit.
+    """
     return _REQUEST_ID.fullmatch(text) is not None
 
 
-def valid_traceparent(text: str) -> bool:
-    """Return whether the text is a `traceparent` of W3C Trace Context, version 00."""
-    return _TRACEPARENT.fullmatch(text) is not None
+def parse_traceparent(text: str) -> str:
+    """Return a caller's `traceparent` in version 00, or "" if it is none.
+
+    A later version is read as far as version 00 goes (https://www.w3.org/TR/trace-context/#versioning-of-traceparent).
+    """
+    match = _TRACEPARENT.fullmatch(text)
+    if match is None:
+        return ""
+    version, trace_id, parent_id, flags, rest = match.groups()
+    if version == "ff" or (version == "00" and rest) or not trace_id.strip("0") or not parent_id.strip("0"):
+        return ""
+    return f"00-{trace_id}-{parent_id}-{int(flags, 16) & _KNOWN_TRACE_FLAGS:02x}"
+
+
+def set_trace(parent: str, state: str = "", bag: str = "") -> None:
+    """Set the caller's `traceparent`, `tracestate` and `baggage`.
+
+    One that is invalid, or longer than its specification demands to be forwarded, is left out, and so are the other two
+    where there is no trace.
+    """
+    parent = parse_traceparent(parent) if parent else ""
+    traceparent.set(parent)
+    valid = parent and _TRACESTATE.fullmatch(state) and state.count(",") < _MAX_TRACESTATE_MEMBERS
+    tracestate.set(state if valid else "")
+    valid = parent and _BAGGAGE.fullmatch(bag) and bag.count(",") < _MAX_BAGGAGE_MEMBERS
+    baggage.set(bag if valid else "")
 
 
 def remaining(limit: float) -> float:
@@ -85,4 +124,8 @@ def outgoing_ids() -> dict[str, str]:
         ids[REQUEST_ID_HEADER] = own_id
     if trace := traceparent.get():
         ids[TRACE_HEADER] = trace
+        if state := tracestate.get():
+            ids[TRACE_STATE_HEADER] = state
+        if bag := baggage.get():
+            ids[BAGGAGE_HEADER] = bag
     return ids

@@ -88,4 +88,4 @@ def _enter_context(message: Message) -> None:
     request_id = message.header(events.REQUEST_ID_HEADER)
     context.request_id.set(request_id if context.valid_request_id(request_id) else "")
     traceparent = message.header(events.TRACE_HEADER)
-    context.traceparent.set(traceparent if context.valid_traceparent(traceparent) else "")
+    context.set_trace(traceparent)

@@ -49,6 +49,7 @@ RenderProblem = Callable[[Any, Problem], Response]
 DEFAULT_TIMEOUT_SECONDS = 3.0
 # Nginx's status for a client that closed the connection before the response; it appears only in metrics and logs.
 _CLIENT_CLOSED_REQUEST = 499
+_TRACE_HEADERS = tuple(name.encode() for name in context.TRACE_HEADERS)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 
 
@@ -112,6 +113,7 @@ class Edge:
         self._patterns = [(r.pattern, r) for r in routes if r.pattern is not None]
         self._max_body_bytes = config.max_body_bytes
         self._max_in_flight = config.max_in_flight
+        self._min_deadline_ms = config.min_deadline_ms
         self._in_flight = 0
         self._tracer = tracer
         self._health = health
@@ -127,8 +129,10 @@ class Edge:
         if not request_id or not context.valid_request_id(request_id):
             request_id = context.new_request_id()
         context.request_id.set(request_id)
-        trace = headers.get(b"traceparent", b"").decode("latin-1")
-        context.traceparent.set(trace if trace and context.valid_traceparent(trace) else "")
+        if b"traceparent" in headers:
+            context.set_trace(*(_joined(scope["headers"], name) for name in _TRACE_HEADERS))
+        else:
+            context.set_trace("")
         old_deadline = context.deadline.set(None)
         self._in_flight += 1
         IN_FLIGHT.inc()
@@ -178,7 +182,10 @@ class Edge:
         if deadline := headers.get(b"x-deadline-ms"):
             if not deadline.isdigit() or len(deadline) > 9:
                 raise BadInput("X-Deadline-Ms", "must be a whole number of milliseconds")
-            context.deadline.set(time.monotonic() + int(deadline) / 1000)
+            milliseconds = int(deadline)
+            if milliseconds:
+                milliseconds = max(milliseconds, self._min_deadline_ms)
+            context.deadline.set(time.monotonic() + milliseconds / 1000)
 
     def _find(self, path: str) -> tuple[_Route, dict[str, str]]:
         if found := self._plain.get(path):
@@ -224,3 +231,8 @@ class Edge:
             metrics = self._metrics[key] = (REQUESTS.labels(*key), DURATION.labels(*key[:2]))
         metrics[0].inc()
         metrics[1].observe(seconds)
+
+
+def _joined(headers: list[tuple[bytes, bytes]], wanted: bytes) -> str:
+    """Return a header's values, joined by commas: a repeated `traceparent` is invalid, its companions are lists."""
+    return b",".join(value for name, value in headers if name == wanted).decode("latin-1")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -31,15 +33,19 @@ class Tracer:
         if self._tracer is None:
             yield
             return
-        parent = _propagator.extract({context.TRACE_HEADER: context.traceparent.get()})
+        parent = _propagator.extract(
+            {context.TRACE_HEADER: context.traceparent.get(), context.TRACE_STATE_HEADER: context.tracestate.get()}
+        )
         with self._tracer.start_as_current_span(name, parent, kind=kind):
             carrier: dict[str, str] = {}
             _propagator.inject(carrier)
             token = context.traceparent.set(carrier.get(context.TRACE_HEADER, ""))
+            state_token = context.tracestate.set(carrier.get(context.TRACE_STATE_HEADER, ""))
             try:
                 yield
             finally:
                 context.traceparent.reset(token)
+                context.tracestate.reset(state_token)
 
 
 def setup(service: str, config: Tracing) -> Tracer:
@@ -51,10 +57,39 @@ def setup(service: str, config: Tracing) -> Tracer:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
-    provider = TracerProvider(
-        resource=Resource.create({"service.name": service}), sampler=ParentBased(TraceIdRatioBased(config.sample_ratio))
-    )
+    provider = TracerProvider(resource=Resource.create({"service.name": service}), sampler=sampler(config))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=config.otlp_endpoint)))
     return Tracer(provider.get_tracer("market"))
+
+
+def sampler(config: Tracing, clock: Callable[[], float] = time.monotonic) -> Any:
+    """Return the sampler of a process: `sample_ratio` of the traces, and at most `max_traces_per_second`.
+
+    A caller's sampled flag is one condition among these: since the ratio depends on the trace id alone, all services
+    choose the same traces, and a flag from outside cannot force tracing. A flag that is not set is respected.
+    """
+    from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
+
+    by_trace_id = TraceIdRatioBased(config.sample_ratio)
+
+    class Limited(Sampler):
+        """The ratio by trace id, up to a number of traces a second: a caller could choose ids that are sampled."""
+
+        second = -1
+        traces = 0
+
+        def should_sample(self, *arguments: Any, **named: Any) -> SamplingResult:
+            result = by_trace_id.should_sample(*arguments, **named)
+            if result.decision is Decision.DROP:
+                return result
+            if self.second != (now := int(clock())):
+                self.second, self.traces = now, 0
+            self.traces += 1
+            return result if self.traces <= config.max_traces_per_second else SamplingResult(Decision.DROP)
+
+        def get_description(self) -> str:
+            return f"Limited{{{by_trace_id.get_description()},{config.max_traces_per_second}/s}}"
+
+    limited = Limited()
+    return ParentBased(limited, remote_parent_sampled=limited)

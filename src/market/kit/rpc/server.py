@@ -62,12 +62,13 @@ def endpoint(name: str, handler: Handler, tracer: Tracer | None = None) -> Calla
         seconds = rpc_context.time_remaining()
         context.deadline.set(None if seconds is None else time.monotonic() + seconds)
         context.request_id.set("")
-        context.traceparent.set("")
+        trace: dict[str, str] = {}
         for key, value in rpc_context.invocation_metadata() or ():
             if key == context.REQUEST_ID_HEADER and context.valid_request_id(str(value)):
                 context.request_id.set(str(value))
-            elif key == context.TRACE_HEADER and context.valid_traceparent(str(value)):
-                context.traceparent.set(str(value))
+            elif key in context.TRACE_HEADERS:
+                trace[key] = str(value)
+        context.set_trace(*(trace.get(name, "") for name in context.TRACE_HEADERS))
         status, detail = grpc.StatusCode.OK, ""
         try:
             with spans.span(name):
