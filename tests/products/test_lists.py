@@ -191,3 +191,24 @@ async def test_the_indexes_serve_search_and_every_sort(products: RunningProducts
         assert found.count(f"using {index} on products") == 2, found
         assert "Seq Scan on products" not in found
     await products.db.execute("TRUNCATE products")
+
+
+async def test_ids_may_be_separated_by_commas_or_repeated(products: RunningProducts):
+    first, second, third = [(await products.create())["id"] for _ in range(3)]
+    for query in (
+        [("ids", f"{third},{first},{second}")],
+        [("ids", third), ("ids", first), ("ids", second)],
+        [("ids", f"{third},{first}"), ("ids", second), ("sort", "-created_at"), ("limit", "20"), ("offset", "0")],
+    ):
+        response = await products.http.get("/api/product", params=query)
+        assert [item["id"] for item in response.json()["items"]] == [third, first, second], query
+
+
+async def test_a_hundred_repeated_ids_are_accepted_and_no_more(products: RunningProducts):
+    many = [("ids", str(uuid4())) for _ in range(100)]
+    assert (await products.http.get("/api/product", params=many)).status_code == 200
+    refused = await products.http.get("/api/product", params=[*many, ("ids", str(uuid4()))])
+    assert refused.status_code == 422
+    [error] = refused.json()["errors"]
+    assert error["field"] == "ids"
+    assert error["reason"].startswith("must be 1 to 100 UUIDs")

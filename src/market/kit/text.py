@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from uuid import UUID
 
 from market.kit.errors import BadInput, NotFound
@@ -10,6 +11,10 @@ from market.kit.errors import BadInput, NotFound
 # C0 and C1 controls, line and paragraph separators, and surrogates.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _CONTROL_BUT_NEWLINE_AND_TAB = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Embeddings, overrides and isolates (Unicode Standard Annex #9); the marks LRM, RLM and ALM reorder nothing else.
+_DIRECTIONAL = re.compile("[\u202a-\u202e\u2066-\u2069]")
+# Letters and symbols by their category, but drawn as nothing: Hangul fillers and the empty Braille pattern.
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _EMAIL = re.compile(rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{_LABEL}(?:\.{_LABEL})+")
@@ -26,6 +31,29 @@ def validate_text(field: str, value: str, *, min_length: int, max_length: int, m
         allowed = " other than newline and tab" if multiline else ""
         raise BadInput(field, f"must not contain control characters{allowed}")
     return value
+
+
+def validate_shown_text(field: str, value: str, *, min_length: int, max_length: int, multiline: bool = False) -> str:
+    """Return the text unchanged. For text that is stored and shown to others: the rules of `validate_text`, and more.
+
+    Raises BadInput, too, for a directional control, which could reorder the text around it, and for text that has
+    characters but none that can be seen.
+    """
+    validate_text(field, value, min_length=min_length, max_length=max_length, multiline=multiline)
+    if found := _DIRECTIONAL.search(value):
+        raise BadInput(field, f"must not contain directional controls, got U+{ord(found[0]):04X}")
+    # A quick look at the usual case before each character's category.
+    if (value and not value.isascii() and not any(map(_is_visible, value))) or value.isspace():
+        raise BadInput(field, "must contain a visible character")
+    return value
+
+
+def _is_visible(character: str) -> bool:
+    category = unicodedata.category(character)
+    if category in ("Cn", "Co"):
+        # Perhaps newer than this Python's Unicode, such as the emoji of next year; but not an invisible tag.
+        return not 0xE0000 <= ord(character) <= 0xE0FFF and ord(character) & 0xFFFE != 0xFFFE
+    return category[0] in "LNPS" and character not in _BLANK
 
 
 def parse_uuid(field: str, value: str) -> UUID:

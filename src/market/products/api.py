@@ -28,7 +28,15 @@ from market.products.store import PageQuery
 _NO_CONTROLS = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"}
 _NO_CONTROLS_BUT_NEWLINE_AND_TAB = {"pattern": r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028\u2029]*$"}
 
-Name = Annotated[str, Meta(min_length=1, max_length=domain.MAX_NAME_LENGTH, extra_json_schema=_NO_CONTROLS)]
+Name = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=domain.MAX_NAME_LENGTH,
+        description="text with a visible character, without control and directional characters",
+        extra_json_schema=_NO_CONTROLS,
+    ),
+]
 Description = Annotated[
     str, Meta(max_length=domain.MAX_DESCRIPTION_LENGTH, extra_json_schema=_NO_CONTROLS_BUT_NEWLINE_AND_TAB)
 ]
@@ -65,7 +73,7 @@ class WritableFields(Struct, forbid_unknown_fields=True, kw_only=True):
 
     def to_draft(self, stock: int | None) -> Draft:
         """Return the validated fields. Raises BadInput."""
-        return Draft(
+        draft = Draft(
             name=domain.validate_name(self.name),
             description=domain.validate_description(self.description),
             price=domain.parse_price(self.price),
@@ -73,6 +81,8 @@ class WritableFields(Struct, forbid_unknown_fields=True, kw_only=True):
             image_url=domain.validate_image_url(self.image_url),
             stock=stock,
         )
+        domain.validate_price_in(draft.currency, draft.price)
+        return draft
 
 
 class NewProduct(WritableFields, forbid_unknown_fields=True, kw_only=True):
@@ -112,7 +122,7 @@ class ListQuery(Struct, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=100)] = 20
     offset: Annotated[int, Meta(ge=0, le=2_147_483_647)] = 0
     q: str | None = None
-    ids: str | None = None
+    ids: list[str] | None = None
     sort: Sort | None = None
     availability: bool = True
     stock: bool = False
@@ -201,13 +211,15 @@ def routes(deps: Deps) -> dict[str, Endpoint]:
 
 async def _page_of_list(deps: Deps, query: ListQuery) -> ProductPage:
     words = None if query.q is None else domain.validate_search(query.q)
-    page = await deps.products.get_page(PageQuery(query.limit, query.offset, query.sort or "-created_at", words))
+    page = await deps.products.get_page(PageQuery(query.limit, query.offset, query.sort or domain.DEFAULT_SORT, words))
     return ProductPage(page.products, page.total, query.limit, query.offset)
 
 
 async def _page_of_ids(deps: Deps, query: ListQuery) -> ProductPage:
     assert query.ids is not None
-    for name, value in (("q", query.q), ("sort", query.sort), ("offset", query.offset or None)):
+    # A generated client may send each default that is declared.
+    sort = None if query.sort == domain.DEFAULT_SORT else query.sort
+    for name, value in (("q", query.q), ("sort", sort), ("offset", query.offset or None)):
         if value is not None:
             raise BadInput(name, "cannot be combined with ids")
     product_ids = domain.parse_ids(query.ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from market.contracts import currency, money
 from market.kit import text
 from market.kit.errors import BadInput, PreconditionFailed, Unavailable
+from market.kit.text import pluralize
 
 # The failure points of this service (kit/faults.py).
 POINTS = ("products.before-set-stock", "products.after-set-stock")
@@ -32,6 +34,7 @@ MAX_URL_LENGTH = 2000
 Price = Annotated[Decimal, Meta(extra_json_schema={"pattern": r"^[0-9]{1,8}\.[0-9]{2}$", "examples": ["2.50"]})]
 FreeUnits = Annotated[int, Meta(ge=0, le=MAX_STOCK, description="units that are free to sell")]
 Sort = Literal["created_at", "-created_at", "price", "-price", "name", "-name"]
+DEFAULT_SORT: Sort = "-created_at"
 
 
 class Product(Struct, frozen=True, gc=False):
@@ -81,12 +84,12 @@ class Draft(Struct, frozen=True, gc=False, omit_defaults=True):
 
 def validate_name(name: str) -> str:
     """Return the name unchanged. Raises BadInput."""
-    return text.validate_text("name", name, min_length=1, max_length=MAX_NAME_LENGTH)
+    return text.validate_shown_text("name", name, min_length=1, max_length=MAX_NAME_LENGTH)
 
 
 def validate_description(description: str) -> str:
     """Return the description unchanged. Raises BadInput."""
-    return text.validate_text(
+    return text.validate_shown_text(
         "description", description, min_length=0, max_length=MAX_DESCRIPTION_LENGTH, multiline=True
     )
 
@@ -105,6 +108,14 @@ def validate_currency(code: str) -> str:
         got = f', got "{code}"' if len(code) <= 10 and code.isprintable() else ""
         raise BadInput("currency", f"must be the ISO 4217 code of a currency in use, such as EUR, in upper case{got}")
     return code
+
+
+def validate_price_in(code: str, price: Decimal) -> None:
+    """Raise BadInput for an amount that the currency does not have, such as half a yen."""
+    decimals = currency.minor_units(code)
+    if price != round(price, decimals):
+        unit = "whole number" if decimals == 0 else f"number with at most {pluralize(decimals, 'decimal')}"
+        raise BadInput("price", f"must be a {unit} in {code}, got {price}")
 
 
 def validate_image_url(url: str | None) -> str | None:
@@ -127,9 +138,10 @@ def validate_image_url(url: str | None) -> str | None:
     raise BadInput("image_url", "must be null, an https URL, or a path that begins with one slash")
 
 
-def parse_ids(ids: str) -> list[UUID]:
-    """Return the ids of a comma-separated list, in their order, without repeats. Raises BadInput."""
-    parts = ids.split(",") if ids else []
+def parse_ids(ids: Sequence[str]) -> list[UUID]:
+    """Return the ids of the parameters, each a comma-separated list, in their order, without repeats. Raises
+    BadInput."""
+    parts = [part for one in ids if one for part in one.split(",")]
     if not 1 <= len(parts) <= MAX_IDS:
         raise BadInput("ids", f"must be 1 to {MAX_IDS} UUIDs, separated by commas, got {len(parts)}")
     return list(dict.fromkeys(text.parse_uuid("ids", part) for part in parts))

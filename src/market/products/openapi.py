@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from market.kit.http.openapi import Operation, document, parameter
 from market.products.api import ChangedProduct, NewProduct, ProductPage
-from market.products.domain import MAX_IDS, Product, Sort
+from market.products.domain import DEFAULT_SORT, MAX_IDS, Product, Sort
 
 _UUID = {"type": "string", "format": "uuid"}
 _ID = parameter("id", "path", "the product's id", _UUID)
@@ -95,15 +95,16 @@ OPERATIONS = [
             parameter(
                 "ids",
                 "query",
-                f"1 to {MAX_IDS} ids, separated by commas: these products in this order, each once, without unknown "
-                "ones. Cannot be combined with q, sort and offset.",
-                {"type": "string", "minLength": 36},
-            ),
+                f"1 to {MAX_IDS} ids, separated by commas or in repeated parameters: these products in this order, "
+                "each once, without unknown ones. Cannot be combined with q, another sort and offset.",
+                {"type": "array", "items": _UUID, "minItems": 1, "maxItems": MAX_IDS},
+            )
+            | {"style": "form", "explode": False},
             parameter(
                 "sort",
                 "query",
                 "the order; - means descending",
-                {"type": "string", "enum": list(get_args(Sort)), "default": "-created_at"},
+                {"type": "string", "enum": list(get_args(Sort)), "default": DEFAULT_SORT},
             ),
             _AVAILABILITY,
             _STOCK,

@@ -17,6 +17,8 @@ from market.kit.validation import explain
 
 T = TypeVar("T")
 
+# In one query string; more if it may have a list, whose items may be parameters of their own.
+_MAX_PARAMETERS, _MAX_PARAMETERS_WITH_LIST = 50, 150
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 _IDEMPOTENCY_KEY = re.compile(rb"[!-~]{1,255}")
 
@@ -77,12 +79,19 @@ def parse_query(request: Request, query_type: type[T]) -> T:
     raw: bytes = request.scope["query_string"]
     values: dict[str, Any] = {}
     if raw:
+        lists = _lists(query_type)  # type: ignore[arg-type]
+        max_parameters = _MAX_PARAMETERS_WITH_LIST if lists else _MAX_PARAMETERS
         try:
-            pairs = parse_qsl(raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=50)
+            pairs = parse_qsl(raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=max_parameters)
         except ValueError:  # Includes UnicodeDecodeError.
-            raise BadInput("query", "must be a query string in UTF-8 with at most 50 parameters") from None
+            raise BadInput(
+                "query", f"must be a query string in UTF-8 with at most {max_parameters} parameters"
+            ) from None
         parsers = _parsers(query_type)  # type: ignore[arg-type]
         for name, value in pairs:
+            if name in lists:
+                values.setdefault(name, []).append(value)
+                continue
             if name in values:
                 raise BadInput(name, "must not be repeated")
             parse = parsers.get(name)
@@ -98,6 +107,22 @@ def _bad_input(error: msgspec.ValidationError, expected_type: Any, data: Any) ->
     return BadInput(field[:200] or "body", reason[:500])
 
 
+def _alternatives(field: inspect.Field) -> tuple[inspect.Type, ...]:
+    return field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
+
+
+@lru_cache
+def _lists(query_type: Any) -> frozenset[str]:
+    """Return the names of the fields that are lists."""
+    info = inspect.type_info(query_type)
+    assert isinstance(info, inspect.StructType)
+    return frozenset(
+        field.encode_name
+        for field in info.fields
+        if any(isinstance(alternative, inspect.ListType) for alternative in _alternatives(field))
+    )
+
+
 @lru_cache
 def _parsers(query_type: Any) -> dict[str, Callable[[str], Any]]:
     """Return a parser by name for each field that is not text.
@@ -108,8 +133,7 @@ def _parsers(query_type: Any) -> dict[str, Callable[[str], Any]]:
     assert isinstance(info, inspect.StructType)
     parsers = {}
     for field in info.fields:
-        alternatives = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
-        for alternative in alternatives:
+        for alternative in _alternatives(field):
             if parse := _parser(field.encode_name, alternative):
                 parsers[field.encode_name] = parse
     return parsers
