@@ -21,6 +21,7 @@ from market.inventory.domain import Movement, Reservation, Shortages, StockInFor
 from market.inventory.service import Deps
 from market.inventory.store import Database, ReservationRepository, StockRepository
 from market.kit import config as kit_config
+from market.kit import migrations as kit_migrations
 from market.kit import postgres as kit_postgres
 from market.kit.faults import Faults
 from market.kit.process.health import Health
@@ -120,7 +121,7 @@ def database(postgres) -> kit_config.Postgres:
 
 @pytest.fixture(scope="session")
 async def migrated_database(database) -> kit_config.Postgres:
-    await kit_postgres.migrate(database, MIGRATIONS)
+    await kit_migrations.migrate(database, MIGRATIONS)
     return database
 
 

@@ -19,7 +19,7 @@ from market.contracts.inventory_pb2_grpc import InventoryStub
 from market.inventory.app import MIGRATIONS, build
 from market.inventory.config import Config
 from market.inventory.domain import POINTS
-from market.kit import postgres as kit_postgres
+from market.kit import migrations as kit_migrations
 from market.kit.process.lifecycle import run
 from tests.support.processes import ServiceProcess
 from tests.support.waiting import until
@@ -158,8 +158,8 @@ async def test_sigterm_while_it_waits_for_the_database_exits_with_zero(make_proc
 
 
 async def test_repeated_and_concurrent_migrations_change_nothing(migrated_database):
-    assert await kit_postgres.migrate(migrated_database, MIGRATIONS) == []
-    assert await asyncio.gather(*(kit_postgres.migrate(migrated_database, MIGRATIONS) for _ in range(3))) == [
+    assert await kit_migrations.migrate(migrated_database, MIGRATIONS) == []
+    assert await asyncio.gather(*(kit_migrations.migrate(migrated_database, MIGRATIONS) for _ in range(3))) == [
         [],
         [],
         [],

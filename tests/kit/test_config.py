@@ -63,6 +63,19 @@ def test_a_file_is_loaded_into_a_frozen_struct_with_secrets_from_the_environment
 
 
 @pytest.mark.parametrize(
+    ("host", "addresses"),
+    [
+        ("db", [("db", 5432)]),
+        ("db-0:5433, db-1", [("db-0", 5433), ("db-1", 5432)]),
+        ("::1", [("::1", 5432)]),
+        ("[::1]:5433,[fd00::2],/run/postgresql", [("::1", 5433), ("fd00::2", 5432), ("/run/postgresql", 5432)]),
+    ],
+)
+def test_postgres_may_have_several_hosts(host: str, addresses: list[tuple[str, int]]) -> None:
+    assert Postgres(host=host, database="d", user="u", password="").addresses == addresses
+
+
+@pytest.mark.parametrize(
     ("change", "line"),
     [
         (("9090", "90900"), "admin.port: must be between 1 and 65535, got 90900"),
@@ -93,6 +106,24 @@ def test_a_file_is_loaded_into_a_frozen_struct_with_secrets_from_the_environment
         (
             ("admin: {port: 9090}", "admin: {port: 9090}\ntags: {a: 1}"),
             "tags[...]: must be a string, got a whole number",
+        ),
+        (("${HOST}", "a,,b"), "postgres: host must be names or addresses separated by commas, got '' as one of them"),
+        (("${HOST}", "a,b:0"), "postgres: host: the port of b must be between 1 and 65535, got '0'"),
+        (
+            ("database: d", "database: d, tls: {mode: verified}"),
+            "postgres.tls.mode: must be one of disable, prefer, require, verify-ca, verify-full, got",
+        ),
+        (
+            ("database: d", "database: d, tls: {mode: require, ca_file: /ca.pem}"),
+            "postgres.tls: ca_file requires the mode verify-ca or verify-full, got require",
+        ),
+        (
+            ("database: d", "database: d, tls: {mode: require, key_file: /key.pem}"),
+            "postgres.tls: cert_file and key_file must be set together",
+        ),
+        (
+            ("database: d", "database: d, tls: {cert_file: /cert.pem, key_file: /key.pem}"),
+            "postgres.tls: cert_file requires the mode require, verify-ca or verify-full, got prefer",
         ),
         (("${HOST}", "${NOT_SET}"), "postgres.host: environment variable NOT_SET is not set"),
         (("admin: {port: 9090}", "admin: {port: 9090"), "is not valid YAML: line 3: "),

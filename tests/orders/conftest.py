@@ -16,7 +16,7 @@ from market.inventory.app import build as build_inventory
 from market.inventory.config import Config as InventoryConfig
 from market.inventory.config import Grpc
 from market.kit import config as kit_config
-from market.kit import postgres as kit_postgres
+from market.kit import migrations as kit_migrations
 from market.kit.process.lifecycle import Process
 from tests.support.ports import free_port
 
@@ -51,7 +51,7 @@ async def stock(postgres: Any) -> AsyncIterator[Stock]:
         pool_size=4,
         timeout_seconds=15,
     )
-    await kit_postgres.migrate(database, MIGRATIONS)
+    await kit_migrations.migrate(database, MIGRATIONS)
     config = InventoryConfig(admin=kit_config.Listen(port=free_port()), grpc=Grpc(port=free_port()), postgres=database)
     process = Process()
     async with build_inventory(config, process) as server:

@@ -15,7 +15,7 @@ import pytest
 
 from market.contracts import inventory_pb2 as pb
 from market.kit.config import Postgres
-from market.kit.postgres import migrate
+from market.kit.migrations import migrate
 from market.products.app import MIGRATIONS
 from tests.support.ports import free_port
 from tests.support.processes import ServiceProcess

@@ -10,7 +10,7 @@ from market.inventory.batching.transactions import TransactionBatcher
 from market.inventory.config import Batching, Config
 from market.inventory.service import Deps
 from market.inventory.store import Database, ReservationRepository, StockRepository
-from market.kit import postgres
+from market.kit import migrations, postgres
 from market.kit.faults import Faults
 from market.kit.process.lifecycle import Process
 from market.kit.process.tasks import periodic_tasks
@@ -42,7 +42,7 @@ async def build(config: Config, process: Process) -> AsyncIterator[GrpcServer]:
 async def open_deps(config: Config, process: Process) -> AsyncIterator[Deps]:
     """Connect to PostgreSQL, waiting for it and for its schema, and build what the use cases work with."""
     async with postgres.open_pool(config.postgres, process.health, settings=SETTINGS) as pool:
-        await postgres.wait_for_schema(pool, MIGRATIONS, process.health)
+        await migrations.wait_for_schema(pool, MIGRATIONS, process.health)
         yield make_deps(
             pool,
             timeout_seconds=config.postgres.timeout_seconds,
@@ -74,4 +74,4 @@ def server(config: Config, process: Process, deps: Deps) -> GrpcServer:
 
 async def migrate(config: Config, _: list[str]) -> None:
     """Apply the migrations that are missing."""
-    await postgres.migrate(config.postgres, MIGRATIONS)
+    await migrations.migrate(config.postgres, MIGRATIONS)

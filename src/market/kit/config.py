@@ -122,19 +122,87 @@ class Base(Section, frozen=True, kw_only=True):
     faults: Faults | None = None
 
 
+class Tls(Section, frozen=True, kw_only=True):
+    """TLS to a server. The modes are those of libpq's `sslmode`; a file that changes is read again."""
+
+    # prefer: encrypted if the server offers it. require: encrypted, but the server is not verified. verify-ca: its
+    # certificate is signed by an authority of `ca_file`. verify-full: and issued for the host name.
+    mode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
+    # The authorities that are trusted (PEM); by default the system's.
+    ca_file: NonEmptyStr | None = None
+    # The client's certificate and its key (PEM), if the server requests one.
+    cert_file: NonEmptyStr | None = None
+    key_file: NonEmptyStr | None = None
+
+    def __post_init__(self) -> None:
+        if self.ca_file is not None and not self.verifies:
+            raise ValueError(f"ca_file requires the mode verify-ca or verify-full, got {self.mode}")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file must be set together")
+        if self.cert_file is not None and self.mode in ("disable", "prefer"):
+            raise ValueError(f"cert_file requires the mode require, verify-ca or verify-full, got {self.mode}")
+
+    @property
+    def verifies(self) -> bool:
+        return self.mode in ("verify-ca", "verify-full")
+
+
+class Migrations(Section, frozen=True, kw_only=True):
+    """The timeouts of `migrate`."""
+
+    # How long it waits while another process applies migrations.
+    lock_timeout_seconds: Seconds = 60.0
+    # The timeout of one file.
+    timeout_seconds: Seconds = 900.0
+
+
 class Postgres(Section, frozen=True, kw_only=True):
     """A PostgreSQL database, and the pool of connections to it."""
 
+    # One host, or several separated by commas, of which the one that accepts writes is used; each may have a port of
+    # its own: "db-0.example.com,db-1.example.com:5433".
     host: NonEmptyStr
     port: Port = 5432
     database: NonEmptyStr
     user: NonEmptyStr
     password: str
+    tls: Tls = Tls()
     pool_size: Annotated[int, Meta(ge=1, le=200)] = 16
     # The timeout of each statement.
     timeout_seconds: Seconds = 2.5
-    # The timeout for establishing a connection.
+    # The timeout for establishing a connection; several hosts share it.
     connect_timeout_seconds: Seconds = 2.0
+    # How long a connection is used, plus or minus a tenth, so that a name that leads to another server is followed.
+    max_connection_age_seconds: Seconds = 600.0
+    migrations: Migrations = Migrations()
+
+    def __post_init__(self) -> None:
+        _ = self.addresses
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """The host and port of each server."""
+        return [_address(text.strip(), self.port) for text in self.host.split(",")]
+
+
+_BRACKETED = re.compile(r"\[([^\[\]]+)\](?::(.*))?", re.DOTALL)
+
+
+def _address(text: str, default_port: int) -> tuple[str, int]:
+    """Return host and port of `host`, `host:port`, `[IPv6]:port` or a plain IPv6 address. Raises ValueError."""
+    if found := _BRACKETED.fullmatch(text):
+        host, port = found[1], found[2]
+    elif text.count(":") == 1:
+        host, port = text.split(":")
+    else:
+        host, port = text, None
+    if not host or "[" in host:
+        raise ValueError(f"host must be names or addresses separated by commas, got {text!r} as one of them")
+    if port is None:
+        return host, default_port
+    if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):
+        raise ValueError(f"host: the port of {host} must be between 1 and 65535, got {port!r}")
+    return host, int(port)
 
 
 class Kafka(Section, frozen=True, kw_only=True):

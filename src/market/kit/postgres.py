@@ -1,21 +1,22 @@
-"""PostgreSQL: a connection pool with deadlines, and forward-only migrations.
-
-The only SQL here is the bookkeeping of migrations.
-"""
+"""PostgreSQL: a pool of connections to the server that accepts writes. Migrations are in market.kit.migrations."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncIterator
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from importlib.resources import files
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
+from asyncpg.pool import PoolAcquireContext
 
 from market.kit import context
-from market.kit.config import Postgres
+from market.kit.config import Postgres, Tls
 from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.process import logs
 from market.kit.process.health import Health
@@ -24,10 +25,13 @@ log = logs.get_logger("postgres")
 
 if TYPE_CHECKING:
     Pool = asyncpg.Pool[asyncpg.Record]
-    Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    DirectConnection = asyncpg.Connection[asyncpg.Record]
+    Connection = DirectConnection | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    AcquireContext = PoolAcquireContext[asyncpg.Record]
 else:
     Pool = asyncpg.Pool
-    Connection = asyncpg.Connection
+    DirectConnection = Connection = asyncpg.Connection
+    AcquireContext = PoolAcquireContext
 
 # Errors after which it is unknown whether the statement took effect, or which say that the server is unavailable. The
 # last one occurs on an idle connection that has received the server's shutdown message, but is not closed yet.
@@ -40,35 +44,202 @@ CONNECTION_ERRORS = (
     asyncpg.InternalClientError,
 )
 
+# Errors of a server that is running but does not serve us: it is full, read-only, or has revoked our privileges.
+_REFUSALS = (
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InsufficientPrivilegeError,
+)
 
-async def _no_reset(_: Connection) -> None:
-    """Skip the pool's reset, a quarter of the time of a small query. No statement here leaves session state behind."""
+# asyncpg.connect raises these if the server cannot be reached, refuses the session, or accepts no writes.
+_CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InternalClientError)
+
+
+class ConnectError(ConnectionError):
+    """No server accepted a new connection: unreachable, a refused login, a standby. The text has each one's reason."""
+
+
+class PooledConnection(DirectConnection):
+    """A connection with the time at which it is to be replaced, in seconds of time.monotonic."""
+
+    replace_at: float = float("inf")
+
+    def is_read_only(self) -> bool:
+        """Return whether the server has reported that this session cannot write; costs no round trip.
+
+        Servers from version 14 report a change of their own accord, with the result of the next statement.
+        """
+        return getattr(self.get_settings(), "default_transaction_read_only", "off") == "on"
+
+
+class Connector:
+    """Opens connections to the server that accepts writes. Remembers which of the hosts that was last.
+
+    settings: run-time parameters of each connection. timeout_seconds: the timeout of each statement; None: no timeout.
+    """
+
+    def __init__(
+        self, config: Postgres, *, settings: Mapping[str, str] | None = None, timeout_seconds: float | None = None
+    ) -> None:
+        self._config = config
+        self._settings = {"application_name": "market", **(settings or {})}
+        self._timeout_seconds = timeout_seconds
+        self._addresses = config.addresses
+        self._tls = _TlsContext(config.tls)
+        self._was_connected = False
+        # The reasons of failures since the last success.
+        self._logged: set[str] = set()
+
+    async def __call__(self, **options: Any) -> PooledConnection:
+        """Return a new connection; `options` are the pool's own arguments. Raises ConnectError."""
+        failures: dict[tuple[str, int], str] = {}
+        # Each host gets its share of the time, so that one that does not respond leaves some for the others.
+        seconds = self._config.connect_timeout_seconds / len(self._addresses)
+        for address in tuple(self._addresses):
+            try:
+                conn = await self._connect(address, seconds, **options)
+            except _CONNECT_ERRORS as e:
+                self._try_last(address)
+                failures[address] = _reason(e, seconds)
+            except asyncio.CancelledError:
+                # The caller's deadline may have passed because this host does not respond.
+                self._try_last(address)
+                raise
+            else:
+                self._log_success()
+                return conn
+        reason = "; ".join(f"{host}:{port}: {reason}" for (host, port), reason in sorted(failures.items()))
+        if len(self._addresses) == 1:
+            [reason] = failures.values()
+        self._log_failure(reason)
+        raise ConnectError(reason)
+
+    def _log_failure(self, reason: str) -> None:
+        # While the process starts, Health.wait_for logs what it waits for.
+        if self._was_connected and reason not in self._logged and len(self._logged) < 5:
+            self._logged.add(reason)
+            log.warning("cannot connect to the database", reason=reason)
+
+    def _log_success(self) -> None:
+        self._was_connected = True
+        if self._logged:
+            self._logged.clear()
+            log.info("connected to the database again")
+
+    def _try_last(self, address: tuple[str, int]) -> None:
+        self._addresses.remove(address)
+        self._addresses.append(address)
+
+    async def _connect(self, address: tuple[str, int], seconds: float, **options: Any) -> PooledConnection:
+        config = self._config
+        connected = await asyncpg.connect(
+            host=address[0],
+            port=address[1],
+            database=config.database,
+            user=config.user,
+            password=config.password,
+            ssl=self._tls.get(),
+            timeout=seconds,
+            command_timeout=self._timeout_seconds,
+            server_settings=self._settings,
+            target_session_attrs=SessionAttribute.read_write,
+            **{"connection_class": PooledConnection, **options},
+        )
+        conn = cast(PooledConnection, connected)
+        # Jitter, so that connections made together are not replaced together.
+        conn.replace_at = time.monotonic() + random.uniform(0.9, 1.1) * config.max_connection_age_seconds
+        return conn
+
+
+def _reason(error: BaseException, seconds: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no response within {seconds:g} s"
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return "the server accepts no writes (a standby, or read-only)"
+    return str(error) or type(error).__name__
+
+
+class _TlsContext:
+    """What asyncpg expects as `ssl`. A context is made again when one of its files has changed."""
+
+    def __init__(self, config: Tls) -> None:
+        self._config = config
+        self._files = [Path(file) for file in (config.ca_file, config.cert_file, config.key_file) if file is not None]
+        self._made: tuple[list[int], ssl.SSLContext] | None = None
+
+    def get(self) -> ssl.SSLContext | Literal["disable", "prefer"]:
+        """Return the context, or the driver's word for a mode without one. Raises OSError if a file is unreadable."""
+        if self._config.mode == "disable" or self._config.mode == "prefer":
+            return self._config.mode
+        versions = [file.stat().st_mtime_ns for file in self._files]
+        if self._made is None or self._made[0] != versions:
+            self._made = versions, self._make()
+        return self._made[1]
+
+    def _make(self) -> ssl.SSLContext:
+        config = self._config
+        made = ssl.create_default_context(cafile=config.ca_file)
+        made.check_hostname = config.mode == "verify-full"
+        if not config.verifies:
+            made.verify_mode = ssl.CERT_NONE
+        if config.cert_file is not None:
+            made.load_cert_chain(config.cert_file, config.key_file)
+        made.set_alpn_protocols(["postgresql"])
+        return made
+
+
+class _Pool(Pool):
+    """A pool whose connections leave it when they are old, or when their server accepts no writes any more."""
+
+    def acquire(self, *, timeout: float | None = None) -> _AcquireContext:
+        return _AcquireContext(self, timeout)
+
+    async def reconsider(self, conn: PooledConnection) -> None:
+        """Close a connection that is being released if it is due. Runs in place of a reset.
+
+        A reset would take a quarter of the time of a small query, and no statement here leaves session state behind.
+        """
+        if time.monotonic() >= conn.replace_at:
+            conn.terminate()
+        elif conn.is_read_only():
+            conn.terminate()
+            # The others lead to the same server. They are replaced when they are acquired next.
+            await self.expire_connections()
+
+
+class _AcquireContext(AcquireContext):
+    """Expires all connections after a write that failed because the server is read-only."""
+
+    async def __aexit__(self, *exc: object) -> None:
+        # Where a proxy in between does not pass the server's report on (PooledConnection.is_read_only).
+        if exc and isinstance(exc[1], asyncpg.ReadOnlySQLTransactionError):
+            await self.pool.expire_connections()
+        await super().__aexit__(*exc)
 
 
 @asynccontextmanager
 async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str] | None = None) -> AsyncIterator[Pool]:
-    """Open a pool of connections, waiting until the server is available, and add the readiness check `postgres`.
+    """Open a pool of connections, waiting until the server accepts writes, and add the readiness check `postgres`.
 
     settings: run-time parameters that each connection sets, such as {"plan_cache_mode": "force_generic_plan"}.
     """
+    connector = Connector(config, settings=settings, timeout_seconds=config.timeout_seconds)
 
     async def connect() -> Pool:
-        pool = await asyncpg.create_pool(
-            host=config.host,
-            port=config.port,
-            database=config.database,
-            user=config.user,
-            password=config.password,
+        pool = _Pool(
+            connect=connector,  # type: ignore[arg-type]  # The arguments of asyncpg.connect are its own.
             # The pool logs each failed attempt to restore its minimum, so there is none.
             min_size=0,
             max_size=config.pool_size,
-            timeout=config.connect_timeout_seconds,
-            command_timeout=config.timeout_seconds,
+            max_queries=50_000,
             max_inactive_connection_lifetime=300,
-            reset=_no_reset,
-            server_settings={"application_name": "market", **(settings or {})},
+            reset=lambda conn: pool.reconsider(conn),
+            loop=asyncio.get_running_loop(),
+            connection_class=PooledConnection,
+            record_class=asyncpg.Record,
         )
         try:
+            await pool
             await pool.fetchval("SELECT 1")
         except BaseException:
             pool.terminate()
@@ -79,7 +250,10 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
 
     async def check() -> None:
         async with opened.acquire(timeout=1) as conn:
-            await conn.execute("SELECT 1", timeout=1)
+            # On in a standby too.
+            if await conn.fetchval("SELECT current_setting('transaction_read_only')", timeout=1) == "on":
+                await opened.expire_connections()
+                raise Unavailable("the database accepts no writes")
 
     health.add_check("postgres", check)
     try:
@@ -106,68 +280,5 @@ async def acquire(pool: Pool, *, seconds: float = 3.0) -> AsyncIterator[Connecti
     except asyncpg.DataError:
         # Also an InterfaceError, but it means a bug in this service.
         raise
-    except (*CONNECTION_ERRORS, asyncpg.InsufficientResourcesError, asyncpg.ReadOnlySQLTransactionError) as e:
+    except (*CONNECTION_ERRORS, *_REFUSALS) as e:
         raise Unavailable(f"the database is unavailable: {type(e).__name__}") from None
-
-
-async def wait_for_schema(pool: Pool, package: str, health: Health) -> None:
-    """Wait until every migration of the package has been applied. A newer schema is accepted."""
-
-    async def check() -> None:
-        try:
-            done = {row["name"] for row in await pool.fetch("SELECT name FROM schema_migrations")}
-        except asyncpg.UndefinedTableError:
-            done = set()
-        if missing := [name for name in _migrations(package) if name not in done]:
-            raise RuntimeError(f"migrations are missing, run `migrate`: {', '.join(missing)}")
-
-    await health.wait_for("schema", check)
-
-
-_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
-
-
-def _migrations(package: str) -> list[str]:
-    return sorted(f.name for f in files(package).iterdir() if _NAME.fullmatch(f.name))
-
-
-async def migrate(config: Postgres, package: str, health: Health | None = None) -> list[str]:
-    """Apply those of the package's `NNNN_name.sql` files that have not been applied, in order, and return their names.
-
-    Concurrent calls are safe (advisory lock); a newer schema is accepted. Each file is one transaction, and must be
-    compatible with the version of the service that is still running.
-    """
-
-    async def connect() -> asyncpg.Connection[asyncpg.Record]:
-        return await asyncpg.connect(
-            host=config.host,
-            port=config.port,
-            database=config.database,
-            user=config.user,
-            password=config.password,
-            timeout=5,
-        )
-
-    conn = await (health or Health()).wait_for("postgres", connect)
-    applied = []
-    try:
-        await conn.execute("SELECT pg_advisory_lock(hashtext('market.migrations'))")
-        await conn.execute(
-            "CREATE TABLE IF NOT EXISTS schema_migrations (name text PRIMARY KEY, applied_at timestamptz NOT NULL "
-            "DEFAULT now())"
-        )
-        done = {row["name"] for row in await conn.fetch("SELECT name FROM schema_migrations")}
-        for name in _migrations(package):
-            if name in done:
-                continue
-            async with conn.transaction():
-                # A migration that cannot get its lock in time must not block requests behind it; the next start retries
-                # it.
-                await conn.execute("SET LOCAL lock_timeout = '5s'")
-                await conn.execute((files(package) / name).read_text("utf-8"))
-                await conn.execute("INSERT INTO schema_migrations (name) VALUES ($1)", name)
-            applied.append(name)
-            log.info("migration applied", migration=name)
-    finally:
-        await conn.close()
-    return applied

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from market.kit import postgres
+from market.kit import migrations, postgres
 from market.kit.http import edge
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process, Server
@@ -35,7 +35,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     clients = clients or Clients()
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(postgres.open_pool(config.postgres, process.health))
-        await postgres.wait_for_schema(pool, MIGRATIONS, process.health)
+        await migrations.wait_for_schema(pool, MIGRATIONS, process.health)
         inventory = clients.inventory or InventoryClient(
             await stack.enter_async_context(rpc.channel(config.inventory)),
             read_seconds=config.availability.timeout_seconds,
@@ -61,4 +61,4 @@ async def build(config: Config, process: Process, clients: Clients | None = None
 
 async def migrate(config: Config, _: list[str]) -> None:
     """Apply the migrations that are missing."""
-    await postgres.migrate(config.postgres, MIGRATIONS)
+    await migrations.migrate(config.postgres, MIGRATIONS)

@@ -142,7 +142,9 @@ class Postgres(Server):
         except OSError:  # Another stack has just made the same copy.
             shutil.rmtree(new, ignore_errors=True)
 
-    def _run(self, args: Sequence[str | Path], *, text: str | None = None, cwd: Path) -> None:
+    def _run(
+        self, args: Sequence[str | Path], *, text: str | None = None, cwd: Path, env: Mapping[str, str] | None = None
+    ) -> None:
         user = self._user
         done = subprocess.run(
             [str(a) for a in args],
@@ -154,7 +156,7 @@ class Postgres(Server):
             user=user.pw_uid if user else None,
             group=user.pw_gid if user else None,
             extra_groups=[] if user else None,
-            env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"},
+            env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC", **(env or {})},
         )
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines() or ["no error message"]
@@ -174,11 +176,17 @@ class Postgres(Server):
         new = self.directory / "data.new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
+        if self._user:
+            os.chown(new, self._user.pw_uid, self._user.pw_gid)
+        self._create(new)
+        new.rename(self.data)
+
+    def _create(self, new: Path) -> None:
+        """Fill the empty directory with a cluster that has the databases and their users."""
         secret = self.directory / "initial-password"
         secret.write_text(self.password)
         secret.chmod(0o600)
         if self._user:
-            os.chown(new, self._user.pw_uid, self._user.pw_gid)
             os.chown(secret, self._user.pw_uid, self._user.pw_gid)
         try:
             self._run(
@@ -218,7 +226,6 @@ class Postgres(Server):
             secret.unlink(missing_ok=True)
         # One fsync for all files of the new cluster; initdb would do it before the databases are created.
         self._run([self._root / "bin" / "initdb", "-D", new, "--sync-only"], cwd=new)
-        new.rename(self.data)
 
     def before_start(self) -> None:
         # The sessions of a killed postmaster exit a moment later.
@@ -265,6 +272,25 @@ class Postgres(Server):
                 return sock.recv(1024).startswith(b"R")
         except OSError:
             return False
+
+
+class Standby(Postgres):
+    """A copy of a running server that follows it, until `SELECT pg_promote()` makes it a server of its own."""
+
+    def __init__(self, primary: Postgres, port: int, directory: Path, logs: Path) -> None:
+        super().__init__(port, directory, logs, primary.password, package=primary.installed.package)
+        self.name = "standby"
+        self.log = logs / "standby.log"
+        self._primary = primary
+
+    def _create(self, new: Path) -> None:
+        # -R writes the primary's address and password into the copy's settings, and makes it a standby.
+        primary = f"host={self._primary.host} port={self._primary.port} user=postgres"
+        self._run(
+            [self._root / "bin" / "pg_basebackup", "-D", new, "-d", primary, "-R", "-c", "fast", "--no-sync"],
+            cwd=new,
+            env={"PGPASSWORD": self.password},
+        )
 
 
 def _unprivileged(owner: int) -> pwd.struct_passwd:

@@ -52,6 +52,10 @@ class Process:
     faults: faults.Faults | None = None
 
 
+class CommandError(Exception):
+    """A command cannot do its work. The text is written for the operator, and logged in place of a traceback."""
+
+
 Build = Callable[[C, Process], AbstractAsyncContextManager[Server]]
 Command = Callable[[C, list[str]], Coroutine[Any, Any, int | None]]
 
@@ -67,7 +71,7 @@ def run(
     """Run `python -m market.<name>`: serve, or run the command that the first argument names. Exits the process.
 
     The exit status is 0 after SIGTERM or SIGINT, 1 if the process cannot serve, 2 for an invalid command or
-    configuration; a command returns its own.
+    configuration; a command returns its own, and 1 if it raises CommandError.
     """
     args = sys.argv[1:] if argv is None else argv
     commands = commands or {}
@@ -94,6 +98,9 @@ def run(
             sys.exit(runner.run(work) or 0)
     except KeyboardInterrupt:
         sys.exit(130)
+    except CommandError as e:
+        log.error("command failed", command=args[0] if args else None, reason=str(e))
+        sys.exit(1)
     except OSError as e:
         log.error("cannot serve", reason=e.strerror or str(e))
         sys.exit(1)

@@ -1,0 +1,142 @@
+"""Forward-only migrations of a PostgreSQL database: the `NNNN_name.sql` files of a package, each applied once.
+
+The table `schema_migrations` has a row for each applied file, with the checksum of its text. A released file never
+changes: a change of the schema is a new file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from importlib.resources import files
+
+import asyncpg
+
+from market.kit.config import Postgres
+from market.kit.postgres import Connector, DirectConnection, Pool
+from market.kit.process import logs
+from market.kit.process.health import Health
+from market.kit.process.lifecycle import CommandError
+
+log = logs.get_logger("migrations")
+
+# The limit of each statement that is not a migration's own.
+_STATEMENT_SECONDS = 30.0
+# The server ends the session, and releases the lock, within a minute after the machine of `migrate` has disappeared.
+_SETTINGS = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
+_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+
+
+class MigrationError(CommandError):
+    """Migrations cannot be applied."""
+
+
+def _migrations(package: str) -> list[str]:
+    return sorted(f.name for f in files(package).iterdir() if _NAME.fullmatch(f.name))
+
+
+def _read(package: str, name: str) -> str:
+    return (files(package) / name).read_text("utf-8")
+
+
+def checksum(text: str) -> str:
+    """Return the SHA-256 of a migration's text in hexadecimal, the same for all line endings."""
+    return hashlib.sha256("\n".join(text.splitlines()).encode()).hexdigest()
+
+
+async def wait_for_schema(pool: Pool, package: str, health: Health) -> None:
+    """Wait until every migration of the package has been applied. A newer schema is accepted."""
+
+    async def check() -> None:
+        try:
+            done = {row["name"] for row in await pool.fetch("SELECT name FROM schema_migrations")}
+        except asyncpg.UndefinedTableError:
+            done = set()
+        if missing := [name for name in _migrations(package) if name not in done]:
+            raise RuntimeError(f"migrations are missing, run `migrate`: {', '.join(missing)}")
+
+    await health.wait_for("schema", check)
+
+
+async def migrate(config: Postgres, package: str, health: Health | None = None) -> list[str]:
+    """Apply those of the package's `NNNN_name.sql` files that have not been applied, in order, and return their names.
+
+    Concurrent calls are safe (advisory lock); a newer schema is accepted. Each file is one transaction, and must be
+    compatible with the version of the service that is still running. Raises MigrationError if a file fails, takes too
+    long or has changed since it was applied, or if another process keeps the lock for longer than the configured time.
+    """
+    connector = Connector(config, settings=_SETTINGS, timeout_seconds=_STATEMENT_SECONDS)
+    conn = await (health or Health()).wait_for("postgres", connector)
+    try:
+        await _lock(conn, config.migrations.lock_timeout_seconds)
+        await _create_table(conn)
+        done = await _verified(conn, package)
+        missing = [name for name in _migrations(package) if name not in done]
+        for name in missing:
+            await _apply(conn, name, _read(package, name), config.migrations.timeout_seconds)
+        return missing
+    finally:
+        await conn.close(timeout=_STATEMENT_SECONDS)
+
+
+async def _lock(conn: DirectConnection, seconds: float) -> None:
+    try:
+        async with conn.transaction():
+            # Limits the wait for an advisory lock too. The lock itself is the session's, and outlives the transaction.
+            await conn.execute(f"SET LOCAL lock_timeout = {max(1, round(1000 * seconds))}")
+            await conn.execute("SELECT pg_advisory_lock(hashtext('market.migrations'))", timeout=seconds + 10)
+    except asyncpg.LockNotAvailableError:
+        raise MigrationError(
+            f"another process has held the lock of migrations for more than {seconds:g} s: it is applying one, or "
+            "hangs; pg_locks has its pid, with the locktype 'advisory'"
+        ) from None
+
+
+async def _create_table(conn: DirectConnection) -> None:
+    await conn.execute(
+        "CREATE TABLE IF NOT EXISTS schema_migrations "
+        "(name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now(), checksum text)"
+    )
+    # Up to this version the table had no checksums. Not IF NOT EXISTS: that would lock the table at each start.
+    if not await conn.fetchval(
+        "SELECT true FROM pg_attribute "
+        "WHERE attrelid = 'schema_migrations'::regclass AND attname = 'checksum' AND NOT attisdropped"
+    ):
+        async with conn.transaction():
+            await conn.execute("SET LOCAL lock_timeout = '5s'")
+            await conn.execute("ALTER TABLE schema_migrations ADD COLUMN checksum text")
+
+
+async def _verified(conn: DirectConnection, package: str) -> set[str]:
+    """Return the names of all applied migrations. Raises MigrationError if a file differs from what was applied.
+
+    A row without a checksum was written by an earlier version of `migrate`: it gets that of the file.
+    """
+    applied = {row["name"]: row["checksum"] for row in await conn.fetch("SELECT name, checksum FROM schema_migrations")}
+    for name in _migrations(package):
+        if name not in applied:
+            continue
+        current = checksum(_read(package, name))
+        if applied[name] is None:
+            await conn.execute("UPDATE schema_migrations SET checksum = $2 WHERE name = $1", name, current)
+            log.info("migration checksum adopted", migration=name)
+        elif applied[name] != current:
+            raise MigrationError(
+                f"{name} has changed since it was applied (checksum {applied[name][:12]}, now {current[:12]}): "
+                "restore its text, and put the change into a new migration"
+            )
+    return set(applied)
+
+
+async def _apply(conn: DirectConnection, name: str, text: str, seconds: float) -> None:
+    try:
+        async with conn.transaction():
+            # A migration that cannot get its lock in time must not block requests behind it; the next start retries it.
+            await conn.execute("SET LOCAL lock_timeout = '5s'")
+            await conn.execute(text, timeout=seconds)
+            await conn.execute("INSERT INTO schema_migrations (name, checksum) VALUES ($1, $2)", name, checksum(text))
+    except TimeoutError:
+        raise MigrationError(f"{name} did not finish within {seconds:g} s, and was undone") from None
+    except asyncpg.PostgresError as e:
+        raise MigrationError(f"{name} failed, and was undone: {e}") from e
+    log.info("migration applied", migration=name)

@@ -1,0 +1,148 @@
+"""Migrations on real PostgreSQL: applied once, verified by checksum, and never waiting without end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from market.kit.config import Migrations, Postgres
+from market.kit.migrations import MigrationError, checksum, migrate
+from tests.support.databases import own_database
+from tests.support.servers import PostgresHandle
+from tests.support.waiting import PATIENCE
+
+FIRST = "CREATE TABLE things (id integer);\n"
+SECOND = "ALTER TABLE things ADD COLUMN name text;\n"
+
+MakePackage = Callable[..., str]
+
+
+@pytest.fixture
+def make_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakePackage:
+    """Make a package of migrations: `make_package(first=..., second=...)`."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(**texts: str) -> str:
+        name = f"migrations_{uuid4().hex}"
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+        for number, (title, text) in enumerate(texts.items(), 1):
+            (tmp_path / name / f"{number:04}_{title}.sql").write_bytes(text.encode())
+        return name
+
+    return make
+
+
+@pytest.fixture
+async def database(postgres: PostgresHandle) -> AsyncIterator[Postgres]:
+    async with own_database(postgres) as config:
+        yield config
+
+
+async def connect(config: Postgres) -> Any:
+    return await asyncpg.connect(
+        host=config.host, port=config.port, database=config.database, user=config.user, password=config.password
+    )
+
+
+async def checksums(config: Postgres) -> dict[str, str | None]:
+    conn = await connect(config)
+    try:
+        return {row["name"]: row["checksum"] for row in await conn.fetch("SELECT * FROM schema_migrations")}
+    finally:
+        await conn.close()
+
+
+async def test_each_file_is_applied_once_and_its_checksum_is_stored(
+    database: Postgres, make_package: MakePackage
+) -> None:
+    assert await migrate(database, make_package(first=FIRST)) == ["0001_first.sql"]
+    package = make_package(first=FIRST, second=SECOND)
+    assert await migrate(database, package) == ["0002_second.sql"]
+    assert await migrate(database, package) == []
+    assert await checksums(database) == {"0001_first.sql": checksum(FIRST), "0002_second.sql": checksum(SECOND)}
+    # An older version of the service accepts the newer schema.
+    assert await migrate(database, make_package(first=FIRST)) == []
+
+
+async def test_a_file_that_has_changed_since_it_was_applied_is_named_and_nothing_is_applied(
+    database: Postgres, make_package: MakePackage
+) -> None:
+    await migrate(database, make_package(first=FIRST))
+    changed = make_package(first=FIRST.replace("integer", "bigint"), second=SECOND)
+    with pytest.raises(MigrationError, match=r"^0001_first\.sql has changed since it was applied"):
+        await migrate(database, changed)
+    assert list(await checksums(database)) == ["0001_first.sql"]
+    # Line endings are not a change: git may convert them.
+    assert await migrate(database, make_package(first=FIRST.replace("\n", "\r\n"))) == []
+
+
+async def test_rows_of_the_version_without_checksums_get_those_of_the_files(
+    database: Postgres, make_package: MakePackage
+) -> None:
+    conn = await connect(database)
+    try:
+        # The table as that version creates it.
+        await conn.execute(
+            "CREATE TABLE schema_migrations (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        await conn.execute("INSERT INTO schema_migrations (name) VALUES ('0001_first.sql')")
+        await conn.execute(FIRST)
+        reworded = f"-- Reworded since.\n{FIRST}"
+        package = make_package(first=reworded, second=SECOND)
+        assert await migrate(database, package) == ["0002_second.sql"]
+        # That version still runs beside this one, and stores no checksum.
+        await conn.execute("INSERT INTO schema_migrations (name) VALUES ('0003_third.sql')")
+    finally:
+        await conn.close()
+    assert await migrate(database, make_package(first=reworded, second=SECOND, third="SELECT 1")) == []
+    assert await checksums(database) == {
+        "0001_first.sql": checksum(reworded),
+        "0002_second.sql": checksum(SECOND),
+        "0003_third.sql": checksum("SELECT 1"),
+    }
+    with pytest.raises(MigrationError, match=r"^0001_first\.sql has changed"):
+        await migrate(database, make_package(first=FIRST))
+
+
+async def test_concurrent_calls_wait_for_each_other(database: Postgres, make_package: MakePackage) -> None:
+    package = make_package(first=f"SELECT pg_sleep(0.3); {FIRST}")
+    done = await asyncio.gather(*(migrate(database, package) for _ in range(3)))
+    assert sorted(done, key=len) == [[], [], ["0001_first.sql"]]
+
+
+async def test_a_lock_that_another_process_keeps_is_an_error_in_time(
+    postgres: PostgresHandle, make_package: MakePackage
+) -> None:
+    async with own_database(postgres, migrations=Migrations(lock_timeout_seconds=0.2)) as config:
+        conn = await connect(config)
+        try:
+            await conn.execute("SELECT pg_advisory_lock(hashtext('market.migrations'))")
+            async with asyncio.timeout(PATIENCE):
+                with pytest.raises(MigrationError, match=r"held the lock of migrations for more than 0\.2 s"):
+                    await migrate(config, make_package(first=FIRST))
+        finally:
+            await conn.close()
+        assert await migrate(config, make_package(first=FIRST)) == ["0001_first.sql"]
+
+
+async def test_a_migration_that_fails_is_undone_and_named(database: Postgres, make_package: MakePackage) -> None:
+    with pytest.raises(MigrationError, match=r'^0002_second\.sql failed, and was undone: .*"thinks" does not exist'):
+        await migrate(database, make_package(first=FIRST, second=f"{SECOND} TABLE thinks"))
+    assert list(await checksums(database)) == ["0001_first.sql"]
+    assert await migrate(database, make_package(first=FIRST, second=SECOND)) == ["0002_second.sql"]
+
+
+async def test_a_migration_that_takes_too_long_is_undone(postgres: PostgresHandle, make_package: MakePackage) -> None:
+    async with own_database(postgres, migrations=Migrations(timeout_seconds=0.2)) as config:
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(MigrationError, match=r"^0001_first\.sql did not finish within 0\.2 s, and was undone"):
+                await migrate(config, make_package(first=f"{FIRST} SELECT pg_sleep({PATIENCE})"))
+        assert await checksums(config) == {}
+        assert await migrate(config, make_package(first=FIRST)) == ["0001_first.sql"]
