@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def event(
         "source": "/market/orders",
         "type": event_type,
         "subject": str(order_id),
-        "time": "2026-03-01T10:20:31Z",
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "datacontenttype": "application/json",
         "sequence": events.SEQUENCE.get(event_type, 9),
         "data": order,
@@ -117,6 +118,10 @@ class Mailing:
     @property
     def dead_letter_topic(self) -> str:
         return f"{self.topic}.dead-letter"
+
+    @property
+    def sent_topic(self) -> str:
+        return f"{self.topic}.sent"
 
     def create_topic(self, name: str | None = None) -> None:
         """Create the topic, and return when the broker reports a leader for each partition."""

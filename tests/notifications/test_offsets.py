@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +13,10 @@ from market.notifications.consumer.offsets import (
     MAX_METADATA_LENGTH,
     CommitPoint,
     OffsetTracker,
-    StartPosition,
+    PartitionState,
+    Position,
     decode_metadata,
+    decode_topic_id,
     encode_metadata,
     start_position,
 )
@@ -50,7 +53,7 @@ def test_metadata_that_is_too_long_forgets_settled_messages_and_never_unsettled_
 ) -> None:
     unsettled = sorted({offset, *(offset + gap for gap in gaps)})
     metadata = encode_metadata(offset, unsettled[-1] + 5, unsettled)
-    assert len(metadata) <= MAX_METADATA_LENGTH + 40 < 4096
+    assert len(metadata) <= MAX_METADATA_LENGTH + 80 < 4096
     read_to, decoded = decode_metadata(offset, metadata)
     assert decoded == [u for u in unsettled if u < read_to]
 
@@ -91,18 +94,51 @@ def test_there_is_nothing_to_commit_without_a_change() -> None:
     assert tracker.next_commit() == (9, "")
 
 
+def _start(topic_is_new: bool = False, replay_missed: bool = True, **changes: Any) -> tuple[int, str | None]:
+    """Return offset and metadata, or why there was no usable offset, for a partition with offsets from 2 to 9."""
+    state = PartitionState(**{"topic_id": "T", "low": 2, "high": 9, "earliest": 3, **changes})
+    start = start_position(state, topic_is_new=topic_is_new, replay_missed=replay_missed)
+    return start.offset, start.metadata or start.without_offset or (start.reset_reason and "out-of-range")
+
+
 def test_consumption_starts_at_the_committed_offset_if_the_broker_still_has_it() -> None:
-    usual = {"last_position": None, "topic_is_new": False, "replay_missed": True}
-    assert start_position(None, 2, 9, **usual) == StartPosition(9)
-    assert start_position((5, "n"), 2, 9, **usual) == StartPosition(5, "n")
-    assert start_position(None, 0, 9, **{**usual, "topic_is_new": True}) == StartPosition(0)
-    assert start_position((5, "n"), 2, 9, **{**usual, "replay_missed": False}) == StartPosition(9)
-    assert start_position(None, 2, 9, **{**usual, "last_position": 4}) == StartPosition(4)
+    assert _start(committed=(5, "1;0;;T")) == (5, "1;0;;T")
+    # As the previous version committed it.
+    assert _start(committed=(5, "1;2;0")) == (5, "1;2;0")
+    assert _start(committed=(5, "")) == (5, None)
+    assert _start(committed=(5, "1;0;;T"), topic_id="") == (5, "1;0;;T")
+    assert _start(committed=(5, "n"), replay_missed=False) == (9, None)
     for committed in (1, 10):
-        start = start_position((committed, None), 2, 9, **usual)
-        assert (start.offset, bool(start.reset_reason)) == (2, True)
+        assert _start(committed=(committed, None)) == (3, "out-of-range")
+
+
+def test_without_a_committed_offset_consumption_starts_at_the_end_only_at_the_first_start() -> None:
+    assert _start(first_start=True) == (9, "first-start")
+    assert _start(first_start=True, topic_is_new=True) == (2, "first-start")
+    assert _start() == (3, "no-offset")
+    assert _start(last_position=Position(4, "T")) == (4, "no-offset")
+    assert _start(last_position=Position(4, "")) == (4, "no-offset")
     # The embedded broker was restarted empty while the consumer was running.
-    assert start_position(None, 0, 3, **{**usual, "last_position": 40}).offset == 0
+    assert _start(low=0, high=3, earliest=0, last_position=Position(40, "")) == (0, "out-of-range")
+
+
+def test_another_topic_id_means_a_new_topic() -> None:
+    assert _start(committed=(5, "1;0;;OLD")) == (3, "new-topic")
+    assert _start(committed=(5, "1;2;0;OLD")) == (3, "new-topic")
+    assert _start(last_position=Position(4, "OLD")) == (3, "new-topic")
+
+
+def test_the_topic_id_is_kept_with_the_offset() -> None:
+    tracker = OffsetTracker(0, 7, "", "T")
+    assert tracker.next_commit() == (7, "1;0;;T")
+    for offset in (7, 8):
+        tracker.add(offset)
+    tracker.settle(8)
+    point = tracker.next_commit()
+    assert point == (7, "1;2;0;T")
+    assert decode_metadata(*point) == (9, [7])
+    assert decode_topic_id(point.metadata) == "T"
+    assert decode_topic_id("1;2;0") == decode_topic_id("") == decode_topic_id(None) == ""
 
 
 def test_memory_is_exhausted_at_its_limit_and_available_again_at_half_of_it() -> None:

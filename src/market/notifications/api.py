@@ -21,18 +21,20 @@ from market.notifications.domain import (
     PendingMessage,
 )
 from market.notifications.events.parsing import parse_notice
+from market.notifications.sent_log.log import SentLog
 from market.notifications.service import Deps, origin
 
 log = logs.get_logger("mailing")
 
 
-def orders_consumer(config: Config, deps: Deps, health: Health) -> OrdersConsumer:
+def orders_consumer(config: Config, deps: Deps, sent_log: SentLog, health: Health) -> OrdersConsumer:
     """Return the consumer of order events, not started, with the use cases behind it."""
     return OrdersConsumer(
         config.kafka,
         config.memory,
         partial(handle, deps),
         deps.mailer.mail_server,
+        sent_log,
         max_concurrency=config.smtp.max_connections,
         health=health,
         faults=deps.faults,

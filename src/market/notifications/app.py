@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 from market.kit.process.lifecycle import Process, Server
 from market.kit.process.tasks import periodic_tasks
@@ -12,6 +13,7 @@ from market.notifications import api
 from market.notifications.config import Config
 from market.notifications.dead_letters.writer import DeadLetterWriter, ensure_topic
 from market.notifications.mail.mailer import Mailer, MailServer
+from market.notifications.sent_log.log import SentLog
 from market.notifications.service import Deps
 
 
@@ -27,17 +29,29 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     """Yield the consumer, not started. Waits for nothing: the start waits for Kafka, and mails for the mail server."""
     mailer = Mailer(config, (clients or Clients()).mail_server)
     dead_letters = DeadLetterWriter(config.kafka)
-    deps = Deps(mailer, dead_letters, config.retry, process.clock, process.tracer, process.faults)
-    consumer = api.orders_consumer(config, deps, process.health)
+    sent_log = SentLog(config.kafka, max_ids=config.kafka.sent_log_max_ids)
+    deps = Deps(
+        mailer,
+        dead_letters,
+        config.retry,
+        process.clock,
+        process.tracer,
+        process.faults,
+        sent_log=sent_log,
+        sent_log_min_age=timedelta(seconds=config.kafka.sent_log_min_age_seconds),
+    )
+    consumer = api.orders_consumer(config, deps, sent_log, process.health)
+    steps = {"sent-log": sent_log.flush, "topic": consumer.check_topic}
 
     async def ensure_dead_letter_topic() -> float:
         return 3600.0 if await ensure_topic(config.kafka, timeout_seconds=5) else 5.0
 
     try:
-        async with periodic_tasks({"dead-letter-topic": ensure_dead_letter_topic}):
+        async with periodic_tasks({"dead-letter-topic": ensure_dead_letter_topic, **steps}):
             yield consumer
     finally:
         # Also if it was not stopped before: its thread must not outlive the event loop that gets its messages.
         await consumer.stop(0)
+        await sent_log.close()
         await dead_letters.close()
         await mailer.close()

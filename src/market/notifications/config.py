@@ -25,10 +25,24 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
     # How long the group waits for a member that sends no heartbeat; brokers refuse less than 6 s by default.
     session_timeout_seconds: Annotated[float, Meta(ge=1, le=300)] = 10.0
+    # The topic of the sent log; by default the group's name with .sent.
+    sent_log_topic: NonEmptyStr | None = None
+    # How many ids of mailed events are held in memory while they are looked up: 100 bytes each.
+    sent_log_max_ids: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 500_000
+    # Events that are older than this are looked up in the sent log before they are mailed.
+    sent_log_min_age_seconds: Annotated[float, Meta(ge=0)] = 60.0
+    # How far the clocks of publishers and brokers may differ: without an offset, consumption starts with the events
+    # that were published so long before the group's first start.
+    first_start_tolerance_seconds: Annotated[float, Meta(ge=0)] = 60.0
     # False: each start begins at the end of the topic, and events published while the service was down are not mailed.
     replay_missed: bool = True
     # How long mails in flight may take to finish when their partition is revoked; then the offsets are committed.
     revoke_timeout_seconds: Seconds = 10.0
+
+    @property
+    def sent_topic(self) -> str:
+        """The topic of the sent log."""
+        return self.sent_log_topic or f"{self.group}.sent"
 
 
 class Memory(Section, frozen=True, kw_only=True):

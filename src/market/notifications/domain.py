@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 # In the order in which a message reaches them; see kit/faults.py.
@@ -90,6 +90,8 @@ class Notice:
     total: Decimal
     currency: str
     ordered_at: datetime
+    # When the order was created or cancelled; None if the event does not say so.
+    occurred_at: datetime | None
     request_id: str
 
     @property
@@ -104,6 +106,17 @@ class Mail:
 
     recipient: str
     content: bytes
+
+
+class FirstStart(NamedTuple):
+    """What is recorded of the group's first start.
+
+    empty: nothing, so that this is the first start unless the group has offsets
+    started_ms: its time, by the broker's clock; None if it is unknown
+    """
+
+    empty: bool
+    started_ms: int | None
 
 
 class InvalidEvent(Exception):

@@ -19,6 +19,14 @@ OFFSET_RESETS = Counter(
     "market_notifications_offset_resets_total",
     "Offsets that the broker did not have (any more): consumption resumed from the earliest.",
 )
+STARTS_WITHOUT_OFFSET = Counter(
+    "market_notifications_starts_without_offset_total",
+    "Partitions whose consumption started without a committed offset of the same topic.",
+    ["reason"],
+)
+SENT_LOG_FAILURES = Counter(
+    "market_notifications_sent_log_failures_total", "Failed reads and writes of the sent log: mails may be repeated."
+)
 COMMIT_FAILURES = Counter("market_notifications_commit_failures_total", "Failed offset commits, which are retried.")
 
 # Every series is there from the start, so that a rate can be taken of its first increase.
@@ -26,6 +34,8 @@ for _reason in ("mail-server", "memory"):
     PAUSED.labels(_reason).set(0)
 for _reason in ("invalid-event", "rejected", "retries-exhausted"):
     DEAD_LETTERS.labels(_reason)
+for _reason in ("first-start", "no-offset", "new-topic"):
+    STARTS_WITHOUT_OFFSET.labels(_reason)
 for _reason in ("unknown-type", "no-recipient", "duplicate"):
     SKIPPED_EVENTS.labels(_reason)
 for _reason in ("deferred", "internal-error", "dead-letter"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
@@ -26,6 +26,16 @@ class DeadLetters(Protocol):
 
     async def write(self, message: Message, reason: str, now: datetime) -> None:
         """Return when the dead letter is stored. Raises KafkaException."""
+
+
+class SentIds(Protocol):
+    """Which events were mailed, also by other processes; sent_log.log.SentLog in production."""
+
+    def add(self, event_id: str) -> None:
+        """Remember that the event was mailed."""
+
+    async def contains(self, event_id: str) -> bool:
+        """Return whether the event was certainly mailed."""
 
 
 class SentNotices:
@@ -57,6 +67,10 @@ class Deps:
     tracer: Tracer
     faults: Faults | None = None
     sent: SentNotices = field(default_factory=SentNotices)
+    # None: events are mailed whether or not they were mailed before, as when an operator replays a dead letter.
+    sent_log: SentIds | None = None
+    # Events that are older than this are looked up in the sent log.
+    sent_log_min_age: timedelta = timedelta(0)
 
 
 async def notify(deps: Deps, notice: Notice) -> None:
@@ -64,7 +78,7 @@ async def notify(deps: Deps, notice: Notice) -> None:
 
     Raises MailRejected, MailDeferred or MailServerUnavailable.
     """
-    if deps.sent.covers(notice):
+    if deps.sent.covers(notice) or await _was_sent(deps, notice):
         metrics.SKIPPED_EVENTS.labels("duplicate").inc()
         log.info("duplicate event skipped", order_id=str(notice.order_id), kind=notice.kind)
         return
@@ -81,6 +95,17 @@ async def notify(deps: Deps, notice: Notice) -> None:
     metrics.MAILS.labels(notice.kind).inc()
     log.info("mail sent", order_id=str(notice.order_id), kind=notice.kind, event_id=notice.event_id)
     deps.sent.add(notice)
+    if deps.sent_log is not None:
+        deps.sent_log.add(notice.event_id)
+
+
+async def _was_sent(deps: Deps, notice: Notice) -> bool:
+    """Return whether the sent log has the event. Only old events are looked up: new ones are read for the first time,
+    or after a crash that the log does not know of either."""
+    if deps.sent_log is None:
+        return False
+    old = notice.occurred_at is None or deps.clock() - notice.occurred_at > deps.sent_log_min_age
+    return old and await deps.sent_log.contains(notice.event_id)
 
 
 def schedule_retry(deps: Deps, pending: PendingMessage, reason: str, detail: str) -> float | None:

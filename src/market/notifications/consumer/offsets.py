@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from threading import Lock
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 # Kafka's default for offset.metadata.max.bytes is 4096.
 MAX_METADATA_LENGTH = 3_900
-_PREFIX_LENGTH = 40
+# Of everything but the list of unsettled offsets.
+_FIXED_LENGTH = 80
 
 
 class CommitPoint(NamedTuple):
@@ -24,17 +25,19 @@ class CommitPoint(NamedTuple):
     metadata: str
 
 
-def encode_metadata(offset: int, read_to: int, unsettled: list[int]) -> str:
+def encode_metadata(offset: int, read_to: int, unsettled: list[int], topic_id: str = "") -> str:
     """Return the metadata of a commit at `offset`: everything before `read_to` is settled except `unsettled`
     (ascending).
 
-    The format is `1;READ_TO;UNSETTLED,...`, with numbers relative to `offset`.
+    The format is `1;READ_TO;UNSETTLED,...;TOPIC_ID`, with numbers relative to `offset`; the last part is absent if the
+    id is unknown.
     """
+    suffix = f";{topic_id}" if topic_id else ""
     if read_to - offset == len(unsettled):
         # Nothing after the offset is settled.
-        return ""
+        return f"1;0;{suffix}" if suffix else ""
     parts: list[str] = []
-    length = _PREFIX_LENGTH
+    length = _FIXED_LENGTH
     for unsettled_offset in unsettled:
         part = str(unsettled_offset - offset)
         length += len(part) + 1
@@ -43,13 +46,18 @@ def encode_metadata(offset: int, read_to: int, unsettled: list[int]) -> str:
             read_to = unsettled_offset
             break
         parts.append(part)
-    return f"1;{read_to - offset};{','.join(parts)}"
+    return f"1;{read_to - offset};{','.join(parts)}{suffix}"
+
+
+def decode_topic_id(metadata: str | None) -> str:
+    """Return the id of the topic to which the offset belongs, or an empty string if the metadata does not have it."""
+    return (metadata or "").split(";")[3] if (metadata or "").count(";") == 3 else ""
 
 
 def decode_metadata(offset: int, metadata: str | None) -> tuple[int, list[int]]:
     """Return `read_to` and `unsettled` of a commit at `offset`; of malformed metadata (offset, [])."""
     try:
-        version, read_to, unsettled = (metadata or "").split(";")
+        version, read_to, unsettled, *_ = (metadata or "").split(";")
         gaps = [offset + int(part) for part in unsettled.split(",")] if unsettled else []
         end = offset + int(read_to)
     except ValueError:
@@ -70,8 +78,9 @@ class OffsetTracker:
     Thread-safe: the consumer's thread adds and commits, the event loop settles.
     """
 
-    def __init__(self, partition: int, offset: int, metadata: str | None = None) -> None:
+    def __init__(self, partition: int, offset: int, metadata: str | None = None, topic_id: str = "") -> None:
         self.partition = partition
+        self.topic_id = topic_id
         self._lock = Lock()
         self._read_to, expected = decode_metadata(offset, metadata)
         # Ascending, because messages are read in order.
@@ -104,7 +113,7 @@ class OffsetTracker:
         """Return what is to be committed, or None if that was committed last."""
         with self._lock:
             offset = next(iter(self._unsettled), self._read_to)
-            point = CommitPoint(offset, encode_metadata(offset, self._read_to, list(self._unsettled)))
+            point = CommitPoint(offset, encode_metadata(offset, self._read_to, list(self._unsettled), self.topic_id))
             return None if point == self._committed else point
 
     def mark_committed(self, point: CommitPoint) -> None:
@@ -127,38 +136,78 @@ class OffsetTracker:
             return next(iter(self._unsettled), self._read_to)
 
 
+class Position(NamedTuple):
+    """A position in a partition of the topic with that id; the id is empty if it is unknown."""
+
+    offset: int
+    topic_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class StartPosition:
-    """Where consumption of a partition begins. `reset_reason`: why it is not where it should be, if it is not."""
+    """Where consumption of a partition begins.
+
+    without_offset: why there is no offset to begin at: first-start, no-offset or new-topic
+    reset_reason: why it is not at the offset that was there, if that is out of range
+    """
 
     offset: int
     metadata: str | None = None
+    without_offset: Literal["first-start", "no-offset", "new-topic"] | None = None
     reset_reason: str | None = None
 
 
-def start_position(
-    committed: tuple[int, str | None] | None,
-    low: int,
-    high: int,
-    *,
-    last_position: int | None,
-    topic_is_new: bool,
-    replay_missed: bool,
-) -> StartPosition:
-    """Return where to begin in a partition whose offsets range from `low` to `high`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionState:
+    """What is known of a partition when it is assigned.
 
+    topic_id: the id of the topic, empty if the broker has none
+    low, high: the broker has messages from `low` on, and before `high`
+    earliest: the first message that was published after the group's first start, at least `low`
     committed: the group's offset and metadata, or None
     last_position: the position of this process when it had the partition before
+    first_start: the partition existed when the group started for the first time, and has not been assigned since
+    """
+
+    topic_id: str
+    low: int
+    high: int
+    earliest: int
+    committed: tuple[int, str | None] | None = None
+    last_position: Position | None = None
+    first_start: bool = False
+
+    def is_same_topic(self, topic_id: str) -> bool:
+        """Return whether an offset of the topic with this id is one of this topic, as far as is known."""
+        return not topic_id or not self.topic_id or topic_id == self.topic_id
+
+
+def start_position(state: PartitionState, *, topic_is_new: bool, replay_missed: bool) -> StartPosition:
+    """Return where to begin in a partition.
+
     topic_is_new: the topic did not exist when this process started, so that all of it is to be mailed
     """
-    if committed is not None and (replay_missed or last_position is not None):
-        offset, metadata = committed
-        if low <= offset <= high:
+    last = state.last_position
+    if state.committed is not None and (replay_missed or last is not None):
+        offset, metadata = state.committed
+        if not state.is_same_topic(decode_topic_id(metadata)):
+            return StartPosition(state.earliest, without_offset="new-topic")
+        if state.low <= offset <= state.high:
             return StartPosition(offset, metadata)
-        return StartPosition(low, reset_reason=f"committed {offset}, the broker has {low} to {high}")
-    if last_position is not None:
-        # The group's offsets were lost while this process was running; perhaps the topic was recreated.
-        if low <= last_position <= high:
-            return StartPosition(last_position)
-        return StartPosition(low, reset_reason=f"position {last_position}, the broker has {low} to {high}")
-    return StartPosition(low if topic_is_new and replay_missed else high)
+        return _out_of_range("committed offset", offset, state)
+    if last is not None:
+        # The group's offsets were lost while this process was running; perhaps the topic was created again.
+        if not state.is_same_topic(last.topic_id):
+            return StartPosition(state.earliest, without_offset="new-topic")
+        if state.low <= last.offset <= state.high:
+            return StartPosition(last.offset, without_offset="no-offset")
+        return _out_of_range("position", last.offset, state)
+    if not replay_missed:
+        return StartPosition(state.high)
+    if not state.first_start:
+        return StartPosition(state.earliest, without_offset="no-offset")
+    return StartPosition(state.low if topic_is_new else state.high, without_offset="first-start")
+
+
+def _out_of_range(name: str, offset: int, state: PartitionState) -> StartPosition:
+    return StartPosition(state.earliest, reset_reason=f"{name} {offset}, the broker has {state.low} to {state.high}")

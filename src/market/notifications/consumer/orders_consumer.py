@@ -25,7 +25,8 @@ from market.notifications import config, metrics
 from market.notifications.consumer.committer import OffsetCommitter
 from market.notifications.consumer.dispatcher import Availability, Dispatcher, Handler
 from market.notifications.consumer.memory import MemoryBudget
-from market.notifications.consumer.offsets import OffsetTracker, start_position
+from market.notifications.consumer.offsets import OffsetTracker
+from market.notifications.consumer.start import StartOffsets, StartRecords, count_reset
 from market.notifications.domain import Message
 from market.notifications.events.parsing import to_message
 
@@ -38,6 +39,7 @@ _POLL_SECONDS = 0.05
 _COMMIT_INTERVAL_SECONDS = 0.1
 _OBSERVE_INTERVAL_SECONDS = 1.0
 _REJOIN_SECONDS = 1.0
+_TOPIC_CHECK_INTERVAL_SECONDS = 5.0
 # Messages handed over to the event loop at once.
 _MAX_BATCH_SIZE = 100
 _FAULT_TIMEOUT_SECONDS = 300
@@ -48,6 +50,7 @@ class OrdersConsumer:
 
     handler: processes a message once, in the event loop
     mail_server: partitions are paused while it is unavailable
+    start_records: where the group's first start is recorded
     max_concurrency: how many messages are in flight at once
     """
 
@@ -57,6 +60,7 @@ class OrdersConsumer:
         memory: config.Memory,
         handler: Handler,
         mail_server: Availability,
+        start_records: StartRecords,
         *,
         max_concurrency: int,
         health: Health,
@@ -66,6 +70,8 @@ class OrdersConsumer:
         self._memory = MemoryBudget(memory.max_messages, memory.max_bytes)
         self._dispatcher = Dispatcher(handler, mail_server, self._memory, max_concurrency=max_concurrency)
         self._mail_server = mail_server
+        self._start_records = start_records
+        self._starts = StartOffsets(kafka, start_records)
         self._health = health
         self._faults = faults
         self._committer = OffsetCommitter(
@@ -78,9 +84,8 @@ class OrdersConsumer:
         self._stop_seconds = kafka.revoke_timeout_seconds
         self._trackers: dict[int, OffsetTracker] = {}
         self._paused: set[int] = set()
-        # Positions of partitions that this process had before: they do not start at the end of the topic again.
-        self._last_positions: dict[int, int] = {}
-        self._topic_is_new = False
+        # Why the group has to be joined again.
+        self._rejoin_reason = ""
         self._brokers_down = False
         # What a rebalance callback raised; see _keep_exception.
         self._rebalance_error: Exception | None = None
@@ -96,9 +101,10 @@ class OrdersConsumer:
         """
         self._health.set_missing("kafka", "connecting")
         # A topic that does not exist yet will have no event from before the start: all of it is to be mailed.
-        self._topic_is_new = not await self._health.wait_for("kafka", self._topic_exists)
-        if self._topic_is_new:
+        self._starts.topic_is_new = not await self._health.wait_for("kafka", self._topic_exists)
+        if self._starts.topic_is_new:
             await self._health.wait_for(f"topic {self._config.topic}", self._require_topic)
+        await self._health.wait_for("sent log", self._starts.prepare)
         self._health.set_missing("partitions", "joining the group")
         self._thread.start()
         await self._assigned.wait()
@@ -110,6 +116,18 @@ class OrdersConsumer:
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join)
         await self._dispatcher.close()
+
+    async def check_topic(self) -> float:
+        """Join the group again if the topic was deleted and created again: a consumer that goes on skips its beginning.
+
+        Return the seconds until the next check. Raises KafkaException.
+        """
+        if self._assigned.is_set() and self._trackers:
+            topic_id = await asyncio.to_thread(self._starts.topic_id)
+            known = {tracker.topic_id for tracker in list(self._trackers.values())} - {""}
+            if topic_id and known and topic_id not in known:
+                self._rejoin_reason = "the topic was deleted and created again"
+        return _TOPIC_CHECK_INTERVAL_SECONDS
 
     async def _topic_exists(self) -> bool:
         """Return whether the topic exists. Raises KafkaException."""
@@ -161,6 +179,7 @@ class OrdersConsumer:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._rebalance_error = None
+            self._rejoin_reason = ""
             self._committer.reset()
             consumer = Consumer(self._settings())
             try:
@@ -187,6 +206,8 @@ class OrdersConsumer:
             record = consumer.poll(_POLL_SECONDS)
             if self._rebalance_error is not None:
                 raise self._rebalance_error
+            if self._rejoin_reason:
+                raise RuntimeError(self._rejoin_reason)
             while record is not None:
                 self._accept(consumer, record, batch)
                 if len(batch) >= _MAX_BATCH_SIZE or self._memory.exhausted:
@@ -249,42 +270,19 @@ class OrdersConsumer:
         return call
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        starts = self._start_offsets(consumer, partitions) if partitions else []
+        if partitions:
+            # Before the positions are known, so that an event that another member mails until then is looked up.
+            self._loop.call_soon_threadsafe(self._start_records.invalidate)
+        topic_id = self._starts.topic_id() if partitions else ""
+        starts = self._starts.assign(consumer, partitions, topic_id) if partitions else []
         for start in starts:
-            self._trackers[start.partition] = OffsetTracker(start.partition, start.offset, start.metadata)
+            self._trackers[start.partition] = OffsetTracker(start.partition, start.offset, start.metadata, topic_id)
         self._assign(consumer, starts)
         log.info("partitions assigned", partitions=sorted(self._trackers))
         self._warned.clear()
         self._health.set_missing("kafka", None)
         self._health.set_missing("partitions", None)
         self._loop.call_soon_threadsafe(self._assigned.set)
-
-    def _start_offsets(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        """Return the partitions with offset and metadata to start from, which are committed. Raises KafkaException."""
-        starts = []
-        uncommitted = []
-        for committed in consumer.committed(partitions, timeout=_CALL_TIMEOUT_SECONDS):
-            if committed.error is not None:
-                raise KafkaException(committed.error)
-            low, high = consumer.get_watermark_offsets(committed, timeout=_CALL_TIMEOUT_SECONDS)
-            start = start_position(
-                (committed.offset, committed.metadata) if committed.offset >= 0 else None,
-                low,
-                high,
-                last_position=self._last_positions.get(committed.partition),
-                topic_is_new=self._topic_is_new,
-                replay_missed=self._config.replay_missed,
-            )
-            if start.reset_reason:
-                self._count_reset(committed.partition, start.reset_reason)
-            starts.append(TopicPartition(committed.topic, committed.partition, start.offset, start.metadata or ""))
-            if start.offset != committed.offset:
-                uncommitted.append(starts[-1])
-        if uncommitted:
-            for result in consumer.commit(offsets=uncommitted, asynchronous=False):
-                if result.error is not None:
-                    raise KafkaException(result.error)
-        return starts
 
     def _assign(self, consumer: Consumer, starts: list[TopicPartition]) -> None:
         """Assign the partitions from their offsets, unpaused."""
@@ -319,7 +317,7 @@ class OrdersConsumer:
         """Remove the partitions' trackers. With `revoke_messages`, drop their messages without waiting for any."""
         trackers = [self._trackers.pop(partition) for partition in partitions if partition in self._trackers]
         for tracker in trackers:
-            self._last_positions[tracker.partition] = tracker.position
+            self._starts.remember(tracker)
             self._paused.discard(tracker.partition)
             with contextlib.suppress(KeyError):
                 metrics.LAG.remove(str(tracker.partition))
@@ -330,20 +328,14 @@ class OrdersConsumer:
         old = self._trackers.get(partition)
         if old is None:
             return
-        self._count_reset(partition, reason)
-        low, _ = consumer.get_watermark_offsets(
-            TopicPartition(self._config.topic, partition), timeout=_CALL_TIMEOUT_SECONDS
-        )
+        count_reset(partition, reason)
+        offset = self._starts.earliest(consumer, partition, old.topic_id)
         seconds = self._config.revoke_timeout_seconds
         self._run_in_loop(self._dispatcher.revoke([old], seconds), seconds + _CALL_TIMEOUT_SECONDS)
         consumer.incremental_unassign(self._topic_partitions({partition}))
-        self._trackers[partition] = OffsetTracker(partition, low)
+        self._trackers[partition] = OffsetTracker(partition, offset, topic_id=old.topic_id)
         self._trackers[partition].mark_uncommitted()
-        self._assign(consumer, [TopicPartition(self._config.topic, partition, low)])
-
-    def _count_reset(self, partition: int, reason: str) -> None:
-        metrics.OFFSET_RESETS.inc()
-        log.error("offset out of range, resuming from the earliest", partition=partition, reason=reason)
+        self._assign(consumer, [TopicPartition(self._config.topic, partition, offset)])
 
     # --- observation
 

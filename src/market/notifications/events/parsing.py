@@ -96,9 +96,21 @@ def parse_notice(message: Message) -> Notice | None:
         lines=lines,
         total=total,
         currency=order.currency,
-        ordered_at=ordered_at.astimezone(UTC) if ordered_at.tzinfo else ordered_at.replace(tzinfo=UTC),
+        ordered_at=_in_utc(ordered_at),
+        occurred_at=_time_of(event.time),
         request_id=request_id if context.valid_request_id(request_id) else "",
     )
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _time_of(text: str) -> datetime | None:
+    try:
+        return _in_utc(datetime.fromisoformat(text))
+    except (ValueError, OverflowError):
+        return None
 
 
 def _price(index: int, value: str) -> Decimal:

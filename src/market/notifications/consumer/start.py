@@ -1,0 +1,144 @@
+"""Where consumption of assigned partitions starts, from what the broker and the sent log know; commits it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from market.kit.process import logs
+from market.notifications import config, metrics
+from market.notifications.consumer.offsets import (
+    OffsetTracker,
+    PartitionState,
+    Position,
+    StartPosition,
+    encode_metadata,
+    start_position,
+)
+from market.notifications.consumer.topic import TopicDescriber
+from market.notifications.domain import FirstStart
+
+log = logs.get_logger("consumer")
+
+_CALL_TIMEOUT_SECONDS = 5.0
+
+
+class StartRecords(Protocol):
+    """Where the group's first start is recorded; sent_log.log.SentLog in production."""
+
+    async def open(self) -> FirstStart:
+        """Return what is recorded. Raises an exception if that is not known yet."""
+
+    async def record_start(self, *, first: bool) -> None:
+        """Record a start. Raises an exception if that is to be repeated."""
+
+    def invalidate(self) -> None:
+        """Forget what was read, because other members have mailed events of partitions that are assigned now."""
+
+
+class StartOffsets:
+    """What this process knows of the group's first start and of the partitions that it had before."""
+
+    def __init__(self, kafka: config.Kafka, start_records: StartRecords) -> None:
+        self._config = kafka
+        self._start_records = start_records
+        self._topic = TopicDescriber(kafka)
+        # The topic did not exist when this process started, so that all of it is to be mailed.
+        self.topic_is_new = False
+        # The partitions of the group's first start that were not assigned yet.
+        self._first_start_partitions: set[int] = set()
+        self._first_started_ms: int | None = None
+        # Positions of partitions that this process had before: they do not start at the end of the topic again.
+        self._last_positions: dict[int, Position] = {}
+
+    async def prepare(self) -> None:
+        """Find out if this is the group's first start, and record it. Raises KafkaException or TimeoutError."""
+        recorded = await self._start_records.open()
+        self._first_started_ms = recorded.started_ms
+        if not recorded.empty:
+            return
+        partitions, has_offsets = await asyncio.to_thread(self._topic.partitions_and_offsets)
+        await self._start_records.record_start(first=not has_offsets)
+        if not has_offsets:
+            self._first_start_partitions = partitions
+
+    # --- in the consumer's thread, or in another one
+
+    def topic_id(self) -> str:
+        """Return the topic's id, empty if the broker has none. Raises KafkaException."""
+        return self._topic.topic_id()
+
+    def remember(self, tracker: OffsetTracker) -> None:
+        """Remember the position of a partition that is not assigned any more."""
+        self._last_positions[tracker.partition] = Position(tracker.position, tracker.topic_id)
+
+    def assign(self, consumer: Consumer, partitions: list[TopicPartition], topic_id: str) -> list[TopicPartition]:
+        """Return the partitions with offset and metadata to start from, which are committed. Raises KafkaException."""
+        starts, uncommitted = [], []
+        for committed in consumer.committed(partitions, timeout=_CALL_TIMEOUT_SECONDS):
+            if committed.error is not None:
+                raise KafkaException(committed.error)
+            start = self._start(consumer, committed, topic_id)
+            metadata = start.metadata
+            if metadata is None:
+                metadata = encode_metadata(start.offset, start.offset, [], topic_id)
+            starts.append(TopicPartition(committed.topic, committed.partition, start.offset, metadata))
+            if (start.offset, metadata) != (committed.offset, committed.metadata or ""):
+                uncommitted.append(starts[-1])
+        if uncommitted:
+            for result in consumer.commit(offsets=uncommitted, asynchronous=False):
+                if result.error is not None:
+                    raise KafkaException(result.error)
+        self._first_start_partitions -= {start.partition for start in starts}
+        return starts
+
+    def earliest(self, consumer: Consumer, partition: int, topic_id: str) -> int:
+        """Return the first offset that was published after the group's first start. Raises KafkaException."""
+        return self._state(consumer, TopicPartition(self._config.topic, partition), topic_id).earliest
+
+    def _start(self, consumer: Consumer, committed: TopicPartition, topic_id: str) -> StartPosition:
+        state = self._state(consumer, committed, topic_id)
+        start = start_position(state, topic_is_new=self.topic_is_new, replay_missed=self._config.replay_missed)
+        if start.reset_reason:
+            count_reset(committed.partition, start.reset_reason)
+        if start.without_offset:
+            metrics.STARTS_WITHOUT_OFFSET.labels(start.without_offset).inc()
+            write = log.info if start.without_offset == "first-start" else log.error
+            write(
+                "consumption starts without a committed offset",
+                partition=committed.partition,
+                reason=start.without_offset,
+                offset=start.offset,
+                low=state.low,
+                high=state.high,
+            )
+        return start
+
+    def _state(self, consumer: Consumer, committed: TopicPartition, topic_id: str) -> PartitionState:
+        low, high = consumer.get_watermark_offsets(committed, timeout=_CALL_TIMEOUT_SECONDS)
+        earliest = low
+        # Without an id it is the embedded broker, which cannot search by time.
+        if self._first_started_ms is not None and topic_id:
+            since_ms = self._first_started_ms - int(self._config.first_start_tolerance_seconds * 1000)
+            partition = TopicPartition(committed.topic, committed.partition, max(0, since_ms))
+            [found] = consumer.offsets_for_times([partition], timeout=_CALL_TIMEOUT_SECONDS)
+            if found.error is not None:
+                raise KafkaException(found.error)
+            earliest = max(low, found.offset) if found.offset >= 0 else high
+        return PartitionState(
+            topic_id=topic_id,
+            low=low,
+            high=high,
+            earliest=earliest,
+            committed=(committed.offset, committed.metadata) if committed.offset >= 0 else None,
+            last_position=self._last_positions.get(committed.partition),
+            first_start=committed.partition in self._first_start_partitions,
+        )
+
+
+def count_reset(partition: int, reason: str) -> None:
+    """Count and log that an offset is out of range."""
+    metrics.OFFSET_RESETS.inc()
+    log.error("offset out of range, resuming from the earliest", partition=partition, reason=reason)

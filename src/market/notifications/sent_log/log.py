@@ -1,0 +1,178 @@
+"""The sent log: which events were mailed, and when the group started for the first time.
+
+It is a topic of its own, so that it survives the group's offsets, the topic of the events, and this process. It decides
+what the offsets cannot: an event that is read again, because offsets were lost or because it was published again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from confluent_kafka import KafkaException
+
+from market.contracts import events
+from market.kit.kafka import Producer, Topic, ensure_topics
+from market.kit.process import logs
+from market.notifications import config, metrics
+from market.notifications.domain import FirstStart
+from market.notifications.sent_log import reader
+
+log = logs.get_logger("sent-log")
+
+_CLIENT_ID = "market.notifications"
+_CREATE_TIMEOUT_SECONDS = 5.0
+_CLOSE_SECONDS = 2.0
+_FLUSH_INTERVAL_SECONDS = 0.2
+# What was read is kept for so long after its last use.
+_KEEP_SECONDS = 600.0
+_DIGEST_BYTES = 8
+_MAX_DIGESTS_IN_RECORD = 8_000
+_MAX_UNWRITTEN = 50_000
+_MAX_RECORD_BYTES = 1_048_576
+
+
+class SentIds:
+    """The last `max_ids` event ids, at least a half of them and at most all, as digests of 64 bits."""
+
+    def __init__(self, max_ids: int) -> None:
+        self._generation_size = max(1, max_ids // 2)
+        self._new: set[int] = set()
+        self._old: set[int] = set()
+
+    def add(self, digests: Iterable[bytes]) -> None:
+        """Add ids, and forget the oldest if there are too many."""
+        for digest in digests:
+            self._new.add(int.from_bytes(digest, "big"))
+            if len(self._new) >= self._generation_size:
+                self._new, self._old = set(), self._new
+
+    def __contains__(self, digest: bytes) -> bool:
+        number = int.from_bytes(digest, "big")
+        return number in self._new or number in self._old
+
+    def __len__(self) -> int:
+        return len(self._new) + len(self._old)
+
+
+class SentLog:
+    """Writes the ids of mailed events, in batches, and reads them when an event has to be looked up.
+
+    A mail whose id is not written yet when the process crashes may be repeated. Belongs to one event loop.
+    """
+
+    def __init__(self, kafka: config.Kafka, *, max_ids: int) -> None:
+        self._config = kafka
+        self._max_ids = max_ids
+        self._producer: Producer[None] | None = None
+        # The oldest are dropped while Kafka does not take them.
+        self._unwritten: deque[bytes] = deque(maxlen=_MAX_UNWRITTEN)
+        self._ids: SentIds | None = None
+        self._used_at = 0.0
+        # Set while it is being read, if what was read has to be read again.
+        self._invalidated = False
+        self._loading = asyncio.Lock()
+        self._writing = asyncio.Lock()
+
+    async def open(self) -> FirstStart:
+        """Create the topic if it does not exist, and return what it has of the first start.
+
+        Raises KafkaException or TimeoutError.
+        """
+        if not await self._ensure_topic():
+            raise TimeoutError("the topic of the sent log could not be created")
+        return await asyncio.to_thread(reader.read_first_start, self._config)
+
+    async def record_start(self, *, first: bool) -> None:
+        """Record that the group has started. Raises KafkaException.
+
+        first: it is the first start, so that what was published before is not mailed
+        """
+        await self._write(reader.STARTED if first else b"continued", None)
+
+    def add(self, event_id: str) -> None:
+        """Remember that the event was mailed. It is written soon after."""
+        digest = _digest(event_id)
+        self._unwritten.append(digest)
+        if self._ids is not None:
+            self._ids.add([digest])
+
+    async def contains(self, event_id: str) -> bool:
+        """Return whether the event was certainly mailed. Reads the log if necessary, and returns False if it cannot."""
+        async with self._loading:
+            while self._ids is None:
+                self._invalidated = False
+                try:
+                    ids = await asyncio.to_thread(self._load)
+                except KafkaException as e:
+                    metrics.SENT_LOG_FAILURES.inc()
+                    log.error("sent log not read, mails may be repeated", reason=e.args[0].str())
+                    return False
+                if not self._invalidated:
+                    ids.add(self._unwritten)
+                    self._ids = ids
+                    log.info("sent log read", ids=len(ids))
+        self._used_at = time.monotonic()
+        return _digest(event_id) in self._ids
+
+    def invalidate(self) -> None:
+        """Forget what was read: other members have mailed events of partitions that are now assigned to this one."""
+        self._ids = None
+        self._invalidated = True
+
+    async def flush(self) -> float:
+        """Write the ids that are not written yet, and return the seconds until the next call. Raises KafkaException."""
+        if self._ids is not None and time.monotonic() - self._used_at > _KEEP_SECONDS:
+            self._ids = None
+        async with self._writing:
+            while self._unwritten:
+                batch = [self._unwritten.popleft() for _ in range(min(len(self._unwritten), _MAX_DIGESTS_IN_RECORD))]
+                try:
+                    await self._write(None, b"".join(batch))
+                except BaseException:
+                    metrics.SENT_LOG_FAILURES.inc()
+                    self._unwritten.extendleft(reversed(batch[: _MAX_UNWRITTEN - len(self._unwritten)]))
+                    raise
+        return _FLUSH_INTERVAL_SECONDS
+
+    async def close(self) -> None:
+        """Write what is not written yet, if Kafka takes it in time, and close the producer."""
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self.flush()
+        except (KafkaException, TimeoutError):
+            log.warning("sent log not written, mails may be repeated", mails=len(self._unwritten))
+        if self._producer is not None:
+            await self._producer.close(_CLOSE_SECONDS)
+
+    async def _ensure_topic(self) -> bool:
+        c = self._config
+        if c.partitions == 0:
+            return True
+        settings = {
+            "cleanup.policy": "delete",
+            "retention.ms": str(events.RETENTION_MS),
+            # Times are compared with those of this log, which come from one clock then.
+            "message.timestamp.type": "LogAppendTime",
+            "min.insync.replicas": str(c.min_insync),
+        }
+        topic = Topic(c.sent_topic, 1, c.replication, settings)
+        return await ensure_topics(c, _CLIENT_ID, [topic], _CREATE_TIMEOUT_SECONDS)
+
+    async def _write(self, key: bytes | None, value: bytes | None) -> None:
+        if self._producer is None:
+            self._producer = Producer(self._config, _CLIENT_ID, max_message_bytes=_MAX_RECORD_BYTES)
+        await self._producer.deliver(self._config.sent_topic, value, key=key, partition=reader.PARTITION)
+
+    def _load(self) -> SentIds:
+        ids = SentIds(self._max_ids)
+        for value in reader.read_values(self._config):
+            ids.add(value[n : n + _DIGEST_BYTES] for n in range(0, len(value), _DIGEST_BYTES))
+        return ids
+
+
+def _digest(event_id: str) -> bytes:
+    return hashlib.blake2b(event_id.encode(), digest_size=_DIGEST_BYTES).digest()

@@ -1,0 +1,102 @@
+"""Reads the topic of the sent log. Everything here blocks, and belongs in a thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as KafkaMessage
+
+from market.contracts import events
+from market.kit.kafka import consumer_settings
+from market.notifications import config
+from market.notifications.domain import FirstStart
+
+# The key of the record that tells when the group started for the first time.
+STARTED = b"started"
+# All records are in one partition, so that the first record is the first one of the group.
+PARTITION = 0
+
+_CALL_TIMEOUT_SECONDS = 5.0
+_READ_TIMEOUT_SECONDS = 60.0
+_MAX_RECORD_BYTES = 1_048_576
+
+
+def read_first_start(kafka: config.Kafka) -> FirstStart:
+    """Return what the log has of the group's first start. Raises KafkaException."""
+    with _consumer(kafka) as consumer:
+        low, high = _offsets(consumer, kafka)
+        if high == 0:
+            return FirstStart(True, None)
+        if low > 0:
+            return FirstStart(False, None)
+        first = next(_records(consumer, kafka, 0, 1))
+        kind, timestamp = first.timestamp()
+        known = first.key() == STARTED and kind != TIMESTAMP_NOT_AVAILABLE
+        return FirstStart(False, timestamp if known else None)
+
+
+def read_values(kafka: config.Kafka) -> Iterator[bytes]:
+    """Yield the values of the records that are not older than the retention of the events. Raises KafkaException."""
+    since_ms = int(time.time() * 1000) - events.RETENTION_MS
+    with _consumer(kafka) as consumer:
+        low, high = _offsets(consumer, kafka)
+        partition = TopicPartition(kafka.sent_topic, PARTITION, since_ms)
+        [found] = consumer.offsets_for_times([partition], timeout=_CALL_TIMEOUT_SECONDS)
+        # The embedded broker cannot search by time, and then the log is read from its beginning.
+        start = max(low, found.offset) if found.error is None and found.offset >= 0 else low
+        for record in _records(consumer, kafka, start, high):
+            value = record.value()
+            if isinstance(value, bytes):
+                yield value
+
+
+@contextmanager
+def _consumer(kafka: config.Kafka) -> Iterator[Consumer]:
+    settings = consumer_settings(
+        kafka, "market.notifications", f"{kafka.group}.sent-log", max_message_bytes=_MAX_RECORD_BYTES
+    )
+    consumer = Consumer(
+        {
+            **settings,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "allow.auto.create.topics": kafka.partitions == 0,
+        }
+    )
+    try:
+        # Creates the topic, if the broker creates topics automatically.
+        topic = consumer.list_topics(kafka.sent_topic, timeout=_CALL_TIMEOUT_SECONDS).topics[kafka.sent_topic]
+        if topic.error is not None:
+            raise KafkaException(topic.error)
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def _offsets(consumer: Consumer, kafka: config.Kafka) -> tuple[int, int]:
+    partition = TopicPartition(kafka.sent_topic, PARTITION)
+    low, high = consumer.get_watermark_offsets(partition, timeout=_CALL_TIMEOUT_SECONDS)
+    return low, high
+
+
+def _records(consumer: Consumer, kafka: config.Kafka, start: int, end: int) -> Iterator[KafkaMessage]:
+    """Yield the records from `start`, and those before `end` at least. Raises KafkaException."""
+    deadline = time.monotonic() + _READ_TIMEOUT_SECONDS
+    if start >= end:
+        return
+    consumer.assign([TopicPartition(kafka.sent_topic, PARTITION, start)])
+    while time.monotonic() < deadline:
+        record = consumer.poll(1.0)
+        if record is None:
+            continue
+        if (error := record.error()) is not None:
+            if error.code() == KafkaError._PARTITION_EOF:
+                return
+            if error.code() == KafkaError._AUTO_OFFSET_RESET or error.fatal():
+                raise KafkaException(error)
+            continue
+        yield record
+    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
