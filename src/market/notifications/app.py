@@ -41,7 +41,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         sent_log_min_age=timedelta(seconds=config.kafka.sent_log_min_age_seconds),
     )
     consumer = api.orders_consumer(config, deps, sent_log, process.health)
-    steps = {"sent-log": sent_log.flush, "topic": consumer.check_topic}
+    steps = {"sent-log": sent_log.flush, "topic": consumer.check_topic, "lag": consumer.observe_lag}
 
     async def ensure_dead_letter_topic() -> float:
         return 3600.0 if await ensure_topic(config.kafka, timeout_seconds=5) else 5.0

@@ -34,6 +34,8 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     # How far the clocks of publishers and brokers may differ: without an offset, consumption starts with the events
     # that were published so long before the group's first start.
     first_start_tolerance_seconds: Annotated[float, Meta(ge=0)] = 60.0
+    # For how long an assigned partition with messages may go unread before the process is not ready.
+    stalled_after_seconds: Seconds = 60.0
     # False: each start begins at the end of the topic, and events published while the service was down are not mailed.
     replay_missed: bool = True
     # How long mails in flight may take to finish when their partition is revoked; then the offsets are committed.

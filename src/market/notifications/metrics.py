@@ -12,7 +12,15 @@ SKIPPED_EVENTS = Counter("market_notifications_skipped_events_total", "Events fo
 RETRIES = Counter("market_notifications_retries_total", "Messages to be processed again later.", ["reason"])
 DEAD_LETTERS = Counter("market_notifications_dead_letters_total", "Messages written as dead letters.", ["reason"])
 PAUSED = Gauge("market_notifications_paused", "1 while the partitions are paused.", ["reason"])
-LAG = Gauge("market_notifications_lag", "Messages of the partition that are not settled yet.", ["partition"])
+LAG = Gauge(
+    "market_notifications_lag",
+    "Messages of the partition that are not committed, whoever consumes it; every process reports every partition.",
+    ["partition"],
+)
+ASSIGNED = Gauge("market_notifications_assigned_partitions", "Partitions that are assigned to this process.")
+STALLED = Gauge(
+    "market_notifications_stalled", "1 while an assigned partition has messages and is not read.", ["partition"]
+)
 IN_FLIGHT = Gauge("market_notifications_in_flight_messages", "Messages read and not settled yet.")
 IN_FLIGHT_BYTES = Gauge("market_notifications_in_flight_bytes", "Size of the messages read and not settled yet.")
 OFFSET_RESETS = Counter(

@@ -104,6 +104,12 @@ class OffsetTracker:
             self._unsettled[offset] = None
             return True
 
+    def reach_end(self, offset: int) -> None:
+        """Record that all messages before the offset were read; those that are none, such as the ends of transactions,
+        are never added."""
+        with self._lock:
+            self._read_to = max(self._read_to, offset)
+
     def settle(self, offset: int) -> None:
         """Record that the message needs nothing more."""
         with self._lock:
@@ -124,6 +130,12 @@ class OffsetTracker:
     def mark_uncommitted(self) -> None:
         """Let `next_commit` return a point even if nothing is settled."""
         self.mark_committed(CommitPoint(-1, ""))
+
+    @property
+    def next_to_read(self) -> int:
+        """The first offset that has not been read, except for those that were settled before."""
+        with self._lock:
+            return self._expected[0] if self._expected else self._read_to
 
     @property
     def committed_offset(self) -> int:

@@ -24,9 +24,11 @@ from market.kit.process.health import Health
 from market.notifications import config, metrics
 from market.notifications.consumer.committer import OffsetCommitter
 from market.notifications.consumer.dispatcher import Availability, Dispatcher, Handler
+from market.notifications.consumer.lag import LagObserver
 from market.notifications.consumer.memory import MemoryBudget
 from market.notifications.consumer.offsets import OffsetTracker
 from market.notifications.consumer.start import StartOffsets, StartRecords, count_reset
+from market.notifications.consumer.topic import TopicDescriber
 from market.notifications.domain import Message
 from market.notifications.events.parsing import to_message
 
@@ -71,7 +73,11 @@ class OrdersConsumer:
         self._dispatcher = Dispatcher(handler, mail_server, self._memory, max_concurrency=max_concurrency)
         self._mail_server = mail_server
         self._start_records = start_records
-        self._starts = StartOffsets(kafka, start_records)
+        self._topic = TopicDescriber(kafka)
+        self._starts = StartOffsets(kafka, self._topic, start_records)
+        self._lag = LagObserver(
+            self._topic.offsets, self._reading, health, stalled_after_seconds=kafka.stalled_after_seconds
+        )
         self._health = health
         self._faults = faults
         self._committer = OffsetCommitter(
@@ -116,6 +122,7 @@ class OrdersConsumer:
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join)
         await self._dispatcher.close()
+        await asyncio.to_thread(self._topic.close)
 
     async def check_topic(self) -> float:
         """Join the group again if the topic was deleted and created again: a consumer that goes on skips its beginning.
@@ -123,11 +130,20 @@ class OrdersConsumer:
         Return the seconds until the next check. Raises KafkaException.
         """
         if self._assigned.is_set() and self._trackers:
-            topic_id = await asyncio.to_thread(self._starts.topic_id)
+            topic_id = await asyncio.to_thread(self._topic.topic_id)
             known = {tracker.topic_id for tracker in list(self._trackers.values())} - {""}
             if topic_id and known and topic_id not in known:
                 self._rejoin_reason = "the topic was deleted and created again"
         return _TOPIC_CHECK_INTERVAL_SECONDS
+
+    async def observe_lag(self) -> float:
+        """Report how many messages wait. Return the seconds until the next call. Raises KafkaException."""
+        return await self._lag.observe() if self._assigned.is_set() and not self._stopping.is_set() else 0.1
+
+    def _reading(self) -> dict[int, int]:
+        """Return the next offset to read of each assigned partition that is not paused."""
+        trackers = list(self._trackers.items())
+        return {partition: tracker.next_to_read for partition, tracker in trackers if partition not in self._paused}
 
     async def _topic_exists(self) -> bool:
         """Return whether the topic exists. Raises KafkaException."""
@@ -166,6 +182,8 @@ class OrdersConsumer:
             "heartbeat.interval.ms": max(100, session_ms // 10),
             # Reported as an error, so that going on from the earliest offset is counted and logged.
             "auto.offset.reset": "error",
+            # Tells a partition that was read to its end from one that is not read.
+            "enable.partition.eof": True,
             "allow.auto.create.topics": self._config.partitions == 0,
             # A message may have 4 MiB; what librdkafka holds in addition to the memory budget is limited as well.
             "fetch.max.bytes": 16 * 1024 * 1024,
@@ -227,7 +245,11 @@ class OrdersConsumer:
         error = record.error()
         partition = record.partition()
         if error is not None:
-            if error.code() == KafkaError._AUTO_OFFSET_RESET and partition is not None:
+            if error.code() == KafkaError._PARTITION_EOF:
+                tracker, end = self._trackers.get(-1 if partition is None else partition), record.offset()
+                if tracker is not None and end is not None:
+                    tracker.reach_end(end)
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET and partition is not None:
                 self._reset_to_earliest(consumer, partition, str(error.str()))
             elif error.fatal():
                 raise KafkaException(error)
@@ -273,11 +295,12 @@ class OrdersConsumer:
         if partitions:
             # Before the positions are known, so that an event that another member mails until then is looked up.
             self._loop.call_soon_threadsafe(self._start_records.invalidate)
-        topic_id = self._starts.topic_id() if partitions else ""
+        topic_id = self._topic.topic_id() if partitions else ""
         starts = self._starts.assign(consumer, partitions, topic_id) if partitions else []
         for start in starts:
             self._trackers[start.partition] = OffsetTracker(start.partition, start.offset, start.metadata, topic_id)
         self._assign(consumer, starts)
+        metrics.ASSIGNED.set(len(self._trackers))
         log.info("partitions assigned", partitions=sorted(self._trackers))
         self._warned.clear()
         self._health.set_missing("kafka", None)
@@ -319,8 +342,7 @@ class OrdersConsumer:
         for tracker in trackers:
             self._starts.remember(tracker)
             self._paused.discard(tracker.partition)
-            with contextlib.suppress(KeyError):
-                metrics.LAG.remove(str(tracker.partition))
+        metrics.ASSIGNED.set(len(self._trackers))
         if trackers and revoke_messages:
             self._run_in_loop(self._dispatcher.revoke(trackers, 0), _CALL_TIMEOUT_SECONDS)
 
@@ -340,10 +362,6 @@ class OrdersConsumer:
     # --- observation
 
     def _observe(self, consumer: Consumer) -> None:
-        for partition, tracker in self._trackers.items():
-            _, high = consumer.get_watermark_offsets(TopicPartition(self._config.topic, partition), cached=True)
-            if high >= 0:
-                metrics.LAG.labels(str(partition)).set(max(0, high - tracker.position))
         if self._brokers_down:
             try:
                 consumer.list_topics(self._config.topic, timeout=0.5)

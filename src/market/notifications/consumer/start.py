@@ -41,10 +41,10 @@ class StartRecords(Protocol):
 class StartOffsets:
     """What this process knows of the group's first start and of the partitions that it had before."""
 
-    def __init__(self, kafka: config.Kafka, start_records: StartRecords) -> None:
+    def __init__(self, kafka: config.Kafka, topic: TopicDescriber, start_records: StartRecords) -> None:
         self._config = kafka
         self._start_records = start_records
-        self._topic = TopicDescriber(kafka)
+        self._topic = topic
         # The topic did not exist when this process started, so that all of it is to be mailed.
         self.topic_is_new = False
         # The partitions of the group's first start that were not assigned yet.
@@ -59,16 +59,13 @@ class StartOffsets:
         self._first_started_ms = recorded.started_ms
         if not recorded.empty:
             return
-        partitions, has_offsets = await asyncio.to_thread(self._topic.partitions_and_offsets)
+        offsets = await asyncio.to_thread(self._topic.offsets)
+        has_offsets = any(one.committed is not None for one in offsets.values())
         await self._start_records.record_start(first=not has_offsets)
         if not has_offsets:
-            self._first_start_partitions = partitions
+            self._first_start_partitions = set(offsets)
 
     # --- in the consumer's thread, or in another one
-
-    def topic_id(self) -> str:
-        """Return the topic's id, empty if the broker has none. Raises KafkaException."""
-        return self._topic.topic_id()
 
     def remember(self, tracker: OffsetTracker) -> None:
         """Remember the position of a partition that is not assigned any more."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from threading import Lock
+from typing import NamedTuple
+
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -13,12 +16,27 @@ _CLIENT_ID = "market.notifications"
 _CALL_TIMEOUT_SECONDS = 5.0
 
 
+class PartitionOffsets(NamedTuple):
+    """The broker has messages from `low` on, and before `high`. `committed` is the group's offset, or None."""
+
+    low: int
+    high: int
+    committed: int | None
+
+    @property
+    def lag(self) -> int:
+        """The number of messages that are not committed."""
+        return max(0, self.high - max(self.low, self.committed or 0))
+
+
 class TopicDescriber:
-    """Owns an admin client, which connects when it is used for the first time. Thread-safe."""
+    """Owns clients beside the group's member, which connect when they are used for the first time. Thread-safe."""
 
     def __init__(self, kafka: config.Kafka) -> None:
         self._config = kafka
         self._topic = kafka.topic
+        self._consumer: Consumer | None = None
+        self._lock = Lock()
         self._admin = AdminClient(client_settings(kafka, _CLIENT_ID))
 
     def topic_id(self) -> str:
@@ -37,22 +55,38 @@ class TopicDescriber:
                 return ""
             raise
 
-    def partitions_and_offsets(self) -> tuple[set[int], bool]:
-        """Return the topic's partitions, and whether the group has an offset in any of them. Raises KafkaException."""
-        settings = consumer_settings(
-            self._config, _CLIENT_ID, self._config.group, max_message_bytes=events.MAX_MESSAGE_BYTES
-        )
-        # Reads offsets of the group without being a member of it.
-        consumer = Consumer(settings)
-        try:
-            partitions = set(
-                consumer.list_topics(self._topic, timeout=_CALL_TIMEOUT_SECONDS).topics[self._topic].partitions
+    def offsets(self) -> dict[int, PartitionOffsets]:
+        """Return the offsets of each partition. Raises KafkaException."""
+        with self._lock:
+            return self._offsets()
+
+    def _offsets(self) -> dict[int, PartitionOffsets]:
+        if self._consumer is None:
+            settings = consumer_settings(
+                self._config, _CLIENT_ID, self._config.group, max_message_bytes=events.MAX_MESSAGE_BYTES
             )
-            wanted = [TopicPartition(self._topic, partition) for partition in partitions]
-            committed = consumer.committed(wanted, timeout=_CALL_TIMEOUT_SECONDS)
-        finally:
-            consumer.close()
-        for one in committed:
-            if one.error is not None:
-                raise KafkaException(one.error)
-        return partitions, any(one.offset >= 0 for one in committed)
+            # Reads the group's offsets without being a member of it. Uncommitted, so that the end offset is that of
+            # all messages, also of those that an open transaction withholds.
+            self._consumer = Consumer({**settings, "isolation.level": "read_uncommitted"})
+        consumer = self._consumer
+        topic = consumer.list_topics(self._topic, timeout=_CALL_TIMEOUT_SECONDS).topics[self._topic]
+        if topic.error is not None:
+            raise KafkaException(topic.error)
+        partitions = [TopicPartition(self._topic, partition) for partition in topic.partitions]
+        offsets = {}
+        for committed in consumer.committed(partitions, timeout=_CALL_TIMEOUT_SECONDS):
+            if committed.error is not None:
+                raise KafkaException(committed.error)
+            low, high = consumer.get_watermark_offsets(committed, timeout=_CALL_TIMEOUT_SECONDS)
+            offsets[committed.partition] = PartitionOffsets(
+                low, high, committed.offset if committed.offset >= 0 else None
+            )
+        return offsets
+
+    def close(self) -> None:
+        """Close the connections, except for one that is in use and does not respond."""
+        if self._lock.acquire(timeout=1):
+            consumer, self._consumer = self._consumer, None
+            self._lock.release()
+            if consumer is not None:
+                consumer.close()
