@@ -165,7 +165,7 @@ class SentLog:
     async def _write(self, key: bytes | None, value: bytes | None) -> None:
         if self._producer is None:
             self._producer = Producer(self._config, _CLIENT_ID, max_message_bytes=_MAX_RECORD_BYTES)
-        await self._producer.deliver(self._config.sent_topic, value, key=key, partition=reader.PARTITION)
+        await self._producer.send_and_wait(self._config.sent_topic, value, key=key, partition=reader.PARTITION)
 
     def _load(self) -> SentIds:
         ids = SentIds(self._max_ids)
