@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 from structlog.testing import capture_logs
 
-from market.kit.process.tasks import periodic_tasks, run_periodically
+from market.kit.process.tasks import (
+    FAILURES,
+    periodic_tasks,
+    report_unhandled_exceptions,
+    run_periodically,
+    supervised,
+)
 from tests.support.waiting import until
 
 
@@ -78,3 +85,75 @@ async def test_an_error_is_logged_once_and_the_step_repeated() -> None:
         ("periodic task failed", "relay", "RuntimeError: down"),
         ("periodic task recovered", "relay", None),
     ]
+
+
+def _failures(name: str) -> float:
+    """Return the number of failures counted for the task."""
+    return float(FAILURES.labels(name)._value.get())
+
+
+async def test_a_supervised_task_is_restarted_after_each_exception_until_it_returns() -> None:
+    outcomes = iter([RuntimeError("first"), ValueError("second"), None])
+    before = _failures("probe")
+
+    async def work() -> None:
+        if (error := next(outcomes)) is not None:
+            raise error
+
+    with capture_logs() as lines:
+        async with asyncio.timeout(30):
+            await supervised("probe", work)
+    assert [(line["event"], line["task"], line["error"]) for line in lines] == [
+        ("background task failed, restarting it", "probe", "RuntimeError: first"),
+        ("background task failed, restarting it", "probe", "ValueError: second"),
+    ]
+    assert _failures("probe") == before + 2
+
+
+async def test_a_supervised_task_ends_when_it_is_cancelled() -> None:
+    started = asyncio.Event()
+
+    async def work() -> None:
+        started.set()
+        await asyncio.sleep(1000)
+
+    task = asyncio.create_task(supervised("cancelled", work))
+    await started.wait()
+    task.cancel()
+    assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
+    assert _failures("cancelled") == 0
+
+
+async def test_an_error_of_a_periodic_task_is_counted_each_time() -> None:
+    calls: list[int] = []
+    before = _failures("counted")
+
+    async def step() -> float:
+        calls.append(1)
+        raise RuntimeError("down")
+
+    async with periodic_tasks({"counted": step}):
+        await until(lambda: len(calls) >= 2)
+    assert _failures("counted") == before + len(calls)
+
+
+async def test_an_exception_that_nobody_handles_is_logged_and_counted() -> None:
+    loop, before = asyncio.get_running_loop(), _failures("unsupervised")
+
+    async def fail() -> None:
+        raise RuntimeError("nobody waits for this")
+
+    report_unhandled_exceptions(loop)
+    try:
+        with capture_logs() as lines:
+            task = loop.create_task(fail())
+            await asyncio.sleep(0.01)
+            del task
+            gc.collect()
+            await asyncio.sleep(0.01)
+    finally:
+        loop.set_exception_handler(None)
+    assert [(line["event"], line["error"]) for line in lines] == [
+        ("unhandled exception in the event loop", "RuntimeError: nobody waits for this")
+    ]
+    assert _failures("unsupervised") == before + 1

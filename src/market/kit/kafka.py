@@ -28,6 +28,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs d
 
 from market.kit.config import Kafka
 from market.kit.process import logs
+from market.kit.process.tasks import count_failure
 
 Token = TypeVar("Token")
 Headers = Sequence[tuple[str, str | bytes | None]]
@@ -259,8 +260,12 @@ class Producer(Generic[Token]):
         return _Librdkafka({**self._settings, "error_cb": self._on_error})
 
     def _poll(self) -> None:
-        while not self._stopping:
-            self._librdkafka.poll(0.1)
+        while not self._stopping and not self._loop.is_closed():
+            try:
+                self._librdkafka.poll(0.1)
+            except Exception as e:
+                # What a callback raised. Without this thread, no result would ever arrive.
+                count_failure("kafka-producer", e)
 
     def _report(self, token: Token, result: DeliveryResult) -> None:
         # Called in the polling thread. One wake-up of the loop is enough for all results that arrive before it runs.

@@ -78,6 +78,8 @@ class Smtp(Section, frozen=True, kw_only=True):
     max_connections: Annotated[int, Meta(ge=1, le=100)] = 8
     # How long an idle connection is kept.
     keepalive_seconds: Seconds = 20.0
+    # How many mails in a row may be rejected for a policy (5.7.x) or a limit (5.4.5) until consumption is paused.
+    max_policy_rejections: Annotated[int, Meta(ge=1, le=1000)] = 5
     # The longest pause between two attempts to connect to an unavailable mail server.
     max_reconnect_seconds: Seconds = 10.0
 

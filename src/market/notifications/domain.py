@@ -133,3 +133,7 @@ class MailDeferred(Exception):
 
 class MailServerUnavailable(Exception):
     """No connection to the mail server, or it rejects our login rather than one mail."""
+
+
+class SenderRejected(MailServerUnavailable):
+    """The mail server rejects our account (a limit, a policy, a login), and so every mail."""

@@ -38,7 +38,7 @@ SENT_LOG_FAILURES = Counter(
 COMMIT_FAILURES = Counter("market_notifications_commit_failures_total", "Failed offset commits, which are retried.")
 
 # Every series is there from the start, so that a rate can be taken of its first increase.
-for _reason in ("mail-server", "memory"):
+for _reason in ("mail-server", "sender-rejected", "memory"):
     PAUSED.labels(_reason).set(0)
 for _reason in ("invalid-event", "rejected", "retries-exhausted"):
     DEAD_LETTERS.labels(_reason)

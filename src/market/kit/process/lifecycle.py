@@ -27,6 +27,7 @@ from market.kit import faults
 from market.kit.http.server import HttpServer
 from market.kit.process import logs, tracing
 from market.kit.process.health import Admin, Health
+from market.kit.process.tasks import report_unhandled_exceptions
 
 C = TypeVar("C", bound=kit_config.Base)
 log = logs.get_logger("lifecycle")
@@ -116,6 +117,7 @@ async def serve(name: str, config: C, build: Build[C]) -> int:
     health = process.health
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    report_unhandled_exceptions(loop)
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
     admin = HttpServer(Admin(health, REGISTRY), config.admin.host, config.admin.port)

@@ -1,20 +1,78 @@
-"""Periodic work beside the requests of a process."""
+"""Work beside the requests of a process. None of it ends unseen: failures are logged, counted, and it goes on."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
+from prometheus_client import Counter
+
 from market.kit.process import logs
-from market.kit.resilience import reraise_if_cancelled
+from market.kit.resilience import backoff, reraise_if_cancelled
 
 log = logs.get_logger("tasks")
 
 # Does one portion of work, and returns the seconds until the next.
 Step = Callable[[], Awaitable[float]]
 
+FAILURES = Counter(
+    "market_background_task_failures_total", "Failures of background tasks, each of which is repeated.", ["task"]
+)
+
 _PAUSE_AFTER_ERROR_SECONDS = 1.0
+_MAX_RESTART_SECONDS = 30.0
+# A task that ran for so long before it failed is restarted as quickly as after its first failure.
+_HEALTHY_SECONDS = 60.0
+
+
+async def supervised(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do the work, and return when it has returned. If it raises an exception, log and count that, and start it again.
+
+    The pause before it is started again grows from a few tenths of a second to 30 s.
+    """
+    failures = 0
+    while True:
+        started = time.monotonic()
+        try:
+            await work()
+        except Exception as e:
+            if time.monotonic() - started >= _HEALTHY_SECONDS:
+                failures = 0
+            failures += 1
+            count_failure(name, e)
+            pause = 0.1 + backoff(failures, base=0.2, max_seconds=_MAX_RESTART_SECONDS)
+        else:
+            return
+        reraise_if_cancelled()
+        await asyncio.sleep(pause)
+
+
+def count_failure(name: str, error: BaseException) -> None:
+    """Log and count a failure of a background task that goes on. Thread-safe."""
+    FAILURES.labels(name).inc()
+    log.error("background task failed, restarting it", task=name, error=_describe(error), exc_info=error)
+
+
+def report_unhandled_exceptions(loop: asyncio.AbstractEventLoop) -> None:
+    """Log and count exceptions that nobody handles, such as those of tasks that nobody awaits."""
+
+    def report(_: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        error = context.get("exception")
+        FAILURES.labels("unsupervised").inc()
+        log.error(
+            "unhandled exception in the event loop",
+            error=_describe(error) if isinstance(error, BaseException) else "",
+            reason=str(context.get("message", ""))[:500],
+            exc_info=error if isinstance(error, BaseException) else None,
+        )
+
+    loop.set_exception_handler(report)
+
+
+def _describe(e: BaseException) -> str:
+    return f"{type(e).__name__}: {e}"[:500]
 
 
 async def run_periodically(name: str, step: Step, *, stopping: asyncio.Event | None = None) -> None:
@@ -32,9 +90,10 @@ async def run_periodically(name: str, step: Step, *, stopping: asyncio.Event | N
                 log.info("periodic task recovered", task=name)
             last_error = ""
         except Exception as e:
-            error = f"{type(e).__name__}: {e}"
+            error = _describe(e)
+            FAILURES.labels(name).inc()
             if error != last_error:
-                log.warning("periodic task failed", task=name, error=error[:500])
+                log.warning("periodic task failed", task=name, error=error)
             last_error = error
             pause = _PAUSE_AFTER_ERROR_SECONDS
         reraise_if_cancelled()

@@ -11,6 +11,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2
 
 from market.kit.process.health import Health
+from market.kit.process.tasks import supervised
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Request = health_pb2.HealthCheckRequest
@@ -36,7 +37,7 @@ class HealthService(health.aio.HealthServicer):
     async def start(self) -> None:
         """Start reporting the readiness."""
         await self._refresh()
-        self._polling = asyncio.create_task(self._poll())
+        self._polling = asyncio.create_task(supervised("grpc-health", self._poll))
 
     async def stop(self) -> None:
         """Report NOT_SERVING from now on, send it to watchers as well, and end their streams."""

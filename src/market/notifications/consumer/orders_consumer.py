@@ -21,6 +21,7 @@ from market.kit.faults import Faults
 from market.kit.kafka import consumer_settings
 from market.kit.process import logs
 from market.kit.process.health import Health
+from market.kit.process.tasks import FAILURES
 from market.notifications import config, metrics
 from market.notifications.consumer.committer import OffsetCommitter
 from market.notifications.consumer.dispatcher import Availability, Dispatcher, Handler
@@ -196,26 +197,33 @@ class OrdersConsumer:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._rebalance_error = None
-            self._rejoin_reason = ""
-            self._committer.reset()
-            consumer = Consumer(self._settings())
             try:
-                consumer.subscribe(
-                    [self._config.topic],
-                    on_assign=self._keep_exception(self._on_assign),
-                    on_revoke=self._keep_exception(self._on_revoke),
-                    on_lost=self._keep_exception(self._on_lost),
-                )
-                self._poll(consumer)
+                self._consume()
             except Exception as e:
+                FAILURES.labels("orders-consumer").inc()
+                self._health.set_missing("partitions", "rejoining the group")
                 self._warn_once("consumer failed, rejoining the group", f"{type(e).__name__}: {e}")
                 self._stopping.wait(_REJOIN_SECONDS)
-            finally:
-                # Calls _on_revoke for the partitions that are still assigned.
-                with contextlib.suppress(Exception):
-                    consumer.close()
-                self._forget(list(self._trackers), revoke_messages=True)
+
+    def _consume(self) -> None:
+        """Join the group, and consume until this process stops. Raises what happens meanwhile."""
+        self._rebalance_error = None
+        self._rejoin_reason = ""
+        self._committer.reset()
+        consumer = Consumer(self._settings())
+        try:
+            consumer.subscribe(
+                [self._config.topic],
+                on_assign=self._keep_exception(self._on_assign),
+                on_revoke=self._keep_exception(self._on_revoke),
+                on_lost=self._keep_exception(self._on_lost),
+            )
+            self._poll(consumer)
+        finally:
+            # Calls _on_revoke for the partitions that are still assigned.
+            with contextlib.suppress(Exception):
+                consumer.close()
+            self._forget(list(self._trackers), revoke_messages=True)
 
     def _poll(self, consumer: Consumer) -> None:
         while not self._stopping.is_set():

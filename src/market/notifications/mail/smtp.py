@@ -8,17 +8,17 @@ import ssl
 import time
 from contextlib import suppress
 
-from aiosmtplib import SMTP, SMTPException, SMTPResponseException, SMTPSenderRefused
+from aiosmtplib import SMTP, SMTPException, SMTPHeloError, SMTPResponseException, SMTPSenderRefused
 
 from market.kit.process import logs
+from market.kit.process.tasks import supervised
 from market.kit.resilience import backoff
 from market.notifications import config, metrics
-from market.notifications.domain import Mail, MailDeferred, MailRejected, MailServerUnavailable
+from market.notifications.domain import Mail, MailDeferred, MailRejected, MailServerUnavailable, SenderRejected
+from market.notifications.mail import replies
 
 log = logs.get_logger("smtp")
 
-# Replies to MAIL FROM that concern our login or TLS rather than this mail (RFC 4954, RFC 3207).
-_LOGIN_CODES = {530, 534, 535, 538}
 # The server closes the connection (RFC 5321).
 _CLOSING = 421
 
@@ -43,6 +43,8 @@ class SmtpClient:
         self._available.set()
         self._reconnecting: asyncio.Task[None] | None = None
         self._failures = 0
+        # How many mails in a row were rejected for a policy or a limit.
+        self._policy_rejections = 0
         self._outage_reason = ""
         # Seconds of availability before the last outage ended, and the time of its end.
         self._available_before = 0.0
@@ -72,7 +74,7 @@ class SmtpClient:
         try:
             connection = await self._begin(mail)
         except MailServerUnavailable as e:
-            self._set_unavailable(str(e))
+            self._set_unavailable(e)
             raise
         try:
             async with asyncio.timeout(3 * self._config.timeout_seconds):
@@ -80,7 +82,7 @@ class SmtpClient:
                 await connection.data(mail.content)
         except SMTPResponseException as e:
             await self._reset(connection, e.code)
-            self._end_outage()
+            self._raise_if_sender_rejected(e)
             raise _error_of(e) from None
         except (SMTPException, OSError, TimeoutError) as e:
             # Perhaps accepted, perhaps not: it is sent again, with the same Message-ID.
@@ -89,6 +91,7 @@ class SmtpClient:
         except BaseException:
             connection.close()
             raise
+        self._policy_rejections = 0
         self._end_outage()
         self._keep(connection)
 
@@ -108,15 +111,14 @@ class SmtpClient:
             kept = self._take()
             connection = kept or await self._connect()
             try:
-                options = [f"SIZE={len(mail.content)}"] if connection.supports_extension("size") else []
-                await connection.mail(self._sender, options=options)
+                await self._mail_from(connection, len(mail.content))
             except SMTPSenderRefused as e:
                 if e.code == _CLOSING and kept is not None:
                     connection.close()
                     continue
                 await self._reset(connection, e.code)
-                if e.code in _LOGIN_CODES:
-                    raise MailServerUnavailable(f"MAIL FROM: {_describe(e)}") from None
+                if replies.is_about_sender(e):
+                    raise SenderRejected(f"MAIL FROM: {_describe(e)}") from None
                 self._end_outage()
                 raise _error_of(e) from None
             except (SMTPException, OSError, TimeoutError) as e:
@@ -146,7 +148,7 @@ class SmtpClient:
         try:
             await smtp.connect()
             if smtp.is_ehlo_or_helo_needed:
-                await smtp.ehlo()
+                await _greet(smtp)
         except (SMTPException, OSError, TimeoutError, ValueError) as e:
             smtp.close()
             raise MailServerUnavailable(_describe(e)) from None
@@ -183,17 +185,50 @@ class SmtpClient:
                 return
         connection.close()
 
-    def _set_unavailable(self, reason: str) -> None:
+    async def _mail_from(self, connection: SMTP, size: int) -> None:
+        options = [f"SIZE={size}"] if connection.supports_extension("size") else []
+        await connection.mail(self._sender, options=options)
+
+    async def _check_sender(self, connection: SMTP) -> None:
+        """Raise MailServerUnavailable if the server still rejects the sender, without sending a mail."""
+        try:
+            await self._mail_from(connection, 1)
+            await connection.rset()
+        except SMTPSenderRefused as e:
+            await self._reset(connection, e.code)
+            if replies.is_about_sender(e):
+                raise SenderRejected(f"MAIL FROM: {_describe(e)}") from None
+        except (SMTPException, OSError, TimeoutError) as e:
+            connection.close()
+            raise MailServerUnavailable(f"no reply to MAIL FROM: {_describe(e)}") from None
+
+    def _raise_if_sender_rejected(self, e: SMTPResponseException) -> None:
+        """Raise SenderRejected if the server has rejected too many mails in a row for a policy or a limit."""
+        if not (replies.is_policy(e) and e.code >= 500):
+            self._policy_rejections = 0
+            self._end_outage()
+            return
+        self._policy_rejections += 1
+        if self._policy_rejections >= self._config.max_policy_rejections:
+            unavailable = SenderRejected(f"{self._policy_rejections} mails in a row: {_describe(e)}")
+            self._set_unavailable(unavailable)
+            raise unavailable from None
+
+    def _set_unavailable(self, error: MailServerUnavailable) -> None:
+        reason = str(error)
+        sender_rejected = isinstance(error, SenderRejected)
         if reason != self._outage_reason:
-            log.error("mail server unavailable, consumption paused", reason=reason)
+            event = "sender rejected by the mail server" if sender_rejected else "mail server unavailable"
+            log.error(f"{event}, consumption paused", reason=reason)
             self._outage_reason = reason
+        metrics.PAUSED.labels("sender-rejected").set(int(sender_rejected))
         self._failures += 1
         if not self.available:
             return
         self._available_before = self.available_seconds()
         self._available.clear()
         metrics.PAUSED.labels("mail-server").set(1)
-        self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
+        self._reconnecting = asyncio.get_running_loop().create_task(supervised("mail-server-probe", self._reconnect))
 
     async def _reconnect(self) -> None:
         while True:
@@ -201,13 +236,15 @@ class SmtpClient:
             await asyncio.sleep(0.1 + pause)
             try:
                 connection = await self._connect()
+                await self._check_sender(connection)
             except MailServerUnavailable as e:
-                self._set_unavailable(str(e))
+                self._set_unavailable(e)
                 continue
             self._keep(connection)
             self._available_since = time.monotonic()
             self._available.set()
             metrics.PAUSED.labels("mail-server").set(0)
+            metrics.PAUSED.labels("sender-rejected").set(0)
             return
 
     def _end_outage(self) -> None:
@@ -216,6 +253,16 @@ class SmtpClient:
         if self._outage_reason:
             log.info("mail server available")
             self._outage_reason = ""
+
+
+async def _greet(smtp: SMTP) -> None:
+    """Greet with EHLO, and with HELO if the server does not know EHLO (RFC 5321, 3.2)."""
+    try:
+        await smtp.ehlo()
+    except SMTPHeloError as e:
+        if not (500 <= e.code <= 599 and smtp.is_connected):
+            raise
+        await smtp.helo()
 
 
 def _host_name() -> str:
