@@ -19,7 +19,8 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     group: NonEmptyStr = "notifications"
     topic: NonEmptyStr = events.TOPIC
     dead_letter_topic: NonEmptyStr = events.DEAD_LETTER_TOPIC
-    # Of the topic of dead letters. 0: the broker creates topics automatically, and notifications creates none.
+    # Of the topic of dead letters. 0: the broker creates topics automatically, as the embedded one does, and has no
+    # topic ids; notifications creates no topic.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
