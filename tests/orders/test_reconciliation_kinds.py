@@ -102,7 +102,7 @@ async def publish(service: Service, topic: Topic, order_id: str, *types: str) ->
     """Publish events of these types for the order, one after another."""
     for event_type in types:
         entry = OutboxEntry(events.event_id(UUID(order_id), event_type), event_type, service.deps.clock())
-        assert await service.deps.outbox.requeue(UUID(order_id), entry, service.deps.clock())
+        assert await service.deps.relay.outbox.requeue(UUID(order_id), entry, service.deps.clock())
         await service.deps.relay.run_once()
         await topic.wait_for(order_id, event_type)
         await until(lambda: is_published(service, order_id), what="published")

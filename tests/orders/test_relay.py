@@ -147,7 +147,7 @@ async def test_an_event_that_kafka_rejects_permanently_is_kept_with_the_reason_a
         assert topic.messages_of(large["id"]) == []
     async with serving(new_settings()) as wide:
         # A producer with a larger limit publishes the event when it is queued again.
-        assert await wide.deps.outbox.requeue(UUID(large["id"]), None, wide.deps.clock())
+        assert await wide.deps.relay.outbox.requeue(UUID(large["id"]), None, wide.deps.clock())
         await topic.wait_for(large["id"], "order.created")
         await until(lambda: _has_stuck(wide, 0), what="no stuck event")
 

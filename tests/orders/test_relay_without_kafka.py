@@ -114,7 +114,10 @@ async def test_a_relay_slower_than_its_lease_does_not_release_the_lease_of_anoth
         assert await lease_owners(slow) == {expired: slow_id, kept: slow_id}
         # One lease expires before the event fails, and another relay takes it.
         await slow.documents.update_one({"_id": expired}, {"$unset": {"claimed_at": 1}})
-        assert await other.deps.outbox.lease(expired, LEASE_SECONDS, await other.deps.outbox.server_time()) is not None
+        assert (
+            await other.deps.relay.outbox.lease(expired, LEASE_SECONDS, await other.deps.relay.outbox.server_time())
+            is not None
+        )
 
         fail_pending(slow)
 
@@ -165,7 +168,7 @@ async def test_a_failing_relay_tries_each_order_in_turn(
                 published.append(order.id)
                 super().publish(order)
 
-        recording = RecordingRelay(service.config, service.deps.outbox, service.deps.clock, None)
+        recording = RecordingRelay(service.config, service.deps.relay.outbox, service.deps.clock, None)
         try:
             # A first failure tells it that Kafka is unavailable, which the service's own relay already knows.
             assert await recording.run_once() > 0
@@ -186,7 +189,7 @@ async def test_outbox_changes_that_the_store_does_not_apply_raise_unavailable(
     await stock.set(lamp, 5)
     async with serving(without_kafka(new_settings(), 300), background=False) as service:
         order_id = UUID((await service.place([(lamp, 1)])).json()["id"])
-        outbox = service.deps.outbox
+        outbox = service.deps.relay.outbox
         documents = service.documents
         before = await documents.find_one({"_id": order_id})
         # The store rejects every update.

@@ -65,7 +65,6 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         )
         deps = Deps(
             orders=OrderRepository(collection, instance_id=instance_id),
-            outbox=outbox,
             products=products,
             inventory=inventory,
             relay=Relay(config, outbox, process.clock, process.faults),

@@ -42,7 +42,6 @@ from market.orders.domain import (
 )
 from market.orders.metrics import RECOVERED
 from market.orders.outbox.relay import Relay
-from market.orders.outbox.repository import OutboxRepository
 from market.orders.store import KeyTaken, OrderRepository
 
 log = logs.get_logger("orders")
@@ -57,7 +56,6 @@ class Deps:
     """The dependencies of the use cases."""
 
     orders: OrderRepository
-    outbox: OutboxRepository
     products: ProductsClient
     inventory: InventoryClient
     relay: Relay

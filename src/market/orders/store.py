@@ -19,14 +19,7 @@ from pymongo.errors import BulkWriteError
 from market.kit.batching import Batcher
 from market.kit.errors import Unavailable
 from market.orders.domain import CONFIRM, Move, Order, OutboxEntry, Reason, Shortage, Status
-from market.orders.mongodb.collection import BEGINNING, OrdersCollection
-from market.orders.mongodb.documents import (
-    ConditionalUpdate,
-    Document,
-    document_to_order,
-    move_update,
-    order_to_document,
-)
+from market.orders.mongodb.collection import BEGINNING, OrdersCollection, documents
 
 _DUPLICATE_KEY = 11000
 # Counting more for a metric is not worth the server's time.
@@ -75,11 +68,11 @@ class OrderRepository:
         self._insert: Batcher[Order, None] = Batcher(
             self._insert_many, name="orders.insert", max_batch_size=128, max_concurrency=2, cost=_cost, max_cost=4000
         )
-        self._moves: Batcher[ConditionalUpdate, bool] = Batcher(
+        self._moves: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.update", max_batch_size=128, max_concurrency=2
         )
         # Separate from the moves: an update here that matches nothing must not make a whole batch of moves uncertain.
-        self._releases: Batcher[ConditionalUpdate, bool] = Batcher(
+        self._releases: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.release-due", max_batch_size=128
         )
         self._keys: Batcher[str, KeyHolder | None] = Batcher(
@@ -97,11 +90,11 @@ class OrderRepository:
 
     async def _insert_many(self, orders: list[Order]) -> Sequence[BaseException | None]:
         results: list[BaseException | None] = [None] * len(orders)
-        documents = [order_to_document(order) for order in orders]
+        inserts = [InsertOne(documents.order_to_document(order)) for order in orders]
 
         async def insert() -> None:
             # Not insert_many: all that it adds is a check for _id.
-            await self.collection.documents.bulk_write([InsertOne(d) for d in documents], ordered=False)
+            await self.collection.documents.bulk_write(inserts, ordered=False)
 
         try:
             await self.collection.run(insert)
@@ -133,13 +126,13 @@ class OrderRepository:
 
     async def _find_many(self, order_ids: list[UUID]) -> Sequence[Order | None]:
         where = {"_id": {"$in": order_ids}} if len(order_ids) > 1 else {"_id": order_ids[0]}
-        orders = {d["_id"]: document_to_order(d) for d in await self.collection.find(where)}
+        orders = {d["_id"]: documents.document_to_order(d) for d in await self.collection.find(where)}
         return [orders.get(order_id) for order_id in order_ids]
 
     async def get_latest(self, order_id: UUID) -> Order | None:
         """Return the order, or None, with a linearizable read: no acknowledged write is missed. Slower than `get`."""
         document = await self.collection.find_latest(order_id)
-        return document_to_order(document) if document else None
+        return documents.document_to_order(document) if document else None
 
     async def list_for_user(
         self, user: str, statuses: Sequence[Status], *, limit: int, offset: int, fits: Callable[[Order], bool]
@@ -157,7 +150,7 @@ class OrderRepository:
             )
             async with cursor:
                 async for document in cursor:
-                    order = document_to_order(document)
+                    order = documents.document_to_order(document)
                     if not fits(order):
                         break
                     orders.append(order)
@@ -182,7 +175,7 @@ class OrderRepository:
 
         Return True if the move was applied. False means that this is unknown: read the order.
         """
-        update = move_update(order_id, move, at=at, entry=entry, reason=reason, shortages=shortages)
+        update = documents.move_update(order_id, move, at=at, entry=entry, reason=reason, shortages=shortages)
         if move is CONFIRM:
             # Taken in the same write, so that publishing needs no write of its own for the lease.
             update.change["$set"]["claimed_by"] = self.instance_id
@@ -193,25 +186,27 @@ class OrderRepository:
         self, order_id: UUID, move: Move, *, at: datetime, entry: OutboxEntry | None = None
     ) -> Order | None:
         """Apply the move and return the order as it is afterwards; None if it was not in the move's source status."""
-        update = move_update(order_id, move, at=at, entry=entry)
+        update = documents.move_update(order_id, move, at=at, entry=entry)
         document = await self.collection.update_and_get(update.where, update.change)
-        return document_to_order(document) if document else None
+        return documents.document_to_order(document) if document else None
 
     async def clear_release_due(self, order_id: UUID) -> None:
         """Record that inventory has released the order's stock."""
         await self._releases(
-            ConditionalUpdate({"_id": order_id, "release_due": {"$exists": True}}, {"$unset": {"release_due": 1}})
+            documents.ConditionalUpdate(
+                {"_id": order_id, "release_due": {"$exists": True}}, {"$unset": {"release_due": 1}}
+            )
         )
 
     async def postpone_release(self, order_id: UUID) -> None:
         """Put the order at the end of the queue of due stock releases."""
         await self._releases(
-            ConditionalUpdate(
+            documents.ConditionalUpdate(
                 {"_id": order_id, "release_due": {"$exists": True}}, {"$currentDate": {"release_due": True}}
             )
         )
 
-    async def _update_many(self, updates: list[ConditionalUpdate]) -> Sequence[bool]:
+    async def _update_many(self, updates: list[documents.ConditionalUpdate]) -> Sequence[bool]:
         matched = await self.collection.bulk_update([UpdateOne(u.where, u.change) for u in updates])
         # A bulk write returns only a count. If it falls short, every caller has to read its order.
         return [matched == len(updates)] * len(updates)
@@ -228,18 +223,18 @@ class OrderRepository:
         """Return the ids of up to `limit` orders whose stock release is due and was last tried before `before`."""
         return await self._list_ids({"release_due": {"$lt": before}}, "release_due", limit)
 
-    async def _list_ids(self, where: Document, sort: str, limit: int) -> list[UUID]:
+    async def _list_ids(self, where: documents.Document, sort: str, limit: int) -> list[UUID]:
         return [d["_id"] for d in await self.collection.find(where, {"_id": 1}, sort=[(sort, 1)], limit=limit)]
 
     async def statistics(self) -> Statistics:
         """Return the counts and ages of unfinished work, for the metrics."""
         now = await self.collection.server_time()
 
-        async def first(where: Document, sort: str) -> Any:
+        async def first(where: documents.Document, sort: str) -> Any:
             found = await self.collection.find_one(where, {sort: 1}, sort=[(sort, 1)])
             return found[sort] if found else None
 
-        async def count(where: Document) -> int:
+        async def count(where: documents.Document) -> int:
             return await self.collection.count(where, limit=_MAX_COUNT)
 
         pending = {"status": Status.PENDING.value, "since": {"$gt": Timestamp(0, 1)}}

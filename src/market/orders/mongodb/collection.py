@@ -25,6 +25,7 @@ from market.kit import context
 from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.resilience import CircuitBreaker, reraise_if_cancelled
 from market.orders.config import MongoDB
+from market.orders.mongodb import documents as documents  # the package is entered through this module
 from market.orders.mongodb.documents import Document
 
 T = TypeVar("T")

@@ -42,11 +42,11 @@ _PAGE_SIZE = 200
 class Relay:
     """Owns the producer, and knows which orders' events are in flight.
 
-    Must be constructed inside a running event loop. `faults` is None outside of tests.
+    Must be constructed inside a running event loop. `faults` is None outside of tests; `outbox` is what it publishes.
     """
 
     def __init__(self, config: Config, outbox: OutboxRepository, clock: Clock, faults: Faults | None) -> None:
-        self._outbox = outbox
+        self.outbox = outbox
         self._clock = clock
         self._faults = faults
         self._lease_seconds = config.recovery.lease_seconds
@@ -98,23 +98,23 @@ class Relay:
 
     async def publish_now(self, order_id: UUID) -> None:
         """Lease the order's outbox and publish it, unless another process holds the lease. Raises Unavailable."""
-        order = await self._outbox.lease(order_id, self._lease_seconds, await self._outbox.server_time())
+        order = await self.outbox.lease(order_id, self._lease_seconds, await self.outbox.server_time())
         if order is not None:
             self.publish(order)
 
     async def run_once(self) -> float:
         """Publish what other processes left behind. Return the seconds to wait until the next pass."""
         failures = self._failures
-        now = await self._outbox.server_time()
+        now = await self.outbox.server_time()
         # While Kafka accepts nothing, one order is enough to probe whether it has recovered.
         limit = 1 if self._failing else _PAGE_SIZE
-        page = await self._outbox.list_unsent(self._lease_seconds, now, limit, after=self._position)
+        page = await self.outbox.list_unsent(self._lease_seconds, now, limit, after=self._position)
         if not page.order_ids and self._position is not None:
-            page = await self._outbox.list_unsent(self._lease_seconds, now, limit)
+            page = await self.outbox.list_unsent(self._lease_seconds, now, limit)
         self._position = page.next_after
         leased = []
         for order_id in page.order_ids:
-            order = await self._outbox.lease(order_id, self._lease_seconds, now)
+            order = await self.outbox.lease(order_id, self._lease_seconds, now)
             if order is None:
                 continue
             if self._faults:
@@ -172,7 +172,7 @@ class Relay:
         # Read again: the settled event may have been the last one, and another relay may hold the lease by now.
         context.deadline.set(None)
         try:
-            order = await self._outbox.renew_lease(order_id)
+            order = await self.outbox.renew_lease(order_id)
         except Unavailable as e:
             # The remaining events wait until the lease has expired.
             log.warning("outbox lease not renewed", order_id=str(order_id), reason=str(e))
@@ -236,7 +236,7 @@ class Relay:
                 self.publish(order)
 
     async def _remove_many(self, published: list[tuple[UUID, UUID]]) -> Sequence[Order | None]:
-        remaining = {order.id: order for order in await self._outbox.remove_published(published)}
+        remaining = {order.id: order for order in await self.outbox.remove_published(published)}
         return [remaining.get(order_id) for order_id, _ in published]
 
     async def _release_leases(self, order_ids: Sequence[UUID]) -> None:
@@ -257,12 +257,12 @@ class Relay:
                 self._settle(order_id)
 
     async def _release_many(self, order_ids: list[UUID]) -> Sequence[None]:
-        await self._outbox.release_lease(order_ids)
+        await self.outbox.release_lease(order_ids)
         return [None] * len(order_ids)
 
     async def _mark_rejected(self, order_id: UUID, entry: OutboxEntry, reason: str) -> None:
         try:
-            await self._outbox.mark_rejected(order_id, entry.id, reason, self._clock())
+            await self.outbox.mark_rejected(order_id, entry.id, reason, self._clock())
         except Unavailable as e:
             # Kafka will reject it again.
             log.warning("rejected event not marked", order_id=str(order_id), reason=str(e))

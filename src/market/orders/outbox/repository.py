@@ -16,8 +16,7 @@ from pymongo import UpdateOne
 
 from market.contracts import events
 from market.orders.domain import Order, OutboxEntry
-from market.orders.mongodb.collection import BEGINNING, OrdersCollection
-from market.orders.mongodb.documents import Document, document_to_order, entry_to_document
+from market.orders.mongodb.collection import BEGINNING, OrdersCollection, documents
 
 _LEASE = {"claimed_by": 1, "claimed_at": 1}
 _OUTBOX = {"outbox": 1, "unsent_since": 1, "stuck_since": 1, **_LEASE}
@@ -58,10 +57,10 @@ class OutboxRepository:
             {"_id": order_id, "unsent_since": {"$exists": True}, "claimed_by": self.instance_id}
         )
 
-    async def _take_lease(self, where: Document) -> Order | None:
+    async def _take_lease(self, where: documents.Document) -> Order | None:
         change = {"$set": {"claimed_by": self.instance_id}, "$currentDate": {"claimed_at": True}}
         document = await self._collection.update_and_get(where, change)
-        return document_to_order(document) if document else None
+        return documents.document_to_order(document) if document else None
 
     async def release_lease(self, order_ids: Sequence[UUID]) -> None:
         """Release the leases that this instance still holds; another relay may have reclaimed some of them."""
@@ -100,14 +99,14 @@ class OutboxRepository:
         return remaining
 
     async def _remove_one(self, order_id: UUID, event_id: UUID) -> Order | None:
-        change: Document = {"$pull": {"outbox": {"id": event_id}}}
+        change: documents.Document = {"$pull": {"outbox": {"id": event_id}}}
         ours = {"_id": order_id, "outbox.id": event_id, "claimed_by": self.instance_id}
         document = await self._collection.update_and_get(ours, {**change, "$currentDate": {"claimed_at": True}})
         if document is None:
             # Another relay has reclaimed the lease, or the entry has been removed already.
             await self._collection.update_one({"_id": order_id, "outbox.id": event_id}, change)
         elif document["outbox"]:
-            return document_to_order(document)
+            return documents.document_to_order(document)
         await self._collection.update_one({"_id": order_id, "outbox": {"$size": 0}}, {"$unset": _OUTBOX})
         return None
 
@@ -126,10 +125,10 @@ class OutboxRepository:
 
         Return False if there was nothing to do: the outbox is empty, or already has the entry.
         """
-        change: Document = {"$set": {"unsent_since": at}, "$unset": {"stuck_since": 1, **_LEASE}}
-        where: Document = {"_id": order_id, "outbox.0": {"$exists": True}}
+        change: documents.Document = {"$set": {"unsent_since": at}, "$unset": {"stuck_since": 1, **_LEASE}}
+        where: documents.Document = {"_id": order_id, "outbox.0": {"$exists": True}}
         if entry is not None:
             at_front = {"$position": 0} if entry.event_type == events.CREATED else {}
-            change["$push"] = {"outbox": {"$each": [entry_to_document(entry)], **at_front}}
+            change["$push"] = {"outbox": {"$each": [documents.entry_to_document(entry)], **at_front}}
             where = {"_id": order_id, "outbox.id": {"$ne": entry.id}}
         return await self._collection.update_one(where, change)

@@ -20,7 +20,7 @@ from market.kit.errors import Unavailable
 from market.orders.clients import Reservation
 from market.orders.config import Recovery
 from market.orders.domain import Order
-from market.orders.mongodb.documents import UnreadableDocument
+from market.orders.mongodb.collection import documents
 from market.orders.reconciliation.differences import CAUSES, Kind, Thresholds, compare, id_created_at
 from market.orders.reconciliation.repairs import REPAIRS, Case, RepairResult
 from market.orders.reconciliation.scans import Scans
@@ -122,7 +122,7 @@ class _Run:
         async for order_id, order, reservation in self._pairs():
             if self._topic is not None and order_id in self._topic.seen:
                 with_order_or_reservation.add(order_id)
-            if isinstance(order, UnreadableDocument):
+            if isinstance(order, documents.UnreadableDocument):
                 yield self._difference(Kind.UNREADABLE, str(order_id), order.reason)
                 continue
             if id_created_at(order_id) < thresholds.compared_before and any(
@@ -171,7 +171,9 @@ class _Run:
     def _seen(self, order_id: UUID) -> int | None:
         return None if self._topic is None else self._topic.seen.get(order_id, 0)
 
-    async def _pairs(self) -> AsyncIterator[tuple[UUID, Order | UnreadableDocument | None, Reservation | None]]:
+    async def _pairs(
+        self,
+    ) -> AsyncIterator[tuple[UUID, Order | documents.UnreadableDocument | None, Reservation | None]]:
         """Merge orders and reservations, both by ascending id.
 
         Yield (id, order, reservation); one of them may be None.

@@ -70,7 +70,7 @@ async def reserve_again(case: Case) -> RepairResult:
 
 async def publish(case: Case) -> RepairResult:
     """Make the events in the outbox due again, including rejected ones."""
-    queued = await case.deps.outbox.requeue(case.order_id, None, case.deps.clock())
+    queued = await case.deps.relay.outbox.requeue(case.order_id, None, case.deps.clock())
     return RepairResult(queued, f"{case.detail}; {'queued for the relay' if queued else 'the outbox is empty by now'}")
 
 
@@ -98,7 +98,7 @@ def _requeued(case: Case, queued: bool) -> RepairResult:
 async def _requeue(case: Case, event_type: str) -> bool:
     """Return whether the event is in the outbox now, no matter which process added it."""
     entry = OutboxEntry(events.event_id(case.order_id, event_type), event_type, case.deps.clock())
-    if await case.deps.outbox.requeue(case.order_id, entry, case.deps.clock()):
+    if await case.deps.relay.outbox.requeue(case.order_id, entry, case.deps.clock()):
         return True
     current = await case.deps.orders.get_latest(case.order_id)
     return current is not None and any(e.id == entry.id for e in current.outbox)

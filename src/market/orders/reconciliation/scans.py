@@ -7,8 +7,7 @@ from datetime import datetime
 from uuid import UUID
 
 from market.orders.domain import Order
-from market.orders.mongodb.collection import OrdersCollection
-from market.orders.mongodb.documents import UnreadableDocument, parse_document
+from market.orders.mongodb.collection import OrdersCollection, documents
 
 _FIRST_ID, _LAST_ID = UUID(int=0), UUID(int=(1 << 128) - 1)
 
@@ -23,7 +22,7 @@ class Scans:
         """Return the current time by MongoDB's clock in UTC, with which ages are measured."""
         return await self._collection.server_time()
 
-    async def orders(self, page_size: int) -> AsyncIterator[Order | UnreadableDocument]:
+    async def orders(self, page_size: int) -> AsyncIterator[Order | documents.UnreadableDocument]:
         """Yield all orders by ascending id, reading `page_size` at a time."""
         last: UUID | None = None
         while page := await self._page(last, page_size):
@@ -31,10 +30,10 @@ class Scans:
                 yield order
             last = page[-1].id
 
-    async def _page(self, after: UUID | None, limit: int) -> list[Order | UnreadableDocument]:
+    async def _page(self, after: UUID | None, limit: int) -> list[Order | documents.UnreadableDocument]:
         above = {"$gt": after} if after else {"$gte": _FIRST_ID}
         found = await self._collection.find({"_id": {**above, "$lte": _LAST_ID}}, sort=[("_id", 1)], limit=limit)
-        return [parse_document(d) for d in found]
+        return [documents.parse_document(d) for d in found]
 
     async def foreign_ids(self, limit: int) -> list[str]:
         """Return the `repr` of up to `limit` ids that are not UUIDs, and so cannot belong to orders."""
