@@ -107,8 +107,9 @@ async def test_a_server_that_refuses_the_login_is_unavailable(
                     "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = $1", config.database
                 )
                 await admin.execute(statement.format(user=user, database=config.database))
-                with pytest.raises(Unavailable, match=r"^the database is unavailable"):
+                with pytest.raises(Unavailable, match=r"^the database is unavailable") as raised:
                     await fetchval(pool, "SELECT 1")
+                assert (raised.value.status, raised.value.retry_after) == (503, 1)
                 assert reason in (await health.not_ready())["postgres"]
         finally:
             if "RENAME" in statement:

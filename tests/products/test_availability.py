@@ -233,6 +233,27 @@ async def test_the_service_starts_and_serves_without_redis_and_inventory(start: 
         assert (await products.get(product["id"]))["name"] == "New"
 
 
+@pytest.mark.parametrize(
+    "rules", ["on >changed ~* +@all", "off >right ~* +@all", "on >right ~* -@all", None], ids=lambda r: r or "no user"
+)
+async def test_a_login_that_redis_refuses_is_a_cache_that_is_unavailable(
+    products_with_fake: RunningProducts, redis_server, rules: str | None
+):
+    user = f"u{uuid4().hex}"
+    if rules is not None:
+        await products_with_fake.redis.execute_command("ACL", "SETUSER", user, *rules.split())
+    try:
+        async with connect(f"redis://{user}:right@{redis_server.host}:{redis_server.port}/0") as client:
+            cache = AvailabilityCache(client, ttl_seconds=60, timeout_seconds=PATIENCE)
+            for _ in range(7):
+                assert await cache.get_many([user]) == {}
+            await cache.fill({user: True})
+            await cache.overwrite({user: True})
+    finally:
+        await products_with_fake.redis.execute_command("ACL", "DELUSER", user)
+    assert await products_with_fake.redis.get(f"avail:{user}") is None
+
+
 @pytest.mark.parametrize("how", ["kill", "pause"])
 async def test_without_redis_every_read_calls_inventory_until_redis_has_recovered(
     start: Start, redis_server, how, clock: FakeClock
