@@ -20,14 +20,14 @@ from typing import Any
 import msgspec
 from graphql import get_variable_values
 
-from market.graphql.config import DocumentCacheSize, Limits
+from market.graphql.config import DocumentCacheSize, Limits, Memory
 from market.graphql.engine.compiler import compile_plan
 from market.graphql.engine.documents import DocumentCache
-from market.graphql.engine.limits import ItemBudget
-from market.graphql.engine.plan import ListStep, Plan, ProductJoin
+from market.graphql.engine.plan import ListStep, Plan, ProductJoin, Resources
 from market.graphql.engine.resolvers import load_schema
 from market.graphql.engine.selections import SelectedField
 from market.graphql.engine.writers import Writer, object_writer, product_join, response_struct
+from market.graphql.memory.budget import MemoryBudget
 from market.graphql.service import Deps
 
 DOCUMENTS = {
@@ -136,15 +136,22 @@ async def measure(document: str, rounds: int) -> tuple[float, float, list[float]
     deps = Deps(Upstream([product(n) for n in range(60)], 20), Upstream([order(n) for n in range(20)], 20))  # type: ignore[arg-type]
     variables = get_variable_values(SCHEMA, (), {})
     assert not isinstance(variables, list)
+    limits, budget = Limits(), MemoryBudget(Memory())
     plans = {"generated": plan(document, generated_writer), "closures": plan(document, object_writer)}
+
+    async def execute(compiled: Plan) -> bytes:
+        memory = budget.request()
+        response = await compiled.execute(Resources(deps, limits, memory), variables)
+        memory.close()
+        return response
 
     async def turn(name: str, times: int) -> float:
         started = time.process_time()
         for _ in range(times):
-            await plans[name].execute(deps, ItemBudget(2000), variables)
+            await execute(plans[name])
         return (time.process_time() - started) / times
 
-    responses = [await p.execute(deps, ItemBudget(2000), variables) for p in plans.values()]
+    responses = [await execute(p) for p in plans.values()]
     assert responses[0] == responses[1]
     assert b"errors" not in responses[0]
     times = max(10, int(TURN_SECONDS / await turn("closures", 50)))

@@ -13,8 +13,8 @@ from urllib.parse import parse_qs, unquote
 import httpx
 
 from market.graphql.app import build
-from market.graphql.config import Config
-from market.kit.config import Http, HttpUpstream, Listen
+from market.graphql.config import Config, GatewayHttp
+from market.kit.config import HttpUpstream, Listen
 from market.kit.http.server import HttpServer, listen
 from market.kit.process.lifecycle import Process
 from tests.support.ports import free_port
@@ -254,7 +254,7 @@ async def running_gateway(**changes: Any) -> AsyncIterator[Gateway]:
         settings: dict[str, Any] = {
             "products": HttpUpstream(url=products.url, timeout_seconds=UPSTREAM_TIMEOUT_SECONDS),
             "orders": HttpUpstream(url=orders.url, timeout_seconds=UPSTREAM_TIMEOUT_SECONDS),
-            "http": Http(port=free_port()),
+            "http": GatewayHttp(port=free_port()),
             "admin": Listen(port=1),
             **changes,
         }

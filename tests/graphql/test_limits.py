@@ -12,10 +12,9 @@ from graphql import build_client_schema, get_introspection_query, print_schema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from market.graphql.config import DocumentCacheSize, Limits
+from market.graphql.config import DocumentCacheSize, GatewayHttp, Limits
 from market.graphql.engine.documents import DocumentCache
 from market.graphql.engine.resolvers import load_schema
-from market.kit.config import Http
 from tests.graphql.graphql_gateway import Gateway, running_gateway
 from tests.support.ports import free_port
 
@@ -255,7 +254,7 @@ async def test_no_variables_cause_a_500(gateway: Gateway) -> None:
 
 
 async def test_a_gateway_rejects_requests_beyond_max_in_flight() -> None:
-    async with running_gateway(http=Http(port=free_port(), max_in_flight=1)) as gateway:
+    async with running_gateway(http=GatewayHttp(port=free_port(), max_in_flight=1)) as gateway:
         responses = await asyncio.gather(
             *(gateway.http.post("/graphql", json={"query": "{ products { total } }"}) for _ in range(30))
         )

@@ -19,19 +19,21 @@ from structlog.testing import capture_logs
 from benchmarks import plan_writers
 from market.graphql.app import Clients, build
 from market.graphql.clients import OrdersClient, ProductsClient
-from market.graphql.config import Config, DocumentCacheSize, Limits
-from market.graphql.engine import resolvers
+from market.graphql.config import Config, DocumentCacheSize, GatewayHttp, Limits, Memory
 from market.graphql.engine.documents import DocumentCache
 from market.graphql.engine.executor import Executor
+from market.graphql.engine.resolvers import load_schema
+from market.graphql.memory.budget import MemoryBudget
 from market.graphql.service import Deps
-from market.kit.config import Http, HttpUpstream, Listen
+from market.kit.config import HttpUpstream, Listen
 from market.kit.errors import Unavailable
 from market.kit.http.client import HttpResponse
 from market.kit.process.lifecycle import Process
+from tests.graphql import reference
 from tests.graphql.graphql_gateway import FakeUpstream, order, product
 from tests.support.ports import free_port
 
-SCHEMA = resolvers.load_schema()
+SCHEMA = load_schema()
 SDL = (Path(__file__).parents[2] / "graphql" / "schema.graphql").read_text()
 PRODUCTS = [product(n) for n in range(1, 120)]
 IDS = [p["id"] for p in PRODUCTS]
@@ -87,12 +89,15 @@ async def execute(text: str, variables: dict[str, Any], fails: tuple[str, str], 
         ProductsClient(InProcessHttpClient("product", PRODUCTS, fails[0])),
         OrdersClient(InProcessHttpClient("order", ORDERS, fails[1])),
     )
-    executor = Executor(deps, Limits(list_items=500), DocumentCacheSize(), compile_plans=compiled)
-    prepared = executor.prepare(text, None)
+    limits = Limits(list_items=500)
     with capture_logs():
         async with asyncio.timeout(60):
-            result = await executor.execute(prepared, variables)
-    assert not prepared.plans or compiled
+            if compiled:
+                memory = MemoryBudget(Memory()).request()
+                executor = Executor(deps, limits, DocumentCacheSize())
+                result = await executor.execute(await executor.prepare(text, None, memory), variables, memory)
+            else:
+                result = await reference.execute_request(deps, limits, text, variables)
     response = json.loads(result.body)
     for error in response.get("errors", []):
         # A generated key differs each time.
@@ -285,7 +290,7 @@ async def test_the_gateway_calls_the_clients_that_build_is_given() -> None:
         OrdersClient(InProcessHttpClient("order", ORDERS, "")),
     )
     nowhere = HttpUpstream(url="http://127.0.0.1:1")
-    config = Config(admin=Listen(port=1), http=Http(port=free_port()), products=nowhere, orders=nowhere)
+    config = Config(admin=Listen(port=1), http=GatewayHttp(port=free_port()), products=nowhere, orders=nowhere)
     async with build(config, Process(), clients) as server:
         await server.start()
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{config.http.port}") as http:

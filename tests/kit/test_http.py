@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -15,8 +17,8 @@ from prometheus_client import REGISTRY
 
 from market.kit import context
 from market.kit.config import HttpUpstream
-from market.kit.errors import DeadlineExceeded, Unavailable
-from market.kit.http.client import ConnectFailed, HttpClient
+from market.kit.errors import BadInput, DeadlineExceeded, Unavailable
+from market.kit.http.client import ConnectFailed, HttpClient, ResponseRefused
 from market.kit.http.pool import ConnectError, ConnectionPool
 from tests.support.ports import free_port
 from tests.support.waiting import until
@@ -365,3 +367,48 @@ def test_the_client_works_on_uvloop() -> None:
     # In a thread, because the loop of the tests is running in this one.
     with ThreadPoolExecutor(1) as thread:
         thread.submit(run).result()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [OK, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n"],
+    ids=["of known length", "chunked"],
+)
+async def test_a_response_that_the_caller_does_not_admit_is_neither_read_nor_retried(data: bytes) -> None:
+    sizes: list[int] = []
+
+    def admit(size: int) -> bool:
+        sizes.append(size)
+        return size < 2
+
+    async with server(responding(data)) as (url, connections), client(url) as http:
+        for n in range(8):
+            with pytest.raises(ResponseRefused, match="2 bytes"):
+                await http.request("GET", "/", admit=admit)
+            assert (sizes[-1], len(connections)) == (2, n + 1)
+        # The circuit breaker does not count it.
+        assert (await http.request("GET", "/", admit=lambda size: size <= 2)).body == b"ok"
+
+
+async def test_what_admit_raises_reaches_the_caller() -> None:
+    def admit(size: int) -> bool:
+        raise BadInput("query", f"{size} bytes are too many")
+
+    async with server(responding(OK)) as (url, _), client(url) as http:
+        with pytest.raises(BadInput, match="query: 2 bytes are too many"):
+            await http.request("GET", "/", admit=admit)
+
+
+async def test_an_idle_connection_does_not_keep_the_last_response() -> None:
+    body = b"x" * 1_000_000
+    data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    async with server(responding(data)) as (url, _):
+        pool = ConnectionPool(url, 8)
+        tracemalloc.start()
+        try:
+            await asyncio.gather(*(pool.request("GET", "/", dict, None, 60) for _ in range(8)))
+            gc.collect()
+            await until(lambda: tracemalloc.get_traced_memory()[0] < 2_000_000, 30)
+        finally:
+            tracemalloc.stop()
+            pool.close()

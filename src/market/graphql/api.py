@@ -16,8 +16,9 @@ from starlette.responses import Response
 
 from market.graphql.engine.executor import Executor, Result, rejected
 from market.graphql.graphiql.files import StaticFiles
+from market.graphql.memory.budget import MemoryBudget, RequestMemory, json_cost
 from market.kit.config import Http
-from market.kit.errors import BadInput, MethodNotAllowed, Problem, Unavailable
+from market.kit.errors import BadInput, MethodNotAllowed, Overloaded, Problem, Unavailable
 from market.kit.http import edge
 from market.kit.http.edge import Endpoint
 from market.kit.http.requests import read_body, read_header
@@ -33,7 +34,10 @@ PREFERRED = "application/graphql-response+json"
 LEGACY = "application/json"
 _CONTENT_TYPES = {t: f"{t}; charset=utf-8".encode() for t in (PREFERRED, LEGACY)}
 _MAX_CACHED_ACCEPT = 256
+# Of a response that is sent at once: what the server buffers before it waits for the client.
+_PIECE_BYTES = 65_536
 _HEADERS = {"cache-control": "no-store", "vary": "accept"}
+_RAW_HEADERS = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
 
 
 class GraphQLRequest(Struct, frozen=True):
@@ -59,26 +63,43 @@ _request_decoder = msgspec.json.Decoder(GraphQLRequest)
 _object_decoder = msgspec.json.Decoder(dict[str, Any] | None)
 
 
-def application(executor: Executor, files: StaticFiles, config: Http, tracer: Tracer, health: Health) -> Any:
+def application(
+    executor: Executor, budget: MemoryBudget, files: StaticFiles, config: Http, tracer: Tracer, health: Health
+) -> Any:
     """Return the ASGI application."""
 
     async def post(request: Request) -> Response:
         media_type = _media_type(request.scope)
-        # JSON only: another site's page can make a browser send a form or plain text.
-        call = await read_body(request, _request_decoder)
-        prepared = executor.prepare(call.query, call.operationName or None)
-        return _response(await executor.execute(prepared, call.variables or {}), media_type)
+        memory = budget.request()
+        try:
+            # JSON only: another site's page can make a browser send a form or plain text.
+            call = await read_body(Request(request.scope, _counted(request.receive, memory)), _request_decoder)
+            prepared = await executor.prepare(call.query, call.operationName or None, memory)
+            result = await executor.execute(prepared, call.variables or {}, memory)
+            return _CountedResponse(result, media_type, memory)
+        except BaseException:
+            memory.close()
+            raise
 
     async def get(request: Request) -> Response:
         if not request.scope["query_string"] and b"text/html" in (read_header(request, b"accept") or b""):
             return Response(status_code=303, headers={"location": "/"})
         media_type = _media_type(request.scope)
-        call = parse_get_request(request.scope["query_string"])
-        prepared = executor.prepare(call.query, call.operationName)
-        if prepared.is_mutation:
-            # Returned, not raised: for a MethodNotAllowed that is raised, the edge allows every method of the path.
-            return render_problem(request.scope, MutationByGet("mutations must be sent by POST"))
-        return _response(await executor.execute(prepared, call.variables or {}), media_type)
+        memory = budget.request()
+        try:
+            query_string = request.scope["query_string"]
+            await memory.take(json_cost(query_string) + 250 * query_string.count(b"%"))
+            call = parse_get_request(query_string)
+            prepared = await executor.prepare(call.query, call.operationName, memory)
+            if prepared.is_mutation:
+                memory.close()
+                # Returned, not raised: for a MethodNotAllowed that is raised, the edge allows every method of the path.
+                return render_problem(request.scope, MutationByGet("mutations must be sent by POST"))
+            result = await executor.execute(prepared, call.variables or {}, memory)
+            return _CountedResponse(result, media_type, memory)
+        except BaseException:
+            memory.close()
+            raise
 
     routes: dict[str, Endpoint] = dict.fromkeys(files.routes, files.get)
     for path in _PATHS:
@@ -183,7 +204,48 @@ def _media_type(scope: Any) -> str:
     return media_type
 
 
-def _response(result: Result, media_type: str) -> Response:
-    # In the legacy type a client trusts the body of a 200 alone.
-    status = 200 if result.executed or media_type == LEGACY else 400
-    return json_response(result.body, status, _HEADERS, content_type=_CONTENT_TYPES[media_type])
+def _counted(receive: Any, memory: RequestMemory) -> Any:
+    """Return an ASGI `receive` that counts the body before it is decoded."""
+    unpaid = 0
+
+    async def counted() -> Any:
+        nonlocal unpaid
+        message = await receive()
+        if body := message.get("body"):
+            # In pieces and as a whole. It is there already: large bodies that waited would be what they wait for.
+            if not memory.try_take(2 * len(body)):
+                raise Overloaded("too many large requests in flight")
+            unpaid += json_cost(body)
+        if not message.get("more_body"):
+            await memory.take(unpaid)
+        return message
+
+    return counted
+
+
+class _CountedResponse(Response):
+    """A response that holds its own bytes in the request's memory until they are sent, and gives back all others."""
+
+    def __init__(self, result: Result, media_type: str, memory: RequestMemory) -> None:
+        # In the legacy type a client trusts the body of a 200 alone.
+        self.status_code = 200 if result.executed or media_type == LEGACY else 400
+        self.body = result.body
+        self.background = None
+        self.raw_headers = [
+            (b"content-type", _CONTENT_TYPES[media_type]),
+            (b"content-length", b"%d" % len(result.body)),
+            *_RAW_HEADERS,
+        ]
+        self._memory = memory
+        memory.release(memory.held - len(result.body))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG002
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            # In pieces, because `send` waits for the client to read only before it writes, not after.
+            for start in range(0, len(self.body), _PIECE_BYTES):
+                more = start + _PIECE_BYTES < len(self.body)
+                piece = self.body[start : start + _PIECE_BYTES] if more or start else self.body
+                await send({"type": "http.response.body", "body": piece, "more_body": more})
+        finally:
+            self._memory.close()

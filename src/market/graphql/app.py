@@ -11,6 +11,7 @@ from market.graphql.clients import OrdersClient, ProductsClient
 from market.graphql.config import Config
 from market.graphql.engine.executor import Executor
 from market.graphql.graphiql.files import StaticFiles
+from market.graphql.memory.budget import MemoryBudget
 from market.graphql.service import Deps
 from market.kit.http.client import HttpClient
 from market.kit.http.server import HttpServer
@@ -31,6 +32,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     async with HttpClient("products", config.products) as products, HttpClient("orders", config.orders) as orders:
         clients = clients or Clients(ProductsClient(products), OrdersClient(orders))
         deps = Deps(products=clients.products, orders=clients.orders)
-        executor = Executor(deps, config.limits, config.documents, compile_plans=config.compile)
-        app = api.application(executor, StaticFiles.load(), config.http, process.tracer, process.health)
+        executor = Executor(deps, config.limits, config.documents)
+        memory = MemoryBudget(config.memory)
+        app = api.application(executor, memory, StaticFiles.load(), config.http, process.tracer, process.health)
         yield HttpServer(app, config.http.host, config.http.port, limits=config.http)

@@ -16,15 +16,18 @@ from uuid import UUID
 import msgspec
 
 from market.graphql.domain import FieldError, camel_case, camel_case_keys
+from market.graphql.memory import budget
 from market.kit import context
-from market.kit.errors import TYPE_PREFIX, Problem, Unavailable
-from market.kit.http.client import HttpClient, HttpResponse
+from market.kit.errors import TYPE_PREFIX, BadInput, Overloaded, Problem, Unavailable
+from market.kit.http.client import HttpClient, HttpResponse, ResponseRefused
 from market.kit.ids import new_id
 from market.kit.resilience import RetryBudget
 
 # A create is retried after a 503 that asks for a pause of at most this; after a longer one the caller is told.
 _MAX_PAUSE_SECONDS = 2.0
 _CREATE_ATTEMPTS = 3
+# Of a problem document, with room for what it quotes.
+_PROBLEM_BYTES = 4096
 
 # Members of every problem document; all others are facts.
 _STANDARD_MEMBERS = {"type", "title", "status", "detail", "instance", "errors"}
@@ -45,7 +48,7 @@ class _RestClient:
         """Return the JSON of a page. Query parameters that are None are left out."""
         # The comma between ids need not be quoted in a query, and quoting a hundred ids costs time.
         parameters = urlencode({k: v for k, v in query.items() if v is not None}, safe=",")
-        return self._body(await self._http.request("GET", f"{self._path}?{parameters}" if parameters else self._path))
+        return self._body(await self._request("GET", f"{self._path}?{parameters}" if parameters else self._path))
 
     async def create(self, body: dict[str, Any], idempotency_key: str | None = None) -> bytes:
         """Create a resource and return its JSON.
@@ -63,12 +66,15 @@ class _RestClient:
                 if error.extensions["code"] == "UNAVAILABLE":
                     error.extensions["idempotencyKey"] = key
                 raise error from None
+            except BadInput as e:
+                # Its response does not fit into the request's memory, but what it describes exists.
+                raise FieldError(str(e), e.code(), {"field": e.field, "idempotencyKey": key}) from None
 
     async def _create(self, data: bytes, key: str) -> HttpResponse:
         self._create_budget.record_call()
         headers = {"idempotency-key": key}
         for attempt in range(1, _CREATE_ATTEMPTS + 1):
-            response = await self._http.request(
+            response = await self._request(
                 "POST", self._path, body=data, headers=headers, timeout_seconds=self._create_timeout, idempotent=True
             )
             retry_after = response.headers.get("retry-after", "1")
@@ -85,10 +91,35 @@ class _RestClient:
         return response
 
     async def _get(self, resource_id: UUID, query: str = "") -> bytes:
-        return self._body(await self._http.request("GET", f"{self._path}/{resource_id}{query}"))
+        return self._body(await self._request("GET", f"{self._path}/{resource_id}{query}"))
 
     async def _delete(self, resource_id: UUID, *, idempotent: bool) -> None:
+        # Its response is empty or a short problem document.
+        await self._prepay(_PROBLEM_BYTES)
         self._body(await self._http.request("DELETE", f"{self._path}/{resource_id}", idempotent=idempotent))
+
+    async def _request(self, method: str, path: str, **options: Any) -> HttpResponse:
+        """Call the upstream, and charge the response to the request's memory before it is read.
+
+        A call whose response has to wait for memory is repeated; it must be idempotent, or have an idempotency key.
+        """
+        charge = budget.charge.get()
+        if charge is None:
+            return await self._http.request(method, path, **options)
+        admission = budget.ResponseAdmission(charge)
+        try:
+            return await self._http.request(method, path, admit=admission, **options)
+        except ResponseRefused as e:
+            await admission.prepay(e.size)
+        try:
+            return await self._http.request(method, path, admit=admission, **options)
+        except ResponseRefused:
+            raise Overloaded("too many large requests in flight") from None
+
+    @staticmethod
+    async def _prepay(size: int) -> None:
+        if (charge := budget.charge.get()) is not None:
+            await budget.ResponseAdmission(charge).prepay(size)
 
     def _body(self, response: HttpResponse, argument: str = "") -> bytes:
         if response.status < 300:
@@ -110,7 +141,7 @@ class ProductsClient(_RestClient):
 
     async def get_version(self, product_id: UUID) -> tuple[bytes, str]:
         """Return the product's JSON and its entity tag, which `update` takes."""
-        response = await self._http.request("GET", f"{self._path}/{product_id}?availability=false")
+        response = await self._request("GET", f"{self._path}/{product_id}?availability=false")
         return self._body(response), response.headers.get("etag", "")
 
     async def update(self, body: dict[str, Any], *, idempotent: bool, etag: str | None = None) -> bytes:
@@ -120,9 +151,10 @@ class ProductsClient(_RestClient):
         PRECONDITION_FAILED.
         """
         headers = {"if-match": etag} if etag else None
-        response = await self._http.request(
-            "PUT", self._path, body=msgspec.json.encode(body), headers=headers, idempotent=idempotent
-        )
+        data = msgspec.json.encode(body)
+        # The response has what was sent, times and a currency; charged before, because it cannot be requested again.
+        await self._prepay(len(data) + _PROBLEM_BYTES)
+        response = await self._http.request("PUT", self._path, body=data, headers=headers, idempotent=idempotent)
         return self._body(response, "input")
 
     async def delete(self, product_id: UUID) -> None:

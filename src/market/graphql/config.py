@@ -6,14 +6,17 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from market.kit.config import Base, Http, HttpUpstream, Section
+from market.kit.config import Base, Http, HttpUpstream, Seconds, Section
 
 Count = Annotated[int, Meta(ge=1)]
+Bytes = Annotated[int, Meta(ge=4096)]
 
 
 class Limits(Section, frozen=True, kw_only=True):
     """The most that one request may ask for."""
 
+    # Of the document's text. An order of 1,000 lines written into the document has some 80,000.
+    characters: Count = 200_000
     # An order of 1,000 lines written into the document has some 8,000 tokens.
     tokens: Count = 10_000
     # Nested selection sets. GraphiQL's introspection query has 13.
@@ -21,22 +24,67 @@ class Limits(Section, frozen=True, kw_only=True):
     aliases: Count = 50
     # Fields after fragments are spread.
     fields: Count = 500
+    # Fields of one name in one selection set, after fragments are spread. Validation compares each with each.
+    repeats: Count = 100
+    # CPU time for the validation of one document. That of the 1,000 lines takes 0.05 s.
+    validation_seconds: Seconds = 0.5
     # Items on all pages of the request together, counted at the pages' own limits.
     list_items: Count = 2000
+    # Distinct products of the order lines of one response. Products returns 100 at a time.
+    joined_products: Count = 2000
+    # Fields in a response to an introspection query. GraphiQL's has some 2,000.
+    introspection_fields: Count = 20_000
 
 
 class DocumentCacheSize(Section, frozen=True, kw_only=True):
-    """How many documents are cached, parsed, validated and compiled, and the longest text that is cached."""
+    """How much of the documents is cached: parsed, validated and compiled."""
 
     count: Count = 500
+    # A longer document, with the operation's name, is not cached.
     characters: Count = 8000
+    # The memory of all cached documents and their plans. One document may have an eighth of it.
+    bytes: Annotated[int, Meta(ge=65_536)] = 12 * 1024 * 1024
+
+
+class Memory(Section, frozen=True, kw_only=True):
+    """The bytes that requests may hold, counted as upper bounds before they are allocated.
+
+    What the limit of the process must be is in docs/operations.md, "Limits of GraphQL requests".
+    """
+
+    # Up to this a request is small. A page of 100 orders of three lines with their products takes half of it.
+    small_request_bytes: Bytes = 262_144
+    # All small requests together, and the first bytes of large ones.
+    small_requests_bytes: Bytes = 24 * 1024 * 1024
+    # Of one request: a page of orders that fills the 8 MiB of REST takes nine tenths.
+    request_bytes: Bytes = 72 * 1024 * 1024
+    # All large requests together. They wait for each other.
+    large_requests_bytes: Bytes = 72 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        if self.request_bytes > self.large_requests_bytes:
+            raise ValueError(
+                f"request_bytes must not exceed large_requests_bytes, got {self.request_bytes} and "
+                f"{self.large_requests_bytes}"
+            )
+
+
+class GatewayHttp(Http, frozen=True, kw_only=True):
+    """The gateway's HTTP edge, with buffers that leave memory for what it makes of requests."""
+
+    # Each takes some 50 KiB of memory even if it only waits.
+    max_in_flight: Count = 512
+    # Each takes some 10 KiB of memory.
+    max_connections: Count = 2048
+    max_receive_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16 * 1024 * 1024
+    # Large responses are handed over in pieces of 64 KiB.
+    max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16 * 1024 * 1024
 
 
 class Config(Base, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    http: Http
+    http: GatewayHttp
     products: HttpUpstream
     orders: HttpUpstream
     limits: Limits = Limits()
     documents: DocumentCacheSize = DocumentCacheSize()
-    # Compile each document into a plan on first use. If off, graphql-core executes every document.
-    compile: bool = True
+    memory: Memory = Memory()

@@ -172,10 +172,15 @@ async def cancel_order(deps: Deps, *, order_id: str) -> bytes:
 
 
 async def products_by_id(
-    deps: Deps, ids: Iterable[str], *, availability: bool = True, stock: bool = False
+    deps: Deps, ids: Iterable[str], max_products: int, *, availability: bool = True, stock: bool = False
 ) -> list[ProductBatch]:
-    """Return the products with these ids, in batches of 100 distinct ids. Never raises: a batch holds its error."""
+    """Return the products with these ids, in batches of 100 distinct ids. Never raises: a batch holds its error.
+
+    What is beyond `max_products` is one batch, whose error is a BadInput.
+    """
     distinct = list(dict.fromkeys(ids))
+    excess = distinct[max_products:]
+    del distinct[max_products:]
     batches = [distinct[i : i + MAX_IDS] for i in range(0, len(distinct), MAX_IDS)]
     semaphore = asyncio.Semaphore(MAX_CONCURRENT_BATCHES)
 
@@ -189,9 +194,16 @@ async def products_by_id(
         except Exception as e:
             return ProductBatch(batch, e)
 
-    if len(batches) == 1:
+    if len(batches) == 1 and not excess:
         return [await fetch(batches[0])]
-    return list(await asyncio.gather(*map(fetch, batches)))
+    fetched = list(await asyncio.gather(*map(fetch, batches)))
+    if excess:
+        reason = (
+            f"the order lines of one response may have at most {max_products} different products with their fields, "
+            f"got {max_products + len(excess)}: select fewer orders"
+        )
+        fetched.append(ProductBatch(excess, BadInput("query", reason)))
+    return fetched
 
 
 def _rest_body(fields: dict[str, Any], nullable: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:

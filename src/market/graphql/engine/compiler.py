@@ -1,4 +1,4 @@
-"""Compiles an operation into a plan. Introspection is not compiled: graphql-core executes it."""
+"""Compiles an operation into a plan. Introspection in it is executed by graphql-core."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from graphql import (
 )
 from graphql.execution import get_argument_values
 
-from market.graphql.engine.plan import FieldPlan, Plan
+from market.graphql.engine.costs import response_factor
+from market.graphql.engine.introspection import introspection_document
+from market.graphql.engine.plan import FieldPlan, IntrospectionPlan, Plan
 from market.graphql.engine.resolvers import ROOT_FIELDS
 from market.graphql.engine.selections import SelectedField, Selections
 from market.graphql.engine.writers import Writer, members, object_writer, reader
 
-# A document with more conditions than this would need too many plans.
-MAX_CONDITIONS = 4
+_PLAN_BYTES = 4000
+# Of arguments that use no variable, per token of the document.
+_TOKEN_BYTES = 32
 
 
 def compile_plan(
@@ -34,8 +37,8 @@ def compile_plan(
     values: Mapping[str, bool],
     *,
     make_writer: Callable[[SelectedField], Writer] = object_writer,
-) -> Plan | None:
-    """Return the operation's plan for these values of the document's conditions, or None if it needs introspection.
+) -> Plan:
+    """Return the operation's plan for these values of the document's conditions.
 
     The document must be valid. `make_writer` is a parameter so that benchmarks/plan_writers.py can compare two.
     """
@@ -43,14 +46,18 @@ def compile_plan(
     root_type = schema.mutation_type if serial else schema.query_type
     assert root_type is not None
     selected = Selections(schema, document, values).fields(root_type, [operation])
-    root_fields = [f for f in selected if f.name != "__typename"]
-    if any(f.name.startswith("__") for f in root_fields):
-        return None
+    introspection = [f for f in selected if f.name in ("__schema", "__type")]
     return Plan(
-        [_field_plan(root_type, f, make_writer) for f in root_fields],
+        [_field_plan(root_type, f, make_writer) for f in selected if not f.name.startswith("__")],
         {f.key: root_type.name for f in selected if f.name == "__typename"},
         [f.key for f in selected],
+        IntrospectionPlan(
+            schema, introspection_document(document, operation, introspection), [f.key for f in introspection]
+        )
+        if introspection
+        else None,
         serial=serial,
+        size=_PLAN_BYTES + _TOKEN_BYTES * document.token_count + sum(f.size for f in selected),
     )
 
 
@@ -87,6 +94,7 @@ def _field_plan(
         decode=decode,
         write=writer.write,
         joins=writer.joins,
+        response_factor=response_factor(selected),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +14,7 @@ from graphql import (
     GraphQLSchema,
     OperationDefinitionNode,
     OperationType,
+    ValidationRule,
     parse,
     validate,
 )
@@ -20,37 +23,54 @@ from graphql.validation import recommended_rules, specified_rules
 from market.graphql.config import DocumentCacheSize, Limits
 from market.graphql.engine.errors import Error, request_error
 from market.graphql.engine.limits import check_document
-from market.graphql.metrics import DOCUMENT_CACHE_HITS, DOCUMENT_CACHE_MISSES
+from market.graphql.engine.plan import Plan
+from market.graphql.engine.selections import conditions
+from market.graphql.metrics import DOCUMENT_CACHE_BYTES, DOCUMENT_CACHE_HITS, DOCUMENT_CACHE_MISSES
 from market.kit.errors import BadInput
 
 _RULES = [*specified_rules, *(r for r in recommended_rules if r not in specified_rules)]
 _MAX_ERRORS = 20
+# Upper bounds of the memory of parsed documents, which tests/graphql/test_memory.py compares with measurements.
+_TOKEN_BYTES = 640
+# The text as a key, as the source of locations, and in tokens.
+_TEXT_COPIES = 3
+_DOCUMENT_BYTES = 2048
+_ERROR_BYTES = 3000
+# One document, with its plans, may have this part of the cache.
+_MAX_SHARE = 8
 
 
-@dataclass
+@dataclass(eq=False)
 class PreparedDocument:
     """A document with the operation to execute, or its errors."""
 
     document: DocumentNode | None = None
     operation: OperationDefinitionNode | None = None
     errors: list[Error] = field(default_factory=list)
-    # What the executor caches beside it: the variables in `@skip` and `@include`, and the plans by their values.
-    conditions: list[str] | None = None
-    plans: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    # The variables in `@skip` and `@include`, and the plans by their values.
+    conditions: list[str] = field(default_factory=list)
+    plans: dict[tuple[bool, ...], Plan] = field(default_factory=dict)
+    is_mutation: bool = False
+    # Upper bounds in bytes: of the document alone, and of all that is cached with it.
+    size: int = 0
+    cached_size: int = 0
 
-    @property
-    def is_mutation(self) -> bool:
-        return self.operation is not None and self.operation.operation is OperationType.MUTATION
+
+_Key = tuple[str, str | None]
 
 
 class DocumentCache:
-    """The least recently used documents are evicted. The key is the whole text and the operation's name."""
+    """Documents by their whole text and the operation's name, with their plans.
+
+    They are weighed in bytes, and the least recently used are evicted.
+    """
 
     def __init__(self, schema: GraphQLSchema, limits: Limits, size: DocumentCacheSize) -> None:
         self._schema = schema
         self._limits = limits
         self._size = size
-        self._documents: OrderedDict[tuple[str, str | None], PreparedDocument] = OrderedDict()
+        self._documents: OrderedDict[_Key, PreparedDocument] = OrderedDict()
+        self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -64,22 +84,57 @@ class DocumentCache:
             DOCUMENT_CACHE_HITS.inc()
             return cached
         DOCUMENT_CACHE_MISSES.inc()
-        prepared = self._prepare(text, operation_name)
-        if len(text) <= self._size.characters:
+        prepared = self.prepare(text, operation_name)
+        size = prepared.size + (sys.getsizeof(operation_name) if operation_name else 0)
+        characters = len(text) + len(operation_name or "")
+        if characters <= self._size.characters and size <= self._size.bytes // _MAX_SHARE:
             self._documents[key] = prepared
-            if len(self._documents) > self._size.count:
-                self._documents.popitem(last=False)
+            self._add(prepared, size)
+            self._evict()
         return prepared
 
-    def _prepare(self, text: str, operation_name: str | None) -> PreparedDocument:
+    def keep_plan(self, prepared: PreparedDocument, values: tuple[bool, ...], plan: Plan) -> None:
+        """Cache a plan with its document, unless the document is not cached itself.
+
+        A document's plans that are too many for one document are forgotten.
+        """
+        if not prepared.cached_size:
+            return
+        if prepared.cached_size + plan.size > self._size.bytes // _MAX_SHARE:
+            self._add(prepared, -sum(p.size for p in prepared.plans.values()))
+            prepared.plans.clear()
+        if prepared.cached_size + plan.size <= self._size.bytes // _MAX_SHARE:
+            prepared.plans[values] = plan
+            self._add(prepared, plan.size)
+            self._evict()
+
+    def _add(self, prepared: PreparedDocument, size: int) -> None:
+        prepared.cached_size += size
+        self.bytes += size
+        DOCUMENT_CACHE_BYTES.set(self.bytes)
+
+    def _evict(self) -> None:
+        while len(self._documents) > self._size.count or self.bytes > self._size.bytes:
+            _, evicted = self._documents.popitem(last=False)
+            self._add(evicted, -evicted.cached_size)
+
+    def prepare(self, text: str, operation_name: str | None) -> PreparedDocument:
+        """Return the document as `get` does, without the cache."""
         prepared = PreparedDocument()
+        tokens = 0
         try:
+            if len(text) > self._limits.characters:
+                raise BadInput("query", f"must have at most {self._limits.characters} characters, got {len(text)}")
             document = parse(text, max_lexical_tokens=self._limits.tokens, max_comments=self._limits.tokens)
-            prepared.operation = _select_operation(document, operation_name)
+            tokens = document.token_count
+            operation = _select_operation(document, operation_name)
+            prepared.is_mutation = operation.operation is OperationType.MUTATION
             check_document(document, self._limits)
-            errors = validate(self._schema, document, _RULES, max_errors=_MAX_ERRORS)
+            rules = [_time_limit(self._limits.validation_seconds), *_RULES]
+            errors = validate(self._schema, document, rules, max_errors=_MAX_ERRORS)
             if not errors:
-                prepared.document = document
+                prepared.document, prepared.operation = document, operation
+                prepared.conditions = conditions(document)
         except GraphQLError as e:
             errors = [e]
         except BadInput as e:
@@ -87,7 +142,21 @@ class DocumentCache:
         except RecursionError:
             errors = [GraphQLError("query: is nested too deeply")]
         prepared.errors = [request_error(e) for e in errors]
+        contents = len(errors) * _ERROR_BYTES if errors else tokens * _TOKEN_BYTES
+        prepared.size = _DOCUMENT_BYTES + _TEXT_COPIES * sys.getsizeof(text) + contents
         return prepared
+
+
+def _time_limit(seconds: float) -> type[ValidationRule]:
+    """Return a rule that ends a validation which has taken this much CPU time."""
+    end = time.thread_time() + seconds
+
+    class TimeLimit(ValidationRule):
+        def enter(self, *_: Any) -> None:
+            if time.thread_time() > end:
+                raise BadInput("query", f"must be simpler: its validation would take more than {seconds:g} s")
+
+    return TimeLimit
 
 
 def _select_operation(document: DocumentNode, name: str | None) -> OperationDefinitionNode:

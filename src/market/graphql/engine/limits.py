@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 from graphql import (
@@ -46,6 +47,13 @@ class _Size(NamedTuple):
     depth: int
     fields: int
     aliases: int
+    # The most fields of one name in one selection set.
+    repeats: int
+    # The fields of this selection set by their name in the response, unless they are too many anyway.
+    names: Counter[str]
+
+
+_NOTHING = _Size(0, 0, 0, 0, Counter())
 
 
 def check_document(document: DocumentNode, limits: Limits) -> None:
@@ -56,7 +64,7 @@ def check_document(document: DocumentNode, limits: Limits) -> None:
 
     def fragment_size(name: str) -> _Size:
         if name not in fragments:
-            return _Size(0, 0, 0)  # Validation reports it.
+            return _NOTHING  # Validation reports it.
         if name not in sizes:
             sizes[name] = None
             sizes[name] = selection_size(fragments[name].selection_set)
@@ -67,14 +75,16 @@ def check_document(document: DocumentNode, limits: Limits) -> None:
 
     def selection_size(selections: SelectionSetNode) -> _Size:
         nonlocal written
-        depth = fields = aliases = 0
+        depth = fields = aliases = repeats = 0
+        names: Counter[str] = Counter()
         for node in selections.selections:
             written += 1
             if isinstance(node, FieldNode):
-                inner = selection_size(node.selection_set) if node.selection_set else _Size(0, 0, 0)
+                inner = selection_size(node.selection_set) if node.selection_set else _NOTHING
                 inner_depth = inner.depth + 1
                 fields += 1
                 aliases += node.alias is not None
+                names[(node.alias or node.name).value] += 1
             else:
                 assert isinstance(node, InlineFragmentNode | FragmentSpreadNode)
                 if isinstance(node, InlineFragmentNode):
@@ -82,10 +92,14 @@ def check_document(document: DocumentNode, limits: Limits) -> None:
                 else:
                     inner = fragment_size(node.name.value)
                 inner_depth = inner.depth
+                if fields + inner.fields <= limits.fields:
+                    names.update(inner.names)
             depth = max(depth, inner_depth)
             fields += inner.fields
             aliases += inner.aliases
-        return _Size(depth, fields, aliases)
+            repeats = max(repeats, inner.repeats)
+        repeats = max(repeats, max(names.values(), default=0))
+        return _Size(depth, fields, aliases, repeats, names)
 
     for definition in document.definitions:
         if isinstance(definition, OperationDefinitionNode):
@@ -102,6 +116,7 @@ def _check_size(size: _Size, limits: Limits) -> None:
         ("levels of fields", size.depth, limits.depth),
         ("fields", size.fields, limits.fields),
         ("aliases", size.aliases, limits.aliases),
+        ("fields of one name in one selection set", size.repeats, limits.repeats),
     ):
         if value > limit:
             # Fragments that spread each other twice reach numbers that nobody wants to read.

@@ -17,20 +17,32 @@ from operator import attrgetter
 from typing import Any
 
 import msgspec
-from graphql import FieldNode, GraphQLError, GraphQLField
+from graphql import DocumentNode, FieldNode, GraphQLError, GraphQLField, GraphQLSchema
 from graphql.execution import get_argument_values
 from graphql.execution.values import VariableValues
 
 from market.graphql import service
-from market.graphql.engine.errors import Error, field_error
+from market.graphql.config import Limits
+from market.graphql.engine.errors import Error, execution_error, field_error
+from market.graphql.engine.introspection import introspect
 from market.graphql.engine.limits import ItemBudget
+from market.graphql.memory.budget import RequestMemory, ResponseCharge, charge
 from market.graphql.service import Deps, ProductBatch
+from market.kit.errors import Problem
 
 Path = list[str | int]
 # Makes response objects from objects that were read. The second argument has, per join, the products by id.
 Write = Callable[[Sequence[Any], Sequence[dict[str, Any]]], Sequence[Any]]
 
 _product_id = attrgetter("id")
+_encode = msgspec.json.encode
+# More errors of order lines than this are counted, not listed.
+_MAX_LINE_ERRORS = 1000
+# Upper bounds in bytes: of one such error, and of a line without a product.
+_ERROR_BYTES = 1500
+_NULL_BYTES = 4
+# The encoder's buffer grows by half of what it has.
+_BUFFER_FACTOR = 1.5
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,8 @@ class ProductJoin:
     stock: bool
     decode: Callable[[bytes], Any]
     write: Write
+    # Bytes of memory per byte of a page of products.
+    response_factor: float
 
     def lines(self, value: Any) -> Iterable[Any]:
         """Return the order lines in a root field's value."""
@@ -89,21 +103,57 @@ class FieldPlan:
     decode: Callable[[bytes], Any] | None
     write: Write
     joins: tuple[ProductJoin, ...]
+    # Bytes of memory per byte of the upstream's response.
+    response_factor: float
+
+
+@dataclass(frozen=True)
+class IntrospectionPlan:
+    """The introspection of an operation: a document that has nothing else, and its keys in the response."""
+
+    schema: GraphQLSchema
+    document: DocumentNode
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What executions work with: the use cases' dependencies, the limits, and the request's memory."""
+
+    deps: Deps
+    limits: Limits
+    memory: RequestMemory
 
 
 class Plan:
-    """The plan of an operation."""
+    """The plan of an operation. `size` is an upper bound of its own memory in bytes."""
 
-    def __init__(self, fields: list[FieldPlan], typenames: dict[str, str], keys: list[str], *, serial: bool) -> None:
+    def __init__(
+        self,
+        fields: list[FieldPlan],
+        typenames: dict[str, str],
+        keys: list[str],
+        introspection: IntrospectionPlan | None = None,
+        *,
+        serial: bool,
+        size: int = 0,
+    ) -> None:
         """`typenames` has the operation type's `__typename` by its keys, `keys` all keys in the response's order."""
+        self.size = size
+        self._introspection = introspection
         self._fields = fields
         self._typenames = typenames
         self._keys = keys
         self._serial = serial
 
-    async def execute(self, deps: Deps, budget: ItemBudget, variables: VariableValues) -> bytes:
-        """Return the response's JSON: data, and errors if there are any."""
-        execution = _Execution(deps, budget, variables)
+    async def execute(self, resources: Resources, variables: VariableValues) -> bytes:
+        """Return the response's JSON: data, and errors if there are any.
+
+        Raises BadInput or Overloaded if the schema that it selects does not fit into the limits.
+        """
+        execution = _Execution(resources, variables)
+        if self._introspection is not None:
+            await execution.introspect(self._introspection)
         if self._serial:
             # A mutation's response is complete, with its products, before the next mutation starts.
             for field in self._fields:
@@ -121,20 +171,32 @@ class Plan:
         elif self._typenames:
             data = self._typenames
         errors = execution.errors
-        return msgspec.json.encode({"data": data, "errors": errors} if errors else {"data": data})
+        return _encode({"data": data, "errors": errors} if errors else {"data": data})
 
 
 class _Execution:
     """One request's execution of a plan."""
 
-    def __init__(self, deps: Deps, budget: ItemBudget, variables: VariableValues) -> None:
-        self._deps = deps
-        self._budget = budget
+    def __init__(self, resources: Resources, variables: VariableValues) -> None:
+        self._deps = resources.deps
+        self._limits = resources.limits
+        self._memory = resources.memory
+        self._budget = ItemBudget(resources.limits.list_items)
         self._variables = variables
+        self._line_errors = self._unlisted_errors = 0
         # Values that wait for the products of their order lines, by the root field's key.
         self._values: dict[str, Any] = {}
         self.data: dict[str, Any] = {}
         self.errors: list[Error] = []
+
+    async def introspect(self, plan: IntrospectionPlan) -> None:
+        """Execute the introspection."""
+        result = introspect(plan.schema, plan.document, self._variables.coerced, self._limits.introspection_fields)
+        for key in plan.keys:
+            encoded = _encode(None if result.data is None else result.data[key])
+            await self._memory.take(2 * len(encoded))
+            self.data[key] = msgspec.Raw(encoded)
+        self.errors += [execution_error(e) for e in result.errors or ()]
 
     async def fetch(self, field: FieldPlan) -> None:
         """Fetch the root field's value, and write it if it has no joins. If that fails it is null, with an error."""
@@ -143,6 +205,7 @@ class _Execution:
             if arguments is None:
                 arguments = field.translate(get_argument_values(field.definition, field.node, self._variables))
             self._budget.spend(field.name, arguments)
+            charge.set(ResponseCharge(self._memory, field.response_factor))
             value = await field.use_case(self._deps, **arguments, **field.extra_arguments)
             if field.decode is not None:
                 value = field.decode(value)
@@ -163,30 +226,61 @@ class _Execution:
         ids = [
             line.product_id for field in waiting for join in field.joins for line in join.lines(self._values[field.key])
         ]
-        availability = any(join.availability for field in waiting for join in field.joins)
-        stock = any(join.stock for field in waiting for join in field.joins)
-        batches = await service.products_by_id(self._deps, ids, availability=availability, stock=stock) if ids else []
+        joins = [join for field in waiting for join in field.joins]
+        availability, stock = any(join.availability for join in joins), any(join.stock for join in joins)
+        charge.set(ResponseCharge(self._memory, sum(join.response_factor for join in joins)))
+        limit = self._limits.joined_products
+        batches: list[ProductBatch] = []
+        if ids:
+            batches = await service.products_by_id(self._deps, ids, limit, availability=availability, stock=stock)
         for field in waiting:
             value = self._values.pop(field.key)
-            products = [self._products(join, value, [field.key], batches) for join in field.joins]
+            products = [await self._products(join, value, [field.key], batches) for join in field.joins]
             self.data[field.key] = field.write((value,), products)[0]
+        if self._unlisted_errors:
+            message = f"the products of {self._unlisted_errors} more order lines are null because of errors"
+            self.errors.append({"message": message, "extensions": self.errors[-1]["extensions"]})
+            self._unlisted_errors = 0
 
-    def _products(self, join: ProductJoin, value: Any, path: Path, batches: list[ProductBatch]) -> dict[str, Any]:
-        """Return the join's products as they are written, by id. Each line whose batch failed gets an error."""
+    async def _products(self, join: ProductJoin, value: Any, path: Path, batches: list[ProductBatch]) -> dict[str, Any]:
+        """Return the join's products as JSON, by id. Each line whose batch failed gets an error.
+
+        If the request may not have the memory for the lines with their products, there are none, with one error.
+        """
         products: dict[str, Any] = {}
+        sizes: dict[str, int] = {}
         failures: dict[str, Exception] = {}
         for ids, page in batches:
             try:
                 if isinstance(page, Exception):
                     raise page
                 items = join.decode(page).items
-                products.update(zip(map(_product_id, items), join.write(items, ()), strict=True))
+                for product_id, product in zip(map(_product_id, items), join.write(items, ()), strict=True):
+                    # Encoded once, however many lines have it, and its size is known before the lines are written.
+                    encoded = _encode(product)
+                    products[product_id] = msgspec.Raw(encoded)
+                    sizes[product_id] = len(encoded)
             except Exception as e:
                 failures.update(dict.fromkeys(ids, field_error(e)))
+        max_errors = _MAX_LINE_ERRORS
+        try:
+            size_of = sizes.get
+            size = sum(size_of(line.product_id, _NULL_BYTES) for line in join.lines(value))
+            await self._memory.take(int(size * _BUFFER_FACTOR))
+            if failures:
+                await self._memory.take(_ERROR_BYTES * _MAX_LINE_ERRORS)
+        except Problem as e:
+            # The orders themselves are returned: of a mutation, they have been placed.
+            products, max_errors = {}, 1
+            failures = dict.fromkeys((line.product_id for line in join.lines(value)), field_error(e))
         if failures:
             for line_path, line in join.lines_with_paths(value, path):
                 if line.product_id in failures:
-                    self._add_error(failures[line.product_id], line_path, join.locations)
+                    self._line_errors += 1
+                    if self._line_errors <= max_errors:
+                        self._add_error(failures[line.product_id], line_path, join.locations)
+                    else:
+                        self._unlisted_errors += 1
         return products
 
     def _add_error(self, e: Exception, path: Path, locations: list[dict[str, int]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from graphql import (
@@ -26,6 +26,9 @@ from market.graphql.domain import snake_case
 
 # The field that is joined: its products come from another service than its parent.
 JOIN = ("OrderItem", "product")
+# Upper bounds of the memory of a plan: the structs of a selection set with their functions, and what each field adds.
+_SELECTION_BYTES = 8000
+_FIELD_BYTES = 700
 
 
 def conditions(document: DocumentNode) -> list[str]:
@@ -53,12 +56,17 @@ class SelectedField:
     # The named type, without its list and non-null wrappers.
     type_name: str = ""
     # None for a leaf.
-    fields: list[SelectedField] | None = field(default=None)
+    fields: list[SelectedField] | None = None
 
     @property
     def member(self) -> str:
         """The REST member, or `__typename`."""
         return snake_case(self.name)
+
+    @property
+    def size(self) -> int:
+        """The number of selection sets and fields, weighted by what a plan holds for them, in bytes."""
+        return _FIELD_BYTES + (0 if self.fields is None else _SELECTION_BYTES + sum(f.size for f in self.fields))
 
     @property
     def is_join(self) -> bool:

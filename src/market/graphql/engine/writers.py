@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct, defstruct
 
 from market.graphql.domain import RESOURCES
+from market.graphql.engine.costs import response_factor
 from market.graphql.engine.plan import ListStep, ProductJoin, Write
 from market.graphql.engine.selections import SelectedField
 
@@ -77,6 +78,7 @@ def product_join(
         stock="stock" in needed,
         decode=decode,
         write=make_writer(selected).write,
+        response_factor=response_factor(selected),
     )
 
 

@@ -14,10 +14,10 @@ from types import TracebackType
 from market.kit import context
 from market.kit.config import HttpUpstream
 from market.kit.errors import DeadlineExceeded, Unavailable
-from market.kit.http.pool import ConnectError, ConnectionPool, HttpResponse, ProtocolError
+from market.kit.http.pool import Admit, ConnectError, ConnectionPool, HttpResponse, ProtocolError, ResponseRefused
 from market.kit.resilience import RETRIES, CircuitBreaker, CircuitOpen, RetryBudget, retry
 
-__all__ = ["ConnectFailed", "HttpClient", "HttpResponse", "quote_ids"]
+__all__ = ["Admit", "ConnectFailed", "HttpClient", "HttpResponse", "ResponseRefused", "quote_ids"]
 
 # A Kubernetes Service routes each connection to a random pod, for about a second even to one that has crashed. A
 # refused connection is therefore tried seven times, over 0.7 to 1.4 s; that puts no load on an upstream that is down.
@@ -70,6 +70,7 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         timeout_seconds: float | None = None,
         idempotent: bool | None = None,
+        admit: Admit | None = None,
     ) -> HttpResponse:
         """Return the response, whatever its status, except 502, 503 and 504 without a problem document.
 
@@ -77,27 +78,36 @@ class HttpClient:
         until it has a connection. The timeout of an attempt is the upstream's configured one by default, or what is
         left until the deadline.
 
+        `admit` is called with the size of a response's body before it is read; if it returns False, or raises, the body
+        is not read. Unlike an unavailable upstream, that is neither retried nor counted by the circuit breaker.
+
         Raises CircuitOpen or ConnectFailed if the upstream has not seen the request, DeadlineExceeded or Unavailable if
-        the outcome is unknown.
+        the outcome is unknown, ResponseRefused if `admit` returned False.
         """
         timeout = timeout_seconds or self._timeout_seconds
         if idempotent is None:
             idempotent = method != "POST"
 
         async def call() -> HttpResponse:
-            return await self._circuit(lambda: self._connect_and_send(method, path, body, headers, timeout))
+            return await self._circuit(lambda: self._connect_and_send(method, path, body, headers, timeout, admit))
 
         return await retry(
             call, budget=self._budget, attempts=3 if idempotent else 1, do_not_retry_on=(CircuitOpen, ConnectFailed)
         )
 
     async def _connect_and_send(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, timeout: float
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str] | None,
+        timeout: float,
+        admit: Admit | None,
     ) -> HttpResponse:
         # One call for the circuit breaker: if one pod of two is dead, the upstream is not.
         for attempt in range(1, _CONNECT_ATTEMPTS + 1):
             try:
-                return await self._send(method, path, body, headers, timeout)
+                return await self._send(method, path, body, headers, timeout, admit)
             except ConnectFailed:
                 pause = random.uniform(0.5, 1) * min(0.4, 0.02 * 2**attempt)
                 if attempt == _CONNECT_ATTEMPTS or context.remaining(timeout) <= pause:
@@ -107,7 +117,13 @@ class HttpClient:
         raise AssertionError("unreachable")
 
     async def _send(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, timeout: float
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str] | None,
+        timeout: float,
+        admit: Admit | None,
     ) -> HttpResponse:
         assert self._pool is not None, "use it as a context manager"
         seconds = context.require_remaining(timeout)
@@ -121,7 +137,7 @@ class HttpClient:
             return current
 
         try:
-            response = await self._pool.request(method, path, current_headers, body, seconds)
+            response = await self._pool.request(method, path, current_headers, body, seconds, admit)
         except ConnectError as e:
             raise ConnectFailed(f"cannot connect to {self._upstream}: {e}") from None
         except TimeoutError:

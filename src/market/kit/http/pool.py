@@ -42,6 +42,19 @@ class ProtocolError(Exception):
     """The connection ended, or the response was invalid, before the response was complete."""
 
 
+class ResponseRefused(Exception):
+    """The caller did not admit a response of this many bytes; it was not read, and its connection was closed."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"a response of {size} bytes was not admitted")
+        self.size = size
+
+
+# Called with the size of a response's body before it is read, or, if its length is not known in advance, with what has
+# been read so far. Returns whether the caller admits it.
+Admit = Callable[[int], bool]
+
+
 class Connection(asyncio.Protocol):
     """One connection. It can be used again after a response while `is_idle`."""
 
@@ -51,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[HttpResponse] | None = None
+        self._admit: Admit | None = None
         self._headers: dict[str, str] = {}
         self._body: list[bytes] = []
         self._size = 0
@@ -64,12 +78,16 @@ class Connection(asyncio.Protocol):
         """Whether it can take another request."""
         return self._reusable and self._transport is not None and not self._transport.is_closing()
 
-    async def send(self, data: bytes, seconds: float) -> HttpResponse:
-        """Send a request and return its response. Raises TimeoutError or ProtocolError, and closes the connection."""
+    async def send(self, data: bytes, seconds: float, admit: Admit | None = None) -> HttpResponse:
+        """Send a request and return its response.
+
+        Raises TimeoutError, ProtocolError or ResponseRefused, and closes the connection.
+        """
         assert self._transport is not None
         assert self._waiter is None
         waiter: asyncio.Future[HttpResponse] = self._loop.create_future()
         self._waiter = waiter
+        self._admit = admit
         timer = self._loop.call_later(seconds, self._fail, TimeoutError())
         try:
             self._transport.write(data)
@@ -79,7 +97,9 @@ class Connection(asyncio.Protocol):
             raise
         finally:
             timer.cancel()
-            self._waiter = None
+            self._waiter = self._admit = None
+            # An idle connection must not keep the last response.
+            self._headers, self._body = {}, []
 
     def close(self) -> None:
         """Close the connection at once; a request on it fails with ProtocolError."""
@@ -126,12 +146,27 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_body = True
+        length = self._headers.get("content-length", "")
+        if length.isdigit():
+            self._check_size(int(length))
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
         self._size += len(body)
-        if self._size > _MAX_BODY_BYTES:
+        if "content-length" not in self._headers:
+            self._check_size(self._size)
+
+    def _check_size(self, size: int) -> None:
+        if self._waiter is None or self._waiter.done():
+            return
+        if size > _MAX_BODY_BYTES:
             self._fail(ProtocolError(f"the response has more than {_MAX_BODY_BYTES} bytes"))
+        elif self._admit is not None:
+            try:
+                if not self._admit(size):
+                    self._fail(ResponseRefused(size))
+            except Exception as e:
+                self._fail(e)
 
     def on_message_complete(self) -> None:
         self._in_body = False
@@ -172,13 +207,19 @@ class ConnectionPool:
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
 
     async def request(
-        self, method: str, path: str, headers: Callable[[], Mapping[str, str]], body: bytes | None, seconds: float
+        self,
+        method: str,
+        path: str,
+        headers: Callable[[], Mapping[str, str]],
+        body: bytes | None,
+        seconds: float,
+        admit: Admit | None = None,
     ) -> HttpResponse:
         """Return the response. `seconds` limit all of it, the wait for a connection included. HEAD is not supported.
 
         `headers` is called when the request is written, since one of them states how much time is left.
-        Raises ConnectError, TimeoutError, ProtocolError; and ValueError for a path or header that contains a line
-        break.
+        Raises ConnectError, TimeoutError, ProtocolError, ResponseRefused, whatever `admit` raises, and ValueError for a
+        path or header that contains a line break.
         """
         started = self.loop.time()
         connection = self._take_idle()
@@ -187,7 +228,7 @@ class ConnectionPool:
                 connection = await self._wait_for_connection()
             seconds = max(0.0, seconds - (self.loop.time() - started))
         try:
-            return await connection.send(self._encode(method, path, headers(), body), seconds)
+            return await connection.send(self._encode(method, path, headers(), body), seconds, admit)
         finally:
             self._release(connection)
 
