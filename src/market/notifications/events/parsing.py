@@ -1,4 +1,4 @@
-"""Parses Kafka records: as plain messages, and order events strictly as the notice for the customer."""
+"""Converts Kafka records to messages, and parses order events strictly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from market.kit.errors import BadInput
 from market.notifications.domain import InvalidEvent, Kind, Line, Message, Notice
 
 _KINDS: dict[str, Kind] = {events.CREATED: "created", events.CANCELLED: "cancelled"}
-# A dot-atom, because the id becomes the part before the @ of a Message-ID.
+# A dot-atom (RFC 5322), because the id becomes the part of a Message-ID before the @.
 _EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}(\.[A-Za-z0-9_-]{1,128})*")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 # Control characters, line separators, and characters that change the direction of the text after them.
@@ -36,7 +36,7 @@ _decode_event = msgspec.json.Decoder(events.OrderEvent).decode
 
 
 def to_message(record: KafkaMessage) -> Message:
-    """Return the record, which must not be an error, as a plain message."""
+    """Convert a record, which must not be an error, to a message."""
     partition, offset = record.partition(), record.offset()
     assert partition is not None
     assert offset is not None
@@ -52,7 +52,7 @@ def to_message(record: KafkaMessage) -> Message:
 
 
 def _as_bytes(value: str | bytes | None) -> bytes | None:
-    # Without a deserializer it is never text, but the stubs say that it may be.
+    # Always bytes, because there is no deserializer, but the type stubs allow str.
     return value.encode() if isinstance(value, str) else value
 
 
@@ -70,22 +70,26 @@ def parse_notice(message: Message) -> Notice | None:
     order = event.data
     if not _EVENT_ID.fullmatch(event.id) or len(event.id) > 200:
         raise InvalidEvent(
-            "id: must have at most 200 characters: letters, digits, - and _, with single dots between them"
+            "id: must consist of at most 200 letters, digits, - and _, which may be separated by single dots"
         )
     if not _CURRENCY.fullmatch(order.currency):
-        raise InvalidEvent("data.currency: must have three capital letters")
+        raise InvalidEvent("data.currency: must be three capital letters")
     try:
         order_id: UUID = text.parse_uuid("data.id", order.id)
-        total = money.parse_total(order.total)
         lines = tuple(
             Line(_single_line(item.name), item.quantity, _price(index, item.unit_price))
             for index, item in enumerate(order.items)
         )
-        ordered_at = datetime.fromisoformat(order.created_at)
     except BadInput as e:
         raise InvalidEvent(str(e)) from None
+    try:
+        total = money.parse_total(order.total)
     except ValueError as e:
-        raise InvalidEvent(f"data.total or data.created_at: {e}"[:300]) from None
+        raise InvalidEvent(f"data.total: {e}") from None
+    try:
+        ordered_at = datetime.fromisoformat(order.created_at)
+    except ValueError:
+        raise InvalidEvent("data.created_at: must be a time in ISO 8601 format") from None
     request_id = message.header(events.REQUEST_ID_HEADER)
     return Notice(
         event_id=event.id,
