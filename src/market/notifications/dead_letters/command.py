@@ -1,7 +1,7 @@
 """`python -m market.notifications dead-letters`: list, show, replay or drop dead letters.
 
-`replay` mails a dead letter at once, with the Message-ID that it would have had, instead of publishing the event again:
-the outcome is known here, and no other consumer of the topic gets the event twice.
+`replay` sends the mail directly, with its original Message-ID, instead of publishing the event again: the result is
+known immediately, and no other consumer of the topic receives a duplicate.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from market.notifications.domain import InvalidEvent, MailDeferred, MailRejected
 from market.notifications.mail.mailer import Mailer
 from market.notifications.service import Deps
 
-_DONE, _STILL_OPEN, _WRONG_USAGE = 0, 1, 2
+_OK, _FAILED, _USAGE_ERROR = 0, 1, 2
 
 
 async def dead_letters(config: Config, args: list[str]) -> int:
-    """Run the command. Return its exit status: 0 done, 1 a dead letter stays open or Kafka failed, 2 wrong usage."""
+    """Run the command. Return its exit status: 0 success, 1 a dead letter stays open or Kafka fails, 2 usage error."""
     try:
         options = _parser().parse_args(args)
     except SystemExit as e:
@@ -40,7 +40,7 @@ async def dead_letters(config: Config, args: list[str]) -> int:
         if options.verb == "list":
             return _list([x for x in letters if options.all or x.done is None], options.json)
         if options.verb in ("replay", "drop") and options.all == bool(options.ids):
-            return _fail("name the dead letters by their ids, or give --all")
+            return _fail("give either the ids of dead letters or --all")
         by_id = {letter.id: letter for letter in letters}
         chosen = [x for x in letters if x.done is None] if options.verb != "show" and options.all else []
         for letter_id in options.ids:
@@ -52,7 +52,7 @@ async def dead_letters(config: Config, args: list[str]) -> int:
         return await _settle(config, reader, chosen, options.verb, options.json)
     except (KafkaException, TimeoutError, LookupError) as e:
         reason = e.args[0].str() if isinstance(e, KafkaException) else str(e)
-        return _fail(f"kafka at {config.kafka.bootstrap_servers}: {reason}", status=_STILL_OPEN)
+        return _fail(f"kafka at {config.kafka.bootstrap_servers}: {reason}", status=_FAILED)
     finally:
         await asyncio.to_thread(reader.close)
 
@@ -66,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--all", action="store_true", help="include those that were replayed or dropped")
     show = verbs.add_parser("show", help="show dead letters with the original message")
     show.add_argument("ids", nargs="+", metavar="ID")
-    replay = verbs.add_parser("replay", help="mail dead letters now; those that the mail server accepts are done")
-    drop = verbs.add_parser("drop", help="mark dead letters as done without a mail")
+    replay = verbs.add_parser(
+        "replay", help="mail dead letters now, and mark those that the mail server accepts as done"
+    )
+    drop = verbs.add_parser("drop", help="mark dead letters as done without mailing them")
     for verb in (replay, drop):
         verb.add_argument("ids", nargs="*", metavar="ID")
         verb.add_argument("--all", action="store_true", help="all open dead letters")
@@ -79,14 +81,14 @@ def _parser() -> argparse.ArgumentParser:
 def _list(letters: list[DeadLetter], as_json: bool) -> int:
     if as_json:
         _print_json(letter.summary() for letter in letters)
-        return _DONE
+        return _OK
     for letter in letters:
         summary = letter.summary()
         origin = "/".join(map(str, letter.origin))
         status = f"  [{letter.done[0]} {letter.done[1]}]" if letter.done else ""
         _print(f"{letter.id:>8}  {summary['time']}  {summary['key'] or '-'}  {origin}  {summary['reason']}{status}")
     _print(f"{len(letters)} dead letter{'' if len(letters) == 1 else 's'}")
-    return _DONE
+    return _OK
 
 
 async def _show(reader: DeadLetterReader, letters: list[DeadLetter], as_json: bool) -> int:
@@ -105,23 +107,26 @@ async def _show(reader: DeadLetterReader, letters: list[DeadLetter], as_json: bo
             for name, value in shown.items():
                 _print(f"{name}: {value}")
             _print("")
-    return _DONE
+    return _OK
 
 
 async def _settle(config: Config, reader: DeadLetterReader, letters: list[DeadLetter], verb: str, as_json: bool) -> int:
-    """Replay or drop, and mark each dead letter before the next one, so that an interruption repeats one mail."""
+    """Replay or drop dead letters, and return the exit status.
+
+    Each is marked before the next one, so that at most one mail is repeated after an interruption.
+    """
     now = clock(config.faults)
     mailer = Mailer(config)
     writer = DeadLetterWriter(config.kafka)
     deps = Deps(mailer, writer, config.retry, now, Tracer())
-    status = _DONE
+    status = _OK
     try:
         for letter in letters:
             result = {"id": letter.id, "result": "dropped" if verb == "drop" else "replayed"}
             if letter.done is not None:
                 result["result"] = f"already {letter.done[0]}"
             elif verb == "replay" and (reason := await _mail(deps, reader, letter)) is not None:
-                status = _STILL_OPEN
+                status = _FAILED
                 result |= {"result": "open", "reason": reason}
             else:
                 await writer.mark(letter.partition, letter.offset, letter.key, result["result"], now())
@@ -136,7 +141,7 @@ async def _settle(config: Config, reader: DeadLetterReader, letters: list[DeadLe
 
 
 async def _mail(deps: Deps, reader: DeadLetterReader, letter: DeadLetter) -> str | None:
-    """Return None if the mail server accepted the mail, or why the dead letter stays open."""
+    """Mail a dead letter. Return None if the mail server accepted the mail, or the reason why the letter stays open."""
     try:
         await api.process(deps, await asyncio.to_thread(reader.original_message, letter))
     except InvalidEvent as e:
@@ -152,13 +157,13 @@ async def _mail(deps: Deps, reader: DeadLetterReader, letter: DeadLetter) -> str
     return None
 
 
-def _fail(reason: str, status: int = _WRONG_USAGE) -> int:
+def _fail(reason: str, status: int = _USAGE_ERROR) -> int:
     print(f"dead-letters: {reason}", file=sys.stderr)
     return status
 
 
 def _print(line: str) -> None:
-    # Text from outside must not control the terminal.
+    # Untrusted text must not send control characters to the terminal.
     print("".join(c if c.isprintable() else "\ufffd" for c in line))
 
 

@@ -1,7 +1,7 @@
-"""Reads dead letters, with what became of them.
+"""Reads dead letters, and whether they were replayed or dropped.
 
-Kafka deletes no single message, so a dead letter that is replayed or dropped gets a mark: a record without a value in
-the same partition, which names it (writer.MARK_OF). A dead letter is open while no mark names it. Both expire with the
+Kafka cannot delete a single message, so a dead letter that is replayed or dropped gets a mark: a record without a value
+in the same partition that refers to it (writer.MARK_OF). A dead letter without a mark is open. Both expire with the
 topic's retention, the mark after its dead letter.
 """
 
@@ -28,14 +28,15 @@ _READ_SECONDS = 10.0
 
 @dataclass(slots=True)
 class DeadLetter:
-    """A dead letter without its value. `id` is its place: partition-offset in the topic of dead letters."""
+    """A dead letter without its value. `id` is its position in the dead letter topic: PARTITION-OFFSET."""
 
     partition: int
     offset: int
     key: bytes | None
+    # Of the value, in bytes.
     size: int
     headers: tuple[tuple[str, bytes | None], ...]
-    # The action (replayed or dropped) and its time; None while the dead letter is open.
+    # The action (replayed or dropped) and its time in ISO 8601; None while the dead letter is open.
     done: tuple[str, str] | None = None
 
     @property
@@ -49,11 +50,11 @@ class DeadLetter:
 
     @property
     def origin(self) -> tuple[str, int, int]:
-        """Topic, partition and offset of the original message; -1 for a number that cannot be read."""
+        """Topic, partition and offset of the original message; -1 for a number that is missing or malformed."""
         return self.header(writer.TOPIC), self._number(writer.PARTITION), self._number(writer.OFFSET)
 
     def summary(self) -> dict[str, Any]:
-        """Return the dead letter as `list` prints it."""
+        """Return the fields that `list --json` prints, as JSON types."""
         topic, partition, offset = self.origin
         return {
             "id": self.id,
@@ -73,7 +74,7 @@ class DeadLetter:
 
 
 class DeadLetterReader:
-    """A consumer of the topic of dead letters that commits nothing and joins no group. Its calls block."""
+    """Reads the dead letter topic without joining a group or committing offsets. Its methods block."""
 
     def __init__(self, kafka: config.Kafka) -> None:
         self._topic = kafka.dead_letter_topic
@@ -90,10 +91,11 @@ class DeadLetterReader:
         )
 
     def close(self) -> None:
+        """Close the connections to Kafka."""
         self._consumer.close()
 
     def read_all(self) -> list[DeadLetter]:
-        """Return all dead letters that the topic has, oldest first. Raises KafkaException or TimeoutError."""
+        """Return all dead letters in the topic, oldest first. Raises KafkaException or TimeoutError."""
         found: dict[str, DeadLetter] = {}
         for record in self._records():
             message = to_message(record)
@@ -112,13 +114,13 @@ class DeadLetterReader:
 
         Raises KafkaException, or LookupError if the topic no longer has it.
         """
-        place = (self._topic, letter.partition, letter.offset)
-        message = self._read_one(*(letter.origin if letter.header(writer.OMITTED) else place))
+        position = (self._topic, letter.partition, letter.offset)
+        message = self._read_one(*(letter.origin if letter.header(writer.OMITTED) else position))
         headers = tuple((name, value) for name, value in letter.headers if name not in _ADDED_HEADERS)
         return Message(*letter.origin, message.key, message.value, headers)
 
     def _records(self) -> Iterator[KafkaMessage]:
-        """Yield the records of every partition from its first to what is its last now."""
+        """Yield the records of every partition, up to its end at the time of the call."""
         topic = self._consumer.list_topics(self._topic, timeout=_READ_SECONDS).topics[self._topic]
         if topic.error is not None and topic.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return

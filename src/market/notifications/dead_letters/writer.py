@@ -17,12 +17,12 @@ _CLIENT_ID = "market.notifications"
 REASON, TIME, TOPIC, PARTITION, OFFSET = (
     f"dead-letter-{name}" for name in ("reason", "time", "topic", "partition", "offset")
 )
-# The value was left out, because the topic does not take messages of that size; the original topic still has it.
+# Marks a dead letter without its value, which was too large for the dead letter topic; the original topic has it.
 OMITTED = "dead-letter-value-omitted"
-# Headers of a mark: a record without a value, which says that an earlier dead letter of the same partition is done.
+# Headers of a mark: a record without a value that marks an earlier dead letter of the same partition as done.
 MARK_OF, MARK_ACTION = "dead-letter-done", "dead-letter-action"
 
-# For the headers above.
+# Leaves room for the headers above.
 _MAX_MESSAGE_BYTES = events.MAX_MESSAGE_BYTES + 65_536
 _CLOSE_SECONDS = 2.0
 
@@ -30,9 +30,9 @@ _Headers = list[tuple[str, str | bytes | None]]
 
 
 async def ensure_topic(kafka: config.Kafka, timeout_seconds: float) -> bool:
-    """Create the topic of dead letters if it does not exist, and apply its settings if it does.
+    """Create the dead letter topic if it does not exist, or update its settings if it does.
 
-    Return False, with the reason logged, if Kafka did not do so in time.
+    Return False if that fails or takes longer than `timeout_seconds`; the reason is logged.
     """
     if kafka.partitions == 0:
         return True
@@ -46,14 +46,14 @@ async def ensure_topic(kafka: config.Kafka, timeout_seconds: float) -> bool:
 
 
 class DeadLetterWriter:
-    """Owns the producer, which is created with the first dead letter."""
+    """Writes and marks dead letters. The Kafka producer is created on first use."""
 
     def __init__(self, kafka: config.Kafka) -> None:
         self._config = kafka
         self._producer: Producer[None] | None = None
 
     async def write(self, message: Message, reason: str, now: datetime) -> None:
-        """Return when Kafka has acknowledged the dead letter. Raises KafkaException."""
+        """Write the message as a dead letter, and wait until Kafka has acknowledged it. Raises KafkaException."""
         headers: _Headers = [
             *message.headers,
             (REASON, reason.encode()[:1_000]),
@@ -70,7 +70,7 @@ class DeadLetterWriter:
             await self._deliver(message.key, None, [*headers, (OMITTED, b"1")])
 
     async def mark(self, partition: int, offset: int, key: bytes | None, action: str, now: datetime) -> None:
-        """Mark the dead letter at the offset as done, by `action`: replayed or dropped. Raises KafkaException.
+        """Mark the dead letter at `offset` as done. `action` is "replayed" or "dropped". Raises KafkaException.
 
         The mark is in the same partition, so that it expires after the dead letter.
         """
@@ -82,7 +82,7 @@ class DeadLetterWriter:
         await self._deliver(key, None, headers, partition)
 
     async def close(self) -> None:
-        """Wait briefly for what is not acknowledged yet, and close the producer."""
+        """Wait up to 2 s for acknowledgements that are outstanding, and close the producer."""
         if self._producer is not None:
             await self._producer.close(_CLOSE_SECONDS)
 
