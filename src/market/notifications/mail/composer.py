@@ -1,8 +1,8 @@
 """Composes the mail of a notice: text and HTML from templates, and headers that are safe against injection.
 
-The message is assembled here rather than by `email.message.EmailMessage`, which took 2.3 ms, four fifths of the time of
+The message is assembled here rather than by `email.message.EmailMessage`, which took 2.3 ms, 80 % of the time spent on
 a mail. One rule keeps the headers safe: each line must match `_HEADER`. A property test parses the mails with the
-standard library and compares.
+standard library, and compares the result with the input.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from market.contracts import events, money
 from market.notifications import config
 from market.notifications.domain import Mail, Notice
 
-# Printable ASCII within the 998 characters of a line (RFC 5322), so that no header needs folding.
+# Printable ASCII, within the line limit of 998 characters (RFC 5322), so that no header needs folding.
 _HEADER = re.compile(r"[A-Za-z-]{1,40}: [!-~](?:[ -~]{0,900}[!-~])?")
 
 
 class MailComposer:
-    """Owns the templates. An event always gets the same Message-ID, so that mail software can detect duplicates."""
+    """Renders the templates. An event always gets the same Message-ID, so that mail clients can detect duplicates."""
 
     def __init__(self, mail: config.Mail) -> None:
         self._from = _from_header(mail)
@@ -49,7 +49,10 @@ class MailComposer:
         return f"<{event_id}@{self._domain}>"
 
     def compose(self, notice: Notice, now: datetime) -> Mail:
-        """Return the mail. Raises ValueError if there is no recipient, or if a header is not a single line of ASCII."""
+        """Return the mail, dated `now`.
+
+        Raises ValueError if the notice has no recipient, or if a header is not a single line of ASCII.
+        """
         if notice.recipient is None:
             raise ValueError("the notice has no recipient")
         status = "is confirmed" if notice.kind == "created" else "is cancelled"
@@ -64,7 +67,7 @@ class MailComposer:
             "Message-ID": self.message_id(notice.event_id),
         }
         if notice.kind == "cancelled":
-            # Mail software shows the two mails of an order as one conversation.
+            # So that mail clients show the two mails of an order as one conversation.
             headers["In-Reply-To"] = headers["References"] = self.message_id(
                 str(events.event_id(notice.order_id, events.CREATED))
             )
@@ -82,7 +85,7 @@ class MailComposer:
 
 
 def _header_block(headers: dict[str, str]) -> bytes:
-    """Return the headers, with the empty line that ends them. Raises ValueError."""
+    """Return the headers and the empty line after them. Raises ValueError if a line does not match `_HEADER`."""
     lines = [f"{name}: {value}" for name, value in headers.items()]
     for line in lines:
         if not _HEADER.fullmatch(line):

@@ -15,17 +15,17 @@ class MailServer(Protocol):
     """What a mailer needs of a mail server; smtp.SmtpClient in production."""
 
     async def send(self, mail: Mail) -> None:
-        """Return when the mail is accepted. Raises MailRejected, MailDeferred or MailServerUnavailable."""
+        """Send the mail, and wait until it is accepted. Raises MailRejected, MailDeferred or MailServerUnavailable."""
 
     @property
     def available(self) -> bool:
         """Whether mails can be sent, as far as is known."""
 
     async def wait_until_available(self) -> None:
-        """Return when mails can be sent."""
+        """Wait until mails can be sent."""
 
     def available_seconds(self) -> float:
-        """Return for how long the server has been available since the start: a clock that stops during outages."""
+        """Return the seconds that the server has been available since the start: a clock that stops during outages."""
 
     async def close(self) -> None:
         """Close the connections."""
@@ -35,12 +35,15 @@ class Mailer:
     """Composes mails and sends them to `mail_server`."""
 
     def __init__(self, config: Config, mail_server: MailServer | None = None) -> None:
-        """Connect to nothing yet. Without `mail_server`, mails go to the one of the configuration."""
+        """Create the mailer without connecting. `mail_server` defaults to the configured SMTP server."""
         self.mail_server = mail_server or SmtpClient(config.smtp, config.mail.address)
         self._composer = MailComposer(config.mail)
 
     async def send(self, notice: Notice, now: datetime) -> None:
-        """Return when the mail is accepted. Raises MailRejected, MailDeferred or MailServerUnavailable."""
+        """Send the mail of a notice, dated `now`, and wait until it is accepted.
+
+        Raises MailRejected, MailDeferred or MailServerUnavailable.
+        """
         await self.mail_server.send(self._composer.compose(notice, now))
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The client of the mail server: a few connections that are kept, and whether the server is available."""
+"""The SMTP client: a pool of connections to the mail server, and whether the server is available."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CLOSING = 421
 
 
 class SmtpClient:
-    """Owns the connections. While the server is unavailable, one task tries to connect until it succeeds.
+    """Sends mails over pooled connections. While the server is unavailable, one task reconnects until it succeeds.
 
     sender: the address in MAIL FROM
     """
@@ -36,7 +36,7 @@ class SmtpClient:
         if self._tls is not None and smtp.ca_file is not None:
             self._tls.load_verify_locations(smtp.ca_file)
         self._ehlo_hostname = smtp.ehlo_hostname or _host_name()
-        # Connections with the time since when they are idle. The one used last is taken first, so that few are kept
+        # Each with the time.monotonic() at which it became idle. Last in, first out, so that surplus connections expire
         # when there is little to send.
         self._idle: list[tuple[SMTP, float]] = []
         self._available = asyncio.Event()
@@ -52,22 +52,22 @@ class SmtpClient:
 
     @property
     def available(self) -> bool:
-        """False from a failed connection until one succeeds."""
+        """Whether the server is available: False from a failed connection attempt until one succeeds."""
         return self._available.is_set()
 
     async def wait_until_available(self) -> None:
-        """Return at once, or when the server has been reached again."""
+        """Wait until the server is available. Return immediately if it is."""
         await self._available.wait()
 
     def available_seconds(self) -> float:
-        """Return for how long the server has been available since the start.
+        """Return the seconds that the server has been available since the start.
 
-        A clock that stops during outages, so that an outage does not use up the time for which a mail is retried.
+        It is a clock that stops during outages, so that an outage does not use up the time for which a mail is retried.
         """
         return self._available_before + (time.monotonic() - self._available_since if self.available else 0.0)
 
     async def send(self, mail: Mail) -> None:
-        """Return when the server has accepted the mail.
+        """Send the mail, and wait until the server has accepted it.
 
         Raises MailRejected (5xx), MailDeferred (4xx, or the connection broke), or MailServerUnavailable.
         """
@@ -85,7 +85,7 @@ class SmtpClient:
             self._raise_if_sender_rejected(e)
             raise _error_of(e) from None
         except (SMTPException, OSError, TimeoutError) as e:
-            # Perhaps accepted, perhaps not: it is sent again, with the same Message-ID.
+            # The server may have accepted the mail. It is sent again, with the same Message-ID.
             connection.close()
             raise MailDeferred(f"connection broken: {_describe(e)}") from None
         except BaseException:
@@ -106,7 +106,7 @@ class SmtpClient:
             connection.close()
 
     async def _begin(self, mail: Mail) -> SMTP:
-        """Return a connection that has accepted MAIL FROM: a kept one, or if the server has closed that, a new one."""
+        """Return a connection that accepted MAIL FROM: an idle one, or a new one if all were closed."""
         while True:
             kept = self._take()
             connection = kept or await self._connect()
