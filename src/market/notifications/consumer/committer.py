@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from market.notifications import metrics
 from market.notifications.consumer.offsets import CommitPoint, OffsetTracker
 
-Points = dict[OffsetTracker, CommitPoint]
+CommitPoints = dict[OffsetTracker, CommitPoint]
 
 
 class OffsetCommitter:
@@ -24,14 +24,17 @@ class OffsetCommitter:
         self._topic = topic
         self._before_commit = before_commit
         self._on_failure = on_failure
-        self._in_flight: Points | None = None
+        self._in_flight: CommitPoints | None = None
 
     def reset(self) -> None:
         """Forget the commit in flight: the consumer that sent it is gone."""
         self._in_flight = None
 
     def commit(self, consumer: Consumer, trackers: Iterable[OffsetTracker], *, wait: bool = False) -> None:
-        """Commit what has changed. With `wait`, return when the broker has accepted or rejected it."""
+        """Commit the offsets that have changed. With `wait`, block until the broker has accepted or rejected them.
+
+        Failures go to `on_failure`; none is raised.
+        """
         if self._in_flight is not None and not wait:
             return
         points = {tracker: point for tracker in trackers if (point := tracker.next_commit()) is not None}
@@ -52,12 +55,12 @@ class OffsetCommitter:
             self._failed(str(e))
 
     def on_commit(self, error: KafkaError | None, results: list[TopicPartition]) -> None:
-        """Take the result of the asynchronous commit: librdkafka's on_commit."""
+        """Handle the result of the asynchronous commit. This is librdkafka's `on_commit` callback."""
         points, self._in_flight = self._in_flight, None
         if points is not None:
             self._record(points, error, results)
 
-    def _record(self, points: Points, error: KafkaError | None, results: list[TopicPartition]) -> None:
+    def _record(self, points: CommitPoints, error: KafkaError | None, results: list[TopicPartition]) -> None:
         errors = {result.partition: result.error for result in results if result.error is not None}
         for tracker, point in points.items():
             if problem := errors.get(tracker.partition) or error:

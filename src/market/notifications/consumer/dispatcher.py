@@ -1,7 +1,7 @@
-"""Processes messages concurrently, and those with the same key one after the other.
+"""Processes messages concurrently, but those with the same key one at a time and in order.
 
 The messages of a key are queued in order, and a free worker takes the first message of the next queue that is ready. A
-message that waits for its next attempt holds up its own queue only.
+message that waits for a retry blocks only the messages with the same key.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from market.notifications.domain import MailServerUnavailable, Message, PendingM
 
 log = logs.get_logger("dispatcher")
 
-# Processes a message once. Returns None if it is settled, or else the seconds until the next attempt.
+# Makes one attempt at processing a message. Returns None if it is settled, or the seconds until the next attempt.
 Handler = Callable[[PendingMessage], Awaitable[float | None]]
 
 
 class Availability(Protocol):
-    """What is known of the availability of the mail server."""
+    """Whether the mail server is available, as far as is known."""
 
     @property
     def available(self) -> bool: ...
@@ -33,7 +33,7 @@ class Availability(Protocol):
 
 
 class KeyQueue:
-    """The unsettled messages of one key of one partition, in order."""
+    """The unsettled messages with the same key in the same partition, in order."""
 
     __slots__ = ("finished", "key", "messages", "revoked", "timer", "tracker")
 
@@ -41,15 +41,15 @@ class KeyQueue:
         self.key = key
         self.tracker = tracker
         self.messages: deque[PendingMessage] = deque()
-        # Runs until the next attempt.
+        # Set while the first message waits for a retry.
         self.timer: asyncio.TimerHandle | None = None
-        # Present while the first message is in flight.
+        # Exists while the first message is in flight, and is set when its attempt has finished.
         self.finished: asyncio.Event | None = None
         self.revoked = False
 
 
 class Dispatcher:
-    """Holds the messages that were read and are not settled yet. Belongs to one event loop, which must be running.
+    """Holds the messages that were read but are not settled yet. Must be constructed inside a running event loop.
 
     max_concurrency: how many messages are in flight at once
     """
@@ -66,10 +66,10 @@ class Dispatcher:
         self._workers = [loop.create_task(supervised("mail-worker", self._work)) for _ in range(max_concurrency)]
 
     def submit(self, messages: Iterable[tuple[OffsetTracker, Message]]) -> None:
-        """Take over messages, for each of which memory was acquired."""
+        """Queue messages. The caller has acquired memory for each of them, which the dispatcher releases."""
         for tracker, message in messages:
-            # A partition that is assigned twice has two trackers, and separate queues. Messages without a key are
-            # unordered.
+            # By tracker rather than by partition, so that a partition that is assigned again does not share queues with
+            # its earlier assignment. Messages without a key need no order.
             key = (id(tracker), message.offset if message.key is None else message.key)
             queue = self._queues.get(key)
             if queue is None:
@@ -78,7 +78,7 @@ class Dispatcher:
             queue.messages.append(PendingMessage(message))
 
     async def revoke(self, trackers: Iterable[OffsetTracker], timeout_seconds: float) -> None:
-        """Drop the partitions' messages that are not in flight, and wait for those that are, at most so long."""
+        """Drop the partitions' queued messages, and wait up to `timeout_seconds` for those in flight."""
         revoked = set(map(id, trackers))
         in_flight = []
         for queue in [queue for queue in self._queues.values() if id(queue.tracker) in revoked]:
@@ -94,7 +94,7 @@ class Dispatcher:
                 log.warning("mails in flight not finished in time, may be repeated", mails=len(late))
 
     async def close(self) -> None:
-        """Cancel what is in flight."""
+        """Stop the workers, and cancel the messages in flight."""
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""How much is held in memory between Kafka and the mail server."""
+"""Limits the messages held in memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from market.notifications import metrics
 
 
 class MemoryBudget:
-    """Messages and bytes in flight. Exhausted at either limit, until both are down to a half. Thread-safe."""
+    """Counts messages and bytes held. Exhausted once one reaches its limit, until both are at half. Thread-safe."""
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self._max_messages = max_messages
@@ -18,11 +18,11 @@ class MemoryBudget:
         self._exhausted = False
 
     def acquire(self, size: int) -> None:
-        """Count a message of `size` bytes. Never blocks: a message that was read has to be held."""
+        """Add a message of `size` bytes. Never blocks, even over the limit: a message that was read has to be held."""
         self._change(1, size)
 
     def release(self, size: int) -> None:
-        """Count a message of `size` bytes as gone."""
+        """Subtract a message of `size` bytes."""
         self._change(-1, -size)
 
     def _change(self, messages: int, size: int) -> None:
@@ -30,7 +30,7 @@ class MemoryBudget:
             self._messages += messages
             self._bytes += size
             used = max(self._messages / self._max_messages, self._bytes / self._max_bytes)
-            # Not toggled at every message.
+            # Hysteresis, so that partitions are not paused and resumed with every message.
             self._exhausted = used >= 1 or (self._exhausted and used > 0.5)
             metrics.IN_FLIGHT.set(self._messages)
             metrics.IN_FLIGHT_BYTES.set(self._bytes)

@@ -92,7 +92,7 @@ class OffsetTracker:
     def add(self, offset: int) -> bool:
         """Record that a message was read. Return False if it was settled before the partition was assigned."""
         with self._lock:
-            # Messages that the metadata expects and the log no longer has will never be settled.
+            # Messages that the metadata lists but the broker has deleted would never be settled.
             while self._expected and self._expected[0] < offset:
                 self._unsettled.pop(self._expected.popleft(), None)
             if self._expected and self._expected[0] == offset:
@@ -111,24 +111,24 @@ class OffsetTracker:
             self._read_to = max(self._read_to, offset)
 
     def settle(self, offset: int) -> None:
-        """Record that the message needs nothing more."""
+        """Record that the message at `offset` is settled."""
         with self._lock:
             self._unsettled.pop(offset, None)
 
     def next_commit(self) -> CommitPoint | None:
-        """Return what is to be committed, or None if that was committed last."""
+        """Return the next point to commit, or None if it is the one committed last."""
         with self._lock:
             offset = next(iter(self._unsettled), self._read_to)
             point = CommitPoint(offset, encode_metadata(offset, self._read_to, list(self._unsettled), self.topic_id))
             return None if point == self._committed else point
 
     def mark_committed(self, point: CommitPoint) -> None:
-        """Record what was committed."""
+        """Record that the broker has accepted the commit."""
         with self._lock:
             self._committed = point
 
     def mark_uncommitted(self) -> None:
-        """Let `next_commit` return a point even if nothing is settled."""
+        """Make `next_commit` return a point even if no message has been settled."""
         self.mark_committed(CommitPoint(-1, ""))
 
     @property

@@ -1,4 +1,4 @@
-"""The consumer of order events: one thread polls, commits and takes part in rebalances, however long mails take.
+"""The consumer of order events. A thread of its own polls, commits and rebalances, so that slow mails do not delay it.
 
 It uses the classic group protocol with cooperative rebalancing, which works with Apache Kafka 4 and with librdkafka's
 own broker alike, and does not interrupt partitions that stay assigned.
@@ -49,7 +49,7 @@ _FAULT_TIMEOUT_SECONDS = 300
 
 
 class OrdersConsumer:
-    """A member of the consumer group, and the thread that it lives in. Must be constructed inside a running event loop.
+    """A member of the consumer group, and the thread that it runs in. Must be constructed inside a running event loop.
 
     handler: processes a message once, in the event loop
     mail_server: partitions are paused while it is unavailable
@@ -102,9 +102,9 @@ class OrdersConsumer:
     # --- in the event loop
 
     async def start(self) -> None:
-        """Wait for the broker and the topic, join the group, and return when it has assigned partitions, perhaps none.
+        """Wait for the broker and the topic, join the group, and wait until it has assigned partitions (possibly none).
 
-        From then on lost connections and rebalances are handled in the background.
+        After that, lost connections and rebalances are handled in the background.
         """
         self._health.set_missing("kafka", "connecting")
         # A topic that does not exist yet will have no event from before the start: all of it is to be mailed.
@@ -181,12 +181,12 @@ class OrdersConsumer:
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": session_ms,
             "heartbeat.interval.ms": max(100, session_ms // 10),
-            # Reported as an error, so that going on from the earliest offset is counted and logged.
+            # Report an out-of-range offset as an error, so that the reset is counted and logged.
             "auto.offset.reset": "error",
             # Tells a partition that was read to its end from one that is not read.
             "enable.partition.eof": True,
             "allow.auto.create.topics": self._config.partitions == 0,
-            # A message may have 4 MiB; what librdkafka holds in addition to the memory budget is limited as well.
+            # Messages may have up to 4 MiB. librdkafka's buffers, which the memory budget excludes, are limited here.
             "fetch.max.bytes": 16 * 1024 * 1024,
             "receive.message.max.bytes": 24 * 1024 * 1024,
             "queued.min.messages": 1_000,
@@ -289,7 +289,7 @@ class OrdersConsumer:
     # --- rebalances: called from poll() and close(), in the consumer's thread
 
     def _keep_exception(self, callback: RebalanceCallback) -> RebalanceCallback:
-        """Return the callback with its exception kept for `_poll`: confluent-kafka loses what a callback raises."""
+        """Wrap a rebalance callback so that `_poll` raises its exception, which confluent-kafka would swallow."""
 
         def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
             try:
