@@ -1,4 +1,4 @@
-"""The inbound edge: Kafka messages, each with its outcome: mailed or skipped, retried later, or a dead letter."""
+"""The inbound edge: processes Kafka messages, each of which is settled, retried later, or becomes a dead letter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logs.get_logger("mailing")
 
 
 def orders_consumer(config: Config, deps: Deps, sent_log: SentLog, health: Health) -> OrdersConsumer:
-    """Return the consumer of order events, not started, with the use cases behind it."""
+    """Return the consumer of order events, not yet started. It passes each message to `handle`."""
     return OrdersConsumer(
         config.kafka,
         config.memory,
@@ -42,10 +42,10 @@ def orders_consumer(config: Config, deps: Deps, sent_log: SentLog, health: Healt
 
 
 async def handle(deps: Deps, pending: PendingMessage) -> float | None:
-    """Process a message once.
+    """Make one attempt at processing a message.
 
-    Return None if it is settled, so that its offset may be committed, or else the seconds until the next attempt.
-    Raises MailServerUnavailable: then the message is processed again once the mail server is available.
+    Return None if the message is settled, which means that its offset may be committed, or the seconds until the next
+    attempt. Raises MailServerUnavailable; the message is to be retried once the mail server is available.
     """
     message = pending.message
     _enter_context(message)
@@ -63,7 +63,7 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
             if (delay := service.schedule_retry(deps, pending, "deferred", str(e))) is not None:
                 return delay
         except Exception as e:
-            # An internal error must not block a partition for ever either.
+            # Retried for a limited time, too: a bug must not hold up the partition forever.
             log.exception("processing failed", **origin(message))
             detail = f"{type(e).__name__}: {e}"
             if (delay := service.schedule_retry(deps, pending, "internal-error", detail)) is not None:
@@ -72,7 +72,7 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
 
 
 async def process(deps: Deps, message: Message) -> None:
-    """Parse the message and mail its notice, if it has one.
+    """Parse the message and mail its notice. Skip events of unknown types.
 
     Raises InvalidEvent, MailRejected, MailDeferred or MailServerUnavailable.
     """
@@ -86,7 +86,7 @@ async def process(deps: Deps, message: Message) -> None:
 
 
 def _enter_context(message: Message) -> None:
-    """Let logs and spans of this message belong to the request that caused it."""
+    """Set the request id and trace context, which tie logs and spans to the request that caused the message."""
     request_id = message.header(events.REQUEST_ID_HEADER)
     context.request_id.set(request_id if context.valid_request_id(request_id) else "")
     traceparent = message.header(events.TRACE_HEADER)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-MAILS = Counter("market_notifications_mails_total", "Mails accepted by the mail server.", ["type"])
+MAILS = Counter("market_notifications_mails_total", "Mails accepted by the mail server.", ["kind"])
 MAIL_DURATION = Histogram(
     "market_notifications_mail_duration_seconds", "Time from composing a mail to the mail server's reply."
 )
 SKIPPED_EVENTS = Counter("market_notifications_skipped_events_total", "Events for which no mail is sent.", ["reason"])
-RETRIES = Counter("market_notifications_retries_total", "Messages to be processed again later.", ["reason"])
-DEAD_LETTERS = Counter("market_notifications_dead_letters_total", "Messages written as dead letters.", ["reason"])
+RETRIES = Counter("market_notifications_retries_total", "Retries scheduled.", ["reason"])
+DEAD_LETTERS = Counter(
+    "market_notifications_dead_letters_total", "Messages written to the dead letter topic.", ["reason"]
+)
 PAUSED = Gauge("market_notifications_paused", "1 while the partitions are paused.", ["reason"])
 LAG = Gauge(
     "market_notifications_lag",
@@ -25,7 +27,7 @@ IN_FLIGHT = Gauge("market_notifications_in_flight_messages", "Messages read and 
 IN_FLIGHT_BYTES = Gauge("market_notifications_in_flight_bytes", "Size of the messages read and not settled yet.")
 OFFSET_RESETS = Counter(
     "market_notifications_offset_resets_total",
-    "Offsets that the broker did not have (any more): consumption resumed from the earliest.",
+    "Offset resets: an offset was out of range, and consumption resumed from the earliest one.",
 )
 STARTS_WITHOUT_OFFSET = Counter(
     "market_notifications_starts_without_offset_total",
@@ -48,5 +50,5 @@ for _reason in ("unknown-type", "no-recipient", "duplicate"):
     SKIPPED_EVENTS.labels(_reason)
 for _reason in ("deferred", "internal-error", "dead-letter"):
     RETRIES.labels(_reason)
-for _reason in ("created", "cancelled"):
-    MAILS.labels(_reason)
+for _kind in ("created", "cancelled"):
+    MAILS.labels(_kind)

@@ -25,7 +25,7 @@ class DeadLetters(Protocol):
     """Where dead letters go; dead_letters.writer.DeadLetterWriter in production."""
 
     async def write(self, message: Message, reason: str, now: datetime) -> None:
-        """Return when the dead letter is stored. Raises KafkaException."""
+        """Write the dead letter, and return once it is stored. Raises KafkaException."""
 
 
 class SentIds(Protocol):
@@ -109,29 +109,31 @@ async def _was_sent(deps: Deps, notice: Notice) -> bool:
 
 
 def schedule_retry(deps: Deps, pending: PendingMessage, reason: str, detail: str) -> float | None:
-    """Return the seconds until the next attempt, or None if the message has had its time and becomes a dead letter.
+    """Count a failed attempt. Return the seconds until the next one, or None if the time for retries is over.
+
+    In the latter case `pending.dead_letter` is set.
 
     `reason` is the label of the metric: deferred or internal-error.
     """
     now = deps.mailer.mail_server.available_seconds()
     if pending.first_deferred_at is None:
         pending.first_deferred_at = now
-        log.warning("mail deferred, will retry", reason=detail, **origin(pending.message))
+        log.warning("processing failed, will retry", reason=detail, **origin(pending.message))
     remaining = pending.first_deferred_at + deps.retry.give_up_seconds - now
     if remaining <= 0:
         pending.dead_letter = DeadLetterReason("retries-exhausted", detail)
         return None
     pending.attempts += 1
     metrics.RETRIES.labels(reason).inc()
-    limit = min(deps.retry.max_seconds, deps.retry.initial_seconds * 2.0 ** min(pending.attempts - 1, 30))
-    # Between a half of the limit and the limit; never past the end, so that the last attempt is made there.
-    return min(remaining, limit / 2 + backoff(1, base=limit / 4, max_seconds=limit / 2))
+    max_delay = min(deps.retry.max_seconds, deps.retry.initial_seconds * 2.0 ** min(pending.attempts - 1, 30))
+    # Jitter between half of the delay and all of it; capped so that the last attempt is made when the time is over.
+    return min(remaining, max_delay / 2 + backoff(1, base=max_delay / 4, max_seconds=max_delay / 2))
 
 
 async def write_dead_letter(deps: Deps, pending: PendingMessage) -> float | None:
-    """Write the message as a dead letter. Return None when that is done, or the seconds until the next attempt.
+    """Write the message to the dead letter topic. Return None if it is stored, or the seconds until the next attempt.
 
-    Attempts never end: nothing is lost silently, and the offset stays where it is until Kafka has the dead letter.
+    Retried without limit: the offset is not committed until Kafka has the dead letter, so that no message is lost.
     """
     reason = pending.dead_letter
     assert reason is not None
@@ -148,5 +150,5 @@ async def write_dead_letter(deps: Deps, pending: PendingMessage) -> float | None
 
 
 def origin(message: Message) -> dict[str, object]:
-    """Return topic, partition and offset as fields of a log event."""
+    """Return the message's topic, partition and offset, as fields for log events."""
     return {"topic": message.topic, "partition": message.partition, "offset": message.offset}
