@@ -26,7 +26,7 @@ class Clients:
 
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
-    """Yield the consumer, not started. Waits for nothing: the start waits for Kafka, and mails for the mail server."""
+    """Yield the consumer, not yet started. Connects to nothing: `start` waits for Kafka, `send` for the mail server."""
     mailer = Mailer(config, (clients or Clients()).mail_server)
     dead_letters = DeadLetterWriter(config.kafka)
     sent_log = SentLog(config.kafka, max_ids=config.kafka.sent_log_max_ids)
@@ -44,13 +44,14 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     steps = {"sent-log": sent_log.flush, "topic": consumer.check_topic, "lag": consumer.observe_lag}
 
     async def ensure_dead_letter_topic() -> float:
+        """Return the seconds until the next check."""
         return 3600.0 if await ensure_topic(config.kafka, timeout_seconds=5) else 5.0
 
     try:
         async with periodic_tasks({"dead-letter-topic": ensure_dead_letter_topic, **steps}):
             yield consumer
     finally:
-        # Also if it was not stopped before: its thread must not outlive the event loop that gets its messages.
+        # Repeated in case start-up failed: the consumer's thread must not outlive the event loop that it submits to.
         await consumer.stop(0)
         await sent_log.close()
         await dead_letters.close()

@@ -14,17 +14,18 @@ from market.kit.config import Base, NonEmptyStr, Port, Seconds, Section
 
 
 class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
-    """Where events are read, and how the topic of dead letters is created."""
+    """The consumer group, its topics, and the settings for creating the dead letter topic."""
 
     group: NonEmptyStr = "notifications"
     topic: NonEmptyStr = events.TOPIC
     dead_letter_topic: NonEmptyStr = events.DEAD_LETTER_TOPIC
-    # Of the topic of dead letters. 0: the broker creates topics automatically, as the embedded one does, and has no
-    # topic ids; notifications creates no topic.
+    # The next three are for the topics that notifications creates: dead letters, and the sent log, which always has one
+    # partition. With 0 it creates none: the broker, like the embedded one, creates topics automatically and has no ids
+    # for them.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
-    # How long the group waits for a member that sends no heartbeat; brokers refuse less than 6 s by default.
+    # A member that sends no heartbeat for this long is removed from the group. Brokers reject less than 6 s by default.
     session_timeout_seconds: Annotated[float, Meta(ge=1, le=300)] = 10.0
     # The topic of the sent log; by default the group's name with .sent.
     sent_log_topic: NonEmptyStr | None = None
@@ -49,7 +50,7 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
 
 
 class Memory(Section, frozen=True, kw_only=True):
-    """How much may be held in memory between Kafka and the mail server. Partitions are paused while it is exhausted."""
+    """Limits on the unsettled messages held in memory. Partitions are paused while a limit is exceeded."""
 
     max_messages: Annotated[int, Meta(ge=1, le=1_000_000)] = 2_000
     max_bytes: Annotated[int, Meta(ge=1_048_576)] = 64 * 1024 * 1024
@@ -73,7 +74,7 @@ class Smtp(Section, frozen=True, kw_only=True):
         ]
         | None
     ) = None
-    # The limit for a single reply of the mail server.
+    # How long to wait for a single reply from the mail server.
     timeout_seconds: Seconds = 30.0
     # Mails in flight at once, each on its own connection.
     max_connections: Annotated[int, Meta(ge=1, le=100)] = 8
@@ -90,8 +91,10 @@ class Smtp(Section, frozen=True, kw_only=True):
 
 
 class Retry(Section, frozen=True, kw_only=True):
-    """Retries of deferred mails (4xx). The pause doubles from `initial_seconds` to `max_seconds`; after
-    `give_up_seconds` of an available mail server the event becomes a dead letter."""
+    """Retries of deferred mails (4xx). The delay doubles from `initial_seconds` to `max_seconds`.
+
+    The event becomes a dead letter `give_up_seconds` after the first failure, not counting outages of the mail server.
+    """
 
     initial_seconds: Seconds = 1.0
     max_seconds: Seconds = 60.0
@@ -99,7 +102,7 @@ class Retry(Section, frozen=True, kw_only=True):
 
 
 class Mail(Section, frozen=True, kw_only=True):
-    """What mails have in common."""
+    """Settings of every mail."""
 
     # "Name <address>", or an address alone.
     sender: NonEmptyStr = field(name="from")
@@ -114,10 +117,12 @@ class Mail(Section, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
+        """The sender's display name, empty if there is none."""
         return parseaddr(self.sender)[0]
 
     @property
     def address(self) -> str:
+        """The sender's address, without the display name."""
         return parseaddr(self.sender)[1]
 
 

@@ -13,13 +13,13 @@ POINTS = ("notifications.before-mail", "notifications.after-mail", "notification
 
 Kind = Literal["created", "cancelled"]
 
-# A rough estimate of what the objects around a message take.
+# A rough estimate of the memory that the Python objects of a message take, without their content.
 _OVERHEAD_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A Kafka message, not parsed."""
+    """An unparsed Kafka message."""
 
     topic: str
     partition: int
@@ -30,7 +30,7 @@ class Message:
 
     @property
     def size(self) -> int:
-        """The memory that the message takes here, in bytes, approximately."""
+        """The approximate memory use of the message, in bytes."""
         return len(self.key or b"") + len(self.value or b"") + _OVERHEAD_BYTES
 
     def header(self, name: str) -> str:
@@ -43,7 +43,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterReason:
-    """Why a message becomes a dead letter. `code` is a label of metrics, `detail` is for people."""
+    """Why a message becomes a dead letter. `code` is a metric label, `detail` is for operators."""
 
     code: Literal["invalid-event", "rejected", "retries-exhausted"]
     detail: str
@@ -54,11 +54,11 @@ class DeadLetterReason:
 
 @dataclass(slots=True)
 class PendingMessage:
-    """A message that is not settled yet, and the attempts made so far."""
+    """A message that is not settled yet, and how many attempts have failed so far."""
 
     message: Message
     attempts: int = 0
-    # When its mail was first deferred, in seconds of the mail server's availability (`available_seconds`).
+    # When its first retry was scheduled, on the clock `available_seconds` of the mail server.
     first_deferred_at: float | None = None
     # Set once it is certain that the message becomes a dead letter; writing that may take several attempts.
     dead_letter: DeadLetterReason | None = None
@@ -79,7 +79,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What an event tells the customer. `recipient` is None if the order has no e-mail address."""
+    """The content of a mail about an order event.
+
+    sequence: the number of the event within its order; later events have higher ones
+    recipient: None if the order has no e-mail address
+    """
 
     event_id: str
     kind: Kind
@@ -96,13 +100,13 @@ class Notice:
 
     @property
     def short_id(self) -> str:
-        """The end of the order's id, because UUIDs of version 7 that were created together have the same beginning."""
+        """The last 8 hex digits of the order's id: orders created together share the first ones, a time (UUIDv7)."""
         return self.order_id.hex[-8:].upper()
 
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """A mail as it is sent: `content` is the complete message of RFC 5322."""
+    """A composed mail. `content` is the complete RFC 5322 message."""
 
     recipient: str
     content: bytes
@@ -120,7 +124,7 @@ class FirstStart(NamedTuple):
 
 
 class InvalidEvent(Exception):
-    """The message is not an event that can be mailed, however often it is read."""
+    """The message is not a valid event, so a retry cannot help."""
 
 
 class MailRejected(Exception):
