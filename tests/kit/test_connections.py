@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import resource
 import shutil
 import socket
+import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,8 @@ from market.kit.config import Http
 from market.kit.http import edge
 from market.kit.http.responses import json_response
 from market.kit.http.server import HttpServer, listen
+from tests.kit.edge_process import MEMORY_LIMIT_BYTES
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 HOST = b"Host: shop.example\r\n"
@@ -501,3 +505,71 @@ async def test_a_server_that_stops_does_not_wait_for_incomplete_requests() -> No
             server.stop()
             for client in (*bodies, *heads):
                 assert await client.end() == b""
+
+
+async def test_with_the_defaults_hostile_clients_of_all_kinds_leave_room_for_others_and_memory_to_spare() -> None:
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.kit.edge_process",
+        str(port),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    hostile: list[socket.socket] = []
+
+    def connect() -> socket.socket:
+        sock = socket.socket()
+        hostile.append(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", port))
+        return sock
+
+    async def is_served() -> bool:
+        try:
+            async with asyncio.timeout(10):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nConnection: close\r\n\r\nhello")
+                response = await reader.read()
+                writer.close()
+                return response.startswith(b"HTTP/1.1 200 OK")
+        except OSError:
+            return False
+
+    try:
+        await until(is_served)
+        with open_files(4096):
+            for _ in range(1030):
+                connect().sendall(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 100\r\n\r\nx")
+            assert await is_served()
+            for _ in range(60):
+                connect().sendall(GET.replace(b"/ ", b"/page ", 1))
+            assert await is_served()
+            for _ in range(1500):
+                connect().sendall(b"GET / HTTP/1.1\r\nA: " + b"x" * 30_000)
+            assert await is_served()
+            for _ in range(100):
+                sock = connect()
+                sock.setblocking(False)
+                sock.send(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1000000\r\n\r\n" + b"x" * 999_000)
+            assert await is_served()
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak_kb = int(status.partition("VmHWM:")[2].split()[0])
+            assert peak_kb < MEMORY_LIMIT_BYTES * 0.75 / 1024
+    finally:
+        for sock in hostile:
+            sock.close()
+        process.kill()
+        await process.wait()
+
+
+@contextmanager
+def open_files(count: int) -> Iterator[None]:
+    """Allow this process that many open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -60,8 +60,8 @@ class HttpLimits(Section, frozen=True, kw_only=True):
     send_timeout_seconds: Seconds = 30.0
     min_send_bytes_per_second: Annotated[int, Meta(ge=1)] = 16_384
     # Requests that are not complete, and responses that are not taken, of all connections together.
-    max_receive_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432
-    max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 67_108_864
+    max_receive_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16_777_216
+    max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432
 
 
 class Http(HttpLimits, frozen=True, kw_only=True):
