@@ -20,6 +20,17 @@ def test_the_published_document_is_up_to_date() -> None:
     assert json.loads(FILE.read_text("utf-8")) == openapi.build(), "run make generate"
 
 
+def test_generators_find_types_formats_and_the_members_of_problems() -> None:
+    schemas = openapi.build()["components"]["schemas"]
+    order = schemas["Order"]["properties"]
+    assert order["status"]["type"] == "string"
+    assert (order["id"]["format"], order["created_at"]["format"]) == ("uuid", "date-time")
+    assert schemas["OrderLine"]["properties"]["product_id"]["format"] == "uuid"
+    members = schemas["Problem"]["properties"]
+    assert {"errors", "shortages", "total", "order_id"} <= set(members)
+    assert members["shortages"]["items"]["required"] == ["product_id", "wanted", "left"]
+
+
 async def test_schemathesis_finds_no_500_and_no_undocumented_response(
     service: Service, catalogue: FakeCatalogue, stock: Stock, tmp_path: Path
 ) -> None:

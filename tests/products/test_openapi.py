@@ -18,6 +18,16 @@ def test_the_file_is_up_to_date():
     assert json.loads(FILE.read_text()) == document(), "run make generate"
 
 
+def test_times_have_a_format_and_problems_declare_their_members():
+    schemas = document()["components"]["schemas"]
+    times = {name: schemas["Product"]["properties"][name]["format"] for name in ("created_at", "updated_at")}
+    assert times == {"created_at": "date-time", "updated_at": "date-time"}
+    members = schemas["Problem"]["properties"]
+    assert {"errors", "fields", "stock", "etag"} <= set(members)
+    assert members["stock"]["enum"] == ["replaced", "unchanged", "unknown"]
+    assert schemas["Problem"]["required"] == ["type", "title", "status", "detail"]
+
+
 async def test_schemathesis_finds_no_500_and_no_undocumented_response(products: RunningProducts, tmp_path):
     for _ in range(3):
         await products.create(stock=1)

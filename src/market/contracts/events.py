@@ -5,10 +5,10 @@ A consumer must tolerate duplicates: `id` identifies them, and `sequence` shows 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 from uuid import UUID, uuid5
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 TOPIC = "orders"
 DEAD_LETTER_TOPIC = "orders.dead-letter"
@@ -24,10 +24,15 @@ REQUEST_ID_HEADER = "x-request-id"
 TRACE_HEADER = "traceparent"
 
 
+# Texts, whose form is only described: an event of any version can be read.
+IdText = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+
+
 class OrderLine(Struct, frozen=True, kw_only=True):
     """A line as it was sold. `unit_price` is money as text: 2.50."""
 
-    product_id: str
+    product_id: IdText
     name: str
     quantity: int
     unit_price: str
@@ -36,14 +41,14 @@ class OrderLine(Struct, frozen=True, kw_only=True):
 class Order(Struct, frozen=True, kw_only=True):
     """The order as REST and events represent it."""
 
-    id: str
+    id: IdText
     user: str
     email: str | None
     items: list[OrderLine]
     total: str
     currency: str
     status: Literal["pending", "confirmed", "rejected", "cancelled"]
-    created_at: str
+    created_at: TimeText
 
 
 class OrderEvent(Struct, frozen=True, kw_only=True):

@@ -20,6 +20,25 @@ _KEY = parameter(
 _RETRY = {503: {"Retry-After": "Seconds to wait before retrying."}}
 
 
+_PROBLEM_MEMBERS = {
+    "order_id": {"type": "string", "format": "uuid", "description": "The order that the problem is about."},
+    "total": {"type": "string", "description": "The total at the current prices, where the price changed."},
+    "shortages": {
+        "type": "array",
+        "description": "Each product of which inventory has fewer units than requested.",
+        "items": {
+            "type": "object",
+            "required": ["product_id", "wanted", "left"],
+            "properties": {
+                "product_id": {"type": "string", "format": "uuid"},
+                "wanted": {"type": "integer"},
+                "left": {"type": "integer"},
+            },
+        },
+    },
+}
+
+
 def build() -> dict[str, Any]:
     """Return the document as JSON values."""
     bad = {
@@ -138,6 +157,7 @@ def build() -> dict[str, Any]:
                 headers=_RETRY,
             ),
         ],
+        _PROBLEM_MEMBERS,
     )
 
 

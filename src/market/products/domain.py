@@ -32,6 +32,7 @@ MAX_URL_LENGTH = 2000
 
 # In responses: text with two decimals.
 Price = Annotated[Decimal, Meta(extra_json_schema={"pattern": r"^[0-9]{1,8}\.[0-9]{2}$", "examples": ["2.50"]})]
+Time = Annotated[datetime, Meta(tz=True)]
 FreeUnits = Annotated[int, Meta(ge=0, le=MAX_STOCK, description="units that are free to sell")]
 Sort = Literal["created_at", "-created_at", "price", "-price", "name", "-name"]
 DEFAULT_SORT: Sort = "-created_at"
@@ -50,8 +51,8 @@ class Product(Struct, frozen=True, gc=False):
     currency: str
     image_url: str | None
     available: bool | None
-    created_at: datetime
-    updated_at: datetime
+    created_at: Time
+    updated_at: Time
     stock: FreeUnits | UnsetType | None = UNSET
 
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from market.kit.http.openapi import Operation, document, parameter
 from market.products.api import ChangedProduct, NewProduct, ProductPage
-from market.products.domain import DEFAULT_SORT, MAX_IDS, Product, Sort
+from market.products.domain import DEFAULT_SORT, MAX_IDS, Change, Product, Sort
 
 _UUID = {"type": "string", "format": "uuid"}
 _ID = parameter("id", "path", "the product's id", _UUID)
@@ -176,10 +176,20 @@ OPERATIONS = [
 ]
 
 
+_CHANGE = {"type": "string", "enum": list(get_args(Change))}
+
+
 def products() -> dict[str, Any]:
     """Return the OpenAPI document."""
     return document(
-        "Market: products", "The products of the shop: names, prices, and whether they can be sold now.", OPERATIONS
+        "Market: products",
+        "The products of the shop: names, prices, and whether they can be sold now.",
+        OPERATIONS,
+        {
+            "fields": _CHANGE | {"description": "of a PUT with a stock: what has happened to the product's fields"},
+            "stock": _CHANGE | {"description": "of a PUT with a stock: what has happened to the product's stock"},
+            "etag": {"type": "string", "description": "the entity tag of the product's version since"},
+        },
     )
 
 

@@ -16,6 +16,15 @@ PROBLEM_SCHEMA: dict[str, Any] = {
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "description": "the fields or parameters that are wrong, and why",
+            "items": {
+                "type": "object",
+                "required": ["field", "reason"],
+                "properties": {"field": {"type": "string"}, "reason": {"type": "string"}},
+            },
+        },
     },
 }
 
@@ -52,8 +61,13 @@ def parameter(
     }
 
 
-def document(title: str, description: str, operations: list[Operation]) -> dict[str, Any]:
-    """Return the document, as JSON values."""
+def document(
+    title: str, description: str, operations: list[Operation], problem_members: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the document, as JSON values.
+
+    problem_members: the schemas of the members that the service's problems have beyond the usual ones, by name.
+    """
     structs = [s for o in operations for s in [o.body, *(s for _, s in o.responses.values())] if s is not None]
     refs, components = msgspec.json.schema_components(
         dict.fromkeys(structs), ref_template="#/components/schemas/{name}"
@@ -79,9 +93,25 @@ def document(title: str, description: str, operations: list[Operation]) -> dict[
         if o.body is not None:
             entry["requestBody"] = {"required": True, "content": {"application/json": {"schema": by_struct[o.body]}}}
         paths.setdefault(o.path, {})[o.method.lower()] = entry
+    problem = PROBLEM_SCHEMA | {"properties": PROBLEM_SCHEMA["properties"] | (problem_members or {})}
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": "1", "description": description},
         "paths": paths,
-        "components": {"schemas": {**components, "Problem": PROBLEM_SCHEMA}},
+        "components": {
+            "schemas": {**{name: _typed(schema) for name, schema in components.items()}, "Problem": problem}
+        },
     }
+
+
+def _typed(schema: Any) -> Any:
+    """Return the schema with a type in each enumeration of texts: msgspec writes none, and generators need it."""
+    if isinstance(schema, list):
+        return [_typed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    typed = {name: _typed(value) for name, value in schema.items()}
+    values = typed.get("enum")
+    if isinstance(values, list) and "type" not in typed and all(isinstance(value, str) for value in values):
+        typed["type"] = "string"
+    return typed
