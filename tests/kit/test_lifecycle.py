@@ -301,7 +301,11 @@ def test_a_service_without_its_stores_is_alive_and_exits_with_0(start: Any, serv
 def test_notifications_can_be_started_before_kafka(start: Any, tmp_path: Path) -> None:
     kafka = ServerHandle(EmbeddedKafka(free_port(), tmp_path / "kafka", tmp_path))
     running = start(
-        ["-m", "market.notifications"], ROOT / "config" / "notifications.yaml", MARKET_KAFKA_PORT=str(kafka.port)
+        ["-m", "market.notifications"],
+        ROOT / "config" / "notifications.yaml",
+        MARKET_KAFKA_PORT=str(kafka.port),
+        # The embedded broker creates topics automatically.
+        MARKET_KAFKA_PARTITIONS="0",
     )
     running.until("/readyz", 503)
     running.until_logged("waiting for dependency", dependency="kafka")
