@@ -43,10 +43,25 @@ _RAW_HEADERS = [(name.encode(), value.encode()) for name, value in _HEADERS.item
 class GraphQLRequest(Struct, frozen=True):
     """A GraphQL-over-HTTP request. The specification reserves all other names; they are ignored."""
 
-    query: str
+    query: str | None = None
     operationName: str | None = None
     variables: dict[str, Any] | None = None
     extensions: dict[str, Any] | None = None
+    # Of any type, because it is ignored if there is a query.
+    documentId: Any = None
+
+    def document_id(self) -> str | None:
+        """Return the id of the document that takes the place of the query; None if there is a query.
+
+        Raises BadInput if there is neither.
+        """
+        if self.query is not None:
+            return None
+        persisted = (self.extensions or {}).get("persistedQuery")
+        for value in (self.documentId, persisted.get("sha256Hash") if isinstance(persisted, dict) else None):
+            if isinstance(value, str) and value:
+                return value
+        raise BadInput("query", "is missing")
 
 
 class NotAcceptable(BadInput):
@@ -74,7 +89,9 @@ def application(
         try:
             # JSON only: another site's page can make a browser send a form or plain text.
             call = await read_body(Request(request.scope, _counted(request.receive, memory)), _request_decoder)
-            prepared = await executor.prepare(call.query, call.operationName or None, memory)
+            prepared = await executor.prepare(
+                call.query, call.operationName or None, memory, document_id=call.document_id()
+            )
             result = await executor.execute(prepared, call.variables or {}, memory)
             return _CountedResponse(result, media_type, memory)
         except BaseException:
@@ -90,7 +107,9 @@ def application(
             query_string = request.scope["query_string"]
             await memory.take(json_cost(query_string) + 250 * query_string.count(b"%"))
             call = parse_get_request(query_string)
-            prepared = await executor.prepare(call.query, call.operationName, memory)
+            prepared = await executor.prepare(
+                call.query, call.operationName or None, memory, document_id=call.document_id()
+            )
             if prepared.is_mutation:
                 memory.close()
                 # Returned, not raised: for a MethodNotAllowed that is raised, the edge allows every method of the path.
@@ -132,11 +151,9 @@ def parse_get_request(query_string: bytes) -> GraphQLRequest:
     except ValueError:
         raise BadInput("query", "must be a query string in UTF-8 with at most 20 parameters") from None
     parameters = dict(pairs)
-    for name in ("query", "operationName", "variables", "extensions"):
+    for name in ("query", "operationName", "variables", "extensions", "documentId"):
         if sum(name == n for n, _ in pairs) > 1:
             raise BadInput(name, "must not be repeated")
-    if not parameters.get("query"):
-        raise BadInput("query", "is missing")
     objects: dict[str, dict[str, Any] | None] = {}
     for name in ("variables", "extensions"):
         if parameters.get(name):
@@ -144,7 +161,12 @@ def parse_get_request(query_string: bytes) -> GraphQLRequest:
                 objects[name] = _object_decoder.decode(parameters[name])
             except (msgspec.DecodeError, RecursionError):
                 raise BadInput(name, "must be a JSON object") from None
-    return GraphQLRequest(parameters["query"], parameters.get("operationName") or None, **objects)
+    return GraphQLRequest(
+        parameters.get("query") or None,
+        parameters.get("operationName") or None,
+        documentId=parameters.get("documentId"),
+        **objects,
+    )
 
 
 def negotiate(accept: str) -> str | None:

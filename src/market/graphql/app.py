@@ -32,7 +32,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     async with HttpClient("products", config.products) as products, HttpClient("orders", config.orders) as orders:
         clients = clients or Clients(ProductsClient(products), OrdersClient(orders))
         deps = Deps(products=clients.products, orders=clients.orders)
-        executor = Executor(deps, config.limits, config.documents)
+        executor = Executor(deps, config.limits, config.documents, config.trusted_documents)
         memory = MemoryBudget(config.memory)
         app = api.application(executor, memory, StaticFiles.load(), config.http, process.tracer, process.health)
         yield HttpServer(app, config.http.host, config.http.port, limits=config.http)

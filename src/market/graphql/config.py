@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from market.kit.config import Base, Http, HttpUpstream, Seconds, Section
+from market.kit.config import Base, Http, HttpUpstream, NonEmptyStr, Seconds, Section
 
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=4096)]
@@ -69,6 +69,15 @@ class Memory(Section, frozen=True, kw_only=True):
             )
 
 
+class TrustedDocuments(Section, frozen=True, kw_only=True):
+    """An operator's list of documents, which clients may name by their id."""
+
+    # JSON: documents by id, or an Apollo persisted query manifest. Read at start.
+    file: NonEmptyStr
+    # Execute these documents, and no others.
+    only: bool = False
+
+
 class GatewayHttp(Http, frozen=True, kw_only=True):
     """The gateway's HTTP edge, with buffers that leave memory for what it makes of requests."""
 
@@ -88,3 +97,4 @@ class Config(Base, frozen=True, forbid_unknown_fields=True, kw_only=True):
     limits: Limits = Limits()
     documents: DocumentCacheSize = DocumentCacheSize()
     memory: Memory = Memory()
+    trusted_documents: TrustedDocuments | None = None

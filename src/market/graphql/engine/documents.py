@@ -118,6 +118,17 @@ class DocumentCache:
             _, evicted = self._documents.popitem(last=False)
             self._add(evicted, -evicted.cached_size)
 
+    def validate(self, text: str) -> str | None:
+        """Return why no operation of the document can be executed, or None if each can."""
+        try:
+            names = [d.name.value if d.name else None for d in _operations(parse(text))]
+        except (GraphQLError, RecursionError):
+            names = []
+        for name in names or [None]:
+            if errors := self.prepare(text, name).errors:
+                return str(errors[0]["message"])
+        return None
+
     def prepare(self, text: str, operation_name: str | None) -> PreparedDocument:
         """Return the document as `get` does, without the cache."""
         prepared = PreparedDocument()
@@ -160,7 +171,7 @@ def _time_limit(seconds: float) -> type[ValidationRule]:
 
 
 def _select_operation(document: DocumentNode, name: str | None) -> OperationDefinitionNode:
-    operations = [d for d in document.definitions if isinstance(d, OperationDefinitionNode)]
+    operations = _operations(document)
     if name is not None:
         operations = [d for d in operations if d.name is not None and d.name.value == name]
     if len(operations) == 1:
@@ -171,3 +182,7 @@ def _select_operation(document: DocumentNode, name: str | None) -> OperationDefi
     if operations:
         raise BadInput("operationName", f"is required because the document has {len(operations)} operations")
     raise BadInput("operationName", "the document has no operation")
+
+
+def _operations(document: DocumentNode) -> list[OperationDefinitionNode]:
+    return [d for d in document.definitions if isinstance(d, OperationDefinitionNode)]

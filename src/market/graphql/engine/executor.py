@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import msgspec
 from graphql import GraphQLError, get_variable_values
 
-from market.graphql.config import DocumentCacheSize, Limits
+from market.graphql.config import DocumentCacheSize, Limits, TrustedDocuments
+from market.graphql.domain import FieldError
 from market.graphql.engine.compiler import compile_plan
 from market.graphql.engine.documents import DocumentCache, PreparedDocument
 from market.graphql.engine.errors import Error, field_error, request_error
 from market.graphql.engine.plan import Plan, Resources
 from market.graphql.engine.resolvers import load_schema
+from market.graphql.engine.trusted import Trusted
 from market.graphql.memory.budget import RequestMemory
 from market.graphql.service import Deps
 from market.kit.errors import BadInput, Problem
@@ -36,15 +38,31 @@ def rejected(problem: Problem) -> Result:
 class Executor:
     """Executes the operations of the published schema."""
 
-    def __init__(self, deps: Deps, limits: Limits, cache_size: DocumentCacheSize) -> None:
+    def __init__(
+        self,
+        deps: Deps,
+        limits: Limits,
+        cache_size: DocumentCacheSize,
+        trusted_documents: TrustedDocuments | None = None,
+    ) -> None:
+        """Load the schema and the trusted documents. Raises InvalidTrustedDocuments, which is an OSError."""
         self._deps = deps
         self._limits = limits
         self.schema = load_schema()
         self.documents = DocumentCache(self.schema, limits, cache_size)
+        self._trusted = Trusted.load(trusted_documents, self.documents)
 
-    async def prepare(self, text: str, operation_name: str | None, memory: RequestMemory) -> PreparedDocument:
-        """Return the document, ready to execute, or with its errors. Raises BadInput, Overloaded."""
-        prepared = self.documents.get(text, operation_name)
+    async def prepare(
+        self, text: str | None, operation_name: str | None, memory: RequestMemory, *, document_id: str | None = None
+    ) -> PreparedDocument:
+        """Return the document, ready to execute, or with its errors; without a text, the one that has the id.
+
+        Raises BadInput, Overloaded.
+        """
+        try:
+            prepared = self.documents.get(self._trusted.text(text, document_id), operation_name)
+        except FieldError as e:
+            return PreparedDocument(errors=[{"message": str(e), "extensions": e.extensions}])
         await memory.take(prepared.size)
         return prepared
 
