@@ -54,13 +54,20 @@ async def call(method: Callable[..., Awaitable[T]], request: Any, timeout_second
         raise problem_from_status(e.code().value[0], e.details() or "") from None
 
 
+class UpstreamNotFound(NotFound):
+    """NotFound whose detail is the upstream's own sentence, unchanged."""
+
+    def __init__(self, detail: str) -> None:
+        Problem.__init__(self, detail)
+
+
 def problem_from_status(code: int, message: str) -> Problem:
     """Return the error that a gRPC status code maps to: Unavailable if the outcome is unknown."""
     if code == errors.GRPC_INVALID_ARGUMENT:
         field, separator, reason = message.partition(": ")
         return BadInput(field, reason) if separator else BadInput("", message)
     if code == errors.GRPC_NOT_FOUND:
-        return NotFound(message)
+        return UpstreamNotFound(message)
     if code == errors.GRPC_ALREADY_EXISTS:
         return AlreadyExists(message)
     if code == errors.GRPC_FAILED_PRECONDITION:
