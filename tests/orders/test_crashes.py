@@ -28,7 +28,7 @@ CONFIRMED = {
     "orders.before-response",
     "orders.before-publish",
     "orders.after-publish",
-    "orders.after-clear",
+    "orders.after-remove",
 }
 CANCELLED = {"orders.after-cancel-status", "orders.after-release", "orders.after-release-cleared"}
 

@@ -15,7 +15,7 @@ from market.contracts import events
 from market.orders.clients import Reservation
 from market.orders.domain import Order, OrderLine, OutboxEntry, Status, to_contract
 from market.orders.mongodb.documents import UnreadableDocument, order_to_document, parse_document
-from market.orders.reconciliation.differences import CAUSES, Kind, Thresholds, compare, id_created_at
+from market.orders.reconciliation.differences import CAUSES, Finding, Kind, Thresholds, compare, id_created_at
 from market.orders.reconciliation.repairs import REPAIRS
 from market.orders.reconciliation.topic_reader import CANCELLED_SEEN, CONTENT_SHIFT, CREATED_SEEN, content_hash
 
@@ -46,8 +46,8 @@ def order(**changes: Any) -> Order:
     return msgspec.structs.replace(ORDER, **changes)
 
 
-def kinds(order: Order | None, reservation: Reservation | None, seen: int | None) -> list[Kind]:
-    return [kind for kind, _ in compare(order, reservation, seen, THRESHOLDS)]
+def kinds(order: Order | None, reservation: Reservation | None, flags: int | None) -> list[Kind]:
+    return [finding.kind for finding in compare(order, reservation, flags, THRESHOLDS)]
 
 
 CANCELLED = order(status=Status.CANCELLED, ended_at=RECENTLY)
@@ -57,7 +57,9 @@ def test_an_event_is_missing_only_if_retention_cannot_have_deleted_it() -> None:
     assert kinds(ORDER, ACTIVE, 0) == []
     assert kinds(order(confirmed_at=RECENTLY), ACTIVE, 0) == [Kind.EVENT_MISSING]
     # Placed long ago, cancelled recently.
-    assert list(compare(CANCELLED, RELEASED, 0, THRESHOLDS)) == [(Kind.EVENT_MISSING, events.CANCELLED)]
+    assert list(compare(CANCELLED, RELEASED, 0, THRESHOLDS)) == [
+        Finding(Kind.EVENT_MISSING, events.CANCELLED, event_type=events.CANCELLED)
+    ]
     assert kinds(CANCELLED, RELEASED, CONTENT | CANCELLED_SEEN) == []
 
 

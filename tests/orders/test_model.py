@@ -87,7 +87,7 @@ def next_operation(rules: Rules, actor: Actor) -> Any:
         return ("clear",)
     order: Order = actor.held
     step = domain.next_step(order, overdue=actor.kind == "recovery")
-    if actor.kind == "delete" and (move := domain.CANCELLING.get(order.status)):
+    if actor.kind == "delete" and (move := domain.CANCELLATION_BY_STATUS.get(order.status)):
         return ("move", move)
     return {Step.RESERVE: ("reserve",), Step.REJECT: ("move", rules.reject), Step.RELEASE: ("release",)}[step]
 
@@ -119,7 +119,7 @@ def after_response(rules: Rules, actor: Actor, operation: Any, response: Any) ->
 
 def decide(actor: Actor, order: Order) -> Actor:
     """Return the actor with the order: done, or about to take the order's next step."""
-    if actor.kind == "delete" and order.status in domain.CANCELLING:
+    if actor.kind == "delete" and order.status in domain.CANCELLATION_BY_STATUS:
         return Actor(actor.kind, "decide", order)
     if domain.next_step(order, overdue=actor.kind == "recovery") in (Step.PUBLISH, Step.NOTHING):
         return Actor(actor.kind, "done", response=response_for(order))

@@ -111,7 +111,7 @@ def next_operation(rules: Rules, actor: Actor) -> Any:
     if actor.at == "move":
         return ("move", actor.about, actor.held[1])
     step = domain.next_step(actor.held, overdue=actor.kind == "recovery")
-    if actor.kind == "delete" and (move := domain.CANCELLING.get(actor.held.status)):
+    if actor.kind == "delete" and (move := domain.CANCELLATION_BY_STATUS.get(actor.held.status)):
         return ("move", actor.about, move)
     if step is Step.REJECT:
         return ("move", actor.about, rules.reject)
@@ -155,7 +155,7 @@ def after_response(rules: Rules, actor: Actor, operation: Any, response: Any) ->
 def decide(actor: Actor, order: Order) -> Actor:
     """Return the actor with the order: done, or about to take the order's next step."""
     deciding = actor._replace(at="decide", held=order)
-    if actor.kind == "delete" and order.status in domain.CANCELLING:
+    if actor.kind == "delete" and order.status in domain.CANCELLATION_BY_STATUS:
         return deciding
     if domain.next_step(order, overdue=actor.kind == "recovery") in (Step.PUBLISH, Step.NOTHING):
         return done(actor, order.status.value)

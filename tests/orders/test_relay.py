@@ -115,7 +115,7 @@ async def test_a_cancellation_just_after_the_removal_is_published_without_delay(
     lamp = catalogue.add()
     await stock.set(lamp, 5)
     async with gated_service(new_settings(), tmp_path) as service:
-        removed = gate_at(service, "orders.after-clear")
+        removed = gate_at(service, "orders.after-remove")
         order = (await service.place([(lamp, 2)])).json()
         await removed.wait_until_reached()
         assert await _is_outbox_empty(service)

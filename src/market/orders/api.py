@@ -35,8 +35,10 @@ from market.orders.metrics import OUTCOMES
 from market.orders.service import Deps
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024
-# Reserved from the caller's deadline for sending the response.
+# Subtracted from the caller's deadline, to leave time for sending the response.
 _RESPONSE_SECONDS = 0.2
+# What a handler gets at least, even if the caller's deadline has almost passed.
+_MIN_HANDLER_SECONDS = 0.05
 
 _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
@@ -82,7 +84,7 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Page(Struct, frozen=True):
-    """A page of orders. It ends early at 8 MiB; `total` is the number of matching orders."""
+    """A page of orders. It has fewer than `limit` items if they would exceed 8 MiB; `total` counts all matches."""
 
     items: list[events.Order]
     total: int
@@ -103,7 +105,7 @@ class _NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
 
 _body = msgspec.json.Decoder(CreateOrder, strict=True)
 _encoder = msgspec.json.Encoder()
-# A rejected order can be read by its id, but is not listed.
+# Lists leave out rejected orders; they can still be read by id.
 _LISTED = (Status.PENDING, Status.CONFIRMED, Status.CANCELLED)
 
 
@@ -119,17 +121,21 @@ def parse_order(body: CreateOrder) -> NewOrder:
         except ValueError as e:
             raise BadInput("expected_total", str(e)) from None
     for i, line in enumerate(body.items):
-        # The pattern's $ also matches before a trailing newline.
+        # The pattern alone would accept a trailing newline, because `$` also matches before one.
         if len(line.product_id) != 36:
             raise BadInput(f"items[{i}].product_id", "must be a UUID")
     return NewOrder(body.user, body.email, merge_lines(body.items), expected)
+
+
+def _handler_seconds(limit: float) -> float:
+    return max(_MIN_HANDLER_SECONDS, context.remaining(limit) - _RESPONSE_SECONDS)
 
 
 def routes(deps: Deps, order_seconds: float, other_seconds: float) -> Mapping[str, edge.Endpoint]:
     """Return the endpoints by method and path."""
 
     async def create(request: Request) -> Response:
-        with context.deadline_in(max(0.05, context.remaining(order_seconds) - _RESPONSE_SECONDS)):
+        with context.deadline_in(_handler_seconds(order_seconds)):
             try:
                 parse_query(request, _NoParameters)
                 key = idempotency_key(request)
@@ -158,6 +164,7 @@ def routes(deps: Deps, order_seconds: float, other_seconds: float) -> Mapping[st
         size = 0
 
         def fits(order: Order) -> bool:
+            # The first order always fits, so that every page makes progress.
             nonlocal size
             data = _encoder.encode(to_contract(order))
             size += len(data) + 1
@@ -172,7 +179,7 @@ def routes(deps: Deps, order_seconds: float, other_seconds: float) -> Mapping[st
 
     async def cancel(request: Request) -> Response:
         parse_query(request, _NoParameters)
-        with context.deadline_in(max(0.05, context.remaining(other_seconds) - _RESPONSE_SECONDS)):
+        with context.deadline_in(_handler_seconds(other_seconds)):
             released = await service.cancel_order(deps, text.parse_path_id("order", request.path_params["id"]))
         return Response(status_code=204 if released else 202)
 

@@ -1,4 +1,4 @@
-"""The wiring: repositories, clients, relay, background loops, and the order in which they stop."""
+"""The wiring: builds repositories, clients, relay and background loops, and stops them in the right order."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
 
 @asynccontextmanager
 async def connect(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Deps]:
-    """Yield the use cases' dependencies. Does not wait: connections are opened when they are first needed."""
+    """Yield the use cases' dependencies without waiting for them: connections are opened when they are first used."""
     clients = clients or Clients()
     async with AsyncExitStack() as stack:
         client = create_client(config.mongodb)
@@ -74,7 +74,7 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         try:
             yield deps
         finally:
-            # First the background work of requests, then the relay, then the connections that both need.
+            # Stop the background work of requests first, then the relay, and then close the connections that both use.
             if deps.tasks:
                 await asyncio.wait(deps.tasks, timeout=3)
             await deps.relay.close(5)
@@ -102,7 +102,7 @@ def http_server(config: Config, process: Process, deps: Deps) -> HttpServer:
 
 
 def background_steps(config: Config, deps: Deps) -> Mapping[str, Step]:
-    """Return the steps of recovery, relay, metrics and topic creation, for `periodic_tasks`."""
+    """Return the steps that `periodic_tasks` repeats: recovery, the relay, the metrics and topic creation."""
     recovery = config.recovery
 
     async def recover() -> float:
@@ -120,7 +120,7 @@ def background_steps(config: Config, deps: Deps) -> Mapping[str, Step]:
         return 5.0
 
     async def create_topic() -> float:
-        # In case `migrate` could not, because Kafka was unavailable.
+        # Normally the topic exists already. `migrate` creates it, unless Kafka is unavailable at that time.
         return 3600.0 if await _ensure_topic(config.kafka, 5) else 5.0
 
     return {

@@ -44,21 +44,22 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
-    # How long an event may wait for its acknowledgement; shorter than the outbox lease.
+    # How long an event may wait for its acknowledgement; must be shorter than the outbox lease.
     delivery_seconds: Seconds = 20.0
-    # How long `migrate` waits for Kafka. After that the service creates the topic once Kafka is available.
+    # How long `migrate` waits for Kafka. If it gives up, the service creates the topic once Kafka is available.
     create_seconds: Seconds = 30.0
 
 
 class Recovery(Section, frozen=True, kw_only=True):
-    """The loops that finish what a crashed process left behind."""
+    """Recovery (rejects overdue orders, retries stock releases) and the relay (publishes unsent events)."""
 
-    # A pending order older than this is rejected; at least three times the longest request deadline.
+    # A pending order older than this is rejected. Must be at least three times `order_seconds`.
     after_seconds: Seconds = 60.0
-    # Between two passes, and before a stock release that failed is retried.
+    # The pause between two passes of recovery, and the minimum time before a failed stock release is retried.
     interval_seconds: Seconds = 5.0
     # How long a relay's lease on an order's outbox is valid.
     lease_seconds: Seconds = 30.0
+    # The pause between two passes of the relay.
     relay_interval_seconds: Seconds = 1.0
 
 
@@ -71,8 +72,9 @@ class Config(Base, frozen=True, kw_only=True):
     products: HttpUpstream
     kafka: Kafka
     recovery: Recovery = Recovery()
-    # The deadline of POST, and that of every other request.
+    # The deadline of POST /api/order.
     order_seconds: Seconds = 10.0
+    # The deadline of every other request.
     other_seconds: Seconds = 3.0
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ POINTS = (
     "orders.before-response",
     "orders.before-publish",
     "orders.after-publish",  # acknowledged by Kafka, but still in the outbox
-    "orders.after-clear",
+    "orders.after-remove",  # acknowledged by Kafka and removed from the outbox
     "orders.after-reject-status",  # rejected, stock not yet released
     "orders.before-cancel-status",
     "orders.after-cancel-status",  # cancelled, stock not yet released
@@ -59,13 +59,14 @@ class Reason(StrEnum):
     """Why an order was rejected."""
 
     OUT_OF_STOCK = "out-of-stock"
-    # Inventory rejected the reservation: the id was cancelled there, or has other items.
+    # Inventory rejected the reservation: the id was cancelled there, or has other items. The value is stored in
+    # documents, so it cannot be renamed.
     RESERVATION_REJECTED = "refused"
     EXPIRED = "expired"
 
 
 class RequestedLine(Struct, frozen=True):
-    """A line of a request, before pricing. Once merged, the product id is in lower case and occurs once."""
+    """A line of a request, before pricing. Once merged, its product id is in lower case and unique."""
 
     product_id: str
     quantity: int
@@ -89,7 +90,7 @@ class Shortage(Struct, frozen=True):
 
 
 class OutboxEntry(Struct, frozen=True):
-    """An event that waits in the outbox. Its content is built from the order when it is published."""
+    """An event in the outbox that is not published yet. Its content is built from the order when it is published."""
 
     id: UUID
     event_type: str
@@ -116,12 +117,12 @@ class Order(Struct, frozen=True):
     digest: bytes | None = None
     release_due: bool = False
     outbox: tuple[OutboxEntry, ...] = ()
-    # The instance that holds the lease on the outbox, so that only its relay publishes it.
+    # The instance that holds the lease on the outbox: only its relay publishes the events.
     lease_owner: str | None = None
     reason: Reason | None = None
     shortages: tuple[Shortage, ...] = ()
     confirmed_at: datetime | None = None
-    # When it was rejected or cancelled.
+    # When the order was rejected or cancelled.
     ended_at: datetime | None = None
 
 
@@ -133,9 +134,9 @@ class Move(Struct, frozen=True):
     target: Status
     # The type of the event that it adds to the outbox.
     event: str | None = None
-    # Whether inventory may hold stock for the order, which must then be released.
+    # Whether the move makes a stock release due. Inventory may hold stock for an order that is still pending, too.
     releases: bool = False
-    # Whether the same idempotency key may be used for another attempt.
+    # Whether the move frees the idempotency key, so that the client may use it for another attempt.
     frees_key: bool = False
 
 
@@ -145,11 +146,11 @@ WITHDRAW = Move("withdraw", Status.PENDING, Status.CANCELLED, releases=True)
 CANCEL = Move("cancel", Status.CONFIRMED, Status.CANCELLED, event=events.CANCELLED, releases=True)
 MOVES = (CONFIRM, REJECT, WITHDRAW, CANCEL)
 # The move that DELETE makes, by the order's status. There is none for an order that has already ended.
-CANCELLING: Mapping[Status, Move] = {Status.PENDING: WITHDRAW, Status.CONFIRMED: CANCEL}
+CANCELLATION_BY_STATUS: Mapping[Status, Move] = {Status.PENDING: WITHDRAW, Status.CONFIRMED: CANCEL}
 
 
 class Step(StrEnum):
-    """The step that `advance` takes next."""
+    """A step of `advance`."""
 
     RESERVE = "reserve"
     REJECT = "reject"
@@ -178,7 +179,10 @@ ReservationResult = Reserved | InsufficientStock | ReservationRejected
 
 
 def next_step(order: Order, *, overdue: bool = False) -> Step:
-    """Return the step that is due. `overdue`: it has been pending too long for a request to be still working on it."""
+    """Return the step that is due.
+
+    overdue: whether the order has been pending for so long that no request can still be placing it.
+    """
     if order.status is Status.PENDING:
         return Step.REJECT if overdue else Step.RESERVE
     if order.release_due:

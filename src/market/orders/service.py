@@ -1,4 +1,4 @@
-"""The use cases: place, cancel and recover orders, all through `advance`, which takes an order one step further."""
+"""The use cases: place, cancel and recover orders. All of them call `advance`, which performs an order's next step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from market.kit.faults import Clock, Faults
 from market.kit.process import logs
 from market.orders.clients import InventoryClient, ProductsClient
 from market.orders.domain import (
-    CANCELLING,
+    CANCELLATION_BY_STATUS,
     CONFIRM,
     REJECT,
     InsufficientStock,
@@ -48,7 +48,12 @@ log = logs.get_logger("orders")
 
 # The pause before a step whose outcome is unknown is retried.
 _RETRY_SECONDS = 0.05
+# The deadline of work that continues after the response.
 _BACKGROUND_SECONDS = 5.0
+# A cancellation releases the stock within the request's remaining time, but stops this long before its deadline, so
+# that 202 can still be sent if inventory does not respond.
+_CANCEL_RESPONSE_SECONDS = 0.5
+_MIN_RELEASE_SECONDS, _MAX_RELEASE_SECONDS = 0.2, 60.0
 
 
 @dataclass
@@ -70,8 +75,11 @@ class Deps:
         if self.faults:
             await self.faults.reach(point)
 
-    def run_in_background(self, work: Coroutine[Any, Any, object]) -> None:
-        """Start the work and return at once. If it fails, it is left to the recovery loop."""
+    def run_in_background(self, step: Step, order_id: UUID, work: Coroutine[Any, Any, object]) -> None:
+        """Start the work and return at once. If it fails, a background loop retries it: recovery or the relay.
+
+        `step` and `order_id` say in the log what the work is.
+        """
 
         async def run() -> None:
             context.deadline.set(None)
@@ -80,9 +88,9 @@ class Deps:
                     with context.deadline_in(_BACKGROUND_SECONDS):
                         await work
                 except Unavailable as e:
-                    log.warning("deferred to recovery", reason=str(e))
+                    log.warning("step deferred to recovery", step=step.value, order_id=str(order_id), reason=str(e))
                 except Exception:
-                    log.exception("deferred to recovery")
+                    log.exception("step failed, deferred to recovery", step=step.value, order_id=str(order_id))
 
         task = asyncio.get_running_loop().create_task(run())
         self.tasks.add(task)
@@ -108,7 +116,7 @@ async def place_order(deps: Deps, new: NewOrder, key: str | None) -> PlacedOrder
         if replay := await _replay(deps, key, digest):
             return replay
     if deps.inventory.circuit_is_open:
-        # Before anything is stored, so that nothing has to be recovered.
+        # Fail before anything is stored, so that nothing has to be recovered.
         raise Unavailable("inventory is unavailable")
     products = await deps.products.get_products([line.product_id for line in new.lines])
     priced = price_lines(new, products)
@@ -123,7 +131,7 @@ async def place_order(deps: Deps, new: NewOrder, key: str | None) -> PlacedOrder
         key=key,
         digest=digest,
     )
-    with _outcome_unknown(order.id, _ADVICE_WITH_KEY if key is not None else _ADVICE_WITHOUT_KEY):
+    with _explain_unknown_outcome(order.id, _ADVICE_WITH_KEY if key is not None else _ADVICE_WITHOUT_KEY):
         await deps.reach("orders.before-intent")
         while True:
             try:
@@ -134,43 +142,43 @@ async def place_order(deps: Deps, new: NewOrder, key: str | None) -> PlacedOrder
                 assert digest is not None
                 if replay := await _replay(deps, key, digest):
                     return replay
-                # The other order has been rejected since, so the key is free again.
+                # The order that had the key has been rejected since, so the key is free again.
                 await asyncio.sleep(_RETRY_SECONDS)
         await deps.reach("orders.after-intent")
-        order = await _decide(deps, order)
+        order = await _advance_pending(deps, order)
         await deps.reach("orders.before-response")
     return PlacedOrder(_require_confirmed(order), replayed=False)
 
 
 async def _replay(deps: Deps, key: str, digest: bytes) -> PlacedOrder | None:
-    """Return the order that has the key, after deciding it if it is pending; None if the key is free."""
+    """Return the order that has the key, advanced if it was still pending; None if the key is free."""
     holder = await deps.orders.find_by_key(key)
     if holder is None:
         return None
     if holder.digest != digest:
         raise IdempotencyKeyReused()
-    with _outcome_unknown(holder.order_id, _ADVICE_WITH_KEY):
+    with _explain_unknown_outcome(holder.order_id, _ADVICE_WITH_KEY):
         order = await deps.orders.get_latest(holder.order_id)
         if order is None or order.key != key:
             return None
-        order = await _decide(deps, order)
+        order = await _advance_pending(deps, order)
     return PlacedOrder(order if order.status is Status.CANCELLED else _require_confirmed(order), replayed=True)
 
 
-async def _decide(deps: Deps, order: Order) -> Order:
-    """Advance the order until it is no longer pending. Start the step that is due then, without waiting for it."""
+async def _advance_pending(deps: Deps, order: Order) -> Order:
+    """Advance the order until it is no longer pending, and start the step that is due then without waiting for it."""
     while next_step(order) is Step.RESERVE:
         order = await advance(deps, order)
     step = next_step(order)
     if step is Step.RELEASE:
-        deps.run_in_background(advance(deps, order))
+        deps.run_in_background(step, order.id, advance(deps, order))
     elif step is Step.PUBLISH and order.lease_owner == deps.orders.instance_id:
         await advance(deps, order)
     return order
 
 
 def _require_confirmed(order: Order) -> Order:
-    """Return the order if it is confirmed, otherwise raise why it is not."""
+    """Return the order if it is confirmed, otherwise raise the error that says why it is not."""
     if order.status is Status.CONFIRMED:
         return order
     if order.status is Status.CANCELLED:
@@ -187,11 +195,11 @@ _ADVICE_WITH_KEY = "repeat the request with the same Idempotency-Key for the fin
 _ADVICE_WITHOUT_KEY = (
     "read the order by its id for the result; without an Idempotency-Key, ordering again may place a second order"
 )
-_ADVICE_CANCELLING = "cancel it again, or read the order by its id for the result"
+_ADVICE_TO_CANCEL = "cancel it again, or read the order by its id for the result"
 
 
 @contextmanager
-def _outcome_unknown(order_id: UUID, advice: str) -> Iterator[None]:
+def _explain_unknown_outcome(order_id: UUID, advice: str) -> Iterator[None]:
     """Add the order's id and the advice to every Unavailable raised inside."""
     try:
         yield
@@ -209,22 +217,22 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     Return whether its stock is released; if not, recovery releases it later. Raises NotFound, and Unavailable if it is
     unknown whether the order is cancelled.
     """
-    with _outcome_unknown(order_id, _ADVICE_CANCELLING):
+    with _explain_unknown_outcome(order_id, _ADVICE_TO_CANCEL):
         order = await deps.orders.get_latest(order_id)
         if order is None:
             raise NotFound("order", order_id)
-        while move := CANCELLING.get(order.status):
+        while move := CANCELLATION_BY_STATUS.get(order.status):
             await deps.reach("orders.before-cancel-status")
-            order = await _apply_cancelling(deps, order, move)
+            order = await _apply_cancellation(deps, order, move)
         if order.status is Status.REJECTED:
             return True
     if order.outbox and order.lease_owner is None:
-        deps.run_in_background(deps.relay.publish_now(order.id))
+        deps.run_in_background(Step.PUBLISH, order.id, deps.relay.publish_now(order.id))
     if not order.release_due:
         return True
     try:
-        # Inventory gets the remaining time, minus what sending the response needs.
-        with context.deadline_in(max(0.2, context.remaining(60.0) - 0.5)):
+        seconds = context.remaining(_MAX_RELEASE_SECONDS) - _CANCEL_RESPONSE_SECONDS
+        with context.deadline_in(max(_MIN_RELEASE_SECONDS, seconds)):
             await advance(deps, order)
     except Unavailable as e:
         log.warning("stock release deferred", order_id=str(order_id), reason=str(e))
@@ -232,20 +240,20 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     return True
 
 
-async def _apply_cancelling(deps: Deps, order: Order, move: Move) -> Order:
+async def _apply_cancellation(deps: Deps, order: Order, move: Move) -> Order:
     at = deps.clock()
     after = None
     try:
         after = await deps.orders.move_and_get(order.id, move, at=at, entry=_outbox_entry(order, move, at))
         await deps.reach("orders.after-cancel-status")
     except Unavailable:
-        # The move may have been applied or not: the document shows which.
+        # The outcome is unknown: read the order to see whether the move was applied.
         after = None
     return after or await _reload(deps, order.id)
 
 
 async def advance(deps: Deps, order: Order, *, overdue: bool = False) -> Order:
-    """Take the order one step further and return it as it is afterwards.
+    """Perform the order's next step and return the order as it is afterwards.
 
     Idempotent: any process may repeat it at any time. Raises Unavailable if the step's outcome is unknown.
     """
@@ -274,7 +282,7 @@ async def _reserve(deps: Deps, order: Order) -> Order:
     if isinstance(result, InsufficientStock):
         return await _move(deps, order, move, Reason.OUT_OF_STOCK, result.shortages)
     if isinstance(result, ReservationRejected):
-        # The order has been cancelled. Its document decides: it becomes rejected only if it is still pending.
+        # Most likely the order has been cancelled since. The move has no effect then: it requires a pending order.
         log.warning("reservation rejected", order_id=str(order.id), reason=result.detail)
         return await _move(deps, order, move, Reason.RESERVATION_REJECTED)
     await deps.reach("orders.before-confirm")
@@ -305,7 +313,8 @@ async def _move(
 async def _reload(deps: Deps, order_id: UUID) -> Order:
     order = await deps.orders.get_latest(order_id)
     if order is None:
-        raise Unavailable("the order is not stored yet")
+        # The service never deletes orders: the document was removed by hand.
+        raise Unavailable("the stored order no longer exists")
     return order
 
 

@@ -22,7 +22,7 @@ from market.orders.domain import CONFIRM, Move, Order, OutboxEntry, Reason, Shor
 from market.orders.mongodb.collection import BEGINNING, OrdersCollection, documents
 
 _DUPLICATE_KEY = 11000
-# Counting more for a metric is not worth the server's time.
+# The metrics do not need exact counts above this, and counting takes the server's time.
 _MAX_COUNT = 10_000
 
 
@@ -58,8 +58,8 @@ class Statistics(Struct, frozen=True):
 class OrderRepository:
     """Owns the queues in which concurrent callers' operations are batched.
 
-    `instance_id` identifies this process as the owner of outbox leases. Every method raises Unavailable; a write may
-    then have been applied or not.
+    `instance_id` identifies this process as the owner of outbox leases. Every method raises Unavailable; the
+    outcome of a write is then unknown.
     """
 
     def __init__(self, collection: OrdersCollection, *, instance_id: str) -> None:
@@ -71,7 +71,8 @@ class OrderRepository:
         self._moves: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.update", max_batch_size=128, max_concurrency=2
         )
-        # Separate from the moves: an update here that matches nothing must not make a whole batch of moves uncertain.
+        # Separate from the moves, because these updates may match nothing. `_update_many` cannot tell which update of
+        # a batch did not match, so the moves in the same batch would all have an unknown outcome.
         self._releases: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.release-due", max_batch_size=128
         )
@@ -82,7 +83,7 @@ class OrderRepository:
             self._find_many, name="orders.get", max_batch_size=32, max_concurrency=4, dedupe=True
         )
 
-    # Placing.
+    # Placing orders
 
     async def add(self, order: Order) -> None:
         """Store a pending order. Adding the same order again has no effect. Raises KeyTaken."""
@@ -93,7 +94,7 @@ class OrderRepository:
         inserts = [InsertOne(documents.order_to_document(order)) for order in orders]
 
         async def insert() -> None:
-            # Not insert_many: all that it adds is a check for _id.
+            # insert_many would only add a check for _id.
             await self.collection.documents.bulk_write(inserts, ordered=False)
 
         try:
@@ -118,7 +119,7 @@ class OrderRepository:
         holders = {d["key"]: KeyHolder(d["_id"], bytes(d["digest"])) for d in found}
         return [holders.get(key) for key in keys]
 
-    # Reading.
+    # Reading orders
 
     async def get(self, order_id: UUID) -> Order | None:
         """Return the order, or None. It may miss a write that was acknowledged a moment ago: see `get_latest`."""
@@ -159,7 +160,7 @@ class OrderRepository:
         total = await self.collection.count(where)
         return OrderPage(await self.collection.run(find) if total > offset else [], total)
 
-    # Moving.
+    # Moving orders
 
     async def move(
         self,
@@ -171,13 +172,13 @@ class OrderRepository:
         reason: Reason | None = None,
         shortages: Sequence[Shortage] = (),
     ) -> bool:
-        """Apply the move if the order is in its source status. A confirmed order's outbox is leased to this process.
+        """Apply the move if the order is in its source status. Return True if it was applied.
 
-        Return True if the move was applied. False means that this is unknown: read the order.
+        False means that the outcome is unknown: read the order. CONFIRM also leases the order's outbox to this process.
         """
         update = documents.move_update(order_id, move, at=at, entry=entry, reason=reason, shortages=shortages)
         if move is CONFIRM:
-            # Taken in the same write, so that publishing needs no write of its own for the lease.
+            # The lease is taken in the same write, so that publishing does not need a separate one.
             update.change["$set"]["claimed_by"] = self.instance_id
             update.change["$currentDate"] = {"claimed_at": True}
         return await self._moves(update)
@@ -208,10 +209,10 @@ class OrderRepository:
 
     async def _update_many(self, updates: list[documents.ConditionalUpdate]) -> Sequence[bool]:
         matched = await self.collection.bulk_update([UpdateOne(u.where, u.change) for u in updates])
-        # A bulk write returns only a count. If it falls short, every caller has to read its order.
+        # A bulk write returns only how many matched. If some did not, every caller has to read its order.
         return [matched == len(updates)] * len(updates)
 
-    # For the background loops.
+    # Queries of the background loops
 
     async def list_pending(self, before: datetime, limit: int) -> list[UUID]:
         """Return the ids of up to `limit` orders pending since before `before` (MongoDB's clock), oldest first."""

@@ -1,8 +1,8 @@
 """The order's document: domain data to BSON values and back, and a move as a conditional update.
 
 Besides the order itself a document has `since` (the server's time of the intent), `release_due` (the server's time of
-the last attempt), `outbox`, `unsent_since`, `stuck_since`, and the outbox lease: `claimed_by` is its owner,
-`claimed_at` the server's time at which it was taken.
+the last attempt, present while a stock release is due), `outbox`, `unsent_since`, `stuck_since`, and the outbox lease:
+`claimed_by` is its owner, `claimed_at` the server's time at which it was taken.
 """
 
 from __future__ import annotations
@@ -61,20 +61,22 @@ def move_update(
     return ConditionalUpdate({"_id": order_id, "status": move.source.value}, change)
 
 
-# Money is hundredths: exponent -2 in Decimal128's binary form. (bson's own conversion goes digit by digit in Python.)
+# Decimal128 is stored as BID (binary integer decimal): two 64-bit words, the low word of the integer first; the high
+# word also has the exponent, plus 6176, from bit 49. Money is hundredths, so its exponent is -2. bson's own conversion
+# is much slower: it goes digit by digit in Python.
+_BID_WORDS = struct.Struct("<QQ")
 _HUNDREDTHS = (6176 - 2) << 49
-_BID = struct.Struct("<QQ")
 _CENT = Decimal("0.01")
 
 
 def to_decimal128(amount: Decimal) -> Decimal128:
     """Return money as MongoDB stores it, with two decimals."""
-    return Decimal128.from_bid(_BID.pack(int(amount.scaleb(2)), _HUNDREDTHS))
+    return Decimal128.from_bid(_BID_WORDS.pack(int(amount.scaleb(2)), _HUNDREDTHS))
 
 
 def from_decimal128(value: Decimal128) -> Decimal:
     """Return stored money with two decimals."""
-    low, high = _BID.unpack(value.bid)
+    low, high = _BID_WORDS.unpack(value.bid)
     return Decimal(low).scaleb(-2) if high == _HUNDREDTHS else value.to_decimal().quantize(_CENT)
 
 
@@ -106,7 +108,10 @@ def order_to_document(order: Order) -> Document:
 
 
 def document_to_order(d: Mapping[str, Any]) -> Order:
-    """Return the order in a document. Values are trusted: see `parse_document`."""
+    """Return the order in a document that this service has written: types are not checked.
+
+    `parse_document` is for documents that may have been modified by hand.
+    """
     return Order(
         id=d["_id"],
         user=d["user"],
@@ -144,7 +149,7 @@ def parse_document(d: Mapping[str, Any]) -> Order | UnreadableDocument:
     """Return the order in a document whose values may have any type, or why it is not an order."""
     try:
         order = document_to_order(d)
-        # Otherwise a string in place of a time would fail later, where the document is no longer known.
+        # Check the types here: a string in place of a time, say, would fail only later, far from its document.
         msgspec.convert(msgspec.to_builtins(order, builtin_types=_NATIVE_TYPES), Order)
         return order
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:

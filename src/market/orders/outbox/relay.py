@@ -1,4 +1,6 @@
-"""The relay: publishes events from the outbox to Kafka, in order per order, and removes each once it is acknowledged.
+"""The relay: publishes events from the outbox to Kafka, and removes each once it is acknowledged.
+
+An order's events are published one after the other, so that they keep their sequence.
 
 The process that confirms an order publishes its event at once, under the lease that the confirmation took. If Kafka
 does not accept the event, the lease is released and the loop of any pod retries; while Kafka is unavailable, a pod
@@ -42,7 +44,13 @@ _PAGE_SIZE = 200
 class Relay:
     """Owns the producer, and knows which orders' events are in flight.
 
-    Must be constructed inside a running event loop. `faults` is None outside of tests; `outbox` is what it publishes.
+    `publish` adds an order to `_in_flight` and sends its first event. Depending on the delivery result, the event is
+    removed from the outbox (`_removals`), the lease is released (`_lease_releases`), or the event is marked as
+    rejected. `_settle` then removes the order from `_in_flight` and sets `_settled`. If the order was leased again
+    meanwhile (`_reclaimed`), its remaining events are sent.
+
+    Must be constructed inside a running event loop. `outbox` holds the events to publish; `faults` is None outside of
+    tests.
     """
 
     def __init__(self, config: Config, outbox: OutboxRepository, clock: Clock, faults: Faults | None) -> None:
@@ -66,16 +74,17 @@ class Relay:
             self._release_many, name="orders.release-lease", max_batch_size=256
         )
         self._in_flight: set[UUID] = set()
-        # Orders in flight that were leased again: their first event has been removed from the outbox, but `_remove` has
-        # not returned yet.
+        # Orders that were leased again while in flight: their first event has been removed from the outbox, but
+        # `_remove` has not returned yet.
         self._reclaimed: set[UUID] = set()
+        # Set whenever an order leaves `_in_flight`.
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failing = False
         # How many deliveries have failed, or were not accepted by the producer.
         self._failures = 0
-        # Where the last pass over the outboxes stopped; None: at the end. The next pass continues there, so that an
-        # order that keeps failing (its partition is unavailable) does not block those that have not been tried yet.
+        # Where the last pass over the outboxes stopped; None if it reached the end. The next pass continues there, so
+        # that an order that keeps failing (its partition is unavailable) does not block those not tried yet.
         self._position: datetime | None = None
 
     @property
@@ -103,7 +112,10 @@ class Relay:
             self.publish(order)
 
     async def run_once(self) -> float:
-        """Publish what other processes left behind. Return the seconds to wait until the next pass."""
+        """Publish unsent events that no process has a lease on: their first attempt failed, or their process crashed.
+
+        Return the seconds to wait until the next pass.
+        """
         failures = self._failures
         now = await self.outbox.server_time()
         # While Kafka accepts nothing, one order is enough to probe whether it has recovered.
@@ -124,7 +136,7 @@ class Relay:
         if leased:
             RECOVERED.labels("published").inc(len(leased))
             await self._wait_settled(leased)
-        # No pause while there are more and Kafka accepts all of them.
+        # Do not pause while there are more orders and Kafka accepts all of their events.
         return 0.0 if self._position is not None and self._failures == failures else self._interval
 
     async def close(self, timeout_seconds: float) -> None:
@@ -202,7 +214,7 @@ class Relay:
                 self._failing = True
                 failed.append(order_id)
         if failed:
-            # Concurrently with the removal below: neither waits for the other.
+            # Released concurrently with the removal below: neither waits for the other.
             self._spawn(self._release_leases(failed))
         if not published:
             return
@@ -227,7 +239,7 @@ class Relay:
                     # Retried while the lease is ours. After that the event is sent again, with the same id.
                     await asyncio.sleep(backoff(attempt))
             if self._faults and remaining:
-                await self._faults.reach("orders.after-clear")
+                await self._faults.reach("orders.after-remove")
         finally:
             for order_id, _ in published:
                 self._settle(order_id)
@@ -240,11 +252,11 @@ class Relay:
         return [remaining.get(order_id) for order_id, _ in published]
 
     async def _release_leases(self, order_ids: Sequence[UUID]) -> None:
-        """Let any relay try again.
+        """Release the leases, so that any relay may retry.
 
-        Until then the orders count as in flight, so that none is sent here without a lease.
+        The orders stay in flight until then, so that this relay does not send any of them without a lease.
         """
-        # Not within the deadline of the request that happened to start this.
+        # The deadline of the request that happened to start this must not apply.
         context.deadline.set(None)
         self._failures += len(order_ids)
         try:
@@ -270,7 +282,7 @@ class Relay:
             self._settle(order_id)
 
     async def _wait_settled(self, order_ids: Sequence[UUID]) -> None:
-        # The producer gives up each message after delivery_seconds, and the leases expire soon after.
+        # The producer gives up on each message after delivery_seconds, and the leases expire soon after.
         with suppress(TimeoutError):
             async with asyncio.timeout(self._lease_seconds):
                 while any(order_id in self._in_flight for order_id in order_ids):

@@ -30,8 +30,10 @@ class UnsentPage(Struct, frozen=True):
 
 
 class OutboxRepository:
-    """`instance_id` is the owner of the leases taken here. Every method raises Unavailable; a write may then have been
-    applied or not."""
+    """The outboxes of all orders. `instance_id` becomes the owner of every lease taken here.
+
+    Every method raises Unavailable; the outcome of a write is then unknown.
+    """
 
     def __init__(self, collection: OrdersCollection, *, instance_id: str) -> None:
         self.instance_id = instance_id
@@ -80,9 +82,10 @@ class OutboxRepository:
         return UnsentPage([d["_id"] for d in found], found[-1]["unsent_since"] if len(found) == limit else None)
 
     async def remove_published(self, published: Sequence[tuple[UUID, UUID]]) -> list[Order]:
-        """Remove exactly these entries, given as (order id, event id). Empty outboxes lose their lease.
+        """Remove exactly these entries, given as (order id, event id).
 
-        Return the orders that have more events and whose lease this instance still holds.
+        The lease on an outbox that is empty afterwards is cleared. Return the orders that have more events and whose
+        lease this instance still holds.
         """
         if not published:
             return []

@@ -1,6 +1,6 @@
 """`python -m market.orders reconcile [--repair] [--json] [--topic]`: the only way to start a reconciliation.
 
-It needs the service's configuration, and no running service.
+It needs the service's configuration; the service need not be running.
 """
 
 from __future__ import annotations

@@ -72,66 +72,72 @@ CAUSES = {
 }
 
 
+class Finding(Struct, frozen=True):
+    """A difference of one order. `event_type`: the type of the missing event, if the kind is EVENT_MISSING."""
+
+    kind: Kind
+    detail: str
+    event_type: str | None = None
+
+
 class Thresholds(Struct, frozen=True):
-    """Cut-off times by MongoDB's clock, so that work in progress is not reported as a difference."""
+    """Cut-off times by MongoDB's clock. They keep work in progress from being reported as a difference."""
 
     # Only orders whose id was created before this are compared.
     compared_before: datetime
-    # Older work is overdue: recovery, which runs at intervals, has missed it several times.
+    # Older work is overdue: several passes of recovery should have finished it.
     overdue_before: datetime
-    # Older events are overdue: an event may wait for its acknowledgement, and then for its lease to expire.
+    # Older events are overdue. They get more time than other work: an event may also wait for a lease to expire.
     unsent_before: datetime
     # Older events may have been deleted from the topic.
     retained_since: datetime
 
 
 def compare(
-    order: Order | None, reservation: Reservation | None, seen: int | None, thresholds: Thresholds
-) -> Iterable[tuple[Kind, str]]:
-    """Yield (kind, detail) of each difference between an order, its reservation and its events.
+    order: Order | None, reservation: Reservation | None, flags: int | None, thresholds: Thresholds
+) -> Iterable[Finding]:
+    """Yield each difference between an order, its reservation and its events.
 
-    `seen`: the order's flags in TopicReader.seen, 0 if there are no events, None if the topic was not read.
+    flags: the order's in TopicReader.flags, 0 if the topic has no events of it, None if the topic was not read.
     """
     if order is None:
         if reservation is not None and reservation.active and reservation.created_at < thresholds.compared_before:
             count = pluralize(len(reservation.items), "product")
-            yield Kind.NO_ORDER, f"has held {count} since {reservation.created_at.isoformat()}"
-        if seen:
-            yield Kind.EVENT_WITHOUT_ORDER, "the topic has events of this order"
+            yield Finding(Kind.NO_ORDER, f"has held {count} since {reservation.created_at.isoformat()}")
+        if flags:
+            yield Finding(Kind.EVENT_WITHOUT_ORDER, "the topic has events of this order")
         return
     if order.status is Status.PENDING:
         if id_created_at(order.id) < thresholds.overdue_before:
-            yield Kind.PENDING, f"pending since {order.created_at.isoformat()}"
+            yield Finding(Kind.PENDING, f"pending since {order.created_at.isoformat()}")
         return
     yield from _compare_reservation(order, reservation, thresholds)
-    yield from _compare_events(order, seen, thresholds)
+    yield from _compare_events(order, flags, thresholds)
 
 
-def _compare_reservation(
-    order: Order, reservation: Reservation | None, thresholds: Thresholds
-) -> Iterable[tuple[Kind, str]]:
+def _compare_reservation(order: Order, reservation: Reservation | None, thresholds: Thresholds) -> Iterable[Finding]:
     if order.status is Status.CONFIRMED:
         if reservation is None:
-            yield Kind.NO_RESERVATION, pluralize(len(order.lines), "product")
+            yield Finding(Kind.NO_RESERVATION, pluralize(len(order.lines), "product"))
         elif not reservation.active:
-            yield Kind.RESERVATION_CANCELLED, pluralize(len(order.lines), "product")
+            yield Finding(Kind.RESERVATION_CANCELLED, pluralize(len(order.lines), "product"))
         elif reservation.items != tuple(sorted((line.product_id, line.quantity) for line in order.lines)):
             products = pluralize(len(order.lines), "product")
-            yield Kind.ITEMS_DIFFER, f"the order has {products}, the reservation {len(reservation.items)}"
+            yield Finding(Kind.ITEMS_DIFFER, f"the order has {products}, the reservation {len(reservation.items)}")
     elif order.release_due:
         if order.ended_at is None or order.ended_at < thresholds.overdue_before:
-            yield Kind.RELEASE_OVERDUE, f"the order is {order.status}"
+            yield Finding(Kind.RELEASE_OVERDUE, f"the order is {order.status}")
     elif reservation is not None and reservation.active:
-        yield Kind.NOT_RELEASED, f"the order is {order.status}"
+        yield Finding(Kind.NOT_RELEASED, f"the order is {order.status}")
 
 
-def _compare_events(order: Order, seen: int | None, thresholds: Thresholds) -> Iterable[tuple[Kind, str]]:
+def _compare_events(order: Order, flags: int | None, thresholds: Thresholds) -> Iterable[Finding]:
     waiting = {entry.event_type for entry in order.outbox}
     for entry in order.outbox:
         if entry.rejection is not None:
-            yield Kind.EVENT_REJECTED, f"{entry.event_type}: {entry.rejection}"
+            yield Finding(Kind.EVENT_REJECTED, f"{entry.event_type}: {entry.rejection}")
         elif entry.at < thresholds.unsent_before and not any(e.rejection for e in order.outbox):
-            yield Kind.EVENT_OVERDUE, f"{entry.event_type}, unsent since {entry.at.isoformat()}"
+            yield Finding(Kind.EVENT_OVERDUE, f"{entry.event_type}, unsent since {entry.at.isoformat()}")
     # The events that the order's state implies, and their times.
     expected: dict[str, datetime] = {}
     if order.status is Status.CONFIRMED or order.confirmed_at is not None:
@@ -139,27 +145,27 @@ def _compare_events(order: Order, seen: int | None, thresholds: Thresholds) -> I
         if order.status is Status.CANCELLED:
             expected[events.CANCELLED] = order.ended_at or order.created_at
     for event_type in waiting - expected.keys():
-        yield Kind.EVENT_CONTRADICTS, f"{event_type} is in the outbox, but the order is {order.status}"
-    if seen is None:
+        yield Finding(Kind.EVENT_CONTRADICTS, f"{event_type} is in the outbox, but the order is {order.status}")
+    if flags is None:
         return
     for event_type, bit in EVENT_BITS.items():
-        if seen & bit and event_type not in expected:
-            yield Kind.EVENT_CONTRADICTS, f"{event_type} is in the topic, but the order is {order.status}"
+        if flags & bit and event_type not in expected:
+            yield Finding(Kind.EVENT_CONTRADICTS, f"{event_type} is in the topic, but the order is {order.status}")
         elif (
             event_type in expected
             and expected[event_type] >= thresholds.retained_since
             and event_type not in waiting
-            and not seen & bit
+            and not flags & bit
         ):
-            yield Kind.EVENT_MISSING, event_type
-    if seen & OUT_OF_ORDER:
-        yield Kind.EVENTS_OUT_OF_ORDER, "order.cancelled came first"
-    if seen & FOREIGN:
-        yield Kind.EVENT_DIFFERS, "the event's id or key is not the order's"
-    if seen & CONTENTS_DIFFER:
-        yield Kind.EVENT_DIFFERS, "its events in the topic have different contents"
-    elif seen and seen >> CONTENT_SHIFT != content_hash(to_contract(order)):
-        yield Kind.EVENT_DIFFERS, "the event has a different user, products, prices or times"
+            yield Finding(Kind.EVENT_MISSING, event_type, event_type)
+    if flags & OUT_OF_ORDER:
+        yield Finding(Kind.EVENTS_OUT_OF_ORDER, "order.cancelled came first")
+    if flags & FOREIGN:
+        yield Finding(Kind.EVENT_DIFFERS, "the event's id or key is not the order's")
+    if flags & CONTENTS_DIFFER:
+        yield Finding(Kind.EVENT_DIFFERS, "its events in the topic have different contents")
+    elif flags and flags >> CONTENT_SHIFT != content_hash(to_contract(order)):
+        yield Finding(Kind.EVENT_DIFFERS, "the event has a different user, products, prices or times")
 
 
 _EPOCH = datetime.fromtimestamp(0, UTC)

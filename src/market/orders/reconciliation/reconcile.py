@@ -21,7 +21,7 @@ from market.orders.clients import Reservation
 from market.orders.config import Recovery
 from market.orders.domain import Order
 from market.orders.mongodb.collection import documents
-from market.orders.reconciliation.differences import CAUSES, Kind, Thresholds, compare, id_created_at
+from market.orders.reconciliation.differences import CAUSES, Finding, Kind, Thresholds, compare, id_created_at
 from market.orders.reconciliation.repairs import REPAIRS, Case, RepairResult
 from market.orders.reconciliation.scans import Scans
 from market.orders.reconciliation.topic_reader import TopicReader
@@ -120,13 +120,13 @@ class _Run:
         products: dict[str, bool] = {}
         with_order_or_reservation: set[UUID] = set()
         async for order_id, order, reservation in self._pairs():
-            if self._topic is not None and order_id in self._topic.seen:
+            if self._topic is not None and order_id in self._topic.flags:
                 with_order_or_reservation.add(order_id)
             if isinstance(order, documents.UnreadableDocument):
                 yield self._difference(Kind.UNREADABLE, str(order_id), order.reason)
                 continue
             if id_created_at(order_id) < thresholds.compared_before and any(
-                compare(order, reservation, self._seen(order_id), thresholds)
+                compare(order, reservation, self._flags(order_id), thresholds)
             ):
                 suspects.append(order_id)
             if order is not None:
@@ -141,7 +141,7 @@ class _Run:
                 yield Progress("orders", self.orders, total)
         yield Progress("orders", self.orders, max(total, self.orders))
         if self._topic is not None:
-            only_events = self._topic.seen.keys() - with_order_or_reservation
+            only_events = self._topic.flags.keys() - with_order_or_reservation
             suspects.extend(
                 order_id for order_id in only_events if id_created_at(order_id) < thresholds.compared_before
             )
@@ -168,8 +168,8 @@ class _Run:
                 yield Progress("topic", *latest[-1])
         await reading
 
-    def _seen(self, order_id: UUID) -> int | None:
-        return None if self._topic is None else self._topic.seen.get(order_id, 0)
+    def _flags(self, order_id: UUID) -> int | None:
+        return None if self._topic is None else self._topic.flags.get(order_id, 0)
 
     async def _pairs(
         self,
@@ -213,7 +213,7 @@ class _Run:
             part = suspects[start : start + _MAX_CONCURRENCY]
             orders = await asyncio.gather(*(self._deps.orders.get_latest(order_id) for order_id in part))
             if self._topic is not None:
-                # After the orders: an event that left an outbox before it was read is in the topic now.
+                # Read after the orders: an event that was no longer in its order's outbox is in the topic by now.
                 await self._topic.read_to_end(lambda *_: None)
             checked = await asyncio.gather(
                 *(self._check(order_id, order, thresholds) for order_id, order in zip(part, orders, strict=True))
@@ -226,15 +226,15 @@ class _Run:
     async def _check(self, order_id: UUID, order: Order | None, thresholds: Thresholds) -> list[Difference]:
         reservation = await self._get_reservation(order_id)
         if await self._deps.orders.get_latest(order_id) != order:
-            # The order changed between the reads, so the order and the reservation may not belong together.
+            # The order has changed meanwhile, so the two reads may show different states.
             return []
         found = []
-        for kind, detail in list(compare(order, reservation, self._seen(order_id), thresholds)):
-            repair = await self._try_repair(kind, order_id, order, detail) if self._repair else None
+        for finding in compare(order, reservation, self._flags(order_id), thresholds):
+            repair = await self._try_repair(finding, order_id, order) if self._repair else None
             if repair is None:
-                found.append(self._difference(kind, str(order_id), detail))
+                found.append(self._difference(finding.kind, str(order_id), finding.detail))
             else:
-                found.append(self._difference(kind, str(order_id), repair.detail, repair.repaired))
+                found.append(self._difference(finding.kind, str(order_id), repair.detail, repair.repaired))
         return found
 
     async def _get_reservation(self, order_id: UUID) -> Reservation | None:
@@ -242,18 +242,18 @@ class _Run:
         page = await self._deps.inventory.list_reservations(previous, 1)
         return page[0] if page and page[0].id == order_id else None
 
-    async def _try_repair(self, kind: Kind, order_id: UUID, order: Order | None, detail: str) -> RepairResult | None:
+    async def _try_repair(self, finding: Finding, order_id: UUID, order: Order | None) -> RepairResult | None:
         """Return the repair's result, or None if the kind has no single right repair."""
-        repair = REPAIRS.get(kind)
+        repair = REPAIRS.get(finding.kind)
         if repair is None:
             return None
         try:
-            return await repair(Case(self._deps, order_id, order, detail))
+            return await repair(Case(self._deps, order_id, order, finding.detail, finding.event_type))
         except Unavailable as e:
-            return RepairResult(False, f"{detail}; not repaired: {e}")
+            return RepairResult(False, f"{finding.detail}; not repaired: {e}")
 
     async def _check_stock_rows(self, products: Mapping[str, bool]) -> AsyncIterator[OutputLine]:
-        """Yield products without a stock row, or with less than none in stock.
+        """Yield products whose stock is below zero, and products that are reserved but have no stock row.
 
         products: by id, whether a reservation holds units of it.
         """

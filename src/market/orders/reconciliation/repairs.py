@@ -11,22 +11,30 @@ from uuid import UUID
 from msgspec import Struct
 
 from market.contracts import events
-from market.orders.domain import CANCELLING, InsufficientStock, Order, OutboxEntry, ReservationRejected, Status
+from market.orders.domain import (
+    CANCELLATION_BY_STATUS,
+    InsufficientStock,
+    Order,
+    OutboxEntry,
+    ReservationRejected,
+    Status,
+)
 from market.orders.reconciliation.differences import Kind
 from market.orders.service import Deps, advance
 
 
 class Case(Struct, frozen=True):
-    """A difference to repair. `order` is as last read, None if it does not exist; `detail` is the difference's."""
+    """A difference to repair: `detail` and `event_type` are the Finding's. `order` is None if it does not exist."""
 
     deps: Deps
     order_id: UUID
     order: Order | None
     detail: str
+    event_type: str | None
 
 
 class RepairResult(Struct, frozen=True):
-    """Whether the difference is repaired, and its detail with what was done."""
+    """Whether the difference is repaired. `detail` is that of the difference, followed by what was done."""
 
     repaired: bool
     detail: str
@@ -38,7 +46,7 @@ async def reject(case: Case) -> RepairResult:
     order = await advance(case.deps, case.order, overdue=True)
     if order.release_due:
         await advance(case.deps, order)
-    return RepairResult(order.status not in CANCELLING, f"{case.detail}; it is now {order.status}")
+    return RepairResult(order.status not in CANCELLATION_BY_STATUS, f"{case.detail}; it is now {order.status}")
 
 
 async def release(case: Case) -> RepairResult:
@@ -75,12 +83,10 @@ async def publish(case: Case) -> RepairResult:
 
 
 async def publish_again(case: Case) -> RepairResult:
-    """Add the missing event, whose type is the detail, to the outbox.
-
-    Its id is the same, so that repeats are recognized.
-    """
-    queued = await _requeue(case, case.detail)
-    if case.detail == events.CREATED and case.order is not None and case.order.status is Status.CANCELLED:
+    """Add the missing event to the outbox again. Its id is the same, so that consumers recognize a duplicate."""
+    assert case.event_type is not None
+    queued = await _requeue(case, case.event_type)
+    if case.event_type == events.CREATED and case.order is not None and case.order.status is Status.CANCELLED:
         # Otherwise the last event in the topic would be the creation.
         queued = await _requeue(case, events.CANCELLED) and queued
     return _requeued(case, queued)
@@ -96,7 +102,7 @@ def _requeued(case: Case, queued: bool) -> RepairResult:
 
 
 async def _requeue(case: Case, event_type: str) -> bool:
-    """Return whether the event is in the outbox now, no matter which process added it."""
+    """Add the event to the outbox. Return whether it is there now, no matter which process added it."""
     entry = OutboxEntry(events.event_id(case.order_id, event_type), event_type, case.deps.clock())
     if await case.deps.relay.outbox.requeue(case.order_id, entry, case.deps.clock()):
         return True

@@ -15,8 +15,10 @@ from market.kit.errors import Unavailable
 from market.kit.kafka import consumer_settings
 from market.orders.config import Kafka
 
-# Flags of an order's events: which were seen, and what is wrong with them (FOREIGN: the event's id or key is not the
-# order's). The bits from CONTENT_SHIFT upwards are the `content_hash` of the first event.
+# Flags of an order's events: which types the topic has, and what is wrong with them. OUT_OF_ORDER: the first
+# order.created came after order.cancelled, and no order.cancelled has followed since. FOREIGN: an event's id or key is
+# not the order's. CONTENTS_DIFFER: the events have different contents. The bits from CONTENT_SHIFT upwards are the
+# `content_hash` of the first event.
 CREATED_SEEN, CANCELLED_SEEN, OUT_OF_ORDER, FOREIGN, CONTENTS_DIFFER = 1, 2, 4, 8, 16
 CONTENT_SHIFT = 8
 EVENT_BITS = {events.CREATED: CREATED_SEEN, events.CANCELLED: CANCELLED_SEEN}
@@ -25,20 +27,20 @@ _MAX_UNREADABLE = 10_000
 
 
 def content_hash(order: events.Order) -> int:
-    """Return 56 bits that identify an event's content, except for the status: that depends on when it was published."""
+    """Return a 56-bit hash of an event's content without the status, which depends on when the event was published."""
     content = msgspec.json.encode(msgspec.structs.replace(order, status="pending"))
     return int.from_bytes(blake2b(content, digest_size=7).digest(), "big")
 
 
 class TopicReader:
-    """Owns a consumer without a group, and the flags of every order that it has read (about 150 bytes each).
+    """Owns a consumer without a group, and the flags of every order with events in the topic (about 150 bytes each).
 
-    `seen`: the flags above by order id. `messages`: the number of messages read. `unreadable`: topic/partition/offset
+    `flags`: the flags above by order id. `messages`: the number of messages read. `unreadable`: topic/partition/offset
     of messages that no consumer can read, at most the first 10,000.
     """
 
     def __init__(self, config: Kafka) -> None:
-        self.seen: dict[UUID, int] = {}
+        self.flags: dict[UUID, int] = {}
         self.messages = 0
         self.unreadable: list[str] = []
         self._decode = msgspec.json.Decoder(events.OrderEvent).decode
@@ -107,17 +109,17 @@ class TopicReader:
                 self.unreadable.append(position)
             return
         content = content_hash(event.data)
-        seen = self.seen.get(order_id, content << CONTENT_SHIFT)
-        if bit == CREATED_SEEN and seen & CANCELLED_SEEN and not seen & CREATED_SEEN:
-            seen |= OUT_OF_ORDER
+        flags = self.flags.get(order_id, content << CONTENT_SHIFT)
+        if bit == CREATED_SEEN and flags & CANCELLED_SEEN and not flags & CREATED_SEEN:
+            flags |= OUT_OF_ORDER
         elif bit == CANCELLED_SEEN:
-            # A consumer that trusts the last event has the right state again.
-            seen &= ~OUT_OF_ORDER
+            # The cancellation is the last event again: consumers that trust the last event have the right status.
+            flags &= ~OUT_OF_ORDER
         if event.id != str(events.event_id(order_id, event.type)) or message.key() != event.subject.encode():
-            seen |= FOREIGN
-        if seen >> CONTENT_SHIFT != content:
-            seen |= CONTENTS_DIFFER
-        self.seen[order_id] = seen | bit
+            flags |= FOREIGN
+        if flags >> CONTENT_SHIFT != content:
+            flags |= CONTENTS_DIFFER
+        self.flags[order_id] = flags | bit
 
     async def close(self) -> None:
         """Close the connections to the brokers."""
