@@ -1,4 +1,4 @@
-# Shared by deploy.sh, undeploy.sh and restart.sh. Sourced, never run.
+# Shared by the scripts for Kubernetes. Sourced, never run.
 # shellcheck shell=bash
 NAMESPACE=market
 OURS=app.kubernetes.io/part-of=market

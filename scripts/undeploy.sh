@@ -69,7 +69,7 @@ remaining() { echo $((timeout > SECONDS ? timeout - SECONDS : 1)); }
 all_gone() { [ -z "$(inside get "$1" -l "$OURS" -o name)" ]; }
 
 if [ $keep = yes ] || [ -n "$foreign" ]; then
-  work=horizontalpodautoscalers.autoscaling,ingresses.networking.k8s.io,deployments.apps,statefulsets.apps,jobs.batch
+  work=horizontalpodautoscalers.autoscaling,ingresses.networking.k8s.io,deployments.apps,statefulsets.apps,cronjobs.batch,jobs.batch
   rest=services,configmaps,serviceaccounts,networkpolicies.networking.k8s.io,poddisruptionbudgets.policy
   watching delete "$work" -l "$OURS" --wait=true --timeout="$(remaining)s" --ignore-not-found | sed 's/^/  /'
   until all_gone pods; do
@@ -89,7 +89,7 @@ if [ $keep = yes ] || [ -n "$foreign" ]; then
 else
   kinds=$(inside get "$KINDS" -l "$OURS" -o 'jsonpath={range .items[*]}{.kind}{"\n"}{end}' | sort | uniq -c | awk '{printf "%s%d %s", sep, $1, $2; sep = ", "}')
   # Pods first, so that every process shuts down in order before its network policies and Secrets are deleted.
-  watching delete horizontalpodautoscalers,deployments,statefulsets,jobs --all --wait=true --timeout="$(remaining)s" >/dev/null
+  watching delete horizontalpodautoscalers,deployments,statefulsets,cronjobs,jobs --all --wait=true --timeout="$(remaining)s" >/dev/null
   watching wait pods --all --for=delete --timeout="$(remaining)s" >/dev/null 2>&1 || true
   cluster delete namespace "$NAMESPACE" --wait=false >/dev/null
   while [ -n "$(cluster get namespace "$NAMESPACE" --ignore-not-found -o name)" ]; do

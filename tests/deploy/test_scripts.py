@@ -257,6 +257,7 @@ def test_shellcheck_finds_nothing_in_the_scripts() -> None:
     shellcheck = shutil.which("shellcheck") or str(ROOT / ".venv/bin/shellcheck")
     if not Path(shellcheck).exists():
         pytest.skip("shellcheck is not installed")
-    scripts = [ROOT / "scripts" / name for name in SCRIPTS] + sorted((ROOT / "deploy").rglob("*.sh"))
+    names = (*SCRIPTS, "backup.sh", "restore.sh")
+    scripts = [ROOT / "scripts" / name for name in names] + sorted((ROOT / "deploy").rglob("*.sh"))
     done = subprocess.run([shellcheck, "-x", *scripts], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout
