@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from uuid import uuid4
 
+import pytest
+
 from market.contracts import events
 from market.notifications import metrics
 from tests.notifications.conftest import PARTITIONS, Mailing, event, message_ids
@@ -146,6 +148,8 @@ async def test_more_messages_than_fit_in_the_memory_budget_are_consumed_with_bac
 
 
 async def test_a_topic_created_after_the_start_is_mailed_from_its_first_message(mailing: Mailing) -> None:
+    if mailing.broker != "apache":
+        pytest.skip("the embedded broker creates topics on first use only, so none can be missing at the start")
     mailing.topic = f"late-{uuid4().hex[:8]}"
     first = event(email=mailing.mailbox)
     process = mailing.start_process(kafka={"partitions": PARTITIONS})
