@@ -125,24 +125,30 @@ async def test_a_lock_that_another_process_keeps_is_an_error_in_time(
         try:
             await conn.execute("SELECT pg_advisory_lock(hashtext('market.migrations'))")
             async with asyncio.timeout(PATIENCE):
-                with pytest.raises(MigrationError, match=r"held the lock of migrations for more than 0\.2 s"):
+                with pytest.raises(MigrationError, match=r"held the migration lock for more than 0\.2 s"):
                     await migrate(config, make_package(first=FIRST))
         finally:
             await conn.close()
         assert await migrate(config, make_package(first=FIRST)) == ["0001_first.sql"]
 
 
-async def test_a_migration_that_fails_is_undone_and_named(database: Postgres, make_package: MakePackage) -> None:
-    with pytest.raises(MigrationError, match=r'^0002_second\.sql failed, and was undone: .*"thinks" does not exist'):
+async def test_a_migration_that_fails_is_rolled_back_and_named(database: Postgres, make_package: MakePackage) -> None:
+    with pytest.raises(
+        MigrationError, match=r'^0002_second\.sql failed, and was rolled back: .*"thinks" does not exist'
+    ):
         await migrate(database, make_package(first=FIRST, second=f"{SECOND} TABLE thinks"))
     assert list(await checksums(database)) == ["0001_first.sql"]
     assert await migrate(database, make_package(first=FIRST, second=SECOND)) == ["0002_second.sql"]
 
 
-async def test_a_migration_that_takes_too_long_is_undone(postgres: PostgresHandle, make_package: MakePackage) -> None:
+async def test_a_migration_that_takes_too_long_is_rolled_back(
+    postgres: PostgresHandle, make_package: MakePackage
+) -> None:
     async with own_database(postgres, migrations=Migrations(timeout_seconds=0.2)) as config:
         async with asyncio.timeout(PATIENCE):
-            with pytest.raises(MigrationError, match=r"^0001_first\.sql did not finish within 0\.2 s, and was undone"):
+            with pytest.raises(
+                MigrationError, match=r"^0001_first\.sql did not finish within 0\.2 s, and was rolled back"
+            ):
                 await migrate(config, make_package(first=f"{FIRST} SELECT pg_sleep({PATIENCE})"))
         assert await checksums(config) == {}
         assert await migrate(config, make_package(first=FIRST)) == ["0001_first.sql"]

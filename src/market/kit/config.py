@@ -43,23 +43,23 @@ class Listen(Section, frozen=True, kw_only=True):
 
 
 class HttpLimits(Section, frozen=True, kw_only=True):
-    """What one HTTP server takes from its clients (docs/operations.md, "Limits of the public edge")."""
+    """The timeouts and size limits of one HTTP server (docs/operations.md, "Limits of the public edge")."""
 
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 1_048_576
     # The request line and all headers together.
     max_header_bytes: Annotated[int, Meta(ge=1024, le=1_048_576)] = 32_768
     max_headers: Annotated[int, Meta(ge=10, le=10_000)] = 100
-    # Beyond it, the connection that has been waiting for its client for longest is closed for the new one.
+    # At the limit, a new connection replaces the one that has been waiting longest for its client.
     max_connections: Annotated[int, Meta(ge=1)] = 4096
     # From the first byte of a request to the end of its headers; the same for the body after that.
     header_timeout_seconds: Seconds = 20.0
     body_timeout_seconds: Seconds = 60.0
     # How long a connection may be idle between two requests, or before the first.
     keep_alive_seconds: Seconds = 75.0
-    # A client has this long to take a response, plus the time that its size takes at the minimum rate.
+    # A client that reads slowly has this long, plus the time for the unsent bytes at the minimum rate.
     send_timeout_seconds: Seconds = 30.0
     min_send_bytes_per_second: Annotated[int, Meta(ge=1)] = 16_384
-    # Requests that are not complete, and responses that are not taken, of all connections together.
+    # Bytes of incomplete requests, and of unsent responses, over all connections.
     max_receive_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16_777_216
     max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432
 
@@ -71,8 +71,8 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     port: Port
     # Complete requests in flight in one process; above that, requests get 503 at once.
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
-    # A caller's X-Deadline-Ms between 1 and this counts as this: one that is too short to do anything in would only
-    # interrupt work half-way.
+    # A shorter X-Deadline-Ms is raised to this, except 0: a deadline too short for any work would only interrupt it
+    # half-way.
     min_deadline_ms: Annotated[int, Meta(ge=0, le=10_000)] = 100
 
 
@@ -126,7 +126,7 @@ class Tls(Section, frozen=True, kw_only=True):
     """TLS to a server. The modes are those of libpq's `sslmode`; a file that changes is read again."""
 
     # prefer: encrypted if the server offers it. require: encrypted, but the server is not verified. verify-ca: its
-    # certificate is signed by an authority of `ca_file`. verify-full: and issued for the host name.
+    # certificate is signed by an authority of `ca_file`. verify-full: verify-ca, and it matches the host name.
     mode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
     # The authorities that are trusted (PEM); by default the system's.
     ca_file: NonEmptyStr | None = None
@@ -172,7 +172,7 @@ class Postgres(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 2.5
     # The timeout for establishing a connection; several hosts share it.
     connect_timeout_seconds: Seconds = 2.0
-    # How long a connection is used, plus or minus a tenth, so that a name that leads to another server is followed.
+    # How long a connection is used, plus or minus a tenth. New connections follow a change in DNS.
     max_connection_age_seconds: Seconds = 600.0
     migrations: Migrations = Migrations()
 

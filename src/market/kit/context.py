@@ -29,7 +29,7 @@ deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@~-]{0,127}")
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-# Of Trace Context, level 2: sampled, and that the trace id is random.
+# The flags that Trace Context Level 2 defines: sampled, and random trace id.
 _KNOWN_TRACE_FLAGS = 0x03
 # The specifications' own limits: https://www.w3.org/TR/trace-context/#tracestate-header, https://www.w3.org/TR/baggage
 _TRACESTATE = re.compile(r"[ -~]{1,512}")
@@ -52,9 +52,9 @@ def valid_request_id(text: str) -> bool:
 
 
 def parse_traceparent(text: str) -> str:
-    """Return a caller's `traceparent` in version 00, or "" if it is none.
+    """Return a caller's `traceparent` in version 00, or "" if it is invalid.
 
-    A later version is read as far as version 00 goes (https://www.w3.org/TR/trace-context/#versioning-of-traceparent).
+    Of a later version, only the fields of version 00 are read (https://www.w3.org/TR/trace-context/#versioning-of-traceparent).
     """
     match = _TRACEPARENT.fullmatch(text)
     if match is None:
@@ -68,8 +68,8 @@ def parse_traceparent(text: str) -> str:
 def set_trace(parent: str, state: str = "", bag: str = "") -> None:
     """Set the caller's `traceparent`, `tracestate` and `baggage`.
 
-    One that is invalid, or longer than its specification demands to be forwarded, is left out, and so are the other two
-    where there is no trace.
+    Each is dropped if it is invalid or exceeds the limits that its specification requires to be forwarded. Without a
+    valid `traceparent`, the other two are dropped too.
     """
     parent = parse_traceparent(parent) if parent else ""
     traceparent.set(parent)

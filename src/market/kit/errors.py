@@ -71,7 +71,7 @@ class BadInput(Problem):
 
 
 class Malformed(BadInput):
-    """The body is not JSON."""
+    """The request is not valid HTTP, or its body is not valid JSON."""
 
     type = "malformed"
     title = "Malformed request"
@@ -138,7 +138,7 @@ class TooLarge(BadInput):
 
 
 class HeadersTooLarge(BadInput):
-    """The request line and the headers are more than the server accepts."""
+    """The request line and the headers have more bytes, or there are more headers, than the server accepts."""
 
     type = "headers-too-large"
     title = "Request header fields too large"

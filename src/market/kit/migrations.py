@@ -20,9 +20,9 @@ from market.kit.process.lifecycle import CommandError
 
 log = logs.get_logger("migrations")
 
-# The limit of each statement that is not a migration's own.
+# The timeout of each statement other than the migrations themselves.
 _STATEMENT_SECONDS = 30.0
-# The server ends the session, and releases the lock, within a minute after the machine of `migrate` has disappeared.
+# The server ends the session, and releases the lock, within a minute if the host running `migrate` disappears.
 _SETTINGS = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
@@ -59,7 +59,7 @@ async def wait_for_schema(pool: Pool, package: str, health: Health) -> None:
 
 
 async def migrate(config: Postgres, package: str, health: Health | None = None) -> list[str]:
-    """Apply those of the package's `NNNN_name.sql` files that have not been applied, in order, and return their names.
+    """Apply the pending `NNNN_name.sql` files of the package in order, and return their names.
 
     Concurrent calls are safe (advisory lock); a newer schema is accepted. Each file is one transaction, and must be
     compatible with the version of the service that is still running. Raises MigrationError if a file fails, takes too
@@ -82,13 +82,13 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
 async def _lock(conn: DirectConnection, seconds: float) -> None:
     try:
         async with conn.transaction():
-            # Limits the wait for an advisory lock too. The lock itself is the session's, and outlives the transaction.
+            # Applies to advisory locks too. The lock is a session-level one, so it outlives this transaction.
             await conn.execute(f"SET LOCAL lock_timeout = {max(1, round(1000 * seconds))}")
             await conn.execute("SELECT pg_advisory_lock(hashtext('market.migrations'))", timeout=seconds + 10)
     except asyncpg.LockNotAvailableError:
         raise MigrationError(
-            f"another process has held the lock of migrations for more than {seconds:g} s: it is applying one, or "
-            "hangs; pg_locks has its pid, with the locktype 'advisory'"
+            f"another process has held the migration lock for more than {seconds:g} s: it is applying a migration, or "
+            "hangs; its pid is in pg_locks, with locktype 'advisory'"
         ) from None
 
 
@@ -97,7 +97,7 @@ async def _create_table(conn: DirectConnection) -> None:
         "CREATE TABLE IF NOT EXISTS schema_migrations "
         "(name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now(), checksum text)"
     )
-    # Up to this version the table had no checksums. Not IF NOT EXISTS: that would lock the table at each start.
+    # Earlier versions had no checksums. ADD COLUMN IF NOT EXISTS would lock the table at every start.
     if not await conn.fetchval(
         "SELECT true FROM pg_attribute "
         "WHERE attrelid = 'schema_migrations'::regclass AND attname = 'checksum' AND NOT attisdropped"
@@ -136,7 +136,7 @@ async def _apply(conn: DirectConnection, name: str, text: str, seconds: float) -
             await conn.execute(text, timeout=seconds)
             await conn.execute("INSERT INTO schema_migrations (name, checksum) VALUES ($1, $2)", name, checksum(text))
     except TimeoutError:
-        raise MigrationError(f"{name} did not finish within {seconds:g} s, and was undone") from None
+        raise MigrationError(f"{name} did not finish within {seconds:g} s, and was rolled back") from None
     except asyncpg.PostgresError as e:
-        raise MigrationError(f"{name} failed, and was undone: {e}") from e
+        raise MigrationError(f"{name} failed, and was rolled back: {e}") from e
     log.info("migration applied", migration=name)

@@ -56,7 +56,7 @@ _CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InternalClientError)
 
 
 class ConnectError(ConnectionError):
-    """No server accepted a new connection: unreachable, a refused login, a standby. The text has each one's reason."""
+    """No host accepted a new connection. The message has the reason for each: no response, wrong password, standby."""
 
 
 class PooledConnection(DirectConnection):
@@ -73,7 +73,7 @@ class PooledConnection(DirectConnection):
 
 
 class Connector:
-    """Opens connections to the server that accepts writes. Remembers which of the hosts that was last.
+    """Opens connections to the server that accepts writes, trying first the host that accepted the last connection.
 
     settings: run-time parameters of each connection. timeout_seconds: the timeout of each statement; None: no timeout.
     """
@@ -87,7 +87,7 @@ class Connector:
         self._addresses = config.addresses
         self._tls = _TlsContext(config.tls)
         self._was_connected = False
-        # The reasons of failures since the last success.
+        # Failure reasons that were logged since the last successful connection.
         self._logged: set[str] = set()
 
     async def __call__(self, **options: Any) -> PooledConnection:
@@ -99,11 +99,11 @@ class Connector:
             try:
                 conn = await self._connect(address, seconds, **options)
             except _CONNECT_ERRORS as e:
-                self._try_last(address)
+                self._move_to_end(address)
                 failures[address] = _reason(e, seconds)
             except asyncio.CancelledError:
                 # The caller's deadline may have passed because this host does not respond.
-                self._try_last(address)
+                self._move_to_end(address)
                 raise
             else:
                 self._log_success()
@@ -126,7 +126,7 @@ class Connector:
             self._logged.clear()
             log.info("connected to the database again")
 
-    def _try_last(self, address: tuple[str, int]) -> None:
+    def _move_to_end(self, address: tuple[str, int]) -> None:
         self._addresses.remove(address)
         self._addresses.append(address)
 
@@ -160,23 +160,24 @@ def _reason(error: BaseException, seconds: float) -> str:
 
 
 class _TlsContext:
-    """What asyncpg expects as `ssl`. A context is made again when one of its files has changed."""
+    """The `ssl` argument of asyncpg.connect. The context is rebuilt when one of its files has changed."""
 
     def __init__(self, config: Tls) -> None:
         self._config = config
         self._files = [Path(file) for file in (config.ca_file, config.cert_file, config.key_file) if file is not None]
-        self._made: tuple[list[int], ssl.SSLContext] | None = None
+        # The files' modification times, and the context built from those versions.
+        self._cached: tuple[list[int], ssl.SSLContext] | None = None
 
     def get(self) -> ssl.SSLContext | Literal["disable", "prefer"]:
-        """Return the context, or the driver's word for a mode without one. Raises OSError if a file is unreadable."""
+        """Return the context, or the mode if asyncpg handles it itself. Raises OSError if a file is unreadable."""
         if self._config.mode == "disable" or self._config.mode == "prefer":
             return self._config.mode
         versions = [file.stat().st_mtime_ns for file in self._files]
-        if self._made is None or self._made[0] != versions:
-            self._made = versions, self._make()
-        return self._made[1]
+        if self._cached is None or self._cached[0] != versions:
+            self._cached = versions, self._build()
+        return self._cached[1]
 
-    def _make(self) -> ssl.SSLContext:
+    def _build(self) -> ssl.SSLContext:
         config = self._config
         made = ssl.create_default_context(cafile=config.ca_file)
         made.check_hostname = config.mode == "verify-full"
@@ -189,13 +190,13 @@ class _TlsContext:
 
 
 class _Pool(Pool):
-    """A pool whose connections leave it when they are old, or when their server accepts no writes any more."""
+    """A pool that closes connections that are too old, or whose server no longer accepts writes."""
 
     def acquire(self, *, timeout: float | None = None) -> _AcquireContext:
         return _AcquireContext(self, timeout)
 
-    async def reconsider(self, conn: PooledConnection) -> None:
-        """Close a connection that is being released if it is due. Runs in place of a reset.
+    async def close_if_expired(self, conn: PooledConnection) -> None:
+        """Close a connection on its release if it is too old or read-only. Runs in place of a reset.
 
         A reset would take a quarter of the time of a small query, and no statement here leaves session state behind.
         """
@@ -211,7 +212,7 @@ class _AcquireContext(AcquireContext):
     """Expires all connections after a write that failed because the server is read-only."""
 
     async def __aexit__(self, *exc: object) -> None:
-        # Where a proxy in between does not pass the server's report on (PooledConnection.is_read_only).
+        # Needed if a proxy does not forward the server's report (PooledConnection.is_read_only).
         if exc and isinstance(exc[1], asyncpg.ReadOnlySQLTransactionError):
             await self.pool.expire_connections()
         await super().__aexit__(*exc)
@@ -227,13 +228,13 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
 
     async def connect() -> Pool:
         pool = _Pool(
-            connect=connector,  # type: ignore[arg-type]  # The arguments of asyncpg.connect are its own.
+            connect=connector,  # type: ignore[arg-type]  # The stubs expect its signature to be asyncpg.connect's.
             # The pool logs each failed attempt to restore its minimum, so there is none.
             min_size=0,
             max_size=config.pool_size,
             max_queries=50_000,
             max_inactive_connection_lifetime=300,
-            reset=lambda conn: pool.reconsider(conn),
+            reset=lambda conn: pool.close_if_expired(conn),
             loop=asyncio.get_running_loop(),
             connection_class=PooledConnection,
             record_class=asyncpg.Record,
@@ -250,7 +251,7 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
 
     async def check() -> None:
         async with opened.acquire(timeout=1) as conn:
-            # On in a standby too.
+            # A standby reports "on" as well.
             if await conn.fetchval("SELECT current_setting('transaction_read_only')", timeout=1) == "on":
                 await opened.expire_connections()
                 raise Unavailable("the database accepts no writes")

@@ -11,9 +11,10 @@ from market.kit.errors import BadInput, NotFound
 # C0 and C1 controls, line and paragraph separators, and surrogates.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _CONTROL_BUT_NEWLINE_AND_TAB = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-# Embeddings, overrides and isolates (Unicode Standard Annex #9); the marks LRM, RLM and ALM reorder nothing else.
+# Embeddings, overrides and isolates (Unicode Standard Annex #9). LRM, RLM and ALM are allowed: they reorder no other
+# text.
 _DIRECTIONAL = re.compile("[\u202a-\u202e\u2066-\u2069]")
-# Letters and symbols by their category, but drawn as nothing: Hangul fillers and the empty Braille pattern.
+# Letters and symbols by category that render as blank: Hangul fillers and the empty Braille pattern.
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -42,7 +43,7 @@ def validate_shown_text(field: str, value: str, *, min_length: int, max_length: 
     validate_text(field, value, min_length=min_length, max_length=max_length, multiline=multiline)
     if found := _DIRECTIONAL.search(value):
         raise BadInput(field, f"must not contain directional controls, got U+{ord(found[0]):04X}")
-    # A quick look at the usual case before each character's category.
+    # ASCII is checked first, because looking up each character's category is slow.
     if (value and not value.isascii() and not any(map(_is_visible, value))) or value.isspace():
         raise BadInput(field, "must contain a visible character")
     return value
@@ -51,7 +52,7 @@ def validate_shown_text(field: str, value: str, *, min_length: int, max_length: 
 def _is_visible(character: str) -> bool:
     category = unicodedata.category(character)
     if category in ("Cn", "Co"):
-        # Perhaps newer than this Python's Unicode, such as the emoji of next year; but not an invisible tag.
+        # Private, or perhaps assigned in a newer Unicode than Python's (new emoji). Tags and noncharacters never show.
         return not 0xE0000 <= ord(character) <= 0xE0FFF and ord(character) & 0xFFFE != 0xFFFE
     return category[0] in "LNPS" and character not in _BLANK
 

@@ -1,4 +1,4 @@
-"""All connections of one HTTP server, and what they may hold together."""
+"""All connections of one HTTP server, and the limits that they share."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ REFUSED = Counter(
     "market_http_requests_refused_total", "HTTP requests refused before they reached a route.", ["status"]
 )
 
-# Files of a process that are not HTTP connections: stores, brokers, upstreams, the admin port.
-_OTHER_FILES = 256
+# File descriptors that are not HTTP connections: stores, brokers, upstreams, the admin port.
+_RESERVED_DESCRIPTORS = 256
 # Progress is measured over at least this long, so that a response that was just sent does not look stalled.
 _MIN_MEASURED_SECONDS = 0.5
 
 
 class Connections:
-    """Limits the number of connections, and the bytes that incomplete requests and untaken responses hold.
+    """Limits the number of connections, and the memory for incomplete requests and unsent responses.
 
-    When a limit is exceeded, the connection that has waited for its client for longest ends: it is a client that
-    misbehaves, because the request of one that behaves is complete within milliseconds.
+    At a limit, the connection that has been waiting longest for its client is closed, or the one whose client reads
+    slowest. Such a client misbehaves: a normal one completes its request within milliseconds.
     """
 
     def __init__(self, limits: HttpLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.clock = clock
-        # The next sweep; often enough that a limit of time is exact to a quarter of itself, or to a second.
+        # The next sweep. A timeout is enforced late by at most a quarter of the shortest one, or by a second.
         self._sweep_at = 0.0
         self._sweep_seconds = min(
             1.0,
@@ -52,17 +52,18 @@ class Connections:
             )
             / 4,
         )
-        self._max_connections = min(limits.max_connections, max(1, _open_files_limit() - _OTHER_FILES))
+        self._max_connections = min(limits.max_connections, max(1, _open_files_limit() - _RESERVED_DESCRIPTORS))
         self._open: set[HttpProtocol] = set()
-        # In both, oldest first: those that wait for their client, and those of them that hold part of a request.
+        # Connections that wait for their client, the longest wait first.
         self.waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
+        # The bytes of each incomplete request by connection, the oldest request first.
         self._receiving: OrderedDict[HttpProtocol, int] = OrderedDict()
         self._receive_buffer_bytes = 0
-        # Those whose client does not take the response as fast as it is written.
+        # Connections whose client reads more slowly than the response is written.
         self._sending: set[HttpProtocol] = set()
 
     def add(self, connection: HttpProtocol) -> bool:
-        """Add a new connection, if need be in place of an old one; return False if there is no room for it."""
+        """Add a connection. At the limit, close the one that has waited longest; return False if none is waiting."""
         if len(self._open) >= self._max_connections:
             if not self.waiting:
                 return False
@@ -89,12 +90,12 @@ class Connections:
             self._cut_off(next(iter(self._receiving)), "receive_buffer_bytes")
 
     def received(self, connection: HttpProtocol) -> None:
-        """Count the connection's request as complete, or as given up."""
+        """Stop counting the bytes of the connection's request: it is complete, or was refused."""
         if self._receiving:
             self._receive_buffer_bytes -= self._receiving.pop(connection, 0)
 
     def sending(self, connection: HttpProtocol) -> None:
-        """Count a response that its client has not taken yet; end the slowest ones if they are too much together."""
+        """Record that the connection has unsent bytes; close the slowest ones while the total exceeds the limit."""
         self._sending.add(connection)
         unsent = {c: c.unsent_bytes for c in self._sending}
         total = sum(unsent.values())
@@ -109,11 +110,11 @@ class Connections:
                 return
 
     def sent(self, connection: HttpProtocol) -> None:
-        """Count the connection's responses as taken."""
+        """Record that the connection's client has caught up."""
         self._sending.discard(connection)
 
     def sweep(self) -> None:
-        """End the connections whose time is over. To be called at least ten times a second; most calls do nothing."""
+        """Close connections that have exceeded a timeout. Call it ten times a second or more; most calls do nothing."""
         now = self.clock()
         if now < self._sweep_at:
             return
@@ -122,7 +123,7 @@ class Connections:
             try:
                 limit = connection.enforce_deadlines(now)
             except Exception:
-                # One connection's error must not end the limits of all others.
+                # An error in one connection must not stop enforcement for the others.
                 log.exception("connection check failed")
                 connection.transport.abort()
                 limit = None
@@ -136,12 +137,12 @@ class Connections:
 
 
 def _open_files_limit() -> int:
-    """Return how many files the process may open, after raising that to what the system allows."""
+    """Raise the soft limit on open files to the hard limit, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
         except (OSError, ValueError):
-            log.warning("cannot raise the limit of open files", limit=soft)
+            log.warning("cannot raise the open file limit", limit=soft)
     return soft if soft != resource.RLIM_INFINITY else 1 << 30

@@ -65,7 +65,7 @@ def application(
     """Return the ASGI app.
 
     routes: endpoints by method and path: {"GET /api/x/{id}": get_x}. A path's parameters are in `request.path_params`.
-        HEAD is served by GET's endpoint where it has none of its own.
+        HEAD uses the endpoint of GET unless the path has one for HEAD.
     timeouts: seconds until a route's deadline, by the same key; 3 by default. The client's X-Deadline-Ms may shorten
         it.
     health: while it is draining, every response closes its connection.
@@ -118,6 +118,7 @@ class Edge:
         self._tracer = tracer
         self._health = health
         self._render_problem = render_problem
+        # Counter and histogram by method, route and status.
         self._metrics: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -234,5 +235,5 @@ class Edge:
 
 
 def _joined(headers: list[tuple[bytes, bytes]], wanted: bytes) -> str:
-    """Return a header's values, joined by commas: a repeated `traceparent` is invalid, its companions are lists."""
+    """Return a header's values, joined by commas: a repeated `traceparent` is then invalid; the others are lists."""
     return b",".join(value for name, value in headers if name == wanted).decode("latin-1")

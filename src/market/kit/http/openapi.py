@@ -66,7 +66,7 @@ def document(
 ) -> dict[str, Any]:
     """Return the document, as JSON values.
 
-    problem_members: the schemas of the members that the service's problems have beyond the usual ones, by name.
+    problem_members: the schemas of the extension members (RFC 9457) of the service's problems, by name.
     """
     structs = [s for o in operations for s in [o.body, *(s for _, s in o.responses.values())] if s is not None]
     refs, components = msgspec.json.schema_components(
@@ -105,7 +105,7 @@ def document(
 
 
 def _typed(schema: Any) -> Any:
-    """Return the schema with a type in each enumeration of texts: msgspec writes none, and generators need it."""
+    """Return the schema with `type: string` in each enum of strings: msgspec omits it, and generators need it."""
     if isinstance(schema, list):
         return [_typed(item) for item in schema]
     if not isinstance(schema, dict):

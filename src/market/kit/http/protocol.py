@@ -1,7 +1,7 @@
-"""One HTTP connection: uvicorn's, with limits on time and size, and strict about what a request is.
+"""One HTTP connection: uvicorn's protocol, with timeouts, size limits and stricter parsing.
 
-uvicorn starts the application as soon as the headers are there, and waits for bodies and readers without end. Here
-the application starts once the body is complete, so that only complete requests are in flight.
+uvicorn starts the application as soon as it has the headers, and waits indefinitely for clients that send or read
+slowly. Here the application starts once the body is complete, so that only complete requests are in flight.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from market.kit.process import logs
 
 log = logs.get_logger("http")
 
-# Where the parser is.
+# The parser's state: between requests, in the headers, or in the body.
 _BETWEEN, _HEAD, _BODY = range(3)
-# How many requests a client may send ahead of the responses.
+# Maximum of pipelined requests, those whose response must wait for earlier ones.
 _MAX_PIPELINED = 100
-# How long the rest of a refused request is read and dropped, so that the client can read the response: a connection
-# that is closed before its input is read is reset, and the response lost with it (RFC 9112 section 9.6).
+# How long the rest of a refused request is read and discarded. Closing a connection with unread input resets it, and
+# the client may lose the response (RFC 9112 section 9.6).
 _LINGER_SECONDS = 2.0
 _UPGRADE_OPTIONS = (b"upgrade", b"http2-settings")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]*")
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """A connection of the server whose connections are `shared`.
+    """One connection. `shared`: all connections of its server, with their limits.
 
-    It waits for its client (between requests, in a head or in a body), runs a request, or ends. Requests that a client
-    sends ahead wait in uvicorn's `pipeline`, newest first.
+    It waits for its client (between requests, for headers or for a body), runs a request, or is closing. Pipelined
+    requests wait in uvicorn's `pipeline`, newest first.
     """
 
     def __init__(self, shared: Connections, **uvicorn_arguments: Any) -> None:
@@ -45,21 +45,22 @@ class HttpProtocol(HttpToolsProtocol):
         self._parsing = _BETWEEN
         self._requests_begun = 0
         self._header_bytes = 0
-        # Of a head or a chunk of the body that is not complete.
+        # Bytes received of incomplete headers, trailers or chunk extensions.
         self._pending_bytes = 0
         self._has_body_arrived = False
-        # Since when the connection has been in the state that the deadlines are for.
+        # When the connection entered its current state; deadlines count from here.
         self._since = 0.0
-        # The request that is next to be handled, and waits for its body or for the last response to be taken.
+        # The next request to run. It waits for its body, or for the client to read the previous response.
         self._held: RequestResponseCycle | None = None
         self._is_running = False
         self._offers_upgrade = False
-        # Nothing more is read as a request; what arrives is dropped.
-        self._is_deaf = False
+        # Further input is discarded instead of parsed.
+        self._discards_input = False
         self._is_oversized = False
         self._is_lingering = False
-        # Of the request that is being parsed; sent once the responses before it are.
+        # The error response to the request being parsed; sent after the responses to earlier requests.
         self._refusal: Problem | None = None
+        # When the client fell behind, and the bytes that were unsent at that time.
         self._sending_since: float | None = None
         self._sending_bytes = 0
 
@@ -79,7 +80,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         rest = data
-        while rest and not self._is_deaf:
+        while rest and not self._discards_input:
             size, begun, parsing = len(rest), self._requests_begun, self._parsing
             self._has_body_arrived = False
             try:
@@ -91,7 +92,7 @@ class HttpProtocol(HttpToolsProtocol):
             except httptools.HttpParserError as e:
                 self._refuse(self._refusal or refusals.malformed(e))
                 return
-            if (self._parsing != _BETWEEN or self.pipeline) and not self._is_deaf:
+            if (self._parsing != _BETWEEN or self.pipeline) and not self._discards_input:
                 self._count_incomplete(size, self._requests_begun - begun, parsing)
 
     def pause_writing(self) -> None:
@@ -116,25 +117,25 @@ class HttpProtocol(HttpToolsProtocol):
 
     @property
     def unsent_bytes(self) -> int:
-        """The bytes of responses that wait in this process for the client to take them."""
+        """The number of response bytes in the transport's write buffer."""
         return self.transport.get_write_buffer_size()
 
     def send_rate(self, now: float, min_seconds: float) -> float:
-        """Return how many bytes a second the client has taken since it fell behind."""
+        """Return the bytes per second that the client has read since it fell behind, over at least `min_seconds`."""
         seconds = max(min_seconds, now - (self._sending_since or now))
         return (self._sending_bytes - self.unsent_bytes) / seconds
 
     def cut_off(self) -> None:
         """End the connection at once; what it holds is dropped."""
-        self._is_deaf = True
+        self._discards_input = True
         self.transport.abort()
 
     def enforce_deadlines(self, now: float) -> str | None:
-        """End the connection if a deadline has passed, and return the name of the limit; None if it is no fault."""
+        """Close the connection if a deadline has passed. Return the limit that the client exceeded, or None."""
         limits = self._limits
         if self._sending_since is not None:
-            at_least = self._sending_bytes / limits.min_send_bytes_per_second
-            return self._cut_off_after(limits.send_timeout_seconds + at_least, now - self._sending_since, "send")
+            max_seconds = limits.send_timeout_seconds + self._sending_bytes / limits.min_send_bytes_per_second
+            return self._cut_off_after(max_seconds, now - self._sending_since, "send")
         waited = now - self._since
         if self.transport.is_closing() or self._is_lingering:
             if self.unsent_bytes:
@@ -142,7 +143,7 @@ class HttpProtocol(HttpToolsProtocol):
             if waited > _LINGER_SECONDS:
                 self.transport.abort()
         elif self._is_running:
-            if self._is_deaf:
+            if self._discards_input:
                 # The application waits for the rest of a body that is not read.
                 return self._cut_off_after(limits.body_timeout_seconds, waited, "body")
         elif self._parsing == _HEAD:
@@ -185,23 +186,23 @@ class HttpProtocol(HttpToolsProtocol):
         parser = self.parser
         names = [name for name, _ in self.headers]
         if len(self.url) + self._header_bytes > limits.max_header_bytes:
-            self._reject(self._headers_too_large())
+            self._raise_refusal(self._headers_too_large())
         if len(names) > limits.max_headers:
-            self._reject(HeadersTooLarge("headers", f"must be at most {limits.max_headers}, got {len(names)}"))
+            self._raise_refusal(HeadersTooLarge("headers", f"must be at most {limits.max_headers}, got {len(names)}"))
         hosts = names.count(b"host")
         if hosts != 1 and (hosts or parser.get_http_version() == "1.1"):
-            self._reject(Malformed("Host", "must not be repeated" if hosts else "is missing"))
+            self._raise_refusal(Malformed("Host", "must not be repeated" if hosts else "is missing"))
         if hosts and not _HOST.fullmatch(self._header(b"host")):
-            self._reject(Malformed("Host", "must be a host name or an address"))
+            self._raise_refusal(Malformed("Host", "must be a host name or an address"))
         if b"transfer-encoding" in names and self._header(b"transfer-encoding").lower() != b"chunked":
-            self._reject(NotImplementedByServer("Transfer-Encoding: must be chunked"))
+            self._raise_refusal(NotImplementedByServer("Transfer-Encoding: must be chunked"))
         if parser.should_upgrade():
             if parser.get_method() == b"CONNECT":
-                self._reject(NotImplementedByServer("CONNECT: this server is not a proxy"))
+                self._raise_refusal(NotImplementedByServer("CONNECT: this server is not a proxy"))
             self._offers_upgrade = True
             return
         if len(self.pipeline) >= _MAX_PIPELINED:
-            self._reject(Overloaded(f"at most {_MAX_PIPELINED} requests may be sent ahead of their responses"))
+            self._raise_refusal(Overloaded(f"at most {_MAX_PIPELINED} requests may be pipelined"))
         self._parsing = _BODY
         self._pending_bytes = 0
         self._is_oversized = b"content-length" in names and int(self._header(b"content-length")) > limits.max_body_bytes
@@ -213,21 +214,21 @@ class HttpProtocol(HttpToolsProtocol):
         )
         super().on_headers_complete()
         if self._is_oversized:
-            # If it waits for the responses before it, its body is not read meanwhile.
-            self._is_deaf = True
+            # Its body is not read, not even while the request waits for earlier responses.
+            self._discards_input = True
 
     def on_body(self, body: bytes) -> None:
-        if self._is_deaf:
+        if self._discards_input:
             return
         self._has_body_arrived = True
         self.cycle.body += body
         if len(self.cycle.body) > self._limits.max_body_bytes:
-            self._is_oversized = self._is_deaf = True
+            self._is_oversized = self._discards_input = True
             if self._held is self.cycle:
                 self._run_oversized(self.cycle)
 
     def on_message_complete(self) -> None:
-        if self._offers_upgrade or self._is_deaf:
+        if self._offers_upgrade or self._discards_input:
             return
         self._parsing = _BETWEEN
         if not self.pipeline:
@@ -242,7 +243,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _parse_without_upgrade(self) -> None:
         """Parse the request that offered an upgrade again, without the offer (RFC 9110 section 7.8).
 
-        The parser takes what follows the head for the other protocol. It is the body, by its length.
+        The parser takes the bytes after the headers for the new protocol's, but they are the request's body.
         """
         head = [self.parser.get_method(), b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
         for name, value in self.headers:
@@ -258,9 +259,9 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser.feed_data(b"".join(head))
 
     def _count_incomplete(self, size: int, begun: int, parsing: int) -> None:
-        """Count the bytes that just arrived for an incomplete request, `begun` of them in these bytes.
+        """Count the bytes just received as part of an incomplete request.
 
-        parsing: where the parser was before.
+        size: how many bytes. begun: how many requests begin in them. parsing: the parser's state before them.
         """
         if (begun or parsing != self._parsing) and not self._is_running:
             # A deadline starts, for the head or for the body.
@@ -286,10 +287,10 @@ class HttpProtocol(HttpToolsProtocol):
     def _headers_too_large(self) -> HeadersTooLarge:
         return HeadersTooLarge("headers", f"must have at most {self._limits.max_header_bytes} bytes together")
 
-    # Requests, in turn.
+    # Running requests, one at a time.
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, _: Any) -> None:
-        # Called by uvicorn as soon as the headers are there, if no earlier request waits for its response.
+        # Called by uvicorn after the headers, unless an earlier request waits for its response.
         self._held = cycle
         if self._is_oversized and cycle is self.cycle:
             self._run_oversized(cycle)
@@ -298,7 +299,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _run_held(self) -> None:
         cycle = self._held
-        # While a client does not take its last response, its next request is not in flight either.
+        # The next request starts only once the client has read the previous response.
         if cycle is not None and not cycle.more_body and not self.flow.write_paused:
             self._run(cycle)
 
@@ -311,8 +312,8 @@ class HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, self.app)
 
     def _run_oversized(self, cycle: RequestResponseCycle) -> None:
-        """Let the application refuse a request whose body is too large, and end the connection with its response."""
-        self._is_deaf = True
+        """Let the application refuse a request whose body is too large; close the connection after the response."""
+        self._discards_input = True
         self._shared.received(self)
         self._since = self._shared.clock()
         cycle.keep_alive = False
@@ -344,15 +345,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     # Requests that are refused before they are complete.
 
-    def _reject(self, problem: Problem) -> NoReturn:
-        """Refuse the request, from a callback of the parser, which stops at an error."""
+    def _raise_refusal(self, problem: Problem) -> NoReturn:
+        """Refuse the request from a parser callback. The exception stops the parser."""
         self._refusal = problem
         raise ValueError(str(problem))
 
     def _refuse(self, problem: Problem) -> None:
         """Refuse the request that is being parsed, after the responses to those before it, and read no more."""
         self._refusal = problem
-        self._is_deaf = True
+        self._discards_input = True
         self._shared.received(self)
         cycle = self.cycle
         if cycle is not None and cycle.more_body:
@@ -371,8 +372,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.linger()
 
     def linger(self) -> None:
-        """End the connection once the client has the response: say so, and drop what it still sends."""
-        self._is_deaf = self._is_lingering = True
+        """Half-close the connection, and discard further input until the client has had time to read the response."""
+        self._discards_input = self._is_lingering = True
         self._since = self._shared.clock()
         if not self.transport.is_closing():
             self.flow.resume_reading()
@@ -380,7 +381,7 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class _LingeringTransport:
-    """The transport of a response that is sent before its request was read: closing it lingers."""
+    """The transport for a response that is sent before its request was read. `close` lingers."""
 
     def __init__(self, connection: HttpProtocol) -> None:
         self._connection = connection

@@ -13,7 +13,7 @@ from market.kit.http.responses import problem_response
 
 
 def encode(problem: Problem, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return a response with the problem document, which ends its connection."""
+    """Return the problem document as the bytes of an HTTP/1.1 response, with `Connection: close`."""
     response = problem_response(problem)
     request_id = context.new_request_id().encode()
     content = [STATUS_LINE[response.status_code]]
@@ -28,7 +28,7 @@ def encode(problem: Problem, default_headers: Iterable[tuple[bytes, bytes]]) -> 
 
 
 def malformed(error: httptools.HttpParserError) -> Problem:
-    """Return what the parser's error means to the client."""
+    """Return the problem to report for an error of the parser."""
     if isinstance(error, httptools.HttpParserInvalidMethodError):
         return NotImplementedByServer("the method is unknown")
     if isinstance(error, httptools.HttpParserInvalidURLError) or isinstance(

@@ -17,7 +17,7 @@ from market.kit.validation import explain
 
 T = TypeVar("T")
 
-# In one query string; more if it may have a list, whose items may be parameters of their own.
+# Per query string; more if a field is a list, since its items may be sent as repeated parameters.
 _MAX_PARAMETERS, _MAX_PARAMETERS_WITH_LIST = 50, 150
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 _IDEMPOTENCY_KEY = re.compile(rb"[!-~]{1,255}")

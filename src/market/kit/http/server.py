@@ -18,7 +18,7 @@ from market.kit.http.protocol import HttpProtocol
 class HttpServer:
     """Serves an ASGI app on an address, or on a socket that is listening already.
 
-    limits: what the server takes from its clients; by default the configuration's defaults. Raises OSError if it cannot
+    limits: timeouts and size limits for clients; by default those of HttpLimits. Raises OSError if it cannot
     listen.
     """
 
@@ -32,7 +32,7 @@ class HttpServer:
         limits: HttpLimits | None = None,
     ) -> None:
         connections = Connections(limits or HttpLimits())
-        # A factory of protocols, which is all that uvicorn needs of the class.
+        # uvicorn expects a class, but only calls it, so a factory will do.
         protocol: Any = partial(HttpProtocol, connections)
         self._socket = sock or listen(host, port)
         settings = uvicorn.Config(

@@ -1,4 +1,4 @@
-"""Work beside the requests of a process. None of it ends unseen: failures are logged, counted, and it goes on."""
+"""Background tasks of a process. Failures are logged and counted, and the task continues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from market.kit.resilience import backoff, reraise_if_cancelled
 
 log = logs.get_logger("tasks")
 
-# Does one portion of work, and returns the seconds until the next.
+# Runs one iteration of a periodic task, and returns the seconds until the next.
 Step = Callable[[], Awaitable[float]]
 
 FAILURES = Counter(
@@ -23,7 +23,7 @@ FAILURES = Counter(
 
 _PAUSE_AFTER_ERROR_SECONDS = 1.0
 _MAX_RESTART_SECONDS = 30.0
-# A task that ran for so long before it failed is restarted as quickly as after its first failure.
+# Running this long before a failure resets a task's back-off.
 _HEALTHY_SECONDS = 60.0
 
 

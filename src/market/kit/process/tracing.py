@@ -66,7 +66,7 @@ def setup(service: str, config: Tracing) -> Tracer:
 def sampler(config: Tracing, clock: Callable[[], float] = time.monotonic) -> Any:
     """Return the sampler of a process: `sample_ratio` of the traces, and at most `max_traces_per_second`.
 
-    A caller's sampled flag is one condition among these: since the ratio depends on the trace id alone, all services
+    A caller's sampled flag does not bypass these limits: since the ratio depends on the trace id alone, all services
     choose the same traces, and a flag from outside cannot force tracing. A flag that is not set is respected.
     """
     from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
@@ -74,7 +74,7 @@ def sampler(config: Tracing, clock: Callable[[], float] = time.monotonic) -> Any
     by_trace_id = TraceIdRatioBased(config.sample_ratio)
 
     class Limited(Sampler):
-        """The ratio by trace id, up to a number of traces a second: a caller could choose ids that are sampled."""
+        """Samples by trace id, and limits the rate, because a caller could choose ids that are always sampled."""
 
         second = -1
         traces = 0
