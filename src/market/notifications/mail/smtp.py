@@ -190,7 +190,10 @@ class SmtpClient:
         await connection.mail(self._sender, options=options)
 
     async def _check_sender(self, connection: SMTP) -> None:
-        """Raise MailServerUnavailable if the server still rejects the sender, without sending a mail."""
+        """Check without sending a mail that the server accepts the sender.
+
+        Raises SenderRejected or MailServerUnavailable.
+        """
         try:
             await self._mail_from(connection, 1)
             await connection.rset()
@@ -218,8 +221,10 @@ class SmtpClient:
         reason = str(error)
         sender_rejected = isinstance(error, SenderRejected)
         if reason != self._outage_reason:
-            event = "sender rejected by the mail server" if sender_rejected else "mail server unavailable"
-            log.error(f"{event}, consumption paused", reason=reason)
+            if sender_rejected:
+                log.error("sender rejected by the mail server, consumption paused", reason=reason)
+            else:
+                log.error("mail server unavailable, consumption paused", reason=reason)
             self._outage_reason = reason
         metrics.PAUSED.labels("sender-rejected").set(int(sender_rejected))
         self._failures += 1
