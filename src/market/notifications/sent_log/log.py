@@ -1,7 +1,7 @@
 """The sent log: which events were mailed, and when the group started for the first time.
 
-It is a topic of its own, so that it survives the group's offsets, the topic of the events, and this process. It decides
-what the offsets cannot: an event that is read again, because offsets were lost or because it was published again.
+It is a separate topic, so that it outlives the group's offsets, the orders topic and this process. It decides what the
+offsets cannot: whether an event was mailed that is read again after offsets were lost, or that is published again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CLIENT_ID = "market.notifications"
 _CREATE_TIMEOUT_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 _FLUSH_INTERVAL_SECONDS = 0.2
-# What was read is kept for so long after its last use.
+# How long the ids are kept in memory after their last use.
 _KEEP_SECONDS = 600.0
 _DIGEST_BYTES = 8
 _MAX_DIGESTS_IN_RECORD = 8_000
@@ -35,8 +35,8 @@ _MAX_UNWRITTEN = 50_000
 _MAX_RECORD_BYTES = 1_048_576
 
 
-class SentIds:
-    """The last `max_ids` event ids, at least a half of them and at most all, as digests of 64 bits."""
+class RecentDigests:
+    """The 64-bit digests of the latest event ids: of at most `max_ids`, and of at least half as many."""
 
     def __init__(self, max_ids: int) -> None:
         self._generation_size = max(1, max_ids // 2)
@@ -61,24 +61,24 @@ class SentIds:
 class SentLog:
     """Writes the ids of mailed events, in batches, and reads them when an event has to be looked up.
 
-    A mail whose id is not written yet when the process crashes may be repeated. Belongs to one event loop.
+    A mail may be repeated if the process crashes before its id is written. Must be used in one event loop.
     """
 
     def __init__(self, kafka: config.Kafka, *, max_ids: int) -> None:
         self._config = kafka
         self._max_ids = max_ids
         self._producer: Producer[None] | None = None
-        # The oldest are dropped while Kafka does not take them.
+        # Bounded: while Kafka is unavailable, the oldest are dropped.
         self._unwritten: deque[bytes] = deque(maxlen=_MAX_UNWRITTEN)
-        self._ids: SentIds | None = None
+        self._ids: RecentDigests | None = None
         self._used_at = 0.0
-        # Set while it is being read, if what was read has to be read again.
+        # Set by `invalidate`, so that a read in progress is repeated.
         self._invalidated = False
         self._loading = asyncio.Lock()
         self._writing = asyncio.Lock()
 
     async def open(self) -> FirstStart:
-        """Create the topic if it does not exist, and return what it has of the first start.
+        """Create the topic if it does not exist, and return what it has about the first start.
 
         Raises KafkaException or TimeoutError.
         """
@@ -89,19 +89,19 @@ class SentLog:
     async def record_start(self, *, first: bool) -> None:
         """Record that the group has started. Raises KafkaException.
 
-        first: it is the first start, so that what was published before is not mailed
+        first: whether it is the first start; events published before that are not mailed
         """
         await self._write(reader.STARTED if first else b"continued", None)
 
     def add(self, event_id: str) -> None:
-        """Remember that the event was mailed. It is written soon after."""
+        """Remember that the event was mailed. `flush` writes its id."""
         digest = _digest(event_id)
         self._unwritten.append(digest)
         if self._ids is not None:
             self._ids.add([digest])
 
     async def contains(self, event_id: str) -> bool:
-        """Return whether the event was certainly mailed. Reads the log if necessary, and returns False if it cannot."""
+        """Return whether the log has the event. Reads the log first if necessary, and returns False if that fails."""
         async with self._loading:
             while self._ids is None:
                 self._invalidated = False
@@ -109,7 +109,7 @@ class SentLog:
                     ids = await asyncio.to_thread(self._load)
                 except KafkaException as e:
                     metrics.SENT_LOG_FAILURES.inc()
-                    log.error("sent log not read, mails may be repeated", reason=e.args[0].str())
+                    log.error("reading the sent log failed, mails may be repeated", reason=e.args[0].str())
                     return False
                 if not self._invalidated:
                     ids.add(self._unwritten)
@@ -119,7 +119,7 @@ class SentLog:
         return _digest(event_id) in self._ids
 
     def invalidate(self) -> None:
-        """Forget what was read: other members have mailed events of partitions that are now assigned to this one."""
+        """Forget the ids that were read: other members may have mailed events of newly assigned partitions since."""
         self._ids = None
         self._invalidated = True
 
@@ -139,12 +139,12 @@ class SentLog:
         return _FLUSH_INTERVAL_SECONDS
 
     async def close(self) -> None:
-        """Write what is not written yet, if Kafka takes it in time, and close the producer."""
+        """Write the outstanding ids, waiting up to 2 s, and close the producer."""
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self.flush()
         except (KafkaException, TimeoutError):
-            log.warning("sent log not written, mails may be repeated", mails=len(self._unwritten))
+            log.warning("writing the sent log failed, mails may be repeated", mails=len(self._unwritten))
         if self._producer is not None:
             await self._producer.close(_CLOSE_SECONDS)
 
@@ -155,7 +155,7 @@ class SentLog:
         settings = {
             "cleanup.policy": "delete",
             "retention.ms": str(events.RETENTION_MS),
-            # Times are compared with those of this log, which come from one clock then.
+            # So that the time of the first start is that of the broker's clock, not of one process.
             "message.timestamp.type": "LogAppendTime",
             "min.insync.replicas": str(c.min_insync),
         }
@@ -167,8 +167,8 @@ class SentLog:
             self._producer = Producer(self._config, _CLIENT_ID, max_message_bytes=_MAX_RECORD_BYTES)
         await self._producer.send_and_wait(self._config.sent_topic, value, key=key, partition=reader.PARTITION)
 
-    def _load(self) -> SentIds:
-        ids = SentIds(self._max_ids)
+    def _load(self) -> RecentDigests:
+        ids = RecentDigests(self._max_ids)
         for value in reader.read_values(self._config):
             ids.add(value[n : n + _DIGEST_BYTES] for n in range(0, len(value), _DIGEST_BYTES))
         return ids

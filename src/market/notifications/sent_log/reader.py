@@ -1,4 +1,4 @@
-"""Reads the topic of the sent log. Everything here blocks, and belongs in a thread."""
+"""Reads the topic of the sent log. All functions block: call them in a thread."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from market.kit.kafka import consumer_settings
 from market.notifications import config
 from market.notifications.domain import FirstStart
 
-# The key of the record that tells when the group started for the first time.
+# The key of the record of the group's first start, whose timestamp is that of the start.
 STARTED = b"started"
-# All records are in one partition, so that the first record is the first one of the group.
+# All records are in one partition, so that its first record is the first of all.
 PARTITION = 0
 
 _CALL_TIMEOUT_SECONDS = 5.0
@@ -25,7 +25,7 @@ _MAX_RECORD_BYTES = 1_048_576
 
 
 def read_first_start(kafka: config.Kafka) -> FirstStart:
-    """Return what the log has of the group's first start. Raises KafkaException."""
+    """Return what the log has about the group's first start. Raises KafkaException."""
     with _consumer(kafka) as consumer:
         low, high = _offsets(consumer, kafka)
         if high == 0:
@@ -77,13 +77,14 @@ def _consumer(kafka: config.Kafka) -> Iterator[Consumer]:
 
 
 def _offsets(consumer: Consumer, kafka: config.Kafka) -> tuple[int, int]:
+    """Return the first offset, and the one after the last."""
     partition = TopicPartition(kafka.sent_topic, PARTITION)
     low, high = consumer.get_watermark_offsets(partition, timeout=_CALL_TIMEOUT_SECONDS)
     return low, high
 
 
 def _records(consumer: Consumer, kafka: config.Kafka, start: int, end: int) -> Iterator[KafkaMessage]:
-    """Yield the records from `start`, and those before `end` at least. Raises KafkaException."""
+    """Yield the records from `start` to the end of the log, which is at least `end`. Raises KafkaException."""
     deadline = time.monotonic() + _READ_TIMEOUT_SECONDS
     if start >= end:
         return
