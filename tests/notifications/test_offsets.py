@@ -98,7 +98,7 @@ def _start(topic_is_new: bool = False, replay_missed: bool = True, **changes: An
     """Return offset and metadata, or why there was no usable offset, for a partition with offsets from 2 to 9."""
     state = PartitionState(**{"topic_id": "T", "low": 2, "high": 9, "earliest": 3, **changes})
     start = start_position(state, topic_is_new=topic_is_new, replay_missed=replay_missed)
-    return start.offset, start.metadata or start.without_offset or (start.reset_reason and "out-of-range")
+    return start.offset, start.metadata or start.no_offset_reason or (start.reset_reason and "out-of-range")
 
 
 def test_consumption_starts_at_the_committed_offset_if_the_broker_still_has_it() -> None:

@@ -1,4 +1,4 @@
-"""How many messages wait in each partition, whoever consumes it, and whether this process reads what it has."""
+"""Observes the lag of all partitions, and whether this process makes progress on its own."""
 
 from __future__ import annotations
 
@@ -21,62 +21,62 @@ class LagObserver:
     """Compares the broker's end offsets with the committed ones, and with what this process has read.
 
     read_offsets: returns the offsets of each partition of the topic; blocks
-    reading: returns the next offset to read of each partition that is assigned to this process and not paused
+    read_positions: returns the next offset to read of each partition that is assigned to this process and not paused
     stalled_after_seconds: for how long a partition with unread messages may go without one being read
     """
 
     def __init__(
         self,
         read_offsets: Callable[[], Mapping[int, PartitionOffsets]],
-        reading: Callable[[], Mapping[int, int]],
+        read_positions: Callable[[], Mapping[int, int]],
         health: Health,
         *,
         stalled_after_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read_offsets = read_offsets
-        self._reading = reading
+        self._read_positions = read_positions
         self._health = health
         self._stalled_after_seconds = stalled_after_seconds
         self._clock = clock
-        # The next offset to read, and the time since when it has been the same although there are more messages.
+        # By partition: the next offset to read, and since when it has not moved although there are more messages.
         self._unread_since: dict[int, tuple[int, float]] = {}
         self._stalled: dict[int, str] = {}
         self._reported: set[int] = set()
-        # What another consumer of this process has reported, in a test.
+        # Tests create several observers in one process.
         metrics.LAG.clear()
         metrics.STALLED.clear()
 
     async def observe(self) -> float:
         """Set the metrics and the readiness, and return the seconds until the next call. Raises KafkaException."""
-        # The positions are read after the offsets: what is read meanwhile is not taken for unread.
+        # Positions after offsets, so that messages read in between do not count as unread.
         offsets = await asyncio.to_thread(self._read_offsets)
         for partition in self._reported - offsets.keys():
             metrics.LAG.remove(str(partition))
         self._reported = set(offsets)
-        for partition, one in offsets.items():
-            metrics.LAG.labels(str(partition)).set(one.lag)
+        for partition, partition_offsets in offsets.items():
+            metrics.LAG.labels(str(partition)).set(partition_offsets.lag)
         self._find_stalled(offsets)
         return _INTERVAL_SECONDS
 
     def _find_stalled(self, offsets: Mapping[int, PartitionOffsets]) -> None:
         now = self._clock()
-        reading = self._reading()
-        unread = {p: position for p, position in reading.items() if p in offsets and position < offsets[p].high}
+        positions = self._read_positions()
+        unread = {p: position for p, position in positions.items() if p in offsets and position < offsets[p].high}
         self._unread_since = {
-            p: since if (since := self._unread_since.get(p)) and since[0] == position else (position, now)
+            p: last if (last := self._unread_since.get(p)) and last[0] == position else (position, now)
             for p, position in unread.items()
         }
         stalled = {p for p, (_, since) in self._unread_since.items() if now - since >= self._stalled_after_seconds}
         for partition in stalled - self._stalled.keys():
             position = unread[partition]
             log.error(
-                "assigned partition is not read", partition=partition, offset=position, high=offsets[partition].high
+                "assigned partition is stalled", partition=partition, offset=position, high=offsets[partition].high
             )
             metrics.STALLED.labels(str(partition)).set(1)
-            self._stalled[partition] = f"not read for {self._stalled_after_seconds:g} s at offset {position}"
+            self._stalled[partition] = f"no progress for {self._stalled_after_seconds:g} s at offset {position}"
         for partition in self._stalled.keys() - stalled:
-            log.info("partition is read again, or assigned to another member", partition=partition)
+            log.info("partition is no longer stalled", partition=partition)
             del self._stalled[partition]
             with suppress(KeyError):
                 metrics.STALLED.remove(str(partition))

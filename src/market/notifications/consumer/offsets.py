@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 # Kafka's default for offset.metadata.max.bytes is 4096.
 MAX_METADATA_LENGTH = 3_900
-# Of everything but the list of unsettled offsets.
+# Room for everything but the list of unsettled offsets.
 _FIXED_LENGTH = 80
 
 
@@ -26,11 +26,10 @@ class CommitPoint(NamedTuple):
 
 
 def encode_metadata(offset: int, read_to: int, unsettled: list[int], topic_id: str = "") -> str:
-    """Return the metadata of a commit at `offset`: everything before `read_to` is settled except `unsettled`
-    (ascending).
+    """Return the metadata of a commit at `offset`.
 
-    The format is `1;READ_TO;UNSETTLED,...;TOPIC_ID`, with numbers relative to `offset`; the last part is absent if the
-    id is unknown.
+    Everything before `read_to` is settled, except for the offsets in `unsettled`, which are in ascending order. The
+    format is `1;READ_TO;UNSETTLED,...;TOPIC_ID`, with numbers relative to `offset`. TOPIC_ID may be absent.
     """
     suffix = f";{topic_id}" if topic_id else ""
     if read_to - offset == len(unsettled):
@@ -50,12 +49,12 @@ def encode_metadata(offset: int, read_to: int, unsettled: list[int], topic_id: s
 
 
 def decode_topic_id(metadata: str | None) -> str:
-    """Return the id of the topic to which the offset belongs, or an empty string if the metadata does not have it."""
+    """Return the topic id in the metadata, or an empty string if it has none."""
     return (metadata or "").split(";")[3] if (metadata or "").count(";") == 3 else ""
 
 
 def decode_metadata(offset: int, metadata: str | None) -> tuple[int, list[int]]:
-    """Return `read_to` and `unsettled` of a commit at `offset`; of malformed metadata (offset, [])."""
+    """Return (read_to, unsettled) of a commit at `offset`, or (offset, []) if the metadata is malformed."""
     try:
         version, read_to, unsettled, *_ = (metadata or "").split(";")
         gaps = [offset + int(part) for part in unsettled.split(",")] if unsettled else []
@@ -105,8 +104,10 @@ class OffsetTracker:
             return True
 
     def reach_end(self, offset: int) -> None:
-        """Record that all messages before the offset were read; those that are none, such as the ends of transactions,
-        are never added."""
+        """Record that everything before `offset` was read.
+
+        Control records, such as transaction markers, take offsets but are never added.
+        """
         with self._lock:
             self._read_to = max(self._read_to, offset)
 
@@ -133,7 +134,7 @@ class OffsetTracker:
 
     @property
     def next_to_read(self) -> int:
-        """The first offset that has not been read, except for those that were settled before."""
+        """The offset of the next message to read, apart from those that were settled before the assignment."""
         with self._lock:
             return self._expected[0] if self._expected else self._read_to
 
@@ -149,7 +150,7 @@ class OffsetTracker:
 
 
 class Position(NamedTuple):
-    """A position in a partition of the topic with that id; the id is empty if it is unknown."""
+    """A position in a partition. `topic_id` is empty if it is unknown."""
 
     offset: int
     topic_id: str
@@ -159,13 +160,13 @@ class Position(NamedTuple):
 class StartPosition:
     """Where consumption of a partition begins.
 
-    without_offset: why there is no offset to begin at: first-start, no-offset or new-topic
-    reset_reason: why it is not at the offset that was there, if that is out of range
+    no_offset_reason: why it is not a committed or remembered offset; None if it is
+    reset_reason: which offset was out of range; None if none was
     """
 
     offset: int
     metadata: str | None = None
-    without_offset: Literal["first-start", "no-offset", "new-topic"] | None = None
+    no_offset_reason: Literal["first-start", "no-offset", "new-topic"] | None = None
     reset_reason: str | None = None
 
 
@@ -174,7 +175,7 @@ class PartitionState:
     """What is known of a partition when it is assigned.
 
     topic_id: the id of the topic, empty if the broker has none
-    low, high: the broker has messages from `low` on, and before `high`
+    low, high: the first offset that the broker has, and the one after the last
     earliest: the first message that was published after the group's first start, at least `low`
     committed: the group's offset and metadata, or None
     last_position: the position of this process when it had the partition before
@@ -190,12 +191,12 @@ class PartitionState:
     first_start: bool = False
 
     def is_same_topic(self, topic_id: str) -> bool:
-        """Return whether an offset of the topic with this id is one of this topic, as far as is known."""
+        """Return whether the id is that of this topic. An unknown id is assumed to be."""
         return not topic_id or not self.topic_id or topic_id == self.topic_id
 
 
 def start_position(state: PartitionState, *, topic_is_new: bool, replay_missed: bool) -> StartPosition:
-    """Return where to begin in a partition.
+    """Return where consumption of a partition starts.
 
     topic_is_new: the topic did not exist when this process started, so that all of it is to be mailed
     """
@@ -203,22 +204,22 @@ def start_position(state: PartitionState, *, topic_is_new: bool, replay_missed: 
     if state.committed is not None and (replay_missed or last is not None):
         offset, metadata = state.committed
         if not state.is_same_topic(decode_topic_id(metadata)):
-            return StartPosition(state.earliest, without_offset="new-topic")
+            return StartPosition(state.earliest, no_offset_reason="new-topic")
         if state.low <= offset <= state.high:
             return StartPosition(offset, metadata)
         return _out_of_range("committed offset", offset, state)
     if last is not None:
         # The group's offsets were lost while this process was running; perhaps the topic was created again.
         if not state.is_same_topic(last.topic_id):
-            return StartPosition(state.earliest, without_offset="new-topic")
+            return StartPosition(state.earliest, no_offset_reason="new-topic")
         if state.low <= last.offset <= state.high:
-            return StartPosition(last.offset, without_offset="no-offset")
+            return StartPosition(last.offset, no_offset_reason="no-offset")
         return _out_of_range("position", last.offset, state)
     if not replay_missed:
         return StartPosition(state.high)
     if not state.first_start:
-        return StartPosition(state.earliest, without_offset="no-offset")
-    return StartPosition(state.low if topic_is_new else state.high, without_offset="first-start")
+        return StartPosition(state.earliest, no_offset_reason="no-offset")
+    return StartPosition(state.low if topic_is_new else state.high, no_offset_reason="first-start")
 
 
 def _out_of_range(name: str, offset: int, state: PartitionState) -> StartPosition:

@@ -40,7 +40,7 @@ log = logs.get_logger("consumer")
 _CALL_TIMEOUT_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _COMMIT_INTERVAL_SECONDS = 0.1
-_OBSERVE_INTERVAL_SECONDS = 1.0
+_BROKER_CHECK_INTERVAL_SECONDS = 1.0
 _REJOIN_SECONDS = 1.0
 _TOPIC_CHECK_INTERVAL_SECONDS = 5.0
 # Messages handed over to the event loop at once.
@@ -77,7 +77,7 @@ class OrdersConsumer:
         self._topic = TopicDescriber(kafka)
         self._starts = StartOffsets(kafka, self._topic, start_records)
         self._lag = LagObserver(
-            self._topic.offsets, self._reading, health, stalled_after_seconds=kafka.stalled_after_seconds
+            self._topic.offsets, self._positions, health, stalled_after_seconds=kafka.stalled_after_seconds
         )
         self._health = health
         self._faults = faults
@@ -91,12 +91,12 @@ class OrdersConsumer:
         self._stop_seconds = kafka.revoke_timeout_seconds
         self._trackers: dict[int, OffsetTracker] = {}
         self._paused: set[int] = set()
-        # Why the group has to be joined again.
+        # Why the consumer has to rejoin the group; empty if it has not.
         self._rejoin_reason = ""
         self._brokers_down = False
         # What a rebalance callback raised; see _keep_exception.
         self._rebalance_error: Exception | None = None
-        self._commit_at = self._observe_at = 0.0
+        self._commit_at = self._check_brokers_at = 0.0
         self._warned: set[tuple[str, str]] = set()
 
     # --- in the event loop
@@ -107,7 +107,7 @@ class OrdersConsumer:
         After that, lost connections and rebalances are handled in the background.
         """
         self._health.set_missing("kafka", "connecting")
-        # A topic that does not exist yet will have no event from before the start: all of it is to be mailed.
+        # A topic that does not exist yet has no events from before the start, so all of its events are mailed.
         self._starts.topic_is_new = not await self._health.wait_for("kafka", self._topic_exists)
         if self._starts.topic_is_new:
             await self._health.wait_for(f"topic {self._config.topic}", self._require_topic)
@@ -126,7 +126,7 @@ class OrdersConsumer:
         await asyncio.to_thread(self._topic.close)
 
     async def check_topic(self) -> float:
-        """Join the group again if the topic was deleted and created again: a consumer that goes on skips its beginning.
+        """Rejoin the group if the topic was recreated: a running consumer would skip the beginning of the new topic.
 
         Return the seconds until the next check. Raises KafkaException.
         """
@@ -138,10 +138,10 @@ class OrdersConsumer:
         return _TOPIC_CHECK_INTERVAL_SECONDS
 
     async def observe_lag(self) -> float:
-        """Report how many messages wait. Return the seconds until the next call. Raises KafkaException."""
+        """Update lag metrics and readiness. Return the seconds until the next call. Raises KafkaException."""
         return await self._lag.observe() if self._assigned.is_set() and not self._stopping.is_set() else 0.1
 
-    def _reading(self) -> dict[int, int]:
+    def _positions(self) -> dict[int, int]:
         """Return the next offset to read of each assigned partition that is not paused."""
         trackers = list(self._trackers.items())
         return {partition: tracker.next_to_read for partition, tracker in trackers if partition not in self._paused}
@@ -150,7 +150,7 @@ class OrdersConsumer:
         """Return whether the topic exists. Raises KafkaException."""
 
         def describe() -> bool:
-            # A new client each time, because one that could not connect waits before it tries again.
+            # A new client each time, because librdkafka backs off after a failed connection.
             consumer = Consumer(self._settings())
             try:
                 topic = consumer.list_topics(self._config.topic, timeout=2).topics[self._config.topic]
@@ -183,7 +183,7 @@ class OrdersConsumer:
             "heartbeat.interval.ms": max(100, session_ms // 10),
             # Report an out-of-range offset as an error, so that the reset is counted and logged.
             "auto.offset.reset": "error",
-            # Tells a partition that was read to its end from one that is not read.
+            # Tells a partition that was read to its end from a stalled one.
             "enable.partition.eof": True,
             "allow.auto.create.topics": self._config.partitions == 0,
             # Messages may have up to 4 MiB. librdkafka's buffers, which the memory budget excludes, are limited here.
@@ -206,7 +206,7 @@ class OrdersConsumer:
                 self._stopping.wait(_REJOIN_SECONDS)
 
     def _consume(self) -> None:
-        """Join the group, and consume until this process stops. Raises what happens meanwhile."""
+        """Join the group, consume until this process stops, and leave. Any error is raised after leaving."""
         self._rebalance_error = None
         self._rejoin_reason = ""
         self._committer.reset()
@@ -245,9 +245,9 @@ class OrdersConsumer:
             if now >= self._commit_at:
                 self._commit_at = now + _COMMIT_INTERVAL_SECONDS
                 self._committer.commit(consumer, self._trackers.values())
-            if now >= self._observe_at:
-                self._observe_at = now + _OBSERVE_INTERVAL_SECONDS
-                self._observe(consumer)
+            if now >= self._check_brokers_at:
+                self._check_brokers_at = now + _BROKER_CHECK_INTERVAL_SECONDS
+                self._check_brokers(consumer)
 
     def _accept(self, consumer: Consumer, record: KafkaMessage, batch: list[tuple[OffsetTracker, Message]]) -> None:
         error = record.error()
@@ -301,10 +301,10 @@ class OrdersConsumer:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if partitions:
-            # Before the positions are known, so that an event that another member mails until then is looked up.
+            # Before the positions are read, so that an event that another member mails until then is found.
             self._loop.call_soon_threadsafe(self._start_records.invalidate)
         topic_id = self._topic.topic_id() if partitions else ""
-        starts = self._starts.assign(consumer, partitions, topic_id) if partitions else []
+        starts = self._starts.resolve(consumer, partitions, topic_id) if partitions else []
         for start in starts:
             self._trackers[start.partition] = OffsetTracker(start.partition, start.offset, start.metadata, topic_id)
         self._assign(consumer, starts)
@@ -316,7 +316,7 @@ class OrdersConsumer:
         self._loop.call_soon_threadsafe(self._assigned.set)
 
     def _assign(self, consumer: Consumer, starts: list[TopicPartition]) -> None:
-        """Assign the partitions from their offsets, unpaused."""
+        """Assign the partitions at their offsets, and resume them."""
         partitions = [TopicPartition(start.topic, start.partition, start.offset) for start in starts]
         # librdkafka keeps the pause of an earlier assignment.
         consumer.resume(partitions)
@@ -367,9 +367,9 @@ class OrdersConsumer:
         self._trackers[partition].mark_uncommitted()
         self._assign(consumer, [TopicPartition(self._config.topic, partition, offset)])
 
-    # --- observation
+    # --- availability of the brokers, and failures
 
-    def _observe(self, consumer: Consumer) -> None:
+    def _check_brokers(self, consumer: Consumer) -> None:
         if self._brokers_down:
             try:
                 consumer.list_topics(self._config.topic, timeout=0.5)
@@ -383,8 +383,8 @@ class OrdersConsumer:
     def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self._assigned.is_set() and not self._brokers_down:
             self._brokers_down = True
-            self._health.set_missing("kafka", "no broker responds")
-            log.warning("waiting for dependency", dependency="kafka", reason="no broker responds")
+            self._health.set_missing("kafka", "all brokers are down")
+            log.warning("waiting for dependency", dependency="kafka", reason="all brokers are down")
 
     def _warn_once(self, event: str, reason: str) -> None:
         """Log each event and reason once, until partitions are assigned or the broker is available again."""

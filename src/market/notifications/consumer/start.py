@@ -1,4 +1,4 @@
-"""Where consumption of assigned partitions starts, from what the broker and the sent log know; commits it."""
+"""Determines where consumption of assigned partitions starts, and commits those offsets."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ class StartRecords(Protocol):
     """Where the group's first start is recorded; sent_log.log.SentLog in production."""
 
     async def open(self) -> FirstStart:
-        """Return what is recorded. Raises an exception if that is not known yet."""
+        """Return what is recorded. Raises an exception if that cannot be read; the call is retried."""
 
     async def record_start(self, *, first: bool) -> None:
-        """Record a start. Raises an exception if that is to be repeated."""
+        """Record a start of the group. Raises an exception if that fails; the call is retried."""
 
     def invalidate(self) -> None:
-        """Forget what was read, because other members have mailed events of partitions that are assigned now."""
+        """Forget the ids that were read: other members may have mailed events of newly assigned partitions since."""
 
 
 class StartOffsets:
-    """What this process knows of the group's first start and of the partitions that it had before."""
+    """Determines start offsets, from the group's first start and the positions that this process had before."""
 
     def __init__(self, kafka: config.Kafka, topic: TopicDescriber, start_records: StartRecords) -> None:
         self._config = kafka
         self._start_records = start_records
         self._topic = topic
-        # The topic did not exist when this process started, so that all of it is to be mailed.
+        # The topic did not exist when this process started, so all of its events are mailed.
         self.topic_is_new = False
-        # The partitions of the group's first start that were not assigned yet.
+        # Partitions that existed at the group's first start and have not been assigned yet.
         self._first_start_partitions: set[int] = set()
         self._first_started_ms: int | None = None
-        # Positions of partitions that this process had before: they do not start at the end of the topic again.
+        # Where partitions that this process had before continue, rather than at the end of the topic again.
         self._last_positions: dict[int, Position] = {}
 
     async def prepare(self) -> None:
-        """Find out if this is the group's first start, and record it. Raises KafkaException or TimeoutError."""
+        """Determine whether this is the group's first start, and record it. Raises KafkaException or TimeoutError."""
         recorded = await self._start_records.open()
         self._first_started_ms = recorded.started_ms
         if not recorded.empty:
@@ -68,11 +68,11 @@ class StartOffsets:
     # --- in the consumer's thread, or in another one
 
     def remember(self, tracker: OffsetTracker) -> None:
-        """Remember the position of a partition that is not assigned any more."""
+        """Remember the position of a partition that is no longer assigned."""
         self._last_positions[tracker.partition] = Position(tracker.position, tracker.topic_id)
 
-    def assign(self, consumer: Consumer, partitions: list[TopicPartition], topic_id: str) -> list[TopicPartition]:
-        """Return the partitions with offset and metadata to start from, which are committed. Raises KafkaException."""
+    def resolve(self, consumer: Consumer, partitions: list[TopicPartition], topic_id: str) -> list[TopicPartition]:
+        """Commit the offsets to start from. Return them with their metadata. Raises KafkaException."""
         starts, uncommitted = [], []
         for committed in consumer.committed(partitions, timeout=_CALL_TIMEOUT_SECONDS):
             if committed.error is not None:
@@ -92,7 +92,7 @@ class StartOffsets:
         return starts
 
     def earliest(self, consumer: Consumer, partition: int, topic_id: str) -> int:
-        """Return the first offset that was published after the group's first start. Raises KafkaException."""
+        """Return the offset of the first message published after the group's first start. Raises KafkaException."""
         return self._state(consumer, TopicPartition(self._config.topic, partition), topic_id).earliest
 
     def _start(self, consumer: Consumer, committed: TopicPartition, topic_id: str) -> StartPosition:
@@ -100,13 +100,13 @@ class StartOffsets:
         start = start_position(state, topic_is_new=self.topic_is_new, replay_missed=self._config.replay_missed)
         if start.reset_reason:
             count_reset(committed.partition, start.reset_reason)
-        if start.without_offset:
-            metrics.STARTS_WITHOUT_OFFSET.labels(start.without_offset).inc()
-            write = log.info if start.without_offset == "first-start" else log.error
+        if start.no_offset_reason:
+            metrics.STARTS_WITHOUT_OFFSET.labels(start.no_offset_reason).inc()
+            write = log.info if start.no_offset_reason == "first-start" else log.error
             write(
                 "consumption starts without a committed offset",
                 partition=committed.partition,
-                reason=start.without_offset,
+                reason=start.no_offset_reason,
                 offset=start.offset,
                 low=state.low,
                 high=state.high,
@@ -116,7 +116,7 @@ class StartOffsets:
     def _state(self, consumer: Consumer, committed: TopicPartition, topic_id: str) -> PartitionState:
         low, high = consumer.get_watermark_offsets(committed, timeout=_CALL_TIMEOUT_SECONDS)
         earliest = low
-        # Without an id it is the embedded broker, which cannot search by time.
+        # The embedded broker has no topic ids, and cannot look up offsets by time.
         if self._first_started_ms is not None and topic_id:
             since_ms = self._first_started_ms - int(self._config.first_start_tolerance_seconds * 1000)
             partition = TopicPartition(committed.topic, committed.partition, max(0, since_ms))

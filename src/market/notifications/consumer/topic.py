@@ -1,4 +1,4 @@
-"""What the broker knows of the topic and of the group's offsets. Everything here blocks, and belongs in a thread."""
+"""Queries the broker for the topic's id and for offsets. All calls block: make them in a thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _CALL_TIMEOUT_SECONDS = 5.0
 
 
 class PartitionOffsets(NamedTuple):
-    """The broker has messages from `low` on, and before `high`. `committed` is the group's offset, or None."""
+    """The offsets of a partition.
+
+    low, high: the first offset that the broker has, and the one after the last
+    committed: the group's offset, or None
+    """
 
     low: int
     high: int
@@ -30,7 +34,7 @@ class PartitionOffsets(NamedTuple):
 
 
 class TopicDescriber:
-    """Owns clients beside the group's member, which connect when they are used for the first time. Thread-safe."""
+    """Queries the broker with clients of its own, which connect on first use. Thread-safe."""
 
     def __init__(self, kafka: config.Kafka) -> None:
         self._config = kafka
@@ -40,7 +44,7 @@ class TopicDescriber:
         self._admin = AdminClient(client_settings(kafka, _CLIENT_ID))
 
     def topic_id(self) -> str:
-        """Return the id that a topic gets when it is created; empty for the embedded broker, or without such a topic.
+        """Return the topic's unique id, or an empty string if there is no topic or the broker has no ids (KIP-516).
 
         Raises KafkaException.
         """
@@ -65,8 +69,8 @@ class TopicDescriber:
             settings = consumer_settings(
                 self._config, _CLIENT_ID, self._config.group, max_message_bytes=events.MAX_MESSAGE_BYTES
             )
-            # Reads the group's offsets without being a member of it. Uncommitted, so that the end offset is that of
-            # all messages, also of those that an open transaction withholds.
+            # Reads the group's offsets without joining it. Reads uncommitted messages, so that the end offset includes
+            # those of open transactions.
             self._consumer = Consumer({**settings, "isolation.level": "read_uncommitted"})
         consumer = self._consumer
         topic = consumer.list_topics(self._topic, timeout=_CALL_TIMEOUT_SECONDS).topics[self._topic]
