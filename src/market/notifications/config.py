@@ -27,16 +27,16 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
     # A member that sends no heartbeat for this long is removed from the group. Brokers reject less than 6 s by default.
     session_timeout_seconds: Annotated[float, Meta(ge=1, le=300)] = 10.0
-    # The topic of the sent log; by default the group's name with .sent.
+    # The topic of the sent log; by default the group's name followed by .sent.
     sent_log_topic: NonEmptyStr | None = None
-    # How many ids of mailed events are held in memory while they are looked up: 100 bytes each.
+    # Max ids of mailed events in memory, at about 100 bytes each; there are none while no event is looked up.
     sent_log_max_ids: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 500_000
     # Events that are older than this are looked up in the sent log before they are mailed.
     sent_log_min_age_seconds: Annotated[float, Meta(ge=0)] = 60.0
     # How far the clocks of publishers and brokers may differ: without an offset, consumption starts with the events
-    # that were published so long before the group's first start.
+    # published up to this long before the group's first start.
     first_start_tolerance_seconds: Annotated[float, Meta(ge=0)] = 60.0
-    # For how long an assigned partition with messages may go unread before the process is not ready.
+    # The process is not ready if an assigned partition with unread messages makes no progress for this long.
     stalled_after_seconds: Seconds = 60.0
     # False: each start begins at the end of the topic, and events published while the service was down are not mailed.
     replay_missed: bool = True
@@ -80,7 +80,7 @@ class Smtp(Section, frozen=True, kw_only=True):
     max_connections: Annotated[int, Meta(ge=1, le=100)] = 8
     # How long an idle connection is kept.
     keepalive_seconds: Seconds = 20.0
-    # How many mails in a row may be rejected for a policy (5.7.x) or a limit (5.4.5) until consumption is paused.
+    # Consumption is paused after this many mails in a row were rejected for a policy (5.7.x) or a limit (5.4.5).
     max_policy_rejections: Annotated[int, Meta(ge=1, le=1000)] = 5
     # The longest pause between two attempts to connect to an unavailable mail server.
     max_reconnect_seconds: Seconds = 10.0

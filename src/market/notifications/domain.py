@@ -113,10 +113,10 @@ class Mail:
 
 
 class FirstStart(NamedTuple):
-    """What is recorded of the group's first start.
+    """What the sent log has about the group's first start.
 
-    empty: nothing, so that this is the first start unless the group has offsets
-    started_ms: its time, by the broker's clock; None if it is unknown
+    empty: it has no records, so this is the first start unless the group has committed offsets
+    started_ms: the time of the first start, in Unix milliseconds by the broker's clock; None if it is unknown
     """
 
     empty: bool
@@ -136,8 +136,8 @@ class MailDeferred(Exception):
 
 
 class MailServerUnavailable(Exception):
-    """No connection to the mail server, or it rejects our login rather than one mail."""
+    """The mail server cannot be reached, or rejects our account rather than a single mail."""
 
 
 class SenderRejected(MailServerUnavailable):
-    """The mail server rejects our account (a limit, a policy, a login), and so every mail."""
+    """The mail server rejects our account (login, policy or sending limit), and with it every mail."""

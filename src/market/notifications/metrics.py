@@ -13,25 +13,27 @@ RETRIES = Counter("market_notifications_retries_total", "Retries scheduled.", ["
 DEAD_LETTERS = Counter(
     "market_notifications_dead_letters_total", "Messages written to the dead letter topic.", ["reason"]
 )
-PAUSED = Gauge("market_notifications_paused", "1 while the partitions are paused.", ["reason"])
+PAUSED = Gauge("market_notifications_paused", "1 while consumption is paused for the reason.", ["reason"])
 LAG = Gauge(
     "market_notifications_lag",
-    "Messages of the partition that are not committed, whoever consumes it; every process reports every partition.",
+    "Uncommitted messages of the partition. Every process reports all partitions, also those of other members.",
     ["partition"],
 )
 ASSIGNED = Gauge("market_notifications_assigned_partitions", "Partitions that are assigned to this process.")
 STALLED = Gauge(
-    "market_notifications_stalled", "1 while an assigned partition has messages and is not read.", ["partition"]
+    "market_notifications_stalled",
+    "1 while an assigned partition has unread messages but makes no progress.",
+    ["partition"],
 )
-IN_FLIGHT = Gauge("market_notifications_in_flight_messages", "Messages read and not settled yet.")
-IN_FLIGHT_BYTES = Gauge("market_notifications_in_flight_bytes", "Size of the messages read and not settled yet.")
+IN_FLIGHT = Gauge("market_notifications_in_flight_messages", "Messages read but not settled yet.")
+IN_FLIGHT_BYTES = Gauge("market_notifications_in_flight_bytes", "Size of the messages read but not settled yet.")
 OFFSET_RESETS = Counter(
     "market_notifications_offset_resets_total",
     "Offset resets: an offset was out of range, and consumption resumed from the earliest one.",
 )
 STARTS_WITHOUT_OFFSET = Counter(
     "market_notifications_starts_without_offset_total",
-    "Partitions whose consumption started without a committed offset of the same topic.",
+    "Assignments of partitions that had no committed offset of the current topic.",
     ["reason"],
 )
 SENT_LOG_FAILURES = Counter(
@@ -39,7 +41,7 @@ SENT_LOG_FAILURES = Counter(
 )
 COMMIT_FAILURES = Counter("market_notifications_commit_failures_total", "Failed offset commits, which are retried.")
 
-# Every series is there from the start, so that a rate can be taken of its first increase.
+# Initialize every series, so that rate() sees the first increase.
 for _reason in ("mail-server", "sender-rejected", "memory"):
     PAUSED.labels(_reason).set(0)
 for _reason in ("invalid-event", "rejected", "retries-exhausted"):

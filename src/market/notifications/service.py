@@ -29,13 +29,13 @@ class DeadLetters(Protocol):
 
 
 class SentIds(Protocol):
-    """Which events were mailed, also by other processes; sent_log.log.SentLog in production."""
+    """The ids of mailed events, also of those mailed by other processes; sent_log.log.SentLog in production."""
 
     def add(self, event_id: str) -> None:
         """Remember that the event was mailed."""
 
     async def contains(self, event_id: str) -> bool:
-        """Return whether the event was certainly mailed."""
+        """Return whether the event is known to have been mailed."""
 
 
 class SentNotices:
@@ -100,8 +100,10 @@ async def notify(deps: Deps, notice: Notice) -> None:
 
 
 async def _was_sent(deps: Deps, notice: Notice) -> bool:
-    """Return whether the sent log has the event. Only old events are looked up: new ones are read for the first time,
-    or after a crash that the log does not know of either."""
+    """Return whether the sent log has the event. Events younger than `sent_log_min_age` are not looked up.
+
+    They are read for the first time, or again after a crash before their ids were written.
+    """
     if deps.sent_log is None:
         return False
     old = notice.occurred_at is None or deps.clock() - notice.occurred_at > deps.sent_log_min_age
@@ -111,9 +113,7 @@ async def _was_sent(deps: Deps, notice: Notice) -> bool:
 def schedule_retry(deps: Deps, pending: PendingMessage, reason: str, detail: str) -> float | None:
     """Count a failed attempt. Return the seconds until the next one, or None if the time for retries is over.
 
-    In the latter case `pending.dead_letter` is set.
-
-    `reason` is the label of the metric: deferred or internal-error.
+    In the latter case `pending.dead_letter` is set. `reason` is the metric label: deferred or internal-error.
     """
     now = deps.mailer.mail_server.available_seconds()
     if pending.first_deferred_at is None:
