@@ -64,7 +64,7 @@ async def test_an_assigned_partition_that_is_not_read_is_reported_and_ends_readi
         mailing.publish(event(email=mailing.mailbox), partition=2)
         await until(process.health.not_ready)
         missing = await process.health.not_ready()
-        assert missing == {"consumption": "partition 2 not read for 1 s at offset 1"}
+        assert missing == {"consumption": "partition 2 has made no progress for 1 s at offset 1"}
         assert metrics.STALLED.labels("2")._value.get() == 1
         assert _lag() == {0: 0, 1: 0, 2: 2, 3: 0}
         transactional.abort_transaction(60)

@@ -74,7 +74,9 @@ class LagObserver:
                 "assigned partition is stalled", partition=partition, offset=position, high=offsets[partition].high
             )
             metrics.STALLED.labels(str(partition)).set(1)
-            self._stalled[partition] = f"no progress for {self._stalled_after_seconds:g} s at offset {position}"
+            self._stalled[partition] = (
+                f"has made no progress for {self._stalled_after_seconds:g} s at offset {position}"
+            )
         for partition in self._stalled.keys() - stalled:
             log.info("partition is no longer stalled", partition=partition)
             del self._stalled[partition]
