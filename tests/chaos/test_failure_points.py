@@ -12,7 +12,7 @@ import pytest
 
 from market.inventory.domain import POINTS as INVENTORY
 from market.notifications.domain import POINTS as NOTIFICATIONS
-from market.orders.domain import POINTS as ORDERS
+from market.orders.domain import FAILURE_POINTS as ORDERS
 from market.orders.reconciliation.differences import Kind
 from market.orders.reconciliation.repairs import REPAIRS
 from market.products.domain import POINTS as PRODUCTS

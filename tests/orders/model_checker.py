@@ -28,7 +28,15 @@ State = TypeVar("State", bound=Hashable)
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 # The order as its intent is stored.
 INTENT = Order(
-    UUID(int=1), "ada", None, (OrderLine("p", "Lamp", 1, Decimal(1)),), Decimal(1), "GBP", AT, key="k", digest=b"d"
+    UUID(int=1),
+    "ada",
+    None,
+    (OrderLine("p", "Lamp", 1, Decimal(1)),),
+    Decimal(1),
+    "GBP",
+    AT,
+    idempotency_key="k",
+    digest=b"d",
 )
 # The result of a step whose response is lost.
 UNKNOWN = object()

@@ -105,7 +105,7 @@ class Service(OrderPlacer):
     @property
     def documents(self) -> Any:
         """PyMongo's asynchronous collection, without deadline, circuit breaker and error mapping."""
-        return self.deps.orders.collection.documents
+        return self.deps.orders.collection.pymongo_collection
 
 
 @asynccontextmanager

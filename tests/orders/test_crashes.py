@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from market.orders.domain import POINTS
+from market.orders.domain import FAILURE_POINTS
 from tests.support.waiting import PATIENCE, until
 
 from .catalogue import FakeCatalogue
@@ -299,4 +299,4 @@ def test_every_failure_point_is_known() -> None:
     background = {"orders.recovery-before-reject", "orders.relay-after-lease"}
     tested = REJECTED | CONFIRMED | CANCELLED | background | {"orders.before-intent", "orders.after-reject-status"}
     # This one is tested in test_interleavings_of_cancellation.py.
-    assert set(POINTS) - tested == {"orders.before-cancel-status"}
+    assert set(FAILURE_POINTS) - tested == {"orders.before-cancel-status"}

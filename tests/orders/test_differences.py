@@ -17,7 +17,7 @@ from market.orders.domain import Order, OrderLine, OutboxEntry, Status, to_contr
 from market.orders.mongodb.documents import UnreadableDocument, order_to_document, parse_document
 from market.orders.reconciliation.differences import CAUSES, Finding, Kind, Thresholds, compare, id_created_at
 from market.orders.reconciliation.repairs import REPAIRS
-from market.orders.reconciliation.topic_reader import CANCELLED_SEEN, CONTENT_SHIFT, CREATED_SEEN, content_hash
+from market.orders.reconciliation.topic_reader import CANCELLED_SEEN, CONTENT_HASH_SHIFT, CREATED_SEEN, content_hash
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 THRESHOLDS = Thresholds(
@@ -38,7 +38,7 @@ ORDER = Order(
 )
 ACTIVE = Reservation(ID, True, (("p", 2),), LONG_AGO)
 RELEASED = msgspec.structs.replace(ACTIVE, active=False)
-CONTENT = content_hash(to_contract(ORDER)) << CONTENT_SHIFT
+CONTENT = content_hash(to_contract(ORDER)) << CONTENT_HASH_SHIFT
 BOTH_SEEN = CONTENT | CREATED_SEEN | CANCELLED_SEEN
 
 
@@ -46,8 +46,8 @@ def order(**changes: Any) -> Order:
     return msgspec.structs.replace(ORDER, **changes)
 
 
-def kinds(order: Order | None, reservation: Reservation | None, flags: int | None) -> list[Kind]:
-    return [finding.kind for finding in compare(order, reservation, flags, THRESHOLDS)]
+def kinds(order: Order | None, reservation: Reservation | None, topic_state: int | None) -> list[Kind]:
+    return [finding.kind for finding in compare(order, reservation, topic_state, THRESHOLDS)]
 
 
 CANCELLED = order(status=Status.CANCELLED, ended_at=RECENTLY)
@@ -66,6 +66,21 @@ def test_an_event_is_missing_only_if_retention_cannot_have_deleted_it() -> None:
 def test_the_status_in_an_event_may_differ_from_the_order() -> None:
     assert kinds(CANCELLED, RELEASED, BOTH_SEEN) == []
     assert kinds(order(total=Decimal("4.99")), ACTIVE, CONTENT | CREATED_SEEN) == [Kind.EVENT_DIFFERS]
+
+
+@pytest.mark.parametrize(
+    ("items", "detail"),
+    [
+        ((("p", 3),), "product p: ordered 2, reserved 3"),
+        ((("q", 2),), "product p: ordered 2, reserved 0; 1 more product"),
+        ((("p", 2), ("p", 2)), "a product occurs more than once"),
+    ],
+)
+def test_a_difference_of_items_names_the_first_product_that_differs(
+    items: tuple[tuple[str, int], ...], detail: str
+) -> None:
+    reservation = msgspec.structs.replace(ACTIVE, items=items)
+    assert list(compare(ORDER, reservation, None, THRESHOLDS)) == [Finding(Kind.ITEMS_DIFFER, detail)]
 
 
 @pytest.mark.parametrize("status", [Status.REJECTED, Status.CANCELLED])

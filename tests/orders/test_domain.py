@@ -45,7 +45,7 @@ ORDER = Order(
     Decimal("2.50"),
     "GBP",
     AT,
-    key="k",
+    idempotency_key="k",
     digest=b"d",
 )
 
@@ -62,7 +62,7 @@ def test_after_any_sequence_of_moves_the_due_work_follows_from_the_status(moves:
                 apply_move(order, move)
     ended = order.status in (Status.REJECTED, Status.CANCELLED)
     assert order.release_due == ended
-    assert (order.key is None) == (order.status is Status.REJECTED)
+    assert (order.idempotency_key is None) == (order.status is Status.REJECTED)
     types = [e.event_type for e in order.outbox]
     assert types == [events.CREATED, events.CANCELLED][: len(types)]
     assert (order.status is Status.CONFIRMED) <= (types == [events.CREATED])

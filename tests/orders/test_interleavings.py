@@ -282,7 +282,7 @@ async def test_a_missing_topic_or_a_full_disk_delays_events_and_loses_none(
             assert {o["status"] for o in first} == {"confirmed"}
             await asyncio.sleep(1.5)
             statistics = await repository.statistics()
-            assert (statistics.unsent, statistics.stuck) == (3, 0)
+            assert (statistics.unsent, statistics.with_rejected_events) == (3, 0)
             assert statistics.oldest_unsent_seconds > 1
             await migrate({**settings, "kafka": {**settings["kafka"], "partitions": 4}})
             for order in first:
@@ -298,7 +298,7 @@ async def test_a_missing_topic_or_a_full_disk_delays_events_and_loses_none(
             assert {o["status"] for o in second} == {"confirmed"}
             await asyncio.sleep(1.5)
             statistics = await repository.statistics()
-            assert (statistics.unsent, statistics.stuck) == (3, 0)
+            assert (statistics.unsent, statistics.with_rejected_events) == (3, 0)
             await asyncio.to_thread(broker.kill)
             await asyncio.to_thread(broker.restart, 2 * PATIENCE)
             for order in second:

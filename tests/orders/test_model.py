@@ -100,7 +100,7 @@ def after_response(rules: Rules, actor: Actor, operation: Any, response: Any) ->
     if name == "read":
         if response is UNKNOWN:
             return Actor(actor.kind, "done", response="503")
-        if response is None or (actor.kind == "repeat" and actor.held is None and response.key is None):
+        if response is None or (actor.kind == "repeat" and actor.held is None and response.idempotency_key is None):
             return Actor(actor.kind, "done", response="none")
         return decide(actor, response)
     if name == "move":
@@ -186,7 +186,7 @@ def check_invariants(state: State) -> None:
     if state.order.status in (Status.REJECTED, Status.CANCELLED) and reserved:
         late_reservation = any(operation == ("reserve",) for operation in state.late)
         assert state.order.release_due or late_reservation, "a reservation that is never released"
-    assert (state.order.key is None) == (state.order.status is Status.REJECTED)
+    assert (state.order.idempotency_key is None) == (state.order.status is Status.REJECTED)
     types = [e.event_type for e in state.order.outbox]
     assert types == ([events.CREATED] if state.ever_confirmed else []) + (
         [events.CANCELLED] if state.ever_confirmed and state.order.status is Status.CANCELLED else []

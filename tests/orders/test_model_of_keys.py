@@ -61,7 +61,7 @@ def put(items: tuple[Any, ...], at: int, item: Any) -> tuple[Any, ...]:
 
 def key_holder(state: State) -> int | None:
     """Return which order has the key, or None."""
-    return next((i for i, o in enumerate(state.orders) if o is not None and o.key is not None), None)
+    return next((i for i, o in enumerate(state.orders) if o is not None and o.idempotency_key is not None), None)
 
 
 def apply(rules: Rules, state: State, operation: Any) -> tuple[State, Any]:
@@ -136,7 +136,7 @@ def after_response(rules: Rules, actor: Actor, operation: Any, response: Any) ->
             else decide(actor._replace(about=actor.own), INTENTS[actor.own])
         )
     if name == "read":
-        if actor.at == "found" and (response is None or response.key is None):
+        if actor.at == "found" and (response is None or response.idempotency_key is None):
             # It was rejected meanwhile, and the key is free again.
             return actor._replace(at="insert", held=None)
         return done(actor, "503" if actor.kind == "client" else "404") if response is None else decide(actor, response)
@@ -207,7 +207,7 @@ def check_invariants(state: State) -> None:
         if order is None:
             continue
         reserved = state.reservations[i] == "reserved"
-        assert (order.key is None) == (order.status is Status.REJECTED)
+        assert (order.idempotency_key is None) == (order.status is Status.REJECTED)
         if order.status is Status.CONFIRMED:
             assert reserved, "a confirmed order without a reservation"
         if order.status in (Status.REJECTED, Status.CANCELLED) and reserved:
@@ -247,7 +247,7 @@ def test_two_clients_with_one_key_and_a_cancellation_place_one_order() -> None:
 def apply_move_freeing_the_key(order: Order, move: Move, entry: OutboxEntry | None) -> Order:
     """Free the key of a cancelled order too, which is wrong."""
     after = domain.apply_move(order, move, entry)
-    return msgspec.structs.replace(after, key=None) if after.status is Status.CANCELLED else after
+    return msgspec.structs.replace(after, idempotency_key=None) if after.status is Status.CANCELLED else after
 
 
 def test_the_checker_detects_a_key_that_is_freed_too_early() -> None:

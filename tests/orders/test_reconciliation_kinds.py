@@ -312,15 +312,15 @@ async def test_documents_whose_id_is_not_a_uuid_are_reported_and_hide_no_order(
     lamp = catalogue.add()
     await stock.set(lamp, 5)
     order_id = await place_and_publish(service, lamp, own_topic)
-    foreign_ids = [1, "by hand", ObjectId("65f000000000000000000001"), b"x", b"y" * 17]
-    await service.documents.insert_many([{"_id": foreign_id} for foreign_id in foreign_ids])
+    non_uuid_ids = [1, "by hand", ObjectId("65f000000000000000000001"), b"x", b"y" * 17]
+    await service.documents.insert_many([{"_id": non_uuid_id} for non_uuid_id in non_uuid_ids])
     try:
         report = await reconcile(service, repair=True, topic=True)
-        assert sorted(d["id"] for d in report.differences) == sorted(map(repr, foreign_ids))
+        assert sorted(d["id"] for d in report.differences) == sorted(map(repr, non_uuid_ids))
         assert all(d == difference(Kind.UNREADABLE, d["id"], "its id is not a UUID") for d in report.differences)
         assert (report.counts, report.differences_of(order_id)) == ((5, 0, True), [])
     finally:
-        await service.documents.delete_many({"_id": {"$in": foreign_ids}})
+        await service.documents.delete_many({"_id": {"$in": non_uuid_ids}})
     assert no_differences(await reconcile(service, topic=True))
 
 

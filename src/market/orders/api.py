@@ -37,7 +37,7 @@ from market.orders.service import Deps
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 # Subtracted from the caller's deadline, to leave time for sending the response.
 _RESPONSE_SECONDS = 0.2
-# What a handler gets at least, even if the caller's deadline has almost passed.
+# The minimum time for a handler, even if the caller's deadline has almost passed.
 _MIN_HANDLER_SECONDS = 0.05
 
 _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -66,7 +66,8 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[
             str,
             Meta(
-                max_length=254, description="Where mails are sent. By default to `user`, if that is an e-mail address."
+                max_length=254,
+                description="The address for e-mail notifications. Defaults to `user` if that is an e-mail address.",
             ),
         ]
         | None
@@ -75,8 +76,8 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[
             money.TotalText,
             Meta(
-                description="The total that the buyer has seen. If it differs, the order is rejected before anything "
-                "is reserved."
+                description="The total that the customer has seen. If it differs, the order is rejected before "
+                "anything is reserved."
             ),
         ]
         | None
@@ -103,7 +104,7 @@ class _NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-_body = msgspec.json.Decoder(CreateOrder, strict=True)
+_body_decoder = msgspec.json.Decoder(CreateOrder, strict=True)
 _encoder = msgspec.json.Encoder()
 # Lists leave out rejected orders; they can still be read by id.
 _LISTED = (Status.PENDING, Status.CONFIRMED, Status.CANCELLED)
@@ -131,15 +132,17 @@ def _handler_seconds(limit: float) -> float:
     return max(_MIN_HANDLER_SECONDS, context.remaining(limit) - _RESPONSE_SECONDS)
 
 
-def routes(deps: Deps, order_seconds: float, other_seconds: float) -> Mapping[str, edge.Endpoint]:
+def routes(
+    deps: Deps, create_order_timeout_seconds: float, default_timeout_seconds: float
+) -> Mapping[str, edge.Endpoint]:
     """Return the endpoints by method and path."""
 
     async def create(request: Request) -> Response:
-        with context.deadline_in(_handler_seconds(order_seconds)):
+        with context.deadline_in(_handler_seconds(create_order_timeout_seconds)):
             try:
                 parse_query(request, _NoParameters)
                 key = idempotency_key(request)
-                placed = await service.place_order(deps, parse_order(await read_body(request, _body)), key)
+                placed = await service.place_order(deps, parse_order(await read_body(request, _body_decoder)), key)
             except Problem as e:
                 OUTCOMES.labels(e.type).inc()
                 raise
@@ -163,7 +166,7 @@ def routes(deps: Deps, order_seconds: float, other_seconds: float) -> Mapping[st
         encoded: list[bytes] = []
         size = 0
 
-        def fits(order: Order) -> bool:
+        def append_if_fits(order: Order) -> bool:
             # The first order always fits, so that every page makes progress.
             nonlocal size
             data = _encoder.encode(to_contract(order))
@@ -173,13 +176,15 @@ def routes(deps: Deps, order_seconds: float, other_seconds: float) -> Mapping[st
             encoded.append(data)
             return True
 
-        page = await deps.orders.list_for_user(query.user, statuses, limit=query.limit, offset=query.offset, fits=fits)
+        page = await deps.orders.list_for_user(
+            query.user, statuses, limit=query.limit, offset=query.offset, fits=append_if_fits
+        )
         tail = f'],"total":{page.total},"limit":{query.limit},"offset":{query.offset}}}'
         return json_response(b'{"items":[' + b",".join(encoded) + tail.encode())
 
     async def cancel(request: Request) -> Response:
         parse_query(request, _NoParameters)
-        with context.deadline_in(_handler_seconds(other_seconds)):
+        with context.deadline_in(_handler_seconds(default_timeout_seconds)):
             released = await service.cancel_order(deps, text.parse_path_id("order", request.path_params["id"]))
         return Response(status_code=204 if released else 202)
 
@@ -191,8 +196,19 @@ def routes(deps: Deps, order_seconds: float, other_seconds: float) -> Mapping[st
     }
 
 
-def app(deps: Deps, http: Http, tracer: Tracer, health: Health, *, order_seconds: float, other_seconds: float) -> Any:
-    """Return the ASGI app. `order_seconds` is the deadline of POST, `other_seconds` that of every other request."""
-    endpoints = routes(deps, order_seconds, other_seconds)
-    timeouts = {route: order_seconds if route.startswith("POST") else other_seconds for route in endpoints}
+def app(
+    deps: Deps,
+    http: Http,
+    tracer: Tracer,
+    health: Health,
+    *,
+    create_order_timeout_seconds: float,
+    default_timeout_seconds: float,
+) -> Any:
+    """Return the ASGI app. The timeouts are the deadlines of POST and of every other request."""
+    endpoints = routes(deps, create_order_timeout_seconds, default_timeout_seconds)
+    timeouts = {
+        route: create_order_timeout_seconds if route.startswith("POST") else default_timeout_seconds
+        for route in endpoints
+    }
     return edge.application(endpoints, http, tracer=tracer, health=health, timeouts=timeouts)

@@ -95,8 +95,8 @@ def http_server(config: Config, process: Process, deps: Deps) -> HttpServer:
         config.http,
         process.tracer,
         process.health,
-        order_seconds=config.order_seconds,
-        other_seconds=config.other_seconds,
+        create_order_timeout_seconds=config.order_seconds,
+        default_timeout_seconds=config.other_seconds,
     )
     return HttpServer(app, config.http.host, config.http.port, limits=config.http)
 
@@ -116,7 +116,7 @@ def background_steps(config: Config, deps: Deps) -> Mapping[str, Step]:
         metrics.OUTBOX.set(statistics.unsent)
         metrics.OUTBOX_AGE.set(statistics.oldest_unsent_seconds)
         metrics.RELEASE_DUE.set(statistics.releases_due)
-        metrics.STUCK.set(statistics.stuck)
+        metrics.WITH_REJECTED_EVENTS.set(statistics.with_rejected_events)
         return 5.0
 
     async def create_topic() -> float:

@@ -34,7 +34,7 @@ from market.orders.domain import (
 T = TypeVar("T")
 
 
-class _ProductOut(Struct):
+class _ProductItem(Struct):
     id: str
     name: str
     price: str
@@ -42,11 +42,11 @@ class _ProductOut(Struct):
 
 
 class _Page(Struct):
-    items: list[_ProductOut]
+    items: list[_ProductItem]
 
 
 class ProductsClient:
-    """Fetches names and prices. Concurrent orders share calls, of up to 100 ids each, four in flight."""
+    """Fetches names and prices. Lookups are batched: at most 100 ids per request, and four requests in flight."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
@@ -155,6 +155,7 @@ def _reservation_result(response: pb.ReserveResponse) -> ReservationResult:
 
 def _batch_result(result: pb.ReserveManyResult) -> ReservationResult | BaseException:
     if result.code == 0:
+        # `answer` is the contract's name for the response.
         return _reservation_result(result.answer)
     problem = rpc.problem_from_status(result.code, result.message)
     return ReservationRejected(str(problem)) if isinstance(problem, Conflict | BadInput) else problem

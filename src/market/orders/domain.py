@@ -24,14 +24,14 @@ from market.kit.text import pluralize
 MAX_LINES = 1000
 MAX_QUANTITY = 1_000_000
 
-# The failure points, in the order in which an order passes them (kit/faults.py).
-POINTS = (
+# The failure points, listed in the sequence of an order's lifecycle (kit/faults.py).
+FAILURE_POINTS = (
     "orders.before-intent",
     "orders.after-intent",
     "orders.before-reserve",
     "orders.after-reserve",
     "orders.before-confirm",
-    "orders.after-confirm",  # acknowledged, but not yet known to the handler: `fail` means a lost response
+    "orders.after-confirm",  # acknowledged, but not yet known to the handler; arming it with `fail` loses the response
     "orders.before-response",
     "orders.before-publish",
     "orders.after-publish",  # acknowledged by Kafka, but still in the outbox
@@ -59,7 +59,7 @@ class Reason(StrEnum):
     """Why an order was rejected."""
 
     OUT_OF_STOCK = "out-of-stock"
-    # Inventory rejected the reservation: the id was cancelled there, or has other items. The value is stored in
+    # Inventory rejected the reservation: it was cancelled, or exists with different items. The value is stored in
     # documents, so it cannot be renamed.
     RESERVATION_REJECTED = "refused"
     EXPIRED = "expired"
@@ -82,7 +82,7 @@ class OrderLine(Struct, frozen=True):
 
 
 class Shortage(Struct, frozen=True):
-    """A product of which inventory has fewer units than requested."""
+    """A product with fewer units available than requested."""
 
     product_id: str
     requested: int
@@ -112,7 +112,8 @@ class Order(Struct, frozen=True):
     currency: str
     created_at: datetime
     status: Status = Status.PENDING
-    key: str | None = None
+    # Stored as `key`.
+    idempotency_key: str | None = None
     # SHA-256 of the parsed request, stored with the idempotency key.
     digest: bytes | None = None
     release_due: bool = False
@@ -134,7 +135,8 @@ class Move(Struct, frozen=True):
     target: Status
     # The type of the event that it adds to the outbox.
     event: str | None = None
-    # Whether the move makes a stock release due. Inventory may hold stock for an order that is still pending, too.
+    # Whether the move makes a stock release due. True for moves from pending as well: inventory may already hold the
+    # order's stock.
     releases: bool = False
     # Whether the move frees the idempotency key, so that the client may use it for another attempt.
     frees_key: bool = False
@@ -150,7 +152,7 @@ CANCELLATION_BY_STATUS: Mapping[Status, Move] = {Status.PENDING: WITHDRAW, Statu
 
 
 class Step(StrEnum):
-    """A step of `advance`."""
+    """What has to be done next for an order. `service.advance` performs it."""
 
     RESERVE = "reserve"
     REJECT = "reject"
@@ -170,7 +172,7 @@ class InsufficientStock(Struct, frozen=True):
 
 
 class ReservationRejected(Struct, frozen=True):
-    """Inventory will never accept this reservation id: it was cancelled there, or has other items."""
+    """Inventory will never accept this reservation id: it was cancelled, or exists with different items."""
 
     detail: str
 
@@ -205,14 +207,14 @@ def apply_move(order: Order, move: Move, entry: OutboxEntry | None = None) -> Or
         order,
         status=move.target,
         release_due=order.release_due or move.releases,
-        key=None if move.frees_key else order.key,
+        idempotency_key=None if move.frees_key else order.idempotency_key,
         digest=None if move.frees_key else order.digest,
         outbox=(*order.outbox, entry) if entry is not None else order.outbox,
     )
 
 
 class NewOrder(Struct, frozen=True):
-    """A parsed request. `expected_total`: the total that the buyer has seen, or None."""
+    """A parsed request. `expected_total`: the total that the customer has seen, or None."""
 
     user: str
     email: str | None
@@ -261,7 +263,7 @@ def merge_lines(lines: Sequence[RequestedLine]) -> tuple[RequestedLine, ...]:
 
 
 def price_lines(new: NewOrder, products: Mapping[str, Product]) -> PricedLines:
-    """Return the request's lines with the catalogue's names and prices. `products` is by id.
+    """Return the request's lines with the catalogue's names and prices. `products` maps ids to products.
 
     Raises UnknownProducts, BadInput if the currencies differ, and PriceChanged if the total is not the expected one.
     """
@@ -303,7 +305,7 @@ class UnknownProducts(BadInput):
 
 
 class OutOfStock(Conflict):
-    """Inventory has fewer units than requested of at least one product."""
+    """At least one product has fewer units available than requested."""
 
     type = "out-of-stock"
     title = "Out of stock"

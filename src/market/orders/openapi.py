@@ -25,7 +25,7 @@ _PROBLEM_MEMBERS = {
     "total": {"type": "string", "description": "The total at the current prices, where the price changed."},
     "shortages": {
         "type": "array",
-        "description": "Each product of which inventory has fewer units than requested.",
+        "description": "The products with fewer units available than requested.",
         "items": {
             "type": "object",
             "required": ["product_id", "wanted", "left"],
@@ -92,7 +92,7 @@ def build() -> dict[str, Any]:
                 "GET",
                 "/api/order",
                 "listOrders",
-                "List a user's orders, newest first, without rejected ones.",
+                "List a customer's orders, newest first, without rejected ones.",
                 {
                     200: ("A page of orders.", Page),
                     422: ("A parameter is missing, unknown or out of range.", None),

@@ -42,16 +42,15 @@ from market.orders.domain import (
 )
 from market.orders.metrics import RECOVERED
 from market.orders.outbox.relay import Relay
-from market.orders.store import KeyTaken, OrderRepository
+from market.orders.store import IdempotencyKeyTaken, OrderRepository
 
 log = logs.get_logger("orders")
 
-# The pause before a step whose outcome is unknown is retried.
+# How long to wait before retrying a step whose outcome is unknown.
 _RETRY_SECONDS = 0.05
 # The deadline of work that continues after the response.
 _BACKGROUND_SECONDS = 5.0
-# A cancellation releases the stock within the request's remaining time, but stops this long before its deadline, so
-# that 202 can still be sent if inventory does not respond.
+# The time reserved at the end of a cancel request for sending 202, if inventory does not respond to the stock release.
 _CANCEL_RESPONSE_SECONDS = 0.5
 _MIN_RELEASE_SECONDS, _MAX_RELEASE_SECONDS = 0.2, 60.0
 
@@ -98,22 +97,22 @@ class Deps:
 
 
 class PlacedOrder(Struct, frozen=True):
-    """`replayed`: the order was placed by an earlier request with the same idempotency key."""
+    """The result of placing an order. `replayed`: an earlier request with the same idempotency key placed it."""
 
     order: Order
     replayed: bool
 
 
-async def place_order(deps: Deps, new: NewOrder, key: str | None) -> PlacedOrder:
+async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) -> PlacedOrder:
     """Place an order and return it confirmed, or return the one that was placed with the same idempotency key.
 
     Raises IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled and Unavailable.
-    Unavailable has the fact `order_id` if the order may have been stored and its outcome is unknown.
+    Unavailable carries `order_id` if the order may have been stored and its outcome is unknown.
     """
     digest = None
-    if key is not None:
+    if idempotency_key is not None:
         digest = new.digest()
-        if replay := await _replay(deps, key, digest):
+        if replay := await _replay(deps, idempotency_key, digest):
             return replay
     if deps.inventory.circuit_is_open:
         # Fail before anything is stored, so that nothing has to be recovered.
@@ -128,19 +127,19 @@ async def place_order(deps: Deps, new: NewOrder, key: str | None) -> PlacedOrder
         total=priced.total,
         currency=priced.currency,
         created_at=_to_milliseconds(deps.clock()),
-        key=key,
+        idempotency_key=idempotency_key,
         digest=digest,
     )
-    with _explain_unknown_outcome(order.id, _ADVICE_WITH_KEY if key is not None else _ADVICE_WITHOUT_KEY):
+    with _explain_unknown_outcome(order.id, _ADVICE_WITH_KEY if idempotency_key is not None else _ADVICE_WITHOUT_KEY):
         await deps.reach("orders.before-intent")
         while True:
             try:
                 await deps.orders.add(order)
                 break
-            except KeyTaken:
-                assert key is not None
+            except IdempotencyKeyTaken:
+                assert idempotency_key is not None
                 assert digest is not None
-                if replay := await _replay(deps, key, digest):
+                if replay := await _replay(deps, idempotency_key, digest):
                     return replay
                 # The order that had the key has been rejected since, so the key is free again.
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -150,23 +149,23 @@ async def place_order(deps: Deps, new: NewOrder, key: str | None) -> PlacedOrder
     return PlacedOrder(_require_confirmed(order), replayed=False)
 
 
-async def _replay(deps: Deps, key: str, digest: bytes) -> PlacedOrder | None:
-    """Return the order that has the key, advanced if it was still pending; None if the key is free."""
-    holder = await deps.orders.find_by_key(key)
+async def _replay(deps: Deps, idempotency_key: str, digest: bytes) -> PlacedOrder | None:
+    """Return the order with the idempotency key, advanced if it was still pending; None if the key is free."""
+    holder = await deps.orders.find_by_idempotency_key(idempotency_key)
     if holder is None:
         return None
     if holder.digest != digest:
         raise IdempotencyKeyReused()
     with _explain_unknown_outcome(holder.order_id, _ADVICE_WITH_KEY):
         order = await deps.orders.get_latest(holder.order_id)
-        if order is None or order.key != key:
+        if order is None or order.idempotency_key != idempotency_key:
             return None
         order = await _advance_pending(deps, order)
     return PlacedOrder(order if order.status is Status.CANCELLED else _require_confirmed(order), replayed=True)
 
 
 async def _advance_pending(deps: Deps, order: Order) -> Order:
-    """Advance the order until it is no longer pending, and start the step that is due then without waiting for it."""
+    """Advance the order until it is no longer pending, then start its next step without waiting for it to finish."""
     while next_step(order) is Step.RESERVE:
         order = await advance(deps, order)
     step = next_step(order)
@@ -195,7 +194,7 @@ _ADVICE_WITH_KEY = "repeat the request with the same Idempotency-Key for the fin
 _ADVICE_WITHOUT_KEY = (
     "read the order by its id for the result; without an Idempotency-Key, ordering again may place a second order"
 )
-_ADVICE_TO_CANCEL = "cancel it again, or read the order by its id for the result"
+_ADVICE_AFTER_CANCELLATION = "cancel it again, or read the order by its id for the result"
 
 
 @contextmanager
@@ -217,7 +216,7 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     Return whether its stock is released; if not, recovery releases it later. Raises NotFound, and Unavailable if it is
     unknown whether the order is cancelled.
     """
-    with _explain_unknown_outcome(order_id, _ADVICE_TO_CANCEL):
+    with _explain_unknown_outcome(order_id, _ADVICE_AFTER_CANCELLATION):
         order = await deps.orders.get_latest(order_id)
         if order is None:
             raise NotFound("order", order_id)

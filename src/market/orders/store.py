@@ -1,4 +1,4 @@
-"""OrderRepository: placing, reading, moving and recovering orders. One document per order.
+"""OrderRepository: storing, reading and changing the status of orders. One document per order.
 
 Writes are conditional on the order's status, and concurrent callers share bulk writes. Ages are measured by MongoDB's
 clock, so that a pod with a wrong clock cannot reject orders in flight.
@@ -19,18 +19,18 @@ from pymongo.errors import BulkWriteError
 from market.kit.batching import Batcher
 from market.kit.errors import Unavailable
 from market.orders.domain import CONFIRM, Move, Order, OutboxEntry, Reason, Shortage, Status
-from market.orders.mongodb.collection import BEGINNING, OrdersCollection, documents
+from market.orders.mongodb.collection import EPOCH, MIN_TIMESTAMP, OrdersCollection, documents
 
 _DUPLICATE_KEY = 11000
 # The metrics do not need exact counts above this, and counting takes the server's time.
 _MAX_COUNT = 10_000
 
 
-class KeyTaken(Exception):
+class IdempotencyKeyTaken(Exception):
     """Another order has the idempotency key."""
 
 
-class KeyHolder(Struct, frozen=True):
+class IdempotencyKeyHolder(Struct, frozen=True):
     """The order that has an idempotency key, and the digest of the request that placed it."""
 
     order_id: UUID
@@ -52,14 +52,14 @@ class Statistics(Struct, frozen=True):
     unsent: int
     oldest_unsent_seconds: float
     releases_due: int
-    stuck: int
+    with_rejected_events: int
 
 
 class OrderRepository:
     """Owns the queues in which concurrent callers' operations are batched.
 
-    `instance_id` identifies this process as the owner of outbox leases. Every method raises Unavailable; the
-    outcome of a write is then unknown.
+    `instance_id` identifies this process as the owner of outbox leases. Every method may raise Unavailable,
+    after which the outcome of a write is unknown.
     """
 
     def __init__(self, collection: OrdersCollection, *, instance_id: str) -> None:
@@ -76,8 +76,8 @@ class OrderRepository:
         self._releases: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.release-due", max_batch_size=128
         )
-        self._keys: Batcher[str, KeyHolder | None] = Batcher(
-            self._find_keys, name="orders.keys", max_batch_size=128, max_concurrency=2, dedupe=True
+        self._idempotency_keys: Batcher[str, IdempotencyKeyHolder | None] = Batcher(
+            self._find_idempotency_keys, name="orders.keys", max_batch_size=128, max_concurrency=2, dedupe=True
         )
         self._reads: Batcher[UUID, Order | None] = Batcher(
             self._find_many, name="orders.get", max_batch_size=32, max_concurrency=4, dedupe=True
@@ -86,7 +86,7 @@ class OrderRepository:
     # Placing orders
 
     async def add(self, order: Order) -> None:
-        """Store a pending order. Adding the same order again has no effect. Raises KeyTaken."""
+        """Store a pending order. Adding the same order again has no effect. Raises IdempotencyKeyTaken."""
         await self._insert(order)
 
     async def _insert_many(self, orders: list[Order]) -> Sequence[BaseException | None]:
@@ -94,8 +94,8 @@ class OrderRepository:
         inserts = [InsertOne(documents.order_to_document(order)) for order in orders]
 
         async def insert() -> None:
-            # insert_many would only add a check for _id.
-            await self.collection.documents.bulk_write(inserts, ordered=False)
+            # Not insert_many, which does the same after checking every document for an _id.
+            await self.collection.pymongo_collection.bulk_write(inserts, ordered=False)
 
         try:
             await self.collection.run(insert)
@@ -106,17 +106,17 @@ class OrderRepository:
                 if error["code"] != _DUPLICATE_KEY:
                     results[error["index"]] = Unavailable("the order store rejected the order")
                 elif "key" in error.get("keyPattern", {}):
-                    results[error["index"]] = KeyTaken()
+                    results[error["index"]] = IdempotencyKeyTaken()
                 # Otherwise the id exists already: an earlier attempt stored this order.
         return results
 
-    async def find_by_key(self, key: str) -> KeyHolder | None:
+    async def find_by_idempotency_key(self, key: str) -> IdempotencyKeyHolder | None:
         """Return the order that has the idempotency key, or None if the key is free."""
-        return await self._keys(key)
+        return await self._idempotency_keys(key)
 
-    async def _find_keys(self, keys: list[str]) -> Sequence[KeyHolder | None]:
+    async def _find_idempotency_keys(self, keys: list[str]) -> Sequence[IdempotencyKeyHolder | None]:
         found = await self.collection.find({"key": {"$in": keys}}, {"key": 1, "digest": 1})
-        holders = {d["key"]: KeyHolder(d["_id"], bytes(d["digest"])) for d in found}
+        holders = {d["key"]: IdempotencyKeyHolder(d["_id"], bytes(d["digest"])) for d in found}
         return [holders.get(key) for key in keys]
 
     # Reading orders
@@ -146,7 +146,7 @@ class OrderRepository:
 
         async def find() -> list[Order]:
             orders: list[Order] = []
-            cursor = self.collection.documents.find(
+            cursor = self.collection.pymongo_collection.find(
                 where, sort=[("created_at", -1), ("_id", -1)], limit=limit, skip=offset
             )
             async with cursor:
@@ -160,7 +160,7 @@ class OrderRepository:
         total = await self.collection.count(where)
         return OrderPage(await self.collection.run(find) if total > offset else [], total)
 
-    # Moving orders
+    # Status changes
 
     async def move(
         self,
@@ -215,7 +215,10 @@ class OrderRepository:
     # Queries of the background loops
 
     async def list_pending(self, before: datetime, limit: int) -> list[UUID]:
-        """Return the ids of up to `limit` orders pending since before `before` (MongoDB's clock), oldest first."""
+        """Return the ids of up to `limit` orders that became pending earlier than `before`, oldest first.
+
+        before: a time by MongoDB's clock.
+        """
         return await self._list_ids(
             {"status": Status.PENDING.value, "since": {"$lt": Timestamp(before, 0)}}, "since", limit
         )
@@ -238,8 +241,8 @@ class OrderRepository:
         async def count(where: documents.Document) -> int:
             return await self.collection.count(where, limit=_MAX_COUNT)
 
-        pending = {"status": Status.PENDING.value, "since": {"$gt": Timestamp(0, 1)}}
-        unsent = {"unsent_since": {"$gt": BEGINNING}}
+        pending = {"status": Status.PENDING.value, "since": {"$gt": MIN_TIMESTAMP}}
+        unsent = {"unsent_since": {"$gt": EPOCH}}
         since = await first(pending, "since")
         unsent_since = await first(unsent, "unsent_since")
         return Statistics(
@@ -247,8 +250,8 @@ class OrderRepository:
             oldest_pending_seconds=max(0.0, (now - since.as_datetime()).total_seconds()) if since else 0.0,
             unsent=await count(unsent),
             oldest_unsent_seconds=max(0.0, (now - unsent_since).total_seconds()) if unsent_since else 0.0,
-            releases_due=await count({"release_due": {"$gt": BEGINNING}}),
-            stuck=await count({"stuck_since": {"$gt": BEGINNING}}),
+            releases_due=await count({"release_due": {"$gt": EPOCH}}),
+            with_rejected_events=await count({"stuck_since": {"$gt": EPOCH}}),
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import pymongo
-from bson import CodecOptions
+from bson import CodecOptions, Timestamp
 from bson.binary import UuidRepresentation
 from pymongo import ReadPreference, ReturnDocument, UpdateOne
 from pymongo.asynchronous.database import AsyncDatabase
@@ -25,14 +25,18 @@ from market.kit import context
 from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.resilience import CircuitBreaker, reraise_if_cancelled
 from market.orders.config import MongoDB
-from market.orders.mongodb import documents as documents  # the package is entered through this module
+
+# Re-exported: other packages import mongodb only through this module.
+from market.orders.mongodb import documents as documents
 from market.orders.mongodb.documents import Document
 
 T = TypeVar("T")
 Sort = Sequence[tuple[str, int]]
 
-# {"$gt": BEGINNING} matches the documents that have the date field.
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+# {"$gt": EPOCH} matches the documents that have the date field.
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# The same for a BSON timestamp field (seconds, increment). Timestamp(0, 0) is the empty timestamp.
+MIN_TIMESTAMP = Timestamp(0, 1)
 _CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True, uuid_representation=UuidRepresentation.STANDARD)
 
 
@@ -62,19 +66,19 @@ def create_client(config: MongoDB) -> AsyncMongoClient[Document]:
 class OrdersCollection:
     """Runs every operation within the caller's deadline (at most `timeout_seconds`) and behind one circuit breaker.
 
-    Methods raise DeadlineExceeded or Unavailable; in both cases the outcome of a write is unknown. `documents` is
-    PyMongo's collection itself, without any of this.
+    Methods may raise DeadlineExceeded or Unavailable, after which the outcome of a write is unknown.
+    `pymongo_collection` is PyMongo's collection itself, without any of this.
     """
 
     def __init__(self, database: AsyncDatabase[Document], *, timeout_seconds: float) -> None:
-        self.documents = database.get_collection(
+        self.pymongo_collection = database.get_collection(
             "orders",
             codec_options=_CODEC,
             write_concern=WriteConcern(w="majority", j=True),
             read_concern=ReadConcern("majority"),
             read_preference=ReadPreference.PRIMARY,
         )
-        self._linearizable = self.documents.with_options(read_concern=ReadConcern("linearizable"))
+        self._linearizable = self.pymongo_collection.with_options(read_concern=ReadConcern("linearizable"))
         self._database = database
         self._timeout_seconds = timeout_seconds
         self._circuit = CircuitBreaker(
@@ -110,11 +114,11 @@ class OrdersCollection:
         limit: int = 0,
     ) -> list[Document]:
         """Return all matching documents, or the first `limit`."""
-        return await self.run(lambda: self.documents.find(where, projection, sort=sort, limit=limit).to_list())
+        return await self.run(lambda: self.pymongo_collection.find(where, projection, sort=sort, limit=limit).to_list())
 
     async def find_one(self, where: Mapping[str, Any], projection: Mapping[str, Any], *, sort: Sort) -> Document | None:
         """Return the first matching document, or None."""
-        return await self.run(lambda: self.documents.find_one(where, projection, sort=sort))
+        return await self.run(lambda: self.pymongo_collection.find_one(where, projection, sort=sort))
 
     async def find_latest(self, order_id: UUID) -> Document | None:
         """Return the document with a linearizable read: no acknowledged write is missed. Slower than `find`."""
@@ -123,17 +127,17 @@ class OrdersCollection:
     async def count(self, where: Mapping[str, Any], *, limit: int | None = None) -> int:
         """Return the number of matching documents; stop counting at `limit`."""
         options: dict[str, Any] = {} if limit is None else {"limit": limit}
-        return await self.run(lambda: self.documents.count_documents(where, **options))
+        return await self.run(lambda: self.pymongo_collection.count_documents(where, **options))
 
     async def update_one(self, where: Mapping[str, Any], change: Mapping[str, Any]) -> bool:
         """Apply the change to one matching document. Return whether there was one."""
-        result = await self.run(lambda: self.documents.update_one(where, change))
+        result = await self.run(lambda: self.pymongo_collection.update_one(where, change))
         return result.matched_count > 0
 
     async def update_and_get(self, where: Mapping[str, Any], change: Mapping[str, Any]) -> Document | None:
         """Apply the change to one matching document and return it as it is afterwards; None if there was none."""
         return await self.run(
-            lambda: self.documents.find_one_and_update(where, change, return_document=ReturnDocument.AFTER)
+            lambda: self.pymongo_collection.find_one_and_update(where, change, return_document=ReturnDocument.AFTER)
         )
 
     async def bulk_update(self, updates: Sequence[UpdateOne]) -> int:
@@ -143,7 +147,7 @@ class OrdersCollection:
         """
 
         async def write() -> int:
-            return (await self.documents.bulk_write(updates, ordered=False)).matched_count
+            return (await self.pymongo_collection.bulk_write(updates, ordered=False)).matched_count
 
         try:
             return await self.run(write)
@@ -151,7 +155,7 @@ class OrdersCollection:
             raise Unavailable("the order store did not apply all changes") from e
 
     async def server_time(self) -> datetime:
-        """Return the server's clock in UTC. Background loops measure ages with it, never with the pod's clock."""
+        """Return the server's current time in UTC, which is used for measuring ages instead of the pod's clock."""
         response = await self.run(lambda: self._database.command("hello"))
         at: datetime = response["localTime"]
         return at if at.tzinfo else at.replace(tzinfo=UTC)
@@ -164,7 +168,8 @@ class OrdersCollection:
         try:
             response = await self._database.command("hello")
         except PyMongoError as e:
-            # The rest of PyMongo's message has measured times, so each attempt would be logged as a new reason.
+            # The rest of PyMongo's message contains elapsed times, which differ on every attempt: each would be logged
+            # as a new reason.
             raise Unavailable(str(e).partition(" (configured timeouts")[0]) from e
         if not response.get("isWritablePrimary"):
             raise Unavailable("mongodb has no primary")

@@ -1,8 +1,12 @@
 """The order's document: domain data to BSON values and back, and a move as a conditional update.
 
-Besides the order itself a document has `since` (the server's time of the intent), `release_due` (the server's time of
-the last attempt, present while a stock release is due), `outbox`, `unsent_since`, `stuck_since`, and the outbox lease:
-`claimed_by` is its owner, `claimed_at` the server's time at which it was taken.
+Besides the order itself a document has:
+- `since`: the server's time when the pending order was stored.
+- `release_due`: the server's time of the last attempt to release the stock; present while a release is due.
+- `outbox`: the unsent events. `unsent_since`: the time of the oldest one, or when they were requeued.
+- `stuck_since`: when Kafka permanently rejected an event, whose outbox entry has the reason in `refused`. Both names
+  are stored, so they cannot be renamed.
+- `claimed_by`, `claimed_at`: the owner of the outbox lease, and the server's time when it was taken.
 """
 
 from __future__ import annotations
@@ -101,8 +105,8 @@ def order_to_document(order: Order) -> Document:
         "created_at": order.created_at,
         "since": _SERVER_TIME,
     }
-    if order.key is not None:
-        document["key"] = order.key
+    if order.idempotency_key is not None:
+        document["key"] = order.idempotency_key
         document["digest"] = order.digest
     return document
 
@@ -123,7 +127,7 @@ def document_to_order(d: Mapping[str, Any]) -> Order:
         currency=d["currency"],
         created_at=d["created_at"],
         status=Status(d["status"]),
-        key=d.get("key"),
+        idempotency_key=d.get("key"),
         digest=d.get("digest"),
         release_due="release_due" in d,
         outbox=tuple([_document_to_entry(e) for e in d.get("outbox", ())]),

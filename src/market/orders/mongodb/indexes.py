@@ -33,12 +33,12 @@ _CREATE_SECONDS = 600
 async def create_indexes(collection: OrdersCollection) -> None:
     """Create the indexes that do not exist. Concurrent calls are safe. Raises PyMongoError."""
     with pymongo.timeout(_CREATE_SECONDS):
-        await collection.documents.create_indexes(INDEXES)
+        await collection.pymongo_collection.create_indexes(INDEXES)
 
 
 async def check_indexes(collection: OrdersCollection) -> None:
     """Raise Unavailable if an index is missing: without the one on `key` two orders could have the same key."""
-    existing = await collection.documents.index_information()
+    existing = await collection.pymongo_collection.index_information()
     missing = [i.document["name"] for i in INDEXES if i.document["name"] not in existing]
     if missing:
         raise Unavailable(f"indexes are missing: {', '.join(missing)}; run: python -m market.orders migrate")

@@ -33,7 +33,7 @@ from market.orders.outbox.repository import OutboxRepository
 
 log = logs.get_logger("outbox")
 
-# An order's id and its entry that was sent.
+# The order's id and the outbox entry that was sent. The producer returns it with the delivery result.
 Token = tuple[UUID, OutboxEntry]
 
 _ENCODER = msgspec.json.Encoder()

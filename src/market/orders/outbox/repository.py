@@ -16,14 +16,14 @@ from pymongo import UpdateOne
 
 from market.contracts import events
 from market.orders.domain import Order, OutboxEntry
-from market.orders.mongodb.collection import BEGINNING, OrdersCollection, documents
+from market.orders.mongodb.collection import EPOCH, OrdersCollection, documents
 
 _LEASE = {"claimed_by": 1, "claimed_at": 1}
 _OUTBOX = {"outbox": 1, "unsent_since": 1, "stuck_since": 1, **_LEASE}
 
 
 class UnsentPage(Struct, frozen=True):
-    """Ids of orders with unsent events. `next_after` is `after` for the next page; None if this is the last one."""
+    """Ids of orders with unsent events. Pass `next_after` as `after` to get the next page; None on the last."""
 
     order_ids: list[UUID]
     next_after: datetime | None
@@ -32,7 +32,7 @@ class UnsentPage(Struct, frozen=True):
 class OutboxRepository:
     """The outboxes of all orders. `instance_id` becomes the owner of every lease taken here.
 
-    Every method raises Unavailable; the outcome of a write is then unknown.
+    Every method may raise Unavailable, after which the outcome of a write is unknown.
     """
 
     def __init__(self, collection: OrdersCollection, *, instance_id: str) -> None:
@@ -40,7 +40,7 @@ class OutboxRepository:
         self._collection = collection
 
     async def server_time(self) -> datetime:
-        """Return the server's clock, by which leases expire."""
+        """Return the server's current time in UTC, which decides when leases expire."""
         return await self._collection.server_time()
 
     async def lease(self, order_id: UUID, lease_seconds: float, now: datetime) -> Order | None:
@@ -75,7 +75,7 @@ class OutboxRepository:
     ) -> UnsentPage:
         """Return orders with unsent events and no valid lease, oldest first, starting later than `after`."""
         where = {
-            "unsent_since": {"$gt": after or BEGINNING},
+            "unsent_since": {"$gt": after or EPOCH},
             "claimed_at": {"$not": {"$gte": now - timedelta(seconds=lease_seconds)}},
         }
         found = await self._collection.find(where, {"unsent_since": 1}, sort=[("unsent_since", 1)], limit=limit)
@@ -84,8 +84,8 @@ class OutboxRepository:
     async def remove_published(self, published: Sequence[tuple[UUID, UUID]]) -> list[Order]:
         """Remove exactly these entries, given as (order id, event id).
 
-        The lease on an outbox that is empty afterwards is cleared. Return the orders that have more events and whose
-        lease this instance still holds.
+        If this empties an outbox, its lease is cleared too. Return the orders that have more events and whose lease
+        this instance still holds.
         """
         if not published:
             return []

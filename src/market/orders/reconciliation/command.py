@@ -26,8 +26,8 @@ _OPTIONS = ("--repair", "--json", "--topic")
 async def run(config: Config, arguments: list[str]) -> int:
     """Reconcile, and print the differences and the summary to standard output.
 
-    With --json, print one object per line, progress included. Return the exit status: 0: no differences are left; 1:
-    differences are left; 2: invalid arguments, or not finished.
+    With --json, print one object per line, progress included. Return the exit status: 0 if no differences remain, 1 if
+    some do, 2 for invalid arguments or an incomplete run.
     """
     unknown = [a for a in arguments if a not in _OPTIONS]
     if unknown:
@@ -67,7 +67,7 @@ async def lines(deps: Deps, config: Config, *, repair: bool, topic: bool) -> Asy
 
 
 def show(line: OutputLine) -> None:
-    """Print a line for people: progress to a terminal's standard error, the rest to standard output."""
+    """Print a line in human-readable form: progress to a terminal's standard error, the rest to standard output."""
     if isinstance(line, Progress):
         if sys.stderr.isatty():
             total = line.total if line.total is not None else "?"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from uuid import UUID
@@ -14,17 +14,17 @@ from market.kit.text import pluralize
 from market.orders.clients import Reservation
 from market.orders.domain import Order, Status, to_contract
 from market.orders.reconciliation.topic_reader import (
-    CONTENT_SHIFT,
+    CONTENT_HASH_SHIFT,
     CONTENTS_DIFFER,
     EVENT_BITS,
-    FOREIGN,
+    ID_MISMATCH,
     OUT_OF_ORDER,
     content_hash,
 )
 
 
 class Kind(StrEnum):
-    """The kinds of differences, by the names in the report."""
+    """The kinds of differences. The values are the names in the report."""
 
     UNREADABLE = "unreadable-order"
     PENDING = "order-still-pending"
@@ -46,7 +46,7 @@ class Kind(StrEnum):
     STOCK_BELOW_ZERO = "stock-below-zero"
 
 
-# The likely cause of each kind, as the end of a sentence.
+# The likely cause of each kind, printed after "Likely cause: ".
 CAUSES = {
     Kind.UNREADABLE: "the document was modified by hand, or written by another program",
     Kind.PENDING: "recovery is not running, or cannot reach MongoDB",
@@ -73,7 +73,7 @@ CAUSES = {
 
 
 class Finding(Struct, frozen=True):
-    """A difference of one order. `event_type`: the type of the missing event, if the kind is EVENT_MISSING."""
+    """A difference between one order and its reservation or events. `event_type`: the missing event's, if any."""
 
     kind: Kind
     detail: str
@@ -94,17 +94,18 @@ class Thresholds(Struct, frozen=True):
 
 
 def compare(
-    order: Order | None, reservation: Reservation | None, flags: int | None, thresholds: Thresholds
+    order: Order | None, reservation: Reservation | None, topic_state: int | None, thresholds: Thresholds
 ) -> Iterable[Finding]:
     """Yield each difference between an order, its reservation and its events.
 
-    flags: the order's in TopicReader.flags, 0 if the topic has no events of it, None if the topic was not read.
+    topic_state: `TopicReader.topic_states` for this order; 0 if the topic has no events for it, None if the topic was
+    not read.
     """
     if order is None:
         if reservation is not None and reservation.active and reservation.created_at < thresholds.compared_before:
             count = pluralize(len(reservation.items), "product")
             yield Finding(Kind.NO_ORDER, f"has held {count} since {reservation.created_at.isoformat()}")
-        if flags:
+        if topic_state:
             yield Finding(Kind.EVENT_WITHOUT_ORDER, "the topic has events of this order")
         return
     if order.status is Status.PENDING:
@@ -112,18 +113,22 @@ def compare(
             yield Finding(Kind.PENDING, f"pending since {order.created_at.isoformat()}")
         return
     yield from _compare_reservation(order, reservation, thresholds)
-    yield from _compare_events(order, flags, thresholds)
+    yield from _compare_events(order, topic_state, thresholds)
 
 
 def _compare_reservation(order: Order, reservation: Reservation | None, thresholds: Thresholds) -> Iterable[Finding]:
     if order.status is Status.CONFIRMED:
         if reservation is None:
-            yield Finding(Kind.NO_RESERVATION, pluralize(len(order.lines), "product"))
+            yield Finding(Kind.NO_RESERVATION, f"no stock is reserved for its {pluralize(len(order.lines), 'product')}")
         elif not reservation.active:
-            yield Finding(Kind.RESERVATION_CANCELLED, pluralize(len(order.lines), "product"))
-        elif reservation.items != tuple(sorted((line.product_id, line.quantity) for line in order.lines)):
-            products = pluralize(len(order.lines), "product")
-            yield Finding(Kind.ITEMS_DIFFER, f"the order has {products}, the reservation {len(reservation.items)}")
+            yield Finding(
+                Kind.RESERVATION_CANCELLED,
+                f"the reservation for its {pluralize(len(order.lines), 'product')} was cancelled",
+            )
+        else:
+            ordered = tuple(sorted((line.product_id, line.quantity) for line in order.lines))
+            if reservation.items != ordered:
+                yield Finding(Kind.ITEMS_DIFFER, _describe_items(ordered, reservation.items))
     elif order.release_due:
         if order.ended_at is None or order.ended_at < thresholds.overdue_before:
             yield Finding(Kind.RELEASE_OVERDUE, f"the order is {order.status}")
@@ -131,7 +136,22 @@ def _compare_reservation(order: Order, reservation: Reservation | None, threshol
         yield Finding(Kind.NOT_RELEASED, f"the order is {order.status}")
 
 
-def _compare_events(order: Order, flags: int | None, thresholds: Thresholds) -> Iterable[Finding]:
+def _describe_items(ordered: Sequence[tuple[str, int]], reserved: Sequence[tuple[str, int]]) -> str:
+    """Describe the first product whose quantities differ. Both sequences contain (product id, quantity)."""
+    units_ordered, units_reserved = dict(ordered), dict(reserved)
+    different = [
+        (product_id, units_ordered.get(product_id, 0), units_reserved.get(product_id, 0))
+        for product_id in sorted(units_ordered.keys() | units_reserved.keys())
+        if units_ordered.get(product_id) != units_reserved.get(product_id)
+    ]
+    if not different:
+        return "a product occurs more than once"
+    product_id, expected, actual = different[0]
+    more = f"; {pluralize(len(different) - 1, 'more product')}" if len(different) > 1 else ""
+    return f"product {product_id}: ordered {expected}, reserved {actual}{more}"
+
+
+def _compare_events(order: Order, topic_state: int | None, thresholds: Thresholds) -> Iterable[Finding]:
     waiting = {entry.event_type for entry in order.outbox}
     for entry in order.outbox:
         if entry.rejection is not None:
@@ -146,25 +166,25 @@ def _compare_events(order: Order, flags: int | None, thresholds: Thresholds) -> 
             expected[events.CANCELLED] = order.ended_at or order.created_at
     for event_type in waiting - expected.keys():
         yield Finding(Kind.EVENT_CONTRADICTS, f"{event_type} is in the outbox, but the order is {order.status}")
-    if flags is None:
+    if topic_state is None:
         return
     for event_type, bit in EVENT_BITS.items():
-        if flags & bit and event_type not in expected:
+        if topic_state & bit and event_type not in expected:
             yield Finding(Kind.EVENT_CONTRADICTS, f"{event_type} is in the topic, but the order is {order.status}")
         elif (
             event_type in expected
             and expected[event_type] >= thresholds.retained_since
             and event_type not in waiting
-            and not flags & bit
+            and not topic_state & bit
         ):
             yield Finding(Kind.EVENT_MISSING, event_type, event_type)
-    if flags & OUT_OF_ORDER:
+    if topic_state & OUT_OF_ORDER:
         yield Finding(Kind.EVENTS_OUT_OF_ORDER, "order.cancelled came first")
-    if flags & FOREIGN:
+    if topic_state & ID_MISMATCH:
         yield Finding(Kind.EVENT_DIFFERS, "the event's id or key is not the order's")
-    if flags & CONTENTS_DIFFER:
+    if topic_state & CONTENTS_DIFFER:
         yield Finding(Kind.EVENT_DIFFERS, "its events in the topic have different contents")
-    elif flags and flags >> CONTENT_SHIFT != content_hash(to_contract(order)):
+    elif topic_state and topic_state >> CONTENT_HASH_SHIFT != content_hash(to_contract(order)):
         yield Finding(Kind.EVENT_DIFFERS, "the event has a different user, products, prices or times")
 
 
@@ -173,7 +193,7 @@ _YEAR_9999 = 253_370_764_800_000
 
 
 def id_created_at(order_id: UUID) -> datetime:
-    """Return the time in a version 7 id; 1970 for other versions, and for times from the year 9999 on."""
+    """Return the timestamp in a UUIDv7 (RFC 9562); 1970 for other versions, and for times from the year 9999 on."""
     milliseconds = order_id.int >> 80
     return (
         datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,6 +1,6 @@
 """Reconciliation of orders with their reservations, outboxes and, optionally, events in the topic.
 
-Reports each difference with its likely cause, and repairs those that have a single right repair. Safe on a live system:
+Reports each difference with its likely cause, and repairs those that have an unambiguous repair. Safe on a live system:
 only orders older than the recovery deadline are compared, and a difference is reported only if a second check, a moment
 later, finds it as well.
 """
@@ -22,7 +22,7 @@ from market.orders.config import Recovery
 from market.orders.domain import Order
 from market.orders.mongodb.collection import documents
 from market.orders.reconciliation.differences import CAUSES, Finding, Kind, Thresholds, compare, id_created_at
-from market.orders.reconciliation.repairs import REPAIRS, Case, RepairResult
+from market.orders.reconciliation.repairs import REPAIRS, RepairRequest, RepairResult
 from market.orders.reconciliation.scans import Scans
 from market.orders.reconciliation.topic_reader import TopicReader
 from market.orders.service import Deps
@@ -35,7 +35,7 @@ _RETENTION = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
 
 
 class Difference(Struct, frozen=True, tag_field="kind", tag="difference"):
-    """`repaired` is null if no repair was requested, or if there is no single right one."""
+    """An output line: a difference. `repaired`: None if no repair was requested, or if none is unambiguous."""
 
     difference: str
     id: str
@@ -45,7 +45,7 @@ class Difference(Struct, frozen=True, tag_field="kind", tag="difference"):
 
 
 class Progress(Struct, frozen=True, tag_field="kind", tag="progress"):
-    """`total` is null while it is unknown."""
+    """An output line: the progress of one step. `total`: None while it is unknown."""
 
     step: str
     done: int
@@ -53,7 +53,11 @@ class Progress(Struct, frozen=True, tag_field="kind", tag="progress"):
 
 
 class Summary(Struct, frozen=True, tag_field="kind", tag="summary"):
-    """`messages`: read from the topic, null if it was not read. `complete` is false if a store became unavailable."""
+    """The last output line.
+
+    `messages`: how many were read from the topic, None if it was not read. `complete`: False if a dependency became
+    unavailable.
+    """
 
     orders: int
     reservations: int
@@ -65,13 +69,14 @@ class Summary(Struct, frozen=True, tag_field="kind", tag="summary"):
     error: str | None = None
 
 
+# With --json, each is a line of JSON; None is null there.
 OutputLine = Difference | Progress | Summary
 
 
 async def reconcile(
     deps: Deps, recovery: Recovery, *, repair: bool, topic: TopicReader | None, second_check_seconds: float = 2.0
 ) -> AsyncIterator[OutputLine]:
-    """Yield progress and differences, and exactly one summary at the end, even if a store becomes unavailable."""
+    """Yield progress and differences, and exactly one summary at the end, even if a dependency becomes unavailable."""
     run = _Run(deps, recovery, repair, topic)
     started = time.monotonic()
     error = None
@@ -116,40 +121,42 @@ class _Run:
         thresholds = await self._thresholds()
         total = await self._scans.estimated_count()
         suspects: list[UUID] = []
-        # Whether a reservation holds units of the product.
-        products: dict[str, bool] = {}
+        # By product id: whether a reservation holds units of it.
+        reserved_by_product_id: dict[str, bool] = {}
         with_order_or_reservation: set[UUID] = set()
         async for order_id, order, reservation in self._pairs():
-            if self._topic is not None and order_id in self._topic.flags:
+            if self._topic is not None and order_id in self._topic.topic_states:
                 with_order_or_reservation.add(order_id)
             if isinstance(order, documents.UnreadableDocument):
                 yield self._difference(Kind.UNREADABLE, str(order_id), order.reason)
                 continue
             if id_created_at(order_id) < thresholds.compared_before and any(
-                compare(order, reservation, self._flags(order_id), thresholds)
+                compare(order, reservation, self._topic_state(order_id), thresholds)
             ):
                 suspects.append(order_id)
             if order is not None:
-                products.update((line.product_id, False) for line in order.lines if line.product_id not in products)
+                reserved_by_product_id.update(
+                    (line.product_id, False) for line in order.lines if line.product_id not in reserved_by_product_id
+                )
             if reservation is not None:
-                products.update(
+                reserved_by_product_id.update(
                     (product_id, True)
                     for product_id, _ in reservation.items
-                    if reservation.active or product_id not in products
+                    if reservation.active or product_id not in reserved_by_product_id
                 )
             if (self.orders + self.reservations) % _PAGE_SIZE == 0:
                 yield Progress("orders", self.orders, total)
         yield Progress("orders", self.orders, max(total, self.orders))
         if self._topic is not None:
-            only_events = self._topic.flags.keys() - with_order_or_reservation
+            only_events = self._topic.topic_states.keys() - with_order_or_reservation
             suspects.extend(
                 order_id for order_id in only_events if id_created_at(order_id) < thresholds.compared_before
             )
-        for foreign_id in await self._scans.foreign_ids(_PAGE_SIZE):
-            yield self._difference(Kind.UNREADABLE, foreign_id, "its id is not a UUID")
+        for non_uuid_id in await self._scans.non_uuid_ids(_PAGE_SIZE):
+            yield self._difference(Kind.UNREADABLE, non_uuid_id, "its id is not a UUID")
         async for line in self._check_again(suspects, second_check_seconds):
             yield line
-        async for line in self._check_stock_rows(products):
+        async for line in self._check_stock_rows(reserved_by_product_id):
             yield line
         for position in self._topic.unreadable if self._topic is not None else ():
             yield self._difference(Kind.EVENT_UNREADABLE, position, "the id is topic/partition/offset")
@@ -160,16 +167,17 @@ class _Run:
         return Difference(kind.value, subject, CAUSES[kind], detail, repaired)
 
     async def _read_topic(self, topic: TopicReader) -> AsyncIterator[Progress]:
-        latest: list[tuple[int, int]] = []
-        reading = asyncio.ensure_future(topic.read_to_end(lambda done, total: latest.append((done, total))))
+        # (messages read, total) of each report.
+        reports: list[tuple[int, int]] = []
+        reading = asyncio.ensure_future(topic.read_to_end(lambda done, total: reports.append((done, total))))
         while not reading.done():
             await asyncio.wait({reading}, timeout=0.5)
-            if latest:
-                yield Progress("topic", *latest[-1])
+            if reports:
+                yield Progress("topic", *reports[-1])
         await reading
 
-    def _flags(self, order_id: UUID) -> int | None:
-        return None if self._topic is None else self._topic.flags.get(order_id, 0)
+    def _topic_state(self, order_id: UUID) -> int | None:
+        return None if self._topic is None else self._topic.topic_states.get(order_id, 0)
 
     async def _pairs(
         self,
@@ -229,7 +237,7 @@ class _Run:
             # The order has changed meanwhile, so the two reads may show different states.
             return []
         found = []
-        for finding in compare(order, reservation, self._flags(order_id), thresholds):
+        for finding in compare(order, reservation, self._topic_state(order_id), thresholds):
             repair = await self._try_repair(finding, order_id, order) if self._repair else None
             if repair is None:
                 found.append(self._difference(finding.kind, str(order_id), finding.detail))
@@ -243,27 +251,27 @@ class _Run:
         return page[0] if page and page[0].id == order_id else None
 
     async def _try_repair(self, finding: Finding, order_id: UUID, order: Order | None) -> RepairResult | None:
-        """Return the repair's result, or None if the kind has no single right repair."""
+        """Return the repair's result, or None if the kind has no unambiguous repair."""
         repair = REPAIRS.get(finding.kind)
         if repair is None:
             return None
         try:
-            return await repair(Case(self._deps, order_id, order, finding.detail, finding.event_type))
+            return await repair(RepairRequest(self._deps, order_id, order, finding.detail, finding.event_type))
         except Unavailable as e:
             return RepairResult(False, f"{finding.detail}; not repaired: {e}")
 
-    async def _check_stock_rows(self, products: Mapping[str, bool]) -> AsyncIterator[OutputLine]:
+    async def _check_stock_rows(self, reserved_by_product_id: Mapping[str, bool]) -> AsyncIterator[OutputLine]:
         """Yield products whose stock is below zero, and products that are reserved but have no stock row.
 
-        products: by id, whether a reservation holds units of it.
+        reserved_by_product_id: maps each product id to whether a reservation holds units of it.
         """
-        product_ids = sorted(products)
+        product_ids = sorted(reserved_by_product_id)
         for start in range(0, len(product_ids), _STOCK_PAGE_SIZE):
             part = product_ids[start : start + _STOCK_PAGE_SIZE]
             stock = await self._deps.inventory.get_stock(part)
             for product_id in part:
                 available = stock.get(product_id)
-                if available is None and products[product_id]:
+                if available is None and reserved_by_product_id[product_id]:
                     yield self._difference(Kind.NO_STOCK_ROW, product_id, "reservations hold units of it")
                 elif available is not None and available < 0:
                     yield self._difference(Kind.STOCK_BELOW_ZERO, product_id, f"available: {available}")

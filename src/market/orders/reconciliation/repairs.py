@@ -23,8 +23,8 @@ from market.orders.reconciliation.differences import Kind
 from market.orders.service import Deps, advance
 
 
-class Case(Struct, frozen=True):
-    """A difference to repair: `detail` and `event_type` are the Finding's. `order` is None if it does not exist."""
+class RepairRequest(Struct, frozen=True):
+    """A difference to repair, with `detail` and `event_type` from its Finding. `order`: None if it does not exist."""
 
     deps: Deps
     order_id: UUID
@@ -40,85 +40,89 @@ class RepairResult(Struct, frozen=True):
     detail: str
 
 
-async def reject(case: Case) -> RepairResult:
+async def reject(request: RepairRequest) -> RepairResult:
     """Reject a pending order that nothing else will finish, and release its stock."""
-    assert case.order is not None
-    order = await advance(case.deps, case.order, overdue=True)
+    assert request.order is not None
+    order = await advance(request.deps, request.order, overdue=True)
     if order.release_due:
-        await advance(case.deps, order)
-    return RepairResult(order.status not in CANCELLATION_BY_STATUS, f"{case.detail}; it is now {order.status}")
+        await advance(request.deps, order)
+    return RepairResult(order.status not in CANCELLATION_BY_STATUS, f"{request.detail}; it is now {order.status}")
 
 
-async def release(case: Case) -> RepairResult:
+async def release(request: RepairRequest) -> RepairResult:
     """Release stock that no order needs: the order does not exist, or is known to be rejected or cancelled."""
-    released = await case.deps.inventory.release(case.order_id)
-    if case.order is not None and case.order.release_due:
-        await case.deps.orders.clear_release_due(case.order_id)
-    return RepairResult(True, f"{case.detail}; {'released' if released else 'no stock was held'}")
+    released = await request.deps.inventory.release(request.order_id)
+    if request.order is not None and request.order.release_due:
+        await request.deps.orders.clear_release_due(request.order_id)
+    return RepairResult(True, f"{request.detail}; {'released' if released else 'no stock was held'}")
 
 
-async def reserve_again(case: Case) -> RepairResult:
+async def reserve_again(request: RepairRequest) -> RepairResult:
     """Reserve the stock of a confirmed order again."""
-    assert case.order is not None
-    result = await case.deps.inventory.reserve(case.order_id, case.order.lines)
+    assert request.order is not None
+    result = await request.deps.inventory.reserve(request.order_id, request.order.lines)
     if isinstance(result, InsufficientStock):
         shortages = ", ".join(
             f"product {s.product_id}: requested {s.requested}, available {s.available}" for s in result.shortages
         )
-        return RepairResult(False, f"{case.detail}; out of stock: {shortages}")
+        return RepairResult(False, f"{request.detail}; out of stock: {shortages}")
     if isinstance(result, ReservationRejected):
-        return RepairResult(False, f"{case.detail}; inventory rejected it: {result.detail}")
-    current = await case.deps.orders.get_latest(case.order_id)
-    if current is None or current.status is not case.order.status:
+        return RepairResult(False, f"{request.detail}; inventory rejected it: {result.detail}")
+    current = await request.deps.orders.get_latest(request.order_id)
+    if current is None or current.status is not request.order.status:
         # The order has been cancelled since; its own release may have come before this reservation.
-        await case.deps.inventory.release(case.order_id)
-        return RepairResult(False, f"{case.detail}; the order has been cancelled")
-    return RepairResult(True, f"{case.detail}; reserved again")
+        await request.deps.inventory.release(request.order_id)
+        return RepairResult(False, f"{request.detail}; the order has been cancelled")
+    return RepairResult(True, f"{request.detail}; reserved again")
 
 
-async def publish(case: Case) -> RepairResult:
+async def requeue_outbox(request: RepairRequest) -> RepairResult:
     """Make the events in the outbox due again, including rejected ones."""
-    queued = await case.deps.relay.outbox.requeue(case.order_id, None, case.deps.clock())
-    return RepairResult(queued, f"{case.detail}; {'queued for the relay' if queued else 'the outbox is empty by now'}")
+    queued = await request.deps.relay.outbox.requeue(request.order_id, None, request.deps.clock())
+    return RepairResult(
+        queued, f"{request.detail}; {'queued for the relay' if queued else 'the outbox is empty by now'}"
+    )
 
 
-async def publish_again(case: Case) -> RepairResult:
+async def requeue_missing_event(request: RepairRequest) -> RepairResult:
     """Add the missing event to the outbox again. Its id is the same, so that consumers recognize a duplicate."""
-    assert case.event_type is not None
-    queued = await _requeue(case, case.event_type)
-    if case.event_type == events.CREATED and case.order is not None and case.order.status is Status.CANCELLED:
+    assert request.event_type is not None
+    queued = await _requeue(request, request.event_type)
+    if request.event_type == events.CREATED and request.order is not None and request.order.status is Status.CANCELLED:
         # Otherwise the last event in the topic would be the creation.
-        queued = await _requeue(case, events.CANCELLED) and queued
-    return _requeued(case, queued)
+        queued = await _requeue(request, events.CANCELLED) and queued
+    return _requeue_result(request, queued)
 
 
-async def publish_cancellation_again(case: Case) -> RepairResult:
-    """Send the cancellation again after the late creation, so that the last event in the topic is right."""
-    return _requeued(case, await _requeue(case, events.CANCELLED))
+async def requeue_cancellation(request: RepairRequest) -> RepairResult:
+    """Requeue order.cancelled: order.created came after it in the topic, but it must be the last event."""
+    return _requeue_result(request, await _requeue(request, events.CANCELLED))
 
 
-def _requeued(case: Case, queued: bool) -> RepairResult:
-    return RepairResult(queued, f"{case.detail}; {'queued for the relay' if queued else 'the order no longer exists'}")
+def _requeue_result(request: RepairRequest, queued: bool) -> RepairResult:
+    return RepairResult(
+        queued, f"{request.detail}; {'queued for the relay' if queued else 'the order no longer exists'}"
+    )
 
 
-async def _requeue(case: Case, event_type: str) -> bool:
+async def _requeue(request: RepairRequest, event_type: str) -> bool:
     """Add the event to the outbox. Return whether it is there now, no matter which process added it."""
-    entry = OutboxEntry(events.event_id(case.order_id, event_type), event_type, case.deps.clock())
-    if await case.deps.relay.outbox.requeue(case.order_id, entry, case.deps.clock()):
+    entry = OutboxEntry(events.event_id(request.order_id, event_type), event_type, request.deps.clock())
+    if await request.deps.relay.outbox.requeue(request.order_id, entry, request.deps.clock()):
         return True
-    current = await case.deps.orders.get_latest(case.order_id)
+    current = await request.deps.orders.get_latest(request.order_id)
     return current is not None and any(e.id == entry.id for e in current.outbox)
 
 
-# A kind that is missing here has no single right repair, and is only reported.
-REPAIRS: Mapping[Kind, Callable[[Case], Awaitable[RepairResult]]] = {
+# A kind that is missing here has no unambiguous repair, and is only reported.
+REPAIRS: Mapping[Kind, Callable[[RepairRequest], Awaitable[RepairResult]]] = {
     Kind.PENDING: reject,
     Kind.NO_ORDER: release,
     Kind.NOT_RELEASED: release,
     Kind.RELEASE_OVERDUE: release,
     Kind.NO_RESERVATION: reserve_again,
-    Kind.EVENT_OVERDUE: publish,
-    Kind.EVENT_REJECTED: publish,
-    Kind.EVENT_MISSING: publish_again,
-    Kind.EVENTS_OUT_OF_ORDER: publish_cancellation_again,
+    Kind.EVENT_OVERDUE: requeue_outbox,
+    Kind.EVENT_REJECTED: requeue_outbox,
+    Kind.EVENT_MISSING: requeue_missing_event,
+    Kind.EVENTS_OUT_OF_ORDER: requeue_cancellation,
 }

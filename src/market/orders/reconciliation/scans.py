@@ -13,13 +13,13 @@ _FIRST_ID, _LAST_ID = UUID(int=0), UUID(int=(1 << 128) - 1)
 
 
 class Scans:
-    """Read-only scans of the collection. Every method raises Unavailable."""
+    """Read-only scans of the collection. Every method may raise Unavailable."""
 
     def __init__(self, collection: OrdersCollection) -> None:
         self._collection = collection
 
     async def server_time(self) -> datetime:
-        """Return the current time by MongoDB's clock in UTC, with which ages are measured."""
+        """Return the server's current time in UTC, which is used for measuring ages."""
         return await self._collection.server_time()
 
     async def orders(self, page_size: int) -> AsyncIterator[Order | documents.UnreadableDocument]:
@@ -35,11 +35,11 @@ class Scans:
         found = await self._collection.find({"_id": {**above, "$lte": _LAST_ID}}, sort=[("_id", 1)], limit=limit)
         return [documents.parse_document(d) for d in found]
 
-    async def foreign_ids(self, limit: int) -> list[str]:
+    async def non_uuid_ids(self, limit: int) -> list[str]:
         """Return the `repr` of up to `limit` ids that are not UUIDs, and so cannot belong to orders."""
         where = {"$or": [{"_id": {"$not": {"$gte": _FIRST_ID}}}, {"_id": {"$not": {"$lte": _LAST_ID}}}]}
         return [repr(d["_id"]) for d in await self._collection.find(where, {"_id": 1}, limit=limit)]
 
     async def estimated_count(self) -> int:
         """Return approximately how many orders there are."""
-        return await self._collection.run(lambda: self._collection.documents.estimated_document_count())
+        return await self._collection.run(lambda: self._collection.pymongo_collection.estimated_document_count())

@@ -15,12 +15,13 @@ from market.kit.errors import Unavailable
 from market.kit.kafka import consumer_settings
 from market.orders.config import Kafka
 
-# Flags of an order's events: which types the topic has, and what is wrong with them. OUT_OF_ORDER: the first
-# order.created came after order.cancelled, and no order.cancelled has followed since. FOREIGN: an event's id or key is
-# not the order's. CONTENTS_DIFFER: the events have different contents. The bits from CONTENT_SHIFT upwards are the
-# `content_hash` of the first event.
-CREATED_SEEN, CANCELLED_SEEN, OUT_OF_ORDER, FOREIGN, CONTENTS_DIFFER = 1, 2, 4, 8, 16
-CONTENT_SHIFT = 8
+# The topic state of an order, packed into one int to save memory: flags in the low bits, and the `content_hash` of the
+# order's first event in the bits from CONTENT_HASH_SHIFT upwards. The flags say which event types the topic has, and
+# what is wrong with them. OUT_OF_ORDER: the first order.created came after order.cancelled, and no order.cancelled has
+# followed since. ID_MISMATCH: an event's id or key is not the order's. CONTENTS_DIFFER: the events have different
+# contents.
+CREATED_SEEN, CANCELLED_SEEN, OUT_OF_ORDER, ID_MISMATCH, CONTENTS_DIFFER = 1, 2, 4, 8, 16
+CONTENT_HASH_SHIFT = 8
 EVENT_BITS = {events.CREATED: CREATED_SEEN, events.CANCELLED: CANCELLED_SEEN}
 _TIMEOUT_SECONDS = 10.0
 _MAX_UNREADABLE = 10_000
@@ -33,19 +34,19 @@ def content_hash(order: events.Order) -> int:
 
 
 class TopicReader:
-    """Owns a consumer without a group, and the flags of every order with events in the topic (about 150 bytes each).
+    """Owns a consumer without a group, and the state of every order with events in the topic (about 150 bytes each).
 
-    `flags`: the flags above by order id. `messages`: the number of messages read. `unreadable`: topic/partition/offset
-    of messages that no consumer can read, at most the first 10,000.
+    `topic_states`: the topic state (see above) by order id. `messages`: the number of messages read. `unreadable`:
+    topic/partition/offset of messages that no consumer can read, at most the first 10,000.
     """
 
     def __init__(self, config: Kafka) -> None:
-        self.flags: dict[UUID, int] = {}
+        self.topic_states: dict[UUID, int] = {}
         self.messages = 0
         self.unreadable: list[str] = []
         self._decode = msgspec.json.Decoder(events.OrderEvent).decode
         self._offsets: dict[int, int] = {}
-        # No group is joined and no offset committed, but librdkafka requires a name.
+        # librdkafka requires a group.id, although no group is joined and no offset is committed.
         settings = consumer_settings(
             config, "market.orders", f"reconcile-{uuid4()}", max_message_bytes=events.MAX_MESSAGE_BYTES
         )
@@ -109,17 +110,17 @@ class TopicReader:
                 self.unreadable.append(position)
             return
         content = content_hash(event.data)
-        flags = self.flags.get(order_id, content << CONTENT_SHIFT)
-        if bit == CREATED_SEEN and flags & CANCELLED_SEEN and not flags & CREATED_SEEN:
-            flags |= OUT_OF_ORDER
+        state = self.topic_states.get(order_id, content << CONTENT_HASH_SHIFT)
+        if bit == CREATED_SEEN and state & CANCELLED_SEEN and not state & CREATED_SEEN:
+            state |= OUT_OF_ORDER
         elif bit == CANCELLED_SEEN:
             # The cancellation is the last event again: consumers that trust the last event have the right status.
-            flags &= ~OUT_OF_ORDER
+            state &= ~OUT_OF_ORDER
         if event.id != str(events.event_id(order_id, event.type)) or message.key() != event.subject.encode():
-            flags |= FOREIGN
-        if flags >> CONTENT_SHIFT != content:
-            flags |= CONTENTS_DIFFER
-        self.flags[order_id] = flags | bit
+            state |= ID_MISMATCH
+        if state >> CONTENT_HASH_SHIFT != content:
+            state |= CONTENTS_DIFFER
+        self.topic_states[order_id] = state | bit
 
     async def close(self) -> None:
         """Close the connections to the brokers."""
