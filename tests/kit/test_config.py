@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market.kit.config import Base, ConfigError, Postgres, load
+from market.kit.config import ConfigError, Postgres, ServiceConfig, load
 
 SERVICES = ("products", "orders", "inventory", "notifications", "graphql")
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ ENVIRONMENT = {
 }
 
 
-class Example(Base, frozen=True, kw_only=True):
+class Example(ServiceConfig, frozen=True, kw_only=True):
     postgres: Postgres
     tags: dict[str, str] = {}  # noqa: RUF012
 
@@ -107,7 +107,10 @@ def test_postgres_may_have_several_hosts(host: str, addresses: list[tuple[str, i
             ("admin: {port: 9090}", "admin: {port: 9090}\ntags: {a: 1}"),
             "tags[...]: must be a string, got a whole number",
         ),
-        (("${HOST}", "a,,b"), "postgres: host must be names or addresses separated by commas, got '' as one of them"),
+        (
+            ("${HOST}", "a,,b"),
+            "postgres: host must be a comma-separated list of host names or addresses; invalid entry ''",
+        ),
         (("${HOST}", "a,b:0"), "postgres: host: the port of b must be between 1 and 65535, got '0'"),
         (
             ("database: d", "database: d, tls: {mode: verified}"),

@@ -48,7 +48,7 @@ async def make() -> AsyncIterator[Any]:
     def produce(servers: str, results: Results | None = None, *, options: Any = None, **settings: Any) -> Producer[str]:
         config = Kafka(bootstrap_servers=servers, options=options or {})
         settings = {"max_message_bytes": 1_000_000, "delivery_seconds": 60, **settings}
-        producer: Producer[str] = Producer(config, "test", on_delivered=results, **settings)
+        producer: Producer[str] = Producer(config, "test", on_delivery=results, **settings)
         made.append(producer)
         return producer
 

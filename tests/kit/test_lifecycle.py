@@ -31,11 +31,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from market.kit.http import edge
 from market.kit.http.responses import json_response
-from market.kit.config import Base, Http
+from market.kit.config import ServiceConfig, Http
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import run
 
-class Config(Base, kw_only=True):
+class Config(ServiceConfig, kw_only=True):
     http: Http
     store: str
 

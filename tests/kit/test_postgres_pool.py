@@ -100,7 +100,7 @@ async def test_a_server_that_refuses_the_login_is_unavailable(
         await admin.execute(f"GRANT CONNECT ON DATABASE {config.database} TO {user}")
         try:
             async with opened(config) as (pool, health):
-                assert await health.not_ready() == {}
+                assert await health.unready_reasons() == {}
                 await pool.expire_connections()
                 # A database can be renamed only while nobody is connected to it.
                 await admin.execute(
@@ -110,7 +110,7 @@ async def test_a_server_that_refuses_the_login_is_unavailable(
                 with pytest.raises(Unavailable, match=r"^the database is unavailable") as raised:
                     await fetchval(pool, "SELECT 1")
                 assert (raised.value.status, raised.value.retry_after) == (503, 1)
-                assert reason in (await health.not_ready())["postgres"]
+                assert reason in (await health.unready_reasons())["postgres"]
         finally:
             if "RENAME" in statement:
                 await admin.execute(f"ALTER DATABASE {config.database}_moved RENAME TO {config.database}")
@@ -150,7 +150,7 @@ async def test_sessions_leave_a_server_that_became_read_only_at_once(
             # No other session was left behind.
             assert await warm(pool, 4) == {other_postgres.port}
             assert await fetchval(pool, write) == other_postgres.port
-            assert await health.not_ready() == {}
+            assert await health.unready_reasons() == {}
 
 
 async def _moved(pool: kit_postgres.Pool, statement: str, port: int) -> bool:
@@ -171,10 +171,10 @@ async def _failures_until_moved(pool: kit_postgres.Pool, write: str, port: int) 
 
 async def test_readiness_reports_a_database_that_accepts_no_writes(other_postgres: PostgresHandle) -> None:
     async with opened(configuration(other_postgres)) as (pool, health):
-        assert await health.not_ready() == {}
+        assert await health.unready_reasons() == {}
         async with read_only(other_postgres):
-            await until(health.not_ready)
-            assert "accepts no writes" in (await health.not_ready())["postgres"]
+            await until(health.unready_reasons)
+            assert "accepts no writes" in (await health.unready_reasons())["postgres"]
             with pytest.raises(Unavailable):
                 await fetchval(pool, "SELECT 1")
         await until(lambda: _is_ready(health))
@@ -182,7 +182,7 @@ async def test_readiness_reports_a_database_that_accepts_no_writes(other_postgre
 
 
 async def _is_ready(health: Health) -> bool:
-    return not await health.not_ready()
+    return not await health.unready_reasons()
 
 
 @pytest.mark.usefixtures("same_password")

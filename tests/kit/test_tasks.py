@@ -12,7 +12,7 @@ from market.kit.process.tasks import (
     periodic_tasks,
     report_unhandled_exceptions,
     run_periodically,
-    supervised,
+    supervise,
 )
 from tests.support.waiting import until
 
@@ -102,7 +102,7 @@ async def test_a_supervised_task_is_restarted_after_each_exception_until_it_retu
 
     with capture_logs() as lines:
         async with asyncio.timeout(30):
-            await supervised("probe", work)
+            await supervise("probe", work)
     assert [(line["event"], line["task"], line["error"]) for line in lines] == [
         ("background task failed, restarting it", "probe", "RuntimeError: first"),
         ("background task failed, restarting it", "probe", "ValueError: second"),
@@ -117,7 +117,7 @@ async def test_a_supervised_task_ends_when_it_is_cancelled() -> None:
         started.set()
         await asyncio.sleep(1000)
 
-    task = asyncio.create_task(supervised("cancelled", work))
+    task = asyncio.create_task(supervise("cancelled", work))
     await started.wait()
     task.cancel()
     assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)

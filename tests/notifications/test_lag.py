@@ -62,8 +62,8 @@ async def test_an_assigned_partition_that_is_not_read_is_reported_and_ends_readi
         transactional.flush(60)
         # Withheld, because it is behind the open transaction.
         mailing.publish(event(email=mailing.mailbox), partition=2)
-        await until(process.health.not_ready)
-        missing = await process.health.not_ready()
+        await until(process.health.unready_reasons)
+        missing = await process.health.unready_reasons()
         assert missing == {"consumption": "partition 2 has made no progress for 1 s at offset 1"}
         assert metrics.STALLED.labels("2")._value.get() == 1
         assert _lag() == {0: 0, 1: 0, 2: 2, 3: 0}
@@ -71,7 +71,7 @@ async def test_an_assigned_partition_that_is_not_read_is_reported_and_ends_readi
         await mailing.wait_for_mails(2)
 
         async def ready() -> bool:
-            return not await process.health.not_ready()
+            return not await process.health.unready_reasons()
 
         await until(ready)
         # The record that ended the transaction is not a message, and is read and committed all the same.
@@ -92,7 +92,7 @@ async def test_a_partition_is_stalled_only_if_it_has_unread_messages_and_none_is
         now[0] = at
         change()
         await observer.observe()
-        return not await health.not_ready()
+        return not await health.unready_reasons()
 
     assert await is_ready(1000)
     assert await is_ready(2000, lambda: high.update({0: 9}))

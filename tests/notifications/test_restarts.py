@@ -237,7 +237,7 @@ async def test_consumption_resumes_after_the_broker_was_killed_and_restarted(
         await mailing.wait_for_mails(1)
         await mailing.wait_committed(1)
         kafka.kill()
-        await until(process.health.not_ready)
+        await until(process.health.unready_reasons)
         await asyncio.to_thread(kafka.restart, 120)
         mailing.publish(event(email=mailing.mailbox))
         await mailing.wait_for_mails(2)
@@ -280,7 +280,7 @@ async def _has_no_member(mailing: Mailing) -> bool:
 
 
 async def _is_ready(process: Process) -> bool:
-    return not await process.health.not_ready()
+    return not await process.health.unready_reasons()
 
 
 def _set_offset(mailing: Mailing, partition: int, offset: int) -> None:

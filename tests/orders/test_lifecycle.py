@@ -114,7 +114,7 @@ async def test_a_hanging_store_makes_the_service_unready_and_is_used_again_when_
             response = await service.place([(lamp, 1)], key=key)
             assert response.status_code == 503
             assert response.headers["retry-after"]
-            assert "mongodb" in await service.process.health.not_ready()
+            assert "mongodb" in await service.process.health.unready_reasons()
         finally:
             mongodb.resume()
         placed = await until(lambda: _place(service, lamp, key), what="an order is placed again")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from market.kit.config import Base, Http, HttpUpstream, NonEmptyStr, Seconds, Section
+from market.kit.config import Http, HttpUpstream, NonEmptyStr, Seconds, Section, ServiceConfig
 
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=4096)]
@@ -90,7 +90,7 @@ class GatewayHttp(Http, frozen=True, kw_only=True):
     max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16 * 1024 * 1024
 
 
-class Config(Base, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Config(ServiceConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
     http: GatewayHttp
     products: HttpUpstream
     orders: HttpUpstream

@@ -33,7 +33,7 @@ class Retention(kit.Section, frozen=True, kw_only=True):
     batch_size: Annotated[int, Meta(ge=1, le=100_000)] = 1000
 
 
-class Config(kit.Base, frozen=True, kw_only=True):
+class Config(kit.ServiceConfig, frozen=True, kw_only=True):
     grpc: Grpc
     postgres: kit.Postgres
     batching: Batching = Batching()

@@ -176,7 +176,7 @@ class Batcher(Generic[Item, Result]):
             while batch := self._take():
                 # The latest of the callers' deadlines; each caller stops waiting at its own.
                 deadlines = [entry.deadline for entry in batch]
-                context.deadline.set(None if None in deadlines else max(at for at in deadlines if at is not None))
+                context.deadline.set(None if None in deadlines else max(d for d in deadlines if d is not None))
                 single = batch[0] if len(batch) == 1 else None
                 context.request_id.set(single.request_id if single else "")
                 context.set_trace(*single.trace if single else ("",))
@@ -226,10 +226,10 @@ class Batcher(Generic[Item, Result]):
 
 def _deadline_timer(futures: Sequence[asyncio.Future[Result]]) -> asyncio.TimerHandle | None:
     """Return a timer that fails the futures at the caller's deadline, or None if there is none."""
-    at = context.deadline.get()
-    if at is None:
+    expires_at = context.deadline.get()
+    if expires_at is None:
         return None
-    return asyncio.get_running_loop().call_later(max(0.0, at - time.monotonic()), _fail_expired, futures)
+    return asyncio.get_running_loop().call_later(max(0.0, expires_at - time.monotonic()), _fail_expired, futures)
 
 
 def _fail_expired(futures: Sequence[asyncio.Future[Result]]) -> None:

@@ -51,12 +51,13 @@ class HttpLimits(Section, frozen=True, kw_only=True):
     max_headers: Annotated[int, Meta(ge=10, le=10_000)] = 100
     # At the limit, a new connection replaces the one that has been waiting longest for its client.
     max_connections: Annotated[int, Meta(ge=1)] = 4096
-    # From the first byte of a request to the end of its headers; the same for the body after that.
+    # From the first byte of a request to the end of its headers.
     header_timeout_seconds: Seconds = 20.0
+    # From the end of the headers to the end of the body.
     body_timeout_seconds: Seconds = 60.0
     # How long a connection may be idle between two requests, or before the first.
     keep_alive_seconds: Seconds = 75.0
-    # A client that reads slowly has this long, plus the time for the unsent bytes at the minimum rate.
+    # A slow reader is given send_timeout_seconds + unsent bytes / min_send_bytes_per_second.
     send_timeout_seconds: Seconds = 30.0
     min_send_bytes_per_second: Annotated[int, Meta(ge=1)] = 16_384
     # Bytes of incomplete requests, and of unsent responses, over all connections.
@@ -111,8 +112,8 @@ class Faults(Section, frozen=True, kw_only=True):
     clock_offset_seconds: float = 0.0
 
 
-class Base(Section, frozen=True, kw_only=True):
-    """The keys that every service's configuration has."""
+class ServiceConfig(Section, frozen=True, kw_only=True):
+    """Base class of every service's configuration."""
 
     admin: Listen
     log: Log = Log()
@@ -126,9 +127,9 @@ class Tls(Section, frozen=True, kw_only=True):
     """TLS to a server. The modes are those of libpq's `sslmode`; a file that changes is read again."""
 
     # prefer: encrypted if the server offers it. require: encrypted, but the server is not verified. verify-ca: its
-    # certificate is signed by an authority of `ca_file`. verify-full: verify-ca, and it matches the host name.
+    # certificate is signed by a CA in `ca_file`. verify-full: verify-ca, and it matches the host name.
     mode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
-    # The authorities that are trusted (PEM); by default the system's.
+    # CA certificates to trust (PEM); the system's trust store by default.
     ca_file: NonEmptyStr | None = None
     # The client's certificate and its key (PEM), if the server requests one.
     cert_file: NonEmptyStr | None = None
@@ -152,7 +153,7 @@ class Migrations(Section, frozen=True, kw_only=True):
 
     # How long it waits while another process applies migrations.
     lock_timeout_seconds: Seconds = 60.0
-    # The timeout of one file.
+    # The timeout for applying one migration.
     timeout_seconds: Seconds = 900.0
 
 
@@ -197,7 +198,7 @@ def _address(text: str, default_port: int) -> tuple[str, int]:
     else:
         host, port = text, None
     if not host or "[" in host:
-        raise ValueError(f"host must be names or addresses separated by commas, got {text!r} as one of them")
+        raise ValueError(f"host must be a comma-separated list of host names or addresses; invalid entry {text!r}")
     if port is None:
         return host, default_port
     if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):
@@ -270,7 +271,7 @@ def load(path: str | Path, config_type: type[T], environ: Mapping[str, str]) -> 
     except msgspec.ValidationError as e:
         key, reason = explain(e, config_type, tree)
         raise ConfigError(_one_line(f"{path}: {key or 'top level'}: {reason}")) from None
-    if isinstance(config, Base) and config.faults is not None and not config.testing:
+    if isinstance(config, ServiceConfig) and config.faults is not None and not config.testing:
         raise ConfigError(f"{path}: faults: only allowed if testing is true")
     return config
 

@@ -54,7 +54,7 @@ def valid_request_id(text: str) -> bool:
 def parse_traceparent(text: str) -> str:
     """Return a caller's `traceparent` in version 00, or "" if it is invalid.
 
-    Of a later version, only the fields of version 00 are read (https://www.w3.org/TR/trace-context/#versioning-of-traceparent).
+    Only the version 00 fields of a later version are read (https://www.w3.org/TR/trace-context/#versioning-of-traceparent).
     """
     match = _TRACEPARENT.fullmatch(text)
     if match is None:
@@ -68,8 +68,8 @@ def parse_traceparent(text: str) -> str:
 def set_trace(parent: str, state: str = "", bag: str = "") -> None:
     """Set the caller's `traceparent`, `tracestate` and `baggage`.
 
-    Each is dropped if it is invalid or exceeds the limits that its specification requires to be forwarded. Without a
-    valid `traceparent`, the other two are dropped too.
+    Each is dropped if it is invalid, or longer than its specification requires to be forwarded. Without a valid
+    `traceparent`, the other two are dropped too.
     """
     parent = parse_traceparent(parent) if parent else ""
     traceparent.set(parent)

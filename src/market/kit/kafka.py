@@ -1,6 +1,6 @@
 """Kafka: the settings that every client shares, a producer for asyncio, and the creation of topics.
 
-    producer = Producer(config.kafka, "market.orders", max_message_bytes=4_194_304, on_delivered=clear_outbox)
+    producer = Producer(config.kafka, "market.orders", max_message_bytes=4_194_304, on_delivery=clear_outbox)
     producer.send("orders", value, key=b"...", headers=[], token=order_id)   # the result is passed to clear_outbox
     await producer.send_and_wait("orders.dead-letter", value)                # returns once acknowledged
 
@@ -126,7 +126,7 @@ class Producer(Generic[Token]):
     max_message_bytes: largest message that is sent, key and headers included; a larger one fails at once, permanently.
     delivery_seconds: how long a message may wait for its acknowledgement, retries included.
     linger_seconds: how long a message may wait to be sent in a batch with others.
-    on_delivered: awaited in the event loop with `(token, result)` of every message that `send` accepted.
+    on_delivery: awaited in the event loop with `(token, result)` of every message that `send` accepted.
         One call gets all results that arrived since the last one. An exception that it raises is logged.
 
     A fatal error makes librdkafka's idempotent producer unusable; it is then replaced by a new one, and its pending
@@ -141,7 +141,7 @@ class Producer(Generic[Token]):
         max_message_bytes: int,
         delivery_seconds: float = 10.0,
         linger_seconds: float = 0.0,
-        on_delivered: Callable[[list[tuple[Token, DeliveryResult]]], Awaitable[None]] | None = None,
+        on_delivery: Callable[[list[tuple[Token, DeliveryResult]]], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = producer_settings(
             config,
@@ -150,7 +150,7 @@ class Producer(Generic[Token]):
             delivery_seconds=delivery_seconds,
             linger_seconds=linger_seconds,
         )
-        self._on_delivered = on_delivered
+        self._on_delivery = on_delivery
         self._results: list[tuple[Token, DeliveryResult]] = []
         self._lock = threading.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,7 +176,7 @@ class Producer(Generic[Token]):
         headers: Headers = (),
         partition: int = -1,
     ) -> bool:
-        """Queue a message; `on_delivered` gets its delivery result, with the token.
+        """Queue a message; `on_delivery` gets its delivery result, with the token.
 
         Return False if the local queue is full; the message was not accepted, and no result follows.
         """
@@ -244,7 +244,7 @@ class Producer(Generic[Token]):
     async def close(self, timeout_seconds: float) -> None:
         """Wait for pending messages, for at most `timeout_seconds`, and stop.
 
-        Messages that are still pending then are dropped, and `on_delivered` does not get their results.
+        Messages that are still pending then are dropped, and `on_delivery` does not get their results.
         """
         end = self._loop.time() + timeout_seconds
         while (self.pending or self._tasks) and self._loop.time() < end:  # noqa: ASYNC110 - results come from a thread
@@ -283,10 +283,10 @@ class Producer(Generic[Token]):
         task.add_done_callback(self._tasks.discard)
 
     async def _notify(self, results: list[tuple[Token, DeliveryResult]]) -> None:
-        if self._on_delivered is None:
+        if self._on_delivery is None:
             return
         try:
-            await self._on_delivered(results)
+            await self._on_delivery(results)
         except Exception as e:
             log.warning("delivery callback failed", messages=len(results), error=str(e)[:200])
 

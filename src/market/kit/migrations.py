@@ -70,7 +70,7 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
     try:
         await _lock(conn, config.migrations.lock_timeout_seconds)
         await _create_table(conn)
-        done = await _verified(conn, package)
+        done = await _verify_applied(conn, package)
         missing = [name for name in _migrations(package) if name not in done]
         for name in missing:
             await _apply(conn, name, _read(package, name), config.migrations.timeout_seconds)
@@ -107,7 +107,7 @@ async def _create_table(conn: DirectConnection) -> None:
             await conn.execute("ALTER TABLE schema_migrations ADD COLUMN checksum text")
 
 
-async def _verified(conn: DirectConnection, package: str) -> set[str]:
+async def _verify_applied(conn: DirectConnection, package: str) -> set[str]:
     """Return the names of all applied migrations. Raises MigrationError if a file differs from what was applied.
 
     A row without a checksum was written by an earlier version of `migrate`: it gets that of the file.

@@ -179,14 +179,14 @@ class _TlsContext:
 
     def _build(self) -> ssl.SSLContext:
         config = self._config
-        made = ssl.create_default_context(cafile=config.ca_file)
-        made.check_hostname = config.mode == "verify-full"
+        ssl_context = ssl.create_default_context(cafile=config.ca_file)
+        ssl_context.check_hostname = config.mode == "verify-full"
         if not config.verifies:
-            made.verify_mode = ssl.CERT_NONE
+            ssl_context.verify_mode = ssl.CERT_NONE
         if config.cert_file is not None:
-            made.load_cert_chain(config.cert_file, config.key_file)
-        made.set_alpn_protocols(["postgresql"])
-        return made
+            ssl_context.load_cert_chain(config.cert_file, config.key_file)
+        ssl_context.set_alpn_protocols(["postgresql"])
+        return ssl_context
 
 
 class _Pool(Pool):
@@ -227,44 +227,44 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
     connector = Connector(config, settings=settings, timeout_seconds=config.timeout_seconds)
 
     async def connect() -> Pool:
-        pool = _Pool(
+        new_pool = _Pool(
             connect=connector,  # type: ignore[arg-type]  # The stubs expect its signature to be asyncpg.connect's.
-            # The pool logs each failed attempt to restore its minimum, so there is none.
+            # No minimum: the pool would log every failed attempt to reopen connections up to it.
             min_size=0,
             max_size=config.pool_size,
             max_queries=50_000,
             max_inactive_connection_lifetime=300,
-            reset=lambda conn: pool.close_if_expired(conn),
+            reset=lambda conn: new_pool.close_if_expired(conn),
             loop=asyncio.get_running_loop(),
             connection_class=PooledConnection,
             record_class=asyncpg.Record,
         )
         try:
-            await pool
-            await pool.fetchval("SELECT 1")
+            await new_pool
+            await new_pool.fetchval("SELECT 1")
         except BaseException:
-            pool.terminate()
+            new_pool.terminate()
             raise
-        return pool
+        return new_pool
 
-    opened = await health.wait_for("postgres", connect)
+    pool = await health.wait_for("postgres", connect)
 
     async def check() -> None:
-        async with opened.acquire(timeout=1) as conn:
+        async with pool.acquire(timeout=1) as conn:
             # A standby reports "on" as well.
             if await conn.fetchval("SELECT current_setting('transaction_read_only')", timeout=1) == "on":
-                await opened.expire_connections()
+                await pool.expire_connections()
                 raise Unavailable("the database accepts no writes")
 
     health.add_check("postgres", check)
     try:
-        yield opened
+        yield pool
     finally:
         try:
             async with asyncio.timeout(5):
-                await opened.close()
+                await pool.close()
         except TimeoutError:
-            opened.terminate()
+            pool.terminate()
 
 
 @asynccontextmanager
@@ -279,7 +279,7 @@ async def acquire(pool: Pool, *, seconds: float = 3.0) -> AsyncIterator[Connecti
     except TimeoutError:
         raise (DeadlineExceeded if limit.expired() else Unavailable)("the database did not respond in time") from None
     except asyncpg.DataError:
-        # Also an InterfaceError, but it means a bug in this service.
+        # asyncpg's DataError is a subclass of InterfaceError, but means a bug in this service.
         raise
     except (*CONNECTION_ERRORS, *_REFUSALS) as e:
         raise Unavailable(f"the database is unavailable: {type(e).__name__}") from None

@@ -24,7 +24,7 @@ class CircuitOpen(Unavailable):
 
 
 def backoff(attempt: int, *, base: float = 0.05, max_seconds: float = 2.0) -> float:
-    """Return the seconds to wait before attempt 1, 2, ...: exponential, with full jitter.
+    """Return the seconds to wait before retry 1, 2, ...: exponential, with full jitter.
 
     Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
@@ -48,7 +48,7 @@ class CircuitBreaker:
 
     upstream: the name in metrics and errors.
     failure_types: the exceptions that count as failures.
-    slow_after_seconds: a DeadlineExceeded raised sooner than this does not count as a failure: the caller had little
+    min_timeout_seconds: a DeadlineExceeded raised sooner than this is not counted as a failure: the caller had little
         time left, which says nothing about the upstream.
     clock: returns seconds, like time.monotonic.
     """
@@ -61,14 +61,14 @@ class CircuitBreaker:
         # Short, because calls keep failing until the trial call, even if the upstream has recovered.
         open_seconds: float = 0.3,
         failure_types: tuple[type[BaseException], ...] = (Unavailable,),
-        slow_after_seconds: float = 0.0,
+        min_timeout_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._upstream = upstream
         self._failure_threshold = failure_threshold
         self._open_seconds = open_seconds
         self._failure_types = failure_types
-        self._slow_after_seconds = slow_after_seconds
+        self._min_timeout_seconds = min_timeout_seconds
         self._clock = clock
         self._failures = 0
         self._open_until = 0.0
@@ -91,7 +91,7 @@ class CircuitBreaker:
         try:
             result = await call()
         except self._failure_types as e:
-            if not (isinstance(e, DeadlineExceeded) and self._clock() - started < self._slow_after_seconds):
+            if not (isinstance(e, DeadlineExceeded) and self._clock() - started < self._min_timeout_seconds):
                 self._failures += 1
                 if self._failures >= self._failure_threshold:
                     self._open_until = self._clock() + self._open_seconds

@@ -16,6 +16,9 @@ _CONTROL_BUT_NEWLINE_AND_TAB = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2
 _DIRECTIONAL = re.compile("[\u202a-\u202e\u2066-\u2069]")
 # Letters and symbols by category that render as blank: Hangul fillers and the empty Braille pattern.
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+# General categories, and the first letters of those that are visible: letters, numbers, punctuation and symbols.
+_UNASSIGNED, _PRIVATE_USE = "Cn", "Co"
+_VISIBLE = "LNPS"
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _EMAIL = re.compile(rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{_LABEL}(?:\.{_LABEL})+")
@@ -34,11 +37,11 @@ def validate_text(field: str, value: str, *, min_length: int, max_length: int, m
     return value
 
 
-def validate_shown_text(field: str, value: str, *, min_length: int, max_length: int, multiline: bool = False) -> str:
-    """Return the text unchanged. For text that is stored and shown to others: the rules of `validate_text`, and more.
+def validate_display_text(field: str, value: str, *, min_length: int, max_length: int, multiline: bool = False) -> str:
+    """Return the text unchanged. Stricter than `validate_text`, for text that is stored and displayed to others.
 
-    Raises BadInput, too, for a directional control, which could reorder the text around it, and for text that has
-    characters but none that can be seen.
+    Also raises BadInput for a directional control, which could reorder the text around it, and for non-empty text
+    without a visible character.
     """
     validate_text(field, value, min_length=min_length, max_length=max_length, multiline=multiline)
     if found := _DIRECTIONAL.search(value):
@@ -51,10 +54,10 @@ def validate_shown_text(field: str, value: str, *, min_length: int, max_length: 
 
 def _is_visible(character: str) -> bool:
     category = unicodedata.category(character)
-    if category in ("Cn", "Co"):
-        # Private, or perhaps assigned in a newer Unicode than Python's (new emoji). Tags and noncharacters never show.
+    if category in (_UNASSIGNED, _PRIVATE_USE):
+        # May be a new emoji, assigned in a later Unicode version than Python's. Tags and noncharacters never show.
         return not 0xE0000 <= ord(character) <= 0xE0FFF and ord(character) & 0xFFFE != 0xFFFE
-    return category[0] in "LNPS" and character not in _BLANK
+    return category[0] in _VISIBLE and character not in _BLANK
 
 
 def parse_uuid(field: str, value: str) -> UUID:

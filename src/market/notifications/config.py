@@ -10,7 +10,7 @@ from msgspec import Meta, field
 from market.contracts import events
 from market.kit import config as kit_config
 from market.kit import text
-from market.kit.config import Base, NonEmptyStr, Port, Seconds, Section
+from market.kit.config import NonEmptyStr, Port, Seconds, Section, ServiceConfig
 
 
 class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
@@ -126,7 +126,7 @@ class Mail(Section, frozen=True, kw_only=True):
         return parseaddr(self.sender)[1]
 
 
-class Config(Base, frozen=True, kw_only=True):
+class Config(ServiceConfig, frozen=True, kw_only=True):
     kafka: Kafka
     smtp: Smtp
     mail: Mail

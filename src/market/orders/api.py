@@ -112,7 +112,7 @@ _LISTED = (Status.PENDING, Status.CONFIRMED, Status.CANCELLED)
 
 def parse_order(body: CreateOrder) -> NewOrder:
     """Return the request as domain data. Raises BadInput."""
-    text.validate_shown_text("user", body.user, min_length=1, max_length=200)
+    text.validate_display_text("user", body.user, min_length=1, max_length=200)
     if body.email is not None and not text.is_email_address(body.email):
         raise BadInput("email", "must be an e-mail address")
     expected: Decimal | None = None

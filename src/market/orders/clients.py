@@ -17,7 +17,7 @@ from market.contracts.inventory_pb2_grpc import InventoryStub
 from market.kit.batching import Batcher
 from market.kit.config import GrpcUpstream
 from market.kit.errors import BadInput, Conflict, Unavailable
-from market.kit.http.client import HttpClient, quote_ids
+from market.kit.http.client import HttpClient, join_ids
 from market.kit.resilience import CircuitBreaker, RetryBudget, retry
 from market.kit.rpc import client as rpc
 from market.orders.domain import (
@@ -62,7 +62,7 @@ class ProductsClient:
 
     async def _fetch(self, product_ids: list[str]) -> Sequence[Product | None]:
         # Prices must not depend on the availability cache.
-        response = await self._http.request("GET", f"/api/product?availability=false&ids={quote_ids(product_ids)}")
+        response = await self._http.request("GET", f"/api/product?availability=false&ids={join_ids(product_ids)}")
         if response.status != 200:
             raise Unavailable(f"products responded with status {response.status}")
         try:
@@ -91,7 +91,7 @@ class InventoryClient:
     def __init__(self, channel: grpc.aio.Channel, config: GrpcUpstream) -> None:
         self._stub: Any = InventoryStub(channel)
         self._timeout_seconds = config.timeout_seconds
-        self._circuit = CircuitBreaker("inventory", slow_after_seconds=config.timeout_seconds / 2)
+        self._circuit = CircuitBreaker("inventory", min_timeout_seconds=config.timeout_seconds / 2)
         self._budget = RetryBudget("inventory")
         self._reserve: Batcher[pb.ReserveRequest, ReservationResult] = Batcher(
             self._reserve_many, name="orders.reserve", max_batch_size=128, max_concurrency=2, cost=_cost, max_cost=4000

@@ -9,7 +9,7 @@ from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from market.kit import config as kit_config
-from market.kit.config import Base, GrpcUpstream, Http, HttpUpstream, NonEmptyStr, Seconds, Section
+from market.kit.config import GrpcUpstream, Http, HttpUpstream, NonEmptyStr, Seconds, Section, ServiceConfig
 
 
 class MongoDB(Section, frozen=True, kw_only=True):
@@ -63,7 +63,7 @@ class Recovery(Section, frozen=True, kw_only=True):
     relay_interval_seconds: Seconds = 1.0
 
 
-class Config(Base, frozen=True, kw_only=True):
+class Config(ServiceConfig, frozen=True, kw_only=True):
     """Everything that `CONFIG_PATH` may set."""
 
     http: Http

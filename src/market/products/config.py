@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from market.kit.config import Base, GrpcUpstream, Http, NonEmptyStr, Postgres, Seconds, Section, check_url
+from market.kit.config import GrpcUpstream, Http, NonEmptyStr, Postgres, Seconds, Section, ServiceConfig, check_url
 
 
 class Redis(Section, frozen=True, kw_only=True):
@@ -21,7 +21,7 @@ class Availability(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 1.0
 
 
-class Config(Base, frozen=True, kw_only=True):
+class Config(ServiceConfig, frozen=True, kw_only=True):
     http: Http
     postgres: Postgres
     redis: Redis

@@ -85,12 +85,12 @@ class Draft(Struct, frozen=True, gc=False, omit_defaults=True):
 
 def validate_name(name: str) -> str:
     """Return the name unchanged. Raises BadInput."""
-    return text.validate_shown_text("name", name, min_length=1, max_length=MAX_NAME_LENGTH)
+    return text.validate_display_text("name", name, min_length=1, max_length=MAX_NAME_LENGTH)
 
 
 def validate_description(description: str) -> str:
     """Return the description unchanged. Raises BadInput."""
-    return text.validate_shown_text(
+    return text.validate_display_text(
         "description", description, min_length=0, max_length=MAX_DESCRIPTION_LENGTH, multiline=True
     )
 

@@ -17,15 +17,16 @@ from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.http.pool import Admit, ConnectError, ConnectionPool, HttpResponse, ProtocolError, ResponseRefused
 from market.kit.resilience import RETRIES, CircuitBreaker, CircuitOpen, RetryBudget, retry
 
-__all__ = ["Admit", "ConnectFailed", "HttpClient", "HttpResponse", "ResponseRefused", "quote_ids"]
+__all__ = ["Admit", "ConnectFailed", "HttpClient", "HttpResponse", "ResponseRefused", "join_ids"]
 
-# A Kubernetes Service routes each connection to a random pod, for about a second even to one that has crashed. A
-# refused connection is therefore tried seven times, over 0.7 to 1.4 s; that puts no load on an upstream that is down.
+# A Kubernetes Service routes each connection to a random pod. For about a second after a pod has crashed, that may be
+# the dead one. A refused connection is therefore tried seven times, over 0.7 to 1.4 s; that puts no load on an upstream
+# that is down.
 _CONNECT_ATTEMPTS = 7
 
 
 class ConnectFailed(Unavailable):
-    """No connection could be made, so the upstream has not seen the request."""
+    """Every attempt to connect failed with the pool's ConnectError, so the upstream has not seen the request."""
 
 
 class HttpClient:
@@ -42,7 +43,7 @@ class HttpClient:
         self._url = config.url
         self._timeout_seconds = config.timeout_seconds
         self._max_connections = config.connections
-        self._circuit = CircuitBreaker(upstream, slow_after_seconds=config.timeout_seconds / 2)
+        self._circuit = CircuitBreaker(upstream, min_timeout_seconds=config.timeout_seconds / 2)
         self._budget = RetryBudget(upstream)
         self._sleep = sleep
         self._retries = RETRIES.labels(upstream)
@@ -104,7 +105,7 @@ class HttpClient:
         timeout: float,
         admit: Admit | None,
     ) -> HttpResponse:
-        # One call for the circuit breaker: if one pod of two is dead, the upstream is not.
+        # All attempts count as one call for the circuit breaker: one dead pod does not mean that the upstream is down.
         for attempt in range(1, _CONNECT_ATTEMPTS + 1):
             try:
                 return await self._send(method, path, body, headers, timeout, admit)
@@ -149,6 +150,6 @@ class HttpClient:
         return response
 
 
-def quote_ids(ids: Iterable[object]) -> str:
+def join_ids(ids: Iterable[object]) -> str:
     """Return ids as one query value, separated by commas."""
     return ",".join(map(str, ids))

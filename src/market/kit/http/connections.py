@@ -40,7 +40,7 @@ class Connections:
     def __init__(self, limits: HttpLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.clock = clock
-        # The next sweep. A timeout is enforced late by at most a quarter of the shortest one, or by a second.
+        # The next sweep. Timeouts are enforced up to min(1 s, a quarter of the shortest timeout) late.
         self._sweep_at = 0.0
         self._sweep_seconds = min(
             1.0,
@@ -52,7 +52,7 @@ class Connections:
             )
             / 4,
         )
-        self._max_connections = min(limits.max_connections, max(1, _open_files_limit() - _RESERVED_DESCRIPTORS))
+        self._max_connections = min(limits.max_connections, max(1, _raise_open_files_limit() - _RESERVED_DESCRIPTORS))
         self._open: set[HttpProtocol] = set()
         # Connections that wait for their client, the longest wait first.
         self.waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
@@ -79,22 +79,22 @@ class Connections:
             self._open.remove(connection)
             CONNECTIONS.dec()
         self.waiting.pop(connection, None)
-        self.received(connection)
+        self.clear_received_bytes(connection)
         self._sending.discard(connection)
 
-    def receiving(self, connection: HttpProtocol, received_bytes: int) -> None:
+    def add_received_bytes(self, connection: HttpProtocol, received_bytes: int) -> None:
         """Count further bytes of an incomplete request."""
         self._receiving[connection] = self._receiving.get(connection, 0) + received_bytes
         self._receive_buffer_bytes += received_bytes
         while self._receive_buffer_bytes > self.limits.max_receive_buffer_bytes and len(self._receiving) > 1:
             self._cut_off(next(iter(self._receiving)), "receive_buffer_bytes")
 
-    def received(self, connection: HttpProtocol) -> None:
+    def clear_received_bytes(self, connection: HttpProtocol) -> None:
         """Stop counting the bytes of the connection's request: it is complete, or was refused."""
         if self._receiving:
             self._receive_buffer_bytes -= self._receiving.pop(connection, 0)
 
-    def sending(self, connection: HttpProtocol) -> None:
+    def writing_paused(self, connection: HttpProtocol) -> None:
         """Record that the connection has unsent bytes; close the slowest ones while the total exceeds the limit."""
         self._sending.add(connection)
         unsent = {c: c.unsent_bytes for c in self._sending}
@@ -109,7 +109,7 @@ class Connections:
             if total <= self.limits.max_send_buffer_bytes:
                 return
 
-    def sent(self, connection: HttpProtocol) -> None:
+    def writing_resumed(self, connection: HttpProtocol) -> None:
         """Record that the connection's client has caught up."""
         self._sending.discard(connection)
 
@@ -136,7 +136,7 @@ class Connections:
         connection.cut_off()
 
 
-def _open_files_limit() -> int:
+def _raise_open_files_limit() -> int:
     """Raise the soft limit on open files to the hard limit, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

@@ -69,7 +69,7 @@ def application(
     timeouts: seconds until a route's deadline, by the same key; 3 by default. The client's X-Deadline-Ms may shorten
         it.
     health: while it is draining, every response closes its connection.
-    render_problem: writes problems in another form than problem documents.
+    render_problem: renders problems in a form other than problem documents.
     """
     paths: dict[str, _Route] = {}
     for key, endpoint in routes.items():
@@ -134,14 +134,15 @@ class Edge:
             context.set_trace(*(_joined(scope["headers"], name) for name in _TRACE_HEADERS))
         else:
             context.set_trace("")
-        old_deadline = context.deadline.set(None)
+        deadline_token = context.deadline.set(None)
         self._in_flight += 1
         IN_FLIGHT.inc()
         route = _NO_ROUTE
         status = _CLIENT_CLOSED_REQUEST
         try:
             try:
-                self._admit(headers)
+                self._check_limits(headers)
+                self._set_deadline(headers)
                 route, parameters = self._find(scope["path"])
                 if self._tracer.enabled:
                     with self._tracer.span(f"{scope['method']} {route.path}"):
@@ -166,7 +167,7 @@ class Edge:
         finally:
             self._in_flight -= 1
             IN_FLIGHT.dec()
-            context.deadline.reset(old_deadline)
+            context.deadline.reset(deadline_token)
             seconds = time.perf_counter() - started
             self._count(scope["method"], route.path, status, seconds)
             # At debug level, to follow one request id through the services.
@@ -174,12 +175,14 @@ class Edge:
                 "request handled", method=scope["method"], route=route.path, status=status, seconds=round(seconds, 4)
             )
 
-    def _admit(self, headers: dict[bytes, bytes]) -> None:
+    def _check_limits(self, headers: dict[bytes, bytes]) -> None:
         if self._in_flight > self._max_in_flight:
             raise Overloaded("too many requests in flight")
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 15 or int(length) > self._max_body_bytes):
             raise TooLarge("body", f"must have at most {self._max_body_bytes} bytes")
+
+    def _set_deadline(self, headers: dict[bytes, bytes]) -> None:
         if deadline := headers.get(b"x-deadline-ms"):
             if not deadline.isdigit() or len(deadline) > 9:
                 raise BadInput("X-Deadline-Ms", "must be a whole number of milliseconds")
@@ -202,9 +205,9 @@ class Edge:
         if (found := route.methods.get(scope["method"])) is None:
             raise MethodNotAllowed(f"{route.path} allows {route.allowed}")
         endpoint, timeout = found
-        at = time.monotonic() + timeout
+        expires_at = time.monotonic() + timeout
         requested = context.deadline.get()
-        context.deadline.set(at if requested is None else min(at, requested))
+        context.deadline.set(expires_at if requested is None else min(expires_at, requested))
         scope["path_params"] = parameters
         if b"content-length" in headers or b"transfer-encoding" in headers:
             receive = self._limited(receive)
@@ -235,5 +238,8 @@ class Edge:
 
 
 def _joined(headers: list[tuple[bytes, bytes]], wanted: bytes) -> str:
-    """Return a header's values, joined by commas: a repeated `traceparent` is then invalid; the others are lists."""
+    """Return a header's values, joined by commas.
+
+    This makes a repeated `traceparent` invalid; `tracestate` and `baggage` may be split over several headers.
+    """
     return b",".join(value for name, value in headers if name == wanted).decode("latin-1")

@@ -35,7 +35,7 @@ class Operation:
 
     responses: description and struct (or None) by status; statuses from 400 on are problem documents.
     parameters: parameter objects, as `parameter` returns them. body: the request's struct, or None.
-    headers: by status, the description of each response header by name.
+    headers: for each status, the names of response headers and their descriptions.
     """
 
     method: str

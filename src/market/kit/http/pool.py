@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-# Below the 75 s after which uvicorn closes an idle connection, so that no request races with the close.
+# Below the servers' HttpLimits.keep_alive_seconds (75 s), so that no request races with the close.
 _IDLE_SECONDS = 60.0
 # Older connections are replaced, so that new pods of the upstream get their share of the requests.
 _AGE_SECONDS = 120.0
@@ -43,7 +43,7 @@ class ProtocolError(Exception):
 
 
 class ResponseRefused(Exception):
-    """The caller did not admit a response of this many bytes; it was not read, and its connection was closed."""
+    """The caller rejected a response of this size: the body was not read, and the connection was closed."""
 
     def __init__(self, size: int) -> None:
         super().__init__(f"a response of {size} bytes was not admitted")
@@ -51,12 +51,12 @@ class ResponseRefused(Exception):
 
 
 # Called with the size of a response's body before it is read, or, if its length is not known in advance, with what has
-# been read so far. Returns whether the caller admits it.
+# been read so far. Returns whether the caller accepts it.
 Admit = Callable[[int], bool]
 
 
 class Connection(asyncio.Protocol):
-    """One connection. It can be used again after a response while `is_idle`."""
+    """One connection. After a response, it can be used for another request if `is_reusable`."""
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
@@ -70,13 +70,13 @@ class Connection(asyncio.Protocol):
         self._size = 0
         # Between the headers and the end of a response.
         self._in_body = False
-        self._reusable = True
+        self._keep_alive = True
         self.opened_at = self.idle_since = self._loop.time()
 
     @property
-    def is_idle(self) -> bool:
+    def is_reusable(self) -> bool:
         """Whether it can take another request."""
-        return self._reusable and self._transport is not None and not self._transport.is_closing()
+        return self._keep_alive and self._transport is not None and not self._transport.is_closing()
 
     async def send(self, data: bytes, seconds: float, admit: Admit | None = None) -> HttpResponse:
         """Send a request and return its response.
@@ -103,12 +103,12 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the connection at once; a request on it fails with ProtocolError."""
-        self._reusable = False
+        self._keep_alive = False
         if self._transport is not None:
             self._transport.abort()
 
     def _fail(self, e: Exception) -> None:
-        self._reusable = False
+        self._keep_alive = False
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(e)
 
@@ -131,7 +131,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         # A response without a length ends with its connection.
         if self._in_body and not {"content-length", "transfer-encoding"} & self._headers.keys() and exc is None:
-            self._reusable = False
+            self._keep_alive = False
             self.on_message_complete()
         self._fail(ProtocolError("the connection was closed" if exc is None else type(exc).__name__))
         self._pool.lost(self)
@@ -177,7 +177,7 @@ class Connection(asyncio.Protocol):
         waiter = self._waiter
         # After a second response to one request the connection cannot be used any further.
         if waiter is None or waiter.done() or not self._parser.should_keep_alive():
-            self._reusable = False
+            self._keep_alive = False
         if waiter is not None and not waiter.done():
             waiter.set_result(
                 HttpResponse(status, self._body[0] if len(self._body) == 1 else b"".join(self._body), self._headers)
@@ -215,7 +215,9 @@ class ConnectionPool:
         seconds: float,
         admit: Admit | None = None,
     ) -> HttpResponse:
-        """Return the response. `seconds` limit all of it, the wait for a connection included. HEAD is not supported.
+        """Return the response. HEAD is not supported.
+
+        `seconds` is the total timeout, including the wait for a connection.
 
         `headers` is called when the request is written, since one of them states how much time is left.
         Raises ConnectError, TimeoutError, ProtocolError, ResponseRefused, whatever `admit` raises, and ValueError for a
@@ -254,7 +256,7 @@ class ConnectionPool:
         """Return the idle connection that was used last, so that the others can expire; None if there is none."""
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_idle and self.loop.time() - connection.idle_since < _IDLE_SECONDS:
+            if connection.is_reusable and self.loop.time() - connection.idle_since < _IDLE_SECONDS:
                 return connection
             connection.close()
             self._open -= 1
@@ -275,7 +277,7 @@ class ConnectionPool:
                 self._release(granted) if granted is not None else self._release_slot()
             raise
         if connection is not None:
-            if connection.is_idle:
+            if connection.is_reusable:
                 return connection
             connection.close()
         return await self._open_connection()
@@ -301,7 +303,11 @@ class ConnectionPool:
 
     def _release(self, connection: Connection) -> None:
         now = connection.idle_since = self.loop.time()
-        if not connection.is_idle or now - connection.opened_at > _AGE_SECONDS or self._open > self._max_connections:
+        if (
+            not connection.is_reusable
+            or now - connection.opened_at > _AGE_SECONDS
+            or self._open > self._max_connections
+        ):
             connection.close()
             self._release_slot()
             return

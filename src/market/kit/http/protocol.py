@@ -22,7 +22,7 @@ log = logs.get_logger("http")
 
 # The parser's state: between requests, in the headers, or in the body.
 _BETWEEN, _HEAD, _BODY = range(3)
-# Maximum of pipelined requests, those whose response must wait for earlier ones.
+# Maximum number of pipelined requests: those received while an earlier response is pending.
 _MAX_PIPELINED = 100
 # How long the rest of a refused request is read and discarded. Closing a connection with unread input resets it, and
 # the client may lose the response (RFC 9112 section 9.6).
@@ -32,22 +32,24 @@ _HOST = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]*")
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. `shared`: all connections of its server, with their limits.
+    """One connection. `connections`: all connections of its server, with their limits.
 
     It waits for its client (between requests, for headers or for a body), runs a request, or is closing. Pipelined
     requests wait in uvicorn's `pipeline`, newest first.
     """
 
-    def __init__(self, shared: Connections, **uvicorn_arguments: Any) -> None:
+    def __init__(self, connections: Connections, **uvicorn_arguments: Any) -> None:
         super().__init__(**uvicorn_arguments)
-        self._shared = shared
-        self._limits = shared.limits
+        # Not uvicorn's `connections`, which is a plain set.
+        self._server_connections = connections
+        self._limits = connections.limits
         self._parsing = _BETWEEN
         self._requests_begun = 0
         self._header_bytes = 0
         # Bytes received of incomplete headers, trailers or chunk extensions.
         self._pending_bytes = 0
-        self._has_body_arrived = False
+        # Whether the bytes last fed to the parser included any of a body.
+        self._input_has_body = False
         # When the connection entered its current state; deadlines count from here.
         self._since = 0.0
         # The next request to run. It waits for its body, or for the client to read the previous response.
@@ -68,21 +70,21 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._since = self._shared.clock()
-        if not self._shared.add(self):
+        self._since = self._server_connections.clock()
+        if not self._server_connections.add(self):
             self._refuse(Overloaded("too many connections"))
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._held = None
-        self._shared.remove(self)
+        self._server_connections.remove(self)
 
     def data_received(self, data: bytes) -> None:
         rest = data
         while rest and not self._discards_input:
-            size, begun, parsing = len(rest), self._requests_begun, self._parsing
-            self._has_body_arrived = False
+            size, begun_before, parsing_before = len(rest), self._requests_begun, self._parsing
+            self._input_has_body = False
             try:
                 self.parser.feed_data(rest)
                 rest = b""
@@ -90,21 +92,21 @@ class HttpProtocol(HttpToolsProtocol):
                 rest = rest[e.args[0] :]
                 self._parse_without_upgrade()
             except httptools.HttpParserError as e:
-                self._refuse(self._refusal or refusals.malformed(e))
+                self._refuse(self._refusal or refusals.from_parser_error(e))
                 return
             if (self._parsing != _BETWEEN or self.pipeline) and not self._discards_input:
-                self._count_incomplete(size, self._requests_begun - begun, parsing)
+                self._count_incomplete(size, self._requests_begun - begun_before, parsing_before)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._sending_since = self._shared.clock()
+        self._sending_since = self._server_connections.clock()
         self._sending_bytes = self.unsent_bytes
-        self._shared.sending(self)
+        self._server_connections.writing_paused(self)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._sending_since = None
-        self._shared.sent(self)
+        self._server_connections.writing_resumed(self)
         self._run_held()
 
     def shutdown(self) -> None:
@@ -126,7 +128,7 @@ class HttpProtocol(HttpToolsProtocol):
         return (self._sending_bytes - self.unsent_bytes) / seconds
 
     def cut_off(self) -> None:
-        """End the connection at once; what it holds is dropped."""
+        """Abort the connection, and discard further input and unsent output."""
         self._discards_input = True
         self.transport.abort()
 
@@ -135,17 +137,17 @@ class HttpProtocol(HttpToolsProtocol):
         limits = self._limits
         if self._sending_since is not None:
             max_seconds = limits.send_timeout_seconds + self._sending_bytes / limits.min_send_bytes_per_second
-            return self._cut_off_after(max_seconds, now - self._sending_since, "send")
+            return self._cut_off_if_exceeded(max_seconds, now - self._sending_since, "send_timeout_seconds")
         waited = now - self._since
         if self.transport.is_closing() or self._is_lingering:
             if self.unsent_bytes:
-                return self._cut_off_after(limits.send_timeout_seconds, waited, "send")
+                return self._cut_off_if_exceeded(limits.send_timeout_seconds, waited, "send_timeout_seconds")
             if waited > _LINGER_SECONDS:
                 self.transport.abort()
         elif self._is_running:
             if self._discards_input:
                 # The application waits for the rest of a body that is not read.
-                return self._cut_off_after(limits.body_timeout_seconds, waited, "body")
+                return self._cut_off_if_exceeded(limits.body_timeout_seconds, waited, "body_timeout_seconds")
         elif self._parsing == _HEAD:
             if waited > limits.header_timeout_seconds:
                 self._refuse(RequestTimeout(f"the headers must arrive within {limits.header_timeout_seconds:g} s"))
@@ -155,16 +157,16 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(RequestTimeout(f"the body must arrive within {limits.body_timeout_seconds:g} s"))
                 return "body_timeout_seconds"
         elif self.unsent_bytes:
-            return self._cut_off_after(limits.send_timeout_seconds, waited, "send")
+            return self._cut_off_if_exceeded(limits.send_timeout_seconds, waited, "send_timeout_seconds")
         elif waited > limits.keep_alive_seconds:
             self.transport.close()
         return None
 
-    def _cut_off_after(self, max_seconds: float, seconds: float, what: str) -> str | None:
-        if seconds <= max_seconds:
+    def _cut_off_if_exceeded(self, max_seconds: float, elapsed: float, limit: str) -> str | None:
+        if elapsed <= max_seconds:
             return None
         self.cut_off()
-        return f"{what}_timeout_seconds"
+        return limit
 
     # The parser's callbacks.
 
@@ -206,7 +208,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._parsing = _BODY
         self._pending_bytes = 0
         self._is_oversized = b"content-length" in names and int(self._header(b"content-length")) > limits.max_body_bytes
-        # A client of HTTP/1.0 does not know the interim response (RFC 9110 section 10.1.1).
+        # HTTP/1.0 clients do not understand 100 Continue (RFC 9110 section 10.1.1).
         self.expect_100_continue = (
             b"expect" in names
             and self._header(b"expect").lower() == b"100-continue"
@@ -220,7 +222,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         if self._discards_input:
             return
-        self._has_body_arrived = True
+        self._input_has_body = True
         self.cycle.body += body
         if len(self.cycle.body) > self._limits.max_body_bytes:
             self._is_oversized = self._discards_input = True
@@ -232,7 +234,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._parsing = _BETWEEN
         if not self.pipeline:
-            self._shared.received(self)
+            self._server_connections.clear_received_bytes(self)
         self.cycle.more_body = False
         self._run_held()
 
@@ -241,9 +243,10 @@ class HttpProtocol(HttpToolsProtocol):
         return b", ".join(value for name, value in self.headers if name == wanted)
 
     def _parse_without_upgrade(self) -> None:
-        """Parse the request that offered an upgrade again, without the offer (RFC 9110 section 7.8).
+        """Re-parse a request that offered an upgrade, without the offer (RFC 9110 section 7.8).
 
-        The parser takes the bytes after the headers for the new protocol's, but they are the request's body.
+        The parser assumes that the bytes after the headers belong to the new protocol, but they are the request's
+        body.
         """
         head = [self.parser.get_method(), b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
         for name, value in self.headers:
@@ -258,21 +261,22 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.parser.feed_data(b"".join(head))
 
-    def _count_incomplete(self, size: int, begun: int, parsing: int) -> None:
+    def _count_incomplete(self, size: int, begun: int, parsing_before: int) -> None:
         """Count the bytes just received as part of an incomplete request.
 
-        size: how many bytes. begun: how many requests begin in them. parsing: the parser's state before them.
+        size: how many bytes. begun: how many requests begin in them. parsing_before: the parser's state before them.
         """
-        if (begun or parsing != self._parsing) and not self._is_running:
+        if (begun or parsing_before != self._parsing) and not self._is_running:
             # A deadline starts, for the head or for the body.
-            self._since = self._shared.clock()
-            if begun and self in self._shared.waiting:
-                self._shared.waiting.move_to_end(self)
+            self._since = self._server_connections.clock()
+            if begun and self in self._server_connections.waiting:
+                self._server_connections.waiting.move_to_end(self)
         if self._parsing == _HEAD:
-            # Where another request ended in these bytes, it is not known how many of them belong to this one.
-            if begun <= (parsing == _BETWEEN):
+            # If the bytes also contain the end of an earlier request, this one's share of them is unknown.
+            contain_earlier_request = begun > (1 if parsing_before == _BETWEEN else 0)
+            if not contain_earlier_request:
                 self._pending_bytes += size
-        elif self._has_body_arrived or begun or parsing != _BODY:
+        elif self._input_has_body or begun or parsing_before != _BODY:
             self._pending_bytes = 0
         else:
             # Trailers, or the extension of a chunk.
@@ -280,7 +284,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._pending_bytes > self._limits.max_header_bytes:
             self._refuse(self._headers_too_large())
             return
-        self._shared.receiving(self, size)
+        self._server_connections.add_received_bytes(self, size)
         if self._held is not None and self._held is self.cycle:
             self._send_continue()
 
@@ -308,14 +312,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_running = True
         cycle.waiting_for_100_continue = False
         cycle.message_event.set()
-        self._shared.waiting.pop(self, None)
+        self._server_connections.waiting.pop(self, None)
         super()._start_asgi_task(cycle, self.app)
 
     def _run_oversized(self, cycle: RequestResponseCycle) -> None:
         """Let the application refuse a request whose body is too large; close the connection after the response."""
         self._discards_input = True
-        self._shared.received(self)
-        self._since = self._shared.clock()
+        self._server_connections.clear_received_bytes(self)
+        self._since = self._server_connections.clock()
         cycle.keep_alive = False
         cycle.transport = _LingeringTransport(self)  # type: ignore[assignment]
         self._run(cycle)
@@ -323,10 +327,10 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         self._is_running = False
-        self._since = self._shared.clock()
+        self._since = self._server_connections.clock()
         if self.transport.is_closing() or self._is_lingering:
             return
-        self._shared.waiting[self] = None
+        self._server_connections.waiting[self] = None
         self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
@@ -336,7 +340,7 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._refusal is not None:
             self._send_refusal()
         elif self._parsing == _BETWEEN:
-            self._shared.received(self)
+            self._server_connections.clear_received_bytes(self)
 
     def _send_continue(self) -> None:
         if self._held is not None and self._held.waiting_for_100_continue:
@@ -354,7 +358,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Refuse the request that is being parsed, after the responses to those before it, and read no more."""
         self._refusal = problem
         self._discards_input = True
-        self._shared.received(self)
+        self._server_connections.clear_received_bytes(self)
         cycle = self.cycle
         if cycle is not None and cycle.more_body:
             if self._held is cycle:
@@ -374,7 +378,7 @@ class HttpProtocol(HttpToolsProtocol):
     def linger(self) -> None:
         """Half-close the connection, and discard further input until the client has had time to read the response."""
         self._discards_input = self._is_lingering = True
-        self._since = self._shared.clock()
+        self._since = self._server_connections.clock()
         if not self.transport.is_closing():
             self.flow.resume_reading()
             self.transport.write_eof()

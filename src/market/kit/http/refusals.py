@@ -27,7 +27,7 @@ def encode(problem: Problem, default_headers: Iterable[tuple[bytes, bytes]]) -> 
     return b"".join([*content, b"\r\n", bytes(response.body)])
 
 
-def malformed(error: httptools.HttpParserError) -> Problem:
+def from_parser_error(error: httptools.HttpParserError) -> Problem:
     """Return the problem to report for an error of the parser."""
     if isinstance(error, httptools.HttpParserInvalidMethodError):
         return NotImplementedByServer("the method is unknown")

@@ -1,4 +1,4 @@
-"""Reading requests: headers, and JSON bodies and query strings as structs, in msgspec's strict mode."""
+"""Parsing of requests: headers; and JSON bodies and query strings into structs, in msgspec's strict mode."""
 
 from __future__ import annotations
 

@@ -35,14 +35,14 @@ class Health:
         self._checks[name] = check
 
     def set_missing(self, name: str, reason: str | None) -> None:
-        """Report the dependency `name` as missing for a reason, or as available if `reason` is None."""
+        """Report the dependency `name` as unavailable for a reason, or as available if `reason` is None."""
         if reason is None:
             self._missing.pop(name, None)
         else:
             self._missing[name] = reason
 
-    async def not_ready(self) -> dict[str, str]:
-        """Return the reason for each dependency that is missing, by name; empty if the process is ready."""
+    async def unready_reasons(self) -> dict[str, str]:
+        """Return the reason for each unavailable dependency, by name; empty if the process is ready."""
         if self.draining:
             return {"process": "draining"}
         missing = dict(self._missing)
@@ -62,7 +62,7 @@ class Health:
     async def wait_for(self, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """Retry `attempt` with back-off until it succeeds, and return its result.
 
-        Meanwhile the dependency `name` is reported as missing. Each new reason is logged once, up to five of them.
+        Meanwhile the dependency `name` is reported as unavailable. Each new reason is logged once, up to five of them.
         """
         tries = 0
         logged: set[str] = set()
@@ -106,7 +106,7 @@ class Admin:
         if path == "/healthz":
             await _respond(send, 200, {"status": "alive"})
         elif path == "/readyz":
-            missing = await self._health.not_ready()
+            missing = await self._health.unready_reasons()
             await _respond(
                 send,
                 503 if missing else 200,

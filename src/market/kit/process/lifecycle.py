@@ -29,7 +29,7 @@ from market.kit.process import logs, tracing
 from market.kit.process.health import Admin, Health
 from market.kit.process.tasks import report_unhandled_exceptions
 
-C = TypeVar("C", bound=kit_config.Base)
+C = TypeVar("C", bound=kit_config.ServiceConfig)
 log = logs.get_logger("lifecycle")
 
 
@@ -45,7 +45,7 @@ class Server(Protocol):
 
 @dataclass
 class Process:
-    """What `serve` passes to `build`. `faults` is None outside of tests."""
+    """What all of a process's parts share; `serve` passes it to `build`. `faults` is None outside of tests."""
 
     health: Health = field(default_factory=Health)
     tracer: tracing.Tracer = field(default_factory=tracing.Tracer)

@@ -23,14 +23,14 @@ FAILURES = Counter(
 
 _PAUSE_AFTER_ERROR_SECONDS = 1.0
 _MAX_RESTART_SECONDS = 30.0
-# Running this long before a failure resets a task's back-off.
+# After a task has run at least this long, its next failure starts with the shortest back-off again.
 _HEALTHY_SECONDS = 60.0
 
 
-async def supervised(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Do the work, and return when it has returned. If it raises an exception, log and count that, and start it again.
+async def supervise(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Run `work` until it returns, restarting it with back-off whenever it raises. Each failure is logged and counted.
 
-    The pause before it is started again grows from a few tenths of a second to 30 s.
+    The pause before a restart grows from a few tenths of a second to 30 s.
     """
     failures = 0
     while True:

@@ -1,4 +1,4 @@
-"""gRPC clients: channels that notice a dead upstream, deadlines, and statuses as errors."""
+"""gRPC clients: channels with keepalive, deadline propagation, and status codes mapped to errors."""
 
 from __future__ import annotations
 

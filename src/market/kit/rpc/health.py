@@ -11,7 +11,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2
 
 from market.kit.process.health import Health
-from market.kit.process.tasks import supervised
+from market.kit.process.tasks import supervise
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Request = health_pb2.HealthCheckRequest
@@ -37,7 +37,7 @@ class HealthService(health.aio.HealthServicer):
     async def start(self) -> None:
         """Start reporting the readiness."""
         await self._refresh()
-        self._polling = asyncio.create_task(supervised("grpc-health", self._poll))
+        self._polling = asyncio.create_task(supervise("grpc-health", self._poll))
 
     async def stop(self) -> None:
         """Report NOT_SERVING from now on, send it to watchers as well, and end their streams."""
@@ -83,7 +83,7 @@ class HealthService(health.aio.HealthServicer):
             await self._refresh()
 
     async def _refresh(self) -> None:
-        status = _Response.NOT_SERVING if await self._readiness.not_ready() else _Response.SERVING
+        status = _Response.NOT_SERVING if await self._readiness.unready_reasons() else _Response.SERVING
         if self._stopping.is_set():
             return
         for name, old in self._statuses.items():

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Protocol
 
 from market.kit.process import logs
-from market.kit.process.tasks import supervised
+from market.kit.process.tasks import supervise
 from market.notifications.consumer.memory import MemoryBudget
 from market.notifications.consumer.offsets import OffsetTracker
 from market.notifications.domain import MailServerUnavailable, Message, PendingMessage
@@ -63,7 +63,7 @@ class Dispatcher:
         self._queues: dict[Hashable, KeyQueue] = {}
         self._ready: asyncio.Queue[KeyQueue] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        self._workers = [loop.create_task(supervised("mail-worker", self._work)) for _ in range(max_concurrency)]
+        self._workers = [loop.create_task(supervise("mail-worker", self._work)) for _ in range(max_concurrency)]
 
     def submit(self, messages: Iterable[tuple[OffsetTracker, Message]]) -> None:
         """Queue messages. The caller has acquired memory for each of them, which the dispatcher releases."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from aiosmtplib import SMTP, SMTPException, SMTPHeloError, SMTPResponseException, SMTPSenderRefused
 
 from market.kit.process import logs
-from market.kit.process.tasks import supervised
+from market.kit.process.tasks import supervise
 from market.kit.resilience import backoff
 from market.notifications import config, metrics
 from market.notifications.domain import Mail, MailDeferred, MailRejected, MailServerUnavailable, SenderRejected
@@ -233,7 +233,7 @@ class SmtpClient:
         self._available_before = self.available_seconds()
         self._available.clear()
         metrics.PAUSED.labels("mail-server").set(1)
-        self._reconnecting = asyncio.get_running_loop().create_task(supervised("mail-server-probe", self._reconnect))
+        self._reconnecting = asyncio.get_running_loop().create_task(supervise("mail-server-probe", self._reconnect))
 
     async def _reconnect(self) -> None:
         while True:

@@ -65,7 +65,7 @@ class Relay:
             max_message_bytes=events.MAX_MESSAGE_BYTES,
             delivery_seconds=config.kafka.delivery_seconds,
             linger_seconds=0.002,
-            on_delivered=self._delivered,
+            on_delivery=self._delivered,
         )
         self._removals: Batcher[tuple[UUID, UUID], Order | None] = Batcher(
             self._remove_many, name="orders.remove-published", max_batch_size=256
