@@ -95,14 +95,14 @@ def test_an_accepted_email_address_never_breaks_a_header(value: str) -> None:
     ],
     ids=ascii,
 )
-def test_shown_text_must_have_a_visible_character(blank: str) -> None:
+def test_display_text_must_have_a_visible_character(blank: str) -> None:
     with pytest.raises(BadInput, match="name: must contain a visible character"):
         text.validate_display_text("name", blank, min_length=1, max_length=10)
     assert text.validate_display_text("name", f"{blank}x", min_length=1, max_length=10) == f"{blank}x"
 
 
 @pytest.mark.parametrize("control", "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069", ids=ascii)
-def test_shown_text_has_no_directional_controls(control: str) -> None:
+def test_display_text_has_no_directional_controls(control: str) -> None:
     with pytest.raises(BadInput, match=f"user: must not contain directional controls, got U\\+{ord(control):04X}"):
         text.validate_display_text("user", f"a{control}b", min_length=1, max_length=10)
 
@@ -110,9 +110,9 @@ def test_shown_text_has_no_directional_controls(control: str) -> None:
 @pytest.mark.parametrize(
     "good", ["ä", "чай", "שלום\u200f!", "👩\u200d🍳", "\U0001fae8", "\U0001faff", "-", "e\u0301", "0"], ids=ascii
 )
-def test_shown_text_may_be_in_any_script(good: str) -> None:
+def test_display_text_may_be_in_any_script(good: str) -> None:
     assert text.validate_display_text("name", good, min_length=1, max_length=10) == good
 
 
-def test_shown_text_may_be_empty_where_its_length_may_be_zero() -> None:
+def test_display_text_may_be_empty_where_its_length_may_be_zero() -> None:
     assert text.validate_display_text("description", "", min_length=0, max_length=10) == ""
