@@ -1,4 +1,4 @@
-"""The inbound edge: processes Kafka messages, each of which is settled, retried later, or becomes a dead letter."""
+"""The inbound edge: processes Kafka messages, each of which is mailed, skipped, retried or written as a dead letter."""
 
 from __future__ import annotations
 

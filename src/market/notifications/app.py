@@ -51,7 +51,8 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         async with periodic_tasks({"dead-letter-topic": ensure_dead_letter_topic, **steps}):
             yield consumer
     finally:
-        # Repeated in case start-up failed: the consumer's thread must not outlive the event loop that it submits to.
+        # The lifecycle has already called this, unless start-up failed. The consumer's thread must not outlive the
+        # event loop that it submits to.
         await consumer.stop(0)
         await sent_log.close()
         await dead_letters.close()

@@ -19,22 +19,23 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     group: NonEmptyStr = "notifications"
     topic: NonEmptyStr = events.TOPIC
     dead_letter_topic: NonEmptyStr = events.DEAD_LETTER_TOPIC
-    # The next three are for the topics that notifications creates: dead letters, and the sent log, which always has one
-    # partition. With 0 it creates none: the broker, like the embedded one, creates topics automatically and has no ids
-    # for them.
+    # Partitions of the dead letter topic; the sent log always has one. 0 creates neither topic: for a broker that
+    # creates topics automatically and has no topic ids, such as the embedded broker (librdkafka's mock cluster).
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
+    # Replicas and min.insync.replicas of both topics.
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
     # A member that sends no heartbeat for this long is removed from the group. Brokers reject less than 6 s by default.
     session_timeout_seconds: Annotated[float, Meta(ge=1, le=300)] = 10.0
     # The topic of the sent log; by default the group's name followed by .sent.
     sent_log_topic: NonEmptyStr | None = None
-    # Max ids of mailed events in memory, at about 100 bytes each; there are none while no event is looked up.
+    # Max number of mailed event ids cached in memory, about 100 bytes each. They are loaded on the first lookup and
+    # dropped 10 min after the last.
     sent_log_max_ids: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 500_000
     # Events that are older than this are looked up in the sent log before they are mailed.
     sent_log_min_age_seconds: Annotated[float, Meta(ge=0)] = 60.0
-    # How far the clocks of publishers and brokers may differ: without an offset, consumption starts with the events
-    # published up to this long before the group's first start.
+    # After the group's first start, a partition without a committed offset is consumed from this long before that
+    # start, to allow for clock differences between publishers and brokers.
     first_start_tolerance_seconds: Annotated[float, Meta(ge=0)] = 60.0
     # The process is not ready if an assigned partition with unread messages makes no progress for this long.
     stalled_after_seconds: Seconds = 60.0
@@ -80,7 +81,8 @@ class Smtp(Section, frozen=True, kw_only=True):
     max_connections: Annotated[int, Meta(ge=1, le=100)] = 8
     # How long an idle connection is kept.
     keepalive_seconds: Seconds = 20.0
-    # Consumption is paused after this many mails in a row were rejected for a policy (5.7.x) or a limit (5.4.5).
+    # Consumption is paused after this many mails in a row were rejected for policy reasons (5.7.x) or because of a
+    # sending limit (5.4.5).
     max_policy_rejections: Annotated[int, Meta(ge=1, le=1000)] = 5
     # The longest pause between two attempts to connect to an unavailable mail server.
     max_reconnect_seconds: Seconds = 10.0

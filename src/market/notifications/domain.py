@@ -54,11 +54,15 @@ class DeadLetterReason:
 
 @dataclass(slots=True)
 class PendingMessage:
-    """A message that is not settled yet, and how many attempts have failed so far."""
+    """A message that is not settled, and how many attempts at it have failed so far.
+
+    A message is settled once it is mailed, skipped or stored as a dead letter; only then may its offset be committed.
+    """
 
     message: Message
     attempts: int = 0
-    # When its first retry was scheduled, on the clock `available_seconds` of the mail server.
+    # `available_seconds()` of the mail server at the first failure, so that outages do not count towards
+    # `give_up_seconds`.
     first_deferred_at: float | None = None
     # Set once it is certain that the message becomes a dead letter; writing that may take several attempts.
     dead_letter: DeadLetterReason | None = None
@@ -94,13 +98,13 @@ class Notice:
     total: Decimal
     currency: str
     ordered_at: datetime
-    # When the order was created or cancelled; None if the event does not say so.
+    # When the order was created or cancelled; None if the event has no valid time.
     occurred_at: datetime | None
     request_id: str
 
     @property
     def short_id(self) -> str:
-        """The last 8 hex digits of the order's id: orders created together share the first ones, a time (UUIDv7)."""
+        """The last 8 hex digits of the order's id. The first ones are a timestamp (UUIDv7), hence not distinctive."""
         return self.order_id.hex[-8:].upper()
 
 
@@ -113,9 +117,9 @@ class Mail:
 
 
 class FirstStart(NamedTuple):
-    """What the sent log has about the group's first start.
+    """What the sent log records about the group's first start.
 
-    empty: it has no records, so this is the first start unless the group has committed offsets
+    empty: the log has no records, so this is the first start unless the group has committed offsets
     started_ms: the time of the first start, in Unix milliseconds by the broker's clock; None if it is unknown
     """
 

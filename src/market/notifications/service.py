@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -102,7 +103,7 @@ async def notify(deps: Deps, notice: Notice) -> None:
 async def _was_sent(deps: Deps, notice: Notice) -> bool:
     """Return whether the sent log has the event. Events younger than `sent_log_min_age` are not looked up.
 
-    They are read for the first time, or again after a crash before their ids were written.
+    Such an event is either new, or redelivered after a crash that lost its id; the log has neither.
     """
     if deps.sent_log is None:
         return False
@@ -118,7 +119,7 @@ def schedule_retry(deps: Deps, pending: PendingMessage, reason: str, detail: str
     now = deps.mailer.mail_server.available_seconds()
     if pending.first_deferred_at is None:
         pending.first_deferred_at = now
-        log.warning("processing failed, will retry", reason=detail, **origin(pending.message))
+        log.warning("processing failed, will retry", reason=reason, detail=detail, **origin(pending.message))
     remaining = pending.first_deferred_at + deps.retry.give_up_seconds - now
     if remaining <= 0:
         pending.dead_letter = DeadLetterReason("retries-exhausted", detail)
@@ -126,8 +127,8 @@ def schedule_retry(deps: Deps, pending: PendingMessage, reason: str, detail: str
     pending.attempts += 1
     metrics.RETRIES.labels(reason).inc()
     max_delay = min(deps.retry.max_seconds, deps.retry.initial_seconds * 2.0 ** min(pending.attempts - 1, 30))
-    # Jitter between half of the delay and all of it; capped so that the last attempt is made when the time is over.
-    return min(remaining, max_delay / 2 + backoff(1, base=max_delay / 4, max_seconds=max_delay / 2))
+    # Equal jitter: between half of the delay and all of it. Capped, so that the last attempt is made at the deadline.
+    return min(remaining, random.uniform(max_delay / 2, max_delay))
 
 
 async def write_dead_letter(deps: Deps, pending: PendingMessage) -> float | None:

@@ -1,4 +1,4 @@
-"""Observes the lag of all partitions, and whether this process makes progress on its own."""
+"""Observes the lag of all partitions, and whether this process makes progress on those assigned to it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import NamedTuple
 
 from market.kit.process import logs
 from market.kit.process.health import Health
@@ -15,6 +16,13 @@ from market.notifications.consumer.topic import PartitionOffsets
 log = logs.get_logger("consumer")
 
 _INTERVAL_SECONDS = 5.0
+
+
+class _Unread(NamedTuple):
+    """A position with unread messages after it, and the clock's time when it was first seen there."""
+
+    position: int
+    since: float
 
 
 class LagObserver:
@@ -39,8 +47,8 @@ class LagObserver:
         self._health = health
         self._stalled_after_seconds = stalled_after_seconds
         self._clock = clock
-        # By partition: the next offset to read, and since when it has not moved although there are more messages.
-        self._unread_since: dict[int, tuple[int, float]] = {}
+        # By partition; only those with unread messages.
+        self._unread: dict[int, _Unread] = {}
         self._stalled: dict[int, str] = {}
         self._reported: set[int] = set()
         # Tests create several observers in one process.
@@ -49,7 +57,8 @@ class LagObserver:
 
     async def observe(self) -> float:
         """Set the metrics and the readiness, and return the seconds until the next call. Raises KafkaException."""
-        # Positions after offsets, so that messages read in between do not count as unread.
+        # Read the offsets first and the positions (in `_find_stalled`) second, so that messages read in between do not
+        # count as unread.
         offsets = await asyncio.to_thread(self._read_offsets)
         for partition in self._reported - offsets.keys():
             metrics.LAG.remove(str(partition))
@@ -63,11 +72,11 @@ class LagObserver:
         now = self._clock()
         positions = self._read_positions()
         unread = {p: position for p, position in positions.items() if p in offsets and position < offsets[p].high}
-        self._unread_since = {
-            p: last if (last := self._unread_since.get(p)) and last[0] == position else (position, now)
+        self._unread = {
+            p: last if (last := self._unread.get(p)) and last.position == position else _Unread(position, now)
             for p, position in unread.items()
         }
-        stalled = {p for p, (_, since) in self._unread_since.items() if now - since >= self._stalled_after_seconds}
+        stalled = {p for p, last in self._unread.items() if now - last.since >= self._stalled_after_seconds}
         for partition in stalled - self._stalled.keys():
             position = unread[partition]
             log.error(

@@ -8,7 +8,10 @@ from market.notifications import metrics
 
 
 class MemoryBudget:
-    """Counts messages and bytes held. Exhausted once one reaches its limit, until both are at half. Thread-safe."""
+    """Counts messages and bytes held. Thread-safe.
+
+    Exhausted from when either count reaches its limit until both have fallen to half of theirs.
+    """
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self._max_messages = max_messages

@@ -1,8 +1,8 @@
 """Which messages of a partition are settled, and which offset may be committed.
 
 Mails are sent concurrently, so the messages of a partition are settled out of order. The committed offset is that of
-the first message that is not settled. Those settled after it are listed in the commit's metadata, so that a restart
-does not repeat them while one mail waits for its next attempt.
+the first unsettled message. The commit's metadata tells which messages at higher offsets are settled, by listing the
+ones that are not, so that a restart does not repeat a mail because an earlier one still waits for its next attempt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FIXED_LENGTH = 80
 
 
 class CommitPoint(NamedTuple):
-    """What is committed for a partition: the next offset to process, and what is settled after it."""
+    """What is committed: the first unsettled offset, and which messages at higher offsets are settled."""
 
     offset: int
     metadata: str
@@ -33,7 +33,7 @@ def encode_metadata(offset: int, read_to: int, unsettled: list[int], topic_id: s
     """
     suffix = f";{topic_id}" if topic_id else ""
     if read_to - offset == len(unsettled):
-        # Nothing after the offset is settled.
+        # No message at a higher offset is settled.
         return f"1;0;{suffix}" if suffix else ""
     parts: list[str] = []
     length = _FIXED_LENGTH
@@ -143,8 +143,8 @@ class OffsetTracker:
         return self._committed.offset
 
     @property
-    def position(self) -> int:
-        """The first offset that is not settled."""
+    def first_unsettled(self) -> int:
+        """The offset of the first unsettled message, or of the next one to read if all are settled."""
         with self._lock:
             return next(iter(self._unsettled), self._read_to)
 
@@ -160,8 +160,9 @@ class Position(NamedTuple):
 class StartPosition:
     """Where consumption of a partition begins.
 
-    no_offset_reason: why it is not a committed or remembered offset; None if it is
-    reset_reason: which offset was out of range; None if none was
+    no_offset_reason: why the group had no committed offset of this topic, to be logged and counted; None if there is
+        nothing to report, or if an offset was reset
+    reset_reason: the offset that was out of range, and the range that the broker has; None if no offset was reset
     """
 
     offset: int
@@ -176,51 +177,51 @@ class PartitionState:
 
     topic_id: the id of the topic, empty if the broker has none
     low, high: the first offset that the broker has, and the one after the last
-    earliest: the first message that was published after the group's first start, at least `low`
+    replay_from: the offset of the first message published after the group's first start; never below `low`
     committed: the group's offset and metadata, or None
-    last_position: the position of this process when it had the partition before
+    last_position: the first unsettled offset when this process last owned the partition, or None
     first_start: the partition existed when the group started for the first time, and has not been assigned since
     """
 
     topic_id: str
     low: int
     high: int
-    earliest: int
+    replay_from: int
     committed: tuple[int, str | None] | None = None
     last_position: Position | None = None
     first_start: bool = False
 
     def is_same_topic(self, topic_id: str) -> bool:
-        """Return whether the id is that of this topic. An unknown id is assumed to be."""
+        """Return whether the id is that of this topic. An empty (unknown) id matches any topic."""
         return not topic_id or not self.topic_id or topic_id == self.topic_id
 
 
 def start_position(state: PartitionState, *, topic_is_new: bool, replay_missed: bool) -> StartPosition:
     """Return where consumption of a partition starts.
 
-    topic_is_new: the topic did not exist when this process started, so that all of it is to be mailed
+    topic_is_new: the topic did not exist when this process started, so all of its events are mailed
     """
     last = state.last_position
     if state.committed is not None and (replay_missed or last is not None):
         offset, metadata = state.committed
         if not state.is_same_topic(decode_topic_id(metadata)):
-            return StartPosition(state.earliest, no_offset_reason="new-topic")
+            return StartPosition(state.replay_from, no_offset_reason="new-topic")
         if state.low <= offset <= state.high:
             return StartPosition(offset, metadata)
         return _out_of_range("committed offset", offset, state)
     if last is not None:
         # The group's offsets were lost while this process was running; perhaps the topic was created again.
         if not state.is_same_topic(last.topic_id):
-            return StartPosition(state.earliest, no_offset_reason="new-topic")
+            return StartPosition(state.replay_from, no_offset_reason="new-topic")
         if state.low <= last.offset <= state.high:
             return StartPosition(last.offset, no_offset_reason="no-offset")
         return _out_of_range("position", last.offset, state)
     if not replay_missed:
         return StartPosition(state.high)
     if not state.first_start:
-        return StartPosition(state.earliest, no_offset_reason="no-offset")
+        return StartPosition(state.replay_from, no_offset_reason="no-offset")
     return StartPosition(state.low if topic_is_new else state.high, no_offset_reason="first-start")
 
 
 def _out_of_range(name: str, offset: int, state: PartitionState) -> StartPosition:
-    return StartPosition(state.earliest, reset_reason=f"{name} {offset}, the broker has {state.low} to {state.high}")
+    return StartPosition(state.replay_from, reset_reason=f"{name} {offset}, the broker has {state.low} to {state.high}")

@@ -1,7 +1,7 @@
-"""The consumer of order events. A thread of its own polls, commits and rebalances, so that slow mails do not delay it.
+"""The consumer of order events. A dedicated thread polls, commits and rebalances, so slow mails do not delay these.
 
-It uses the classic group protocol with cooperative rebalancing, which works with Apache Kafka 4 and with librdkafka's
-own broker alike, and does not interrupt partitions that stay assigned.
+It uses the classic group protocol with cooperative rebalancing, which works with Apache Kafka 4 and with the
+embedded broker alike, and does not interrupt partitions that stay assigned.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ _FAULT_TIMEOUT_SECONDS = 300
 class OrdersConsumer:
     """A member of the consumer group, and the thread that it runs in. Must be constructed inside a running event loop.
 
-    handler: processes a message once, in the event loop
+    handler: makes one attempt at processing a message, in the event loop
     mail_server: partitions are paused while it is unavailable
-    start_records: where the group's first start is recorded
+    start_records: the sent log, where the group's first start is recorded
     max_concurrency: how many messages are in flight at once
     """
 
@@ -91,7 +91,7 @@ class OrdersConsumer:
         self._stop_seconds = kafka.revoke_timeout_seconds
         self._trackers: dict[int, OffsetTracker] = {}
         self._paused: set[int] = set()
-        # Why the consumer has to rejoin the group; empty if it has not.
+        # Why the consumer has to rejoin the group; empty if it does not have to.
         self._rejoin_reason = ""
         self._brokers_down = False
         # What a rebalance callback raised; see _keep_exception.
@@ -183,7 +183,7 @@ class OrdersConsumer:
             "heartbeat.interval.ms": max(100, session_ms // 10),
             # Report an out-of-range offset as an error, so that the reset is counted and logged.
             "auto.offset.reset": "error",
-            # Tells a partition that was read to its end from a stalled one.
+            # Distinguishes a partition that was read to its end from a stalled one.
             "enable.partition.eof": True,
             "allow.auto.create.topics": self._config.partitions == 0,
             # Messages may have up to 4 MiB. librdkafka's buffers, which the memory budget excludes, are limited here.
@@ -223,7 +223,7 @@ class OrdersConsumer:
             # Calls _on_revoke for the partitions that are still assigned.
             with contextlib.suppress(Exception):
                 consumer.close()
-            self._forget(list(self._trackers), revoke_messages=True)
+            self._forget(list(self._trackers), drop_messages=True)
 
     def _poll(self, consumer: Consumer) -> None:
         while not self._stopping.is_set():
@@ -258,7 +258,7 @@ class OrdersConsumer:
                 if tracker is not None and end is not None:
                     tracker.reach_end(end)
             elif error.code() == KafkaError._AUTO_OFFSET_RESET and partition is not None:
-                self._reset_to_earliest(consumer, partition, str(error.str()))
+                self._reset_offset(consumer, partition, str(error.str()))
             elif error.fatal():
                 raise KafkaException(error)
             else:
@@ -301,10 +301,10 @@ class OrdersConsumer:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if partitions:
-            # Before the positions are read, so that an event that another member mails until then is found.
+            # Before the committed offsets are read: whatever another member mails up to then must be found.
             self._loop.call_soon_threadsafe(self._start_records.invalidate)
         topic_id = self._topic.topic_id() if partitions else ""
-        starts = self._starts.resolve(consumer, partitions, topic_id) if partitions else []
+        starts = self._starts.commit_start_offsets(consumer, partitions, topic_id) if partitions else []
         for start in starts:
             self._trackers[start.partition] = OffsetTracker(start.partition, start.offset, start.metadata, topic_id)
         self._assign(consumer, starts)
@@ -341,25 +341,25 @@ class OrdersConsumer:
         # Another member may have them already, and mail what is in flight here.
         log.warning("partitions lost, mails in flight may be repeated", partitions=sorted(lost))
         self._health.set_missing("partitions", "lost; rejoining the group")
-        self._forget(lost, revoke_messages=True)
+        self._forget(lost, drop_messages=True)
         consumer.incremental_unassign(partitions)
 
-    def _forget(self, partitions: list[int], *, revoke_messages: bool = False) -> None:
-        """Remove the partitions' trackers. With `revoke_messages`, drop their messages without waiting for any."""
+    def _forget(self, partitions: list[int], *, drop_messages: bool = False) -> None:
+        """Remove the partitions' trackers. With `drop_messages`, drop their messages without waiting for any."""
         trackers = [self._trackers.pop(partition) for partition in partitions if partition in self._trackers]
         for tracker in trackers:
             self._starts.remember(tracker)
             self._paused.discard(tracker.partition)
         metrics.ASSIGNED.set(len(self._trackers))
-        if trackers and revoke_messages:
+        if trackers and drop_messages:
             self._run_in_loop(self._dispatcher.revoke(trackers, 0), _CALL_TIMEOUT_SECONDS)
 
-    def _reset_to_earliest(self, consumer: Consumer, partition: int, reason: str) -> None:
+    def _reset_offset(self, consumer: Consumer, partition: int, reason: str) -> None:
         old = self._trackers.get(partition)
         if old is None:
             return
         count_reset(partition, reason)
-        offset = self._starts.earliest(consumer, partition, old.topic_id)
+        offset = self._starts.replay_from(consumer, partition, old.topic_id)
         seconds = self._config.revoke_timeout_seconds
         self._run_in_loop(self._dispatcher.revoke([old], seconds), seconds + _CALL_TIMEOUT_SECONDS)
         consumer.incremental_unassign(self._topic_partitions({partition}))

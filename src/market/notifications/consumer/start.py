@@ -26,20 +26,20 @@ _CALL_TIMEOUT_SECONDS = 5.0
 
 
 class StartRecords(Protocol):
-    """Where the group's first start is recorded; sent_log.log.SentLog in production."""
+    """What the consumer needs of the sent log: the group's first start. sent_log.log.SentLog in production."""
 
-    async def open(self) -> FirstStart:
-        """Return what is recorded. Raises an exception if that cannot be read; the call is retried."""
+    async def read_first_start(self) -> FirstStart:
+        """Return what is recorded of the first start. Raises an exception if that fails; the call is retried."""
 
     async def record_start(self, *, first: bool) -> None:
         """Record a start of the group. Raises an exception if that fails; the call is retried."""
 
     def invalidate(self) -> None:
-        """Forget the ids that were read: other members may have mailed events of newly assigned partitions since."""
+        """Drop the cached ids of mailed events: a partition's previous owner may have mailed more."""
 
 
 class StartOffsets:
-    """Determines start offsets, from the group's first start and the positions that this process had before."""
+    """Determines start offsets, from the group's first start and this process's last positions."""
 
     def __init__(self, kafka: config.Kafka, topic: TopicDescriber, start_records: StartRecords) -> None:
         self._config = kafka
@@ -50,12 +50,13 @@ class StartOffsets:
         # Partitions that existed at the group's first start and have not been assigned yet.
         self._first_start_partitions: set[int] = set()
         self._first_started_ms: int | None = None
-        # Where partitions that this process had before continue, rather than at the end of the topic again.
+        # The last position of each partition that this process owned before: it continues there, not at the end of the
+        # topic.
         self._last_positions: dict[int, Position] = {}
 
     async def prepare(self) -> None:
         """Determine whether this is the group's first start, and record it. Raises KafkaException or TimeoutError."""
-        recorded = await self._start_records.open()
+        recorded = await self._start_records.read_first_start()
         self._first_started_ms = recorded.started_ms
         if not recorded.empty:
             return
@@ -65,13 +66,15 @@ class StartOffsets:
         if not has_offsets:
             self._first_start_partitions = set(offsets)
 
-    # --- in the consumer's thread, or in another one
+    # --- blocking: not in the event loop
 
     def remember(self, tracker: OffsetTracker) -> None:
         """Remember the position of a partition that is no longer assigned."""
-        self._last_positions[tracker.partition] = Position(tracker.position, tracker.topic_id)
+        self._last_positions[tracker.partition] = Position(tracker.first_unsettled, tracker.topic_id)
 
-    def resolve(self, consumer: Consumer, partitions: list[TopicPartition], topic_id: str) -> list[TopicPartition]:
+    def commit_start_offsets(
+        self, consumer: Consumer, partitions: list[TopicPartition], topic_id: str
+    ) -> list[TopicPartition]:
         """Commit the offsets to start from. Return them with their metadata. Raises KafkaException."""
         starts, uncommitted = [], []
         for committed in consumer.committed(partitions, timeout=_CALL_TIMEOUT_SECONDS):
@@ -91,9 +94,9 @@ class StartOffsets:
         self._first_start_partitions -= {start.partition for start in starts}
         return starts
 
-    def earliest(self, consumer: Consumer, partition: int, topic_id: str) -> int:
+    def replay_from(self, consumer: Consumer, partition: int, topic_id: str) -> int:
         """Return the offset of the first message published after the group's first start. Raises KafkaException."""
-        return self._state(consumer, TopicPartition(self._config.topic, partition), topic_id).earliest
+        return self._state(consumer, TopicPartition(self._config.topic, partition), topic_id).replay_from
 
     def _start(self, consumer: Consumer, committed: TopicPartition, topic_id: str) -> StartPosition:
         state = self._state(consumer, committed, topic_id)
@@ -115,7 +118,7 @@ class StartOffsets:
 
     def _state(self, consumer: Consumer, committed: TopicPartition, topic_id: str) -> PartitionState:
         low, high = consumer.get_watermark_offsets(committed, timeout=_CALL_TIMEOUT_SECONDS)
-        earliest = low
+        replay_from = low
         # The embedded broker has no topic ids, and cannot look up offsets by time.
         if self._first_started_ms is not None and topic_id:
             since_ms = self._first_started_ms - int(self._config.first_start_tolerance_seconds * 1000)
@@ -123,12 +126,12 @@ class StartOffsets:
             [found] = consumer.offsets_for_times([partition], timeout=_CALL_TIMEOUT_SECONDS)
             if found.error is not None:
                 raise KafkaException(found.error)
-            earliest = max(low, found.offset) if found.offset >= 0 else high
+            replay_from = max(low, found.offset) if found.offset >= 0 else high
         return PartitionState(
             topic_id=topic_id,
             low=low,
             high=high,
-            earliest=earliest,
+            replay_from=replay_from,
             committed=(committed.offset, committed.metadata) if committed.offset >= 0 else None,
             last_position=self._last_positions.get(committed.partition),
             first_start=committed.partition in self._first_start_partitions,
@@ -138,4 +141,4 @@ class StartOffsets:
 def count_reset(partition: int, reason: str) -> None:
     """Count and log that an offset is out of range."""
     metrics.OFFSET_RESETS.inc()
-    log.error("offset out of range, resuming from the earliest", partition=partition, reason=reason)
+    log.error("offset out of range, resetting", partition=partition, reason=reason)

@@ -88,7 +88,7 @@ class TopicDescriber:
         return offsets
 
     def close(self) -> None:
-        """Close the connections, except for one that is in use and does not respond."""
+        """Close the consumer, unless a call still holds it after 1 s."""
         if self._lock.acquire(timeout=1):
             consumer, self._consumer = self._consumer, None
             self._lock.release()

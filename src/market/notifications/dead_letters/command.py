@@ -49,7 +49,7 @@ async def dead_letters(config: Config, args: list[str]) -> int:
             chosen.append(by_id[letter_id])
         if options.verb == "show":
             return await _show(reader, chosen, options.json)
-        return await _settle(config, reader, chosen, options.verb, options.json)
+        return await _replay_or_drop(config, reader, chosen, options.verb, options.json)
     except (KafkaException, TimeoutError, LookupError) as e:
         reason = e.args[0].str() if isinstance(e, KafkaException) else str(e)
         return _fail(f"kafka at {config.kafka.bootstrap_servers}: {reason}", status=_FAILED)
@@ -85,7 +85,7 @@ def _list(letters: list[DeadLetter], as_json: bool) -> int:
     for letter in letters:
         summary = letter.summary()
         origin = "/".join(map(str, letter.origin))
-        status = f"  [{letter.done[0]} {letter.done[1]}]" if letter.done else ""
+        status = f"  [{letter.done.action} {letter.done.at}]" if letter.done else ""
         _print(f"{letter.id:>8}  {summary['time']}  {summary['key'] or '-'}  {origin}  {summary['reason']}{status}")
     _print(f"{len(letters)} dead letter{'' if len(letters) == 1 else 's'}")
     return _OK
@@ -110,26 +110,27 @@ async def _show(reader: DeadLetterReader, letters: list[DeadLetter], as_json: bo
     return _OK
 
 
-async def _settle(config: Config, reader: DeadLetterReader, letters: list[DeadLetter], verb: str, as_json: bool) -> int:
+async def _replay_or_drop(
+    config: Config, reader: DeadLetterReader, letters: list[DeadLetter], verb: str, as_json: bool
+) -> int:
     """Replay or drop dead letters, and return the exit status.
 
-    Each is marked before the next one, so that at most one mail is repeated after an interruption.
+    Each is marked as done before the next one is replayed, so that an interruption repeats at most one mail.
     """
-    now = clock(config.faults)
     mailer = Mailer(config)
     writer = DeadLetterWriter(config.kafka)
-    deps = Deps(mailer, writer, config.retry, now, Tracer())
+    deps = Deps(mailer, writer, config.retry, clock(config.faults), Tracer())
     status = _OK
     try:
         for letter in letters:
             result = {"id": letter.id, "result": "dropped" if verb == "drop" else "replayed"}
             if letter.done is not None:
-                result["result"] = f"already {letter.done[0]}"
+                result["result"] = f"already {letter.done.action}"
             elif verb == "replay" and (reason := await _mail(deps, reader, letter)) is not None:
                 status = _FAILED
                 result |= {"result": "open", "reason": reason}
             else:
-                await writer.mark(letter.partition, letter.offset, letter.key, result["result"], now())
+                await writer.mark(letter.partition, letter.offset, letter.key, result["result"], deps.clock())
             if as_json:
                 _print_json([result])
             else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
@@ -26,6 +26,21 @@ _ADDED_HEADERS = {writer.REASON, writer.TIME, writer.TOPIC, writer.PARTITION, wr
 _READ_SECONDS = 10.0
 
 
+class RecordPosition(NamedTuple):
+    """Where a record is in Kafka."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Resolution(NamedTuple):
+    """What an operator did with a dead letter: the action (replayed or dropped), and its time in ISO 8601."""
+
+    action: str
+    at: str
+
+
 @dataclass(slots=True)
 class DeadLetter:
     """A dead letter without its value. `id` is its position in the dead letter topic: PARTITION-OFFSET."""
@@ -33,11 +48,11 @@ class DeadLetter:
     partition: int
     offset: int
     key: bytes | None
-    # Of the value, in bytes.
-    size: int
+    # In bytes.
+    value_size: int
     headers: tuple[tuple[str, bytes | None], ...]
-    # The action (replayed or dropped) and its time in ISO 8601; None while the dead letter is open.
-    done: tuple[str, str] | None = None
+    # None while the dead letter is open.
+    done: Resolution | None = None
 
     @property
     def id(self) -> str:
@@ -49,22 +64,21 @@ class DeadLetter:
         return next((value.decode("utf-8", "replace") for value in values), "")
 
     @property
-    def origin(self) -> tuple[str, int, int]:
-        """Topic, partition and offset of the original message; -1 for a number that is missing or malformed."""
-        return self.header(writer.TOPIC), self._number(writer.PARTITION), self._number(writer.OFFSET)
+    def origin(self) -> RecordPosition:
+        """The position of the original message; -1 for a number that is missing or malformed."""
+        return RecordPosition(self.header(writer.TOPIC), self._number(writer.PARTITION), self._number(writer.OFFSET))
 
     def summary(self) -> dict[str, Any]:
         """Return the fields that `list --json` prints, as JSON types."""
-        topic, partition, offset = self.origin
         return {
             "id": self.id,
             "time": self.header(writer.TIME),
             "reason": self.header(writer.REASON),
             "key": None if self.key is None else self.key.decode("utf-8", "replace"),
-            "origin": {"topic": topic, "partition": partition, "offset": offset},
-            "bytes": self.size,
-            "status": self.done[0] if self.done else "open",
-            "done_at": self.done[1] if self.done else None,
+            "origin": self.origin._asdict(),
+            "bytes": self.value_size,
+            "status": self.done.action if self.done else "open",
+            "done_at": self.done.at if self.done else None,
         }
 
     def _number(self, name: str) -> int:
@@ -104,7 +118,7 @@ class DeadLetterReader:
             )
             if marked := letter.header(writer.MARK_OF):
                 if marked in found and found[marked].done is None:
-                    found[marked].done = letter.header(writer.MARK_ACTION), letter.header(writer.TIME)
+                    found[marked].done = Resolution(letter.header(writer.MARK_ACTION), letter.header(writer.TIME))
             else:
                 found[letter.id] = letter
         return sorted(found.values(), key=lambda letter: (letter.header(writer.TIME), letter.partition, letter.offset))
@@ -114,8 +128,11 @@ class DeadLetterReader:
 
         Raises KafkaException, or LookupError if the topic no longer has it.
         """
-        position = (self._topic, letter.partition, letter.offset)
-        message = self._read_one(*(letter.origin if letter.header(writer.OMITTED) else position))
+        position = RecordPosition(self._topic, letter.partition, letter.offset)
+        if letter.header(writer.OMITTED):
+            # The dead letter has no value, so it is read from the original topic.
+            position = letter.origin
+        message = self._read_one(position)
         headers = tuple((name, value) for name, value in letter.headers if name not in _ADDED_HEADERS)
         return Message(*letter.origin, message.key, message.value, headers)
 
@@ -147,7 +164,8 @@ class DeadLetterReader:
             if error is not None or offset >= end - 1:
                 del ends[partition]
 
-    def _read_one(self, topic: str, partition: int, offset: int) -> Message:
+    def _read_one(self, position: RecordPosition) -> Message:
+        topic, partition, offset = position
         self._consumer.assign([TopicPartition(topic, partition, offset)])
         record = self._consumer.poll(_READ_SECONDS)
         if record is None or record.error() is not None or record.offset() != offset:

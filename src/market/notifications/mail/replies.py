@@ -21,21 +21,21 @@ _QUOTA = "4.5"
 def is_about_sender(reply: SMTPResponseException) -> bool:
     """Return whether an error reply to MAIL FROM is about our account, so that every mail would get it.
 
-    Permanent errors (5xx) are, except for those about the size or the recipient. Temporary errors (4xx) are if they are
-    about a policy or a limit.
+    True for permanent errors (5xx), except for those about the size or the recipient. Of the temporary errors (4xx),
+    only for those about a policy or a sending limit.
     """
     enhanced = _enhanced_code(reply)
     if reply.code in _LOGIN_CODES:
         return True
     if reply.code >= 500:
         return reply.code != _TOO_LARGE and enhanced not in _MAIL_ERRORS
-    return is_policy(reply)
+    return is_policy_or_limit(reply)
 
 
-def is_policy(reply: SMTPResponseException) -> bool:
+def is_policy_or_limit(reply: SMTPResponseException) -> bool:
     """Return whether the reply is about a policy (x.7.x) or a sending limit of our account (x.4.5).
 
-    As a reply to RCPT TO or DATA it may be about the recipient or about us: about us if every mail gets it.
+    In reply to RCPT TO or DATA it may concern only this recipient, so the caller counts consecutive ones.
     """
     enhanced = _enhanced_code(reply)
     return enhanced.startswith("7.") or enhanced == _QUOTA

@@ -43,11 +43,12 @@ class SmtpClient:
         self._available.set()
         self._reconnecting: asyncio.Task[None] | None = None
         self._failures = 0
-        # How many mails in a row were rejected for a policy or a limit.
+        # How many mails in a row were rejected for policy reasons or because of a sending limit.
         self._policy_rejections = 0
         self._outage_reason = ""
-        # Seconds of availability before the last outage ended, and the time of its end.
+        # Seconds available before the current period of availability.
         self._available_before = 0.0
+        # time.monotonic() when the current period began.
         self._available_since = time.monotonic()
 
     @property
@@ -92,8 +93,8 @@ class SmtpClient:
             connection.close()
             raise
         self._policy_rejections = 0
-        self._end_outage()
-        self._keep(connection)
+        self._confirm_recovery()
+        self._release(connection)
 
     async def close(self) -> None:
         """Close the connections, with QUIT."""
@@ -108,22 +109,22 @@ class SmtpClient:
     async def _begin(self, mail: Mail) -> SMTP:
         """Return a connection that accepted MAIL FROM: an idle one, or a new one if all were closed."""
         while True:
-            kept = self._take()
-            connection = kept or await self._connect()
+            reused = self._acquire_idle()
+            connection = reused or await self._connect()
             try:
                 await self._mail_from(connection, len(mail.content))
             except SMTPSenderRefused as e:
-                if e.code == _CLOSING and kept is not None:
+                if e.code == _CLOSING and reused is not None:
                     connection.close()
                     continue
                 await self._reset(connection, e.code)
                 if replies.is_about_sender(e):
                     raise SenderRejected(f"MAIL FROM: {_describe(e)}") from None
-                self._end_outage()
+                self._confirm_recovery()
                 raise _error_of(e) from None
             except (SMTPException, OSError, TimeoutError) as e:
                 connection.close()
-                if kept is None:
+                if reused is None:
                     raise MailServerUnavailable(f"no reply to MAIL FROM: {_describe(e)}") from None
             except BaseException:
                 connection.close()
@@ -157,7 +158,7 @@ class SmtpClient:
             raise
         return smtp
 
-    def _take(self) -> SMTP | None:
+    def _acquire_idle(self) -> SMTP | None:
         while self._idle:
             connection, since = self._idle.pop()
             if connection.is_connected and time.monotonic() - since < self._config.keepalive_seconds:
@@ -165,7 +166,7 @@ class SmtpClient:
             connection.close()
         return None
 
-    def _keep(self, connection: SMTP) -> None:
+    def _release(self, connection: SMTP) -> None:
         if not connection.is_connected:
             return
         self._idle.append((connection, time.monotonic()))
@@ -181,7 +182,7 @@ class SmtpClient:
         if code != _CLOSING:
             with suppress(SMTPException, OSError, TimeoutError):
                 await connection.rset()
-                self._keep(connection)
+                self._release(connection)
                 return
         connection.close()
 
@@ -190,7 +191,7 @@ class SmtpClient:
         await connection.mail(self._sender, options=options)
 
     async def _check_sender(self, connection: SMTP) -> None:
-        """Check without sending a mail that the server accepts the sender.
+        """Check that the server accepts the sender, without sending a mail.
 
         Raises SenderRejected or MailServerUnavailable.
         """
@@ -206,10 +207,10 @@ class SmtpClient:
             raise MailServerUnavailable(f"no reply to MAIL FROM: {_describe(e)}") from None
 
     def _raise_if_sender_rejected(self, e: SMTPResponseException) -> None:
-        """Raise SenderRejected if the server has rejected too many mails in a row for a policy or a limit."""
-        if not (replies.is_policy(e) and e.code >= 500):
+        """Raise SenderRejected if the server has rejected too many mails in a row for policy or limit reasons."""
+        if not (replies.is_policy_or_limit(e) and e.code >= 500):
             self._policy_rejections = 0
-            self._end_outage()
+            self._confirm_recovery()
             return
         self._policy_rejections += 1
         if self._policy_rejections >= self._config.max_policy_rejections:
@@ -245,18 +246,18 @@ class SmtpClient:
             except MailServerUnavailable as e:
                 self._set_unavailable(e)
                 continue
-            self._keep(connection)
+            self._release(connection)
             self._available_since = time.monotonic()
             self._available.set()
             metrics.PAUSED.labels("mail-server").set(0)
             metrics.PAUSED.labels("sender-rejected").set(0)
             return
 
-    def _end_outage(self) -> None:
-        # Only a reply to a mail ends an outage: a server that greets and then hangs up has not recovered.
+    def _confirm_recovery(self) -> None:
+        # Only a reply to a mail confirms the recovery: a server that greets and then hangs up has not recovered.
         self._failures = 0
         if self._outage_reason:
-            log.info("mail server available")
+            log.info("mail server recovered")
             self._outage_reason = ""
 
 

@@ -1,7 +1,7 @@
 """The sent log: which events were mailed, and when the group started for the first time.
 
 It is a separate topic, so that it outlives the group's offsets, the orders topic and this process. It decides what the
-offsets cannot: whether an event was mailed that is read again after offsets were lost, or that is published again.
+offsets cannot: whether an event that is read again after offsets were lost, or that is published again, was mailed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MAX_RECORD_BYTES = 1_048_576
 
 
 class RecentDigests:
-    """The 64-bit digests of the latest event ids: of at most `max_ids`, and of at least half as many."""
+    """64-bit digests of the latest event ids. Keeps at most `max_ids`; when full, forgets the older half."""
 
     def __init__(self, max_ids: int) -> None:
         self._generation_size = max(1, max_ids // 2)
@@ -77,8 +77,8 @@ class SentLog:
         self._loading = asyncio.Lock()
         self._writing = asyncio.Lock()
 
-    async def open(self) -> FirstStart:
-        """Create the topic if it does not exist, and return what it has about the first start.
+    async def read_first_start(self) -> FirstStart:
+        """Create the topic if it does not exist, and return what it records about the first start.
 
         Raises KafkaException or TimeoutError.
         """
@@ -119,7 +119,7 @@ class SentLog:
         return _digest(event_id) in self._ids
 
     def invalidate(self) -> None:
-        """Forget the ids that were read: other members may have mailed events of newly assigned partitions since."""
+        """Drop the cached ids: the previous owner of a newly assigned partition may have mailed more events."""
         self._ids = None
         self._invalidated = True
 

@@ -16,7 +16,7 @@ from market.notifications.domain import FirstStart
 
 # The key of the record of the group's first start, whose timestamp is that of the start.
 STARTED = b"started"
-# All records are in one partition, so that its first record is the first of all.
+# All records are in one partition, so that the partition's first record is the first one in the log.
 PARTITION = 0
 
 _CALL_TIMEOUT_SECONDS = 5.0
@@ -25,17 +25,17 @@ _MAX_RECORD_BYTES = 1_048_576
 
 
 def read_first_start(kafka: config.Kafka) -> FirstStart:
-    """Return what the log has about the group's first start. Raises KafkaException."""
+    """Return what the log records about the group's first start. Raises KafkaException."""
     with _consumer(kafka) as consumer:
         low, high = _offsets(consumer, kafka)
         if high == 0:
-            return FirstStart(True, None)
+            return FirstStart(empty=True, started_ms=None)
         if low > 0:
-            return FirstStart(False, None)
+            return FirstStart(empty=False, started_ms=None)
         first = next(_records(consumer, kafka, 0, 1))
         kind, timestamp = first.timestamp()
         known = first.key() == STARTED and kind != TIMESTAMP_NOT_AVAILABLE
-        return FirstStart(False, timestamp if known else None)
+        return FirstStart(empty=False, started_ms=timestamp if known else None)
 
 
 def read_values(kafka: config.Kafka) -> Iterator[bytes]:
@@ -83,10 +83,13 @@ def _offsets(consumer: Consumer, kafka: config.Kafka) -> tuple[int, int]:
     return low, high
 
 
-def _records(consumer: Consumer, kafka: config.Kafka, start: int, end: int) -> Iterator[KafkaMessage]:
-    """Yield the records from `start` to the end of the log, which is at least `end`. Raises KafkaException."""
+def _records(consumer: Consumer, kafka: config.Kafka, start: int, known_end: int) -> Iterator[KafkaMessage]:
+    """Yield the records from `start` to the current end of the log. Raises KafkaException.
+
+    known_end: a lower bound of that end; nothing is read unless `start` is below it
+    """
     deadline = time.monotonic() + _READ_TIMEOUT_SECONDS
-    if start >= end:
+    if start >= known_end:
         return
     consumer.assign([TopicPartition(kafka.sent_topic, PARTITION, start)])
     while time.monotonic() < deadline:
