@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--kafka", default="auto", choices=["auto", "apache", "embedded"])
     parser.add_argument("--port-base", type=int, default=29700, help=f"the first of {2 * PORTS} ports")
     parser.add_argument("--out", type=Path, default=ROOT / ".market" / "bench", help="directory of the results")
-    settings = Settings(**vars(parser.parse_args()))
+    settings = Settings(**vars(parser.parse_intermixed_args()))
     if unknown := [name for name in settings.names if name not in COMPARISONS]:
         parser.error(f"unknown scenarios: {', '.join(unknown)}")
     settings.names = settings.names or list(COMPARISONS)

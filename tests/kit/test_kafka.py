@@ -140,7 +140,8 @@ async def test_close_gives_up_pending_messages(make: Any) -> None:
     waiting = asyncio.create_task(producer.send_and_wait("topic", b""))
     assert producer.send("topic", b"", token="open")
     await asyncio.sleep(0)
-    assert producer.pending == 2
+    # librdkafka also counts its own events, such as a refused connection, until they are polled.
+    assert producer.pending >= 2
     await producer.close(0.05)
     with pytest.raises(KafkaException):
         await waiting
