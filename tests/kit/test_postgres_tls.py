@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 import struct
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -15,35 +14,11 @@ import pytest
 
 from market.kit.config import Tls
 from market.kit.postgres import ConnectError, Connector
+from tests.support.certificates import make_authority, make_certificate
 from tests.support.databases import configuration
 from tests.support.servers import PostgresHandle
 
 SSL_REQUEST = struct.pack(">ii", 8, 80877103)
-
-
-def make_authority(directory: Path, name: str) -> Path:
-    """Make a certificate authority, and return the file of its certificate."""
-    _openssl("req -x509 -subj", f"/CN={name}", "-keyout", directory / f"{name}.key", "-out", directory / f"{name}.pem")
-    return directory / f"{name}.pem"
-
-
-def make_certificate(authority: Path, name: str) -> tuple[Path, Path]:
-    """Make a certificate for the host name, signed by the authority; return its file and that of its key."""
-    files = authority.with_name(f"{name}.crt"), authority.with_name(f"{name}.key")
-    _openssl(
-        "req -x509 -addext basicConstraints=critical,CA:FALSE -addext",
-        f"subjectAltName=DNS:{name}",
-        *("-subj", f"/CN={name}", "-CA", authority, "-CAkey", authority.with_suffix(".key")),
-        *("-out", files[0], "-keyout", files[1]),
-    )
-    return files
-
-
-def _openssl(options: str, *arguments: object) -> None:
-    key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-    subprocess.run(
-        ["openssl", *f"{options}".split(), *map(str, arguments), *key.split()], check=True, capture_output=True
-    )
 
 
 class TlsProxy:

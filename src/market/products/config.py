@@ -9,6 +9,8 @@ class Redis(Section, frozen=True, kw_only=True):
     url: NonEmptyStr
     # The limit of one cache access. A slower cache is worse than none: inventory responds in less.
     timeout_seconds: Seconds = 0.05
+    # How long connections are used, plus or minus a tenth. New ones follow a change in DNS or of a certificate.
+    max_connection_age_seconds: Seconds = 600.0
 
     def __post_init__(self) -> None:
         check_url(self.url, "redis", "rediss")

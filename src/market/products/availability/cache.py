@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 import redis.asyncio
 import redis.exceptions
@@ -19,18 +20,31 @@ log = logs.get_logger("availability")
 
 # What the driver raises if Redis is unavailable or slow.
 _ERRORS = (redis.exceptions.RedisError, OSError, TimeoutError)
+# What a server replies to writes once it is a replica, and to reads if it has lost its primary too.
+_DEMOTED = (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
 _VALUES = {b"1": True, b"0": False}
+
+
+class _TlsConnection(redis.asyncio.SSLConnection):
+    """A TLS connection that reads its certificates and its key again each time it connects."""
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        self.ssl_context.context = None
+        arguments: Mapping[str, Any] = super()._connection_arguments()
+        return arguments
 
 
 def connect(url: str) -> redis.asyncio.Redis:
     """Return a client that connects when it is first used.
 
     It retries once, for a connection that the server has closed. It has no timeouts of its own, which would cost a task
-    per command: AvailabilityCache limits each access.
+    per command: AvailabilityCache limits each access. The host name is resolved again for each connection.
     """
     client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
         url, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 1), protocol=2
     )
+    if client.connection_pool.connection_class is redis.asyncio.SSLConnection:
+        client.connection_pool.connection_class = _TlsConnection
     return client
 
 
@@ -39,6 +53,7 @@ class AvailabilityCache:
 
     ttl_seconds: the life of an entry, plus or minus a fifth.
     timeout_seconds: the limit of one access.
+    max_connection_age_seconds: how long connections are used, plus or minus a tenth. All are replaced together.
     """
 
     def __init__(
@@ -47,11 +62,15 @@ class AvailabilityCache:
         *,
         ttl_seconds: float,
         timeout_seconds: float,
+        max_connection_age_seconds: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._redis = client
         self._ttl_seconds = ttl_seconds
         self._timeout_seconds = timeout_seconds
+        self._max_connection_age_seconds = max_connection_age_seconds
+        self._clock = clock
+        self._replace_at = self._next_replacement()
         # After five failures in a row Redis is not used for a second.
         self._circuit = CircuitBreaker("redis", open_seconds=1.0, failure_types=_ERRORS, clock=clock)
         self._reported_unavailable = False
@@ -73,19 +92,30 @@ class AvailabilityCache:
         await self._store(entries, only_absent=False)
 
     async def _store(self, entries: dict[str, bool], *, only_absent: bool) -> None:
-        pipeline = self._redis.pipeline(transaction=False)
-        for product_id, available in entries.items():
-            # Jitter, so that entries stored together do not expire together.
-            seconds = random.uniform(0.8, 1.2) * self._ttl_seconds
-            pipeline.set(f"avail:{product_id}", b"1" if available else b"0", px=round(1000 * seconds), nx=only_absent)
-        await self._access(pipeline.execute)
+        async def store() -> list[Any]:
+            pipeline = self._redis.pipeline(transaction=False)
+            for product_id, available in entries.items():
+                # Jitter, so that entries stored together do not expire together.
+                milliseconds = round(1000 * random.uniform(0.8, 1.2) * self._ttl_seconds)
+                pipeline.set(f"avail:{product_id}", b"1" if available else b"0", px=milliseconds, nx=only_absent)
+            return await pipeline.execute()
 
-    async def _access(self, call: Callable[[], object]) -> list[bytes | None] | None:
+        await self._access(store)
+
+    async def _access(self, call: Callable[[], Awaitable[list[Any]]]) -> list[Any] | None:
         """Return the call's result, or None if Redis is unavailable."""
 
-        async def limited() -> list[bytes | None]:
+        async def limited() -> list[Any]:
             async with asyncio.timeout(self._timeout_seconds):
-                return await call()  # type: ignore[misc, no-any-return]
+                if self._clock() >= self._replace_at:
+                    await self._replace_connections()
+                try:
+                    return await call()
+                except _DEMOTED as e:
+                    await self._replace_connections()
+                    result = await call()
+                    log.warning("left a demoted cache server", reason=type(e).__name__)
+                    return result
 
         try:
             result = await self._circuit(limited)
@@ -101,3 +131,13 @@ class AvailabilityCache:
             log.info("availability cache recovered")
             self._reported_unavailable = False
         return result
+
+    async def _replace_connections(self) -> None:
+        """Close the idle connections now, and those in use when they are released."""
+        self._replace_at = self._next_replacement()
+        pool = self._redis.connection_pool
+        await pool.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]
+        await pool.disconnect(inuse_connections=False)
+
+    def _next_replacement(self) -> float:
+        return self._clock() + random.uniform(0.9, 1.1) * self._max_connection_age_seconds

@@ -51,6 +51,7 @@ async def open_lookup(
             await stack.enter_async_context(connect(config.redis.url)),
             ttl_seconds=config.availability.ttl_seconds,
             timeout_seconds=config.redis.timeout_seconds,
+            max_connection_age_seconds=config.redis.max_connection_age_seconds,
         )
         yield AvailabilityLookup(cache, inventory, timeout_seconds=config.availability.timeout_seconds)
 
