@@ -194,6 +194,17 @@ def test_names_end_in_a_hash_so_that_a_change_restarts_the_pods(deploy: Path) ->
     assert all(re.fullmatch(r"[a-z-]+-[0-9a-z]{10}", name) for name in by_name(production, "Secret"))
 
 
+def test_a_changed_secret_rolls_the_pods_that_use_it_and_no_others(deploy: Path, tmp_path: Path) -> None:
+    changed = Path(check_manifests.copy_with_examples(tmp_path))
+    secret = changed / "overlays/production/secrets/product-service.env"
+    secret.write_text(secret.read_text().replace("MARKET_POSTGRES_PASSWORD=", "MARKET_POSTGRES_PASSWORD=new-"))
+    before = by_name(rendered(deploy, "overlays/production"), "Deployment")
+    after = by_name(check_manifests.render(changed, "overlays/production"), "Deployment")
+    assert {name for name in before if before[name]["spec"]["template"] != after[name]["spec"]["template"]} == {
+        "product-service"
+    }
+
+
 @pytest.mark.parametrize("overlay", ["base", "overlays/production"])
 def test_the_ingress_depends_on_no_controller_and_has_a_certificate_in_production(deploy: Path, overlay: str) -> None:
     ingress = by_name(rendered(deploy, overlay), "Ingress")["market"]

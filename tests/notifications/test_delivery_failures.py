@@ -21,6 +21,7 @@ from market.notifications import metrics
 from market.notifications.app import Clients
 from market.notifications.domain import Mail
 from tests.notifications.conftest import Mailing, event, is_paused, message_ids
+from tests.support.certificates import make_authority, make_certificate
 from tests.support.ports import free_port
 from tests.support.waiting import until
 
@@ -251,6 +252,29 @@ async def test_mails_are_sent_with_starttls_and_authentication(mailing: Mailing,
         async with mailing.running(smtp={**settings, "ca_file": str(certificate)}):
             await mailing.wait_committed(1)
         assert mailbox.page(None, 1, 0)[1] == 1
+
+
+async def test_a_changed_authority_is_read_again_without_a_restart(mailing: Mailing, tmp_path: Path) -> None:
+    port, trusted = free_port(), tmp_path / "trusted.pem"
+    pems = []
+    for name in ("old", "new"):
+        authority = await asyncio.to_thread(make_authority, tmp_path, name)
+        certificate, key = await asyncio.to_thread(make_certificate, authority, "localhost")
+        pems.append((tmp_path / f"{name}-server.pem", authority))
+        pems[-1][0].write_bytes(certificate.read_bytes() + key.read_bytes())
+    (old_server, old), (new_server, new) = pems
+    trusted.write_bytes(old.read_bytes())
+    settings = {"host": "localhost", "port": port, "tls": "starttls", "username": "shop", "password": "right"}
+    async with mailing.running(smtp={**settings, "ca_file": str(trusted)}):
+        async with _mail_server(tmp_path / "mail", port, "shop:right", old_server):
+            mailing.publish(event(email=mailing.mailbox))
+            await mailing.wait_committed(1)
+        async with _mail_server(tmp_path / "mail", port, "shop:right", new_server) as mailbox:
+            mailing.publish(event(email=mailing.mailbox))
+            await until(is_paused)
+            trusted.write_bytes(new.read_bytes())
+            await mailing.wait_committed(2)
+            assert mailbox.page(None, 1, 0)[1] == 2
 
 
 async def test_a_mail_is_sent_again_if_the_server_hangs_or_closes_the_connection(mailing: Mailing) -> None:

@@ -8,7 +8,6 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import asyncpg
@@ -20,6 +19,7 @@ from market.kit.config import Postgres, Tls
 from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.process import logs
 from market.kit.process.health import Health
+from market.kit.tls import ReloadingContext
 
 log = logs.get_logger("postgres")
 
@@ -85,7 +85,7 @@ class Connector:
         self._settings = {"application_name": "market", **(settings or {})}
         self._timeout_seconds = timeout_seconds
         self._addresses = config.addresses
-        self._tls = _TlsContext(config.tls)
+        self._tls = _Tls(config.tls)
         self._was_connected = False
         # Failure reasons that were logged since the last successful connection.
         self._logged: set[str] = set()
@@ -159,23 +159,18 @@ def _reason(error: BaseException, seconds: float) -> str:
     return str(error) or type(error).__name__
 
 
-class _TlsContext:
-    """The `ssl` argument of asyncpg.connect. The context is rebuilt when one of its files has changed."""
+class _Tls:
+    """The `ssl` argument of asyncpg.connect."""
 
     def __init__(self, config: Tls) -> None:
         self._config = config
-        self._files = [Path(file) for file in (config.ca_file, config.cert_file, config.key_file) if file is not None]
-        # The files' modification times, and the context built from those versions.
-        self._cached: tuple[list[int], ssl.SSLContext] | None = None
+        self._context = ReloadingContext(self._build, config.ca_file, config.cert_file, config.key_file)
 
     def get(self) -> ssl.SSLContext | Literal["disable", "prefer"]:
         """Return the context, or the mode if asyncpg handles it itself. Raises OSError if a file is unreadable."""
         if self._config.mode == "disable" or self._config.mode == "prefer":
             return self._config.mode
-        versions = [file.stat().st_mtime_ns for file in self._files]
-        if self._cached is None or self._cached[0] != versions:
-            self._cached = versions, self._build()
-        return self._cached[1]
+        return self._context.get()
 
     def _build(self) -> ssl.SSLContext:
         config = self._config

@@ -63,7 +63,7 @@ class Smtp(Section, frozen=True, kw_only=True):
     host: NonEmptyStr
     port: Port = 25
     tls: Literal["none", "starttls", "tls"] = "none"
-    # A PEM file of certificates to trust in addition to the system's.
+    # A PEM file of certificates to trust in addition to the system's; read again when it changes.
     ca_file: NonEmptyStr | None = None
     username: NonEmptyStr | None = None
     password: NonEmptyStr | None = None

@@ -13,6 +13,7 @@ from aiosmtplib import SMTP, SMTPException, SMTPHeloError, SMTPResponseException
 from market.kit.process import logs
 from market.kit.process.tasks import supervise
 from market.kit.resilience import backoff
+from market.kit.tls import ReloadingContext
 from market.notifications import config, metrics
 from market.notifications.domain import Mail, MailDeferred, MailRejected, MailServerUnavailable, SenderRejected
 from market.notifications.mail import replies
@@ -32,9 +33,10 @@ class SmtpClient:
     def __init__(self, smtp: config.Smtp, sender: str) -> None:
         self._config = smtp
         self._sender = sender
-        self._tls = ssl.create_default_context() if smtp.tls != "none" else None
-        if self._tls is not None and smtp.ca_file is not None:
-            self._tls.load_verify_locations(smtp.ca_file)
+        self._tls = ReloadingContext(self._build_tls_context, smtp.ca_file) if smtp.tls != "none" else None
+        if self._tls is not None:
+            # So that an unreadable file is an error at the start.
+            self._tls.get()
         self._ehlo_hostname = smtp.ehlo_hostname or _host_name()
         # Each with the time.monotonic() at which it became idle. Last in, first out, so that surplus connections expire
         # when there is little to send.
@@ -132,9 +134,19 @@ class SmtpClient:
             else:
                 return connection
 
+    def _build_tls_context(self) -> ssl.SSLContext:
+        tls_context = ssl.create_default_context()
+        if self._config.ca_file is not None:
+            tls_context.load_verify_locations(self._config.ca_file)
+        return tls_context
+
     async def _connect(self) -> SMTP:
         """Return a new connection, encrypted and logged in as configured. Raises MailServerUnavailable."""
         c = self._config
+        try:
+            tls_context = self._tls.get() if self._tls is not None else None
+        except OSError as e:
+            raise MailServerUnavailable(f"cannot read ca_file: {_describe(e)}") from None
         smtp = SMTP(
             hostname=c.host,
             port=c.port,
@@ -142,7 +154,7 @@ class SmtpClient:
             local_hostname=self._ehlo_hostname,
             use_tls=c.tls == "tls",
             start_tls=c.tls == "starttls",
-            tls_context=self._tls,
+            tls_context=tls_context,
             username=c.username,
             password=c.password,
         )

@@ -1,0 +1,24 @@
+"""TLS contexts that follow their files."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+
+class ReloadingContext:
+    """A TLS context that is built again when one of its files has changed; for new connections."""
+
+    def __init__(self, build: Callable[[], ssl.SSLContext], *files: str | None) -> None:
+        self._build = build
+        self._files = [Path(file) for file in files if file is not None]
+        # The files' modification times, and the context built from those versions.
+        self._cached: tuple[list[int], ssl.SSLContext] | None = None
+
+    def get(self) -> ssl.SSLContext:
+        """Return the context. Raises OSError if a file is unreadable or is not a certificate or key."""
+        versions = [file.stat().st_mtime_ns for file in self._files]
+        if self._cached is None or self._cached[0] != versions:
+            self._cached = versions, self._build()
+        return self._cached[1]
