@@ -258,6 +258,13 @@ async def test_request_id_trace_and_deadline_are_sent_upstream(gateway: Gateway)
     assert response.json()["errors"][0]["extensions"]["code"] == "UNAVAILABLE"
 
 
+async def test_the_clients_address_is_sent_upstream_and_a_forged_one_is_not(gateway: Gateway) -> None:
+    forged = {"x-forwarded-for": "198.51.100.1", "forwarded": "for=198.51.100.1"}
+    await gateway.http.post("/graphql", json={"query": QUERY}, headers=forged)
+    sent = gateway.products.calls[0][3]
+    assert (sent["x-forwarded-for"], "forwarded" in sent) == ("127.0.0.1", False)
+
+
 async def test_the_client_gql_works_unchanged(gateway: Gateway) -> None:
     transport = AIOHTTPTransport(url=gateway.url)
     async with Client(transport=transport, fetch_schema_from_transport=True, execute_timeout=60) as client:

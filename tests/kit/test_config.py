@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market.kit.config import ConfigError, Postgres, ServiceConfig, load
+from market.kit.config import ConfigError, Http, Postgres, ServiceConfig, load
 
 SERVICES = ("products", "orders", "inventory", "notifications", "graphql")
 ROOT = Path(__file__).parents[2]
@@ -32,6 +32,7 @@ ENVIRONMENT = {
 
 class Example(ServiceConfig, frozen=True, kw_only=True):
     postgres: Postgres
+    http: Http | None = None
     tags: dict[str, str] = {}  # noqa: RUF012
 
 
@@ -127,6 +128,10 @@ def test_postgres_may_have_several_hosts(host: str, addresses: list[tuple[str, i
         (
             ("database: d", "database: d, tls: {cert_file: /cert.pem, key_file: /key.pem}"),
             "postgres.tls: cert_file requires the mode require, verify-ca or verify-full, got prefer",
+        ),
+        (
+            ("admin: {port: 9090}", "admin: {port: 9090}\nhttp: {port: 80, trusted_proxies: [10.0.0.0/8, 10.0.0.1/8]}"),
+            "http: trusted_proxies must be networks such as 10.0.0.0/8: 10.0.0.1/8 has host bits set",
         ),
         (("${HOST}", "${NOT_SET}"), "postgres.host: environment variable NOT_SET is not set"),
         (("admin: {port: 9090}", "admin: {port: 9090"), "is not valid YAML: line 3: "),

@@ -29,7 +29,12 @@ class Clients:
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[HttpServer]:
     """Wire the gateway and yield its server. It owns no store, so it is ready as soon as it serves."""
-    async with HttpClient("products", config.products) as products, HttpClient("orders", config.orders) as orders:
+    # Products and orders must see the client, not the gateway, as the caller.
+    header = config.http.forwarded_header
+    async with (
+        HttpClient("products", config.products, forwarded_header=header) as products,
+        HttpClient("orders", config.orders, forwarded_header=header) as orders,
+    ):
         clients = clients or Clients(ProductsClient(products), OrdersClient(orders))
         deps = Deps(products=clients.products, orders=clients.orders)
         executor = Executor(deps, config.limits, config.documents, config.trusted_documents)

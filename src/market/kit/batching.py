@@ -172,6 +172,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _run(self) -> None:
         self._unstarted -= 1
+        context.client_address.set("")
         try:
             while batch := self._take():
                 # The latest of the callers' deadlines; each caller stops waiting at its own.

@@ -8,6 +8,7 @@ file, the key and the reason in one line.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ T = TypeVar("T")
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 NonEmptyStr = Annotated[str, Meta(min_length=1)]
+ForwardedHeader = Literal["x-forwarded-for", "forwarded"]
 
 
 class ConfigError(Exception):
@@ -75,6 +77,22 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     # A shorter X-Deadline-Ms is raised to this, except 0: a deadline too short for any work would only interrupt it
     # half-way.
     min_deadline_ms: Annotated[int, Meta(ge=0, le=10_000)] = 100
+    # Networks of the proxies that connect to this process, such as 10.0.0.0/8. Only they are believed when they name
+    # their client.
+    trusted_proxies: tuple[NonEmptyStr, ...] = ()
+    # The header in which they do. They must remove or extend what their client sends in it.
+    forwarded_header: ForwardedHeader = "x-forwarded-for"
+
+    def __post_init__(self) -> None:
+        _ = self.trusted_networks
+
+    @property
+    def trusted_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """`trusted_proxies`, parsed."""
+        try:
+            return tuple(ipaddress.ip_network(text) for text in self.trusted_proxies)
+        except ValueError as e:
+            raise ValueError(f"trusted_proxies must be networks such as 10.0.0.0/8: {e}") from None
 
 
 class Log(Section, frozen=True, kw_only=True):

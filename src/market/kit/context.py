@@ -24,6 +24,8 @@ traceparent: ContextVar[str] = ContextVar("traceparent", default="")
 # What callers send along with a trace; forwarded, and never read here.
 tracestate: ContextVar[str] = ContextVar("tracestate", default="")
 baggage: ContextVar[str] = ContextVar("baggage", default="")
+# The address of the client whose request is handled; empty outside of requests.
+client_address: ContextVar[str] = ContextVar("client_address", default="")
 # An instant of time.monotonic(), in seconds; None: no deadline.
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 

@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 
 from market.kit import context
-from market.kit.config import HttpUpstream
+from market.kit.config import ForwardedHeader, HttpUpstream
 from market.kit.errors import DeadlineExceeded, Unavailable
+from market.kit.http.caller import forwarded_value
 from market.kit.http.pool import Admit, ConnectError, ConnectionPool, HttpResponse, ProtocolError, ResponseRefused
 from market.kit.resilience import RETRIES, CircuitBreaker, CircuitOpen, RetryBudget, retry
 
@@ -33,11 +34,18 @@ class HttpClient:
     """Owns a pool of keep-alive connections to one upstream, with its circuit breaker and its retry budget.
 
     upstream: the name in metrics and errors.
+    forwarded_header: if set, each call names in it the client whose request caused the call. The upstream believes it
+        if this process is in its `http.trusted_proxies`.
     sleep: waits between connection attempts.
     """
 
     def __init__(
-        self, upstream: str, config: HttpUpstream, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        upstream: str,
+        config: HttpUpstream,
+        *,
+        forwarded_header: ForwardedHeader | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._upstream = upstream
         self._url = config.url
@@ -45,6 +53,7 @@ class HttpClient:
         self._max_connections = config.connections
         self._circuit = CircuitBreaker(upstream, min_timeout_seconds=config.timeout_seconds / 2)
         self._budget = RetryBudget(upstream)
+        self._forwarded_header = forwarded_header
         self._sleep = sleep
         self._retries = RETRIES.labels(upstream)
         self._pool: ConnectionPool | None = None
@@ -131,6 +140,8 @@ class HttpClient:
 
         def current_headers() -> dict[str, str]:
             current = context.outgoing_headers(timeout)
+            if self._forwarded_header is not None and (address := context.client_address.get()):
+                current[self._forwarded_header] = forwarded_value(self._forwarded_header, address)
             if body is not None:
                 current["content-type"] = "application/json"
             if headers:

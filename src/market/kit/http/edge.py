@@ -26,6 +26,7 @@ from market.kit.errors import (
     Problem,
     TooLarge,
 )
+from market.kit.http.caller import ClientAddresses
 from market.kit.http.responses import problem_response
 from market.kit.process import logs
 from market.kit.process.health import Health
@@ -114,6 +115,7 @@ class Edge:
         self._max_body_bytes = config.max_body_bytes
         self._max_in_flight = config.max_in_flight
         self._min_deadline_ms = config.min_deadline_ms
+        self._client_addresses = ClientAddresses(config)
         self._in_flight = 0
         self._tracer = tracer
         self._health = health
@@ -134,6 +136,9 @@ class Edge:
             context.set_trace(*(_joined(scope["headers"], name) for name in _TRACE_HEADERS))
         else:
             context.set_trace("")
+        address = self._client_addresses.find(scope)
+        scope["client"] = (address, 0)
+        context.client_address.set(address)
         deadline_token = context.deadline.set(None)
         self._in_flight += 1
         IN_FLIGHT.inc()
