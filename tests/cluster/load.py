@@ -12,7 +12,7 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -203,17 +203,23 @@ class Load:
             raise RuntimeError(str(result["errors"])[:300])
         return result["data"]
 
+    async def _orders(self) -> AsyncIterator[dict[str, Any]]:
+        after = ""
+        while True:
+            page = await self._call("GET", f"/api/order?user={self.user}&limit=1000{after}")
+            for order in page["items"]:
+                yield order
+            if page["next"] is None:
+                return
+            after = f"&after={page['next']}"
+
     async def audit(self) -> Audit:
         """Repeat the requests without a response with their keys, then compare the orders with the keys."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as self._session:
             unknown = [key for key in self.requested if key not in self.placed]
             for key in unknown:
                 self.placed[key] = await self._place(key, self.requested[key])
-            pages = [
-                await self._call("GET", f"/api/order?user={self.user}&limit=1000&offset={offset}")
-                for offset in range(0, max(1, len(self.requested)), 1000)
-            ]
-        existing = [order["id"] for page in pages for order in page["items"] if order["status"] == "confirmed"]
+            existing = [order["id"] async for order in self._orders() if order["status"] == "confirmed"]
         return Audit(
             keys=len(self.requested),
             repeated=len(unknown),

@@ -28,11 +28,13 @@ def place(shop: str, product: str, user: str, email: str | None = None) -> str:
 def orders_of(shop: str, user: str) -> dict[str, str]:
     """Return the product of each of the user's orders, by the order's id."""
     found: dict[str, str] = {}
-    while page := call(f"{shop}/api/order?user={user}&limit=1000&offset={len(found)}")["items"]:
-        found |= {order["id"]: order["items"][0]["product_id"] for order in page if order["status"] == "confirmed"}
-        if len(page) < 1000:
-            break
-    return found
+    after = ""
+    while True:
+        page = call(f"{shop}/api/order?user={user}&limit=1000&status=confirmed{after}")
+        found |= {order["id"]: order["items"][0]["product_id"] for order in page["items"]}
+        if page["next"] is None:
+            return found
+        after = f"&after={page['next']}"
 
 
 def reconcile() -> int:

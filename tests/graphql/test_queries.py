@@ -116,6 +116,15 @@ async def test_arguments_of_products_are_sent_to_rest(gateway: Gateway) -> None:
     result = await gateway.run("query ($ids: [ID!]) { products(ids: $ids) { items { id available } } }", {"ids": ids})
     assert [p["id"] for p in result["data"]["products"]["items"]] == ids
     assert "availability" not in gateway.products.calls[1][1]
+    await gateway.run('{ products(after: "abc_-") { next } orders(user: "ann", after: "x=") { next } }')
+    assert gateway.products.calls[2][1] == "after=abc_-&availability=false"
+    assert gateway.orders.calls[0][1] == "user=ann&after=x%3D"
+
+
+async def test_the_pages_of_the_previous_version_of_the_services_have_no_cursor(gateway: Gateway) -> None:
+    result = await gateway.run('{ products { totalExact next } orders(user: "ann") { totalExact next } }')
+    assert result["data"]["products"] == {"totalExact": True, "next": None}
+    assert result["data"]["orders"] == {"totalExact": True, "next": None}
 
 
 async def test_one_product_is_created_however_often_its_key_is_sent(gateway: Gateway) -> None:
@@ -281,8 +290,10 @@ async def test_an_upstream_response_that_breaks_the_contract_is_an_internal_erro
     "text", ["{ products(ids: []) { %s } }", "query ($ids: [ID!] = []) { products(ids: $ids) { %s } }"]
 )
 async def test_a_page_of_no_ids_is_empty(gateway: Gateway, text: str) -> None:
-    result = await gateway.run(text % "items { id } total limit offset")
-    assert result == {"data": {"products": {"items": [], "total": 0, "limit": 0, "offset": 0}}}
+    result = await gateway.run(text % "items { id } total limit offset totalExact next")
+    assert result == {
+        "data": {"products": {"items": [], "total": 0, "limit": 0, "offset": 0, "totalExact": True, "next": None}}
+    }
     assert not gateway.products.calls
     result = await gateway.run('{ products(ids: [], q: "x") { total } }')
     assert result["errors"][0]["message"] == "q: must be absent if ids are given"

@@ -88,6 +88,8 @@ async def test_a_shortage_names_each_product_and_reserves_nothing(
         "total": 0,
         "limit": 100,
         "offset": 0,
+        "total_exact": True,
+        "next": None,
     }
     # Cancelling a rejected order changes nothing.
     assert (await service.http.delete(f"/api/order/{document['_id']}")).status_code == 204

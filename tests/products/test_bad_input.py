@@ -234,7 +234,7 @@ async def test_a_body_over_one_mebibyte_is_413_with_and_without_content_length(
     ("name", "value"),
     [
         *(("limit", v) for v in ("0", "101", "-1", "x", "", "1.0", "1e1", " 1", "+1", "01", "true", HUGE, "٣", "null")),
-        *(("offset", v) for v in ("-1", "2147483648", "x", "", "1.5", HUGE)),
+        *(("offset", v) for v in ("-1", "10001", "x", "", "1.5", HUGE)),
         *(("sort", v) for v in ("", "id", "--price", "NAME", "price,name")),
         *(("availability", v) for v in ("", "0", "1", "no", "False", "null")),
         *(("ids", v) for v in ("", ",", "x", ID + ",", f"{ID} ,{ID}", ID.replace("-", ""), "\x00")),
@@ -264,7 +264,7 @@ async def test_an_empty_list_of_ids_gets_the_allowed_number(products: RunningPro
     assert problem["errors"] == [{"field": "ids", "reason": "must be 1 to 100 UUIDs, separated by commas, got 0"}]
 
 
-@pytest.mark.parametrize("other", ["q=lamp", "sort=name", "offset=1"])
+@pytest.mark.parametrize("other", ["q=lamp", "sort=name", "offset=1", "after=x"])
 async def test_ids_cannot_be_combined_with_search_sort_or_offset(products: RunningProducts, other):
     await assert_problem(
         products,

@@ -64,12 +64,19 @@ async def test_the_pages_together_are_the_whole_list_in_order(products: RunningP
     expected.sort(key=KEYS[name.removeprefix("-")], reverse=name.startswith("-"))
     parameters = {"limit": limit, **({"sort": sort} if sort else {}), **({"q": q} if q else {})}
     found = []
+    walked, after = [], {}
     for offset in range(0, len(expected) + limit, limit):
         part = await page(products, offset=offset, **parameters)
         assert (part["total"], part["limit"], part["offset"]) == (len(expected), limit, offset)
         found += [item["id"] for item in part["items"]]
         assert len(part["items"]) == max(0, min(limit, len(expected) - offset))
-    assert found == [str(r[0]) for r in expected]
+        assert (part["next"] is None) == (offset + limit >= len(expected))
+        if after is not None:
+            part = await page(products, **after, **parameters)
+            assert (part["total"], part["total_exact"], part["offset"]) == (len(expected), True, 0)
+            walked += [item["id"] for item in part["items"]]
+            after = None if part["next"] is None else {"after": part["next"]}
+    assert found == walked == [str(r[0]) for r in expected]
 
 
 async def test_the_total_is_exact_after_every_kind_of_change(products: RunningProducts):
@@ -87,7 +94,14 @@ async def test_the_total_is_exact_after_every_kind_of_change(products: RunningPr
         await change.rollback()
     assert (await page(products))["total"] == 20
     await products.db.execute("TRUNCATE products")
-    assert await page(products) == {"items": [], "total": 0, "limit": 20, "offset": 0}
+    assert await page(products) == {
+        "items": [],
+        "total": 0,
+        "limit": 20,
+        "offset": 0,
+        "total_exact": True,
+        "next": None,
+    }
 
 
 async def test_products_are_returned_in_the_order_of_the_ids_without_unknown_ones(products: RunningProducts):
@@ -106,6 +120,8 @@ async def test_products_are_returned_in_the_order_of_the_ids_without_unknown_one
         "total": 4,
         "limit": 5,
         "offset": 0,
+        "total_exact": True,
+        "next": None,
     }
 
 

@@ -81,6 +81,37 @@ async def test_every_example_in_the_file_gives_the_answer_in_the_file(shop: Syst
     }
 
 
+async def test_pages_are_walked_by_their_cursors(shop: System, http: httpx.AsyncClient) -> None:
+    async def run(document: str, **variables: Any) -> dict[str, Any]:
+        body = {"query": document, "variables": variables}
+        result = (await http.post(shop.urls["graphql"] + "/graphql", json=body)).json()
+        assert "errors" not in result, result
+        data: dict[str, Any] = result["data"]
+        return data
+
+    user = f"walker-{uuid4()}"
+    create = "mutation ($input: CreateProductInput!) { createProduct(input: $input) { id } }"
+    product = {"name": f"Cup {user}", "description": "", "price": "1.00", "currency": "GBP", "stock": 5}
+    products = [(await run(create, input=product))["createProduct"]["id"] for _ in range(3)]
+    place = "mutation ($input: CreateOrderInput!) { createOrder(input: $input) { id } }"
+    order = {"user": user, "items": [{"productId": products[0], "quantity": 1}]}
+    orders = [(await run(place, input=order))["createOrder"]["id"] for _ in range(3)]
+    for document, created in (
+        (
+            "query ($q: String!, $a: String) { page: products(q: $q, limit: 2, after: $a) { items { id } next } }",
+            products,
+        ),
+        (
+            "query ($q: String!, $a: String) { page: orders(user: $q, limit: 2, after: $a) { items { id } next } }",
+            orders,
+        ),
+    ):
+        first = (await run(document, q=user))["page"]
+        second = (await run(document, q=user, a=first["next"]))["page"]
+        assert [item["id"] for item in first["items"] + second["items"]] == created[::-1]
+        assert second["next"] is None
+
+
 async def test_no_generated_document_causes_an_internal_error(shop: System, http: httpx.AsyncClient) -> None:
     documents: list[str] = []
 
@@ -135,6 +166,9 @@ async def test_invalid_input_is_reported_with_the_field_names_of_the_schema(
         ("{ products(limit: 0) { total } }", "limit"),
         ("{ products(limit: 101) { total } }", "limit"),
         ("{ products(offset: -1) { total } }", "offset"),
+        ("{ products(offset: 10001) { total } }", "offset"),
+        ('{ products(after: "x") { total } }', "after"),
+        ('{ orders(user: "a", after: "x") { total } }', "after"),
         ('{ products(sort: "size") { total } }', "sort"),
         ('{ orders(user: "a", limit: 1001) { total } }', "limit"),
         ('{ orders(user: "a", status: "rejected") { total } }', "status"),

@@ -28,6 +28,9 @@ class ProductPage(Struct, frozen=True, gc=False):
     total: int
     limit: int
     offset: int
+    # The previous version of the services does not have them.
+    total_exact: bool = True
+    next: str | None = None
 
 
 class OrderItem(Struct, frozen=True, gc=False):
@@ -53,6 +56,9 @@ class OrderPage(Struct, frozen=True, gc=False):
     total: int
     limit: int
     offset: int
+    # The previous version of the services does not have them.
+    total_exact: bool = True
+    next: str | None = None
 
 
 # The REST resources by the name of their GraphQL type.

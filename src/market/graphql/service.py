@@ -23,7 +23,7 @@ from market.kit.text import parse_path_id, parse_uuid
 # Ids in one request to products, by the REST contract.
 MAX_IDS = 100
 # What REST returns for ids of which none exists.
-_EMPTY_PAGE = b'{"items":[],"total":0,"limit":0,"offset":0}'
+_EMPTY_PAGE = b'{"items":[],"total":0,"limit":0,"offset":0,"total_exact":true,"next":null}'
 # How often an update reads the product again because another one was faster.
 _UPDATE_ATTEMPTS = 5
 # Requests to products that one response makes concurrently for its order lines.
@@ -67,6 +67,7 @@ async def list_products(
     *,
     limit: int | None = None,
     offset: int | None = None,
+    after: str | None = None,
     q: str | None = None,
     ids: list[str] | None = None,
     sort: str | None = None,
@@ -78,13 +79,14 @@ async def list_products(
     if ids is not None and len(ids) > MAX_IDS:
         raise BadInput("ids", f"must have at most {MAX_IDS} ids, got {len(ids)}")
     if ids == []:
-        for name, value in (("q", q), ("sort", sort), ("offset", offset or None)):
+        for name, value in (("q", q), ("sort", sort), ("offset", offset or None), ("after", after)):
             if value is not None:
                 raise BadInput(name, "must be absent if ids are given")
         return _EMPTY_PAGE
     query = {
         "limit": limit,
         "offset": offset,
+        "after": after,
         "q": q,
         "ids": None if ids is None else ",".join([str(parse_uuid(f"ids[{i}]", id_)) for i, id_ in enumerate(ids)]),
         "sort": sort,
@@ -100,10 +102,17 @@ async def get_order(deps: Deps, *, order_id: str) -> bytes:
 
 
 async def list_orders(
-    deps: Deps, *, user: str, limit: int | None = None, offset: int | None = None, status: str | None = None
+    deps: Deps,
+    *,
+    user: str,
+    limit: int | None = None,
+    offset: int | None = None,
+    after: str | None = None,
+    status: str | None = None,
 ) -> bytes:
     """Return a page of the user's orders, the newest first."""
-    return await deps.orders.list({"user": user, "limit": limit, "offset": offset, "status": status})
+    query = {"user": user, "limit": limit, "offset": offset, "after": after, "status": status}
+    return await deps.orders.list(query)
 
 
 async def create_product(

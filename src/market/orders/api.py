@@ -18,6 +18,7 @@ from market.kit.errors import BadInput, NotFound, Problem
 from market.kit.http import edge
 from market.kit.http.requests import idempotency_key, parse_query, read_body
 from market.kit.http.responses import json_response
+from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_cursor
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
 from market.orders import service
@@ -33,6 +34,7 @@ from market.orders.domain import (
 )
 from market.orders.metrics import OUTCOMES
 from market.orders.service import Deps
+from market.orders.store import Position
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 # Subtracted from the caller's deadline, to leave time for sending the response.
@@ -85,18 +87,23 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Page(Struct, frozen=True):
-    """A page of orders. It has fewer than `limit` items if they would exceed 8 MiB; `total` counts all matches."""
+    """A page of orders. It has fewer than `limit` items if they would exceed 8 MiB; `next` continues after them."""
 
     items: list[events.Order]
-    total: int
+    total: Annotated[int, Meta(ge=0, description="The number of orders in the whole list, or a lower bound of it.")]
     limit: int
     offset: int
+    total_exact: Annotated[
+        bool, Meta(description=f"False if only {MAX_COUNT} orders were counted, and there are more.")
+    ]
+    next: Annotated[str, Meta(description="The cursor of the next page, for `after`; null on the last page.")] | None
 
 
 class _ListQuery(Struct, frozen=True, forbid_unknown_fields=True):
     user: Annotated[str, Meta(min_length=1, max_length=200)]
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
-    offset: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
+    offset: Offset = 0
+    after: Cursor | None = None
     status: Literal["pending", "confirmed", "cancelled"] | None = None
 
 
@@ -176,11 +183,21 @@ def routes(
             encoded.append(data)
             return True
 
+        definition = ("orders", query.user, query.status)
+        after = None
+        if query.after is not None:
+            if query.offset:
+                raise BadInput("offset", "cannot be combined with after")
+            after = read_cursor(query.after, Position, *definition)
         page = await deps.orders.list_for_user(
-            query.user, statuses, limit=query.limit, offset=query.offset, fits=append_if_fits
+            query.user, statuses, limit=query.limit, offset=query.offset, after=after, fits=append_if_fits
         )
-        tail = f'],"total":{page.total},"limit":{query.limit},"offset":{query.offset}}}'
-        return json_response(b'{"items":[' + b",".join(encoded) + tail.encode())
+        following = None
+        if page.has_next:
+            following = write_cursor(Position.of(page.orders[-1]), *definition)
+        # The items are encoded already.
+        rest = _encoder.encode(Page([], page.total, query.limit, query.offset, page.total_exact, following))
+        return json_response(b'{"items":[' + b",".join(encoded) + rest.removeprefix(b'{"items":['))
 
     async def cancel(request: Request) -> Response:
         parse_query(request, _NoParameters)

@@ -7,6 +7,7 @@ from typing import Any
 
 from market.contracts import events
 from market.kit.http.openapi import Operation, document, parameter
+from market.kit.paging import MAX_CURSOR_LENGTH, MAX_OFFSET
 from market.orders.api import CreateOrder, Page
 
 _ID = parameter("id", "path", "The order's id.", {"type": "string", "format": "uuid"})
@@ -115,8 +116,15 @@ def build() -> dict[str, Any]:
                     parameter(
                         "offset",
                         "query",
-                        "Number of orders to skip.",
-                        {"type": "integer", "minimum": 0, "maximum": 1_000_000_000, "default": 0},
+                        "Number of orders to skip; use `after` to read further.",
+                        {"type": "integer", "minimum": 0, "maximum": MAX_OFFSET, "default": 0},
+                    ),
+                    parameter(
+                        "after",
+                        "query",
+                        "The `next` of a page, for the page that follows it; with the same user and status, and "
+                        "without offset.",
+                        {"type": "string", "minLength": 1, "maxLength": MAX_CURSOR_LENGTH},
                     ),
                     parameter(
                         "status",

@@ -7,23 +7,22 @@ clock, so that a pod with a wrong clock cannot reject orders in flight.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
 from uuid import UUID
 
 from bson import Timestamp
-from msgspec import Struct
+from msgspec import Meta, Struct
 from pymongo import InsertOne, UpdateOne
 from pymongo.errors import BulkWriteError
 
 from market.kit.batching import Batcher
 from market.kit.errors import Unavailable
+from market.kit.paging import MAX_COUNT
 from market.orders.domain import CONFIRM, Move, Order, OutboxEntry, Reason, Shortage, Status
 from market.orders.mongodb.collection import EPOCH, MIN_TIMESTAMP, OrdersCollection, documents
 
 _DUPLICATE_KEY = 11000
-# The metrics do not need exact counts above this, and counting takes the server's time.
-_MAX_COUNT = 10_000
 
 
 class IdempotencyKeyTaken(Exception):
@@ -37,11 +36,41 @@ class IdempotencyKeyHolder(Struct, frozen=True):
     digest: bytes
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Where a page of orders ends: the time of the last order, in milliseconds since 1970, and its id.
+
+    Stored in cursors that clients have: its fields are not changed.
+    """
+
+    created_at: Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
+    order_id: UUID
+
+    @classmethod
+    def of(cls, order: Order) -> Position:
+        """Return the position of an order."""
+        return cls((order.created_at - _EPOCH) // _MILLISECOND, order.id)
+
+    def following(self) -> documents.Document:
+        """Return the filter of the orders that come later in the list, the older ones."""
+        time = _EPOCH + self.created_at * _MILLISECOND
+        # The first condition bounds the scan of the index, the second one decides between orders of the same time.
+        return {"created_at": {"$lte": time}, "$or": [{"created_at": {"$lt": time}}, {"_id": {"$lt": self.order_id}}]}
+
+
 class OrderPage(Struct, frozen=True):
-    """A page of orders, and how many orders match in total."""
+    """A page of orders, whether the list goes on after it, and how many orders match in total.
+
+    total_exact: whether `total` is that number; if not, there are at least so many.
+    """
 
     orders: list[Order]
+    has_next: bool
     total: int
+    total_exact: bool
 
 
 class Statistics(Struct, frozen=True):
@@ -136,29 +165,39 @@ class OrderRepository:
         return documents.document_to_order(document) if document else None
 
     async def list_for_user(
-        self, user: str, statuses: Sequence[Status], *, limit: int, offset: int, fits: Callable[[Order], bool]
+        self,
+        user: str,
+        statuses: Sequence[Status],
+        *,
+        limit: int,
+        offset: int = 0,
+        after: Position | None = None,
+        fits: Callable[[Order], bool],
     ) -> OrderPage:
         """Return a page of the user's orders, newest first.
 
+        after: the position at which the previous page ends.
         fits: called with each order; the page ends before the first one for which it returns False.
         """
-        where = {"user": user, "status": {"$in": [s.value for s in statuses]}}
+        where: documents.Document = {"user": user, "status": {"$in": [s.value for s in statuses]}}
+        wanted = where if after is None else where | after.following()
 
-        async def find() -> list[Order]:
+        async def find() -> tuple[list[Order], bool]:
             orders: list[Order] = []
             cursor = self.collection.pymongo_collection.find(
-                where, sort=[("created_at", -1), ("_id", -1)], limit=limit, skip=offset
+                wanted, sort=[("created_at", -1), ("_id", -1)], limit=limit + 1, skip=offset
             )
             async with cursor:
                 async for document in cursor:
                     order = documents.document_to_order(document)
-                    if not fits(order):
-                        break
+                    if len(orders) == limit or not fits(order):
+                        return orders, True
                     orders.append(order)
-            return orders
+            return orders, False
 
-        total = await self.collection.count(where)
-        return OrderPage(await self.collection.run(find) if total > offset else [], total)
+        total = await self.collection.count(where, limit=MAX_COUNT + 1)
+        orders, has_next = await self.collection.run(find) if total > offset else ([], False)
+        return OrderPage(orders, has_next, min(total, MAX_COUNT), total <= MAX_COUNT)
 
     # Status changes
 
@@ -239,7 +278,7 @@ class OrderRepository:
             return found[sort] if found else None
 
         async def count(where: documents.Document) -> int:
-            return await self.collection.count(where, limit=_MAX_COUNT)
+            return await self.collection.count(where, limit=MAX_COUNT)
 
         pending = {"status": Status.PENDING.value, "since": {"$gt": MIN_TIMESTAMP}}
         unsent = {"unsent_since": {"$gt": EPOCH}}

@@ -20,6 +20,7 @@ from market.kit.errors import BadInput, NotFound, Unavailable
 from market.kit.http.edge import Endpoint
 from market.kit.http.requests import idempotency_key, parse_query, read_body, read_header
 from market.kit.http.responses import json_response, problem_response
+from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_cursor
 from market.products import domain, service
 from market.products.domain import Draft, Product, ProductExists, ProductModified, Sort, StoredProduct, entity_tag
 from market.products.service import Deps
@@ -104,9 +105,13 @@ class ChangedProduct(WritableFields, forbid_unknown_fields=True, kw_only=True):
 
 class ProductPage(Struct, frozen=True):
     items: list[Product]
-    total: int
+    total: Annotated[int, Meta(ge=0, description="the number of products in the whole list, or a lower bound of it")]
     limit: int
     offset: int
+    total_exact: Annotated[
+        bool, Meta(description=f"false if only {MAX_COUNT} products were counted, and there are more")
+    ]
+    next: Annotated[str, Meta(description="the cursor of the next page, for `after`; null on the last page")] | None
 
 
 class NoQuery(Struct, forbid_unknown_fields=True):
@@ -120,7 +125,8 @@ class ProductQuery(Struct, forbid_unknown_fields=True):
 
 class ListQuery(Struct, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=100)] = 20
-    offset: Annotated[int, Meta(ge=0, le=2_147_483_647)] = 0
+    offset: Offset = 0
+    after: Cursor | None = None
     q: str | None = None
     ids: list[str] | None = None
     sort: Sort | None = None
@@ -211,20 +217,31 @@ def routes(deps: Deps) -> dict[str, Endpoint]:
 
 async def _page_of_list(deps: Deps, query: ListQuery) -> ProductPage:
     words = None if query.q is None else domain.validate_search(query.q)
-    page = await deps.products.get_page(PageQuery(query.limit, query.offset, query.sort or domain.DEFAULT_SORT, words))
-    return ProductPage(page.products, page.total, query.limit, query.offset)
+    sort = query.sort or domain.DEFAULT_SORT
+    definition = ("products", sort, words)
+    position_type = domain.position_type(sort)
+    after = None
+    if query.after is not None:
+        if query.offset:
+            raise BadInput("offset", "cannot be combined with after")
+        after = read_cursor(query.after, position_type, *definition)
+    page = await deps.products.get_page(PageQuery(query.limit, query.offset, sort, words, after))
+    following = None
+    if page.has_next:
+        following = write_cursor(position_type.of(page.products[-1]), *definition)
+    return ProductPage(page.products, page.total, query.limit, query.offset, page.total_exact, following)
 
 
 async def _page_of_ids(deps: Deps, query: ListQuery) -> ProductPage:
     assert query.ids is not None
     # A generated client may send each default that is declared.
     sort = None if query.sort == domain.DEFAULT_SORT else query.sort
-    for name, value in (("q", query.q), ("sort", sort), ("offset", query.offset or None)):
+    for name, value in (("q", query.q), ("sort", sort), ("offset", query.offset or None), ("after", query.after)):
         if value is not None:
             raise BadInput(name, "cannot be combined with ids")
     product_ids = domain.parse_ids(query.ids)
     products = [stored.product for stored in await deps.products.get_many(product_ids) if stored]
-    return ProductPage(products, len(products), len(product_ids), 0)
+    return ProductPage(products, len(products), len(product_ids), 0, True, None)
 
 
 def _product_response(stored: StoredProduct, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -81,6 +81,88 @@ class Draft(Struct, frozen=True, gc=False, omit_defaults=True):
         """Return the SHA-256 of the request's content: the same for 2.5 and 2.50, and for a field omitted or at its
         default."""
         return hashlib.sha256(msgspec.json.encode(self)).digest()
+
+
+class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Where a page ends: the last product's value in the sort, and its id. Read from cursors, so it has bounds.
+
+    Stored in cursors that clients have: its fields are not changed.
+    """
+
+    column: ClassVar[str]
+    value: int | str
+    id: UUID
+
+    @property
+    def key(self) -> datetime | Decimal | str:
+        """The value as the column has it."""
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, product: Product) -> Self:
+        """Return the position of a product."""
+        raise NotImplementedError
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class TimePosition(Position, frozen=True):
+    """`value`: microseconds since 1970, up to the year 9999."""
+
+    column = "created_at"
+    value: Annotated[int, Meta(ge=-62_135_596_800_000_000, le=253_402_300_799_999_999)]
+    id: UUID
+
+    @property
+    def key(self) -> datetime:
+        return _EPOCH + self.value * _MICROSECOND
+
+    @classmethod
+    def of(cls, product: Product) -> Self:
+        return cls((product.created_at - _EPOCH) // _MICROSECOND, product.id)
+
+
+class PricePosition(Position, frozen=True):
+    """`value`: hundredths."""
+
+    column = "price"
+    value: Annotated[int, Meta(ge=0, le=9_999_999_999)]
+    id: UUID
+
+    @property
+    def key(self) -> Decimal:
+        return Decimal(self.value).scaleb(-2)
+
+    @classmethod
+    def of(cls, product: Product) -> Self:
+        return cls(int(product.price.scaleb(2)), product.id)
+
+
+class NamePosition(Position, frozen=True):
+    """`value`: the name."""
+
+    column = "name"
+    value: Annotated[str, Meta(max_length=MAX_NAME_LENGTH, pattern="^[^\x00]*$")]
+    id: UUID
+
+    @property
+    def key(self) -> str:
+        return self.value
+
+    @classmethod
+    def of(cls, product: Product) -> Self:
+        return cls(product.name, product.id)
+
+
+_POSITIONS: tuple[type[Position], ...] = (TimePosition, PricePosition, NamePosition)
+_POSITION_BY_COLUMN = {position.column: position for position in _POSITIONS}
+
+
+def position_type(sort: Sort) -> type[Position]:
+    """Return the type of the positions in a list with this sort."""
+    return _POSITION_BY_COLUMN[sort.removeprefix("-")]
 
 
 def validate_name(name: str) -> str:

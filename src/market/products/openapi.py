@@ -6,6 +6,7 @@ import json
 from typing import Any, get_args
 
 from market.kit.http.openapi import Operation, document, parameter
+from market.kit.paging import MAX_CURSOR_LENGTH, MAX_OFFSET
 from market.products.api import ChangedProduct, NewProduct, ProductPage
 from market.products.domain import DEFAULT_SORT, MAX_IDS, Change, Product, Sort
 
@@ -83,8 +84,15 @@ OPERATIONS = [
             parameter(
                 "offset",
                 "query",
-                "number of products to skip",
-                {"type": "integer", "minimum": 0, "maximum": 2_147_483_647, "default": 0},
+                "number of products to skip; use `after` to read further",
+                {"type": "integer", "minimum": 0, "maximum": MAX_OFFSET, "default": 0},
+            ),
+            parameter(
+                "after",
+                "query",
+                "the `next` of a page, for the page that follows it; with the same q and sort, and without offset. "
+                "A walk to the end returns once each product that exists all the time and whose place does not change",
+                {"type": "string", "minLength": 1, "maxLength": MAX_CURSOR_LENGTH},
             ),
             parameter(
                 "q",
@@ -96,7 +104,7 @@ OPERATIONS = [
                 "ids",
                 "query",
                 f"1 to {MAX_IDS} ids, separated by commas or in repeated parameters: these products in this order, "
-                "each once, without unknown ones. Cannot be combined with q, another sort and offset.",
+                "each once, without unknown ones. Cannot be combined with q, another sort, offset and after.",
                 {"type": "array", "items": _UUID, "minItems": 1, "maxItems": MAX_IDS},
             )
             | {"style": "form", "explode": False},

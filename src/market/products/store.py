@@ -11,8 +11,9 @@ from uuid import UUID
 from asyncpg import Record
 from msgspec import Struct
 
+from market.kit.paging import MAX_COUNT
 from market.kit.postgres import Pool, acquire
-from market.products.domain import Draft, Product, Sort, StoredProduct
+from market.products.domain import Draft, Position, Product, Sort, StoredProduct
 
 # The columns are named like the fields, and in their order: a row is read as Product(*row), whatever fields it has.
 # `stock`, the last one, is inventory's, and unset.
@@ -37,34 +38,43 @@ _UPDATE = f"""
 _DELETE = "DELETE FROM products WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2)) RETURNING true"
 _RAISE_VERSION = f"UPDATE products SET version = $3 WHERE id = $1 AND version = $2 RETURNING {_COLUMNS}, version"
 
-_ORDER_BY: dict[Sort, str] = {
-    "created_at": "created_at, id",
-    "-created_at": "created_at DESC, id DESC",
-    "price": "price, id",
-    "-price": "price DESC, id DESC",
-    "name": "name, id",
-    "-name": "name DESC, id DESC",
-}
 _MATCHES = (
-    "search @@ (websearch_to_tsquery('english', translate($3, '/', ' ')) "
-    "|| websearch_to_tsquery('simple', translate($3, '/', ' ')))"
+    "search @@ (websearch_to_tsquery('english', translate({words}, '/', ' ')) "
+    "|| websearch_to_tsquery('simple', translate({words}, '/', ' ')))"
 )
 
 
 class PageQuery(Struct, frozen=True):
-    """Which part of the list is requested. `words` None searches for nothing: the whole list."""
+    """Which part of the list is requested. `words` None searches for nothing: the whole list.
+
+    after: the position at which the previous page ends, instead of an offset.
+    """
 
     limit: int
     offset: int
     sort: Sort
     words: str | None
+    after: Position | None = None
+
+    @property
+    def column(self) -> str:
+        return self.sort.removeprefix("-")
+
+    @property
+    def is_descending(self) -> bool:
+        return self.sort.startswith("-")
 
 
 class Page(Struct, frozen=True):
-    """A part of the list, and the number of products in the whole of it."""
+    """A part of the list, whether it goes on after it, and the number of products in the whole of it.
+
+    total_exact: whether `total` is that number; if not, there are at least so many.
+    """
 
     products: list[Product]
+    has_next: bool
     total: int
+    total_exact: bool
 
 
 class ProductOfKey(Struct, frozen=True):
@@ -80,26 +90,43 @@ class Statement(NamedTuple):
 
 
 def page_statement(query: PageQuery) -> Statement:
-    """Return the statement of a page. Each row begins with the total; there is always one row, beyond the end too."""
-    order = _ORDER_BY[query.sort]
+    """Return the statement of a page, which reads one product more than the page has, to know whether there is one.
+
+    Each row begins with the total; there is always one row, beyond the end too. The total of a search ends at one more
+    than MAX_COUNT.
+    """
+    order = f"{query.column} DESC, id DESC" if query.is_descending else f"{query.column}, id"
+    arguments: list[object] = []
+
+    def parameter(value: object) -> str:
+        arguments.append(value)
+        return f"${len(arguments)}"
+
+    # The limit is part of the text: for a parameter the planner assumes a tenth of the table, and sorts that.
+    limit = f"LIMIT {query.limit + 1}"
+    if query.offset:
+        limit += f" OFFSET {parameter(query.offset)}"
+    beyond = ""
+    if query.after is not None:
+        sign = "<" if query.is_descending else ">"
+        position = f"{parameter(query.after.key)}, {parameter(query.after.id)}"
+        beyond = f"WHERE ({query.column}, id) {sign} ({position})"
     if query.words is None:
-        # The limit is part of the text: for a parameter the planner assumes a tenth of the table, and sorts that.
-        total, limit = "SELECT sum(n)::bigint FROM product_counts", f"LIMIT {query.limit}"
-        arguments: list[object] = []
-        if query.offset:
-            limit, arguments = f"{limit} OFFSET $1", [query.offset]
-        part = f"SELECT {_COLUMNS} FROM products ORDER BY {order} {limit}"
+        total = "SELECT sum(n)::bigint FROM product_counts"
+        part = f"SELECT {_COLUMNS} FROM products {beyond} ORDER BY {order} {limit}"
         return Statement(
             f"SELECT ({total}), part.* FROM (VALUES (1)) one LEFT JOIN ({part}) part ON true ORDER BY {order}",
             arguments,
         )
+    matches = _MATCHES.format(words=parameter(query.words))
     text = f"""
-        WITH found AS MATERIALIZED (SELECT id, created_at, price, name FROM products WHERE {_MATCHES}),
-             part AS MATERIALIZED (SELECT id FROM found ORDER BY {order} LIMIT $1 OFFSET $2)
-        SELECT (SELECT count(*) FROM found), part.* FROM (VALUES (1)) one
+        WITH found AS MATERIALIZED (SELECT id, created_at, price, name FROM products WHERE {matches}),
+             part AS MATERIALIZED (SELECT id FROM found {beyond} ORDER BY {order} {limit})
+        SELECT (SELECT count(*) FROM (SELECT FROM found LIMIT {MAX_COUNT + 1}) counted), part.*
+        FROM (VALUES (1)) one
         LEFT JOIN (SELECT {_COLUMNS} FROM products WHERE id IN (SELECT id FROM part)) part ON true ORDER BY {order}
     """
-    return Statement(text, [query.limit, query.offset, query.words])
+    return Statement(text, arguments)
 
 
 class ProductRepository:
@@ -117,7 +144,11 @@ class ProductRepository:
         statement = page_statement(query)
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             rows = await conn.fetch(statement.text, *statement.arguments)
-        return Page([Product(*row[1:]) for row in rows if row[1] is not None], rows[0][0])
+        found = [Product(*row[1:]) for row in rows if row[1] is not None]
+        total, is_exact = rows[0][0], query.words is None or rows[0][0] <= MAX_COUNT
+        return Page(
+            found[: query.limit], len(found) > query.limit, total if is_exact else MAX_COUNT, total_exact=is_exact
+        )
 
     async def get(self, product_id: UUID) -> StoredProduct | None:
         """Return the product, or None if there is none."""

@@ -139,10 +139,15 @@ def _parsers(query_type: Any) -> dict[str, Callable[[str], Any]]:
     return parsers
 
 
-def _parser(name: str, field_type: inspect.Type) -> Callable[[str], Any] | None:
+def _parser(name: str, field_type: inspect.Type, advice: str = "") -> Callable[[str], Any] | None:
+    """Return the parser of a type, or None for text. `advice` follows the rule in the errors about a number."""
+    if isinstance(field_type, inspect.Metadata):
+        return _parser(name, field_type.type, (field_type.extra or {}).get("advice", ""))
     if isinstance(field_type, inspect.IntType):
         low, high = field_type.ge, field_type.le
         bounds = f" from {low} to {high}" if low is not None and high is not None else ""
+        if advice:
+            bounds += f"; {advice}"
 
         def whole_number(text: str) -> int:
             if not _WHOLE_NUMBER.fullmatch(text):

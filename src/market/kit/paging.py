@@ -1,0 +1,88 @@
+"""Paging: the parameters of a page, and cursors.
+
+A cursor is the position at which a page ends, as opaque text that the client sends to get the next page:
+
+    write_cursor(Position(...), "products", sort, q)        # "WzEsIlVHZ..."
+    read_cursor(text, Position, "products", sort, q)        # Position(...)
+
+A cursor is not secret and not signed: a modified one is either invalid or another position in the same list.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from market.kit.errors import BadInput
+
+T = TypeVar("T", bound=Struct)
+
+# A database skips an offset row by row, but finds a cursor's position in an index.
+MAX_OFFSET = 10_000
+# A longer list is not counted to its end.
+MAX_COUNT = 10_000
+MAX_CURSOR_LENGTH = 2000
+
+# The types of the query parameters.
+Offset = Annotated[int, Meta(ge=0, le=MAX_OFFSET, extra={"advice": "use after to read further"})]
+Cursor = Annotated[str, Meta(min_length=1, max_length=MAX_CURSOR_LENGTH)]
+
+# To be increased when positions change their meaning.
+_VERSION = 1
+_LIST_ID_BYTES = 6
+
+
+class _Cursor(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    version: int
+    # A hash of what defines the list.
+    list_id: str
+    position: msgspec.Raw
+
+
+_decoder = msgspec.json.Decoder(_Cursor)
+
+
+def write_cursor(position: Struct, *list_definition: str | None) -> str:
+    """Return the cursor of a position.
+
+    list_definition: what determines which items the list has and in which order: its name, the filters and the sort.
+    """
+    cursor = _Cursor(_VERSION, _list_id(list_definition), msgspec.Raw(msgspec.json.encode(position)))
+    return _to_text(msgspec.json.encode(cursor))
+
+
+def read_cursor(text: str, position_type: type[T], *list_definition: str | None) -> T:
+    """Return the position of a cursor.
+
+    Raises BadInput for text that is not a cursor, and for a cursor of a list that is defined differently.
+    """
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        cursor = _decoder.decode(data)
+    except (binascii.Error, ValueError, RecursionError):
+        raise _not_a_cursor() from None
+    if cursor.version != _VERSION or _to_text(data) != text:
+        raise _not_a_cursor()
+    if cursor.list_id != _list_id(list_definition):
+        raise BadInput("after", "belongs to a list with another filter or order; only `limit` may change between pages")
+    try:
+        return msgspec.json.decode(cursor.position, type=position_type)
+    except (ValueError, RecursionError):
+        raise _not_a_cursor() from None
+
+
+def _not_a_cursor() -> BadInput:
+    return BadInput("after", "is not a cursor: it must be the `next` of a page, unchanged")
+
+
+def _list_id(list_definition: tuple[str | None, ...]) -> str:
+    return _to_text(hashlib.sha256(msgspec.json.encode(list_definition)).digest()[:_LIST_ID_BYTES])
+
+
+def _to_text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
