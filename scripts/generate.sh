@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Generate the protobuf code and the OpenAPI documents. With --check, change nothing and fail if one is out of date.
+# Generate the protobuf code, the OpenAPI documents, and the AsyncAPI document with the events' JSON Schema. With --check, change nothing and fail if one is out of date.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=$PWD/.venv/bin
@@ -20,6 +20,8 @@ for service in products orders; do
   fi
 done
 
+"$bin/python" scripts/asyncapi.py "$out/asyncapi"
+
 status=0
 while read -r generated kept; do
   [ -f "$generated" ] || continue
@@ -35,5 +37,7 @@ $out/market/contracts/inventory_pb2_grpc.py src/market/contracts/inventory_pb2_g
 $out/market/contracts/inventory_pb2_grpc.pyi src/market/contracts/inventory_pb2_grpc.pyi
 $out/openapi/products.json openapi/products.json
 $out/openapi/orders.json openapi/orders.json
+$out/asyncapi/orders.json asyncapi/orders.json
+$out/asyncapi/order-event.schema.json asyncapi/order-event.schema.json
 END
 exit $status

@@ -64,7 +64,7 @@ def event(
         "subject": str(order_id),
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "datacontenttype": "application/json",
-        "sequence": events.SEQUENCE.get(event_type, 9),
+        "sequence": events.SEQUENCE.get(event_type, "9"),
         "data": order,
     }
 

@@ -53,11 +53,13 @@ async def test_an_order_is_confirmed_stored_and_published(
     assert await stock.available(lamp) == 2
     assert await stock.reservation(order["id"]) == ("reserved", {lamp: 3, chair: 1})
     [event] = await topic.wait_for(order["id"], "order.created")
-    assert (event.type, event.sequence, event.subject, event.specversion) == ("order.created", 1, order["id"], "1.0")
+    assert (event.type, event.sequence, event.subject, event.specversion) == ("order.created", "1", order["id"], "1.0")
     assert event.data.status == "confirmed"
     [message] = topic.messages_of(order["id"])
     assert "Lämp".encode() in message.value()
-    assert dict(message.headers())["x-request-id"] == response.headers["x-request-id"].encode()
+    headers = dict(message.headers())
+    assert headers["x-request-id"] == response.headers["x-request-id"].encode()
+    assert headers["content-type"] == b"application/cloudevents+json; charset=UTF-8"
     await until(lambda: "outbox" not in documents.find_one({"_id": UUID(order["id"])}), what="outbox empty")
     stored = documents.find_one({"_id": UUID(order["id"])})
     assert {"unsent_since", "claimed_by", "claimed_at"} & set(stored) == set()

@@ -177,9 +177,9 @@ async def test_a_cancellation_published_before_the_creation_is_published_again_a
     await service.deps.relay.run_once()
     await until(lambda: len(own_topic.events_of(swapped)) == 3, what="cancellation published again")
     assert [(e.type, e.sequence) for e in own_topic.events_of(swapped)] == [
-        ("order.cancelled", 2),
-        ("order.created", 1),
-        ("order.cancelled", 2),
+        ("order.cancelled", "2"),
+        ("order.created", "1"),
+        ("order.cancelled", "2"),
     ]
     assert own_topic.events_of(swapped)[0].id == own_topic.events_of(swapped)[2].id
     assert len(own_topic.messages_of(intact)) == 2

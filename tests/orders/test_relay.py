@@ -41,9 +41,9 @@ async def test_a_relay_slower_than_its_lease_publishes_a_duplicate_with_the_same
         await until(lambda: len(topic.events_of(order["id"])) == 3, what="the late duplicate")
     published = topic.events_of(order["id"])
     assert [(e.type, e.sequence) for e in published] == [
-        ("order.created", 1),
-        ("order.cancelled", 2),
-        ("order.created", 1),
+        ("order.created", "1"),
+        ("order.cancelled", "2"),
+        ("order.created", "1"),
     ]
     assert published[0].id == published[2].id != published[1].id
     assert await stock.available(lamp) == 5
@@ -105,7 +105,7 @@ async def test_a_cancellation_between_publishing_and_removal_is_published_second
         assert (await other.http.delete(f"/api/order/{order['id']}")).status_code == 204
         published.open()
         events = await topic.wait_for(order["id"], "order.created", "order.cancelled")
-        assert [e.sequence for e in events] == [1, 2]
+        assert [e.sequence for e in events] == ["1", "2"]
 
 
 async def test_a_cancellation_just_after_the_removal_is_published_without_delay(

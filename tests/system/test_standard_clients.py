@@ -84,7 +84,7 @@ async def test_a_plain_kafka_consumer_reads_cloud_events(shop: System, http: htt
         "1.0",
         "order.created",
         order["id"],
-        1,
+        "1",
     )
     assert event["data"] == order
 

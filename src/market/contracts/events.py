@@ -18,8 +18,11 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 CREATED = "order.created"
 CANCELLED = "order.cancelled"
-SEQUENCE = {CREATED: 1, CANCELLED: 2}
-# Kafka headers of each message.
+SEQUENCE = {CREATED: "1", CANCELLED: "2"}
+# Kafka headers of each message. The content type is what the CloudEvents SDKs recognize the structured mode by (Kafka
+# Protocol Binding for CloudEvents 1.0, section 3.3).
+CONTENT_TYPE_HEADER = "content-type"
+CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
 REQUEST_ID_HEADER = "x-request-id"
 TRACE_HEADER = "traceparent"
 
@@ -52,7 +55,11 @@ class Order(Struct, frozen=True, kw_only=True):
 
 
 class OrderEvent(Struct, frozen=True, kw_only=True):
-    """A CloudEvent. `type` is order.created or order.cancelled, `subject` the order's id."""
+    """A CloudEvent. `type` is order.created or order.cancelled, `subject` the order's id.
+
+    `sequence` is text, as the CloudEvents extension of that name requires. Early events have a number: consumers accept
+    both and compare `sequence_number`.
+    """
 
     specversion: Literal["1.0"] = "1.0"
     id: str
@@ -61,8 +68,16 @@ class OrderEvent(Struct, frozen=True, kw_only=True):
     subject: str
     time: str
     datacontenttype: str = "application/json"
-    sequence: int
+    sequence: str | int
     data: Order
+
+    @property
+    def sequence_number(self) -> int:
+        """The position of the event among those of its order, from 1. Raises ValueError if `sequence` has none."""
+        digits = str(self.sequence)
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 10 and 0 < int(digits) < 2**31):
+            raise ValueError("sequence: must be a whole number from 1 to 2147483647")
+        return int(digits)
 
 
 def event_id(order_id: UUID, event_type: str) -> UUID:

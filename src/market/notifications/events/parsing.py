@@ -67,6 +67,10 @@ def parse_notice(message: Message) -> Notice | None:
         event = _decode_event(message.value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise InvalidEvent(str(e)[:300]) from None
+    try:
+        sequence = event.sequence_number
+    except ValueError as e:
+        raise InvalidEvent(str(e)) from None
     order = event.data
     if not _EVENT_ID.fullmatch(event.id) or len(event.id) > 200:
         raise InvalidEvent(
@@ -94,7 +98,7 @@ def parse_notice(message: Message) -> Notice | None:
     return Notice(
         event_id=event.id,
         kind=_KINDS[event.type],
-        sequence=event.sequence,
+        sequence=sequence,
         order_id=order_id,
         recipient=next((a for a in (order.email, order.user) if a and text.is_email_address(a)), None),
         lines=lines,

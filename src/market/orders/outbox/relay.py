@@ -155,7 +155,10 @@ class Relay:
 
     def _send(self, order: Order) -> None:
         entry = order.outbox[0]
-        headers: list[tuple[str, str | bytes | None]] = [(events.REQUEST_ID_HEADER, entry.request_id.encode())]
+        headers: list[tuple[str, str | bytes | None]] = [
+            (events.CONTENT_TYPE_HEADER, events.CONTENT_TYPE.encode()),
+            (events.REQUEST_ID_HEADER, entry.request_id.encode()),
+        ]
         if entry.traceparent:
             headers.append((events.TRACE_HEADER, entry.traceparent.encode()))
         if not self.producer.send(
