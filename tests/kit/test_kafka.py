@@ -21,6 +21,7 @@ from market.kit.kafka import (
     ensure_topics,
     producer_settings,
 )
+from tests.support.kafka import cause_fatal_error
 from tests.support.waiting import until
 
 NOBODY = "127.0.0.1:1"
@@ -159,6 +160,42 @@ async def test_an_error_in_the_callback_does_not_stop_later_results(make: Any) -
     for token in ("one", "two"):
         producer.send("topic", bytes(3_000), token=token)
         await until(lambda token=token: token in seen)
+
+
+async def test_a_fatal_error_loses_no_result_of_what_was_in_flight(make: Any, kafka: Any, topic: str) -> None:
+    results = Results()
+    producer = make(kafka.bootstrap_servers, results)
+    await producer.send_and_wait(topic, b"first")
+    waiting = asyncio.create_task(producer.send_and_wait(topic, b"awaited"))
+    kafka.pause()
+    try:
+        for n in range(300):
+            assert producer.send(topic, b"value", key=b"key", token=str(n))
+        # By now, librdkafka has sent them, and waits for the response.
+        await asyncio.sleep(0.5)
+        cause_fatal_error(producer)
+        await until(lambda: len(results.all) == 300, what="all results")
+        with pytest.raises(KafkaException):
+            await waiting
+    finally:
+        kafka.resume()
+    assert not any(result.permanent for result in results.all.values())
+    await producer.send_and_wait(topic, b"by the new producer")
+    assert sum(len(call) for call in results.calls) == 300
+    await until(lambda: producer.pending == 0)
+
+
+async def test_a_late_error_of_a_replaced_producer_does_not_replace_its_successor(make: Any, kafka: Any) -> None:
+    producer = make(kafka.bootstrap_servers)
+    first = producer._librdkafka
+    cause_fatal_error(producer)
+    # Two reports of the same error: by the callback, and by this call.
+    with pytest.raises(KafkaException):
+        await producer.send_and_wait("topic", b"")
+    await until(lambda: producer._librdkafka is not first, what="a new producer")
+    second = producer._librdkafka
+    await asyncio.sleep(1.5)
+    assert producer._librdkafka is second
 
 
 async def test_ensure_topics_creates_what_does_not_exist_and_updates_settings_when_asked(kafka: Any) -> None:

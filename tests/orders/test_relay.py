@@ -49,6 +49,21 @@ async def test_a_relay_slower_than_its_lease_publishes_a_duplicate_with_the_same
     assert await stock.available(lamp) == 5
 
 
+async def test_an_event_whose_delivery_result_is_lost_is_sent_again_by_the_same_process(
+    new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, topic: Topic, tmp_path: Path
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    settings = new_settings(lease_seconds=2, relay_interval_seconds=0.2)
+    async with gated_service(settings, tmp_path, background=True) as service:
+        lost = gate_at(service, "orders.after-publish")
+        order_id = (await service.place([(lamp, 2)])).json()["id"]
+        await lost.wait_until_reached()
+        await until(lambda: _is_outbox_empty(service), what="outbox empty")
+        lost.open()
+        await until(lambda: len(topic.events_of(order_id)) == 2, what="the duplicate")
+
+
 async def test_two_relays_on_one_database_publish_each_event_once(
     new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, topic: Topic, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from market.kit.errors import Unavailable
 from market.orders.domain import Order
 from market.orders.outbox.relay import Relay
+from tests.support.kafka import cause_fatal_error
 from tests.support.waiting import until
 
 from .catalogue import FakeCatalogue
@@ -97,6 +98,33 @@ async def test_events_of_an_outage_are_published_in_sequence_soon_after_it(
 
         await until(are_outboxes_empty, what="outboxes empty")
     assert await stock.available(lamp) == 50 - 2 - 5
+
+
+async def test_events_in_flight_at_a_fatal_error_are_published_by_the_same_process_within_the_lease(
+    new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, topic: Topic, kafka: Any
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 100)
+    settings = new_settings(relay_interval_seconds=0.2)
+    settings["kafka"]["delivery_seconds"] = 300
+    async with serving(settings) as service:
+        await topic.wait_for((await service.place([(lamp, 1)])).json()["id"], "order.created")
+        kafka.pause()
+        try:
+            responses = await asyncio.gather(*(service.place([(lamp, 1)]) for _ in range(50)))
+            order_ids = [response.json()["id"] for response in responses]
+            cause_fatal_error(service.deps.relay.producer)
+            await until(lambda: are_all_released(service), what="leases released")
+        finally:
+            kafka.resume()
+        for order_id in order_ids:
+            await topic.wait_for(order_id, "order.created", seconds=LEASE_SECONDS / 5)
+
+        async def are_outboxes_empty() -> bool:
+            return not await service.documents.count_documents({"outbox": {"$exists": True}})
+
+        await until(are_outboxes_empty, what="outboxes empty")
+        await until(lambda: service.deps.relay.idle, what="relay idle")
 
 
 async def test_a_relay_slower_than_its_lease_does_not_release_the_lease_of_another(

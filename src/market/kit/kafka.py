@@ -36,6 +36,7 @@ log = logs.get_logger("kafka")
 
 # Allowance for key, headers and framing on top of the largest value.
 _OVERHEAD_BYTES = 65_536
+_MIN_RECREATE_SECONDS = 1.0
 
 # Kafka will never accept a message that failed with one of these. Every other error can be retried.
 _PERMANENT = frozenset(
@@ -129,8 +130,8 @@ class Producer(Generic[Token]):
     on_delivery: awaited in the event loop with `(token, result)` of every message that `send` accepted.
         One call gets all results that arrived since the last one. An exception that it raises is logged.
 
-    A fatal error makes librdkafka's idempotent producer unusable; it is then replaced by a new one, and its pending
-    messages fail.
+    A fatal error makes librdkafka's idempotent producer unusable. Its pending messages then fail, which is reported like
+    every other result, and it is replaced by a new one, at most once a second.
     """
 
     def __init__(
@@ -157,6 +158,10 @@ class Producer(Generic[Token]):
         self._waiters: set[asyncio.Future[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._stopping = False
+        self._replacing = False
+        self._created_at = 0.0
+        # Replaced producers, whose last results have not been polled yet.
+        self._retired: list[_Librdkafka] = []
         self._librdkafka = self._create()
         self._thread = threading.Thread(target=self._poll, name=f"kafka {client_id}", daemon=True)
         self._thread.start()
@@ -164,7 +169,7 @@ class Producer(Generic[Token]):
     @property
     def pending(self) -> int:
         """The number of messages whose delivery result is not known yet."""
-        return len(self._librdkafka) + len(self._results)
+        return len(self._librdkafka) + sum(len(old) for old in tuple(self._retired)) + len(self._results)
 
     def send(
         self,
@@ -193,7 +198,7 @@ class Producer(Generic[Token]):
         except KafkaException as e:
             # Rejected before it was sent: the message is too large, or the producer has had a fatal error.
             self._report(token, DeliveryResult(e.args[0]))
-            self._recreate_after(e.args[0])
+            self._replace_after(e.args[0], self._librdkafka)
         return True
 
     async def send_and_wait(
@@ -229,7 +234,7 @@ class Producer(Generic[Token]):
         except BufferError:
             raise KafkaException(KafkaError(KafkaError._QUEUE_FULL)) from None
         except KafkaException as e:
-            self._recreate_after(e.args[0])
+            self._replace_after(e.args[0], self._librdkafka)
             raise
         self._waiters.add(waiter)
         try:
@@ -257,15 +262,26 @@ class Producer(Generic[Token]):
                 waiter.set_exception(KafkaException(KafkaError(KafkaError._PURGE_INFLIGHT)))
 
     def _create(self) -> _Librdkafka:
-        return _Librdkafka({**self._settings, "error_cb": self._on_error})
+        self._created_at = self._loop.time()
+        return _Librdkafka(self._settings)
 
     def _poll(self) -> None:
         while not self._stopping and not self._loop.is_closed():
-            try:
-                self._librdkafka.poll(0.1)
-            except Exception as e:
-                # What a callback raised. Without this thread, no result would ever arrive.
-                count_failure("kafka-producer", e)
+            self._poll_one(self._librdkafka, 0.1)
+            for old in tuple(self._retired):
+                self._poll_one(old, 0)
+                if not len(old):
+                    self._retired.remove(old)
+
+    def _poll_one(self, librdkafka: _Librdkafka, timeout_seconds: float) -> None:
+        try:
+            librdkafka.poll(timeout_seconds)
+        except KafkaException as e:
+            # A fatal error is raised here, once, and not passed to `error_cb`.
+            self._loop.call_soon_threadsafe(self._replace_after, e.args[0], librdkafka)
+        except Exception as e:
+            # What a callback raised. Without this thread, no result would ever arrive.
+            count_failure("kafka-producer", e)
 
     def _report(self, token: Token, result: DeliveryResult) -> None:
         # Called in the polling thread. One wake-up of the loop is enough for all results that arrive before it runs.
@@ -290,18 +306,23 @@ class Producer(Generic[Token]):
         except Exception as e:
             log.warning("delivery callback failed", messages=len(results), error=str(e)[:200])
 
-    def _on_error(self, error: KafkaError) -> None:
-        # Called in the polling thread.
-        if error.fatal():
-            self._loop.call_soon_threadsafe(self._recreate_after, error)
-
-    def _recreate_after(self, error: KafkaError) -> None:
-        if not error.fatal():
+    def _replace_after(self, error: KafkaError, failed: _Librdkafka) -> None:
+        # An error may be reported twice, and late: it must not replace the successor of the producer that had it.
+        if not error.fatal() or failed is not self._librdkafka or self._replacing:
             return
         log.error("fatal producer error, recreating producer", error=str(error))
-        old, self._librdkafka = self._librdkafka, self._create()
-        old.purge()
-        old.poll(0)
+        self._replacing = True
+        # Fails what is queued and in flight. Some of these results arrive later, from librdkafka's broker threads.
+        self._librdkafka.purge()
+        # An error that does not go away, such as a missing permission, must not keep the processor busy.
+        self._loop.call_at(self._created_at + _MIN_RECREATE_SECONDS, self._replace)
+
+    def _replace(self) -> None:
+        self._replacing = False
+        if self._stopping:
+            return
+        self._retired.append(self._librdkafka)
+        self._librdkafka = self._create()
 
 
 @dataclass(frozen=True)

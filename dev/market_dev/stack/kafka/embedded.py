@@ -29,7 +29,7 @@ class Broker:
     """librdkafka's broker. It runs as long as this object exists."""
 
     def __init__(self) -> None:
-        lib = ctypes.CDLL(_library())
+        lib = ctypes.CDLL(library())
         lib.rd_kafka_new.restype = ctypes.c_void_p
         lib.rd_kafka_new.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
         lib.rd_kafka_mock_cluster_new.restype = ctypes.c_void_p
@@ -53,7 +53,8 @@ class Broker:
         self.port = int(lib.rd_kafka_mock_cluster_bootstraps(self._cluster).decode().split(",")[0].rpartition(":")[2])
 
 
-def _library() -> str:
+def library() -> str:
+    """Return the path of the librdkafka that confluent_kafka uses."""
     spec = find_spec("confluent_kafka")
     assert spec is not None
     assert spec.origin is not None

@@ -10,6 +10,7 @@ tries one order per pass, a different one each time. A crashed process's orders 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -73,7 +74,8 @@ class Relay:
         self._lease_releases: Batcher[UUID, None] = Batcher(
             self._release_many, name="orders.release-lease", max_batch_size=256
         )
-        self._in_flight: set[UUID] = set()
+        # Orders with an event in flight, and when it was sent, in seconds of time.monotonic().
+        self._in_flight: dict[UUID, float] = {}
         # Orders that were leased again while in flight: their first event has been removed from the outbox, but
         # `_remove` has not returned yet.
         self._reclaimed: set[UUID] = set()
@@ -96,10 +98,13 @@ class Relay:
         """Send the first event in the order's outbox, then the others. This process must hold the lease."""
         if not order.outbox:
             return
-        if order.id in self._in_flight:
-            self._reclaimed.add(order.id)
-            return
-        self._in_flight.add(order.id)
+        if (sent_at := self._in_flight.get(order.id)) is not None:
+            if time.monotonic() - sent_at < self._lease_seconds:
+                self._reclaimed.add(order.id)
+                return
+            # The producer gives up long before that, so this delivery result was lost. The event is sent again.
+            log.error("delivery result overdue, sending the event again", order_id=str(order.id))
+        self._in_flight[order.id] = time.monotonic()
         if self._faults:
             self._spawn(self._send_with_faults(self._faults, order))
         else:
@@ -177,7 +182,7 @@ class Relay:
         task.add_done_callback(self._tasks.discard)
 
     def _settle(self, order_id: UUID) -> None:
-        self._in_flight.discard(order_id)
+        self._in_flight.pop(order_id, None)
         self._settled.set()
         if order_id in self._reclaimed:
             self._reclaimed.discard(order_id)
