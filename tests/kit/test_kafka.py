@@ -15,12 +15,12 @@ from market.kit.config import Kafka
 from market.kit.kafka import (
     DeliveryResult,
     Producer,
-    Topic,
     client_settings,
     consumer_settings,
-    ensure_topics,
     producer_settings,
 )
+from market.kit.process.tasks import periodic_tasks
+from market.kit.topics import Topic, TopicKeeper, ensure_topics
 from tests.support.kafka import cause_fatal_error
 from tests.support.waiting import until
 
@@ -198,26 +198,94 @@ async def test_a_late_error_of_a_replaced_producer_does_not_replace_its_successo
     assert producer._librdkafka is second
 
 
-async def test_ensure_topics_creates_what_does_not_exist_and_updates_settings_when_asked(kafka: Any) -> None:
+async def test_ensure_topics_creates_what_does_not_exist(kafka: Any) -> None:
     config = Kafka(bootstrap_servers=kafka.bootstrap_servers)
-    name = f"kit-{uuid4().hex[:8]}"
+    name = new_name()
+    topic = Topic(name, 2, 1, {"retention.ms": "3600000"})
     if kafka.kind == "embedded":
-        assert not await ensure_topics(config, "test", [Topic(name, 2, 1)], 1)
+        assert not await ensure_topics(config, "test", [topic], 1)
         return
-    assert await ensure_topics(config, "test", [Topic(name, 2, 1)], 60)
-    settings = {"retention.ms": "3600000"}
-    assert await ensure_topics(config, "test", [Topic(name, 3, 1, settings)], 60)
-    assert await asyncio.to_thread(described, config, name) == (2, str(7 * 24 * 3600 * 1000))
-    assert await ensure_topics(config, "test", [Topic(name, 3, 1, settings)], 60, update_settings=True)
-    assert await asyncio.to_thread(described, config, name) == (2, "3600000")
+    assert await ensure_topics(config, "test", [topic], 60)
+    partitions, settings = await asyncio.to_thread(described, config, name)
+    assert (partitions, settings["retention.ms"]) == (2, "3600000")
 
 
-def described(config: Kafka, name: str) -> tuple[int, str]:
-    """The topic's number of partitions and its retention.ms."""
+async def test_ensure_topics_keeps_what_an_operator_has_set(kafka: Any) -> None:
+    config = Kafka(bootstrap_servers=kafka.bootstrap_servers)
+    if kafka.kind == "embedded":
+        return
+    set_by_operator = {"retention.ms": "600000", "max.message.bytes": "900000", "min.insync.replicas": "1"}
+    name = new_name()
+    assert await ensure_topics(config, "test", [Topic(name, 5, 1, set_by_operator)], 60)
+    wanted = {"retention.ms": "3600000", "max.message.bytes": "800000", "segment.bytes": "2000000"}
+    topic = Topic(name, 2, 1, wanted)
+    assert await ensure_topics(config, "test", [topic], 60)
+    before = await asyncio.to_thread(described, config, name)
+    assert before[1]["segment.bytes"] == str(2**30)
+    assert await ensure_topics(config, "test", [topic], 60, set_defaults=True)
+    # Only what had no value of its own is set.
+    after = (5, {**before[1], "segment.bytes": "2000000"})
+    assert await asyncio.to_thread(described, config, name) == after
+    assert await ensure_topics(config, "test", [topic], 60, set_defaults=True)
+    assert await asyncio.to_thread(described, config, name) == after
+    assert {n: after[1][n] for n in set_by_operator} == set_by_operator
+
+
+async def test_a_setting_below_what_the_service_needs_is_logged(kafka: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Kafka(bootstrap_servers=kafka.bootstrap_servers)
+    if kafka.kind == "embedded":
+        return
+    name = new_name()
+    assert await ensure_topics(config, "test", [Topic(name, 1, 1, {"max.message.bytes": "900000"})], 60)
+    needed = Topic(name, 1, 1, {"max.message.bytes": "4000000"})
+    assert await ensure_topics(config, "test", [needed], 60, set_defaults=True)
+    assert "topic setting is below what the service needs" in capsys.readouterr().out
+    assert (await asyncio.to_thread(described, config, name))[1]["max.message.bytes"] == "900000"
+
+
+async def test_a_deleted_topic_is_created_again_soon_after_a_message_was_not_delivered(make: Any, kafka: Any) -> None:
+    if kafka.kind == "embedded":
+        return
+    config = Kafka(bootstrap_servers=kafka.bootstrap_servers)
+    name = new_name()
+    topics = TopicKeeper(config, "test", [Topic(name, 3, 1)])
+    results = Results()
+    producer = make(kafka.bootstrap_servers, results, delivery_seconds=2, on_failure=topics.check_soon)
+
+    async def send_again() -> float:
+        producer.send(name, b"", token=uuid4().hex)
+        return 0.5
+
+    async with periodic_tasks({"topics": topics.check, "send": send_again}):
+        await until(lambda: acknowledged(results) > 0, what="acknowledged")
+        await asyncio.to_thread(delete_topic, config, name)
+        await until(lambda: any(result.error for result in results.all.values()), what="a failure")
+        failed = asyncio.get_running_loop().time()
+        before = acknowledged(results)
+        await until(lambda: acknowledged(results) > before, what="acknowledged by the new topic")
+        assert asyncio.get_running_loop().time() - failed < 30
+    assert (await asyncio.to_thread(described, config, name))[0] == 3
+
+
+def acknowledged(results: Results) -> int:
+    return sum(result.error is None for result in results.all.values())
+
+
+def new_name() -> str:
+    return f"kit-{uuid4().hex[:8]}"
+
+
+def delete_topic(config: Kafka, name: str) -> None:
+    admin = AdminClient(client_settings(config, "test"))
+    admin.delete_topics([name])[name].result()
+
+
+def described(config: Kafka, name: str) -> tuple[int, dict[str, str]]:
+    """The topic's number of partitions, and its settings."""
     admin = AdminClient(client_settings(config, "test"))
     partitions = len(admin.list_topics(name, timeout=60).topics[name].partitions)
     [found] = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, name)]).values()
-    return partitions, found.result()["retention.ms"].value
+    return partitions, {name: entry.value for name, entry in found.result().items()}
 
 
 async def test_ensure_topics_returns_false_when_no_broker_answers() -> None:

@@ -15,9 +15,11 @@ from uuid import uuid4
 import httpx
 import psutil
 import pytest
+from confluent_kafka.admin import AdminClient
 from market_dev.chaos.proxy import Proxy
 from market_dev.stack.kafka import apache
 
+from market.contracts import events
 from market.orders import service as use_cases
 from tests.support.ports import free_port
 from tests.support.servers import ServerHandle
@@ -25,6 +27,7 @@ from tests.support.waiting import PATIENCE, until
 
 from .catalogue import FakeCatalogue
 from .gates import arm, gate_at, gated_service, open_together, reached
+from .reconciliation import is_published
 from .service import (
     IDLE,
     NOTHING_OVERDUE,
@@ -309,3 +312,43 @@ async def test_a_missing_topic_or_a_full_disk_delays_events_and_loses_none(
         await asyncio.to_thread(reader.close)
         await asyncio.to_thread(broker.stop)
     assert await stock.available(lamp) == 44
+
+
+async def test_a_deleted_topic_is_created_again_within_seconds(
+    isolated_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, server_directory: Path
+) -> None:
+    if reason := apache.why_unavailable():
+        pytest.skip(f"the embedded broker creates topics automatically ({reason})")
+    broker = ServerHandle(
+        apache.ApacheKafka(
+            free_port(), free_port(), server_directory / "kafka-topic-deleted", server_directory / "logs"
+        )
+    )
+    await asyncio.to_thread(broker.start, 2 * PATIENCE)
+    bootstrap_servers = f"127.0.0.1:{broker.port}"
+    lamp = catalogue.add()
+    await stock.set(lamp, 50)
+    reader: Topic | None = None
+    try:
+        settings = isolated_settings(
+            database=f"orders_topic_{uuid4().hex[:8]}",
+            recovery={"after_seconds": 600, "lease_seconds": 600, "relay_interval_seconds": 0.5},
+            kafka={"bootstrap_servers": bootstrap_servers, "partitions": 3, "delivery_seconds": 2},
+        )
+        await migrate(settings)
+        async with serving(settings) as service:
+            order = (await service.place([(lamp, 1)])).json()
+            await until(lambda: is_published(service, order["id"]), what="published")
+            admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+            await asyncio.to_thread(admin.delete_topics([events.TOPIC])[events.TOPIC].result, PATIENCE)
+            order_ids = [(await service.place([(lamp, 1)])).json()["id"] for _ in range(3)]
+            for order_id in order_ids:
+                await until(lambda order_id=order_id: is_published(service, order_id), what="published")
+            reader = Topic(bootstrap_servers)
+            for order_id in order_ids:
+                await reader.wait_for(order_id, "order.created")
+        assert len(admin.list_topics(events.TOPIC, timeout=PATIENCE).topics[events.TOPIC].partitions) == 3
+    finally:
+        if reader is not None:
+            await asyncio.to_thread(reader.close)
+        await asyncio.to_thread(broker.stop)

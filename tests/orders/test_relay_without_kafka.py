@@ -196,7 +196,7 @@ async def test_a_failing_relay_tries_each_order_in_turn(
                 published.append(order.id)
                 super().publish(order)
 
-        recording = RecordingRelay(service.config, service.deps.relay.outbox, service.deps.clock, None)
+        recording = RecordingRelay(service.config, relay.outbox, service.deps.clock, None, relay.topics)
         try:
             # A first failure tells it that Kafka is unavailable, which the service's own relay already knows.
             assert await recording.run_once() > 0

@@ -1,4 +1,4 @@
-"""Kafka: the settings that every client shares, a producer for asyncio, and the creation of topics.
+"""Kafka: the settings that every client shares, and a producer for asyncio.
 
     producer = Producer(config.kafka, "market.orders", max_message_bytes=4_194_304, on_delivery=clear_outbox)
     producer.send("orders", value, key=b"...", headers=[], token=order_id)   # the result is passed to clear_outbox
@@ -12,19 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Producer as _Librdkafka
-from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs do not say that they export these
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    NewTopic,
-)
 
 from market.kit.config import Kafka
 from market.kit.process import logs
@@ -129,9 +122,11 @@ class Producer(Generic[Token]):
     linger_seconds: how long a message may wait to be sent in a batch with others.
     on_delivery: awaited in the event loop with `(token, result)` of every message that `send` accepted.
         One call gets all results that arrived since the last one. An exception that it raises is logged.
+    on_failure: called when Kafka has not accepted a message that it should accept, in any thread. The topic may be
+        missing, so `TopicKeeper.check_soon` is a good choice.
 
-    A fatal error makes librdkafka's idempotent producer unusable. Its pending messages then fail, which is reported like
-    every other result, and it is replaced by a new one, at most once a second.
+    A fatal error makes librdkafka's idempotent producer unusable. Its pending messages then fail, which is reported as
+    every other result is, and it is replaced by a new one, at most once a second.
     """
 
     def __init__(
@@ -143,6 +138,7 @@ class Producer(Generic[Token]):
         delivery_seconds: float = 10.0,
         linger_seconds: float = 0.0,
         on_delivery: Callable[[list[tuple[Token, DeliveryResult]]], Awaitable[None]] | None = None,
+        on_failure: Callable[[], None] | None = None,
     ) -> None:
         self._settings = producer_settings(
             config,
@@ -152,6 +148,7 @@ class Producer(Generic[Token]):
             linger_seconds=linger_seconds,
         )
         self._on_delivery = on_delivery
+        self._on_failure = on_failure
         self._results: list[tuple[Token, DeliveryResult]] = []
         self._lock = threading.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -225,6 +222,7 @@ class Producer(Generic[Token]):
                 waiter.set_exception(KafkaException(error))
 
         def delivered(error: KafkaError | None, _: object) -> None:
+            self._check_failure(DeliveryResult(error))
             self._loop.call_soon_threadsafe(settle, error)
 
         try:
@@ -283,8 +281,13 @@ class Producer(Generic[Token]):
             # What a callback raised. Without this thread, no result would ever arrive.
             count_failure("kafka-producer", e)
 
+    def _check_failure(self, result: DeliveryResult) -> None:
+        if self._on_failure is not None and result.error is not None and not result.permanent:
+            self._on_failure()
+
     def _report(self, token: Token, result: DeliveryResult) -> None:
-        # Called in the polling thread. One wake-up of the loop is enough for all results that arrive before it runs.
+        self._check_failure(result)
+        # Most often called in the polling thread. One wake-up of the loop is enough for several results.
         with self._lock:
             self._results.append((token, result))
             first = len(self._results) == 1
@@ -323,67 +326,3 @@ class Producer(Generic[Token]):
             return
         self._retired.append(self._librdkafka)
         self._librdkafka = self._create()
-
-
-@dataclass(frozen=True)
-class Topic:
-    """The desired state of a topic. `settings` are the broker's topic-level settings, such as retention.ms."""
-
-    name: str
-    partitions: int
-    replication_factor: int
-    settings: Mapping[str, str] = field(default_factory=dict)
-
-
-async def ensure_topics(
-    config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, *, update_settings: bool = False
-) -> bool:
-    """Create the topics that do not exist. With `update_settings`, also apply the settings to those that do.
-
-    Return False, and log the reason, if that failed or took longer than `timeout_seconds`. Concurrent calls are safe.
-    An existing topic keeps its number of partitions.
-    """
-    return await asyncio.to_thread(_ensure_topics, config, client_id, topics, timeout_seconds, update_settings)
-
-
-def _ensure_topics(
-    config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, update_settings: bool
-) -> bool:
-    # In a variable: a temporary client would be garbage-collected, and its requests lost.
-    admin = AdminClient(client_settings(config, client_id))
-    new = [
-        NewTopic(t.name, num_partitions=t.partitions, replication_factor=t.replication_factor, config=dict(t.settings))
-        for t in topics
-    ]
-    created = admin.create_topics(new, operation_timeout=timeout_seconds, request_timeout=timeout_seconds)
-    for name, future in created.items():
-        try:
-            future.result()
-            log.info("topic created", topic=name)
-        except KafkaException as e:
-            if e.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                log.warning("topic not created", topic=name, reason=e.args[0].str())
-                return False
-    return _update_settings(admin, topics, timeout_seconds) if update_settings else True
-
-
-def _update_settings(admin: AdminClient, topics: Sequence[Topic], timeout_seconds: float) -> bool:
-    resources = [
-        ConfigResource(
-            ConfigResource.Type.TOPIC,
-            topic.name,
-            incremental_configs=[
-                ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-                for name, value in topic.settings.items()
-            ],
-        )
-        for topic in topics
-        if topic.settings
-    ]
-    try:
-        for future in admin.incremental_alter_configs(resources, request_timeout=timeout_seconds).values():
-            future.result()
-    except KafkaException as e:
-        log.warning("topic settings not updated", reason=e.args[0].str())
-        return False
-    return True

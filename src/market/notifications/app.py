@@ -9,10 +9,13 @@ from datetime import timedelta
 
 from market.kit.process.lifecycle import Process, Server
 from market.kit.process.tasks import periodic_tasks
+from market.kit.topics import TopicKeeper
 from market.notifications import api
 from market.notifications.config import Config
-from market.notifications.dead_letters.writer import DeadLetterWriter, ensure_topic
+from market.notifications.dead_letters import writer
+from market.notifications.dead_letters.writer import DeadLetterWriter
 from market.notifications.mail.mailer import Mailer, MailServer
+from market.notifications.sent_log import log as sent_log_topic
 from market.notifications.sent_log.log import SentLog
 from market.notifications.service import Deps
 
@@ -28,8 +31,10 @@ class Clients:
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
     """Yield the consumer, not yet started. Connects to nothing: `start` waits for Kafka, `send` for the mail server."""
     mailer = Mailer(config, (clients or Clients()).mail_server)
-    dead_letters = DeadLetterWriter(config.kafka)
-    sent_log = SentLog(config.kafka, max_ids=config.kafka.sent_log_max_ids)
+    created = [writer.topic(config.kafka), sent_log_topic.topic(config.kafka)] if config.kafka.partitions else []
+    topics = TopicKeeper(config.kafka, "market.notifications", created, set_defaults=True)
+    dead_letters = DeadLetterWriter(config.kafka, topics.check_soon)
+    sent_log = SentLog(config.kafka, max_ids=config.kafka.sent_log_max_ids, on_failure=topics.check_soon)
     deps = Deps(
         mailer,
         dead_letters,
@@ -41,14 +46,15 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         sent_log_min_age=timedelta(seconds=config.kafka.sent_log_min_age_seconds),
     )
     consumer = api.orders_consumer(config, deps, sent_log, process.health)
-    steps = {"sent-log": sent_log.flush, "topic": consumer.check_topic, "lag": consumer.observe_lag}
-
-    async def ensure_dead_letter_topic() -> float:
-        """Return the seconds until the next check."""
-        return 3600.0 if await ensure_topic(config.kafka, timeout_seconds=5) else 5.0
+    steps = {
+        "topics": topics.check,
+        "sent-log": sent_log.flush,
+        "topic": consumer.check_topic,
+        "lag": consumer.observe_lag,
+    }
 
     try:
-        async with periodic_tasks({"dead-letter-topic": ensure_dead_letter_topic, **steps}):
+        async with periodic_tasks(steps):
             yield consumer
     finally:
         # The lifecycle has already called this, unless start-up failed. The consumer's thread must not outlive the

@@ -11,12 +11,12 @@ from uuid import uuid4
 from market.contracts import events
 from market.kit.http.client import HttpClient
 from market.kit.http.server import HttpServer
-from market.kit.kafka import Topic, ensure_topics
 from market.kit.process import logs
 from market.kit.process.health import Health
 from market.kit.process.lifecycle import Process, Server
 from market.kit.process.tasks import Step, periodic_tasks
 from market.kit.rpc import client as rpc
+from market.kit.topics import Topic, TopicKeeper, ensure_topics
 from market.orders import api, metrics, service
 from market.orders.clients import InventoryClient, ProductsClient
 from market.orders.config import Config, Kafka
@@ -63,11 +63,12 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         inventory = clients.inventory or InventoryClient(
             await stack.enter_async_context(rpc.channel(config.inventory)), config.inventory
         )
+        topics = TopicKeeper(config.kafka, "market.orders", _topics(config.kafka))
         deps = Deps(
             orders=OrderRepository(collection, instance_id=instance_id),
             products=products,
             inventory=inventory,
-            relay=Relay(config, outbox, process.clock, process.faults),
+            relay=Relay(config, outbox, process.clock, process.faults, topics),
             clock=process.clock,
             faults=process.faults,
         )
@@ -102,7 +103,7 @@ def http_server(config: Config, process: Process, deps: Deps) -> HttpServer:
 
 
 def background_steps(config: Config, deps: Deps) -> Mapping[str, Step]:
-    """Return the steps that `periodic_tasks` repeats: recovery, the relay, the metrics and topic creation."""
+    """Return the steps that `periodic_tasks` repeats: recovery, the relay, the metrics and the topic."""
     recovery = config.recovery
 
     async def recover() -> float:
@@ -119,32 +120,28 @@ def background_steps(config: Config, deps: Deps) -> Mapping[str, Step]:
         metrics.WITH_REJECTED_EVENTS.set(statistics.with_rejected_events)
         return 5.0
 
-    async def create_topic() -> float:
-        # Normally the topic exists already. `migrate` creates it, unless Kafka is unavailable at that time.
-        return 3600.0 if await _ensure_topic(config.kafka, 5) else 5.0
-
     return {
         "recovery": recover,
         "relay": deps.relay.run_once,
         "metrics": update_metrics,
-        "topic": create_topic,
+        # Normally the topic exists already: `migrate` creates it, unless Kafka is unavailable at that time.
+        "topic": deps.relay.topics.check,
     }
 
 
-async def _ensure_topic(config: Kafka, timeout_seconds: float, *, update_settings: bool = False) -> bool:
+def _topics(config: Kafka) -> list[Topic]:
     if config.partitions == 0:
-        return True
+        return []
     settings = {
         "retention.ms": str(events.RETENTION_MS),
         "max.message.bytes": str(events.MAX_MESSAGE_BYTES),
         "min.insync.replicas": str(config.min_insync),
     }
-    topic = Topic(events.TOPIC, config.partitions, config.replication, settings)
-    return await ensure_topics(config, "market.orders", [topic], timeout_seconds, update_settings=update_settings)
+    return [Topic(events.TOPIC, config.partitions, config.replication, settings)]
 
 
 async def migrate(config: Config, _: list[str]) -> int:
-    """Create the indexes and the topic, and return the exit status, 0.
+    """Create the indexes and the topic, and return the exit status, 0. What an operator has set on the topic stays.
 
     If Kafka stays unavailable for `create_seconds`, the service creates the topic later.
     """
@@ -155,6 +152,7 @@ async def migrate(config: Config, _: list[str]) -> int:
         await create_indexes(collection)
     finally:
         await client.close()
-    if not await _ensure_topic(config.kafka, config.kafka.create_seconds, update_settings=True):
+    topics = _topics(config.kafka)
+    if not await ensure_topics(config.kafka, "market.orders", topics, config.kafka.create_seconds, set_defaults=True):
         log.warning("topic not created, the service will retry")
     return 0

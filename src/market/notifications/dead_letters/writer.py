@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 
 from confluent_kafka import KafkaError, KafkaException
 
 from market.contracts import events
-from market.kit.kafka import Producer, Topic, ensure_topics
+from market.kit.kafka import Producer
+from market.kit.topics import Topic
 from market.notifications import config
 from market.notifications.domain import Message
 
@@ -29,27 +31,22 @@ _CLOSE_SECONDS = 2.0
 _Headers = list[tuple[str, str | bytes | None]]
 
 
-async def ensure_topic(kafka: config.Kafka, timeout_seconds: float) -> bool:
-    """Create the dead letter topic if it does not exist, or update its settings if it does.
-
-    Return False if that fails or takes longer than `timeout_seconds`; the reason is logged.
-    """
-    if kafka.partitions == 0:
-        return True
+def topic(kafka: config.Kafka) -> Topic:
+    """Return how the dead letter topic is created."""
     settings = {
         "retention.ms": str(events.RETENTION_MS),
         "max.message.bytes": str(events.MAX_MESSAGE_BYTES),
         "min.insync.replicas": str(kafka.min_insync),
     }
-    topic = Topic(kafka.dead_letter_topic, kafka.partitions, kafka.replication, settings)
-    return await ensure_topics(kafka, _CLIENT_ID, [topic], timeout_seconds, update_settings=True)
+    return Topic(kafka.dead_letter_topic, kafka.partitions, kafka.replication, settings)
 
 
 class DeadLetterWriter:
-    """Writes and marks dead letters. The Kafka producer is created on first use."""
+    """Writes and marks dead letters. The Kafka producer is created on first use; it calls `on_failure`."""
 
-    def __init__(self, kafka: config.Kafka) -> None:
+    def __init__(self, kafka: config.Kafka, on_failure: Callable[[], None] | None = None) -> None:
         self._config = kafka
+        self._on_failure = on_failure
         self._producer: Producer[None] | None = None
 
     async def write(self, message: Message, reason: str, now: datetime) -> None:
@@ -88,7 +85,9 @@ class DeadLetterWriter:
 
     async def _deliver(self, key: bytes | None, value: bytes | None, headers: _Headers, partition: int = -1) -> None:
         if self._producer is None:
-            self._producer = Producer(self._config, _CLIENT_ID, max_message_bytes=_MAX_MESSAGE_BYTES)
+            self._producer = Producer(
+                self._config, _CLIENT_ID, max_message_bytes=_MAX_MESSAGE_BYTES, on_failure=self._on_failure
+            )
         await self._producer.send_and_wait(
             self._config.dead_letter_topic, value, key=key, headers=headers, partition=partition
         )

@@ -10,13 +10,14 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from confluent_kafka import KafkaException
 
 from market.contracts import events
-from market.kit.kafka import Producer, Topic, ensure_topics
+from market.kit.kafka import Producer
 from market.kit.process import logs
+from market.kit.topics import Topic, ensure_topics
 from market.notifications import config, metrics
 from market.notifications.domain import FirstStart
 from market.notifications.sent_log import reader
@@ -33,6 +34,18 @@ _DIGEST_BYTES = 8
 _MAX_DIGESTS_IN_RECORD = 8_000
 _MAX_UNWRITTEN = 50_000
 _MAX_RECORD_BYTES = 1_048_576
+
+
+def topic(kafka: config.Kafka) -> Topic:
+    """Return how the topic of the sent log is created."""
+    settings = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(events.RETENTION_MS),
+        # So that the time of the first start is that of the broker's clock, not of one process.
+        "message.timestamp.type": "LogAppendTime",
+        "min.insync.replicas": str(kafka.min_insync),
+    }
+    return Topic(kafka.sent_topic, 1, kafka.replication, settings)
 
 
 class RecentDigests:
@@ -61,11 +74,13 @@ class RecentDigests:
 class SentLog:
     """Writes the ids of mailed events, in batches, and reads them when an event has to be looked up.
 
-    A mail may be repeated if the process crashes before its id is written. Must be used in one event loop.
+    A mail may be repeated if the process crashes before its id is written. Must be used in one event loop. The producer
+    calls `on_failure`.
     """
 
-    def __init__(self, kafka: config.Kafka, *, max_ids: int) -> None:
+    def __init__(self, kafka: config.Kafka, *, max_ids: int, on_failure: Callable[[], None] | None = None) -> None:
         self._config = kafka
+        self._on_failure = on_failure
         self._max_ids = max_ids
         self._producer: Producer[None] | None = None
         # Bounded: while Kafka is unavailable, the oldest are dropped.
@@ -82,7 +97,8 @@ class SentLog:
 
         Raises KafkaException or TimeoutError.
         """
-        if not await self._ensure_topic():
+        c = self._config
+        if c.partitions and not await ensure_topics(c, _CLIENT_ID, [topic(c)], _CREATE_TIMEOUT_SECONDS):
             raise TimeoutError("the topic of the sent log could not be created")
         return await asyncio.to_thread(reader.read_first_start, self._config)
 
@@ -148,23 +164,11 @@ class SentLog:
         if self._producer is not None:
             await self._producer.close(_CLOSE_SECONDS)
 
-    async def _ensure_topic(self) -> bool:
-        c = self._config
-        if c.partitions == 0:
-            return True
-        settings = {
-            "cleanup.policy": "delete",
-            "retention.ms": str(events.RETENTION_MS),
-            # So that the time of the first start is that of the broker's clock, not of one process.
-            "message.timestamp.type": "LogAppendTime",
-            "min.insync.replicas": str(c.min_insync),
-        }
-        topic = Topic(c.sent_topic, 1, c.replication, settings)
-        return await ensure_topics(c, _CLIENT_ID, [topic], _CREATE_TIMEOUT_SECONDS)
-
     async def _write(self, key: bytes | None, value: bytes | None) -> None:
         if self._producer is None:
-            self._producer = Producer(self._config, _CLIENT_ID, max_message_bytes=_MAX_RECORD_BYTES)
+            self._producer = Producer(
+                self._config, _CLIENT_ID, max_message_bytes=_MAX_RECORD_BYTES, on_failure=self._on_failure
+            )
         await self._producer.send_and_wait(self._config.sent_topic, value, key=key, partition=reader.PARTITION)
 
     def _load(self) -> RecentDigests:

@@ -27,6 +27,7 @@ from market.kit.faults import Clock, Faults
 from market.kit.kafka import DeliveryResult, Producer
 from market.kit.process import logs
 from market.kit.resilience import backoff
+from market.kit.topics import TopicKeeper
 from market.orders.config import Config
 from market.orders.domain import Order, OutboxEntry, to_event
 from market.orders.metrics import EVENTS, RECOVERED
@@ -51,11 +52,14 @@ class Relay:
     meanwhile (`_reclaimed`), its remaining events are sent.
 
     Must be constructed inside a running event loop. `outbox` holds the events to publish; `faults` is None outside of
-    tests.
+    tests; `topics` is asked to check the topic when Kafka does not accept an event.
     """
 
-    def __init__(self, config: Config, outbox: OutboxRepository, clock: Clock, faults: Faults | None) -> None:
+    def __init__(
+        self, config: Config, outbox: OutboxRepository, clock: Clock, faults: Faults | None, topics: TopicKeeper
+    ) -> None:
         self.outbox = outbox
+        self.topics = topics
         self._clock = clock
         self._faults = faults
         self._lease_seconds = config.recovery.lease_seconds
@@ -67,6 +71,7 @@ class Relay:
             delivery_seconds=config.kafka.delivery_seconds,
             linger_seconds=0.002,
             on_delivery=self._delivered,
+            on_failure=topics.check_soon,
         )
         self._removals: Batcher[tuple[UUID, UUID], Order | None] = Batcher(
             self._remove_many, name="orders.remove-published", max_batch_size=256

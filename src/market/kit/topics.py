@@ -1,0 +1,151 @@
+"""The topics of a service: created if they do not exist, and otherwise left as an operator has configured them.
+
+topics = TopicKeeper(config.kafka, "market.orders", [Topic("orders", partitions=12, replication_factor=3)])
+producer = Producer(config.kafka, "market.orders", ..., on_failure=topics.check_soon)
+periodic_tasks({"topics": topics.check})
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs do not say that they export these
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    NewTopic,
+)
+
+from market.kit.config import Kafka
+from market.kit.kafka import client_settings
+from market.kit.process import logs
+
+log = logs.get_logger("kafka")
+
+_CHECK_SECONDS = 3600.0
+_MIN_CHECK_SECONDS = 5.0
+_POLL_SECONDS = 1.0
+_TIMEOUT_SECONDS = 5.0
+# Settings that limit what a topic accepts: less than the service needs is worth a warning.
+_MINIMUM_SETTINGS = frozenset({"max.message.bytes"})
+
+
+@dataclass(frozen=True)
+class Topic:
+    """How a topic is created. `settings` are the broker's topic-level settings, such as retention.ms."""
+
+    name: str
+    partitions: int
+    replication_factor: int
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+class TopicKeeper:
+    """Creates topics, and creates one again soon after it was deleted.
+
+    set_defaults: until the first success, also what `ensure_topics` does with it.
+    """
+
+    def __init__(self, config: Kafka, client_id: str, topics: Sequence[Topic], *, set_defaults: bool = False) -> None:
+        self._config = config
+        self._client_id = client_id
+        self._topics = topics
+        self._set_defaults = set_defaults
+        self._requested = True
+        # In seconds of time.monotonic().
+        self._last_check = -_CHECK_SECONDS
+
+    def check_soon(self) -> None:
+        """Let `check` look for the topics within seconds: a message was not delivered. Thread-safe."""
+        self._requested = True
+
+    async def check(self) -> float:
+        """Create the topics that do not exist, if a check is due. Return the seconds until the next call."""
+        elapsed = time.monotonic() - self._last_check
+        if not self._topics or elapsed < (_MIN_CHECK_SECONDS if self._requested else _CHECK_SECONDS):
+            return _POLL_SECONDS
+        self._requested = False
+        if await ensure_topics(
+            self._config, self._client_id, self._topics, _TIMEOUT_SECONDS, set_defaults=self._set_defaults
+        ):
+            self._set_defaults = False
+        else:
+            self._requested = True
+        self._last_check = time.monotonic()
+        return _POLL_SECONDS
+
+
+async def ensure_topics(
+    config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, *, set_defaults: bool = False
+) -> bool:
+    """Create the topics that do not exist. Return False, and log the reason, if that failed or took too long.
+
+    Existing topics keep their partitions, replicas and settings. With `set_defaults`, they get those settings that
+    have no value at the level of the topic; what an operator has set is never changed. Concurrent calls are safe.
+    """
+    return not topics or await asyncio.to_thread(
+        _ensure_topics, config, client_id, topics, timeout_seconds, set_defaults
+    )
+
+
+def _ensure_topics(
+    config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, set_defaults: bool
+) -> bool:
+    # In a variable: a temporary client would be garbage-collected, and its requests lost.
+    admin = AdminClient(client_settings(config, client_id))
+    new = [
+        NewTopic(t.name, num_partitions=t.partitions, replication_factor=t.replication_factor, config=dict(t.settings))
+        for t in topics
+    ]
+    created = admin.create_topics(new, operation_timeout=timeout_seconds, request_timeout=timeout_seconds)
+    existing = []
+    for topic in topics:
+        try:
+            created[topic.name].result()
+            log.info("topic created", topic=topic.name)
+        except KafkaException as e:
+            if e.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                log.warning("topic not created", topic=topic.name, reason=e.args[0].str())
+                return False
+            existing.append(topic)
+    if not set_defaults:
+        return True
+    try:
+        for topic in existing:
+            _set_defaults(admin, topic, timeout_seconds)
+    except KafkaException as e:
+        log.warning("topic settings not updated", reason=e.args[0].str())
+        return False
+    return True
+
+
+def _set_defaults(admin: AdminClient, topic: Topic, timeout_seconds: float) -> None:
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic.name)
+    [described] = admin.describe_configs([resource], request_timeout=timeout_seconds).values()
+    current = described.result()
+    missing = {}
+    for name, value in topic.settings.items():
+        entry = current.get(name)
+        if entry is None or entry.source != ConfigSource.DYNAMIC_TOPIC_CONFIG.value:
+            missing[name] = value
+        elif name in _MINIMUM_SETTINGS and int(entry.value) < int(value):
+            log.warning(
+                "topic setting is below what the service needs",
+                topic=topic.name,
+                setting=name,
+                value=entry.value,
+                needed=value,
+            )
+    if not missing:
+        return
+    changes = [ConfigEntry(n, v, incremental_operation=AlterConfigOpType.SET) for n, v in missing.items()]
+    change = ConfigResource(ConfigResource.Type.TOPIC, topic.name, incremental_configs=changes)
+    [altered] = admin.incremental_alter_configs([change], request_timeout=timeout_seconds).values()
+    altered.result()
+    log.info("topic settings set", topic=topic.name, settings=missing)
