@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-cluster chaos check format generate lock clean bench bench-quick bench-before
+.PHONY: help install run test test-cluster chaos check format generate lock clean bench bench-quick bench-before soak
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ $(VENV)/.bench: $(VENV)/.installed requirements/bench.lock
 
 bench: $(VENV)/.bench ## run the benchmarks against peers and limits (about 65 minutes; ARGS="order mail" for some scenarios)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+soak: install ## load the shop for 30 minutes beside hostile clients (ARGS="--minutes 3"); report in benchmarks/results/soak.md
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 bench-quick: $(VENV)/.bench ## run them in three short rounds (about fifteen minutes), into .market/bench
 	@$(BIN)/python -m benchmarks.run --quick --out .market/bench $(ARGS)
