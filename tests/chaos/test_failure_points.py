@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from market.inventory.domain import POINTS as INVENTORY
-from market.notifications.domain import POINTS as NOTIFICATIONS
+from market.inventory.domain import FAILURE_POINTS as INVENTORY
+from market.notifications.domain import FAILURE_POINTS as NOTIFICATIONS
 from market.orders.domain import FAILURE_POINTS as ORDERS
-from market.orders.reconciliation.differences import Kind
+from market.orders.reconciliation.differences import DifferenceType
 from market.orders.reconciliation.repairs import REPAIRS
-from market.products.domain import POINTS as PRODUCTS
+from market.products.domain import FAILURE_POINTS as PRODUCTS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "chaos" / "README.md").read_text("utf-8")
@@ -69,7 +69,7 @@ def test_every_failure_point_is_in_the_code() -> None:
 
 def test_the_page_lists_every_difference_of_reconcile_and_which_are_repaired() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| ([^|]+) \|", PAGE, re.MULTILINE)
-    assert [name for name, _ in rows] == [kind.value for kind in Kind]
+    assert [name for name, _ in rows] == [kind.value for kind in DifferenceType]
     assert {name for name, repair in rows if repair != "no"} == set(REPAIRS)
 
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from market.kit.config import Http
 from market.kit.http import edge
 from market.kit.http.responses import json_response
-from market.kit.http.server import HttpServer, listen
+from market.kit.http.server import HttpServer, bind
 from market.kit.process.health import Health
 
 
@@ -19,7 +19,7 @@ async def test_a_draining_server_responds_and_closes_the_connection_with_each_re
         return json_response(b"ok")
 
     health = Health()
-    socket = listen("127.0.0.1", 0)
+    socket = bind("127.0.0.1", 0)
     server = HttpServer(edge.application({"GET /": hello}, Http(port=1), health=health), sock=socket)
     await server.start()
 

@@ -15,7 +15,7 @@ import httpx
 from market.graphql.app import build
 from market.graphql.config import Config, GatewayHttp
 from market.kit.config import HttpUpstream, Listen
-from market.kit.http.server import HttpServer, listen
+from market.kit.http.server import HttpServer, bind
 from market.kit.process.lifecycle import Process
 from tests.support.ports import free_port
 
@@ -215,7 +215,7 @@ class FakeUpstream:
 
 async def serve(app: Any) -> tuple[HttpServer, str]:
     """Serve the app on a port of its own. Return the server and its URL."""
-    sock = listen("127.0.0.1", 0)
+    sock = bind("127.0.0.1", 0)
     server = HttpServer(app, sock=sock)
     await server.start()
     return server, f"http://127.0.0.1:{sock.getsockname()[1]}"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from market.kit.http.client import HttpResponse, ResponseRefused
+from market.kit.http.client import HttpResponse, ResponseTooLarge
 from tests.graphql.graphql_gateway import product
 
 MIB = 1024 * 1024
@@ -20,12 +20,12 @@ class Upstream:
         self._respond = respond
         self.calls = 0
 
-    async def request(self, method: str, path: str, *, admit: Callable[[int], bool], **_: Any) -> HttpResponse:
+    async def request(self, method: str, path: str, *, accept_size: Callable[[int], bool], **_: Any) -> HttpResponse:
         await asyncio.sleep(0)
         self.calls += 1
         body = self._respond(path)
-        if not admit(len(body)):
-            raise ResponseRefused(len(body))
+        if not accept_size(len(body)):
+            raise ResponseTooLarge(len(body))
         return HttpResponse(200, body, {"content-type": "application/json"})
 
 

@@ -18,7 +18,7 @@ from market.contracts import inventory_pb2 as pb
 from market.contracts.inventory_pb2_grpc import InventoryStub
 from market.inventory.app import MIGRATIONS, build
 from market.inventory.config import Config
-from market.inventory.domain import POINTS
+from market.inventory.domain import FAILURE_POINTS
 from market.kit import migrations as kit_migrations
 from market.kit.process.lifecycle import run
 from tests.support.processes import ServiceProcess
@@ -38,7 +38,7 @@ async def until_missing(process: ServiceProcess, name: str) -> str:
 
     async def reason() -> str | None:
         _, body = await asyncio.to_thread(process.get, "/readyz")
-        return (body or {}).get("missing", {}).get(name)
+        return (body or {}).get("reasons", {}).get(name)
 
     return await until(reason)
 
@@ -67,7 +67,7 @@ async def test_a_call_interrupted_by_a_crash_at_any_failure_point_can_be_retried
         "inventory.inside-cancel": 7,
         "inventory.after-cancel": 10,
     }
-    assert tuple(stock_after_crash) == POINTS
+    assert tuple(stock_after_crash) == FAILURE_POINTS
     async with grpc_channel(process) as channel:
         stub = InventoryStub(channel)
         process.start()

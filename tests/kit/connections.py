@@ -17,7 +17,7 @@ from starlette.responses import Response
 from market.kit.config import Http
 from market.kit.http import edge
 from market.kit.http.responses import json_response
-from market.kit.http.server import HttpServer, listen
+from market.kit.http.server import HttpServer, bind
 
 HOST = b"Host: shop.example\r\n"
 GET = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -39,7 +39,7 @@ class Server:
     """A server in a thread of its own, on the loop of production."""
 
     def __init__(self, config: Http) -> None:
-        self._socket = listen("127.0.0.1", 0)
+        self._socket = bind("127.0.0.1", 0)
         self.port: int = self._socket.getsockname()[1]
         self._config = config
         self._started = threading.Event()

@@ -72,7 +72,7 @@ async def call(headers: list[tuple[str, str]]) -> tuple[dict[str, str], float]:
     seen: list[tuple[dict[str, str], float]] = []
 
     async def endpoint(_: Request) -> Response:
-        seen.append((context.outgoing_ids(), context.remaining(60)))
+        seen.append((context.propagation_headers(), context.remaining(60)))
         return json_response({})
 
     async def send(message: dict[str, object]) -> None:
@@ -168,7 +168,7 @@ def test_a_span_keeps_the_tracestate(clock: FakeClock) -> None:
     spans = Tracer(provider.get_tracer("test"))
     context.set_trace(PARENT, "a=1", "b=2")
     with spans.span("GET /", trace.SpanKind.SERVER):
-        ids = context.outgoing_ids()
+        ids = context.propagation_headers()
     assert (ids["tracestate"], ids["baggage"], ids["traceparent"][:36]) == ("a=1", "b=2", PARENT[:36])
     assert ids["traceparent"] != PARENT
     assert context.traceparent.get() == PARENT

@@ -12,21 +12,22 @@ from pathlib import Path
 
 import pytest
 
+from market.kit.clock import clock, utc_now
 from market.kit.config import Faults as FaultsConfig
-from market.kit.faults import Faults, InjectedFault, clock, utc_now
+from market.kit.faults import Faults, InjectedFault
 
 CRASHING = """
 import asyncio, sys
 from market.kit.faults import Faults
 async def main():
-    await Faults(sys.argv[1]).reach("here")
+    await Faults(sys.argv[1]).fire_if_armed("here")
     print("continued", flush=True)
 asyncio.run(main())
 """
 
 
 async def test_a_failure_point_that_is_not_armed_does_nothing(tmp_path: Path) -> None:
-    await Faults(tmp_path).reach("here")
+    await Faults(tmp_path).fire_if_armed("here")
     Faults(tmp_path).crash_if_armed("here")
 
 
@@ -34,15 +35,15 @@ async def test_an_armed_failure_point_fires_once(tmp_path: Path) -> None:
     faults = Faults(tmp_path)
     (tmp_path / "here").write_text("fail")
     with pytest.raises(InjectedFault):
-        await faults.reach("here")
-    await faults.reach("here")
+        await faults.fire_if_armed("here")
+    await faults.fire_if_armed("here")
     assert (tmp_path / "here.done").exists()
 
 
 async def test_a_pause_waits(tmp_path: Path) -> None:
     (tmp_path / "here").write_text("pause 0.2")
     before = time.monotonic()
-    await Faults(tmp_path).reach("here")
+    await Faults(tmp_path).fire_if_armed("here")
     assert time.monotonic() - before >= 0.19
 
 
@@ -67,5 +68,5 @@ def test_the_clock_is_shifted_by_the_configured_offset() -> None:
 
 async def test_only_one_of_two_concurrent_passages_triggers_the_fault(tmp_path: Path) -> None:
     (tmp_path / "here").write_text("fail")
-    outcomes = await asyncio.gather(*(Faults(tmp_path).reach("here") for _ in range(5)), return_exceptions=True)
+    outcomes = await asyncio.gather(*(Faults(tmp_path).fire_if_armed("here") for _ in range(5)), return_exceptions=True)
     assert [type(o) for o in outcomes].count(InjectedFault) == 1

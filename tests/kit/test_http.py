@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from market.kit.errors import BadInput, Unavailable
-from market.kit.http.client import ConnectFailed, ResponseRefused
+from market.kit.http.client import ResponseTooLarge, UpstreamUnreachable
 from market.kit.http.pool import ConnectionPool
 from tests.kit.http_servers import LAST, OK, client, request_head, responding, server
 from tests.support.waiting import until
@@ -112,7 +112,7 @@ async def test_an_idempotent_request_is_retried_and_another_is_not() -> None:
         assert len(connections) == 2
         with pytest.raises(Unavailable) as e:
             await http.request("POST", "/x", body=b"{}")
-        assert not isinstance(e.value, ConnectFailed)
+        assert not isinstance(e.value, UpstreamUnreachable)
         assert len(connections) == 3
 
 
@@ -165,26 +165,26 @@ def test_the_client_works_on_uvloop() -> None:
 async def test_a_response_that_the_caller_does_not_admit_is_neither_read_nor_retried(data: bytes) -> None:
     sizes: list[int] = []
 
-    def admit(size: int) -> bool:
+    def accept_size(size: int) -> bool:
         sizes.append(size)
         return size < 2
 
     async with server(responding(data)) as (url, connections), client(url) as http:
         for n in range(8):
-            with pytest.raises(ResponseRefused, match="2 bytes"):
-                await http.request("GET", "/", admit=admit)
+            with pytest.raises(ResponseTooLarge, match="2 bytes"):
+                await http.request("GET", "/", accept_size=accept_size)
             assert (sizes[-1], len(connections)) == (2, n + 1)
         # The circuit breaker does not count it.
-        assert (await http.request("GET", "/", admit=lambda size: size <= 2)).body == b"ok"
+        assert (await http.request("GET", "/", accept_size=lambda size: size <= 2)).body == b"ok"
 
 
 async def test_what_admit_raises_reaches_the_caller() -> None:
-    def admit(size: int) -> bool:
+    def accept_size(size: int) -> bool:
         raise BadInput("query", f"{size} bytes are too many")
 
     async with server(responding(OK)) as (url, _), client(url) as http:
         with pytest.raises(BadInput, match="query: 2 bytes are too many"):
-            await http.request("GET", "/", admit=admit)
+            await http.request("GET", "/", accept_size=accept_size)
 
 
 async def test_an_idle_connection_does_not_keep_the_last_response() -> None:

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from market.kit import context
 from market.kit.errors import DeadlineExceeded, Unavailable
-from market.kit.http.client import ConnectFailed
+from market.kit.http.client import UpstreamUnreachable
 from market.kit.http.pool import ConnectError, ConnectionPool
 from tests.kit.http_servers import OK, client, request_head, responding, server
 from tests.support.ports import free_port
@@ -21,7 +21,7 @@ from tests.support.waiting import until
 
 async def test_a_refused_connection_is_connect_failed() -> None:
     async with client(f"http://127.0.0.1:{free_port()}") as http:
-        with pytest.raises(ConnectFailed):
+        with pytest.raises(UpstreamUnreachable):
             await http.request("POST", "/x", body=b"{}")
 
 
@@ -56,7 +56,7 @@ async def test_connection_attempts_end_well_within_the_deadline() -> None:
             context.deadline.set(at - seconds)
 
     async with client(f"http://127.0.0.1:{free_port()}", sleep=sleep) as http:
-        with pytest.raises(ConnectFailed):
+        with pytest.raises(UpstreamUnreachable):
             await http.request("GET", "/x")
         assert len(pauses) == 6
         assert 0.7 <= sum(pauses) <= 1.4

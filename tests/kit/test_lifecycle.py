@@ -165,7 +165,7 @@ def test_a_process_waits_for_its_store_and_logs_each_reason_once(example: Any, t
     service = example()
     service.until("/healthz", 200)
     service.until_logged("waiting for dependency", dependency="store")
-    assert service.until("/readyz", 503) == {"status": "unready", "missing": {"store": "the store is unavailable"}}
+    assert service.until("/readyz", 503) == {"status": "unready", "reasons": {"store": "the store is unavailable"}}
     time.sleep(1.5)
     (tmp_path / "store").write_text("closed")
     wait_until(lambda: len(service.reasons()) > 1, what=lambda: service.log)
@@ -177,7 +177,7 @@ def test_a_process_waits_for_its_store_and_logs_each_reason_once(example: Any, t
     assert service.logged("ready") == 1
     # Unavailable again: only the readiness changes.
     (tmp_path / "store").write_text("closed")
-    assert service.until("/readyz", 503)["missing"] == {"store": "the store is closed"}
+    assert service.until("/readyz", 503)["reasons"] == {"store": "the store is closed"}
     assert service.get("/healthz")[0] == 200
     assert service.terminate() == 0
 
@@ -207,7 +207,7 @@ def test_requests_in_flight_at_shutdown_are_finished_after_readiness_is_off(
 
     callers = [call(1)]
     service.process.send_signal(signum)
-    assert service.until("/readyz", 503)["missing"] == {"process": "draining"}
+    assert service.until("/readyz", 503)["reasons"] == {"process": "draining"}
     # It still serves, because the ingress and the endpoints take a while to notice.
     time.sleep(1)
     callers.append(call(2))
@@ -284,9 +284,9 @@ def test_a_service_without_its_stores_is_alive_and_exits_with_0(start: Any, serv
     running = start(["-m", f"market.{service}"], ROOT / "config" / f"{service}.yaml", **closed)
     running.until("/healthz", 200)
     running.until_logged("waiting for dependency")
-    missing = running.until("/readyz", 503)["missing"]
-    assert missing
-    assert missing != {"process": "starting"}
+    reasons = running.until("/readyz", 503)["reasons"]
+    assert reasons
+    assert reasons != {"process": "starting"}
     time.sleep(2)
     assert running.terminate() == 0
     # Once for each reason; on a busy machine also for a timeout.

@@ -207,7 +207,7 @@ async def test_a_host_that_does_not_respond_delays_only_the_first_connection(
 
 async def test_no_host_that_accepts_connections_is_an_error_with_the_reason_of_each(postgres: PostgresHandle) -> None:
     config = configuration(postgres, host=f"127.0.0.1:1,{postgres.host}:{postgres.port}", password="wrong")
-    with pytest.raises(kit_postgres.ConnectError) as raised:
+    with pytest.raises(kit_postgres.DatabaseUnreachable) as raised:
         await kit_postgres.Connector(config)()
     assert "127.0.0.1:1: " in str(raised.value)
     assert f'{postgres.host}:{postgres.port}: password authentication failed for user "products"' in str(raised.value)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from market.kit.config import Tls
-from market.kit.postgres import ConnectError, Connector
+from market.kit.postgres import Connector, DatabaseUnreachable
 from tests.support.certificates import make_authority, make_certificate
 from tests.support.databases import configuration
 from tests.support.servers import PostgresHandle
@@ -73,7 +73,7 @@ async def proxy(postgres: PostgresHandle, authority: Path) -> AsyncIterator[TlsP
 
 
 async def connect(server: PostgresHandle, port: int, *, host: str = "localhost", **tls: Any) -> int:
-    """Connect, run a statement, and return its result. Raises ConnectError."""
+    """Connect, run a statement, and return its result. Raises DatabaseUnreachable."""
     connector = Connector(configuration(server, host=host, port=port, tls=Tls(**tls)))
     conn = await connector()
     try:
@@ -87,7 +87,7 @@ async def connect(server: PostgresHandle, port: int, *, host: str = "localhost",
 async def test_a_server_without_tls_is_refused_if_tls_is_demanded(postgres: PostgresHandle, mode: str) -> None:
     assert await connect(postgres, postgres.port, host="127.0.0.1") == 42
     assert await connect(postgres, postgres.port, host="127.0.0.1", mode="disable") == 42
-    with pytest.raises(ConnectError, match="rejected SSL upgrade"):
+    with pytest.raises(DatabaseUnreachable, match="rejected SSL upgrade"):
         await connect(postgres, postgres.port, host="127.0.0.1", mode=mode)
 
 
@@ -111,7 +111,7 @@ async def test_the_server_is_verified_as_far_as_the_mode_says(
         ("127.0.0.1", {"mode": "verify-full", "ca_file": trusted}, "IP address mismatch"),
         ("localhost", {"mode": "verify-full", "ca_file": f"{trusted}.absent"}, "No such file"),
     ):
-        with pytest.raises(ConnectError, match=reason):
+        with pytest.raises(DatabaseUnreachable, match=reason):
             await connect(postgres, proxy.port, host=host, **tls)
 
 
@@ -120,7 +120,7 @@ async def test_a_changed_authority_is_read_again(postgres: PostgresHandle, proxy
     trusted.write_bytes(make_authority(authority.parent, "stranger").read_bytes())
     tls = Tls(mode="verify-full", ca_file=str(trusted))
     connector = Connector(configuration(postgres, host="localhost", port=proxy.port, tls=tls))
-    with pytest.raises(ConnectError, match="certificate verify failed"):
+    with pytest.raises(DatabaseUnreachable, match="certificate verify failed"):
         await connector()
     trusted.write_bytes(authority.read_bytes())
     await (await connector()).close()
@@ -133,5 +133,5 @@ async def test_the_client_presents_its_certificate(postgres: PostgresHandle, pro
     tls = {"mode": "verify-full", "ca_file": str(authority)}
     assert await connect(postgres, proxy.port, **tls, cert_file=cert, key_file=key) == 42
     assert proxy.clients == ["products"]
-    with pytest.raises(ConnectError):
+    with pytest.raises(DatabaseUnreachable):
         await connect(postgres, proxy.port, **tls)

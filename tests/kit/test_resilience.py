@@ -92,7 +92,7 @@ async def test_an_error_that_is_not_a_failure_of_the_upstream_does_not_count() -
 async def test_an_early_deadline_does_not_open_the_circuit_but_a_slow_upstream_does(
     clock: FakeClock,
 ) -> None:
-    circuit = CircuitBreaker("test", failure_threshold=2, min_timeout_seconds=0.05, clock=clock)
+    circuit = CircuitBreaker("test", failure_threshold=2, ignore_deadlines_below_seconds=0.05, clock=clock)
     await fail(circuit, Upstream(*[DeadlineExceeded("early")] * 5), 5)
     assert not circuit.is_open
 

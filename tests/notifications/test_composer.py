@@ -18,7 +18,7 @@ from market.contracts import events
 from market.kit.text import is_email_address
 from market.notifications import config
 from market.notifications.domain import InvalidEvent, Message
-from market.notifications.events.parsing import parse_notice
+from market.notifications.events.parsing import parse_notification
 from market.notifications.mail.composer import MailComposer, _part
 from tests.notifications.conftest import event
 
@@ -86,15 +86,15 @@ def test_no_text_of_an_event_can_add_or_change_a_header(
     items = [{"product_id": "p", "name": name, "quantity": 1, "unit_price": "1.00"}]
     value = event(ORDER, user=user, email=email, items=items, total="1.00")
     try:
-        notice = parse_notice(_message({**value, "id": event_id}, x_request_id=request_id))
+        notification = parse_notification(_message({**value, "id": event_id}, x_request_id=request_id))
     except InvalidEvent:
-        notice = parse_notice(_message(value, x_request_id=request_id))
-    assert notice is not None
-    if notice.recipient is None:
+        notification = parse_notification(_message(value, x_request_id=request_id))
+    assert notification is not None
+    if notification.recipient is None:
         assert not any(a and is_email_address(a) for a in (user, email))
         return
-    assert notice.recipient in (user, email)
-    mail = COMPOSER.compose(notice, NOW)
+    assert notification.recipient in (user, email)
+    mail = COMPOSER.compose(notification, NOW)
     head, _, _ = mail.content.partition(b"\r\n\r\n")
     head.decode("ascii")
     assert all(len(line) < 998 for line in mail.content.split(b"\r\n"))
@@ -103,17 +103,17 @@ def test_no_text_of_an_event_can_add_or_change_a_header(
     parsed = _parsed(mail.content)
     assert not parsed.defects
     assert [h for h in parsed if h != "X-Request-Id"] == [h for h in HEADERS if h != "X-Request-Id"]
-    assert parsed["To"] == notice.recipient
+    assert parsed["To"] == notification.recipient
     assert parsed["Subject"] == "Your order 099A8057 is confirmed"
-    assert parsed["Message-ID"] == f"<{notice.event_id}@market.test>"
+    assert parsed["Message-ID"] == f"<{notification.event_id}@market.test>"
     assert parsed["X-Request-Id"] in (None, request_id)
     assert {part.get_content_type() for part in parsed.walk()} == {"multipart/alternative", "text/plain", "text/html"}
-    assert notice.lines[0].name in parsed.get_body(("plain",)).get_content()  # type: ignore[union-attr]
+    assert notification.lines[0].name in parsed.get_body(("plain",)).get_content()  # type: ignore[union-attr]
 
 
 def test_the_same_event_has_the_same_message_id_and_another_event_a_different_one() -> None:
     created, cancelled = (
-        parse_notice(_message(event(ORDER, event_type, user="a@b.example")))
+        parse_notification(_message(event(ORDER, event_type, user="a@b.example")))
         for event_type in (events.CREATED, events.CANCELLED)
     )
     assert created is not None
@@ -124,9 +124,9 @@ def test_the_same_event_has_the_same_message_id_and_another_event_a_different_on
 
 def test_names_are_escaped_in_html_and_unchanged_in_text() -> None:
     items = [{"product_id": "p", "name": "<script>alert('x')</script> \"&\"", "quantity": 1, "unit_price": "1.00"}]
-    notice = parse_notice(_message(event(ORDER, user="a@b.example", items=items)))
-    assert notice is not None
-    parsed = _parsed(COMPOSER.compose(notice, NOW).content)
+    notification = parse_notification(_message(event(ORDER, user="a@b.example", items=items)))
+    assert notification is not None
+    parsed = _parsed(COMPOSER.compose(notification, NOW).content)
     html = parsed.get_body(("html",)).get_content()  # type: ignore[union-attr]
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &#34;&amp;&#34;" in html
     assert "<script" not in html
@@ -138,10 +138,10 @@ def test_names_are_escaped_in_html_and_unchanged_in_text() -> None:
     "value", ["a\r\nBcc: x@y.example", "a\nb", "a\rb", "a\x00", "é@b.example", "x" * 1_000, " ", "a\u2028b"]
 )
 def test_a_header_that_is_not_a_single_line_of_ascii_raises_an_error(field: str, value: str) -> None:
-    notice = parse_notice(_message(event(ORDER, user="a@b.example")))
-    assert notice is not None
+    notification = parse_notification(_message(event(ORDER, user="a@b.example")))
+    assert notification is not None
     try:
-        mail = COMPOSER.compose(replace(notice, **{field: value}), NOW)
+        mail = COMPOSER.compose(replace(notification, **{field: value}), NOW)
     except ValueError:
         return
     # Within angle brackets a space is harmless.
@@ -150,14 +150,14 @@ def test_a_header_that_is_not_a_single_line_of_ascii_raises_an_error(field: str,
 
 
 def test_the_sender_name_may_be_in_any_alphabet() -> None:
-    notice = parse_notice(_message(event(ORDER, user="a@b.example")))
-    assert notice is not None
+    notification = parse_notification(_message(event(ORDER, user="a@b.example")))
+    assert notification is not None
     for sender, name in (
         ("Лавка <shop@market.test>", "Лавка"),
         ('"Shop, the" <shop@market.test>', "Shop, the"),
         ("shop@market.test", ""),
     ):
-        parsed = _parsed(MailComposer(config.Mail(sender=sender)).compose(notice, NOW).content)
+        parsed = _parsed(MailComposer(config.Mail(sender=sender)).compose(notification, NOW).content)
         [address] = parsed["From"].addresses
         assert (address.display_name, address.addr_spec) == (name, "shop@market.test")
 

@@ -63,8 +63,8 @@ async def test_an_assigned_partition_that_is_not_read_is_reported_and_ends_readi
         # Withheld, because it is behind the open transaction.
         mailing.publish(event(email=mailing.mailbox), partition=2)
         await until(process.health.unready_reasons)
-        missing = await process.health.unready_reasons()
-        assert missing == {"consumption": "partition 2 has made no progress for 1 s at offset 1"}
+        reasons = await process.health.unready_reasons()
+        assert reasons == {"consumption": "partition 2 has made no progress for 1 s at offset 1"}
         assert metrics.STALLED.labels("2")._value.get() == 1
         assert _lag() == {0: 0, 1: 0, 2: 2, 3: 0}
         transactional.abort_transaction(60)

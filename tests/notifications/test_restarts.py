@@ -27,7 +27,7 @@ class HeldMails(Faults):
     def __init__(self) -> None:
         self.reached, self.released = asyncio.Event(), asyncio.Event()
 
-    async def reach(self, name: str) -> None:
+    async def fire_if_armed(self, name: str) -> None:
         if name == "notifications.before-mail":
             self.reached.set()
             await self.released.wait()

@@ -100,7 +100,7 @@ async def isolated_settings(make_settings: MakeSettings, migrated: None) -> Make
 @pytest.fixture(scope="session")
 async def service(make_settings: MakeSettings, migrated: None) -> AsyncIterator[Service]:
     """One instance in this process, shared by all tests that leave it intact."""
-    async with serving(make_settings(recovery={"after_seconds": 120, "lease_seconds": 30})) as service:
+    async with serving(make_settings(recovery={"reject_after_seconds": 120, "lease_seconds": 30})) as service:
         yield service
 
 

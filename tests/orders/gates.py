@@ -47,11 +47,11 @@ class GatedFaults(Faults):
         self._gates[point] = gate = Gate()
         return gate
 
-    async def reach(self, name: str) -> None:
+    async def fire_if_armed(self, name: str) -> None:
         if gate := self._gates.pop(name, None):
             await gate.block()
         else:
-            await super().reach(name)
+            await super().fire_if_armed(name)
 
 
 def gated_service(

@@ -13,7 +13,6 @@ from market.contracts import events
 from market.orders import domain
 from market.orders.domain import (
     InsufficientStock,
-    Move,
     Order,
     OrderLine,
     OutboxEntry,
@@ -21,6 +20,7 @@ from market.orders.domain import (
     ReservationResult,
     Reserved,
     Shortage,
+    Transition,
 )
 
 State = TypeVar("State", bound=Hashable)
@@ -50,15 +50,17 @@ def make_entry(order: Order, event_type: str) -> OutboxEntry:
 class Rules:
     """The rules of `market.orders.domain`. Tests of the checker itself replace one of them with a wrong one."""
 
-    moves: tuple[Move, ...] = domain.MOVES
-    reject: Move = domain.REJECT
-    move_after_reservation: Callable[[ReservationResult], Move] = domain.move_after_reservation
-    apply_move: Callable[[Order, Move, OutboxEntry | None], Order] = domain.apply_move
+    transitions: tuple[Transition, ...] = domain.TRANSITIONS
+    reject: Transition = domain.REJECT
+    transition_after_reservation: Callable[[ReservationResult], Transition] = domain.transition_after_reservation
+    apply_transition: Callable[[Order, Transition, OutboxEntry | None], Order] = domain.apply_transition
 
-    def move(self, order: Order, move: Move) -> Order:
-        """Return the order after the move, with the move's event in its outbox."""
-        assert move in self.moves
-        return self.apply_move(order, move, make_entry(order, move.event) if move.event else None)
+    def transition(self, order: Order, transition: Transition) -> Order:
+        """Return the order after the transition, with the transition's event in its outbox."""
+        assert transition in self.transitions
+        return self.apply_transition(
+            order, transition, make_entry(order, transition.event) if transition.event else None
+        )
 
 
 RULES = Rules()

@@ -17,7 +17,7 @@ from tests.support.waiting import PATIENCE
 from .service import Service, Settings, migrate, serving
 
 # Orders older than a second are compared; work that background tasks should have done is overdue after 3.3 s.
-RECOVERY = {"after_seconds": 1, "interval_seconds": 0.1}
+RECOVERY = {"reject_after_seconds": 1, "interval_seconds": 0.1}
 OVERDUE_SECONDS = 3.6
 
 

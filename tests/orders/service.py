@@ -31,8 +31,8 @@ MakeSettings = Callable[..., Settings]
 
 # Values of the section `recovery`. With IDLE the background tasks do nothing during a test. With NOTHING_OVERDUE they
 # run, but find nothing to do until `make_overdue`, even if the machine stands still for a moment.
-IDLE = {"after_seconds": 600, "interval_seconds": 600, "lease_seconds": 600, "relay_interval_seconds": 600}
-NOTHING_OVERDUE = {"after_seconds": 600, "lease_seconds": 600}
+IDLE = {"reject_after_seconds": 600, "interval_seconds": 600, "lease_seconds": 600, "relay_interval_seconds": 600}
+NOTHING_OVERDUE = {"reject_after_seconds": 600, "lease_seconds": 600}
 
 
 def service_settings(
@@ -49,15 +49,20 @@ def service_settings(
     Background tasks wait for seconds, where production has minutes. Deadlines are long, so that a machine that stands
     still for a moment does not turn a result into a 503.
     """
-    recovery = {"after_seconds": 1.5, "interval_seconds": 0.3, "lease_seconds": 1.5, "relay_interval_seconds": 0.2}
+    recovery = {
+        "reject_after_seconds": 1.5,
+        "interval_seconds": 0.3,
+        "lease_seconds": 1.5,
+        "relay_interval_seconds": 0.2,
+    }
     return {
         "testing": True,
         "admin": {"port": free_port()},
         "http": {"port": free_port()},
         "log": {"format": "console"},
         "shutdown": {"drain_seconds": 0, "grace_seconds": 30},
-        "order_seconds": 50,
-        "other_seconds": 40,
+        "create_order_timeout_seconds": 50,
+        "default_timeout_seconds": 40,
         "mongodb": {"uri": mongodb_uri, "database": database, "timeout_seconds": 20},
         "inventory": {"target": inventory_target, "timeout_seconds": 20},
         "products": {"url": f"http://127.0.0.1:{products_port}", "timeout_seconds": 20},
@@ -119,7 +124,7 @@ async def serving(
         deps = await stack.enter_async_context(orders_app.connect(config, process, clients))
         await orders_app.wait_for_store(process.health, deps)
         if background:
-            await stack.enter_async_context(periodic_tasks(orders_app.background_steps(config, deps)))
+            await stack.enter_async_context(periodic_tasks(orders_app.background_tasks(config, deps)))
         server = orders_app.http_server(config, process, deps)
         await server.start()
         process.health.started = True
@@ -174,4 +179,4 @@ async def recover_all(service: Service) -> bool:
 
     The negative ages outweigh that the server's clock counts whole seconds.
     """
-    return await use_cases.recover(service.deps, after_seconds=-2, retry_seconds=-2)
+    return await use_cases.recover(service.deps, reject_after_seconds=-2, retry_seconds=-2)

@@ -15,7 +15,7 @@ from market.contracts import events
 from market.orders.clients import Reservation
 from market.orders.domain import Order, OrderLine, OutboxEntry, Status, to_contract
 from market.orders.mongodb.documents import UnreadableDocument, order_to_document, parse_document
-from market.orders.reconciliation.differences import CAUSES, Finding, Kind, Thresholds, compare, id_created_at
+from market.orders.reconciliation.differences import CAUSES, DifferenceType, Finding, Thresholds, compare, id_created_at
 from market.orders.reconciliation.repairs import REPAIRS
 from market.orders.reconciliation.topic_reader import CANCELLED_SEEN, CONTENT_HASH_SHIFT, CREATED_SEEN, content_hash
 
@@ -46,8 +46,8 @@ def order(**changes: Any) -> Order:
     return msgspec.structs.replace(ORDER, **changes)
 
 
-def kinds(order: Order | None, reservation: Reservation | None, topic_state: int | None) -> list[Kind]:
-    return [finding.kind for finding in compare(order, reservation, topic_state, THRESHOLDS)]
+def kinds(order: Order | None, reservation: Reservation | None, topic_state: int | None) -> list[DifferenceType]:
+    return [finding.difference for finding in compare(order, reservation, topic_state, THRESHOLDS)]
 
 
 CANCELLED = order(status=Status.CANCELLED, ended_at=RECENTLY)
@@ -55,17 +55,17 @@ CANCELLED = order(status=Status.CANCELLED, ended_at=RECENTLY)
 
 def test_an_event_is_missing_only_if_retention_cannot_have_deleted_it() -> None:
     assert kinds(ORDER, ACTIVE, 0) == []
-    assert kinds(order(confirmed_at=RECENTLY), ACTIVE, 0) == [Kind.EVENT_MISSING]
+    assert kinds(order(confirmed_at=RECENTLY), ACTIVE, 0) == [DifferenceType.EVENT_MISSING]
     # Placed long ago, cancelled recently.
     assert list(compare(CANCELLED, RELEASED, 0, THRESHOLDS)) == [
-        Finding(Kind.EVENT_MISSING, events.CANCELLED, event_type=events.CANCELLED)
+        Finding(DifferenceType.EVENT_MISSING, events.CANCELLED, event_type=events.CANCELLED)
     ]
     assert kinds(CANCELLED, RELEASED, CONTENT | CANCELLED_SEEN) == []
 
 
 def test_the_status_in_an_event_may_differ_from_the_order() -> None:
     assert kinds(CANCELLED, RELEASED, BOTH_SEEN) == []
-    assert kinds(order(total=Decimal("4.99")), ACTIVE, CONTENT | CREATED_SEEN) == [Kind.EVENT_DIFFERS]
+    assert kinds(order(total=Decimal("4.99")), ACTIVE, CONTENT | CREATED_SEEN) == [DifferenceType.EVENT_DIFFERS]
 
 
 @pytest.mark.parametrize(
@@ -80,16 +80,16 @@ def test_a_difference_of_items_names_the_first_product_that_differs(
     items: tuple[tuple[str, int], ...], detail: str
 ) -> None:
     reservation = msgspec.structs.replace(ACTIVE, items=items)
-    assert list(compare(ORDER, reservation, None, THRESHOLDS)) == [Finding(Kind.ITEMS_DIFFER, detail)]
+    assert list(compare(ORDER, reservation, None, THRESHOLDS)) == [Finding(DifferenceType.ITEMS_DIFFER, detail)]
 
 
 @pytest.mark.parametrize("status", [Status.REJECTED, Status.CANCELLED])
 def test_an_event_contradicts_an_order_that_was_never_confirmed(status: Status) -> None:
     ended = order(status=status, confirmed_at=None, ended_at=LONG_AGO)
     assert kinds(ended, RELEASED, 0) == []
-    assert kinds(ended, RELEASED, CONTENT | CREATED_SEEN) == [Kind.EVENT_CONTRADICTS]
+    assert kinds(ended, RELEASED, CONTENT | CREATED_SEEN) == [DifferenceType.EVENT_CONTRADICTS]
     entry = OutboxEntry(events.event_id(ID, events.CREATED), events.CREATED, NOW)
-    assert kinds(msgspec.structs.replace(ended, outbox=(entry,)), RELEASED, None) == [Kind.EVENT_CONTRADICTS]
+    assert kinds(msgspec.structs.replace(ended, outbox=(entry,)), RELEASED, None) == [DifferenceType.EVENT_CONTRADICTS]
 
 
 def test_an_order_in_flight_is_not_a_difference() -> None:
@@ -109,8 +109,8 @@ def test_an_id_without_a_valid_time_counts_as_old() -> None:
 
 
 def test_each_kind_has_a_cause_and_each_repair_has_a_kind() -> None:
-    assert set(CAUSES) == set(Kind)
-    assert set(REPAIRS) <= set(Kind)
+    assert set(CAUSES) == set(DifferenceType)
+    assert set(REPAIRS) <= set(DifferenceType)
 
 
 @pytest.mark.parametrize(

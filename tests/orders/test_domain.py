@@ -19,7 +19,7 @@ from market.kit.errors import BadInput
 from market.orders import domain
 from market.orders.config import Config
 from market.orders.domain import (
-    MOVES,
+    TRANSITIONS,
     NewOrder,
     Order,
     OrderLine,
@@ -29,12 +29,12 @@ from market.orders.domain import (
     RequestedLine,
     Status,
     Step,
-    apply_move,
+    apply_transition,
     merge_lines,
     next_step,
     price_lines,
 )
-from market.orders.mongodb.documents import from_decimal128, move_update, to_decimal128
+from market.orders.mongodb.documents import from_decimal128, to_decimal128, transition_update
 
 AT = datetime(2026, 1, 31, 12, 30, 15, 250_000, tzinfo=UTC)
 ORDER = Order(
@@ -50,16 +50,22 @@ ORDER = Order(
 )
 
 
-@given(st.lists(st.sampled_from(MOVES), max_size=6))
-def test_after_any_sequence_of_moves_the_due_work_follows_from_the_status(moves: list[domain.Move]) -> None:
+@given(st.lists(st.sampled_from(TRANSITIONS), max_size=6))
+def test_after_any_sequence_of_transitions_the_due_work_follows_from_the_status(
+    transitions: list[domain.Transition],
+) -> None:
     order = ORDER
-    for move in moves:
-        if order.status is move.source:
-            entry = OutboxEntry(events.event_id(order.id, move.event), move.event, AT) if move.event else None
-            order = apply_move(order, move, entry)
+    for transition in transitions:
+        if order.status is transition.source:
+            entry = (
+                OutboxEntry(events.event_id(order.id, transition.event), transition.event, AT)
+                if transition.event
+                else None
+            )
+            order = apply_transition(order, transition, entry)
         else:
             with pytest.raises(AssertionError):
-                apply_move(order, move)
+                apply_transition(order, transition)
     ended = order.status in (Status.REJECTED, Status.CANCELLED)
     assert order.release_due == ended
     assert (order.idempotency_key is None) == (order.status is Status.REJECTED)
@@ -70,14 +76,14 @@ def test_after_any_sequence_of_moves_the_due_work_follows_from_the_status(moves:
     assert (next_step(order, overdue=True) is Step.REJECT) == (order.status is Status.PENDING)
 
 
-@pytest.mark.parametrize("move", MOVES)
-def test_a_move_is_one_update_conditional_on_the_status(move: domain.Move) -> None:
-    update = move_update(ORDER.id, move, at=AT)
+@pytest.mark.parametrize("transition", TRANSITIONS)
+def test_a_transition_is_one_update_conditional_on_the_status(transition: domain.Transition) -> None:
+    update = transition_update(ORDER.id, transition, at=AT)
     where, change = update.where, update.change
-    assert where == {"_id": ORDER.id, "status": move.source.value}
-    assert change["$set"]["status"] == move.target.value
-    assert ("release_due" in change.get("$currentDate", {})) == move.releases
-    assert ("key" in change.get("$unset", {})) == move.frees_key
+    assert where == {"_id": ORDER.id, "status": transition.source.value}
+    assert change["$set"]["status"] == transition.target.value
+    assert ("release_due" in change.get("$currentDate", {})) == transition.releases
+    assert ("key" in change.get("$unset", {})) == transition.frees_key
 
 
 @given(st.decimals(min_value=0, max_value=Decimal("99999999999999999.99"), places=2))
@@ -148,17 +154,20 @@ kafka: {bootstrap_servers: "x:1"}
 @pytest.mark.parametrize(
     ("addition", "reason"),
     [
-        ("recovery: {after_seconds: 29}", "recovery.after_seconds: must be at least three times order_seconds"),
+        (
+            "recovery: {reject_after_seconds: 29}",
+            "recovery.reject_after_seconds: must be at least three times create_order_timeout_seconds",
+        ),
         ("recovery: {lease_seconds: 20}", "kafka.delivery_seconds: must be below recovery.lease_seconds"),
         ("colour: red", "colour"),
-        ("order_seconds: 0", "order_seconds"),
+        ("create_order_timeout_seconds: 0", "create_order_timeout_seconds"),
         ("faults: {directory: /tmp}", "faults: only allowed if testing is true"),
     ],
 )
 def test_a_configuration_that_would_lose_orders_is_rejected(tmp_path: Path, addition: str, reason: str) -> None:
     file = tmp_path / "orders.yaml"
     file.write_text(VALID_CONFIGURATION)
-    assert kit_config.load(file, Config, {}).order_seconds == 10
+    assert kit_config.load(file, Config, {}).create_order_timeout_seconds == 10
     file.write_text(VALID_CONFIGURATION + addition)
     with pytest.raises(kit_config.ConfigError, match=reason.replace(".", r"\.")):
         kit_config.load(file, Config, {})

@@ -64,7 +64,7 @@ async def test_a_step_whose_response_is_lost_is_completed_by_a_repeated_key(
     await stock.set(lamp, 5)
     port = int(stock.target.rpartition(":")[2]) if upstream == "inventory" else mongodb.port
     async with Proxy(upstream=port) as network, AsyncExitStack() as stack:
-        settings = isolated_settings(recovery=IDLE, order_seconds=3)
+        settings = isolated_settings(recovery=IDLE, create_order_timeout_seconds=3)
         isolated_documents = documents.database.client[settings["mongodb"]["database"]].orders
         if upstream == "inventory":
             settings["inventory"] = {"target": f"127.0.0.1:{network.port}", "timeout_seconds": 1}
@@ -275,7 +275,7 @@ async def test_a_missing_topic_or_a_full_disk_delays_events_and_loses_none(
     lamp = catalogue.add()
     await stock.set(lamp, 50)
     try:
-        settings = isolated_settings(database=f"orders_topic_{uuid4().hex[:8]}", recovery={"after_seconds": 600})
+        settings = isolated_settings(database=f"orders_topic_{uuid4().hex[:8]}", recovery={"reject_after_seconds": 600})
         settings["kafka"] = {"bootstrap_servers": bootstrap_servers, "partitions": 0, "delivery_seconds": 1}
         await migrate(settings)
         async with serving(settings) as service:
@@ -285,7 +285,7 @@ async def test_a_missing_topic_or_a_full_disk_delays_events_and_loses_none(
             assert {o["status"] for o in first} == {"confirmed"}
             await asyncio.sleep(1.5)
             statistics = await repository.statistics()
-            assert (statistics.unsent, statistics.with_rejected_events) == (3, 0)
+            assert (statistics.unsent, statistics.with_stuck_events) == (3, 0)
             assert statistics.oldest_unsent_seconds > 1
             await migrate({**settings, "kafka": {**settings["kafka"], "partitions": 4}})
             for order in first:
@@ -301,7 +301,7 @@ async def test_a_missing_topic_or_a_full_disk_delays_events_and_loses_none(
             assert {o["status"] for o in second} == {"confirmed"}
             await asyncio.sleep(1.5)
             statistics = await repository.statistics()
-            assert (statistics.unsent, statistics.with_rejected_events) == (3, 0)
+            assert (statistics.unsent, statistics.with_stuck_events) == (3, 0)
             await asyncio.to_thread(broker.kill)
             await asyncio.to_thread(broker.restart, 2 * PATIENCE)
             for order in second:

@@ -77,7 +77,7 @@ async def test_the_service_is_not_ready_until_its_indexes_exist(make_process: An
                 response = await http.get(f"{admin}/readyz")
             except httpx.TransportError:
                 return None
-            return response.json().get("missing", {}).get("indexes")
+            return response.json().get("reasons", {}).get("indexes")
 
         assert "migrate" in await until(get_missing, 2 * PATIENCE, "missing indexes reported")
         assert (await http.get(f"{admin}/healthz")).status_code == 200

@@ -1,8 +1,8 @@
 """A model checker explores the lifecycle of an order exhaustively.
 
 It visits every interleaving of two clients with one key, a cancellation, recovery, a delivery to the stock, and faults
-at each step: a crash before or after the step took effect, a lost response, a request that arrives late. The moves are
-the service's own (`market.orders.domain`); inventory is modelled after its contract.
+at each step: a crash before or after the step took effect, a lost response, a request that arrives late. The
+transitions are the service's own (`market.orders.domain`); inventory is modelled after its contract.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Actor(NamedTuple):
     """A client or recovery.
 
     `at`: its next operation, or "decide" (it holds an order and follows the rules), "idle", "done", "crashed".
-    `held`: the order that it has read; at "move" the order and the move. `response`: what its client has got.
+    `held`: the order that it has read; at "transition" the order and the transition.
+    `response`: what its client has got.
     """
 
     kind: str
@@ -56,12 +57,12 @@ def apply(rules: Rules, state: State, operation: Any) -> tuple[State, Any]:
         return (state._replace(order=INTENT) if state.order is None else state), True
     if name == "read":
         return state, state.order
-    if name == "move":
-        move = operation[1]
-        if state.order is None or state.order.status is not move.source:
-            assert move in rules.moves
+    if name == "transition":
+        transition = operation[1]
+        if state.order is None or state.order.status is not transition.source:
+            assert transition in rules.transitions
             return state, False
-        order = rules.move(state.order, move)
+        order = rules.transition(state.order, transition)
         ever_confirmed = state.ever_confirmed or order.status is Status.CONFIRMED
         return state._replace(order=order, ever_confirmed=ever_confirmed), True
     if name == "reserve":
@@ -81,15 +82,15 @@ def next_operation(rules: Rules, actor: Actor) -> Any:
     """Return the operation that the actor requests next."""
     if actor.at in ("insert", "read"):
         return (actor.at,)
-    if actor.at == "move":
-        return ("move", actor.held[1])
+    if actor.at == "transition":
+        return ("transition", actor.held[1])
     if actor.at == "clear":
         return ("clear",)
     order: Order = actor.held
     step = domain.next_step(order, overdue=actor.kind == "recovery")
-    if actor.kind == "delete" and (move := domain.CANCELLATION_BY_STATUS.get(order.status)):
-        return ("move", move)
-    return {Step.RESERVE: ("reserve",), Step.REJECT: ("move", rules.reject), Step.RELEASE: ("release",)}[step]
+    if actor.kind == "delete" and (transition := domain.CANCELLATION_BY_STATUS.get(order.status)):
+        return ("transition", transition)
+    return {Step.RESERVE: ("reserve",), Step.REJECT: ("transition", rules.reject), Step.RELEASE: ("release",)}[step]
 
 
 def after_response(rules: Rules, actor: Actor, operation: Any, response: Any) -> Actor:
@@ -103,15 +104,15 @@ def after_response(rules: Rules, actor: Actor, operation: Any, response: Any) ->
         if response is None or (actor.kind == "repeat" and actor.held is None and response.idempotency_key is None):
             return Actor(actor.kind, "done", response="none")
         return decide(actor, response)
-    if name == "move":
-        order = actor.held[0] if actor.at == "move" else actor.held
+    if name == "transition":
+        order = actor.held[0] if actor.at == "transition" else actor.held
         if response is True:
-            return decide(actor, rules.move(order, operation[1]))
+            return decide(actor, rules.transition(order, operation[1]))
         return Actor(actor.kind, "read", "again")
     if name == "reserve":
         if response is UNKNOWN:
             return Actor(actor.kind, "done", response="503")
-        return Actor(actor.kind, "move", (actor.held, rules.move_after_reservation(response)))
+        return Actor(actor.kind, "transition", (actor.held, rules.transition_after_reservation(response)))
     if name == "release" and response is not UNKNOWN:
         return Actor(actor.kind, "clear", actor.held)
     return Actor(actor.kind, "done", response=response_for(actor.held))
@@ -243,7 +244,7 @@ def test_two_cancellations_and_two_recoveries_violate_no_invariant() -> None:
 
 
 def test_the_checker_detects_a_confirmation_without_a_reservation() -> None:
-    rules = Rules(move_after_reservation=lambda _: domain.CONFIRM)
+    rules = Rules(transition_after_reservation=lambda _: domain.CONFIRM)
     with pytest.raises(AssertionError, match="without a reservation"):
         explore(CREATE, RECOVERY, stock=0, faults=0, max_states=10_000, rules=rules)
 
@@ -251,9 +252,9 @@ def test_the_checker_detects_a_confirmation_without_a_reservation() -> None:
 def test_the_checker_detects_a_rejection_without_a_release() -> None:
     careless = msgspec.structs.replace(domain.REJECT, releases=False)
     rules = Rules(
-        moves=(*domain.MOVES, careless),
+        transitions=(*domain.TRANSITIONS, careless),
         reject=careless,
-        move_after_reservation=lambda result: domain.CONFIRM if isinstance(result, Reserved) else careless,
+        transition_after_reservation=lambda result: domain.CONFIRM if isinstance(result, Reserved) else careless,
     )
     with pytest.raises(AssertionError, match="never released"):
         explore(CREATE, RECOVERY, stock=1, faults=1, max_states=10_000, rules=rules)
@@ -279,7 +280,7 @@ class RelayState(NamedTuple):
 def next_relay_states(state: RelayState) -> Iterator[RelayState]:
     """Yield every state that one step leads to."""
     if not state.cancelled:
-        yield state._replace(order=RULES.move(state.order, domain.CANCEL), cancelled=True)
+        yield state._replace(order=RULES.transition(state.order, domain.CANCEL_CONFIRMED), cancelled=True)
     for i, (at, leased) in enumerate(state.relays):
 
         def with_relay(new: RelayState, at: str, leased: Order | None, i: int = i) -> RelayState:
@@ -317,7 +318,7 @@ def check_final_relay_state(state: RelayState) -> None:
 
 
 def test_two_relays_lose_no_event_and_never_publish_the_cancellation_first() -> None:
-    confirmed = domain.apply_move(INTENT, domain.CONFIRM, make_entry(INTENT, events.CREATED))
+    confirmed = domain.apply_transition(INTENT, domain.CONFIRM, make_entry(INTENT, events.CREATED))
     start = RelayState(confirmed, (), 0, (("idle", None), ("idle", None)), False, 2)
     check_relay_invariants(start)
     states = model_checker.explore(

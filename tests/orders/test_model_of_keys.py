@@ -1,8 +1,8 @@
 """A model checker explores two clients with one idempotency key, of which each would store an order of its own.
 
 It visits every interleaving with recovery, a cancellation and a fault at each step: a crash before or after the step
-took effect, a lost response, a request that arrives late. The moves are the service's own (`market.orders.domain`); the
-unique index and inventory are modelled after their contracts.
+took effect, a lost response, a request that arrives late. The transitions are the service's own
+(`market.orders.domain`); the unique index and inventory are modelled after their contracts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from market.orders import domain
-from market.orders.domain import Move, Order, OutboxEntry, Status, Step
+from market.orders.domain import Order, OutboxEntry, Status, Step, Transition
 
 from . import model_checker
 from .model_checker import INTENT, RULES, UNKNOWN, Rules
@@ -30,7 +30,7 @@ class Actor(NamedTuple):
 
     `at`: its next operation, or "decide" (it holds an order and follows the rules), "idle", "done", "crashed".
     `about`: the order that it works on. `own`: the order that it would store. `held`: the order that it has read; at
-    "move" the order and the move. `response`: what its client has got.
+    "transition" the order and the transition. `response`: what its client has got.
     """
 
     kind: str
@@ -78,11 +78,11 @@ def apply(rules: Rules, state: State, operation: Any) -> tuple[State, Any]:
         if key_holder(state) is not None:
             return state, KEY_TAKEN
         return state._replace(orders=put(state.orders, i, INTENTS[i])), True
-    if name == "move":
-        move = operation[2]
-        if order is None or order.status is not move.source:
+    if name == "transition":
+        transition = operation[2]
+        if order is None or order.status is not transition.source:
             return state, False
-        after = rules.move(order, move)
+        after = rules.transition(order, transition)
         ever_confirmed = put(state.ever_confirmed, i, state.ever_confirmed[i] or after.status is Status.CONFIRMED)
         return state._replace(orders=put(state.orders, i, after), ever_confirmed=ever_confirmed), True
     reservation = state.reservations[i]
@@ -108,13 +108,13 @@ def next_operation(rules: Rules, actor: Actor) -> Any:
         return ("insert", actor.own)
     if actor.at in ("read", "found", "clear"):
         return ({"found": "read"}.get(actor.at, actor.at), actor.about)
-    if actor.at == "move":
-        return ("move", actor.about, actor.held[1])
+    if actor.at == "transition":
+        return ("transition", actor.about, actor.held[1])
     step = domain.next_step(actor.held, overdue=actor.kind == "recovery")
-    if actor.kind == "delete" and (move := domain.CANCELLATION_BY_STATUS.get(actor.held.status)):
-        return ("move", actor.about, move)
+    if actor.kind == "delete" and (transition := domain.CANCELLATION_BY_STATUS.get(actor.held.status)):
+        return ("transition", actor.about, transition)
     if step is Step.REJECT:
-        return ("move", actor.about, rules.reject)
+        return ("transition", actor.about, rules.reject)
     return ({Step.RESERVE: "reserve", Step.RELEASE: "release"}[step], actor.about)
 
 
@@ -140,13 +140,13 @@ def after_response(rules: Rules, actor: Actor, operation: Any, response: Any) ->
             # It was rejected meanwhile, and the key is free again.
             return actor._replace(at="insert", held=None)
         return done(actor, "503" if actor.kind == "client" else "404") if response is None else decide(actor, response)
-    if name == "move":
-        order = actor.held[0] if actor.at == "move" else actor.held
+    if name == "transition":
+        order = actor.held[0] if actor.at == "transition" else actor.held
         if response is True:
-            return decide(actor, rules.move(order, operation[2]))
+            return decide(actor, rules.transition(order, operation[2]))
         return actor._replace(at="read", held=None)
     if name == "reserve":
-        return actor._replace(at="move", held=(actor.held, rules.move_after_reservation(response)))
+        return actor._replace(at="transition", held=(actor.held, rules.transition_after_reservation(response)))
     if name == "release":
         return done(actor, actor.held.status.value) if response is UNKNOWN else actor._replace(at="clear")
     return done(actor, actor.held.status.value)
@@ -244,13 +244,13 @@ def test_two_clients_with_one_key_and_a_cancellation_place_one_order() -> None:
     assert explore(FIRST, SECOND, CANCELLATION, RECOVERY, stock=2, faults=0) > 1000
 
 
-def apply_move_freeing_the_key(order: Order, move: Move, entry: OutboxEntry | None) -> Order:
+def apply_transition_freeing_the_key(order: Order, transition: Transition, entry: OutboxEntry | None) -> Order:
     """Free the key of a cancelled order too, which is wrong."""
-    after = domain.apply_move(order, move, entry)
+    after = domain.apply_transition(order, transition, entry)
     return msgspec.structs.replace(after, idempotency_key=None) if after.status is Status.CANCELLED else after
 
 
 def test_the_checker_detects_a_key_that_is_freed_too_early() -> None:
-    rules = Rules(apply_move=apply_move_freeing_the_key)
+    rules = Rules(apply_transition=apply_transition_freeing_the_key)
     with pytest.raises(AssertionError):
         explore(FIRST, SECOND, CANCELLATION, RECOVERY, stock=2, faults=0, rules=rules)

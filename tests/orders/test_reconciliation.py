@@ -11,7 +11,7 @@ import pytest
 from market.kit.ids import new_id
 from market.orders.domain import Status
 from market.orders.reconciliation import command
-from market.orders.reconciliation.differences import CAUSES, Kind
+from market.orders.reconciliation.differences import CAUSES, DifferenceType
 from tests.support.waiting import PATIENCE, until
 
 from .catalogue import FakeCatalogue
@@ -71,20 +71,20 @@ async def test_each_difference_is_reported_and_repaired_if_it_has_one_right_repa
 
     report = await reconcile(service)
     expected = {
-        unreserved: Kind.NO_RESERVATION,
-        other_items: Kind.ITEMS_DIFFER,
-        unsent: Kind.EVENT_OVERDUE,
-        rejected_event: Kind.EVENT_REJECTED,
-        unfinished: Kind.PENDING,
-        unreleased: Kind.NOT_RELEASED,
-        without_order: Kind.NO_ORDER,
-        reservation_cancelled: Kind.RESERVATION_CANCELLED,
+        unreserved: DifferenceType.NO_RESERVATION,
+        other_items: DifferenceType.ITEMS_DIFFER,
+        unsent: DifferenceType.EVENT_OVERDUE,
+        rejected_event: DifferenceType.EVENT_STUCK,
+        unfinished: DifferenceType.PENDING,
+        unreleased: DifferenceType.NOT_RELEASED,
+        without_order: DifferenceType.NO_ORDER,
+        reservation_cancelled: DifferenceType.RESERVATION_CANCELLED,
     }
     assert {order_id: report.differences_of(order_id) for order_id in expected} == {
         order_id: [(kind.value, None)] for order_id, kind in expected.items()
     }
     assert report.differences_of(intact) == []
-    assert all(d["cause"] == CAUSES[Kind(d["difference"])] for d in report.differences)
+    assert all(d["cause"] == CAUSES[DifferenceType(d["difference"])] for d in report.differences)
     assert report.summary["complete"] is True
     assert report.progress
 
@@ -136,7 +136,7 @@ async def test_a_service_under_load_has_no_differences(
     make_settings: MakeSettings, migrated: None, catalogue: FakeCatalogue, stock: Stock
 ) -> None:
     # Orders older than a second are compared. Nothing is overdue, even if the machine stands still for a moment.
-    recovery = {"after_seconds": 1, "interval_seconds": 10, "lease_seconds": 30}
+    recovery = {"reject_after_seconds": 1, "interval_seconds": 10, "lease_seconds": 30}
     new_settings = await on_new_database(make_settings)
     lamp = catalogue.add()
     await stock.set(lamp, 100_000)

@@ -22,7 +22,7 @@ from market.contracts import events
 from market.kit.ids import new_id
 from market.orders.domain import OutboxEntry
 from market.orders.reconciliation import command
-from market.orders.reconciliation.differences import CAUSES, Kind
+from market.orders.reconciliation.differences import CAUSES, DifferenceType
 from market.orders.reconciliation.reconcile import Difference
 from tests.support.servers import KafkaHandle, kafka_server, running
 from tests.support.waiting import PATIENCE, until
@@ -108,7 +108,7 @@ async def publish(service: Service, topic: Topic, order_id: str, *types: str) ->
         await until(lambda: is_published(service, order_id), what="published")
 
 
-def difference(kind: Kind, subject_id: str, detail: str, repaired: bool | None = None) -> dict[str, Any]:
+def difference(kind: DifferenceType, subject_id: str, detail: str, repaired: bool | None = None) -> dict[str, Any]:
     """Return the difference as the command prints it with --json."""
     return {
         "kind": "difference",
@@ -141,13 +141,13 @@ async def test_an_overdue_stock_release_is_repaired(
             network.disconnect()
     await asyncio.sleep(OVERDUE_SECONDS)
     report = await reconcile(service)
-    assert report.differences == [difference(Kind.RELEASE_OVERDUE, order_id, "the order is cancelled")]
+    assert report.differences == [difference(DifferenceType.RELEASE_OVERDUE, order_id, "the order is cancelled")]
     assert report.counts == (1, 0, True)
     assert await stock.available(lamp) == 3
     assert await exit_status(service) == 1
     repaired = await reconcile(service, repair=True)
     assert repaired.differences == [
-        difference(Kind.RELEASE_OVERDUE, order_id, "the order is cancelled; released", True)
+        difference(DifferenceType.RELEASE_OVERDUE, order_id, "the order is cancelled; released", True)
     ]
     assert repaired.counts == (1, 1, True)
     assert await stock.available(lamp) == 5
@@ -169,7 +169,7 @@ async def test_a_cancellation_published_before_the_creation_is_published_again_a
     await asyncio.sleep(1.2)
     assert no_differences(await reconcile(service))
     report = await reconcile(service, topic=True)
-    assert report.differences == [difference(Kind.EVENTS_OUT_OF_ORDER, swapped, "order.cancelled came first")]
+    assert report.differences == [difference(DifferenceType.EVENTS_OUT_OF_ORDER, swapped, "order.cancelled came first")]
     assert await exit_status(service, "--topic") == 1
     repaired = await reconcile(service, repair=True, topic=True)
     assert repaired.differences_of(swapped) == [("events-out-of-order", True)]
@@ -198,7 +198,7 @@ async def test_a_creation_missing_from_the_topic_is_published_with_the_cancellat
     await asyncio.sleep(1.2)
     repaired = await reconcile(service, repair=True, topic=True)
     assert repaired.differences == [
-        difference(Kind.EVENT_MISSING, incomplete, "order.created; queued for the relay", True)
+        difference(DifferenceType.EVENT_MISSING, incomplete, "order.created; queued for the relay", True)
     ]
     await service.deps.relay.run_once()
     await until(lambda: len(own_topic.messages_of(incomplete)) == 3, what="both published")
@@ -225,7 +225,7 @@ async def test_an_event_without_an_order_is_reported(
         report = await reconcile(service, repair=repair, topic=True)
         # The events do not tell the whole order: there is no single right repair.
         assert report.differences == [
-            difference(Kind.EVENT_WITHOUT_ORDER, deleted, "the topic has events of this order")
+            difference(DifferenceType.EVENT_WITHOUT_ORDER, deleted, "the topic has events of this order")
         ]
         assert report.counts == (1, 0, True)
     assert await exit_status(service, "--repair", "--topic") == 1
@@ -252,7 +252,7 @@ async def test_a_reserved_product_without_a_stock_row_is_reported(
     for repair in (False, True):
         report = await reconcile(service, repair=repair)
         # Only counting the units can tell how many are available.
-        assert report.differences == [difference(Kind.NO_STOCK_ROW, lamp, "reservations hold units of it")]
+        assert report.differences == [difference(DifferenceType.NO_STOCK_ROW, lamp, "reservations hold units of it")]
         assert report.counts == (1, 0, True)
     assert await exit_status(service, "--repair") == 1
     await stock.set(lamp, 3)
@@ -272,7 +272,7 @@ async def test_stock_below_zero_is_reported(
     try:
         await connection.execute("UPDATE inventory SET quantity = -1 WHERE product_id = $1", UUID(lamp))
         report = await reconcile(service, repair=True)
-        assert report.differences == [difference(Kind.STOCK_BELOW_ZERO, lamp, "available: -1")]
+        assert report.differences == [difference(DifferenceType.STOCK_BELOW_ZERO, lamp, "available: -1")]
         assert report.counts == (1, 0, True)
     finally:
         await stock.set(lamp, 3)
@@ -317,7 +317,9 @@ async def test_documents_whose_id_is_not_a_uuid_are_reported_and_hide_no_order(
     try:
         report = await reconcile(service, repair=True, topic=True)
         assert sorted(d["id"] for d in report.differences) == sorted(map(repr, non_uuid_ids))
-        assert all(d == difference(Kind.UNREADABLE, d["id"], "its id is not a UUID") for d in report.differences)
+        assert all(
+            d == difference(DifferenceType.UNREADABLE, d["id"], "its id is not a UUID") for d in report.differences
+        )
         assert (report.counts, report.differences_of(order_id)) == ((5, 0, True), [])
     finally:
         await service.documents.delete_many({"_id": {"$in": non_uuid_ids}})
@@ -378,7 +380,7 @@ async def test_an_event_that_differs_from_its_order_is_reported(
     await asyncio.sleep(1.2)
     report = await reconcile(service, repair=True, topic=True)
     assert report.differences == [
-        difference(Kind.EVENT_DIFFERS, changed, "the event has a different user, products, prices or times")
+        difference(DifferenceType.EVENT_DIFFERS, changed, "the event has a different user, products, prices or times")
     ]
     assert await exit_status(service, "--topic") == 1
     await service.documents.replace_one({"_id": UUID(changed)}, document)
@@ -396,13 +398,13 @@ async def test_an_event_that_differs_from_its_order_is_reported(
     assert {d["detail"] for d in report.differences if d["id"] == duplicated} == {
         "its events in the topic have different contents"
     }
-    unreadable = [d for d in report.differences if d["difference"] == Kind.EVENT_UNREADABLE.value]
+    unreadable = [d for d in report.differences if d["difference"] == DifferenceType.EVENT_UNREADABLE.value]
     assert [d["id"].rpartition("/")[0] for d in unreadable] == [f"orders/{original.partition()}"]
     assert report.counts == (3, 0, True)
 
 
 def test_the_command_prints_a_difference_with_its_cause(capsys: pytest.CaptureFixture[str]) -> None:
-    line = difference(Kind.NO_STOCK_ROW, "p", "reservations hold units of it")
+    line = difference(DifferenceType.NO_STOCK_ROW, "p", "reservations hold units of it")
     command.show(msgspec.convert(line, Difference))
     assert capsys.readouterr().out == (
         "reserved-product-without-stock-row p: reservations hold units of it. Likely cause: inventory's table was "

@@ -22,7 +22,7 @@ from .topic import Topic
 async def new_settings(make_settings: MakeSettings, migrated: None) -> MakeSettings:
     """Make configurations with a new database, on which leases expire, but no slow order is rejected."""
     new_settings = await on_new_database(make_settings)
-    return lambda **recovery: new_settings(recovery={"after_seconds": 600, **recovery})
+    return lambda **recovery: new_settings(recovery={"reject_after_seconds": 600, **recovery})
 
 
 async def test_a_relay_slower_than_its_lease_publishes_a_duplicate_with_the_same_id(
@@ -168,7 +168,7 @@ async def test_an_event_that_kafka_rejects_permanently_is_kept_with_the_reason_a
 
 
 async def _has_stuck(service: Service, count: int) -> bool:
-    return (await service.deps.orders.statistics()).with_rejected_events == count
+    return (await service.deps.orders.statistics()).with_stuck_events == count
 
 
 async def test_orders_are_placed_while_kafka_is_unavailable(
@@ -183,7 +183,7 @@ async def test_orders_are_placed_while_kafka_is_unavailable(
         assert order["status"] == "confirmed"
         await asyncio.sleep(1.5)
         statistics = await service.deps.orders.statistics()
-        assert (statistics.unsent, statistics.with_rejected_events) == (1, 0)
+        assert (statistics.unsent, statistics.with_stuck_events) == (1, 0)
         assert statistics.oldest_unsent_seconds > 1
     async with serving(new_settings()):
         await topic.wait_for(order["id"], "order.created")

@@ -21,7 +21,7 @@ from .topic import Topic
 
 # Longer than any test: no event may have to wait for a lease to expire.
 LEASE_SECONDS = 1000.0
-RECOVERY = {"after_seconds": 600, "interval_seconds": 600, "lease_seconds": LEASE_SECONDS}
+RECOVERY = {"reject_after_seconds": 600, "interval_seconds": 600, "lease_seconds": LEASE_SECONDS}
 
 
 @pytest.fixture

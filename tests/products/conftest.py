@@ -67,7 +67,7 @@ class PausingFaults(Faults):
         self.reached = asyncio.Event()
         self.resume = asyncio.Event()
 
-    async def reach(self, name: str) -> None:
+    async def fire_if_armed(self, name: str) -> None:
         if name == self._point and not self.reached.is_set():
             self.reached.set()
             await self.resume.wait()

@@ -35,7 +35,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "orders": {
         "testing": True,
         "recovery": {
-            "after_seconds": RECOVERY_SECONDS,
+            "reject_after_seconds": RECOVERY_SECONDS,
             "interval_seconds": 0.5,
             "lease_seconds": 5,
             "relay_interval_seconds": 0.5,

@@ -276,7 +276,7 @@ class Stack:
     def _reasons(self) -> str:
         def reason(name: str) -> str:
             server = self.server(name)
-            return f"{name} ({server.missing() if isinstance(server, Service) else f'see {server.log}'})"
+            return f"{name} ({server.unready_reasons() if isinstance(server, Service) else f'see {server.log}'})"
 
         return ", ".join(reason(name) for name in self.not_ready())
 

@@ -19,7 +19,7 @@ from market.graphql.domain import FieldError, camel_case, camel_case_keys
 from market.graphql.memory import budget
 from market.kit import context
 from market.kit.errors import TYPE_PREFIX, BadInput, Overloaded, Problem, Unavailable
-from market.kit.http.client import HttpClient, HttpResponse, ResponseRefused
+from market.kit.http.client import HttpClient, HttpResponse, ResponseTooLarge
 from market.kit.ids import new_id
 from market.kit.resilience import RetryBudget
 
@@ -108,12 +108,12 @@ class _RestClient:
             return await self._http.request(method, path, **options)
         admission = budget.ResponseAdmission(charge)
         try:
-            return await self._http.request(method, path, admit=admission, **options)
-        except ResponseRefused as e:
+            return await self._http.request(method, path, accept_size=admission, **options)
+        except ResponseTooLarge as e:
             await admission.prepay(e.size)
         try:
-            return await self._http.request(method, path, admit=admission, **options)
-        except ResponseRefused:
+            return await self._http.request(method, path, accept_size=admission, **options)
+        except ResponseTooLarge:
             raise Overloaded("too many large requests in flight") from None
 
     @staticmethod

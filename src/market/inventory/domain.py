@@ -29,7 +29,7 @@ DEFAULT_PAGE = 100
 MAX_PAGE_LINES = 50_000
 
 # The failure points (kit/faults.py), in the order in which a call passes them.
-POINTS = (
+FAILURE_POINTS = (
     "inventory.inside-reserve",  # all rows written and locked, nothing committed
     "inventory.after-commit",  # reservations committed, no caller has its response
     "inventory.inside-cancel",

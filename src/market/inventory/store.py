@@ -83,9 +83,9 @@ class Database:
         async with conn.transaction():
             result = await work(conn)
             if inside:
-                await faults.reach(inside)
+                await faults.fire_if_armed(inside)
         if after:
-            await faults.reach(after)
+            await faults.fire_if_armed(after)
         return result
 
 

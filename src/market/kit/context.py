@@ -114,12 +114,12 @@ def deadline_in(seconds: float) -> Iterator[None]:
 
 def outgoing_headers(limit: float) -> dict[str, str]:
     """Return an HTTP call's headers: the deadline, at most `limit` seconds from now, the request id and the trace."""
-    headers = outgoing_ids()
+    headers = propagation_headers()
     headers[DEADLINE_HEADER] = str(int(remaining(limit) * 1000))
     return headers
 
 
-def outgoing_ids() -> dict[str, str]:
+def propagation_headers() -> dict[str, str]:
     """Return the request id and the trace as headers or gRPC metadata; each is left out if it is not set."""
     ids: dict[str, str] = {}
     if own_id := request_id.get():

@@ -1,7 +1,7 @@
 """Failure points: places where a test can make a service crash, pause or fail.
 
-    if faults: await faults.reach("after-intent")        # crash, pause or fail
-    if faults: faults.crash_if_armed("after-intent")     # crash only, in synchronous code
+    if faults: await faults.fire_if_armed("after-intent")   # crash, pause or fail
+    if faults: faults.crash_if_armed("after-intent")        # crash only, in synchronous code
 
 `faults` is None in production, so a failure point costs one comparison.
 """
@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from market.kit import config as kit_config
@@ -20,21 +18,6 @@ from market.kit.errors import Unavailable
 from market.kit.process import logs
 
 log = logs.get_logger("faults")
-
-Clock = Callable[[], datetime]
-
-
-def utc_now() -> datetime:
-    """Return the current time, in UTC."""
-    return datetime.now(UTC)
-
-
-def clock(config: kit_config.Faults | None) -> Clock:
-    """Return the clock of a process: the current time in UTC, plus the offset that a test configured."""
-    if config is None or not config.clock_offset_seconds:
-        return utc_now
-    offset = timedelta(seconds=config.clock_offset_seconds)
-    return lambda: datetime.now(UTC) + offset
 
 
 class InjectedFault(Unavailable):
@@ -66,7 +49,7 @@ class Faults:
             return None
         action = taken.read_text().strip() or "crash"
         taken.rename(path.with_name(f"{name}.done"))
-        log.warning("failure point reached", point=name, action=action)
+        log.warning("failure point fired", point=name, action=action)
         return action
 
     def crash_if_armed(self, name: str) -> None:
@@ -74,7 +57,7 @@ class Faults:
         if self._take(name) is not None:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    async def reach(self, name: str) -> None:
+    async def fire_if_armed(self, name: str) -> None:
         """Crash, pause or raise InjectedFault if the point is armed."""
         action = self._take(name)
         if action is None:

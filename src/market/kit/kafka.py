@@ -195,7 +195,7 @@ class Producer(Generic[Token]):
         except KafkaException as e:
             # Rejected before it was sent: the message is too large, or the producer has had a fatal error.
             self._report(token, DeliveryResult(e.args[0]))
-            self._replace_after(e.args[0], self._librdkafka)
+            self._replace_if_fatal(e.args[0], self._librdkafka)
         return True
 
     async def send_and_wait(
@@ -232,7 +232,7 @@ class Producer(Generic[Token]):
         except BufferError:
             raise KafkaException(KafkaError(KafkaError._QUEUE_FULL)) from None
         except KafkaException as e:
-            self._replace_after(e.args[0], self._librdkafka)
+            self._replace_if_fatal(e.args[0], self._librdkafka)
             raise
         self._waiters.add(waiter)
         try:
@@ -276,7 +276,7 @@ class Producer(Generic[Token]):
             librdkafka.poll(timeout_seconds)
         except KafkaException as e:
             # A fatal error is raised here, once, and not passed to `error_cb`.
-            self._loop.call_soon_threadsafe(self._replace_after, e.args[0], librdkafka)
+            self._loop.call_soon_threadsafe(self._replace_if_fatal, e.args[0], librdkafka)
         except Exception as e:
             # What a callback raised. Without this thread, no result would ever arrive.
             count_failure("kafka-producer", e)
@@ -309,7 +309,7 @@ class Producer(Generic[Token]):
         except Exception as e:
             log.warning("delivery callback failed", messages=len(results), error=str(e)[:200])
 
-    def _replace_after(self, error: KafkaError, failed: _Librdkafka) -> None:
+    def _replace_if_fatal(self, error: KafkaError, failed: _Librdkafka) -> None:
         # An error may be reported twice, and late: it must not replace the successor of the producer that had it.
         if not error.fatal() or failed is not self._librdkafka or self._replacing:
             return

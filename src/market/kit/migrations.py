@@ -52,8 +52,8 @@ async def wait_for_schema(pool: Pool, package: str, health: Health) -> None:
             done = {row["name"] for row in await pool.fetch("SELECT name FROM schema_migrations")}
         except asyncpg.UndefinedTableError:
             done = set()
-        if missing := [name for name in _migrations(package) if name not in done]:
-            raise RuntimeError(f"migrations are missing, run `migrate`: {', '.join(missing)}")
+        if pending := [name for name in _migrations(package) if name not in done]:
+            raise RuntimeError(f"pending migrations: {', '.join(pending)}; run `migrate`")
 
     await health.wait_for("schema", check)
 
@@ -71,10 +71,10 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
         await _lock(conn, config.migrations.lock_timeout_seconds)
         await _create_table(conn)
         done = await _verify_applied(conn, package)
-        missing = [name for name in _migrations(package) if name not in done]
-        for name in missing:
+        pending = [name for name in _migrations(package) if name not in done]
+        for name in pending:
             await _apply(conn, name, _read(package, name), config.migrations.timeout_seconds)
-        return missing
+        return pending
     finally:
         await conn.close(timeout=_STATEMENT_SECONDS)
 
@@ -97,7 +97,7 @@ async def _create_table(conn: DirectConnection) -> None:
         "CREATE TABLE IF NOT EXISTS schema_migrations "
         "(name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now(), checksum text)"
     )
-    # Earlier versions had no checksums. ADD COLUMN IF NOT EXISTS would lock the table at every start.
+    # Earlier versions had no checksums. ADD COLUMN IF NOT EXISTS would lock the table at every run.
     if not await conn.fetchval(
         "SELECT true FROM pg_attribute "
         "WHERE attrelid = 'schema_migrations'::regclass AND attname = 'checksum' AND NOT attisdropped"
@@ -119,7 +119,7 @@ async def _verify_applied(conn: DirectConnection, package: str) -> set[str]:
         current = checksum(_read(package, name))
         if applied[name] is None:
             await conn.execute("UPDATE schema_migrations SET checksum = $2 WHERE name = $1", name, current)
-            log.info("migration checksum adopted", migration=name)
+            log.info("migration checksum recorded", migration=name)
         elif applied[name] != current:
             raise MigrationError(
                 f"{name} has changed since it was applied (checksum {applied[name][:12]}, now {current[:12]}): "
@@ -131,7 +131,8 @@ async def _verify_applied(conn: DirectConnection, package: str) -> set[str]:
 async def _apply(conn: DirectConnection, name: str, text: str, seconds: float) -> None:
     try:
         async with conn.transaction():
-            # A migration that cannot get its lock in time must not block requests behind it; the next start retries it.
+            # A migration that cannot get its lock in time must not block requests behind it; the next run of
+            # `migrate` retries it.
             await conn.execute("SET LOCAL lock_timeout = '5s'")
             await conn.execute(text, timeout=seconds)
             await conn.execute("INSERT INTO schema_migrations (name, checksum) VALUES ($1, $2)", name, checksum(text))

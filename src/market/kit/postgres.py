@@ -55,7 +55,7 @@ _REFUSALS = (
 _CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InternalClientError)
 
 
-class ConnectError(ConnectionError):
+class DatabaseUnreachable(ConnectionError):
     """No host accepted a new connection. The message has the reason for each: no response, wrong password, standby."""
 
 
@@ -91,7 +91,7 @@ class Connector:
         self._logged: set[str] = set()
 
     async def __call__(self, **options: Any) -> PooledConnection:
-        """Return a new connection; `options` are the pool's own arguments. Raises ConnectError."""
+        """Return a new connection; `options` are the pool's own arguments. Raises DatabaseUnreachable."""
         failures: dict[tuple[str, int], str] = {}
         # Each host gets its share of the time, so that one that does not respond leaves some for the others.
         seconds = self._config.connect_timeout_seconds / len(self._addresses)
@@ -112,7 +112,7 @@ class Connector:
         if len(self._addresses) == 1:
             [reason] = failures.values()
         self._log_failure(reason)
-        raise ConnectError(reason)
+        raise DatabaseUnreachable(reason)
 
     def _log_failure(self, reason: str) -> None:
         # While the process starts, Health.wait_for logs what it waits for.

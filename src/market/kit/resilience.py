@@ -48,8 +48,8 @@ class CircuitBreaker:
 
     upstream: the name in metrics and errors.
     failure_types: the exceptions that count as failures.
-    min_timeout_seconds: a DeadlineExceeded raised sooner than this is not counted as a failure: the caller had little
-        time left, which says nothing about the upstream.
+    ignore_deadlines_below_seconds: a DeadlineExceeded raised sooner than this does not count as a failure: the caller
+        had little time left, which says nothing about the upstream.
     clock: returns seconds, like time.monotonic.
     """
 
@@ -61,14 +61,14 @@ class CircuitBreaker:
         # Short, because calls keep failing until the trial call, even if the upstream has recovered.
         open_seconds: float = 0.3,
         failure_types: tuple[type[BaseException], ...] = (Unavailable,),
-        min_timeout_seconds: float = 0.0,
+        ignore_deadlines_below_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._upstream = upstream
         self._failure_threshold = failure_threshold
         self._open_seconds = open_seconds
         self._failure_types = failure_types
-        self._min_timeout_seconds = min_timeout_seconds
+        self._min_timeout_seconds = ignore_deadlines_below_seconds
         self._clock = clock
         self._failures = 0
         self._open_until = 0.0

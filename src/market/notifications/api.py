@@ -20,7 +20,7 @@ from market.notifications.domain import (
     Message,
     PendingMessage,
 )
-from market.notifications.events.parsing import parse_notice
+from market.notifications.events.parsing import parse_notification
 from market.notifications.sent_log.log import SentLog
 from market.notifications.service import Deps, origin
 
@@ -72,17 +72,17 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
 
 
 async def process(deps: Deps, message: Message) -> None:
-    """Parse the message and mail its notice. Skip events of unknown types.
+    """Parse the message and mail its notification. Skip events of unknown types.
 
     Raises InvalidEvent, MailRejected, MailDeferred or MailServerUnavailable.
     """
-    notice = parse_notice(message)
-    if notice is None:
+    notification = parse_notification(message)
+    if notification is None:
         # Producers may add event types at any time.
         metrics.SKIPPED_EVENTS.labels("unknown-type").inc()
         log.info("event of unknown type skipped", **origin(message))
         return
-    await service.notify(deps, notice)
+    await service.notify(deps, notification)
 
 
 def _enter_context(message: Message) -> None:

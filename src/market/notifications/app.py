@@ -46,7 +46,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         sent_log_min_age=timedelta(seconds=config.kafka.sent_log_min_age_seconds),
     )
     consumer = api.orders_consumer(config, deps, sent_log, process.health)
-    steps = {
+    tasks = {
         "topics": topics.check,
         "sent-log": sent_log.flush,
         "topic": consumer.check_topic,
@@ -54,7 +54,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     }
 
     try:
-        async with periodic_tasks(steps):
+        async with periodic_tasks(tasks):
             yield consumer
     finally:
         # The lifecycle has already called this, unless start-up failed. The consumer's thread must not outlive the

@@ -1,4 +1,4 @@
-"""Messages, the notices that they contain, mails, the errors, and the names of the failure points."""
+"""Messages, the notifications that they contain, mails, the errors, and the names of the failure points."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from uuid import UUID
 
 # In the order in which a message reaches them; see kit/faults.py.
-POINTS = ("notifications.before-mail", "notifications.after-mail", "notifications.before-commit")
+FAILURE_POINTS = ("notifications.before-mail", "notifications.after-mail", "notifications.before-commit")
 
 Kind = Literal["created", "cancelled"]
 
@@ -63,7 +63,7 @@ class PendingMessage:
     attempts: int = 0
     # `available_seconds()` of the mail server at the first failure, so that outages do not count towards
     # `give_up_seconds`.
-    first_deferred_at: float | None = None
+    first_failure_available_seconds: float | None = None
     # Set once it is certain that the message becomes a dead letter; writing that may take several attempts.
     dead_letter: DeadLetterReason | None = None
 
@@ -82,7 +82,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class Notification:
     """The content of a mail about an order event.
 
     sequence: the number of the event within its order; later events have higher ones

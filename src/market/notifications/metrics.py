@@ -25,11 +25,11 @@ STALLED = Gauge(
     "1 while an assigned partition has unread messages but makes no progress.",
     ["partition"],
 )
-IN_FLIGHT = Gauge(
-    "market_notifications_in_flight_messages",
+UNSETTLED = Gauge(
+    "market_notifications_unsettled_messages",
     "Messages read but not settled: queued, being processed, or waiting for a retry.",
 )
-IN_FLIGHT_BYTES = Gauge("market_notifications_in_flight_bytes", "Size of the messages read but not settled.")
+UNSETTLED_BYTES = Gauge("market_notifications_unsettled_bytes", "Size of the messages read but not settled.")
 OFFSET_RESETS = Counter(
     "market_notifications_offset_resets_total",
     "Offset resets: an offset was out of range, and messages since the group's first start are replayed.",

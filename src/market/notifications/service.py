@@ -1,4 +1,4 @@
-"""The use cases: send the mail of a notice, schedule a retry, write a dead letter."""
+"""The use cases: send the mail of a notification, schedule a retry, write a dead letter."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
-from market.kit.faults import Clock, Faults
+from market.kit.clock import Clock
+from market.kit.faults import Faults
 from market.kit.process import logs
 from market.kit.process.tracing import Tracer
 from market.kit.resilience import backoff
 from market.notifications import config, metrics
-from market.notifications.domain import DeadLetterReason, Message, Notice, PendingMessage
+from market.notifications.domain import DeadLetterReason, Message, Notification, PendingMessage
 from market.notifications.mail.mailer import Mailer
 
 log = logs.get_logger("mailing")
@@ -29,7 +30,7 @@ class DeadLetters(Protocol):
         """Write the dead letter, and return once it is stored. Raises KafkaException."""
 
 
-class SentIds(Protocol):
+class SentLogForMailing(Protocol):
     """The ids of mailed events, also of those mailed by other processes; sent_log.log.SentLog in production."""
 
     def add(self, event_id: str) -> None:
@@ -39,22 +40,22 @@ class SentIds(Protocol):
         """Return whether the event is known to have been mailed."""
 
 
-class SentNotices:
-    """The last notice mailed for each of the latest 10,000 orders, so that a duplicate is not mailed again."""
+class RecentNotifications:
+    """The last notification mailed for each of the latest 10,000 orders, so that a duplicate is not mailed again."""
 
     def __init__(self) -> None:
         self._sequences: OrderedDict[UUID, int] = OrderedDict()
 
-    def add(self, notice: Notice) -> None:
-        """Remember that the notice was mailed."""
-        self._sequences[notice.order_id] = notice.sequence
-        self._sequences.move_to_end(notice.order_id)
+    def add(self, notification: Notification) -> None:
+        """Remember that the notification was mailed."""
+        self._sequences[notification.order_id] = notification.sequence
+        self._sequences.move_to_end(notification.order_id)
         if len(self._sequences) > _MAX_REMEMBERED_ORDERS:
             self._sequences.popitem(last=False)
 
-    def covers(self, notice: Notice) -> bool:
-        """Return whether this notice or a later one of the order was mailed; events are published in order."""
-        return self._sequences.get(notice.order_id, 0) >= notice.sequence
+    def covers(self, notification: Notification) -> bool:
+        """Return whether this notification or a later one of the order was mailed; events are published in order."""
+        return self._sequences.get(notification.order_id, 0) >= notification.sequence
 
 
 @dataclass
@@ -67,48 +68,48 @@ class Deps:
     clock: Clock
     tracer: Tracer
     faults: Faults | None = None
-    sent: SentNotices = field(default_factory=SentNotices)
+    recent: RecentNotifications = field(default_factory=RecentNotifications)
     # None: events are mailed whether or not they were mailed before, as when an operator replays a dead letter.
-    sent_log: SentIds | None = None
+    sent_log: SentLogForMailing | None = None
     # Events that are older than this are looked up in the sent log.
     sent_log_min_age: timedelta = timedelta(0)
 
 
-async def notify(deps: Deps, notice: Notice) -> None:
-    """Mail the notice, unless it was mailed before or has no recipient.
+async def notify(deps: Deps, notification: Notification) -> None:
+    """Mail the notification, unless it was mailed before or has no recipient.
 
     Raises MailRejected, MailDeferred or MailServerUnavailable.
     """
-    if deps.sent.covers(notice) or await _was_sent(deps, notice):
+    if deps.recent.covers(notification) or await _was_sent(deps, notification):
         metrics.SKIPPED_EVENTS.labels("duplicate").inc()
-        log.info("duplicate event skipped", order_id=str(notice.order_id), kind=notice.kind)
+        log.info("duplicate event skipped", order_id=str(notification.order_id), kind=notification.kind)
         return
-    if notice.recipient is None:
+    if notification.recipient is None:
         metrics.SKIPPED_EVENTS.labels("no-recipient").inc()
-        log.info("event without recipient skipped", order_id=str(notice.order_id), kind=notice.kind)
+        log.info("event without recipient skipped", order_id=str(notification.order_id), kind=notification.kind)
         return
-    with deps.tracer.span(f"mail {notice.kind}"), metrics.MAIL_DURATION.time():
+    with deps.tracer.span(f"mail {notification.kind}"), metrics.MAIL_DURATION.time():
         if deps.faults:
-            await deps.faults.reach("notifications.before-mail")
-        await deps.mailer.send(notice, deps.clock())
+            await deps.faults.fire_if_armed("notifications.before-mail")
+        await deps.mailer.send(notification, deps.clock())
         if deps.faults:
-            await deps.faults.reach("notifications.after-mail")
-    metrics.MAILS.labels(notice.kind).inc()
-    log.info("mail sent", order_id=str(notice.order_id), kind=notice.kind, event_id=notice.event_id)
-    deps.sent.add(notice)
+            await deps.faults.fire_if_armed("notifications.after-mail")
+    metrics.MAILS.labels(notification.kind).inc()
+    log.info("mail sent", order_id=str(notification.order_id), kind=notification.kind, event_id=notification.event_id)
+    deps.recent.add(notification)
     if deps.sent_log is not None:
-        deps.sent_log.add(notice.event_id)
+        deps.sent_log.add(notification.event_id)
 
 
-async def _was_sent(deps: Deps, notice: Notice) -> bool:
+async def _was_sent(deps: Deps, notification: Notification) -> bool:
     """Return whether the sent log has the event. Events younger than `sent_log_min_age` are not looked up.
 
     Such an event is either new, or redelivered after a crash that lost its id; the log has neither.
     """
     if deps.sent_log is None:
         return False
-    old = notice.occurred_at is None or deps.clock() - notice.occurred_at > deps.sent_log_min_age
-    return old and await deps.sent_log.contains(notice.event_id)
+    old = notification.occurred_at is None or deps.clock() - notification.occurred_at > deps.sent_log_min_age
+    return old and await deps.sent_log.contains(notification.event_id)
 
 
 def schedule_retry(deps: Deps, pending: PendingMessage, reason: str, detail: str) -> float | None:
@@ -117,10 +118,10 @@ def schedule_retry(deps: Deps, pending: PendingMessage, reason: str, detail: str
     In the latter case `pending.dead_letter` is set. `reason` is the metric label: deferred or internal-error.
     """
     now = deps.mailer.mail_server.available_seconds()
-    if pending.first_deferred_at is None:
-        pending.first_deferred_at = now
+    if pending.first_failure_available_seconds is None:
+        pending.first_failure_available_seconds = now
         log.warning("processing failed, will retry", reason=reason, detail=detail, **origin(pending.message))
-    remaining = pending.first_deferred_at + deps.retry.give_up_seconds - now
+    remaining = pending.first_failure_available_seconds + deps.retry.give_up_seconds - now
     if remaining <= 0:
         pending.dead_letter = DeadLetterReason("retries-exhausted", detail)
         return None

@@ -14,7 +14,7 @@ from market.kit.http.server import HttpServer
 from market.kit.process import logs
 from market.kit.process.health import Health
 from market.kit.process.lifecycle import Process, Server
-from market.kit.process.tasks import Step, periodic_tasks
+from market.kit.process.tasks import PeriodicTask, periodic_tasks
 from market.kit.rpc import client as rpc
 from market.kit.topics import Topic, TopicKeeper, ensure_topics
 from market.orders import api, metrics, service
@@ -43,7 +43,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     """Build the service and run its background loops. Waits for MongoDB and its indexes, not for Kafka or upstreams."""
     async with connect(config, process, clients) as deps:
         await wait_for_store(process.health, deps)
-        async with periodic_tasks(background_steps(config, deps)):
+        async with periodic_tasks(background_tasks(config, deps)):
             yield http_server(config, process, deps)
 
 
@@ -96,18 +96,18 @@ def http_server(config: Config, process: Process, deps: Deps) -> HttpServer:
         config.http,
         process.tracer,
         process.health,
-        create_order_timeout_seconds=config.order_seconds,
-        default_timeout_seconds=config.other_seconds,
+        create_order_timeout_seconds=config.create_order_timeout_seconds,
+        default_timeout_seconds=config.default_timeout_seconds,
     )
     return HttpServer(app, config.http.host, config.http.port, limits=config.http)
 
 
-def background_steps(config: Config, deps: Deps) -> Mapping[str, Step]:
-    """Return the steps that `periodic_tasks` repeats: recovery, the relay, the metrics and the topic."""
+def background_tasks(config: Config, deps: Deps) -> Mapping[str, PeriodicTask]:
+    """Return the periodic tasks by name: recovery, the relay, the metrics and the topic."""
     recovery = config.recovery
 
     async def recover() -> float:
-        more = await service.recover(deps, recovery.after_seconds, recovery.interval_seconds)
+        more = await service.recover(deps, recovery.reject_after_seconds, recovery.interval_seconds)
         return 0.0 if more else recovery.interval_seconds
 
     async def update_metrics() -> float:
@@ -117,7 +117,7 @@ def background_steps(config: Config, deps: Deps) -> Mapping[str, Step]:
         metrics.OUTBOX.set(statistics.unsent)
         metrics.OUTBOX_AGE.set(statistics.oldest_unsent_seconds)
         metrics.RELEASE_DUE.set(statistics.releases_due)
-        metrics.WITH_REJECTED_EVENTS.set(statistics.with_rejected_events)
+        metrics.WITH_STUCK_EVENTS.set(statistics.with_stuck_events)
         return 5.0
 
     return {

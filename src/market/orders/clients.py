@@ -91,7 +91,7 @@ class InventoryClient:
     def __init__(self, channel: grpc.aio.Channel, config: GrpcUpstream) -> None:
         self._stub: Any = InventoryStub(channel)
         self._timeout_seconds = config.timeout_seconds
-        self._circuit = CircuitBreaker("inventory", min_timeout_seconds=config.timeout_seconds / 2)
+        self._circuit = CircuitBreaker("inventory", ignore_deadlines_below_seconds=config.timeout_seconds / 2)
         self._budget = RetryBudget("inventory")
         self._reserve: Batcher[pb.ReserveRequest, ReservationResult] = Batcher(
             self._reserve_many, name="orders.reserve", max_batch_size=128, max_concurrency=2, cost=_cost, max_cost=4000

@@ -53,8 +53,8 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
 class Recovery(Section, frozen=True, kw_only=True):
     """Recovery (rejects overdue orders, retries stock releases) and the relay (publishes unsent events)."""
 
-    # A pending order older than this is rejected. Must be at least three times `order_seconds`.
-    after_seconds: Seconds = 60.0
+    # A pending order older than this is rejected. Must be at least three times `create_order_timeout_seconds`.
+    reject_after_seconds: Seconds = 60.0
     # The pause between two passes of recovery, and the minimum time before a failed stock release is retried.
     interval_seconds: Seconds = 5.0
     # How long a relay's lease on an order's outbox is valid.
@@ -73,17 +73,17 @@ class Config(ServiceConfig, frozen=True, kw_only=True):
     kafka: Kafka
     recovery: Recovery = Recovery()
     # The deadline of POST /api/order.
-    order_seconds: Seconds = 10.0
+    create_order_timeout_seconds: Seconds = 10.0
     # The deadline of every other request.
-    other_seconds: Seconds = 3.0
+    default_timeout_seconds: Seconds = 3.0
 
     def __post_init__(self) -> None:
         if self.testing:
             return
-        if self.recovery.after_seconds < 3 * self.order_seconds:
+        if self.recovery.reject_after_seconds < 3 * self.create_order_timeout_seconds:
             raise ValueError(
-                "recovery.after_seconds: must be at least three times order_seconds, or orders in flight would be "
-                "rejected"
+                "recovery.reject_after_seconds: must be at least three times create_order_timeout_seconds, or orders "
+                "in flight would be rejected"
             )
         if self.kafka.delivery_seconds >= self.recovery.lease_seconds:
             raise ValueError(

@@ -1,7 +1,8 @@
-"""An order's lifecycle: plain data, the allowed moves, pricing, and the errors.
+"""An order's lifecycle: plain data, the allowed transitions, pricing, and the errors.
 
-The state machine is data (`MOVES`, `next_step`, `move_after_reservation`, `apply_move`). The store builds its
-conditional updates from it, and the model checker in the tests explores exactly the same moves.
+The state machine is data: `TRANSITIONS`, with the pure functions `next_step`, `transition_after_reservation` and
+`apply_transition`. The store builds its conditional updates from it, and the model checker in the tests explores
+exactly the same transitions.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ FAILURE_POINTS = (
 
 
 class Status(StrEnum):
-    """The status of an order. `MOVES` lists the allowed changes."""
+    """The status of an order. `TRANSITIONS` lists the allowed changes."""
 
     PENDING = "pending"
     CONFIRMED = "confirmed"
@@ -127,7 +128,7 @@ class Order(Struct, frozen=True):
     ended_at: datetime | None = None
 
 
-class Move(Struct, frozen=True):
+class Transition(Struct, frozen=True):
     """A change of status as one conditional write: it applies only to an order in status `source`."""
 
     name: str
@@ -135,20 +136,25 @@ class Move(Struct, frozen=True):
     target: Status
     # The type of the event that it adds to the outbox.
     event: str | None = None
-    # Whether the move makes a stock release due. True for moves from pending as well: inventory may already hold the
-    # order's stock.
+    # Whether the transition makes a stock release due. True for transitions from pending as well: inventory may already
+    # hold the order's stock.
     releases: bool = False
-    # Whether the move frees the idempotency key, so that the client may use it for another attempt.
+    # Whether the transition frees the idempotency key, so that the client may use it for another attempt.
     frees_key: bool = False
 
 
-CONFIRM = Move("confirm", Status.PENDING, Status.CONFIRMED, event=events.CREATED)
-REJECT = Move("reject", Status.PENDING, Status.REJECTED, releases=True, frees_key=True)
-WITHDRAW = Move("withdraw", Status.PENDING, Status.CANCELLED, releases=True)
-CANCEL = Move("cancel", Status.CONFIRMED, Status.CANCELLED, event=events.CANCELLED, releases=True)
-MOVES = (CONFIRM, REJECT, WITHDRAW, CANCEL)
-# The move that DELETE makes, by the order's status. There is none for an order that has already ended.
-CANCELLATION_BY_STATUS: Mapping[Status, Move] = {Status.PENDING: WITHDRAW, Status.CONFIRMED: CANCEL}
+CONFIRM = Transition("confirm", Status.PENDING, Status.CONFIRMED, event=events.CREATED)
+REJECT = Transition("reject", Status.PENDING, Status.REJECTED, releases=True, frees_key=True)
+CANCEL_PENDING = Transition("cancel pending", Status.PENDING, Status.CANCELLED, releases=True)
+CANCEL_CONFIRMED = Transition(
+    "cancel confirmed", Status.CONFIRMED, Status.CANCELLED, event=events.CANCELLED, releases=True
+)
+TRANSITIONS = (CONFIRM, REJECT, CANCEL_PENDING, CANCEL_CONFIRMED)
+# The transition that DELETE makes, by the order's status. There is none for an order that has already ended.
+CANCELLATION_BY_STATUS: Mapping[Status, Transition] = {
+    Status.PENDING: CANCEL_PENDING,
+    Status.CONFIRMED: CANCEL_CONFIRMED,
+}
 
 
 class Step(StrEnum):
@@ -192,23 +198,23 @@ def next_step(order: Order, *, overdue: bool = False) -> Step:
     return Step.PUBLISH if order.outbox else Step.NOTHING
 
 
-def move_after_reservation(result: ReservationResult) -> Move:
-    """Return the move of a pending order that follows from inventory's response."""
+def transition_after_reservation(result: ReservationResult) -> Transition:
+    """Return the transition of a pending order that follows from inventory's response."""
     return CONFIRM if isinstance(result, Reserved) else REJECT
 
 
-def apply_move(order: Order, move: Move, entry: OutboxEntry | None = None) -> Order:
-    """Return the order after the move, with `entry` added to its outbox.
+def apply_transition(order: Order, transition: Transition, entry: OutboxEntry | None = None) -> Order:
+    """Return the order after the transition, with `entry` added to its outbox.
 
-    The order must be in the move's source status.
+    The order must be in the transition's source status.
     """
-    assert order.status is move.source, f"cannot {move.name} an order that is {order.status}"
+    assert order.status is transition.source, f"cannot {transition.name} an order that is {order.status}"
     return msgspec.structs.replace(
         order,
-        status=move.target,
-        release_due=order.release_due or move.releases,
-        idempotency_key=None if move.frees_key else order.idempotency_key,
-        digest=None if move.frees_key else order.digest,
+        status=transition.target,
+        release_due=order.release_due or transition.releases,
+        idempotency_key=None if transition.frees_key else order.idempotency_key,
+        digest=None if transition.frees_key else order.digest,
         outbox=(*order.outbox, entry) if entry is not None else order.outbox,
     )
 

@@ -14,8 +14,8 @@ OUTBOX_AGE = Gauge("market_orders_outbox_oldest_seconds", "Age of the oldest uns
 RELEASE_DUE = Gauge(
     "market_orders_release_due", "Rejected or cancelled orders whose stock is not released yet (counted up to 10,000)."
 )
-WITH_REJECTED_EVENTS = Gauge(
-    "market_orders_with_rejected_events", "Orders with an event that Kafka permanently rejected. Alert when above 0."
+WITH_STUCK_EVENTS = Gauge(
+    "market_orders_with_stuck_events", "Orders with an event that Kafka permanently rejected. Alert when above 0."
 )
 EVENTS = Counter(
     "market_orders_events_total",

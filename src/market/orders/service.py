@@ -15,8 +15,9 @@ from msgspec import Struct
 
 from market.contracts import events
 from market.kit import context, ids
+from market.kit.clock import Clock
 from market.kit.errors import IdempotencyKeyReused, NotFound, Unavailable
-from market.kit.faults import Clock, Faults
+from market.kit.faults import Faults
 from market.kit.process import logs
 from market.orders.clients import InventoryClient, ProductsClient
 from market.orders.domain import (
@@ -24,7 +25,6 @@ from market.orders.domain import (
     CONFIRM,
     REJECT,
     InsufficientStock,
-    Move,
     NewOrder,
     Order,
     OrderCancelled,
@@ -35,10 +35,11 @@ from market.orders.domain import (
     Shortage,
     Status,
     Step,
-    apply_move,
-    move_after_reservation,
+    Transition,
+    apply_transition,
     next_step,
     price_lines,
+    transition_after_reservation,
 )
 from market.orders.metrics import RECOVERED
 from market.orders.outbox.relay import Relay
@@ -69,10 +70,10 @@ class Deps:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     background_limit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(32))
 
-    async def reach(self, point: str) -> None:
+    async def failure_point(self, name: str) -> None:
         """Crash, pause or fail here if a test has armed the failure point."""
         if self.faults:
-            await self.faults.reach(point)
+            await self.faults.fire_if_armed(name)
 
     def run_in_background(self, step: Step, order_id: UUID, work: Coroutine[Any, Any, object]) -> None:
         """Start the work and return at once. If it fails, a background loop retries it: recovery or the relay.
@@ -131,7 +132,7 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
         digest=digest,
     )
     with _explain_unknown_outcome(order.id, _ADVICE_WITH_KEY if idempotency_key is not None else _ADVICE_WITHOUT_KEY):
-        await deps.reach("orders.before-intent")
+        await deps.failure_point("orders.before-intent")
         while True:
             try:
                 await deps.orders.add(order)
@@ -143,9 +144,9 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
                     return replay
                 # The order that had the key has been rejected since, so the key is free again.
                 await asyncio.sleep(_RETRY_SECONDS)
-        await deps.reach("orders.after-intent")
+        await deps.failure_point("orders.after-intent")
         order = await _advance_pending(deps, order)
-        await deps.reach("orders.before-response")
+        await deps.failure_point("orders.before-response")
     return PlacedOrder(_require_confirmed(order), replayed=False)
 
 
@@ -220,9 +221,9 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
         order = await deps.orders.get_latest(order_id)
         if order is None:
             raise NotFound("order", order_id)
-        while move := CANCELLATION_BY_STATUS.get(order.status):
-            await deps.reach("orders.before-cancel-status")
-            order = await _apply_cancellation(deps, order, move)
+        while transition := CANCELLATION_BY_STATUS.get(order.status):
+            await deps.failure_point("orders.before-cancel-status")
+            order = await _apply_cancellation(deps, order, transition)
         if order.status is Status.REJECTED:
             return True
     if order.outbox and order.lease_owner is None:
@@ -239,14 +240,16 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     return True
 
 
-async def _apply_cancellation(deps: Deps, order: Order, move: Move) -> Order:
+async def _apply_cancellation(deps: Deps, order: Order, transition: Transition) -> Order:
     at = deps.clock()
     after = None
     try:
-        after = await deps.orders.move_and_get(order.id, move, at=at, entry=_outbox_entry(order, move, at))
-        await deps.reach("orders.after-cancel-status")
+        after = await deps.orders.transition_and_get(
+            order.id, transition, at=at, entry=_outbox_entry(order, transition, at)
+        )
+        await deps.failure_point("orders.after-cancel-status")
     except Unavailable:
-        # The outcome is unknown: read the order to see whether the move was applied.
+        # The outcome is unknown: read the order to see whether the transition was applied.
         after = None
     return after or await _reload(deps, order.id)
 
@@ -260,13 +263,13 @@ async def advance(deps: Deps, order: Order, *, overdue: bool = False) -> Order:
     if step is Step.RESERVE:
         return await _reserve(deps, order)
     if step is Step.REJECT:
-        await deps.reach("orders.recovery-before-reject")
-        return await _move(deps, order, REJECT, Reason.EXPIRED)
+        await deps.failure_point("orders.recovery-before-reject")
+        return await _transition(deps, order, REJECT, Reason.EXPIRED)
     if step is Step.RELEASE:
         await deps.inventory.release(order.id)
-        await deps.reach("orders.after-release")
+        await deps.failure_point("orders.after-release")
         await deps.orders.clear_release_due(order.id)
-        await deps.reach("orders.after-release-cleared")
+        await deps.failure_point("orders.after-release-cleared")
         return msgspec.structs.replace(order, release_due=False)
     if step is Step.PUBLISH:
         deps.relay.publish(order)
@@ -274,33 +277,36 @@ async def advance(deps: Deps, order: Order, *, overdue: bool = False) -> Order:
 
 
 async def _reserve(deps: Deps, order: Order) -> Order:
-    await deps.reach("orders.before-reserve")
+    await deps.failure_point("orders.before-reserve")
     result = await deps.inventory.reserve(order.id, order.lines)
-    await deps.reach("orders.after-reserve")
-    move = move_after_reservation(result)
+    await deps.failure_point("orders.after-reserve")
+    transition = transition_after_reservation(result)
     if isinstance(result, InsufficientStock):
-        return await _move(deps, order, move, Reason.OUT_OF_STOCK, result.shortages)
+        return await _transition(deps, order, transition, Reason.OUT_OF_STOCK, result.shortages)
     if isinstance(result, ReservationRejected):
-        # Most likely the order has been cancelled since. The move has no effect then: it requires a pending order.
+        # Most likely the order has been cancelled meanwhile. Then the transition has no effect, because it requires a
+        # pending order.
         log.warning("reservation rejected", order_id=str(order.id), reason=result.detail)
-        return await _move(deps, order, move, Reason.RESERVATION_REJECTED)
-    await deps.reach("orders.before-confirm")
-    return await _move(deps, order, move)
+        return await _transition(deps, order, transition, Reason.RESERVATION_REJECTED)
+    await deps.failure_point("orders.before-confirm")
+    return await _transition(deps, order, transition)
 
 
-async def _move(
-    deps: Deps, order: Order, move: Move, reason: Reason | None = None, shortages: tuple[Shortage, ...] = ()
+async def _transition(
+    deps: Deps, order: Order, transition: Transition, reason: Reason | None = None, shortages: tuple[Shortage, ...] = ()
 ) -> Order:
     at = deps.clock()
-    entry = _outbox_entry(order, move, at)
+    entry = _outbox_entry(order, transition, at)
     try:
-        applied = await deps.orders.move(order.id, move, at=at, entry=entry, reason=reason, shortages=shortages)
-        await deps.reach("orders.after-confirm" if move is CONFIRM else "orders.after-reject-status")
+        applied = await deps.orders.transition(
+            order.id, transition, at=at, entry=entry, reason=reason, shortages=shortages
+        )
+        await deps.failure_point("orders.after-confirm" if transition is CONFIRM else "orders.after-reject-status")
     except Unavailable:
         applied = False
     if applied:
-        order = apply_move(order, move, entry)
-        if move is CONFIRM:
+        order = apply_transition(order, transition, entry)
+        if transition is CONFIRM:
             return msgspec.structs.replace(order, lease_owner=deps.orders.instance_id, confirmed_at=at)
         return msgspec.structs.replace(order, reason=reason, shortages=shortages)
     current = await _reload(deps, order.id)
@@ -317,12 +323,12 @@ async def _reload(deps: Deps, order_id: UUID) -> Order:
     return order
 
 
-def _outbox_entry(order: Order, move: Move, at: datetime) -> OutboxEntry | None:
-    if move.event is None:
+def _outbox_entry(order: Order, transition: Transition, at: datetime) -> OutboxEntry | None:
+    if transition.event is None:
         return None
     return OutboxEntry(
-        events.event_id(order.id, move.event),
-        move.event,
+        events.event_id(order.id, transition.event),
+        transition.event,
         _to_milliseconds(at),
         context.request_id.get(),
         context.traceparent.get(),
@@ -334,14 +340,14 @@ def _to_milliseconds(at: datetime) -> datetime:
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
-async def recover(deps: Deps, after_seconds: float, retry_seconds: float, limit: int = 200) -> bool:
-    """Reject orders that have been pending for `after_seconds`, and retry stock releases after `retry_seconds`.
+async def recover(deps: Deps, reject_after_seconds: float, retry_seconds: float, limit: int = 200) -> bool:
+    """Reject orders that have been pending for `reject_after_seconds`, and retry stock releases after `retry_seconds`.
 
     Take at most `limit` orders of each kind. Return whether there may be more. Raises Unavailable if MongoDB is
     unavailable.
     """
     now = await deps.orders.collection.server_time()
-    overdue = await deps.orders.list_pending(now - timedelta(seconds=after_seconds), limit)
+    overdue = await deps.orders.list_pending(now - timedelta(seconds=reject_after_seconds), limit)
     await _recover_each(deps, overdue, overdue=True)
     releases = await deps.orders.list_releases_due(now - timedelta(seconds=retry_seconds), limit)
     failed = await _recover_each(deps, releases, overdue=False)

@@ -19,7 +19,7 @@ from pymongo.errors import BulkWriteError
 from market.kit.batching import Batcher
 from market.kit.errors import Unavailable
 from market.kit.paging import MAX_COUNT
-from market.orders.domain import CONFIRM, Move, Order, OutboxEntry, Reason, Shortage, Status
+from market.orders.domain import CONFIRM, Order, OutboxEntry, Reason, Shortage, Status, Transition
 from market.orders.mongodb.collection import EPOCH, MIN_TIMESTAMP, OrdersCollection, documents
 
 _DUPLICATE_KEY = 11000
@@ -81,7 +81,7 @@ class Statistics(Struct, frozen=True):
     unsent: int
     oldest_unsent_seconds: float
     releases_due: int
-    with_rejected_events: int
+    with_stuck_events: int
 
 
 class OrderRepository:
@@ -97,11 +97,11 @@ class OrderRepository:
         self._insert: Batcher[Order, None] = Batcher(
             self._insert_many, name="orders.insert", max_batch_size=128, max_concurrency=2, cost=_cost, max_cost=4000
         )
-        self._moves: Batcher[documents.ConditionalUpdate, bool] = Batcher(
+        self._transitions: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.update", max_batch_size=128, max_concurrency=2
         )
-        # Separate from the moves, because these updates may match nothing. `_update_many` cannot tell which update of
-        # a batch did not match, so the moves in the same batch would all have an unknown outcome.
+        # Separate from the transitions, because these updates may match nothing. `_update_many` cannot tell which
+        # update of a batch did not match, so the outcome of all transitions in the same batch would be unknown.
         self._releases: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.release-due", max_batch_size=128
         )
@@ -201,32 +201,34 @@ class OrderRepository:
 
     # Status changes
 
-    async def move(
+    async def transition(
         self,
         order_id: UUID,
-        move: Move,
+        transition: Transition,
         *,
         at: datetime,
         entry: OutboxEntry | None = None,
         reason: Reason | None = None,
         shortages: Sequence[Shortage] = (),
     ) -> bool:
-        """Apply the move if the order is in its source status. Return True if it was applied.
+        """Apply the transition if the order is in its source status. Return True if it was applied.
 
         False means that the outcome is unknown: read the order. CONFIRM also leases the order's outbox to this process.
         """
-        update = documents.move_update(order_id, move, at=at, entry=entry, reason=reason, shortages=shortages)
-        if move is CONFIRM:
+        update = documents.transition_update(
+            order_id, transition, at=at, entry=entry, reason=reason, shortages=shortages
+        )
+        if transition is CONFIRM:
             # The lease is taken in the same write, so that publishing does not need a separate one.
             update.change["$set"]["claimed_by"] = self.instance_id
             update.change["$currentDate"] = {"claimed_at": True}
-        return await self._moves(update)
+        return await self._transitions(update)
 
-    async def move_and_get(
-        self, order_id: UUID, move: Move, *, at: datetime, entry: OutboxEntry | None = None
+    async def transition_and_get(
+        self, order_id: UUID, transition: Transition, *, at: datetime, entry: OutboxEntry | None = None
     ) -> Order | None:
-        """Apply the move and return the order as it is afterwards; None if it was not in the move's source status."""
-        update = documents.move_update(order_id, move, at=at, entry=entry)
+        """Apply the transition and return the order as it is afterwards; None if it was not in the source status."""
+        update = documents.transition_update(order_id, transition, at=at, entry=entry)
         document = await self.collection.update_and_get(update.where, update.change)
         return documents.document_to_order(document) if document else None
 
@@ -290,7 +292,7 @@ class OrderRepository:
             unsent=await count(unsent),
             oldest_unsent_seconds=max(0.0, (now - unsent_since).total_seconds()) if unsent_since else 0.0,
             releases_due=await count({"release_due": {"$gt": EPOCH}}),
-            with_rejected_events=await count({"stuck_since": {"$gt": EPOCH}}),
+            with_stuck_events=await count({"stuck_since": {"$gt": EPOCH}}),
         )
 
 

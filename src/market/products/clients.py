@@ -47,7 +47,7 @@ class InventoryClient:
         self._stub = InventoryStub(channel)
         self._read_seconds = read_seconds
         self._write_seconds = write_seconds
-        self._circuit = CircuitBreaker("inventory", min_timeout_seconds=read_seconds / 2, clock=clock)
+        self._circuit = CircuitBreaker("inventory", ignore_deadlines_below_seconds=read_seconds / 2, clock=clock)
         self._retries = RetryBudget("inventory")
 
     async def check_available(self, product_ids: Sequence[str]) -> dict[str, bool]:

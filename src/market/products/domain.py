@@ -19,7 +19,7 @@ from market.kit.errors import BadInput, PreconditionFailed, Unavailable
 from market.kit.text import pluralize
 
 # The failure points of this service (kit/faults.py).
-POINTS = ("products.before-set-stock", "products.after-set-stock")
+FAILURE_POINTS = ("products.before-set-stock", "products.after-set-stock")
 
 # Ids in one request of the list.
 MAX_IDS = 100

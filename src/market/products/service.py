@@ -140,10 +140,10 @@ async def delete(deps: Deps, product_id: UUID, versions: Sequence[int] | None) -
 async def _set_stock(deps: Deps, product_id: UUID, quantity: int, version: int) -> StockInForce:
     """Set the stock in inventory, unless that of a newer version is in force; return and cache what is in force."""
     if deps.faults:
-        await deps.faults.reach("products.before-set-stock")
+        await deps.faults.fire_if_armed("products.before-set-stock")
     in_force = await deps.inventory.set_stock(product_id, quantity, version)
     if deps.faults:
-        await deps.faults.reach("products.after-set-stock")
+        await deps.faults.fire_if_armed("products.after-set-stock")
     await deps.availability.store(product_id, in_force.quantity)
     return in_force
 

@@ -35,12 +35,12 @@ class Service(Server):
     def probe(self) -> bool:
         return http_ok(self.admin_port, "/readyz")
 
-    def missing(self) -> str:
+    def unready_reasons(self) -> str:
         """Return the failed readiness checks with their reasons, as the service reports them."""
         connection = http.client.HTTPConnection(self.host, self.admin_port, timeout=2)
         with closing(connection), suppress(OSError, http.client.HTTPException, ValueError):
             connection.request("GET", "/readyz")
             with connection.getresponse() as response:
-                found = json.loads(response.read()).get("missing", {})
+                found = json.loads(response.read()).get("reasons", {})
             return "; ".join(f"{name}: {reason}" for name, reason in found.items())
         return "no response"

@@ -15,10 +15,10 @@ from market.kit import context
 from market.kit.config import ForwardedHeader, HttpUpstream
 from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.http.caller import forwarded_value
-from market.kit.http.pool import Admit, ConnectError, ConnectionPool, HttpResponse, ProtocolError, ResponseRefused
+from market.kit.http.pool import AcceptSize, ConnectError, ConnectionPool, HttpResponse, ProtocolError, ResponseTooLarge
 from market.kit.resilience import RETRIES, CircuitBreaker, CircuitOpen, RetryBudget, retry
 
-__all__ = ["Admit", "ConnectFailed", "HttpClient", "HttpResponse", "ResponseRefused", "join_ids"]
+__all__ = ["AcceptSize", "HttpClient", "HttpResponse", "ResponseTooLarge", "UpstreamUnreachable", "join_ids"]
 
 # A Kubernetes Service routes each connection to a random pod. For about a second after a pod has crashed, that may be
 # the dead one. A refused connection is therefore tried seven times, over 0.7 to 1.4 s; that puts no load on an upstream
@@ -26,8 +26,8 @@ __all__ = ["Admit", "ConnectFailed", "HttpClient", "HttpResponse", "ResponseRefu
 _CONNECT_ATTEMPTS = 7
 
 
-class ConnectFailed(Unavailable):
-    """Every attempt to connect failed with the pool's ConnectError, so the upstream has not seen the request."""
+class UpstreamUnreachable(Unavailable):
+    """The connection could not be established, so the upstream has not seen the request."""
 
 
 class HttpClient:
@@ -51,7 +51,7 @@ class HttpClient:
         self._url = config.url
         self._timeout_seconds = config.timeout_seconds
         self._max_connections = config.connections
-        self._circuit = CircuitBreaker(upstream, min_timeout_seconds=config.timeout_seconds / 2)
+        self._circuit = CircuitBreaker(upstream, ignore_deadlines_below_seconds=config.timeout_seconds / 2)
         self._budget = RetryBudget(upstream)
         self._forwarded_header = forwarded_header
         self._sleep = sleep
@@ -80,7 +80,7 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         timeout_seconds: float | None = None,
         idempotent: bool | None = None,
-        admit: Admit | None = None,
+        accept_size: AcceptSize | None = None,
     ) -> HttpResponse:
         """Return the response, whatever its status, except 502, 503 and 504 without a problem document.
 
@@ -88,21 +88,26 @@ class HttpClient:
         until it has a connection. The timeout of an attempt is the upstream's configured one by default, or what is
         left until the deadline.
 
-        `admit` is called with the size of a response's body before it is read; if it returns False, or raises, the body
-        is not read. Unlike an unavailable upstream, that is neither retried nor counted by the circuit breaker.
+        `accept_size` is called with the size of a response's body before it is read. If it returns False or raises, the
+        body is not read. Unlike an unavailable upstream, that is neither retried nor counted by the circuit breaker.
 
-        Raises CircuitOpen or ConnectFailed if the upstream has not seen the request, DeadlineExceeded or Unavailable if
-        the outcome is unknown, ResponseRefused if `admit` returned False.
+        Raises CircuitOpen or UpstreamUnreachable if the upstream has not seen the request, DeadlineExceeded or
+        Unavailable if the outcome is unknown, and ResponseTooLarge if `accept_size` returned False.
         """
         timeout = timeout_seconds or self._timeout_seconds
         if idempotent is None:
             idempotent = method != "POST"
 
         async def call() -> HttpResponse:
-            return await self._circuit(lambda: self._connect_and_send(method, path, body, headers, timeout, admit))
+            return await self._circuit(
+                lambda: self._connect_and_send(method, path, body, headers, timeout, accept_size)
+            )
 
         return await retry(
-            call, budget=self._budget, attempts=3 if idempotent else 1, do_not_retry_on=(CircuitOpen, ConnectFailed)
+            call,
+            budget=self._budget,
+            attempts=3 if idempotent else 1,
+            do_not_retry_on=(CircuitOpen, UpstreamUnreachable),
         )
 
     async def _connect_and_send(
@@ -112,13 +117,13 @@ class HttpClient:
         body: bytes | None,
         headers: Mapping[str, str] | None,
         timeout: float,
-        admit: Admit | None,
+        accept_size: AcceptSize | None,
     ) -> HttpResponse:
         # All attempts count as one call for the circuit breaker: one dead pod does not mean that the upstream is down.
         for attempt in range(1, _CONNECT_ATTEMPTS + 1):
             try:
-                return await self._send(method, path, body, headers, timeout, admit)
-            except ConnectFailed:
+                return await self._send(method, path, body, headers, timeout, accept_size)
+            except UpstreamUnreachable:
                 pause = random.uniform(0.5, 1) * min(0.4, 0.02 * 2**attempt)
                 if attempt == _CONNECT_ATTEMPTS or context.remaining(timeout) <= pause:
                     raise
@@ -133,7 +138,7 @@ class HttpClient:
         body: bytes | None,
         headers: Mapping[str, str] | None,
         timeout: float,
-        admit: Admit | None,
+        accept_size: AcceptSize | None,
     ) -> HttpResponse:
         assert self._pool is not None, "use it as a context manager"
         seconds = context.require_remaining(timeout)
@@ -149,9 +154,9 @@ class HttpClient:
             return current
 
         try:
-            response = await self._pool.request(method, path, current_headers, body, seconds, admit)
+            response = await self._pool.request(method, path, current_headers, body, seconds, accept_size)
         except ConnectError as e:
-            raise ConnectFailed(f"cannot connect to {self._upstream}: {e}") from None
+            raise UpstreamUnreachable(f"cannot connect to {self._upstream}: {e}") from None
         except TimeoutError:
             raise DeadlineExceeded(f"{self._upstream} did not respond in time") from None
         except ProtocolError as e:

@@ -42,17 +42,17 @@ class ProtocolError(Exception):
     """The connection ended, or the response was invalid, before the response was complete."""
 
 
-class ResponseRefused(Exception):
-    """The caller rejected a response of this size: the body was not read, and the connection was closed."""
+class ResponseTooLarge(Exception):
+    """The response is larger than the caller accepts: its body was not read, and the connection was closed."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(f"a response of {size} bytes was not admitted")
+        super().__init__(f"a response of {size} bytes is larger than the caller accepts")
         self.size = size
 
 
-# Called with the size of a response's body before it is read, or, if its length is not known in advance, with what has
-# been read so far. Returns whether the caller accepts it.
-Admit = Callable[[int], bool]
+# Returns whether the caller accepts a response with a body of this many bytes. Called before the body is read; if its
+# length is not known in advance, called whenever a part of it was read, with the bytes read so far.
+AcceptSize = Callable[[int], bool]
 
 
 class Connection(asyncio.Protocol):
@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[HttpResponse] | None = None
-        self._admit: Admit | None = None
+        self._accept_size: AcceptSize | None = None
         self._headers: dict[str, str] = {}
         self._body: list[bytes] = []
         self._size = 0
@@ -78,16 +78,16 @@ class Connection(asyncio.Protocol):
         """Whether it can take another request."""
         return self._keep_alive and self._transport is not None and not self._transport.is_closing()
 
-    async def send(self, data: bytes, seconds: float, admit: Admit | None = None) -> HttpResponse:
+    async def send(self, data: bytes, seconds: float, accept_size: AcceptSize | None = None) -> HttpResponse:
         """Send a request and return its response.
 
-        Raises TimeoutError, ProtocolError or ResponseRefused, and closes the connection.
+        Raises TimeoutError, ProtocolError or ResponseTooLarge, and closes the connection.
         """
         assert self._transport is not None
         assert self._waiter is None
         waiter: asyncio.Future[HttpResponse] = self._loop.create_future()
         self._waiter = waiter
-        self._admit = admit
+        self._accept_size = accept_size
         timer = self._loop.call_later(seconds, self._fail, TimeoutError())
         try:
             self._transport.write(data)
@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
             raise
         finally:
             timer.cancel()
-            self._waiter = self._admit = None
+            self._waiter = self._accept_size = None
             # An idle connection must not keep the last response.
             self._headers, self._body = {}, []
 
@@ -161,10 +161,10 @@ class Connection(asyncio.Protocol):
             return
         if size > _MAX_BODY_BYTES:
             self._fail(ProtocolError(f"the response has more than {_MAX_BODY_BYTES} bytes"))
-        elif self._admit is not None:
+        elif self._accept_size is not None:
             try:
-                if not self._admit(size):
-                    self._fail(ResponseRefused(size))
+                if not self._accept_size(size):
+                    self._fail(ResponseTooLarge(size))
             except Exception as e:
                 self._fail(e)
 
@@ -213,15 +213,15 @@ class ConnectionPool:
         headers: Callable[[], Mapping[str, str]],
         body: bytes | None,
         seconds: float,
-        admit: Admit | None = None,
+        accept_size: AcceptSize | None = None,
     ) -> HttpResponse:
         """Return the response. HEAD is not supported.
 
         `seconds` is the total timeout, including the wait for a connection.
 
         `headers` is called when the request is written, since one of them states how much time is left.
-        Raises ConnectError, TimeoutError, ProtocolError, ResponseRefused, whatever `admit` raises, and ValueError for a
-        path or header that contains a line break.
+        Raises ConnectError, TimeoutError, ProtocolError, ResponseTooLarge, whatever `accept_size` raises, and
+        ValueError for a path or header that contains a line break.
         """
         started = self.loop.time()
         connection = self._take_idle()
@@ -230,7 +230,7 @@ class ConnectionPool:
                 connection = await self._wait_for_connection()
             seconds = max(0.0, seconds - (self.loop.time() - started))
         try:
-            return await connection.send(self._encode(method, path, headers(), body), seconds, admit)
+            return await connection.send(self._encode(method, path, headers(), body), seconds, accept_size)
         finally:
             self._release(connection)
 

@@ -34,7 +34,7 @@ class HttpServer:
         connections = Connections(limits or HttpLimits())
         # uvicorn expects a class, but only calls it, so a factory will do.
         protocol: Any = partial(HttpProtocol, connections)
-        self._socket = sock or listen(host, port)
+        self._socket = sock or bind(host, port)
         settings = uvicorn.Config(
             app,
             loop="none",
@@ -87,8 +87,11 @@ class _Uvicorn(uvicorn.Server):
         return nullcontext()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening TCP socket; port 0 takes a free one. Raises OSError with the address in its message."""
+def bind(host: str, port: int) -> socket.socket:
+    """Return a TCP socket that is bound to the address; the server listens on it later. Port 0 takes a free one.
+
+    Raises OSError, with the address in its message.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

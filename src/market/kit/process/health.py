@@ -27,37 +27,38 @@ class Health:
     def __init__(self) -> None:
         self.started = False
         self.draining = False
-        self._missing: dict[str, str] = {}
+        self._unready: dict[str, str] = {}
         self._checks: dict[str, Check] = {}
 
     def add_check(self, name: str, check: Check) -> None:
         """Add a readiness check for one of the service's own stores. `check` raises if the store is unavailable."""
         self._checks[name] = check
 
-    def set_missing(self, name: str, reason: str | None) -> None:
-        """Report the dependency `name` as unavailable for a reason, or as available if `reason` is None."""
-        if reason is None:
-            self._missing.pop(name, None)
-        else:
-            self._missing[name] = reason
+    def set_unready(self, name: str, reason: str) -> None:
+        """Report the process as not ready, because of `name`: a dependency, or a part of the process."""
+        self._unready[name] = reason
+
+    def set_ready(self, name: str) -> None:
+        """Withdraw what `set_unready` has reported for `name`, if anything."""
+        self._unready.pop(name, None)
 
     async def unready_reasons(self) -> dict[str, str]:
-        """Return the reason for each unavailable dependency, by name; empty if the process is ready."""
+        """Return why the process is not ready, by the name of the dependency or part; empty if it is ready."""
         if self.draining:
             return {"process": "draining"}
-        missing = dict(self._missing)
+        reasons = dict(self._unready)
         if not self.started:
-            return missing or {"process": "starting"}
+            return reasons or {"process": "starting"}
 
         async def run(name: str, check: Check) -> None:
             try:
                 async with asyncio.timeout(1):
                     await check()
             except Exception as e:
-                missing[name] = _first_line(e)
+                reasons[name] = _first_line(e)
 
         await asyncio.gather(*(run(n, c) for n, c in self._checks.items()))
-        return missing
+        return reasons
 
     async def wait_for(self, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """Retry `attempt` with back-off until it succeeds, and return its result.
@@ -73,7 +74,7 @@ class Health:
                 reraise_if_cancelled()
                 tries += 1
                 reason = _first_line(e)
-                self.set_missing(name, reason)
+                self.set_unready(name, reason)
                 # The reason can change while waiting: refused connections first, then a wrong password.
                 if reason not in logged and len(logged) < 5:
                     logged.add(reason)
@@ -81,7 +82,7 @@ class Health:
                 # Several attempts a second, because every start waits for the stores.
                 await asyncio.sleep(0.02 + backoff(tries, base=0.02, max_seconds=0.25))
             else:
-                self.set_missing(name, None)
+                self.set_ready(name)
                 if tries:
                     log.info("dependency available", dependency=name)
                 return result
@@ -106,11 +107,11 @@ class Admin:
         if path == "/healthz":
             await _respond(send, 200, {"status": "alive"})
         elif path == "/readyz":
-            missing = await self._health.unready_reasons()
+            reasons = await self._health.unready_reasons()
             await _respond(
                 send,
-                503 if missing else 200,
-                {"status": "unready", "missing": missing} if missing else {"status": "ready"},
+                503 if reasons else 200,
+                {"status": "unready", "reasons": reasons} if reasons else {"status": "ready"},
             )
         elif path == "/metrics":
             body = await asyncio.get_running_loop().run_in_executor(None, generate_latest, self._registry)

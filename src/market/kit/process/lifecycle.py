@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 import uvloop
 from prometheus_client import REGISTRY
 
+from market.kit import clock as kit_clock
 from market.kit import config as kit_config
 from market.kit import faults
 from market.kit.http.server import HttpServer
@@ -49,7 +50,7 @@ class Process:
 
     health: Health = field(default_factory=Health)
     tracer: tracing.Tracer = field(default_factory=tracing.Tracer)
-    clock: faults.Clock = faults.utc_now
+    clock: kit_clock.Clock = kit_clock.utc_now
     faults: faults.Faults | None = None
 
 
@@ -111,7 +112,7 @@ async def serve(name: str, config: C, build: Build[C]) -> int:
     """Serve until SIGTERM or SIGINT, drain, and return the exit status."""
     process = Process(
         tracer=tracing.setup(name, config.tracing),
-        clock=faults.clock(config.faults),
+        clock=kit_clock.clock(config.faults),
         faults=faults.Faults.from_config(config.faults),
     )
     health = process.health

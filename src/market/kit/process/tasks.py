@@ -1,4 +1,4 @@
-"""Background tasks of a process. Failures are logged and counted, and the task continues."""
+"""Background tasks of a process. If one fails, that is logged and counted, and the task is run again."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from market.kit.resilience import backoff, reraise_if_cancelled
 
 log = logs.get_logger("tasks")
 
-# Runs one iteration of a periodic task, and returns the seconds until the next.
-Step = Callable[[], Awaitable[float]]
+# Runs a periodic task once, and returns the seconds until the next run.
+PeriodicTask = Callable[[], Awaitable[float]]
 
 FAILURES = Counter(
-    "market_background_task_failures_total", "Failures of background tasks, each of which is repeated.", ["task"]
+    "market_background_task_failures_total",
+    "Exceptions that background tasks raised, by task; `unsupervised`: any other exception that nothing handled.",
+    ["task"],
 )
 
 _PAUSE_AFTER_ERROR_SECONDS = 1.0
@@ -50,9 +52,9 @@ async def supervise(name: str, work: Callable[[], Awaitable[None]]) -> None:
 
 
 def count_failure(name: str, error: BaseException) -> None:
-    """Log and count a failure of a background task that goes on. Thread-safe."""
+    """Log and count a failure of a background task that keeps running or is restarted. Thread-safe."""
     FAILURES.labels(name).inc()
-    log.error("background task failed, restarting it", task=name, error=_describe(error), exc_info=error)
+    log.error("background task failed, will retry", task=name, error=_describe(error), exc_info=error)
 
 
 def report_unhandled_exceptions(loop: asyncio.AbstractEventLoop) -> None:
@@ -75,17 +77,17 @@ def _describe(e: BaseException) -> str:
     return f"{type(e).__name__}: {e}"[:500]
 
 
-async def run_periodically(name: str, step: Step, *, stopping: asyncio.Event | None = None) -> None:
-    """Repeat the step until `stopping` is set, or until cancelled. An error is logged, and the step repeated after 1 s.
+async def run_periodically(name: str, task: PeriodicTask, *, stopping: asyncio.Event | None = None) -> None:
+    """Run the task again and again until `stopping` is set or this call is cancelled; after an error, after 1 s.
 
-    `stopping` takes effect between two steps, never within one. An error is logged again only after it changed or
-    the step succeeded.
+    `stopping` takes effect between two runs, never within one. Each error is counted, but logged only if it is not the
+    one that the run before raised.
     """
     stopping = stopping or asyncio.Event()
     last_error = ""
     while not stopping.is_set():
         try:
-            pause = await step()
+            pause = await task()
             if last_error:
                 log.info("periodic task recovered", task=name)
             last_error = ""
@@ -105,20 +107,20 @@ async def run_periodically(name: str, step: Step, *, stopping: asyncio.Event | N
 
 
 @asynccontextmanager
-async def periodic_tasks(steps: Mapping[str, Step], *, stop_seconds: float = 3.0) -> AsyncIterator[None]:
-    """Run each step periodically, by name, while the block runs.
+async def periodic_tasks(tasks: Mapping[str, PeriodicTask], *, stop_seconds: float = 3.0) -> AsyncIterator[None]:
+    """Run each task periodically while the block runs. The keys of `tasks` are the names in logs and metrics.
 
-    At the end of the block a step in progress may finish within `stop_seconds`, since a driver that is cancelled in the
-    middle of a call closes its connection. Steps that are still running after that are cancelled.
+    At the end of the block, runs in progress may take up to `stop_seconds` to finish, since a driver that is cancelled
+    in the middle of a call closes its connection. After that they are cancelled.
     """
     stopping = asyncio.Event()
-    tasks = [asyncio.create_task(run_periodically(name, step, stopping=stopping)) for name, step in steps.items()]
+    running = [asyncio.create_task(run_periodically(name, task, stopping=stopping)) for name, task in tasks.items()]
     try:
         yield
     finally:
         stopping.set()
-        if tasks:
-            await asyncio.wait(tasks, timeout=stop_seconds)
-        for task in tasks:
+        if running:
+            await asyncio.wait(running, timeout=stop_seconds)
+        for task in running:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)

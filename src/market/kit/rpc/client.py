@@ -47,7 +47,7 @@ async def call(method: Callable[..., Awaitable[T]], request: Any, timeout_second
     the status maps to.
     """
     timeout = context.require_remaining(timeout_seconds)
-    ids = context.outgoing_ids()
+    ids = context.propagation_headers()
     try:
         return await method(request, timeout=timeout, metadata=tuple(ids.items()) if ids else None)
     except grpc.aio.AioRpcError as e:

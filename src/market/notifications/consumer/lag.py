@@ -92,4 +92,7 @@ class LagObserver:
             with suppress(KeyError):
                 metrics.STALLED.remove(str(partition))
         reasons = [f"partition {partition} {reason}" for partition, reason in sorted(self._stalled.items())]
-        self._health.set_missing("consumption", "; ".join(reasons)[:500] or None)
+        if reasons:
+            self._health.set_unready("consumption", "; ".join(reasons)[:500])
+        else:
+            self._health.set_ready("consumption")

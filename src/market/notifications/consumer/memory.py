@@ -35,8 +35,8 @@ class MemoryBudget:
             used = max(self._messages / self._max_messages, self._bytes / self._max_bytes)
             # Hysteresis, so that partitions are not paused and resumed with every message.
             self._exhausted = used >= 1 or (self._exhausted and used > 0.5)
-            metrics.IN_FLIGHT.set(self._messages)
-            metrics.IN_FLIGHT_BYTES.set(self._bytes)
+            metrics.UNSETTLED.set(self._messages)
+            metrics.UNSETTLED_BYTES.set(self._bytes)
 
     @property
     def exhausted(self) -> bool:

@@ -28,7 +28,7 @@ from market.notifications.consumer.dispatcher import Availability, Dispatcher, H
 from market.notifications.consumer.lag import LagObserver
 from market.notifications.consumer.memory import MemoryBudget
 from market.notifications.consumer.offsets import OffsetTracker
-from market.notifications.consumer.start import StartOffsets, StartRecords, count_reset
+from market.notifications.consumer.start import SentLogForConsumer, StartOffsets, count_reset
 from market.notifications.consumer.topic import TopicDescriber
 from market.notifications.domain import Message
 from market.notifications.events.parsing import to_message
@@ -53,7 +53,7 @@ class OrdersConsumer:
 
     handler: makes one attempt at processing a message, in the event loop
     mail_server: partitions are paused while it is unavailable
-    start_records: the sent log, where the group's first start is recorded
+    sent_log: the sent log, where the group's first start is recorded
     max_concurrency: how many messages are in flight at once
     """
 
@@ -63,7 +63,7 @@ class OrdersConsumer:
         memory: config.Memory,
         handler: Handler,
         mail_server: Availability,
-        start_records: StartRecords,
+        sent_log: SentLogForConsumer,
         *,
         max_concurrency: int,
         health: Health,
@@ -73,9 +73,9 @@ class OrdersConsumer:
         self._memory = MemoryBudget(memory.max_messages, memory.max_bytes)
         self._dispatcher = Dispatcher(handler, mail_server, self._memory, max_concurrency=max_concurrency)
         self._mail_server = mail_server
-        self._start_records = start_records
+        self._sent_log = sent_log
         self._topic = TopicDescriber(kafka)
-        self._starts = StartOffsets(kafka, self._topic, start_records)
+        self._starts = StartOffsets(kafka, self._topic, sent_log)
         self._lag = LagObserver(
             self._topic.offsets, self._positions, health, stalled_after_seconds=kafka.stalled_after_seconds
         )
@@ -106,13 +106,13 @@ class OrdersConsumer:
 
         After that, lost connections and rebalances are handled in the background.
         """
-        self._health.set_missing("kafka", "connecting")
+        self._health.set_unready("kafka", "connecting")
         # A topic that does not exist yet has no events from before the start, so all of its events are mailed.
         self._starts.topic_is_new = not await self._health.wait_for("kafka", self._topic_exists)
         if self._starts.topic_is_new:
             await self._health.wait_for(f"topic {self._config.topic}", self._require_topic)
         await self._health.wait_for("sent log", self._starts.prepare)
-        self._health.set_missing("partitions", "joining the group")
+        self._health.set_unready("partitions", "joining the group")
         self._thread.start()
         await self._assigned.wait()
 
@@ -201,7 +201,7 @@ class OrdersConsumer:
                 self._consume()
             except Exception as e:
                 FAILURES.labels("orders-consumer").inc()
-                self._health.set_missing("partitions", "rejoining the group")
+                self._health.set_unready("partitions", "rejoining the group")
                 self._warn_once("consumer failed, rejoining the group", f"{type(e).__name__}: {e}")
                 self._stopping.wait(_REJOIN_SECONDS)
 
@@ -302,7 +302,7 @@ class OrdersConsumer:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if partitions:
             # Before the committed offsets are read: whatever another member mails up to then must be found.
-            self._loop.call_soon_threadsafe(self._start_records.invalidate)
+            self._loop.call_soon_threadsafe(self._sent_log.invalidate_sent_ids)
         topic_id = self._topic.topic_id() if partitions else ""
         starts = self._starts.commit_start_offsets(consumer, partitions, topic_id) if partitions else []
         for start in starts:
@@ -311,8 +311,8 @@ class OrdersConsumer:
         metrics.ASSIGNED.set(len(self._trackers))
         log.info("partitions assigned", partitions=sorted(self._trackers))
         self._warned.clear()
-        self._health.set_missing("kafka", None)
-        self._health.set_missing("partitions", None)
+        self._health.set_ready("kafka")
+        self._health.set_ready("partitions")
         self._loop.call_soon_threadsafe(self._assigned.set)
 
     def _assign(self, consumer: Consumer, starts: list[TopicPartition]) -> None:
@@ -340,7 +340,7 @@ class OrdersConsumer:
         lost = [p.partition for p in partitions]
         # Another member may have them already, and mail what is in flight here.
         log.warning("partitions lost, mails in flight may be repeated", partitions=sorted(lost))
-        self._health.set_missing("partitions", "lost; rejoining the group")
+        self._health.set_unready("partitions", "lost; rejoining the group")
         self._forget(lost, drop_messages=True)
         consumer.incremental_unassign(partitions)
 
@@ -376,14 +376,14 @@ class OrdersConsumer:
             except KafkaException:
                 return
             self._brokers_down = False
-            self._health.set_missing("kafka", None)
+            self._health.set_ready("kafka")
             self._warned.clear()
             log.info("dependency available", dependency="kafka")
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self._assigned.is_set() and not self._brokers_down:
             self._brokers_down = True
-            self._health.set_missing("kafka", "all brokers are down")
+            self._health.set_unready("kafka", "all brokers are down")
             log.warning("waiting for dependency", dependency="kafka", reason="all brokers are down")
 
     def _warn_once(self, event: str, reason: str) -> None:
@@ -394,7 +394,7 @@ class OrdersConsumer:
 
     def _reach_failure_point(self) -> None:
         if self._faults:
-            self._run_in_loop(self._faults.reach("notifications.before-commit"), _FAULT_TIMEOUT_SECONDS)
+            self._run_in_loop(self._faults.fire_if_armed("notifications.before-commit"), _FAULT_TIMEOUT_SECONDS)
 
     def _run_in_loop(self, work: Awaitable[T], timeout_seconds: float) -> T:
         """Run a coroutine in the event loop, and block until it has finished. Raises TimeoutError."""

@@ -25,7 +25,7 @@ log = logs.get_logger("consumer")
 _CALL_TIMEOUT_SECONDS = 5.0
 
 
-class StartRecords(Protocol):
+class SentLogForConsumer(Protocol):
     """What the consumer needs of the sent log: the group's first start. sent_log.log.SentLog in production."""
 
     async def read_first_start(self) -> FirstStart:
@@ -34,16 +34,16 @@ class StartRecords(Protocol):
     async def record_start(self, *, first: bool) -> None:
         """Record a start of the group. Raises an exception if that fails; the call is retried."""
 
-    def invalidate(self) -> None:
+    def invalidate_sent_ids(self) -> None:
         """Drop the cached ids of mailed events: a partition's previous owner may have mailed more."""
 
 
 class StartOffsets:
     """Determines start offsets, from the group's first start and this process's last positions."""
 
-    def __init__(self, kafka: config.Kafka, topic: TopicDescriber, start_records: StartRecords) -> None:
+    def __init__(self, kafka: config.Kafka, topic: TopicDescriber, sent_log: SentLogForConsumer) -> None:
         self._config = kafka
-        self._start_records = start_records
+        self._sent_log = sent_log
         self._topic = topic
         # The topic did not exist when this process started, so all of its events are mailed.
         self.topic_is_new = False
@@ -56,13 +56,13 @@ class StartOffsets:
 
     async def prepare(self) -> None:
         """Determine whether this is the group's first start, and record it. Raises KafkaException or TimeoutError."""
-        recorded = await self._start_records.read_first_start()
+        recorded = await self._sent_log.read_first_start()
         self._first_started_ms = recorded.started_ms
         if not recorded.empty:
             return
         offsets = await asyncio.to_thread(self._topic.offsets)
         has_offsets = any(one.committed is not None for one in offsets.values())
-        await self._start_records.record_start(first=not has_offsets)
+        await self._sent_log.record_start(first=not has_offsets)
         if not has_offsets:
             self._first_start_partitions = set(offsets)
 

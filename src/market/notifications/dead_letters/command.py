@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import KafkaException
 
-from market.kit.faults import clock
+from market.kit.clock import clock
 from market.kit.process.tracing import Tracer
 from market.notifications import api
 from market.notifications.config import Config

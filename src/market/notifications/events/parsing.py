@@ -15,7 +15,7 @@ from msgspec import Struct
 from market.contracts import events, money
 from market.kit import context, text
 from market.kit.errors import BadInput
-from market.notifications.domain import InvalidEvent, Kind, Line, Message, Notice
+from market.notifications.domain import InvalidEvent, Kind, Line, Message, Notification
 
 _KINDS: dict[str, Kind] = {events.CREATED: "created", events.CANCELLED: "cancelled"}
 # A dot-atom (RFC 5322), because the id becomes the part of a Message-ID before the @.
@@ -56,8 +56,8 @@ def _as_bytes(value: str | bytes | None) -> bytes | None:
     return value.encode() if isinstance(value, str) else value
 
 
-def parse_notice(message: Message) -> Notice | None:
-    """Return the notice of an order event, or None for an event of an unknown type. Raises InvalidEvent."""
+def parse_notification(message: Message) -> Notification | None:
+    """Return the notification of an order event, or None for an event of an unknown type. Raises InvalidEvent."""
     if message.value is None:
         raise InvalidEvent("the message has no value")
     try:
@@ -95,7 +95,7 @@ def parse_notice(message: Message) -> Notice | None:
     except ValueError:
         raise InvalidEvent("data.created_at: must be a time in ISO 8601 format") from None
     request_id = message.header(events.REQUEST_ID_HEADER)
-    return Notice(
+    return Notification(
         event_id=event.id,
         kind=_KINDS[event.type],
         sequence=sequence,

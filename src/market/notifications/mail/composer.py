@@ -1,4 +1,4 @@
-"""Composes the mail of a notice: text and HTML from templates, and headers that are safe against injection.
+"""Composes the mail of a notification: text and HTML from templates, and headers that are safe against injection.
 
 The message is assembled here rather than by `email.message.EmailMessage`, which took 2.3 ms, 80 % of the time spent on
 a mail. One rule keeps the headers safe: each line must match `_HEADER`. A property test parses the mails with the
@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from market.contracts import events, money
 from market.notifications import config
-from market.notifications.domain import Mail, Notice
+from market.notifications.domain import Mail, Notification
 
 # Printable ASCII, within the line limit of 998 characters (RFC 5322), so that no header needs folding.
 _HEADER = re.compile(r"[A-Za-z-]{1,40}: [!-~](?:[ -~]{0,900}[!-~])?")
@@ -48,40 +48,40 @@ class MailComposer:
         """Return the Message-ID of the mail about an event."""
         return f"<{event_id}@{self._domain}>"
 
-    def compose(self, notice: Notice, now: datetime) -> Mail:
+    def compose(self, notification: Notification, now: datetime) -> Mail:
         """Return the mail, dated `now`.
 
-        Raises ValueError if the notice has no recipient, or if a header is not a single line of ASCII.
+        Raises ValueError if the notification has no recipient, or if a header is not a single line of ASCII.
         """
-        if notice.recipient is None:
-            raise ValueError("the notice has no recipient")
-        status = "is confirmed" if notice.kind == "created" else "is cancelled"
-        values = {"order": notice, "shop": self._shop, "title": f"Your order {status}"}
+        if notification.recipient is None:
+            raise ValueError("the notification has no recipient")
+        status = "is confirmed" if notification.kind == "created" else "is cancelled"
+        values = {"order": notification, "shop": self._shop, "title": f"Your order {status}"}
         # "=_" cannot occur in quoted-printable text.
         boundary = f"=_{secrets.token_hex(16)}"
         headers = {
             "From": self._from,
-            "To": notice.recipient,
-            "Subject": f"Your order {notice.short_id} {status}",
+            "To": notification.recipient,
+            "Subject": f"Your order {notification.short_id} {status}",
             "Date": format_datetime(now),
-            "Message-ID": self.message_id(notice.event_id),
+            "Message-ID": self.message_id(notification.event_id),
         }
-        if notice.kind == "cancelled":
+        if notification.kind == "cancelled":
             # So that mail clients show the two mails of an order as one conversation.
             headers["In-Reply-To"] = headers["References"] = self.message_id(
-                str(events.event_id(notice.order_id, events.CREATED))
+                str(events.event_id(notification.order_id, events.CREATED))
             )
         headers["Auto-Submitted"] = "auto-generated"
-        if notice.request_id:
-            headers["X-Request-Id"] = notice.request_id
+        if notification.request_id:
+            headers["X-Request-Id"] = notification.request_id
         headers["MIME-Version"] = "1.0"
         headers["Content-Type"] = f'multipart/alternative; boundary="{boundary}"'
         parts = [_header_block(headers)]
         for suffix, subtype in (("txt", "plain"), ("html", "html")):
-            text = self._templates.get_template(f"{notice.kind}.{suffix}").render(values)
+            text = self._templates.get_template(f"{notification.kind}.{suffix}").render(values)
             parts.append(f"--{boundary}\r\n".encode() + _part(subtype, text))
         parts.append(f"--{boundary}--\r\n".encode())
-        return Mail(notice.recipient, b"".join(parts))
+        return Mail(notification.recipient, b"".join(parts))
 
 
 def _header_block(headers: dict[str, str]) -> bytes:

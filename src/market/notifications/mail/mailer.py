@@ -1,4 +1,4 @@
-"""Sends the mail of a notice."""
+"""Sends the mail of a notification."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 from market.notifications.config import Config
-from market.notifications.domain import Mail, Notice
+from market.notifications.domain import Mail, Notification
 from market.notifications.mail.composer import MailComposer
 from market.notifications.mail.smtp import SmtpClient
 
@@ -39,12 +39,12 @@ class Mailer:
         self.mail_server = mail_server or SmtpClient(config.smtp, config.mail.address)
         self._composer = MailComposer(config.mail)
 
-    async def send(self, notice: Notice, now: datetime) -> None:
-        """Send the mail of a notice, dated `now`, and wait until it is accepted.
+    async def send(self, notification: Notification, now: datetime) -> None:
+        """Send the mail of a notification, dated `now`, and wait until it is accepted.
 
         Raises MailRejected, MailDeferred or MailServerUnavailable.
         """
-        await self.mail_server.send(self._composer.compose(notice, now))
+        await self.mail_server.send(self._composer.compose(notification, now))
 
     async def close(self) -> None:
         """Close the connections to the mail server."""

@@ -87,7 +87,7 @@ class SentLog:
         self._unwritten: deque[bytes] = deque(maxlen=_MAX_UNWRITTEN)
         self._ids: RecentDigests | None = None
         self._used_at = 0.0
-        # Set by `invalidate`, so that a read in progress is repeated.
+        # Set by `invalidate_sent_ids`, so that a read in progress is repeated.
         self._invalidated = False
         self._loading = asyncio.Lock()
         self._writing = asyncio.Lock()
@@ -134,7 +134,7 @@ class SentLog:
         self._used_at = time.monotonic()
         return _digest(event_id) in self._ids
 
-    def invalidate(self) -> None:
+    def invalidate_sent_ids(self) -> None:
         """Drop the cached ids: the previous owner of a newly assigned partition may have mailed more events."""
         self._ids = None
         self._invalidated = True

@@ -82,7 +82,7 @@ class OrdersCollection:
         self._database = database
         self._timeout_seconds = timeout_seconds
         self._circuit = CircuitBreaker(
-            "mongodb", failure_threshold=10, open_seconds=0.5, min_timeout_seconds=timeout_seconds / 2
+            "mongodb", failure_threshold=10, open_seconds=0.5, ignore_deadlines_below_seconds=timeout_seconds / 2
         )
 
     async def run(self, operation: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -1,4 +1,4 @@
-"""The order's document: domain data to BSON values and back, and a move as a conditional update.
+"""The order's document: domain data to BSON values and back, and a transition as a conditional update.
 
 Besides the order itself a document has:
 - `since`: the server's time when the pending order was stored.
@@ -22,7 +22,7 @@ import msgspec
 from bson import Decimal128, Timestamp
 from msgspec import Struct
 
-from market.orders.domain import Move, Order, OrderLine, OutboxEntry, Reason, Shortage, Status
+from market.orders.domain import Order, OrderLine, OutboxEntry, Reason, Shortage, Status, Transition
 
 Document = dict[str, Any]
 
@@ -37,17 +37,17 @@ class ConditionalUpdate(Struct, frozen=True):
     change: Document
 
 
-def move_update(
+def transition_update(
     order_id: UUID,
-    move: Move,
+    transition: Transition,
     *,
     at: datetime,
     entry: OutboxEntry | None = None,
     reason: Reason | None = None,
     shortages: Sequence[Shortage] = (),
 ) -> ConditionalUpdate:
-    """Return the move as one update that matches only an order in the move's source status."""
-    values: Document = {"status": move.target.value, f"{move.target.value}_at": at}
+    """Return the transition as one update that matches only an order in the transition's source status."""
+    values: Document = {"status": transition.target.value, f"{transition.target.value}_at": at}
     change: Document = {"$set": values}
     if reason is not None:
         values["reason"] = reason.value
@@ -55,14 +55,14 @@ def move_update(
         values["shortages"] = [
             {"product_id": s.product_id, "wanted": s.requested, "left": s.available} for s in shortages
         ]
-    if move.releases:
+    if transition.releases:
         change["$currentDate"] = {"release_due": True}
-    if move.frees_key:
+    if transition.frees_key:
         change["$unset"] = {"key": 1, "digest": 1}
     if entry is not None:
         change["$push"] = {"outbox": entry_to_document(entry)}
         change["$min"] = {"unsent_since": entry.at}
-    return ConditionalUpdate({"_id": order_id, "status": move.source.value}, change)
+    return ConditionalUpdate({"_id": order_id, "status": transition.source.value}, change)
 
 
 # Decimal128 is stored as BID (binary integer decimal): two 64-bit words, the low word of the integer first; the high

@@ -22,8 +22,9 @@ import msgspec
 from market.contracts import events
 from market.kit import context
 from market.kit.batching import Batcher
+from market.kit.clock import Clock
 from market.kit.errors import Unavailable
-from market.kit.faults import Clock, Faults
+from market.kit.faults import Faults
 from market.kit.kafka import DeliveryResult, Producer
 from market.kit.process import logs
 from market.kit.resilience import backoff
@@ -140,7 +141,7 @@ class Relay:
             if order is None:
                 continue
             if self._faults:
-                await self._faults.reach("orders.relay-after-lease")
+                await self._faults.fire_if_armed("orders.relay-after-lease")
             leased.append(order_id)
             self.publish(order)
         if leased:
@@ -157,7 +158,7 @@ class Relay:
 
     async def _send_with_faults(self, faults: Faults, order: Order) -> None:
         try:
-            await faults.reach("orders.before-publish")
+            await faults.fire_if_armed("orders.before-publish")
         except Unavailable:
             self._settle(order.id)
         else:
@@ -219,7 +220,7 @@ class Relay:
                 log.error(
                     "event permanently rejected", order_id=str(order_id), event_type=entry.event_type, reason=reason
                 )
-                self._spawn(self._mark_rejected(order_id, entry, reason))
+                self._spawn(self._mark_stuck(order_id, entry, reason))
             else:
                 _FAILED.inc()
                 if not self._failing:
@@ -233,7 +234,7 @@ class Relay:
             return
         if self._faults:
             try:
-                await self._faults.reach("orders.after-publish")
+                await self._faults.fire_if_armed("orders.after-publish")
             except Unavailable:
                 # As if the acknowledgement had never arrived.
                 for order_id, _ in published:
@@ -252,7 +253,7 @@ class Relay:
                     # Retried while the lease is ours. After that the event is sent again, with the same id.
                     await asyncio.sleep(backoff(attempt))
             if self._faults and remaining:
-                await self._faults.reach("orders.after-remove")
+                await self._faults.fire_if_armed("orders.after-remove")
         finally:
             for order_id, _ in published:
                 self._settle(order_id)
@@ -285,9 +286,9 @@ class Relay:
         await self.outbox.release_lease(order_ids)
         return [None] * len(order_ids)
 
-    async def _mark_rejected(self, order_id: UUID, entry: OutboxEntry, reason: str) -> None:
+    async def _mark_stuck(self, order_id: UUID, entry: OutboxEntry, reason: str) -> None:
         try:
-            await self.outbox.mark_rejected(order_id, entry.id, reason, self._clock())
+            await self.outbox.mark_stuck(order_id, entry.id, reason, self._clock())
         except Unavailable as e:
             # Kafka will reject it again.
             log.warning("rejected event not marked", order_id=str(order_id), reason=str(e))

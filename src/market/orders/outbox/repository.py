@@ -113,7 +113,7 @@ class OutboxRepository:
         await self._collection.update_one({"_id": order_id, "outbox": {"$size": 0}}, {"$unset": _OUTBOX})
         return None
 
-    async def mark_rejected(self, order_id: UUID, event_id: UUID, reason: str, at: datetime) -> None:
+    async def mark_stuck(self, order_id: UUID, event_id: UUID, reason: str, at: datetime) -> None:
         """Record that Kafka permanently rejected the event. It stays in the outbox and is not retried automatically."""
         await self._collection.update_one(
             {"_id": order_id, "outbox.id": event_id},

@@ -56,7 +56,7 @@ async def lines(deps: Deps, config: Config, *, repair: bool, topic: bool) -> Asy
             config.recovery,
             repair=repair,
             topic=reader,
-            second_check_seconds=min(2.0, config.recovery.after_seconds / 2),
+            second_check_seconds=min(2.0, config.recovery.reject_after_seconds / 2),
         )
         async with aclosing(reconciliation) as stream:  # type: ignore[type-var]
             async for line in stream:

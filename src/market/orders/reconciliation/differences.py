@@ -23,8 +23,8 @@ from market.orders.reconciliation.topic_reader import (
 )
 
 
-class Kind(StrEnum):
-    """The kinds of differences. The values are the names in the report."""
+class DifferenceType(StrEnum):
+    """The types of differences. The values are the names in the report."""
 
     UNREADABLE = "unreadable-order"
     PENDING = "order-still-pending"
@@ -35,7 +35,7 @@ class Kind(StrEnum):
     RESERVATION_CANCELLED = "confirmed-but-reservation-cancelled"
     ITEMS_DIFFER = "reserved-items-differ"
     EVENT_OVERDUE = "event-overdue"
-    EVENT_REJECTED = "event-rejected"
+    EVENT_STUCK = "stuck-event"
     EVENT_MISSING = "event-not-in-topic"
     EVENTS_OUT_OF_ORDER = "events-out-of-order"
     EVENT_WITHOUT_ORDER = "event-without-order"
@@ -46,36 +46,41 @@ class Kind(StrEnum):
     STOCK_BELOW_ZERO = "stock-below-zero"
 
 
-# The likely cause of each kind, printed after "Likely cause: ".
+# The likely cause of a difference of each type, printed after "Likely cause: ".
 CAUSES = {
-    Kind.UNREADABLE: "the document was modified by hand, or written by another program",
-    Kind.PENDING: "recovery is not running, or cannot reach MongoDB",
-    Kind.NO_ORDER: "MongoDB was restored to a time before the order, or another program called inventory",
-    Kind.NOT_RELEASED: "inventory was restored to a time before the release, or release_due was removed by hand",
-    Kind.RELEASE_OVERDUE: "inventory has been unavailable since then, or recovery is not running",
-    Kind.NO_RESERVATION: "inventory was restored to a time before the reservation, or its row was deleted by hand",
-    Kind.RESERVATION_CANCELLED: "another program called CancelReserve, or MongoDB was restored to a time before the "
-    "cancellation; inventory permanently rejects this id",
-    Kind.ITEMS_DIFFER: "the order or the reservation was modified by hand",
-    Kind.EVENT_OVERDUE: "Kafka is unavailable, or no relay is running",
-    Kind.EVENT_REJECTED: "Kafka rejected the event for the reason given, most often the topic's max.message.bytes",
-    Kind.EVENT_MISSING: "the topic was recreated or lost data",
-    Kind.EVENTS_OUT_OF_ORDER: "the topic had lost order.created, and it was sent again after order.cancelled; "
-    "consumers recognize this by `sequence`",
-    Kind.EVENT_WITHOUT_ORDER: "MongoDB was restored to a time before the order, or another program wrote to the topic",
-    Kind.EVENT_CONTRADICTS: "MongoDB was restored to a time before the order was confirmed or cancelled, or another "
-    "program wrote to the topic",
-    Kind.EVENT_DIFFERS: "the order was modified by hand after it was published, or another program wrote to the topic",
-    Kind.EVENT_UNREADABLE: "another program wrote to the topic; notifications moved the message to the dead letters",
-    Kind.NO_STOCK_ROW: "inventory's table was modified by hand",
-    Kind.STOCK_BELOW_ZERO: "inventory's table was modified by hand, including its CHECK constraint",
+    DifferenceType.UNREADABLE: "the document was modified by hand, or written by another program",
+    DifferenceType.PENDING: "recovery is not running, or cannot reach MongoDB",
+    DifferenceType.NO_ORDER: "MongoDB was restored to a time before the order, or another program called inventory",
+    DifferenceType.NOT_RELEASED: "inventory was restored to a time before the release, or release_due was removed by "
+    "hand",
+    DifferenceType.RELEASE_OVERDUE: "inventory has been unavailable since then, or recovery is not running",
+    DifferenceType.NO_RESERVATION: "inventory was restored to a time before the reservation, or its row was deleted by "
+    "hand",
+    DifferenceType.RESERVATION_CANCELLED: "another program called CancelReserve, or MongoDB was restored to a time "
+    "before the cancellation; inventory permanently rejects this id",
+    DifferenceType.ITEMS_DIFFER: "the order or the reservation was modified by hand",
+    DifferenceType.EVENT_OVERDUE: "Kafka is unavailable, or no relay is running",
+    DifferenceType.EVENT_STUCK: "Kafka rejected the event for the reason given, most often the topic's "
+    "max.message.bytes",
+    DifferenceType.EVENT_MISSING: "the topic was recreated or lost data",
+    DifferenceType.EVENTS_OUT_OF_ORDER: "the topic had lost order.created, and it was sent again after "
+    "order.cancelled; consumers recognize this by `sequence`",
+    DifferenceType.EVENT_WITHOUT_ORDER: "MongoDB was restored to a time before the order, or another program wrote to "
+    "the topic",
+    DifferenceType.EVENT_CONTRADICTS: "MongoDB was restored to a time before the order was confirmed or cancelled, or "
+    "another program wrote to the topic",
+    DifferenceType.EVENT_DIFFERS: "the order was modified by hand after it was published, or another program wrote to "
+    "the topic",
+    DifferenceType.EVENT_UNREADABLE: "another program wrote to the topic; notifications stored it as a dead letter",
+    DifferenceType.NO_STOCK_ROW: "inventory's table was modified by hand",
+    DifferenceType.STOCK_BELOW_ZERO: "inventory's table was modified by hand, including its CHECK constraint",
 }
 
 
 class Finding(Struct, frozen=True):
     """A difference between one order and its reservation or events. `event_type`: the missing event's, if any."""
 
-    kind: Kind
+    difference: DifferenceType
     detail: str
     event_type: str | None = None
 
@@ -104,13 +109,13 @@ def compare(
     if order is None:
         if reservation is not None and reservation.active and reservation.created_at < thresholds.compared_before:
             count = pluralize(len(reservation.items), "product")
-            yield Finding(Kind.NO_ORDER, f"has held {count} since {reservation.created_at.isoformat()}")
+            yield Finding(DifferenceType.NO_ORDER, f"has held {count} since {reservation.created_at.isoformat()}")
         if topic_state:
-            yield Finding(Kind.EVENT_WITHOUT_ORDER, "the topic has events of this order")
+            yield Finding(DifferenceType.EVENT_WITHOUT_ORDER, "the topic has events of this order")
         return
     if order.status is Status.PENDING:
         if id_created_at(order.id) < thresholds.overdue_before:
-            yield Finding(Kind.PENDING, f"pending since {order.created_at.isoformat()}")
+            yield Finding(DifferenceType.PENDING, f"pending since {order.created_at.isoformat()}")
         return
     yield from _compare_reservation(order, reservation, thresholds)
     yield from _compare_events(order, topic_state, thresholds)
@@ -119,21 +124,23 @@ def compare(
 def _compare_reservation(order: Order, reservation: Reservation | None, thresholds: Thresholds) -> Iterable[Finding]:
     if order.status is Status.CONFIRMED:
         if reservation is None:
-            yield Finding(Kind.NO_RESERVATION, f"no stock is reserved for its {pluralize(len(order.lines), 'product')}")
+            yield Finding(
+                DifferenceType.NO_RESERVATION, f"no stock is reserved for its {pluralize(len(order.lines), 'product')}"
+            )
         elif not reservation.active:
             yield Finding(
-                Kind.RESERVATION_CANCELLED,
+                DifferenceType.RESERVATION_CANCELLED,
                 f"the reservation for its {pluralize(len(order.lines), 'product')} was cancelled",
             )
         else:
             ordered = tuple(sorted((line.product_id, line.quantity) for line in order.lines))
             if reservation.items != ordered:
-                yield Finding(Kind.ITEMS_DIFFER, _describe_items(ordered, reservation.items))
+                yield Finding(DifferenceType.ITEMS_DIFFER, _describe_items(ordered, reservation.items))
     elif order.release_due:
         if order.ended_at is None or order.ended_at < thresholds.overdue_before:
-            yield Finding(Kind.RELEASE_OVERDUE, f"the order is {order.status}")
+            yield Finding(DifferenceType.RELEASE_OVERDUE, f"the order is {order.status}")
     elif reservation is not None and reservation.active:
-        yield Finding(Kind.NOT_RELEASED, f"the order is {order.status}")
+        yield Finding(DifferenceType.NOT_RELEASED, f"the order is {order.status}")
 
 
 def _describe_items(ordered: Sequence[tuple[str, int]], reserved: Sequence[tuple[str, int]]) -> str:
@@ -155,9 +162,9 @@ def _compare_events(order: Order, topic_state: int | None, thresholds: Threshold
     waiting = {entry.event_type for entry in order.outbox}
     for entry in order.outbox:
         if entry.rejection is not None:
-            yield Finding(Kind.EVENT_REJECTED, f"{entry.event_type}: {entry.rejection}")
+            yield Finding(DifferenceType.EVENT_STUCK, f"{entry.event_type}: {entry.rejection}")
         elif entry.at < thresholds.unsent_before and not any(e.rejection for e in order.outbox):
-            yield Finding(Kind.EVENT_OVERDUE, f"{entry.event_type}, unsent since {entry.at.isoformat()}")
+            yield Finding(DifferenceType.EVENT_OVERDUE, f"{entry.event_type}, unsent since {entry.at.isoformat()}")
     # The events that the order's state implies, and their times.
     expected: dict[str, datetime] = {}
     if order.status is Status.CONFIRMED or order.confirmed_at is not None:
@@ -165,27 +172,31 @@ def _compare_events(order: Order, topic_state: int | None, thresholds: Threshold
         if order.status is Status.CANCELLED:
             expected[events.CANCELLED] = order.ended_at or order.created_at
     for event_type in waiting - expected.keys():
-        yield Finding(Kind.EVENT_CONTRADICTS, f"{event_type} is in the outbox, but the order is {order.status}")
+        yield Finding(
+            DifferenceType.EVENT_CONTRADICTS, f"{event_type} is in the outbox, but the order is {order.status}"
+        )
     if topic_state is None:
         return
     for event_type, bit in EVENT_BITS.items():
         if topic_state & bit and event_type not in expected:
-            yield Finding(Kind.EVENT_CONTRADICTS, f"{event_type} is in the topic, but the order is {order.status}")
+            yield Finding(
+                DifferenceType.EVENT_CONTRADICTS, f"{event_type} is in the topic, but the order is {order.status}"
+            )
         elif (
             event_type in expected
             and expected[event_type] >= thresholds.retained_since
             and event_type not in waiting
             and not topic_state & bit
         ):
-            yield Finding(Kind.EVENT_MISSING, event_type, event_type)
+            yield Finding(DifferenceType.EVENT_MISSING, event_type, event_type)
     if topic_state & OUT_OF_ORDER:
-        yield Finding(Kind.EVENTS_OUT_OF_ORDER, "order.cancelled came first")
+        yield Finding(DifferenceType.EVENTS_OUT_OF_ORDER, "order.cancelled came first")
     if topic_state & ID_MISMATCH:
-        yield Finding(Kind.EVENT_DIFFERS, "the event's id or key is not the order's")
+        yield Finding(DifferenceType.EVENT_DIFFERS, "the event's id or key is not the order's")
     if topic_state & CONTENTS_DIFFER:
-        yield Finding(Kind.EVENT_DIFFERS, "its events in the topic have different contents")
+        yield Finding(DifferenceType.EVENT_DIFFERS, "its events in the topic have different contents")
     elif topic_state and topic_state >> CONTENT_HASH_SHIFT != content_hash(to_contract(order)):
-        yield Finding(Kind.EVENT_DIFFERS, "the event has a different user, products, prices or times")
+        yield Finding(DifferenceType.EVENT_DIFFERS, "the event has a different user, products, prices or times")
 
 
 _EPOCH = datetime.fromtimestamp(0, UTC)

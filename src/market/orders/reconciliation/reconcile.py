@@ -1,8 +1,8 @@
 """Reconciliation of orders with their reservations, outboxes and, optionally, events in the topic.
 
 Reports each difference with its likely cause, and repairs those that have an unambiguous repair. Safe on a live system:
-only orders older than the recovery deadline are compared, and a difference is reported only if a second check, a moment
-later, finds it as well.
+only orders older than `recovery.reject_after_seconds` are compared, and a difference is reported only if a second
+check, a moment later, finds it as well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from market.orders.clients import Reservation
 from market.orders.config import Recovery
 from market.orders.domain import Order
 from market.orders.mongodb.collection import documents
-from market.orders.reconciliation.differences import CAUSES, Finding, Kind, Thresholds, compare, id_created_at
+from market.orders.reconciliation.differences import CAUSES, DifferenceType, Finding, Thresholds, compare, id_created_at
 from market.orders.reconciliation.repairs import REPAIRS, RepairRequest, RepairResult
 from market.orders.reconciliation.scans import Scans
 from market.orders.reconciliation.topic_reader import TopicReader
@@ -35,7 +35,10 @@ _RETENTION = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
 
 
 class Difference(Struct, frozen=True, tag_field="kind", tag="difference"):
-    """An output line: a difference. `repaired`: None if no repair was requested, or if none is unambiguous."""
+    """An output line: a difference. `kind` is the type of the output line, `difference` a DifferenceType.
+
+    `repaired`: None if no repair was requested, or if the difference has no unambiguous repair.
+    """
 
     difference: str
     id: str
@@ -103,7 +106,7 @@ class _Run:
     def __init__(self, deps: Deps, recovery: Recovery, repair: bool, topic: TopicReader | None) -> None:
         self._deps = deps
         self._scans = Scans(deps.orders.collection)
-        self._min_age = timedelta(seconds=recovery.after_seconds)
+        self._min_age = timedelta(seconds=recovery.reject_after_seconds)
         self._overdue_age = self._min_age + timedelta(seconds=3 * recovery.interval_seconds + 2)
         self._unsent_age = self._overdue_age + timedelta(seconds=2 * recovery.lease_seconds)
         self._repair = repair
@@ -128,7 +131,7 @@ class _Run:
             if self._topic is not None and order_id in self._topic.topic_states:
                 with_order_or_reservation.add(order_id)
             if isinstance(order, documents.UnreadableDocument):
-                yield self._difference(Kind.UNREADABLE, str(order_id), order.reason)
+                yield self._difference(DifferenceType.UNREADABLE, str(order_id), order.reason)
                 continue
             if id_created_at(order_id) < thresholds.compared_before and any(
                 compare(order, reservation, self._topic_state(order_id), thresholds)
@@ -153,18 +156,22 @@ class _Run:
                 order_id for order_id in only_events if id_created_at(order_id) < thresholds.compared_before
             )
         for non_uuid_id in await self._scans.non_uuid_ids(_PAGE_SIZE):
-            yield self._difference(Kind.UNREADABLE, non_uuid_id, "its id is not a UUID")
+            yield self._difference(DifferenceType.UNREADABLE, non_uuid_id, "its id is not a UUID")
         async for line in self._check_again(suspects, second_check_seconds):
             yield line
         async for line in self._check_stock_rows(reserved_by_product_id):
             yield line
         for position in self._topic.unreadable if self._topic is not None else ():
-            yield self._difference(Kind.EVENT_UNREADABLE, position, "the id is topic/partition/offset")
+            yield self._difference(
+                DifferenceType.EVENT_UNREADABLE, position, "the message at this topic/partition/offset cannot be parsed"
+            )
 
-    def _difference(self, kind: Kind, subject: str, detail: str, repaired: bool | None = None) -> Difference:
+    def _difference(
+        self, difference: DifferenceType, subject: str, detail: str, repaired: bool | None = None
+    ) -> Difference:
         self.differences += 1
         self.repaired += repaired is True
-        return Difference(kind.value, subject, CAUSES[kind], detail, repaired)
+        return Difference(difference.value, subject, CAUSES[difference], detail, repaired)
 
     async def _read_topic(self, topic: TopicReader) -> AsyncIterator[Progress]:
         # (messages read, total) of each report.
@@ -240,9 +247,9 @@ class _Run:
         for finding in compare(order, reservation, self._topic_state(order_id), thresholds):
             repair = await self._try_repair(finding, order_id, order) if self._repair else None
             if repair is None:
-                found.append(self._difference(finding.kind, str(order_id), finding.detail))
+                found.append(self._difference(finding.difference, str(order_id), finding.detail))
             else:
-                found.append(self._difference(finding.kind, str(order_id), repair.detail, repair.repaired))
+                found.append(self._difference(finding.difference, str(order_id), repair.detail, repair.repaired))
         return found
 
     async def _get_reservation(self, order_id: UUID) -> Reservation | None:
@@ -251,8 +258,8 @@ class _Run:
         return page[0] if page and page[0].id == order_id else None
 
     async def _try_repair(self, finding: Finding, order_id: UUID, order: Order | None) -> RepairResult | None:
-        """Return the repair's result, or None if the kind has no unambiguous repair."""
-        repair = REPAIRS.get(finding.kind)
+        """Return the repair's result, or None if this difference has no unambiguous repair."""
+        repair = REPAIRS.get(finding.difference)
         if repair is None:
             return None
         try:
@@ -272,6 +279,6 @@ class _Run:
             for product_id in part:
                 available = stock.get(product_id)
                 if available is None and reserved_by_product_id[product_id]:
-                    yield self._difference(Kind.NO_STOCK_ROW, product_id, "reservations hold units of it")
+                    yield self._difference(DifferenceType.NO_STOCK_ROW, product_id, "reservations hold units of it")
                 elif available is not None and available < 0:
-                    yield self._difference(Kind.STOCK_BELOW_ZERO, product_id, f"available: {available}")
+                    yield self._difference(DifferenceType.STOCK_BELOW_ZERO, product_id, f"available: {available}")

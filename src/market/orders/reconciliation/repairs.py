@@ -19,7 +19,7 @@ from market.orders.domain import (
     ReservationRejected,
     Status,
 )
-from market.orders.reconciliation.differences import Kind
+from market.orders.reconciliation.differences import DifferenceType
 from market.orders.service import Deps, advance
 
 
@@ -114,15 +114,15 @@ async def _requeue(request: RepairRequest, event_type: str) -> bool:
     return current is not None and any(e.id == entry.id for e in current.outbox)
 
 
-# A kind that is missing here has no unambiguous repair, and is only reported.
-REPAIRS: Mapping[Kind, Callable[[RepairRequest], Awaitable[RepairResult]]] = {
-    Kind.PENDING: reject,
-    Kind.NO_ORDER: release,
-    Kind.NOT_RELEASED: release,
-    Kind.RELEASE_OVERDUE: release,
-    Kind.NO_RESERVATION: reserve_again,
-    Kind.EVENT_OVERDUE: requeue_outbox,
-    Kind.EVENT_REJECTED: requeue_outbox,
-    Kind.EVENT_MISSING: requeue_missing_event,
-    Kind.EVENTS_OUT_OF_ORDER: requeue_cancellation,
+# A type that is not listed here has no unambiguous repair, and is only reported.
+REPAIRS: Mapping[DifferenceType, Callable[[RepairRequest], Awaitable[RepairResult]]] = {
+    DifferenceType.PENDING: reject,
+    DifferenceType.NO_ORDER: release,
+    DifferenceType.NOT_RELEASED: release,
+    DifferenceType.RELEASE_OVERDUE: release,
+    DifferenceType.NO_RESERVATION: reserve_again,
+    DifferenceType.EVENT_OVERDUE: requeue_outbox,
+    DifferenceType.EVENT_STUCK: requeue_outbox,
+    DifferenceType.EVENT_MISSING: requeue_missing_event,
+    DifferenceType.EVENTS_OUT_OF_ORDER: requeue_cancellation,
 }
