@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 from market.contracts import events
 from market.notifications.domain import InvalidEvent, Message
-from market.notifications.events.parsing import parse_notice
+from market.notifications.events.parsing import parse_notification
 from market.orders import domain
 
 AT = datetime(2026, 1, 31, 12, 30, 15, 250_000, tzinfo=UTC)
@@ -51,26 +51,26 @@ def shape(value: Any) -> Any:
 @pytest.mark.parametrize("name", FORMS)
 def test_notifications_reads_every_form_of_an_event(name: str) -> None:
     form = FORMS[name]
-    notice = parse_notice(message(form))
-    assert notice is not None
+    notification = parse_notification(message(form))
+    assert notification is not None
     kind = form["value"]["type"].removeprefix("order.")
-    assert (notice.kind, notice.sequence) == (kind, {"created": 1, "cancelled": 2}[kind])
-    assert (notice.event_id, str(notice.order_id)) == (form["value"]["id"], form["value"]["subject"])
-    assert notice.recipient == form["value"]["data"]["email"]
-    assert [(line.name, line.quantity, line.unit_price) for line in notice.lines] == [
+    assert (notification.kind, notice.sequence) == (kind, {"created": 1, "cancelled": 2}[kind])
+    assert (notification.event_id, str(notice.order_id)) == (form["value"]["id"], form["value"]["subject"])
+    assert notification.recipient == form["value"]["data"]["email"]
+    assert [(line.name, line.quantity, line.unit_price) for line in notification.lines] == [
         ("Größe «M» mug", 2, Decimal("2.50")),
         ("Kettle", 1, Decimal("12.00")),
     ]
-    assert (notice.total, notice.currency) == (Decimal("17.00"), "GBP")
-    assert notice.ordered_at == datetime(2026, 10, 5, 9, 14, 59, 991000, tzinfo=UTC)
-    assert notice.request_id == form["headers"]["x-request-id"]
+    assert (notification.total, notice.currency) == (Decimal("17.00"), "GBP")
+    assert notification.ordered_at == datetime(2026, 10, 5, 9, 14, 59, 991000, tzinfo=UTC)
+    assert notification.request_id == form["headers"]["x-request-id"]
 
 
 @pytest.mark.parametrize("sequence", ["", "x", "0", "-1", " 1", "1.0", "٣", "99999999999", 0, -1, 2**40])
 def test_a_sequence_that_is_no_positive_number_is_an_invalid_event(sequence: str | int) -> None:
     form = FORMS["2-created"]
     with pytest.raises(InvalidEvent, match="sequence: must be a whole number from 1 to 2147483647"):
-        parse_notice(message({**form, "value": {**form["value"], "sequence": sequence}}))
+        parse_notification(message({**form, "value": {**form["value"], "sequence": sequence}}))
 
 
 @pytest.mark.parametrize(
