@@ -54,14 +54,14 @@ def test_notifications_reads_every_form_of_an_event(name: str) -> None:
     notification = parse_notification(message(form))
     assert notification is not None
     kind = form["value"]["type"].removeprefix("order.")
-    assert (notification.kind, notice.sequence) == (kind, {"created": 1, "cancelled": 2}[kind])
-    assert (notification.event_id, str(notice.order_id)) == (form["value"]["id"], form["value"]["subject"])
+    assert (notification.kind, notification.sequence) == (kind, {"created": 1, "cancelled": 2}[kind])
+    assert (notification.event_id, str(notification.order_id)) == (form["value"]["id"], form["value"]["subject"])
     assert notification.recipient == form["value"]["data"]["email"]
     assert [(line.name, line.quantity, line.unit_price) for line in notification.lines] == [
         ("Größe «M» mug", 2, Decimal("2.50")),
         ("Kettle", 1, Decimal("12.00")),
     ]
-    assert (notification.total, notice.currency) == (Decimal("17.00"), "GBP")
+    assert (notification.total, notification.currency) == (Decimal("17.00"), "GBP")
     assert notification.ordered_at == datetime(2026, 10, 5, 9, 14, 59, 991000, tzinfo=UTC)
     assert notification.request_id == form["headers"]["x-request-id"]
 

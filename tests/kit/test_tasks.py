@@ -104,8 +104,8 @@ async def test_a_supervised_task_is_restarted_after_each_exception_until_it_retu
         async with asyncio.timeout(30):
             await supervise("probe", work)
     assert [(line["event"], line["task"], line["error"]) for line in lines] == [
-        ("background task failed, restarting it", "probe", "RuntimeError: first"),
-        ("background task failed, restarting it", "probe", "ValueError: second"),
+        ("background task failed, will retry", "probe", "RuntimeError: first"),
+        ("background task failed, will retry", "probe", "ValueError: second"),
     ]
     assert _failures("probe") == before + 2
 
