@@ -32,6 +32,7 @@ class Spec(msgspec.Struct, kw_only=True):
     streams: concurrent requests per connection, for kind grpc
     rate: requests per second of an open loop; None is a closed loop
     count: a closed loop that ends after so many requests instead of after `seconds`
+    retries_refused: 429 and 503 are no failures; the connection sends its next request after the time in Retry-After
     """
 
     kind: str = "http"
@@ -45,6 +46,7 @@ class Spec(msgspec.Struct, kw_only=True):
     warmup: float = 1.0
     seconds: float = 5.0
     count: int | None = None
+    retries_refused: bool = False
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -89,9 +91,12 @@ class LoadRun:
         """Record a response and use its connection for the next request."""
         now = time.perf_counter()
         self.in_flight -= 1
+        refused = self.spec.retries_refused and status in ("429", "503")
         if self.measuring:
             self.statuses[status] += 1
-            if succeeded:
+            if refused:
+                pass
+            elif succeeded:
                 self.latencies.append(now - due)
             else:
                 self.failed += 1
@@ -100,7 +105,9 @@ class LoadRun:
             if not self.in_flight:
                 self.finished.set()
             return
-        if self.spec.rate is None:
+        if refused:
+            asyncio.get_running_loop().call_later(connection.retry_after, self.send_again, connection)
+        elif self.spec.rate is None:
             if self.spec.count is not None and self.sent >= self.spec.count:
                 if not self.in_flight:
                     self.finished.set()
@@ -115,6 +122,11 @@ class LoadRun:
         self.in_flight += 1
         self.sent += 1
         connection.send(next(self.requests), due)
+
+    def send_again(self, connection: Any) -> None:
+        """Send the next request on a connection whose last one was refused."""
+        if not self.stopped:
+            self.send(connection, time.perf_counter())
 
     async def run(self) -> Result:
         spec = self.spec

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_RETRY_AFTER = re.compile(rb"\r\nretry-after: *(\d+)", re.IGNORECASE)
 
 
 class Connection(asyncio.Protocol):
@@ -19,6 +20,8 @@ class Connection(asyncio.Protocol):
         self.buffer = b""
         # The size of the whole response, once its header has arrived.
         self.expected_size = 0
+        # Of the last response that was a refusal, in seconds.
+        self.retry_after = 1.0
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -46,6 +49,8 @@ class Connection(asyncio.Protocol):
             self.buffer = data
             return
         self.buffer, self.expected_size = b"", 0
+        if data[9:12] in (b"429", b"503") and (pause := _RETRY_AFTER.search(data, 0, header_end)):
+            self.retry_after = float(pause[1])
         # The status of a GraphQL response is 200 even if it contains errors; they come first in the body.
         succeeded = data[9:10] == b"2" and not data.startswith(b'{"errors"', body_start)
         self.run.completed(self, self.due, data[9:12].decode(), succeeded, data[body_start:])

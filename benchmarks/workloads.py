@@ -34,6 +34,21 @@ def _lines(rng: random.Random, ids: list[str], lines: int) -> list[tuple[str, in
     return [(product_id, rng.randint(1, 3)) for product_id in rng.sample(ids, lines)]
 
 
+def large_orders(
+    rng: random.Random, ids: list[str], addresses: list[str], lines: int = 1000, path: str = "/api/order"
+) -> Iterator[bytes]:
+    """POST the same few large orders repeatedly, by REST or GraphQL, as a proxy forwards them from these addresses."""
+    make = _graphql_order if path == "/graphql" else _order
+    bodies = [json.dumps(make(n, _lines(rng, ids, lines))).encode() for n in range(16)]
+    for address, body in zip(itertools.cycle(addresses), itertools.cycle(bodies), strict=False):
+        yield http1.request("POST", path, body, x_forwarded_for=address)
+
+
+def _order(n: int, lines: list[tuple[str, int]]) -> dict[str, Any]:
+    items = [{"product_id": product_id, "quantity": quantity} for product_id, quantity in lines]
+    return {"user": f"buyer-{n % 1000}", "items": items}
+
+
 def orders(rng: random.Random, ids: list[str], lines: int = 3, email: str = "") -> Iterator[bytes]:
     """POST orders by REST.
 
@@ -41,8 +56,7 @@ def orders(rng: random.Random, ids: list[str], lines: int = 3, email: str = "") 
     request in ns.
     """
     for n in itertools.count():
-        items = [{"product_id": product_id, "quantity": quantity} for product_id, quantity in _lines(rng, ids, lines)]
-        body: dict[str, Any] = {"user": f"buyer-{n % 1000}", "items": items}
+        body = _order(n, _lines(rng, ids, lines))
         if email:
             body["email"] = f"{email}.{time.time_ns()}.{n}@example.test"
         yield http1.request("POST", "/api/order", json.dumps(body).encode())
@@ -52,11 +66,15 @@ _CREATE_ORDER = """mutation Create($input: CreateOrderInput!) { createOrder(inpu
   id user email items { productId name quantity unitPrice } total currency status createdAt } }"""
 
 
+def _graphql_order(n: int, lines: list[tuple[str, int]]) -> dict[str, Any]:
+    items = [{"productId": product_id, "quantity": quantity} for product_id, quantity in lines]
+    return {"query": _CREATE_ORDER, "variables": {"input": {"user": f"buyer-{n % 1000}", "items": items}}}
+
+
 def graphql_orders(rng: random.Random, ids: list[str], lines: int = 3) -> Iterator[bytes]:
     """Create the same orders by GraphQL, selecting all fields."""
     for n in itertools.count():
-        items = [{"productId": product_id, "quantity": quantity} for product_id, quantity in _lines(rng, ids, lines)]
-        call = {"query": _CREATE_ORDER, "variables": {"input": {"user": f"buyer-{n % 1000}", "items": items}}}
+        call = _graphql_order(n, _lines(rng, ids, lines))
         yield http1.request("POST", "/graphql", json.dumps(call).encode())
 
 
@@ -127,5 +145,17 @@ def reservations(rng: random.Random, ids: list[str], lines: int = 1) -> Iterator
 
 WORKLOADS = {
     f.__name__: f
-    for f in (get, products, orders, graphql_orders, graphql, catalogue, bodies, reserve, check, reservations)
+    for f in (
+        get,
+        products,
+        orders,
+        large_orders,
+        graphql_orders,
+        graphql,
+        catalogue,
+        bodies,
+        reserve,
+        check,
+        reservations,
+    )
 }

@@ -1,11 +1,12 @@
 """All scenarios, in the order of the report."""
 
 from benchmarks.scenario import Scenario
-from benchmarks.scenarios import commands, footprint, gateway, inventory, mails, orders, products
+from benchmarks.scenarios import commands, fairness, footprint, gateway, inventory, mails, orders, products
 
 SCENARIOS: list[Scenario] = [
     *products.SCENARIOS,
     *orders.SCENARIOS,
+    *fairness.SCENARIOS,
     *inventory.SCENARIOS,
     *gateway.SCENARIOS,
     *mails.SCENARIOS,

@@ -162,6 +162,26 @@ async def test_an_invalid_deadline_gets_422(http):
         assert (await http.get("/one/7", headers={"X-Deadline-Ms": odd})).status_code == 422
 
 
+async def test_a_caller_above_its_requests_in_flight_gets_429_while_another_one_is_served() -> None:
+    app = edge.application({"GET /slow": slow}, Http(port=1, max_in_flight_per_caller=2))
+
+    async def get(address: str) -> httpx.Response:
+        transport = httpx.ASGITransport(app, client=(address, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.get("/slow")
+
+    responses = await asyncio.gather(*map(get, ["203.0.113.1"] * 5), get("203.0.113.2"))
+    refused = [r for r in responses if r.status_code == 429]
+    assert len(refused) == 3
+    assert responses[-1].status_code == 200
+    assert (refused[0].json()["type"], refused[0].headers["retry-after"]) == (
+        "urn:market:problem:too-many-requests",
+        "1",
+    )
+    assert (await get("203.0.113.1")).status_code == 200
+    assert app._in_flight_of == {}
+
+
 async def test_requests_above_max_in_flight_get_503_at_once(http):
     responses = await asyncio.gather(*(http.get("/slow") for _ in range(5)))
     assert sorted(r.status_code for r in responses) == [200, 200, 503, 503, 503]

@@ -83,6 +83,7 @@ class GatewayHttp(Http, frozen=True, kw_only=True):
 
     # Each takes some 50 KiB of memory even if it only waits.
     max_in_flight: Count = 512
+    max_in_flight_per_caller: Count = 384
     # Each takes some 10 KiB of memory.
     max_connections: Count = 2048
     max_receive_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16 * 1024 * 1024

@@ -67,6 +67,26 @@ class HttpLimits(Section, frozen=True, kw_only=True):
     max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432
 
 
+class Admission(Section, frozen=True, kw_only=True):
+    """How many requests are handled at the same time, by weight (docs/operations.md, "Admission").
+
+    The service says what a request weighs. Large requests share a part of their own, which small ones never wait for.
+    """
+
+    # Up to this weight a request is small.
+    small_weight: Annotated[int, Meta(ge=1)] = 100
+    # The weight of all small requests that are handled at the same time, and of all large ones. One request is always
+    # admitted, whatever its weight.
+    max_small_weight: Annotated[int, Meta(ge=1)] = 10_000
+    max_large_weight: Annotated[int, Meta(ge=1)] = 4_000
+    # The weight of all requests that wait, in each of the two parts.
+    max_waiting_weight: Annotated[int, Meta(ge=1)] = 400_000
+    # The weight of one caller's requests, waiting or being handled, in each of the two parts.
+    max_caller_weight: Annotated[int, Meta(ge=1)] = 100_000
+    # A request that has waited for this long gets 503.
+    max_wait_seconds: Seconds = 6.0
+
+
 class Http(HttpLimits, frozen=True, kw_only=True):
     """The address and the limits of an HTTP edge."""
 
@@ -74,6 +94,8 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     port: Port
     # Complete requests in flight in one process; above that, requests get 503 at once.
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
+    # Of them, those of one caller; above that, its requests get 429.
+    max_in_flight_per_caller: Annotated[int, Meta(ge=1)] = 512
     # A shorter X-Deadline-Ms is raised to this, except 0: a deadline too short for any work would only interrupt it
     # half-way.
     min_deadline_ms: Annotated[int, Meta(ge=0, le=10_000)] = 100

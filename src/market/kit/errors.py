@@ -206,11 +206,23 @@ class Unavailable(Problem):
 
 
 class Overloaded(Unavailable):
-    """More requests are in flight than this process accepts; nothing was done."""
+    """More requests are in flight or waiting than this process accepts; nothing was done."""
 
     type = "overloaded"
     title = "Overloaded"
     grpc_status = GRPC_RESOURCE_EXHAUSTED
+
+
+class TooManyRequests(Overloaded):
+    """The caller has more requests in flight or waiting than its share; nothing was done."""
+
+    type = "too-many-requests"
+    title = "Too many requests"
+    status = 429
+
+    @classmethod
+    def code(cls) -> str:
+        return "TOO_MANY_REQUESTS"
 
 
 class DeadlineExceeded(Unavailable):

@@ -16,6 +16,7 @@ from market.kit import context, text
 from market.kit.config import Http
 from market.kit.errors import BadInput, NotFound, Problem
 from market.kit.http import edge
+from market.kit.http.admission import Admission
 from market.kit.http.requests import idempotency_key, parse_query, read_body
 from market.kit.http.responses import json_response
 from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_cursor
@@ -41,6 +42,9 @@ MAX_PAGE_BYTES = 8 * 1024 * 1024
 _RESPONSE_SECONDS = 0.2
 # The minimum time for a handler, even if the caller's deadline has almost passed.
 _MIN_HANDLER_SECONDS = 0.05
+
+# A body weighs at least one line per so many bytes, whatever it contains; a line in JSON has 60 to 120.
+_BYTES_PER_LINE = 256
 
 _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
@@ -135,12 +139,24 @@ def parse_order(body: CreateOrder) -> NewOrder:
     return NewOrder(body.user, body.email, merge_lines(body.items), expected)
 
 
+def weigh(body: bytes) -> int:
+    """Return the lines of an order before it is parsed: each is a JSON object in it. Other bodies weigh similarly."""
+    return max(1, body.count(b"{") - 1, len(body) // _BYTES_PER_LINE)
+
+
+def _placed_response(placed: service.PlacedOrder) -> Response:
+    headers = {"Location": f"/api/order/{placed.order.id}"}
+    if placed.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return json_response(to_contract(placed.order), 200 if placed.replayed else 201, headers)
+
+
 def _handler_seconds(limit: float) -> float:
     return max(_MIN_HANDLER_SECONDS, context.remaining(limit) - _RESPONSE_SECONDS)
 
 
 def routes(
-    deps: Deps, create_order_timeout_seconds: float, default_timeout_seconds: float
+    deps: Deps, admission: Admission, create_order_timeout_seconds: float, default_timeout_seconds: float
 ) -> Mapping[str, edge.Endpoint]:
     """Return the endpoints by method and path."""
 
@@ -149,15 +165,14 @@ def routes(
             try:
                 parse_query(request, _NoParameters)
                 key = idempotency_key(request)
-                placed = await service.place_order(deps, parse_order(await read_body(request, _body_decoder)), key)
+                async with admission(request, weigh(await request.body())):
+                    placed = await service.place_order(deps, parse_order(await read_body(request, _body_decoder)), key)
+                    response = _placed_response(placed)
             except Problem as e:
                 OUTCOMES.labels(e.type).inc()
                 raise
         OUTCOMES.labels("replayed" if placed.replayed else "confirmed").inc()
-        headers = {"Location": f"/api/order/{placed.order.id}"}
-        if placed.replayed:
-            headers["Idempotency-Replayed"] = "true"
-        return json_response(to_contract(placed.order), 200 if placed.replayed else 201, headers)
+        return response
 
     async def get(request: Request) -> Response:
         parse_query(request, _NoParameters)
@@ -218,12 +233,13 @@ def app(
     http: Http,
     tracer: Tracer,
     health: Health,
+    admission: Admission,
     *,
     create_order_timeout_seconds: float,
     default_timeout_seconds: float,
 ) -> Any:
     """Return the ASGI app. The timeouts are the deadlines of POST and of every other request."""
-    endpoints = routes(deps, create_order_timeout_seconds, default_timeout_seconds)
+    endpoints = routes(deps, admission, create_order_timeout_seconds, default_timeout_seconds)
     timeouts = {
         route: create_order_timeout_seconds if route.startswith("POST") else default_timeout_seconds
         for route in endpoints

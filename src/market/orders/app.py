@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from market.contracts import events
+from market.kit.http.admission import Admission
 from market.kit.http.client import HttpClient
 from market.kit.http.server import HttpServer
 from market.kit.process import logs
@@ -96,6 +97,7 @@ def http_server(config: Config, process: Process, deps: Deps) -> HttpServer:
         config.http,
         process.tracer,
         process.health,
+        Admission(config.admission, unit="lines"),
         create_order_timeout_seconds=config.create_order_timeout_seconds,
         default_timeout_seconds=config.default_timeout_seconds,
     )

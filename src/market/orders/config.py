@@ -9,7 +9,7 @@ from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from market.kit import config as kit_config
-from market.kit.config import GrpcUpstream, Http, HttpUpstream, NonEmptyStr, Seconds, Section, ServiceConfig
+from market.kit.config import Admission, GrpcUpstream, Http, HttpUpstream, NonEmptyStr, Seconds, Section, ServiceConfig
 
 
 class MongoDB(Section, frozen=True, kw_only=True):
@@ -67,6 +67,8 @@ class Config(ServiceConfig, frozen=True, kw_only=True):
     """Everything that `CONFIG_PATH` may set."""
 
     http: Http
+    # Of orders that are being placed; an order weighs its lines.
+    admission: Admission = Admission()
     mongodb: MongoDB
     inventory: GrpcUpstream
     products: HttpUpstream

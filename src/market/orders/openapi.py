@@ -18,7 +18,7 @@ _KEY = parameter(
     {"type": "string", "pattern": "^[!-~]{1,255}$"},
 )
 
-_RETRY = {503: {"Retry-After": "Seconds to wait before retrying."}}
+_RETRY = {status: {"Retry-After": "Seconds to wait before retrying."} for status in (429, 503)}
 
 
 _PROBLEM_MEMBERS = {
@@ -52,11 +52,12 @@ def build() -> dict[str, Any]:
         ),
     }
     unavailable = {
+        429: ("Too many requests of this caller are in progress; nothing was done. Retry after Retry-After.", None),
         503: (
             "Temporarily unavailable; retry after Retry-After. `order_id` is present if an order was stored and its "
             "outcome is unknown.",
             None,
-        )
+        ),
     }
     return document(
         "Market: orders",

@@ -37,9 +37,10 @@ _MODIFIED: dict[int, tuple[str, Any]] = {412: ("the product was modified by anot
 _ANY: dict[int, tuple[str, Any]] = {
     413: ("the body is too large", None),
     422: ("a field or parameter is missing, unknown, of the wrong type or out of range; `errors` names it", None),
+    429: ("too many requests of this caller are in progress; nothing was done", None),
     503: ("the service is temporarily unavailable; retry after `Retry-After` seconds", None),
 }
-_RETRY = {503: {"Retry-After": "seconds until a retry"}}
+_RETRY = {status: {"Retry-After": "seconds until a retry"} for status in (429, 503)}
 _BODY: dict[int, tuple[str, Any]] = {
     400: ("the body is not JSON", None),
     415: ("the body is not application/json", None),
@@ -170,7 +171,7 @@ OPERATIONS = [
             _IF_NONE_MATCH,
         ],
         ChangedProduct,
-        {200: _ETAG, 503: {**_RETRY[503], "ETag": "the product's version since, if it is known"}},
+        {200: _ETAG, **_RETRY, 503: {**_RETRY[503], "ETag": "the product's version since, if it is known"}},
     ),
     Operation(
         "DELETE",

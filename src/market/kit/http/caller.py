@@ -27,11 +27,12 @@ def caller(request: Request) -> str:
     instead, with a prefix of its own, so that it equals no address.
     """
     client = request.client
-    return _address_caller(client.host) if client is not None else "address:unknown"
+    return address_caller(client.host) if client is not None else "address:unknown"
 
 
 @lru_cache(maxsize=4096)
-def _address_caller(address: str) -> str:
+def address_caller(address: str) -> str:
+    """Return the caller of requests that are not signed, by the client's address."""
     if ":" in address:
         return f"address:{ipaddress.IPv6Network((address, _IPV6_PREFIX), strict=False)}"
     return f"address:{address}"

@@ -25,8 +25,9 @@ from market.kit.errors import (
     Overloaded,
     Problem,
     TooLarge,
+    TooManyRequests,
 )
-from market.kit.http.caller import ClientAddresses
+from market.kit.http.caller import ClientAddresses, address_caller
 from market.kit.http.responses import problem_response
 from market.kit.process import logs
 from market.kit.process.health import Health
@@ -116,7 +117,10 @@ class Edge:
         self._max_in_flight = config.max_in_flight
         self._min_deadline_ms = config.min_deadline_ms
         self._client_addresses = ClientAddresses(config)
+        self._max_in_flight_per_caller = config.max_in_flight_per_caller
         self._in_flight = 0
+        # By caller; a caller without requests has no entry.
+        self._in_flight_of: dict[str, int] = {}
         self._tracer = tracer
         self._health = health
         self._render_problem = render_problem
@@ -142,11 +146,13 @@ class Edge:
         deadline_token = context.deadline.set(None)
         self._in_flight += 1
         IN_FLIGHT.inc()
+        caller = address_caller(address)
+        own_in_flight = self._in_flight_of[caller] = self._in_flight_of.get(caller, 0) + 1
         route = _NO_ROUTE
         status = _CLIENT_CLOSED_REQUEST
         try:
             try:
-                self._check_limits(headers)
+                self._check_limits(headers, own_in_flight)
                 self._set_deadline(headers)
                 route, parameters = self._find(scope["path"])
                 if self._tracer.enabled:
@@ -172,6 +178,9 @@ class Edge:
         finally:
             self._in_flight -= 1
             IN_FLIGHT.dec()
+            self._in_flight_of[caller] -= 1
+            if not self._in_flight_of[caller]:
+                del self._in_flight_of[caller]
             context.deadline.reset(deadline_token)
             seconds = time.perf_counter() - started
             self._count(scope["method"], route.path, status, seconds)
@@ -180,7 +189,9 @@ class Edge:
                 "request handled", method=scope["method"], route=route.path, status=status, seconds=round(seconds, 4)
             )
 
-    def _check_limits(self, headers: dict[bytes, bytes]) -> None:
+    def _check_limits(self, headers: dict[bytes, bytes], own_in_flight: int) -> None:
+        if own_in_flight > self._max_in_flight_per_caller:
+            raise TooManyRequests(f"at most {self._max_in_flight_per_caller} requests of one caller may be in flight")
         if self._in_flight > self._max_in_flight:
             raise Overloaded("too many requests in flight")
         length = headers.get(b"content-length", b"")

@@ -1,0 +1,209 @@
+"""Admission: which requests are handled now, which wait, and which are refused; by weight, caller and time.
+
+    async with admission(request, weight=lines):
+        ...
+
+One thread handles all requests, so a small request beside many large ones would wait for all of their work. Therefore
+only a few large requests are handled at the same time, and the others wait in a queue, small ones first. Small
+requests have a part of their own. The reasons and figures are in docs/decisions/0013.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Callable
+
+from prometheus_client import Counter, Gauge, Histogram
+from starlette.requests import ClientDisconnect, Request
+
+from market.kit import context
+from market.kit.config import Admission as Limits
+from market.kit.errors import Overloaded, TooManyRequests
+from market.kit.http.caller import caller
+
+ADMITTED = Counter("market_admission_admitted_total", "Requests admitted, by size: small or large.", ["size"])
+REFUSED = Counter(
+    "market_admission_refused_total",
+    "Requests refused, by size and reason: caller (429), queue or wait (503).",
+    ["size", "reason"],
+)
+WAITING = Gauge("market_admission_waiting_weight", "Weight of the requests that wait for admission, by size.", ["size"])
+HANDLED = Gauge("market_admission_handled_weight", "Weight of the requests being handled, by size.", ["size"])
+WAIT = Histogram(
+    "market_admission_wait_seconds",
+    "How long admitted requests had waited, by size.",
+    ["size"],
+    buckets=[0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+)
+
+# How much later a request gets its turn per unit of its weight, and of its caller's other requests that are no larger.
+# A request of 1,000 is overtaken by small ones that arrive within 2 s, and by no later ones.
+_SECONDS_PER_WEIGHT = 0.002
+_MAX_RETRY_SECONDS = 30
+
+
+class Admission:
+    """Admits requests up to the limits.
+
+    unit: what is counted as weight, in the plural, for errors.
+    clock: returns seconds, like time.monotonic.
+    """
+
+    def __init__(self, limits: Limits, *, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._small_weight = limits.small_weight
+        self._max_weight = limits.max_large_weight
+        self._small = _Part("small", limits.max_small_weight, limits, unit, clock)
+        self._large = _Part("large", limits.max_large_weight, limits, unit, clock)
+
+    def __call__(self, request: Request, weight: int) -> _Admitted:
+        """Return a context manager that waits until the request may be handled, and ends its handling on exit.
+
+        The request's body must have been read. On entry it raises TooManyRequests if the caller exceeds its share,
+        Overloaded if the queue is full or the wait too long, DeadlineExceeded at the request's deadline, and
+        ClientDisconnect if the client did not wait. Nothing has been done then.
+        """
+        part = self._small if weight <= self._small_weight else self._large
+        return _Admitted(part, request, min(max(1, weight), self._max_weight))
+
+
+class _Admitted:
+    def __init__(self, part: _Part, request: Request, weight: int) -> None:
+        self._part = part
+        self._request = request
+        self._caller = caller(request)
+        self._weight = weight
+
+    async def __aenter__(self) -> None:
+        if await self._part.enter(self._caller, self._weight):
+            try:
+                if await self._request.is_disconnected():
+                    raise ClientDisconnect
+            except BaseException:
+                self._part.leave(self._caller, self._weight)
+                raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._part.leave(self._caller, self._weight)
+
+
+class _Part:
+    """The requests of one size: those that are handled, and a queue of those that wait."""
+
+    def __init__(self, size: str, max_weight: int, limits: Limits, unit: str, clock: Callable[[], float]) -> None:
+        self._max_weight = max_weight
+        self._limits = limits
+        self._unit = unit
+        self._clock = clock
+        self._handled = 0
+        self._waiting = 0
+        # How long the request that was admitted last had waited.
+        self._last_wait = 0.0
+        self._queue: list[tuple[float, int, int, asyncio.Future[None]]] = []
+        self._numbers = itertools.count()
+        # The weights of each caller's requests, waiting or being handled. A caller without requests has no entry.
+        self._callers: dict[str, list[int]] = {}
+        self._admitted = ADMITTED.labels(size)
+        self._wait = WAIT.labels(size)
+        self._refused = {reason: REFUSED.labels(size, reason) for reason in ("caller", "queue", "wait")}
+        HANDLED.labels(size).set_function(lambda: self._handled)
+        WAITING.labels(size).set_function(lambda: self._waiting)
+
+    async def enter(self, caller_id: str, weight: int) -> bool:
+        """Wait until the request is admitted, and return whether it had to wait.
+
+        Raises TooManyRequests, Overloaded, DeadlineExceeded.
+        """
+        own = self._callers.get(caller_id, [])
+        total = sum(own) + weight
+        limit = self._limits.max_caller_weight
+        if own and total > limit:
+            self._refused["caller"].inc()
+            raise TooManyRequests(
+                f"the requests in progress from this caller would have {total} {self._unit} together, "
+                f"the maximum is {limit}: wait for their responses",
+                retry_after=self._retry_after,
+            )
+        must_wait = bool(self._queue) or not self._fits(weight)
+        if must_wait and self._waiting + weight > self._limits.max_waiting_weight:
+            self._refused["queue"].inc()
+            raise Overloaded("too many requests are waiting", retry_after=self._retry_after)
+        delay = _SECONDS_PER_WEIGHT * (weight + sum(other for other in own if other <= weight))
+        self._callers.setdefault(caller_id, []).append(weight)
+        if must_wait:
+            try:
+                await self._wait_for_turn(delay, weight)
+            except BaseException:
+                self._forget(caller_id, weight)
+                raise
+        else:
+            self._handled += weight
+            self._last_wait = 0.0
+        self._admitted.inc()
+        self._wait.observe(self._last_wait)
+        return must_wait
+
+    async def _wait_for_turn(self, delay: float, weight: int) -> None:
+        started = self._clock()
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._queue, (started + delay, next(self._numbers), weight, turn))
+        self._waiting += weight
+        max_wait = self._limits.max_wait_seconds
+        seconds = context.remaining(max_wait)
+        try:
+            async with asyncio.timeout(seconds):
+                await turn
+        except BaseException as e:
+            if turn.done() and not turn.cancelled():
+                # Admitted and cancelled at the same moment.
+                self._handled -= weight
+            else:
+                turn.cancel()
+                self._waiting -= weight
+                self._queue = [waiting for waiting in self._queue if waiting[-1] is not turn]
+                heapq.heapify(self._queue)
+            self._admit_next()
+            if isinstance(e, TimeoutError):
+                self._refused["wait"].inc()
+                if seconds < max_wait:
+                    raise context.deadline_exceeded() from None
+                raise Overloaded(
+                    f"the request could not be handled within {max_wait:g} s", retry_after=self._retry_after
+                ) from None
+            raise
+        self._last_wait = self._clock() - started
+
+    def leave(self, caller_id: str, weight: int) -> None:
+        """End the handling of an admitted request."""
+        self._handled -= weight
+        self._forget(caller_id, weight)
+        self._admit_next()
+
+    def _forget(self, caller_id: str, weight: int) -> None:
+        own = self._callers[caller_id]
+        own.remove(weight)
+        if not own:
+            del self._callers[caller_id]
+
+    def _fits(self, weight: int) -> bool:
+        return self._handled == 0 or self._handled + weight <= self._max_weight
+
+    def _admit_next(self) -> None:
+        while self._queue:
+            _, _, weight, turn = self._queue[0]
+            if not turn.cancelled():
+                # The first one is waited for, even if a smaller one behind it would fit: it might never get its turn.
+                if not self._fits(weight):
+                    return
+                self._waiting -= weight
+                self._handled += weight
+                turn.set_result(None)
+            heapq.heappop(self._queue)
+
+    @property
+    def _retry_after(self) -> int:
+        """Whole seconds: about as long as requests wait now."""
+        return min(_MAX_RETRY_SECONDS, max(1, math.ceil(self._last_wait)))
