@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from market.kit import context
 from market.kit.batching import Batcher
+from market.kit.config import Tracing
 from market.kit.errors import DeadlineExceeded
+from market.kit.process.tracing import Tracer, id_generator, sampler
 
 
 class Recorder:
@@ -157,6 +164,78 @@ async def test_a_batch_has_the_latest_deadline_of_its_callers_and_the_request_id
     assert far is not None
     assert began + 500 <= near <= between + 500
     assert between + 900 <= far <= time.monotonic() + 900
+
+
+async def test_a_batch_inherits_nothing_from_the_caller_that_starts_it() -> None:
+    seen: list[object] = []
+    inherited: ContextVar[str] = ContextVar("inherited", default="")
+
+    async def flush(items: list[int]) -> list[int]:
+        seen.append((inherited.get(), context.current_trace(), trace.get_current_span().get_span_context().is_valid))
+        return items
+
+    batcher: Batcher[int, int] = Batcher(flush, name="test")
+
+    async def call(item: int, parent: str, bag: str) -> int:
+        inherited.set("from a caller")
+        context.set_trace(parent, "a=1", bag)
+        return await batcher(item)
+
+    await asyncio.gather(call(1, parent_of(1), "user=7"), call(2, parent_of(2), "user=8"))
+    assert seen == [("", ("", "", ""), False)]
+    # What a single caller sends along is sent on.
+    await asyncio.create_task(call(3, parent_of(3), "user=9"))
+    assert seen[1:] == [("", (parent_of(3), "a=1", "user=9"), False)]
+
+
+async def test_the_span_of_a_batch_is_a_child_of_a_single_caller_and_linked_to_several() -> None:
+    exporter = InMemorySpanExporter()
+    spans = traced(exporter, Tracing(sample_ratio=0.01))
+    sent: list[str] = []
+
+    async def flush(items: list[int]) -> list[int]:
+        sent.append(context.traceparent.get())
+        return items
+
+    batcher: Batcher[int, int] = Batcher(flush, name="test", dedupe=True)
+
+    async def call(item: int, parent: str) -> int:
+        context.set_trace(parent)
+        with spans.span("call"):
+            return await batcher(item)
+
+    # Of these trace ids, the ratio samples 1 to 3.
+    await asyncio.create_task(call(1, parent_of(1)))
+    batch, caller = exporter.get_finished_spans()
+    assert (batch.name, batch.parent, batch.links) == ("batch test", caller.context, ())
+    exporter.clear()
+
+    unsampled = "00-" + "f" * 32 + "-" + "1" * 16 + "-01"
+    await asyncio.gather(
+        *(call(item, parent) for item, parent in ((7, unsampled), (2, parent_of(2)), (2, parent_of(3))))
+    )
+    batch, *callers = exporter.get_finished_spans()
+    assert (batch.name, batch.parent) == ("batch test", None)
+    assert [link.context for link in batch.links] == [caller.context for caller in callers]
+    assert {caller.context.trace_id for caller in callers} == {2, 3}
+    # A trace of its own, which the ratio samples in the next service, too.
+    assert batch.context.trace_id not in {2, 3}
+    assert batch.context.trace_id & (1 << 64) - 1 == 2
+    assert sent[1][:-2] == f"00-{batch.context.trace_id:032x}-{batch.context.span_id:016x}-"
+    exporter.clear()
+
+    await asyncio.gather(call(7, unsampled), call(8, unsampled.replace("f", "e")))
+    assert exporter.get_finished_spans() == ()
+
+
+def parent_of(trace_id: int) -> str:
+    return f"00-{trace_id:032x}-{'1' * 16}-01"
+
+
+def traced(exporter: InMemorySpanExporter, config: Tracing) -> Tracer:
+    provider = TracerProvider(sampler=sampler(config), id_generator=id_generator())
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return Tracer(provider.get_tracer("test"))
 
 
 async def test_map_raises_the_first_failure_and_map_settled_returns_each_result() -> None:

@@ -13,12 +13,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextvars import copy_context
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import Context
 from typing import Generic, TypeVar
 
 from prometheus_client import Histogram
 
 from market.kit import context
+from market.kit.process import tracing
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,7 +36,7 @@ BATCH_ITEMS = Histogram(
 class _Entry(Generic[Item, Result]):
     """A pending item with the callers that wait for it; with `dedupe`, equal items share one entry."""
 
-    __slots__ = ("callers", "cost", "deadline", "item", "request_id", "trace")
+    __slots__ = ("callers", "cost", "deadline", "item", "request_id", "tracer", "traces")
 
     def __init__(self, item: Item, cost: int, caller: asyncio.Future[Result]) -> None:
         self.item = item
@@ -42,10 +44,16 @@ class _Entry(Generic[Item, Result]):
         self.callers = [caller]
         self.deadline = context.deadline.get()
         self.request_id = context.request_id.get()
-        self.trace = (context.traceparent.get(), context.tracestate.get(), context.baggage.get())
+        self.traces = [context.current_trace()]
+        self.tracer = tracing.current.get()
 
     def join(self, caller: asyncio.Future[Result]) -> None:
         self.callers.append(caller)
+        if context.request_id.get() != self.request_id:
+            self.request_id = ""
+        if (trace := context.current_trace()) not in self.traces and len(self.traces) < tracing.MAX_LINKS:
+            self.traces.append(trace)
+        self.tracer = self.tracer or tracing.current.get()
         deadline = context.deadline.get()
         self.deadline = None if deadline is None or self.deadline is None else max(deadline, self.deadline)
 
@@ -58,9 +66,13 @@ class _Entry(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Owns a queue of pending items, in order of arrival.
 
+    Each call of `flush` has a context of its own: the latest of its callers' deadlines (none if one of them has none),
+    the request id if all callers have the same, and a span that is the child of its only caller's span, or linked to
+    the spans of its callers.
+
     flush: takes a list of items, and returns a list of the same length with each item's result, or the exception for
         that item's caller. If it raises, every caller of the batch gets the exception.
-    name: the label in metrics.
+    name: the label in metrics, and in the name of the span that each call gets.
     max_batch_size: items in one call.
     max_concurrency: calls in flight at once. Items are sent in order; calls may complete out of order
         unless it is 1.
@@ -90,6 +102,7 @@ class Batcher(Generic[Item, Result]):
         self._pending: deque[_Entry[Item, Result]] = deque()
         self._deduped: dict[Item, _Entry[Item, Result]] | None = {} if dedupe else None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._name = name
         self._sizes = BATCH_ITEMS.labels(name)
 
     async def __call__(self, item: Item) -> Result:
@@ -165,8 +178,8 @@ class Batcher(Generic[Item, Result]):
         while self._free_slots and len(self._pending) > self._unstarted * self._max_batch_size:
             self._free_slots -= 1
             self._unstarted += 1
-            # In a context of its own, because a batch belongs to no single request.
-            task = asyncio.get_running_loop().create_task(self._run(), context=copy_context())
+            # In an empty context: a batch does not belong to the caller that happens to start it.
+            task = asyncio.get_running_loop().create_task(self._run(), context=Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -175,16 +188,23 @@ class Batcher(Generic[Item, Result]):
         context.client_address.set("")
         try:
             while batch := self._take():
-                # The latest of the callers' deadlines; each caller stops waiting at its own.
-                deadlines = [entry.deadline for entry in batch]
-                context.deadline.set(None if None in deadlines else max(d for d in deadlines if d is not None))
-                single = batch[0] if len(batch) == 1 else None
-                context.request_id.set(single.request_id if single else "")
-                context.set_trace(*single.trace if single else ("",))
                 self._sizes.observe(len(batch))
-                await self._send(batch)
+                with self._enter_context(batch):
+                    await self._send(batch)
         finally:
             self._free_slots += 1
+
+    def _enter_context(self, batch: list[_Entry[Item, Result]]) -> AbstractContextManager[None]:
+        """Set deadline, request id and trace of the batch, and return its span."""
+        # The latest of the callers' deadlines; each caller stops waiting at its own.
+        deadlines = [entry.deadline for entry in batch]
+        context.deadline.set(None if None in deadlines else max(d for d in deadlines if d is not None))
+        request_ids = {entry.request_id for entry in batch}
+        context.request_id.set(request_ids.pop() if len(request_ids) == 1 else "")
+        traces = list(dict.fromkeys(trace for entry in batch for trace in entry.traces))
+        context.set_trace(*traces[0] if len(traces) == 1 else ("",))
+        tracer = next((entry.tracer for entry in batch if entry.tracer is not None), None)
+        return tracer.batch_span(f"batch {self._name}", traces) if tracer is not None else nullcontext()
 
     def _take(self) -> list[_Entry[Item, Result]]:
         batch: list[_Entry[Item, Result]] = []

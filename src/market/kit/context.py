@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 from uuid_utils.compat import uuid7
 
@@ -79,6 +80,19 @@ def set_trace(parent: str, state: str = "", bag: str = "") -> None:
     tracestate.set(state if valid else "")
     valid = parent and _BAGGAGE.fullmatch(bag) and bag.count(",") < _MAX_BAGGAGE_MEMBERS
     baggage.set(bag if valid else "")
+
+
+class Trace(NamedTuple):
+    """The three headers of a trace; each is "" if it is not set."""
+
+    traceparent: str = ""
+    tracestate: str = ""
+    baggage: str = ""
+
+
+def current_trace() -> Trace:
+    """Return the trace of the current request."""
+    return Trace(traceparent.get(), tracestate.get(), baggage.get())
 
 
 def remaining(limit: float) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -292,7 +293,8 @@ class Producer(Generic[Token]):
             self._results.append((token, result))
             first = len(self._results) == 1
         if first:
-            self._loop.call_soon_threadsafe(self._drain)
+            # In an empty context: these are results of many callers.
+            self._loop.call_soon_threadsafe(self._drain, context=Context())
 
     def _drain(self) -> None:
         with self._lock:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from opentelemetry import trace
@@ -13,7 +14,12 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from market.kit import context
 from market.kit.config import Tracing
 
+# Links of one span, as the SDK limits them by default.
+MAX_LINKS = 128
+
 _propagator = TraceContextTextMapPropagator()
+# The trace id whose sampling decision a new root span must share.
+_sampled_as: ContextVar[int | None] = ContextVar("sampled_as", default=None)
 
 
 class Tracer:
@@ -33,19 +39,67 @@ class Tracer:
         if self._tracer is None:
             yield
             return
-        parent = _propagator.extract(
-            {context.TRACE_HEADER: context.traceparent.get(), context.TRACE_STATE_HEADER: context.tracestate.get()}
-        )
-        with self._tracer.start_as_current_span(name, parent, kind=kind):
+        with self._span(self._tracer, name, kind, _parse(context.current_trace()), ()):
+            yield
+
+    @contextmanager
+    def batch_span(self, name: str, callers: Sequence[context.Trace]) -> Iterator[None]:
+        """Run the block in a span for work that several callers share.
+
+        With one caller it is a child of its span. Otherwise it is the root of a trace of its own, linked to the spans
+        of the callers that are sampled; if none is, there is no span.
+        """
+        if self._tracer is None:
+            yield
+            return
+        if len(callers) == 1:
+            with self._span(self._tracer, name, trace.SpanKind.INTERNAL, _parse(callers[0], is_remote=False), ()):
+                yield
+            return
+        spans = [trace.get_current_span(_parse(caller, is_remote=False)).get_span_context() for caller in callers]
+        links = [trace.Link(span) for span in spans if span.trace_flags.sampled][:MAX_LINKS]
+        if not links:
+            yield
+            return
+        token = _sampled_as.set(links[0].context.trace_id)
+        try:
+            with self._span(self._tracer, name, trace.SpanKind.INTERNAL, None, links):
+                yield
+        finally:
+            _sampled_as.reset(token)
+
+    @contextmanager
+    def _span(
+        self, tracer: trace.Tracer, name: str, kind: trace.SpanKind, parent: Any, links: Sequence[trace.Link]
+    ) -> Iterator[None]:
+        with tracer.start_as_current_span(name, parent, kind=kind, links=links):
             carrier: dict[str, str] = {}
             _propagator.inject(carrier)
             token = context.traceparent.set(carrier.get(context.TRACE_HEADER, ""))
             state_token = context.tracestate.set(carrier.get(context.TRACE_STATE_HEADER, ""))
+            tracer_token = current.set(self)
             try:
                 yield
             finally:
+                current.reset(tracer_token)
                 context.traceparent.reset(token)
                 context.tracestate.reset(state_token)
+
+
+# The tracer of the innermost span; None outside of spans, and without an OpenTelemetry tracer.
+current: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
+
+
+def _parse(caller: context.Trace, *, is_remote: bool = True) -> Any:
+    """Return the OpenTelemetry context of the caller's span. is_remote: whether another process created the span."""
+    parsed = _propagator.extract(
+        {context.TRACE_HEADER: caller.traceparent, context.TRACE_STATE_HEADER: caller.tracestate}
+    )
+    if is_remote:
+        return parsed
+    span = trace.get_current_span(parsed).get_span_context()
+    local = trace.SpanContext(span.trace_id, span.span_id, False, span.trace_flags, span.trace_state)
+    return trace.set_span_in_context(trace.NonRecordingSpan(local))
 
 
 def setup(service: str, config: Tracing) -> Tracer:
@@ -58,9 +112,27 @@ def setup(service: str, config: Tracing) -> Tracer:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(resource=Resource.create({"service.name": service}), sampler=sampler(config))
+    resource = Resource.create({"service.name": service})
+    provider = TracerProvider(resource=resource, sampler=sampler(config), id_generator=id_generator())
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=config.otlp_endpoint)))
     return Tracer(provider.get_tracer("market"))
+
+
+def id_generator() -> Any:
+    """Return the generator of span and trace ids.
+
+    A batch's trace id is sampled by every service exactly if that of its first link is: the ratio depends on the lower
+    64 bits alone, which it therefore shares.
+    """
+    from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+
+    class SharedSampling(RandomIdGenerator):
+        def generate_trace_id(self) -> int:
+            trace_id = super().generate_trace_id()
+            shared = _sampled_as.get()
+            return trace_id if shared is None else trace_id >> 64 << 64 | shared & (1 << 64) - 1
+
+    return SharedSampling()
 
 
 def sampler(config: Tracing, clock: Callable[[], float] = time.monotonic) -> Any:
@@ -81,7 +153,8 @@ def sampler(config: Tracing, clock: Callable[[], float] = time.monotonic) -> Any
 
         def should_sample(self, *arguments: Any, **named: Any) -> SamplingResult:
             result = by_trace_id.should_sample(*arguments, **named)
-            if result.decision is Decision.DROP:
+            if result.decision is Decision.DROP or _sampled_as.get() is not None:
+                # The callers of a batch have been counted already.
                 return result
             if self.second != (now := int(clock())):
                 self.second, self.traces = now, 0

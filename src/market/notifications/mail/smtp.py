@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from contextlib import suppress
+from contextvars import Context
 
 from aiosmtplib import SMTP, SMTPException, SMTPHeloError, SMTPResponseException, SMTPSenderRefused
 
@@ -246,7 +247,9 @@ class SmtpClient:
         self._available_before = self.available_seconds()
         self._available.clear()
         metrics.PAUSED.labels("mail-server").set(1)
-        self._reconnecting = asyncio.get_running_loop().create_task(supervise("mail-server-probe", self._reconnect))
+        # In an empty context: the probe does not belong to the mail that failed first.
+        probe = supervise("mail-server-probe", self._reconnect)
+        self._reconnecting = asyncio.get_running_loop().create_task(probe, context=Context())
 
     async def _reconnect(self) -> None:
         while True:
