@@ -5,10 +5,21 @@ from __future__ import annotations
 import asyncio
 from uuid import uuid4
 
+import msgspec
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from market.contracts import events
+from market.kit import context
+from market.kit.process.lifecycle import Process
+from market.kit.process.tracing import Tracer
 from market.notifications import metrics
+from market.notifications.app import Clients
+from market.notifications.config import Config
+from market.notifications.domain import Mail
+from market.notifications.mail.smtp import SmtpClient
 from tests.notifications.conftest import PARTITIONS, Mailing, event, message_ids
 from tests.support.waiting import until
 
@@ -57,6 +68,40 @@ async def test_an_order_gets_a_complete_mail_when_it_is_created_and_when_it_is_c
         assert html in created["html"]
     assert "cancelled" in cancelled["text"]
     assert "cancelled" in cancelled["html"]
+
+
+class RecordingClient(SmtpClient):
+    """Records the trace in which each mail is sent."""
+
+    traces: list[context.Trace]
+
+    async def send(self, mail: Mail) -> None:
+        self.traces.append(context.current_trace())
+        await super().send(mail)
+
+
+async def test_the_span_of_a_mail_continues_the_trace_of_the_request(mailing: Mailing) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    config = msgspec.convert(mailing.config(), Config, strict=False)
+    client = RecordingClient(config.smtp, config.mail.address)
+    client.traces = []
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    headers = {"traceparent": parent, "tracestate": "a=1,b=2", "baggage": "user=7;p=1,shop=8"}
+    async with mailing.running(Process(tracer=Tracer(provider.get_tracer("test"))), Clients(client)):
+        mailing.publish(event(email=mailing.mailbox), headers=headers)
+        await mailing.wait_for_mails(1)
+        mailing.publish(event(email=mailing.mailbox), headers={"tracestate": "a=1", "baggage": "user=7"})
+        await mailing.wait_for_mails(2)
+    continued, own = exporter.get_finished_spans()
+    assert (f"{continued.context.trace_id:032x}", f"{continued.parent.span_id:016x}") == (parent[3:35], parent[36:52])
+    assert continued.context.trace_state.to_header() == "a=1,b=2"
+    assert client.traces[0].traceparent == f"{parent[:36]}{continued.context.span_id:016x}-01"
+    assert client.traces[0][1:] == ("a=1,b=2", "user=7;p=1,shop=8")
+    # Without a traceparent, the other two are dropped.
+    assert own.parent is None
+    assert client.traces[1][1:] == ("", "")
 
 
 async def test_a_mail_contains_all_lines_of_an_order_of_a_thousand_lines(mailing: Mailing) -> None:

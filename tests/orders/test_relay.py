@@ -64,6 +64,35 @@ async def test_an_event_whose_delivery_result_is_lost_is_sent_again_by_the_same_
         await until(lambda: len(topic.events_of(order_id)) == 2, what="the duplicate")
 
 
+async def test_an_event_carries_the_trace_of_its_request(
+    new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, topic: Topic, tmp_path: Path
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    sent = {
+        "x-request-id": "abc-1",
+        "traceparent": "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
+        "tracestate": "a=1,b=2",
+        "baggage": "user=7;p=1,shop=8",
+    }
+    kept = {**sent, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    async with gated_service(new_settings(), tmp_path) as service:
+        publishing = gate_at(service, "orders.before-publish")
+        body = {"user": "ada", "items": [{"product_id": lamp, "quantity": 1}]}
+        order_id = (await service.http.post("/api/order", json=body, headers=sent)).json()["id"]
+        await publishing.wait_until_reached()
+        [entry] = (await get_document(service, UUID(order_id)))["outbox"]
+        assert {name: entry[name.removeprefix("x-").replace("-", "_")] for name in kept} == kept
+        publishing.open()
+        await topic.wait_for(order_id, "order.created")
+        without = (await service.place([(lamp, 1)])).json()["id"]
+        await topic.wait_for(without, "order.created")
+    [message] = topic.messages_of(order_id)
+    headers = dict(message.headers())
+    assert {name: headers[name].decode() for name in kept} == kept
+    assert {name for name, _ in topic.messages_of(without)[0].headers()} == {"content-type", "x-request-id"}
+
+
 async def test_two_relays_on_one_database_publish_each_event_once(
     new_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, topic: Topic, tmp_path: Path
 ) -> None:

@@ -25,6 +25,9 @@ CONTENT_TYPE_HEADER = "content-type"
 CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
 REQUEST_ID_HEADER = "x-request-id"
 TRACE_HEADER = "traceparent"
+# Only with a traceparent.
+TRACE_STATE_HEADER = "tracestate"
+BAGGAGE_HEADER = "baggage"
 
 
 # Texts, whose form is only described: an event of any version can be read.

@@ -89,5 +89,5 @@ def _enter_context(message: Message) -> None:
     """Set the request id and trace context, which tie logs and spans to the request that caused the message."""
     request_id = message.header(events.REQUEST_ID_HEADER)
     context.request_id.set(request_id if context.valid_request_id(request_id) else "")
-    traceparent = message.header(events.TRACE_HEADER)
-    context.set_trace(traceparent)
+    names = events.TRACE_HEADER, events.TRACE_STATE_HEADER, events.BAGGAGE_HEADER
+    context.set_trace(*(message.header(name) for name in names))

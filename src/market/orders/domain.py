@@ -98,6 +98,8 @@ class OutboxEntry(Struct, frozen=True):
     at: datetime
     request_id: str = ""
     traceparent: str = ""
+    tracestate: str = ""
+    baggage: str = ""
     # Why Kafka permanently rejected the event, or None if it did not.
     rejection: str | None = None
 

@@ -331,7 +331,7 @@ def _outbox_entry(order: Order, transition: Transition, at: datetime) -> OutboxE
         transition.event,
         _to_milliseconds(at),
         context.request_id.get(),
-        context.traceparent.get(),
+        *context.current_trace(),
     )
 
 

@@ -161,15 +161,29 @@ def parse_document(d: Mapping[str, Any]) -> Order | UnreadableDocument:
 
 
 def entry_to_document(entry: OutboxEntry) -> Document:
-    """Return an outbox entry as it is stored."""
-    return {
+    """Return an outbox entry as it is stored; `tracestate` and `baggage` only if they are set."""
+    document: Document = {
         "id": entry.id,
         "type": entry.event_type,
         "at": entry.at,
         "request_id": entry.request_id,
         "traceparent": entry.traceparent,
     }
+    if entry.tracestate:
+        document["tracestate"] = entry.tracestate
+    if entry.baggage:
+        document["baggage"] = entry.baggage
+    return document
 
 
 def _document_to_entry(d: Mapping[str, Any]) -> OutboxEntry:
-    return OutboxEntry(d["id"], d["type"], d["at"], d.get("request_id", ""), d.get("traceparent", ""), d.get("refused"))
+    return OutboxEntry(
+        d["id"],
+        d["type"],
+        d["at"],
+        d.get("request_id", ""),
+        d.get("traceparent", ""),
+        d.get("tracestate", ""),
+        d.get("baggage", ""),
+        d.get("refused"),
+    )

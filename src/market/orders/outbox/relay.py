@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from contextvars import Context
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -20,7 +21,6 @@ from uuid import UUID
 import msgspec
 
 from market.contracts import events
-from market.kit import context
 from market.kit.batching import Batcher
 from market.kit.clock import Clock
 from market.kit.errors import Unavailable
@@ -170,8 +170,12 @@ class Relay:
             (events.CONTENT_TYPE_HEADER, events.CONTENT_TYPE.encode()),
             (events.REQUEST_ID_HEADER, entry.request_id.encode()),
         ]
-        if entry.traceparent:
-            headers.append((events.TRACE_HEADER, entry.traceparent.encode()))
+        trace = (
+            (events.TRACE_HEADER, entry.traceparent),
+            (events.TRACE_STATE_HEADER, entry.tracestate),
+            (events.BAGGAGE_HEADER, entry.baggage),
+        )
+        headers += [(name, value.encode()) for name, value in trace if value]
         if not self.producer.send(
             events.TOPIC,
             _ENCODER.encode(to_event(order, entry)),
@@ -183,7 +187,8 @@ class Relay:
             self._spawn(self._release_leases([order.id]))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        # In an empty context: neither the deadline nor the trace of the request that happens to start it applies.
+        task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -196,7 +201,6 @@ class Relay:
 
     async def _resume(self, order_id: UUID) -> None:
         # Read again: the settled event may have been the last one, and another relay may hold the lease by now.
-        context.deadline.set(None)
         try:
             order = await self.outbox.renew_lease(order_id)
         except Unavailable as e:
@@ -270,8 +274,6 @@ class Relay:
 
         The orders stay in flight until then, so that this relay does not send any of them without a lease.
         """
-        # The deadline of the request that happened to start this must not apply.
-        context.deadline.set(None)
         self._failures += len(order_ids)
         try:
             await self._lease_releases.map(order_ids)
