@@ -75,7 +75,7 @@ async def test_an_idle_connection_is_closed_without_a_response_and_a_used_one_st
         ([b"GET / HTTP/1.1\r\n" + HOST + b"A: ", *[b"x" * 500] * 9], 431, "at most 2000 bytes"),
         ([b"GET /" + b"x" * 3000 + b" HTTP/1.1\r\n" + HOST + b"\r\n"], 431, "at most 2000 bytes"),
         ([b"GET /", *[b"x" * 500] * 9], 431, "at most 2000 bytes"),
-        ([b"GET / HTTP/1.1\r\n" + HOST + b"A: b\r\n" * 20 + b"\r\n"], 431, "at most 20, got 21"),
+        ([b"GET / HTTP/1.1\r\n" + HOST + b"A: b\r\n" * 20 + b"\r\n"], 431, "at most 20 are allowed, got 21"),
         (
             [b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"A: ", *[b"x" * 500] * 9],
             431,

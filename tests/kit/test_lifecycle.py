@@ -55,7 +55,10 @@ async def build(config, process):
         return json_response({"done": True})
     yield HttpServer(edge.application({"GET /slow/{n}": slow}, config.http), config.http.host, config.http.port)
 
-run("example", Config, build)
+async def copy(config, arguments):
+    raise OSError("the disk is full")
+
+run("example", Config, build, commands={"copy": copy})
 """
 
 
@@ -149,13 +152,13 @@ def example(start: Any, tmp_path: Path) -> Any:
     """Starts the small service above, whose store is the file `store`."""
     (tmp_path / "example.py").write_text(SERVICE)
 
-    def begin(drain: float = 0, **environ: str) -> Running:
+    def begin(*arguments: str, drain: float = 0, **environ: str) -> Running:
         file = tmp_path / "example.yaml"
         file.write_text(
             'admin: {port: "${MARKET_ADMIN_PORT}"}\nhttp: {port: "${MARKET_PORT}"}\n'
             f"store: {tmp_path / 'store'}\nshutdown: {{drain_seconds: {drain}, grace_seconds: 60}}\n"
         )
-        running: Running = start([str(tmp_path / "example.py")], file, **environ)
+        running: Running = start([str(tmp_path / "example.py"), *arguments], file, **environ)
         return running
 
     return begin
@@ -233,6 +236,13 @@ def test_a_port_in_use_is_named(example: Any, tmp_path: Path) -> None:
         assert service.process.wait(60) == 1
         [error] = [json.loads(line) for line in service.log.splitlines() if '"error"' in line]
         assert error["reason"] == f"cannot listen on 127.0.0.1:{port}: Address already in use"
+
+
+def test_a_command_that_fails_is_not_reported_as_a_service_that_cannot_serve(example: Any) -> None:
+    command = example("copy")
+    assert command.process.wait(60) == 1
+    assert command.logged("command failed", command="copy", reason="the disk is full") == 1
+    assert command.logged("cannot serve") == 0
 
 
 def test_a_log_that_cannot_be_written_fails_no_request(example: Any, tmp_path: Path) -> None:

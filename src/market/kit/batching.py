@@ -59,25 +59,25 @@ class _Entry(Generic[Item, Result]):
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a caller still waits for it."""
+        """Whether a caller still waits for the item."""
         return any(not caller.done() for caller in self.callers)
 
 
 class Batcher(Generic[Item, Result]):
-    """Owns a queue of pending items, in order of arrival.
+    """Collects the items of concurrent callers, and sends them in batches, in order of arrival.
 
     Each call of `flush` has a context of its own: the latest of its callers' deadlines (none if one of them has none),
-    the request id if all callers have the same, and a span that is the child of its only caller's span, or linked to
-    the spans of its callers.
+    the request id if all callers have the same, and a span. With one caller, the span is a child of the caller's span;
+    with several, it is linked to theirs.
 
-    flush: takes a list of items, and returns a list of the same length with each item's result, or the exception for
-        that item's caller. If it raises, every caller of the batch gets the exception.
+    flush: makes one call. Takes a list of items, and returns a list of the same length with each item's result, or the
+        exception for that item's caller. If it raises, every caller of the batch gets the exception.
     name: the label in metrics, and in the name of the span that each call gets.
     max_batch_size: items in one call.
     max_concurrency: calls in flight at once. Items are sent in order; calls may complete out of order
         unless it is 1.
-    cost, max_cost: `cost` returns an item's cost; a batch ends before its total would exceed `max_cost`. A single item
-        is sent whatever its cost.
+    cost, max_cost: `cost` returns an item's cost. A batch ends before its total cost would exceed `max_cost`, but it
+        always has at least one item.
     dedupe: equal (hashable) items that are pending together are sent once and share the result.
     """
 
@@ -95,7 +95,7 @@ class Batcher(Generic[Item, Result]):
         self._flush = flush
         self._max_batch_size = max_batch_size
         self._free_slots = max_concurrency
-        # Calls that have been scheduled and have not taken their batch yet.
+        # Calls that have been scheduled, but have not taken their batch yet.
         self._unstarted = 0
         self._cost = cost
         self._max_cost = max_cost
@@ -138,7 +138,7 @@ class Batcher(Generic[Item, Result]):
                     future.exception()
 
     async def map_settled(self, items: Iterable[Item]) -> list[Result | BaseException]:
-        """Return each item's result or exception, in order: as if each had a caller of its own, but cheaper."""
+        """Return each item's result or exception, in order. An item that fails does not affect the others."""
         futures = [self._enqueue(item) for item in items]
         self._start()
         timer = _deadline_timer(futures)

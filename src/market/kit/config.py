@@ -59,7 +59,7 @@ class HttpLimits(Section, frozen=True, kw_only=True):
     body_timeout_seconds: Seconds = 60.0
     # How long a connection may be idle between two requests, or before the first.
     keep_alive_seconds: Seconds = 75.0
-    # A slow reader is given send_timeout_seconds + unsent bytes / min_send_bytes_per_second.
+    # A client that reads slowly has send_timeout_seconds + unsent bytes / min_send_bytes_per_second.
     send_timeout_seconds: Seconds = 30.0
     min_send_bytes_per_second: Annotated[int, Meta(ge=1)] = 16_384
     # Bytes of incomplete requests, and of unsent responses, over all connections.
@@ -88,21 +88,21 @@ class Admission(Section, frozen=True, kw_only=True):
 
 
 class Http(HttpLimits, frozen=True, kw_only=True):
-    """The address and the limits of an HTTP edge."""
+    """The address and the limits of a service's HTTP API."""
 
     host: NonEmptyStr = "127.0.0.1"
     port: Port
     # Complete requests in flight in one process; above that, requests get 503 at once.
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
-    # Of them, those of one caller; above that, its requests get 429.
+    # How many of them one caller may have; above that, its requests get 429.
     max_in_flight_per_caller: Annotated[int, Meta(ge=1)] = 512
-    # A shorter X-Deadline-Ms is raised to this, except 0: a deadline too short for any work would only interrupt it
-    # half-way.
+    # A shorter X-Deadline-Ms is raised to this, because it would only interrupt the work half-way. 0 stays 0: then no
+    # work is started.
     min_deadline_ms: Annotated[int, Meta(ge=0, le=10_000)] = 100
-    # Networks of the proxies that connect to this process, such as 10.0.0.0/8. Only they are believed when they name
-    # their client.
+    # Networks of the proxies that connect to this process, such as 10.0.0.0/8. The header below is ignored unless it
+    # comes from one of them.
     trusted_proxies: tuple[NonEmptyStr, ...] = ()
-    # The header in which they do. They must remove or extend what their client sends in it.
+    # The header with the client's address. The proxies must overwrite it or append to it.
     forwarded_header: ForwardedHeader = "x-forwarded-for"
 
     def __post_init__(self) -> None:

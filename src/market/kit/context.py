@@ -1,4 +1,4 @@
-"""The request context that every hop passes on: request id, trace and deadline."""
+"""The context of a request, which is propagated with every call: request id, trace and deadline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRACE_HEADERS = (TRACE_HEADER, TRACE_STATE_HEADER, BAGGAGE_HEADER)
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 traceparent: ContextVar[str] = ContextVar("traceparent", default="")
-# What callers send along with a trace; forwarded, and never read here.
+# What callers send along with a trace. Forwarded unchanged.
 tracestate: ContextVar[str] = ContextVar("tracestate", default="")
 baggage: ContextVar[str] = ContextVar("baggage", default="")
 # The address of the client whose request is handled; empty outside of requests.
@@ -71,8 +71,8 @@ def parse_traceparent(text: str) -> str:
 def set_trace(parent: str, state: str = "", bag: str = "") -> None:
     """Set the caller's `traceparent`, `tracestate` and `baggage`.
 
-    Each is dropped if it is invalid, or longer than its specification requires to be forwarded. Without a valid
-    `traceparent`, the other two are dropped too.
+    Each is dropped if it is invalid. `tracestate` and `baggage` are also dropped if they exceed the size up to which
+    their specifications require them to be forwarded, or if there is no valid `traceparent`.
     """
     parent = parse_traceparent(parent) if parent else ""
     traceparent.set(parent)
@@ -110,7 +110,7 @@ def require_remaining(limit: float) -> float:
 
 
 def deadline_exceeded() -> DeadlineExceeded:
-    """Return the error of a caller whose deadline has passed."""
+    """Return the error for a caller whose deadline has passed."""
     return DeadlineExceeded("deadline exceeded")
 
 
@@ -134,14 +134,14 @@ def outgoing_headers(limit: float) -> dict[str, str]:
 
 
 def propagation_headers() -> dict[str, str]:
-    """Return the request id and the trace as headers or gRPC metadata; each is left out if it is not set."""
-    ids: dict[str, str] = {}
-    if own_id := request_id.get():
-        ids[REQUEST_ID_HEADER] = own_id
+    """Return the request id and the trace as HTTP headers or gRPC metadata. What is not set is left out."""
+    headers: dict[str, str] = {}
+    if current_request_id := request_id.get():
+        headers[REQUEST_ID_HEADER] = current_request_id
     if trace := traceparent.get():
-        ids[TRACE_HEADER] = trace
+        headers[TRACE_HEADER] = trace
         if state := tracestate.get():
-            ids[TRACE_STATE_HEADER] = state
+            headers[TRACE_STATE_HEADER] = state
         if bag := baggage.get():
-            ids[BAGGAGE_HEADER] = bag
-    return ids
+            headers[BAGGAGE_HEADER] = bag
+    return headers

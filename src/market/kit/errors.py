@@ -1,7 +1,7 @@
-"""Errors that carry facts, with the HTTP status, gRPC status and GraphQL code of each kind.
+"""Errors with their HTTP status, gRPC status and GraphQL code.
 
-A service's errors are subclasses of the kinds below. They name a stable `type`; only this file and the edges know of
-409 or FAILED_PRECONDITION.
+A service's errors are subclasses of these, each with a stable `type`. Only this module and the services' edges know
+of 409 or FAILED_PRECONDITION.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GRPC_RESOURCE_EXHAUSTED, GRPC_FAILED_PRECONDITION, GRPC_ABORTED, GRPC_INTERNAL, 
 
 
 class Problem(Exception):
-    """Base of all errors that are reported to the caller. `str()` is the `detail` that the caller gets."""
+    """Base class of all errors that are reported to the caller. `str()` is the `detail` that the caller gets."""
 
     type: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
@@ -49,7 +49,7 @@ class Problem(Exception):
 class BadInput(Problem):
     """A field is missing, unknown, of the wrong type or out of bounds.
 
-    `reason` completes a sentence that starts with the field: "is missing".
+    `reason` continues a sentence that starts with the field: "is missing", "must be a UUID".
     """
 
     type = "bad-input"
@@ -130,7 +130,7 @@ class PreconditionFailed(Problem):
 
 
 class TooLarge(BadInput):
-    """The body has more bytes than the edge accepts."""
+    """The body has more bytes than the service accepts."""
 
     type = "too-large"
     title = "Content too large"
@@ -164,7 +164,7 @@ class NotImplementedByServer(Problem):
 
 
 class UnsupportedMediaType(BadInput):
-    """The body has a media type or content encoding that the edge does not support."""
+    """The body has a media type or content encoding that the service does not support."""
 
     type = "unsupported-media-type"
     title = "Unsupported media type"

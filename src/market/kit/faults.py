@@ -1,4 +1,4 @@
-"""Failure points: places where a test can make a service crash, pause or fail.
+"""Failure points (failpoints): places in the code where a test can make a service crash, pause or fail.
 
     if faults: await faults.fire_if_armed("after-intent")   # crash, pause or fail
     if faults: faults.crash_if_armed("after-intent")        # crash only, in synchronous code
@@ -27,9 +27,9 @@ class InjectedFault(Unavailable):
 class Faults:
     """The failure points of one process.
 
-    A test arms a point by creating a file with its name in `directory`, which is checked each time the point is
-    reached. The file's content is the action: `crash` (also if empty), `pause SECONDS` or `fail`. A point fires once:
-    its file is renamed to NAME.done.
+    A test arms a point by creating a file with the point's name in `directory`. The file's content is the action:
+    `crash` (also if it is empty), `pause SECONDS` or `fail`. The point fires the next time that the code reaches it,
+    and only once: its file is renamed to NAME.done.
     """
 
     def __init__(self, directory: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Kafka: the settings that every client shares, and a producer for asyncio.
+"""Kafka: the settings that all clients share, and a producer for asyncio.
 
     producer = Producer(config.kafka, "market.orders", max_message_bytes=4_194_304, on_delivery=clear_outbox)
     producer.send("orders", value, key=b"...", headers=[], token=order_id)   # the result is passed to clear_outbox
@@ -28,7 +28,7 @@ Token = TypeVar("Token")
 Headers = Sequence[tuple[str, str | bytes | None]]
 log = logs.get_logger("kafka")
 
-# Allowance for key, headers and framing on top of the largest value.
+# Allowed for key, headers and framing, in addition to the largest value.
 _OVERHEAD_BYTES = 65_536
 _MIN_RECREATE_SECONDS = 1.0
 
@@ -76,7 +76,7 @@ def producer_settings(
         "request.timeout.ms": min(10_000, delivery_ms),
         "retry.backoff.ms": 50,
         "retry.backoff.max.ms": 1_000,
-        # When this queue is full, the caller keeps the message: back-pressure instead of growing memory.
+        # When this queue is full, `send` does not accept the message, so that memory does not grow without limit.
         "queue.buffering.max.messages": 20_000,
         "queue.buffering.max.kbytes": 64 * 1024,
         **client_settings(config, client_id),
@@ -110,7 +110,7 @@ class DeliveryResult:
 
     @property
     def permanent(self) -> bool:
-        """Whether sending the same message again would fail again."""
+        """Whether Kafka would reject the same message again."""
         return self.error is not None and self.error.code() in _PERMANENT
 
 
@@ -123,11 +123,11 @@ class Producer(Generic[Token]):
     linger_seconds: how long a message may wait to be sent in a batch with others.
     on_delivery: awaited in the event loop with `(token, result)` of every message that `send` accepted.
         One call gets all results that arrived since the last one. An exception that it raises is logged.
-    on_failure: called when Kafka has not accepted a message that it should accept, in any thread. The topic may be
-        missing, so `TopicKeeper.check_soon` is a good choice.
+    on_failure: called in any thread when a delivery has failed, unless permanently. The topic may be missing, so
+        `TopicKeeper.check_soon` is a good choice.
 
-    A fatal error makes librdkafka's idempotent producer unusable. Its pending messages then fail, which is reported as
-    every other result is, and it is replaced by a new one, at most once a second.
+    A fatal error makes librdkafka's idempotent producer unusable. Its pending messages fail, with a delivery result for
+    each, and a new producer replaces it, at most once a second.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class Producer(Generic[Token]):
     ) -> None:
         """Send a message and return once all in-sync replicas have acknowledged it.
 
-        Raises KafkaException if they do not. Cancelling the caller does not withdraw the message.
+        Raises KafkaException if they do not. If the caller is cancelled, the message is sent all the same.
         """
         waiter: asyncio.Future[None] = self._loop.create_future()
 
@@ -279,7 +279,7 @@ class Producer(Generic[Token]):
             # A fatal error is raised here, once, and not passed to `error_cb`.
             self._loop.call_soon_threadsafe(self._replace_if_fatal, e.args[0], librdkafka)
         except Exception as e:
-            # What a callback raised. Without this thread, no result would ever arrive.
+            # A callback raised it. This thread must go on, or no result would ever arrive.
             count_failure("kafka-producer", e)
 
     def _check_failure(self, result: DeliveryResult) -> None:
@@ -288,7 +288,7 @@ class Producer(Generic[Token]):
 
     def _report(self, token: Token, result: DeliveryResult) -> None:
         self._check_failure(result)
-        # Most often called in the polling thread. One wake-up of the loop is enough for several results.
+        # Called in the polling thread or in the event loop. One wake-up of the loop is enough for several results.
         with self._lock:
             self._results.append((token, result))
             first = len(self._results) == 1

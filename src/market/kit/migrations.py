@@ -20,7 +20,7 @@ from market.kit.process.lifecycle import CommandError
 
 log = logs.get_logger("migrations")
 
-# The timeout of each statement other than the migrations themselves.
+# The timeout of each statement that is not part of a migration.
 _STATEMENT_SECONDS = 30.0
 # The server ends the session, and releases the lock, within a minute if the host running `migrate` disappears.
 _SETTINGS = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
@@ -110,7 +110,7 @@ async def _create_table(conn: DirectConnection) -> None:
 async def _verify_applied(conn: DirectConnection, package: str) -> set[str]:
     """Return the names of all applied migrations. Raises MigrationError if a file differs from what was applied.
 
-    A row without a checksum was written by an earlier version of `migrate`: it gets that of the file.
+    A row without a checksum was written by an earlier version of `migrate`; the file's checksum is stored in it.
     """
     applied = {row["name"]: row["checksum"] for row in await conn.fetch("SELECT name, checksum FROM schema_migrations")}
     for name in _migrations(package):

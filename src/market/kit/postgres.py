@@ -33,8 +33,8 @@ else:
     DirectConnection = Connection = asyncpg.Connection
     AcquireContext = PoolAcquireContext
 
-# Errors after which it is unknown whether the statement took effect, or which say that the server is unavailable. The
-# last one occurs on an idle connection that has received the server's shutdown message, but is not closed yet.
+# Errors that mean that the server is unavailable, or that it is unknown whether the statement took effect. The last one
+# occurs on an idle connection that has received the server's shutdown message, but is not closed yet.
 CONNECTION_ERRORS = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -44,7 +44,7 @@ CONNECTION_ERRORS = (
     asyncpg.InternalClientError,
 )
 
-# Errors of a server that is running but does not serve us: it is full, read-only, or has revoked our privileges.
+# Errors of a server that runs, but rejects our statements: it is full or read-only, or our privileges were revoked.
 _REFUSALS = (
     asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
@@ -56,18 +56,18 @@ _CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InternalClientError)
 
 
 class DatabaseUnreachable(ConnectionError):
-    """No host accepted a new connection. The message has the reason for each: no response, wrong password, standby."""
+    """No host accepted a new connection. The message has the reason of each host, such as "no response within 2 s"."""
 
 
 class PooledConnection(DirectConnection):
-    """A connection with the time at which it is to be replaced, in seconds of time.monotonic."""
+    """A connection, and when it is to be replaced, in seconds of time.monotonic()."""
 
     replace_at: float = float("inf")
 
     def is_read_only(self) -> bool:
-        """Return whether the server has reported that this session cannot write; costs no round trip.
+        """Return whether the server has reported that this session cannot write, without a round trip.
 
-        Servers from version 14 report a change of their own accord, with the result of the next statement.
+        A server of version 14 or later reports a change with the result of the next statement.
         """
         return getattr(self.get_settings(), "default_transaction_read_only", "off") == "on"
 
@@ -185,7 +185,7 @@ class _Tls:
 
 
 class _Pool(Pool):
-    """A pool that closes connections that are too old, or whose server no longer accepts writes."""
+    """A pool that closes connections that are too old, or whose server accepts no more writes."""
 
     def acquire(self, *, timeout: float | None = None) -> _AcquireContext:
         return _AcquireContext(self, timeout)
@@ -193,7 +193,7 @@ class _Pool(Pool):
     async def close_if_expired(self, conn: PooledConnection) -> None:
         """Close a connection on its release if it is too old or read-only. Runs in place of a reset.
 
-        A reset would take a quarter of the time of a small query, and no statement here leaves session state behind.
+        A reset would add a quarter to the time of a small query, and no statement leaves session state behind.
         """
         if time.monotonic() >= conn.replace_at:
             conn.terminate()

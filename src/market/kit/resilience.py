@@ -34,8 +34,8 @@ def backoff(attempt: int, *, base: float = 0.05, max_seconds: float = 2.0) -> fl
 def reraise_if_cancelled() -> None:
     """Raise CancelledError if the current task was cancelled.
 
-    Call it in an `except` block that does not re-raise: a library may have replaced the cancellation with an error of
-    its own. PyMongo turns it into a network error.
+    Call it in an `except` block that does not re-raise. A library may have replaced CancelledError by an error of its
+    own: PyMongo raises a network error instead.
     """
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError
@@ -113,7 +113,7 @@ class RetryBudget:
 
     upstream: the name in metrics.
     ratio: tokens that each call adds. A retry takes one.
-    max_tokens: the size of the bucket, which is full at first: how many retries may come in a burst.
+    max_tokens: the size of the bucket, which is the largest burst of retries. The bucket is full at first.
 
     Source: the token bucket of gRPC's retry throttling, https://github.com/grpc/proposal/blob/master/A6-client-retries.md
     """

@@ -1,4 +1,4 @@
-"""Validation of text, ids and e-mail addresses from outside, beyond what msgspec checks; and plurals in messages."""
+"""Validation of text, ids and e-mail addresses in requests, beyond what msgspec checks; and plurals in messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS contexts that follow their files."""
+"""TLS contexts that are rebuilt when their certificate files change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 
 
 class ReloadingContext:
-    """A TLS context that is built again when one of its files has changed; for new connections."""
+    """A TLS context that is rebuilt when one of its files has changed. Open connections keep the old one.
+
+    build: returns a new context. files: the files that it reads; None is ignored.
+    """
 
     def __init__(self, build: Callable[[], ssl.SSLContext], *files: str | None) -> None:
         self._build = build

@@ -1,4 +1,4 @@
-"""The topics of a service: created if they do not exist, and otherwise left as an operator has configured them.
+"""Creates the topics of a service. What an operator has configured on an existing topic is never changed.
 
 topics = TopicKeeper(config.kafka, "market.orders", [Topic("orders", partitions=12, replication_factor=3)])
 producer = Producer(config.kafka, "market.orders", ..., on_failure=topics.check_soon)
@@ -32,7 +32,7 @@ _CHECK_SECONDS = 3600.0
 _MIN_CHECK_SECONDS = 5.0
 _POLL_SECONDS = 1.0
 _TIMEOUT_SECONDS = 5.0
-# Settings that limit what a topic accepts: less than the service needs is worth a warning.
+# A warning is logged if one of these settings has a lower value than the service needs.
 _MINIMUM_SETTINGS = frozenset({"max.message.bytes"})
 
 
@@ -47,9 +47,9 @@ class Topic:
 
 
 class TopicKeeper:
-    """Creates topics, and creates one again soon after it was deleted.
+    """Creates topics that do not exist: checks once an hour, and within seconds after a message was not delivered.
 
-    set_defaults: until the first success, also what `ensure_topics` does with it.
+    set_defaults: passed to `ensure_topics` until that has succeeded once.
     """
 
     def __init__(self, config: Kafka, client_id: str, topics: Sequence[Topic], *, set_defaults: bool = False) -> None:
@@ -62,7 +62,7 @@ class TopicKeeper:
         self._last_check = -_CHECK_SECONDS
 
     def check_soon(self) -> None:
-        """Let `check` look for the topics within seconds: a message was not delivered. Thread-safe."""
+        """Request a check within seconds, because a message was not delivered. Thread-safe."""
         self._requested = True
 
     async def check(self) -> float:
@@ -86,8 +86,8 @@ async def ensure_topics(
 ) -> bool:
     """Create the topics that do not exist. Return False, and log the reason, if that failed or took too long.
 
-    Existing topics keep their partitions, replicas and settings. With `set_defaults`, they get those settings that
-    have no value at the level of the topic; what an operator has set is never changed. Concurrent calls are safe.
+    Existing topics keep their partitions, replicas and settings. With `set_defaults`, settings that an existing topic
+    does not override are set on it; what an operator has set is never changed. Concurrent calls are safe.
     """
     return not topics or await asyncio.to_thread(
         _ensure_topics, config, client_id, topics, timeout_seconds, set_defaults

@@ -1,4 +1,4 @@
-"""Validation errors in plain words: msgspec's messages name Python types and quote regular expressions.
+"""Validation errors in plain words. (msgspec's own messages name Python types and quote regular expressions.)
 
     field, reason = explain(error, Order, data)     # ("items[0].quantity", "must be between 1 and 1000000, got 0")
 
@@ -43,9 +43,9 @@ _FORMATS = {"uuid": "must be a UUID", "email": "must be an e-mail address"}
 
 
 def explain(error: msgspec.ValidationError, expected_type: Any, data: Any) -> tuple[str, str]:
-    """Return (path, reason): the field's path, empty for the top level, and the end of a sentence that starts with it.
+    """Return (path, reason). The path is the field's, empty for the top level; the reason says what is wrong with it.
 
-    `data` is what was validated, as JSON values; the reason may quote a number or the length of a text from it.
+    data: what was validated, as JSON values. The reason may quote a number from it, or the length of a text.
     """
     message = str(error)
     found = _PATH.search(message)

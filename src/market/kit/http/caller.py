@@ -1,7 +1,7 @@
-"""Who sent a request: the client's address, also behind trusted proxies.
+"""Who sent a request: the client's address, even if the request came through trusted proxies.
 
-Idempotency keys and shares of capacity belong to a caller. A header that names the client is believed only from a
-proxy in `http.trusted_proxies`; anybody else could name whom it likes.
+A header with the client's address is trusted only if it comes from a proxy in `http.trusted_proxies`; anyone else could
+spoof it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from market.kit.config import ForwardedHeader, Http
 
 # A longer text is not an address, and would fill the caches.
 _MAX_ADDRESS_CHARACTERS = 64
-# One subscriber usually has a whole /64 (RFC 6177), so a longer prefix would not tell callers apart.
+# A subscriber usually has a whole /64 (RFC 6177), so a longer prefix would count one subscriber as many callers.
 _IPV6_PREFIX = 64
 
 
 def caller(request: Request) -> str:
     """Return who sent the request: `address:203.0.113.7`, or `address:2001:db8:1:2::/64` for IPv6.
 
-    All who share an address are one caller. Once requests can be signed, the signed-in subject is returned here
-    instead, with a prefix of its own, so that it equals no address.
+    All clients that share an address are one caller. The prefix leaves room for other kinds of callers: once requests
+    are authenticated, this will return the subject.
     """
     client = request.client
     return address_caller(client.host) if client is not None else "address:unknown"
@@ -39,7 +39,7 @@ def address_caller(address: str) -> str:
 
 
 class ClientAddresses:
-    """Finds the address of the client of each request."""
+    """Finds the address of the client that sent a request."""
 
     def __init__(self, config: Http) -> None:
         self._trusted = config.trusted_networks
@@ -50,8 +50,9 @@ class ClientAddresses:
     def find(self, scope: Any) -> str:
         """Return the client's address without a port, "unknown" if the ASGI scope has none.
 
-        It is the connection's or, if that is a trusted proxy's, the right-most address in the forwarded header that
-        is not: each proxy appends the address of its own client, and what is to the left came from that client.
+        This is the peer's address or, if the peer is a trusted proxy, the right-most address in the forwarded header
+        that is not a trusted proxy's. Each proxy appends the address of its own client, and that client may have forged
+        everything to the left of it.
         """
         connection = scope.get("client")
         address = parse_address(connection[0]) if connection else None
@@ -74,7 +75,7 @@ class ClientAddresses:
 
 
 def forwarded_value(header: ForwardedHeader, address: str) -> str:
-    """Return the value of the header that tells an upstream the address of the client."""
+    """Return the value of the header in which an upstream gets the client's address."""
     if header == "x-forwarded-for":
         return address
     # RFC 7239 section 6.
@@ -104,7 +105,7 @@ def parse_address(text: str) -> str | None:
 def _forwarded_for(element: str) -> str:
     """Return the node in the parameter `for` of an element of `Forwarded`, or "" (RFC 7239 section 4).
 
-    Quotes are not paired: a client that opens one must not hide what the proxy appends.
+    Quoted strings are not recognized: a client could open a quote, and so hide what the proxy appends.
     """
     for parameter in element.split(";"):
         name, _, value = parameter.strip().partition("=")

@@ -1,4 +1,4 @@
-"""HTTP calls to an upstream, with a deadline, the request's id, retries and a circuit breaker.
+"""HTTP calls to an upstream, with deadline, request id, retries and circuit breaker.
 
 async with HttpClient("products", config.products) as products:
     response = await products.request("GET", "/api/product?ids=...")
@@ -21,8 +21,7 @@ from market.kit.resilience import RETRIES, CircuitBreaker, CircuitOpen, RetryBud
 __all__ = ["AcceptSize", "HttpClient", "HttpResponse", "ResponseTooLarge", "UpstreamUnreachable", "join_ids"]
 
 # A Kubernetes Service routes each connection to a random pod. For about a second after a pod has crashed, that may be
-# the dead one. A refused connection is therefore tried seven times, over 0.7 to 1.4 s; that puts no load on an upstream
-# that is down.
+# the dead one. Connecting is therefore tried up to seven times, with pauses of 0.7 to 1.4 s in total.
 _CONNECT_ATTEMPTS = 7
 
 
@@ -34,8 +33,8 @@ class HttpClient:
     """Owns a pool of keep-alive connections to one upstream, with its circuit breaker and its retry budget.
 
     upstream: the name in metrics and errors.
-    forwarded_header: if set, each call names in it the client whose request caused the call. The upstream believes it
-        if this process is in its `http.trusted_proxies`.
+    forwarded_header: if set, each call has this header, with the address of the client whose request caused the call.
+        The upstream trusts it if this process is in its `http.trusted_proxies`.
     sleep: waits between connection attempts.
     """
 
@@ -68,7 +67,7 @@ class HttpClient:
 
     @property
     def circuit_is_open(self) -> bool:
-        """Whether the circuit breaker would refuse a call now."""
+        """Whether the circuit breaker would refuse a call made now."""
         return self._circuit.is_open
 
     async def request(
@@ -84,9 +83,9 @@ class HttpClient:
     ) -> HttpResponse:
         """Return the response, whatever its status, except 502, 503 and 504 without a problem document.
 
-        An idempotent request (by default every method but POST) is retried; any request is retried for about a second
-        until it has a connection. The timeout of an attempt is the upstream's configured one by default, or what is
-        left until the deadline.
+        An idempotent request (by default every method but POST) is retried. If no connection can be established,
+        connecting is retried for about a second, for any request. The timeout of an attempt is the upstream's
+        configured one by default, or less if the deadline comes sooner.
 
         `accept_size` is called with the size of a response's body before it is read. If it returns False or raises, the
         body is not read. Unlike an unavailable upstream, that is neither retried nor counted by the circuit breaker.

@@ -33,8 +33,9 @@ _MIN_MEASURED_SECONDS = 0.5
 class Connections:
     """Limits the number of connections, and the memory for incomplete requests and unsent responses.
 
-    At a limit, the connection that has been waiting longest for its client is closed, or the one whose client reads
-    slowest. Such a client misbehaves: a normal one completes its request within milliseconds.
+    At a limit, a connection is closed. If there are too many connections, it is the one that has waited longest for its
+    client: it is idle, or its client sends slowly. If the memory is used up, it is the connection with the oldest
+    incomplete request, or the one whose client reads slowest.
     """
 
     def __init__(self, limits: HttpLimits, clock: Callable[[], float] = time.monotonic) -> None:

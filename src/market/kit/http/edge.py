@@ -1,4 +1,4 @@
-"""The HTTP edge that products, orders and the gateway share: an ASGI app with routing, deadlines, limits and problems.
+"""The HTTP layer of products, orders and graphql: an ASGI app with routing, deadlines, limits and problem documents.
 
 Requests and responses are Starlette's. Its router and middleware are not used, because they take more time than
 a small endpoint itself (docs/decisions/0010).
@@ -45,7 +45,7 @@ DURATION = Histogram(
 IN_FLIGHT = Gauge("market_http_requests_in_flight", "HTTP requests in flight.")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-# Writes a Problem as a response, given the ASGI scope.
+# Turns a Problem into a response, given the ASGI scope.
 RenderProblem = Callable[[Any, Problem], Response]
 
 DEFAULT_TIMEOUT_SECONDS = 3.0
@@ -70,8 +70,8 @@ def application(
         HEAD uses the endpoint of GET unless the path has one for HEAD.
     timeouts: seconds until a route's deadline, by the same key; 3 by default. The client's X-Deadline-Ms may shorten
         it.
-    health: while it is draining, every response closes its connection.
-    render_problem: renders problems in a form other than problem documents.
+    health: while the process is draining, every response closes its connection.
+    render_problem: turns a Problem into a response; by default, into a problem document.
     """
     paths: dict[str, _Route] = {}
     for key, endpoint in routes.items():
@@ -106,7 +106,7 @@ _NO_ROUTE = _Route("-")
 
 
 class Edge:
-    """The ASGI app: request id, deadline, body size, load shedding and metrics; no client ever sees a stack trace."""
+    """The ASGI app: request id, deadline, body size, load shedding and metrics. Clients never get a stack trace."""
 
     def __init__(
         self, routes: list[_Route], config: Http, tracer: Tracer, health: Health, render_problem: RenderProblem
@@ -196,7 +196,7 @@ class Edge:
             raise Overloaded("too many requests in flight")
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 15 or int(length) > self._max_body_bytes):
-            raise TooLarge("body", f"must have at most {self._max_body_bytes} bytes")
+            raise TooLarge("body", f"must be at most {self._max_body_bytes} bytes")
 
     def _set_deadline(self, headers: dict[bytes, bytes]) -> None:
         if deadline := headers.get(b"x-deadline-ms"):
@@ -238,7 +238,7 @@ class Edge:
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
                 if read > self._max_body_bytes:
-                    raise TooLarge("body", f"must have at most {self._max_body_bytes} bytes")
+                    raise TooLarge("body", f"must be at most {self._max_body_bytes} bytes")
             return message
 
         return limited

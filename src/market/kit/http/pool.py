@@ -35,7 +35,7 @@ class HttpResponse:
 
 
 class ConnectError(Exception):
-    """No connection could be made; nothing was sent."""
+    """No connection could be established; nothing was sent."""
 
 
 class ProtocolError(Exception):
@@ -160,7 +160,7 @@ class Connection(asyncio.Protocol):
         if self._waiter is None or self._waiter.done():
             return
         if size > _MAX_BODY_BYTES:
-            self._fail(ProtocolError(f"the response has more than {_MAX_BODY_BYTES} bytes"))
+            self._fail(ProtocolError(f"the response is larger than {_MAX_BODY_BYTES} bytes"))
         elif self._accept_size is not None:
             try:
                 if not self._accept_size(size):

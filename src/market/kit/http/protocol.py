@@ -190,7 +190,9 @@ class HttpProtocol(HttpToolsProtocol):
         if len(self.url) + self._header_bytes > limits.max_header_bytes:
             self._raise_refusal(self._headers_too_large())
         if len(names) > limits.max_headers:
-            self._raise_refusal(HeadersTooLarge("headers", f"must be at most {limits.max_headers}, got {len(names)}"))
+            self._raise_refusal(
+                HeadersTooLarge("headers", f"at most {limits.max_headers} are allowed, got {len(names)}")
+            )
         hosts = names.count(b"host")
         if hosts != 1 and (hosts or parser.get_http_version() == "1.1"):
             self._raise_refusal(Malformed("Host", "must not be repeated" if hosts else "is missing"))
@@ -272,7 +274,7 @@ class HttpProtocol(HttpToolsProtocol):
             if begun and self in self._server_connections.waiting:
                 self._server_connections.waiting.move_to_end(self)
         if self._parsing == _HEAD:
-            # If the bytes also contain the end of an earlier request, this one's share of them is unknown.
+            # If these bytes also contain the end of an earlier request, it is unknown how many belong to this one.
             contain_earlier_request = begun > (1 if parsing_before == _BETWEEN else 0)
             if not contain_earlier_request:
                 self._pending_bytes += size
@@ -289,7 +291,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._send_continue()
 
     def _headers_too_large(self) -> HeadersTooLarge:
-        return HeadersTooLarge("headers", f"must have at most {self._limits.max_header_bytes} bytes together")
+        return HeadersTooLarge("headers", f"must be at most {self._limits.max_header_bytes} bytes in total")
 
     # Running requests, one at a time.
 

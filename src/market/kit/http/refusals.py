@@ -1,4 +1,4 @@
-"""Responses to requests that do not reach the application, because they are not complete or not HTTP."""
+"""Responses to requests that never reach the application, because they are incomplete or not valid HTTP."""
 
 from __future__ import annotations
 

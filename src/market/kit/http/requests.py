@@ -1,4 +1,4 @@
-"""Parsing of requests: headers; and JSON bodies and query strings into structs, in msgspec's strict mode."""
+"""Parses headers, and parses JSON bodies and query strings into structs, in msgspec's strict mode."""
 
 from __future__ import annotations
 

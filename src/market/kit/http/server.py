@@ -1,4 +1,4 @@
-"""The HTTP server of a process: uvicorn, with the socket and the signal handling left to the caller."""
+"""The HTTP server of a process: uvicorn, with a socket of our own and without its signal handlers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from market.kit.http.protocol import HttpProtocol
 
 
 class HttpServer:
-    """Serves an ASGI app on an address, or on a socket that is listening already.
+    """Serves an ASGI app on an address, or on a socket that is already bound.
 
-    limits: timeouts and size limits for clients; by default those of HttpLimits. Raises OSError if it cannot
-    listen.
+    limits: timeouts and size limits for clients; by default those of HttpLimits. Raises OSError if the address cannot
+    be bound.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class Server(Protocol):
 
 @dataclass
 class Process:
-    """What all of a process's parts share; `serve` passes it to `build`. `faults` is None outside of tests."""
+    """What the parts of a process share. `serve` passes it to `build`. `faults` is None outside of tests."""
 
     health: Health = field(default_factory=Health)
     tracer: tracing.Tracer = field(default_factory=tracing.Tracer)
@@ -55,7 +55,7 @@ class Process:
 
 
 class CommandError(Exception):
-    """A command cannot do its work. The text is written for the operator, and logged in place of a traceback."""
+    """A command failed. The text is for the operator, and is logged instead of a traceback."""
 
 
 Build = Callable[[C, Process], AbstractAsyncContextManager[Server]]
@@ -73,7 +73,7 @@ def run(
     """Run `python -m market.<name>`: serve, or run the command that the first argument names. Exits the process.
 
     The exit status is 0 after SIGTERM or SIGINT, 1 if the process cannot serve, 2 for an invalid command or
-    configuration; a command returns its own, and 1 if it raises CommandError.
+    configuration. A command returns its own exit status; it is 1 if the command raises CommandError or OSError.
     """
     args = sys.argv[1:] if argv is None else argv
     commands = commands or {}
@@ -104,7 +104,11 @@ def run(
         log.error("command failed", command=args[0] if args else None, reason=str(e))
         sys.exit(1)
     except OSError as e:
-        log.error("cannot serve", reason=e.strerror or str(e))
+        reason = e.strerror or str(e)
+        if args:
+            log.error("command failed", command=args[0], reason=reason)
+        else:
+            log.error("cannot serve", reason=reason)
         sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Structured logs, as JSON or for the console; every line has the request id."""
+"""Structured logs, as JSON or for the console, with the request id and the trace id if there are any."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _HEALTHY_SECONDS = 60.0
 
 
 async def supervise(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` until it returns, restarting it with back-off whenever it raises. Each failure is logged and counted.
+    """Run `work` until it returns, and restart it with back-off whenever it raises. Each failure is logged and counted.
 
     The pause before a restart grows from a few tenths of a second to 30 s.
     """
@@ -58,7 +58,7 @@ def count_failure(name: str, error: BaseException) -> None:
 
 
 def report_unhandled_exceptions(loop: asyncio.AbstractEventLoop) -> None:
-    """Log and count exceptions that nobody handles, such as those of tasks that nobody awaits."""
+    """Log and count exceptions that no code handles, such as those of tasks that are never awaited."""
 
     def report(_: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         error = context.get("exception")

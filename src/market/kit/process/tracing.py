@@ -35,7 +35,7 @@ class Tracer:
 
     @contextmanager
     def span(self, name: str, kind: trace.SpanKind = trace.SpanKind.SERVER) -> Iterator[None]:
-        """Run the block in a span whose parent is the current `traceparent`; calls made inside become its children."""
+        """Run the block in a span whose parent is the current `traceparent`. Calls made inside become its children."""
         if self._tracer is None:
             yield
             return

@@ -47,15 +47,15 @@ async def call(method: Callable[..., Awaitable[T]], request: Any, timeout_second
     the status maps to.
     """
     timeout = context.require_remaining(timeout_seconds)
-    ids = context.propagation_headers()
+    headers = context.propagation_headers()
     try:
-        return await method(request, timeout=timeout, metadata=tuple(ids.items()) if ids else None)
+        return await method(request, timeout=timeout, metadata=tuple(headers.items()) if headers else None)
     except grpc.aio.AioRpcError as e:
         raise problem_from_status(e.code().value[0], e.details() or "") from None
 
 
 class UpstreamNotFound(NotFound):
-    """NotFound whose detail is the upstream's own sentence, unchanged."""
+    """NotFound with the upstream's own detail, unchanged."""
 
     def __init__(self, detail: str) -> None:
         Problem.__init__(self, detail)
