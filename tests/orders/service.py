@@ -18,9 +18,9 @@ from bson import Timestamp
 from market.kit.process.lifecycle import Process
 from market.kit.process.tasks import periodic_tasks
 from market.orders import app as orders_app
-from market.orders import service as use_cases
 from market.orders.app import Clients
 from market.orders.config import Config
+from market.orders.recovery.recover import recover_orders
 from market.orders.service import Deps
 from tests.support.ports import free_port
 from tests.support.processes import ServiceProcess
@@ -179,4 +179,4 @@ async def recover_all(service: Service) -> bool:
 
     The negative ages outweigh that the server's clock counts whole seconds.
     """
-    return await use_cases.recover(service.deps, reject_after_seconds=-2, retry_seconds=-2)
+    return await recover_orders(service.deps, reject_after_seconds=-2, retry_seconds=-2)

@@ -13,8 +13,8 @@ from bson import Decimal128, Int64
 
 from market.contracts import events
 from market.orders.clients import Reservation
-from market.orders.domain import Order, OrderLine, OutboxEntry, Status, to_contract
-from market.orders.mongodb.documents import UnreadableDocument, order_to_document, parse_document
+from market.orders.domain import Order, OrderLine, OutboxEntry, Status, UnreadableOrder, to_contract
+from market.orders.mongodb.documents import document_to_order, order_to_document
 from market.orders.reconciliation.differences import CAUSES, DifferenceType, Finding, Thresholds, compare, id_created_at
 from market.orders.reconciliation.repairs import REPAIRS
 from market.orders.reconciliation.topic_reader import CANCELLED_SEEN, CONTENT_HASH_SHIFT, CREATED_SEEN, content_hash
@@ -125,15 +125,17 @@ def test_each_kind_has_a_cause_and_each_repair_has_a_kind() -> None:
         {"items": [{"product_id": "p", "name": "Lamp", "quantity": Int64(2), "unit_price": Decimal128("2.50")}]},
         {"items": [{"product_id": "p", "name": "Lamp", "quantity": "2", "unit_price": Decimal128("2.50")}]},
         {"outbox": [{"id": ID, "type": events.CREATED, "at": "2026-03-01"}]},
-        {"status": "lost"},
+        {"status": 5},
+        {"status": None},
+        {"reason": 5},
     ],
     ids=str,
 )
 def test_a_document_with_a_value_of_the_wrong_type_is_unreadable(change: dict[str, Any]) -> None:
     """Otherwise it would end the comparison of all orders with an error."""
     document = {**order_to_document(ORDER), "confirmed_at": LONG_AGO}
-    assert parse_document(document) == ORDER
-    unreadable = parse_document({**document, **change})
-    assert isinstance(unreadable, UnreadableDocument)
-    assert unreadable.id == ID
-    assert unreadable.reason
+    assert document_to_order(document) == ORDER
+    with pytest.raises(UnreadableOrder) as unreadable:
+        document_to_order({**document, **change})
+    assert unreadable.value.order_id == ID
+    assert unreadable.value.reason

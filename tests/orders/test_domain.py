@@ -24,17 +24,15 @@ from market.orders.domain import (
     Order,
     OrderLine,
     OutboxEntry,
-    PricedLines,
     Product,
     RequestedLine,
     Status,
     Step,
     apply_transition,
-    merge_lines,
     next_step,
-    price_lines,
 )
 from market.orders.mongodb.documents import from_decimal128, to_decimal128, transition_update
+from market.orders.pricing.prices import PricedLines, merge_lines, price_lines
 
 AT = datetime(2026, 1, 31, 12, 30, 15, 250_000, tzinfo=UTC)
 ORDER = Order(

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from market.kit.ids import new_id
-from market.orders.domain import Status
+from market.orders.domain import KNOWN_STATUSES
 from market.orders.reconciliation import command
 from market.orders.reconciliation.differences import CAUSES, DifferenceType
 from tests.support.waiting import PATIENCE, until
@@ -185,4 +185,4 @@ async def test_the_command_exits_with_2_for_an_unknown_option(
 
 
 def test_the_status_values_are_those_in_stored_documents() -> None:
-    assert [s.value for s in Status] == ["pending", "confirmed", "rejected", "cancelled"]
+    assert [s.value for s in KNOWN_STATUSES] == ["pending", "confirmed", "rejected", "cancelled"]

@@ -30,9 +30,10 @@ TRACE_STATE_HEADER = "tracestate"
 BAGGAGE_HEADER = "baggage"
 
 
-# Texts, whose form is only described: an event of any version can be read.
+# Texts, whose form is only described: an event or an order of any version can be read.
 IdText = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+StatusText = Annotated[str, Meta(extra_json_schema={"enum": ["pending", "confirmed", "rejected", "cancelled"]})]
 
 
 class OrderLine(Struct, frozen=True, kw_only=True):
@@ -53,7 +54,7 @@ class Order(Struct, frozen=True, kw_only=True):
     items: list[OrderLine]
     total: str
     currency: str
-    status: Literal["pending", "confirmed", "rejected", "cancelled"]
+    status: StatusText
     created_at: TimeText
 
 

@@ -30,10 +30,10 @@ from market.orders.domain import (
     Order,
     RequestedLine,
     Status,
-    merge_lines,
     to_contract,
 )
 from market.orders.metrics import OUTCOMES
+from market.orders.pricing.prices import merge_lines
 from market.orders.service import Deps
 from market.orders.store import Position
 
@@ -117,8 +117,6 @@ class _NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
 
 _body_decoder = msgspec.json.Decoder(CreateOrder, strict=True)
 _encoder = msgspec.json.Encoder()
-# Lists leave out rejected orders; they can still be read by id.
-_LISTED = (Status.PENDING, Status.CONFIRMED, Status.CANCELLED)
 
 
 def parse_order(body: CreateOrder) -> NewOrder:
@@ -184,7 +182,6 @@ def routes(
     async def list_orders(request: Request) -> Response:
         query = parse_query(request, _ListQuery)
         text.validate_text("user", query.user, min_length=1, max_length=200)
-        statuses = (Status(query.status),) if query.status else _LISTED
         encoded: list[bytes] = []
         size = 0
 
@@ -205,7 +202,12 @@ def routes(
                 raise BadInput("offset", "cannot be combined with after")
             after = read_cursor(query.after, Position, *definition)
         page = await deps.orders.list_for_user(
-            query.user, statuses, limit=query.limit, offset=query.offset, after=after, fits=append_if_fits
+            query.user,
+            Status(query.status) if query.status else None,
+            limit=query.limit,
+            offset=query.offset,
+            after=after,
+            fits=append_if_fits,
         )
         following = None
         if page.has_next:

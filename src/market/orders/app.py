@@ -18,13 +18,14 @@ from market.kit.process.lifecycle import Process, Server
 from market.kit.process.tasks import PeriodicTask, periodic_tasks
 from market.kit.rpc import client as rpc
 from market.kit.topics import Topic, TopicKeeper, ensure_topics
-from market.orders import api, metrics, service
+from market.orders import api, metrics
 from market.orders.clients import InventoryClient, ProductsClient
 from market.orders.config import Config, Kafka
 from market.orders.mongodb.collection import OrdersCollection, create_client
 from market.orders.mongodb.indexes import check_indexes, create_indexes
 from market.orders.outbox.relay import Relay
 from market.orders.outbox.repository import OutboxRepository
+from market.orders.recovery.recover import recover_orders
 from market.orders.service import Deps
 from market.orders.store import OrderRepository
 
@@ -109,7 +110,7 @@ def background_tasks(config: Config, deps: Deps) -> Mapping[str, PeriodicTask]:
     recovery = config.recovery
 
     async def recover() -> float:
-        more = await service.recover(deps, recovery.reject_after_seconds, recovery.interval_seconds)
+        more = await recover_orders(deps, recovery.reject_after_seconds, recovery.interval_seconds)
         return 0.0 if more else recovery.interval_seconds
 
     async def update_metrics() -> float:

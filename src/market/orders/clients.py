@@ -18,6 +18,7 @@ from market.kit.batching import Batcher
 from market.kit.config import GrpcUpstream
 from market.kit.errors import BadInput, Conflict, Unavailable
 from market.kit.http.client import HttpClient, join_ids
+from market.kit.process import logs
 from market.kit.resilience import CircuitBreaker, RetryBudget, retry
 from market.kit.rpc import client as rpc
 from market.orders.domain import (
@@ -30,6 +31,9 @@ from market.orders.domain import (
     Reserved,
     Shortage,
 )
+from market.orders.metrics import UNREADABLE_PRODUCTS
+
+log = logs.get_logger("orders")
 
 T = TypeVar("T")
 
@@ -41,8 +45,12 @@ class _ProductItem(Struct):
     currency: str
 
 
+class _ProductId(Struct):
+    id: str
+
+
 class _Page(Struct):
-    items: list[_ProductItem]
+    items: list[msgspec.Raw]
 
 
 class ProductsClient:
@@ -60,17 +68,29 @@ class ProductsClient:
         found = await self._lookup.map(product_ids)
         return {product.id: product for product in found if product is not None}
 
-    async def _fetch(self, product_ids: list[str]) -> Sequence[Product | None]:
+    async def _fetch(self, product_ids: list[str]) -> Sequence[Product | BaseException | None]:
         # Prices must not depend on the availability cache.
         response = await self._http.request("GET", f"/api/product?availability=false&ids={join_ids(product_ids)}")
         if response.status != 200:
             raise Unavailable(f"products responded with status {response.status}")
         try:
             page = self._decode(response.body)
-            products = {p.id: Product(p.id, p.name, money.parse_price(p.price), p.currency) for p in page.items}
-        except (msgspec.DecodeError, ValueError) as e:
+            products = dict(map(_parse_product, page.items))
+        except msgspec.DecodeError as e:
             raise Unavailable("products returned an invalid response") from e
         return [products.get(product_id) for product_id in product_ids]
+
+
+def _parse_product(item: msgspec.Raw) -> tuple[str, Product | Unavailable]:
+    """Return a product's id, and the product or the error of those who request it. Raises msgspec.DecodeError."""
+    try:
+        p = msgspec.json.decode(item, type=_ProductItem)
+        return p.id, Product(p.id, p.name, money.parse_price(p.price), p.currency)
+    except (msgspec.DecodeError, ValueError):
+        product_id = msgspec.json.decode(item, type=_ProductId).id
+        UNREADABLE_PRODUCTS.inc()
+        log.error("product unreadable", product_id=product_id)
+        return product_id, Unavailable(f"products returned an invalid product {product_id}")
 
 
 class Reservation(Struct, frozen=True):

@@ -7,7 +7,7 @@ exactly the same transitions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct, field
 
 from market.contracts import events, money
-from market.kit.errors import BadInput, Conflict
+from market.kit.errors import Conflict, Unavailable
 from market.kit.text import pluralize
 
 MAX_LINES = 1000
@@ -54,6 +54,13 @@ class Status(StrEnum):
     CONFIRMED = "confirmed"
     REJECTED = "rejected"
     CANCELLED = "cancelled"
+    # Never stored: a newer version has stored a status that this version does not know. Such an order is shown, but
+    # never changed, published or released.
+    UNKNOWN = "unknown"
+
+
+# The statuses that are stored.
+KNOWN_STATUSES = tuple(status for status in Status if status is not Status.UNKNOWN)
 
 
 class Reason(StrEnum):
@@ -123,11 +130,14 @@ class Order(Struct, frozen=True):
     outbox: tuple[OutboxEntry, ...] = ()
     # The instance that holds the lease on the outbox: only its relay publishes the events.
     lease_owner: str | None = None
-    reason: Reason | None = None
+    # Why it was rejected: a `Reason`, or what a newer version has stored.
+    reason: str | None = None
     shortages: tuple[Shortage, ...] = ()
     confirmed_at: datetime | None = None
     # When the order was rejected or cancelled.
     ended_at: datetime | None = None
+    # What is stored as the status, if `status` is UNKNOWN.
+    unknown_status: str | None = None
 
 
 class Transition(Struct, frozen=True):
@@ -193,11 +203,24 @@ def next_step(order: Order, *, overdue: bool = False) -> Step:
 
     overdue: whether the order has been pending for so long that no request can still be placing it.
     """
+    if order.status is Status.UNKNOWN:
+        return Step.NOTHING
     if order.status is Status.PENDING:
         return Step.REJECT if overdue else Step.RESERVE
     if order.release_due:
         return Step.RELEASE
-    return Step.PUBLISH if order.outbox else Step.NOTHING
+    return Step.PUBLISH if next_event(order) else Step.NOTHING
+
+
+def next_event(order: Order) -> OutboxEntry | None:
+    """Return the outbox entry that has to be published next.
+
+    None if the outbox is empty, or if only a newer version can publish: this one does not know the order's status or
+    the event's type.
+    """
+    if not order.outbox or order.status is Status.UNKNOWN or order.outbox[0].event_type not in events.SEQUENCE:
+        return None
+    return order.outbox[0]
 
 
 def transition_after_reservation(result: ReservationResult) -> Transition:
@@ -244,74 +267,6 @@ class Product(Struct, frozen=True):
     currency: str
 
 
-class PricedLines(Struct, frozen=True):
-    """An order's lines with names and prices, and their total in one currency."""
-
-    lines: tuple[OrderLine, ...]
-    total: Decimal
-    currency: str
-
-
-def merge_lines(lines: Sequence[RequestedLine]) -> tuple[RequestedLine, ...]:
-    """Return one line per product, in order of first mention, with product ids in lower case.
-
-    Raises BadInput if a product's merged quantity exceeds MAX_QUANTITY.
-    """
-    quantities: dict[str, int] = {}
-    for i, line in enumerate(lines):
-        product_id = line.product_id.lower()
-        quantity = quantities.get(product_id, 0) + line.quantity
-        if quantity > MAX_QUANTITY:
-            raise BadInput(
-                f"items[{i}].quantity",
-                f"must be at most {MAX_QUANTITY} per product in total, got {quantity} after merging lines",
-            )
-        quantities[product_id] = quantity
-    return tuple(RequestedLine(product_id, quantity) for product_id, quantity in quantities.items())
-
-
-def price_lines(new: NewOrder, products: Mapping[str, Product]) -> PricedLines:
-    """Return the request's lines with the catalogue's names and prices. `products` maps ids to products.
-
-    Raises UnknownProducts, BadInput if the currencies differ, and PriceChanged if the total is not the expected one.
-    """
-    unknown = [line.product_id for line in new.lines if line.product_id not in products]
-    if unknown:
-        raise UnknownProducts(unknown)
-    lines = []
-    total = Decimal(0)
-    currencies: dict[str, None] = {}
-    for line in new.lines:
-        product = products[line.product_id]
-        currencies[product.currency] = None
-        total += product.price * line.quantity
-        lines.append(OrderLine(line.product_id, product.name, line.quantity, product.price))
-    if len(currencies) > 1:
-        raise BadInput("items", f"must all have the same currency, got {', '.join(sorted(currencies))}")
-    if new.expected_total is not None and new.expected_total != total:
-        raise PriceChanged(total)
-    return PricedLines(tuple(lines), total, next(iter(currencies)))
-
-
-class UnknownProducts(BadInput):
-    """Products that are not in the catalogue."""
-
-    def __init__(self, product_ids: list[str]) -> None:
-        shown = ", ".join(product_ids[:10]) + (f" and {len(product_ids) - 10} more" if len(product_ids) > 10 else "")
-        super().__init__(
-            "items.product_id", f"there {'is no product' if len(product_ids) == 1 else 'are no products'} {shown}"
-        )
-        self.product_ids = product_ids
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "errors": [
-                {"field": "items.product_id", "reason": f"there is no product {product_id}"}
-                for product_id in self.product_ids
-            ]
-        }
-
-
 class OutOfStock(Conflict):
     """At least one product has fewer units available than requested."""
 
@@ -332,18 +287,22 @@ class OutOfStock(Conflict):
         }
 
 
-class PriceChanged(Conflict):
-    """The order's total is not the `expected_total` of the request."""
+class UnreadableOrder(Unavailable):
+    """The order's document is not an order as this version knows it: modified by hand, or written by a newer version.
 
-    type = "price-changed"
-    title = "Price changed"
+    `reason` is for logs and reports; it may contain stored values. Clients may retry, because another instance may be
+    able to read it.
+    """
 
-    def __init__(self, total: Decimal) -> None:
-        super().__init__(f"the total is now {money.write(total)}")
-        self.total = total
+    type = "unreadable-order"
+    title = "Unreadable order"
 
-    def facts(self) -> dict[str, Any]:
-        return {"total": money.write(self.total)}
+    def __init__(self, order_id: UUID, reason: str) -> None:
+        super().__init__(
+            "the stored order cannot be read by this version of the service", retry_after=30, order_id=str(order_id)
+        )
+        self.order_id = order_id
+        self.reason = reason
 
 
 class OrderCancelled(Conflict):
@@ -377,7 +336,7 @@ def to_contract(order: Order) -> events.Order:
         ],
         total=money.write(order.total),
         currency=order.currency,
-        status=order.status.value,
+        status=order.unknown_status or order.status.value,
         created_at=timestamp(order.created_at),
     )
 

@@ -17,6 +17,18 @@ RELEASE_DUE = Gauge(
 WITH_STUCK_EVENTS = Gauge(
     "market_orders_with_stuck_events", "Orders with an event that Kafka permanently rejected. Alert when above 0."
 )
+RECOVERY_ERRORS = Counter(
+    "market_orders_recovery_errors_total",
+    "Attempts to recover an order that ended in an unexpected error. Alert when it increases.",
+)
+UNREADABLE = Counter(
+    "market_orders_unreadable_total",
+    "Reads of an order whose document is not an order as this version knows it. Alert when it increases.",
+)
+UNREADABLE_PRODUCTS = Counter(
+    "market_orders_unreadable_products_total",
+    "Products in responses of the products service that cannot be priced. Alert when it increases.",
+)
 EVENTS = Counter(
     "market_orders_events_total",
     "Events by delivery result: acknowledged, failed (retried) or rejected (permanent).",

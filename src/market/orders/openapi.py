@@ -94,7 +94,7 @@ def build() -> dict[str, Any]:
                 "GET",
                 "/api/order",
                 "listOrders",
-                "List a customer's orders, newest first, without rejected ones.",
+                "List a customer's orders, newest first, without rejected ones and unreadable ones.",
                 {
                     200: ("A page of orders.", Page),
                     422: ("A parameter is missing, unknown or out of range.", None),
@@ -140,7 +140,7 @@ def build() -> dict[str, Any]:
                 "GET",
                 "/api/order/{id}",
                 "getOrder",
-                "Get an order, whatever its status.",
+                "Get an order, whatever its status. Newer versions may add statuses; clients must tolerate them.",
                 {
                     200: ("The order.", events.Order),
                     404: ("There is no such order.", None),

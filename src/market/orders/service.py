@@ -1,4 +1,4 @@
-"""The use cases: place, cancel and recover orders. All of them call `advance`, which performs an order's next step."""
+"""The use cases: place and cancel orders. Both call `advance`, as recovery does, to perform an order's next step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -38,11 +38,10 @@ from market.orders.domain import (
     Transition,
     apply_transition,
     next_step,
-    price_lines,
     transition_after_reservation,
 )
-from market.orders.metrics import RECOVERED
 from market.orders.outbox.relay import Relay
+from market.orders.pricing.prices import price_lines
 from market.orders.store import IdempotencyKeyTaken, OrderRepository
 
 log = logs.get_logger("orders")
@@ -162,7 +161,9 @@ async def _replay(deps: Deps, idempotency_key: str, digest: bytes) -> PlacedOrde
         if order is None or order.idempotency_key != idempotency_key:
             return None
         order = await _advance_pending(deps, order)
-    return PlacedOrder(order if order.status is Status.CANCELLED else _require_confirmed(order), replayed=True)
+    # A key belongs to an order until it is rejected, whatever statuses newer versions add.
+    final = order.status in (Status.CANCELLED, Status.UNKNOWN)
+    return PlacedOrder(order if final else _require_confirmed(order), replayed=True)
 
 
 async def _advance_pending(deps: Deps, order: Order) -> Order:
@@ -183,10 +184,19 @@ def _require_confirmed(order: Order) -> Order:
         return order
     if order.status is Status.CANCELLED:
         raise OrderCancelled(order.id)
+    if order.status is Status.UNKNOWN:
+        raise _unknown_status(order)
     if order.shortages:
         raise OutOfStock(order.shortages)
     raise Unavailable(
         "the order could not be processed in time and was rejected; place it again", order_id=str(order.id)
+    )
+
+
+def _unknown_status(order: Order) -> Unavailable:
+    return Unavailable(
+        f'the order has the status "{order.unknown_status}", which this version of the service does not know',
+        order_id=str(order.id),
     )
 
 
@@ -215,7 +225,7 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     """Cancel the order, or leave it as it is if it was rejected.
 
     Return whether its stock is released; if not, recovery releases it later. Raises NotFound, and Unavailable if it is
-    unknown whether the order is cancelled.
+    unknown whether the order is cancelled, or if a newer version has to decide.
     """
     with _explain_unknown_outcome(order_id, _ADVICE_AFTER_CANCELLATION):
         order = await deps.orders.get_latest(order_id)
@@ -226,6 +236,8 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
             order = await _apply_cancellation(deps, order, transition)
         if order.status is Status.REJECTED:
             return True
+        if order.status is Status.UNKNOWN:
+            raise _unknown_status(order)
     if order.outbox and order.lease_owner is None:
         deps.run_in_background(Step.PUBLISH, order.id, deps.relay.publish_now(order.id))
     if not order.release_due:
@@ -338,48 +350,3 @@ def _outbox_entry(order: Order, transition: Transition, at: datetime) -> OutboxE
 def _to_milliseconds(at: datetime) -> datetime:
     """Truncate the time to milliseconds, which is MongoDB's precision."""
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
-
-
-async def recover(deps: Deps, reject_after_seconds: float, retry_seconds: float, limit: int = 200) -> bool:
-    """Reject orders that have been pending for `reject_after_seconds`, and retry stock releases after `retry_seconds`.
-
-    Take at most `limit` orders of each kind. Return whether there may be more. Raises Unavailable if MongoDB is
-    unavailable.
-    """
-    now = await deps.orders.collection.server_time()
-    overdue = await deps.orders.list_pending(now - timedelta(seconds=reject_after_seconds), limit)
-    await _recover_each(deps, overdue, overdue=True)
-    releases = await deps.orders.list_releases_due(now - timedelta(seconds=retry_seconds), limit)
-    failed = await _recover_each(deps, releases, overdue=False)
-    return not failed and limit in (len(overdue), len(releases))
-
-
-async def _recover_each(deps: Deps, order_ids: list[UUID], *, overdue: bool) -> int:
-    """Finish the orders concurrently, and return how many could not be finished."""
-    limit = asyncio.Semaphore(16)
-
-    async def recover_one(order_id: UUID) -> bool:
-        async with limit:
-            order = await deps.orders.get_latest(order_id)
-            if order is None:
-                return True
-            try:
-                if next_step(order, overdue=overdue) is Step.REJECT:
-                    order = await advance(deps, order, overdue=True)
-                    RECOVERED.labels("rejected").inc()
-                    log.info("overdue order rejected", order_id=str(order_id))
-                if next_step(order) is Step.RELEASE:
-                    await advance(deps, order)
-                    RECOVERED.labels("released").inc()
-            except Unavailable:
-                if not deps.inventory.circuit_is_open:
-                    # An order whose stock cannot be released must not block those behind it.
-                    await deps.orders.postpone_release(order_id)
-                return False
-            return True
-
-    results = await asyncio.gather(*(recover_one(order_id) for order_id in order_ids), return_exceptions=True)
-    errors = [r for r in results if isinstance(r, BaseException)]
-    if errors:
-        raise errors[0]
-    return results.count(False)

@@ -19,7 +19,17 @@ from pymongo.errors import BulkWriteError
 from market.kit.batching import Batcher
 from market.kit.errors import Unavailable
 from market.kit.paging import MAX_COUNT
-from market.orders.domain import CONFIRM, Order, OutboxEntry, Reason, Shortage, Status, Transition
+from market.orders.domain import (
+    CONFIRM,
+    KNOWN_STATUSES,
+    Order,
+    OutboxEntry,
+    Reason,
+    Shortage,
+    Status,
+    Transition,
+    UnreadableOrder,
+)
 from market.orders.mongodb.collection import EPOCH, MIN_TIMESTAMP, OrdersCollection, documents
 
 _DUPLICATE_KEY = 11000
@@ -71,6 +81,16 @@ class OrderPage(Struct, frozen=True):
     has_next: bool
     total: int
     total_exact: bool
+
+
+class DuePage(Struct, frozen=True):
+    """Ids of orders with work that is due, oldest first. Pass `next_after` as `after` to get the next page.
+
+    `next_after` is None on the last page.
+    """
+
+    order_ids: list[UUID]
+    next_after: Any
 
 
 class Statistics(Struct, frozen=True):
@@ -151,45 +171,61 @@ class OrderRepository:
     # Reading orders
 
     async def get(self, order_id: UUID) -> Order | None:
-        """Return the order, or None. It may miss a write that was acknowledged a moment ago: see `get_latest`."""
+        """Return the order, or None. It may miss a write that was acknowledged a moment ago: see `get_latest`.
+
+        Raises UnreadableOrder.
+        """
         return await self._reads(order_id)
 
-    async def _find_many(self, order_ids: list[UUID]) -> Sequence[Order | None]:
+    async def _find_many(self, order_ids: list[UUID]) -> Sequence[Order | BaseException | None]:
         where = {"_id": {"$in": order_ids}} if len(order_ids) > 1 else {"_id": order_ids[0]}
-        orders = {d["_id"]: documents.document_to_order(d) for d in await self.collection.find(where)}
+        orders: dict[UUID, Order | BaseException] = {}
+        for document in await self.collection.find(where):
+            try:
+                orders[document["_id"]] = self.collection.read_order(document)
+            except UnreadableOrder as e:
+                orders[document["_id"]] = e
         return [orders.get(order_id) for order_id in order_ids]
 
     async def get_latest(self, order_id: UUID) -> Order | None:
         """Return the order, or None, with a linearizable read: no acknowledged write is missed. Slower than `get`."""
         document = await self.collection.find_latest(order_id)
-        return documents.document_to_order(document) if document else None
+        return self.collection.read_order(document) if document else None
 
     async def list_for_user(
         self,
         user: str,
-        statuses: Sequence[Status],
+        status: Status | None,
         *,
         limit: int,
         offset: int = 0,
         after: Position | None = None,
         fits: Callable[[Order], bool],
     ) -> OrderPage:
-        """Return a page of the user's orders, newest first.
+        """Return a page of the user's orders, newest first, without unreadable ones.
 
+        status: that of the orders to list. None: all but rejected ones, also a status that this version does not know.
         after: the position at which the previous page ends.
         fits: called with each order; the page ends before the first one for which it returns False.
         """
-        where: documents.Document = {"user": user, "status": {"$in": [s.value for s in statuses]}}
+        where: documents.Document = {"user": user, "status": status.value if status else {"$ne": Status.REJECTED.value}}
         wanted = where if after is None else where | after.following()
 
         async def find() -> tuple[list[Order], bool]:
             orders: list[Order] = []
             cursor = self.collection.pymongo_collection.find(
-                wanted, sort=[("created_at", -1), ("_id", -1)], limit=limit + 1, skip=offset
+                # Without a limit, because unreadable orders do not count.
+                wanted,
+                sort=[("created_at", -1), ("_id", -1)],
+                skip=offset,
+                batch_size=limit + 1,
             )
             async with cursor:
                 async for document in cursor:
-                    order = documents.document_to_order(document)
+                    try:
+                        order = self.collection.read_order(document)
+                    except UnreadableOrder:
+                        continue
                     if len(orders) == limit or not fits(order):
                         return orders, True
                     orders.append(order)
@@ -230,7 +266,7 @@ class OrderRepository:
         """Apply the transition and return the order as it is afterwards; None if it was not in the source status."""
         update = documents.transition_update(order_id, transition, at=at, entry=entry)
         document = await self.collection.update_and_get(update.where, update.change)
-        return documents.document_to_order(document) if document else None
+        return self.collection.read_order(document) if document else None
 
     async def clear_release_due(self, order_id: UUID) -> None:
         """Record that inventory has released the order's stock."""
@@ -255,21 +291,23 @@ class OrderRepository:
 
     # Queries of the background loops
 
-    async def list_pending(self, before: datetime, limit: int) -> list[UUID]:
-        """Return the ids of up to `limit` orders that became pending earlier than `before`, oldest first.
+    async def list_pending(self, before: datetime, limit: int, after: Timestamp = MIN_TIMESTAMP) -> DuePage:
+        """Return up to `limit` orders that became pending earlier than `before`, a time by MongoDB's clock."""
+        where = {"status": Status.PENDING.value, "since": {"$gt": after, "$lt": Timestamp(before, 0)}}
+        return await self._list_due(where, "since", limit)
 
-        before: a time by MongoDB's clock.
+    async def list_releases_due(self, before: datetime, limit: int, after: datetime = EPOCH) -> DuePage:
+        """Return up to `limit` orders whose stock release is due and was last tried before `before`.
+
+        Without those whose status this version does not know: only a newer version can release their stock.
         """
-        return await self._list_ids(
-            {"status": Status.PENDING.value, "since": {"$lt": Timestamp(before, 0)}}, "since", limit
-        )
+        statuses = [status.value for status in KNOWN_STATUSES]
+        where = {"release_due": {"$gt": after, "$lt": before}, "status": {"$in": statuses}}
+        return await self._list_due(where, "release_due", limit)
 
-    async def list_releases_due(self, before: datetime, limit: int) -> list[UUID]:
-        """Return the ids of up to `limit` orders whose stock release is due and was last tried before `before`."""
-        return await self._list_ids({"release_due": {"$lt": before}}, "release_due", limit)
-
-    async def _list_ids(self, where: documents.Document, sort: str, limit: int) -> list[UUID]:
-        return [d["_id"] for d in await self.collection.find(where, {"_id": 1}, sort=[(sort, 1)], limit=limit)]
+    async def _list_due(self, where: documents.Document, sort: str, limit: int) -> DuePage:
+        found = await self.collection.find(where, {sort: 1}, sort=[(sort, 1)], limit=limit)
+        return DuePage([d["_id"] for d in found], found[-1][sort] if len(found) == limit else None)
 
     async def statistics(self) -> Statistics:
         """Return the counts and ages of unfinished work, for the metrics."""

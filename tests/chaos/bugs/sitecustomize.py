@@ -58,11 +58,16 @@ def add_bugs_to_orders(service: Any) -> None:
             return service.msgspec.structs.replace(order, release_due=False)
         return await advance(deps, order, overdue=overdue)
 
+    service.place_order, service.cancel_order, service._reserve = place_without_key, pretend_to_cancel, skip_reserve
+    service.advance = skip_release
+
+
+def add_bugs_to_recovery(recover: Any) -> None:
     async def recover_nothing(*_: Any) -> bool:
+        """Bug 7: nothing finishes an order that stays pending."""
         return False
 
-    service.place_order, service.cancel_order, service._reserve = place_without_key, pretend_to_cancel, skip_reserve
-    service.advance, service.recover = skip_release, recover_nothing
+    recover.recover_orders = recover_nothing
 
 
 def add_bugs_to_relay(relay: Any) -> None:
@@ -92,6 +97,7 @@ def add_bugs_to_notifications(service: Any) -> None:
 BUGS: dict[str, Callable[[Any], None]] = {
     "market.inventory.service": add_bugs_to_inventory,
     "market.orders.service": add_bugs_to_orders,
+    "market.orders.recovery.recover": add_bugs_to_recovery,
     "market.orders.outbox.relay": add_bugs_to_relay,
     "market.notifications.service": add_bugs_to_notifications,
 }

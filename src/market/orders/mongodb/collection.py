@@ -23,12 +23,17 @@ from pymongo.write_concern import WriteConcern
 
 from market.kit import context
 from market.kit.errors import DeadlineExceeded, Unavailable
+from market.kit.process import logs
 from market.kit.resilience import CircuitBreaker, reraise_if_cancelled
 from market.orders.config import MongoDB
+from market.orders.domain import Order, UnreadableOrder
+from market.orders.metrics import UNREADABLE
 
 # Re-exported: other packages import mongodb only through this module.
 from market.orders.mongodb import documents as documents
 from market.orders.mongodb.documents import Document
+
+log = logs.get_logger("orders")
 
 T = TypeVar("T")
 Sort = Sequence[tuple[str, int]]
@@ -37,6 +42,7 @@ Sort = Sequence[tuple[str, int]]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The same for a BSON timestamp field (seconds, increment). Timestamp(0, 0) is the empty timestamp.
 MIN_TIMESTAMP = Timestamp(0, 1)
+_MAX_LOGGED_UNREADABLE = 1000
 _CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True, uuid_representation=UuidRepresentation.STANDARD)
 
 
@@ -84,6 +90,20 @@ class OrdersCollection:
         self._circuit = CircuitBreaker(
             "mongodb", failure_threshold=10, open_seconds=0.5, ignore_deadlines_below_seconds=timeout_seconds / 2
         )
+        self._logged_unreadable: set[UUID] = set()
+
+    def read_order(self, document: Document) -> Order:
+        """Return the order in a document. Raises UnreadableOrder, which is also counted and logged, once per order."""
+        try:
+            return documents.document_to_order(document)
+        except UnreadableOrder as e:
+            UNREADABLE.inc()
+            if e.order_id not in self._logged_unreadable:
+                if len(self._logged_unreadable) >= _MAX_LOGGED_UNREADABLE:
+                    self._logged_unreadable.clear()
+                self._logged_unreadable.add(e.order_id)
+                log.error("order unreadable", order_id=str(e.order_id), reason=e.reason)
+            raise
 
     async def run(self, operation: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return the operation's result. A BulkWriteError passes through: the server did respond."""

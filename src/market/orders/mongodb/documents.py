@@ -22,7 +22,17 @@ import msgspec
 from bson import Decimal128, Timestamp
 from msgspec import Struct
 
-from market.orders.domain import Order, OrderLine, OutboxEntry, Reason, Shortage, Status, Transition
+from market.orders.domain import (
+    KNOWN_STATUSES,
+    Order,
+    OrderLine,
+    OutboxEntry,
+    Reason,
+    Shortage,
+    Status,
+    Transition,
+    UnreadableOrder,
+)
 
 Document = dict[str, Any]
 
@@ -112,10 +122,28 @@ def order_to_document(order: Order) -> Document:
 
 
 def document_to_order(d: Mapping[str, Any]) -> Order:
-    """Return the order in a document that this service has written: types are not checked.
+    """Return the order in a document, whose values may have any type.
 
-    `parse_document` is for documents that may have been modified by hand.
+    A status or reason that a newer version has stored is kept. Raises UnreadableOrder.
     """
+    try:
+        order = _to_order(d)
+        # Check the types here: a string in place of a time, say, would fail only later, far from its document.
+        msgspec.convert(msgspec.to_builtins(order, builtin_types=_NATIVE_TYPES), Order)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+        raise UnreadableOrder(d["_id"], f"{type(e).__name__}: {e}"[:200]) from None
+    return order
+
+
+_NATIVE_TYPES = (datetime, Decimal, UUID, bytes)
+_STATUSES = {status.value: status for status in KNOWN_STATUSES}
+
+
+def _to_order(d: Mapping[str, Any]) -> Order:
+    word = d["status"]
+    if not isinstance(word, str):
+        raise TypeError("status is not text")
+    status = _STATUSES.get(word, Status.UNKNOWN)
     return Order(
         id=d["_id"],
         user=d["user"],
@@ -126,38 +154,18 @@ def document_to_order(d: Mapping[str, Any]) -> Order:
         total=from_decimal128(d["total"]),
         currency=d["currency"],
         created_at=d["created_at"],
-        status=Status(d["status"]),
+        status=status,
         idempotency_key=d.get("key"),
         digest=d.get("digest"),
         release_due="release_due" in d,
         outbox=tuple([_document_to_entry(e) for e in d.get("outbox", ())]),
         lease_owner=d.get("claimed_by"),
-        reason=Reason(d["reason"]) if "reason" in d else None,
+        reason=d.get("reason"),
         shortages=tuple([Shortage(s["product_id"], s["wanted"], s["left"]) for s in d.get("shortages", ())]),
         confirmed_at=d.get("confirmed_at"),
         ended_at=d.get("cancelled_at") or d.get("rejected_at"),
+        unknown_status=word if status is Status.UNKNOWN else None,
     )
-
-
-class UnreadableDocument(Struct, frozen=True):
-    """A document that is not an order: modified by hand, or written by another program."""
-
-    id: UUID
-    reason: str
-
-
-_NATIVE_TYPES = (datetime, Decimal, UUID, bytes)
-
-
-def parse_document(d: Mapping[str, Any]) -> Order | UnreadableDocument:
-    """Return the order in a document whose values may have any type, or why it is not an order."""
-    try:
-        order = document_to_order(d)
-        # Check the types here: a string in place of a time, say, would fail only later, far from its document.
-        msgspec.convert(msgspec.to_builtins(order, builtin_types=_NATIVE_TYPES), Order)
-        return order
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
-        return UnreadableDocument(d["_id"], f"{type(e).__name__}: {e}"[:200])
 
 
 def entry_to_document(entry: OutboxEntry) -> Document:

@@ -30,7 +30,7 @@ from market.kit.process import logs
 from market.kit.resilience import backoff
 from market.kit.topics import TopicKeeper
 from market.orders.config import Config
-from market.orders.domain import Order, OutboxEntry, to_event
+from market.orders.domain import Order, OutboxEntry, UnreadableOrder, next_event, to_event
 from market.orders.metrics import EVENTS, RECOVERED
 from market.orders.outbox.repository import OutboxRepository
 
@@ -104,6 +104,10 @@ class Relay:
         """Send the first event in the order's outbox, then the others. This process must hold the lease."""
         if not order.outbox:
             return
+        if next_event(order) is None:
+            # The event was added by a newer version, whose relay needs the lease.
+            self._spawn(self._release_lease_to_newer_version(order.id))
+            return
         if (sent_at := self._in_flight.get(order.id)) is not None:
             if time.monotonic() - sent_at < self._lease_seconds:
                 self._reclaimed.add(order.id)
@@ -137,7 +141,10 @@ class Relay:
         self._position = page.next_after
         leased = []
         for order_id in page.order_ids:
-            order = await self.outbox.lease(order_id, self._lease_seconds, now)
+            try:
+                order = await self.outbox.lease(order_id, self._lease_seconds, now)
+            except UnreadableOrder:
+                continue
             if order is None:
                 continue
             if self._faults:
@@ -283,6 +290,14 @@ class Relay:
         finally:
             for order_id in order_ids:
                 self._settle(order_id)
+
+    async def _release_lease_to_newer_version(self, order_id: UUID) -> None:
+        context.deadline.set(None)
+        try:
+            await self._lease_releases(order_id)
+        except Unavailable as e:
+            # The lease expires on its own.
+            log.warning("outbox leases not released", orders=1, reason=str(e))
 
     async def _release_many(self, order_ids: list[UUID]) -> Sequence[None]:
         await self.outbox.release_lease(order_ids)

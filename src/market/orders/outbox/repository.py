@@ -8,6 +8,7 @@ are `claimed_by` (the owner) and `claimed_at`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -15,11 +16,18 @@ from msgspec import Struct
 from pymongo import UpdateOne
 
 from market.contracts import events
-from market.orders.domain import Order, OutboxEntry
+from market.orders.domain import KNOWN_STATUSES, Order, OutboxEntry, UnreadableOrder
 from market.orders.mongodb.collection import EPOCH, OrdersCollection, documents
 
 _LEASE = {"claimed_by": 1, "claimed_at": 1}
 _OUTBOX = {"outbox": 1, "unsent_since": 1, "stuck_since": 1, **_LEASE}
+
+
+# Matches the orders whose first event `domain.next_event` returns. Only a newer version can publish the others.
+_PUBLISHABLE = {
+    "status": {"$in": [status.value for status in KNOWN_STATUSES]},
+    "outbox.0.type": {"$in": list(events.SEQUENCE)},
+}
 
 
 class UnsentPage(Struct, frozen=True):
@@ -44,25 +52,30 @@ class OutboxRepository:
         return await self._collection.server_time()
 
     async def lease(self, order_id: UUID, lease_seconds: float, now: datetime) -> Order | None:
-        """Lease the order's outbox and return the order; None if it is empty or another relay holds the lease."""
+        """Lease the order's outbox and return the order.
+
+        None if the outbox is empty, if another relay holds the lease, or if only a newer version can publish its first
+        event. Raises UnreadableOrder, and holds the lease, so that the order is tried again when it has expired.
+        """
         return await self._take_lease(
             {
                 "_id": order_id,
                 "unsent_since": {"$exists": True},
                 "claimed_at": {"$not": {"$gte": now - timedelta(seconds=lease_seconds)}},
+                **_PUBLISHABLE,
             }
         )
 
     async def renew_lease(self, order_id: UUID) -> Order | None:
         """Renew this instance's lease and return the order; None if the outbox is empty or leased to another relay."""
         return await self._take_lease(
-            {"_id": order_id, "unsent_since": {"$exists": True}, "claimed_by": self.instance_id}
+            {"_id": order_id, "unsent_since": {"$exists": True}, "claimed_by": self.instance_id, **_PUBLISHABLE}
         )
 
     async def _take_lease(self, where: documents.Document) -> Order | None:
         change = {"$set": {"claimed_by": self.instance_id}, "$currentDate": {"claimed_at": True}}
         document = await self._collection.update_and_get(where, change)
-        return documents.document_to_order(document) if document else None
+        return self._collection.read_order(document) if document else None
 
     async def release_lease(self, order_ids: Sequence[UUID]) -> None:
         """Release the leases that this instance still holds; another relay may have reclaimed some of them."""
@@ -77,6 +90,7 @@ class OutboxRepository:
         where = {
             "unsent_since": {"$gt": after or EPOCH},
             "claimed_at": {"$not": {"$gte": now - timedelta(seconds=lease_seconds)}},
+            **_PUBLISHABLE,
         }
         found = await self._collection.find(where, {"unsent_since": 1}, sort=[("unsent_since", 1)], limit=limit)
         return UnsentPage([d["_id"] for d in found], found[-1]["unsent_since"] if len(found) == limit else None)
@@ -97,8 +111,10 @@ class OutboxRepository:
             return []
         remaining = []
         for order_id, event_id in published:
-            if order := await self._remove_one(order_id, event_id):
-                remaining.append(order)
+            # The other orders of the batch go on.
+            with suppress(UnreadableOrder):
+                if order := await self._remove_one(order_id, event_id):
+                    remaining.append(order)
         return remaining
 
     async def _remove_one(self, order_id: UUID, event_id: UUID) -> Order | None:
@@ -109,7 +125,7 @@ class OutboxRepository:
             # Another relay has reclaimed the lease, or the entry has been removed already.
             await self._collection.update_one({"_id": order_id, "outbox.id": event_id}, change)
         elif document["outbox"]:
-            return documents.document_to_order(document)
+            return self._collection.read_order(document)
         await self._collection.update_one({"_id": order_id, "outbox": {"$size": 0}}, {"$unset": _OUTBOX})
         return None
 

@@ -27,6 +27,7 @@ class DifferenceType(StrEnum):
     """The types of differences. The values are the names in the report."""
 
     UNREADABLE = "unreadable-order"
+    UNKNOWN_STATUS = "order-of-unknown-status"
     PENDING = "order-still-pending"
     NO_ORDER = "reservation-without-order"
     NOT_RELEASED = "stock-not-released"
@@ -49,6 +50,7 @@ class DifferenceType(StrEnum):
 # The likely cause of a difference of each type, printed after "Likely cause: ".
 CAUSES = {
     DifferenceType.UNREADABLE: "the document was modified by hand, or written by another program",
+    DifferenceType.UNKNOWN_STATUS: "a newer version of orders has stored it; reconcile with that version",
     DifferenceType.PENDING: "recovery is not running, or cannot reach MongoDB",
     DifferenceType.NO_ORDER: "MongoDB was restored to a time before the order, or another program called inventory",
     DifferenceType.NOT_RELEASED: "inventory was restored to a time before the release, or release_due was removed by "
@@ -113,6 +115,9 @@ def compare(
         if topic_state:
             yield Finding(DifferenceType.EVENT_WITHOUT_ORDER, "the topic has events of this order")
         return
+    if order.status is Status.UNKNOWN:
+        # Stored since the first check. Nobody but the newer version knows what to expect of it.
+        return
     if order.status is Status.PENDING:
         if id_created_at(order.id) < thresholds.overdue_before:
             yield Finding(DifferenceType.PENDING, f"pending since {order.created_at.isoformat()}")
@@ -159,7 +164,8 @@ def _describe_items(ordered: Sequence[tuple[str, int]], reserved: Sequence[tuple
 
 
 def _compare_events(order: Order, topic_state: int | None, thresholds: Thresholds) -> Iterable[Finding]:
-    waiting = {entry.event_type for entry in order.outbox}
+    # Event types of newer versions are theirs to publish.
+    waiting = {entry.event_type for entry in order.outbox if entry.event_type in events.SEQUENCE}
     for entry in order.outbox:
         if entry.rejection is not None:
             yield Finding(DifferenceType.EVENT_STUCK, f"{entry.event_type}: {entry.rejection}")

@@ -19,8 +19,7 @@ from market.contracts import events
 from market.kit.errors import Unavailable
 from market.orders.clients import Reservation
 from market.orders.config import Recovery
-from market.orders.domain import Order
-from market.orders.mongodb.collection import documents
+from market.orders.domain import Order, Status, UnreadableOrder
 from market.orders.reconciliation.differences import CAUSES, DifferenceType, Finding, Thresholds, compare, id_created_at
 from market.orders.reconciliation.repairs import REPAIRS, RepairRequest, RepairResult
 from market.orders.reconciliation.scans import Scans
@@ -130,8 +129,13 @@ class _Run:
         async for order_id, order, reservation in self._pairs():
             if self._topic is not None and order_id in self._topic.topic_states:
                 with_order_or_reservation.add(order_id)
-            if isinstance(order, documents.UnreadableDocument):
+            if isinstance(order, UnreadableOrder):
                 yield self._difference(DifferenceType.UNREADABLE, str(order_id), order.reason)
+                continue
+            if order is not None and order.status is Status.UNKNOWN:
+                yield self._difference(
+                    DifferenceType.UNKNOWN_STATUS, str(order_id), f'its status is "{order.unknown_status}"'
+                )
                 continue
             if id_created_at(order_id) < thresholds.compared_before and any(
                 compare(order, reservation, self._topic_state(order_id), thresholds)
@@ -188,28 +192,28 @@ class _Run:
 
     async def _pairs(
         self,
-    ) -> AsyncIterator[tuple[UUID, Order | documents.UnreadableDocument | None, Reservation | None]]:
+    ) -> AsyncIterator[tuple[UUID, Order | UnreadableOrder | None, Reservation | None]]:
         """Merge orders and reservations, both by ascending id.
 
         Yield (id, order, reservation); one of them may be None.
         """
         orders, reservations = aiter(self._scans.orders(_PAGE_SIZE)), aiter(self._all_reservations())
-        order, reservation = await anext(orders, None), await anext(reservations, None)
-        while order is not None or reservation is not None:
-            if reservation is None or (order is not None and order.id < reservation.id):
-                assert order is not None
-                yield order.id, order, None
+        scanned, reservation = await anext(orders, None), await anext(reservations, None)
+        while scanned is not None or reservation is not None:
+            if reservation is None or (scanned is not None and scanned[0] < reservation.id):
+                assert scanned is not None
+                yield *scanned, None
                 self.orders += 1
-                order = await anext(orders, None)
-            elif order is None or reservation.id < order.id:
+                scanned = await anext(orders, None)
+            elif scanned is None or reservation.id < scanned[0]:
                 yield reservation.id, None, reservation
                 self.reservations += 1
                 reservation = await anext(reservations, None)
             else:
-                yield order.id, order, reservation
+                yield *scanned, reservation
                 self.orders += 1
                 self.reservations += 1
-                order, reservation = await anext(orders, None), await anext(reservations, None)
+                scanned, reservation = await anext(orders, None), await anext(reservations, None)
 
     async def _all_reservations(self) -> AsyncIterator[Reservation]:
         last: UUID | None = None
@@ -226,7 +230,7 @@ class _Run:
         for start in range(0, len(suspects), _MAX_CONCURRENCY):
             yield Progress("second check", start, len(suspects))
             part = suspects[start : start + _MAX_CONCURRENCY]
-            orders = await asyncio.gather(*(self._deps.orders.get_latest(order_id) for order_id in part))
+            orders = await asyncio.gather(*map(self._get_latest, part))
             if self._topic is not None:
                 # Read after the orders: an event that was no longer in its order's outbox is in the topic by now.
                 await self._topic.read_to_end(lambda *_: None)
@@ -238,9 +242,20 @@ class _Run:
                     yield difference
         yield Progress("second check", len(suspects), len(suspects))
 
-    async def _check(self, order_id: UUID, order: Order | None, thresholds: Thresholds) -> list[Difference]:
+    async def _get_latest(self, order_id: UUID) -> Order | UnreadableOrder | None:
+        try:
+            return await self._deps.orders.get_latest(order_id)
+        except UnreadableOrder as e:
+            return e
+
+    async def _check(
+        self, order_id: UUID, order: Order | UnreadableOrder | None, thresholds: Thresholds
+    ) -> list[Difference]:
+        if isinstance(order, UnreadableOrder):
+            # It has been changed since the first check.
+            return [self._difference(DifferenceType.UNREADABLE, str(order_id), order.reason)]
         reservation = await self._get_reservation(order_id)
-        if await self._deps.orders.get_latest(order_id) != order:
+        if await self._get_latest(order_id) != order:
             # The order has changed meanwhile, so the two reads may show different states.
             return []
         found = []

@@ -27,6 +27,11 @@ _TIMEOUT_SECONDS = 10.0
 _MAX_UNREADABLE = 10_000
 
 
+class _Envelope(msgspec.Struct):
+    specversion: str
+    type: str
+
+
 def content_hash(order: events.Order) -> int:
     """Return a 56-bit hash of an event's content without the status, which depends on when the event was published."""
     content = msgspec.json.encode(msgspec.structs.replace(order, status="pending"))
@@ -45,6 +50,7 @@ class TopicReader:
         self.messages = 0
         self.unreadable: list[str] = []
         self._decode = msgspec.json.Decoder(events.OrderEvent).decode
+        self._decode_envelope = msgspec.json.Decoder(_Envelope).decode
         self._offsets: dict[int, int] = {}
         # librdkafka requires a group.id, although no group is joined and no offset is committed.
         settings = consumer_settings(
@@ -103,7 +109,11 @@ class TopicReader:
     def _record(self, message: Message, position: str) -> None:
         self.messages += 1
         try:
-            event = self._decode(message.value() or b"")
+            value = message.value() or b""
+            if self._decode_envelope(value).type not in EVENT_BITS:
+                # Newer versions may add event types.
+                return
+            event = self._decode(value)
             order_id, bit = UUID(event.subject), EVENT_BITS[event.type]
         except (msgspec.DecodeError, ValueError, KeyError):
             if len(self.unreadable) < _MAX_UNREADABLE:
