@@ -292,7 +292,6 @@ class Relay:
                 self._settle(order_id)
 
     async def _release_lease_to_newer_version(self, order_id: UUID) -> None:
-        context.deadline.set(None)
         try:
             await self._lease_releases(order_id)
         except Unavailable as e:
