@@ -152,3 +152,51 @@ async def test_a_migration_that_takes_too_long_is_rolled_back(
                 await migrate(config, make_package(first=f"{FIRST} SELECT pg_sleep({PATIENCE})"))
         assert await checksums(config) == {}
         assert await migrate(config, make_package(first=FIRST)) == ["0001_first.sql"]
+
+
+CONCURRENT = """-- concurrently
+DROP INDEX CONCURRENTLY IF EXISTS things_id;
+CREATE UNIQUE INDEX CONCURRENTLY things_id ON things (id);
+"""
+
+
+async def test_a_concurrent_file_builds_its_index_beside_an_open_write(
+    database: Postgres, make_package: MakePackage
+) -> None:
+    await migrate(database, make_package(first=FIRST))
+    writer = await connect(database)
+    try:
+        transaction = writer.transaction()
+        await transaction.start()
+        await writer.execute("INSERT INTO things VALUES (1)")
+        package = make_package(first=FIRST, second=CONCURRENT)
+        # Three at once: those that wait for the lock must not be what the first one waits for.
+        running = [asyncio.create_task(migrate(database, package)) for _ in range(3)]
+        await asyncio.sleep(0.3)
+        assert not any(task.done() for task in running)
+        # The table is not locked meanwhile.
+        async with asyncio.timeout(PATIENCE):
+            await writer.execute("INSERT INTO things VALUES (2)")
+        await transaction.commit()
+        assert sorted(await asyncio.gather(*running), key=len) == [[], [], ["0002_second.sql"]]
+        assert await writer.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'things_id'::regclass")
+    finally:
+        await writer.close()
+
+
+async def test_a_concurrent_file_that_failed_is_applied_again(database: Postgres, make_package: MakePackage) -> None:
+    package = make_package(first=FIRST, second=CONCURRENT)
+    await migrate(database, make_package(first=FIRST))
+    conn = await connect(database)
+    try:
+        await conn.execute("INSERT INTO things VALUES (1), (1)")
+        with pytest.raises(
+            MigrationError, match=r"^0002_second\.sql failed, and will be applied again from its beginning"
+        ):
+            await migrate(database, package)
+        assert list(await checksums(database)) == ["0001_first.sql"]
+        await conn.execute("TRUNCATE things")
+        assert await migrate(database, package) == ["0002_second.sql"]
+        assert await conn.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'things_id'::regclass")
+    finally:
+        await conn.close()

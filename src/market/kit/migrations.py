@@ -2,12 +2,18 @@
 
 The table `schema_migrations` has a row for each applied file, with the checksum of its text. A released file never
 changes: a change of the schema is a new file.
+
+A file is applied in one transaction, unless its first line is `-- concurrently`: then each of its statements, which
+end with a semicolon at the end of a line, is executed alone, as CREATE INDEX CONCURRENTLY requires. After a failure the
+file is applied again from its beginning, so its statements must be repeatable: DROP INDEX CONCURRENTLY IF EXISTS first.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
+import time
 from importlib.resources import files
 
 import asyncpg
@@ -25,6 +31,10 @@ _STATEMENT_SECONDS = 30.0
 # The server ends the session, and releases the lock, within a minute if the host running `migrate` disappears.
 _SETTINGS = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+_CONCURRENTLY = "-- concurrently"
+_END_OF_STATEMENT = re.compile(r";[ \t]*$", re.MULTILINE)
+# The pause between two attempts to get the lock.
+_LOCK_SECONDS = 0.1
 
 
 class MigrationError(CommandError):
@@ -61,9 +71,9 @@ async def wait_for_schema(pool: Pool, package: str, health: Health) -> None:
 async def migrate(config: Postgres, package: str, health: Health | None = None) -> list[str]:
     """Apply the pending `NNNN_name.sql` files of the package in order, and return their names.
 
-    Concurrent calls are safe (advisory lock); a newer schema is accepted. Each file is one transaction, and must be
-    compatible with the version of the service that is still running. Raises MigrationError if a file fails, takes too
-    long or has changed since it was applied, or if another process keeps the lock for longer than the configured time.
+    Concurrent calls are safe (advisory lock); a newer schema is accepted. Each file must be compatible with the version
+    of the service that is still running. Raises MigrationError if a file fails, takes too long or has changed since it
+    was applied, or if another process keeps the lock for longer than the configured time.
     """
     connector = Connector(config, settings=_SETTINGS, timeout_seconds=_STATEMENT_SECONDS)
     conn = await (health or Health()).wait_for("postgres", connector)
@@ -80,16 +90,16 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
 
 
 async def _lock(conn: DirectConnection, seconds: float) -> None:
-    try:
-        async with conn.transaction():
-            # Applies to advisory locks too. The lock is a session-level one, so it outlives this transaction.
-            await conn.execute(f"SET LOCAL lock_timeout = {max(1, round(1000 * seconds))}")
-            await conn.execute("SELECT pg_advisory_lock(hashtext('market.migrations'))", timeout=seconds + 10)
-    except asyncpg.LockNotAvailableError:
-        raise MigrationError(
-            f"another process has held the migration lock for more than {seconds:g} s: it is applying a migration, or "
-            "hangs; its pid is in pg_locks, with locktype 'advisory'"
-        ) from None
+    give_up_at = time.monotonic() + seconds
+    # Not pg_advisory_lock: CREATE INDEX CONCURRENTLY in another process waits for the statements that are running, and
+    # would wait for the one that waits for the lock.
+    while not await conn.fetchval("SELECT pg_try_advisory_lock(hashtext('market.migrations'))"):
+        if time.monotonic() > give_up_at:
+            raise MigrationError(
+                f"another process has held the migration lock for more than {seconds:g} s: it is applying a "
+                "migration, or hangs; its pid is in pg_locks, with locktype 'advisory'"
+            )
+        await asyncio.sleep(_LOCK_SECONDS)
 
 
 async def _create_table(conn: DirectConnection) -> None:
@@ -129,15 +139,32 @@ async def _verify_applied(conn: DirectConnection, package: str) -> set[str]:
 
 
 async def _apply(conn: DirectConnection, name: str, text: str, seconds: float) -> None:
+    is_concurrent = text.partition("\n")[0].rstrip() == _CONCURRENTLY
+    outcome = "will be applied again from its beginning" if is_concurrent else "was rolled back"
     try:
-        async with conn.transaction():
-            # A migration that cannot get its lock in time must not block requests behind it; the next run of
-            # `migrate` retries it.
-            await conn.execute("SET LOCAL lock_timeout = '5s'")
-            await conn.execute(text, timeout=seconds)
-            await conn.execute("INSERT INTO schema_migrations (name, checksum) VALUES ($1, $2)", name, checksum(text))
+        async with asyncio.timeout(seconds):
+            await (_execute_concurrently if is_concurrent else _execute)(conn, name, text, seconds)
     except TimeoutError:
-        raise MigrationError(f"{name} did not finish within {seconds:g} s, and was rolled back") from None
+        raise MigrationError(f"{name} did not finish within {seconds:g} s, and {outcome}") from None
     except asyncpg.PostgresError as e:
-        raise MigrationError(f"{name} failed, and was rolled back: {e}") from e
+        raise MigrationError(f"{name} failed, and {outcome}: {e}") from e
     log.info("migration applied", migration=name)
+
+
+async def _execute(conn: DirectConnection, name: str, text: str, seconds: float) -> None:
+    async with conn.transaction():
+        # A migration that cannot get its lock in time must not block requests behind it; the next run of `migrate`
+        # retries it.
+        await conn.execute("SET LOCAL lock_timeout = '5s'")
+        await conn.execute(text, timeout=seconds)
+        await _record(conn, name, text)
+
+
+async def _execute_concurrently(conn: DirectConnection, name: str, text: str, seconds: float) -> None:
+    for statement in filter(str.strip, _END_OF_STATEMENT.split(text)):
+        await conn.execute(statement, timeout=seconds)
+    await _record(conn, name, text)
+
+
+async def _record(conn: DirectConnection, name: str, text: str) -> None:
+    await conn.execute("INSERT INTO schema_migrations (name, checksum) VALUES ($1, $2)", name, checksum(text))
