@@ -1,10 +1,11 @@
 """All scenarios, in the order of the report."""
 
 from benchmarks.scenario import Scenario
-from benchmarks.scenarios import commands, fairness, footprint, gateway, inventory, mails, orders, products
+from benchmarks.scenarios import commands, fairness, footprint, gateway, inventory, mails, orders, pages, products
 
 SCENARIOS: list[Scenario] = [
     *products.SCENARIOS,
+    *pages.SCENARIOS,
     *orders.SCENARIOS,
     *fairness.SCENARIOS,
     *inventory.SCENARIOS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID, uuid4
@@ -10,17 +11,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from market.products.domain import Product, position_type
 from market.products.store import PageQuery, page_statement
 
 from .conftest import RunningProducts
 
 DAY = datetime(2026, 1, 1, tzinfo=UTC)
 
+# In the order of `sort=name`.
+NAMES = ["Apple", "apple", "Ärmel", "Zoo", "Лампа"]
+
 # Few different values, so that most products are equal to another one in the sort key.
 generated_rows = st.lists(
     st.tuples(
         st.uuids(),
-        st.sampled_from(["Apple", "apple", "Ärmel", "Лампа", "Zoo"]),
+        st.sampled_from(NAMES),
         st.sampled_from(["0", "1.5", "2"]),
         st.integers(0, 2),
     ),
@@ -30,7 +35,7 @@ generated_rows = st.lists(
 KEYS = {
     "created_at": lambda r: (r[3], r[0].bytes),
     "price": lambda r: (Decimal(r[2]), r[0].bytes),
-    "name": lambda r: (r[1], r[0].bytes),
+    "name": lambda r: (NAMES.index(r[1]), r[0].bytes),
 }
 
 
@@ -202,9 +207,17 @@ async def test_the_indexes_serve_search_and_every_sort(products: RunningProducts
     search = await plans(PageQuery(20, 0, "-created_at", "words 4711"))
     assert search.count("Bitmap Index Scan on products_search") == 2
     assert "Seq Scan on products" not in search
-    for sort, index in (("created_at", "products_created_at"), ("-price", "products_price"), ("name", "products_name")):
+    for sort, index in (
+        ("created_at", "products_created_at"),
+        ("-price", "products_price"),
+        ("name", "products_name_sort"),
+    ):
         found = await plans(PageQuery(20, 0, sort, None))
         assert found.count(f"using {index} on products") == 2, found
+        position = position_type(sort).of(Product(uuid4(), "Lamp", "", Decimal(1), "GBP", None, None, DAY, DAY))
+        found = await plans(PageQuery(20, 0, sort, None, position))
+        # As a condition of the index: without one, it would be read from its beginning.
+        assert re.findall(rf"using {index} on products .*\n +Index Cond: \(ROW\(", found)[1:], found
         assert "Seq Scan on products" not in found
     await products.db.execute("TRUNCATE products")
 

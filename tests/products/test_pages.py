@@ -60,6 +60,54 @@ async def test_a_walk_returns_each_product_once_while_others_come_and_go(product
     assert staying <= set(found)
 
 
+ALPHABETICAL = [
+    "“quoted”",
+    '"quoted" twice',
+    "10 candles",
+    "Apple",
+    "apple",
+    "apple tart",
+    "Äpfel",
+    "banana",
+    "emu",
+    "Émile",
+    "ﬁlm",
+    "lotus",
+    "Łódź",
+    "ozone",
+    "Ørsted",
+    "Straße",
+    "strasse",
+    "strata",
+    "Zebra",
+    "ель",
+    "Ёлка",
+    "игла",
+    "индиго",
+    "йод",
+    "кит",
+    "якорь",
+]
+
+
+async def test_names_are_sorted_as_people_sort_them(products: RunningProducts):
+    await products.db.execute("TRUNCATE products")
+    names = ALPHABETICAL[:]
+    random.Random(1).shuffle(names)
+    await insert(products, [(uuid4(), name, "1", DAY) for name in names])
+    assert [item["name"] for item in (await get(products, sort="name", limit=100))["items"]] == ALPHABETICAL
+    assert [item["name"] for item in (await get(products, sort="-name", limit=100))["items"]] == ALPHABETICAL[::-1]
+
+
+async def test_a_name_of_any_characters_has_its_place(products: RunningProducts):
+    # The last one is 18 letters by itself.
+    for character in ("ä", "й", "😀", "ﷺ"):
+        created = await products.create(name=200 * character)
+        after = (await get(products, sort="name", limit=1))["next"]
+        assert created["id"] in [item["id"] for item in (await get(products, sort="-name", limit=100))["items"]]
+        assert after is None or len(after) < 2000
+
+
 async def test_new_products_do_not_shift_the_pages_of_a_walk(products: RunningProducts):
     await products.db.execute("TRUNCATE products")
     created = [(await products.create())["id"] for _ in range(6)]

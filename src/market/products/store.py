@@ -44,6 +44,10 @@ _MATCHES = (
 )
 
 
+# What a column is sorted by, given its value. Each of these expressions has an index, with the id.
+_SORT_KEYS = {"created_at": "{}", "price": "{}", "name": 'name_sort_key({}) COLLATE "C"'}
+
+
 class PageQuery(Struct, frozen=True):
     """Which part of the list is requested. `words` None searches for nothing: the whole list.
 
@@ -55,14 +59,6 @@ class PageQuery(Struct, frozen=True):
     sort: Sort
     words: str | None
     after: Position | None = None
-
-    @property
-    def column(self) -> str:
-        return self.sort.removeprefix("-")
-
-    @property
-    def is_descending(self) -> bool:
-        return self.sort.startswith("-")
 
 
 class Page(Struct, frozen=True):
@@ -95,7 +91,10 @@ def page_statement(query: PageQuery) -> Statement:
     Each row begins with the total; there is always one row, beyond the end too. The total of a search ends at one more
     than MAX_COUNT.
     """
-    order = f"{query.column} DESC, id DESC" if query.is_descending else f"{query.column}, id"
+    column = query.sort.removeprefix("-")
+    is_descending = query.sort.startswith("-")
+    key = _SORT_KEYS[column].format(column)
+    order = f"{key} DESC, id DESC" if is_descending else f"{key}, id"
     arguments: list[object] = []
 
     def parameter(value: object) -> str:
@@ -108,9 +107,8 @@ def page_statement(query: PageQuery) -> Statement:
         limit += f" OFFSET {parameter(query.offset)}"
     beyond = ""
     if query.after is not None:
-        sign = "<" if query.is_descending else ">"
-        position = f"{parameter(query.after.key)}, {parameter(query.after.id)}"
-        beyond = f"WHERE ({query.column}, id) {sign} ({position})"
+        position = f"{_SORT_KEYS[column].format(parameter(query.after.key))}, {parameter(query.after.id)}"
+        beyond = f"WHERE ({key}, id) {'<' if is_descending else '>'} ({position})"
     if query.words is None:
         total = "SELECT sum(n)::bigint FROM product_counts"
         part = f"SELECT {_COLUMNS} FROM products {beyond} ORDER BY {order} {limit}"

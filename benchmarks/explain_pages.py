@@ -1,0 +1,57 @@
+"""`python -m benchmarks.explain_pages URI`: the plan of each kind of page of products, the first one and one far on.
+
+URI: of a database of products that may be filled, such as that of `market up --empty`: it gets a million products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Any, get_args
+
+import asyncpg
+
+from benchmarks.catalogue import fill_up_to
+from market.products.domain import Position, Product, Sort, position_type
+from market.products.store import PageQuery, page_statement
+
+LIMIT = 20
+
+
+async def position_at(conn: Any, sort: Sort, offset: int) -> Position:
+    """Return the position of the product at this offset."""
+    statement, arguments = page_statement(PageQuery(1, offset, sort, None))
+    rows = await conn.fetch(statement, *arguments)
+    return position_type(sort).of(Product(*rows[0][1:]))
+
+
+async def explain(conn: Any, query: PageQuery) -> list[str]:
+    """Return the plan and the times of a page that has been read before."""
+    statement, arguments = page_statement(query)
+    for _ in range(3):
+        await conn.fetch(statement, *arguments)
+    rows = await conn.fetch(f"EXPLAIN (ANALYZE, COSTS OFF, BUFFERS OFF) {statement}", *arguments)
+    return [row[0] for row in rows]
+
+
+async def run(uri: str, count: int) -> None:
+    await fill_up_to(uri, count)
+    conn = await asyncpg.connect(uri, command_timeout=600)
+    for sort in get_args(Sort):
+        for depth in (0, count // 2):
+            after = await position_at(conn, sort, depth) if depth else None
+            print(
+                f"\nsort={sort}, after {depth} products",
+                *await explain(conn, PageQuery(LIMIT, 0, sort, None, after)),
+                sep="\n",
+            )
+    print("\noffset=10000", *await explain(conn, PageQuery(LIMIT, 10_000, "-created_at", None)), sep="\n")
+    await conn.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("uri")
+    parser.add_argument("--count", type=int, default=1_000_000)
+    arguments = parser.parse_args()
+    asyncio.run(run(arguments.uri, arguments.count))
