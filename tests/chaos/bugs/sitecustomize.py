@@ -46,7 +46,7 @@ def add_bugs_to_orders(service: Any) -> None:
     async def skip_reserve(deps: Any, order: Any) -> Any:
         """Bug 4: orders of client 4 are confirmed without a reservation. Bug 7: those of client 7 stay pending."""
         if order.user == client(4):
-            return await service._move(deps, order, service.CONFIRM)
+            return await service._transition(deps, order, service.CONFIRM)
         if order.user == client(7):
             raise Unavailable("a bug on purpose")
         return await reserve(deps, order)
