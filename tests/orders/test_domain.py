@@ -129,6 +129,8 @@ def test_the_digest_of_a_request_is_the_same_in_every_version() -> None:
             b'{"user":"ada","email":null,"wanted":[{"product_id":"a","quantity":2}],"expected_total":"5.00"}'
         ).hexdigest()
     )
+    with_currency = NewOrder(new.user, new.email, new.lines, new.expected_total, "EUR")
+    assert with_currency.digest() != new.digest()
 
 
 def test_an_event_has_a_stable_id_and_shows_the_order_as_it_is() -> None:

@@ -109,12 +109,50 @@ async def test_a_total_different_from_the_expected_one_is_rejected_before_anythi
         "type": "urn:market:problem:price-changed",
         "title": "Price changed",
         "status": 409,
-        "detail": "the total is now 5.00",
+        "detail": "the total is now 5.00 GBP",
         "total": "5.00",
+        "currency": "GBP",
     }
     assert documents.find_one({"user": "thrifty"}) is None
     assert await stock.available(lamp) == 5
     assert (await service.place([(lamp, 2)], user="thrifty", expected_total="5")).status_code == 201
+
+
+async def test_a_currency_different_from_the_expected_one_is_a_price_change(
+    service: Service, catalogue: FakeCatalogue, stock: Stock, documents: Any
+) -> None:
+    """100 yen and 100 dollars are the same amount."""
+    lamp, cup = catalogue.add("100.00", currency="USD"), catalogue.add("1.00", currency="USD")
+    for product_id in (lamp, cup):
+        await stock.set(product_id, 5)
+    user = f"traveller {uuid4()}"
+    for seen in ({"expected_total": "100", "expected_currency": "JPY"}, {"expected_currency": "JPY"}):
+        response = await service.place([(lamp, 1)], user=user, **seen)
+        assert response.status_code == 409
+        assert response.json() == {
+            "type": "urn:market:problem:price-changed",
+            "title": "Price changed",
+            "status": 409,
+            "detail": "the total is now 100.00 USD",
+            "total": "100.00",
+            "currency": "USD",
+        }
+    # The currency of one of two products has changed: there is no total any more.
+    catalogue.products[cup]["currency"] = "EUR"
+    response = await service.place([(lamp, 1), (cup, 1)], user=user, expected_total="101", expected_currency="USD")
+    assert response.status_code == 409
+    assert response.json() == {
+        "type": "urn:market:problem:price-changed",
+        "title": "Price changed",
+        "status": 409,
+        "detail": "the products no longer have the same currency, but EUR and USD",
+    }
+    assert documents.find_one({"user": user}) is None
+    assert await stock.available(lamp) == 5
+    # What is absent is not compared.
+    for seen in ({"expected_total": "100"}, {"expected_total": "100", "expected_currency": "USD"}, {}):
+        response = await service.place([(lamp, 1)], user=user, **seen)
+        assert (response.status_code, response.json()["currency"]) == (201, "USD")
 
 
 async def test_an_unknown_product_and_two_currencies_are_bad_input(
@@ -158,6 +196,9 @@ VALID_ORDER: dict[str, Any] = {"user": "ada", "items": [{"product_id": str(UUID(
         ({"items": [{"product_id": str(UUID(int=1)), "quantity": 1, "unit_price": "0.01"}]}, "items[0].unit_price"),
         ({"items": [{"product_id": str(UUID(int=1)), "quantity": 600_000}] * 2}, "items[1].quantity"),
         ({"expected_total": 5}, "expected_total"),
+        ({"expected_currency": "gbp"}, "expected_currency"),
+        ({"expected_currency": "XXX"}, "expected_currency"),
+        ({"expected_currency": 5}, "expected_currency"),
         ({"expected_total": "5.001"}, "expected_total"),
         ({"expected_total": "NaN"}, "expected_total"),
         ({"expected_total": "1e3"}, "expected_total"),

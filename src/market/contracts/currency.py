@@ -37,6 +37,14 @@ def is_known(code: str) -> bool:
     return code in _MINOR_UNITS
 
 
+def validate(code: str) -> str:
+    """Return the code unchanged. Raises ValueError with the rule unless `is_known`."""
+    if not is_known(code):
+        got = f', got "{code}"' if len(code) <= 10 and code.isprintable() else ""
+        raise ValueError(f"must be the ISO 4217 code of a currency in use, such as EUR, in upper case{got}")
+    return code
+
+
 def minor_units(code: str) -> int:
     """Return the number of decimals of an amount in the currency: 2 for EUR, 0 for JPY, 3 for KWD. Raises KeyError."""
     return _MINOR_UNITS[code]

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from market.contracts import events, money
+from market.contracts import currency, events, money
 from market.kit import context, text
 from market.kit.config import Http
 from market.kit.errors import BadInput, NotFound, Problem
@@ -83,7 +83,19 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True):
             money.TotalText,
             Meta(
                 description="The total that the customer has seen. If it differs, the order is rejected before "
-                "anything is reserved."
+                "anything is reserved. Without `expected_currency` only the amount is compared."
+            ),
+        ]
+        | None
+    ) = None
+    expected_currency: (
+        Annotated[
+            str,
+            Meta(
+                description="The currency of the prices that the customer has seen, a code of ISO 4217. If a product "
+                "has another one, the order is rejected before anything is reserved. Send it with `expected_total`: "
+                "100 yen and 100 dollars are the same amount.",
+                extra_json_schema={"minLength": 3, "maxLength": 3, "enum": list(currency.CODES)},
             ),
         ]
         | None
@@ -130,11 +142,16 @@ def parse_order(body: CreateOrder) -> NewOrder:
             expected = money.parse_total(body.expected_total)
         except ValueError as e:
             raise BadInput("expected_total", str(e)) from None
+    if body.expected_currency is not None:
+        try:
+            currency.validate(body.expected_currency)
+        except ValueError as e:
+            raise BadInput("expected_currency", str(e)) from None
     for i, line in enumerate(body.items):
         # The pattern alone would accept a trailing newline, because `$` also matches before one.
         if len(line.product_id) != 36:
             raise BadInput(f"items[{i}].product_id", "must be a UUID")
-    return NewOrder(body.user, body.email, merge_lines(body.items), expected)
+    return NewOrder(body.user, body.email, merge_lines(body.items), expected, body.expected_currency)
 
 
 def weigh(body: bytes) -> int:

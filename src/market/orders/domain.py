@@ -244,14 +244,19 @@ def apply_transition(order: Order, transition: Transition, entry: OutboxEntry | 
     )
 
 
-class NewOrder(Struct, frozen=True):
-    """A parsed request. `expected_total`: the total that the customer has seen, or None."""
+class NewOrder(Struct, frozen=True, omit_defaults=True):
+    """A parsed request. `expected_total`, `expected_currency`: what the customer has seen, or None.
+
+    A field that is added later needs a default: `digest` omits a field at its default, so that requests without the new
+    field keep the digests that are stored already.
+    """
 
     user: str
     email: str | None
     # The digest is stored and covers the field's name: renaming it would break replays across a deployment.
     lines: tuple[RequestedLine, ...] = field(name="wanted")
     expected_total: Decimal | None
+    expected_currency: str | None = None
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the parsed request. Whitespace and the order of keys in the JSON do not matter."""

@@ -24,6 +24,10 @@ _RETRY = {status: {"Retry-After": "Seconds to wait before retrying."} for status
 _PROBLEM_MEMBERS = {
     "order_id": {"type": "string", "format": "uuid", "description": "The order that the problem is about."},
     "total": {"type": "string", "description": "The total at the current prices, where the price changed."},
+    "currency": {
+        "type": "string",
+        "description": "The currency of `total`. Both are absent if the products no longer have one currency.",
+    },
     "shortages": {
         "type": "array",
         "description": "The products with fewer units available than requested.",
@@ -76,7 +80,8 @@ def build() -> dict[str, Any]:
                     ),
                     400: ("The body is not JSON.", None),
                     409: (
-                        "Out of stock (`shortages`), price changed (`total`), or order cancelled (`order_id`).",
+                        "Out of stock (`shortages`), price changed (`total`, `currency`), or order cancelled "
+                        "(`order_id`).",
                         None,
                     ),
                     **bad,

@@ -187,10 +187,10 @@ def parse_price(price: str) -> Decimal:
 
 def validate_currency(code: str) -> str:
     """Return the code unchanged. Raises BadInput."""
-    if not currency.is_known(code):
-        got = f', got "{code}"' if len(code) <= 10 and code.isprintable() else ""
-        raise BadInput("currency", f"must be the ISO 4217 code of a currency in use, such as EUR, in upper case{got}")
-    return code
+    try:
+        return currency.validate(code)
+    except ValueError as e:
+        raise BadInput("currency", str(e)) from None
 
 
 def validate_price_in(code: str, price: Decimal) -> None:

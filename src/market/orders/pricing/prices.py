@@ -42,7 +42,8 @@ def merge_lines(lines: Sequence[RequestedLine]) -> tuple[RequestedLine, ...]:
 def price_lines(new: NewOrder, products: Mapping[str, Product]) -> PricedLines:
     """Return the request's lines with the catalogue's names and prices. `products` maps ids to products.
 
-    Raises UnknownProducts, BadInput if the currencies differ, and PriceChanged if the total is not the expected one.
+    Raises UnknownProducts, PriceChanged if the currency or the total is not the expected one, and BadInput if the
+    currencies differ and none is expected.
     """
     unknown = [line.product_id for line in new.lines if line.product_id not in products]
     if unknown:
@@ -56,10 +57,14 @@ def price_lines(new: NewOrder, products: Mapping[str, Product]) -> PricedLines:
         total += product.price * line.quantity
         lines.append(OrderLine(line.product_id, product.name, line.quantity, product.price))
     if len(currencies) > 1:
+        if new.expected_currency is not None:
+            # The customer has seen one currency, so that of a product has changed since.
+            raise CurrenciesDiffer(sorted(currencies))
         raise BadInput("items", f"must all have the same currency, got {', '.join(sorted(currencies))}")
-    if new.expected_total is not None and new.expected_total != total:
-        raise PriceChanged(total)
-    return PricedLines(tuple(lines), total, next(iter(currencies)))
+    priced = PricedLines(tuple(lines), total, next(iter(currencies)))
+    if new.expected_total not in (None, total) or new.expected_currency not in (None, priced.currency):
+        raise PriceChanged(priced)
+    return priced
 
 
 class UnknownProducts(BadInput):
@@ -82,14 +87,25 @@ class UnknownProducts(BadInput):
 
 
 class PriceChanged(Conflict):
-    """The order's total is not the `expected_total` of the request."""
+    """The order's total or currency is not the `expected_total` or `expected_currency` of the request."""
 
     type = "price-changed"
     title = "Price changed"
 
-    def __init__(self, total: Decimal) -> None:
-        super().__init__(f"the total is now {money.write(total)}")
-        self.total = total
+    def __init__(self, priced: PricedLines) -> None:
+        super().__init__(f"the total is now {money.write(priced.total)} {priced.currency}")
+        self.total = priced.total
+        self.currency = priced.currency
 
     def facts(self) -> dict[str, Any]:
-        return {"total": money.write(self.total)}
+        return {"total": money.write(self.total), "currency": self.currency}
+
+
+class CurrenciesDiffer(Conflict):
+    """The products no longer have one currency, so there is no total. For clients it is a change of price."""
+
+    type = "price-changed"
+    title = "Price changed"
+
+    def __init__(self, currencies: Sequence[str]) -> None:
+        super().__init__(f"the products no longer have the same currency, but {' and '.join(currencies)}")
