@@ -1,4 +1,4 @@
-"""Builds and runs programs in Go, Java, JavaScript and Python, each in a copy of its folder, so that the checkout stays clean."""
+"""Builds and runs programs in Go, Java, JavaScript and Python, each in a copy of its folder."""
 
 from __future__ import annotations
 

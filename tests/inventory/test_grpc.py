@@ -9,8 +9,9 @@ from uuid import UUID, uuid4
 import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -248,6 +249,17 @@ async def test_bad_input_names_the_field_and_changes_nothing(server, tables, met
     assert await tables.everything() == [[], [], []]
 
 
+async def test_bad_input_has_error_details_that_programs_can_read(server):
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await server.stub.CheckAvaliable(pb.CheckAvaliableRequest(product_ids=[A, "b"]))
+    status = status_pb2.Status.FromString(dict(raised.value.trailing_metadata())["grpc-status-details-bin"])
+    assert (status.code, status.message) == (3, "product_ids[1]: must be a UUID")
+    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    assert [status.details[0].Unpack(info), status.details[1].Unpack(bad_request)] == [True, True]
+    assert (info.reason, info.domain) == ("BAD_INPUT", "market")
+    assert [(v.field, v.description) for v in bad_request.field_violations] == [("product_ids[1]", "must be a UUID")]
+
+
 async def test_the_limits_themselves_are_accepted(server, tables):
     stub = server.stub
     await stub.SetStock(pb.SetStockRequest(product_id=A, quantity=2**31 - 1))
@@ -358,17 +370,26 @@ async def test_bytes_that_are_not_a_message_are_invalid(server, tables):
     assert await tables.everything() == [[], [], []]
 
 
-async def test_a_standard_client_finds_and_calls_the_service_by_reflection(server):
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_a_standard_client_finds_and_calls_the_service_by_reflection(server, version):
     """What grpcurl does: list, describe and call with JSON, without generated code."""
-    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+    reflect = server.channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
 
     async def ask(**request: str) -> reflection_pb2.ServerReflectionResponse:
-        async for response in stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**request)])):
+        async for response in reflect(iter([reflection_pb2.ServerReflectionRequest(**request)])):
             return response
         raise AssertionError("no response")
 
     names = {s.name for s in (await ask(list_services="")).list_services_response.service}
-    assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    reflection_services = {f"grpc.reflection.{v}.ServerReflection" for v in ("v1", "v1alpha")}
+    assert names == {SERVICE, "grpc.health.v1.Health"} | reflection_services
+    for service in reflection_services:
+        [data] = (await ask(file_containing_symbol=service)).file_descriptor_response.file_descriptor_proto
+        assert descriptor_pb2.FileDescriptorProto.FromString(data).package == service.removesuffix(".ServerReflection")
     pool = descriptor_pool.DescriptorPool()
     added: set[str] = set()
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import Counter, Histogram
 
 from market.kit import context
@@ -17,6 +17,7 @@ from market.kit.errors import INTERNAL_ERROR, Problem
 from market.kit.process import logs
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
+from market.kit.rpc import reflection
 from market.kit.rpc.client import MAX_MESSAGE_BYTES
 from market.kit.rpc.health import HealthService
 
@@ -30,6 +31,7 @@ DURATION = Histogram(
     buckets=[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5],
 )
 
+_ERROR_DOMAIN = "market"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 SERVER_OPTIONS: list[tuple[str, Any]] = [
@@ -73,11 +75,12 @@ def endpoint(name: str, handler: Handler, tracer: Tracer | None = None) -> Calla
                 trace[key] = str(value)
         context.set_trace(*(trace.get(name, "") for name in context.TRACE_HEADERS))
         status, detail = grpc.StatusCode.OK, ""
+        trailing: tuple[tuple[str, bytes], ...] = ()
         try:
             with spans.span(name):
                 return await handler(request)
         except Problem as e:
-            status, detail = _CODES[e.grpc_status], str(e)
+            status, detail, trailing = _CODES[e.grpc_status], str(e), error_details(e)
         except Exception:
             log.exception("call failed", method=name)
             status, detail = grpc.StatusCode.INTERNAL, INTERNAL_ERROR
@@ -87,9 +90,28 @@ def endpoint(name: str, handler: Handler, tracer: Tracer | None = None) -> Calla
                 counters[status.name] = REQUESTS.labels(name, status.name)
             counters[status.name].inc()
             log.debug("call handled", method=name, code=status.name)
-        return await rpc_context.abort(status, detail)
+        return await rpc_context.abort(status, detail, trailing)
 
     return serve
+
+
+def error_details(problem: Problem) -> tuple[tuple[str, bytes], ...]:
+    """Return the trailing metadata with a google.rpc.Status: ErrorInfo, and BadRequest or RetryInfo where they apply.
+
+    Source: https://google.aip.dev/193 and the richer error model in the gRPC documentation.
+    """
+    status = status_pb2.Status(code=problem.grpc_status, message=str(problem))
+    info = error_details_pb2.ErrorInfo(reason=problem.code(), domain=_ERROR_DOMAIN)
+    status.details.add().Pack(info)
+    facts = problem.facts()
+    if errors := facts.get("errors"):
+        violations = [{"field": e["field"], "description": e["reason"]} for e in errors]
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=violations))
+    if (seconds := getattr(problem, "retry_after", None)) is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(seconds * 1e9))
+        status.details.add().Pack(retry)
+    return (("grpc-status-details-bin", status.SerializeToString()),)
 
 
 class GrpcServer:
@@ -116,8 +138,7 @@ class GrpcServer:
         )
         self._server.add_generic_rpc_handlers(tuple(services.values()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        reflection.enable(self._server, (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name))
 
     async def start(self) -> None:
         """Start serving. Raises OSError if it cannot listen on the address."""
