@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -76,6 +77,8 @@ class FakeUpstream:
         self.versions: dict[str, int] = {}
         # Called with the resource before each PUT.
         self.before_update: Callable[[dict[str, Any]], None] | None = None
+        # If set, requests get their responses once it is set.
+        self.gate: asyncio.Event | None = None
         self.url = ""
 
     def reset(self) -> None:
@@ -83,6 +86,7 @@ class FakeUpstream:
         self.failures.clear()
         self.fail_always = None
         self.before_update = None
+        self.gate = None
 
     def fail(
         self,
@@ -121,6 +125,8 @@ class FakeUpstream:
         self.calls.append(
             (f"{scope['method']} {path}", scope["query_string"].decode(), json.loads(body) if body else None, headers)
         )
+        if self.gate is not None:
+            await self.gate.wait()
         status, document, more = self.respond(scope["method"], path, query, json.loads(body) if body else {}, headers)
         data = b"" if document is None else json.dumps(document, ensure_ascii=False).encode()
         kind = "application/problem+json" if status >= 400 else "application/json"

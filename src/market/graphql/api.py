@@ -20,6 +20,7 @@ from market.graphql.memory.budget import MemoryBudget, RequestMemory, json_cost
 from market.kit.config import Http
 from market.kit.errors import BadInput, MethodNotAllowed, Overloaded, Problem, Unavailable
 from market.kit.http import edge
+from market.kit.http.admission import Admission
 from market.kit.http.edge import Endpoint
 from market.kit.http.requests import read_body, read_header
 from market.kit.http.responses import json_response, problem_response
@@ -36,6 +37,8 @@ _CONTENT_TYPES = {t: f"{t}; charset=utf-8".encode() for t in (PREFERRED, LEGACY)
 _MAX_CACHED_ACCEPT = 256
 # Of a response that is sent at once: what the server buffers before it waits for the client.
 _PIECE_BYTES = 65_536
+# A text weighs at least one object per so many bytes. A line of an order has 60 to 120.
+_BYTES_PER_OBJECT = 128
 _HEADERS = {"cache-control": "no-store", "vary": "accept"}
 _RAW_HEADERS = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
 
@@ -79,7 +82,13 @@ _object_decoder = msgspec.json.Decoder(dict[str, Any] | None)
 
 
 def application(
-    executor: Executor, budget: MemoryBudget, files: StaticFiles, config: Http, tracer: Tracer, health: Health
+    executor: Executor,
+    budget: MemoryBudget,
+    admission: Admission,
+    files: StaticFiles,
+    config: Http,
+    tracer: Tracer,
+    health: Health,
 ) -> Any:
     """Return the ASGI application."""
 
@@ -87,13 +96,19 @@ def application(
         media_type = _media_type(request.scope)
         memory = budget.request()
         try:
-            # JSON only: another site's page can make a browser send a form or plain text.
-            call = await read_body(Request(request.scope, _counted(request.receive, memory)), _request_decoder)
-            prepared = await executor.prepare(
-                call.query, call.operationName or None, memory, document_id=call.document_id()
-            )
-            result = await executor.execute(prepared, call.variables or {}, memory)
-            return _CountedResponse(result, media_type, memory)
+            counted = Request(request.scope, _counted(request.receive, memory))
+            body = await counted.body()
+            # It is whole now, and no longer in pieces.
+            memory.release(len(body))
+            async with admission(counted, weigh(body)) as admitted:
+                await memory.take(json_cost(body))
+                # JSON only: another site's page can make a browser send a form or plain text.
+                call = await read_body(counted, _request_decoder)
+                prepared = await executor.prepare(
+                    call.query, call.operationName or None, memory, document_id=call.document_id()
+                )
+                result = await executor.execute(prepared, call.variables or {}, memory, admit=admitted.raise_weight)
+                return _CountedResponse(result, media_type, memory)
         except BaseException:
             memory.close()
             raise
@@ -105,17 +120,18 @@ def application(
         memory = budget.request()
         try:
             query_string = request.scope["query_string"]
-            await memory.take(json_cost(query_string) + 250 * query_string.count(b"%"))
-            call = parse_get_request(query_string)
-            prepared = await executor.prepare(
-                call.query, call.operationName or None, memory, document_id=call.document_id()
-            )
-            if prepared.is_mutation:
-                memory.close()
-                # Returned, not raised: for a MethodNotAllowed that is raised, the edge allows every method of the path.
-                return render_problem(request.scope, MutationByGet("mutations must be sent by POST"))
-            result = await executor.execute(prepared, call.variables or {}, memory)
-            return _CountedResponse(result, media_type, memory)
+            async with admission(request, weigh(query_string)) as admitted:
+                await memory.take(json_cost(query_string) + 250 * query_string.count(b"%"))
+                call = parse_get_request(query_string)
+                prepared = await executor.prepare(
+                    call.query, call.operationName or None, memory, document_id=call.document_id()
+                )
+                if prepared.is_mutation:
+                    memory.close()
+                    # Returned: for a MethodNotAllowed that is raised, the edge allows every method of the path.
+                    return render_problem(request.scope, MutationByGet("mutations must be sent by POST"))
+                result = await executor.execute(prepared, call.variables or {}, memory, admit=admitted.raise_weight)
+                return _CountedResponse(result, media_type, memory)
         except BaseException:
             memory.close()
             raise
@@ -127,6 +143,11 @@ def application(
     return edge.application(
         routes, config, tracer=tracer, health=health, timeouts=timeouts, render_problem=render_problem
     )
+
+
+def weigh(text: bytes) -> int:
+    """Return what a request weighs before it is parsed: the objects in it, or its size in lines of an order."""
+    return max(1, text.count(b"{"), len(text) // _BYTES_PER_OBJECT)
 
 
 def render_problem(scope: Any, problem: Problem) -> Response:
@@ -227,19 +248,13 @@ def _media_type(scope: Any) -> str:
 
 
 def _counted(receive: Any, memory: RequestMemory) -> Any:
-    """Return an ASGI `receive` that counts the body before it is decoded."""
-    unpaid = 0
+    """Return an ASGI `receive` that counts the bytes of the body, in pieces and as a whole."""
 
     async def counted() -> Any:
-        nonlocal unpaid
         message = await receive()
-        if body := message.get("body"):
-            # In pieces and as a whole. It is there already: large bodies that waited would be what they wait for.
-            if not memory.try_take(2 * len(body)):
-                raise Overloaded("too many large requests in flight")
-            unpaid += json_cost(body)
-        if not message.get("more_body"):
-            await memory.take(unpaid)
+        # It is there already: large bodies that waited would be what they wait for.
+        if (body := message.get("body")) and not memory.try_take(2 * len(body)):
+            raise Overloaded("too many large requests in flight")
         return message
 
     return counted

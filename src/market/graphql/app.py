@@ -13,6 +13,7 @@ from market.graphql.engine.executor import Executor
 from market.graphql.graphiql.files import StaticFiles
 from market.graphql.memory.budget import MemoryBudget
 from market.graphql.service import Deps
+from market.kit.http.admission import Admission
 from market.kit.http.client import HttpClient
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process
@@ -39,5 +40,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         deps = Deps(products=clients.products, orders=clients.orders)
         executor = Executor(deps, config.limits, config.documents, config.trusted_documents)
         memory = MemoryBudget(config.memory)
-        app = api.application(executor, memory, StaticFiles.load(), config.http, process.tracer, process.health)
+        admission = Admission(config.admission, unit="items")
+        files = StaticFiles.load()
+        app = api.application(executor, memory, admission, files, config.http, process.tracer, process.health)
         yield HttpServer(app, config.http.host, config.http.port, limits=config.http)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from market.kit.config import Http, HttpUpstream, NonEmptyStr, Seconds, Section, ServiceConfig
+from market.kit.config import Admission, Http, HttpUpstream, NonEmptyStr, Seconds, Section, ServiceConfig
 
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=4096)]
@@ -93,6 +93,8 @@ class GatewayHttp(Http, frozen=True, kw_only=True):
 
 class Config(ServiceConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
     http: GatewayHttp
+    # A request weighs the objects in its body (an order's lines), or the items that its pages may have.
+    admission: Admission = Admission(max_waiting_weight=200_000)
     products: HttpUpstream
     orders: HttpUpstream
     limits: Limits = Limits()

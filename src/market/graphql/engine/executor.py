@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -66,10 +67,18 @@ class Executor:
         await memory.take(prepared.size)
         return prepared
 
-    async def execute(self, prepared: PreparedDocument, variables: dict[str, Any], memory: RequestMemory) -> Result:
+    async def execute(
+        self,
+        prepared: PreparedDocument,
+        variables: dict[str, Any],
+        memory: RequestMemory,
+        *,
+        admit: Callable[[int], Awaitable[None]] | None = None,
+    ) -> Result:
         """Return the response. A field that fails is null, and its error is in the response.
 
-        Raises BadInput or Overloaded if the request needs more memory than it may have before a field is executed.
+        `admit` is called with the number of items that the response's pages may have, before a field is executed.
+        Raises what it raises, and BadInput or Overloaded if the request needs more memory than it may have before that.
         """
         if prepared.errors:
             return _request_errors(prepared.errors)
@@ -88,6 +97,8 @@ class Executor:
                 return _request_errors([request_error(GraphQLError(message), "variables")])
             values.append(value)
         plan = self._plan(prepared, tuple(values))
+        if admit is not None:
+            await admit(plan.page_items(coerced))
         await memory.take(plan.size)
         try:
             return Result(True, await plan.execute(Resources(self._deps, self._limits, memory), coerced))

@@ -22,6 +22,17 @@ from market.kit.errors import BadInput
 PAGE_LIMITS = {"products": (20, 100), "orders": (100, 1000)}
 
 
+def page_items(root_field: str, arguments: dict[str, Any]) -> int:
+    """Return how many items the root field's page may have; 0 if the field is not a page."""
+    if root_field not in PAGE_LIMITS:
+        return 0
+    default, maximum = PAGE_LIMITS[root_field]
+    ids, limit = arguments.get("ids"), arguments.get("limit")
+    requested = len(ids) if ids is not None else default if limit is None else limit
+    # A limit out of range is rejected by the upstream, which words it better.
+    return min(max(requested, 1), maximum)
+
+
 class ItemBudget:
     """The items that all pages of one request may have together."""
 
@@ -31,13 +42,7 @@ class ItemBudget:
 
     def spend(self, root_field: str, arguments: dict[str, Any]) -> None:
         """Count what the root field's page may hold, if it has one. Raises BadInput if that exceeds the budget."""
-        if root_field not in PAGE_LIMITS:
-            return
-        default, maximum = PAGE_LIMITS[root_field]
-        ids, limit = arguments.get("ids"), arguments.get("limit")
-        requested = len(ids) if ids is not None else default if limit is None else limit
-        # A limit out of range is rejected by the upstream, which words it better.
-        self._spent += min(max(requested, 1), maximum)
+        self._spent += page_items(root_field, arguments)
         if self._spent > self._items:
             reason = f"the pages of one request must have at most {self._items} items in total, got {self._spent}"
             raise BadInput("limit", reason)

@@ -25,7 +25,7 @@ from market.graphql import service
 from market.graphql.config import Limits
 from market.graphql.engine.errors import Error, execution_error, field_error
 from market.graphql.engine.introspection import introspect
-from market.graphql.engine.limits import ItemBudget
+from market.graphql.engine.limits import PAGE_LIMITS, ItemBudget, page_items
 from market.graphql.memory.budget import RequestMemory, ResponseCharge, charge
 from market.graphql.service import Deps, ProductBatch
 from market.kit.errors import Problem
@@ -106,6 +106,12 @@ class FieldPlan:
     # Bytes of memory per byte of the upstream's response.
     response_factor: float
 
+    def arguments(self, variables: VariableValues) -> dict[str, Any]:
+        """Return the arguments of the use case that the request gives. Raises GraphQLError."""
+        if self.constant_arguments is not None:
+            return self.constant_arguments
+        return self.translate(get_argument_values(self.definition, self.node, variables))
+
 
 @dataclass(frozen=True)
 class IntrospectionPlan:
@@ -145,6 +151,15 @@ class Plan:
         self._typenames = typenames
         self._keys = keys
         self._serial = serial
+
+    def page_items(self, variables: VariableValues) -> int:
+        """Return how many items the pages of the response may have together."""
+        pages = [field for field in self._fields if field.name in PAGE_LIMITS]
+        try:
+            return sum(page_items(field.name, field.arguments(variables)) for field in pages)
+        except GraphQLError:
+            # Its field gets the error.
+            return 0
 
     async def execute(self, resources: Resources, variables: VariableValues) -> bytes:
         """Return the response's JSON: data, and errors if there are any.
@@ -201,9 +216,7 @@ class _Execution:
     async def fetch(self, field: FieldPlan) -> None:
         """Fetch the root field's value, and write it if it has no joins. If that fails it is null, with an error."""
         try:
-            arguments = field.constant_arguments
-            if arguments is None:
-                arguments = field.translate(get_argument_values(field.definition, field.node, self._variables))
+            arguments = field.arguments(self._variables)
             self._budget.spend(field.name, arguments)
             charge.set(ResponseCharge(self._memory, field.response_factor))
             value = await field.use_case(self._deps, **arguments, **field.extra_arguments)

@@ -55,39 +55,63 @@ class Admission:
 
     def __init__(self, limits: Limits, *, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._small_weight = limits.small_weight
-        self._max_weight = limits.max_large_weight
         self._small = _Part("small", limits.max_small_weight, limits, unit, clock)
         self._large = _Part("large", limits.max_large_weight, limits, unit, clock)
 
-    def __call__(self, request: Request, weight: int) -> _Admitted:
+    def __call__(self, request: Request, weight: int) -> Admitted:
         """Return a context manager that waits until the request may be handled, and ends its handling on exit.
 
         The request's body must have been read. On entry it raises TooManyRequests if the caller exceeds its share,
         Overloaded if the queue is full or the wait too long, DeadlineExceeded at the request's deadline, and
         ClientDisconnect if the client did not wait. Nothing has been done then.
         """
-        part = self._small if weight <= self._small_weight else self._large
-        return _Admitted(part, request, min(max(1, weight), self._max_weight))
+        return Admitted(self, request, weight)
+
+    def part_of(self, weight: int) -> _Part:
+        return self._small if weight <= self._small_weight else self._large
 
 
-class _Admitted:
-    def __init__(self, part: _Part, request: Request, weight: int) -> None:
-        self._part = part
+class Admitted:
+    """The admission of one request, as a context manager."""
+
+    def __init__(self, admission: Admission, request: Request, weight: int) -> None:
+        self._admission = admission
         self._request = request
         self._caller = caller(request)
         self._weight = weight
+        # The part that it is in; None: not admitted.
+        self._part: _Part | None = None
 
-    async def __aenter__(self) -> None:
-        if await self._part.enter(self._caller, self._weight):
+    async def __aenter__(self) -> Admitted:
+        await self._enter()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
+
+    async def raise_weight(self, weight: int) -> None:
+        """Wait again if the request turns out to weigh more, as on entry. Raises the same."""
+        if weight > self._weight:
+            self._leave()
+            self._weight = weight
+            await self._enter()
+
+    async def _enter(self) -> None:
+        part = self._admission.part_of(self._weight)
+        has_waited = await part.enter(self._caller, self._weight)
+        self._part = part
+        if has_waited:
             try:
                 if await self._request.is_disconnected():
                     raise ClientDisconnect
             except BaseException:
-                self._part.leave(self._caller, self._weight)
+                self._leave()
                 raise
 
-    async def __aexit__(self, *_: object) -> None:
-        self._part.leave(self._caller, self._weight)
+    def _leave(self) -> None:
+        if self._part is not None:
+            self._part.leave(self._caller, self._weight)
+            self._part = None
 
 
 class _Part:
