@@ -21,6 +21,7 @@ from market_dev.stack.kafka import apache
 
 from market.contracts import events
 from market.orders import service as use_cases
+from market.orders.metrics import RECOVERED
 from tests.support.ports import free_port
 from tests.support.servers import ServerHandle
 from tests.support.waiting import PATIENCE, until
@@ -157,6 +158,7 @@ async def test_recovery_does_not_change_an_order_that_is_confirmed_first(
         rejecting = gate_at(recovering, "orders.recovery-before-reject")
         placing = asyncio.create_task(service.place([(lamp, 2)], user=user))
         await confirming.wait_until_reached()
+        rejected_before = RECOVERED.labels("rejected")._value.get()
         # Recovery reads the order as pending, and tries to reject it only after the confirmation.
         recovery = asyncio.create_task(recover_all(recovering))
         await rejecting.wait_until_reached()
@@ -166,6 +168,7 @@ async def test_recovery_does_not_change_an_order_that_is_confirmed_first(
         rejecting.open()
         await recovery
         assert (await get_document(service, response.json()["id"]))["status"] == "confirmed"
+        assert RECOVERED.labels("rejected")._value.get() == rejected_before
         await topic.wait_for(response.json()["id"], "order.created")
     assert await stock.reservation(response.json()["id"]) == ("reserved", {lamp: 2})
 
@@ -186,10 +189,12 @@ async def test_concurrent_recovery_in_two_instances_rejects_and_releases_once(
         # Both read the order as pending before either rejects it, and both reject it before either releases the stock.
         points = ("orders.recovery-before-reject", "orders.after-reject-status", "orders.after-release")
         gates = [[gate_at(instance, point) for instance in (one, two)] for point in points]
+        rejected_before = RECOVERED.labels("rejected")._value.get()
         recovering = [asyncio.create_task(recover_all(instance)) for instance in (one, two)]
         for gates_at_point in gates:
             await open_together(gates_at_point)
         await asyncio.gather(*recovering)
+        assert RECOVERED.labels("rejected")._value.get() == rejected_before + 1
         assert await stock.available(lamp) == 5
         stored = await get_document(one, order_id)
         assert (stored["status"], {"outbox", "release_due"} & stored.keys()) == ("rejected", set())

@@ -161,7 +161,7 @@ async def test_an_unknown_product_and_two_currencies_are_bad_input(
     pounds, euros, unknown = catalogue.add(), catalogue.add(currency="EUR"), str(uuid4())
     response = await service.place([(pounds, 1), (unknown, 1)], user="lost")
     assert response.status_code == 422
-    assert response.json()["errors"] == [{"field": "items.product_id", "reason": f"there is no product {unknown}"}]
+    assert response.json()["errors"] == [{"field": "items.product_id", "reason": f"unknown product {unknown}"}]
     response = await service.place([(pounds, 1), (euros, 1)], user="lost")
     assert response.status_code == 422
     assert response.json()["errors"] == [{"field": "items", "reason": "must all have the same currency, got EUR, GBP"}]

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from market.orders.metrics import RECOVERED
 from tests.support.waiting import until
 
 from .catalogue import FakeCatalogue
@@ -207,6 +208,8 @@ async def test_orders_are_placed_while_kafka_is_unavailable(
     await stock.set(lamp, 5)
     settings = new_settings()
     settings["kafka"] = {"bootstrap_servers": "127.0.0.1:1", "partitions": 0, "delivery_seconds": 1}
+    published = RECOVERED.labels("published")
+    published_before = published._value.get()
     async with serving(settings) as service:
         order = (await service.place([(lamp, 2)])).json()
         assert order["status"] == "confirmed"
@@ -214,5 +217,10 @@ async def test_orders_are_placed_while_kafka_is_unavailable(
         statistics = await service.deps.orders.statistics()
         assert (statistics.unsent, statistics.with_stuck_events) == (1, 0)
         assert statistics.oldest_unsent_seconds > 1
+        # The relay has tried it, but Kafka has not acknowledged it.
+        await until(lambda: bool(service.deps.relay._retried), what="retried")
+        assert published._value.get() == published_before
     async with serving(new_settings()):
         await topic.wait_for(order["id"], "order.created")
+        await until(lambda: published._value.get() > published_before, what="counted")
+    assert published._value.get() == published_before + 1

@@ -51,7 +51,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
 
 @asynccontextmanager
 async def connect(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Deps]:
-    """Yield the use cases' dependencies without waiting for them: connections are opened when they are first used."""
+    """Yield the dependencies of the use cases. Waits for nothing: connections are opened when they are first used."""
     clients = clients or Clients()
     async with AsyncExitStack() as stack:
         client = create_client(config.mongodb)
@@ -77,7 +77,7 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         try:
             yield deps
         finally:
-            # Stop the background work of requests first, then the relay, and then close the connections that both use.
+            # First the background work of requests, then the relay, and last the connections that both use.
             if deps.tasks:
                 await asyncio.wait(deps.tasks, timeout=3)
             await deps.relay.close(5)

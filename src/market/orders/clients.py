@@ -119,7 +119,7 @@ class InventoryClient:
 
     @property
     def circuit_is_open(self) -> bool:
-        """Whether the circuit breaker is open: calls fail at once because inventory did not respond recently."""
+        """Whether the circuit breaker would refuse a call made now, because the last calls failed."""
         return self._circuit.is_open
 
     async def _call(self, method: Callable[..., Awaitable[T]], request: Any) -> T:
@@ -158,7 +158,7 @@ class InventoryClient:
         return [_reservation(r) for r in response.reservations]
 
     async def get_stock(self, product_ids: Sequence[str]) -> Mapping[str, int]:
-        """Return the available units by product id, for those that have a stock row. Raises Unavailable."""
+        """Return the available units by product id; products without a stock row are left out. Raises Unavailable."""
         response = await self._call(self._stub.GetStock, pb.GetStockRequest(product_ids=product_ids))
         return {item.product_id: item.quantity for item in response.items}
 

@@ -21,7 +21,8 @@ class MongoDB(Section, frozen=True, kw_only=True):
         Meta(
             pattern=r'^[^/\\. "$*<>:|?\x00]{1,63}$',
             extra={
-                "rule": "must be the name of a MongoDB database: 1 to 63 characters without spaces, dots or slashes"
+                "rule": "must be the name of a MongoDB database: 1 to 63 characters, without spaces and without any of "
+                r'/\."$*<>:|?'
             },
         ),
     ] = "orders"
@@ -51,23 +52,23 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
 
 
 class Recovery(Section, frozen=True, kw_only=True):
-    """Recovery (rejects overdue orders, retries stock releases) and the relay (publishes unsent events)."""
+    """The background loops: the first rejects overdue orders and retries stock releases, the relay publishes events."""
 
     # A pending order older than this is rejected. Must be at least three times `create_order_timeout_seconds`.
     reject_after_seconds: Seconds = 60.0
-    # The pause between two passes of recovery, and the minimum time before a failed stock release is retried.
+    # The pause between two passes of the first loop, and the minimum time before a failed stock release is retried.
     interval_seconds: Seconds = 5.0
-    # How long a relay's lease on an order's outbox is valid.
+    # How long a lease on an order's outbox is valid.
     lease_seconds: Seconds = 30.0
     # The pause between two passes of the relay.
     relay_interval_seconds: Seconds = 1.0
 
 
 class Config(ServiceConfig, frozen=True, kw_only=True):
-    """Everything that `CONFIG_PATH` may set."""
+    """The service's configuration file."""
 
     http: Http
-    # Of orders that are being placed; an order weighs its lines.
+    # Limits on the orders that are being placed at the same time; each counts by its lines.
     admission: Admission = Admission()
     mongodb: MongoDB
     inventory: GrpcUpstream

@@ -25,14 +25,14 @@ from market.kit.text import pluralize
 MAX_LINES = 1000
 MAX_QUANTITY = 1_000_000
 
-# The failure points, listed in the sequence of an order's lifecycle (kit/faults.py).
+# The failure points (kit/faults.py), in the sequence of an order's lifecycle.
 FAILURE_POINTS = (
     "orders.before-intent",
     "orders.after-intent",
     "orders.before-reserve",
     "orders.after-reserve",
     "orders.before-confirm",
-    "orders.after-confirm",  # acknowledged, but not yet known to the handler; arming it with `fail` loses the response
+    "orders.after-confirm",  # acknowledged by MongoDB; `fail` makes the handler lose the acknowledgement
     "orders.before-response",
     "orders.before-publish",
     "orders.after-publish",  # acknowledged by Kafka, but still in the outbox
@@ -81,7 +81,7 @@ class RequestedLine(Struct, frozen=True):
 
 
 class OrderLine(Struct, frozen=True):
-    """A line as it was sold: what is stored, shown and reserved. The product id is in lower case."""
+    """A line with the name and the price at which the product was ordered. The product id is in lower case."""
 
     product_id: str
     name: str
@@ -112,7 +112,7 @@ class OutboxEntry(Struct, frozen=True):
 
 
 class Order(Struct, frozen=True):
-    """An order, including the work that is still due for it: `release_due` and `outbox`."""
+    """An order, including the work that is still due for it (`release_due`, `outbox`)."""
 
     id: UUID
     user: str
@@ -162,7 +162,7 @@ CANCEL_CONFIRMED = Transition(
     "cancel confirmed", Status.CONFIRMED, Status.CANCELLED, event=events.CANCELLED, releases=True
 )
 TRANSITIONS = (CONFIRM, REJECT, CANCEL_PENDING, CANCEL_CONFIRMED)
-# The transition that DELETE makes, by the order's status. There is none for an order that has already ended.
+# The transition that DELETE makes, by the order's status. There is none for a rejected or cancelled order.
 CANCELLATION_BY_STATUS: Mapping[Status, Transition] = {
     Status.PENDING: CANCEL_PENDING,
     Status.CONFIRMED: CANCEL_CONFIRMED,
@@ -190,7 +190,7 @@ class InsufficientStock(Struct, frozen=True):
 
 
 class ReservationRejected(Struct, frozen=True):
-    """Inventory will never accept this reservation id: it was cancelled, or exists with different items."""
+    """Inventory will never accept this reservation: one with the same id was cancelled, or has different items."""
 
     detail: str
 
@@ -224,7 +224,7 @@ def next_event(order: Order) -> OutboxEntry | None:
 
 
 def transition_after_reservation(result: ReservationResult) -> Transition:
-    """Return the transition of a pending order that follows from inventory's response."""
+    """Return the transition that a pending order makes after inventory's response."""
     return CONFIRM if isinstance(result, Reserved) else REJECT
 
 
@@ -325,7 +325,7 @@ class OrderCancelled(Conflict):
 
 
 def to_contract(order: Order) -> events.Order:
-    """Return the order as REST and events show it: ids, money and times as text."""
+    """Return the order as it is in REST responses and events: ids, money and times as text."""
     return events.Order(
         id=str(order.id),
         user=order.user,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge
 
 OUTCOMES = Counter(
-    "market_orders_total", "POST /api/order by outcome: confirmed, replayed or a problem type.", ["outcome"]
+    "market_order_requests_total",
+    "Requests to POST /api/order, by outcome: confirmed, replayed or a problem type.",
+    ["outcome"],
 )
 PENDING = Gauge("market_orders_pending", "Pending orders (counted up to 10,000).")
 PENDING_AGE = Gauge("market_orders_pending_oldest_seconds", "Age of the oldest pending order.")
@@ -15,7 +17,8 @@ RELEASE_DUE = Gauge(
     "market_orders_release_due", "Rejected or cancelled orders whose stock is not released yet (counted up to 10,000)."
 )
 WITH_STUCK_EVENTS = Gauge(
-    "market_orders_with_stuck_events", "Orders with an event that Kafka permanently rejected. Alert when above 0."
+    "market_orders_with_stuck_events",
+    "Orders with a stuck event, which Kafka has permanently rejected. Alert when above 0.",
 )
 RECOVERY_ERRORS = Counter(
     "market_orders_recovery_errors_total",
@@ -36,6 +39,6 @@ EVENTS = Counter(
 )
 RECOVERED = Counter(
     "market_orders_recovered_total",
-    "Orders that a background loop finished, by action: rejected, released or published.",
+    "Orders that recovery rejected, whose stock it released, or of which it published an event, by action.",
     ["action"],
 )

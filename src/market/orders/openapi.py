@@ -23,10 +23,10 @@ _RETRY = {status: {"Retry-After": "Seconds to wait before retrying."} for status
 
 _PROBLEM_MEMBERS = {
     "order_id": {"type": "string", "format": "uuid", "description": "The order that the problem is about."},
-    "total": {"type": "string", "description": "The total at the current prices, where the price changed."},
+    "total": {"type": "string", "description": "The total at current prices. Present if the price changed."},
     "currency": {
         "type": "string",
-        "description": "The currency of `total`. Both are absent if the products no longer have one currency.",
+        "description": "The currency of `total`. Both are absent if the products no longer have the same currency.",
     },
     "shortages": {
         "type": "array",

@@ -40,17 +40,19 @@ from market.orders.domain import (
     next_step,
     transition_after_reservation,
 )
+from market.orders.metrics import RECOVERED
 from market.orders.outbox.relay import Relay
 from market.orders.pricing.prices import price_lines
 from market.orders.store import IdempotencyKeyTaken, OrderRepository
 
 log = logs.get_logger("orders")
 
-# How long to wait before retrying a step whose outcome is unknown.
+# The pause before a step whose outcome is unknown is retried.
 _RETRY_SECONDS = 0.05
 # The deadline of work that continues after the response.
 _BACKGROUND_SECONDS = 5.0
-# The time reserved at the end of a cancel request for sending 202, if inventory does not respond to the stock release.
+# Subtracted from the deadline of a stock release during DELETE, to leave time for responding 202 if inventory does not
+# respond.
 _CANCEL_RESPONSE_SECONDS = 0.5
 _MIN_RELEASE_SECONDS, _MAX_RELEASE_SECONDS = 0.2, 60.0
 
@@ -70,14 +72,14 @@ class Deps:
     background_limit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(32))
 
     async def failure_point(self, name: str) -> None:
-        """Crash, pause or fail here if a test has armed the failure point."""
+        """Crash, pause or raise InjectedFault here if a test has armed the failure point."""
         if self.faults:
             await self.faults.fire_if_armed(name)
 
     def run_in_background(self, step: Step, order_id: UUID, work: Coroutine[Any, Any, object]) -> None:
-        """Start the work and return at once. If it fails, a background loop retries it: recovery or the relay.
+        """Start the work and return at once. If it fails, recovery retries it.
 
-        `step` and `order_id` say in the log what the work is.
+        `step` and `order_id` identify the work in the log.
         """
 
         async def run() -> None:
@@ -97,7 +99,7 @@ class Deps:
 
 
 class PlacedOrder(Struct, frozen=True):
-    """The result of placing an order. `replayed`: an earlier request with the same idempotency key placed it."""
+    """A placed order. `replayed`: an earlier request with the same idempotency key placed it."""
 
     order: Order
     replayed: bool
@@ -106,8 +108,8 @@ class PlacedOrder(Struct, frozen=True):
 async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) -> PlacedOrder:
     """Place an order and return it confirmed, or return the one that was placed with the same idempotency key.
 
-    Raises IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled and Unavailable.
-    Unavailable carries `order_id` if the order may have been stored and its outcome is unknown.
+    Raises IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled or Unavailable.
+    Unavailable has the fact `order_id` if the order may have been stored.
     """
     digest = None
     if idempotency_key is not None:
@@ -150,7 +152,10 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
 
 
 async def _replay(deps: Deps, idempotency_key: str, digest: bytes) -> PlacedOrder | None:
-    """Return the order with the idempotency key, advanced if it was still pending; None if the key is free."""
+    """Return the order with the idempotency key, or None if the key is free. A pending order is advanced first.
+
+    Raises IdempotencyKeyReused if the request was a different one, and like `place_order` if the order is rejected.
+    """
     holder = await deps.orders.find_by_idempotency_key(idempotency_key)
     if holder is None:
         return None
@@ -167,7 +172,7 @@ async def _replay(deps: Deps, idempotency_key: str, digest: bytes) -> PlacedOrde
 
 
 async def _advance_pending(deps: Deps, order: Order) -> Order:
-    """Advance the order until it is no longer pending, then start its next step without waiting for it to finish."""
+    """Advance the order until it is no longer pending. Then start its next step, without waiting for the result."""
     while next_step(order) is Step.RESERVE:
         order = await advance(deps, order)
     step = next_step(order)
@@ -224,8 +229,8 @@ def _explain_unknown_outcome(order_id: UUID, advice: str) -> Iterator[None]:
 async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     """Cancel the order, or leave it as it is if it was rejected.
 
-    Return whether its stock is released; if not, recovery releases it later. Raises NotFound, and Unavailable if it is
-    unknown whether the order is cancelled, or if a newer version has to decide.
+    Return False if recovery will have to release the stock of the cancelled order. Raises NotFound, or Unavailable if
+    it is unknown whether the order is cancelled, or if only a newer version of the service can decide.
     """
     with _explain_unknown_outcome(order_id, _ADVICE_AFTER_CANCELLATION):
         order = await deps.orders.get_latest(order_id)
@@ -269,7 +274,7 @@ async def _apply_cancellation(deps: Deps, order: Order, transition: Transition) 
 async def advance(deps: Deps, order: Order, *, overdue: bool = False) -> Order:
     """Perform the order's next step and return the order as it is afterwards.
 
-    Idempotent: any process may repeat it at any time. Raises Unavailable if the step's outcome is unknown.
+    Idempotent: any instance may repeat it at any time. Raises Unavailable if the step's outcome is unknown.
     """
     step = next_step(order, overdue=overdue)
     if step is Step.RESERVE:
@@ -320,6 +325,9 @@ async def _transition(
         order = apply_transition(order, transition, entry)
         if transition is CONFIRM:
             return msgspec.structs.replace(order, lease_owner=deps.orders.instance_id, confirmed_at=at)
+        if reason is Reason.EXPIRED:
+            RECOVERED.labels("rejected").inc()
+            log.info("overdue order rejected", order_id=str(order.id))
         return msgspec.structs.replace(order, reason=reason, shortages=shortages)
     current = await _reload(deps, order.id)
     if current.status is Status.PENDING:
@@ -330,7 +338,7 @@ async def _transition(
 async def _reload(deps: Deps, order_id: UUID) -> Order:
     order = await deps.orders.get_latest(order_id)
     if order is None:
-        # The service never deletes orders: the document was removed by hand.
+        # The service never deletes orders, so the document was removed by hand.
         raise Unavailable("the stored order no longer exists")
     return order
 

@@ -1,7 +1,7 @@
-"""OrderRepository: storing, reading and changing the status of orders. One document per order.
+"""OrderRepository: stores and reads orders, and changes their status. One document per order.
 
-Writes are conditional on the order's status, and concurrent callers share bulk writes. Ages are measured by MongoDB's
-clock, so that a pod with a wrong clock cannot reject orders in flight.
+A change of status is conditional on the current status, and concurrent callers share bulk writes. Ages are measured by
+MongoDB's clock, so that an instance with a wrong clock cannot reject orders in flight.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DUPLICATE_KEY = 11000
 
 
 class IdempotencyKeyTaken(Exception):
-    """Another order has the idempotency key."""
+    """Another order already has the idempotency key."""
 
 
 class IdempotencyKeyHolder(Struct, frozen=True):
@@ -105,10 +105,10 @@ class Statistics(Struct, frozen=True):
 
 
 class OrderRepository:
-    """Owns the queues in which concurrent callers' operations are batched.
+    """The orders in MongoDB. Owns the queues in which the operations of concurrent callers are batched.
 
-    `instance_id` identifies this process as the owner of outbox leases. Every method may raise Unavailable,
-    after which the outcome of a write is unknown.
+    `instance_id` identifies this instance of the service as the owner of outbox leases. Every method may raise
+    Unavailable; the outcome of a write is then unknown.
     """
 
     def __init__(self, collection: OrdersCollection, *, instance_id: str) -> None:
@@ -171,7 +171,7 @@ class OrderRepository:
     # Reading orders
 
     async def get(self, order_id: UUID) -> Order | None:
-        """Return the order, or None. It may miss a write that was acknowledged a moment ago: see `get_latest`.
+        """Return the order, or None. It may miss a write that was acknowledged a moment ago; `get_latest` does not.
 
         Raises UnreadableOrder.
         """
@@ -249,7 +249,8 @@ class OrderRepository:
     ) -> bool:
         """Apply the transition if the order is in its source status. Return True if it was applied.
 
-        False means that the outcome is unknown: read the order. CONFIRM also leases the order's outbox to this process.
+        False means that it may or may not have been applied: read the order. CONFIRM also leases the order's outbox to
+        this instance.
         """
         update = documents.transition_update(
             order_id, transition, at=at, entry=entry, reason=reason, shortages=shortages
@@ -277,7 +278,7 @@ class OrderRepository:
         )
 
     async def postpone_release(self, order_id: UUID) -> None:
-        """Put the order at the end of the queue of due stock releases."""
+        """Put the order at the end of the queue of stock releases that are due."""
         await self._releases(
             documents.ConditionalUpdate(
                 {"_id": order_id, "release_due": {"$exists": True}}, {"$currentDate": {"release_due": True}}
@@ -297,7 +298,7 @@ class OrderRepository:
         return await self._list_due(where, "since", limit)
 
     async def list_releases_due(self, before: datetime, limit: int, after: datetime = EPOCH) -> DuePage:
-        """Return up to `limit` orders whose stock release is due and was last tried before `before`.
+        """Return up to `limit` orders whose stock release became due, or was postponed, before `before`.
 
         Without those whose status this version does not know: only a newer version can release their stock.
         """

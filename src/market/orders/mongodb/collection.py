@@ -1,6 +1,6 @@
-"""The collection `orders`: one handle for every repository, with deadline, circuit breaker and error mapping.
+"""The collection `orders`, as all repositories use it: with deadline, circuit breaker and error mapping.
 
-Writes are durable on a majority of the servers and journaled. Reads return only majority-committed
+Writes are acknowledged once a majority of the servers has them in its journal. Reads return only majority-committed
 data; `find_latest` is linearizable.
 """
 
@@ -49,8 +49,9 @@ _CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True, uuid_representation
 def create_client(config: MongoDB) -> AsyncMongoClient[Document]:
     """Return a client that connects, and reconnects, automatically.
 
-    A call to a dead server fails after `timeout_seconds`; a recovered server is detected within half a second. If a
-    connection breaks, the driver retries the write within that time, and the server recognizes it (retryable writes).
+    A call to a dead server fails after `timeout_seconds`. A recovered server is detected within half a second, which is
+    PyMongo's minimum heartbeat interval while an operation waits for a server. If a connection breaks, the driver
+    retries the write within `timeout_seconds`, and the server recognizes the repetition (retryable writes).
     """
     return AsyncMongoClient(
         config.uri,
@@ -72,8 +73,8 @@ def create_client(config: MongoDB) -> AsyncMongoClient[Document]:
 class OrdersCollection:
     """Runs every operation within the caller's deadline (at most `timeout_seconds`) and behind one circuit breaker.
 
-    Methods may raise DeadlineExceeded or Unavailable, after which the outcome of a write is unknown.
-    `pymongo_collection` is PyMongo's collection itself, without any of this.
+    Methods may raise DeadlineExceeded or Unavailable; the outcome of a write is then unknown. `pymongo_collection` is
+    PyMongo's own collection, to be called inside `run`.
     """
 
     def __init__(self, database: AsyncDatabase[Document], *, timeout_seconds: float) -> None:
@@ -175,7 +176,7 @@ class OrdersCollection:
             raise Unavailable("the order store did not apply all changes") from e
 
     async def server_time(self) -> datetime:
-        """Return the server's current time in UTC, which is used for measuring ages instead of the pod's clock."""
+        """Return the server's current time in UTC, which is used for measuring ages instead of the process's clock."""
         response = await self.run(lambda: self._database.command("hello"))
         at: datetime = response["localTime"]
         return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -1,11 +1,10 @@
-"""The order's document: domain data to BSON values and back, and a transition as a conditional update.
+"""The order's document: converts domain data to BSON values and back, and a transition to a conditional update.
 
 Besides the order itself a document has:
 - `since`: the server's time when the pending order was stored.
-- `release_due`: the server's time of the last attempt to release the stock; present while a release is due.
+- `release_due`: the server's time when the stock release became due, or was last postponed. Absent if none is due.
 - `outbox`: the unsent events. `unsent_since`: the time of the oldest one, or when they were requeued.
-- `stuck_since`: when Kafka permanently rejected an event, whose outbox entry has the reason in `refused`. Both names
-  are stored, so they cannot be renamed.
+- `stuck_since`: when Kafka permanently rejected an event. The event's outbox entry has the reason in `refused`.
 - `claimed_by`, `claimed_at`: the owner of the outbox lease, and the server's time when it was taken.
 """
 
@@ -41,7 +40,7 @@ _SERVER_TIME = Timestamp(0, 0)
 
 
 class ConditionalUpdate(Struct, frozen=True):
-    """A MongoDB update: the filter that must match, and the change."""
+    """A MongoDB update: `change` is applied to the document that `where` matches, if there is one."""
 
     where: Document
     change: Document

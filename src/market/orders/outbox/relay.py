@@ -1,10 +1,11 @@
 """The relay: publishes events from the outbox to Kafka, and removes each once it is acknowledged.
 
-An order's events are published one after the other, so that they keep their sequence.
+The events of an order are published one after the other, so that they stay in sequence.
 
-The process that confirms an order publishes its event at once, under the lease that the confirmation took. If Kafka
-does not accept the event, the lease is released and the loop of any pod retries; while Kafka is unavailable, a pod
-tries one order per pass, a different one each time. A crashed process's orders are reclaimed once its leases expire.
+The instance that confirms an order publishes its event at once, under the lease that the confirmation took. If Kafka
+does not accept the event, the lease is released, and the loop (`run_once`) of any instance retries. While Kafka is
+unavailable, an instance tries only one order per pass, a different one each time. If an instance crashes, the others
+take over its orders when its leases have expired.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ Token = tuple[UUID, OutboxEntry]
 
 _ENCODER = msgspec.json.Encoder()
 _ACKNOWLEDGED, _FAILED, _REJECTED = (EVENTS.labels(result) for result in ("acknowledged", "failed", "rejected"))
+_RECOVERED = RECOVERED.labels("published")
 _PAGE_SIZE = 200
 
 
@@ -49,11 +51,11 @@ class Relay:
 
     `publish` adds an order to `_in_flight` and sends its first event. Depending on the delivery result, the event is
     removed from the outbox (`_removals`), the lease is released (`_lease_releases`), or the event is marked as
-    rejected. `_settle` then removes the order from `_in_flight` and sets `_settled`. If the order was leased again
+    stuck. `_settle` then removes the order from `_in_flight` and sets `_settled`. If the order was leased again
     meanwhile (`_reclaimed`), its remaining events are sent.
 
     Must be constructed inside a running event loop. `outbox` holds the events to publish; `faults` is None outside of
-    tests; `topics` is asked to check the topic when Kafka does not accept an event.
+    tests. If Kafka does not accept an event, `topics` checks whether the topic exists.
     """
 
     def __init__(
@@ -82,6 +84,8 @@ class Relay:
         )
         # Orders with an event in flight, and when it was sent, in seconds of time.monotonic().
         self._in_flight: dict[UUID, float] = {}
+        # Those of them that the loop has sent, for the metrics.
+        self._retried: set[UUID] = set()
         # Orders that were leased again while in flight: their first event has been removed from the outbox, but
         # `_remove` has not returned yet.
         self._reclaimed: set[UUID] = set()
@@ -101,7 +105,7 @@ class Relay:
         return not self._in_flight
 
     def publish(self, order: Order) -> None:
-        """Send the first event in the order's outbox, then the others. This process must hold the lease."""
+        """Send the first event in the order's outbox, then the others. This instance must hold the lease."""
         if not order.outbox:
             return
         if next_event(order) is None:
@@ -112,7 +116,7 @@ class Relay:
             if time.monotonic() - sent_at < self._lease_seconds:
                 self._reclaimed.add(order.id)
                 return
-            # The producer gives up long before that, so this delivery result was lost. The event is sent again.
+            # The producer gives up long before that, so the delivery result was lost.
             log.error("delivery result overdue, sending the event again", order_id=str(order.id))
         self._in_flight[order.id] = time.monotonic()
         if self._faults:
@@ -121,19 +125,19 @@ class Relay:
             self._send(order)
 
     async def publish_now(self, order_id: UUID) -> None:
-        """Lease the order's outbox and publish it, unless another process holds the lease. Raises Unavailable."""
+        """Lease the order's outbox and publish it, unless another relay holds the lease. Raises Unavailable."""
         order = await self.outbox.lease(order_id, self._lease_seconds, await self.outbox.server_time())
         if order is not None:
             self.publish(order)
 
     async def run_once(self) -> float:
-        """Publish unsent events that no process has a lease on: their first attempt failed, or their process crashed.
+        """Make one pass: publish unsent events without a lease, because publishing failed or an instance crashed.
 
-        Return the seconds to wait until the next pass.
+        Return the seconds until the next pass.
         """
         failures = self._failures
         now = await self.outbox.server_time()
-        # While Kafka accepts nothing, one order is enough to probe whether it has recovered.
+        # While Kafka accepts no events, one order is enough to find out whether it has recovered.
         limit = 1 if self._failing else _PAGE_SIZE
         page = await self.outbox.list_unsent(self._lease_seconds, now, limit, after=self._position)
         if not page.order_ids and self._position is not None:
@@ -150,9 +154,10 @@ class Relay:
             if self._faults:
                 await self._faults.fire_if_armed("orders.relay-after-lease")
             leased.append(order_id)
+            if order_id not in self._in_flight:
+                self._retried.add(order_id)
             self.publish(order)
         if leased:
-            RECOVERED.labels("published").inc(len(leased))
             await self._wait_settled(leased)
         # Do not pause while there are more orders and Kafka accepts all of their events.
         return 0.0 if self._position is not None and self._failures == failures else self._interval
@@ -194,13 +199,14 @@ class Relay:
             self._spawn(self._release_leases([order.id]))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        # In an empty context: neither the deadline nor the trace of the request that happens to start it applies.
+        # In an empty context: the work does not belong to the request that happens to start it.
         task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _settle(self, order_id: UUID) -> None:
         self._in_flight.pop(order_id, None)
+        self._retried.discard(order_id)
         self._settled.set()
         if order_id in self._reclaimed:
             self._reclaimed.discard(order_id)
@@ -224,6 +230,9 @@ class Relay:
             if result.error is None:
                 published.append((order_id, entry.id))
                 _ACKNOWLEDGED.inc()
+                if order_id in self._retried:
+                    self._retried.remove(order_id)
+                    _RECOVERED.inc()
                 self._failing = False
             elif result.permanent:
                 _REJECTED.inc()
@@ -261,7 +270,8 @@ class Relay:
                     remaining = await self._removals.map(published)
                     break
                 except Unavailable:
-                    # Retried while the lease is ours. After that the event is sent again, with the same id.
+                    # Retried a few times, within the lease. After that the event stays in the outbox, and is published
+                    # again with the same id.
                     await asyncio.sleep(backoff(attempt))
             if self._faults and remaining:
                 await self._faults.fire_if_armed("orders.after-remove")
@@ -306,8 +316,8 @@ class Relay:
         try:
             await self.outbox.mark_stuck(order_id, entry.id, reason, self._clock())
         except Unavailable as e:
-            # Kafka will reject it again.
-            log.warning("rejected event not marked", order_id=str(order_id), reason=str(e))
+            # It will be sent again, and Kafka will reject it again.
+            log.warning("stuck event not marked", order_id=str(order_id), reason=str(e))
         finally:
             self._settle(order_id)
 

@@ -1,8 +1,8 @@
 """OutboxRepository: the events that an order's document holds until Kafka has them, and the lease on them.
 
-A relay publishes an order's events only while it holds the lease on its outbox. A lease belongs to one instance and
-expires `lease_seconds` after it was taken, by the server's clock; any relay may then reclaim it. The document's fields
-are `claimed_by` (the owner) and `claimed_at`.
+A relay publishes an order's events only while it holds the lease on the order's outbox. A lease belongs to one instance
+of the service, and expires `lease_seconds` after it was taken, by the server's clock. Then any relay may take it. It is
+stored in `claimed_by` (the owner) and `claimed_at`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class OutboxRepository:
         return self._collection.read_order(document) if document else None
 
     async def release_lease(self, order_ids: Sequence[UUID]) -> None:
-        """Release the leases that this instance still holds; another relay may have reclaimed some of them."""
+        """Release the leases that this instance still holds; another relay may have taken over some of them."""
         await self._collection.bulk_update(
             [UpdateOne({"_id": order_id, "claimed_by": self.instance_id}, {"$unset": _LEASE}) for order_id in order_ids]
         )
@@ -86,7 +86,7 @@ class OutboxRepository:
     async def list_unsent(
         self, lease_seconds: float, now: datetime, limit: int, *, after: datetime | None = None
     ) -> UnsentPage:
-        """Return orders with unsent events and no valid lease, oldest first, starting later than `after`."""
+        """Return orders with unsent events and no valid lease, oldest first: those after the time `after`."""
         where = {
             "unsent_since": {"$gt": after or EPOCH},
             "claimed_at": {"$not": {"$gte": now - timedelta(seconds=lease_seconds)}},
@@ -122,7 +122,7 @@ class OutboxRepository:
         ours = {"_id": order_id, "outbox.id": event_id, "claimed_by": self.instance_id}
         document = await self._collection.update_and_get(ours, {**change, "$currentDate": {"claimed_at": True}})
         if document is None:
-            # Another relay has reclaimed the lease, or the entry has been removed already.
+            # Another relay has taken over the lease, or the entry has been removed already.
             await self._collection.update_one({"_id": order_id, "outbox.id": event_id}, change)
         elif document["outbox"]:
             return self._collection.read_order(document)
@@ -140,9 +140,9 @@ class OutboxRepository:
         )
 
     async def requeue(self, order_id: UUID, entry: OutboxEntry | None, at: datetime) -> bool:
-        """Make the order's events due again, including rejected ones, and clear the lease. Also add `entry`, if any.
+        """Make the order's events due again, including stuck ones, and clear the lease. Also add `entry`, if any.
 
-        Return False if there was nothing to do: the outbox is empty, or already has the entry.
+        Return False if there is nothing to do: the outbox is empty, or already has the entry.
         """
         change: documents.Document = {"$set": {"unsent_since": at}, "$unset": {"stuck_since": 1, **_LEASE}}
         where: documents.Document = {"_id": order_id, "outbox.0": {"$exists": True}}

@@ -1,4 +1,4 @@
-"""The prices of an order: the lines that a request has, with the catalogue's names and prices, and their total."""
+"""Pricing: gives the lines of a request the catalogue's names and prices, and adds up the total."""
 
 from __future__ import annotations
 
@@ -72,15 +72,13 @@ class UnknownProducts(BadInput):
 
     def __init__(self, product_ids: list[str]) -> None:
         shown = ", ".join(product_ids[:10]) + (f" and {len(product_ids) - 10} more" if len(product_ids) > 10 else "")
-        super().__init__(
-            "items.product_id", f"there {'is no product' if len(product_ids) == 1 else 'are no products'} {shown}"
-        )
+        super().__init__("items.product_id", f"unknown {'product' if len(product_ids) == 1 else 'products'} {shown}")
         self.product_ids = product_ids
 
     def facts(self) -> dict[str, Any]:
         return {
             "errors": [
-                {"field": "items.product_id", "reason": f"there is no product {product_id}"}
+                {"field": "items.product_id", "reason": f"unknown product {product_id}"}
                 for product_id in self.product_ids
             ]
         }

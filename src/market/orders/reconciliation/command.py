@@ -67,7 +67,7 @@ async def lines(deps: Deps, config: Config, *, repair: bool, topic: bool) -> Asy
 
 
 def show(line: OutputLine) -> None:
-    """Print a line in human-readable form: progress to a terminal's standard error, the rest to standard output."""
+    """Print a line in human-readable form. Progress goes to standard error, and only if that is a terminal."""
     if isinstance(line, Progress):
         if sys.stderr.isatty():
             total = line.total if line.total is not None else "?"

@@ -1,6 +1,7 @@
 """The repairs of reconciliation.
 
-Each is a step that the service itself would take, conditional or idempotent, so that the system can stay live.
+Each repair is a step that the service itself could take. It is conditional or idempotent, so the service
+can keep running.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from msgspec import Struct
 
 from market.contracts import events
 from market.orders.domain import (
-    CANCELLATION_BY_STATUS,
     InsufficientStock,
     Order,
     OutboxEntry,
@@ -46,7 +46,9 @@ async def reject(request: RepairRequest) -> RepairResult:
     order = await advance(request.deps, request.order, overdue=True)
     if order.release_due:
         await advance(request.deps, order)
-    return RepairResult(order.status not in CANCELLATION_BY_STATUS, f"{request.detail}; it is now {order.status}")
+    return RepairResult(
+        order.status in (Status.REJECTED, Status.CANCELLED), f"{request.detail}; it is now {order.status}"
+    )
 
 
 async def release(request: RepairRequest) -> RepairResult:
@@ -77,7 +79,7 @@ async def reserve_again(request: RepairRequest) -> RepairResult:
 
 
 async def requeue_outbox(request: RepairRequest) -> RepairResult:
-    """Make the events in the outbox due again, including rejected ones."""
+    """Make the events in the outbox due again, including stuck ones."""
     queued = await request.deps.relay.outbox.requeue(request.order_id, None, request.deps.clock())
     return RepairResult(
         queued, f"{request.detail}; {'queued for the relay' if queued else 'the outbox is empty by now'}"

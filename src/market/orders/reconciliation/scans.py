@@ -1,4 +1,4 @@
-"""Scans: every document of the collection, in pages, including those that are not orders."""
+"""Reads the whole collection in pages, including documents that are not orders."""
 
 from __future__ import annotations
 

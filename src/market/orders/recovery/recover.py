@@ -1,7 +1,8 @@
-"""Recovery: finishes the orders that no request finishes.
+"""Recovery of orders that a crash or an outage interrupted.
 
-It rejects orders that have been pending for too long, and releases the stock of rejected and cancelled ones. It runs in
-every process: each step is conditional or idempotent. Each order's error is its own.
+Rejects orders that have been pending for too long, and releases the stock of rejected and cancelled ones. (The relay
+publishes their events.) It runs in every instance at the same time, since each step is conditional or idempotent. An
+error of one order does not affect the others.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ log = logs.get_logger("orders")
 
 
 class Result(Enum):
-    """What became of an order that was due."""
+    """The result of recovering one order."""
 
     DONE = auto()
     # A dependency is unavailable.
     FAILED = auto()
-    # The order itself is at fault: it is unreadable, or its recovery has a bug.
+    # Retrying does not help: the order is unreadable, or this code has a bug.
     BROKEN = auto()
 
 
 async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds: float, limit: int = 200) -> bool:
     """Reject orders that have been pending for `reject_after_seconds`, and retry stock releases after `retry_seconds`.
 
-    Return whether to continue without a pause. At most `limit` orders of each kind are taken, not counting those that
-    cannot be recovered: behind these, more are taken at once. Raises Unavailable if MongoDB is unavailable.
+    Return whether there are more orders, so that the next pass should follow at once. A pass takes at most `limit`
+    orders of each kind, or more if some are broken. Raises Unavailable if MongoDB is unavailable.
     """
     now = await deps.orders.collection.server_time()
     overdue = partial(deps.orders.list_pending, now - timedelta(seconds=reject_after_seconds), limit)
@@ -48,7 +49,7 @@ async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds:
 
 
 async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]], *, overdue: bool) -> bool:
-    """Recover the due orders, a page at a time, until a page has none that is broken. Return whether there are more."""
+    """Recover the due orders page by page, until a page has no broken order. Return whether there are more."""
     page = await list_due()
     while True:
         results = await _recover_each(deps, page.order_ids, overdue=overdue)
@@ -56,12 +57,12 @@ async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]]
             return False
         if Result.BROKEN not in results:
             return True
-        # Broken orders stay where they are, and must not hide those behind them.
+        # Broken orders stay at the front of the queue. Take the next page, so that they do not block the orders in it.
         page = await list_due(after=page.next_after)
 
 
 async def _recover_each(deps: Deps, order_ids: list[UUID], *, overdue: bool) -> list[Result]:
-    """Finish the orders concurrently. Each one's error is its own; only Unavailable of MongoDB is raised."""
+    """Recover the orders concurrently, and return their results. Raises Unavailable if MongoDB is unavailable."""
     limit = asyncio.Semaphore(16)
 
     async def recover_one(order_id: UUID) -> Result:
@@ -74,9 +75,8 @@ async def _recover_each(deps: Deps, order_ids: list[UUID], *, overdue: bool) -> 
                 return Result.DONE
             try:
                 if next_step(order, overdue=overdue) is Step.REJECT:
+                    # Returns another status if the order was confirmed or cancelled meanwhile.
                     order = await advance(deps, order, overdue=True)
-                    RECOVERED.labels("rejected").inc()
-                    log.info("overdue order rejected", order_id=str(order_id))
                 if next_step(order) is Step.RELEASE:
                     await advance(deps, order)
                     RECOVERED.labels("released").inc()
@@ -84,7 +84,7 @@ async def _recover_each(deps: Deps, order_ids: list[UUID], *, overdue: bool) -> 
                 return Result.BROKEN
             except Unavailable:
                 if not deps.inventory.circuit_is_open:
-                    # An order whose stock cannot be released must not block those behind it.
+                    # Move it to the end of the queue, so that it does not block the other orders.
                     await deps.orders.postpone_release(order_id)
                 return Result.FAILED
             except Exception:
