@@ -1,0 +1,75 @@
+"""E-mail addresses, those with international domains and local parts included (RFC 5321, 5890, 6531)."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+import idna
+
+# Octets of the whole address in the form that is sent, and of its local part.
+_MAX_OCTETS = 254
+_MAX_LOCAL_OCTETS = 64
+_ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+")
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})+")
+# First letters of the general categories of characters that show: letters, marks, numbers, punctuation, symbols.
+_VISIBLE = "LMNPS"
+
+
+@dataclass(frozen=True, slots=True)
+class MailAddress:
+    """An address to which a mail can be sent.
+
+    domain: in its ASCII form, such as xn--bcher-kva.example
+    """
+
+    local_part: str
+    domain: str
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        """Whether the mail servers on the way need the extension SMTPUTF8: there is no ASCII form of a local part."""
+        return not self.local_part.isascii()
+
+    def __str__(self) -> str:
+        return f"{self.local_part}@{self.domain}"
+
+
+def parse_mail_address(value: str) -> MailAddress | None:
+    """Return the address, or None if no mail can be sent to it.
+
+    The local part must be a dot-atom, and the domain must have at least two labels.
+    """
+    local_part, _, domain = value.rpartition("@")
+    if len(value) > _MAX_OCTETS or not _is_dot_atom(local_part):
+        return None
+    ascii_domain = domain if domain.isascii() else _ascii_form(domain)
+    address = MailAddress(unicodedata.normalize("NFC", local_part), ascii_domain)
+    # "=?" looks like an encoded word (RFC 2047): mail software would decode it and send the mail to someone else.
+    if not _DOMAIN.fullmatch(ascii_domain) or "=?" in local_part or len(str(address).encode()) > _MAX_OCTETS:
+        return None
+    return address
+
+
+def _is_dot_atom(local_part: str) -> bool:
+    try:
+        octets = len(local_part.encode())
+    except UnicodeEncodeError:
+        # A surrogate.
+        return False
+    return octets <= _MAX_LOCAL_OCTETS and all(map(_is_atom, local_part.split(".")))
+
+
+def _is_atom(text: str) -> bool:
+    ascii_form = "".join("a" if c > "\x7f" and unicodedata.category(c)[0] in _VISIBLE else c for c in text)
+    return _ATOM.fullmatch(ascii_form) is not None
+
+
+def _ascii_form(domain: str) -> str:
+    """Return the domain in ASCII, as browsers and mail programs map it (UTS 46); empty if there is no such form."""
+    try:
+        return idna.encode(domain, uts46=True, std3_rules=True).decode("ascii")
+    except (idna.IDNAError, UnicodeError):
+        return ""
