@@ -40,6 +40,8 @@ class Testbed(LoadDriver):
             port_base=port_base,
             kafka=kafka,
             log_format="json",
+            # For injected faults.
+            mail_testing=True,
             # For 256 connections of pgbench.
             postgres_settings={"max_connections": "400"},
         )

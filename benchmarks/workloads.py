@@ -49,16 +49,18 @@ def _order(n: int, lines: list[tuple[str, int]]) -> dict[str, Any]:
     return {"user": f"buyer-{n % 1000}", "items": items}
 
 
-def orders(rng: random.Random, ids: list[str], lines: int = 3, email: str = "") -> Iterator[bytes]:
+def orders(
+    rng: random.Random, ids: list[str], lines: int = 3, email: str = "", domain: str = "example.test"
+) -> Iterator[bytes]:
     """POST orders by REST.
 
-    Without `email` they have no mail; with it each gets an address that begins with it and contains the time of the
-    request in ns.
+    Without `email` they have no mail; with it each gets an address in the domain that begins with it and contains the
+    time of the request in ns.
     """
     for n in itertools.count():
         body = _order(n, _lines(rng, ids, lines))
         if email:
-            body["email"] = f"{email}.{time.time_ns()}.{n}@example.test"
+            body["email"] = f"{email}.{time.time_ns()}.{n}@{domain}"
         yield http1.request("POST", "/api/order", json.dumps(body).encode())
 
 

@@ -1,7 +1,18 @@
 """All scenarios, in the order of the report."""
 
 from benchmarks.scenario import Scenario
-from benchmarks.scenarios import commands, fairness, footprint, gateway, inventory, mails, orders, pages, products
+from benchmarks.scenarios import (
+    commands,
+    deferred_mails,
+    fairness,
+    footprint,
+    gateway,
+    inventory,
+    mails,
+    orders,
+    pages,
+    products,
+)
 
 SCENARIOS: list[Scenario] = [
     *products.SCENARIOS,
@@ -11,6 +22,7 @@ SCENARIOS: list[Scenario] = [
     *inventory.SCENARIOS,
     *gateway.SCENARIOS,
     *mails.SCENARIOS,
+    *deferred_mails.SCENARIOS,
     *commands.SCENARIOS,
     *footprint.SCENARIOS,
 ]

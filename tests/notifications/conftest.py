@@ -120,6 +120,10 @@ class Mailing:
         return f"{self.topic}.dead-letter"
 
     @property
+    def deferred_topic(self) -> str:
+        return f"{self.topic}.deferred"
+
+    @property
     def sent_topic(self) -> str:
         return f"{self.topic}.sent"
 
@@ -211,7 +215,13 @@ class Mailing:
             },
             "smtp": {"host": "127.0.0.1", "port": self.smtp_port, "timeout_seconds": 30, "max_reconnect_seconds": 0.3},
             "mail": {"from": "Market <shop@market.test>"},
-            "retry": {"initial_seconds": 0.05, "max_seconds": 0.2, "give_up_seconds": 600},
+            "retry": {
+                "initial_seconds": 0.05,
+                "max_seconds": 0.2,
+                "min_deferral_seconds": 0.2,
+                "max_deferral_seconds": 2,
+                "give_up_seconds": 600,
+            },
         }
         for name, value in changes.items():
             config[name] = {**config.get(name, {}), **value} if isinstance(value, dict) else value

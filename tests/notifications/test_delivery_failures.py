@@ -88,9 +88,6 @@ class FailingMailServer:
     async def wait_until_available(self) -> None:
         """Return at once."""
 
-    def available_seconds(self) -> float:
-        return time.monotonic()
-
     async def close(self) -> None:
         """There is no connection."""
 
@@ -286,4 +283,45 @@ async def test_a_mail_is_sent_again_if_the_server_hangs_or_closes_the_connection
         mailing.publish(*mine)
         await mailing.wait_committed(6)
     assert sorted({m["message_id"] for m in await mailing.mails()}) == message_ids(mine)
+    assert mailing.dead_letters() == []
+
+
+async def test_an_international_domain_is_mailed_in_its_ascii_form(mailing: Mailing) -> None:
+    name = f"ann-{mailing.topic}"
+    async with mailing.running():
+        mailing.publish(event(user=f"{name}@b\u00fccher.example"))
+        [mail] = await mailing.wait_for_mails(1, f"{name}@xn--bcher-kva.example")
+        await mailing.wait_committed(1)
+    assert mail["headers"]["To"] == f"{name}@xn--bcher-kva.example"
+    assert mailing.dead_letters() == []
+
+
+async def test_an_international_local_part_is_mailed_if_the_mail_server_offers_smtputf8(
+    mailing: Mailing, tmp_path: Path
+) -> None:
+    address = f"j\u00fcrgen-{mailing.topic}@b\u00fccher.example"
+    sent_to = address.replace("b\u00fccher", "xn--bcher-kva")
+    async with mailing.running():
+        mailing.publish(event(email=address))
+        [mail] = await mailing.wait_for_mails(1, sent_to)
+        await mailing.wait_committed(1)
+    assert mail["headers"]["To"] == sent_to
+    port = free_port()
+    async with _mail_server(tmp_path / "mail", port) as mailbox:
+        async with mailing.running(smtp={"port": port}):
+            mailing.publish(event(email=address), event(email=mailing.mailbox))
+            [letter] = await mailing.wait_for_dead_letters(1)
+            await mailing.wait_committed(3)
+        assert mailbox.page(None, 1, 0)[1] == 1
+    reason = "rejected: the address needs SMTPUTF8, which the mail server does not offer"
+    assert letter["headers"]["dead-letter-reason"] == reason
+
+
+async def test_an_address_that_cannot_be_mailed_is_skipped_and_counted(mailing: Mailing) -> None:
+    before = metrics.SKIPPED_EVENTS.labels("invalid-recipient")._value.get()
+    async with mailing.running():
+        mailing.publish(event(user="ann@home"), event(user="ann"), event(email=mailing.mailbox))
+        await mailing.wait_for_mails(1)
+        await mailing.wait_committed(3)
+    assert metrics.SKIPPED_EVENTS.labels("invalid-recipient")._value.get() == before + 1
     assert mailing.dead_letters() == []

@@ -21,7 +21,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     mode: `ok` (none), `hang` (for `seconds`), `drop` (the connection), or a reply such as `451` or `550 5.1.1 unknown`
     stage: the SMTP command; at `accepted` the mail is stored, and then the reply is lost, late or negative
-    to: only for this recipient, from stage `rcpt` on
+    to: only for this recipient, or for all in a domain, such as @example.com; from stage `rcpt` on
     times: how often; 0: always
     """
 
@@ -30,6 +30,12 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     to: str | None = None
     times: int = 0
     seconds: float = 3600
+
+    def concerns(self, recipients: list[str]) -> bool:
+        """Return whether the fault is injected for a mail to the recipients."""
+        if self.to is None:
+            return True
+        return any(r.endswith(self.to) if self.to.startswith("@") else r == self.to for r in recipients)
 
 
 _REASONS = {"4": "4.3.0 temporary failure", "5": "5.1.1 permanent failure"}
@@ -48,7 +54,7 @@ class Handler:
 
     async def _fault(self, stage: Stage, server: SMTP, recipients: list[str]) -> str | None:
         for fault in self._faults:
-            if fault.stage != stage or (fault.to and fault.to not in recipients):
+            if fault.stage != stage or not fault.concerns(recipients):
                 continue
             if fault.times:
                 self._faults.remove(fault)

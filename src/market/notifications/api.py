@@ -1,4 +1,4 @@
-"""The inbound edge: processes Kafka messages, each of which is mailed, skipped, retried or written as a dead letter."""
+"""The inbound edge: processes Kafka messages. Each is mailed, skipped, retried, deferred or becomes a dead letter."""
 
 from __future__ import annotations
 
@@ -11,31 +11,36 @@ from market.kit.process.health import Health
 from market.notifications import metrics, service
 from market.notifications.config import Config
 from market.notifications.consumer.orders_consumer import OrdersConsumer
+from market.notifications.deferral.queue import DeferredMails
 from market.notifications.domain import (
     DeadLetterReason,
     InvalidEvent,
     MailDeferred,
+    MailPostponed,
     MailRejected,
     MailServerUnavailable,
     Message,
+    Notification,
     PendingMessage,
 )
-from market.notifications.events.parsing import parse_notification
+from market.notifications.events.parsing import domain_of, parse_notification
 from market.notifications.sent_log.log import SentLog
 from market.notifications.service import Deps, origin
 
 log = logs.get_logger("mailing")
 
 
-def orders_consumer(config: Config, deps: Deps, sent_log: SentLog, health: Health) -> OrdersConsumer:
-    """Return the consumer of order events, not yet started. It passes each message to `handle`."""
+def orders_consumer(
+    config: Config, deps: Deps, deferred_mails: DeferredMails, sent_log: SentLog, health: Health
+) -> OrdersConsumer:
+    """Return the consumer of order events and deferred mails, not yet started. It passes each message to `handle`."""
     return OrdersConsumer(
-        config.kafka,
-        config.memory,
+        config,
         partial(handle, deps),
+        deferred_mails,
+        domain_of,
         deps.mailer.mail_server,
         sent_log,
-        max_concurrency=config.smtp.max_connections,
         health=health,
         faults=deps.faults,
     )
@@ -49,26 +54,40 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
     """
     message = pending.message
     _enter_context(message)
+    notification: Notification | None = None
     if pending.dead_letter is None:
         try:
-            await process(deps, message)
-            return None
+            notification = parse_notification(message)
+            if notification is None:
+                _skip(message)
+            else:
+                await service.notify(deps, notification, pending.deferral)
         except MailServerUnavailable:
             raise
         except InvalidEvent as e:
             pending.dead_letter = DeadLetterReason("invalid-event", str(e))
         except MailRejected as e:
             pending.dead_letter = DeadLetterReason("rejected", str(e))
+        except MailPostponed as e:
+            assert notification is not None
+            return await service.postpone(deps, pending, e, notification)
         except MailDeferred as e:
-            if (delay := service.schedule_retry(deps, pending, "deferred", str(e))) is not None:
+            delay = await service.retry_later(deps, pending, "deferred", str(e), notification)
+            if pending.dead_letter is None:
                 return delay
         except Exception as e:
             # Retried for a limited time, too: a bug must not hold up the partition forever.
             log.exception("processing failed", **origin(message))
-            detail = f"{type(e).__name__}: {e}"
-            if (delay := service.schedule_retry(deps, pending, "internal-error", detail)) is not None:
+            delay = await service.retry_later(deps, pending, "internal-error", f"{type(e).__name__}: {e}", notification)
+            if pending.dead_letter is None:
                 return delay
-    return await service.write_dead_letter(deps, pending)
+    if pending.dead_letter is not None:
+        delay = await service.write_dead_letter(deps, pending)
+        if delay is not None:
+            return delay
+    if notification is not None and deps.deferring is not None:
+        deps.deferring.orders.settle(notification.order_id, notification.sequence)
+    return None
 
 
 async def process(deps: Deps, message: Message) -> None:
@@ -78,11 +97,15 @@ async def process(deps: Deps, message: Message) -> None:
     """
     notification = parse_notification(message)
     if notification is None:
-        # Producers may add event types at any time.
-        metrics.SKIPPED_EVENTS.labels("unknown-type").inc()
-        log.info("event of unknown type skipped", **origin(message))
-        return
-    await service.notify(deps, notification)
+        _skip(message)
+    else:
+        await service.notify(deps, notification)
+
+
+def _skip(message: Message) -> None:
+    # Producers may add event types at any time.
+    metrics.SKIPPED_EVENTS.labels("unknown-type").inc()
+    log.info("event of unknown type skipped", **origin(message))
 
 
 def _enter_context(message: Message) -> None:

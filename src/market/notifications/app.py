@@ -14,10 +14,14 @@ from market.notifications import api
 from market.notifications.config import Config
 from market.notifications.dead_letters import writer
 from market.notifications.dead_letters.writer import DeadLetterWriter
+from market.notifications.deferral import queue as deferral_topic
+from market.notifications.deferral.orders import DeferredOrders
+from market.notifications.deferral.queue import DeferralQueue, DeferredMails
+from market.notifications.deferral.throttle import DomainThrottle
 from market.notifications.mail.mailer import Mailer, MailServer
 from market.notifications.sent_log import log as sent_log_topic
 from market.notifications.sent_log.log import SentLog
-from market.notifications.service import Deps
+from market.notifications.service import Deferring, Deps
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,14 @@ class Clients:
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
     """Yield the consumer, not yet started. Connects to nothing: `start` waits for Kafka, `send` for the mail server."""
     mailer = Mailer(config, (clients or Clients()).mail_server)
-    created = [writer.topic(config.kafka), sent_log_topic.topic(config.kafka)] if config.kafka.partitions else []
-    topics = TopicKeeper(config.kafka, "market.notifications", created, set_defaults=True)
+    created = [writer.topic, sent_log_topic.topic, deferral_topic.topic] if config.kafka.partitions else []
+    topics = TopicKeeper(
+        config.kafka, "market.notifications", [topic(config.kafka) for topic in created], set_defaults=True
+    )
     dead_letters = DeadLetterWriter(config.kafka, topics.check_soon)
     sent_log = SentLog(config.kafka, max_ids=config.kafka.sent_log_max_ids, on_failure=topics.check_soon)
+    deferral_queue = DeferralQueue(config.kafka, topics.check_soon)
+    throttle = DomainThrottle(config.retry.domain_threshold, config.retry.domain_attempts_per_second)
     deps = Deps(
         mailer,
         dead_letters,
@@ -42,15 +50,19 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         process.clock,
         process.tracer,
         process.faults,
+        deferring=Deferring(deferral_queue, throttle, DeferredOrders()),
         sent_log=sent_log,
         sent_log_min_age=timedelta(seconds=config.kafka.sent_log_min_age_seconds),
     )
-    consumer = api.orders_consumer(config, deps, sent_log, process.health)
+    deferred_mails = DeferredMails(config.retry.max_deferral_seconds)
+    consumer = api.orders_consumer(config, deps, deferred_mails, sent_log, process.health)
+
     tasks = {
         "topics": topics.check,
         "sent-log": sent_log.flush,
         "topic": consumer.check_topic,
         "lag": consumer.observe_lag,
+        "deferred-mails": consumer.observe_deferred,
     }
 
     try:
@@ -61,5 +73,6 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         # event loop that it submits to.
         await consumer.stop(0)
         await sent_log.close()
+        await deferral_queue.close()
         await dead_letters.close()
         await mailer.close()

@@ -9,8 +9,8 @@ from msgspec import Meta, field
 
 from market.contracts import events
 from market.kit import config as kit_config
-from market.kit import text
 from market.kit.config import NonEmptyStr, Port, Seconds, Section, ServiceConfig
+from market.kit.mail_address import parse_mail_address
 
 
 class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
@@ -19,16 +19,19 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     group: NonEmptyStr = "notifications"
     topic: NonEmptyStr = events.TOPIC
     dead_letter_topic: NonEmptyStr = events.DEAD_LETTER_TOPIC
-    # Partitions of the dead letter topic; the sent log always has one. 0 creates neither topic: for a broker that
-    # creates topics automatically and has no topic ids, such as the embedded broker (librdkafka's mock cluster).
+    # Partitions of the topics of dead letters and deferred mails; the sent log always has one. 0 creates none: for a
+    # broker that creates topics automatically and has no topic ids, such as the embedded broker (librdkafka's mock
+    # cluster).
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
-    # Replicas and min.insync.replicas of both topics.
+    # Replicas and min.insync.replicas of these topics.
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
     # A member that sends no heartbeat for this long is removed from the group. Brokers reject less than 6 s by default.
     session_timeout_seconds: Annotated[float, Meta(ge=1, le=300)] = 10.0
     # The topic of the sent log; by default the group's name followed by .sent.
     sent_log_topic: NonEmptyStr | None = None
+    # The topic of deferred mails; by default the group's name followed by .deferred.
+    deferred_topic: NonEmptyStr | None = None
     # Max number of mailed event ids cached in memory, about 100 bytes each. They are loaded on the first lookup and
     # dropped 10 min after the last.
     sent_log_max_ids: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 500_000
@@ -48,6 +51,16 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     def sent_topic(self) -> str:
         """The topic of the sent log."""
         return self.sent_log_topic or f"{self.group}.sent"
+
+    @property
+    def deferred_mails_topic(self) -> str:
+        """The topic of deferred mails."""
+        return self.deferred_topic or self.deferred_mails_group
+
+    @property
+    def deferred_mails_group(self) -> str:
+        """The group that reads the topic of deferred mails."""
+        return f"{self.group}.deferred"
 
 
 class Memory(Section, frozen=True, kw_only=True):
@@ -79,6 +92,9 @@ class Smtp(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 30.0
     # Mails in flight at once, each on its own connection.
     max_connections: Annotated[int, Meta(ge=1, le=100)] = 8
+    # Of these, for recipients in one domain; by default three quarters, at least one. So a domain whose replies are
+    # slow does not take all of them.
+    max_connections_per_domain: Annotated[int, Meta(ge=1, le=100)] | None = None
     # How long an idle connection is kept.
     keepalive_seconds: Seconds = 20.0
     # Consumption is paused after this many mails in a row were rejected for policy reasons (5.7.x) or because of a
@@ -87,20 +103,37 @@ class Smtp(Section, frozen=True, kw_only=True):
     # The longest pause between two attempts to connect to an unavailable mail server.
     max_reconnect_seconds: Seconds = 10.0
 
+    @property
+    def domain_connections(self) -> int:
+        """How many connections may be used for recipients in one domain."""
+        return self.max_connections_per_domain or max(1, self.max_connections * 3 // 4)
+
     def __post_init__(self) -> None:
         if (self.username is None) != (self.password is None):
             raise ValueError("username and password must be given together")
 
 
 class Retry(Section, frozen=True, kw_only=True):
-    """Retries of deferred mails (4xx). The delay doubles from `initial_seconds` to `max_seconds`.
+    """Retries of deferred mails (4xx).
 
-    The event becomes a dead letter `give_up_seconds` after the first failure, not counting outages of the mail server.
+    A few are retried in memory, with a delay that doubles from `initial_seconds` to `max_seconds`. What is deferred
+    for longer than `in_memory_seconds`, or by a throttled domain, waits in a topic.
     """
 
     initial_seconds: Seconds = 1.0
     max_seconds: Seconds = 60.0
-    give_up_seconds: Seconds = 900.0
+    in_memory_seconds: Annotated[float, Meta(ge=0)] = 30.0
+    # How many messages wait in memory at the same time.
+    max_in_memory: Annotated[int, Meta(ge=0, le=100_000)] = 100
+    # How long a mail waits in the topic before its next attempt: as long as it has been deferred, within these limits.
+    min_deferral_seconds: Seconds = 5.0
+    max_deferral_seconds: Seconds = 300.0
+    # A domain that defers this many mails in a row is throttled: its mails wait in the topic, and each process makes
+    # this many attempts at them per second, until one is accepted.
+    domain_threshold: Annotated[int, Meta(ge=1, le=1_000)] = 5
+    domain_attempts_per_second: Annotated[float, Meta(ge=0.01, le=1_000)] = 5.0
+    # The event becomes a dead letter when an attempt fails this long after the first, but not before the fifth attempt.
+    give_up_seconds: Seconds = 86_400.0
 
 
 class Mail(Section, frozen=True, kw_only=True):
@@ -113,7 +146,8 @@ class Mail(Section, frozen=True, kw_only=True):
         if (
             not self.sender.isprintable()
             or len(getaddresses([self.sender])) != 1
-            or not text.is_email_address(self.address)
+            or (address := parse_mail_address(self.address)) is None
+            or address.needs_smtputf8
         ):
             raise ValueError("from must be an e-mail address, or a name and an address: Market <shop@example.com>")
 
@@ -124,8 +158,9 @@ class Mail(Section, frozen=True, kw_only=True):
 
     @property
     def address(self) -> str:
-        """The sender's address, without the display name."""
-        return parseaddr(self.sender)[1]
+        """The sender's address, without the display name, in ASCII."""
+        address = parseaddr(self.sender)[1]
+        return str(parse_mail_address(address) or address)
 
 
 class Config(ServiceConfig, frozen=True, kw_only=True):

@@ -9,7 +9,12 @@ from typing import Literal, NamedTuple
 from uuid import UUID
 
 # In the order in which a message reaches them; see kit/faults.py.
-FAILURE_POINTS = ("notifications.before-mail", "notifications.after-mail", "notifications.before-commit")
+FAILURE_POINTS = (
+    "notifications.before-mail",
+    "notifications.after-mail",
+    "notifications.after-deferral",
+    "notifications.before-commit",
+)
 
 Kind = Literal["created", "cancelled"]
 
@@ -52,20 +57,51 @@ class DeadLetterReason:
         return f"{self.code}: {self.detail}"
 
 
+@dataclass(frozen=True, slots=True)
+class Deferral:
+    """What is known of a mail that has to wait.
+
+    attempts: how many attempts to send it were made
+    reserved: the attempt at `due_at` is one of those that a throttled domain gets
+    reason: of the last failed attempt, for operators
+    """
+
+    first_deferred_at: datetime
+    due_at: datetime
+    attempts: int
+    reserved: bool
+    reason: str
+
+
 @dataclass(slots=True)
 class PendingMessage:
-    """A message that is not settled, and how many attempts at it have failed so far.
+    """A message that is not settled.
 
-    A message is settled once it is mailed, skipped or stored as a dead letter; only then may its offset be committed.
+    A message is settled once it is mailed, skipped, or stored as a deferred mail or dead letter; only then may its
+    offset be committed.
     """
 
     message: Message
+    # In the partition that it was read from, which is that of `message` unless the mail was deferred.
+    offset: int
+    # How many attempts have failed since it was read.
     attempts: int = 0
-    # `available_seconds()` of the mail server at the first failure, so that outages do not count towards
-    # `give_up_seconds`.
-    first_failure_available_seconds: float | None = None
+    # When the mail was deferred for the first time; None if it was not.
+    first_deferred_at: datetime | None = None
+    # What is known if it was read from the topic of deferred mails.
+    deferral: Deferral | None = None
+    # Whether it may wait in memory for its next attempt, or whether too many messages do so already.
+    may_wait: bool = True
     # Set once it is certain that the message becomes a dead letter; writing that may take several attempts.
     dead_letter: DeadLetterReason | None = None
+
+    def __post_init__(self) -> None:
+        if self.deferral is not None:
+            self.first_deferred_at = self.deferral.first_deferred_at
+
+    def seconds_until_due(self, now: float) -> float:
+        """Return how long the message has to wait at the Unix time `now`; 0 or less if it is due."""
+        return 0.0 if self.deferral is None else self.deferral.due_at.timestamp() - now
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +122,9 @@ class Notification:
     """The content of a mail about an order event.
 
     sequence: the number of the event within its order; later events have higher ones
-    recipient: None if the order has no e-mail address
+    recipient: the address in the form in which mail servers get it; None if the order has none to which a mail can be
+        sent
+    has_address: the order has an e-mail address, or something that looks like one
     """
 
     event_id: str
@@ -94,6 +132,7 @@ class Notification:
     sequence: int
     order_id: UUID
     recipient: str | None
+    has_address: bool
     lines: tuple[Line, ...]
     total: Decimal
     currency: str
@@ -101,6 +140,11 @@ class Notification:
     # When the order was created or cancelled; None if the event has no valid time.
     occurred_at: datetime | None
     request_id: str
+
+    @property
+    def recipient_domain(self) -> str:
+        """The domain of the recipient's address, in lower case; empty if there is no recipient."""
+        return (self.recipient or "").rpartition("@")[2].lower()
 
     @property
     def short_id(self) -> str:
@@ -114,6 +158,11 @@ class Mail:
 
     recipient: str
     content: bytes
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        """Whether the recipient's address is not ASCII, so that the mail server must offer SMTPUTF8 (RFC 6531)."""
+        return not self.recipient.isascii()
 
 
 class FirstStart(NamedTuple):
@@ -137,6 +186,20 @@ class MailRejected(Exception):
 
 class MailDeferred(Exception):
     """The mail server deferred this mail (4xx), or the connection broke while it was sent."""
+
+
+class MailPostponed(Exception):
+    """The mail is not sent now, although no attempt has failed. It is deferred until `seconds` from now.
+
+    cause: `throttled` (its domain defers mails) or `order` (an earlier mail of the order is deferred)
+    reserved: an attempt at that time is reserved for it
+    """
+
+    def __init__(self, cause: Literal["throttled", "order"], seconds: float, *, reserved: bool = False) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.seconds = seconds
+        self.reserved = reserved
 
 
 class MailServerUnavailable(Exception):

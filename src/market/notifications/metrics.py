@@ -20,9 +20,37 @@ LAG = Gauge(
     ["partition"],
 )
 ASSIGNED = Gauge("market_notifications_assigned_partitions", "Partitions that are assigned to this process.")
+DEFERRED_ASSIGNED = Gauge(
+    "market_notifications_deferred_assigned_partitions",
+    "Partitions of the topic of deferred mails that are assigned to this process.",
+)
 STALLED = Gauge(
     "market_notifications_stalled",
     "1 while an assigned partition has unread messages but makes no progress.",
+    ["partition"],
+)
+DEFERRED = Gauge(
+    "market_notifications_deferred_mails",
+    "Mails in the partition of deferred mails. Every process reports all partitions, also those of other members.",
+    ["partition"],
+)
+DEFERRED_OLDEST = Gauge(
+    "market_notifications_deferred_oldest_seconds",
+    "Time since the first deferral of the oldest deferred mail that this process has read in the last minutes; "
+    "0 if there is none.",
+)
+DEFERRALS = Counter(
+    "market_notifications_deferrals_total",
+    "Mails written to the topic of deferred mails, by the cause.",
+    ["cause"],
+)
+THROTTLED_DOMAINS = Gauge(
+    "market_notifications_throttled_domains",
+    "Mail domains that defer one mail after the other, and get a limited number of attempts.",
+)
+DEFERRED_STALLED = Gauge(
+    "market_notifications_deferred_stalled",
+    "1 while an assigned partition of the deferred mails has unread messages but makes no progress.",
     ["partition"],
 )
 UNSETTLED = Gauge(
@@ -51,9 +79,11 @@ for _reason in ("invalid-event", "rejected", "retries-exhausted"):
     DEAD_LETTERS.labels(_reason)
 for _reason in ("first-start", "no-offset", "new-topic"):
     STARTS_WITHOUT_OFFSET.labels(_reason)
-for _reason in ("unknown-type", "no-recipient", "duplicate"):
+for _reason in ("unknown-type", "no-recipient", "invalid-recipient", "duplicate"):
     SKIPPED_EVENTS.labels(_reason)
-for _reason in ("deferred", "internal-error", "dead-letter"):
+for _reason in ("deferred", "throttled", "order", "internal-error"):
+    DEFERRALS.labels(_reason)
+for _reason in ("deferred", "internal-error", "deferral", "dead-letter"):
     RETRIES.labels(_reason)
 for _kind in ("created", "cancelled"):
     MAILS.labels(_kind)

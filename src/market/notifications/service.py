@@ -1,4 +1,4 @@
-"""The use cases: send the mail of a notification, schedule a retry, write a dead letter."""
+"""The use cases: send the mail of a notification, retry or defer it, write a dead letter."""
 
 from __future__ import annotations
 
@@ -15,12 +15,22 @@ from market.kit.process import logs
 from market.kit.process.tracing import Tracer
 from market.kit.resilience import backoff
 from market.notifications import config, metrics
-from market.notifications.domain import DeadLetterReason, Message, Notification, PendingMessage
+from market.notifications.domain import (
+    DeadLetterReason,
+    Deferral,
+    MailDeferred,
+    MailPostponed,
+    Message,
+    Notification,
+    PendingMessage,
+)
 from market.notifications.mail.mailer import Mailer
 
 log = logs.get_logger("mailing")
 
-_MAX_REMEMBERED_ORDERS = 10_000
+_MAX_REMEMBERED_NOTIFICATIONS = 10_000
+# An event does not become a dead letter because of deferrals before this attempt.
+_MIN_ATTEMPTS = 5
 
 
 class DeadLetters(Protocol):
@@ -40,22 +50,66 @@ class SentLogForMailing(Protocol):
         """Return whether the event is known to have been mailed."""
 
 
+class Deferrals(Protocol):
+    """Where deferred mails wait; deferral.queue.DeferralQueue in production."""
+
+    async def append(self, message: Message, deferral: Deferral) -> None:
+        """Append a deferred mail, and return once it is stored. Raises KafkaException."""
+
+
+class Throttle(Protocol):
+    """Which domains defer mails; deferral.throttle.DomainThrottle in production."""
+
+    def record_deferred(self, domain: str) -> None:
+        """Record that the mail server deferred a mail to the domain."""
+
+    def record_accepted(self, domain: str) -> None:
+        """Record that the mail server accepted a mail to the domain."""
+
+    def is_throttled(self, domain: str) -> bool:
+        """Return whether attempts at mails to the domain are limited."""
+
+    def reserve(self, domain: str, max_seconds: float) -> float | None:
+        """Reserve an attempt. Return the seconds until it may be made, or None if that is more than `max_seconds`."""
+
+
+class DeferredOrders(Protocol):
+    """Which orders have a deferred mail; deferral.orders.DeferredOrders in production."""
+
+    def add(self, order_id: UUID, sequence: int, seconds: float) -> None:
+        """Remember for `seconds` that the notification was deferred."""
+
+    def settle(self, order_id: UUID, sequence: int) -> None:
+        """Forget the notification: it was mailed, skipped or written as a dead letter."""
+
+    def holds_back(self, order_id: UUID, sequence: int) -> bool:
+        """Return whether an earlier notification of the order is deferred."""
+
+
+@dataclass(frozen=True)
+class Deferring:
+    """What is needed to defer mails."""
+
+    queue: Deferrals
+    throttle: Throttle
+    orders: DeferredOrders
+
+
 class RecentNotifications:
-    """The last notification mailed for each of the latest 10,000 orders, so that a duplicate is not mailed again."""
+    """The latest 10,000 notifications that were mailed, so that a duplicate is not mailed again."""
 
     def __init__(self) -> None:
-        self._sequences: OrderedDict[UUID, int] = OrderedDict()
+        self._event_ids: OrderedDict[str, None] = OrderedDict()
 
     def add(self, notification: Notification) -> None:
         """Remember that the notification was mailed."""
-        self._sequences[notification.order_id] = notification.sequence
-        self._sequences.move_to_end(notification.order_id)
-        if len(self._sequences) > _MAX_REMEMBERED_ORDERS:
-            self._sequences.popitem(last=False)
+        self._event_ids[notification.event_id] = None
+        self._event_ids.move_to_end(notification.event_id)
+        if len(self._event_ids) > _MAX_REMEMBERED_NOTIFICATIONS:
+            self._event_ids.popitem(last=False)
 
-    def covers(self, notification: Notification) -> bool:
-        """Return whether this notification or a later one of the order was mailed; events are published in order."""
-        return self._sequences.get(notification.order_id, 0) >= notification.sequence
+    def __contains__(self, notification: Notification) -> bool:
+        return notification.event_id in self._event_ids
 
 
 @dataclass
@@ -69,33 +123,49 @@ class Deps:
     tracer: Tracer
     faults: Faults | None = None
     recent: RecentNotifications = field(default_factory=RecentNotifications)
+    # None: a mail that is deferred is not stored, as when an operator replays a dead letter.
+    deferring: Deferring | None = None
     # None: events are mailed whether or not they were mailed before, as when an operator replays a dead letter.
     sent_log: SentLogForMailing | None = None
     # Events that are older than this are looked up in the sent log.
     sent_log_min_age: timedelta = timedelta(0)
 
 
-async def notify(deps: Deps, notification: Notification) -> None:
+async def notify(deps: Deps, notification: Notification, deferral: Deferral | None = None) -> None:
     """Mail the notification, unless it was mailed before or has no recipient.
 
-    Raises MailRejected, MailDeferred or MailServerUnavailable.
+    Raises MailRejected, MailDeferred, MailPostponed or MailServerUnavailable.
     """
-    if deps.recent.covers(notification) or await _was_sent(deps, notification):
+    if notification in deps.recent or await _was_sent(deps, notification):
         metrics.SKIPPED_EVENTS.labels("duplicate").inc()
         log.info("duplicate event skipped", order_id=str(notification.order_id), kind=notification.kind)
+        return
+    if notification.recipient is None and notification.has_address:
+        # Of an earlier version of orders; this one rejects such orders.
+        metrics.SKIPPED_EVENTS.labels("invalid-recipient").inc()
+        log.error("event with an invalid address skipped", order_id=str(notification.order_id), kind=notification.kind)
         return
     if notification.recipient is None:
         metrics.SKIPPED_EVENTS.labels("no-recipient").inc()
         log.info("event without recipient skipped", order_id=str(notification.order_id), kind=notification.kind)
         return
+    if deps.deferring is not None:
+        _postpone_if_necessary(deps, deps.deferring, notification, deferral)
     with deps.tracer.span(f"mail {notification.kind}"), metrics.MAIL_DURATION.time():
         if deps.faults:
             await deps.faults.fire_if_armed("notifications.before-mail")
-        await deps.mailer.send(notification, deps.clock())
+        try:
+            await deps.mailer.send(notification, deps.clock())
+        except MailDeferred:
+            if deps.deferring is not None:
+                deps.deferring.throttle.record_deferred(notification.recipient_domain)
+            raise
         if deps.faults:
             await deps.faults.fire_if_armed("notifications.after-mail")
     metrics.MAILS.labels(notification.kind).inc()
     log.info("mail sent", order_id=str(notification.order_id), kind=notification.kind, event_id=notification.event_id)
+    if deps.deferring is not None:
+        deps.deferring.throttle.record_accepted(notification.recipient_domain)
     deps.recent.add(notification)
     if deps.sent_log is not None:
         deps.sent_log.add(notification.event_id)
@@ -112,24 +182,103 @@ async def _was_sent(deps: Deps, notification: Notification) -> bool:
     return old and await deps.sent_log.contains(notification.event_id)
 
 
-def schedule_retry(deps: Deps, pending: PendingMessage, reason: str, detail: str) -> float | None:
-    """Count a failed attempt. Return the seconds until the next one, or None if the time for retries is over.
+def _postpone_if_necessary(
+    deps: Deps, deferring: Deferring, notification: Notification, deferral: Deferral | None
+) -> None:
+    """Raise MailPostponed if the mail must not be sent now."""
+    delay = _deferral_seconds(deps, deferral.first_deferred_at if deferral else None)
+    if deferring.orders.holds_back(notification.order_id, notification.sequence):
+        raise MailPostponed("order", delay)
+    if deferral is not None and deferral.reserved:
+        return
+    seconds = deferring.throttle.reserve(notification.recipient_domain, delay)
+    if seconds is None:
+        raise MailPostponed("throttled", delay)
+    if seconds > 0:
+        raise MailPostponed("throttled", seconds, reserved=True)
 
-    In the latter case `pending.dead_letter` is set. `reason` is the metric label: deferred or internal-error.
+
+def _deferral_seconds(deps: Deps, first_deferred_at: datetime | None) -> float:
+    """Return how long a mail waits for its next attempt: as long as it has been deferred, within the limits."""
+    age = 0.0 if first_deferred_at is None else (deps.clock() - first_deferred_at).total_seconds()
+    return max(deps.retry.min_deferral_seconds, min(deps.retry.max_deferral_seconds, age))
+
+
+async def retry_later(
+    deps: Deps, pending: PendingMessage, reason: str, detail: str, notification: Notification | None
+) -> float | None:
+    """Count a failed attempt, and decide when to make the next one.
+
+    Return the seconds until then, if the message waits in memory. Otherwise return None: it has been stored as a
+    deferred mail, or the time for retries is over and `pending.dead_letter` is set.
+    `reason` is the metric label: deferred or internal-error. `notification` is None if the message could not be parsed.
     """
-    now = deps.mailer.mail_server.available_seconds()
-    if pending.first_failure_available_seconds is None:
-        pending.first_failure_available_seconds = now
+    now = deps.clock()
+    if pending.first_deferred_at is None:
+        pending.first_deferred_at = now
         log.warning("processing failed, will retry", reason=reason, detail=detail, **origin(pending.message))
-    remaining = pending.first_failure_available_seconds + deps.retry.give_up_seconds - now
-    if remaining <= 0:
-        pending.dead_letter = DeadLetterReason("retries-exhausted", detail)
-        return None
     pending.attempts += 1
     metrics.RETRIES.labels(reason).inc()
-    max_delay = min(deps.retry.max_seconds, deps.retry.initial_seconds * 2.0 ** min(pending.attempts - 1, 30))
-    # Equal jitter: between half of the delay and all of it. Capped, so that the last attempt is made at the deadline.
-    return min(remaining, random.uniform(max_delay / 2, max_delay))
+    age = (now - pending.first_deferred_at).total_seconds()
+    remaining = deps.retry.give_up_seconds - age
+    attempts = pending.attempts + (pending.deferral.attempts if pending.deferral else 0)
+    # An attempt was made only while the mail server was available, so an outage alone does not end the retries.
+    if remaining <= 0 and attempts >= _MIN_ATTEMPTS:
+        pending.dead_letter = DeadLetterReason("retries-exhausted", detail)
+        return None
+    throttled = (
+        notification is not None
+        and deps.deferring is not None
+        and deps.deferring.throttle.is_throttled(notification.recipient_domain)
+    )
+    if pending.deferral is None and pending.may_wait and age < deps.retry.in_memory_seconds and not throttled:
+        max_delay = min(deps.retry.max_seconds, deps.retry.initial_seconds * 2.0 ** min(pending.attempts - 1, 30))
+        # Equal jitter: between half of the delay and all of it.
+        delay = random.uniform(max_delay / 2, max_delay)
+        # Capped, so that the last attempt is made at the deadline.
+        return min(remaining, delay) if remaining > 0 else delay
+    seconds = _deferral_seconds(deps, pending.first_deferred_at)
+    deferral = Deferral(
+        pending.first_deferred_at, now + timedelta(seconds=seconds), attempts, reserved=False, reason=detail
+    )
+    return await _defer(deps, pending, deferral, reason, notification)
+
+
+async def postpone(
+    deps: Deps, pending: PendingMessage, postponed: MailPostponed, notification: Notification
+) -> float | None:
+    """Store a mail as deferred without an attempt. Return None, or the seconds until it is to be tried again."""
+    now, known = deps.clock(), pending.deferral
+    attempts = pending.attempts + (known.attempts if known else 0)
+    deferral = Deferral(
+        first_deferred_at=pending.first_deferred_at or now,
+        due_at=now + timedelta(seconds=postponed.seconds),
+        attempts=attempts,
+        reserved=postponed.reserved,
+        reason=known.reason if known else "",
+    )
+    return await _defer(deps, pending, deferral, postponed.cause, notification)
+
+
+async def _defer(
+    deps: Deps, pending: PendingMessage, deferral: Deferral, cause: str, notification: Notification | None
+) -> float | None:
+    """Store a deferred mail. Return None once Kafka has it, or the seconds until the message is processed again."""
+    assert deps.deferring is not None
+    if notification is not None:
+        # It is also read by another process, which does not report that the mail was sent.
+        wait = (deferral.due_at - deps.clock()).total_seconds() + deps.retry.max_deferral_seconds
+        deps.deferring.orders.add(notification.order_id, notification.sequence, wait)
+    try:
+        await deps.deferring.queue.append(pending.message, deferral)
+    except Exception as e:
+        metrics.RETRIES.labels("deferral").inc()
+        log.error("mail not deferred, will retry", error=str(e)[:300], **origin(pending.message))
+        return 0.5 + backoff(max(1, pending.attempts), base=0.5, max_seconds=10)
+    metrics.DEFERRALS.labels(cause).inc()
+    if deps.faults:
+        await deps.faults.fire_if_armed("notifications.after-deferral")
+    return None
 
 
 async def write_dead_letter(deps: Deps, pending: PendingMessage) -> float | None:

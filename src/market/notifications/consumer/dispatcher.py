@@ -1,7 +1,7 @@
 """Processes messages concurrently, but those with the same key one at a time and in order.
 
 The messages of a key are queued in order, and a free worker takes the first message of the next queue that is ready. A
-message that waits for a retry blocks only the messages with the same key.
+message that waits for a retry blocks only the messages with the same key. Mail domains take turns.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from market.kit.process import logs
 from market.kit.process.tasks import supervise
 from market.notifications.consumer.memory import MemoryBudget
 from market.notifications.consumer.offsets import OffsetTracker
+from market.notifications.consumer.ready import ReadyItems
 from market.notifications.domain import MailServerUnavailable, Message, PendingMessage
 
 log = logs.get_logger("dispatcher")
 
 # Makes one attempt at processing a message. Returns None if it is settled, or the seconds until the next attempt.
 Handler = Callable[[PendingMessage], Awaitable[float | None]]
+# Returns the domain of a message's recipient, or an empty string.
+DomainOf = Callable[[Message], str]
 
 
 class Availability(Protocol):
@@ -35,10 +38,12 @@ class Availability(Protocol):
 class KeyQueue:
     """The unsettled messages with the same key in the same partition, in order."""
 
-    __slots__ = ("finished", "key", "messages", "revoked", "timer", "tracker")
+    __slots__ = ("domain", "finished", "key", "messages", "revoked", "timer", "tracker")
 
-    def __init__(self, key: Hashable, tracker: OffsetTracker) -> None:
+    def __init__(self, key: Hashable, domain: str, tracker: OffsetTracker) -> None:
         self.key = key
+        # The mail domain of the first message; those with the same key are about the same order.
+        self.domain = domain
         self.tracker = tracker
         self.messages: deque[PendingMessage] = deque()
         # Set while the first message waits for a retry.
@@ -52,30 +57,44 @@ class Dispatcher:
     """Holds the messages that were read but are not settled yet. Must be constructed inside a running event loop.
 
     max_concurrency: how many messages are in flight at once
+    max_per_domain: how many of them may be for recipients in one domain
+    max_waiting: how many messages may wait for a retry at the same time
     """
 
     def __init__(
-        self, handler: Handler, mail_server: Availability, memory: MemoryBudget, *, max_concurrency: int
+        self,
+        handler: Handler,
+        domain_of: DomainOf,
+        mail_server: Availability,
+        memory: MemoryBudget,
+        *,
+        max_concurrency: int,
+        max_per_domain: int,
+        max_waiting: int,
     ) -> None:
         self._handler = handler
+        self._domain_of = domain_of
         self._mail_server = mail_server
         self._memory = memory
+        self._max_waiting = max_waiting
+        self._waiting = 0
         self._queues: dict[Hashable, KeyQueue] = {}
-        self._ready: asyncio.Queue[KeyQueue] = asyncio.Queue()
+        self._ready: ReadyItems[KeyQueue] = ReadyItems(max_per_domain)
         loop = asyncio.get_running_loop()
         self._workers = [loop.create_task(supervise("mail-worker", self._work)) for _ in range(max_concurrency)]
 
-    def submit(self, messages: Iterable[tuple[OffsetTracker, Message]]) -> None:
+    def submit(self, messages: Iterable[tuple[OffsetTracker, PendingMessage]]) -> None:
         """Queue messages. The caller has acquired memory for each of them, which the dispatcher releases."""
-        for tracker, message in messages:
+        for tracker, pending in messages:
+            message = pending.message
             # By tracker rather than by partition, so that a partition that is assigned again does not share queues with
             # its earlier assignment. Messages without a key need no order.
-            key = (id(tracker), message.offset if message.key is None else message.key)
+            key = (id(tracker), pending.offset if message.key is None else message.key)
             queue = self._queues.get(key)
             if queue is None:
-                queue = self._queues[key] = KeyQueue(key, tracker)
-                self._ready.put_nowait(queue)
-            queue.messages.append(PendingMessage(message))
+                queue = self._queues[key] = KeyQueue(key, self._domain_of(message), tracker)
+                self._ready.put(queue.domain, queue)
+            queue.messages.append(pending)
 
     async def revoke(self, trackers: Iterable[OffsetTracker], timeout_seconds: float) -> None:
         """Drop the partitions' queued messages, and wait up to `timeout_seconds` for those in flight."""
@@ -104,6 +123,8 @@ class Dispatcher:
         del self._queues[queue.key]
         if queue.timer is not None:
             queue.timer.cancel()
+            queue.timer = None
+            self._waiting -= 1
         # The memory of a message in flight is released when it has finished.
         in_flight = queue.messages.popleft() if queue.finished is not None else None
         for pending in queue.messages:
@@ -115,12 +136,16 @@ class Dispatcher:
     async def _work(self) -> None:
         while True:
             queue = await self._ready.get()
-            await self._mail_server.wait_until_available()
-            if not queue.revoked:
-                await self._process_first(queue)
+            try:
+                await self._mail_server.wait_until_available()
+                if not queue.revoked:
+                    await self._process_first(queue)
+            finally:
+                self._ready.release(queue.domain)
 
     async def _process_first(self, queue: KeyQueue) -> None:
         pending = queue.messages[0]
+        pending.may_wait = self._waiting < self._max_waiting
         queue.finished = asyncio.Event()
         delay: float | None = 0.0
         try:
@@ -137,7 +162,7 @@ class Dispatcher:
         settled = delay is None
         if settled:
             queue.messages.popleft()
-            queue.tracker.settle(pending.message.offset)
+            queue.tracker.settle(pending.offset)
         if settled or queue.revoked:
             self._memory.release(pending.message.size)
         if queue.revoked:
@@ -145,6 +170,12 @@ class Dispatcher:
         if not queue.messages:
             del self._queues[queue.key]
         elif delay:
-            queue.timer = asyncio.get_running_loop().call_later(delay, self._ready.put_nowait, queue)
+            self._waiting += 1
+            queue.timer = asyncio.get_running_loop().call_later(delay, self._retry, queue)
         else:
-            self._ready.put_nowait(queue)
+            self._ready.put(queue.domain, queue)
+
+    def _retry(self, queue: KeyQueue) -> None:
+        queue.timer = None
+        self._waiting -= 1
+        self._ready.put(queue.domain, queue)

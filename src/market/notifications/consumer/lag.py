@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from prometheus_client import Gauge
+
 from market.kit.process import logs
 from market.kit.process.health import Health
 from market.notifications import metrics
@@ -31,6 +33,8 @@ class LagObserver:
     read_offsets: returns the offsets of each partition of the topic; blocks
     read_positions: returns the next offset to read of each partition that is assigned to this process and not paused
     stalled_after_seconds: for how long a partition with unread messages may go without one being read
+    lag_metric, stalled_metric: with the label partition
+    dependency: the name under which the readiness reports partitions that make no progress
     """
 
     def __init__(
@@ -40,6 +44,9 @@ class LagObserver:
         health: Health,
         *,
         stalled_after_seconds: float,
+        lag_metric: Gauge = metrics.LAG,
+        stalled_metric: Gauge = metrics.STALLED,
+        dependency: str = "consumption",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read_offsets = read_offsets
@@ -47,24 +54,28 @@ class LagObserver:
         self._health = health
         self._stalled_after_seconds = stalled_after_seconds
         self._clock = clock
+        self._lag_metric = lag_metric
+        self._stalled_metric = stalled_metric
+        self._dependency = dependency
         # By partition; only those with unread messages.
         self._unread: dict[int, _Unread] = {}
         self._stalled: dict[int, str] = {}
-        self._reported: set[int] = set()
+        # The last observation, by partition.
+        self.lag: dict[int, int] = {}
         # Tests create several observers in one process.
-        metrics.LAG.clear()
-        metrics.STALLED.clear()
+        lag_metric.clear()
+        stalled_metric.clear()
 
     async def observe(self) -> float:
         """Set the metrics and the readiness, and return the seconds until the next call. Raises KafkaException."""
         # Read the offsets first and the positions (in `_find_stalled`) second, so that messages read in between do not
         # count as unread.
         offsets = await asyncio.to_thread(self._read_offsets)
-        for partition in self._reported - offsets.keys():
-            metrics.LAG.remove(str(partition))
-        self._reported = set(offsets)
-        for partition, partition_offsets in offsets.items():
-            metrics.LAG.labels(str(partition)).set(partition_offsets.lag)
+        for partition in self.lag.keys() - offsets.keys():
+            self._lag_metric.remove(str(partition))
+        self.lag = {partition: one.lag for partition, one in offsets.items()}
+        for partition, lag in self.lag.items():
+            self._lag_metric.labels(str(partition)).set(lag)
         self._find_stalled(offsets)
         return _INTERVAL_SECONDS
 
@@ -82,7 +93,7 @@ class LagObserver:
             log.error(
                 "assigned partition is stalled", partition=partition, offset=position, high=offsets[partition].high
             )
-            metrics.STALLED.labels(str(partition)).set(1)
+            self._stalled_metric.labels(str(partition)).set(1)
             self._stalled[partition] = (
                 f"has made no progress for {self._stalled_after_seconds:g} s at offset {position}"
             )
@@ -90,9 +101,9 @@ class LagObserver:
             log.info("partition is no longer stalled", partition=partition)
             del self._stalled[partition]
             with suppress(KeyError):
-                metrics.STALLED.remove(str(partition))
+                self._stalled_metric.remove(str(partition))
         reasons = [f"partition {partition} {reason}" for partition, reason in sorted(self._stalled.items())]
         if reasons:
-            self._health.set_unready("consumption", "; ".join(reasons)[:500])
+            self._health.set_unready(self._dependency, "; ".join(reasons)[:500])
         else:
-            self._health.set_ready("consumption")
+            self._health.set_ready(self._dependency)

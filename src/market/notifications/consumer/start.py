@@ -41,10 +41,19 @@ class SentLogForConsumer(Protocol):
 class StartOffsets:
     """Determines start offsets, from the group's first start and this process's last positions."""
 
-    def __init__(self, kafka: config.Kafka, topic: TopicDescriber, sent_log: SentLogForConsumer) -> None:
+    def __init__(
+        self,
+        kafka: config.Kafka,
+        topic: TopicDescriber,
+        sent_log: SentLogForConsumer,
+        *,
+        read_from_beginning: bool = False,
+    ) -> None:
         self._config = kafka
         self._sent_log = sent_log
         self._topic = topic
+        # For a topic that only this service writes: no message in it is older than the first start.
+        self._read_from_beginning = read_from_beginning
         # The topic did not exist when this process started, so all of its events are mailed.
         self.topic_is_new = False
         # Partitions that existed at the group's first start and have not been assigned yet.
@@ -108,6 +117,7 @@ class StartOffsets:
             write = log.info if start.no_offset_reason == "first-start" else log.error
             write(
                 "consumption starts without a committed offset",
+                topic=committed.topic,
                 partition=committed.partition,
                 reason=start.no_offset_reason,
                 offset=start.offset,
@@ -134,7 +144,8 @@ class StartOffsets:
             replay_from=replay_from,
             committed=(committed.offset, committed.metadata) if committed.offset >= 0 else None,
             last_position=self._last_positions.get(committed.partition),
-            first_start=committed.partition in self._first_start_partitions,
+            # An empty partition has not lost any offset.
+            first_start=high == 0 if self._read_from_beginning else committed.partition in self._first_start_partitions,
         )
 
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 from market.contracts import events, money
 from market.kit import context, text
 from market.kit.errors import BadInput
+from market.kit.mail_address import parse_mail_address
 from market.notifications.domain import InvalidEvent, Kind, Line, Message, Notification
 
 _KINDS: dict[str, Kind] = {events.CREATED: "created", events.CANCELLED: "cancelled"}
@@ -31,6 +32,15 @@ class _Envelope(Struct):
     type: str
 
 
+class _Addressed(Struct):
+    class Data(Struct):
+        user: str = ""
+        email: str | None = None
+
+    data: Data = msgspec.field(default_factory=Data)
+
+
+_decode_addressed = msgspec.json.Decoder(_Addressed).decode
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_event = msgspec.json.Decoder(events.OrderEvent).decode
 
@@ -95,12 +105,14 @@ def parse_notification(message: Message) -> Notification | None:
     except ValueError:
         raise InvalidEvent("data.created_at: must be a time in ISO 8601 format") from None
     request_id = message.header(events.REQUEST_ID_HEADER)
+    addresses = [a for a in (order.email, order.user) if a]
     return Notification(
         event_id=event.id,
         kind=_KINDS[event.type],
         sequence=sequence,
         order_id=order_id,
-        recipient=next((a for a in (order.email, order.user) if a and text.is_email_address(a)), None),
+        recipient=next((str(found) for a in addresses if (found := parse_mail_address(a)) is not None), None),
+        has_address=any("@" in a for a in addresses),
         lines=lines,
         total=total,
         currency=order.currency,
@@ -108,6 +120,15 @@ def parse_notification(message: Message) -> Notification | None:
         occurred_at=_time_of(event.time),
         request_id=request_id if context.valid_request_id(request_id) else "",
     )
+
+
+def domain_of(message: Message) -> str:
+    """Return the domain of the recipient, in lower case, as far as it can be told without validating the event."""
+    try:
+        data = _decode_addressed(message.value or b"").data
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    return (data.email or data.user).rpartition("@")[2].lower()[:255]
 
 
 def _in_utc(moment: datetime) -> datetime:

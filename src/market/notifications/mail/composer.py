@@ -22,8 +22,10 @@ from market.contracts import events, money
 from market.notifications import config
 from market.notifications.domain import Mail, Notification
 
-# Printable ASCII, within the line limit of 998 characters (RFC 5322), so that no header needs folding.
+# Printable ASCII, within the line limit of 998 characters (RFC 5322), so that no header needs folding. In the
+# recipient's address any visible character beyond ASCII may take the place of a letter (RFC 6532).
 _HEADER = re.compile(r"[A-Za-z-]{1,40}: [!-~](?:[ -~]{0,900}[!-~])?")
+_NON_ASCII = re.compile("[^\x00-\x7f]")
 
 
 class MailComposer:
@@ -51,7 +53,7 @@ class MailComposer:
     def compose(self, notification: Notification, now: datetime) -> Mail:
         """Return the mail, dated `now`.
 
-        Raises ValueError if the notification has no recipient, or if a header is not a single line of ASCII.
+        Raises ValueError if the notification has no recipient, or if a header is not a single valid line.
         """
         if notification.recipient is None:
             raise ValueError("the notification has no recipient")
@@ -86,11 +88,14 @@ class MailComposer:
 
 def _header_block(headers: dict[str, str]) -> bytes:
     """Return the headers and the empty line after them. Raises ValueError if a line does not match `_HEADER`."""
-    lines = [f"{name}: {value}" for name, value in headers.items()]
-    for line in lines:
-        if not _HEADER.fullmatch(line):
+    lines = []
+    for name, value in headers.items():
+        line = f"{name}: {value}"
+        international = name == "To" and line.isprintable()
+        if not _HEADER.fullmatch(_NON_ASCII.sub("a", line) if international else line):
             raise ValueError(f"not a valid header: {line[:100]!r}")
-    return "\r\n".join([*lines, "", ""]).encode("ascii")
+        lines.append(line)
+    return "\r\n".join([*lines, "", ""]).encode()
 
 
 def _part(subtype: str, text: str) -> bytes:

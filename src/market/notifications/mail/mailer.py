@@ -24,9 +24,6 @@ class MailServer(Protocol):
     async def wait_until_available(self) -> None:
         """Wait until mails can be sent."""
 
-    def available_seconds(self) -> float:
-        """Return the seconds that the server has been available since the start: a clock that stops during outages."""
-
     async def close(self) -> None:
         """Close the connections."""
 

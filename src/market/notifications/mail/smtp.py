@@ -49,10 +49,6 @@ class SmtpClient:
         # How many mails in a row were rejected for policy reasons or because of a sending limit.
         self._policy_rejections = 0
         self._outage_reason = ""
-        # Seconds available before the current period of availability.
-        self._available_before = 0.0
-        # time.monotonic() when the current period began.
-        self._available_since = time.monotonic()
 
     @property
     def available(self) -> bool:
@@ -62,13 +58,6 @@ class SmtpClient:
     async def wait_until_available(self) -> None:
         """Wait until the server is available. Return immediately if it is."""
         await self._available.wait()
-
-    def available_seconds(self) -> float:
-        """Return the seconds that the server has been available since the start.
-
-        It is a clock that stops during outages, so that an outage does not use up the time for which a mail is retried.
-        """
-        return self._available_before + (time.monotonic() - self._available_since if self.available else 0.0)
 
     async def send(self, mail: Mail) -> None:
         """Send the mail, and wait until the server has accepted it.
@@ -82,7 +71,7 @@ class SmtpClient:
             raise
         try:
             async with asyncio.timeout(3 * self._config.timeout_seconds):
-                await connection.rcpt(mail.recipient)
+                await connection.rcpt(mail.recipient, encoding="utf-8")
                 await connection.data(mail.content)
         except SMTPResponseException as e:
             await self._reset(connection, e.code)
@@ -114,8 +103,11 @@ class SmtpClient:
         while True:
             reused = self._acquire_idle()
             connection = reused or await self._connect()
+            if mail.needs_smtputf8 and not connection.supports_extension("smtputf8"):
+                self._release(connection)
+                raise MailRejected("the address needs SMTPUTF8, which the mail server does not offer")
             try:
-                await self._mail_from(connection, len(mail.content))
+                await self._mail_from(connection, len(mail.content), utf8=mail.needs_smtputf8)
             except SMTPSenderRefused as e:
                 if e.code == _CLOSING and reused is not None:
                     connection.close()
@@ -199,8 +191,11 @@ class SmtpClient:
                 return
         connection.close()
 
-    async def _mail_from(self, connection: SMTP, size: int) -> None:
+    async def _mail_from(self, connection: SMTP, size: int, *, utf8: bool = False) -> None:
         options = [f"SIZE={size}"] if connection.supports_extension("size") else []
+        if utf8:
+            # The headers of the mail have octets beyond ASCII.
+            options += ["SMTPUTF8", "BODY=8BITMIME"]
         await connection.mail(self._sender, options=options)
 
     async def _check_sender(self, connection: SMTP) -> None:
@@ -244,7 +239,6 @@ class SmtpClient:
         self._failures += 1
         if not self.available:
             return
-        self._available_before = self.available_seconds()
         self._available.clear()
         metrics.PAUSED.labels("mail-server").set(1)
         # In an empty context: the probe does not belong to the mail that failed first.
@@ -262,7 +256,6 @@ class SmtpClient:
                 self._set_unavailable(e)
                 continue
             self._release(connection)
-            self._available_since = time.monotonic()
             self._available.set()
             metrics.PAUSED.labels("mail-server").set(0)
             metrics.PAUSED.labels("sender-rejected").set(0)

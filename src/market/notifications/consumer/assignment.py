@@ -1,0 +1,211 @@
+"""The partitions that are assigned to this process, and what happens when they are assigned, revoked or lost.
+
+Apart from the constructor, all of it runs in the consumer's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeVar
+
+from confluent_kafka import Consumer, TopicPartition
+
+from market.kit.process import logs
+from market.notifications import config
+from market.notifications.consumer.committer import OffsetCommitter
+from market.notifications.consumer.dispatcher import Dispatcher
+from market.notifications.consumer.memory import MemoryBudget
+from market.notifications.consumer.offsets import OffsetTracker
+from market.notifications.consumer.start import SentLogForConsumer, StartOffsets, count_reset
+from market.notifications.consumer.topic import TopicDescriber
+from market.notifications.domain import PendingMessage
+
+T = TypeVar("T")
+log = logs.get_logger("consumer")
+
+_CALL_TIMEOUT_SECONDS = 5.0
+# What is fetched in advance is dropped when a partition is paused, and fetched again: not for every message.
+_MIN_HOLD_SECONDS = 0.5
+
+
+class HeldMessage(NamedTuple):
+    """A message that is not due yet. `until` is a time of time.monotonic()."""
+
+    tracker: OffsetTracker
+    pending: PendingMessage
+    until: float
+
+
+class EventLoopCaller:
+    """Lets the consumer's thread call the event loop in which it was constructed."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+
+    def run(self, work: Awaitable[T], timeout_seconds: float) -> T:
+        """Run a coroutine in the event loop, and block until it has finished. Raises TimeoutError."""
+
+        async def awaited() -> T:
+            return await work
+
+        return asyncio.run_coroutine_threadsafe(awaited(), self.loop).result(timeout_seconds)
+
+
+class Assignment:
+    """The offset trackers of the assigned partitions, and which partitions are paused.
+
+    on_changed: called with the number of assigned partitions after it may have changed
+    on_assigned: called after partitions (possibly none) were assigned
+    on_lost: called before partitions that were lost are dropped
+    """
+
+    def __init__(
+        self,
+        kafka: config.Kafka,
+        caller: EventLoopCaller,
+        dispatcher: Dispatcher,
+        committer: OffsetCommitter,
+        topic: TopicDescriber,
+        starts: StartOffsets,
+        sent_log: SentLogForConsumer,
+        memory: MemoryBudget,
+        *,
+        on_changed: Callable[[int], None],
+        on_assigned: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._config = kafka
+        self._caller = caller
+        self._dispatcher = dispatcher
+        self._committer = committer
+        self._topic = topic
+        self._starts = starts
+        self._sent_log = sent_log
+        self._memory = memory
+        self._on_changed = on_changed
+        self._on_assigned = on_assigned
+        self._on_lost = on_lost
+        self.trackers: dict[int, OffsetTracker] = {}
+        self.paused: set[int] = set()
+        # Read but not due yet: at most one message of each partition, which is paused meanwhile.
+        self._held: dict[int, HeldMessage] = {}
+        # How long mails in flight may take to finish when their partition is revoked.
+        self.revoke_seconds = kafka.revoke_timeout_seconds
+
+    def positions(self) -> dict[int, int]:
+        """Return the next offset to read of each partition that is not paused. Thread-safe."""
+        trackers = list(self.trackers.items())
+        return {partition: tracker.next_to_read for partition, tracker in trackers if partition not in self.paused}
+
+    def topic_ids(self) -> set[str]:
+        """Return the ids of the topic at the time when its partitions were assigned. Thread-safe."""
+        return {tracker.topic_id for tracker in list(self.trackers.values())} - {""}
+
+    def pause_only(self, consumer: Consumer, partitions: set[int]) -> None:
+        """Pause these partitions, and resume all others."""
+        if to_pause := partitions - self.paused:
+            consumer.pause(self._topic_partitions(to_pause))
+        if to_resume := (self.paused - partitions) & set(self.trackers):
+            consumer.resume(self._topic_partitions(to_resume))
+        self.paused = set(partitions)
+
+    def hold(self, consumer: Consumer, tracker: OffsetTracker, pending: PendingMessage) -> None:
+        """Keep a message that is not due yet, and pause its partition."""
+        wait = max(_MIN_HOLD_SECONDS, pending.seconds_until_due(time.time()))
+        self._held[tracker.partition] = HeldMessage(tracker, pending, time.monotonic() + wait)
+        if tracker.partition not in self.paused:
+            consumer.pause(self._topic_partitions({tracker.partition}))
+            self.paused.add(tracker.partition)
+
+    def take_due(self) -> list[tuple[OffsetTracker, PendingMessage]]:
+        """Return the held messages that are due now. Their partitions are resumed by the next `pause_only`."""
+        now = time.monotonic()
+        due = [self._held.pop(held.tracker.partition) for held in list(self._held.values()) if held.until <= now]
+        return [(held.tracker, held.pending) for held in due]
+
+    @property
+    def held_partitions(self) -> set[int]:
+        return set(self._held)
+
+    def assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Start to read partitions, after committing where. Raises KafkaException."""
+        if partitions:
+            # Before the committed offsets are read: whatever another member mails up to then must be found.
+            self._caller.loop.call_soon_threadsafe(self._sent_log.invalidate_sent_ids)
+        topic_id = self._topic.topic_id() if partitions else ""
+        starts = self._starts.commit_start_offsets(consumer, partitions, topic_id) if partitions else []
+        for start in starts:
+            self.trackers[start.partition] = OffsetTracker(start.partition, start.offset, start.metadata, topic_id)
+        self._assign(consumer, starts)
+        self._on_changed(len(self.trackers))
+        log.info("partitions assigned", topic=self._config.topic, partitions=sorted(self.trackers))
+        self._on_assigned()
+
+    def revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Let mails in flight finish, commit, and stop reading the partitions."""
+        revoked = [p.partition for p in partitions if p.partition in self.trackers]
+        trackers = [self.trackers[partition] for partition in revoked]
+        if trackers:
+            # No message arrives meanwhile: this thread is the one that polls.
+            self._finish(trackers, self.revoke_seconds)
+            self._committer.commit(consumer, trackers, wait=True)
+            self.forget(revoked)
+        consumer.incremental_unassign(partitions)
+        if revoked:
+            log.info("partitions revoked", topic=self._config.topic, partitions=sorted(revoked))
+
+    def lose(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Stop reading partitions that another member may have already, and mail what is in flight here."""
+        lost = [p.partition for p in partitions]
+        log.warning(
+            "partitions lost, mails in flight may be repeated", topic=self._config.topic, partitions=sorted(lost)
+        )
+        self._on_lost()
+        self.forget(lost, drop_messages=True)
+        consumer.incremental_unassign(partitions)
+
+    def forget(self, partitions: list[int], *, drop_messages: bool = False) -> None:
+        """Remove the partitions' trackers. With `drop_messages`, drop their messages without waiting for any."""
+        trackers = [self.trackers.pop(partition) for partition in partitions if partition in self.trackers]
+        for tracker in trackers:
+            self._starts.remember(tracker)
+            self.paused.discard(tracker.partition)
+            self._drop_held(tracker.partition)
+        self._on_changed(len(self.trackers))
+        if trackers and drop_messages:
+            self._finish(trackers, 0)
+
+    def reset(self, consumer: Consumer, partition: int, reason: str) -> None:
+        """Read a partition from where it begins for this group, since its position is out of range."""
+        old = self.trackers.get(partition)
+        if old is None:
+            return
+        count_reset(partition, reason)
+        offset = self._starts.replay_from(consumer, partition, old.topic_id)
+        self._drop_held(partition)
+        self._finish([old], self._config.revoke_timeout_seconds)
+        consumer.incremental_unassign(self._topic_partitions({partition}))
+        self.trackers[partition] = OffsetTracker(partition, offset, topic_id=old.topic_id)
+        self.trackers[partition].mark_uncommitted()
+        self._assign(consumer, [TopicPartition(self._config.topic, partition, offset)])
+
+    def _assign(self, consumer: Consumer, starts: list[TopicPartition]) -> None:
+        """Assign the partitions at their offsets, and resume them."""
+        partitions = [TopicPartition(start.topic, start.partition, start.offset) for start in starts]
+        # librdkafka keeps the pause of an earlier assignment.
+        consumer.resume(partitions)
+        consumer.incremental_assign(partitions)
+        self.paused -= {start.partition for start in starts}
+
+    def _drop_held(self, partition: int) -> None:
+        if held := self._held.pop(partition, None):
+            self._memory.release(held.pending.message.size)
+
+    def _finish(self, trackers: list[OffsetTracker], seconds: float) -> None:
+        """Drop the partitions' queued messages, and wait up to `seconds` for those in flight."""
+        self._caller.run(self._dispatcher.revoke(trackers, seconds), seconds + _CALL_TIMEOUT_SECONDS)
+
+    def _topic_partitions(self, partitions: set[int]) -> list[TopicPartition]:
+        return [TopicPartition(self._config.topic, partition) for partition in partitions]

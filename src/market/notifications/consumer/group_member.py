@@ -1,0 +1,326 @@
+"""A member of a consumer group, and its thread, which polls, commits and rebalances. So slow mails do not delay these.
+
+It uses the classic group protocol with cooperative rebalancing, which works with Apache Kafka 4 and with the
+embedded broker alike, and does not interrupt partitions that stay assigned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as KafkaMessage
+
+from market.contracts import events
+from market.kit.faults import Faults
+from market.kit.kafka import consumer_settings
+from market.kit.process import logs
+from market.kit.process.health import Health
+from market.kit.process.tasks import FAILURES
+from market.notifications import config, metrics
+from market.notifications.consumer.assignment import Assignment, EventLoopCaller
+from market.notifications.consumer.committer import OffsetCommitter
+from market.notifications.consumer.dispatcher import Availability, Dispatcher
+from market.notifications.consumer.memory import MemoryBudget
+from market.notifications.consumer.offsets import OffsetTracker
+from market.notifications.consumer.start import SentLogForConsumer, StartOffsets
+from market.notifications.consumer.topic import TopicDescriber
+from market.notifications.domain import Message, PendingMessage
+from market.notifications.events.parsing import to_message
+
+# Returns the pending message of a record that was read.
+Restore = Callable[[Message], PendingMessage]
+RebalanceCallback = Callable[[Consumer, list[TopicPartition]], None]
+log = logs.get_logger("consumer")
+
+_POLL_SECONDS = 0.05
+_COMMIT_INTERVAL_SECONDS = 0.1
+_BROKER_CHECK_INTERVAL_SECONDS = 1.0
+_REJOIN_SECONDS = 1.0
+# Messages handed over to the event loop at once.
+_MAX_BATCH_SIZE = 100
+_FAULT_TIMEOUT_SECONDS = 300
+
+
+class GroupMember:
+    """Reads the partitions that the group assigns to it, and passes their messages to the dispatcher.
+
+    Must be constructed inside a running event loop. Connects to nothing before `start`.
+
+    restore: returns the pending message of a record; of one with a deferral that is not due yet, the partition is
+        paused until it is
+    mail_server: partitions are paused while it is unavailable
+    on_assignment: called in the member's thread with the number of assigned partitions
+    affects_readiness: whether the process is unready while the group has assigned nothing
+    """
+
+    def __init__(
+        self,
+        kafka: config.Kafka,
+        dispatcher: Dispatcher,
+        memory: MemoryBudget,
+        mail_server: Availability,
+        topic: TopicDescriber,
+        starts: StartOffsets,
+        sent_log: SentLogForConsumer,
+        *,
+        restore: Restore,
+        on_assignment: Callable[[int], None],
+        health: Health,
+        affects_readiness: bool,
+        faults: Faults | None,
+    ) -> None:
+        self._config = kafka
+        self._dispatcher = dispatcher
+        self._memory = memory
+        self._mail_server = mail_server
+        self._restore = restore
+        self._health = health
+        self._affects_readiness = affects_readiness
+        self._faults = faults
+        self._caller = EventLoopCaller()
+        self._committer = OffsetCommitter(
+            kafka.topic, self._reach_failure_point, lambda reason: self._warn_once("commit failed", reason)
+        )
+        self.assignment = Assignment(
+            kafka,
+            self._caller,
+            dispatcher,
+            self._committer,
+            topic,
+            starts,
+            sent_log,
+            memory,
+            on_changed=on_assignment,
+            on_assigned=self._assigned,
+            on_lost=lambda: self._set_unready("partitions", "lost; rejoining the group"),
+        )
+        self._thread = threading.Thread(target=self._run, name=f"consumer {kafka.topic}", daemon=True)
+        # Set when the group has assigned partitions, possibly none, for the first time.
+        self.joined = asyncio.Event()
+        self._stopping = threading.Event()
+        # Why the member has to rejoin the group; empty if it does not have to.
+        self._rejoin_reason = ""
+        self._brokers_down = False
+        # What a rebalance callback raised; see _keep_exception.
+        self._rebalance_error: Exception | None = None
+        self._commit_at = self._check_brokers_at = 0.0
+        self._warned: set[tuple[str, str]] = set()
+
+    # --- in the event loop
+
+    def start(self) -> None:
+        """Join the group, in the member's thread."""
+        self._thread.start()
+
+    async def stop(self, grace: float) -> None:
+        """Stop polling, let mails in flight finish (at most `grace` seconds), commit, leave the group."""
+        self.assignment.revoke_seconds = max(0.0, grace - 1)
+        self._stopping.set()
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def rejoin(self, reason: str) -> None:
+        """Leave the group, and join it again."""
+        self._rejoin_reason = reason
+
+    @property
+    def consuming(self) -> bool:
+        """Whether the member has joined the group and is not stopping."""
+        return self.joined.is_set() and not self._stopping.is_set()
+
+    async def topic_exists(self) -> bool:
+        """Return whether the topic exists. Raises KafkaException."""
+
+        def describe() -> bool:
+            # A new client each time, because librdkafka backs off after a failed connection.
+            consumer = Consumer(self._settings())
+            try:
+                topic = consumer.list_topics(self._config.topic, timeout=2).topics[self._config.topic]
+            finally:
+                consumer.close()
+            if topic.error is None:
+                return True
+            if topic.error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE):
+                return False
+            raise KafkaException(topic.error)
+
+        return await asyncio.to_thread(describe)
+
+    # --- in the member's thread
+
+    def _settings(self) -> dict[str, Any]:
+        session_ms = int(self._config.session_timeout_seconds * 1000)
+        settings = consumer_settings(
+            self._config, "market.notifications", self._config.group, max_message_bytes=events.MAX_MESSAGE_BYTES
+        )
+        return {
+            **settings,
+            "group.protocol": "classic",
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": session_ms,
+            "heartbeat.interval.ms": max(100, session_ms // 10),
+            # Report an out-of-range offset as an error, so that the reset is counted and logged.
+            "auto.offset.reset": "error",
+            # Distinguishes a partition that was read to its end from a stalled one.
+            "enable.partition.eof": True,
+            "allow.auto.create.topics": self._config.partitions == 0,
+            # Messages may have up to 4 MiB. librdkafka's buffers, which the memory budget excludes, are limited here.
+            "fetch.max.bytes": 16 * 1024 * 1024,
+            "receive.message.max.bytes": 24 * 1024 * 1024,
+            "queued.min.messages": 1_000,
+            "fetch.wait.max.ms": 100,
+            "error_cb": self._on_error,
+            "on_commit": self._committer.on_commit,
+        }
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._consume()
+            except Exception as e:
+                FAILURES.labels(f"{self._config.topic}-consumer").inc()
+                self._set_unready("partitions", "rejoining the group")
+                self._warn_once("consumer failed, rejoining the group", f"{type(e).__name__}: {e}")
+                self._stopping.wait(_REJOIN_SECONDS)
+
+    def _consume(self) -> None:
+        """Join the group, consume until this process stops, and leave. Any error is raised after leaving."""
+        self._rebalance_error = None
+        self._rejoin_reason = ""
+        self._committer.reset()
+        consumer = Consumer(self._settings())
+        try:
+            consumer.subscribe(
+                [self._config.topic],
+                on_assign=self._keep_exception(self.assignment.assign),
+                on_revoke=self._keep_exception(self.assignment.revoke),
+                on_lost=self._keep_exception(self.assignment.lose),
+            )
+            self._poll(consumer)
+        finally:
+            # Calls assignment.revoke for the partitions that are still assigned.
+            with contextlib.suppress(Exception):
+                consumer.close()
+            self.assignment.forget(list(self.assignment.trackers), drop_messages=True)
+
+    def _poll(self, consumer: Consumer) -> None:
+        while not self._stopping.is_set():
+            self._pause_or_resume(consumer)
+            batch = self.assignment.take_due() if self._mail_server.available else []
+            record = consumer.poll(_POLL_SECONDS)
+            if self._rebalance_error is not None:
+                raise self._rebalance_error
+            if self._rejoin_reason:
+                raise RuntimeError(self._rejoin_reason)
+            while record is not None:
+                self._accept(consumer, record, batch)
+                if len(batch) >= _MAX_BATCH_SIZE or self._memory.exhausted:
+                    break
+                record = consumer.poll(0)
+            if batch:
+                self._caller.loop.call_soon_threadsafe(self._dispatcher.submit, batch)
+            now = time.monotonic()
+            if now >= self._commit_at:
+                self._commit_at = now + _COMMIT_INTERVAL_SECONDS
+                self._committer.commit(consumer, self.assignment.trackers.values())
+            if now >= self._check_brokers_at:
+                self._check_brokers_at = now + _BROKER_CHECK_INTERVAL_SECONDS
+                self._check_brokers(consumer)
+
+    def _accept(
+        self, consumer: Consumer, record: KafkaMessage, batch: list[tuple[OffsetTracker, PendingMessage]]
+    ) -> None:
+        error = record.error()
+        partition = record.partition()
+        if error is not None:
+            if error.code() == KafkaError._PARTITION_EOF:
+                tracker, end = self.assignment.trackers.get(-1 if partition is None else partition), record.offset()
+                if tracker is not None and end is not None:
+                    tracker.reach_end(end)
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET and partition is not None:
+                self.assignment.reset(consumer, partition, str(error.str()))
+            elif error.fatal():
+                raise KafkaException(error)
+            else:
+                self._warn_once("fetch failed", error.str())
+            return
+        message = to_message(record)
+        tracker = self.assignment.trackers.get(message.partition)
+        # Without a tracker the partition was revoked after the message was fetched.
+        if tracker is not None and tracker.add(message.offset):
+            pending = self._restore(message)
+            self._memory.acquire(pending.message.size)
+            if pending.seconds_until_due(time.time()) <= 0:
+                batch.append((tracker, pending))
+            else:
+                # Paused, the partition has no further message to read until this one is due.
+                self.assignment.hold(consumer, tracker, pending)
+
+    def _pause_or_resume(self, consumer: Consumer) -> None:
+        """Apply backpressure: pause all partitions while memory is exhausted or the mail server is unavailable."""
+        exhausted = self._memory.exhausted
+        metrics.PAUSED.labels("memory").set(int(exhausted))
+        paused = exhausted or not self._mail_server.available
+        self.assignment.pause_only(
+            consumer, set(self.assignment.trackers) if paused else self.assignment.held_partitions
+        )
+
+    def _keep_exception(self, callback: RebalanceCallback) -> RebalanceCallback:
+        """Wrap a rebalance callback so that `_poll` raises its exception, which confluent-kafka would swallow."""
+
+        def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            try:
+                callback(consumer, partitions)
+            except Exception as e:
+                self._rebalance_error = e
+
+        return call
+
+    def _set_unready(self, dependency: str, reason: str) -> None:
+        if self._affects_readiness:
+            self._health.set_unready(dependency, reason)
+
+    def _set_ready(self, dependency: str) -> None:
+        if self._affects_readiness:
+            self._health.set_ready(dependency)
+
+    def _assigned(self) -> None:
+        self._warned.clear()
+        self._set_ready("kafka")
+        self._set_ready("partitions")
+        self._caller.loop.call_soon_threadsafe(self.joined.set)
+
+    # --- availability of the brokers, and failures
+
+    def _check_brokers(self, consumer: Consumer) -> None:
+        if self._brokers_down:
+            try:
+                consumer.list_topics(self._config.topic, timeout=0.5)
+            except KafkaException:
+                return
+            self._brokers_down = False
+            self._set_ready("kafka")
+            self._warned.clear()
+            log.info("dependency available", dependency="kafka")
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and self.joined.is_set() and not self._brokers_down:
+            self._brokers_down = True
+            self._set_unready("kafka", "all brokers are down")
+            log.warning("waiting for dependency", dependency="kafka", reason="all brokers are down")
+
+    def _warn_once(self, event: str, reason: str) -> None:
+        """Log each event and reason once, until partitions are assigned or the broker is available again."""
+        if (event, reason) not in self._warned and len(self._warned) < 100:
+            self._warned.add((event, reason))
+            log.warning(event, reason=reason[:300])
+
+    def _reach_failure_point(self) -> None:
+        if self._faults:
+            self._caller.run(self._faults.fire_if_armed("notifications.before-commit"), _FAULT_TIMEOUT_SECONDS)

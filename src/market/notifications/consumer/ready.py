@@ -1,0 +1,67 @@
+"""The queues whose first message may be processed now. The mail domains take turns, so that none delays the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict, deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class ReadyItems(Generic[T]):
+    """Items by mail domain. `get` returns one of the domain that has waited longest. For one event loop.
+
+    max_per_domain: how many items of one domain may be in flight, from `get` to `release`
+    """
+
+    def __init__(self, max_per_domain: int) -> None:
+        self._max_per_domain = max_per_domain
+        # Only domains that have items, in the order of their turns.
+        self._domains: OrderedDict[str, deque[T]] = OrderedDict()
+        self._in_flight: Counter[str] = Counter()
+        self._waiters: deque[asyncio.Future[None]] = deque()
+
+    def put(self, domain: str, item: T) -> None:
+        """Add an item behind the others of its domain."""
+        self._domains.setdefault(domain, deque()).append(item)
+        self._wake()
+
+    async def get(self) -> T:
+        """Return the next item, and wait for one if necessary. Call `release` once it was processed."""
+        while True:
+            for domain, items in self._domains.items():
+                if self._in_flight[domain] < self._max_per_domain:
+                    return self._take(domain, items)
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                # Its wake-up must not be lost.
+                if waiter.done() and not waiter.cancelled():
+                    self._wake()
+                raise
+
+    def release(self, domain: str) -> None:
+        """Record that an item of the domain is no longer in flight."""
+        self._in_flight[domain] -= 1
+        if self._in_flight[domain] == 0:
+            del self._in_flight[domain]
+        self._wake()
+
+    def _take(self, domain: str, items: deque[T]) -> T:
+        item = items.popleft()
+        if items:
+            self._domains.move_to_end(domain)
+        else:
+            del self._domains[domain]
+        self._in_flight[domain] += 1
+        return item
+
+    def _wake(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return

@@ -1,0 +1,84 @@
+"""Limits the attempts at mails to a domain that defers them."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from market.kit.process import logs
+from market.notifications import metrics
+
+log = logs.get_logger("mailing")
+
+_MAX_DOMAINS = 10_000
+
+
+@dataclass(slots=True)
+class _DeferringDomain:
+    """A domain that deferred the last mail: how many in a row, and from when on the next attempt may be made."""
+
+    deferred: int = 0
+    next_attempt_at: float = 0.0
+
+
+class DomainThrottle:
+    """Counts deferrals in a row, by domain. Holds the 10,000 domains that deferred a mail last.
+
+    threshold: after this many, the domain is throttled until it accepts a mail
+    attempts_per_second: how many attempts a throttled domain gets
+    clock: returns seconds, like time.monotonic
+    """
+
+    def __init__(
+        self, threshold: int, attempts_per_second: float, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._threshold = threshold
+        self._interval = 1 / attempts_per_second
+        self._clock = clock
+        self._domains: OrderedDict[str, _DeferringDomain] = OrderedDict()
+        self._throttled = 0
+        metrics.THROTTLED_DOMAINS.set(0)
+
+    def record_deferred(self, domain: str) -> None:
+        """Record that the mail server deferred a mail to the domain."""
+        state = self._domains.setdefault(domain, _DeferringDomain())
+        self._domains.move_to_end(domain)
+        state.deferred += 1
+        if state.deferred == self._threshold:
+            log.warning("domain defers mails, limiting attempts", domain=domain)
+            self._count_throttled(1)
+        if len(self._domains) > _MAX_DOMAINS:
+            _, oldest = self._domains.popitem(last=False)
+            self._count_throttled(-int(oldest.deferred >= self._threshold))
+
+    def record_accepted(self, domain: str) -> None:
+        """Record that the mail server accepted a mail to the domain, which ends the throttling."""
+        state = self._domains.pop(domain, None)
+        if state is not None and state.deferred >= self._threshold:
+            log.info("domain accepts mails again", domain=domain)
+            self._count_throttled(-1)
+
+    def is_throttled(self, domain: str) -> bool:
+        """Return whether attempts at mails to the domain are limited."""
+        state = self._domains.get(domain)
+        return state is not None and state.deferred >= self._threshold
+
+    def reserve(self, domain: str, max_seconds: float) -> float | None:
+        """Reserve the next attempt at a mail to the domain. Return the seconds until it may be made, 0 for now.
+
+        Return None, and reserve nothing, if it may not be made within `max_seconds`.
+        """
+        if not self.is_throttled(domain):
+            return 0.0
+        state, now = self._domains[domain], self._clock()
+        attempt_at = max(now, state.next_attempt_at)
+        if attempt_at - now > max_seconds:
+            return None
+        state.next_attempt_at = attempt_at + self._interval
+        return attempt_at - now
+
+    def _count_throttled(self, change: int) -> None:
+        self._throttled += change
+        metrics.THROTTLED_DOMAINS.set(self._throttled)
