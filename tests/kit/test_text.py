@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from market.kit import text
 from market.kit.errors import BadInput, NotFound
@@ -39,44 +37,6 @@ def test_only_a_canonical_uuid_is_accepted(bad: str) -> None:
         text.parse_uuid("product_id", bad)
     with pytest.raises(NotFound):
         text.parse_path_id("product", bad)
-
-
-@pytest.mark.parametrize("good", ["a@b.co", "first.last+tag@sub.example.test", "o'brien@example.ie"])
-def test_a_plain_email_address_is_accepted(good: str) -> None:
-    assert text.is_email_address(good)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        "",
-        "a",
-        "a@b",
-        "@b.co",
-        "a@.co",
-        "a@b..co",
-        "a..b@c.de",
-        ".a@b.co",
-        "a.@b.co",
-        "a@b.co\n",
-        "a@b.co\r\nBcc: x@y.zz",
-        "a b@c.de",
-        "ä@b.co",
-        "a@-b.co",
-        "a" * 250 + "@b.co",
-        "a@b@c.de",
-    ],
-)
-def test_anything_else_is_not_an_email_address(bad: str) -> None:
-    assert not text.is_email_address(bad)
-
-
-@given(st.text())
-def test_an_accepted_email_address_never_breaks_a_header(value: str) -> None:
-    if text.is_email_address(value):
-        assert value.isascii()
-        assert value.isprintable()
-        assert " " not in value
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,9 @@ VALID_ORDER: dict[str, Any] = {"user": "ada", "items": [{"product_id": str(UUID(
         ({"user": "a\nb"}, "user"),
         ({"user": 7}, "user"),
         ({"email": "nobody"}, "email"),
+        # Looks like an address, but nobody could be mailed.
+        ({"user": "ada@home"}, "user"),
+        ({"user": "ada@exa mple.test", "email": None}, "user"),
         ({"email": "a@b.test\r\nBcc: c@d.test"}, "email"),
         ({"items": []}, "items"),
         ({"items": [{"product_id": str(UUID(int=i)), "quantity": 1} for i in range(1001)]}, "items"),

@@ -1,4 +1,4 @@
-"""Validation of text, ids and e-mail addresses in requests, beyond what msgspec checks; and plurals in messages."""
+"""Validation of text and ids from outside, beyond what msgspec checks; and plurals in messages."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _UNASSIGNED, _PRIVATE_USE = "Cn", "Co"
 _VISIBLE = "LNPS"
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_EMAIL = re.compile(rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{_LABEL}(?:\.{_LABEL})+")
 
 
 def validate_text(field: str, value: str, *, min_length: int, max_length: int, multiline: bool = False) -> str:
@@ -75,23 +73,6 @@ def parse_path_id(kind: str, value: str) -> UUID:
     if not _UUID.fullmatch(value):
         raise NotFound(kind, value[:64] if value.isascii() and value.isprintable() else None)
     return UUID(value)
-
-
-def is_email_address(value: str) -> bool:
-    """Return whether the text is an e-mail address (RFC 5321) of at most 254 characters.
-
-    The local part must be a dot-atom, and the domain must have at least two labels.
-    """
-    local_part = value.partition("@")[0]
-    return (
-        len(value) <= 254
-        and _EMAIL.fullmatch(value) is not None
-        and ".." not in local_part
-        and not local_part.startswith(".")
-        and not local_part.endswith(".")
-        # Looks like an encoded word (RFC 2047): mail software would decode it and send the mail to someone else.
-        and "=?" not in value
-    )
 
 
 def pluralize(number: int, noun: str) -> str:

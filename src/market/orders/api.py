@@ -19,6 +19,7 @@ from market.kit.http import edge
 from market.kit.http.admission import Admission
 from market.kit.http.requests import idempotency_key, parse_query, read_body
 from market.kit.http.responses import json_response
+from market.kit.mail_address import parse_mail_address
 from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_cursor
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
@@ -66,14 +67,23 @@ class NewLine(RequestedLine, frozen=True, forbid_unknown_fields=True):
 class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True):
     """An order to place."""
 
-    user: Annotated[str, Meta(min_length=1, max_length=200, description="The customer; no control characters.")]
+    user: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=200,
+            description="The customer; no control characters. If it contains @ and there is no `email`, it must be an "
+            "e-mail address.",
+        ),
+    ]
     items: Annotated[list[NewLine], Meta(min_length=1, max_length=MAX_LINES)]
     email: (
         Annotated[
             str,
             Meta(
                 max_length=254,
-                description="The address for e-mail notifications. Defaults to `user` if that is an e-mail address.",
+                description="The address for e-mail notifications; international domains are possible. Defaults to "
+                "`user` if that is an e-mail address; without either, there are no mails.",
             ),
         ]
         | None
@@ -134,8 +144,12 @@ _encoder = msgspec.json.Encoder()
 def parse_order(body: CreateOrder) -> NewOrder:
     """Return the request as domain data. Raises BadInput."""
     text.validate_display_text("user", body.user, min_length=1, max_length=200)
-    if body.email is not None and not text.is_email_address(body.email):
-        raise BadInput("email", "must be an e-mail address")
+    if body.email is not None:
+        if parse_mail_address(body.email) is None:
+            raise BadInput("email", "must be an e-mail address")
+    elif "@" in body.user and parse_mail_address(body.user) is None:
+        # Otherwise nobody would notice that there are no mails.
+        raise BadInput("user", "must be an e-mail address if it contains @ and there is no email")
     expected: Decimal | None = None
     if body.expected_total is not None:
         try:
