@@ -13,6 +13,7 @@ import pytest
 from market.contracts import events
 from market.notifications import metrics
 from market.notifications.config import Smtp
+from market.notifications.consumer.group_member import Pace
 from market.notifications.consumer.ready import ReadyItems
 from market.notifications.deferral.orders import DeferredOrders
 from market.notifications.deferral.queue import DeferredMails
@@ -190,6 +191,14 @@ def test_a_domain_is_throttled_after_deferrals_in_a_row_until_it_accepts_a_mail(
     throttle.record_accepted("a.test")
     assert [throttle.reserve("a.test", 0) for _ in range(3)] == [0, 0, 0]
     assert metrics.THROTTLED_DOMAINS._value.get() == 0
+
+
+def test_deferred_mails_are_read_at_a_limited_pace() -> None:
+    now = 60.0
+    pace = Pace(100, clock=lambda: now)
+    now = 61.0
+    assert sum(pace.reserve() <= 0 for _ in range(200)) == 50
+    assert 1.4 < pace.reserve() < 1.6
 
 
 def test_an_order_with_a_deferred_mail_holds_back_its_later_mails_for_a_limited_time() -> None:

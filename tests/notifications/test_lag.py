@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from uuid import uuid4
 
@@ -10,8 +11,10 @@ from confluent_kafka import Producer
 
 from market.kit.process.health import Health
 from market.notifications import metrics
+from market.notifications.app import Clients
 from market.notifications.consumer.lag import LagObserver
 from market.notifications.consumer.topic import PartitionOffsets
+from market.notifications.domain import Mail
 from tests.notifications.conftest import PARTITIONS, Mailing, event, is_paused
 from tests.support.waiting import until
 
@@ -76,6 +79,44 @@ async def test_an_assigned_partition_that_is_not_read_is_reported_and_ends_readi
         await until(ready)
         # The record that ended the transaction is not a message, and is read and committed all the same.
         await until(lambda: _lag() == dict.fromkeys(range(PARTITIONS), 0.0), what=lambda: str(_lag()))
+
+
+class HangingMailServer:
+    """Never replies."""
+
+    available = True
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+
+    async def send(self, _: Mail) -> None:
+        await self.released.wait()
+
+    async def wait_until_available(self) -> None:
+        """Return at once."""
+
+    async def close(self) -> None:
+        """There is no connection."""
+
+
+async def test_messages_that_are_read_but_not_processed_end_readiness(mailing: Mailing) -> None:
+    mail_server = HangingMailServer()
+    async with mailing.running(
+        clients=Clients(mail_server), kafka={"stalled_after_seconds": 1}, smtp={"timeout_seconds": 0.1}
+    ) as process:
+        assert await process.health.unready_reasons() == {}
+        mailing.publish(event(email=mailing.mailbox))
+        await until(process.health.unready_reasons)
+        assert list(await process.health.unready_reasons()) == ["mailing"]
+        assert metrics.PROCESSING_STALLED._value.get() == 1
+        mail_server.released.set()
+
+        async def ready() -> bool:
+            return not await process.health.unready_reasons()
+
+        await until(ready)
+        assert metrics.PROCESSING_STALLED._value.get() == 0
+        await mailing.wait_committed(1)
 
 
 async def test_a_partition_is_stalled_only_if_it_has_unread_messages_and_none_is_read_for_too_long() -> None:

@@ -128,6 +128,9 @@ class Retry(Section, frozen=True, kw_only=True):
     # How long a mail waits in the topic before its next attempt: as long as it has been deferred, within these limits.
     min_deferral_seconds: Seconds = 5.0
     max_deferral_seconds: Seconds = 300.0
+    # How many mails each process reads from the topic per second at most, so that many that become due at the same time
+    # leave time for other mails.
+    max_deferred_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 200
     # A domain that defers this many mails in a row is throttled: its mails wait in the topic, and each process makes
     # this many attempts at them per second, until one is accepted.
     domain_threshold: Annotated[int, Meta(ge=1, le=1_000)] = 5

@@ -53,6 +53,10 @@ DEFERRED_STALLED = Gauge(
     "1 while an assigned partition of the deferred mails has unread messages but makes no progress.",
     ["partition"],
 )
+PROCESSING_STALLED = Gauge(
+    "market_notifications_processing_stalled",
+    "1 while messages were read but none is processed, although the mail server is available.",
+)
 UNSETTLED = Gauge(
     "market_notifications_unsettled_messages",
     "Messages read but not settled: queued, being processed, or waiting for a retry.",

@@ -31,7 +31,7 @@ _MIN_HOLD_SECONDS = 0.5
 
 
 class HeldMessage(NamedTuple):
-    """A message that is not due yet. `until` is a time of time.monotonic()."""
+    """A message that may not be processed before `until`, a time of time.monotonic()."""
 
     tracker: OffsetTracker
     pending: PendingMessage
@@ -89,7 +89,7 @@ class Assignment:
         self._on_lost = on_lost
         self.trackers: dict[int, OffsetTracker] = {}
         self.paused: set[int] = set()
-        # Read but not due yet: at most one message of each partition, which is paused meanwhile.
+        # Read, but not to be processed yet: at most one message of each partition, which is paused meanwhile.
         self._held: dict[int, HeldMessage] = {}
         # How long mails in flight may take to finish when their partition is revoked.
         self.revoke_seconds = kafka.revoke_timeout_seconds
@@ -111,10 +111,10 @@ class Assignment:
             consumer.resume(self._topic_partitions(to_resume))
         self.paused = set(partitions)
 
-    def hold(self, consumer: Consumer, tracker: OffsetTracker, pending: PendingMessage) -> None:
-        """Keep a message that is not due yet, and pause its partition."""
-        wait = max(_MIN_HOLD_SECONDS, pending.seconds_until_due(time.time()))
-        self._held[tracker.partition] = HeldMessage(tracker, pending, time.monotonic() + wait)
+    def hold(self, consumer: Consumer, tracker: OffsetTracker, pending: PendingMessage, seconds: float) -> None:
+        """Keep a message that may not be processed yet, and pause its partition."""
+        until = time.monotonic() + max(_MIN_HOLD_SECONDS, seconds)
+        self._held[tracker.partition] = HeldMessage(tracker, pending, until)
         if tracker.partition not in self.paused:
             consumer.pause(self._topic_partitions({tracker.partition}))
             self.paused.add(tracker.partition)

@@ -7,6 +7,7 @@ message that waits for a retry blocks only the messages with the same key. Mail 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Protocol
@@ -78,6 +79,9 @@ class Dispatcher:
         self._memory = memory
         self._max_waiting = max_waiting
         self._waiting = 0
+        # Queues that are ready or in flight, and the time.monotonic() when one of them was finished last.
+        self._busy = 0
+        self._progress_at = time.monotonic()
         self._queues: dict[Hashable, KeyQueue] = {}
         self._ready: ReadyItems[KeyQueue] = ReadyItems(max_per_domain)
         loop = asyncio.get_running_loop()
@@ -93,8 +97,17 @@ class Dispatcher:
             queue = self._queues.get(key)
             if queue is None:
                 queue = self._queues[key] = KeyQueue(key, self._domain_of(message), tracker)
-                self._ready.put(queue.domain, queue)
+                self._make_ready(queue)
             queue.messages.append(pending)
+
+    def seconds_without_progress(self) -> float:
+        """Return for how long no attempt has finished, although messages are ready or in flight; 0 if there are none.
+
+        Outages of the mail server do not count.
+        """
+        if not self._busy or not self._mail_server.available:
+            self._progress_at = time.monotonic()
+        return time.monotonic() - self._progress_at
 
     async def revoke(self, trackers: Iterable[OffsetTracker], timeout_seconds: float) -> None:
         """Drop the partitions' queued messages, and wait up to `timeout_seconds` for those in flight."""
@@ -142,6 +155,8 @@ class Dispatcher:
                     await self._process_first(queue)
             finally:
                 self._ready.release(queue.domain)
+                self._busy -= 1
+                self._progress_at = time.monotonic()
 
     async def _process_first(self, queue: KeyQueue) -> None:
         pending = queue.messages[0]
@@ -173,9 +188,15 @@ class Dispatcher:
             self._waiting += 1
             queue.timer = asyncio.get_running_loop().call_later(delay, self._retry, queue)
         else:
-            self._ready.put(queue.domain, queue)
+            self._make_ready(queue)
 
     def _retry(self, queue: KeyQueue) -> None:
         queue.timer = None
         self._waiting -= 1
+        self._make_ready(queue)
+
+    def _make_ready(self, queue: KeyQueue) -> None:
+        if self._busy == 0:
+            self._progress_at = time.monotonic()
+        self._busy += 1
         self._ready.put(queue.domain, queue)

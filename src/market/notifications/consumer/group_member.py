@@ -45,6 +45,27 @@ _REJOIN_SECONDS = 1.0
 # Messages handed over to the event loop at once.
 _MAX_BATCH_SIZE = 100
 _FAULT_TIMEOUT_SECONDS = 300
+_PACE_BURST_SECONDS = 0.5
+# A larger message is fetched all the same, alone.
+_PACED_FETCH_BYTES = 262_144
+
+
+class Pace:
+    """A limit on messages per second, without bursts of more than half a second's worth.
+
+    clock: returns seconds, like time.monotonic
+    """
+
+    def __init__(self, per_second: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval = 1 / per_second
+        self._clock = clock
+        self._next = clock()
+
+    def reserve(self) -> float:
+        """Return how long the next message has to wait; 0 or less if it may be processed now."""
+        now = self._clock()
+        self._next = max(self._next, now - _PACE_BURST_SECONDS) + self._interval
+        return self._next - now
 
 
 class GroupMember:
@@ -55,6 +76,7 @@ class GroupMember:
     restore: returns the pending message of a record; of one with a deferral that is not due yet, the partition is
         paused until it is
     mail_server: partitions are paused while it is unavailable
+    pace: limits how many messages are read per second; None: no limit
     on_assignment: called in the member's thread with the number of assigned partitions
     affects_readiness: whether the process is unready while the group has assigned nothing
     """
@@ -70,6 +92,7 @@ class GroupMember:
         sent_log: SentLogForConsumer,
         *,
         restore: Restore,
+        pace: Pace | None,
         on_assignment: Callable[[int], None],
         health: Health,
         affects_readiness: bool,
@@ -80,6 +103,7 @@ class GroupMember:
         self._memory = memory
         self._mail_server = mail_server
         self._restore = restore
+        self._pace = pace
         self._health = health
         self._affects_readiness = affects_readiness
         self._faults = faults
@@ -161,6 +185,8 @@ class GroupMember:
         )
         return {
             **settings,
+            # A paused partition drops what was fetched in advance, so that is little if it is paused often.
+            **({"max.partition.fetch.bytes": _PACED_FETCH_BYTES} if self._pace is not None else {}),
             "group.protocol": "classic",
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": session_ms,
@@ -256,11 +282,14 @@ class GroupMember:
         if tracker is not None and tracker.add(message.offset):
             pending = self._restore(message)
             self._memory.acquire(pending.message.size)
-            if pending.seconds_until_due(time.time()) <= 0:
+            wait = pending.seconds_until_due(time.time())
+            if wait <= 0 and self._pace is not None:
+                wait = self._pace.reserve()
+            if wait <= 0:
                 batch.append((tracker, pending))
             else:
-                # Paused, the partition has no further message to read until this one is due.
-                self.assignment.hold(consumer, tracker, pending)
+                # Paused, the partition has no further message to read until this one may be processed.
+                self.assignment.hold(consumer, tracker, pending, wait)
 
     def _pause_or_resume(self, consumer: Consumer) -> None:
         """Apply backpressure: pause all partitions while memory is exhausted or the mail server is unavailable."""

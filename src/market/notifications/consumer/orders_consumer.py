@@ -8,19 +8,23 @@ from typing import Protocol
 import msgspec
 
 from market.kit.faults import Faults
+from market.kit.process import logs
 from market.kit.process.health import Health
 from market.kit.process.tasks import supervise
 from market.notifications import metrics
 from market.notifications.config import Config
 from market.notifications.consumer.dispatcher import Availability, Dispatcher, DomainOf, Handler
-from market.notifications.consumer.group_member import GroupMember
+from market.notifications.consumer.group_member import GroupMember, Pace
 from market.notifications.consumer.lag import LagObserver
 from market.notifications.consumer.memory import MemoryBudget
 from market.notifications.consumer.start import SentLogForConsumer, StartOffsets
 from market.notifications.consumer.topic import TopicDescriber
 from market.notifications.domain import Message, PendingMessage
 
+log = logs.get_logger("consumer")
+
 _TOPIC_CHECK_INTERVAL_SECONDS = 5.0
+_TOPIC_WAIT_SECONDS = 0.5
 
 
 class DeferredRecords(Protocol):
@@ -82,6 +86,7 @@ class OrdersConsumer:
             self._starts,
             sent_log,
             restore=_order_event,
+            pace=None,
             on_assignment=metrics.ASSIGNED.set,
             health=health,
             affects_readiness=True,
@@ -106,6 +111,7 @@ class OrdersConsumer:
             StartOffsets(deferred, self._deferred_topic, sent_log, read_from_beginning=True),
             sent_log,
             restore=deferred_mails.restore,
+            pace=Pace(config.retry.max_deferred_per_second),
             on_assignment=metrics.DEFERRED_ASSIGNED.set,
             health=health,
             affects_readiness=False,
@@ -120,6 +126,9 @@ class OrdersConsumer:
             stalled_metric=metrics.DEFERRED_STALLED,
             dependency="deferred mails",
         )
+        # One attempt makes up to four calls to the mail server.
+        self._stalled_seconds = max(kafka.stalled_after_seconds, 5 * config.smtp.timeout_seconds)
+        self._processing_stalled = False
         self._starting_deferred: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -162,7 +171,23 @@ class OrdersConsumer:
 
     async def observe_lag(self) -> float:
         """Update lag metrics and readiness. Return the seconds until the next call. Raises KafkaException."""
-        return await self._orders_lag.observe() if self._orders.consuming else 0.1
+        if not self._orders.consuming:
+            return 0.1
+        self._observe_progress()
+        return await self._orders_lag.observe()
+
+    def _observe_progress(self) -> None:
+        """Report messages that are not processed, although the mail server is available, and end the readiness."""
+        seconds = self._dispatcher.seconds_without_progress()
+        stalled = seconds >= self._stalled_seconds
+        metrics.PROCESSING_STALLED.set(int(stalled))
+        if stalled:
+            self._health.set_unready("mailing", f"no message has been processed for {seconds:.0f} s")
+            if not self._processing_stalled:
+                log.error("messages are not processed", seconds=round(seconds))
+        else:
+            self._health.set_ready("mailing")
+        self._processing_stalled = stalled
 
     async def observe_deferred(self) -> float:
         """Update the metrics of deferred mails. Return the seconds until the next call. Raises KafkaException."""
@@ -174,9 +199,13 @@ class OrdersConsumer:
         return pause
 
     async def _start_deferred(self) -> None:
-        """Join the group of the deferred mails, once their topic exists. Raises LookupError until then."""
-        if not await self._deferred.topic_exists():
-            raise LookupError(f"topic {self._config.deferred_mails_topic} does not exist yet")
+        """Join the group of the deferred mails, once their topic exists. Raises KafkaException."""
+        waiting = False
+        while not await self._deferred.topic_exists():
+            if not waiting:
+                log.info("waiting for topic", topic=self._config.deferred_mails_topic)
+            waiting = True
+            await asyncio.sleep(_TOPIC_WAIT_SECONDS)
         self._deferred.start()
 
     async def _require_topic(self) -> None:

@@ -112,7 +112,7 @@ class StartOffsets:
         start = start_position(state, topic_is_new=self.topic_is_new, replay_missed=self._config.replay_missed)
         if start.reset_reason:
             count_reset(committed.partition, start.reset_reason)
-        if start.no_offset_reason:
+        if start.no_offset_reason and not (self._read_from_beginning and start.no_offset_reason == "first-start"):
             metrics.STARTS_WITHOUT_OFFSET.labels(start.no_offset_reason).inc()
             write = log.info if start.no_offset_reason == "first-start" else log.error
             write(
