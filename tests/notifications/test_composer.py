@@ -137,7 +137,9 @@ def test_names_are_escaped_in_html_and_unchanged_in_text() -> None:
 @pytest.mark.parametrize(
     "value", ["a\r\nBcc: x@y.example", "a\nb", "a\rb", "a\x00", "é@b.example", "x" * 1_000, " ", "a\u2028b"]
 )
-def test_a_header_that_is_not_a_single_line_of_ascii_raises_an_error(field: str, value: str) -> None:
+def test_a_header_that_is_not_a_single_line_of_ascii_raises_an_error_unless_it_is_an_international_recipient(
+    field: str, value: str
+) -> None:
     notification = parse_notification(_message(event(ORDER, user="a@b.example")))
     assert notification is not None
     try:
@@ -145,7 +147,7 @@ def test_a_header_that_is_not_a_single_line_of_ascii_raises_an_error(field: str,
     except ValueError:
         return
     # Within angle brackets a space is harmless.
-    assert (field, value) == ("event_id", " ")
+    assert (field, value) in (("event_id", " "), ("recipient", "é@b.example"))
     assert len(_parsed(mail.content).keys()) == 8
 
 
