@@ -142,6 +142,6 @@ step "products, orders and inventory are ready; reconciling"
 status=0
 watching exec deployment/order-service -c service -- python -m market.orders reconcile --repair || status=$?
 if [ $status != 0 ]; then
-  die "$FAILED" "differences are left: run reconcile again (docs/operations.md); those without a right repair are yours to decide"
+  die "$FAILED" "differences are left: run reconcile again (docs/operations.md); what it cannot repair unambiguously needs your decision"
 fi
 step "done"

@@ -21,7 +21,11 @@ from market.orders.reconciliation.topic_reader import CANCELLED_SEEN, CONTENT_HA
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 THRESHOLDS = Thresholds(
-    compared_before=NOW, overdue_before=NOW, unsent_before=NOW, retained_since=NOW - timedelta(days=29)
+    compared_before=NOW,
+    overdue_before=NOW,
+    unsent_before=NOW,
+    retained_since=NOW - timedelta(days=29),
+    decidable_since=NOW - timedelta(days=9),
 )
 LONG_AGO, RECENTLY = NOW - timedelta(days=40), NOW - timedelta(hours=1)
 ID = UUID(int=7)

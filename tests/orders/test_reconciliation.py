@@ -29,7 +29,7 @@ async def service(make_settings: MakeSettings, migrated: None, stock: Stock, pos
         yield service
 
 
-async def test_each_difference_is_reported_and_repaired_if_it_has_one_right_repair(
+async def test_each_difference_is_reported_and_repaired_if_its_repair_is_unambiguous(
     service: Service, catalogue: FakeCatalogue, stock: Stock, topic: Topic
 ) -> None:
     lamp = catalogue.add()
@@ -154,7 +154,7 @@ async def test_a_service_under_load_has_no_differences(
         async def has_enough_orders() -> bool:
             return bool(await service.documents.count_documents({}) > 30)
 
-        buyers = [asyncio.create_task(buy()) for _ in range(4)]
+        customers = [asyncio.create_task(buy()) for _ in range(4)]
         try:
             await until(has_enough_orders, what="orders")
             await asyncio.sleep(1.2)
@@ -162,7 +162,7 @@ async def test_a_service_under_load_has_no_differences(
             report = await reconcile(service, topic=True)
         finally:
             stopping = True
-            await asyncio.gather(*buyers)
+            await asyncio.gather(*customers)
         order_ids |= {str(d["_id"]) async for d in service.documents.find({}, {"_id": 1})}
         assert [d for d in report.differences if d["id"] in order_ids] == []
         assert report.summary["complete"], report.summary

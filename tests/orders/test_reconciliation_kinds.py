@@ -223,7 +223,7 @@ async def test_an_event_without_an_order_is_reported(
     assert await exit_status(service) == 0
     for repair in (False, True):
         report = await reconcile(service, repair=repair, topic=True)
-        # The events do not tell the whole order: there is no single right repair.
+        # The events do not tell the whole order: there is no unambiguous repair.
         assert report.differences == [
             difference(DifferenceType.EVENT_WITHOUT_ORDER, deleted, "the topic has events of this order")
         ]

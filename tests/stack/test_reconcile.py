@@ -89,6 +89,15 @@ def test_a_difference_is_shown_with_its_cause_and_ends_with_1(
         assert part in output
 
 
+def test_a_table_of_very_many_differences_is_cut_off(orders: FakeOrders, capsys: pytest.CaptureFixture[str]) -> None:
+    orders.lines = [DIFFERENCE] * 1_002 + [SUMMARY | {"differences": 1_002}]
+    assert run(orders) == 1
+    output = capsys.readouterr().out
+    assert output.count("2 of p1") == 1_000
+    assert "2 further differences not shown: --json prints all." in output
+    assert "1002 differences." in output
+
+
 def test_a_repaired_difference_ends_with_0(orders: FakeOrders, capsys: pytest.CaptureFixture[str]) -> None:
     orders.lines = [DIFFERENCE | {"repaired": True}, SUMMARY | {"differences": 1, "repaired": 1}]
     assert (run(orders, repair=True), orders.arguments) == (0, ["--json", "--repair"])

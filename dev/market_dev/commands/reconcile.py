@@ -18,6 +18,8 @@ from rich.table import Table
 
 from market_dev.stack.topology import DEFAULT_PORT_BASE, LAST_PORT_BASE, config_directory, environment, ports
 
+# Rows of the table, which is held in memory.
+_MAX_ROWS = 1_000
 COMMAND = (sys.executable, "-m", "market.orders", "reconcile")
 
 
@@ -28,7 +30,8 @@ class _NotFinished(Exception):
 def run(
     *,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Repair what has a single right repair; the rest is only reported.")
+        bool,
+        typer.Option("--repair", help="Repair differences whose repair is unambiguous; the rest is only reported."),
     ] = False,
     topic: Annotated[
         bool, typer.Option("--topic", help="Also read all events in Kafka, from the first to the last.")
@@ -103,6 +106,7 @@ def _as_json(lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
 
 def _as_table(lines: Iterator[dict[str, Any]], console: Console) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
+    omitted = 0
     last: dict[str, Any] = {}
     columns = (
         SpinnerColumn(),
@@ -115,7 +119,10 @@ def _as_table(lines: Iterator[dict[str, Any]], console: Console) -> dict[str, An
         steps: dict[str, TaskID] = {}
         for last in lines:
             if last["kind"] == "difference":
-                found.append(last)
+                if len(found) < _MAX_ROWS:
+                    found.append(last)
+                else:
+                    omitted += 1
             elif last["kind"] == "progress":
                 task = steps.get(last["step"])
                 if task is None:
@@ -125,6 +132,8 @@ def _as_table(lines: Iterator[dict[str, Any]], console: Console) -> dict[str, An
     out = Console()
     if found:
         out.print(_table(found))
+    if omitted:
+        out.print(f"{_count(omitted, 'further difference')} not shown: --json prints all.", highlight=False)
     compared = [_count(summary["orders"], "order"), _count(summary["reservations"], "reservation")]
     if summary["messages"] is not None:
         compared.append(_count(summary["messages"], "event"))

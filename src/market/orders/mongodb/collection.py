@@ -6,7 +6,7 @@ data; `find_latest` is linearizable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -136,6 +136,16 @@ class OrdersCollection:
     ) -> list[Document]:
         """Return all matching documents, or the first `limit`."""
         return await self.run(lambda: self.pymongo_collection.find(where, projection, sort=sort, limit=limit).to_list())
+
+    async def stream(
+        self, where: Mapping[str, Any], *, sort: Sort, limit: int, batch_size: int
+    ) -> AsyncIterator[Document]:
+        """Yield the first `limit` matching documents. They are fetched in batches, each with a deadline of its own."""
+        cursor = self.pymongo_collection.find(where, sort=sort, limit=limit, batch_size=batch_size)
+        async with cursor:
+            while batch := await self.run(lambda: cursor.to_list(batch_size)):
+                for document in batch:
+                    yield document
 
     async def find_one(self, where: Mapping[str, Any], projection: Mapping[str, Any], *, sort: Sort) -> Document | None:
         """Return the first matching document, or None."""

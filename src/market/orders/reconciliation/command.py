@@ -16,6 +16,7 @@ from market.kit.text import pluralize
 from market.orders.app import connect
 from market.orders.config import Config
 from market.orders.reconciliation.reconcile import Difference, OutputLine, Progress, Summary, reconcile
+from market.orders.reconciliation.scratch import ScratchDatabase
 from market.orders.reconciliation.topic_reader import TopicReader
 from market.orders.service import Deps
 
@@ -49,11 +50,13 @@ async def run(config: Config, arguments: list[str]) -> int:
 
 async def lines(deps: Deps, config: Config, *, repair: bool, topic: bool) -> AsyncIterator[OutputLine]:
     """Yield a reconciliation's progress and differences, and the summary last. `topic`: also read the topic."""
-    reader = TopicReader(config.kafka) if topic else None
+    scratch = ScratchDatabase()
+    reader = TopicReader(config.kafka, scratch) if topic else None
     try:
         reconciliation = reconcile(
             deps,
             config.recovery,
+            scratch,
             repair=repair,
             topic=reader,
             second_check_seconds=min(2.0, config.recovery.reject_after_seconds / 2),
@@ -64,6 +67,7 @@ async def lines(deps: Deps, config: Config, *, repair: bool, topic: bool) -> Asy
     finally:
         if reader is not None:
             await reader.close()
+        scratch.close()
 
 
 def show(line: OutputLine) -> None:

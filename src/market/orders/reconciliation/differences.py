@@ -38,6 +38,7 @@ class DifferenceType(StrEnum):
     EVENT_OVERDUE = "event-overdue"
     EVENT_STUCK = "stuck-event"
     EVENT_MISSING = "event-not-in-topic"
+    EVENT_UNDECIDED = "event-possibly-deleted"
     EVENTS_OUT_OF_ORDER = "events-out-of-order"
     EVENT_WITHOUT_ORDER = "event-without-order"
     EVENT_CONTRADICTS = "event-contradicts-order"
@@ -65,6 +66,8 @@ CAUSES = {
     DifferenceType.EVENT_STUCK: "Kafka rejected the event for the reason given, most often the topic's "
     "max.message.bytes",
     DifferenceType.EVENT_MISSING: "the topic was recreated or lost data",
+    DifferenceType.EVENT_UNDECIDED: "messages of that time were deleted from the topic, or the event is so old "
+    "that consumers would not recognize a repetition. Whether it was consumed is unknown: it is not published again",
     DifferenceType.EVENTS_OUT_OF_ORDER: "the topic had lost order.created, and it was sent again after "
     "order.cancelled; consumers recognize this by `sequence`",
     DifferenceType.EVENT_WITHOUT_ORDER: "MongoDB was restored to a time before the order, or another program wrote to "
@@ -96,8 +99,10 @@ class Thresholds(Struct, frozen=True):
     overdue_before: datetime
     # Older events are overdue. They get more time than other work: an event may also wait for a lease to expire.
     unsent_before: datetime
-    # Older events may have been deleted from the topic.
+    # The topic should still have events from this time on; older ones have been deleted by its own settings.
     retained_since: datetime
+    # If the topic lacks a younger event, it was lost; if it lacks an older one, it may have been deleted on purpose.
+    decidable_since: datetime
 
 
 def compare(
@@ -194,7 +199,10 @@ def _compare_events(order: Order, topic_state: int | None, thresholds: Threshold
             and event_type not in waiting
             and not topic_state & bit
         ):
-            yield Finding(DifferenceType.EVENT_MISSING, event_type, event_type)
+            if expected[event_type] >= thresholds.decidable_since:
+                yield Finding(DifferenceType.EVENT_MISSING, event_type, event_type)
+            else:
+                yield Finding(DifferenceType.EVENT_UNDECIDED, f"{event_type} of {expected[event_type].isoformat()}")
     if topic_state & OUT_OF_ORDER:
         yield Finding(DifferenceType.EVENTS_OUT_OF_ORDER, "order.cancelled came first")
     if topic_state & ID_MISMATCH:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from msgspec import Struct
@@ -20,17 +20,24 @@ from market.kit.errors import Unavailable
 from market.orders.clients import Reservation
 from market.orders.config import Recovery
 from market.orders.domain import Order, Status, UnreadableOrder
+from market.orders.mongodb.collection import EPOCH
 from market.orders.reconciliation.differences import CAUSES, DifferenceType, Finding, Thresholds, compare, id_created_at
 from market.orders.reconciliation.repairs import REPAIRS, RepairRequest, RepairResult
 from market.orders.reconciliation.scans import Scans
+from market.orders.reconciliation.scratch import ScratchDatabase
 from market.orders.reconciliation.topic_reader import TopicReader
 from market.orders.service import Deps
 
 _PAGE_SIZE = 500
 _STOCK_PAGE_SIZE = 100
 _MAX_CONCURRENCY = 32
-# Events older than this may have left the topic.
-_RETENTION = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
+# Orders that are checked again together, and product ids that are written together: what is held in memory at a time.
+_MAX_SUSPECTS = 10_000
+_MAX_PRODUCTS = 10_000
+# How long after an event was published again consumers recognize that they have had it.
+_REPETITION_RECOGNIZED = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
+# How far the clocks of brokers, stores and pods may differ, and how long publishing may take.
+_CLOCK_MARGIN = timedelta(minutes=10)
 
 
 class Difference(Struct, frozen=True, tag_field="kind", tag="difference"):
@@ -76,10 +83,20 @@ OutputLine = Difference | Progress | Summary
 
 
 async def reconcile(
-    deps: Deps, recovery: Recovery, *, repair: bool, topic: TopicReader | None, second_check_seconds: float = 2.0
+    deps: Deps,
+    recovery: Recovery,
+    scratch: ScratchDatabase,
+    *,
+    repair: bool,
+    topic: TopicReader | None,
+    second_check_seconds: float = 2.0,
 ) -> AsyncIterator[OutputLine]:
-    """Yield progress and differences, and exactly one summary at the end, even if a dependency becomes unavailable."""
-    run = _Run(deps, recovery, repair, topic)
+    """Yield progress and differences, and exactly one summary at the end, even if a dependency becomes unavailable.
+
+    Memory does not depend on the number of orders, differences or products: the stores, and `scratch` for the topic,
+    return everything sorted by id, and it is merged.
+    """
+    run = _Run(deps, recovery, scratch, repair, topic)
     started = time.monotonic()
     error = None
     try:
@@ -102,7 +119,10 @@ async def reconcile(
 class _Run:
     """One reconciliation and its counts."""
 
-    def __init__(self, deps: Deps, recovery: Recovery, repair: bool, topic: TopicReader | None) -> None:
+    def __init__(
+        self, deps: Deps, recovery: Recovery, scratch: ScratchDatabase, repair: bool, topic: TopicReader | None
+    ) -> None:
+        self._scratch = scratch
         self._deps = deps
         self._scans = Scans(deps.orders.collection)
         self._min_age = timedelta(seconds=recovery.reject_after_seconds)
@@ -110,25 +130,39 @@ class _Run:
         self._unsent_age = self._overdue_age + timedelta(seconds=2 * recovery.lease_seconds)
         self._repair = repair
         self._topic = topic
+        # By product id: whether a reservation holds units of it. Those that are not written to `scratch` yet.
+        self._reserved_by_product_id: dict[str, bool] = {}
         self.orders = self.reservations = self.differences = self.repaired = 0
 
-    async def _thresholds(self) -> Thresholds:
-        now = await self._scans.server_time()
-        return Thresholds(now - self._min_age, now - self._overdue_age, now - self._unsent_age, now - _RETENTION)
+    def _thresholds(self, now: datetime) -> Thresholds:
+        retained_since = decidable_since = EPOCH
+        if self._topic is not None:
+            retention = self._topic.retention
+            deleted_until = retention.deleted_until + _CLOCK_MARGIN if retention.deleted_until is not None else EPOCH
+            if retention.seconds is not None:
+                retained_since = now - timedelta(seconds=retention.seconds) + _CLOCK_MARGIN
+            if retention.may_end_early:
+                retained_since = max(retained_since, deleted_until)
+            decidable_since = max(deleted_until, now - _REPETITION_RECOGNIZED)
+        return Thresholds(
+            now - self._min_age, now - self._overdue_age, now - self._unsent_age, retained_since, decidable_since
+        )
 
     async def lines(self, second_check_seconds: float) -> AsyncIterator[OutputLine]:
         if self._topic is not None:
             async for progress in self._read_topic(self._topic):
                 yield progress
-        thresholds = await self._thresholds()
+        started_at = await self._scans.server_time()
+        if self._topic is not None:
+            # What was published while the topic was read.
+            async for progress in self._read_topic(self._topic):
+                yield progress
+        thresholds = self._thresholds(started_at)
         total = await self._scans.estimated_count()
         suspects: list[UUID] = []
-        # By product id: whether a reservation holds units of it.
-        reserved_by_product_id: dict[str, bool] = {}
-        with_order_or_reservation: set[UUID] = set()
-        async for order_id, order, reservation in self._pairs():
-            if self._topic is not None and order_id in self._topic.topic_states:
-                with_order_or_reservation.add(order_id)
+        async for order_id, order, reservation, topic_state in self._merged():
+            if (self.orders + self.reservations) % _PAGE_SIZE == 0:
+                yield Progress("orders", self.orders, total)
             if isinstance(order, UnreadableOrder):
                 yield self._difference(DifferenceType.UNREADABLE, str(order_id), order.reason)
                 continue
@@ -137,38 +171,40 @@ class _Run:
                     DifferenceType.UNKNOWN_STATUS, str(order_id), f'its status is "{order.unknown_status}"'
                 )
                 continue
+            self._add_products(order, reservation)
             if id_created_at(order_id) < thresholds.compared_before and any(
-                compare(order, reservation, self._topic_state(order_id), thresholds)
+                compare(order, reservation, topic_state, thresholds)
             ):
                 suspects.append(order_id)
-            if order is not None:
-                reserved_by_product_id.update(
-                    (line.product_id, False) for line in order.lines if line.product_id not in reserved_by_product_id
-                )
-            if reservation is not None:
-                reserved_by_product_id.update(
-                    (product_id, True)
-                    for product_id, _ in reservation.items
-                    if reservation.active or product_id not in reserved_by_product_id
-                )
-            if (self.orders + self.reservations) % _PAGE_SIZE == 0:
-                yield Progress("orders", self.orders, total)
+            if len(suspects) >= _MAX_SUSPECTS:
+                async for line in self._check_again(suspects, second_check_seconds):
+                    yield line
+                suspects.clear()
         yield Progress("orders", self.orders, max(total, self.orders))
-        if self._topic is not None:
-            only_events = self._topic.topic_states.keys() - with_order_or_reservation
-            suspects.extend(
-                order_id for order_id in only_events if id_created_at(order_id) < thresholds.compared_before
-            )
         for non_uuid_id in await self._scans.non_uuid_ids(_PAGE_SIZE):
             yield self._difference(DifferenceType.UNREADABLE, non_uuid_id, "its id is not a UUID")
         async for line in self._check_again(suspects, second_check_seconds):
             yield line
-        async for line in self._check_stock_rows(reserved_by_product_id):
+        async for line in self._check_stock_rows():
             yield line
-        for position in self._topic.unreadable if self._topic is not None else ():
+        for position in self._scratch.unreadable():
             yield self._difference(
                 DifferenceType.EVENT_UNREADABLE, position, "the message at this topic/partition/offset cannot be parsed"
             )
+
+    def _add_products(self, order: Order | None, reservation: Reservation | None) -> None:
+        products = self._reserved_by_product_id
+        for line in order.lines if order is not None else ():
+            products.setdefault(line.product_id, False)
+        if reservation is not None:
+            for product_id, _ in reservation.items:
+                products[product_id] = reservation.active or products.get(product_id, False)
+        if len(products) >= _MAX_PRODUCTS:
+            self._write_products()
+
+    def _write_products(self) -> None:
+        self._scratch.add_products(self._reserved_by_product_id)
+        self._reserved_by_product_id.clear()
 
     def _difference(
         self, difference: DifferenceType, subject: str, detail: str, repaired: bool | None = None
@@ -187,33 +223,36 @@ class _Run:
                 yield Progress("topic", *reports[-1])
         await reading
 
-    def _topic_state(self, order_id: UUID) -> int | None:
-        return None if self._topic is None else self._topic.topic_states.get(order_id, 0)
-
-    async def _pairs(
+    async def _merged(
         self,
-    ) -> AsyncIterator[tuple[UUID, Order | UnreadableOrder | None, Reservation | None]]:
-        """Merge orders and reservations, both by ascending id.
+    ) -> AsyncIterator[tuple[UUID, Order | UnreadableOrder | None, Reservation | None, int | None]]:
+        """Merge orders, reservations and topic states, all by ascending id.
 
-        Yield (id, order, reservation); one of them may be None.
+        Yield (id, order, reservation, topic state). The first two may be None; the last is None if the topic was not
+        read, and 0 if it has no events of the order.
         """
-        orders, reservations = aiter(self._scans.orders(_PAGE_SIZE)), aiter(self._all_reservations())
+        orders, reservations = aiter(self._scans.orders()), aiter(self._all_reservations())
+        states = aiter(self._topic.all_topic_states()) if self._topic is not None else None
         scanned, reservation = await anext(orders, None), await anext(reservations, None)
-        while scanned is not None or reservation is not None:
-            if reservation is None or (scanned is not None and scanned[0] < reservation.id):
-                assert scanned is not None
-                yield *scanned, None
+        state = await anext(states, None) if states is not None else None
+        while True:
+            heads = [head.id for head in (reservation, state) if head is not None]
+            if scanned is not None:
+                heads.append(scanned[0])
+            if not heads:
+                return
+            lowest = min(heads)
+            topic_state = None if states is None else 0
+            current_order = current_reservation = None
+            if scanned is not None and scanned[0] == lowest:
+                current_order, scanned = scanned[1], await anext(orders, None)
                 self.orders += 1
-                scanned = await anext(orders, None)
-            elif scanned is None or reservation.id < scanned[0]:
-                yield reservation.id, None, reservation
+            if reservation is not None and reservation.id == lowest:
+                current_reservation, reservation = reservation, await anext(reservations, None)
                 self.reservations += 1
-                reservation = await anext(reservations, None)
-            else:
-                yield *scanned, reservation
-                self.orders += 1
-                self.reservations += 1
-                scanned, reservation = await anext(orders, None), await anext(reservations, None)
+            if states is not None and state is not None and state.id == lowest:
+                topic_state, state = state.state, await anext(states, None)
+            yield lowest, current_order, current_reservation, topic_state
 
     async def _all_reservations(self) -> AsyncIterator[Reservation]:
         last: UUID | None = None
@@ -226,16 +265,23 @@ class _Run:
         if not suspects:
             return
         await asyncio.sleep(second_check_seconds)
-        thresholds = await self._thresholds()
         for start in range(0, len(suspects), _MAX_CONCURRENCY):
             yield Progress("second check", start, len(suspects))
             part = suspects[start : start + _MAX_CONCURRENCY]
+            now = await self._scans.server_time()
             orders = await asyncio.gather(*map(self._get_latest, part))
             if self._topic is not None:
                 # Read after the orders: an event that was no longer in its order's outbox is in the topic by now.
                 await self._topic.read_to_end(lambda *_: None)
+                found = self._topic.topic_states(part)
+            # The topic may have lost events while it was read.
+            thresholds = self._thresholds(now)
+            states = [None if self._topic is None else found.get(order_id, 0) for order_id in part]
             checked = await asyncio.gather(
-                *(self._check(order_id, order, thresholds) for order_id, order in zip(part, orders, strict=True))
+                *(
+                    self._check(order_id, order, state, thresholds)
+                    for order_id, order, state in zip(part, orders, states, strict=True)
+                )
             )
             for differences in checked:
                 for difference in differences:
@@ -249,7 +295,11 @@ class _Run:
             return e
 
     async def _check(
-        self, order_id: UUID, order: Order | UnreadableOrder | None, thresholds: Thresholds
+        self,
+        order_id: UUID,
+        order: Order | UnreadableOrder | None,
+        topic_state: int | None,
+        thresholds: Thresholds,
     ) -> list[Difference]:
         if isinstance(order, UnreadableOrder):
             # It has been changed since the first check.
@@ -259,7 +309,7 @@ class _Run:
             # The order has changed meanwhile, so the two reads may show different states.
             return []
         found = []
-        for finding in compare(order, reservation, self._topic_state(order_id), thresholds):
+        for finding in compare(order, reservation, topic_state, thresholds):
             repair = await self._try_repair(finding, order_id, order) if self._repair else None
             if repair is None:
                 found.append(self._difference(finding.difference, str(order_id), finding.detail))
@@ -282,18 +332,16 @@ class _Run:
         except Unavailable as e:
             return RepairResult(False, f"{finding.detail}; not repaired: {e}")
 
-    async def _check_stock_rows(self, reserved_by_product_id: Mapping[str, bool]) -> AsyncIterator[OutputLine]:
-        """Yield products whose stock is below zero, and products that are reserved but have no stock row.
-
-        reserved_by_product_id: maps each product id to whether a reservation holds units of it.
-        """
-        product_ids = sorted(reserved_by_product_id)
-        for start in range(0, len(product_ids), _STOCK_PAGE_SIZE):
-            part = product_ids[start : start + _STOCK_PAGE_SIZE]
-            stock = await self._deps.inventory.get_stock(part)
-            for product_id in part:
+    async def _check_stock_rows(self) -> AsyncIterator[OutputLine]:
+        """Yield products whose stock is below zero, and products that are reserved but have no stock row."""
+        self._write_products()
+        last = ""
+        while reserved := self._scratch.products_after(last, _STOCK_PAGE_SIZE):
+            stock = await self._deps.inventory.get_stock(list(reserved))
+            for product_id, is_reserved in reserved.items():
                 available = stock.get(product_id)
-                if available is None and reserved_by_product_id[product_id]:
+                if available is None and is_reserved:
                     yield self._difference(DifferenceType.NO_STOCK_ROW, product_id, "reservations hold units of it")
                 elif available is not None and available < 0:
                     yield self._difference(DifferenceType.STOCK_BELOW_ZERO, product_id, f"available: {available}")
+                last = product_id

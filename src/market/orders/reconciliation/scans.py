@@ -9,6 +9,8 @@ from uuid import UUID
 from market.orders.domain import Order, UnreadableOrder
 from market.orders.mongodb.collection import OrdersCollection, documents
 
+_PAGE_SIZE = 1_000
+_BATCH_SIZE = 25
 _FIRST_ID, _LAST_ID = UUID(int=0), UUID(int=(1 << 128) - 1)
 
 
@@ -22,17 +24,24 @@ class Scans:
         """Return the server's current time in UTC, which is used for measuring ages."""
         return await self._collection.server_time()
 
-    async def orders(self, page_size: int) -> AsyncIterator[tuple[UUID, Order | UnreadableOrder]]:
-        """Yield (id, order) of all orders by ascending id, reading `page_size` at a time."""
-        last: UUID | None = None
-        while page := await self._page(last, page_size):
-            for document in page:
-                yield document["_id"], _parse(document)
-            last = page[-1]["_id"]
+    async def orders(self) -> AsyncIterator[tuple[UUID, Order | UnreadableOrder]]:
+        """Yield (id, order) of all orders by ascending id.
 
-    async def _page(self, after: UUID | None, limit: int) -> list[documents.Document]:
-        above = {"$gt": after} if after else {"$gte": _FIRST_ID}
-        return await self._collection.find({"_id": {**above, "$lte": _LAST_ID}}, sort=[("_id", 1)], limit=limit)
+        Only a few documents are held at a time, because one may have a thousand lines.
+        """
+        last: UUID | None = None
+        while True:
+            above = {"$gt": last} if last else {"$gte": _FIRST_ID}
+            # A cursor per page, because the server would close one that is idle during a second check.
+            page = self._collection.stream(
+                {"_id": {**above, "$lte": _LAST_ID}}, sort=[("_id", 1)], limit=_PAGE_SIZE, batch_size=_BATCH_SIZE
+            )
+            count = 0
+            async for document in page:
+                count, last = count + 1, document["_id"]
+                yield document["_id"], _parse(document)
+            if count < _PAGE_SIZE:
+                return
 
     async def non_uuid_ids(self, limit: int) -> list[str]:
         """Return the `repr` of up to `limit` ids that are not UUIDs, and so cannot belong to orders."""

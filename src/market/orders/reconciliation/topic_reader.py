@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
 from hashlib import blake2b
 from uuid import UUID, uuid4
 
 import msgspec
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs do not say that they export these
+    AdminClient,
+    ConfigResource,
+)
+from msgspec import Struct
 
 from market.contracts import events
 from market.kit.errors import Unavailable
-from market.kit.kafka import consumer_settings
+from market.kit.kafka import client_settings, consumer_settings
 from market.orders.config import Kafka
+from market.orders.reconciliation.scratch import ScratchDatabase
 
-# The topic state of an order, packed into one int to save memory: flags in the low bits, and the `content_hash` of the
-# order's first event in the bits from CONTENT_HASH_SHIFT upwards. The flags say which event types the topic has, and
+# The topic state of an order, packed into 63 bits: flags in the low bits, and the `content_hash` of the order's first
+# event in the bits from CONTENT_HASH_SHIFT upwards. The flags say which event types the topic has, and
 # what is wrong with them. OUT_OF_ORDER: the first order.created came after order.cancelled, and no order.cancelled has
 # followed since. ID_MISMATCH: an event's id or key is not the order's. CONTENTS_DIFFER: the events have different
 # contents.
 CREATED_SEEN, CANCELLED_SEEN, OUT_OF_ORDER, ID_MISMATCH, CONTENTS_DIFFER = 1, 2, 4, 8, 16
-CONTENT_HASH_SHIFT = 8
+CONTENT_HASH_SHIFT = 7
 EVENT_BITS = {events.CREATED: CREATED_SEEN, events.CANCELLED: CANCELLED_SEEN}
 _TIMEOUT_SECONDS = 10.0
-_MAX_UNREADABLE = 10_000
+# A hundred years: as good as no limit.
+_MAX_RETENTION_MS = 100 * 365 * 24 * 3600 * 1000
+_MAX_MESSAGES_PER_POLL = 1_000
+# Bounds what the consumer holds, beside one message of each partition.
+_FETCH_BYTES = 8 * 1024 * 1024
+_PAGE_SIZE = 1_000
 
 
 class _Envelope(msgspec.Struct):
@@ -38,25 +50,66 @@ def content_hash(order: events.Order) -> int:
     return int.from_bytes(blake2b(content, digest_size=7).digest(), "big")
 
 
-class TopicReader:
-    """Owns a consumer without a group, and the state of every order with events in the topic (about 150 bytes each).
+class TopicState(Struct, frozen=True):
+    """The topic state of one order, see above. `id`: the order's."""
 
-    `topic_states`: the topic state (see above) by order id. `messages`: the number of messages read. `unreadable`:
-    topic/partition/offset of messages that no consumer can read, at most the first 10,000.
+    id: UUID
+    state: int
+
+
+class Retention(Struct, frozen=True):
+    """What the topic still has, as the broker reports it.
+
+    seconds: how long it keeps events (`retention.ms`); None if that is unlimited or unknown.
+    may_end_early: whether its settings also remove younger events: a limited size, or compaction.
+    deleted_until: the time of the first message after those that were deleted from a partition, the latest of all
+        partitions; None if nothing was deleted.
     """
 
-    def __init__(self, config: Kafka) -> None:
-        self.topic_states: dict[UUID, int] = {}
+    seconds: float | None
+    may_end_early: bool
+    deleted_until: datetime | None = None
+
+
+class TopicReader:
+    """Owns a consumer without a group, and writes the state of every order with events in the topic to `scratch`.
+
+    `messages`: the number of messages read. `retention`: known after the first `read_to_end`.
+    """
+
+    def __init__(self, config: Kafka, scratch: ScratchDatabase) -> None:
         self.messages = 0
-        self.unreadable: list[str] = []
+        self.retention = Retention(None, may_end_early=True)
+        self._config = config
+        self._scratch = scratch
         self._decode = msgspec.json.Decoder(events.OrderEvent).decode
         self._decode_envelope = msgspec.json.Decoder(_Envelope).decode
+        # By partition, the offset of the next message.
         self._offsets: dict[int, int] = {}
         # librdkafka requires a group.id, although no group is joined and no offset is committed.
         settings = consumer_settings(
             config, "market.orders", f"reconcile-{uuid4()}", max_message_bytes=events.MAX_MESSAGE_BYTES
         )
-        self._consumer = Consumer({**settings, "enable.partition.eof": False, "auto.offset.reset": "earliest"})
+        self._consumer = Consumer(
+            {
+                **settings,
+                "fetch.max.bytes": _FETCH_BYTES,
+                "queued.max.messages.kbytes": _FETCH_BYTES // 1024,
+                "auto.offset.reset": "earliest",
+            }
+        )
+
+    def topic_states(self, order_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """Return the topic states of those orders that have events in the topic."""
+        return self._scratch.topic_states(order_ids)
+
+    async def all_topic_states(self) -> AsyncIterator[TopicState]:
+        """Yield the topic states of all orders with events in the topic, by ascending order id."""
+        last: UUID | None = None
+        while page := self._scratch.topic_states_after(last, _PAGE_SIZE):
+            for order_id, state in page:
+                yield TopicState(order_id, state)
+            last = page[-1][0]
 
     async def read_to_end(self, on_progress: Callable[[int, int], None]) -> None:
         """Read from where the last call stopped to the current end. `on_progress` gets (messages read, total).
@@ -74,64 +127,117 @@ class TopicReader:
             raise Unavailable(f"the topic cannot be read: {e.args[0].str()}") from None
 
     def _read(self, report: Callable[[int, int], None]) -> None:
+        if not self._offsets:
+            self.retention = _describe_retention(self._config)
         metadata = self._consumer.list_topics(events.TOPIC, timeout=_TIMEOUT_SECONDS).topics[events.TOPIC]
         if metadata.error is not None:
             raise KafkaException(metadata.error)
+        starts: dict[int, int] = {}
         ends: dict[int, int] = {}
         for partition in metadata.partitions:
             low, high = self._consumer.get_watermark_offsets(
                 TopicPartition(events.TOPIC, partition), timeout=_TIMEOUT_SECONDS
             )
-            self._offsets[partition] = max(low, self._offsets.get(partition, 0))
-            ends[partition] = high
-        total = sum(ends.values()) - sum(self._offsets[p] for p in ends)
-        unfinished = {p for p, end in ends.items() if self._offsets[p] < end}
-        self._consumer.assign([TopicPartition(events.TOPIC, p, self._offsets[p]) for p in unfinished])
+            starts[partition], ends[partition] = max(low, self._offsets.setdefault(partition, 0)), high
+            if low == high > self._offsets[partition]:
+                # Everything was deleted.
+                self._note_deletion(datetime.now(UTC))
+                self._offsets[partition] = high
+        total = sum(ends.values()) - sum(starts.values())
+        unfinished = {p for p, end in ends.items() if starts[p] < end}
+        self._consumer.assign([TopicPartition(events.TOPIC, p, starts[p]) for p in unfinished])
         done = empty_polls = 0
         while unfinished:
-            messages = self._consumer.consume(1000, 1.0)
+            messages = self._consumer.consume(_MAX_MESSAGES_PER_POLL, 1.0)
             empty_polls = 0 if messages else empty_polls + 1
             if empty_polls > 2 * _TIMEOUT_SECONDS:
                 raise Unavailable("the topic cannot be read to its end")
+            accepted: list[Message] = []
             for message in messages:
                 partition, offset = message.partition(), message.offset()
                 if message.error() is not None or partition is None or offset is None:
                     continue
-                if partition in unfinished and offset < ends[partition]:
-                    self._record(message, f"{events.TOPIC}/{partition}/{offset}")
-                    done += 1
-                    self._offsets[partition] = offset + 1
-                    if offset + 1 >= ends[partition]:
-                        unfinished.discard(partition)
+                if partition not in unfinished or offset >= ends[partition]:
+                    continue
+                if offset > self._offsets[partition]:
+                    # Those before it are gone, perhaps since a moment ago.
+                    self._note_deletion(_time(message))
+                accepted.append(message)
+                self._offsets[partition] = offset + 1
+                if offset + 1 >= ends[partition]:
+                    unfinished.discard(partition)
+            self._record(accepted)
+            done += len(accepted)
             report(done, total)
         self._consumer.unassign()
 
-    def _record(self, message: Message, position: str) -> None:
-        self.messages += 1
-        try:
-            value = message.value() or b""
-            if self._decode_envelope(value).type not in EVENT_BITS:
-                # Newer versions may add event types.
-                return
-            event = self._decode(value)
-            order_id, bit = UUID(event.subject), EVENT_BITS[event.type]
-        except (msgspec.DecodeError, ValueError, KeyError):
-            if len(self.unreadable) < _MAX_UNREADABLE:
-                self.unreadable.append(position)
-            return
-        content = content_hash(event.data)
-        state = self.topic_states.get(order_id, content << CONTENT_HASH_SHIFT)
-        if bit == CREATED_SEEN and state & CANCELLED_SEEN and not state & CREATED_SEEN:
-            state |= OUT_OF_ORDER
-        elif bit == CANCELLED_SEEN:
-            # The cancellation is the last event again: consumers that trust the last event have the right status.
-            state &= ~OUT_OF_ORDER
-        if event.id != str(events.event_id(order_id, event.type)) or message.key() != event.subject.encode():
-            state |= ID_MISMATCH
-        if state >> CONTENT_HASH_SHIFT != content:
-            state |= CONTENTS_DIFFER
-        self.topic_states[order_id] = state | bit
+    def _note_deletion(self, at: datetime) -> None:
+        until = self.retention.deleted_until
+        self.retention = msgspec.structs.replace(self.retention, deleted_until=max(at, until) if until else at)
+
+    def _record(self, messages: Sequence[Message]) -> None:
+        parsed: list[tuple[UUID, events.OrderEvent, bytes | None]] = []
+        for message in messages:
+            try:
+                value = message.value() or b""
+                if self._decode_envelope(value).type not in EVENT_BITS:
+                    # Newer versions may add event types.
+                    continue
+                event = self._decode(value)
+                parsed.append((UUID(event.subject), event, message.key()))
+            except (msgspec.DecodeError, ValueError):
+                self._scratch.add_unreadable(f"{events.TOPIC}/{message.partition()}/{message.offset()}")
+        self.messages += len(messages)
+        states = self._scratch.topic_states(list({order_id for order_id, _, _ in parsed}))
+        for order_id, event, key in parsed:
+            states[order_id] = _next_state(states.get(order_id), order_id, event, key)
+        if states:
+            self._scratch.set_topic_states(states)
 
     async def close(self) -> None:
         """Close the connections to the brokers."""
         await asyncio.to_thread(self._consumer.close)
+
+
+def _next_state(state: int | None, order_id: UUID, event: events.OrderEvent, key: bytes | None) -> int:
+    """Return the topic state of the order after this event; `state` is the one before, None if there was none."""
+    bit, content = EVENT_BITS[event.type], content_hash(event.data)
+    if state is None:
+        state = content << CONTENT_HASH_SHIFT
+    if bit == CREATED_SEEN and state & CANCELLED_SEEN and not state & CREATED_SEEN:
+        state |= OUT_OF_ORDER
+    elif bit == CANCELLED_SEEN:
+        # The cancellation is the last event again: consumers that trust the last event have the right status.
+        state &= ~OUT_OF_ORDER
+    if event.id != str(events.event_id(order_id, event.type)) or key != event.subject.encode():
+        state |= ID_MISMATCH
+    if state >> CONTENT_HASH_SHIFT != content:
+        state |= CONTENTS_DIFFER
+    return state | bit
+
+
+def _time(message: Message) -> datetime:
+    kind, milliseconds = message.timestamp()
+    return datetime.now(UTC) if kind == TIMESTAMP_NOT_AVAILABLE else datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _describe_retention(config: Kafka) -> Retention:
+    """Return what the topic's settings say. Raises KafkaException."""
+    admin = AdminClient(client_settings(config, "market.orders"))
+    resource = ConfigResource(ConfigResource.Type.TOPIC, events.TOPIC)
+    [described] = admin.describe_configs([resource], request_timeout=_TIMEOUT_SECONDS).values()
+    try:
+        settings = {name: entry.value for name, entry in described.result().items()}
+    except KafkaException as e:
+        if e.args[0].code() not in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
+            raise
+        # The embedded broker: it keeps what its memory can hold.
+        return Retention(None, may_end_early=True)
+    milliseconds = int(settings["retention.ms"])
+    compacted = "compact" in settings["cleanup.policy"]
+    return Retention(
+        milliseconds / 1000
+        if 0 <= milliseconds < _MAX_RETENTION_MS and "delete" in settings["cleanup.policy"]
+        else None,
+        may_end_early=compacted or int(settings["retention.bytes"]) >= 0,
+    )

@@ -1,0 +1,120 @@
+"""What reconciliation concludes from an event that the topic does not have: the broker says what it has deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
+
+from market.contracts import events
+from tests.support.servers import KafkaHandle, kafka_server, running
+
+from .catalogue import FakeCatalogue
+from .reconciliation import RECOVERY, isolated_service, reconcile
+from .service import MakeSettings, Service, get_document
+from .stock import Stock
+from .test_reconciliation_kinds import copy_order, place_and_publish
+from .topic import Topic
+
+MISSING, UNDECIDED = "event-not-in-topic", "event-possibly-deleted"
+
+
+@pytest.fixture
+def bootstrap_servers(kafka: Any, server_directory: Path) -> Iterator[str]:
+    """The address of a broker whose topic has no other test's events."""
+    name = f"kafka-{uuid4().hex[:8]}"
+    server = kafka_server(server_directory / name, server_directory / "logs", kafka.kind)
+    with running(KafkaHandle(server)):
+        yield f"127.0.0.1:{server.port}"
+
+
+@pytest.fixture
+async def service(
+    make_settings: MakeSettings, bootstrap_servers: str, postgres: Any, kafka: Any
+) -> AsyncIterator[Service]:
+    own_kafka = {"bootstrap_servers": bootstrap_servers, "partitions": 4 if kafka.kind == "apache" else 0}
+    settings = make_settings(database=f"orders_{uuid4().hex[:8]}", recovery=RECOVERY, kafka=own_kafka)
+    async with isolated_service(settings, postgres) as service:
+        yield service
+
+
+async def copy_from(service: Service, order_id: str, days: float, stock: Stock, product_id: str) -> str:
+    """Copy the order to one that was confirmed `days` ago, with its stock reserved, and no event in the topic."""
+    copy_id = await copy_order(service, order_id)
+    confirmed_at = (await get_document(service, UUID(order_id)))["confirmed_at"] - timedelta(days=days)
+    await service.documents.update_one({"_id": UUID(copy_id)}, {"$set": {"confirmed_at": confirmed_at}})
+    await stock.reserve(copy_id, product_id, 2)
+    return copy_id
+
+
+def set_topic(bootstrap_servers: str, settings: Mapping[str, str]) -> None:
+    """Change settings of the topic, as an operator does."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    entries = [ConfigEntry(n, v, incremental_operation=AlterConfigOpType.SET) for n, v in settings.items()]
+    resource = ConfigResource(ConfigResource.Type.TOPIC, events.TOPIC, incremental_configs=entries)
+    [altered] = admin.incremental_alter_configs([resource]).values()
+    altered.result(60)
+
+
+async def test_the_topics_own_retention_decides_which_events_are_missing(
+    service: Service, bootstrap_servers: str, catalogue: FakeCatalogue, stock: Stock, kafka: Any
+) -> None:
+    if kafka.kind == "embedded":
+        return
+    topic = Topic(bootstrap_servers)
+    lamp = catalogue.add()
+    await stock.set(lamp, 50)
+    intact = await place_and_publish(service, lamp, topic)
+    ten, forty = [await copy_from(service, intact, days, stock, lamp) for days in (10, 40)]
+    await asyncio.sleep(1.2)
+
+    async def found() -> dict[str, list[tuple[str, bool | None]]]:
+        report = await reconcile(service, topic=True)
+        assert report.summary["complete"], report.summary
+        return {order_id: report.differences_of(order_id) for order_id in (intact, ten, forty)}
+
+    # 30 days, as the service has created it.
+    assert await found() == {intact: [], ten: [(MISSING, None)], forty: []}
+    set_topic(bootstrap_servers, {"retention.ms": str(7 * 24 * 3600 * 1000)})
+    assert await found() == {intact: [], ten: [], forty: []}
+    # Consumers recognize a repetition for 30 days only, so an older event is not published again.
+    set_topic(bootstrap_servers, {"retention.ms": "-1"})
+    assert await found() == {intact: [], ten: [(MISSING, None)], forty: [(UNDECIDED, None)]}
+    repaired = await reconcile(service, repair=True, topic=True)
+    assert repaired.differences_of(ten) == [(MISSING, True)]
+    assert repaired.differences_of(forty) == [(UNDECIDED, None)]
+    assert [len((await get_document(service, UUID(i))).get("outbox", [])) for i in (ten, forty)] == [1, 0]
+    topic.close()
+
+
+async def test_events_that_may_have_been_deleted_are_reported_and_not_published_again(
+    service: Service, bootstrap_servers: str, catalogue: FakeCatalogue, stock: Stock, kafka: Any
+) -> None:
+    if kafka.kind == "embedded":
+        return
+    topic = Topic(bootstrap_servers)
+    lamp = catalogue.add()
+    await stock.set(lamp, 50)
+    deleted, later = [await place_and_publish(service, lamp, topic) for _ in range(2)]
+    [message] = topic.messages_of(deleted)
+    # What an operator does who has no space left.
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    [done] = admin.delete_records([TopicPartition(events.TOPIC, message.partition(), message.offset() + 1)]).values()
+    assert done.result(60).low_watermark == message.offset() + 1
+    await asyncio.sleep(1.2)
+    for repair in (False, True):
+        report = await reconcile(service, repair=repair, topic=True)
+        assert report.differences_of(deleted) == [(UNDECIDED, None)]
+        assert [d for d in report.differences if d["id"] != deleted and d["id"] != later] == []
+        assert "outbox" not in await get_document(service, UUID(deleted))
+    # With a limited size, the broker deletes by itself: the event is not missing.
+    set_topic(bootstrap_servers, {"retention.bytes": "1000000000"})
+    assert (await reconcile(service, topic=True)).differences == []
+    topic.close()
