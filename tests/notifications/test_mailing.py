@@ -38,7 +38,7 @@ async def test_an_order_gets_a_complete_mail_when_it_is_created_and_when_it_is_c
         created, cancelled = await mailing.wait_for_mails(2)
     short = order.hex[-8:].upper()
     assert created["subject"] == f"Your order {short} is confirmed"
-    assert cancelled["subject"] == f"Your order {short} is cancelled"
+    assert cancelled["subject"] == f"Your order {short} has been cancelled"
     assert created["from"] == "shop@market.test"
     assert created["headers"]["From"] == "Market <shop@market.test>"
     assert created["headers"]["To"] == mailing.mailbox

@@ -49,8 +49,8 @@ def orders_consumer(
 async def handle(deps: Deps, pending: PendingMessage) -> float | None:
     """Make one attempt at processing a message.
 
-    Return None if the message is settled, which means that its offset may be committed, or the seconds until the next
-    attempt. Raises MailServerUnavailable; the message is to be retried once the mail server is available.
+    Return None if the message is settled, otherwise the seconds until the next attempt. Raises MailServerUnavailable;
+    the next attempt is then due once the mail server is available.
     """
     message = pending.message
     _enter_context(message)
@@ -76,7 +76,7 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
             if pending.dead_letter is None:
                 return delay
         except Exception as e:
-            # Retried for a limited time, too: a bug must not hold up the partition forever.
+            # Retried for a limited time, too: a bug must not block the messages with the same key forever.
             log.exception("processing failed", **origin(message))
             delay = await service.retry_later(deps, pending, "internal-error", f"{type(e).__name__}: {e}", notification)
             if pending.dead_letter is None:
@@ -109,7 +109,7 @@ def _skip(message: Message) -> None:
 
 
 def _enter_context(message: Message) -> None:
-    """Set the request id and trace context, which tie logs and spans to the request that caused the message."""
+    """Set the request id and the trace, so that logs and spans belong to the request that caused the message."""
     request_id = message.header(events.REQUEST_ID_HEADER)
     context.request_id.set(request_id if context.valid_request_id(request_id) else "")
     names = events.TRACE_HEADER, events.TRACE_STATE_HEADER, events.BAGGAGE_HEADER

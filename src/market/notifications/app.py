@@ -33,9 +33,12 @@ class Clients:
 
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
-    """Yield the consumer, not yet started. Connects to nothing: `start` waits for Kafka, `send` for the mail server."""
+    """Yield the consumer, not yet started. Waits for nothing; the consumer's `start` waits for Kafka.
+
+    The mail server is connected to when the first mail is sent.
+    """
     mailer = Mailer(config, (clients or Clients()).mail_server)
-    created = [writer.topic, sent_log_topic.topic, deferral_topic.topic] if config.kafka.partitions else []
+    created = [writer.topic, sent_log_topic.topic, deferral_topic.topic] if not config.kafka.is_embedded_broker else []
     topics = TopicKeeper(
         config.kafka, "market.notifications", [topic(config.kafka) for topic in created], set_defaults=True
     )
@@ -69,8 +72,8 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         async with periodic_tasks(tasks):
             yield consumer
     finally:
-        # The lifecycle has already called this, unless start-up failed. The consumer's thread must not outlive the
-        # event loop that it submits to.
+        # The lifecycle has already stopped the consumer, unless the start failed. Its thread must not outlive the event
+        # loop.
         await consumer.stop(0)
         await sent_log.close()
         await deferral_queue.close()

@@ -37,15 +37,24 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     sent_log_max_ids: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 500_000
     # Events that are older than this are looked up in the sent log before they are mailed.
     sent_log_min_age_seconds: Annotated[float, Meta(ge=0)] = 60.0
-    # After the group's first start, a partition without a committed offset is consumed from this long before that
-    # start, to allow for clock differences between publishers and brokers.
+    # A partition without a committed offset is consumed from this long before the group's first start, to allow for
+    # clock differences between publishers and brokers.
     first_start_tolerance_seconds: Annotated[float, Meta(ge=0)] = 60.0
     # The process is not ready if an assigned partition with unread messages makes no progress for this long.
     stalled_after_seconds: Seconds = 60.0
-    # False: each start begins at the end of the topic, and events published while the service was down are not mailed.
+    # If false, consumption starts at the end of the topic, so that events published while the service was down are not
+    # mailed.
     replay_missed: bool = True
-    # How long mails in flight may take to finish when their partition is revoked; then the offsets are committed.
+    # How long messages in flight may take to finish when their partition is revoked. Then its offset is committed.
     revoke_timeout_seconds: Seconds = 10.0
+
+    @property
+    def is_embedded_broker(self) -> bool:
+        """Whether the broker is the embedded one (librdkafka's mock cluster).
+
+        It creates topics automatically, and has no topic ids.
+        """
+        return self.partitions == 0
 
     @property
     def sent_topic(self) -> str:
@@ -64,7 +73,7 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
 
 
 class Memory(Section, frozen=True, kw_only=True):
-    """Limits on the unsettled messages held in memory. Partitions are paused while a limit is exceeded."""
+    """Limits on the unsettled messages held in memory. At a limit, all partitions are paused."""
 
     max_messages: Annotated[int, Meta(ge=1, le=1_000_000)] = 2_000
     max_bytes: Annotated[int, Meta(ge=1_048_576)] = 64 * 1024 * 1024
@@ -90,15 +99,15 @@ class Smtp(Section, frozen=True, kw_only=True):
     ) = None
     # How long to wait for a single reply from the mail server.
     timeout_seconds: Seconds = 30.0
-    # Mails in flight at once, each on its own connection.
+    # Mails sent at the same time, each over a connection of its own.
     max_connections: Annotated[int, Meta(ge=1, le=100)] = 8
     # Of these, for recipients in one domain; by default three quarters, at least one. So a domain whose replies are
     # slow does not take all of them.
     max_connections_per_domain: Annotated[int, Meta(ge=1, le=100)] | None = None
     # How long an idle connection is kept.
     keepalive_seconds: Seconds = 20.0
-    # Consumption is paused after this many mails in a row were rejected for policy reasons (5.7.x) or because of a
-    # sending limit (5.4.5).
+    # After this many mails in a row were rejected for policy reasons (5.7.x) or because of a sending limit (5.4.5), the
+    # mail server counts as unavailable, and consumption is paused.
     max_policy_rejections: Annotated[int, Meta(ge=1, le=1000)] = 5
     # The longest pause between two attempts to connect to an unavailable mail server.
     max_reconnect_seconds: Seconds = 10.0

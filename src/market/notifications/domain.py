@@ -1,4 +1,4 @@
-"""Messages, the notifications that they contain, mails, the errors, and the names of the failure points."""
+"""Plain data (messages, notifications, mails), the errors, and the names of the failure points."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 from uuid import UUID
 
-# In the order in which a message reaches them; see kit/faults.py.
+# The failure points (kit/faults.py), in the sequence in which a message reaches them.
 FAILURE_POINTS = (
     "notifications.before-mail",
     "notifications.after-mail",
@@ -92,7 +92,7 @@ class PendingMessage:
     deferral: Deferral | None = None
     # Whether it may wait in memory for its next attempt, or whether too many messages do so already.
     may_wait: bool = True
-    # Set once it is certain that the message becomes a dead letter; writing that may take several attempts.
+    # Set once the message has to become a dead letter. Writing the dead letter may take several attempts.
     dead_letter: DeadLetterReason | None = None
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """The content of a mail about an order event.
+    """What a mail says about an order event, and to whom it goes.
 
     sequence: the number of the event within its order; later events have higher ones
     recipient: the address in the form in which mail servers get it; None if the order has none to which a mail can be
@@ -148,7 +148,7 @@ class Notification:
 
     @property
     def short_id(self) -> str:
-        """The last 8 hex digits of the order's id. The first ones are a timestamp (UUIDv7), hence not distinctive."""
+        """The last 8 hex digits of the order's id. (The first ones are a timestamp, so many orders share them.)"""
         return self.order_id.hex[-8:].upper()
 
 
@@ -168,7 +168,7 @@ class Mail:
 class FirstStart(NamedTuple):
     """What the sent log records about the group's first start.
 
-    empty: the log has no records, so this is the first start unless the group has committed offsets
+    empty: the log has no records; then this is the first start, unless the group has committed offsets
     started_ms: the time of the first start, in Unix milliseconds by the broker's clock; None if it is unknown
     """
 
@@ -203,7 +203,7 @@ class MailPostponed(Exception):
 
 
 class MailServerUnavailable(Exception):
-    """The mail server cannot be reached, or rejects our account rather than a single mail."""
+    """The mail server cannot be reached, or rejects our account and not only a single mail."""
 
 
 class SenderRejected(MailServerUnavailable):

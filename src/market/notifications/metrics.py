@@ -6,17 +6,19 @@ from prometheus_client import Counter, Gauge, Histogram
 
 MAILS = Counter("market_notifications_mails_total", "Mails accepted by the mail server.", ["kind"])
 MAIL_DURATION = Histogram(
-    "market_notifications_mail_duration_seconds", "Time from composing a mail to the mail server's reply."
+    "market_notifications_mail_duration_seconds",
+    "Time from composing a mail until the mail server has accepted it or the attempt has failed.",
 )
 SKIPPED_EVENTS = Counter("market_notifications_skipped_events_total", "Events for which no mail is sent.", ["reason"])
-RETRIES = Counter("market_notifications_retries_total", "Retries scheduled.", ["reason"])
+RETRIES = Counter("market_notifications_retries_total", "Scheduled retries of messages.", ["reason"])
 DEAD_LETTERS = Counter(
     "market_notifications_dead_letters_total", "Messages written to the dead letter topic.", ["reason"]
 )
-PAUSED = Gauge("market_notifications_paused", "1 while consumption is paused for the reason.", ["reason"])
+PAUSED = Gauge("market_notifications_paused", "1 while consumption is paused for this reason.", ["reason"])
 LAG = Gauge(
     "market_notifications_lag",
-    "Uncommitted messages of the partition. Every process reports all partitions, also those of other members.",
+    "Messages of the partition after the committed offset. Every process reports all partitions, including those that "
+    "are assigned to other members.",
     ["partition"],
 )
 ASSIGNED = Gauge("market_notifications_assigned_partitions", "Partitions that are assigned to this process.")
@@ -64,7 +66,7 @@ UNSETTLED = Gauge(
 UNSETTLED_BYTES = Gauge("market_notifications_unsettled_bytes", "Size of the messages read but not settled.")
 OFFSET_RESETS = Counter(
     "market_notifications_offset_resets_total",
-    "Offset resets: an offset was out of range, and messages since the group's first start are replayed.",
+    "Offsets that were out of range. Each partition is then read again from the group's first start.",
 )
 STARTS_WITHOUT_OFFSET = Counter(
     "market_notifications_starts_without_offset_total",
@@ -74,7 +76,9 @@ STARTS_WITHOUT_OFFSET = Counter(
 SENT_LOG_FAILURES = Counter(
     "market_notifications_sent_log_failures_total", "Failed reads and writes of the sent log: mails may be repeated."
 )
-COMMIT_FAILURES = Counter("market_notifications_commit_failures_total", "Failed offset commits, which are retried.")
+COMMIT_FAILURES = Counter(
+    "market_notifications_commit_failures_total", "Failed commits of an offset. They are retried."
+)
 
 # Initialize every series, so that rate() sees the first increase.
 for _reason in ("mail-server", "sender-rejected", "memory"):

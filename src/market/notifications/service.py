@@ -34,20 +34,23 @@ _MIN_ATTEMPTS = 5
 
 
 class DeadLetters(Protocol):
-    """Where dead letters go; dead_letters.writer.DeadLetterWriter in production."""
+    """Stores dead letters. In production: dead_letters.writer.DeadLetterWriter."""
 
     async def write(self, message: Message, reason: str, now: datetime) -> None:
         """Write the dead letter, and return once it is stored. Raises KafkaException."""
 
 
 class SentLogForMailing(Protocol):
-    """The ids of mailed events, also of those mailed by other processes; sent_log.log.SentLog in production."""
+    """What mailing needs from the sent log: the ids of mailed events, including those mailed by other processes.
+
+    In production: sent_log.log.SentLog.
+    """
 
     def add(self, event_id: str) -> None:
         """Remember that the event was mailed."""
 
     async def contains(self, event_id: str) -> bool:
-        """Return whether the event is known to have been mailed."""
+        """Return whether the log has the event. False if the log cannot be read."""
 
 
 class Deferrals(Protocol):
@@ -114,7 +117,7 @@ class RecentNotifications:
 
 @dataclass
 class Deps:
-    """What the use cases work with."""
+    """The dependencies of the use cases."""
 
     mailer: Mailer
     dead_letters: DeadLetters
@@ -125,7 +128,7 @@ class Deps:
     recent: RecentNotifications = field(default_factory=RecentNotifications)
     # None: a mail that is deferred is not stored, as when an operator replays a dead letter.
     deferring: Deferring | None = None
-    # None: events are mailed whether or not they were mailed before, as when an operator replays a dead letter.
+    # None if an operator replays a dead letter: its event is mailed whether or not it was mailed before.
     sent_log: SentLogForMailing | None = None
     # Events that are older than this are looked up in the sent log.
     sent_log_min_age: timedelta = timedelta(0)
@@ -174,7 +177,7 @@ async def notify(deps: Deps, notification: Notification, deferral: Deferral | No
 async def _was_sent(deps: Deps, notification: Notification) -> bool:
     """Return whether the sent log has the event. Events younger than `sent_log_min_age` are not looked up.
 
-    Such an event is either new, or redelivered after a crash that lost its id; the log has neither.
+    Nearly all of these are new; one that was mailed just before a crash may be mailed again.
     """
     if deps.sent_log is None:
         return False
@@ -284,7 +287,7 @@ async def _defer(
 async def write_dead_letter(deps: Deps, pending: PendingMessage) -> float | None:
     """Write the message to the dead letter topic. Return None if it is stored, or the seconds until the next attempt.
 
-    Retried without limit: the offset is not committed until Kafka has the dead letter, so that no message is lost.
+    Retried without limit: until Kafka has the dead letter, the offset is not committed, so that no message is lost.
     """
     reason = pending.dead_letter
     assert reason is not None

@@ -13,11 +13,12 @@ CommitPoints = dict[OffsetTracker, CommitPoint]
 
 
 class OffsetCommitter:
-    """Commits in the consumer's thread, with at most one asynchronous commit in flight. A failed commit is retried by
-    the next one, since `next_commit` still differs from what was committed.
+    """Commits offsets in the consumer's thread, with at most one asynchronous commit in flight.
+
+    If a commit fails, the next one includes what it should have committed.
 
     before_commit: called before each commit; it may block
-    on_failure: called with the error of each commit that failed
+    on_failure: called with the error if a commit fails
     """
 
     def __init__(self, topic: str, before_commit: Callable[[], None], on_failure: Callable[[str], None]) -> None:
@@ -27,13 +28,13 @@ class OffsetCommitter:
         self._in_flight: CommitPoints | None = None
 
     def reset(self) -> None:
-        """Forget the commit in flight: the consumer that sent it is gone."""
+        """Forget the commit in flight, because the consumer that sent it was closed."""
         self._in_flight = None
 
     def commit(self, consumer: Consumer, trackers: Iterable[OffsetTracker], *, wait: bool = False) -> None:
         """Commit the offsets that have changed. With `wait`, block until the broker has accepted or rejected them.
 
-        Failures go to `on_failure`; none is raised.
+        Failures are passed to `on_failure`, not raised.
         """
         if self._in_flight is not None and not wait:
             return

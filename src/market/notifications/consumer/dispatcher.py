@@ -28,12 +28,14 @@ DomainOf = Callable[[Message], str]
 
 
 class Availability(Protocol):
-    """Whether the mail server is available, as far as is known."""
+    """Whether the mail server is available."""
 
     @property
-    def available(self) -> bool: ...
+    def available(self) -> bool:
+        """Whether the mail server is available, as far as is known."""
 
-    async def wait_until_available(self) -> None: ...
+    async def wait_until_available(self) -> None:
+        """Wait until the mail server is available."""
 
 
 class KeyQueue:
@@ -55,7 +57,7 @@ class KeyQueue:
 
 
 class Dispatcher:
-    """Holds the messages that were read but are not settled yet. Must be constructed inside a running event loop.
+    """Holds the unsettled messages. Must be constructed inside a running event loop.
 
     max_concurrency: how many messages are in flight at once
     max_per_domain: how many of them may be for recipients in one domain
@@ -91,8 +93,8 @@ class Dispatcher:
         """Queue messages. The caller has acquired memory for each of them, which the dispatcher releases."""
         for tracker, pending in messages:
             message = pending.message
-            # By tracker rather than by partition, so that a partition that is assigned again does not share queues with
-            # its earlier assignment. Messages without a key need no order.
+            # By tracker, not by partition: a partition that is assigned again must not share queues with its earlier
+            # assignment. A message without a key has a queue of its own.
             key = (id(tracker), pending.offset if message.key is None else message.key)
             queue = self._queues.get(key)
             if queue is None:
@@ -123,7 +125,7 @@ class Dispatcher:
             for task in late:
                 task.cancel()
             if late:
-                log.warning("mails in flight not finished in time, may be repeated", mails=len(late))
+                log.warning("messages in flight not finished in time, mails may be repeated", messages=len(late))
 
     async def close(self) -> None:
         """Stop the workers, and cancel the messages in flight."""
@@ -166,7 +168,7 @@ class Dispatcher:
         try:
             delay = await self._handler(pending)
         except MailServerUnavailable:
-            # Ready again at once: workers wait until the mail server is available.
+            # The queue is ready again at once; the workers wait until the mail server is available.
             pass
         except Exception:
             log.exception("handler failed")

@@ -195,7 +195,7 @@ class GroupMember:
             "auto.offset.reset": "error",
             # Distinguishes a partition that was read to its end from a stalled one.
             "enable.partition.eof": True,
-            "allow.auto.create.topics": self._config.partitions == 0,
+            "allow.auto.create.topics": self._config.is_embedded_broker,
             # Messages may have up to 4 MiB. librdkafka's buffers, which the memory budget excludes, are limited here.
             "fetch.max.bytes": 16 * 1024 * 1024,
             "receive.message.max.bytes": 24 * 1024 * 1024,

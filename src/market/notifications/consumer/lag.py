@@ -1,4 +1,4 @@
-"""Observes the lag of all partitions, and whether this process makes progress on those assigned to it."""
+"""Observes the lag of all partitions, and whether this process makes progress on those that are assigned to it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _INTERVAL_SECONDS = 5.0
 
 
 class _Unread(NamedTuple):
-    """A position with unread messages after it, and the clock's time when it was first seen there."""
+    """The next offset to read of a partition with unread messages, and since when (by the clock) it has not changed."""
 
     position: int
     since: float
 
 
 class LagObserver:
-    """Compares the broker's end offsets with the committed ones, and with what this process has read.
+    """Compares the end offsets with the committed offsets, and with the offsets up to which this process has read.
 
     read_offsets: returns the offsets of each partition of the topic; blocks
     read_positions: returns the next offset to read of each partition that is assigned to this process and not paused
@@ -68,7 +68,7 @@ class LagObserver:
 
     async def observe(self) -> float:
         """Set the metrics and the readiness, and return the seconds until the next call. Raises KafkaException."""
-        # Read the offsets first and the positions (in `_find_stalled`) second, so that messages read in between do not
+        # First the end offsets, then the positions (in `_find_stalled`), so that messages that arrive in between do not
         # count as unread.
         offsets = await asyncio.to_thread(self._read_offsets)
         for partition in self.lag.keys() - offsets.keys():

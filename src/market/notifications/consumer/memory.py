@@ -8,9 +8,9 @@ from market.notifications import metrics
 
 
 class MemoryBudget:
-    """Counts messages and bytes held. Thread-safe.
+    """Counts the messages held in memory, and their bytes. Thread-safe.
 
-    Exhausted from when either count reaches its limit until both have fallen to half of theirs.
+    The budget is exhausted once either count reaches its limit, until both are at half of their limits or less.
     """
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
@@ -21,7 +21,7 @@ class MemoryBudget:
         self._exhausted = False
 
     def acquire(self, size: int) -> None:
-        """Add a message of `size` bytes. Never blocks, even over the limit: a message that was read has to be held."""
+        """Add a message of `size` bytes. Never blocks, since the message has been read: the limits may be exceeded."""
         self._change(1, size)
 
     def release(self, size: int) -> None:

@@ -1,8 +1,8 @@
 """Which messages of a partition are settled, and which offset may be committed.
 
 Mails are sent concurrently, so the messages of a partition are settled out of order. The committed offset is that of
-the first unsettled message. The commit's metadata tells which messages at higher offsets are settled, by listing the
-ones that are not, so that a restart does not repeat a mail because an earlier one still waits for its next attempt.
+the first unsettled message. The commit's metadata lists the unsettled messages at higher offsets, so that after a
+restart the settled ones between them are not mailed again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FIXED_LENGTH = 80
 
 
 class CommitPoint(NamedTuple):
-    """What is committed: the first unsettled offset, and which messages at higher offsets are settled."""
+    """What is committed: the first unsettled offset, and the metadata that `encode_metadata` returns."""
 
     offset: int
     metadata: str
@@ -41,7 +41,7 @@ def encode_metadata(offset: int, read_to: int, unsettled: list[int], topic_id: s
         part = str(unsettled_offset - offset)
         length += len(part) + 1
         if length > MAX_METADATA_LENGTH:
-            # The rest does not fit: messages from here on are processed again after a restart.
+            # The rest does not fit. After a restart, all messages from here on are processed again.
             read_to = unsettled_offset
             break
         parts.append(part)
@@ -72,7 +72,7 @@ def decode_metadata(offset: int, metadata: str | None) -> tuple[int, list[int]]:
 
 
 class OffsetTracker:
-    """The offsets of one partition from its assignment to its revocation.
+    """Tracks which messages of a partition are settled, from its assignment to its revocation.
 
     Thread-safe: the consumer's thread adds and commits, the event loop settles.
     """
@@ -91,7 +91,7 @@ class OffsetTracker:
     def add(self, offset: int) -> bool:
         """Record that a message was read. Return False if it was settled before the partition was assigned."""
         with self._lock:
-            # Messages that the metadata lists but the broker has deleted would never be settled.
+            # Messages that the metadata lists, but that the broker has deleted, are never read.
             while self._expected and self._expected[0] < offset:
                 self._unsettled.pop(self._expected.popleft(), None)
             if self._expected and self._expected[0] == offset:
@@ -134,7 +134,7 @@ class OffsetTracker:
 
     @property
     def next_to_read(self) -> int:
-        """The offset of the next message to read, apart from those that were settled before the assignment."""
+        """The offset of the next message to process. Those that were settled before the assignment are skipped."""
         with self._lock:
             return self._expected[0] if self._expected else self._read_to
 
@@ -160,8 +160,8 @@ class Position(NamedTuple):
 class StartPosition:
     """Where consumption of a partition begins.
 
-    no_offset_reason: why the group had no committed offset of this topic, to be logged and counted; None if there is
-        nothing to report, or if an offset was reset
+    no_offset_reason: why the group had no committed offset of this topic, to be logged and counted; None if it had one,
+        if an offset was reset, or if `replay_missed` is false
     reset_reason: the offset that was out of range, and the range that the broker has; None if no offset was reset
     """
 
@@ -173,7 +173,7 @@ class StartPosition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionState:
-    """What is known of a partition when it is assigned.
+    """What is known about a partition when it is assigned.
 
     topic_id: the id of the topic, empty if the broker has none
     low, high: the first offset that the broker has, and the one after the last

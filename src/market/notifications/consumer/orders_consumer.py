@@ -132,7 +132,7 @@ class OrdersConsumer:
         self._starting_deferred: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Wait for the broker and the topic, join the group, and wait until it has assigned partitions (possibly none).
+        """Wait for the broker and the topic, join the group, and wait for the first assignment, which may be empty.
 
         After that, lost connections and rebalances are handled in the background.
         """
@@ -159,7 +159,8 @@ class OrdersConsumer:
     async def check_topic(self) -> float:
         """Rejoin a group if its topic was recreated: a running consumer would skip the beginning of the new topic.
 
-        Return the seconds until the next check. Raises KafkaException.
+        Otherwise it would continue at its old offset, and skip the beginning of the new topic. Return the seconds until
+        the next check. Raises KafkaException.
         """
         for member, topic in ((self._orders, self._topic), (self._deferred, self._deferred_topic)):
             if member.joined.is_set() and member.assignment.trackers:

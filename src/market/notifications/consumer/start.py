@@ -1,4 +1,4 @@
-"""Determines where consumption of assigned partitions starts, and commits those offsets."""
+"""Determines the offsets at which consumption of assigned partitions starts, and commits them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _CALL_TIMEOUT_SECONDS = 5.0
 
 
 class SentLogForConsumer(Protocol):
-    """What the consumer needs of the sent log: the group's first start. sent_log.log.SentLog in production."""
+    """What the consumer needs from the sent log. In production: sent_log.log.SentLog."""
 
     async def read_first_start(self) -> FirstStart:
-        """Return what is recorded of the first start. Raises an exception if that fails; the call is retried."""
+        """Return what is recorded about the first start. Raises an exception if that fails; the call is retried."""
 
     async def record_start(self, *, first: bool) -> None:
         """Record a start of the group. Raises an exception if that fails; the call is retried."""
 
     def invalidate_sent_ids(self) -> None:
-        """Drop the cached ids of mailed events: a partition's previous owner may have mailed more."""
+        """Drop the cached ids of mailed events, because a partition's previous owner may have mailed more."""
 
 
 class StartOffsets:
-    """Determines start offsets, from the group's first start and this process's last positions."""
+    """Determines the offsets to start from. Knows the group's first start and this process's last positions."""
 
     def __init__(
         self,
@@ -59,8 +59,8 @@ class StartOffsets:
         # Partitions that existed at the group's first start and have not been assigned yet.
         self._first_start_partitions: set[int] = set()
         self._first_started_ms: int | None = None
-        # The last position of each partition that this process owned before: it continues there, not at the end of the
-        # topic.
+        # The last position of each partition that this process owned before. Without a committed offset, it continues
+        # there.
         self._last_positions: dict[int, Position] = {}
 
     async def prepare(self) -> None:
@@ -75,7 +75,7 @@ class StartOffsets:
         if not has_offsets:
             self._first_start_partitions = set(offsets)
 
-    # --- blocking: not in the event loop
+    # These methods block: they are called in the consumer's thread.
 
     def remember(self, tracker: OffsetTracker) -> None:
         """Remember the position of a partition that is no longer assigned."""

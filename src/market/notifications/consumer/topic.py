@@ -1,4 +1,4 @@
-"""Queries the broker for the topic's id and for offsets. All calls block: make them in a thread."""
+"""Queries the broker for the topic's id and for offsets. All calls block, so call them in a thread."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PartitionOffsets(NamedTuple):
 
     @property
     def lag(self) -> int:
-        """The number of messages that are not committed."""
+        """The number of messages after the committed offset."""
         return max(0, self.high - max(self.low, self.committed or 0))
 
 
@@ -48,8 +48,8 @@ class TopicDescriber:
 
         Raises KafkaException.
         """
-        if self._config.partitions == 0:
-            # The embedded broker has none, and does not respond to the request.
+        if self._config.is_embedded_broker:
+            # It has no topic ids, and does not respond to the request.
             return ""
         described = self._admin.describe_topics(TopicCollection([self._topic]), request_timeout=_CALL_TIMEOUT_SECONDS)
         try:
@@ -69,8 +69,8 @@ class TopicDescriber:
             settings = consumer_settings(
                 self._config, _CLIENT_ID, self._config.group, max_message_bytes=events.MAX_MESSAGE_BYTES
             )
-            # Reads the group's offsets without joining it. Reads uncommitted messages, so that the end offset includes
-            # those of open transactions.
+            # This consumer reads the group's offsets without joining it. With read_uncommitted, the end offset includes
+            # the messages of open transactions.
             self._consumer = Consumer({**settings, "isolation.level": "read_uncommitted"})
         consumer = self._consumer
         topic = consumer.list_topics(self._topic, timeout=_CALL_TIMEOUT_SECONDS).topics[self._topic]
@@ -88,7 +88,7 @@ class TopicDescriber:
         return offsets
 
     def close(self) -> None:
-        """Close the consumer, unless a call still holds it after 1 s."""
+        """Close the consumer, unless another call is still using it after 1 s."""
         if self._lock.acquire(timeout=1):
             consumer, self._consumer = self._consumer, None
             self._lock.release()

@@ -1,7 +1,7 @@
 """`python -m market.notifications dead-letters`: list, show, replay or drop dead letters.
 
-`replay` sends the mail directly, with its original Message-ID, instead of publishing the event again: the result is
-known immediately, and no other consumer of the topic receives a duplicate.
+`replay` does not publish the event again, but sends the mail itself, with its original Message-ID. So the result is
+known immediately, and no other consumer of the topic gets a duplicate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _OK, _FAILED, _USAGE_ERROR = 0, 1, 2
 
 
 async def dead_letters(config: Config, args: list[str]) -> int:
-    """Run the command. Return its exit status: 0 success, 1 a dead letter stays open or Kafka fails, 2 usage error."""
+    """Run the command, and return its exit status.
+
+    0: success. 1: a dead letter stays open, or Kafka fails. 2: the arguments are invalid.
+    """
     try:
         options = _parser().parse_args(args)
     except SystemExit as e:
@@ -67,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     show = verbs.add_parser("show", help="show dead letters with the original message")
     show.add_argument("ids", nargs="+", metavar="ID")
     replay = verbs.add_parser(
-        "replay", help="mail dead letters now, and mark those that the mail server accepts as done"
+        "replay", help="mail dead letters now; those that the mail server accepts are marked as done"
     )
     drop = verbs.add_parser("drop", help="mark dead letters as done without mailing them")
     for verb in (replay, drop):
@@ -115,7 +118,8 @@ async def _replay_or_drop(
 ) -> int:
     """Replay or drop dead letters, and return the exit status.
 
-    Each is marked as done before the next one is replayed, so that an interruption repeats at most one mail.
+    Each is marked as done before the next one is replayed. So if the command is interrupted and run again, at most one
+    mail is repeated.
     """
     mailer = Mailer(config)
     writer = DeadLetterWriter(config.kafka)
@@ -142,7 +146,7 @@ async def _replay_or_drop(
 
 
 async def _mail(deps: Deps, reader: DeadLetterReader, letter: DeadLetter) -> str | None:
-    """Mail a dead letter. Return None if the mail server accepted the mail, or the reason why the letter stays open."""
+    """Mail a dead letter. Return None if that succeeded, otherwise the reason why the dead letter stays open."""
     try:
         await api.process(deps, await asyncio.to_thread(reader.original_message, letter))
     except InvalidEvent as e:
@@ -164,7 +168,7 @@ def _fail(reason: str, status: int = _USAGE_ERROR) -> int:
 
 
 def _print(line: str) -> None:
-    # Untrusted text must not send control characters to the terminal.
+    # Untrusted text could contain control characters for the terminal.
     print("".join(c if c.isprintable() else "\ufffd" for c in line))
 
 

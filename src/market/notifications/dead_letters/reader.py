@@ -1,8 +1,8 @@
 """Reads dead letters, and whether they were replayed or dropped.
 
-Kafka cannot delete a single message, so a dead letter that is replayed or dropped gets a mark: a record without a value
-in the same partition that refers to it (writer.MARK_OF). A dead letter without a mark is open. Both expire with the
-topic's retention, the mark after its dead letter.
+Kafka cannot delete a single message. If a dead letter is replayed or dropped, a mark is written instead: a record in
+the same partition, without a value, that refers to the dead letter (writer.MARK_OF). A dead letter without a mark is
+open. Both expire with the topic's retention, the mark after its dead letter.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class Resolution(NamedTuple):
 
 @dataclass(slots=True)
 class DeadLetter:
-    """A dead letter without its value. `id` is its position in the dead letter topic: PARTITION-OFFSET."""
+    """A dead letter, except for its value, which `original_message` reads.
+
+    `id` is its position in the dead letter topic: PARTITION-OFFSET.
+    """
 
     partition: int
     offset: int
@@ -130,7 +133,7 @@ class DeadLetterReader:
         """
         position = RecordPosition(self._topic, letter.partition, letter.offset)
         if letter.header(writer.OMITTED):
-            # The dead letter has no value, so it is read from the original topic.
+            # The value was omitted, so it is read from the original topic.
             position = letter.origin
         message = self._read_one(position)
         headers = tuple((name, value) for name, value in letter.headers if name not in _ADDED_HEADERS)

@@ -19,7 +19,7 @@ _CLIENT_ID = "market.notifications"
 REASON, TIME, TOPIC, PARTITION, OFFSET = (
     f"dead-letter-{name}" for name in ("reason", "time", "topic", "partition", "offset")
 )
-# Marks a dead letter without its value, which was too large for the dead letter topic; the original topic has it.
+# Set if the value was omitted, because it was too large for the dead letter topic. The original topic has it.
 OMITTED = "dead-letter-value-omitted"
 # Headers of a mark: a record without a value that marks an earlier dead letter of the same partition as done.
 MARK_OF, MARK_ACTION = "dead-letter-done", "dead-letter-action"
@@ -42,7 +42,10 @@ def topic(kafka: config.Kafka) -> Topic:
 
 
 class DeadLetterWriter:
-    """Writes and marks dead letters. The Kafka producer is created on first use; it calls `on_failure`."""
+    """Writes and marks dead letters. The Kafka producer is created on first use.
+
+    on_failure: passed to the producer
+    """
 
     def __init__(self, kafka: config.Kafka, on_failure: Callable[[], None] | None = None) -> None:
         self._config = kafka
@@ -69,7 +72,7 @@ class DeadLetterWriter:
     async def mark(self, partition: int, offset: int, key: bytes | None, action: str, now: datetime) -> None:
         """Mark the dead letter at `offset` as done. `action` is "replayed" or "dropped". Raises KafkaException.
 
-        The mark is in the same partition, so that it expires after the dead letter.
+        The mark is written to the same partition, so that it expires after the dead letter.
         """
         headers: _Headers = [
             (MARK_OF, f"{partition}-{offset}".encode()),

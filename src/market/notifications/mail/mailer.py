@@ -12,7 +12,7 @@ from market.notifications.mail.smtp import SmtpClient
 
 
 class MailServer(Protocol):
-    """What a mailer needs of a mail server; smtp.SmtpClient in production."""
+    """What a mailer needs from a mail server. In production: smtp.SmtpClient."""
 
     async def send(self, mail: Mail) -> None:
         """Send the mail, and wait until it is accepted. Raises MailRejected, MailDeferred or MailServerUnavailable."""

@@ -36,7 +36,7 @@ class SmtpClient:
         self._sender = sender
         self._tls = ReloadingContext(self._build_tls_context, smtp.ca_file) if smtp.tls != "none" else None
         if self._tls is not None:
-            # So that an unreadable file is an error at the start.
+            # An unreadable file is an error at the start already.
             self._tls.get()
         self._ehlo_hostname = smtp.ehlo_hostname or _host_name()
         # Each with the time.monotonic() at which it became idle. Last in, first out, so that surplus connections expire
@@ -52,7 +52,7 @@ class SmtpClient:
 
     @property
     def available(self) -> bool:
-        """Whether the server is available: False from a failed connection attempt until one succeeds."""
+        """Whether mails can be sent. False from an outage, or a rejection of the sender, until a probe succeeds."""
         return self._available.is_set()
 
     async def wait_until_available(self) -> None:
@@ -78,7 +78,7 @@ class SmtpClient:
             self._raise_if_sender_rejected(e)
             raise _error_of(e) from None
         except (SMTPException, OSError, TimeoutError) as e:
-            # The server may have accepted the mail. It is sent again, with the same Message-ID.
+            # The server may have accepted the mail. It will be sent again, with the same Message-ID.
             connection.close()
             raise MailDeferred(f"connection broken: {_describe(e)}") from None
         except BaseException:
@@ -215,7 +215,7 @@ class SmtpClient:
             raise MailServerUnavailable(f"no reply to MAIL FROM: {_describe(e)}") from None
 
     def _raise_if_sender_rejected(self, e: SMTPResponseException) -> None:
-        """Raise SenderRejected if the server has rejected too many mails in a row for policy or limit reasons."""
+        """Raise SenderRejected if too many mails in a row were rejected because of a policy or a sending limit."""
         if not (replies.is_policy_or_limit(e) and e.code >= 500):
             self._policy_rejections = 0
             self._confirm_recovery()
@@ -262,7 +262,8 @@ class SmtpClient:
             return
 
     def _confirm_recovery(self) -> None:
-        # Only a reply to a mail confirms the recovery: a server that greets and then hangs up has not recovered.
+        # Only a reply to a mail confirms the recovery. A server that accepts connections and then closes them has not
+        # recovered.
         self._failures = 0
         if self._outage_reason:
             log.info("mail server recovered")

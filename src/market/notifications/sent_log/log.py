@@ -1,7 +1,7 @@
 """The sent log: which events were mailed, and when the group started for the first time.
 
-It is a separate topic, so that it outlives the group's offsets, the orders topic and this process. It decides what the
-offsets cannot: whether an event that is read again after offsets were lost, or that is published again, was mailed.
+It is a topic of its own, so it does not depend on the group's offsets or on the topic of the events. If an event is
+read again because offsets were lost, or is published again, the log shows whether it was mailed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def topic(kafka: config.Kafka) -> Topic:
     settings = {
         "cleanup.policy": "delete",
         "retention.ms": str(events.RETENTION_MS),
-        # So that the time of the first start is that of the broker's clock, not of one process.
+        # So that the time of the first start is by the broker's clock.
         "message.timestamp.type": "LogAppendTime",
         "min.insync.replicas": str(kafka.min_insync),
     }
@@ -74,8 +74,10 @@ class RecentDigests:
 class SentLog:
     """Writes the ids of mailed events, in batches, and reads them when an event has to be looked up.
 
-    A mail may be repeated if the process crashes before its id is written. Must be used in one event loop. The producer
-    calls `on_failure`.
+    A mail may be repeated if the process crashes before its event's id is written. Must be used in one event loop.
+
+    max_ids: how many ids are kept in memory
+    on_failure: passed to the producer
     """
 
     def __init__(self, kafka: config.Kafka, *, max_ids: int, on_failure: Callable[[], None] | None = None) -> None:
@@ -98,16 +100,16 @@ class SentLog:
         Raises KafkaException or TimeoutError.
         """
         c = self._config
-        if c.partitions and not await ensure_topics(c, _CLIENT_ID, [topic(c)], _CREATE_TIMEOUT_SECONDS):
+        if not c.is_embedded_broker and not await ensure_topics(c, _CLIENT_ID, [topic(c)], _CREATE_TIMEOUT_SECONDS):
             raise TimeoutError("the topic of the sent log could not be created")
         return await asyncio.to_thread(reader.read_first_start, self._config)
 
     async def record_start(self, *, first: bool) -> None:
         """Record that the group has started. Raises KafkaException.
 
-        first: whether it is the first start; events published before that are not mailed
+        first: whether this is the group's first start. False if the group had offsets before the log existed.
         """
-        await self._write(reader.STARTED if first else b"continued", None)
+        await self._write(reader.STARTED if first else reader.RESUMED, None)
 
     def add(self, event_id: str) -> None:
         """Remember that the event was mailed. `flush` writes its id."""
@@ -117,7 +119,7 @@ class SentLog:
             self._ids.add([digest])
 
     async def contains(self, event_id: str) -> bool:
-        """Return whether the log has the event. Reads the log first if necessary, and returns False if that fails."""
+        """Return whether the log has the event. Read the log first if necessary; return False if that fails."""
         async with self._loading:
             while self._ids is None:
                 self._invalidated = False
@@ -135,7 +137,7 @@ class SentLog:
         return _digest(event_id) in self._ids
 
     def invalidate_sent_ids(self) -> None:
-        """Drop the cached ids: the previous owner of a newly assigned partition may have mailed more events."""
+        """Drop the cached ids, because the previous owner of a newly assigned partition may have mailed more events."""
         self._ids = None
         self._invalidated = True
 
@@ -155,7 +157,7 @@ class SentLog:
         return _FLUSH_INTERVAL_SECONDS
 
     async def close(self) -> None:
-        """Write the outstanding ids, waiting up to 2 s, and close the producer."""
+        """Write the ids that are not written yet, waiting up to 2 s, and close the producer."""
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self.flush()

@@ -1,4 +1,4 @@
-"""Reads the topic of the sent log. All functions block: call them in a thread."""
+"""Reads the topic of the sent log. All functions block, so call them in a thread."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from market.kit.kafka import consumer_settings
 from market.notifications import config
 from market.notifications.domain import FirstStart
 
-# The key of the record of the group's first start, whose timestamp is that of the start.
-STARTED = b"started"
+# The keys of records without ids. The timestamp of STARTED is that of the group's first start. RESUMED is written
+# instead if the group had offsets before the log existed.
+STARTED, RESUMED = b"started", b"continued"
 # All records are in one partition, so that the partition's first record is the first one in the log.
 PARTITION = 0
 
@@ -63,7 +64,7 @@ def _consumer(kafka: config.Kafka) -> Iterator[Consumer]:
             **settings,
             "auto.offset.reset": "error",
             "enable.partition.eof": True,
-            "allow.auto.create.topics": kafka.partitions == 0,
+            "allow.auto.create.topics": kafka.is_embedded_broker,
         }
     )
     try:
@@ -86,7 +87,7 @@ def _offsets(consumer: Consumer, kafka: config.Kafka) -> tuple[int, int]:
 def _records(consumer: Consumer, kafka: config.Kafka, start: int, known_end: int) -> Iterator[KafkaMessage]:
     """Yield the records from `start` to the current end of the log. Raises KafkaException.
 
-    known_end: a lower bound of that end; nothing is read unless `start` is below it
+    known_end: an offset that the end has reached; if `start` is not below it, nothing is read
     """
     deadline = time.monotonic() + _READ_TIMEOUT_SECONDS
     if start >= known_end:
