@@ -33,6 +33,20 @@ async def test_one_request_may_not_have_more_than_its_limit() -> None:
     assert (budget.small, budget.large, memory.held) == (0, 0, 0)
 
 
+async def test_memory_that_a_request_can_do_without_is_taken_only_if_it_is_free() -> None:
+    budget = budget_of()
+    memory, other = budget.request(), budget.request()
+    await memory.take(50_000)
+    assert not memory.take_if_free(10_001)
+    await other.take(50_000)
+    assert memory.held == 50_000
+    assert memory.take_if_free(10_000) is (budget.large <= 70_000)
+    memory.close()
+    assert other.take_if_free(10_000)
+    other.close()
+    assert (budget.small, budget.large) == (0, 0)
+
+
 async def test_small_requests_have_memory_while_large_ones_hold_all_of_theirs() -> None:
     budget = budget_of()
     large = [budget.request() for _ in range(2)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,9 +16,9 @@ from starlette.requests import Request
 from market.graphql.graphiql.files import StaticFiles
 from market.kit.errors import NotFound
 from tests.graphql.graphql_gateway import Gateway
+from tests.support.browser import CHROMIUM, dump
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 
 
 def test_the_published_schema_is_the_file_in_the_package() -> None:
@@ -113,30 +112,8 @@ async def test_a_package_without_images_serves_none() -> None:
 async def test_a_browser_shows_graphiql_with_an_available_product_and_contacts_no_other_host(
     gateway: Gateway, tmp_path: Path
 ) -> None:
-    assert CHROMIUM is not None
     log = tmp_path / "net.json"
-    process = await asyncio.create_subprocess_exec(
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--no-first-run",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--log-net-log={log}",
-        "--virtual-time-budget=10000",
-        "--dump-dom",
-        f"{gateway.http.base_url}/",
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        async with asyncio.timeout(150):
-            out, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-    dom = out.decode()
+    dom = await dump(f"{gateway.http.base_url}/", tmp_path / "profile", f"--log-net-log={log}")
     assert "graphiql-container" in dom
     text = re.sub(r"<[^>]+>", "", dom)
     assert "query" in text

@@ -196,11 +196,12 @@ def start(migrated_database: Postgres, postgres: Any, redis_server: Any) -> Star
         inventory_seconds: float = PATIENCE,
         faults: Faults | None = None,
         clock: Callable[[], float] = time.monotonic,
+        cors_origins: tuple[str, ...] = (),
     ) -> AsyncIterator[RunningProducts]:
         url = f"redis://{redis_server.host}:{redis_port or redis_server.port}/0"
         config = Config(
             admin=Listen(port=free_port()),
-            http=Http(port=free_port()),
+            http=Http(port=free_port(), cors_origins=cors_origins),
             postgres=migrated_database,
             redis=Redis(url=url, timeout_seconds=redis_seconds),
             inventory=GrpcUpstream(target=f"dns:///127.0.0.1:{inventory_port}", timeout_seconds=PATIENCE),

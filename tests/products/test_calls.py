@@ -281,3 +281,34 @@ async def test_head_is_get_without_a_body(products: RunningProducts):
 async def test_an_id_may_be_in_upper_case(products: RunningProducts):
     created = await products.create()
     assert (await products.get(created["id"].upper()))["id"] == created["id"]
+
+
+async def test_a_compressed_body_has_a_tag_of_its_own(products: RunningProducts):
+    created = await products.create(description="It gives light. " * 200)
+    path = f"/api/product/{created['id']}"
+
+    async def get(coding: str, tag: str = "") -> tuple[int, str, str | None]:
+        headers = {"Accept-Encoding": coding, **({"If-None-Match": tag} if tag else {})}
+        response = await products.http.get(path, headers=headers)
+        assert response.headers["vary"] == "accept-encoding"
+        return response.status_code, response.headers["etag"], response.headers.get("content-encoding")
+
+    plain, zipped = '"1.unavailable"', '"1.unavailable-gzip"'
+    assert await get("identity") == (200, plain, None)
+    assert await get("gzip") == (200, zipped, "gzip")
+    assert await get("gzip", zipped) == (304, zipped, None)
+    # What the client has uncompressed is still right.
+    assert await get("gzip", plain) == (304, plain, None)
+    assert await get("gzip", f"{plain}, W/{zipped}") == (304, plain, None)
+    # A cache that has the compressed body must not be told to use it for a client that does not accept it.
+    assert await get("identity", zipped) == (200, plain, None)
+    put = await products.http.put("/api/product", json=created, headers={"If-Match": zipped})
+    assert put.status_code == 200
+    assert await get("gzip", zipped) == (200, '"2.unavailable-gzip"', "gzip")
+    for tag in ('"2-gzip"', '"2.unavailable-zstd"'):
+        put = await products.http.put("/api/product", json=created, headers={"If-Match": tag})
+        assert put.status_code == 200
+        await products.db.execute("UPDATE products SET version = 2 WHERE id = $1", UUID(created["id"]))
+    for tag in ('"2-br"', '"2-gzip-gzip"', '"-gzip"'):
+        put = await products.http.put("/api/product", json=created, headers={"If-Match": tag})
+        assert put.status_code == 412

@@ -22,7 +22,7 @@ from market.kit.errors import BadInput, MethodNotAllowed, Overloaded, Problem, U
 from market.kit.http import edge
 from market.kit.http.admission import Admission
 from market.kit.http.edge import Endpoint
-from market.kit.http.requests import read_body, read_header
+from market.kit.http.requests import parse_quality, read_body, read_header
 from market.kit.http.responses import json_response, problem_response
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
@@ -141,13 +141,17 @@ def application(
         routes |= {f"POST {path}": post, f"GET {path}": get}
     timeouts = dict.fromkeys(routes, TIMEOUT_SECONDS)
     return edge.application(
-        routes, config, tracer=tracer, health=health, timeouts=timeouts, render_problem=render_problem
+        routes, config, tracer=tracer, health=health, timeouts=timeouts, render_problem=render_problem, reserve=_reserve
     )
 
 
 def weigh(text: bytes) -> int:
     """Return what a request weighs before it is parsed: the objects in it, or its size in lines of an order."""
     return max(1, text.count(b"{"), len(text) // _BYTES_PER_OBJECT)
+
+
+def _reserve(response: Response, size: int) -> bool:
+    return not isinstance(response, _CountedResponse) or response.reserve(size)
 
 
 def render_problem(scope: Any, problem: Problem) -> Response:
@@ -207,7 +211,7 @@ def _negotiate(accept: str) -> str | None:
     wildcard_quality: float | None = None
     for i, part in enumerate(accept.lower().split(",")):
         media_type, *parameters = (p.strip() for p in part.split(";"))
-        rank = (_quality(parameters), -i)
+        rank = (parse_quality(parameters), -i)
         if media_type in (PREFERRED, LEGACY):
             ranks[media_type] = max(rank, ranks.get(media_type, rank))
         elif media_type in ("*/*", "application/*") and wildcard_quality is None:
@@ -220,16 +224,6 @@ def _negotiate(accept: str) -> str | None:
 
 
 _negotiate_cached = lru_cache(maxsize=256)(_negotiate)
-
-
-def _quality(parameters: list[str]) -> float:
-    for parameter in parameters:
-        if parameter.startswith("q="):
-            try:
-                return min(1.0, max(0.0, float(parameter[2:])))
-            except ValueError:
-                return 0.0
-    return 1.0
 
 
 def _accept(scope: Any) -> str:
@@ -276,7 +270,12 @@ class _CountedResponse(Response):
         self._memory = memory
         memory.release(memory.held - len(result.body))
 
+    def reserve(self, size: int) -> bool:
+        """Count memory for the compression of the body, if it is free now."""
+        return self._memory.take_if_free(size)
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG002
+        self._memory.release(self._memory.held - len(self.body))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             # In pieces, because `send` waits for the client to read only before it writes, not after.

@@ -87,6 +87,21 @@ class Admission(Section, frozen=True, kw_only=True):
     max_wait_seconds: Seconds = 6.0
 
 
+class Compression(Section, frozen=True, kw_only=True):
+    """Compression of responses, where the client accepts it. Disable it if a proxy in front does it."""
+
+    enabled: bool = True
+    # A smaller body is sent as it is: it fits into one packet.
+    min_bytes: Annotated[int, Meta(ge=1)] = 1400
+
+
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+
+
+# By the beginning of the scheme.
+_DEFAULT_PORTS = {"http:": ":80", "https": ":443"}
+
+
 class Http(HttpLimits, frozen=True, kw_only=True):
     """The address and the limits of a service's HTTP API."""
 
@@ -104,9 +119,20 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     trusted_proxies: tuple[NonEmptyStr, ...] = ()
     # The header with the client's address. The proxies must overwrite it or append to it.
     forwarded_header: ForwardedHeader = "x-forwarded-for"
+    # The origins whose pages may call the API from a browser, such as https://www.example.com; "*" is any origin,
+    # without credentials.
+    cors_origins: tuple[NonEmptyStr, ...] = ()
+    compression: Compression = Compression()
 
     def __post_init__(self) -> None:
         _ = self.trusted_networks
+        for origin in self.cors_origins:
+            # Compared with what browsers send, which is in lower case, and without a path or a default port.
+            if origin != "*" and (not _ORIGIN.fullmatch(origin) or origin.endswith(_DEFAULT_PORTS[origin[:5]])):
+                raise ValueError(
+                    "cors_origins must be origins such as https://www.example.com, in lower case, without a path and a "
+                    f"default port, or *; got {origin}"
+                )
 
     @property
     def trusted_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from market.contracts.money import PriceText
 from market.kit import text
 from market.kit.batching import Batcher
 from market.kit.errors import BadInput, NotFound, Unavailable
+from market.kit.http import compression
 from market.kit.http.edge import Endpoint
 from market.kit.http.requests import idempotency_key, parse_query, read_body, read_header
 from market.kit.http.responses import json_response, problem_response
@@ -160,8 +162,11 @@ def routes(deps: Deps) -> dict[str, Endpoint]:
         tag = representation_tag(shown, availability=query.availability)
         headers = {"ETag": tag, **_REVALIDATE}
         known_tags = read_header(request, b"if-none-match")
-        if known_tags is not None and matches_if_none_match(known_tags, tag):
-            return Response(status_code=304, headers=headers)
+        if known_tags is not None:
+            # A body in a coding that the client no longer accepts is not what it would get now.
+            tags = [tag, *(compression.tagged(tag, coding) for coding in compression.accepted_codings(request))]
+            if known := find_if_none_match(known_tags, tags):
+                return Response(status_code=304, headers={**headers, "ETag": known, "Vary": "accept-encoding"})
         return json_response(product, 200, headers)
 
     async def get_page(request: Request) -> Response:
@@ -302,10 +307,18 @@ def parse_if_match(header: bytes | None) -> list[int] | None:
     value = header.decode("latin-1")
     if not _TAG_LIST.fullmatch(value) or not value.strip(" \t,"):
         raise BadInput("If-Match", "must be * or entity tags in quotes")
-    return [int(match[1]) for tag in _TAG.findall(value) if (match := _VERSION_TAG.fullmatch(tag))]
+    return [
+        int(match[1]) for tag in _TAG.findall(value) if (match := _VERSION_TAG.fullmatch(compression.untagged(tag)))
+    ]
 
 
-def matches_if_none_match(header: bytes, current: str) -> bool:
-    """Return whether `If-None-Match` has the current tag, by weak comparison. An invalid tag matches nothing."""
+def find_if_none_match(header: bytes, current: Sequence[str]) -> str | None:
+    """Return the current tag that `If-None-Match` has, by weak comparison; the first one for `*`.
+
+    current: the tags that the body may have now. An invalid tag matches nothing.
+    """
     value = header.decode("latin-1")
-    return value.strip() == "*" or any(tag.removeprefix("W/") == current for tag in _TAG.findall(value))
+    if value.strip() == "*":
+        return current[0]
+    known = {tag.removeprefix("W/") for tag in _TAG.findall(value)}
+    return next((tag for tag in current if tag in known), None)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from market.kit.errors import NotFound
+from market.kit.http.compression import Coding, accepted_codings, compress, tagged
 from market.kit.http.responses import json_response
 
 CONTENT_TYPES = {
@@ -26,7 +26,7 @@ PAGE_POLICY = (
     "font-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 IMAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-_MIN_GZIP_BYTES = 1024
+_MIN_COMPRESSED_BYTES = 1024
 
 
 @dataclass
@@ -34,8 +34,8 @@ class _File:
     body: bytes
     etag: str
     suffix: str
-    # Compressed on the first request, not at start.
-    gzipped: bytes | None = None
+    # By coding, compressed on the first request, not at start.
+    compressed: dict[Coding, bytes] = field(default_factory=dict)
 
 
 class StaticFiles:
@@ -61,7 +61,7 @@ class StaticFiles:
         return cls(contents)
 
     async def get(self, request: Request) -> Response:
-        """Return the file, gzipped where the client takes it, or 304. Raises NotFound."""
+        """Return the file, compressed where the client accepts it, or 304. Raises NotFound."""
         file = self._files.get(request.scope["path"])
         if file is None:
             raise NotFound("such address")
@@ -73,15 +73,18 @@ class StaticFiles:
             "referrer-policy": "no-referrer",
             "vary": "accept-encoding",
         }
-        if file.etag in request.headers.get("if-none-match", ""):
-            return Response(status_code=304, headers=headers)
-        body = file.body
-        if len(body) > _MIN_GZIP_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
-            if file.gzipped is None:
-                file.gzipped = await asyncio.to_thread(gzip.compress, body, 6, mtime=0)
-            body = file.gzipped
-            headers["content-encoding"] = "gzip"
-        return json_response(body, 200, headers, content_type=CONTENT_TYPES[file.suffix])
+        codings = accepted_codings(request) if len(file.body) > _MIN_COMPRESSED_BYTES else ()
+        tags = [file.etag, *(tagged(file.etag, coding) for coding in codings)]
+        known = request.headers.get("if-none-match", "")
+        if tag := next((tag for tag in tags if tag in known), None):
+            return Response(status_code=304, headers={**headers, "etag": tag})
+        if not codings:
+            return json_response(file.body, 200, headers, content_type=CONTENT_TYPES[file.suffix])
+        coding = codings[0]
+        if coding not in file.compressed:
+            file.compressed[coding] = await asyncio.to_thread(compress, file.body, coding)
+        headers |= {"content-encoding": coding, "etag": tagged(file.etag, coding)}
+        return json_response(file.compressed[coding], 200, headers, content_type=CONTENT_TYPES[file.suffix])
 
 
 def _file(path: str, body: bytes) -> _File:

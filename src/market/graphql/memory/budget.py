@@ -131,6 +131,11 @@ class RequestMemory:
         self.add(small, large)
         return True
 
+    def take_if_free(self, size: int) -> bool:
+        """Count more bytes if the request may have them and they are free now, and return whether they are counted."""
+        may_have = self.held + self._waiting + size <= self._budget.config.request_bytes
+        return may_have and self.try_take(size)
+
     async def take(self, size: int) -> None:
         """Count more bytes; wait until they are free.
 

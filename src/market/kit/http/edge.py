@@ -28,6 +28,8 @@ from market.kit.errors import (
     TooManyRequests,
 )
 from market.kit.http.caller import ClientAddresses, address_caller
+from market.kit.http.compression import Compression, Reserve
+from market.kit.http.cors import Cors
 from market.kit.http.responses import problem_response
 from market.kit.process import logs
 from market.kit.process.health import Health
@@ -63,6 +65,7 @@ def application(
     health: Health | None = None,
     timeouts: Mapping[str, float] | None = None,
     render_problem: RenderProblem = lambda _, problem: problem_response(problem),
+    reserve: Reserve = lambda _, __: True,
 ) -> Any:
     """Return the ASGI app.
 
@@ -72,6 +75,7 @@ def application(
         it.
     health: while the process is draining, every response closes its connection.
     render_problem: turns a Problem into a response; by default, into a problem document.
+    reserve: takes memory for the compression of a response; if it returns False, the response is not compressed.
     """
     paths: dict[str, _Route] = {}
     for key, endpoint in routes.items():
@@ -81,7 +85,7 @@ def application(
         route.methods[method] = (endpoint, timeout)
         if method == "GET":
             route.methods.setdefault("HEAD", (endpoint, timeout))
-    return Edge(list(paths.values()), config, tracer or Tracer(), health or Health(), render_problem)
+    return Edge(list(paths.values()), config, tracer or Tracer(), health or Health(), render_problem, reserve)
 
 
 class _Route:
@@ -109,7 +113,13 @@ class Edge:
     """The ASGI app: request id, deadline, body size, load shedding and metrics. Clients never get a stack trace."""
 
     def __init__(
-        self, routes: list[_Route], config: Http, tracer: Tracer, health: Health, render_problem: RenderProblem
+        self,
+        routes: list[_Route],
+        config: Http,
+        tracer: Tracer,
+        health: Health,
+        render_problem: RenderProblem,
+        reserve: Reserve,
     ) -> None:
         self._plain = {r.path: r for r in routes if r.pattern is None}
         self._patterns = [(r.pattern, r) for r in routes if r.pattern is not None]
@@ -124,6 +134,8 @@ class Edge:
         self._tracer = tracer
         self._health = health
         self._render_problem = render_problem
+        self._cors = Cors(config.cors_origins)
+        self._compression = Compression(config.compression, reserve)
         # Counter and histogram by method, route and status.
         self._metrics: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 
@@ -155,7 +167,9 @@ class Edge:
                 self._check_limits(headers, own_in_flight)
                 self._set_deadline(headers)
                 route, parameters = self._find(scope["path"])
-                if self._tracer.enabled:
+                if self._cors.is_enabled and self._cors.is_preflight(scope["method"], headers):
+                    response = self._cors.preflight_response(route.allowed)
+                elif self._tracer.enabled:
                     with self._tracer.span(f"{scope['method']} {route.path}"):
                         response = await self._respond(route, parameters, headers, scope, receive)
                 else:
@@ -169,6 +183,9 @@ class Edge:
             except Exception:
                 log.exception("request failed", method=scope["method"], path=scope["path"])
                 response = self._render_problem(scope, Problem(INTERNAL_ERROR))
+            await self._compression.apply(response, scope["headers"])
+            if self._cors.is_enabled:
+                self._cors.apply(response, headers)
             response.raw_headers.append((b"x-request-id", request_id.encode()))
             if self._health.draining:
                 # Callers that keep their connection open move to another pod before this one stops listening.

@@ -29,6 +29,20 @@ def read_header(request: Request, name: bytes) -> bytes | None:
     return b", ".join(found) if found else None
 
 
+def parse_quality(parameters: list[str]) -> float:
+    """Return the weight `q` among the parameters of an alternative, in lower case; 0 if it is invalid, 1 without one.
+
+    From RFC 9110, section 12.4.2.
+    """
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return min(1.0, max(0.0, float(parameter[2:])))
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
 def idempotency_key(request: Request) -> str | None:
     """Return the Idempotency-Key, or None if there is none.
 

@@ -1,0 +1,152 @@
+"""Compression of responses (RFC 9110, section 8.4): gzip, and zstd (RFC 8878), where the client accepts it.
+
+A compressed body is another representation: it has its own entity tag, `"3"` as gzip is `"3-gzip"`, and responses that
+differ by it say so in `Vary`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Literal, get_args
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from market.kit import context
+from market.kit.config import Compression as Config
+from market.kit.http.requests import parse_quality
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+Coding = Literal["zstd", "gzip"]
+# Takes more bytes for the response from what its request may hold, and returns whether it could.
+Reserve = Callable[[Response, int], bool]
+
+# In the order of preference, if the client has none: zstd takes less time, and its result is smaller.
+CODINGS: tuple[Coding, ...] = get_args(Coding)
+# Higher levels save a tenth of the bytes and take several times as long.
+_GZIP_LEVEL, _ZSTD_LEVEL = 1, 3
+_GZIP_WINDOW_BITS = 31
+# Up to this size the event loop compresses, in about a millisecond; above it, a thread does.
+_MAX_INLINE_BYTES = 65_536
+_MAX_THREADS = 2
+# How long a large response waits for a thread, before it is sent as it is.
+_MAX_WAIT_SECONDS = 2.0
+# Output and the buffers that it is put together from.
+_MEMORY_FACTOR = 2
+_MAX_CACHED_LENGTH = 256
+_SUFFIX = re.compile(rf'-(?:{"|".join(CODINGS)})(?="$)')
+
+
+def accepted_codings(request: Request) -> Sequence[Coding]:
+    """Return the codings that the client accepts, best first; none if it forbids transformations."""
+    return _accepted(request.scope["headers"])
+
+
+def tagged(tag: str, coding: Coding) -> str:
+    """Return the entity tag of a body in this coding, given that of the body as it is."""
+    return f'{tag[:-1]}-{coding}"'
+
+
+def untagged(tag: str) -> str:
+    """Return the entity tag of the body as it is, given that of the body in any coding."""
+    return _SUFFIX.sub("", tag)
+
+
+def compress(body: bytes, coding: Coding) -> bytes:
+    """Return the body in this coding."""
+    if coding == "gzip":
+        return zlib.compress(body, _GZIP_LEVEL, _GZIP_WINDOW_BITS)
+    return zstd.compress(body, _ZSTD_LEVEL)
+
+
+class Compression:
+    """Compresses the responses of one HTTP server.
+
+    reserve: asked before memory is spent on a response; if it returns False, the response is sent as it is.
+    """
+
+    def __init__(self, config: Config, reserve: Reserve = lambda _, __: True) -> None:
+        self._min_bytes = config.min_bytes
+        self._is_enabled = config.enabled
+        self._reserve = reserve
+        self._threads = asyncio.Semaphore(_MAX_THREADS)
+
+    async def apply(self, response: Response, request_headers: list[tuple[bytes, bytes]]) -> None:
+        """Compress the response, if it is large enough and the client accepts it."""
+        size = len(response.body)
+        if not self._is_enabled or size < self._min_bytes:
+            return
+        headers = dict(response.raw_headers)
+        if b"content-encoding" in headers or b"no-transform" in headers.get(b"cache-control", b""):
+            return
+        vary = headers.get(b"vary", b"")
+        _set(response, b"vary", vary + b", accept-encoding" if vary else b"accept-encoding")
+        codings = _accepted(request_headers)
+        if not codings or not self._reserve(response, _MEMORY_FACTOR * size):
+            return
+        coding = codings[0]
+        compressed = await self._compress(bytes(response.body), coding)
+        if compressed is None or len(compressed) >= size:
+            return
+        response.body = compressed
+        _set(response, b"content-length", b"%d" % len(compressed))
+        _set(response, b"content-encoding", coding.encode())
+        if tag := headers.get(b"etag"):
+            _set(response, b"etag", tagged(tag.decode("latin-1"), coding).encode("latin-1"))
+
+    async def _compress(self, body: bytes, coding: Coding) -> bytes | None:
+        """Return the compressed body, or None if no thread is free in time."""
+        if len(body) <= _MAX_INLINE_BYTES:
+            return compress(body, coding)
+        try:
+            async with asyncio.timeout(context.remaining(_MAX_WAIT_SECONDS)):
+                await self._threads.acquire()
+        except TimeoutError:
+            return None
+        try:
+            return await asyncio.to_thread(compress, body, coding)
+        finally:
+            self._threads.release()
+
+
+def _set(response: Response, name: bytes, value: bytes) -> None:
+    response.raw_headers = [(n, v) for n, v in response.raw_headers if n != name] + [(name, value)]
+
+
+def _accepted(headers: list[tuple[bytes, bytes]]) -> Sequence[Coding]:
+    accepted: list[bytes] = []
+    for name, value in headers:
+        if name == b"accept-encoding":
+            accepted.append(value)
+        elif name == b"cache-control" and b"no-transform" in value.lower():
+            return ()
+    if not accepted:
+        return ()
+    text = b",".join(accepted).decode("latin-1").lower()
+    # A longer header is rare, and could fill the cache with megabytes.
+    return _parse_cached(text) if len(text) <= _MAX_CACHED_LENGTH else _parse(text)
+
+
+def _parse(text: str) -> Sequence[Coding]:
+    """Return the codings of an Accept-Encoding header, best first (RFC 9110, section 12.5.3)."""
+    qualities: dict[str, float] = {}
+    for part in text.split(","):
+        name, *parameters = (p.strip() for p in part.split(";"))
+        qualities["gzip" if name == "x-gzip" else name] = parse_quality(parameters)
+    others = qualities.get("*", 0.0)
+    found: list[tuple[float, Coding]] = [(-qualities.get(coding, others), coding) for coding in CODINGS]
+    # A client may prefer the body as it is. If it does not say, it does not.
+    identity = qualities.get("identity", 0.0)
+    return [coding for quality, coding in sorted(found, key=lambda f: f[0]) if quality < 0 and -quality >= identity]
+
+
+_parse_cached = lru_cache(maxsize=256)(_parse)

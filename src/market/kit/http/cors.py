@@ -1,0 +1,96 @@
+"""Cross-origin resource sharing: pages of the configured origins may call the API (https://fetch.spec.whatwg.org).
+
+Without configured origins there are no such headers, and browsers keep pages of other origins out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.responses import Response
+
+ANY_ORIGIN = "*"
+
+# What clients of the services send. Other headers would have no effect.
+_REQUEST_HEADERS = ", ".join(
+    [
+        "Accept",
+        "Accept-Language",
+        "Apollo-Require-Preflight",
+        "ApolloGraphQL-Client-Name",
+        "ApolloGraphQL-Client-Version",
+        "Authorization",
+        "Baggage",
+        "Cache-Control",
+        "Content-Type",
+        "Idempotency-Key",
+        "If-Match",
+        "If-Modified-Since",
+        "If-None-Match",
+        "If-Unmodified-Since",
+        "Traceparent",
+        "Tracestate",
+        "X-Deadline-Ms",
+        "X-Request-Id",
+    ]
+)
+_RESPONSE_HEADERS = ", ".join(
+    ["Allow", "ETag", "Idempotency-Replayed", "Location", "Retry-After", "X-Request-Id", "Content-Encoding"]
+)
+# How long a browser may remember the result of a preflight request. Chromium remembers it for two hours at most.
+_MAX_AGE_SECONDS = 7200
+
+
+class Cors:
+    """The headers for pages of the configured origins.
+
+    Any origin, `*`, is allowed without credentials; an origin that is listed is allowed with them.
+    """
+
+    def __init__(self, origins: Sequence[str]) -> None:
+        self._origins = frozenset(origin.encode() for origin in origins)
+        self._allows_any = ANY_ORIGIN in origins
+        self.is_enabled = bool(origins)
+
+    def is_preflight(self, method: str, headers: dict[bytes, bytes]) -> bool:
+        """Return whether the request is a browser's question about a later request, from an allowed origin."""
+        return (
+            method == "OPTIONS"
+            and b"access-control-request-method" in headers
+            and self._allowed_origin(headers) is not None
+        )
+
+    def preflight_response(self, methods: str) -> Response:
+        """Return the response to a preflight request; `methods` are those of the path."""
+        return Response(
+            status_code=204,
+            headers={
+                "access-control-allow-methods": methods,
+                "access-control-allow-headers": _REQUEST_HEADERS,
+                "access-control-max-age": str(_MAX_AGE_SECONDS),
+            },
+        )
+
+    def apply(self, response: Response, headers: dict[bytes, bytes]) -> None:
+        """Add what a browser needs to know to any response; `headers` are the request's."""
+        added = response.raw_headers
+        if self._origins != {ANY_ORIGIN.encode()}:
+            # Also where the origin is not allowed, or absent: a cache must not send that response to an allowed one.
+            added.append((b"vary", b"origin"))
+        origin = self._allowed_origin(headers)
+        if origin is None:
+            return
+        added.append((b"access-control-allow-origin", origin))
+        if origin != ANY_ORIGIN.encode():
+            added.append((b"access-control-allow-credentials", b"true"))
+        if b"access-control-request-method" not in headers:
+            added.append((b"access-control-expose-headers", _RESPONSE_HEADERS.encode()))
+
+    def _allowed_origin(self, headers: dict[bytes, bytes]) -> bytes | None:
+        """Return what Access-Control-Allow-Origin must say, or None if the origin is absent or not allowed."""
+        origin = headers.get(b"origin")
+        if origin is None:
+            return None
+        if origin in self._origins:
+            return origin
+        return ANY_ORIGIN.encode() if self._allows_any else None
