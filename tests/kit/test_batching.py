@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from market.kit import context
-from market.kit.batching import Batcher
+from market.kit.batching import Batcher, BatcherBySize
 from market.kit.config import Tracing
 from market.kit.errors import DeadlineExceeded
 from market.kit.process.tracing import Tracer, id_generator, sampler
@@ -293,3 +293,33 @@ def test_results_are_those_of_one_call_per_item_whatever_the_timing(
         assert batcher.pending == 0
 
     asyncio.run(run())
+
+
+def _by_size(flush: Recorder) -> BatcherBySize[int, int]:
+    return BatcherBySize(flush, name="test", cost=abs, small_cost=10, max_cost=30, max_large_cost=100)
+
+
+async def test_small_items_do_not_wait_for_large_ones() -> None:
+    flush = Recorder()
+    batcher = _by_size(flush)
+    large = [asyncio.create_task(batcher(i)) for i in (60, 70, 40, 60)]
+    await asyncio.sleep(0.01)
+    small = asyncio.create_task(batcher(3))
+    await asyncio.sleep(0.01)
+    # The first large item went alone, and the small one did not wait for its call.
+    assert (flush.batches, batcher.pending) == ([[60], [3]], 3)
+    flush.open.set()
+    assert await asyncio.gather(*large, small) == [120, 140, 80, 120, 6]
+    # A call with large items has its own maximum cost: 70 and 40 are too much together.
+    assert flush.batches == [[60], [3], [70], [40, 60]]
+
+
+async def test_results_of_items_of_both_sizes_are_in_order() -> None:
+    flush = Recorder()
+    flush.open.set()
+    batcher = _by_size(flush)
+    results = await batcher.map_settled([1, 50, -2, -60, 3])
+    assert [str(r) for r in results] == ["2", "100", "-2", "-60", "6"]
+    assert [type(r) for r in results] == [int, int, ValueError, ValueError, int]
+    assert flush.batches == [[1, -2, 3], [50], [-60]]
+    assert await batcher.map_settled([4, 5]) == [8, 10]

@@ -185,7 +185,6 @@ class Batcher(Generic[Item, Result]):
 
     async def _run(self) -> None:
         self._unstarted -= 1
-        context.client_address.set("")
         try:
             while batch := self._take():
                 self._sizes.observe(len(batch))
@@ -243,6 +242,65 @@ class Batcher(Generic[Item, Result]):
                     future.set_exception(result)
                 else:
                     future.set_result(result)
+
+
+class BatcherBySize(Generic[Item, Result]):
+    """Batches large items apart from small ones: these neither share a call with large ones nor wait for a slot.
+
+    The arguments are those of Batcher. small_cost: up to this an item is small. max_large_cost: the maximum cost of a
+    call with large items, of which one is in flight at a time.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]],
+        *,
+        name: str,
+        cost: Callable[[Item], int],
+        small_cost: int,
+        max_cost: int,
+        max_large_cost: int,
+        max_batch_size: int = 256,
+        max_concurrency: int = 1,
+    ) -> None:
+        self._cost = cost
+        self._small_cost = small_cost
+        self._small: Batcher[Item, Result] = Batcher(
+            flush,
+            name=name,
+            max_batch_size=max_batch_size,
+            max_concurrency=max_concurrency,
+            cost=cost,
+            max_cost=max_cost,
+        )
+        self._large: Batcher[Item, Result] = Batcher(
+            flush, name=f"{name}.large", max_batch_size=max_batch_size, cost=cost, max_cost=max_large_cost
+        )
+
+    async def __call__(self, item: Item) -> Result:
+        """Return the item's result, as Batcher does."""
+        return await (self._large if self._is_large(item) else self._small)(item)
+
+    async def map_settled(self, items: Iterable[Item]) -> list[Result | BaseException]:
+        """Return each item's result or exception, in order, as Batcher does."""
+        items = list(items)
+        large = [self._is_large(item) for item in items]
+        if not any(large):
+            return await self._small.map_settled(items)
+        small_results, large_results = await asyncio.gather(
+            self._small.map_settled(item for item, is_large in zip(items, large, strict=True) if not is_large),
+            self._large.map_settled(item for item, is_large in zip(items, large, strict=True) if is_large),
+        )
+        results = {False: iter(small_results), True: iter(large_results)}
+        return [next(results[is_large]) for is_large in large]
+
+    @property
+    def pending(self) -> int:
+        """The number of items that have not been sent."""
+        return self._small.pending + self._large.pending
+
+    def _is_large(self, item: Item) -> bool:
+        return self._cost(item) > self._small_cost
 
 
 def _deadline_timer(futures: Sequence[asyncio.Future[Result]]) -> asyncio.TimerHandle | None:

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from pymongo import InsertOne, UpdateOne
 from pymongo.errors import BulkWriteError
 
-from market.kit.batching import Batcher
+from market.kit.batching import Batcher, BatcherBySize
 from market.kit.errors import Unavailable
 from market.kit.paging import MAX_COUNT
 from market.orders.domain import (
@@ -114,8 +114,15 @@ class OrderRepository:
     def __init__(self, collection: OrdersCollection, *, instance_id: str) -> None:
         self.collection = collection
         self.instance_id = instance_id
-        self._insert: Batcher[Order, None] = Batcher(
-            self._insert_many, name="orders.insert", max_batch_size=128, max_concurrency=2, cost=_cost, max_cost=4000
+        self._insert: BatcherBySize[Order, None] = BatcherBySize(
+            self._insert_many,
+            name="orders.insert",
+            max_batch_size=128,
+            max_concurrency=2,
+            cost=_cost,
+            small_cost=100,
+            max_cost=4000,
+            max_large_cost=1000,
         )
         self._transitions: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.update", max_batch_size=128, max_concurrency=2

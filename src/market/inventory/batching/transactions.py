@@ -17,11 +17,14 @@ from market.inventory.domain import (
     StockWrite,
 )
 from market.inventory.store import Decision, ReservationRepository, StockRepository
-from market.kit.batching import Batcher
+from market.kit.batching import Batcher, BatcherBySize
 from market.kit.errors import Unavailable
 
-# Lines in one transaction, so that a batch of large reservations does not delay all the others.
+# Lines in one transaction.
 MAX_BATCH_LINES = 4096
+# Larger reservations have transactions of their own, with at most so many lines, so that others do not wait for them.
+SMALL_RESERVATION_LINES = 100
+MAX_LARGE_BATCH_LINES = 1000
 # Attempts of a reservation whose row was deleted by retention in the middle of the transaction.
 MAX_ATTEMPTS = 8
 
@@ -43,13 +46,15 @@ class TransactionBatcher:
         settings = settings or Batching()
         self._stock = stock
         self._reservations = reservations
-        self.reservations: Batcher[Reservation, Shortages] = Batcher(
+        self.reservations: BatcherBySize[Reservation, Shortages] = BatcherBySize(
             self.reserve_batch,
             name="inventory.reserve",
             max_batch_size=settings.max_batch_size,
             max_concurrency=settings.max_concurrency,
             cost=lambda r: len(r.product_ids),
+            small_cost=SMALL_RESERVATION_LINES,
             max_cost=MAX_BATCH_LINES,
+            max_large_cost=MAX_LARGE_BATCH_LINES,
         )
         self.cancellations: Batcher[UUID, bool] = Batcher(
             self._cancel_batch, name="inventory.cancel", max_batch_size=settings.max_batch_size
