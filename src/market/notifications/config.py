@@ -14,14 +14,13 @@ from market.kit.mail_address import parse_mail_address
 
 
 class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
-    """The consumer group, its topics, and the settings for creating the dead letter topic."""
+    """The consumer group, its topics, and how the service's own topics are created."""
 
     group: NonEmptyStr = "notifications"
     topic: NonEmptyStr = events.TOPIC
     dead_letter_topic: NonEmptyStr = events.DEAD_LETTER_TOPIC
-    # Partitions of the topics of dead letters and deferred mails; the sent log always has one. 0 creates none: for a
-    # broker that creates topics automatically and has no topic ids, such as the embedded broker (librdkafka's mock
-    # cluster).
+    # Partitions of the topics of dead letters and deferred mails; the sent log always has one. 0 means that the broker
+    # is the embedded one.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
     # Replicas and min.insync.replicas of these topics.
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
@@ -101,8 +100,8 @@ class Smtp(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 30.0
     # Mails sent at the same time, each over a connection of its own.
     max_connections: Annotated[int, Meta(ge=1, le=100)] = 8
-    # Of these, for recipients in one domain; by default three quarters, at least one. So a domain whose replies are
-    # slow does not take all of them.
+    # How many of these may be used for recipients in one domain, so that a domain with slow replies does not take them
+    # all. By default three quarters, but at least one.
     max_connections_per_domain: Annotated[int, Meta(ge=1, le=100)] | None = None
     # How long an idle connection is kept.
     keepalive_seconds: Seconds = 20.0
@@ -123,10 +122,10 @@ class Smtp(Section, frozen=True, kw_only=True):
 
 
 class Retry(Section, frozen=True, kw_only=True):
-    """Retries of deferred mails (4xx).
+    """Retries of mails that the mail server deferred (4xx), and of messages after internal errors.
 
-    A few are retried in memory, with a delay that doubles from `initial_seconds` to `max_seconds`. What is deferred
-    for longer than `in_memory_seconds`, or by a throttled domain, waits in a topic.
+    At first a message is retried in memory, with a delay that doubles from `initial_seconds` to `max_seconds`. After
+    `in_memory_seconds`, or if the domain is throttled, it waits in the topic of deferred mails.
     """
 
     initial_seconds: Seconds = 1.0
@@ -134,17 +133,17 @@ class Retry(Section, frozen=True, kw_only=True):
     in_memory_seconds: Annotated[float, Meta(ge=0)] = 30.0
     # How many messages wait in memory at the same time.
     max_in_memory: Annotated[int, Meta(ge=0, le=100_000)] = 100
-    # How long a mail waits in the topic before its next attempt: as long as it has been deferred, within these limits.
+    # How long a mail waits in the topic: as long as since it was first deferred, within these limits.
     min_deferral_seconds: Seconds = 5.0
     max_deferral_seconds: Seconds = 300.0
-    # How many mails each process reads from the topic per second at most, so that many that become due at the same time
-    # leave time for other mails.
+    # How many deferred mails each process reads per second at most, so that other mails are sent even if many deferred
+    # ones become due at the same time.
     max_deferred_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 200
-    # A domain that defers this many mails in a row is throttled: its mails wait in the topic, and each process makes
-    # this many attempts at them per second, until one is accepted.
+    # A domain that defers this many mails in a row is throttled until it accepts one: its mails wait in the topic, and
+    # each process makes only `domain_attempts_per_second` attempts.
     domain_threshold: Annotated[int, Meta(ge=1, le=1_000)] = 5
     domain_attempts_per_second: Annotated[float, Meta(ge=0.01, le=1_000)] = 5.0
-    # The event becomes a dead letter when an attempt fails this long after the first, but not before the fifth attempt.
+    # The event becomes a dead letter if an attempt fails this long after the first one, but not before the fifth.
     give_up_seconds: Seconds = 86_400.0
 
 

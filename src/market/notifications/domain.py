@@ -59,11 +59,13 @@ class DeadLetterReason:
 
 @dataclass(frozen=True, slots=True)
 class Deferral:
-    """What is known of a mail that has to wait.
+    """What is stored with a deferred mail.
 
-    attempts: how many attempts to send it were made
-    reserved: the attempt at `due_at` is one of those that a throttled domain gets
-    reason: of the last failed attempt, for operators
+    first_deferred_at: when it was first deferred, or when processing it first failed
+    due_at: when the next attempt may be made
+    attempts: how many attempts have failed
+    reserved: whether that attempt is one of those that its throttled domain gets
+    reason: why the last attempt failed, for operators
     """
 
     first_deferred_at: datetime
@@ -75,22 +77,23 @@ class Deferral:
 
 @dataclass(slots=True)
 class PendingMessage:
-    """A message that is not settled.
+    """An unsettled message.
 
-    A message is settled once it is mailed, skipped, or stored as a deferred mail or dead letter; only then may its
+    A message is settled once it is mailed, skipped, or stored as a deferred mail or dead letter. Only then may its
     offset be committed.
     """
 
     message: Message
-    # In the partition that it was read from, which is that of `message` unless the mail was deferred.
+    # The offset in the partition that it was read from. For a deferred mail it differs from that of `message`, which is
+    # the original message.
     offset: int
     # How many attempts have failed since it was read.
     attempts: int = 0
-    # When the mail was deferred for the first time; None if it was not.
+    # When it was first deferred, or when processing it first failed; None if neither has happened.
     first_deferred_at: datetime | None = None
-    # What is known if it was read from the topic of deferred mails.
+    # Set if it was read from the topic of deferred mails.
     deferral: Deferral | None = None
-    # Whether it may wait in memory for its next attempt, or whether too many messages do so already.
+    # Whether it may wait in memory for its next attempt. False if too many messages already do.
     may_wait: bool = True
     # Set once the message has to become a dead letter. Writing the dead letter may take several attempts.
     dead_letter: DeadLetterReason | None = None
@@ -121,10 +124,9 @@ class Line:
 class Notification:
     """What a mail says about an order event, and to whom it goes.
 
-    sequence: the number of the event within its order; later events have higher ones
-    recipient: the address in the form in which mail servers get it; None if the order has none to which a mail can be
-        sent
-    has_address: the order has an e-mail address, or something that looks like one
+    sequence: the number of the event within its order; later events have higher numbers
+    recipient: the address, in the form that mail servers get; None if the order has no valid address
+    has_address: whether the order has anything that looks like an e-mail address
     """
 
     event_id: str
@@ -189,10 +191,10 @@ class MailDeferred(Exception):
 
 
 class MailPostponed(Exception):
-    """The mail is not sent now, although no attempt has failed. It is deferred until `seconds` from now.
+    """The mail must not be sent yet, so no attempt was made. It becomes a deferred mail, due in `seconds`.
 
-    cause: `throttled` (its domain defers mails) or `order` (an earlier mail of the order is deferred)
-    reserved: an attempt at that time is reserved for it
+    cause: `throttled` (its domain is throttled) or `order` (an earlier mail of the order is deferred)
+    reserved: whether an attempt at that time is reserved for it
     """
 
     def __init__(self, cause: Literal["throttled", "order"], seconds: float, *, reserved: bool = False) -> None:

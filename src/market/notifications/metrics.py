@@ -33,31 +33,32 @@ STALLED = Gauge(
 )
 DEFERRED = Gauge(
     "market_notifications_deferred_mails",
-    "Mails in the partition of deferred mails. Every process reports all partitions, also those of other members.",
+    "Deferred mails in the partition of their topic. Every process reports all partitions, including those that are "
+    "assigned to other members.",
     ["partition"],
 )
 DEFERRED_OLDEST = Gauge(
     "market_notifications_deferred_oldest_seconds",
-    "Time since the first deferral of the oldest deferred mail that this process has read in the last minutes; "
+    "Time since the first deferral of the oldest deferred mail that this process has read in the last minutes. "
     "0 if there is none.",
 )
 DEFERRALS = Counter(
     "market_notifications_deferrals_total",
-    "Mails written to the topic of deferred mails, by the cause.",
+    "Mails written to the topic of deferred mails, by cause.",
     ["cause"],
 )
 THROTTLED_DOMAINS = Gauge(
     "market_notifications_throttled_domains",
-    "Mail domains that defer one mail after the other, and get a limited number of attempts.",
+    "Throttled mail domains: they have deferred several mails in a row, and get a limited number of attempts.",
 )
 DEFERRED_STALLED = Gauge(
     "market_notifications_deferred_stalled",
-    "1 while an assigned partition of the deferred mails has unread messages but makes no progress.",
+    "1 while an assigned partition of the topic of deferred mails has unread messages but makes no progress.",
     ["partition"],
 )
 PROCESSING_STALLED = Gauge(
     "market_notifications_processing_stalled",
-    "1 while messages were read but none is processed, although the mail server is available.",
+    "1 while messages are ready but no attempt finishes, although the mail server is available.",
 )
 UNSETTLED = Gauge(
     "market_notifications_unsettled_messages",

@@ -29,7 +29,7 @@ from market.notifications.mail.mailer import Mailer
 log = logs.get_logger("mailing")
 
 _MAX_REMEMBERED_NOTIFICATIONS = 10_000
-# An event does not become a dead letter because of deferrals before this attempt.
+# An event does not become a dead letter because of deferrals until this many attempts have failed.
 _MIN_ATTEMPTS = 5
 
 
@@ -54,14 +54,14 @@ class SentLogForMailing(Protocol):
 
 
 class Deferrals(Protocol):
-    """Where deferred mails wait; deferral.queue.DeferralQueue in production."""
+    """Stores deferred mails. In production: deferral.queue.DeferralQueue."""
 
     async def append(self, message: Message, deferral: Deferral) -> None:
         """Append a deferred mail, and return once it is stored. Raises KafkaException."""
 
 
 class Throttle(Protocol):
-    """Which domains defer mails; deferral.throttle.DomainThrottle in production."""
+    """Limits the attempts at mails to domains that defer them. In production: deferral.throttle.DomainThrottle."""
 
     def record_deferred(self, domain: str) -> None:
         """Record that the mail server deferred a mail to the domain."""
@@ -77,13 +77,13 @@ class Throttle(Protocol):
 
 
 class DeferredOrders(Protocol):
-    """Which orders have a deferred mail; deferral.orders.DeferredOrders in production."""
+    """Knows which orders have a deferred mail. In production: deferral.orders.DeferredOrders."""
 
     def add(self, order_id: UUID, sequence: int, seconds: float) -> None:
         """Remember for `seconds` that the notification was deferred."""
 
     def settle(self, order_id: UUID, sequence: int) -> None:
-        """Forget the notification: it was mailed, skipped or written as a dead letter."""
+        """Forget the notification, because it was mailed, skipped or stored as a dead letter."""
 
     def holds_back(self, order_id: UUID, sequence: int) -> bool:
         """Return whether an earlier notification of the order is deferred."""
@@ -91,7 +91,7 @@ class DeferredOrders(Protocol):
 
 @dataclass(frozen=True)
 class Deferring:
-    """What is needed to defer mails."""
+    """The parts that deferring mails needs."""
 
     queue: Deferrals
     throttle: Throttle
@@ -126,7 +126,7 @@ class Deps:
     tracer: Tracer
     faults: Faults | None = None
     recent: RecentNotifications = field(default_factory=RecentNotifications)
-    # None: a mail that is deferred is not stored, as when an operator replays a dead letter.
+    # None if an operator replays a dead letter: then no mail is stored as a deferred mail.
     deferring: Deferring | None = None
     # None if an operator replays a dead letter: its event is mailed whether or not it was mailed before.
     sent_log: SentLogForMailing | None = None
@@ -144,7 +144,7 @@ async def notify(deps: Deps, notification: Notification, deferral: Deferral | No
         log.info("duplicate event skipped", order_id=str(notification.order_id), kind=notification.kind)
         return
     if notification.recipient is None and notification.has_address:
-        # Of an earlier version of orders; this one rejects such orders.
+        # The event is from an earlier version of orders. The current one rejects such addresses.
         metrics.SKIPPED_EVENTS.labels("invalid-recipient").inc()
         log.error("event with an invalid address skipped", order_id=str(notification.order_id), kind=notification.kind)
         return
@@ -202,7 +202,7 @@ def _postpone_if_necessary(
 
 
 def _deferral_seconds(deps: Deps, first_deferred_at: datetime | None) -> float:
-    """Return how long a mail waits for its next attempt: as long as it has been deferred, within the limits."""
+    """Return how long a deferred mail waits: as long as since it was first deferred, within the configured limits."""
     age = 0.0 if first_deferred_at is None else (deps.clock() - first_deferred_at).total_seconds()
     return max(deps.retry.min_deferral_seconds, min(deps.retry.max_deferral_seconds, age))
 
@@ -214,7 +214,9 @@ async def retry_later(
 
     Return the seconds until then, if the message waits in memory. Otherwise return None: it has been stored as a
     deferred mail, or the time for retries is over and `pending.dead_letter` is set.
-    `reason` is the metric label: deferred or internal-error. `notification` is None if the message could not be parsed.
+
+    reason: the metric label, deferred or internal-error
+    notification: None if the message could not be parsed
     """
     now = deps.clock()
     if pending.first_deferred_at is None:
@@ -225,7 +227,7 @@ async def retry_later(
     age = (now - pending.first_deferred_at).total_seconds()
     remaining = deps.retry.give_up_seconds - age
     attempts = pending.attempts + (pending.deferral.attempts if pending.deferral else 0)
-    # An attempt was made only while the mail server was available, so an outage alone does not end the retries.
+    # Attempts are made only while the mail server is available, so an outage alone does not end the retries.
     if remaining <= 0 and attempts >= _MIN_ATTEMPTS:
         pending.dead_letter = DeadLetterReason("retries-exhausted", detail)
         return None
@@ -238,7 +240,7 @@ async def retry_later(
         max_delay = min(deps.retry.max_seconds, deps.retry.initial_seconds * 2.0 ** min(pending.attempts - 1, 30))
         # Equal jitter: between half of the delay and all of it.
         delay = random.uniform(max_delay / 2, max_delay)
-        # Capped, so that the last attempt is made at the deadline.
+        # The last attempt is made when the time is over.
         return min(remaining, delay) if remaining > 0 else delay
     seconds = _deferral_seconds(deps, pending.first_deferred_at)
     deferral = Deferral(
@@ -250,7 +252,7 @@ async def retry_later(
 async def postpone(
     deps: Deps, pending: PendingMessage, postponed: MailPostponed, notification: Notification
 ) -> float | None:
-    """Store a mail as deferred without an attempt. Return None, or the seconds until it is to be tried again."""
+    """Store a deferred mail without an attempt. Return None once it is stored, or the seconds until the next try."""
     now, known = deps.clock(), pending.deferral
     attempts = pending.attempts + (known.attempts if known else 0)
     deferral = Deferral(
@@ -266,10 +268,10 @@ async def postpone(
 async def _defer(
     deps: Deps, pending: PendingMessage, deferral: Deferral, cause: str, notification: Notification | None
 ) -> float | None:
-    """Store a deferred mail. Return None once Kafka has it, or the seconds until the message is processed again."""
+    """Store a deferred mail. Return None once Kafka has it, or the seconds until the next try."""
     assert deps.deferring is not None
     if notification is not None:
-        # It is also read by another process, which does not report that the mail was sent.
+        # If another process sends the mail, this one does not know. So the entry expires some time after it is due.
         wait = (deferral.due_at - deps.clock()).total_seconds() + deps.retry.max_deferral_seconds
         deps.deferring.orders.add(notification.order_id, notification.sequence, wait)
     try:

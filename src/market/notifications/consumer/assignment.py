@@ -1,6 +1,6 @@
 """The partitions that are assigned to this process, and what happens when they are assigned, revoked or lost.
 
-Apart from the constructor, all of it runs in the consumer's thread.
+All methods run in the consumer's thread, except for those that are thread-safe.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 log = logs.get_logger("consumer")
 
 _CALL_TIMEOUT_SECONDS = 5.0
-# What is fetched in advance is dropped when a partition is paused, and fetched again: not for every message.
+# Pausing a partition drops its prefetched messages, which are then fetched again. So pauses take at least this long.
 _MIN_HOLD_SECONDS = 0.5
 
 
@@ -58,7 +58,7 @@ class Assignment:
 
     on_changed: called with the number of assigned partitions after it may have changed
     on_assigned: called after partitions (possibly none) were assigned
-    on_lost: called before partitions that were lost are dropped
+    on_lost: called when partitions were lost, before they are forgotten
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class Assignment:
         self._on_lost = on_lost
         self.trackers: dict[int, OffsetTracker] = {}
         self.paused: set[int] = set()
-        # Read, but not to be processed yet: at most one message of each partition, which is paused meanwhile.
+        # Messages that were read, but may not be processed yet: at most one per partition, which is paused meanwhile.
         self._held: dict[int, HeldMessage] = {}
-        # How long mails in flight may take to finish when their partition is revoked.
+        # How long messages in flight may take to finish when their partition is revoked.
         self.revoke_seconds = kafka.revoke_timeout_seconds
 
     def positions(self) -> dict[int, int]:
@@ -130,9 +130,10 @@ class Assignment:
         return set(self._held)
 
     def assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Start to read partitions, after committing where. Raises KafkaException."""
+        """Commit the offsets to start from, and start to read the partitions. Raises KafkaException."""
         if partitions:
-            # Before the committed offsets are read: whatever another member mails up to then must be found.
+            # Before the committed offsets are read, so that the ids of everything that another member mails until then
+            # are found.
             self._caller.loop.call_soon_threadsafe(self._sent_log.invalidate_sent_ids)
         topic_id = self._topic.topic_id() if partitions else ""
         starts = self._starts.commit_start_offsets(consumer, partitions, topic_id) if partitions else []
@@ -144,7 +145,7 @@ class Assignment:
         self._on_assigned()
 
     def revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Let mails in flight finish, commit, and stop reading the partitions."""
+        """Wait for messages in flight, commit, and stop reading the partitions."""
         revoked = [p.partition for p in partitions if p.partition in self.trackers]
         trackers = [self.trackers[partition] for partition in revoked]
         if trackers:
@@ -157,7 +158,7 @@ class Assignment:
             log.info("partitions revoked", topic=self._config.topic, partitions=sorted(revoked))
 
     def lose(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Stop reading partitions that another member may have already, and mail what is in flight here."""
+        """Stop reading partitions that were lost. Another member may already mail what is in flight here."""
         lost = [p.partition for p in partitions]
         log.warning(
             "partitions lost, mails in flight may be repeated", topic=self._config.topic, partitions=sorted(lost)
@@ -178,7 +179,7 @@ class Assignment:
             self._finish(trackers, 0)
 
     def reset(self, consumer: Consumer, partition: int, reason: str) -> None:
-        """Read a partition from where it begins for this group, since its position is out of range."""
+        """Read a partition again from the group's first start, because its position is out of range."""
         old = self.trackers.get(partition)
         if old is None:
             return

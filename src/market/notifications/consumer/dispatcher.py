@@ -81,7 +81,7 @@ class Dispatcher:
         self._memory = memory
         self._max_waiting = max_waiting
         self._waiting = 0
-        # Queues that are ready or in flight, and the time.monotonic() when one of them was finished last.
+        # How many queues are ready or in flight, and the time.monotonic() when an attempt last finished.
         self._busy = 0
         self._progress_at = time.monotonic()
         self._queues: dict[Hashable, KeyQueue] = {}

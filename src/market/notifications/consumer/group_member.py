@@ -1,7 +1,8 @@
-"""A member of a consumer group, and its thread, which polls, commits and rebalances. So slow mails do not delay these.
+"""A member of a consumer group.
 
-It uses the classic group protocol with cooperative rebalancing, which works with Apache Kafka 4 and with the
-embedded broker alike, and does not interrupt partitions that stay assigned.
+It polls, commits and rebalances in a thread of its own, so that slow mail delivery does not delay them. It uses the
+classic group protocol, which both Apache Kafka 4 and the embedded broker support, with cooperative rebalancing, which
+does not interrupt partitions that stay assigned.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _REJOIN_SECONDS = 1.0
 _MAX_BATCH_SIZE = 100
 _FAULT_TIMEOUT_SECONDS = 300
 _PACE_BURST_SECONDS = 0.5
-# A larger message is fetched all the same, alone.
+# A larger message is still fetched, but alone.
 _PACED_FETCH_BYTES = 262_144
 
 
@@ -73,12 +74,12 @@ class GroupMember:
 
     Must be constructed inside a running event loop. Connects to nothing before `start`.
 
-    restore: returns the pending message of a record; of one with a deferral that is not due yet, the partition is
-        paused until it is
+    restore: returns the pending message of a record. If it is deferred and not due yet, its partition is paused until
+        it is.
     mail_server: partitions are paused while it is unavailable
     pace: limits how many messages are read per second; None: no limit
     on_assignment: called in the member's thread with the number of assigned partitions
-    affects_readiness: whether the process is unready while the group has assigned nothing
+    affects_readiness: whether the process is unready until the member has joined, and while it cannot reach the group
     """
 
     def __init__(
@@ -136,14 +137,14 @@ class GroupMember:
         self._commit_at = self._check_brokers_at = 0.0
         self._warned: set[tuple[str, str]] = set()
 
-    # --- in the event loop
+    # In the event loop.
 
     def start(self) -> None:
         """Join the group, in the member's thread."""
         self._thread.start()
 
     async def stop(self, grace: float) -> None:
-        """Stop polling, let mails in flight finish (at most `grace` seconds), commit, leave the group."""
+        """Stop polling, wait up to `grace` seconds for messages in flight, commit, and leave the group."""
         self.assignment.revoke_seconds = max(0.0, grace - 1)
         self._stopping.set()
         if self._thread.ident is not None:
@@ -176,7 +177,7 @@ class GroupMember:
 
         return await asyncio.to_thread(describe)
 
-    # --- in the member's thread
+    # In the member's thread.
 
     def _settings(self) -> dict[str, Any]:
         session_ms = int(self._config.session_timeout_seconds * 1000)
@@ -185,7 +186,7 @@ class GroupMember:
         )
         return {
             **settings,
-            # A paused partition drops what was fetched in advance, so that is little if it is paused often.
+            # Pausing a partition drops its prefetched messages. If it is paused often, little should be prefetched.
             **({"max.partition.fetch.bytes": _PACED_FETCH_BYTES} if self._pace is not None else {}),
             "group.protocol": "classic",
             "partition.assignment.strategy": "cooperative-sticky",
@@ -193,10 +194,10 @@ class GroupMember:
             "heartbeat.interval.ms": max(100, session_ms // 10),
             # Report an out-of-range offset as an error, so that the reset is counted and logged.
             "auto.offset.reset": "error",
-            # Distinguishes a partition that was read to its end from a stalled one.
+            # An event at the end of a partition tells one that was read to its end from a stalled one.
             "enable.partition.eof": True,
             "allow.auto.create.topics": self._config.is_embedded_broker,
-            # Messages may have up to 4 MiB. librdkafka's buffers, which the memory budget excludes, are limited here.
+            # Messages may be up to 4 MiB. The memory budget does not include librdkafka's buffers; these limits do.
             "fetch.max.bytes": 16 * 1024 * 1024,
             "receive.message.max.bytes": 24 * 1024 * 1024,
             "queued.min.messages": 1_000,
@@ -288,7 +289,7 @@ class GroupMember:
             if wait <= 0:
                 batch.append((tracker, pending))
             else:
-                # Paused, the partition has no further message to read until this one may be processed.
+                # The partition is paused, so no further message of it is read until this one may be processed.
                 self.assignment.hold(consumer, tracker, pending, wait)
 
     def _pause_or_resume(self, consumer: Consumer) -> None:
@@ -301,7 +302,7 @@ class GroupMember:
         )
 
     def _keep_exception(self, callback: RebalanceCallback) -> RebalanceCallback:
-        """Wrap a rebalance callback so that `_poll` raises its exception, which confluent-kafka would swallow."""
+        """Wrap a rebalance callback so that `_poll` raises its exception, which confluent-kafka would ignore."""
 
         def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
             try:
@@ -325,7 +326,7 @@ class GroupMember:
         self._set_ready("partitions")
         self._caller.loop.call_soon_threadsafe(self.joined.set)
 
-    # --- availability of the brokers, and failures
+    # The availability of the brokers, and failures.
 
     def _check_brokers(self, consumer: Consumer) -> None:
         if self._brokers_down:

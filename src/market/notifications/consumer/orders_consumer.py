@@ -28,7 +28,7 @@ _TOPIC_WAIT_SECONDS = 0.5
 
 
 class DeferredRecords(Protocol):
-    """What the consumer needs of the deferred mails; deferral.queue.DeferredMails in production."""
+    """What the consumer needs to read deferred mails. In production: deferral.queue.DeferredMails."""
 
     def restore(self, record: Message) -> PendingMessage:
         """Return the deferred mail in a record."""
@@ -40,14 +40,14 @@ class DeferredRecords(Protocol):
 class OrdersConsumer:
     """Reads the topics of orders and of deferred mails. Must be constructed inside a running event loop.
 
-    The topic of deferred mails has a group of its own, so that a previous version in the group of orders is not
-    affected. The process is ready without it: until it is read, deferred mails wait.
+    The topic of deferred mails has a group of its own, because members of an earlier version do not know the topic. The
+    process is ready even if that topic cannot be read: deferred mails just wait.
 
     handler: makes one attempt at processing a message, in the event loop
     deferred_mails: restores deferred mails from their records
     domain_of: returns the domain of a message's recipient
     mail_server: partitions are paused while it is unavailable
-    sent_log: the sent log, where the group's first start is recorded
+    sent_log: the group's first start is recorded there
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class OrdersConsumer:
         await self._orders.joined.wait()
 
     async def stop(self, grace: float) -> None:
-        """Stop polling, let mails in flight finish (at most `grace` seconds), commit, leave the groups."""
+        """Stop polling, wait up to `grace` seconds for messages in flight, commit, and leave the groups."""
         if self._starting_deferred is not None:
             self._starting_deferred.cancel()
             await asyncio.gather(self._starting_deferred, return_exceptions=True)
@@ -157,7 +157,7 @@ class OrdersConsumer:
         await asyncio.gather(asyncio.to_thread(self._topic.close), asyncio.to_thread(self._deferred_topic.close))
 
     async def check_topic(self) -> float:
-        """Rejoin a group if its topic was recreated: a running consumer would skip the beginning of the new topic.
+        """Let a member rejoin its group if the topic was recreated.
 
         Otherwise it would continue at its old offset, and skip the beginning of the new topic. Return the seconds until
         the next check. Raises KafkaException.
@@ -178,7 +178,10 @@ class OrdersConsumer:
         return await self._orders_lag.observe()
 
     def _observe_progress(self) -> None:
-        """Report messages that are not processed, although the mail server is available, and end the readiness."""
+        """Report the process as unready while messages are ready but no attempt finishes.
+
+        Outages of the mail server do not count.
+        """
         seconds = self._dispatcher.seconds_without_progress()
         stalled = seconds >= self._stalled_seconds
         metrics.PROCESSING_STALLED.set(int(stalled))

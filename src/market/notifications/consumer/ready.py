@@ -1,4 +1,4 @@
-"""The queues whose first message may be processed now. The mail domains take turns, so that none delays the others."""
+"""Queues that are ready to be processed. The mail domains take turns, so that none of them delays the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class ReadyItems(Generic[T]):
-    """Items by mail domain. `get` returns one of the domain that has waited longest. For one event loop.
+    """Items by mail domain. `get` returns an item of the domain that has waited longest. For use in one event loop.
 
     max_per_domain: how many items of one domain may be in flight, from `get` to `release`
     """
@@ -38,7 +38,7 @@ class ReadyItems(Generic[T]):
             try:
                 await waiter
             except asyncio.CancelledError:
-                # Its wake-up must not be lost.
+                # If it was woken up just before, another waiter has to be woken up instead.
                 if waiter.done() and not waiter.cancelled():
                     self._wake()
                 raise

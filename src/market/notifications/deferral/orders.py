@@ -1,4 +1,4 @@
-"""Which orders have a deferred mail, so that their later mails are not sent before it."""
+"""Knows which orders have a deferred mail, so that their later mails are not sent before it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _MAX_ORDERS = 10_000
 
 
 class DeferredOrders:
-    """The earliest deferred notification of each of the latest 10,000 orders that had one deferred.
+    """Remembers the earliest deferred notification of an order, for the latest 10,000 such orders.
 
-    Another process may mail a notification that this one deferred, so an entry is dropped after some time.
+    Another process may mail a notification that this one has deferred, so entries expire.
 
     clock: returns seconds, like time.monotonic
     """
@@ -32,7 +32,7 @@ class DeferredOrders:
             self._orders.popitem(last=False)
 
     def settle(self, order_id: UUID, sequence: int) -> None:
-        """Forget the notification: it was mailed, skipped or written as a dead letter."""
+        """Forget the notification, because it was mailed, skipped or stored as a dead letter."""
         if self._sequence(order_id) == sequence:
             del self._orders[order_id]
 

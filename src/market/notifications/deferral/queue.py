@@ -1,7 +1,7 @@
-"""The topic of deferred mails: events whose mail is tried again later, out of memory.
+"""The topic of deferred mails, which wait in Kafka instead of in memory.
 
-Each record is the original message with headers that say when it is due, and where it comes from. A mail that is
-deferred again is appended again. The partitions are read in order, and a record is held until it is due.
+Each record is the original message, with headers that say when it is due and where it was read. If the mail is deferred
+again, it is appended again. The partitions are read in order, and each record is held until it is due.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ def topic(kafka: config.Kafka) -> Topic:
 
 
 class DeferralQueue:
-    """Appends deferred mails. The Kafka producer is created on first use; it calls `on_failure`."""
+    """Appends deferred mails. The Kafka producer is created on first use.
+
+    on_failure: passed to the producer
+    """
 
     def __init__(self, kafka: config.Kafka, on_failure: Callable[[], None] | None = None) -> None:
         self._config = kafka
@@ -75,10 +78,10 @@ class DeferralQueue:
 
 
 class DeferredMails:
-    """Restores deferred mails from their records, and observes how old the oldest is.
+    """Restores deferred mails from their records, and reports the age of the oldest one.
 
-    All of them are read at least once in `cycle_seconds`, so the oldest of the last one to two cycles is reported.
-
+    cycle_seconds: every deferred mail is read at least once in this time; the oldest one that was read in the last one
+        to two such cycles is reported
     clock: returns Unix time in seconds
     """
 
@@ -93,7 +96,7 @@ class DeferredMails:
     def restore(self, record: Message) -> PendingMessage:
         """Return the deferred mail in a record: the original message, and its deferral.
 
-        Headers that are missing or malformed get the values of a mail that was deferred just now and is due.
+        If headers are missing or malformed, the mail counts as deferred just now, and due.
         """
         headers = tuple((name, value) for name, value in record.headers if name not in _ADDED_HEADERS)
         original = Message(

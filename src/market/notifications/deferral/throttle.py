@@ -17,14 +17,14 @@ _MAX_DOMAINS = 10_000
 
 @dataclass(slots=True)
 class _DeferringDomain:
-    """A domain that deferred the last mail: how many in a row, and from when on the next attempt may be made."""
+    """A domain that deferred its last mail: how many in a row it deferred, and when the next attempt may be made."""
 
     deferred: int = 0
     next_attempt_at: float = 0.0
 
 
 class DomainThrottle:
-    """Counts deferrals in a row, by domain. Holds the 10,000 domains that deferred a mail last.
+    """Counts each domain's deferrals in a row, for the latest 10,000 domains that deferred a mail.
 
     threshold: after this many, the domain is throttled until it accepts a mail
     attempts_per_second: how many attempts a throttled domain gets

@@ -123,7 +123,7 @@ def parse_notification(message: Message) -> Notification | None:
 
 
 def domain_of(message: Message) -> str:
-    """Return the domain of the recipient, in lower case, as far as it can be told without validating the event."""
+    """Return the domain of the recipient in lower case, or an empty string. The event is not validated."""
     try:
         data = _decode_addressed(message.value or b"").data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
