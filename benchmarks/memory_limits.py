@@ -46,7 +46,8 @@ def memory_limits() -> dict[str, int]:
 class MemoryGroup:
     """A control group with a memory limit, version 1 or 2; it kills processes that exceed the limit together.
 
-    Raises OSError if this machine does not let this user create one.
+    Only what a process allocates in the group counts, not what it had before. Raises OSError if this user may not
+    create control groups.
     """
 
     def __init__(self, name: str, limit: int) -> None:
@@ -57,10 +58,6 @@ class MemoryGroup:
         self.path.mkdir()
         try:
             (self.path / ("memory.limit_in_bytes" if is_v1 else "memory.max")).write_text(str(limit))
-            if is_v1:
-                # What a process has is charged to the group that it moves to. Version 2 charges only what it allocates
-                # from then on.
-                (self.path / "memory.move_charge_at_immigrate").write_text("3")
         except OSError:
             self.remove()
             raise

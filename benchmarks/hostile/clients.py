@@ -255,6 +255,20 @@ def _oversized(path: str) -> Callable[[Targets], Iterator[bytes]]:
     return make
 
 
+def _padded_order(targets: Targets) -> Iterator[bytes]:
+    """Valid orders of one line, in bodies as large as the limit allows."""
+    yield requests.padded("/api/order", {"user": requests.USER, "items": [_line(targets)]})
+
+
+def _padded_product(_: Targets) -> Iterator[bytes]:
+    """Products that are refused, in bodies as large as the limit allows."""
+    yield requests.padded("/api/product", {"name": "", "price": "1.00", "currency": "GBP"})
+
+
+def _line(targets: Targets) -> dict[str, object]:
+    return {"product_id": targets.product_ids[0], "quantity": 1}
+
+
 def kinds(pause: float = 2.0) -> dict[str, Kind]:
     """Return all kinds by name. `pause`: seconds between two requests of one client that asks for much."""
     found = {
@@ -274,6 +288,8 @@ def kinds(pause: float = 2.0) -> dict[str, Kind]:
             send(_deep_offsets(f"/api/order?user={requests.USER}"), pause / 4), 2, ("orders",)
         ),
         "deep offsets of products": Kind(send(_deep_offsets("/api/product?q=a"), pause / 4), 2, ("products",)),
+        "padded orders": Kind(send(_padded_order, pause), 20, ("orders",)),
+        "padded products": Kind(send(_padded_product, pause), 20, ("products",)),
         "orders of 1,000 lines": Kind(send(_large_orders, pause), 4, ("orders",)),
     }
     for server, path in _PATHS.items():

@@ -97,6 +97,12 @@ def order(product_ids: list[str], quantity: int = 1, user: str = USER, **headers
     return http1.request("POST", "/api/order", json.dumps({"user": user, "items": items}).encode(), **headers)
 
 
+def padded(path: str, body: dict[str, Any]) -> bytes:
+    """Return a POST whose body has spaces up to the limit."""
+    data = json.dumps(body).encode()
+    return http1.request("POST", path, data + b" " * (MIB - len(data)))
+
+
 def malformed() -> list[bytes]:
     """Return requests that are not HTTP/1.1, or that servers understand differently."""
     host = b"host: x\r\n"

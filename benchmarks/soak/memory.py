@@ -113,7 +113,8 @@ def enforce(pids: Mapping[str, int]) -> dict[str, MemoryGroup]:
     groups: dict[str, MemoryGroup] = {}
     for name, pid in pids.items():
         with suppress(OSError):
-            group = MemoryGroup(f"soak-{name}", limits[name])
+            # What it has already does not count in the group.
+            group = MemoryGroup(f"soak-{name}", limits[name] - round(pss_mib(pid) * MIB))
             groups[name] = group
             group.add(pid)
     return groups

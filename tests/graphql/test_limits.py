@@ -98,6 +98,34 @@ async def test_an_error_states_the_rule_and_the_value(gateway: Gateway, name: st
     assert [e["message"] for e in response.json()["errors"]] == [ERROR_TEXTS[name]]
 
 
+def test_validation_ends_at_its_limit_of_cpu_time_and_the_error_says_so() -> None:
+    lines = '{productId: "00000000-0000-4000-8000-000000000001", quantity: 1},' * 1000
+    document = f'mutation {{ createOrder(input: {{user: "a", items: [{lines}]}}) {{ id }} }}'
+    assert not DocumentCache(load_schema(), Limits(), DocumentCacheSize()).get(document, None).errors
+    short = DocumentCache(load_schema(), Limits(validation_seconds=0.002), DocumentCacheSize())
+    [error] = short.get(document, None).errors
+    assert error["message"] == "query: must be simpler: its validation would take more than 0.002 s"
+    assert error["extensions"]["code"] == "BAD_INPUT"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "{ " + 'product(id: "0") { id } ' * 1500 + "}",
+        '{ product(id: "0") { ' + "id " * 2500 + "} }",
+        "{ ...A0 } " + " ".join(f"fragment A{n} on Query {{ ...A{n + 1} ...A{n + 1} }}" for n in range(1000)),
+    ],
+    ids=["fields with selections", "fields", "fragments"],
+)
+def test_validation_that_no_other_limit_bounds_ends_soon(document: str) -> None:
+    no_limits = Limits(fields=10**6, aliases=10**6, repeats=10**6, tokens=10**6, depth=10**6, characters=10**7)
+    cache = DocumentCache(load_schema(), no_limits, DocumentCacheSize())
+    started = time.thread_time()
+    assert cache.get(document, None).errors
+    # CPU time: half a second for the validation, the rest for parsing. A busy machine makes little difference.
+    assert time.thread_time() - started < 5
+
+
 async def test_a_document_may_contain_an_order_of_1000_lines(gateway: Gateway) -> None:
     [product_id, *_] = gateway.products.resources
     lines = ", ".join(f'{{productId: "{product_id}", quantity: 1}}' for _ in range(1000))

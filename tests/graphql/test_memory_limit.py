@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,24 +18,12 @@ import yaml
 
 from tests.graphql.graphql_gateway import FakeUpstream, order, product, serve
 from tests.graphql.test_memory import FOUR_CONDITIONS, MIB, page
+from tests.support.memory import MemoryLimit, memory_limit
 from tests.support.ports import free_port
 from tests.support.processes import ServiceProcess
 
 DEPLOY = Path(__file__).parents[2] / "deploy/base/services"
-CGROUPS = Path("/sys/fs/cgroup")
 SECONDS = 20
-
-# Joins the control group that the environment names, or limits its own data, and becomes the gateway.
-LIMITED = """
-import os, resource, runpy
-if group := os.environ.get("MEMORY_GROUP"):
-    with open(group + "/cgroup.procs", "w") as file:
-        file.write(str(os.getpid()))
-else:
-    limit = int(os.environ["MEMORY_LIMIT"])
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-runpy.run_module("market.graphql", run_name="__main__", alter_sys=True)
-"""
 
 # The largest pages of the REST contracts: 100 products with texts of full length, and 8 MiB of orders.
 LONG_PRODUCTS = page([product(n, name="🜁" * 200, description="🜁" * 10_000) for n in range(100)])
@@ -44,55 +31,10 @@ SHORT_LINES = [product(n % 2000, name="x")["id"] for n in range(1000)]
 MANY_LINES = page([order(n, "a", SHORT_LINES) for n in range(77)])
 
 
-def memory_limit() -> int:
-    """Return the limit of the gateway's container in deploy/base, in bytes."""
-    for document in yaml.safe_load_all((DEPLOY / "graphql-service.yaml").read_text()):
-        if document["kind"] == "Deployment":
-            [container] = document["spec"]["template"]["spec"]["containers"]
-            limit = container["resources"]["limits"]["memory"]
-            assert limit.endswith("Mi")
-            return int(limit[:-2]) * MIB
-    raise AssertionError("no Deployment")
-
-
-class ControlGroup:
-    """A control group with a memory limit, where this machine lets us make one; else the process limits itself."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.path: Path | None = None
-        v1 = (CGROUPS / "memory").is_dir()
-        path = (CGROUPS / "memory" if v1 else CGROUPS) / f"market-test-{os.getpid()}"
-        self._limit_file, self._peak_file = (
-            ("memory.limit_in_bytes", "memory.max_usage_in_bytes") if v1 else ("memory.max", "memory.peak")
-        )
-        with suppress(OSError):
-            path.mkdir()
-            self.path = path
-            (path / self._limit_file).write_text(str(limit))
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"MEMORY_GROUP": str(self.path)} if self.path else {"MEMORY_LIMIT": str(self.limit)}
-
-    def peak(self, process: int) -> int:
-        """Return the most memory that the process had, in bytes."""
-        if self.path:
-            return int((self.path / self._peak_file).read_text())
-        status = Path(f"/proc/{process}/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-    def remove(self) -> None:
-        if self.path:
-            with suppress(OSError):
-                self.path.rmdir()
-
-
 @pytest.fixture
-def control_group() -> Iterator[ControlGroup]:
-    group = ControlGroup(memory_limit())
-    yield group
-    group.remove()
+def limit() -> Iterator[MemoryLimit]:
+    with memory_limit("graphql") as limit:
+        yield limit
 
 
 class LargestPages(FakeUpstream):
@@ -220,9 +162,7 @@ async def honest(url: str, end: float, outcomes: Counter[str]) -> list[float]:
 
 
 @pytest.mark.timeout(240)
-async def test_the_worst_of_all_limits_at_once_stays_below_the_memory_limit(
-    control_group: ControlGroup, tmp_path: Path
-) -> None:
+async def test_the_worst_of_all_limits_at_once_stays_below_the_memory_limit(limit: MemoryLimit, tmp_path: Path) -> None:
     assert 8 * MIB - MIB < len(MANY_LINES) <= 8 * MIB
     async with AsyncExitStack() as stack:
         upstreams = LargestPages("product"), LargestPages("order")
@@ -237,7 +177,7 @@ async def test_the_worst_of_all_limits_at_once_stays_below_the_memory_limit(
         config["http"] = {**config["http"], "host": "127.0.0.1", "port": free_port()}
         config["shutdown"] = {"drain_seconds": 0, "grace_seconds": 1}
         config |= {"products": {"url": upstreams[0].url}, "orders": {"url": upstreams[1].url}}
-        gateway = ServiceProcess("graphql", config, tmp_path, command=("-c", LIMITED), env=control_group.environment)
+        gateway = ServiceProcess("graphql", config, tmp_path, command=limit.command, env=limit.environment)
         gateway.start()
         stack.callback(gateway.kill)
         await gateway.ready()
@@ -263,15 +203,13 @@ async def test_the_worst_of_all_limits_at_once_stays_below_the_memory_limit(
         seconds = await honest(f"http://127.0.0.1:{port}/graphql", end, outcomes)
         await asyncio.gather(*tasks)
         assert gateway.process.poll() is None, gateway.log[-2000:]
-        peak = control_group.peak(process.pid)
         print(
-            f"\nlimit {control_group.limit // MIB} MiB ({'control group' if control_group.path else 'RLIMIT_DATA'}), "
-            f"idle {idle // MIB} MiB, most {peak // MIB} MiB, after {process.memory_info().rss // MIB} MiB; "
+            f"\n{limit.report(process.pid)}, idle {idle // MIB} MiB, after {process.memory_info().rss // MIB} MiB; "
             f"{len(seconds)} honest requests: median {seconds[len(seconds) // 2]:.3f} s, most {seconds[-1]:.3f} s"
         )
         for name, counts in [*statuses.items(), ("honest", outcomes)]:
             print(f"  {name}: {dict(counts)}")
-        assert peak < 0.95 * control_group.limit
+        assert limit.peak(process.pid) < 0.95 * limit.limit
         # It may be slow, because the gateway has one thread, but large requests take none of its memory.
         assert outcomes["200"] > 0
         assert not [message for message in outcomes if "large requests" in message]

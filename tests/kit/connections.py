@@ -60,6 +60,7 @@ class Server:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         routes = {"GET /": describe, "POST /": describe, "GET /page": page, "GET /slow": self.slow}
+        routes["POST /slow"] = self.slow
         server = HttpServer(edge.application(routes, self._config), sock=self._socket, limits=self._config)
         await server.start()
         self._started.set()

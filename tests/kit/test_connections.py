@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from market.kit.config import HttpLimits
+from market.kit.http.connections import Connections
 from tests.kit.connections import GET, HOST, PAGE, connected, connections, cut_off, get, open_files, serving
 from tests.kit.edge_process import MEMORY_LIMIT_BYTES
 from tests.support.ports import free_port
@@ -167,6 +169,53 @@ async def test_responses_that_are_not_taken_are_bounded_together_and_the_slowest
             await until(lambda: cut_off("send_buffer_bytes") >= before + 6)
             for _ in range(3):
                 assert await get(server, "/page") == (200, PAGE)
+
+
+class SlowReader:
+    """A connection with a response of 10 MiB, whose client has taken all but `unsent_bytes`."""
+
+    held_bytes = 10 << 20
+
+    def __init__(self, rate: float) -> None:
+        self.unsent_bytes = self.held_bytes
+        self.rate = rate
+        self.is_cut_off = False
+
+    def send_rate(self, _now: float, _min_seconds: float) -> float:
+        return self.rate
+
+    def cut_off(self) -> None:
+        self.is_cut_off = True
+
+
+def test_a_response_counts_in_full_until_the_client_has_taken_all_of_it() -> None:
+    all_connections = Connections(HttpLimits(max_send_buffer_bytes=24 << 20))
+    first, second, third = (SlowReader(rate) for rate in (2.0, 1.0, 3.0))
+    for reader in (first, second):
+        all_connections.writing_paused(reader)  # type: ignore[arg-type]
+        # It leaves a few bytes, so the event loop still holds the whole response.
+        reader.unsent_bytes = 1000
+        all_connections.writing_resumed(reader)  # type: ignore[arg-type]
+    assert (first.is_cut_off, second.is_cut_off) == (False, False)
+    all_connections.writing_paused(third)  # type: ignore[arg-type]
+    assert [reader.is_cut_off for reader in (first, second, third)] == [False, True, False]
+
+
+async def test_bodies_of_requests_in_flight_are_bounded_together() -> None:
+    body = b"x" * 700_000
+    request = b"POST /slow HTTP/1.1\r\n" + HOST + b"Content-Length: 700000\r\n\r\n" + body
+    async with serving(max_in_flight_body_bytes=1 << 20) as server:
+        async with connections(server, 1, request), connected(server) as second:
+            await until(lambda: server.slow_requests == 1)
+            await second.send(request)
+            status, headers, problem = await second.response()
+            assert (status, headers["retry-after"]) == (503, "1")
+            assert json.loads(problem)["detail"] == "the bodies of the requests in flight are too large together"
+            # It ends with its request, and requests without a body are served.
+            assert (await get(server))[0] == 200
+            await second.send(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 300000\r\n\r\n" + body[:300_000])
+            assert (await second.response())[0] == 200
+            assert server.slow_requests == 1
 
 
 async def test_the_next_request_is_not_in_flight_while_the_last_response_is_not_taken() -> None:

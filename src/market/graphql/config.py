@@ -86,6 +86,7 @@ class GatewayHttp(Http, frozen=True, kw_only=True):
     max_in_flight_per_caller: Count = 384
     # Each takes some 10 KiB of memory.
     max_connections: Count = 2048
+    max_in_flight_body_bytes: Annotated[int, Meta(ge=1_048_576)] = 16 * 1024 * 1024
     max_receive_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16 * 1024 * 1024
     # Large responses are handed over in pieces of 64 KiB.
     max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16 * 1024 * 1024

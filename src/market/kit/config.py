@@ -111,6 +111,8 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
     # How many of them one caller may have; above that, its requests get 429.
     max_in_flight_per_caller: Annotated[int, Meta(ge=1)] = 512
+    # Bytes of the bodies of requests in flight; above that, requests with a body get 503 at once.
+    max_in_flight_body_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432
     # A shorter X-Deadline-Ms is raised to this, because it would only interrupt the work half-way. 0 stays 0: then no
     # work is started.
     min_deadline_ms: Annotated[int, Meta(ge=0, le=10_000)] = 100

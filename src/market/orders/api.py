@@ -36,7 +36,7 @@ from market.orders.domain import (
 from market.orders.metrics import OUTCOMES
 from market.orders.pricing.prices import merge_lines
 from market.orders.service import Deps
-from market.orders.store import Position
+from market.orders.store import OrderList, Position
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 # Subtracted from the caller's deadline, to leave time for sending the response.
@@ -46,6 +46,8 @@ _MIN_HANDLER_SECONDS = 0.05
 
 # A body weighs at least one line per so many bytes, whatever it contains; a line in JSON has 60 to 120.
 _BYTES_PER_LINE = 256
+# A page of orders weighs a line per so many stored bytes.
+_PAGE_BYTES_PER_LINE = 2048
 
 _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
@@ -180,6 +182,29 @@ def _placed_response(placed: service.PlacedOrder) -> Response:
     return json_response(to_contract(placed.order), 200 if placed.replayed else 201, headers)
 
 
+def _weigh_page(listed: OrderList) -> int:
+    """Return the weight of a page, by its stored bytes; what exceeds twice its limit is not read."""
+    return min(sum(listed.sizes.values()), 2 * MAX_PAGE_BYTES) // _PAGE_BYTES_PER_LINE
+
+
+async def _encode_items(deps: Deps, listed: OrderList) -> tuple[list[bytes], Order | None, bool]:
+    """Return the encoded orders that fit on the page, the last of them, and whether the list goes on after it."""
+    encoded: list[bytes] = []
+    last: Order | None = None
+    size = 0
+    async for order in deps.orders.read_listed(listed):
+        if len(encoded) == listed.limit:
+            return encoded, last, True
+        data = _encoder.encode(to_contract(order))
+        size += len(data) + 1
+        # The first order always fits, so that every page makes progress.
+        if encoded and size > MAX_PAGE_BYTES:
+            return encoded, last, True
+        encoded.append(data)
+        last = order
+    return encoded, last, False
+
+
 def _handler_seconds(limit: float) -> float:
     return max(_MIN_HANDLER_SECONDS, context.remaining(limit) - _RESPONSE_SECONDS)
 
@@ -213,39 +238,25 @@ def routes(
     async def list_orders(request: Request) -> Response:
         query = parse_query(request, _ListQuery)
         text.validate_text("user", query.user, min_length=1, max_length=200)
-        encoded: list[bytes] = []
-        size = 0
-
-        def append_if_fits(order: Order) -> bool:
-            # The first order always fits, so that every page makes progress.
-            nonlocal size
-            data = _encoder.encode(to_contract(order))
-            size += len(data) + 1
-            if encoded and size > MAX_PAGE_BYTES:
-                return False
-            encoded.append(data)
-            return True
-
         definition = ("orders", query.user, query.status)
         after = None
         if query.after is not None:
             if query.offset:
                 raise BadInput("offset", "cannot be combined with after")
             after = read_cursor(query.after, Position, *definition)
-        page = await deps.orders.list_for_user(
-            query.user,
-            Status(query.status) if query.status else None,
-            limit=query.limit,
-            offset=query.offset,
-            after=after,
-            fits=append_if_fits,
+        status = Status(query.status) if query.status else None
+        listed = await deps.orders.list_for_user(
+            query.user, status, limit=query.limit, offset=query.offset, after=after
         )
-        following = None
-        if page.has_next:
-            following = write_cursor(Position.of(page.orders[-1]), *definition)
-        # The items are encoded already.
-        rest = _encoder.encode(Page([], page.total, query.limit, query.offset, page.total_exact, following))
-        return json_response(b'{"items":[' + b",".join(encoded) + rest.removeprefix(b'{"items":['))
+        # Until here its orders are not in memory.
+        async with admission(request, _weigh_page(listed)):
+            encoded, last, has_next = await _encode_items(deps, listed)
+            following = None
+            if last is not None and has_next:
+                following = write_cursor(Position.of(last), *definition)
+            # The items are encoded already.
+            rest = _encoder.encode(Page([], listed.total, query.limit, query.offset, listed.total_exact, following))
+            return json_response(b'{"items":[' + b",".join(encoded) + rest.removeprefix(b'{"items":['))
 
     async def cancel(request: Request) -> Response:
         parse_query(request, _NoParameters)

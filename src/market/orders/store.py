@@ -6,7 +6,8 @@ MongoDB's clock, so that an instance with a wrong clock cannot reject orders in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
@@ -33,6 +34,8 @@ from market.orders.domain import (
 from market.orders.mongodb.collection import EPOCH, MIN_TIMESTAMP, OrdersCollection, documents
 
 _DUPLICATE_KEY = 11000
+# How much of a page of orders is read at a time. Decoded, a stored order takes four times its size.
+_CHUNK_BYTES = 1_048_576
 
 
 class IdempotencyKeyTaken(Exception):
@@ -71,16 +74,34 @@ class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
         return {"created_at": {"$lte": time}, "$or": [{"created_at": {"$lt": time}}, {"_id": {"$lt": self.order_id}}]}
 
 
-class OrderPage(Struct, frozen=True):
-    """A page of orders, whether the list goes on after it, and how many orders match in total.
+class OrderList(Struct, frozen=True):
+    """A page of a list of orders, without their content.
 
-    total_exact: whether `total` is that number; if not, there are at least so many.
+    wanted, skip, limit: the filter of the list, how many of its orders come before the page, and the page's length
+    sizes: the stored bytes of each order of the page by id, in the list's sequence, and of the first one after it
+    total_exact: whether `total` is the number of all matching orders; if not, there are at least so many
     """
 
-    orders: list[Order]
-    has_next: bool
+    wanted: documents.Document
+    skip: int
+    limit: int
+    sizes: dict[UUID, int]
     total: int
     total_exact: bool
+
+
+def _chunks(sizes: Mapping[UUID, int]) -> Iterator[list[UUID]]:
+    """Divide the orders into chunks of at most 1 MiB, or of one order."""
+    chunk: list[UUID] = []
+    size = 0
+    for order_id, order_size in sizes.items():
+        if chunk and size + order_size > _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(order_id)
+        size += order_size
+    if chunk:
+        yield chunk
 
 
 class DuePage(Struct, frozen=True):
@@ -135,8 +156,9 @@ class OrderRepository:
         self._idempotency_keys: Batcher[str, IdempotencyKeyHolder | None] = Batcher(
             self._find_idempotency_keys, name="orders.keys", max_batch_size=128, max_concurrency=2, dedupe=True
         )
+        # Small, because an order may have 1 MiB, and four times that once decoded.
         self._reads: Batcher[UUID, Order | None] = Batcher(
-            self._find_many, name="orders.get", max_batch_size=32, max_concurrency=4, dedupe=True
+            self._find_many, name="orders.get", max_batch_size=8, max_concurrency=2, dedupe=True
         )
 
     # Placing orders
@@ -207,40 +229,51 @@ class OrderRepository:
         limit: int,
         offset: int = 0,
         after: Position | None = None,
-        fits: Callable[[Order], bool],
-    ) -> OrderPage:
-        """Return a page of the user's orders, newest first, without unreadable ones.
+    ) -> OrderList:
+        """Return a page of a user's orders, newest first, without their content.
 
         status: that of the orders to list. None: all but rejected ones, also a status that this version does not know.
         after: the position at which the previous page ends.
-        fits: called with each order; the page ends before the first one for which it returns False.
         """
         where: documents.Document = {"user": user, "status": status.value if status else {"$ne": Status.REJECTED.value}}
         wanted = where if after is None else where | after.following()
+        total, sizes = await asyncio.gather(
+            self.collection.count(where, limit=MAX_COUNT + 1), self._measure(wanted, offset, limit + 1)
+        )
+        return OrderList(wanted, offset, limit, sizes, min(total, MAX_COUNT), total <= MAX_COUNT)
 
-        async def find() -> tuple[list[Order], bool]:
-            orders: list[Order] = []
-            cursor = self.collection.pymongo_collection.find(
-                # Without a limit, because unreadable orders do not count.
-                wanted,
-                sort=[("created_at", -1), ("_id", -1)],
-                skip=offset,
-                batch_size=limit + 1,
-            )
-            async with cursor:
-                async for document in cursor:
-                    try:
-                        order = self.collection.read_order(document)
-                    except UnreadableOrder:
-                        continue
-                    if len(orders) == limit or not fits(order):
-                        return orders, True
-                    orders.append(order)
-            return orders, False
+    async def _measure(self, wanted: documents.Document, skip: int, limit: int) -> dict[UUID, int]:
+        """Return the stored bytes of orders by id, newest first."""
+        pipeline: list[documents.Document] = [
+            {"$match": wanted},
+            {"$sort": {"created_at": -1, "_id": -1}},
+            {"$skip": skip},
+            {"$limit": limit},
+            {"$project": {"size": {"$bsonSize": "$$ROOT"}}},
+        ]
 
-        total = await self.collection.count(where, limit=MAX_COUNT + 1)
-        orders, has_next = await self.collection.run(find) if total > offset else ([], False)
-        return OrderPage(orders, has_next, min(total, MAX_COUNT), total <= MAX_COUNT)
+        async def run() -> dict[UUID, int]:
+            async with await self.collection.pymongo_collection.aggregate(pipeline) as cursor:
+                return {document["_id"]: document["size"] async for document in cursor}
+
+        return await self.collection.run(run)
+
+    async def read_listed(self, listed: OrderList) -> AsyncIterator[Order]:
+        """Yield the orders of a page and those after it, without unreadable ones.
+
+        At most 1 MiB of stored orders is read at the same time, but at least one order.
+        """
+        skip, sizes = listed.skip, listed.sizes
+        while sizes:
+            for chunk in _chunks(sizes):
+                for order in await self._find_many(chunk):
+                    if isinstance(order, Order):
+                        yield order
+            if len(sizes) <= listed.limit:
+                return
+            # Unreadable orders do not count, so the page needs more.
+            skip += len(sizes)
+            sizes = await self._measure(listed.wanted, skip, listed.limit + 1)
 
     # Status changes
 

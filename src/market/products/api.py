@@ -19,6 +19,7 @@ from market.kit import text
 from market.kit.batching import Batcher
 from market.kit.errors import BadInput, NotFound, Unavailable
 from market.kit.http import compression
+from market.kit.http.admission import Admission
 from market.kit.http.edge import Endpoint
 from market.kit.http.requests import idempotency_key, parse_query, read_body, read_header
 from market.kit.http.responses import json_response, problem_response
@@ -141,8 +142,8 @@ _CHANGED = msgspec.json.Decoder(ChangedProduct)
 _DEFAULT_QUERY = ProductQuery()
 
 
-def routes(deps: Deps) -> dict[str, Endpoint]:
-    """Return the endpoints by method and path."""
+def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
+    """Return the endpoints by method and path. `admission`: of reads, by number of products."""
     # Concurrent reads share a query.
     find: Batcher[UUID, StoredProduct | None] = Batcher(
         deps.products.get_many, name="products.get", max_batch_size=128, max_concurrency=2, dedupe=True
@@ -151,6 +152,10 @@ def routes(deps: Deps) -> dict[str, Endpoint]:
     async def get_one(request: Request) -> Response:
         product_id = text.parse_path_id("product", request.path_params["id"])
         query = parse_query(request, ProductQuery) if request.scope["query_string"] else _DEFAULT_QUERY
+        async with admission(request, 1):
+            return await respond_with_one(request, product_id, query)
+
+    async def respond_with_one(request: Request, product_id: UUID, query: ProductQuery) -> Response:
         stored = await find(product_id)
         if stored is None:
             raise NotFound("product", product_id)
@@ -173,9 +178,10 @@ def routes(deps: Deps) -> dict[str, Endpoint]:
         # A page has no entity tag: none that the client has can match.
         _refuse(request, "If-Match", *(["If-None-Match"] if read_header(request, b"if-none-match") == b"*" else []))
         query = parse_query(request, ListQuery)
-        page = await (_page_of_ids if query.ids is not None else _page_of_list)(deps, query)
-        items = await service.look_up(deps, page.items, availability=query.availability, stock=query.stock)
-        return json_response(replace(page, items=items), 200, _REVALIDATE)
+        async with admission(request, _weigh(query)):
+            page = await (_page_of_ids if query.ids is not None else _page_of_list)(deps, query)
+            items = await service.look_up(deps, page.items, availability=query.availability, stock=query.stock)
+            return json_response(replace(page, items=items), 200, _REVALIDATE)
 
     async def post(request: Request) -> Response:
         parse_query(request, NoQuery)
@@ -218,6 +224,11 @@ def routes(deps: Deps) -> dict[str, Endpoint]:
         "PUT /api/product": put,
         "DELETE /api/product/{id}": delete,
     }
+
+
+def _weigh(query: ListQuery) -> int:
+    """Return the number of products that the page may have."""
+    return query.limit if query.ids is None else sum(1 + ids.count(",") for ids in query.ids)
 
 
 async def _page_of_list(deps: Deps, query: ListQuery) -> ProductPage:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from market.kit import migrations, postgres
 from market.kit.http import edge
+from market.kit.http.admission import Admission
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process, Server
 from market.kit.rpc import client as rpc
@@ -48,7 +49,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
             availability=availability,
             faults=process.faults,
         )
-        routes = api.routes(deps)
+        routes = api.routes(deps, Admission(config.admission, unit="products"))
         app = edge.application(
             routes,
             config.http,

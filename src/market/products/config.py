@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from market.kit.config import GrpcUpstream, Http, NonEmptyStr, Postgres, Seconds, Section, ServiceConfig, check_url
+from typing import Annotated
+
+from msgspec import Meta
+
+from market.kit.config import (
+    Admission,
+    GrpcUpstream,
+    Http,
+    NonEmptyStr,
+    Postgres,
+    Seconds,
+    Section,
+    ServiceConfig,
+    check_url,
+)
 
 
 class Redis(Section, frozen=True, kw_only=True):
@@ -23,8 +37,25 @@ class Availability(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 1.0
 
 
+class ProductsHttp(Http, frozen=True, kw_only=True):
+    """The HTTP edge, with less memory for bodies than by default: a product has at most 50 KiB."""
+
+    max_in_flight_body_bytes: Annotated[int, Meta(ge=1_048_576)] = 16_777_216
+
+
+class ReadAdmission(Admission, frozen=True, kw_only=True):
+    """How many products are read at the same time, which limits the memory: each takes up to 128 KiB meanwhile."""
+
+    # A list of the default length is small.
+    small_weight: Annotated[int, Meta(ge=1)] = 20
+    max_small_weight: Annotated[int, Meta(ge=1)] = 300
+    max_large_weight: Annotated[int, Meta(ge=1)] = 200
+
+
 class Config(ServiceConfig, frozen=True, kw_only=True):
-    http: Http
+    http: ProductsHttp
+    # Of reads; each weighs the products that it may return.
+    admission: ReadAdmission = ReadAdmission()
     postgres: Postgres
     redis: Redis
     inventory: GrpcUpstream

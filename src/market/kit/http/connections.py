@@ -60,7 +60,7 @@ class Connections:
         # The bytes of each incomplete request by connection, the oldest request first.
         self._receiving: OrderedDict[HttpProtocol, int] = OrderedDict()
         self._receive_buffer_bytes = 0
-        # Connections whose client reads more slowly than the response is written.
+        # Connections whose client reads more slowly than the response is written, until all of it has been sent.
         self._sending: set[HttpProtocol] = set()
 
     def add(self, connection: HttpProtocol) -> bool:
@@ -98,21 +98,22 @@ class Connections:
     def writing_paused(self, connection: HttpProtocol) -> None:
         """Record that the connection has unsent bytes; close the slowest ones while the total exceeds the limit."""
         self._sending.add(connection)
-        unsent = {c: c.unsent_bytes for c in self._sending}
-        total = sum(unsent.values())
+        held = {c: c.held_bytes for c in self._sending}
+        total = sum(held.values())
         if total <= self.limits.max_send_buffer_bytes:
             return
         now = self.clock()
         others = (c for c in self._sending if c is not connection)
         for slowest in sorted(others, key=lambda c: c.send_rate(now, _MIN_MEASURED_SECONDS)):
             self._cut_off(slowest, "send_buffer_bytes")
-            total -= unsent[slowest]
+            total -= held[slowest]
             if total <= self.limits.max_send_buffer_bytes:
                 return
 
     def writing_resumed(self, connection: HttpProtocol) -> None:
         """Record that the connection's client has caught up."""
-        self._sending.discard(connection)
+        if not connection.unsent_bytes:
+            self._sending.discard(connection)
 
     def sweep(self) -> None:
         """Close connections that have exceeded a timeout. Call it ten times a second or more; most calls do nothing."""
@@ -120,6 +121,7 @@ class Connections:
         if now < self._sweep_at:
             return
         self._sweep_at = now + self._sweep_seconds
+        self._sending = {connection for connection in self._sending if connection.unsent_bytes}
         for connection in list(self._open):
             try:
                 limit = connection.enforce_deadlines(now)

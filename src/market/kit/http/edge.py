@@ -128,6 +128,8 @@ class Edge:
         self._min_deadline_ms = config.min_deadline_ms
         self._client_addresses = ClientAddresses(config)
         self._max_in_flight_per_caller = config.max_in_flight_per_caller
+        self._max_in_flight_body_bytes = config.max_in_flight_body_bytes
+        self._in_flight_body_bytes = 0
         self._in_flight = 0
         # By caller; a caller without requests has no entry.
         self._in_flight_of: dict[str, int] = {}
@@ -156,6 +158,9 @@ class Edge:
         scope["client"] = (address, 0)
         context.client_address.set(address)
         deadline_token = context.deadline.set(None)
+        # What the connection has received of the body, which is complete (market.kit.http.protocol).
+        body_bytes: int = scope.get("state", {}).get("body_bytes", 0)
+        self._in_flight_body_bytes += body_bytes
         self._in_flight += 1
         IN_FLIGHT.inc()
         caller = address_caller(address)
@@ -164,7 +169,7 @@ class Edge:
         status = _CLIENT_CLOSED_REQUEST
         try:
             try:
-                self._check_limits(headers, own_in_flight)
+                self._check_limits(headers, own_in_flight, body_bytes)
                 self._set_deadline(headers)
                 route, parameters = self._find(scope["path"])
                 if self._cors.is_enabled and self._cors.is_preflight(scope["method"], headers):
@@ -193,6 +198,7 @@ class Edge:
             status = response.status_code
             await response(scope, receive, send)
         finally:
+            self._in_flight_body_bytes -= body_bytes
             self._in_flight -= 1
             IN_FLIGHT.dec()
             self._in_flight_of[caller] -= 1
@@ -206,11 +212,13 @@ class Edge:
                 "request handled", method=scope["method"], route=route.path, status=status, seconds=round(seconds, 4)
             )
 
-    def _check_limits(self, headers: dict[bytes, bytes], own_in_flight: int) -> None:
+    def _check_limits(self, headers: dict[bytes, bytes], own_in_flight: int, body_bytes: int) -> None:
         if own_in_flight > self._max_in_flight_per_caller:
             raise TooManyRequests(f"at most {self._max_in_flight_per_caller} requests of one caller may be in flight")
         if self._in_flight > self._max_in_flight:
             raise Overloaded("too many requests in flight")
+        if body_bytes and self._in_flight_body_bytes > self._max_in_flight_body_bytes:
+            raise Overloaded("the bodies of the requests in flight are too large together")
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 15 or int(length) > self._max_body_bytes):
             raise TooLarge("body", f"must be at most {self._max_body_bytes} bytes")

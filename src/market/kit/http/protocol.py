@@ -122,6 +122,15 @@ class HttpProtocol(HttpToolsProtocol):
         """The number of response bytes in the transport's write buffer."""
         return self.transport.get_write_buffer_size()
 
+    @property
+    def held_bytes(self) -> int:
+        """The number of response bytes in memory: while any are unsent, all that were when the client fell behind.
+
+        The event loop frees what it was given to write only once all of it has been sent.
+        """
+        unsent = self.unsent_bytes
+        return max(unsent, self._sending_bytes) if unsent else 0
+
     def send_rate(self, now: float, min_seconds: float) -> float:
         """Return the bytes per second that the client has read since it fell behind, over at least `min_seconds`."""
         seconds = max(min_seconds, now - (self._sending_since or now))
@@ -314,6 +323,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_running = True
         cycle.waiting_for_100_continue = False
         cycle.message_event.set()
+        if cycle.body:
+            # For the limit on the bodies in flight (market.kit.http.edge).
+            cycle.scope["state"]["body_bytes"] = len(cycle.body)
         self._server_connections.waiting.pop(self, None)
         super()._start_asgi_task(cycle, self.app)
 
@@ -323,7 +335,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._server_connections.clear_received_bytes(self)
         self._since = self._server_connections.clock()
         cycle.keep_alive = False
-        cycle.transport = _LingeringTransport(self)  # type: ignore[assignment]
+        cycle.transport = refusals.LingeringTransport(self)  # type: ignore[assignment]
         self._run(cycle)
 
     def on_response_complete(self) -> None:
@@ -384,19 +396,3 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.flow.resume_reading()
             self.transport.write_eof()
-
-
-class _LingeringTransport:
-    """The transport for a response that is sent before its request was read. `close` lingers."""
-
-    def __init__(self, connection: HttpProtocol) -> None:
-        self._connection = connection
-
-    def write(self, data: bytes) -> None:
-        self._connection.transport.write(data)
-
-    def is_closing(self) -> bool:
-        return self._connection.transport.is_closing()
-
-    def close(self) -> None:
-        self._connection.linger()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -10,6 +11,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from market.kit import context
 from market.kit.errors import Malformed, NotImplementedByServer, Problem
 from market.kit.http.responses import problem_response
+
+if TYPE_CHECKING:
+    from market.kit.http.protocol import HttpProtocol
 
 
 def encode(problem: Problem, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -36,3 +40,19 @@ def from_parser_error(error: httptools.HttpParserError) -> Problem:
     ):
         return Malformed("URL", "must be percent-encoded, and begin with / or http://")
     return Malformed("request", "is not valid HTTP/1.1; spaces in its URL must be percent-encoded")
+
+
+class LingeringTransport:
+    """The transport for a response that is sent before its request was read. `close` lingers."""
+
+    def __init__(self, connection: HttpProtocol) -> None:
+        self._connection = connection
+
+    def write(self, data: bytes) -> None:
+        self._connection.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._connection.transport.is_closing()
+
+    def close(self) -> None:
+        self._connection.linger()
