@@ -245,10 +245,12 @@ class Batcher(Generic[Item, Result]):
 
 
 class BatcherBySize(Generic[Item, Result]):
-    """Batches large items apart from small ones: these neither share a call with large ones nor wait for a slot.
+    """Batches large items separately, so that small items neither share a call with them nor wait for them.
 
-    The arguments are those of Batcher. small_cost: up to this an item is small. max_large_cost: the maximum cost of a
-    call with large items, of which one is in flight at a time.
+    The arguments are those of Batcher, and:
+
+    small_cost: an item that costs more is large.
+    max_large_cost: the maximum cost of a call with large items. Only one such call is in flight at a time.
     """
 
     def __init__(

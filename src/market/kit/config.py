@@ -70,35 +70,34 @@ class HttpLimits(Section, frozen=True, kw_only=True):
 class Admission(Section, frozen=True, kw_only=True):
     """How many requests are handled at the same time, by weight (docs/operations.md, "Admission").
 
-    The service says what a request weighs. Large requests share a part of their own, which small ones never wait for.
+    The service determines the weight of a request. Small and large requests have separate limits and queues, so small
+    ones never wait for large ones.
     """
 
     # Up to this weight a request is small.
     small_weight: Annotated[int, Meta(ge=1)] = 100
-    # The weight of all small requests that are handled at the same time, and of all large ones. One request is always
-    # admitted, whatever its weight.
+    # The total weight of the small requests that are handled at the same time, and of the large ones. If none is being
+    # handled, one is admitted whatever its weight.
     max_small_weight: Annotated[int, Meta(ge=1)] = 10_000
     max_large_weight: Annotated[int, Meta(ge=1)] = 4_000
-    # The weight of all requests that wait, in each of the two parts.
+    # The total weight of the requests that wait, in each of the two queues.
     max_waiting_weight: Annotated[int, Meta(ge=1)] = 400_000
-    # The weight of one caller's requests, waiting or being handled, in each of the two parts.
+    # The total weight of one caller's small requests, waiting or being handled, and of its large ones.
     max_caller_weight: Annotated[int, Meta(ge=1)] = 100_000
     # A request that has waited for this long gets 503.
     max_wait_seconds: Seconds = 6.0
 
 
 class Compression(Section, frozen=True, kw_only=True):
-    """Compression of responses, where the client accepts it. Disable it if a proxy in front does it."""
+    """Compression of responses, if the client accepts it. Disable it if a proxy in front of the service does it."""
 
     enabled: bool = True
-    # A smaller body is sent as it is: it fits into one packet.
+    # A smaller body is not compressed, because it fits into one packet.
     min_bytes: Annotated[int, Meta(ge=1)] = 1400
 
 
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
-
-
-# By the beginning of the scheme.
+# By the first five characters of an origin.
 _DEFAULT_PORTS = {"http:": ":80", "https": ":443"}
 
 

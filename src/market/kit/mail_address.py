@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import idna
 
-# Octets of the whole address in the form that is sent, and of its local part.
+# The maximum octets of the whole address, in the form in which it is sent, and of its local part.
 _MAX_OCTETS = 254
 _MAX_LOCAL_OCTETS = 64
 _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+")

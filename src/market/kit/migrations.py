@@ -3,9 +3,10 @@
 The table `schema_migrations` has a row for each applied file, with the checksum of its text. A released file never
 changes: a change of the schema is a new file.
 
-A file is applied in one transaction, unless its first line is `-- concurrently`: then each of its statements, which
-end with a semicolon at the end of a line, is executed alone, as CREATE INDEX CONCURRENTLY requires. After a failure the
-file is applied again from its beginning, so its statements must be repeatable: DROP INDEX CONCURRENTLY IF EXISTS first.
+A file is applied in one transaction, unless its first line is `-- concurrently`. Then each of its statements (they end
+with a semicolon at the end of a line) is executed outside of a transaction, as CREATE INDEX CONCURRENTLY requires. If
+one fails, the whole file is applied again later, so its statements must be repeatable: DROP INDEX CONCURRENTLY IF
+EXISTS first.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
 
 async def _lock(conn: DirectConnection, seconds: float) -> None:
     give_up_at = time.monotonic() + seconds
-    # Not pg_advisory_lock: CREATE INDEX CONCURRENTLY in another process waits for the statements that are running, and
-    # would wait for the one that waits for the lock.
+    # Not pg_advisory_lock: CREATE INDEX CONCURRENTLY in another process waits for all running statements, so it would
+    # wait for the one that waits for the lock.
     while not await conn.fetchval("SELECT pg_try_advisory_lock(hashtext('market.migrations'))"):
         if time.monotonic() > give_up_at:
             raise MigrationError(

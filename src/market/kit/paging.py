@@ -32,7 +32,7 @@ MAX_CURSOR_LENGTH = 2000
 Offset = Annotated[int, Meta(ge=0, le=MAX_OFFSET, extra={"advice": "use after to read further"})]
 Cursor = Annotated[str, Meta(min_length=1, max_length=MAX_CURSOR_LENGTH)]
 
-# To be increased when positions change their meaning.
+# Increase it when the meaning of positions changes.
 _VERSION = 1
 _LIST_ID_BYTES = 6
 
@@ -59,7 +59,7 @@ def write_cursor(position: Struct, *list_definition: str | None) -> str:
 def read_cursor(text: str, position_type: type[T], *list_definition: str | None) -> T:
     """Return the position of a cursor.
 
-    Raises BadInput for text that is not a cursor, and for a cursor of a list that is defined differently.
+    Raises BadInput if the text is not a cursor, or is a cursor of a list that is defined differently.
     """
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

@@ -44,7 +44,7 @@ _RESPONSE_SECONDS = 0.2
 # The minimum time for a handler, even if the caller's deadline has almost passed.
 _MIN_HANDLER_SECONDS = 0.05
 
-# A body weighs at least one line per so many bytes, whatever it contains; a line in JSON has 60 to 120.
+# A body counts as at least one line per this many bytes, whatever it contains. In JSON, a line takes 60 to 120 bytes.
 _BYTES_PER_LINE = 256
 # A page of orders weighs a line per so many stored bytes.
 _PAGE_BYTES_PER_LINE = 2048
@@ -171,7 +171,10 @@ def parse_order(body: CreateOrder) -> NewOrder:
 
 
 def weigh(body: bytes) -> int:
-    """Return the lines of an order before it is parsed: each is a JSON object in it. Other bodies weigh similarly."""
+    """Return the weight of a request: an estimate of the order's lines, made before the body is parsed.
+
+    Each line is a JSON object inside the order's.
+    """
     return max(1, body.count(b"{") - 1, len(body) // _BYTES_PER_LINE)
 
 

@@ -54,8 +54,8 @@ class Status(StrEnum):
     CONFIRMED = "confirmed"
     REJECTED = "rejected"
     CANCELLED = "cancelled"
-    # Never stored: a newer version has stored a status that this version does not know. Such an order is shown, but
-    # never changed, published or released.
+    # Stands for a stored status that this version does not know, because a newer version has added it. Such an order is
+    # shown, but never changed, published or released. UNKNOWN itself is never stored.
     UNKNOWN = "unknown"
 
 
@@ -293,7 +293,7 @@ class OutOfStock(Conflict):
 
 
 class UnreadableOrder(Unavailable):
-    """The order's document is not an order as this version knows it: modified by hand, or written by a newer version.
+    """The stored document cannot be read as an order: it was modified by hand, or written by a newer version.
 
     `reason` is for logs and reports; it may contain stored values. Clients may retry, because another instance may be
     able to read it.

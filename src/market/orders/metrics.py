@@ -26,11 +26,11 @@ RECOVERY_ERRORS = Counter(
 )
 UNREADABLE = Counter(
     "market_orders_unreadable_total",
-    "Reads of an order whose document is not an order as this version knows it. Alert when it increases.",
+    "Reads of an order whose document this version cannot read. Alert when it increases.",
 )
 UNREADABLE_PRODUCTS = Counter(
     "market_orders_unreadable_products_total",
-    "Products in responses of the products service that cannot be priced. Alert when it increases.",
+    "Invalid products in responses of the products service, which cannot be ordered. Alert when it increases.",
 )
 EVENTS = Counter(
     "market_orders_events_total",

@@ -56,7 +56,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Where a page of orders ends: the time of the last order, in milliseconds since 1970, and its id.
 
-    Stored in cursors that clients have: its fields are not changed.
+    Cursors contain it, and clients keep cursors, so its fields must not change.
     """
 
     created_at: Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
@@ -68,7 +68,7 @@ class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
         return cls((order.created_at - _EPOCH) // _MILLISECOND, order.id)
 
     def following(self) -> documents.Document:
-        """Return the filter of the orders that come later in the list, the older ones."""
+        """Return the filter for the orders that follow in the list: the older ones."""
         time = _EPOCH + self.created_at * _MILLISECOND
         # The first condition bounds the scan of the index, the second one decides between orders of the same time.
         return {"created_at": {"$lte": time}, "$or": [{"created_at": {"$lt": time}}, {"_id": {"$lt": self.order_id}}]}

@@ -1,11 +1,11 @@
-"""Admission: which requests are handled now, which wait, and which are refused; by weight, caller and time.
+"""Admission: decides which requests are handled now, which have to wait, and which are refused.
 
     async with admission(request, weight=lines):
         ...
 
 One thread handles all requests, so a small request beside many large ones would wait for all of their work. Therefore
-only a few large requests are handled at the same time, and the others wait in a queue, small ones first. Small
-requests have a part of their own. The reasons and figures are in docs/decisions/0013.
+only a few large requests are handled at the same time, and the others wait in a queue, those of less weight first.
+Small requests have a limit and a queue of their own. The reasons and figures are in docs/decisions/0013.
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ from market.kit.http.caller import caller
 ADMITTED = Counter("market_admission_admitted_total", "Requests admitted, by size: small or large.", ["size"])
 REFUSED = Counter(
     "market_admission_refused_total",
-    "Requests refused, by size and reason: caller (429), queue or wait (503).",
+    "Requests refused, by size and reason: the caller has too many (429), the queue is full (503), or the wait too "
+    "long (503).",
     ["size", "reason"],
 )
 WAITING = Gauge("market_admission_waiting_weight", "Weight of the requests that wait for admission, by size.", ["size"])
 HANDLED = Gauge("market_admission_handled_weight", "Weight of the requests being handled, by size.", ["size"])
 WAIT = Histogram(
     "market_admission_wait_seconds",
-    "How long admitted requests had waited, by size.",
+    "How long requests waited before they were admitted, by size.",
     ["size"],
     buckets=[0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
 )
 
-# How much later a request gets its turn per unit of its weight, and of its caller's other requests that are no larger.
-# A request of 1,000 is overtaken by small ones that arrive within 2 s, and by no later ones.
+# Requests get their turn in the order of their arrival plus this much per unit of weight: of their own weight, and of
+# their caller's other requests that are not heavier. So a request of weight 1,000 can only be overtaken by requests
+# that arrive within 2 s after it.
 _SECONDS_PER_WEIGHT = 0.002
 _MAX_RETRY_SECONDS = 30
 
@@ -61,9 +63,9 @@ class Admission:
     def __call__(self, request: Request, weight: int) -> Admitted:
         """Return a context manager that waits until the request may be handled, and ends its handling on exit.
 
-        The request's body must have been read. On entry it raises TooManyRequests if the caller exceeds its share,
+        The request's body must have been read. Entering raises TooManyRequests if the caller exceeds its share,
         Overloaded if the queue is full or the wait too long, DeadlineExceeded at the request's deadline, and
-        ClientDisconnect if the client did not wait. Nothing has been done then.
+        ClientDisconnect if the client has disconnected meanwhile. In each case, nothing was done.
         """
         return Admitted(self, request, weight)
 
@@ -79,7 +81,7 @@ class Admitted:
         self._request = request
         self._caller = caller(request)
         self._weight = weight
-        # The part that it is in; None: not admitted.
+        # The part that it was admitted to; None while it is not admitted.
         self._part: _Part | None = None
 
     async def __aenter__(self) -> Admitted:
@@ -90,7 +92,7 @@ class Admitted:
         self._leave()
 
     async def raise_weight(self, weight: int) -> None:
-        """Wait again if the request turns out to weigh more, as on entry. Raises the same."""
+        """Raise the weight, if the request turns out to weigh more, and wait again. Raises the errors of entering."""
         if weight > self._weight:
             self._leave()
             self._weight = weight
@@ -219,7 +221,7 @@ class _Part:
         while self._queue:
             _, _, weight, turn = self._queue[0]
             if not turn.cancelled():
-                # The first one is waited for, even if a smaller one behind it would fit: it might never get its turn.
+                # A smaller one behind the first must not be admitted before it, or the first might never get its turn.
                 if not self._fits(weight):
                     return
                 self._waiting -= weight
@@ -229,5 +231,5 @@ class _Part:
 
     @property
     def _retry_after(self) -> int:
-        """Whole seconds: about as long as requests wait now."""
+        """About as long as requests wait now, in whole seconds."""
         return min(_MAX_RETRY_SECONDS, max(1, math.ceil(self._last_wait)))

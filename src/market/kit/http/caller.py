@@ -32,7 +32,7 @@ def caller(request: Request) -> str:
 
 @lru_cache(maxsize=4096)
 def address_caller(address: str) -> str:
-    """Return the caller of requests that are not signed, by the client's address."""
+    """Return the caller for the client's address."""
     if ":" in address:
         return f"address:{ipaddress.IPv6Network((address, _IPV6_PREFIX), strict=False)}"
     return f"address:{address}"

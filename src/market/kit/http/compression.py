@@ -1,7 +1,7 @@
 """Compression of responses (RFC 9110, section 8.4): gzip, and zstd (RFC 8878), where the client accepts it.
 
-A compressed body is another representation: it has its own entity tag, `"3"` as gzip is `"3-gzip"`, and responses that
-differ by it say so in `Vary`.
+A compressed body is a representation of its own, so it has its own entity tag: with gzip, `"3"` becomes `"3-gzip"`. The
+header `Vary` names Accept-Encoding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ else:
     from backports import zstd
 
 Coding = Literal["zstd", "gzip"]
-# Takes more bytes for the response from what its request may hold, and returns whether it could.
+# Reserves so many bytes of memory for a response. Returns False if its request may not use that much.
 Reserve = Callable[[Response, int], bool]
 
 # In the order of preference, if the client has none: zstd takes less time, and its result is smaller.
@@ -38,9 +38,9 @@ _GZIP_WINDOW_BITS = 31
 # Up to this size the event loop compresses, in about a millisecond; above it, a thread does.
 _MAX_INLINE_BYTES = 65_536
 _MAX_THREADS = 2
-# How long a large response waits for a thread, before it is sent as it is.
+# How long a large response waits for a thread, before it is sent uncompressed.
 _MAX_WAIT_SECONDS = 2.0
-# Output and the buffers that it is put together from.
+# Memory needed per byte of the body: for the output, and for the buffers that are joined into it.
 _MEMORY_FACTOR = 2
 _MAX_CACHED_LENGTH = 256
 _SUFFIX = re.compile(rf'-(?:{"|".join(CODINGS)})(?="$)')
@@ -52,12 +52,12 @@ def accepted_codings(request: Request) -> Sequence[Coding]:
 
 
 def tagged(tag: str, coding: Coding) -> str:
-    """Return the entity tag of a body in this coding, given that of the body as it is."""
+    """Return the entity tag of a body in this coding, given the tag of the uncompressed body."""
     return f'{tag[:-1]}-{coding}"'
 
 
 def untagged(tag: str) -> str:
-    """Return the entity tag of the body as it is, given that of the body in any coding."""
+    """Return the entity tag of the uncompressed body, given the tag of the body in any coding."""
     return _SUFFIX.sub("", tag)
 
 
@@ -71,7 +71,7 @@ def compress(body: bytes, coding: Coding) -> bytes:
 class Compression:
     """Compresses the responses of one HTTP server.
 
-    reserve: asked before memory is spent on a response; if it returns False, the response is sent as it is.
+    reserve: called before a response is compressed; if it returns False, the response is sent uncompressed.
     """
 
     def __init__(self, config: Config, reserve: Reserve = lambda _, __: True) -> None:
@@ -144,7 +144,7 @@ def _parse(text: str) -> Sequence[Coding]:
         qualities["gzip" if name == "x-gzip" else name] = parse_quality(parameters)
     others = qualities.get("*", 0.0)
     found: list[tuple[float, Coding]] = [(-qualities.get(coding, others), coding) for coding in CODINGS]
-    # A client may prefer the body as it is. If it does not say, it does not.
+    # A client may prefer the uncompressed body (identity), but only if it says so.
     identity = qualities.get("identity", 0.0)
     return [coding for quality, coding in sorted(found, key=lambda f: f[0]) if quality < 0 and -quality >= identity]
 

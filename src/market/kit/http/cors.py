@@ -1,6 +1,6 @@
 """Cross-origin resource sharing: pages of the configured origins may call the API (https://fetch.spec.whatwg.org).
 
-Without configured origins there are no such headers, and browsers keep pages of other origins out.
+Without configured origins no such headers are sent, and browsers do not let pages of other origins read responses.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Cors:
         self.is_enabled = bool(origins)
 
     def is_preflight(self, method: str, headers: dict[bytes, bytes]) -> bool:
-        """Return whether the request is a browser's question about a later request, from an allowed origin."""
+        """Return whether this is a preflight request (a browser asks what it may send) from an allowed origin."""
         return (
             method == "OPTIONS"
             and b"access-control-request-method" in headers
@@ -72,10 +72,10 @@ class Cors:
         )
 
     def apply(self, response: Response, headers: dict[bytes, bytes]) -> None:
-        """Add what a browser needs to know to any response; `headers` are the request's."""
+        """Add the CORS headers to a response. `headers` are those of the request."""
         added = response.raw_headers
         if self._origins != {ANY_ORIGIN.encode()}:
-            # Also where the origin is not allowed, or absent: a cache must not send that response to an allowed one.
+            # Also if the origin is absent or not allowed: a cache must not use that response for an allowed origin.
             added.append((b"vary", b"origin"))
         origin = self._allowed_origin(headers)
         if origin is None:

@@ -75,7 +75,7 @@ def application(
         it.
     health: while the process is draining, every response closes its connection.
     render_problem: turns a Problem into a response; by default, into a problem document.
-    reserve: takes memory for the compression of a response; if it returns False, the response is not compressed.
+    reserve: reserves memory for compressing a response; if it returns False, the response is sent uncompressed.
     """
     paths: dict[str, _Route] = {}
     for key, endpoint in routes.items():

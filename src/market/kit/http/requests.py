@@ -30,9 +30,9 @@ def read_header(request: Request, name: bytes) -> bytes | None:
 
 
 def parse_quality(parameters: list[str]) -> float:
-    """Return the weight `q` among the parameters of an alternative, in lower case; 0 if it is invalid, 1 without one.
+    """Return the quality value `q` (RFC 9110, section 12.4.2) among the parameters of one entry in a header.
 
-    From RFC 9110, section 12.4.2.
+    The parameters must be in lower case. Return 1 if there is no `q`, 0 if it is invalid.
     """
     for parameter in parameters:
         if parameter.startswith("q="):

@@ -14,7 +14,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from market.kit import context
 from market.kit.config import Tracing
 
-# Links of one span, as the SDK limits them by default.
+# The maximum number of links of a span, which is also the SDK's default limit.
 MAX_LINKS = 128
 
 _propagator = TraceContextTextMapPropagator()
@@ -46,8 +46,8 @@ class Tracer:
     def batch_span(self, name: str, callers: Sequence[context.Trace]) -> Iterator[None]:
         """Run the block in a span for work that several callers share.
 
-        With one caller it is a child of its span. Otherwise it is the root of a trace of its own, linked to the spans
-        of the callers that are sampled; if none is, there is no span.
+        With one caller, the span is a child of the caller's span. Otherwise it is the root of a trace of its own, and
+        linked to the callers' spans that are sampled; if none of them is, no span is created.
         """
         if self._tracer is None:
             yield
@@ -91,7 +91,7 @@ current: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 
 
 def _parse(caller: context.Trace, *, is_remote: bool = True) -> Any:
-    """Return the OpenTelemetry context of the caller's span. is_remote: whether another process created the span."""
+    """Return the OpenTelemetry context of the caller's span. `is_remote`: whether another process created the span."""
     parsed = _propagator.extract(
         {context.TRACE_HEADER: caller.traceparent, context.TRACE_STATE_HEADER: caller.tracestate}
     )
@@ -121,8 +121,8 @@ def setup(service: str, config: Tracing) -> Tracer:
 def id_generator() -> Any:
     """Return the generator of span and trace ids.
 
-    A batch's trace id is sampled by every service exactly if that of its first link is: the ratio depends on the lower
-    64 bits alone, which it therefore shares.
+    The trace of a batch has the same lower 64 bits in its id as the first trace that it links to. The sampling decision
+    depends on these bits alone, so every service samples either both traces or neither.
     """
     from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 

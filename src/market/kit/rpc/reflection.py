@@ -22,7 +22,7 @@ _pb2: Any = reflection_pb2
 
 
 def enable(server: grpc.aio.Server, service_names: Iterable[str]) -> None:
-    """Let clients list the services, with both reflection services among them, and fetch their descriptors."""
+    """Let clients list the services, including both reflection services, and fetch their descriptors."""
     _describe_v1(descriptor_pool.Default())
     names = (*service_names, f"{_V1ALPHA}.{_SERVICE}", f"{_V1}.{_SERVICE}")
     servicer = reflection.aio.ReflectionServicer(names)
@@ -40,7 +40,7 @@ def enable(server: grpc.aio.Server, service_names: Iterable[str]) -> None:
 
 
 def _describe_v1(pool: Any) -> None:
-    """Add the descriptor of v1 to the pool, unless it has one: the descriptor of v1alpha with the other package."""
+    """Add the descriptor of v1 to the pool, unless it has one. It is that of v1alpha, with another package name."""
     try:
         pool.FindFileContainingSymbol(f"{_V1}.{_SERVICE}")
     except KeyError:

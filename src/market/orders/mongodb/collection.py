@@ -94,7 +94,7 @@ class OrdersCollection:
         self._logged_unreadable: set[UUID] = set()
 
     def read_order(self, document: Document) -> Order:
-        """Return the order in a document. Raises UnreadableOrder, which is also counted and logged, once per order."""
+        """Return the order in a document. Raises UnreadableOrder, after counting it and logging it once per order."""
         try:
             return documents.document_to_order(document)
         except UnreadableOrder as e:

@@ -121,13 +121,13 @@ def order_to_document(order: Order) -> Document:
 
 
 def document_to_order(d: Mapping[str, Any]) -> Order:
-    """Return the order in a document, whose values may have any type.
+    """Return the order in a document. Raises UnreadableOrder if it is not one; its values may have any type.
 
-    A status or reason that a newer version has stored is kept. Raises UnreadableOrder.
+    A status or reason that only a newer version knows is kept.
     """
     try:
         order = _to_order(d)
-        # Check the types here: a string in place of a time, say, would fail only later, far from its document.
+        # Check the types here. Otherwise a string in place of a time, for example, would only fail later.
         msgspec.convert(msgspec.to_builtins(order, builtin_types=_NATIVE_TYPES), Order)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise UnreadableOrder(d["_id"], f"{type(e).__name__}: {e}"[:200]) from None
@@ -168,7 +168,7 @@ def _to_order(d: Mapping[str, Any]) -> Order:
 
 
 def entry_to_document(entry: OutboxEntry) -> Document:
-    """Return an outbox entry as it is stored; `tracestate` and `baggage` only if they are set."""
+    """Return an outbox entry as it is stored. `tracestate` and `baggage` are left out if they are empty."""
     document: Document = {
         "id": entry.id,
         "type": entry.event_type,

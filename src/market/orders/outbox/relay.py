@@ -109,7 +109,7 @@ class Relay:
         if not order.outbox:
             return
         if next_event(order) is None:
-            # The event was added by a newer version, whose relay needs the lease.
+            # Only a newer version can publish the event, so its relay needs the lease.
             self._spawn(self._release_lease_to_newer_version(order.id))
             return
         if (sent_at := self._in_flight.get(order.id)) is not None:

@@ -23,7 +23,7 @@ _LEASE = {"claimed_by": 1, "claimed_at": 1}
 _OUTBOX = {"outbox": 1, "unsent_since": 1, "stuck_since": 1, **_LEASE}
 
 
-# Matches the orders whose first event `domain.next_event` returns. Only a newer version can publish the others.
+# Matches the orders for which `domain.next_event` returns an event. Only a newer version can publish the others.
 _PUBLISHABLE = {
     "status": {"$in": [status.value for status in KNOWN_STATUSES]},
     "outbox.0.type": {"$in": list(events.SEQUENCE)},
@@ -55,7 +55,7 @@ class OutboxRepository:
         """Lease the order's outbox and return the order.
 
         None if the outbox is empty, if another relay holds the lease, or if only a newer version can publish its first
-        event. Raises UnreadableOrder, and holds the lease, so that the order is tried again when it has expired.
+        event. Raises UnreadableOrder; the lease has then been taken, so the order is not tried again until it expires.
         """
         return await self._take_lease(
             {
@@ -111,7 +111,7 @@ class OutboxRepository:
             return []
         remaining = []
         for order_id, event_id in published:
-            # The other orders of the batch go on.
+            # The other orders of the batch are not affected.
             with suppress(UnreadableOrder):
                 if order := await self._remove_one(order_id, event_id):
                     remaining.append(order)

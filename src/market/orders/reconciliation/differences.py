@@ -121,7 +121,7 @@ def compare(
             yield Finding(DifferenceType.EVENT_WITHOUT_ORDER, "the topic has events of this order")
         return
     if order.status is Status.UNKNOWN:
-        # Stored since the first check. Nobody but the newer version knows what to expect of it.
+        # The status was stored since the first check. Only the newer version knows what to expect of such an order.
         return
     if order.status is Status.PENDING:
         if id_created_at(order.id) < thresholds.overdue_before:
@@ -169,7 +169,7 @@ def _describe_items(ordered: Sequence[tuple[str, int]], reserved: Sequence[tuple
 
 
 def _compare_events(order: Order, topic_state: int | None, thresholds: Thresholds) -> Iterable[Finding]:
-    # Event types of newer versions are theirs to publish.
+    # Events of unknown types are left out: only newer versions can publish them.
     waiting = {entry.event_type for entry in order.outbox if entry.event_type in events.SEQUENCE}
     for entry in order.outbox:
         if entry.rejection is not None:

@@ -31,10 +31,10 @@ from market.orders.service import Deps
 _PAGE_SIZE = 500
 _STOCK_PAGE_SIZE = 100
 _MAX_CONCURRENCY = 32
-# Orders that are checked again together, and product ids that are written together: what is held in memory at a time.
+# How many orders are checked again together, and how many product ids are written together. This limits the memory.
 _MAX_SUSPECTS = 10_000
 _MAX_PRODUCTS = 10_000
-# How long after an event was published again consumers recognize that they have had it.
+# If an event is older than this, consumers may not recognize that they have already had it when it is published again.
 _REPETITION_RECOGNIZED = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
 # How far the clocks of brokers, stores and pods may differ, and how long publishing may take.
 _CLOCK_MARGIN = timedelta(minutes=10)
@@ -93,8 +93,8 @@ async def reconcile(
 ) -> AsyncIterator[OutputLine]:
     """Yield progress and differences, and exactly one summary at the end, even if a dependency becomes unavailable.
 
-    Memory does not depend on the number of orders, differences or products: the stores, and `scratch` for the topic,
-    return everything sorted by id, and it is merged.
+    The memory needed does not depend on the number of orders, differences or products: the stores (and `scratch`, for
+    the topic) return everything sorted by id, and the sorted streams are merged.
     """
     run = _Run(deps, recovery, scratch, repair, topic)
     started = time.monotonic()
@@ -130,7 +130,7 @@ class _Run:
         self._unsent_age = self._overdue_age + timedelta(seconds=2 * recovery.lease_seconds)
         self._repair = repair
         self._topic = topic
-        # By product id: whether a reservation holds units of it. Those that are not written to `scratch` yet.
+        # By product id: whether a reservation holds units of it. Only those that are not written to `scratch` yet.
         self._reserved_by_product_id: dict[str, bool] = {}
         self.orders = self.reservations = self.differences = self.repaired = 0
 
@@ -154,7 +154,7 @@ class _Run:
                 yield progress
         started_at = await self._scans.server_time()
         if self._topic is not None:
-            # What was published while the topic was read.
+            # Read what was published meanwhile.
             async for progress in self._read_topic(self._topic):
                 yield progress
         thresholds = self._thresholds(started_at)
@@ -302,7 +302,7 @@ class _Run:
         thresholds: Thresholds,
     ) -> list[Difference]:
         if isinstance(order, UnreadableOrder):
-            # It has been changed since the first check.
+            # The document has changed since the first check.
             return [self._difference(DifferenceType.UNREADABLE, str(order_id), order.reason)]
         reservation = await self._get_reservation(order_id)
         if await self._get_latest(order_id) != order:

@@ -1,4 +1,4 @@
-"""The scratch database: what a reconciliation must remember of every order, on disk, so that memory stays bounded."""
+"""The scratch database: keeps what a reconciliation has to remember about each order on disk, to save memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ _MAX_PARAMETERS = 500
 
 
 class ScratchDatabase:
-    """A temporary SQLite database; it disappears when it is closed, or when the process ends.
+    """A temporary SQLite database, which is deleted when it is closed or when the process ends.
 
-    Per order with events in the topic it needs about 40 bytes of disk. directory: where it is; None is the system's
-    directory for temporary files. Methods raise Unavailable if the disk is full. Not thread-safe.
+    It needs about 40 bytes of disk for each order with events in the topic. Every method may raise Unavailable, for
+    example if the disk is full. Not thread-safe.
+
+    directory: where the database is; None means the system's directory for temporary files
     """
 
     def __init__(self, directory: str | None = None) -> None:
@@ -29,7 +31,7 @@ class ScratchDatabase:
             os.close(descriptor)
             try:
                 self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-                # Nothing outlives the process, so there is nothing to recover.
+                # Not durable, because the database does not outlive the process.
                 for pragma in ("journal_mode=OFF", "synchronous=OFF", "temp_store=MEMORY", f"cache_size=-{_CACHE_KIB}"):
                     self._connection.execute(f"PRAGMA {pragma}")
                 self._connection.executescript(
@@ -40,7 +42,7 @@ class ScratchDatabase:
                     """
                 )
             finally:
-                # The open file stays usable.
+                # SQLite keeps the file open, so it stays usable until then.
                 os.unlink(path)
 
     @contextmanager
@@ -84,7 +86,7 @@ class ScratchDatabase:
         return [(UUID(bytes=found), state) for found, state in rows]
 
     def add_unreadable(self, position: str) -> None:
-        """Add topic/partition/offset of a message that cannot be parsed."""
+        """Add the position of a message that cannot be parsed: topic/partition/offset."""
         with self._errors():
             self._connection.execute("INSERT INTO unreadable VALUES (?)", (position,))
 

@@ -23,18 +23,18 @@ from market.orders.config import Kafka
 from market.orders.reconciliation.scratch import ScratchDatabase
 
 # The topic state of an order, packed into 63 bits: flags in the low bits, and the `content_hash` of the order's first
-# event in the bits from CONTENT_HASH_SHIFT upwards. The flags say which event types the topic has, and
-# what is wrong with them. OUT_OF_ORDER: the first order.created came after order.cancelled, and no order.cancelled has
+# event in the bits from CONTENT_HASH_SHIFT upwards. The flags say which event types the topic has, and what is wrong
+# with them. OUT_OF_ORDER: the first order.created came after order.cancelled, and no order.cancelled has
 # followed since. ID_MISMATCH: an event's id or key is not the order's. CONTENTS_DIFFER: the events have different
 # contents.
 CREATED_SEEN, CANCELLED_SEEN, OUT_OF_ORDER, ID_MISMATCH, CONTENTS_DIFFER = 1, 2, 4, 8, 16
 CONTENT_HASH_SHIFT = 7
 EVENT_BITS = {events.CREATED: CREATED_SEEN, events.CANCELLED: CANCELLED_SEEN}
 _TIMEOUT_SECONDS = 10.0
-# A hundred years: as good as no limit.
+# A hundred years, which counts as unlimited.
 _MAX_RETENTION_MS = 100 * 365 * 24 * 3600 * 1000
 _MAX_MESSAGES_PER_POLL = 1_000
-# Bounds what the consumer holds, beside one message of each partition.
+# Limits the bytes that the consumer buffers, apart from one message per partition.
 _FETCH_BYTES = 8 * 1024 * 1024
 _PAGE_SIZE = 1_000
 
@@ -51,19 +51,19 @@ def content_hash(order: events.Order) -> int:
 
 
 class TopicState(Struct, frozen=True):
-    """The topic state of one order, see above. `id`: the order's."""
+    """The topic state of one order, as described above. `id` is the order's id."""
 
     id: UUID
     state: int
 
 
 class Retention(Struct, frozen=True):
-    """What the topic still has, as the broker reports it.
+    """How long the topic keeps events.
 
-    seconds: how long it keeps events (`retention.ms`); None if that is unlimited or unknown.
-    may_end_early: whether its settings also remove younger events: a limited size, or compaction.
-    deleted_until: the time of the first message after those that were deleted from a partition, the latest of all
-        partitions; None if nothing was deleted.
+    seconds: the setting `retention.ms`; None if that is unlimited or unknown.
+    may_end_early: whether the topic may delete younger events as well, because of a limited size or compaction.
+    deleted_until: None if nothing was deleted; otherwise the time of the first message that a partition still has, the
+        latest of all partitions.
     """
 
     seconds: float | None
@@ -160,7 +160,7 @@ class TopicReader:
                 if partition not in unfinished or offset >= ends[partition]:
                     continue
                 if offset > self._offsets[partition]:
-                    # Those before it are gone, perhaps since a moment ago.
+                    # The messages before it have been deleted, perhaps just now.
                     self._note_deletion(_time(message))
                 accepted.append(message)
                 self._offsets[partition] = offset + 1
@@ -231,7 +231,7 @@ def _describe_retention(config: Kafka) -> Retention:
     except KafkaException as e:
         if e.args[0].code() not in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
             raise
-        # The embedded broker: it keeps what its memory can hold.
+        # The embedded broker keeps what fits into its memory.
         return Retention(None, may_end_early=True)
     milliseconds = int(settings["retention.ms"])
     compacted = "compact" in settings["cleanup.policy"]
