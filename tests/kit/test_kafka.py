@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource
 
 from market.kit.config import Kafka
@@ -208,6 +208,21 @@ async def test_ensure_topics_creates_what_does_not_exist(kafka: Any) -> None:
     assert await ensure_topics(config, "test", [topic], 60)
     partitions, settings = await asyncio.to_thread(described, config, name)
     assert (partitions, settings["retention.ms"]) == (2, "3600000")
+
+
+async def test_every_topic_has_an_id(kafka: Any, topic: str) -> None:
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+
+    def topic_ids() -> list[str]:
+        # Creates the topic on the embedded broker.
+        admin.list_topics(topic, timeout=60)
+        names = [topic, "orders"] if kafka.kind == "embedded" else [topic]
+        described = admin.describe_topics(TopicCollection(names), request_timeout=60)
+        return [str(future.result(60).topic_id) for future in described.values()]
+
+    ids = await asyncio.to_thread(topic_ids)
+    assert all(len(topic_id) == 22 for topic_id in ids)
+    assert await asyncio.to_thread(topic_ids) == ids
 
 
 async def test_ensure_topics_keeps_what_an_operator_has_set(kafka: Any) -> None:

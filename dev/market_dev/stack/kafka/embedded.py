@@ -4,7 +4,7 @@
 
 It keeps everything in memory, and loses it when it stops. librdkafka listens on a random port and advertises that
 one to clients; a small proxy in front of it listens on ours, and rewrites the address in the two responses that
-contain one.
+contain one, and the controller.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ PARTITIONS = 4
 TOPICS = ("orders", "orders.dead-letter")
 _PRODUCER = 0
 _METADATA, _FIND_COORDINATOR = 3, 10
+# The versions that this librdkafka's clients request, and that its broker knows.
+_FLEXIBLE_METADATA = range(9, 14)
 _HOST = b"127.0.0.1"
+_BROKER_ID = 1
 
 
 class Broker:
@@ -81,20 +84,23 @@ class Proxy:
             writer.close()
             return
         # Kafka sends the responses of a connection in the order of its requests.
-        api_keys: deque[int] = deque()
+        requests: deque[tuple[int, int]] = deque()
 
         async def forward_requests() -> None:
             while True:
                 frame = await _frame(reader)
-                api_keys.append(int.from_bytes(frame[4:6], "big"))
+                requests.append((int.from_bytes(frame[4:6], "big"), int.from_bytes(frame[6:8], "big")))
                 inner_writer.write(frame)
                 await inner_writer.drain()
 
         async def forward_responses() -> None:
             while True:
                 frame = await _frame(inner_reader)
-                if api_keys and api_keys.popleft() in (_METADATA, _FIND_COORDINATOR):
+                api_key, version = requests.popleft() if requests else (-1, 0)
+                if api_key in (_METADATA, _FIND_COORDINATOR):
                     frame = frame.replace(self._broker_address, self._advertised_address)
+                if api_key == _METADATA and version in _FLEXIBLE_METADATA:
+                    frame = _with_controller(frame)
                 writer.write(frame)
                 await writer.drain()
 
@@ -107,6 +113,25 @@ class Proxy:
             await asyncio.gather(*both, return_exceptions=True)
             inner_writer.close()
             writer.close()
+
+
+def _with_controller(frame: bytes) -> bytes:
+    """Return a flexible Metadata response that names the only broker as the controller.
+
+    librdkafka's broker names broker 0, which does not exist, and its admin clients wait for the controller before they
+    send a request about a topic. Layout: https://kafka.apache.org/protocol.html#The_Messages_Metadata
+    """
+    # After the frame's length, the correlation id, the header's tags and throttle_time_ms.
+    position = 4 + 4 + 1 + 4
+    brokers, position = frame[position] - 1, position + 1
+    for _ in range(brokers):
+        # node_id, host, port, rack, tags. The lengths of compact strings are stored plus one, 0 is null.
+        position += 4
+        position += max(1, frame[position]) + 4
+        position += max(1, frame[position]) + 1
+    # cluster_id
+    position += max(1, frame[position])
+    return frame[:position] + struct.pack(">i", _BROKER_ID) + frame[position + 4 :]
 
 
 async def _frame(reader: asyncio.StreamReader) -> bytes:

@@ -129,8 +129,8 @@ class StartOffsets:
     def _state(self, consumer: Consumer, committed: TopicPartition, topic_id: str) -> PartitionState:
         low, high = consumer.get_watermark_offsets(committed, timeout=_CALL_TIMEOUT_SECONDS)
         replay_from = low
-        # The embedded broker has no topic ids, and cannot look up offsets by time.
-        if self._first_started_ms is not None and topic_id:
+        # The embedded broker cannot look up offsets by time.
+        if self._first_started_ms is not None and topic_id and not self._config.is_embedded_broker:
             since_ms = self._first_started_ms - int(self._config.first_start_tolerance_seconds * 1000)
             partition = TopicPartition(committed.topic, committed.partition, max(0, since_ms))
             [found] = consumer.offsets_for_times([partition], timeout=_CALL_TIMEOUT_SECONDS)

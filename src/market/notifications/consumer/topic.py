@@ -48,9 +48,6 @@ class TopicDescriber:
 
         Raises KafkaException.
         """
-        if self._config.is_embedded_broker:
-            # It has no topic ids, and does not respond to the request.
-            return ""
         described = self._admin.describe_topics(TopicCollection([self._topic]), request_timeout=_CALL_TIMEOUT_SECONDS)
         try:
             return str(described[self._topic].result(2 * _CALL_TIMEOUT_SECONDS).topic_id)
