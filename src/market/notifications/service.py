@@ -223,7 +223,6 @@ async def retry_later(
         pending.first_deferred_at = now
         log.warning("processing failed, will retry", reason=reason, detail=detail, **origin(pending.message))
     pending.attempts += 1
-    metrics.RETRIES.labels(reason).inc()
     age = (now - pending.first_deferred_at).total_seconds()
     remaining = deps.retry.give_up_seconds - age
     attempts = pending.attempts + (pending.deferral.attempts if pending.deferral else 0)
@@ -231,6 +230,7 @@ async def retry_later(
     if remaining <= 0 and attempts >= _MIN_ATTEMPTS:
         pending.dead_letter = DeadLetterReason("retries-exhausted", detail)
         return None
+    metrics.RETRIES.labels(reason).inc()
     throttled = (
         notification is not None
         and deps.deferring is not None
