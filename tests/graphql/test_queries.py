@@ -400,3 +400,11 @@ async def test_a_mutation_returns_the_stock_after_it_or_null_if_it_cannot_be_rea
     gateway.products.before_update = fail
     result = await gateway.run(text, {"input": fields})
     assert result == {"data": {"updateProduct": {"name": "A", "stock": None}}}
+
+
+async def test_all_ids_that_are_no_uuids_are_named(gateway: Gateway) -> None:
+    known = next(iter(gateway.products.resources))
+    result = await gateway.run("query ($ids: [ID!]) { products(ids: $ids) { total } }", {"ids": ["x", known, "y"]})
+    [error] = result["errors"]
+    assert error["extensions"]["field"] == "ids[0]"
+    assert [e["field"] for e in error["extensions"]["errors"]] == ["ids[0]", "ids[2]"]

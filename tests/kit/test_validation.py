@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from msgspec import Meta, Struct
 
-from market.kit.validation import explain
+from market.kit.validation import explain, explain_all
 
 
 class Colour(Enum):
@@ -83,3 +83,44 @@ def test_field_and_reason_are_words(data: Any, field: str, reason: str) -> None:
     with pytest.raises(msgspec.ValidationError) as caught:
         msgspec.convert(data, Body)
     assert explain(caught.value, Body, data) == (field, reason)
+
+
+def test_all_wrong_fields_are_explained_and_those_of_lists_with_their_index() -> None:
+    data = {
+        "items": [{"quantity": 0, "code": "b"}, {"quantity": 1}, {"code": 5, "size": 1}],
+        "name": "toolong",
+        "order": "sideways",
+        "counts": {"a": "b"},
+        "colour": None,
+        "more": 1,
+    }
+    assert explain_all(Body, data) == [
+        ("items[0].quantity", "must be between 1 and 5, got 0"),
+        ("items[0].code", "must be the letter a"),
+        ("items[2].code", "must be a string, got a whole number"),
+        ("items[2].size", "is unknown"),
+        ("items[2].quantity", "is missing"),
+        ("name", "must have 1 to 3 characters, got 7"),
+        ("order", "must be one of down, up, got 'sideways'"),
+        ("counts[...]", "must be a whole number, got a string"),
+        ("colour", "must be a string, got null"),
+        ("more", "is unknown"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ([], [("", "must be an object, got a list")]),
+        ({"items": {}}, [("items", "must be a list, got an object")]),
+        ({"items": []}, [("items", "must have 1 to 2 items, got 0")]),
+        ({"items": 3 * [{"quantity": 1}]}, [("items", "must have 1 to 2 items, got 3")]),
+        ({"items": [None, {}]}, [("items[0]", "must be an object, got null"), ("items[1].quantity", "is missing")]),
+    ],
+)
+def test_a_value_that_is_wrong_as_a_whole_is_explained_once(data: Any, expected: list[tuple[str, str]]) -> None:
+    assert explain_all(Body, data) == expected
+
+
+def test_a_long_list_of_errors_ends_at_the_limit() -> None:
+    assert len(explain_all(Body, {"items": 1000 * [{"quantity": 0}]})) == 20

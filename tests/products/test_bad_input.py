@@ -367,3 +367,30 @@ async def test_an_amount_that_the_currency_does_not_have_is_rejected(products: R
 @pytest.mark.parametrize(("currency", "price"), [("JPY", "100"), ("JPY", "100.00"), ("KWD", "1.25"), ("EUR", "0.01")])
 async def test_an_amount_that_the_currency_has_is_accepted(products: RunningProducts, currency, price):
     assert (await products.create(currency=currency, price=price))["currency"] == currency
+
+
+async def test_all_wrong_fields_of_a_body_are_named(products: RunningProducts):
+    wrong = {
+        **LAMP,
+        "name": 5,
+        "price": "1.005",
+        "currency": "XXQ",
+        "image_url": "//host/a.png",
+        "stock": -1,
+        "colour": 1,
+    }
+    problem = (await products.http.post("/api/product", json=wrong)).json()
+    assert [e["field"] for e in problem["errors"]] == ["name", "price", "stock", "colour", "currency", "image_url"]
+    assert problem["detail"].startswith("name: must be a string, got a whole number; price: ")
+    # What only the service's own rules refuse.
+    wrong = {**LAMP, "name": "a\tb", "description": "\0", "currency": "XXQ"}
+    problem = (await products.http.post("/api/product", json=wrong)).json()
+    assert [e["field"] for e in problem["errors"]] == ["name", "description", "currency"]
+
+
+async def test_all_wrong_parameters_of_a_query_are_named(products: RunningProducts):
+    query = "limit=0&offset=x&q=a&q=b&sort=size&availability=maybe&page=1"
+    problem = (await products.http.get(f"/api/product?{query}")).json()
+    fields = {e["field"] for e in problem["errors"]}
+    assert fields == {"limit", "offset", "q", "sort", "availability", "page"}
+    assert len(problem["errors"]) == 6

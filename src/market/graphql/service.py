@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from market.graphql.clients import OrdersClient, ProductsClient
 from market.graphql.domain import FieldError, snake_case_keys
-from market.kit.errors import BadInput, Problem
+from market.kit.errors import BadInput, InputErrors, Problem
 from market.kit.text import parse_path_id, parse_uuid
 
 # Ids in one request to products, by the REST contract.
@@ -83,12 +83,17 @@ async def list_products(
             if value is not None:
                 raise BadInput(name, "must be absent if ids are given")
         return _EMPTY_PAGE
+    errors = InputErrors()
+    for i, product_id in enumerate(ids or ()):
+        with errors:
+            parse_uuid(f"ids[{i}]", product_id)
+    errors.raise_collected()
     query = {
         "limit": limit,
         "offset": offset,
         "after": after,
         "q": q,
-        "ids": None if ids is None else ",".join([str(parse_uuid(f"ids[{i}]", id_)) for i, id_ in enumerate(ids)]),
+        "ids": None if ids is None else ",".join([str(UUID(product_id)) for product_id in ids]),
         "sort": sort,
         "availability": None if availability else "false",
         "stock": "true" if stock else None,

@@ -6,6 +6,7 @@ of 409 or FAILED_PRECONDITION.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 TYPE_PREFIX = "urn:market:problem:"
@@ -16,6 +17,10 @@ INTERNAL_ERROR = "internal error; the server log has the details under this requ
 # The numeric values of grpc.StatusCode, so that services without gRPC do not need grpcio.
 GRPC_CANCELLED, GRPC_INVALID_ARGUMENT, GRPC_DEADLINE_EXCEEDED, GRPC_NOT_FOUND, GRPC_ALREADY_EXISTS = 1, 3, 4, 5, 6
 GRPC_RESOURCE_EXHAUSTED, GRPC_FAILED_PRECONDITION, GRPC_ABORTED, GRPC_INTERNAL, GRPC_UNAVAILABLE = 8, 9, 10, 13, 14
+
+
+# Fields that one error names.
+MAX_INPUT_ERRORS = 20
 
 
 class Problem(Exception):
@@ -57,8 +62,10 @@ class BadInput(Problem):
     status = 422
     grpc_status = GRPC_INVALID_ARGUMENT
 
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}" if field else reason)
+    def __init__(self, field: str, reason: str, *others: tuple[str, str]) -> None:
+        """`others`: the fields that are wrong besides, each with its reason."""
+        self.errors = ((field, reason), *others)
+        super().__init__("; ".join(f"{f}: {r}" if f else r for f, r in self.errors))
         self.field = field
         self.reason = reason
 
@@ -67,7 +74,37 @@ class BadInput(Problem):
         return "BAD_INPUT"
 
     def facts(self) -> dict[str, Any]:
-        return {"errors": [{"field": self.field, "reason": self.reason}]}
+        return {"errors": [{"field": field, "reason": reason} for field, reason in self.errors]}
+
+
+class InputErrors:
+    """Collects the errors of several fields, so that a client gets all of them at once.
+
+    errors = InputErrors()
+    with errors:
+        validate_name(name)
+    with errors:
+        validate_price(price)
+    errors.raise_collected()
+    """
+
+    def __init__(self, found: Sequence[tuple[str, str]] = ()) -> None:
+        self.found = list(found)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        # Narrower errors, such as those that change the status, are not about one field of many.
+        if type(error) is not BadInput:
+            return False
+        self.found += error.errors
+        return True
+
+    def raise_collected(self) -> None:
+        """Raise BadInput if there are errors; at most MAX_INPUT_ERRORS are listed."""
+        if self.found:
+            raise BadInput(*self.found[0], *self.found[1:MAX_INPUT_ERRORS])
 
 
 class Malformed(BadInput):

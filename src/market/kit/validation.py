@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from itertools import islice
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 from msgspec import inspect
 
+from market.kit.errors import MAX_INPUT_ERRORS
 from market.kit.text import pluralize
 
 _PATH = re.compile(r" - at `(?:key in )?\$(.*)`$", re.DOTALL)
@@ -42,14 +45,16 @@ _TYPE_WORDS = {
 _FORMATS = {"uuid": "must be a UUID", "email": "must be an e-mail address"}
 
 
-def explain(error: msgspec.ValidationError, expected_type: Any, data: Any) -> tuple[str, str]:
+def explain(error: msgspec.ValidationError, expected_type: Any, data: Any, at: str = "") -> tuple[str, str]:
     """Return (path, reason). The path is the field's, empty for the top level; the reason says what is wrong with it.
 
     data: what was validated, as JSON values. The reason may quote a number from it, or the length of a text.
+    at: the path in `data` of the value that the error is about, if only a part was validated: ".items[0]".
     """
     message = str(error)
     found = _PATH.search(message)
     path, message = (found[1], message[: found.start()]) if found else ("", message)
+    path = at + path
     field = path.lstrip(".")
     if named := _FIELD.fullmatch(message):
         return (f"{field}.{named[2]}" if field else named[2]), "is unknown" if "unknown" in named[1] else "is missing"
@@ -72,6 +77,59 @@ def explain(error: msgspec.ValidationError, expected_type: Any, data: Any) -> tu
         return field, f"must be a {kind}"
     # Raised by the struct's own `__post_init__`, whose text is already worded for the caller.
     return field, message[:1].lower() + message[1:]
+
+
+def explain_all(expected_type: Any, data: Any, limit: int = MAX_INPUT_ERRORS) -> list[tuple[str, str]]:
+    """Return (path, reason) of each wrong field, up to a limit, where msgspec stops at the first one.
+
+    data: JSON values that were rejected as `expected_type`; validated again, field by field.
+    """
+    return list(islice(_failures(expected_type, data, expected_type, data, ""), limit))
+
+
+def _failures(whole_type: Any, whole: Any, value_type: Any, value: Any, at: str) -> Iterator[tuple[str, str]]:
+    try:
+        msgspec.convert(value, value_type)
+        return
+    except msgspec.ValidationError as e:
+        error = e
+    struct, item_type = _parts(value_type)
+    found = False
+    if struct is not None and isinstance(value, dict):
+        fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
+        for name in value:
+            if name in fields:
+                for failure in _failures(whole_type, whole, fields[name].type, value[name], f"{at}.{name}"):
+                    found = True
+                    yield failure
+            elif struct.__struct_config__.forbid_unknown_fields:
+                found = True
+                yield f"{at}.{name}".lstrip("."), "is unknown"
+        for name, field in fields.items():
+            if field.required and name not in value:
+                found = True
+                yield f"{at}.{name}".lstrip("."), "is missing"
+    elif item_type is not None and isinstance(value, list):
+        for i, item in enumerate(value):
+            for failure in _failures(whole_type, whole, item_type, item, f"{at}[{i}]"):
+                found = True
+                yield failure
+    if not found:
+        # It is the value itself that is wrong: its type, its length, or how its fields go together.
+        yield explain(error, whole_type, whole, at)
+
+
+def _parts(value_type: Any) -> tuple[type[msgspec.Struct] | None, Any]:
+    """Return the struct that the type is or may be, and the type of the items if it is or may be a list."""
+    origin, arguments = get_origin(value_type), get_args(value_type)
+    if origin is Annotated:
+        return _parts(arguments[0])
+    if origin is list:
+        return None, arguments[0]
+    if origin in (Union, UnionType):
+        parts = [_parts(alternative) for alternative in arguments]
+        return next((s for s, _ in parts if s), None), next((i for _, i in parts if i), None)
+    return (value_type if isinstance(value_type, type) and issubclass(value_type, msgspec.Struct) else None), None
 
 
 @lru_cache(maxsize=64)

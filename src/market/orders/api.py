@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from decimal import Decimal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from market.contracts import currency, events, money
 from market.kit import context, text
 from market.kit.config import Http
-from market.kit.errors import BadInput, NotFound, Problem
+from market.kit.errors import BadInput, InputErrors, NotFound, Problem
 from market.kit.http import edge
 from market.kit.http.admission import Admission
 from market.kit.http.requests import idempotency_key, parse_query, read_body
@@ -143,30 +143,60 @@ _body_decoder = msgspec.json.Decoder(CreateOrder, strict=True)
 _encoder = msgspec.json.Encoder()
 
 
+def _check_user(user: str) -> None:
+    text.validate_display_text("user", user, min_length=1, max_length=200)
+
+
+def _check_email(email: str | None) -> None:
+    if email is not None and parse_mail_address(email) is None:
+        raise BadInput("email", "must be an e-mail address")
+
+
+def _check_expected_total(total: str | None) -> None:
+    if total is not None:
+        with _value_errors_of("expected_total"):
+            money.parse_total(total)
+
+
+def _check_expected_currency(code: str | None) -> None:
+    if code is not None:
+        with _value_errors_of("expected_currency"):
+            currency.validate(code)
+
+
+@contextmanager
+def _value_errors_of(field: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as e:
+        raise BadInput(field, str(e)) from None
+
+
+# By field, what msgspec does not check.
+FIELD_CHECKS: dict[str, Callable[[Any], object]] = {
+    "user": _check_user,
+    "email": _check_email,
+    "expected_total": _check_expected_total,
+    "expected_currency": _check_expected_currency,
+}
+
+
 def parse_order(body: CreateOrder) -> NewOrder:
-    """Return the request as domain data. Raises BadInput."""
-    text.validate_display_text("user", body.user, min_length=1, max_length=200)
-    if body.email is not None:
-        if parse_mail_address(body.email) is None:
-            raise BadInput("email", "must be an e-mail address")
-    elif "@" in body.user and parse_mail_address(body.user) is None:
-        # Otherwise nobody would notice that there are no mails.
-        raise BadInput("user", "must be an e-mail address if it contains @ and there is no email")
-    expected: Decimal | None = None
-    if body.expected_total is not None:
-        try:
-            expected = money.parse_total(body.expected_total)
-        except ValueError as e:
-            raise BadInput("expected_total", str(e)) from None
-    if body.expected_currency is not None:
-        try:
-            currency.validate(body.expected_currency)
-        except ValueError as e:
-            raise BadInput("expected_currency", str(e)) from None
+    """Return the request as domain data. Raises BadInput, which names all fields that are wrong."""
+    errors = InputErrors()
+    for name, check in FIELD_CHECKS.items():
+        with errors:
+            check(getattr(body, name))
+    with errors:
+        if body.email is None and "@" in body.user and parse_mail_address(body.user) is None:
+            # Otherwise nobody would notice that there are no mails.
+            raise BadInput("user", "must be an e-mail address if it contains @ and there is no email")
     for i, line in enumerate(body.items):
         # The pattern alone would accept a trailing newline, because `$` also matches before one.
         if len(line.product_id) != 36:
-            raise BadInput(f"items[{i}].product_id", "must be a UUID")
+            errors.found.append((f"items[{i}].product_id", "must be a UUID"))
+    errors.raise_collected()
+    expected = None if body.expected_total is None else money.parse_total(body.expected_total)
     return NewOrder(body.user, body.email, merge_lines(body.items), expected, body.expected_currency)
 
 
@@ -223,7 +253,9 @@ def routes(
                 parse_query(request, _NoParameters)
                 key = idempotency_key(request)
                 async with admission(request, weigh(await request.body())):
-                    placed = await service.place_order(deps, parse_order(await read_body(request, _body_decoder)), key)
+                    placed = await service.place_order(
+                        deps, parse_order(await read_body(request, _body_decoder, FIELD_CHECKS)), key
+                    )
                     response = _placed_response(placed)
             except Problem as e:
                 OUTCOMES.labels(e.type).inc()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -17,7 +17,7 @@ from market.contracts import currency
 from market.contracts.money import PriceText
 from market.kit import text
 from market.kit.batching import Batcher
-from market.kit.errors import BadInput, NotFound, Unavailable
+from market.kit.errors import BadInput, InputErrors, NotFound, Unavailable
 from market.kit.http import compression
 from market.kit.http.admission import Admission
 from market.kit.http.edge import Endpoint
@@ -66,6 +66,16 @@ Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 Ignored = Annotated[Any, Meta(description="read-only: accepted and ignored")]
 
 
+# By field, what msgspec does not check.
+FIELD_CHECKS: dict[str, Callable[[Any], object]] = {
+    "name": domain.validate_name,
+    "description": domain.validate_description,
+    "price": domain.parse_price,
+    "currency": domain.validate_currency,
+    "image_url": domain.validate_image_url,
+}
+
+
 class WritableFields(Struct, forbid_unknown_fields=True, kw_only=True):
     """The fields that POST and PUT have in common."""
 
@@ -76,17 +86,15 @@ class WritableFields(Struct, forbid_unknown_fields=True, kw_only=True):
     image_url: ImageUrl | None
 
     def to_draft(self, stock: int | None) -> Draft:
-        """Return the validated fields. Raises BadInput."""
-        draft = Draft(
-            name=domain.validate_name(self.name),
-            description=domain.validate_description(self.description),
-            price=domain.parse_price(self.price),
-            currency=domain.validate_currency(self.currency),
-            image_url=domain.validate_image_url(self.image_url),
-            stock=stock,
-        )
-        domain.validate_price_in(draft.currency, draft.price)
-        return draft
+        """Return the validated fields. Raises BadInput, which names all that are wrong."""
+        errors = InputErrors()
+        for name, check in FIELD_CHECKS.items():
+            with errors:
+                check(getattr(self, name))
+        errors.raise_collected()
+        price = domain.parse_price(self.price)
+        domain.validate_price_in(self.currency, price)
+        return Draft(self.name, self.description, price, self.currency, self.image_url, stock)
 
 
 class NewProduct(WritableFields, forbid_unknown_fields=True, kw_only=True):
@@ -187,7 +195,7 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
         parse_query(request, NoQuery)
         _refuse(request, "If-Match", "If-None-Match", "If-Unmodified-Since")
         key = idempotency_key(request)
-        body = await read_body(request, _NEW)
+        body = await read_body(request, _NEW, FIELD_CHECKS)
         creation = await service.create(deps, body.to_draft(body.stock), key)
         headers = {"Location": f"/api/product/{creation.stored.product.id}"}
         if creation.replayed:
@@ -197,7 +205,7 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
     async def put(request: Request) -> Response:
         parse_query(request, NoQuery)
         versions = parse_if_match(read_header(request, b"if-match"))
-        body = await read_body(request, _CHANGED)
+        body = await read_body(request, _CHANGED, FIELD_CHECKS)
         product_id = text.parse_uuid("id", body.id)
         await _check_absence(request, deps, product_id)
         draft = body.to_draft(None if body.stock is UNSET else body.stock)

@@ -26,7 +26,7 @@ def field_error(e: Exception) -> FieldError:
     if isinstance(e, FieldError):
         return e
     if isinstance(e, BadInput):
-        return FieldError(str(e), e.code(), {"field": e.field, "errors": [{"field": e.field, "reason": e.reason}]})
+        return FieldError(str(e), e.code(), {"field": e.field, **e.facts()})
     if isinstance(e, Unavailable):
         return FieldError(str(e), e.code(), {"retryAfter": e.retry_after, **camel_case_keys(e.facts())})
     if isinstance(e, Problem):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -12,8 +13,8 @@ import msgspec
 from msgspec import inspect
 from starlette.requests import Request
 
-from market.kit.errors import BadInput, Malformed, UnsupportedMediaType
-from market.kit.validation import explain
+from market.kit.errors import MAX_INPUT_ERRORS, BadInput, InputErrors, Malformed, UnsupportedMediaType
+from market.kit.validation import explain, explain_all
 
 T = TypeVar("T")
 
@@ -56,8 +57,17 @@ def idempotency_key(request: Request) -> str | None:
     return value.decode("ascii")
 
 
-async def read_body(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
-    """Return the decoded JSON body. Raises Malformed, BadInput, UnsupportedMediaType, TooLarge."""
+async def read_body(
+    request: Request,
+    decoder: msgspec.json.Decoder[T],
+    checks: Mapping[str, Callable[[Any], object]] = MappingProxyType({}),
+) -> T:
+    """Return the decoded JSON body.
+
+    checks: further rules by field, which raise BadInput. Applied only to a body that cannot be decoded, to those of its
+    fields that could be, so that the error names these too.
+
+    Raises Malformed, BadInput, UnsupportedMediaType, TooLarge."""
     content_type = read_header(request, b"content-type")
     if content_type != b"application/json":
         _check_content_type((content_type or b"").decode("latin-1"))
@@ -69,7 +79,7 @@ async def read_body(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
             return decoder.decode(data)
         except msgspec.ValidationError as e:
             # The decoder stops at the first invalid field; the rest of the body may not even be JSON.
-            raise _bad_input(e, decoder.type, msgspec.json.decode(data)) from None
+            raise _bad_input(e, decoder.type, msgspec.json.decode(data), checks) from None
     except UnicodeDecodeError:
         raise Malformed("body", "is not valid UTF-8") from None
     except RecursionError:
@@ -92,6 +102,7 @@ def parse_query(request: Request, query_type: type[T]) -> T:
     """Return the query string as a struct. Raises BadInput for unknown or repeated names and values out of bounds."""
     raw: bytes = request.scope["query_string"]
     values: dict[str, Any] = {}
+    errors = InputErrors()
     if raw:
         lists = _lists(query_type)  # type: ignore[arg-type]
         max_parameters = _MAX_PARAMETERS_WITH_LIST if lists else _MAX_PARAMETERS
@@ -106,19 +117,38 @@ def parse_query(request: Request, query_type: type[T]) -> T:
             if name in lists:
                 values.setdefault(name, []).append(value)
                 continue
-            if name in values:
-                raise BadInput(name, "must not be repeated")
-            parse = parsers.get(name)
-            values[name] = parse(value) if parse else value
+            with errors:
+                if name in values:
+                    raise BadInput(name, "must not be repeated")
+                # Present, even if it cannot be parsed.
+                values[name] = value
+                if parse := parsers.get(name):
+                    values[name] = parse(value)
     try:
-        return msgspec.convert(values, query_type)
+        query = msgspec.convert(values, query_type)
     except msgspec.ValidationError as e:
-        raise _bad_input(e, query_type, values) from None
+        known = {field for field, _ in errors.found}
+        found = _bad_input(e, query_type, values).errors
+        errors.found += [(field, reason) for field, reason in found if field not in known]
+    errors.raise_collected()
+    return query
 
 
-def _bad_input(error: msgspec.ValidationError, expected_type: Any, data: Any) -> BadInput:
-    field, reason = explain(error, expected_type, data)
-    return BadInput(field[:200] or "body", reason[:500])
+def _bad_input(
+    error: msgspec.ValidationError,
+    expected_type: Any,
+    data: Any,
+    checks: Mapping[str, Callable[[Any], object]] = MappingProxyType({}),
+) -> BadInput:
+    found = explain_all(expected_type, data) or [explain(error, expected_type, data)]
+    errors = InputErrors([(field[:200] or "body", reason[:500]) for field, reason in found])
+    wrong = {re.split(r"[.\[]", field)[0] for field, _ in found}
+    for name, check in checks.items():
+        if isinstance(data, dict) and name in data and name not in wrong:
+            with errors:
+                check(data[name])
+    first, *others = errors.found[:MAX_INPUT_ERRORS]
+    return BadInput(*first, *others)
 
 
 def _alternatives(field: inspect.Field) -> tuple[inspect.Type, ...]:

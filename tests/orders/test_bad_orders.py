@@ -1,0 +1,45 @@
+"""Bodies of POST /api/order that have several wrong fields."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from .service import Service
+
+
+async def test_all_wrong_fields_of_an_order_are_named(service: Service) -> None:
+    body = {
+        "user": "",
+        "email": "nobody",
+        "expected_total": "-1",
+        "items": [
+            {"product_id": "x", "quantity": 1},
+            {"product_id": str(uuid4()), "quantity": 0},
+            {"product_id": str(uuid4()), "quantity": 1, "colour": "red"},
+        ],
+    }
+    response = await service.http.post("/api/order", json=body)
+    assert response.status_code == 422
+    assert response.json()["errors"] == [
+        {"field": "user", "reason": "must have 1 to 200 characters, got 0"},
+        {"field": "expected_total", "reason": response.json()["errors"][1]["reason"]},
+        {"field": "items[0].product_id", "reason": "must be a UUID"},
+        {"field": "items[1].quantity", "reason": "must be between 1 and 1000000, got 0"},
+        {"field": "items[2].colour", "reason": "is unknown"},
+        {"field": "email", "reason": "must be an e-mail address"},
+    ]
+
+
+async def test_all_fields_that_only_the_rules_of_orders_refuse_are_named(service: Service) -> None:
+    items = [{"product_id": str(uuid4()) + "\n", "quantity": 1}]
+    body = {"user": "a\tb", "email": "nobody@nowhere", "items": items}
+    response = await service.http.post("/api/order", json=body)
+    assert response.status_code == 422
+    assert [e["field"] for e in response.json()["errors"]] == ["user", "email", "items[0].product_id"]
+
+
+async def test_a_thousand_wrong_lines_are_reported_by_the_first_twenty(service: Service) -> None:
+    items = [{"product_id": str(uuid4()), "quantity": 0} for _ in range(1000)]
+    response = await service.http.post("/api/order", json={"user": "ann", "items": items})
+    assert response.status_code == 422
+    assert [e["field"] for e in response.json()["errors"]] == [f"items[{n}].quantity" for n in range(20)]
