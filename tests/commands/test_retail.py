@@ -109,10 +109,26 @@ def test_an_invalid_value_is_reported_with_line_and_column(write: Write, line: s
     assert f"retail.csv, {message}" in str(e.value)
 
 
+HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"", "is empty"),
+        (
+            HEADER.encode("utf-16"),
+            ": is in UTF-16, and must be in UTF-8 \\(iconv -f UTF-16 -t UTF-8 FILE > NEW converts it\\)",
+        ),
+        (HEADER.encode("utf-16-be"), ": is in UTF-16, and must be in UTF-8 \\(iconv -f UTF-16BE -t UTF-8 "),
+        (HEADER.encode("utf-16-le"), ": is in UTF-16, and must be in UTF-8 \\(iconv -f UTF-16LE -t UTF-8 "),
+        (b"PK\x03\x04\x14\x00", ": is an Excel workbook; save it as CSV in UTF-8"),
+        (
+            HEADER.replace(",", ";").encode("utf-8-sig"),
+            "line 1: its fields are separated by semicolons, and must be separated by commas, with a point in decimals",
+        ),
+        (f"sep=;\n{HEADER}".encode(), "line 1: its fields are separated by semicolons"),
+        (HEADER.replace(",", "\t").encode(), "line 1: its fields are separated by tabs"),
         (b"a,b,c\n1,2,3\n", "line 1, column InvoiceNo: is missing"),
         (
             b"InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n1,2\n",

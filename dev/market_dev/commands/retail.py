@@ -6,6 +6,7 @@ data set is described at https://archive.ics.uci.edu/dataset/352/online+retail.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
 from collections import Counter, defaultdict
@@ -201,6 +202,8 @@ def lines(path: Path, progress: Progress | None = None) -> Iterator[Line]:
         nonlocal read
         for number, data in enumerate(file, 1):
             read += len(data)
+            if number == 1 and (reason := _other_format(data)):
+                raise InvalidFile(path, None, None, reason)
             try:
                 yield data.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
@@ -229,12 +232,34 @@ def lines(path: Path, progress: Progress | None = None) -> Iterator[Line]:
         progress(read)
 
 
+def _other_format(beginning: bytes) -> str | None:
+    """Return what the file is if it is no text in UTF-8, recognised by its first line; None if it may be."""
+    if beginning.startswith(b"PK\x03\x04"):
+        return "is an Excel workbook; save it as CSV in UTF-8"
+    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in beginning[:100]:
+        order = "BE" if beginning.startswith((codecs.BOM_UTF16_BE, b"\0")) else "LE"
+        # With a byte order mark iconv knows the order, and removes the mark.
+        name = "UTF-16" if beginning[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else f"UTF-16{order}"
+        return f"is in UTF-16, and must be in UTF-8 (iconv -f {name} -t UTF-8 FILE > NEW converts it)"
+    return None
+
+
+def _other_separator(header: list[str]) -> str | None:
+    """Return why the first line cannot be read if its fields are separated by other characters than commas."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
+        if len(header) == 1 and separator in header[0]:
+            return f"its fields are separated by {name}, and must be separated by commas, with a point in decimals"
+    return None
+
+
 class _Parser:
     """Converts a row into a Line, or raises InvalidFile with the column."""
 
     def __init__(self, path: Path, header: list[str]) -> None:
         self._path = path
         self._width = len(header)
+        if reason := _other_separator(header):
+            raise InvalidFile(path, 1, None, reason)
         if missing := [name for name in COLUMNS if name not in header]:
             raise InvalidFile(path, 1, missing[0], f"is missing; the first line must name {','.join(COLUMNS)}")
         self._indexes = [header.index(name) for name in COLUMNS]
