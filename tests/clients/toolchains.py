@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import grpc_tools
+
 BUILD_SECONDS = 900
 RUN_SECONDS = 120
 
 
-def build(source: Path, work: Path) -> list[str]:
+def build(source: Path, work: Path, proto: Path | None = None) -> list[str]:
     """Build the program in a copy of `source` below `work`. Returns the command to which its arguments are added.
 
-    The language follows from the files: go.mod, pom.xml (whose only class with a main method is in src/main/java),
-    package.json (run.js) or requirements.lock (run.py). Versions are those of the lock files.
+    The language follows from the files: go.mod (a program, or one tool to build), pom.xml (with one main class in
+    src/main/java), package.json (run.js) or requirements.lock (run.py). Versions are those of the lock files. `proto`
+    is copied to `proto/` of the folder, from which the program's build generates its code.
     """
     folder = work / "-".join(source.parts[-2:])
     shutil.copytree(source, folder)
+    if proto:
+        (folder / "proto").mkdir()
+        shutil.copy(proto, folder / "proto")
     if (folder / "go.mod").exists():
-        _run(folder, "go", "build", "-o", "program", ".")
+        if proto:
+            _generate_go(folder, proto.name)
+        tool = re.search(r"^tool ([^(\s]+)$", (folder / "go.mod").read_text(), re.MULTILINE)
+        _run(folder, "go", "build", "-o", "program", tool[1] if tool else ".")
         return [str(folder / "program")]
     if (folder / "pom.xml").exists():
         _run(folder, "mvn", "-q", "-B", "package", "dependency:build-classpath", "-Dmdep.outputFile=classpath.txt")
@@ -37,13 +47,36 @@ def build(source: Path, work: Path) -> list[str]:
     return [str(folder / "env/bin/python"), str(folder / "run.py")]
 
 
-def _run(folder: Path, *command: str) -> None:
+def _generate_go(folder: Path, proto: str) -> None:
+    module = (folder / "go.mod").read_text().split()[1]
+    package = f"{module}/{proto.removesuffix('.proto')}"
+    plugins = [_run(folder, "go", "tool", "-n", name).strip() for name in ("protoc-gen-go", "protoc-gen-go-grpc")]
+    options = [
+        f"--{kind}_opt={option}" for kind in ("go", "go-grpc") for option in (f"module={module}", f"M{proto}={package}")
+    ]
+    _run(
+        folder,
+        sys.executable,
+        "-m",
+        "grpc_tools.protoc",
+        "-Iproto",
+        f"-I{Path(grpc_tools.__file__).parent / '_proto'}",
+        *(f"--plugin={plugin}" for plugin in plugins),
+        "--go_out=.",
+        "--go-grpc_out=.",
+        *options,
+        proto,
+    )
+
+
+def _run(folder: Path, *command: str) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=BUILD_SECONDS, env=os.environ)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
 
 
-async def output(command: list[str], *arguments: str) -> str:
-    """Run the program and return its standard output. Fails with its standard error if it does."""
+async def output(command: list[str], *arguments: str, fails: bool = False) -> str:
+    """Run the program and return its standard output, or its standard error if it is expected to fail."""
     process = await asyncio.create_subprocess_exec(
         *command, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -53,5 +86,5 @@ async def output(command: list[str], *arguments: str) -> str:
     finally:
         if process.returncode is None:
             process.kill()
-    assert process.returncode == 0, f"{command[0]}: {errors.decode()[-3000:]}"
-    return shown.decode()
+    assert (process.returncode != 0) is fails, f"{command[0]}: {shown.decode()[-1000:]}{errors.decode()[-3000:]}"
+    return (errors if fails else shown).decode()

@@ -1,0 +1,2 @@
+// Pins the version of grpcurl, which is built from here.
+package tools
