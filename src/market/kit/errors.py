@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 TYPE_PREFIX = "urn:market:problem:"
 
-# The detail that clients get for an error that is not a Problem, in REST, gRPC and GraphQL alike.
+# The detail that clients of REST, gRPC and GraphQL get for an error that is not a Problem.
 INTERNAL_ERROR = "internal error; the server log has the details under this request id"
 
 # The numeric values of grpc.StatusCode, so that services without gRPC do not need grpcio.

@@ -210,7 +210,7 @@ class Producer(Generic[Token]):
     ) -> None:
         """Send a message and return once all in-sync replicas have acknowledged it.
 
-        Raises KafkaException if they do not. If the caller is cancelled, the message is sent all the same.
+        Raises KafkaException if they do not. If the caller is cancelled, the message is still sent.
         """
         waiter: asyncio.Future[None] = self._loop.create_future()
 
@@ -279,7 +279,7 @@ class Producer(Generic[Token]):
             # A fatal error is raised here, once, and not passed to `error_cb`.
             self._loop.call_soon_threadsafe(self._replace_if_fatal, e.args[0], librdkafka)
         except Exception as e:
-            # A callback raised it. This thread must go on, or no result would ever arrive.
+            # A callback raised it. This thread must keep running, or no result would ever arrive.
             count_failure("kafka-producer", e)
 
     def _check_failure(self, result: DeliveryResult) -> None:

@@ -271,7 +271,7 @@ async def _defer(
     """Store a deferred mail. Return None once Kafka has it, or the seconds until the next try."""
     assert deps.deferring is not None
     if notification is not None:
-        # If another process sends the mail, this one does not know. So the entry expires some time after it is due.
+        # Another process may send the mail, which this one cannot see. So the entry expires some time after it is due.
         wait = (deferral.due_at - deps.clock()).total_seconds() + deps.retry.max_deferral_seconds
         deps.deferring.orders.add(notification.order_id, notification.sequence, wait)
     try:

@@ -46,7 +46,7 @@ _MIN_HANDLER_SECONDS = 0.05
 
 # A body counts as at least one line per this many bytes, whatever it contains. In JSON, a line takes 60 to 120 bytes.
 _BYTES_PER_LINE = 256
-# A page of orders weighs a line per so many stored bytes.
+# A page of orders counts as one line per this many stored bytes.
 _PAGE_BYTES_PER_LINE = 2048
 
 _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -189,7 +189,7 @@ def parse_order(body: CreateOrder) -> NewOrder:
             check(getattr(body, name))
     with errors:
         if body.email is None and "@" in body.user and parse_mail_address(body.user) is None:
-            # Otherwise nobody would notice that there are no mails.
+            # Otherwise the order would be placed, but no mail could be sent.
             raise BadInput("user", "must be an e-mail address if it contains @ and there is no email")
     for i, line in enumerate(body.items):
         # The pattern alone would accept a trailing newline, because `$` also matches before one.
@@ -216,12 +216,12 @@ def _placed_response(placed: service.PlacedOrder) -> Response:
 
 
 def _weigh_page(listed: OrderList) -> int:
-    """Return the weight of a page, by its stored bytes; what exceeds twice its limit is not read."""
+    """Return the weight of a page. At most twice its maximum size is read, so more does not count."""
     return min(sum(listed.sizes.values()), 2 * MAX_PAGE_BYTES) // _PAGE_BYTES_PER_LINE
 
 
 async def _encode_items(deps: Deps, listed: OrderList) -> tuple[list[bytes], Order | None, bool]:
-    """Return the encoded orders that fit on the page, the last of them, and whether the list goes on after it."""
+    """Return the encoded orders that fit on the page, the last of these orders, and whether more follow in the list."""
     encoded: list[bytes] = []
     last: Order | None = None
     size = 0
@@ -283,7 +283,7 @@ def routes(
         listed = await deps.orders.list_for_user(
             query.user, status, limit=query.limit, offset=query.offset, after=after
         )
-        # Until here its orders are not in memory.
+        # The orders themselves are read only now, so that waiting requests need little memory.
         async with admission(request, _weigh_page(listed)):
             encoded, last, has_next = await _encode_items(deps, listed)
             following = None

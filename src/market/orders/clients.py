@@ -60,8 +60,8 @@ class _Page(Struct):
 class ProductsClient:
     """Fetches names and prices, at most 100 per request.
 
-    Small orders share requests, of which four are in flight. Large ones have four of their own, so that small ones do
-    not wait for them; sharing requests of a hundred ids would cost more CPU than it saves.
+    Small orders share requests, of which up to four are in flight. Large orders do not share requests, and have up to
+    four others in flight, so that small orders do not wait for them.
     """
 
     def __init__(self, http: HttpClient) -> None:
@@ -107,7 +107,7 @@ class ProductsClient:
 
 
 def _parse_product(item: msgspec.Raw) -> tuple[str, Product | Unavailable]:
-    """Return a product's id, and the product or the error of those who request it. Raises msgspec.DecodeError."""
+    """Return a product's id, and the product or the error for the callers that need it. Raises msgspec.DecodeError."""
     try:
         p = msgspec.json.decode(item, type=_ProductItem)
         return p.id, Product(p.id, p.name, money.parse_price(p.price), p.currency)

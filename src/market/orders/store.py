@@ -232,7 +232,7 @@ class OrderRepository:
     ) -> OrderList:
         """Return a page of a user's orders, newest first, without their content.
 
-        status: that of the orders to list. None: all but rejected ones, also a status that this version does not know.
+        status: only orders with this status. None: all but rejected ones, including those with an unknown status.
         after: the position at which the previous page ends.
         """
         where: documents.Document = {"user": user, "status": status.value if status else {"$ne": Status.REJECTED.value}}
@@ -271,7 +271,7 @@ class OrderRepository:
                         yield order
             if len(sizes) <= listed.limit:
                 return
-            # Unreadable orders do not count, so the page needs more.
+            # Unreadable orders were skipped, so more orders are needed to fill the page.
             skip += len(sizes)
             sizes = await self._measure(listed.wanted, skip, listed.limit + 1)
 
@@ -340,7 +340,7 @@ class OrderRepository:
     async def list_releases_due(self, before: datetime, limit: int, after: datetime = EPOCH) -> DuePage:
         """Return up to `limit` orders whose stock release became due, or was postponed, before `before`.
 
-        Without those whose status this version does not know: only a newer version can release their stock.
+        Orders with an unknown status are left out: only a newer version can release their stock.
         """
         statuses = [status.value for status in KNOWN_STATUSES]
         where = {"release_due": {"$gt": after, "$lt": before}, "status": {"$in": statuses}}

@@ -84,7 +84,7 @@ class Relay:
         )
         # Orders with an event in flight, and when it was sent, in seconds of time.monotonic().
         self._in_flight: dict[UUID, float] = {}
-        # Those of them that the loop has sent, for the metrics.
+        # Those of them that the loop has sent. They are counted as recovered once Kafka has acknowledged them.
         self._retried: set[UUID] = set()
         # Orders that were leased again while in flight: their first event has been removed from the outbox, but
         # `_remove` has not returned yet.
