@@ -28,6 +28,7 @@ def place_call(order_id: str, status: int, key: str, items: dict[str, int], ende
         ended_at=ended_at,
         status=status,
         key=key,
+        user="ada",
         order_id=order_id,
         items=items,
     )
@@ -35,7 +36,14 @@ def place_call(order_id: str, status: int, key: str, items: dict[str, int], ende
 
 def order(order_id: str, status: str, items: dict[str, int], key: str | None) -> OrderRecord:
     return OrderRecord(
-        id=order_id, status=status, items=items, key=key, age_seconds=100, unpublished_events=0, release_due=False
+        id=order_id,
+        status=status,
+        items=items,
+        user="ada",
+        key=key,
+        age_seconds=100,
+        unpublished_events=0,
+        release_due=False,
     )
 
 
@@ -130,6 +138,10 @@ VIOLATIONS: dict[str, tuple[str, Callable[[Observations], object]]] = {
     "one key was answered with two orders": (
         "one_order_per_key",
         lambda o: o.calls.append(place_call("twin", 200, "k1", {P: 2})),
+    ),
+    "a key was answered with the order of another user": (
+        "one_order_per_key",
+        lambda o: change_order(o, "sold", user="bea"),
     ),
     "a reservation has no order": (
         "reservations_match_orders",

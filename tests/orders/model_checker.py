@@ -20,6 +20,7 @@ from market.orders.domain import (
     ReservationResult,
     Reserved,
     Shortage,
+    Status,
     Transition,
 )
 
@@ -53,6 +54,7 @@ class Rules:
     transitions: tuple[Transition, ...] = domain.TRANSITIONS
     reject: Transition = domain.REJECT
     transition_after_reservation: Callable[[ReservationResult], Transition] = domain.transition_after_reservation
+    keeping_their_key: tuple[Status, ...] = domain.KEEPING_THEIR_KEY
     apply_transition: Callable[[Order, Transition, OutboxEntry | None], Order] = domain.apply_transition
 
     def transition(self, order: Order, transition: Transition) -> Order:

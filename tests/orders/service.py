@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -138,8 +138,8 @@ async def serving(
 class OrdersProcess(OrderPlacer, ServiceProcess):
     """`python -m market.orders` with its own configuration, and an HTTP client for it."""
 
-    def __init__(self, settings: Settings, directory: Path) -> None:
-        super().__init__("orders", settings, directory)
+    def __init__(self, settings: Settings, directory: Path, *, env: Mapping[str, str] | None = None) -> None:
+        super().__init__("orders", settings, directory, env=env)
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings['http']['port']}", timeout=120)
 
     async def close(self) -> None:

@@ -89,6 +89,7 @@ async def test_the_service_is_not_ready_until_its_indexes_exist(make_process: An
     client: Any = pymongo.MongoClient(mongodb.uri)
     assert set(client[name].orders.index_information()) == {
         "_id_",
+        "user_key",
         "key",
         "user",
         "pending",

@@ -1,8 +1,9 @@
-"""A model checker explores two clients with one idempotency key, of which each would store an order of its own.
+"""A model checker explores clients with one idempotency key, of which each would store an order of its own.
 
-It visits every interleaving with recovery, a cancellation and a fault at each step: a crash before or after the step
-took effect, a lost response, a request that arrives late. The transitions are the service's own
-(`market.orders.domain`); the unique index and inventory are modelled after their contracts.
+The clients belong to one user or to two, and some of them meet an instance of the earlier version, whose keys belong
+to all users together. The checker visits every interleaving with recovery, a cancellation and a fault at each step: a
+crash before or after the step took effect, a lost response, a request that arrives late. The transitions are the
+service's own (`market.orders.domain`); the unique indexes and inventory are modelled after their contracts.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from market.orders.domain import Order, OutboxEntry, Status, Step, Transition
 from . import model_checker
 from .model_checker import INTENT, RULES, UNKNOWN, Rules
 
-INTENTS = tuple(msgspec.structs.replace(INTENT, id=UUID(int=n + 1)) for n in range(2))
-KEY_TAKEN = object()
+# Of the orders that clients would store.
+USERS = ("ada", "ada", "bea", "bea")
+INTENTS = tuple(msgspec.structs.replace(INTENT, id=UUID(int=n + 1), user=user) for n, user in enumerate(USERS))
+KEY_TAKEN, SHARED_KEY_TAKEN = object(), object()
 
 
 class Actor(NamedTuple):
@@ -30,7 +33,8 @@ class Actor(NamedTuple):
 
     `at`: its next operation, or "decide" (it holds an order and follows the rules), "idle", "done", "crashed".
     `about`: the order that it works on. `own`: the order that it would store. `held`: the order that it has read; at
-    "transition" the order and the transition. `response`: what its client has got.
+    "transition" the order and the transition. `response`: what its client has got. `earlier`: whether it is served by
+    the earlier version.
     """
 
     kind: str
@@ -39,12 +43,19 @@ class Actor(NamedTuple):
     own: int = 0
     held: Any = None
     response: str = ""
+    earlier: bool = False
 
 
 class State(NamedTuple):
-    """The stores, the actors, the delayed requests, and how many faults may still occur."""
+    """The stores, the actors, the delayed requests, and how many faults may still occur.
+
+    `shared`, `scoped`: whether the order was stored with the key in the field of earlier versions, and in that of this
+    version.
+    """
 
     orders: tuple[Order | None, ...]
+    shared: tuple[bool, ...]
+    scoped: tuple[bool, ...]
     reservations: tuple[str, ...]
     stock: int
     total_stock: int
@@ -59,25 +70,47 @@ def put(items: tuple[Any, ...], at: int, item: Any) -> tuple[Any, ...]:
     return (*items[:at], item, *items[at + 1 :])
 
 
-def key_holder(state: State) -> int | None:
-    """Return which order has the key, or None."""
-    return next((i for i, o in enumerate(state.orders) if o is not None and o.idempotency_key is not None), None)
+def key_holder(state: State, fields: tuple[bool, ...], user: str | None) -> int | None:
+    """Return which order, of any user if `user` is None, has the key in a field, or None."""
+    for i, order in enumerate(state.orders):
+        if order is not None and order.idempotency_key is not None and fields[i] and user in (None, USERS[i]):
+            return i
+    return None
+
+
+def insert(state: State, i: int, *, shared: bool, scoped: bool) -> tuple[State, Any]:
+    """Store an order's intent, unless one of the two unique indexes forbids it."""
+    if state.orders[i] is not None:
+        return state, True
+    if shared and key_holder(state, state.shared, None) is not None:
+        return state, SHARED_KEY_TAKEN
+    if scoped and key_holder(state, state.scoped, USERS[i]) is not None:
+        return state, KEY_TAKEN
+    orders = put(state.orders, i, INTENTS[i])
+    return state._replace(orders=orders, shared=put(state.shared, i, shared), scoped=put(state.scoped, i, scoped)), True
 
 
 def apply(rules: Rules, state: State, operation: Any) -> tuple[State, Any]:
     """Return the state after the stores have executed the operation, and their response."""
     name, i = operation[0], operation[1]
-    order = None if i is None else state.orders[i]
+    order = state.orders[i]
+    if name == "lookup-earlier":
+        return state, key_holder(state, state.shared, None)
     if name == "lookup":
-        return state, key_holder(state)
+        own = key_holder(state, state.scoped, USERS[i])
+        return state, key_holder(state, state.shared, USERS[i]) if own is None else own
+    if name == "inspect":
+        holder = key_holder(state, state.shared, None)
+        found = None if holder is None or USERS[holder] == USERS[i] else state.orders[holder]
+        return state, found is not None and found.status in rules.keeping_their_key
     if name == "read":
         return state, order
+    if name == "insert-earlier":
+        return insert(state, i, shared=True, scoped=False)
     if name == "insert":
-        if order is not None:
-            return state, True
-        if key_holder(state) is not None:
-            return state, KEY_TAKEN
-        return state._replace(orders=put(state.orders, i, INTENTS[i])), True
+        return insert(state, i, shared=True, scoped=True)
+    if name == "insert-scoped":
+        return insert(state, i, shared=False, scoped=True)
     if name == "transition":
         transition = operation[2]
         if order is None or order.status is not transition.source:
@@ -102,10 +135,10 @@ def apply(rules: Rules, state: State, operation: Any) -> tuple[State, Any]:
 
 def next_operation(rules: Rules, actor: Actor) -> Any:
     """Return the operation that the actor requests next."""
-    if actor.at == "lookup":
-        return ("lookup", None)
-    if actor.at == "insert":
-        return ("insert", actor.own)
+    if actor.at in ("lookup", "insert"):
+        return (f"{actor.at}-earlier" if actor.earlier else actor.at, actor.own)
+    if actor.at in ("inspect", "insert-scoped"):
+        return (actor.at, actor.own)
     if actor.at in ("read", "found", "clear"):
         return ({"found": "read"}.get(actor.at, actor.at), actor.about)
     if actor.at == "transition":
@@ -119,22 +152,26 @@ def next_operation(rules: Rules, actor: Actor) -> Any:
 
 
 def done(actor: Actor, response: str) -> Actor:
-    return Actor(actor.kind, "done", actor.about, actor.own, None, response)
+    return actor._replace(at="done", held=None, response=response)
 
 
 def after_response(rules: Rules, actor: Actor, operation: Any, response: Any) -> Actor:
     """Return the actor after the response, or after UNKNOWN if there is none. It continues as service.py does."""
-    name = operation[0]
-    if response is UNKNOWN and name in ("lookup", "read", "insert", "reserve"):
+    name = operation[0].removesuffix("-earlier")
+    if response is UNKNOWN and name in ("lookup", "inspect", "read", "insert", "insert-scoped", "reserve"):
         return done(actor, "503")
     if name == "lookup":
+        if response is not None and USERS[response] != USERS[actor.own]:
+            return done(actor, "422")
         return actor._replace(at="insert") if response is None else actor._replace(at="found", about=response)
-    if name == "insert":
-        return (
-            actor._replace(at="lookup")
-            if response is KEY_TAKEN
-            else decide(actor._replace(about=actor.own), INTENTS[actor.own])
-        )
+    if name == "inspect":
+        return actor._replace(at="insert-scoped" if response else "lookup")
+    if name in ("insert", "insert-scoped"):
+        if response is SHARED_KEY_TAKEN and not actor.earlier:
+            return actor._replace(at="inspect")
+        if response in (KEY_TAKEN, SHARED_KEY_TAKEN):
+            return actor._replace(at="lookup")
+        return decide(actor._replace(about=actor.own), INTENTS[actor.own])
     if name == "read":
         if actor.at == "found" and (response is None or response.idempotency_key is None):
             # It was rejected meanwhile, and the key is free again.
@@ -189,7 +226,7 @@ def next_states(rules: Rules, state: State) -> Iterator[State]:
             yield with_actor(state._replace(faults=faults), crashed)
             yield with_actor(after._replace(faults=faults), crashed)
             yield with_actor(after._replace(faults=faults), without_response)
-            if operation[0] not in ("read", "lookup"):
+            if operation[0] not in ("read", "lookup", "lookup-earlier", "inspect"):
                 delayed = state._replace(late=(*state.late, operation), faults=faults)
                 yield with_actor(delayed, crashed)
                 yield with_actor(delayed, without_response)
@@ -201,8 +238,8 @@ def check_invariants(state: State) -> None:
     """Check what must hold in every state."""
     assert state.stock >= 0
     assert state.stock + state.reservations.count("reserved") == state.total_stock
-    unrejected = [o for o in state.orders if o is not None and o.status is not Status.REJECTED]
-    assert len(unrejected) <= 1, "two orders with one key"
+    unrejected = [o.user for o in state.orders if o is not None and o.status is not Status.REJECTED]
+    assert len(unrejected) == len(set(unrejected)), "two orders of one user with one key"
     for i, order in enumerate(state.orders):
         if order is None:
             continue
@@ -221,17 +258,24 @@ def check_final(state: State) -> None:
         assert status is not Status.PENDING
         assert order is None or not order.release_due
         assert (reservation == "reserved") == (status is Status.CONFIRMED)
-    confirmed = {a.about for a in state.actors if a.kind == "client" and a.response == "confirmed"}
-    assert len(confirmed) <= 1, "clients with one key got two orders"
+    clients = [a for a in state.actors if a.kind == "client"]
+    confirmed = {a.about for a in clients if a.response == "confirmed"}
+    assert len(confirmed) == len({USERS[i] for i in confirmed}), "clients of one user with one key got two orders"
     assert all(state.ever_confirmed[i] for i in confirmed)
+    assert all(USERS[a.about] == USERS[a.own] for a in clients if a.response != "503"), "the order of another user"
+    assert all(a.earlier for a in clients if a.response == "422"), "one user's key blocks another's"
 
 
 def explore(*actors: Actor, stock: int, faults: int, rules: Rules = RULES) -> int:
-    start = State((None, None), ("none", "none"), stock, stock, (False, False), actors, (), faults)
+    nothing, none = (False,) * len(USERS), (None,) * len(USERS)
+    start = State(none, nothing, nothing, ("none",) * len(USERS), stock, stock, nothing, actors, (), faults)
     return model_checker.explore(start, partial(next_states, rules), check_invariants, check_final, 1_500_000)
 
 
-FIRST, SECOND = Actor("client", "lookup", own=0), Actor("client", "lookup", own=1)
+FIRST, SECOND = Actor("client", "lookup", own=0), Actor("client", "lookup", about=1, own=1)
+# Clients of another user, and the same three served by the earlier version.
+OTHER, OTHERS_SECOND = Actor("client", "lookup", about=2, own=2), Actor("client", "lookup", about=3, own=3)
+EARLIER_FIRST, EARLIER_SECOND, OTHERS_EARLIER = (c._replace(earlier=True) for c in (FIRST, SECOND, OTHERS_SECOND))
 CANCELLATION, RECOVERY = Actor("delete", "read", about=0), Actor("recovery", "idle")
 
 
@@ -242,6 +286,27 @@ def test_two_clients_with_one_key_recovery_and_one_fault_place_one_order(stock: 
 
 def test_two_clients_with_one_key_and_a_cancellation_place_one_order() -> None:
     assert explore(FIRST, SECOND, CANCELLATION, RECOVERY, stock=2, faults=0) > 1000
+
+
+@pytest.mark.parametrize("stock", [0, 1, 2])
+@pytest.mark.parametrize("second", [SECOND, EARLIER_SECOND])
+def test_two_versions_place_one_order_of_one_user_with_one_key(stock: int, second: Actor) -> None:
+    assert explore(EARLIER_FIRST, second, RECOVERY, stock=stock, faults=1) > 1000
+    assert explore(FIRST, EARLIER_SECOND, RECOVERY, stock=stock, faults=1) > 1000
+
+
+@pytest.mark.parametrize("first", [FIRST, EARLIER_FIRST])
+@pytest.mark.parametrize("other", [OTHERS_SECOND, OTHERS_EARLIER])
+def test_equal_keys_of_two_users_place_an_order_each(first: Actor, other: Actor) -> None:
+    assert explore(first, OTHER, other, RECOVERY, stock=2, faults=0) > 1000
+    assert explore(first, OTHER, RECOVERY, stock=2, faults=1) > 1000
+
+
+def test_the_checker_detects_that_another_users_key_may_still_become_free() -> None:
+    """The earlier version then places an order that this version has placed already."""
+    rules = Rules(keeping_their_key=(Status.PENDING, Status.CONFIRMED, Status.CANCELLED))
+    with pytest.raises(AssertionError, match="two orders of one user"):
+        explore(FIRST, OTHER, OTHERS_EARLIER, RECOVERY, stock=2, faults=0, rules=rules)
 
 
 def apply_transition_freeing_the_key(order: Order, transition: Transition, entry: OutboxEntry | None) -> Order:

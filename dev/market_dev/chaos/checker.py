@@ -53,35 +53,37 @@ def responses_match_orders(observed: Observations) -> Violations:
         order = observed.orders.get(order_id)
         if order is not None and order.status != "cancelled":
             yield f"order {order_id}: the cancellation succeeded, but the order is {order.status}"
-    by_key = {o.key: o for o in observed.orders.values() if o.key}
-    for key, call in _last_decisions(observed.calls).items():
-        if call.status in (409, 422) and (order := by_key.get(key)) is not None and order.status == "confirmed":
-            yield f"key {key}: the response was {call.status}, but order {order.id} holds stock"
+    by_key = {(o.user, o.key): o for o in observed.orders.values() if o.key}
+    for user_key, call in _last_decisions(observed.calls).items():
+        if call.status in (409, 422) and (order := by_key.get(user_key)) is not None and order.status == "confirmed":
+            yield f"key {call.key} of {call.user}: the response was {call.status}, but order {order.id} holds stock"
 
 
-def _last_decisions(calls: list[Call]) -> dict[str, Call]:
-    """Return, by key, the call whose response came last, ignoring calls without a decision (no response or 5xx)."""
-    last: dict[str, Call] = {}
+def _last_decisions(calls: list[Call]) -> dict[tuple[str, str], Call]:
+    """Return, by user and key, the call whose response came last, ignoring those without a decision (none, or 5xx)."""
+    last: dict[tuple[str, str], Call] = {}
     for call in calls:
         if call.operation == "place" and not call.failed:
-            known = last.get(call.key)
+            known = last.get((call.user, call.key))
             if known is None or call.ended_at > known.ended_at:
-                last[call.key] = call
+                last[call.user, call.key] = call
     return last
 
 
 def one_order_per_key(observed: Observations) -> Violations:
-    """One idempotency key makes one order."""
-    orders: defaultdict[str, set[str]] = defaultdict(set)
+    """One idempotency key of a user makes one order, and that of another user makes another one."""
+    orders: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for order in observed.orders.values():
         if order.key:
-            orders[order.key].add(order.id)
+            orders[order.user, order.key].add(order.id)
     for call in observed.calls:
         if call.operation == "place" and call.status in (200, 201):
-            orders[call.key].add(call.order_id)
-    for key, ids in orders.items():
+            orders[call.user, call.key].add(call.order_id)
+            if (found := observed.orders.get(call.order_id)) is not None and found.user != call.user:
+                yield f"key {call.key} of {call.user} returned order {found.id} of {found.user}"
+    for (user, key), ids in orders.items():
         if len(ids) > 1:
-            yield f"key {key} has {len(ids)} orders: {', '.join(sorted(ids))}"
+            yield f"key {key} of {user} has {len(ids)} orders: {', '.join(sorted(ids))}"
 
 
 def reservations_match_orders(observed: Observations) -> Violations:

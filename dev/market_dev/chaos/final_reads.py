@@ -64,7 +64,9 @@ async def read_orders(stores: Stores) -> dict[str, OrderRecord]:
                 id=order_id,
                 status=document["status"],
                 items={str(i["product_id"]): i["quantity"] for i in document["items"]},
-                key=document.get("key"),
+                user=document["user"],
+                # Without the digest, an earlier version has freed the key.
+                key=document.get("idempotency_key", document.get("key")) if "digest" in document else None,
                 age_seconds=now.timestamp() - document["since"].time,
                 unpublished_events=len(document.get("outbox", ())),
                 release_due="release_due" in document,

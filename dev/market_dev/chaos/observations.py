@@ -14,6 +14,7 @@ class OrderRecord:
     id: str
     status: str
     items: dict[str, int]
+    user: str
     key: str | None
     # Seconds between its creation and the read, by the database's clock.
     age_seconds: float

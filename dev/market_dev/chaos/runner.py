@@ -246,7 +246,7 @@ def _report(
         orders_cancelled=by_status.count("cancelled"),
         orders_rejected=by_status.count("rejected"),
         requests_rejected=sum(c.status in (409, 422) for c in place_calls),
-        requests_repeated=len(place_calls) - len({c.key for c in place_calls}),
+        requests_repeated=len(place_calls) - len({(c.user, c.key) for c in place_calls}),
         calls=len(observations.calls),
         failed_calls=sum(c.failed for c in observations.calls),
         events=len({e.id for e in observations.events}),

@@ -63,7 +63,6 @@ class OrderWorkload:
     orders_in_flight: int = 0
     # When the last order was placed, in seconds since the run started.
     last_order_at: float = 0.0
-    _keys: itertools.count[int] = field(default_factory=itertools.count)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -79,11 +78,13 @@ class OrderWorkload:
     async def _client(self, http: aiohttp.ClientSession, number: int) -> None:
         rng = random.Random(f"{self.seed}/{number}")
         user = f"client-{number}@chaos.test"
+        # Equal keys of different users: a key belongs to its user.
+        keys = (f"chaos-{self.seed}-{n}" for n in itertools.count())
         own_orders: list[str] = []
         while not self._stopping.is_set():
             choice = rng.random()
             if choice < 0.70 or not own_orders:
-                order_id = await self._place(http, rng, user)
+                order_id = await self._place(http, rng, user, next(keys))
                 if order_id:
                     own_orders.append(order_id)
             elif choice < 0.82:
@@ -97,11 +98,10 @@ class OrderWorkload:
                 await self._call(http, rng, "list", user=user)
             await asyncio.sleep(rng.uniform(0, 2 * self.think_seconds))
 
-    async def _place(self, http: aiohttp.ClientSession, rng: random.Random, user: str) -> str:
+    async def _place(self, http: aiohttp.ClientSession, rng: random.Random, user: str, key: str) -> str:
         """Place an order. Return its id, or "" if none was placed."""
         products = rng.sample(self.products, k=min(len(self.products), rng.choice([1, 1, 2, 3])))
         items = {product: rng.choice([1, 1, 2]) for product in products}
-        key = f"chaos-{self.seed}-{next(self._keys)}"
         response = await self._until_final(http, rng, "place", key=key, items=items, user=user)
         if rng.random() < 0.1:
             # A client that lost the response repeats the request, sometimes twice at the same time.

@@ -14,7 +14,8 @@ _ID = parameter("id", "path", "The order's id.", {"type": "string", "format": "u
 _KEY = parameter(
     "Idempotency-Key",
     "header",
-    "Repeating the request with the same key and body returns the order that the first one placed.",
+    "Repeating the request with the same key and body returns the order that the first one placed. The key belongs to "
+    "the order's `user`: equal keys of different users have nothing to do with each other.",
     {"type": "string", "pattern": "^[!-~]{1,255}$"},
 )
 

@@ -106,7 +106,7 @@ class PlacedOrder(Struct, frozen=True):
 
 
 async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) -> PlacedOrder:
-    """Place an order and return it confirmed, or return the one that was placed with the same idempotency key.
+    """Place an order and return it confirmed, or return the one that this user placed with the same idempotency key.
 
     Raises IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled or Unavailable.
     Unavailable has the fact `order_id` if the order may have been stored.
@@ -114,7 +114,7 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
     digest = None
     if idempotency_key is not None:
         digest = new.digest()
-        if replay := await _replay(deps, idempotency_key, digest):
+        if replay := await _replay(deps, new.user, idempotency_key, digest):
             return replay
     if deps.inventory.circuit_is_open:
         # Fail before anything is stored, so that nothing has to be recovered.
@@ -141,9 +141,10 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
             except IdempotencyKeyTaken:
                 assert idempotency_key is not None
                 assert digest is not None
-                if replay := await _replay(deps, idempotency_key, digest):
+                if replay := await _replay(deps, new.user, idempotency_key, digest):
                     return replay
-                # The order that had the key has been rejected since, so the key is free again.
+                # The order that had the key has been rejected since, so the key is free again; or another user's order
+                # will soon no longer be pending.
                 await asyncio.sleep(_RETRY_SECONDS)
         await deps.failure_point("orders.after-intent")
         order = await _advance_pending(deps, order)
@@ -151,12 +152,12 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
     return PlacedOrder(_require_confirmed(order), replayed=False)
 
 
-async def _replay(deps: Deps, idempotency_key: str, digest: bytes) -> PlacedOrder | None:
-    """Return the order with the idempotency key, or None if the key is free. A pending order is advanced first.
+async def _replay(deps: Deps, user: str, idempotency_key: str, digest: bytes) -> PlacedOrder | None:
+    """Return the user's order with the idempotency key, or None if the key is free. A pending order is advanced first.
 
     Raises IdempotencyKeyReused if the request was a different one, and like `place_order` if the order is rejected.
     """
-    holder = await deps.orders.find_by_idempotency_key(idempotency_key)
+    holder = await deps.orders.find_by_idempotency_key(user, idempotency_key)
     if holder is None:
         return None
     if holder.digest != digest:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 from bson import Timestamp
@@ -22,6 +22,7 @@ from market.kit.errors import Unavailable
 from market.kit.paging import MAX_COUNT
 from market.orders.domain import (
     CONFIRM,
+    KEEPING_THEIR_KEY,
     KNOWN_STATUSES,
     Order,
     OutboxEntry,
@@ -39,7 +40,25 @@ _CHUNK_BYTES = 1_048_576
 
 
 class IdempotencyKeyTaken(Exception):
-    """Another order already has the idempotency key."""
+    """Another order has the idempotency key: one of this user or, for a moment, a pending one of another user."""
+
+
+class SharedKeyTaken(IdempotencyKeyTaken):
+    """An order of any user has the key in the field that earlier versions look up."""
+
+
+class UserKey(NamedTuple):
+    """An idempotency key with the user that it belongs to."""
+
+    user: str
+    key: str
+
+
+class NewDocument(NamedTuple):
+    """A pending order to insert, with or without the key field of earlier versions (mongodb/documents.py)."""
+
+    order: Order
+    shared_key: bool
 
 
 class IdempotencyKeyHolder(Struct, frozen=True):
@@ -135,7 +154,7 @@ class OrderRepository:
     def __init__(self, collection: OrdersCollection, *, instance_id: str) -> None:
         self.collection = collection
         self.instance_id = instance_id
-        self._insert: BatcherBySize[Order, None] = BatcherBySize(
+        self._insert: BatcherBySize[NewDocument, None] = BatcherBySize(
             self._insert_many,
             name="orders.insert",
             max_batch_size=128,
@@ -153,7 +172,7 @@ class OrderRepository:
         self._releases: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.release-due", max_batch_size=128
         )
-        self._idempotency_keys: Batcher[str, IdempotencyKeyHolder | None] = Batcher(
+        self._idempotency_keys: Batcher[UserKey, IdempotencyKeyHolder | None] = Batcher(
             self._find_idempotency_keys, name="orders.keys", max_batch_size=128, max_concurrency=2, dedupe=True
         )
         # Small, because an order may have 1 MiB, and four times that once decoded.
@@ -165,11 +184,25 @@ class OrderRepository:
 
     async def add(self, order: Order) -> None:
         """Store a pending order. Adding the same order again has no effect. Raises IdempotencyKeyTaken."""
-        await self._insert(order)
+        try:
+            await self._insert(NewDocument(order, shared_key=True))
+        except SharedKeyTaken:
+            if not await self._is_key_of_another_user(order):
+                raise
+            await self._insert(NewDocument(order, shared_key=False))
 
-    async def _insert_many(self, orders: list[Order]) -> Sequence[BaseException | None]:
-        results: list[BaseException | None] = [None] * len(orders)
-        inserts = [InsertOne(documents.order_to_document(order)) for order in orders]
+    async def _is_key_of_another_user(self, order: Order) -> bool:
+        """Return whether another user's order has the key for good in the field that earlier versions look up.
+
+        A pending order may still be rejected. Its key would then be free for an earlier version, which would place this
+        order a second time, because it does not see the order's key in the other field.
+        """
+        found = await self.collection.find({"key": order.idempotency_key}, {"user": 1, "status": 1})
+        return any(d["user"] != order.user and d["status"] in KEEPING_THEIR_KEY for d in found)
+
+    async def _insert_many(self, new: list[NewDocument]) -> Sequence[BaseException | None]:
+        results: list[BaseException | None] = [None] * len(new)
+        inserts = [InsertOne(documents.order_to_document(n.order, shared_key=n.shared_key)) for n in new]
 
         async def insert() -> None:
             # Not insert_many, which does the same after checking every document for an _id.
@@ -184,18 +217,32 @@ class OrderRepository:
                 if error["code"] != _DUPLICATE_KEY:
                     results[error["index"]] = Unavailable("the order store rejected the order")
                 elif "key" in error.get("keyPattern", {}):
+                    results[error["index"]] = SharedKeyTaken()
+                elif "idempotency_key" in error.get("keyPattern", {}):
                     results[error["index"]] = IdempotencyKeyTaken()
                 # Otherwise the id exists already: an earlier attempt stored this order.
         return results
 
-    async def find_by_idempotency_key(self, key: str) -> IdempotencyKeyHolder | None:
-        """Return the order that has the idempotency key, or None if the key is free."""
-        return await self._idempotency_keys(key)
+    async def find_by_idempotency_key(self, user: str, key: str) -> IdempotencyKeyHolder | None:
+        """Return the user's order that has the idempotency key, or None if the key is free for this user."""
+        return await self._idempotency_keys(UserKey(user, key))
 
-    async def _find_idempotency_keys(self, keys: list[str]) -> Sequence[IdempotencyKeyHolder | None]:
-        found = await self.collection.find({"key": {"$in": keys}}, {"key": 1, "digest": 1})
-        holders = {d["key"]: IdempotencyKeyHolder(d["_id"], bytes(d["digest"])) for d in found}
-        return [holders.get(key) for key in keys]
+    async def _find_idempotency_keys(self, user_keys: list[UserKey]) -> Sequence[IdempotencyKeyHolder | None]:
+        keys = list({user_key.key for user_key in user_keys})
+        by_user = {
+            "user": {"$in": list({user_key.user for user_key in user_keys})},
+            "idempotency_key": {"$in": keys},
+            "digest": {"$exists": True},
+        }
+        # The orders of earlier versions have only `key`.
+        where = {"$or": [by_user, {"key": {"$in": keys}}]}
+        found = await self.collection.find(where, {"user": 1, "idempotency_key": 1, "key": 1, "digest": 1})
+        holders = {
+            (d["user"], documents.held_key(d)): IdempotencyKeyHolder(d["_id"], bytes(d["digest"]))
+            for d in found
+            if isinstance(d.get("digest"), bytes)
+        }
+        return [holders.get(user_key) for user_key in user_keys]
 
     # Reading orders
 
@@ -375,5 +422,5 @@ class OrderRepository:
         )
 
 
-def _cost(order: Order) -> int:
-    return len(order.lines)
+def _cost(new: NewDocument) -> int:
+    return len(new.order.lines)

@@ -1,6 +1,10 @@
 """The order's document: converts domain data to BSON values and back, and a transition to a conditional update.
 
 Besides the order itself a document has:
+- `idempotency_key`, `digest`: the key and the SHA-256 of the request. The document holds the key, for its user, as long
+  as it has the digest: an earlier version that rejects the order removes the digest, but not `idempotency_key`.
+- `key`: the same key, which earlier versions look up. They let only one order have it, whoever the user is; so it is
+  absent if another user's order has it.
 - `since`: the server's time when the pending order was stored.
 - `release_due`: the server's time when the stock release became due, or was last postponed. Absent if none is due.
 - `outbox`: the unsent events. `unsent_since`: the time of the oldest one, or when they were requeued.
@@ -67,7 +71,7 @@ def transition_update(
     if transition.releases:
         change["$currentDate"] = {"release_due": True}
     if transition.frees_key:
-        change["$unset"] = {"key": 1, "digest": 1}
+        change["$unset"] = {"idempotency_key": 1, "key": 1, "digest": 1}
     if entry is not None:
         change["$push"] = {"outbox": entry_to_document(entry)}
         change["$min"] = {"unsent_since": entry.at}
@@ -93,8 +97,11 @@ def from_decimal128(value: Decimal128) -> Decimal:
     return Decimal(low).scaleb(-2) if high == _HUNDREDTHS else value.to_decimal().quantize(_CENT)
 
 
-def order_to_document(order: Order) -> Document:
-    """Return the document of a new, pending order."""
+def order_to_document(order: Order, *, shared_key: bool = True) -> Document:
+    """Return the document of a new, pending order.
+
+    shared_key: whether it has the field `key` of earlier versions, which only one order of all users may have.
+    """
     document: Document = {
         "_id": order.id,
         "user": order.user,
@@ -115,8 +122,10 @@ def order_to_document(order: Order) -> Document:
         "since": _SERVER_TIME,
     }
     if order.idempotency_key is not None:
-        document["key"] = order.idempotency_key
+        document["idempotency_key"] = order.idempotency_key
         document["digest"] = order.digest
+        if shared_key:
+            document["key"] = order.idempotency_key
     return document
 
 
@@ -154,7 +163,7 @@ def _to_order(d: Mapping[str, Any]) -> Order:
         currency=d["currency"],
         created_at=d["created_at"],
         status=status,
-        idempotency_key=d.get("key"),
+        idempotency_key=held_key(d),
         digest=d.get("digest"),
         release_due="release_due" in d,
         outbox=tuple([_document_to_entry(e) for e in d.get("outbox", ())]),
@@ -165,6 +174,11 @@ def _to_order(d: Mapping[str, Any]) -> Order:
         ended_at=d.get("cancelled_at") or d.get("rejected_at"),
         unknown_status=word if status is Status.UNKNOWN else None,
     )
+
+
+def held_key(d: Mapping[str, Any]) -> str | None:
+    """Return the idempotency key that the document holds, or None."""
+    return d.get("idempotency_key", d.get("key")) if "digest" in d else None
 
 
 def entry_to_document(entry: OutboxEntry) -> Document:
