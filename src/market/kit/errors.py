@@ -19,7 +19,7 @@ GRPC_CANCELLED, GRPC_INVALID_ARGUMENT, GRPC_DEADLINE_EXCEEDED, GRPC_NOT_FOUND, G
 GRPC_RESOURCE_EXHAUSTED, GRPC_FAILED_PRECONDITION, GRPC_ABORTED, GRPC_INTERNAL, GRPC_UNAVAILABLE = 8, 9, 10, 13, 14
 
 
-# Fields that one error names.
+# The maximum number of wrong fields that one error lists.
 MAX_INPUT_ERRORS = 20
 
 
@@ -63,7 +63,7 @@ class BadInput(Problem):
     grpc_status = GRPC_INVALID_ARGUMENT
 
     def __init__(self, field: str, reason: str, *others: tuple[str, str]) -> None:
-        """`others`: the fields that are wrong besides, each with its reason."""
+        """`others`: further wrong fields, each with its reason."""
         self.errors = ((field, reason), *others)
         super().__init__("; ".join(f"{f}: {r}" if f else r for f, r in self.errors))
         self.field = field
@@ -95,7 +95,7 @@ class InputErrors:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        # Narrower errors, such as those that change the status, are not about one field of many.
+        # Subclasses are not collected, because they have another status or type.
         if type(error) is not BadInput:
             return False
         self.found += error.errors

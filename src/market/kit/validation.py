@@ -49,7 +49,7 @@ def explain(error: msgspec.ValidationError, expected_type: Any, data: Any, at: s
     """Return (path, reason). The path is the field's, empty for the top level; the reason says what is wrong with it.
 
     data: what was validated, as JSON values. The reason may quote a number from it, or the length of a text.
-    at: the path in `data` of the value that the error is about, if only a part was validated: ".items[0]".
+    at: the path of the value that was validated, if it is only a part of `data`: ".items[0]".
     """
     message = str(error)
     found = _PATH.search(message)
@@ -80,9 +80,9 @@ def explain(error: msgspec.ValidationError, expected_type: Any, data: Any, at: s
 
 
 def explain_all(expected_type: Any, data: Any, limit: int = MAX_INPUT_ERRORS) -> list[tuple[str, str]]:
-    """Return (path, reason) of each wrong field, up to a limit, where msgspec stops at the first one.
+    """Return (path, reason) of each wrong field, up to `limit` of them. (msgspec itself stops at the first one.)
 
-    data: JSON values that were rejected as `expected_type`; validated again, field by field.
+    data: JSON values that are not valid as `expected_type`. They are validated again, field by field.
     """
     return list(islice(_failures(expected_type, data, expected_type, data, ""), limit))
 
@@ -115,12 +115,15 @@ def _failures(whole_type: Any, whole: Any, value_type: Any, value: Any, at: str)
                 found = True
                 yield failure
     if not found:
-        # It is the value itself that is wrong: its type, its length, or how its fields go together.
+        # The value itself is wrong: its type, its length, or the combination of its fields.
         yield explain(error, whole_type, whole, at)
 
 
 def _parts(value_type: Any) -> tuple[type[msgspec.Struct] | None, Any]:
-    """Return the struct that the type is or may be, and the type of the items if it is or may be a list."""
+    """Return (struct, item type), each None if absent.
+
+    The type is, or has as an alternative, that struct, or a list of items of that type.
+    """
     origin, arguments = get_origin(value_type), get_args(value_type)
     if origin is Annotated:
         return _parts(arguments[0])

@@ -172,7 +172,7 @@ def _value_errors_of(field: str) -> Iterator[None]:
         raise BadInput(field, str(e)) from None
 
 
-# By field, what msgspec does not check.
+# Further rules by field, which msgspec cannot check.
 FIELD_CHECKS: dict[str, Callable[[Any], object]] = {
     "user": _check_user,
     "email": _check_email,

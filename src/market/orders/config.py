@@ -68,7 +68,7 @@ class Config(ServiceConfig, frozen=True, kw_only=True):
     """The service's configuration file."""
 
     http: Http
-    # Limits on the orders that are being placed at the same time; each counts by its lines.
+    # Limits on the requests that place or list orders at the same time. They are weighed by the lines of the orders.
     admission: Admission = Admission()
     mongodb: MongoDB
     inventory: GrpcUpstream

@@ -62,12 +62,11 @@ async def read_body(
     decoder: msgspec.json.Decoder[T],
     checks: Mapping[str, Callable[[Any], object]] = MappingProxyType({}),
 ) -> T:
-    """Return the decoded JSON body.
+    """Return the decoded JSON body. Raises Malformed, BadInput, UnsupportedMediaType, TooLarge.
 
-    checks: further rules by field, which raise BadInput. Applied only to a body that cannot be decoded, to those of its
-    fields that could be, so that the error names these too.
-
-    Raises Malformed, BadInput, UnsupportedMediaType, TooLarge."""
+    checks: further rules by field, which raise BadInput. If the body is invalid, they are applied to its other fields,
+        so that the error lists all wrong fields. If the body is valid, the caller applies them.
+    """
     content_type = read_header(request, b"content-type")
     if content_type != b"application/json":
         _check_content_type((content_type or b"").decode("latin-1"))
@@ -120,7 +119,7 @@ def parse_query(request: Request, query_type: type[T]) -> T:
             with errors:
                 if name in values:
                     raise BadInput(name, "must not be repeated")
-                # Present, even if it cannot be parsed.
+                # Set even if parsing fails, so that the parameter does not count as missing.
                 values[name] = value
                 if parse := parsers.get(name):
                     values[name] = parse(value)
