@@ -79,7 +79,7 @@ class Admission(Section, frozen=True, kw_only=True):
     # The total weight of the small requests that are handled at the same time, and of the large ones. If none is being
     # handled, one is admitted whatever its weight.
     max_small_weight: Annotated[int, Meta(ge=1)] = 10_000
-    max_large_weight: Annotated[int, Meta(ge=1)] = 4_000
+    max_large_weight: Annotated[int, Meta(ge=1)] = 2_000
     # The total weight of the requests that wait, in each of the two queues.
     max_waiting_weight: Annotated[int, Meta(ge=1)] = 400_000
     # The total weight of one caller's small requests, waiting or being handled, and of its large ones.
