@@ -9,13 +9,14 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
+from market.kit.http import admission
 from market.kit.process import tasks
 from market.notifications import metrics
 from tests.deploy.conftest import ROOT
 
-ALERTS = ROOT / "deploy" / "alerts" / "notifications.yaml"
+ALERTS = [path for path in (ROOT / "deploy" / "alerts").glob("*.yaml") if not path.name.endswith(".test.yaml")]
 RULES: list[dict[str, Any]] = [
-    rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]
+    rule for path in ALERTS for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]
 ]
 _METRIC = re.compile(r"\bmarket_\w+")
 
@@ -24,6 +25,7 @@ def _known_metrics() -> set[str]:
     # Imported, so that their metrics are registered.
     assert metrics.LAG
     assert tasks.FAILURES
+    assert admission.REFUSED
     families = list(REGISTRY.collect())
     return {f.name + suffix for f in families for suffix in (("_total",) if f.type == "counter" else ("",))}
 
