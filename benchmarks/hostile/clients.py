@@ -197,19 +197,23 @@ class Kind:
 _PATHS = {"products": "/api/product", "orders": "/api/order", "graphql": "/graphql"}
 
 
-def _large_page(server: str) -> Callable[[Targets], bytes]:
+def _large_page(server: str, **headers: str) -> Callable[[Targets], bytes]:
     """Return the largest page of the server: 4 MiB of products, or 8 MiB of orders."""
 
     def make(targets: Targets) -> bytes:
         match server:
             case "products":
-                return http1.request("GET", f"/api/product?ids={','.join(targets.long_product_ids)}")
+                return http1.request("GET", f"/api/product?ids={','.join(targets.long_product_ids)}", **headers)
             case "orders":
-                return http1.request("GET", f"/api/order?user={requests.USER}&limit=1000")
+                return http1.request("GET", f"/api/order?user={requests.USER}&limit=1000", **headers)
             case _:
                 return requests.graphql_requests()["all orders"][0]
 
     return make
+
+
+def _compressed_page(server: str) -> Callable[[Targets], Iterable[bytes]]:
+    return lambda targets: [_large_page(server, accept_encoding="gzip")(targets)]
 
 
 def _always(several: Sequence[bytes]) -> Callable[[Targets], Iterable[bytes]]:
@@ -294,6 +298,8 @@ def kinds(pause: float = 2.0) -> dict[str, Kind]:
     }
     for server, path in _PATHS.items():
         found[f"oversized bodies, {server}"] = Kind(send(_oversized(path), pause), 1, (server,))
+        if server != "graphql":
+            found[f"large pages compressed, {server}"] = Kind(send(_compressed_page(server), pause), 8, (server,))
         found[f"large pages not read, {server}"] = Kind(never_read(_large_page(server)), 40, (server,))
     for name in requests.graphql_requests():
         found[f"GraphQL: {name}"] = Kind(send(_graphql(name), pause), 1, ("graphql",))

@@ -40,6 +40,8 @@ _MAX_INLINE_BYTES = 65_536
 _MAX_THREADS = 2
 # How long a large response waits for a thread, before it is sent uncompressed.
 _MAX_WAIT_SECONDS = 2.0
+# The bytes of all large responses that wait or are being compressed; another one is sent uncompressed.
+_MAX_WAITING_BYTES = 16 * 1024 * 1024
 # Memory needed per byte of the body: for the output, and for the buffers that are joined into it.
 _MEMORY_FACTOR = 2
 _MAX_CACHED_LENGTH = 256
@@ -79,6 +81,7 @@ class Compression:
         self._is_enabled = config.enabled
         self._reserve = reserve
         self._threads = asyncio.Semaphore(_MAX_THREADS)
+        self._waiting_bytes = 0
 
     async def apply(self, response: Response, request_headers: list[tuple[bytes, bytes]]) -> None:
         """Compress the response, if it is large enough and the client accepts it."""
@@ -104,18 +107,23 @@ class Compression:
             _set(response, b"etag", tagged(tag.decode("latin-1"), coding).encode("latin-1"))
 
     async def _compress(self, body: bytes, coding: Coding) -> bytes | None:
-        """Return the compressed body, or None if no thread is free in time."""
+        """Return the compressed body, or None if no thread is free in time, or if too much waits already."""
         if len(body) <= _MAX_INLINE_BYTES:
             return compress(body, coding)
+        if self._waiting_bytes and self._waiting_bytes + len(body) > _MAX_WAITING_BYTES:
+            return None
+        self._waiting_bytes += len(body)
         try:
             async with asyncio.timeout(context.remaining(_MAX_WAIT_SECONDS)):
                 await self._threads.acquire()
+            try:
+                return await asyncio.to_thread(compress, body, coding)
+            finally:
+                self._threads.release()
         except TimeoutError:
             return None
-        try:
-            return await asyncio.to_thread(compress, body, coding)
         finally:
-            self._threads.release()
+            self._waiting_bytes -= len(body)
 
 
 def _set(response: Response, name: bytes, value: bytes) -> None:
