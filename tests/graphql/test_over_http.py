@@ -282,3 +282,13 @@ async def test_the_client_gql_works_unchanged(gateway: Gateway) -> None:
     async with Client(transport=AIOHTTPTransport(url=gateway.url), execute_timeout=60) as client:
         with pytest.raises(TransportQueryError, match="Cannot query field"):
             await client.execute(gql("{ nothing }"))
+
+
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match", "If-Unmodified-Since"])
+async def test_a_condition_is_refused_instead_of_ignored(gateway: Gateway, header: str) -> None:
+    for response in (
+        await gateway.http.post(gateway.url, json={"query": "{ __typename }"}, headers={header: "*"}),
+        await gateway.http.get(gateway.url, params={"query": "{ __typename }"}, headers={header: "*"}),
+    ):
+        assert response.status_code == 400
+        assert response.json()["errors"][0]["extensions"]["field"] == header

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from uuid import uuid4
 
+import pytest
+
+from .catalogue import FakeCatalogue
 from .service import Service
+from .stock import Stock
 
 
 async def test_all_wrong_fields_of_an_order_are_named(service: Service) -> None:
@@ -43,3 +47,26 @@ async def test_a_thousand_wrong_lines_are_reported_by_the_first_twenty(service: 
     response = await service.http.post("/api/order", json={"user": "ann", "items": items})
     assert response.status_code == 422
     assert [e["field"] for e in response.json()["errors"]] == [f"items[{n}].quantity" for n in range(20)]
+
+
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match", "If-Unmodified-Since"])
+async def test_a_condition_is_refused_instead_of_ignored(
+    service: Service, catalogue: FakeCatalogue, stock: Stock, header: str
+) -> None:
+    lamp = catalogue.add("1.00")
+    await stock.set(lamp, 5)
+    user = f"careful {uuid4()}"
+    body = {"user": user, "items": [{"product_id": lamp, "quantity": 1}]}
+    order = (await service.http.post("/api/order", json=body)).json()
+    path = f"/api/order/{order['id']}"
+    for method, url, json in (
+        ("POST", "/api/order", body),
+        ("GET", path, None),
+        ("GET", f"/api/order?user={user}", None),
+        ("DELETE", path, None),
+    ):
+        response = await service.http.request(method, url, json=json, headers={header: "*"})
+        assert response.status_code == 422, (method, url)
+        assert response.json()["errors"][0]["field"] == header
+    page = (await service.http.get("/api/order", params={"user": user}, headers={"If-None-Match": '"1"'})).json()
+    assert page["items"] == [order]

@@ -17,7 +17,7 @@ from market.kit.config import Http
 from market.kit.errors import BadInput, InputErrors, NotFound, Problem
 from market.kit.http import edge
 from market.kit.http.admission import Admission
-from market.kit.http.requests import idempotency_key, parse_query, read_body
+from market.kit.http.requests import idempotency_key, parse_query, read_body, refuse_conditions
 from market.kit.http.responses import json_response
 from market.kit.mail_address import parse_mail_address
 from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_cursor
@@ -250,6 +250,7 @@ def routes(
     async def create(request: Request) -> Response:
         with context.deadline_in(_handler_seconds(create_order_timeout_seconds)):
             try:
+                refuse_conditions(request)
                 parse_query(request, _NoParameters)
                 key = idempotency_key(request)
                 async with admission(request, weigh(await request.body())):
@@ -264,6 +265,7 @@ def routes(
         return response
 
     async def get(request: Request) -> Response:
+        refuse_conditions(request)
         parse_query(request, _NoParameters)
         order = await deps.orders.get(text.parse_path_id("order", request.path_params["id"]))
         if order is None:
@@ -271,6 +273,7 @@ def routes(
         return json_response(to_contract(order))
 
     async def list_orders(request: Request) -> Response:
+        refuse_conditions(request)
         query = parse_query(request, _ListQuery)
         text.validate_text("user", query.user, min_length=1, max_length=200)
         definition = ("orders", query.user, query.status)
@@ -294,6 +297,7 @@ def routes(
             return json_response(b'{"items":[' + b",".join(encoded) + rest.removeprefix(b'{"items":['))
 
     async def cancel(request: Request) -> Response:
+        refuse_conditions(request)
         parse_query(request, _NoParameters)
         with context.deadline_in(_handler_seconds(default_timeout_seconds)):
             released = await service.cancel_order(deps, text.parse_path_id("order", request.path_params["id"]))

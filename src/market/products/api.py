@@ -21,7 +21,7 @@ from market.kit.errors import BadInput, InputErrors, NotFound, Unavailable
 from market.kit.http import compression
 from market.kit.http.admission import Admission
 from market.kit.http.edge import Endpoint
-from market.kit.http.requests import idempotency_key, parse_query, read_body, read_header
+from market.kit.http.requests import idempotency_key, parse_query, read_body, read_header, refuse_conditions
 from market.kit.http.responses import json_response, problem_response
 from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_cursor
 from market.products import domain, service
@@ -148,6 +148,8 @@ class ListQuery(Struct, forbid_unknown_fields=True):
 _NEW = msgspec.json.Decoder(NewProduct)
 _CHANGED = msgspec.json.Decoder(ChangedProduct)
 _DEFAULT_QUERY = ProductQuery()
+# The conditional headers of one product.
+_EVALUATED = (b"if-match", b"if-none-match")
 
 
 def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
@@ -158,6 +160,7 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
     )
 
     async def get_one(request: Request) -> Response:
+        refuse_conditions(request, *_EVALUATED)
         product_id = text.parse_path_id("product", request.path_params["id"])
         query = parse_query(request, ProductQuery) if request.scope["query_string"] else _DEFAULT_QUERY
         async with admission(request, 1):
@@ -183,8 +186,7 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
         return json_response(product, 200, headers)
 
     async def get_page(request: Request) -> Response:
-        # A page has no entity tag: none that the client has can match.
-        _refuse(request, "If-Match", *(["If-None-Match"] if read_header(request, b"if-none-match") == b"*" else []))
+        refuse_conditions(request)
         query = parse_query(request, ListQuery)
         async with admission(request, _weigh(query)):
             page = await (_page_of_ids if query.ids is not None else _page_of_list)(deps, query)
@@ -193,7 +195,7 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
 
     async def post(request: Request) -> Response:
         parse_query(request, NoQuery)
-        _refuse(request, "If-Match", "If-None-Match", "If-Unmodified-Since")
+        refuse_conditions(request)
         key = idempotency_key(request)
         body = await read_body(request, _NEW, FIELD_CHECKS)
         creation = await service.create(deps, body.to_draft(body.stock), key)
@@ -275,7 +277,7 @@ def _product_response(stored: StoredProduct, status: int = 200, headers: dict[st
 
 async def _check_absence(request: Request, deps: Deps, product_id: UUID) -> None:
     """Obey `If-None-Match: *` for a method that changes a product, and refuse conditions that it cannot obey."""
-    _refuse(request, "If-Unmodified-Since")
+    refuse_conditions(request, *_EVALUATED)
     tags = read_header(request, b"if-none-match")
     if tags is None:
         return
@@ -284,13 +286,6 @@ async def _check_absence(request: Request, deps: Deps, product_id: UUID) -> None
     if await deps.products.get(product_id) is None:
         raise NotFound("product", product_id)
     raise ProductExists(product_id)
-
-
-def _refuse(request: Request, *names: str) -> None:
-    """Raise BadInput for a conditional header that would otherwise be ignored."""
-    for name in names:
-        if read_header(request, name.lower().encode()) is not None:
-            raise BadInput(name, f"is not supported with {request.method} of {request.url.path}")
 
 
 # A browser may store the response, and asks each time whether it is still current.

@@ -30,6 +30,27 @@ def read_header(request: Request, name: bytes) -> bytes | None:
     return b", ".join(found) if found else None
 
 
+# Without If-Modified-Since: it is ignored where a resource has no modification date (RFC 9110, section 13.1.3).
+_CONDITIONS = {
+    b"if-match": "If-Match",
+    b"if-none-match": "If-None-Match",
+    b"if-unmodified-since": "If-Unmodified-Since",
+}
+
+
+def refuse_conditions(request: Request, *obeyed: bytes) -> None:
+    """Raise BadInput for a conditional header that would otherwise be ignored.
+
+    obeyed: the headers that the endpoint evaluates, in lower case.
+    """
+    for name, value in request.scope["headers"]:
+        if name[:3] == b"if-" and name in _CONDITIONS and name not in obeyed:
+            if name == b"if-none-match" and request.method in ("GET", "HEAD") and value.strip() != b"*":
+                # The body has no entity tag, so none that the client has can match.
+                continue
+            raise BadInput(_CONDITIONS[name], f"is not supported with {request.method} of {request.url.path}")
+
+
 def parse_quality(parameters: list[str]) -> float:
     """Return the quality value `q` (RFC 9110, section 12.4.2) among the parameters of one entry in a header.
 
