@@ -98,7 +98,7 @@ class OrderList(Struct, frozen=True):
 
     wanted, skip, limit: the filter of the list, how many of its orders come before the page, and the page's length
     sizes: the stored bytes of each order of the page by id, in the list's sequence, and of the first one after it
-    total_exact: whether `total` is the number of all matching orders; if not, there are at least so many
+    total_exact: whether `total` is the number of all matching orders; if not, it is a lower bound
     """
 
     wanted: documents.Document

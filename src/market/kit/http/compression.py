@@ -27,7 +27,7 @@ else:
     from backports import zstd
 
 Coding = Literal["zstd", "gzip"]
-# Reserves so many bytes of memory for a response. Returns False if its request may not use that much.
+# Reserves this many bytes of memory for a response. Returns False if its request may not use that much.
 Reserve = Callable[[Response, int], bool]
 
 # In the order of preference, if the client has none: zstd takes less time, and its result is smaller.

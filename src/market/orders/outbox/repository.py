@@ -40,7 +40,7 @@ class UnsentPage(Struct, frozen=True):
 class OutboxRepository:
     """The outboxes of all orders. `instance_id` becomes the owner of every lease taken here.
 
-    Every method may raise Unavailable, after which the outcome of a write is unknown.
+    Every method may raise Unavailable; the outcome of a write is then unknown.
     """
 
     def __init__(self, collection: OrdersCollection, *, instance_id: str) -> None:
@@ -86,7 +86,10 @@ class OutboxRepository:
     async def list_unsent(
         self, lease_seconds: float, now: datetime, limit: int, *, after: datetime | None = None
     ) -> UnsentPage:
-        """Return orders with unsent events and no valid lease, oldest first: those after the time `after`."""
+        """Return orders with unsent events and no valid lease, the longest unsent first.
+
+        after: only orders whose events are unsent since a later time
+        """
         where = {
             "unsent_since": {"$gt": after or EPOCH},
             "claimed_at": {"$not": {"$gte": now - timedelta(seconds=lease_seconds)}},

@@ -83,7 +83,10 @@ CAUSES = {
 
 
 class Finding(Struct, frozen=True):
-    """A difference between one order and its reservation or events. `event_type`: the missing event's, if any."""
+    """A difference between one order and its reservation or events.
+
+    event_type: the type of the event, if one is missing
+    """
 
     difference: DifferenceType
     detail: str

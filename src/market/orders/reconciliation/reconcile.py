@@ -36,7 +36,7 @@ _MAX_SUSPECTS = 10_000
 _MAX_PRODUCTS = 10_000
 # If an event is older than this, consumers may not recognize that they have already had it when it is published again.
 _REPETITION_RECOGNIZED = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
-# How far the clocks of brokers, stores and pods may differ, and how long publishing may take.
+# How far the clocks of brokers, stores and services may differ, and how long publishing may take.
 _CLOCK_MARGIN = timedelta(minutes=10)
 
 
