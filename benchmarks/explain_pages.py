@@ -20,7 +20,7 @@ LIMIT = 20
 
 async def position_at(conn: Any, sort: Sort, offset: int) -> Position:
     """Return the position of the product at this offset."""
-    statement, arguments = page_statement(PageQuery(1, offset, sort, None))
+    statement, arguments = page_statement(PageQuery(1, offset, sort))
     rows = await conn.fetch(statement, *arguments)
     return position_type(sort).of(Product(*rows[0][1:]))
 
@@ -42,10 +42,10 @@ async def run(uri: str, count: int) -> None:
             after = await position_at(conn, sort, depth) if depth else None
             print(
                 f"\nsort={sort}, after {depth} products",
-                *await explain(conn, PageQuery(LIMIT, 0, sort, None, after)),
+                *await explain(conn, PageQuery(LIMIT, 0, sort, after)),
                 sep="\n",
             )
-    print("\noffset=10000", *await explain(conn, PageQuery(LIMIT, 10_000, "-created_at", None)), sep="\n")
+    print("\noffset=10000", *await explain(conn, PageQuery(LIMIT, 10_000, "-created_at")), sep="\n")
     await conn.close()
 
 

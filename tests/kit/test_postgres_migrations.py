@@ -200,3 +200,40 @@ async def test_a_concurrent_file_that_failed_is_applied_again(database: Postgres
         assert await conn.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'things_id'::regclass")
     finally:
         await conn.close()
+
+
+REPEATED = """-- repeatedly
+UPDATE things SET id = -id WHERE id IN (SELECT id FROM things WHERE id > 0 ORDER BY id LIMIT 2);
+"""
+
+
+async def test_a_repeated_file_runs_in_transactions_of_its_own_until_it_changes_nothing(
+    database: Postgres, make_package: MakePackage
+) -> None:
+    await migrate(database, make_package(first=FIRST))
+    conn = await connect(database)
+    try:
+        await conn.execute("INSERT INTO things SELECT generate_series(1, 5)")
+        assert await migrate(database, make_package(first=FIRST, second=REPEATED)) == ["0002_second.sql"]
+        rows = await conn.fetch("SELECT id, xmin::text AS transaction FROM things ORDER BY id DESC")
+        assert [row["id"] for row in rows] == [-1, -2, -3, -4, -5]
+        assert len({row["transaction"] for row in rows}) == 3
+    finally:
+        await conn.close()
+
+
+async def test_a_repeated_file_that_failed_is_continued(database: Postgres, make_package: MakePackage) -> None:
+    package = make_package(first=FIRST, second=REPEATED)
+    await migrate(database, make_package(first=FIRST))
+    conn = await connect(database)
+    try:
+        await conn.execute("INSERT INTO things SELECT generate_series(1, 5)")
+        await conn.execute("ALTER TABLE things ADD CHECK (id > -4)")
+        with pytest.raises(MigrationError, match=r"^0002_second\.sql failed, and will be continued"):
+            await migrate(database, package)
+        assert await conn.fetchval("SELECT array_agg(id ORDER BY id) FROM things") == [-2, -1, 3, 4, 5]
+        await conn.execute("ALTER TABLE things DROP CONSTRAINT things_id_check")
+        assert await migrate(database, package) == ["0002_second.sql"]
+        assert await conn.fetchval("SELECT max(id) FROM things") == -1
+    finally:
+        await conn.close()

@@ -66,7 +66,9 @@ async def test_the_pages_together_are_the_whole_list_in_order(products: RunningP
     await fill(products, rows)
     expected = [r for r in rows if q is None or r[1].lower() == q]
     name = sort or "-created_at"
-    expected.sort(key=KEYS[name.removeprefix("-")], reverse=name.startswith("-"))
+    # By relevance these products are equal, so the newest id is first.
+    key = (lambda r: r[0].bytes) if q and not sort else KEYS[name.removeprefix("-")]
+    expected.sort(key=key, reverse=name.startswith("-"))
     parameters = {"limit": limit, **({"sort": sort} if sort else {}), **({"q": q} if q else {})}
     found = []
     walked, after = [], {}
@@ -106,6 +108,7 @@ async def test_the_total_is_exact_after_every_kind_of_change(products: RunningPr
         "offset": 0,
         "total_exact": True,
         "next": None,
+        "suggested": False,
     }
 
 
@@ -127,6 +130,7 @@ async def test_products_are_returned_in_the_order_of_the_ids_without_unknown_one
         "offset": 0,
         "total_exact": True,
         "next": None,
+        "suggested": False,
     }
 
 
@@ -147,9 +151,9 @@ async def test_at_most_a_hundred_ids_are_accepted(products: RunningProducts):
         ("metal lantern", ["Metal Lanterns"]),
         ('"lantern metal"', []),
         ("lantern -white", ["Metal Lanterns"]),
-        ("white or clock", ["Лампа", "Lantern/white"]),
+        ("white or clock", ["Lantern/white", "Лампа"]),
         ("лампа", ["Лампа"]),
-        ("the", ["Лампа"]),
+        ("the", ["Лампа", "Lantern/white"]),
         ("nothing-like-it", []),
         ("!!!", []),
         ("'", []),
@@ -168,16 +172,15 @@ async def test_search_finds_words_in_name_and_description(products: RunningProdu
     ):
         await products.create(name=name, description=description)
     response = await page(products, q=q)
-    # Words such as "the" are found where they stand alone.
     names = [item["name"] for item in response["items"]]
-    if q == "the":
-        assert names == ["Лампа", "Lantern/white"]
+    if response["suggested"]:
+        assert found == []
     else:
         assert names == found
     assert response["total"] == len(names)
 
 
-async def test_the_indexes_serve_search_and_every_sort(products: RunningProducts):
+async def test_the_indexes_serve_every_sort(products: RunningProducts):
     await products.db.execute("TRUNCATE products")
     await products.db.execute(
         """
@@ -204,18 +207,15 @@ async def test_the_indexes_serve_search_and_every_sort(products: RunningProducts
             await conn.execute("RESET plan_cache_mode")
         return "\n".join(found)
 
-    search = await plans(PageQuery(20, 0, "-created_at", "words 4711"))
-    assert search.count("Bitmap Index Scan on products_search") == 2
-    assert "Seq Scan on products" not in search
     for sort, index in (
         ("created_at", "products_created_at"),
         ("-price", "products_price"),
         ("name", "products_name_sort"),
     ):
-        found = await plans(PageQuery(20, 0, sort, None))
+        found = await plans(PageQuery(20, 0, sort))
         assert found.count(f"using {index} on products") == 2, found
         position = position_type(sort).of(Product(uuid4(), "Lamp", "", Decimal(1), "GBP", None, None, DAY, DAY))
-        found = await plans(PageQuery(20, 0, sort, None, position))
+        found = await plans(PageQuery(20, 0, sort, position))
         # As a condition of the index: without one, it would be read from its beginning.
         assert re.findall(rf"using {index} on products .*\n +Index Cond: \(ROW\(", found)[1:], found
         assert "Seq Scan on products" not in found

@@ -27,11 +27,14 @@ async def superuser(server: PostgresHandle, database: str = "postgres") -> Async
 
 
 @asynccontextmanager
-async def own_database(server: PostgresHandle, **settings: Any) -> AsyncIterator[Postgres]:
-    """The configuration for an empty database, which belongs to the user `products`; dropped at the end."""
+async def own_database(server: PostgresHandle, *, options: str = "", **settings: Any) -> AsyncIterator[Postgres]:
+    """The configuration for an empty database, which belongs to the user `products`; dropped at the end.
+
+    options: of CREATE DATABASE.
+    """
     name = f"d{uuid4().hex[:12]}"
     async with superuser(server) as conn:
-        await conn.execute(f"CREATE DATABASE {name} OWNER products")
+        await conn.execute(f"CREATE DATABASE {name} OWNER products {options}")
     try:
         yield configuration(server, **{"database": name, **settings})
     finally:

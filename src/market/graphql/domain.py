@@ -31,6 +31,7 @@ class ProductPage(Struct, frozen=True, gc=False):
     # The previous version of the services does not have them.
     total_exact: bool = True
     next: str | None = None
+    suggested: bool = False
 
 
 class OrderItem(Struct, frozen=True, gc=False):

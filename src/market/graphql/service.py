@@ -23,7 +23,7 @@ from market.kit.text import parse_path_id, parse_uuid
 # Ids in one request to products, by the REST contract.
 MAX_IDS = 100
 # What REST returns for ids of which none exists.
-_EMPTY_PAGE = b'{"items":[],"total":0,"limit":0,"offset":0,"total_exact":true,"next":null}'
+_EMPTY_PAGE = b'{"items":[],"total":0,"limit":0,"offset":0,"total_exact":true,"next":null,"suggested":false}'
 # How often an update reads the product again because another one was faster.
 _UPDATE_ATTEMPTS = 5
 # Requests to products that one response makes concurrently for its order lines.

@@ -7,6 +7,10 @@ A file is applied in one transaction, unless its first line is `-- concurrently`
 with a semicolon at the end of a line) is executed outside of a transaction, as CREATE INDEX CONCURRENTLY requires. If
 one fails, the whole file is applied again later, so its statements must be repeatable: DROP INDEX CONCURRENTLY IF
 EXISTS first.
+
+A file whose first line is `-- repeatedly` changes many rows, a few at a time: its only statement is executed again and
+again, each time in a transaction of its own, until it changes no row. So no row is locked for long, and after a failure
+the file is continued.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ _STATEMENT_SECONDS = 30.0
 _SETTINGS = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 _CONCURRENTLY = "-- concurrently"
+_REPEATEDLY = "-- repeatedly"
 _END_OF_STATEMENT = re.compile(r";[ \t]*$", re.MULTILINE)
 # The pause between two attempts to get the lock.
 _LOCK_SECONDS = 0.1
@@ -140,11 +145,13 @@ async def _verify_applied(conn: DirectConnection, package: str) -> set[str]:
 
 
 async def _apply(conn: DirectConnection, name: str, text: str, seconds: float) -> None:
-    is_concurrent = text.partition("\n")[0].rstrip() == _CONCURRENTLY
-    outcome = "will be applied again from its beginning" if is_concurrent else "was rolled back"
+    execute, outcome = {
+        _CONCURRENTLY: (_execute_concurrently, "will be applied again from its beginning"),
+        _REPEATEDLY: (_execute_repeatedly, "will be continued"),
+    }.get(text.partition("\n")[0].rstrip(), (_execute, "was rolled back"))
     try:
         async with asyncio.timeout(seconds):
-            await (_execute_concurrently if is_concurrent else _execute)(conn, name, text, seconds)
+            await execute(conn, name, text, seconds)
     except TimeoutError:
         raise MigrationError(f"{name} did not finish within {seconds:g} s, and {outcome}") from None
     except asyncpg.PostgresError as e:
@@ -164,6 +171,16 @@ async def _execute(conn: DirectConnection, name: str, text: str, seconds: float)
 async def _execute_concurrently(conn: DirectConnection, name: str, text: str, seconds: float) -> None:
     for statement in filter(str.strip, _END_OF_STATEMENT.split(text)):
         await conn.execute(statement, timeout=seconds)
+    await _record(conn, name, text)
+
+
+async def _execute_repeatedly(conn: DirectConnection, name: str, text: str, seconds: float) -> None:
+    status = ""
+    while not status.endswith(" 0"):
+        async with conn.transaction():
+            await conn.execute("SET LOCAL lock_timeout = '5s'")
+            # Such as "UPDATE 250".
+            status = await conn.execute(text, timeout=seconds)
     await _record(conn, name, text)
 
 

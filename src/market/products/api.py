@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -26,6 +26,7 @@ from market.kit.http.responses import json_response, problem_response
 from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_cursor
 from market.products import domain, service
 from market.products.domain import Draft, Product, ProductExists, ProductModified, Sort, StoredProduct, entity_tag
+from market.products.search.pages import SearchQuery
 from market.products.service import Deps
 from market.products.store import PageQuery
 
@@ -123,6 +124,10 @@ class ProductPage(Struct, frozen=True):
         bool, Meta(description=f"false if only {MAX_COUNT} products were counted, and there are more")
     ]
     next: Annotated[str, Meta(description="the cursor of the next page, for `after`; null on the last page")] | None
+    suggested: Annotated[
+        bool,
+        Meta(description="true if the search finds nothing, and the items are products with words similar to its own"),
+    ] = False
 
 
 class NoQuery(Struct, forbid_unknown_fields=True):
@@ -189,7 +194,7 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
         refuse_conditions(request)
         query = parse_query(request, ListQuery)
         async with admission(request, _weigh(query)):
-            page = await (_page_of_ids if query.ids is not None else _page_of_list)(deps, query)
+            page = await _page(deps, query)
             items = await service.look_up(deps, page.items, availability=query.availability, stock=query.stock)
             return json_response(replace(page, items=items), 200, _REVALIDATE)
 
@@ -241,21 +246,44 @@ def _weigh(query: ListQuery) -> int:
     return query.limit if query.ids is None else sum(1 + ids.count(",") for ids in query.ids)
 
 
+_P = TypeVar("_P", bound=Struct)
+
+
+async def _page(deps: Deps, query: ListQuery) -> ProductPage:
+    if query.ids is not None:
+        return await _page_of_ids(deps, query)
+    if query.q is not None:
+        return await _page_of_search(deps, query, query.q)
+    return await _page_of_list(deps, query)
+
+
 async def _page_of_list(deps: Deps, query: ListQuery) -> ProductPage:
-    words = None if query.q is None else domain.validate_search(query.q)
     sort = query.sort or domain.DEFAULT_SORT
-    definition = ("products", sort, words)
     position_type = domain.position_type(sort)
-    after = None
-    if query.after is not None:
-        if query.offset:
-            raise BadInput("offset", "cannot be combined with after")
-        after = read_cursor(query.after, position_type, *definition)
-    page = await deps.products.get_page(PageQuery(query.limit, query.offset, sort, words, after))
-    following = None
-    if page.has_next:
-        following = write_cursor(position_type.of(page.products[-1]), *definition)
-    return ProductPage(page.products, page.total, query.limit, query.offset, page.total_exact, following)
+    definition = ("products", sort, None)
+    after = _read_after(query, position_type, definition)
+    page = await deps.products.get_page(PageQuery(query.limit, query.offset, sort, after))
+    following = write_cursor(position_type.of(page.products[-1]), *definition) if page.has_next else None
+    return ProductPage(page.products, page.total, query.limit, query.offset, True, following)
+
+
+async def _page_of_search(deps: Deps, query: ListQuery, words: str) -> ProductPage:
+    definition = ("products", query.sort, domain.validate_search(words))
+    search = SearchQuery(words, query.limit, query.offset, query.sort)
+    search = replace(search, after=_read_after(query, search.position_type, definition))
+    page = await deps.search.get_page(search)
+    following = None if page.end is None else write_cursor(page.end, *definition)
+    return ProductPage(
+        page.products, page.total, query.limit, query.offset, page.total_exact, following, suggested=page.suggested
+    )
+
+
+def _read_after(query: ListQuery, position_type: type[_P], definition: tuple[str | None, ...]) -> _P | None:
+    if query.after is None:
+        return None
+    if query.offset:
+        raise BadInput("offset", "cannot be combined with after")
+    return read_cursor(query.after, position_type, *definition)
 
 
 async def _page_of_ids(deps: Deps, query: ListQuery) -> ProductPage:

@@ -16,6 +16,7 @@ from market.products import api
 from market.products.availability import lookup
 from market.products.clients import InventoryClient
 from market.products.config import Config
+from market.products.search.pages import SETTINGS, ProductSearch
 from market.products.service import Deps
 from market.products.store import ProductRepository
 
@@ -35,7 +36,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     """The service, not yet listening. Waits for PostgreSQL and its schema, but not for Redis or inventory."""
     clients = clients or Clients()
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(postgres.open_pool(config.postgres, process.health))
+        pool = await stack.enter_async_context(postgres.open_pool(config.postgres, process.health, settings=SETTINGS))
         await migrations.wait_for_schema(pool, MIGRATIONS, process.health)
         inventory = clients.inventory or InventoryClient(
             await stack.enter_async_context(rpc.channel(config.inventory)),
@@ -45,6 +46,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         availability = await stack.enter_async_context(lookup.open_lookup(config, inventory, clients.cache))
         deps = Deps(
             products=ProductRepository(pool, timeout_seconds=config.request_seconds),
+            search=ProductSearch(pool, timeout_seconds=config.request_seconds),
             inventory=inventory,
             availability=availability,
             faults=process.faults,

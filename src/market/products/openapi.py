@@ -47,6 +47,24 @@ _BODY: dict[int, tuple[str, Any]] = {
 }
 _ABSENT: dict[int, tuple[str, Any]] = {404: ("there is no such product", None)}
 
+# The language of search/language.py.
+_SEARCH = (
+    "a search for words in name and description. A product is found if it has all words of the search, or words with "
+    "the same English or Russian stem. Case, accents and punctuation make no difference.\n\n"
+    "- `white lantern`: both words, in any order\n"
+    '- `"white lantern"`: one word after the other, both in the name or both in the description\n'
+    '- `lantern -white`, `lantern -"white metal"`: without this word, or this phrase\n'
+    "- `white OR black lantern`: one of the two words next to OR, and the other word\n"
+    "- `KL-2024`: the words that punctuation joins, one after the other, or in one word: `KL2024`\n"
+    "- `white lan`: the last word may be the beginning of a longer one, from two letters or three digits on\n\n"
+    "What means nothing where it stands, such as an unpaired quote or a dash between spaces, separates words. A search "
+    "that is the name of a product finds it. Words such as `of` are not required beside others. There may be 100 words."
+    "\n\n"
+    "Without `sort` the most relevant products come first: those with all words in the name before those with some in "
+    "the description, whole words before beginnings, short names before long ones, then the newest. If nothing is "
+    "found, the page has up to 100 products with similar words, and `suggested` is true"
+)
+
 OPERATIONS = [
     Operation(
         "GET",
@@ -73,7 +91,7 @@ OPERATIONS = [
         "GET",
         "/api/product",
         "listProducts",
-        "List products, newest first",
+        "List products: the newest first, or the most relevant to `q`",
         {200: ("a page of products", ProductPage), **_ANY},
         [
             parameter(
@@ -98,7 +116,7 @@ OPERATIONS = [
             parameter(
                 "q",
                 "query",
-                'words to search for in name and description; "a phrase", or, -excluded',
+                _SEARCH,
                 {"type": "string", "minLength": 1, "maxLength": 200},
             ),
             parameter(
@@ -112,8 +130,8 @@ OPERATIONS = [
             parameter(
                 "sort",
                 "query",
-                "the order; - means descending",
-                {"type": "string", "enum": list(get_args(Sort)), "default": DEFAULT_SORT},
+                f"the order; - means descending. Without it: {DEFAULT_SORT}, or with `q` by relevance",
+                {"type": "string", "enum": list(get_args(Sort))},
             ),
             _AVAILABILITY,
             _STOCK,

@@ -22,6 +22,7 @@ from market.kit.ids import new_id
 from market.products.availability.lookup import AvailabilityLookup
 from market.products.clients import InventoryClient, StockInForce
 from market.products.domain import FIRST_VERSION, Draft, Product, ProductModified, StoredProduct, not_replaced
+from market.products.search.pages import ProductSearch
 from market.products.store import ProductRepository
 
 
@@ -30,6 +31,7 @@ class Deps:
     """What the use cases work with."""
 
     products: ProductRepository
+    search: ProductSearch
     inventory: InventoryClient
     availability: AvailabilityLookup
     faults: Faults | None = None

@@ -11,14 +11,13 @@ from uuid import UUID
 from asyncpg import Record
 from msgspec import Struct
 
-from market.kit.paging import MAX_COUNT
 from market.kit.postgres import Pool, acquire
 from market.products.domain import Draft, Position, Product, Sort, StoredProduct
 
 # The columns are named like the fields, and in their order: a row is read as Product(*row), whatever fields it has.
 # `stock`, the last one, is inventory's, and unset.
 _FIELDS = tuple(f for f in Product.__struct_fields__ if f != "stock")
-_COLUMNS = ", ".join("NULL::boolean AS available" if f == "available" else f for f in _FIELDS)
+COLUMNS = ", ".join("NULL::boolean AS available" if f == "available" else f for f in _FIELDS)
 _COLUMN_COUNT = len(_FIELDS)
 # The columns that a request writes. The stock is inventory's.
 _WRITTEN = tuple(f for f in Draft.__struct_fields__ if f != "stock")
@@ -27,21 +26,16 @@ _INSERT = f"""
     INSERT INTO products (id, idempotency_key, request_hash, {", ".join(_WRITTEN)})
     VALUES ($1, $2, $3, {", ".join(f"${n}" for n in range(4, 4 + len(_WRITTEN)))})
     ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-    RETURNING {_COLUMNS}, version
+    RETURNING {COLUMNS}, version
 """
 _UPDATE = f"""
     UPDATE products SET {", ".join(f"{column} = ${n}" for n, column in enumerate(_WRITTEN, 3))},
         version = version + 1, updated_at = greatest(now(), updated_at)
     WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2))
-    RETURNING {_COLUMNS}, version
+    RETURNING {COLUMNS}, version
 """
 _DELETE = "DELETE FROM products WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2)) RETURNING true"
-_RAISE_VERSION = f"UPDATE products SET version = $3 WHERE id = $1 AND version = $2 RETURNING {_COLUMNS}, version"
-
-_MATCHES = (
-    "search @@ (websearch_to_tsquery('english', translate({words}, '/', ' ')) "
-    "|| websearch_to_tsquery('simple', translate({words}, '/', ' ')))"
-)
+_RAISE_VERSION = f"UPDATE products SET version = $3 WHERE id = $1 AND version = $2 RETURNING {COLUMNS}, version"
 
 
 # What a column is sorted by, given its value. Each of these expressions has an index, with the id.
@@ -49,7 +43,7 @@ _SORT_KEYS = {"created_at": "{}", "price": "{}", "name": 'name_sort_key({}) COLL
 
 
 class PageQuery(Struct, frozen=True):
-    """Which part of the list is requested. `words` None searches for nothing: the whole list.
+    """Which part of the list is requested.
 
     after: the position at which the previous page ends, instead of an offset.
     """
@@ -57,20 +51,15 @@ class PageQuery(Struct, frozen=True):
     limit: int
     offset: int
     sort: Sort
-    words: str | None
     after: Position | None = None
 
 
 class Page(Struct, frozen=True):
-    """A part of the list, whether it goes on after it, and the number of products in the whole of it.
-
-    total_exact: whether `total` is that number; if not, there are at least so many.
-    """
+    """A part of the list, whether it goes on after it, and the number of products in the whole of it."""
 
     products: list[Product]
     has_next: bool
     total: int
-    total_exact: bool
 
 
 class ProductOfKey(Struct, frozen=True):
@@ -85,46 +74,48 @@ class Statement(NamedTuple):
     arguments: list[object]
 
 
-def page_statement(query: PageQuery) -> Statement:
-    """Return the statement of a page, which reads one product more than the page has, to know whether there is one.
+def page_clauses(query: PageQuery, arguments: list[object]) -> str:
+    """Return the clauses WHERE, ORDER BY and LIMIT of a page, whose arguments are added to those of the statement.
 
-    Each row begins with the total; there is always one row, beyond the end too. The total of a search ends at one more
-    than MAX_COUNT.
+    They read one product more than the page has, to know whether there is one.
     """
-    column = query.sort.removeprefix("-")
-    is_descending = query.sort.startswith("-")
-    key = _SORT_KEYS[column].format(column)
-    order = f"{key} DESC, id DESC" if is_descending else f"{key}, id"
-    arguments: list[object] = []
 
     def parameter(value: object) -> str:
         arguments.append(value)
         return f"${len(arguments)}"
 
+    beyond = ""
+    if query.after is not None:
+        column = query.sort.removeprefix("-")
+        position = f"{_SORT_KEYS[column].format(parameter(query.after.key))}, {parameter(query.after.id)}"
+        beyond = f"WHERE ({_sort_key(query)}, id) {'<' if query.sort.startswith('-') else '>'} ({position})"
     # The limit is part of the text: for a parameter the planner assumes a tenth of the table, and sorts that.
     limit = f"LIMIT {query.limit + 1}"
     if query.offset:
         limit += f" OFFSET {parameter(query.offset)}"
-    beyond = ""
-    if query.after is not None:
-        position = f"{_SORT_KEYS[column].format(parameter(query.after.key))}, {parameter(query.after.id)}"
-        beyond = f"WHERE ({key}, id) {'<' if is_descending else '>'} ({position})"
-    if query.words is None:
-        total = "SELECT sum(n)::bigint FROM product_counts"
-        part = f"SELECT {_COLUMNS} FROM products {beyond} ORDER BY {order} {limit}"
-        return Statement(
-            f"SELECT ({total}), part.* FROM (VALUES (1)) one LEFT JOIN ({part}) part ON true ORDER BY {order}",
-            arguments,
-        )
-    matches = _MATCHES.format(words=parameter(query.words))
-    text = f"""
-        WITH found AS MATERIALIZED (SELECT id, created_at, price, name FROM products WHERE {matches}),
-             part AS MATERIALIZED (SELECT id FROM found {beyond} ORDER BY {order} {limit})
-        SELECT (SELECT count(*) FROM (SELECT FROM found LIMIT {MAX_COUNT + 1}) counted), part.*
-        FROM (VALUES (1)) one
-        LEFT JOIN (SELECT {_COLUMNS} FROM products WHERE id IN (SELECT id FROM part)) part ON true ORDER BY {order}
-    """
-    return Statement(text, arguments)
+    return f"{beyond} ORDER BY {page_order(query)} {limit}"
+
+
+def _sort_key(query: PageQuery) -> str:
+    column = query.sort.removeprefix("-")
+    return _SORT_KEYS[column].format(column)
+
+
+def page_order(query: PageQuery) -> str:
+    """Return the expressions of ORDER BY."""
+    key = _sort_key(query)
+    return f"{key} DESC, id DESC" if query.sort.startswith("-") else f"{key}, id"
+
+
+def page_statement(query: PageQuery) -> Statement:
+    """Return the statement of a page. Each row begins with the total; there is always one row, beyond the end too."""
+    arguments: list[object] = []
+    part = f"SELECT {COLUMNS} FROM products {page_clauses(query, arguments)}"
+    total = "SELECT sum(n)::bigint FROM product_counts"
+    return Statement(
+        f"SELECT ({total}), part.* FROM (VALUES (1)) one LEFT JOIN ({part}) part ON true ORDER BY {page_order(query)}",
+        arguments,
+    )
 
 
 class ProductRepository:
@@ -138,15 +129,12 @@ class ProductRepository:
         self._timeout_seconds = timeout_seconds
 
     async def get_page(self, query: PageQuery) -> Page:
-        """Return a page of the list or of the products that match the words."""
+        """Return a page of the list."""
         statement = page_statement(query)
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             rows = await conn.fetch(statement.text, *statement.arguments)
         found = [Product(*row[1:]) for row in rows if row[1] is not None]
-        total, is_exact = rows[0][0], query.words is None or rows[0][0] <= MAX_COUNT
-        return Page(
-            found[: query.limit], len(found) > query.limit, total if is_exact else MAX_COUNT, total_exact=is_exact
-        )
+        return Page(found[: query.limit], len(found) > query.limit, rows[0][0])
 
     async def get(self, product_id: UUID) -> StoredProduct | None:
         """Return the product, or None if there is none."""
@@ -156,7 +144,7 @@ class ProductRepository:
     async def get_many(self, product_ids: Sequence[UUID]) -> list[StoredProduct | None]:
         """Return the product of each id, in the order of the ids; None if there is none."""
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
-            rows = await conn.fetch(f"SELECT {_COLUMNS}, version FROM products WHERE id = ANY($1::uuid[])", product_ids)
+            rows = await conn.fetch(f"SELECT {COLUMNS}, version FROM products WHERE id = ANY($1::uuid[])", product_ids)
         by_id = {row[0]: _stored(row) for row in rows}
         return [by_id.get(product_id) for product_id in product_ids]
 
@@ -164,7 +152,7 @@ class ProductRepository:
         """Return the product that was created with the Idempotency-Key, or None if there is none."""
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             row = await conn.fetchrow(
-                f"SELECT {_COLUMNS}, version, request_hash FROM products WHERE idempotency_key = $1", key
+                f"SELECT {COLUMNS}, version, request_hash FROM products WHERE idempotency_key = $1", key
             )
         return None if row is None else ProductOfKey(_stored(row), row["request_hash"])
 

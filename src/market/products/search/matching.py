@@ -1,0 +1,97 @@
+"""What a search matches, in PostgreSQL's tsquery syntax, and how many products that are.
+
+PostgreSQL's planner does not decide how a search is read: it multiplies the frequencies of words, which is wrong by
+orders of magnitude for words that often occur together, or never do. So what a search finds is counted first, by the
+index of words and up to a bound, and the count decides.
+"""
+
+# ruff: noqa: S608 -- the texts of the statements are made of column names and numbers.
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Literal
+
+from msgspec import Struct
+
+from market.kit.errors import BadInput
+from market.kit.postgres import Connection
+from market.products.search.language import Search
+
+# Compatibility characters may become several words each, so the length of the text does not limit their number.
+MAX_WORDS = 100
+
+_TERMS = """
+    SELECT t.* FROM unnest($1::text[], $2::boolean[]) WITH ORDINALITY AS u (text, is_phrase, n),
+        search_term(text, is_phrase) AS t
+    ORDER BY n
+"""
+
+Column = Literal["name_words", "all_words"]
+
+
+class Matches(Struct, frozen=True):
+    """Three queries; each is empty if the search has no such words.
+
+    whole: all its words, or others of the same stem
+    part: the same, but the last word may be the beginning of a longer one
+    excluded: any of the words that must not occur
+    """
+
+    whole: str
+    part: str
+    excluded: str
+
+    @property
+    def found(self) -> str:
+        """The query that decides whether a product is found; empty if the search has no words at all."""
+        return all_of([query for query in (self.part, f"!({self.excluded})" if self.excluded else "") if query])
+
+
+async def compile_search(conn: Connection, search: Search) -> Matches:
+    """Return what the search matches. Raises BadInput for too many words."""
+    terms = [term for group in search.groups for term in group] + search.excluded
+    rows = await conn.fetch(_TERMS, [term.text for term in terms], [term.is_phrase for term in terms])
+    if (size := sum(row["size"] for row in rows)) > MAX_WORDS:
+        raise BadInput("q", f"must have at most {MAX_WORDS} words, got {size}")
+    remaining = iter(rows)
+    # A term of nothing but punctuation has no words.
+    groups = [[row for row in islice(remaining, len(group)) if row["size"]] for group in search.groups]
+    excluded = [row["whole"] for row in remaining if row["size"]]
+    groups = [group for group in groups if group]
+    last = groups[-1][-1] if search.may_go_on and groups else None
+    # Words such as "of" are required only if there are no others.
+    groups = [group for group in groups if not all(row["optional"] for row in group)] or groups
+    return Matches(
+        whole=all_of([any_of([row["whole"] for row in group]) for group in groups]),
+        part=all_of([any_of([row["part" if row is last else "whole"] for row in group]) for group in groups]),
+        excluded=any_of(excluded),
+    )
+
+
+def any_of(queries: list[str]) -> str:
+    return " | ".join(f"({query})" for query in queries)
+
+
+def all_of(queries: list[str]) -> str:
+    return " & ".join(f"({query})" for query in queries)
+
+
+def condition(column: Column, parameter: int, *, by_index: bool) -> str:
+    """Return the condition that a product's words match the query in the parameter.
+
+    by_index: whether to find the products by the index of words. Otherwise they are tested one by one: in this form the
+    planner does not see that the index would serve.
+    """
+    text = f"{column} @@ ${parameter}::tsquery"
+    return text if by_index else f"({text}) IS TRUE"
+
+
+async def count(conn: Connection, column: Column, query: str, max_count: int, *, by_index: bool = True) -> int:
+    """Return how many products match the query, or one more than the maximum if there are more."""
+    counted: int = await conn.fetchval(
+        f"SELECT count(*) FROM (SELECT FROM product_search WHERE {condition(column, 1, by_index=by_index)} "
+        f"LIMIT {max_count + 1}) AS counted",
+        query,
+    )
+    return counted

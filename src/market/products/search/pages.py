@@ -1,0 +1,169 @@
+"""Pages of what a search finds: by relevance, or in one of the sorts of the list."""
+
+# ruff: noqa: S608 -- the texts of the statements are made of column names and numbers.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from asyncpg import Record
+from msgspec import Struct
+
+from market.kit.paging import MAX_COUNT
+from market.kit.postgres import Connection, Pool, acquire
+from market.products.domain import Position, Product, Sort, position_type
+from market.products.search.language import parse
+from market.products.search.matching import Matches, compile_search, condition
+from market.products.search.ranking import RankPosition, read_positions
+from market.products.search.sampling import Sample, is_common, take_sample
+from market.products.search.suggestions import find_suggestions
+from market.products.store import COLUMNS, PageQuery, page_clauses, page_order
+
+# The run-time parameters that the connections need (kit/postgres.py): a search whose words the planner takes for common
+# would read the table instead of the index.
+SETTINGS = {"enable_seqscan": "off"}
+
+
+class SearchQuery(Struct, frozen=True):
+    """Which part of what is found is requested. `sort` None: by relevance.
+
+    after: the position at which the previous page ends, instead of an offset.
+    """
+
+    words: str
+    limit: int
+    offset: int
+    sort: Sort | None
+    after: Position | RankPosition | None = None
+
+    @property
+    def position_type(self) -> type[Position] | type[RankPosition]:
+        """The type of the positions in this list."""
+        return RankPosition if self.sort is None else position_type(self.sort)
+
+
+class FoundPage(Struct, frozen=True):
+    """A part of what is found.
+
+    end: the position at which it ends; None if nothing follows
+    total_exact: whether `total` is the number of products that are found; if not, there are at least so many
+    suggested: nothing is found, and these products are similar to what was searched for
+    """
+
+    products: list[Product]
+    end: Position | RankPosition | None
+    total: int
+    total_exact: bool = True
+    suggested: bool = False
+
+
+class ProductSearch:
+    """The search for products. Its method raises BadInput, DeadlineExceeded and Unavailable.
+
+    timeout_seconds: the limit of a search, unless the caller's deadline is nearer.
+    """
+
+    def __init__(self, pool: Pool, *, timeout_seconds: float) -> None:
+        self._pool = pool
+        self._timeout_seconds = timeout_seconds
+
+    async def get_page(self, query: SearchQuery) -> FoundPage:
+        """Return a page of the products that match the words, or of suggestions if there are none."""
+        async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
+            return await read_page(conn, query)
+
+
+async def read_page(conn: Connection, query: SearchQuery) -> FoundPage:
+    """Return a page as ProductSearch.get_page does. Raises BadInput, and what the driver raises."""
+    search = parse(query.words)
+    if search.excluded and await _is_name(conn, query.words):
+        search = parse(query.words, excludes=False)
+    matches = await compile_search(conn, search)
+    if not matches.found:
+        return FoundPage([], None, 0)
+    sample = await take_sample(conn, matches)
+    if query.sort is None:
+        page = await _by_relevance(conn, query, matches, sample)
+    else:
+        page = await _by_sort(conn, query, query.sort, matches, sample)
+    if page.total == 0 and matches.part and query.after is None:
+        suggestions = await find_suggestions(conn, search, matches)
+        products = await _get_products(conn, suggestions[query.offset :][: query.limit])
+        return FoundPage(products, None, len(suggestions), suggested=bool(suggestions))
+    return page
+
+
+async def _is_name(conn: Connection, text: str) -> bool:
+    """Return whether a product has this name: then it is searched for as a whole, as in "MAGIC TREE -PAPER FLOWERS"."""
+    # By the index of sort=name; the key ends with the name itself.
+    sql = """
+        SELECT EXISTS (
+            SELECT FROM products WHERE name_sort_key(name) COLLATE "C" = name_sort_key($1::text) COLLATE "C"
+        )
+    """
+    return bool(await conn.fetchval(sql, text))
+
+
+async def _by_relevance(conn: Connection, query: SearchQuery, matches: Matches, sample: Sample) -> FoundPage:
+    assert query.after is None or isinstance(query.after, RankPosition)
+    ranked = await read_positions(conn, matches, sample, query.after, query.offset + query.limit + 1)
+    positions = ranked.positions[query.offset :]
+    products = await _get_products(conn, [position.id for position in positions[: query.limit]])
+    end = positions[query.limit - 1] if len(positions) > query.limit else None
+    return FoundPage(products, end, min(ranked.total, MAX_COUNT), total_exact=ranked.total <= MAX_COUNT)
+
+
+async def _get_products(conn: Connection, product_ids: Sequence[UUID]) -> list[Product]:
+    """Return the products in the order of the ids, without those that have just been deleted."""
+    rows = await conn.fetch(f"SELECT {COLUMNS} FROM products WHERE id = ANY($1::uuid[])", product_ids)
+    products = {row[0]: Product(*row) for row in rows}
+    return [products[product_id] for product_id in product_ids if product_id in products]
+
+
+async def _by_sort(conn: Connection, query: SearchQuery, sort: Sort, matches: Matches, sample: Sample) -> FoundPage:
+    assert query.after is None or isinstance(query.after, Position)
+    page = PageQuery(query.limit, query.offset, sort, query.after)
+    rows: list[Record] = []
+    total = MAX_COUNT + 1
+    if not is_common(sample, matches):
+        rows = await _read_few(conn, page, matches)
+        total = rows[0]["total"]
+    if total > MAX_COUNT:
+        rows = await _read_in_order(conn, page, matches)
+    products = [Product(*row[1:]) for row in rows if row["id"] is not None]
+    end = position_type(sort).of(products[query.limit - 1]) if len(products) > query.limit else None
+    return FoundPage(products[: query.limit], end, min(total, MAX_COUNT), total_exact=total <= MAX_COUNT)
+
+
+# Both statements return rows of a total, which means nothing in the second one, and the columns of a product. OFFSET 0
+# keeps the planner from turning the loop over the outer rows into another join.
+
+
+async def _read_few(conn: Connection, page: PageQuery, matches: Matches) -> list[Record]:
+    """Find the products by the index of words, and sort them, unless they are more than are counted."""
+    arguments: list[object] = [matches.found]
+    clauses, order = page_clauses(page, arguments), page_order(page)
+    text = f"""
+        WITH found AS MATERIALIZED (
+            SELECT id AS found_id FROM product_search
+            WHERE {condition("all_words", 1, by_index=bool(matches.part))} LIMIT {MAX_COUNT + 1}
+        ), counted AS MATERIALIZED (SELECT count(*) AS total FROM found)
+        SELECT total, part.* FROM counted LEFT JOIN LATERAL (
+            SELECT {COLUMNS} FROM (SELECT found_id FROM found WHERE total <= {MAX_COUNT} OFFSET 0) AS f
+            CROSS JOIN LATERAL (SELECT * FROM products WHERE id = found_id OFFSET 0) AS p {clauses}
+        ) AS part ON true ORDER BY {order}
+    """
+    return await conn.fetch(text, *arguments)
+
+
+async def _read_in_order(conn: Connection, page: PageQuery, matches: Matches) -> list[Record]:
+    """Read all products in the order of the list, until the page is full."""
+    arguments: list[object] = [matches.found]
+    text = f"""
+        SELECT 0 AS total, {COLUMNS} FROM products CROSS JOIN LATERAL (
+            SELECT s.id AS found_id FROM product_search AS s
+            WHERE s.id = products.id AND {condition("all_words", 1, by_index=False)} OFFSET 0
+        ) AS f {page_clauses(page, arguments)}
+    """
+    return await conn.fetch(text, *arguments)

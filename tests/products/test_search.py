@@ -1,0 +1,267 @@
+"""The search beyond what it finds (test_golden_list.py): order, pages, totals, suggestions, odd texts."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from market.kit import migrations
+from market.products import app
+from market.products.search.language import parse
+from market.products.search.matching import compile_search
+from market.products.search.ranking import read_positions
+from market.products.search.sampling import Sample, is_common, take_sample
+from tests.support.databases import own_database, superuser
+from tests.support.servers import PostgresHandle
+
+from .conftest import RunningProducts
+from .golden.golden_list import read_catalogue
+
+# More than are counted.
+MANY = 10_100
+
+
+async def get(products: RunningProducts, **parameters: object) -> dict[str, Any]:
+    response = await products.http.get("/api/product", params={"availability": "false", **parameters})
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+async def fill(products: RunningProducts, names: list[tuple[str, str]]) -> list[str]:
+    """Replace all products by these, each with name and description, and return their ids in this order."""
+    await products.db.execute("TRUNCATE products")
+    ids = [uuid4() for _ in names]
+    await products.db.execute(
+        "INSERT INTO products (id, name, description, price, currency) "
+        "SELECT u.id, name, description, n, 'GBP' FROM unnest($1::uuid[], $2::text[], $3::text[]) "
+        "WITH ORDINALITY AS u (id, name, description, n)",
+        ids,
+        [name for name, _ in names],
+        [description for _, description in names],
+    )
+    return [str(product_id) for product_id in ids]
+
+
+async def walk(products: RunningProducts, **parameters: object) -> list[str]:
+    """Return the ids on all pages, by cursor."""
+    found: list[str] = []
+    after: dict[str, str] | None = {}
+    while after is not None:
+        page = await get(products, **parameters, **after)
+        found += [item["id"] for item in page["items"]]
+        after = None if page["next"] is None else {"after": page["next"]}
+    return found
+
+
+async def test_relevance_is_the_order_by_cursor_and_by_offset(products: RunningProducts):
+    names = [
+        ("Teapots", "A lamp."),
+        ("Red teapot with a lid", ""),
+        ("Lid", "For a teapot."),
+        ("Teapot", ""),
+        ("Teapotter", ""),
+        ("Red teapotter", ""),
+        ("Cup", "For a teapotter."),
+        ("Kettle", ""),
+    ]
+    ids = await fill(products, names)
+    # In the name, as the beginning of a word of it, in the description, as the beginning of a word there; of these the
+    # name with fewer words, and then the higher id.
+    whole_names = sorted([ids[0], ids[3]], key=lambda i: UUID(i).bytes, reverse=True)
+    expected = [*whole_names, ids[1], ids[4], ids[5], ids[2], ids[6]]
+    by_offset = [(await get(products, q="teapot", limit=1, offset=n))["items"][0]["id"] for n in range(len(expected))]
+    assert by_offset == expected
+    assert await walk(products, q="teapot", limit=2) == expected
+    assert (await get(products, q="teapot", limit=100))["next"] is None
+    assert await walk(products, q="teapot", limit=2, sort="price") == [
+        product_id for product_id in ids if product_id in expected
+    ]
+
+
+async def test_a_common_search_has_a_bound_for_its_total_and_the_same_order(products: RunningProducts):
+    # The words are in 30 names, and in so many descriptions that they are neither counted nor sorted.
+    names = [(f"Red lamp{' large' * (n % 3)}" if n % 400 == 0 else f"Thing {n}", "a red lamp") for n in range(MANY)]
+    ids = await fill(products, names)
+    size = {product_id: len(name.split()) for product_id, (name, _) in zip(ids, names, strict=True)}
+    in_name = {product_id for product_id, (name, _) in zip(ids, names, strict=True) if name.startswith("Red")}
+    expected = sorted(ids, key=lambda i: (i not in in_name, size[i], -UUID(i).int))
+    page = await get(products, q="red lamp", limit=20)
+    assert (page["total"], page["total_exact"], page["suggested"]) == (10_000, False, False)
+    found, after = [], {}
+    for _ in range(4):
+        page = await get(products, q="red lamp", limit=20, **after)
+        found += [item["id"] for item in page["items"]]
+        after = {"after": page["next"]}
+    assert found == expected[:80]
+    page = await get(products, q="red lamp", limit=20, offset=60)
+    assert [item["id"] for item in page["items"]] == expected[60:80]
+    for sort, ordered in (("price", ids), ("-price", ids[::-1])):
+        page = await get(products, q="red lamp -large", limit=50, sort=sort)
+        in_order = [i for i in ordered if "large" not in names[ids.index(i)][0]][:50]
+        assert [item["id"] for item in page["items"]] == in_order
+    # Exactly as many as are counted.
+    await products.db.execute(
+        "DELETE FROM products WHERE id IN (SELECT id FROM products ORDER BY price LIMIT $1)", MANY - 10_000
+    )
+    page = await get(products, q="red lamp")
+    assert (page["total"], page["total_exact"]) == (10_000, True)
+    # Nothing but an exclusion.
+    page = await get(products, q="-large")
+    assert page["total_exact"] is True
+    assert page["total"] == sum("large" not in name for name, _ in names[MANY - 10_000 :])
+    await products.db.execute("TRUNCATE products")
+
+
+async def test_the_order_is_the_same_if_a_sample_shows_that_a_search_is_common(products: RunningProducts):
+    names = [("Red lamp" + " large" * (n % 3), "") if n % 4 else ("Lamp", "red") for n in range(200)]
+    await fill(products, [*names, *(("Chair", "") for _ in range(1800))])
+    async with products.db.acquire() as conn:
+        matches = await compile_search(conn, parse("red lam"))
+        sample = await take_sample(conn, matches, min_products=2000)
+        # Of 2,000 products a quarter is sampled.
+        assert 100 <= sample.estimates["all_words", matches.found] <= 300
+        assert sample.estimates["name_words", matches.whole] == 0
+        assert (await take_sample(conn, matches, min_products=2001)).estimates == {}
+        assert not is_common(sample, matches)
+        common = Sample(dict.fromkeys(sample.estimates, 40_000))
+        assert is_common(common, matches)
+        few, after = await read_positions(conn, matches, sample, None, 200), None
+        assert (len(few.positions), few.total) == (200, 200)
+        for first in range(0, 200, 40):
+            page = await read_positions(conn, matches, common, after, 40)
+            assert page == (few.positions[first : first + 40], 10_001)
+            after = page.positions[-1]
+
+
+async def test_a_cursor_belongs_to_its_search(products: RunningProducts):
+    await fill(products, [("Red lamp", ""), ("Blue lamp", "")])
+    after = (await get(products, q="lamp", limit=1))["next"]
+    for other in ({"q": "red lamp"}, {"q": "lamp", "sort": "price"}, {}):
+        response = await products.http.get("/api/product", params={**other, "after": after})
+        assert response.status_code == 422
+        assert response.json()["errors"][0]["field"] == "after"
+
+
+async def test_suggestions_have_pages_but_no_cursor_and_keep_what_is_excluded(products: RunningProducts):
+    await fill(products, [(f"Teapot {colour}", "") for colour in ("red", "blue", "green")])
+    page = await get(products, q="teapto", limit=2)
+    assert (page["suggested"], page["total"], page["total_exact"], page["next"]) == (True, 3, True, None)
+    assert len(page["items"]) == 2
+    assert len((await get(products, q="teapto", limit=2, offset=2))["items"]) == 1
+    page = await get(products, q="teapto -red", sort="price")
+    assert sorted(item["name"] for item in page["items"]) == ["Teapot blue", "Teapot green"]
+    page = await get(products, q="teapot")
+    assert (page["suggested"], page["total"]) == (False, 3)
+
+
+async def test_a_changed_or_deleted_product_is_found_as_it_is(products: RunningProducts):
+    await products.db.execute("TRUNCATE products")
+    created = await products.create(name="Brass lantern")
+    body = {**created, "name": "Copper lantern"}
+    assert (await products.http.put("/api/product", json=body)).status_code == 200
+    assert [(await get(products, q=q))["total"] for q in ("copper", "light")] == [1, 1]
+    page = await get(products, q="brass")
+    assert (page["items"], page["total"], page["suggested"]) == ([], 0, False)
+    await products.http.delete(f"/api/product/{created['id']}")
+    assert (await get(products, q="copper"))["total"] == 0
+
+
+async def test_more_words_than_a_hundred_are_refused(products: RunningProducts):
+    # One character, four words.
+    response = await products.http.get("/api/product", params={"q": "\ufdfa " * 26})
+    assert response.status_code == 422
+    assert response.json()["errors"] == [{"field": "q", "reason": "must have at most 100 words, got 104"}]
+    assert (await get(products, q=" ".join(["a"] * 100)))["suggested"] is False
+
+
+pieces = st.one_of(
+    st.sampled_from(
+        ['"', "-", " ", "OR", "or ", "(", ")", "&", "|", "!", ":*", "<->", "'", "\\", "%", "«", "”", "\ufdfa"]
+    ),
+    st.sampled_from(["teapot", "the", "2024", "kl-2024", "ё", "é", "e\u0301", "ﬁ", "\u0300", "\u200d", "漢字", "😀"]),
+    st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\u2028\u2029"),
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(q=st.lists(pieces, min_size=1, max_size=40).map("".join).filter(lambda q: 1 <= len(q) <= 200))
+@example(q='"' * 200)
+@example(q="-" * 200)
+@example(q="OR " * 66)
+@example(q="a-" * 100)
+@example(q="\ufdfa" * 200)
+@example(q="é" * 200)
+@example(q="\U0001d15e" * 200)
+@example(q="a" * 200)
+@example(q="\\'" * 100)
+async def test_no_text_is_an_internal_error(products: RunningProducts, q: str):
+    response = await products.http.get("/api/product", params={"q": q, "availability": "false"})
+    assert response.status_code in (200, 422), (q, response.text)
+
+
+@given(name=st.lists(pieces, min_size=1, max_size=20).map("".join).filter(lambda n: 1 <= len(n) <= 200))
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+async def test_any_name_finds_its_product(products: RunningProducts, name: str):
+    body = {"name": name, "description": "", "price": "1", "currency": "GBP"}
+    created = await products.http.post("/api/product", json=body)
+    if created.status_code == 422:
+        return
+    try:
+        response = await products.http.get("/api/product", params={"q": name, "limit": 100, "availability": "false"})
+        if response.status_code == 422:
+            assert "at most 100 words" in response.text
+            return
+        has_words = await products.db.fetchval("SELECT size > 0 FROM search_parse($1, 0)", name)
+        found = [item["id"] for item in response.json()["items"]]
+        assert (created.json()["id"] in found and not response.json()["suggested"]) == has_words
+    finally:
+        await products.http.delete(f"/api/product/{created.json()['id']}")
+
+
+async def test_the_words_of_products_from_before_the_migration_are_filled_in(products: RunningProducts):
+    ids = await fill(products, [(f"Lamp {n}", "of brass") for n in range(600)])
+    # As the migration finds them; meanwhile the version before changes one and deletes another.
+    await products.db.execute("TRUNCATE product_search")
+    await products.db.execute("UPDATE search_filling SET filled_to = '00000000-0000-0000-0000-000000000000'")
+    await products.db.execute("DELETE FROM schema_migrations WHERE name LIKE '0004%'")
+    await products.db.execute("UPDATE products SET name = 'Lantern' WHERE id = $1", UUID(ids[0]))
+    await products.db.execute("DELETE FROM products WHERE id = $1", UUID(ids[1]))
+    assert await migrations.migrate(products.config.postgres, app.MIGRATIONS) == ["0004_search_words.sql"]
+    assert [(await get(products, q=q))["total"] for q in ("brass", "lamp", "lantern")] == [599, 598, 1]
+    assert await products.db.fetchval("SELECT count(*) FROM product_search") == 599
+
+
+@pytest.mark.parametrize("locale", ["LC_CTYPE 'C.UTF-8'", "LC_CTYPE 'C' LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C'"])
+async def test_words_are_the_same_in_every_locale(products: RunningProducts, postgres: PostgresHandle, locale: str):
+    texts = [text for product in read_catalogue().values() for text in product]
+    sql = """
+        SELECT words, vector::text, whole, part, search_trigrams(left(source, 30))
+        FROM unnest($1::text[]) AS source, search_parse(source, 0), search_term(source, false)
+    """
+    async with own_database(postgres, options=f"TEMPLATE template0 LC_COLLATE 'C' {locale}") as config:
+        await migrations.migrate(config, app.MIGRATIONS)
+        async with superuser(postgres, config.database) as conn:
+            other = await conn.fetch(sql, texts)
+    assert [tuple(row) for row in other] == [tuple(row) for row in await products.db.fetch(sql, texts)]
+
+
+async def test_a_price_is_not_part_of_what_is_searched(products: RunningProducts):
+    await fill(products, [("Lamp", "")])
+    assert await products.db.fetchval("SELECT price FROM products") == Decimal(1)
+    assert (await get(products, q="1"))["total"] == 0
+
+
+@pytest.mark.parametrize("q", ["lamp\x00", "lamp\n", "", "a" * 201])
+async def test_controls_and_texts_that_are_empty_or_too_long_are_refused(products: RunningProducts, q: str):
+    response = await products.http.get("/api/product", params={"q": q})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == "q"
