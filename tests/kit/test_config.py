@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 from importlib import import_module
+from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -169,6 +172,25 @@ def test_any_text_is_loaded_or_rejected_in_one_line(tmp_path_factory: pytest.Tem
 def test_the_configuration_of_the_local_stack_is_valid(service: str) -> None:
     config = load(ROOT / "config" / f"{service}.yaml", import_module(f"market.{service}.config").Config, ENVIRONMENT)
     assert config.admin.port == 21001
+
+
+@pytest.mark.parametrize(
+    ("file", "proxy"),
+    [
+        ("config/products.yaml", "127.0.0.1"),
+        ("config/orders.yaml", "127.0.0.1"),
+        *(
+            (f"deploy/base/services/config/{name}-service.yaml", "10.244.1.7")
+            for name in ("product", "order", "graphql")
+        ),
+        *((f"deploy/overlays/production/config/{name}-service.yaml", "10.244.1.7") for name in ("product", "order")),
+    ],
+)
+def test_the_gateway_and_the_ingress_are_trusted_proxies(file: str, proxy: str) -> None:
+    http = yaml.safe_load((ROOT / file).read_text())["http"]
+    networks = msgspec.convert({**http, "port": 1}, Http).trusted_networks
+    assert any(ip_address(proxy) in network for network in networks)
+    assert not any(ip_address("203.0.113.7") in network for network in networks)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client import REGISTRY
 
@@ -103,6 +104,25 @@ async def test_a_full_queue_refuses_with_503_and_stores_nothing(service: Service
     before_intent.open()
     assert [(await response).status_code for response in (*placed, *waiting)] == [201] * 5
     assert await service.documents.count_documents({"user": "queue"}) == 4
+
+
+async def test_an_order_whose_client_has_left_the_queue_is_not_placed(
+    service: Service, lines: list[tuple[str, int]]
+) -> None:
+    before_intent = gate_at(service, "orders.before-intent")
+    placed = asyncio.create_task(_place(service, lines, "203.0.113.1"))
+    await before_intent.wait_until_reached()
+    # With a connection of its own, which ends with the request.
+    async with httpx.AsyncClient(base_url=service.http.base_url) as leaving:
+        items = [{"product_id": product_id, "quantity": quantity} for product_id, quantity in lines]
+        request = asyncio.create_task(leaving.post("/api/order", json={"user": "left", "items": items}))
+        await _until_waiting(5)
+        request.cancel()
+    last = asyncio.create_task(_place(service, lines, "203.0.113.2", user="last"))
+    await _until_waiting(10)
+    before_intent.open()
+    assert [(await response).status_code for response in (placed, last)] == [201, 201]
+    assert await service.documents.count_documents({"user": "left"}) == 0
 
 
 async def test_a_public_client_cannot_take_the_share_of_many_callers(
