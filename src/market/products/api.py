@@ -20,6 +20,7 @@ from market.kit.batching import Batcher
 from market.kit.errors import BadInput, InputErrors, NotFound, Unavailable
 from market.kit.http import compression
 from market.kit.http.admission import Admission
+from market.kit.http.caller import caller
 from market.kit.http.edge import Endpoint
 from market.kit.http.requests import idempotency_key, parse_query, read_body, read_header, refuse_conditions
 from market.kit.http.responses import json_response, problem_response
@@ -28,7 +29,7 @@ from market.products import domain, service
 from market.products.domain import Draft, Product, ProductExists, ProductModified, Sort, StoredProduct, entity_tag
 from market.products.search.pages import SearchQuery
 from market.products.service import Deps
-from market.products.store import PageQuery
+from market.products.store import CallerKey, PageQuery
 
 _NO_CONTROLS = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"}
 _NO_CONTROLS_BUT_NEWLINE_AND_TAB = {"pattern": r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028\u2029]*$"}
@@ -203,7 +204,8 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
         refuse_conditions(request)
         key = idempotency_key(request)
         body = await read_body(request, _NEW, FIELD_CHECKS)
-        creation = await service.create(deps, body.to_draft(body.stock), key)
+        caller_key = None if key is None else CallerKey(caller(request), key)
+        creation = await service.create(deps, body.to_draft(body.stock), caller_key)
         headers = {"Location": f"/api/product/{creation.stored.product.id}"}
         if creation.replayed:
             headers["Idempotency-Replayed"] = "true"

@@ -154,7 +154,7 @@ OPERATIONS = [
             parameter(
                 "Idempotency-Key",
                 "header",
-                "requests with the same key create one product",
+                "requests of the same caller with the same key create one product",
                 {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
             )
         ],

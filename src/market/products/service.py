@@ -23,7 +23,7 @@ from market.products.availability.lookup import AvailabilityLookup
 from market.products.clients import InventoryClient, StockInForce
 from market.products.domain import FIRST_VERSION, Draft, Product, ProductModified, StoredProduct, not_replaced
 from market.products.search.pages import ProductSearch
-from market.products.store import ProductRepository
+from market.products.store import CallerKey, ProductRepository
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Creation(Struct, frozen=True):
     replayed: bool
 
 
-async def create(deps: Deps, draft: Draft, key: str | None) -> Creation:
-    """Create the product, or return the one that was created with the same Idempotency-Key.
+async def create(deps: Deps, draft: Draft, key: CallerKey | None) -> Creation:
+    """Create the product, or return the one that this caller has created with the same Idempotency-Key.
 
     Each attempt has a new product id, which must not be derived from the key: a late repeat would then set the stock of
     a product that is being sold already. Key and product are one row, so of two attempts with one key one inserts it;
@@ -57,15 +57,20 @@ async def create(deps: Deps, draft: Draft, key: str | None) -> Creation:
         return Creation(stored, replayed=True)
     product_id = new_id()
     in_force = await _set_stock(deps, product_id, draft.stock or 0, FIRST_VERSION)
-    if stored := await deps.products.insert(product_id, draft, key):
-        return Creation(_with_available(stored, in_force.quantity > 0), replayed=False)
-    assert key is not None
-    if stored := await _find_replay(deps, draft, key):
-        return Creation(stored, replayed=True)
-    raise Unavailable("the product created with this Idempotency-Key has just been deleted")
+    stored = await deps.products.insert(product_id, draft, key)
+    if stored is None:
+        assert key is not None
+        if replay := await _find_replay(deps, draft, key):
+            return Creation(replay, replayed=True)
+        stored = await deps.products.insert_beside(product_id, draft, key)
+        if stored is None:
+            if replay := await _find_replay(deps, draft, key):
+                return Creation(replay, replayed=True)
+            raise Unavailable("the product created with this Idempotency-Key has just been deleted")
+    return Creation(_with_available(stored, in_force.quantity > 0), replayed=False)
 
 
-async def _find_replay(deps: Deps, draft: Draft, key: str) -> StoredProduct | None:
+async def _find_replay(deps: Deps, draft: Draft, key: CallerKey) -> StoredProduct | None:
     found = await deps.products.get_by_key(key)
     if found is None:
         return None

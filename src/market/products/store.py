@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import NamedTuple
 from uuid import UUID
 
@@ -14,19 +15,27 @@ from msgspec import Struct
 from market.kit.postgres import Pool, acquire
 from market.products.domain import Draft, Position, Product, Sort, StoredProduct
 
-# The columns are named like the fields, and in their order: a row is read as Product(*row), whatever fields it has.
-# `stock`, the last one, is inventory's, and unset.
+# The columns are named like the fields. `stock` is inventory's, and unset.
 _FIELDS = tuple(f for f in Product.__struct_fields__ if f != "stock")
 COLUMNS = ", ".join("NULL::boolean AS available" if f == "available" else f for f in _FIELDS)
-_COLUMN_COUNT = len(_FIELDS)
 # The columns that a request writes. The stock is inventory's.
 _WRITTEN = tuple(f for f in Draft.__struct_fields__ if f != "stock")
 
+_INSERTED = f"id, idempotency_key, request_hash, caller, caller_key, {', '.join(_WRITTEN)}"
+_VALUES = ", ".join(f"${n}" for n in range(1, 6 + len(_WRITTEN)))
+# Each of the two indexes may have the key already.
 _INSERT = f"""
-    INSERT INTO products (id, idempotency_key, request_hash, {", ".join(_WRITTEN)})
-    VALUES ($1, $2, $3, {", ".join(f"${n}" for n in range(4, 4 + len(_WRITTEN)))})
-    ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    INSERT INTO products ({_INSERTED}) VALUES ({_VALUES}) ON CONFLICT DO NOTHING RETURNING {COLUMNS}, version
+"""
+# The lock keeps the other caller's row from being deleted before this row is there, to which its key would pass on.
+_INSERT_BESIDE = f"""
+    WITH other AS (SELECT id FROM products WHERE idempotency_key = $5 AND caller <> $4 FOR KEY SHARE)
+    INSERT INTO products ({_INSERTED}) SELECT {_VALUES} FROM other ON CONFLICT DO NOTHING
     RETURNING {COLUMNS}, version
+"""
+_SELECT_BY_KEY = f"""
+    SELECT {COLUMNS}, version, request_hash FROM products
+    WHERE (caller_key = $1 AND caller = $2) OR (idempotency_key = $1 AND caller IS NULL)
 """
 _UPDATE = f"""
     UPDATE products SET {", ".join(f"{column} = ${n}" for n, column in enumerate(_WRITTEN, 3))},
@@ -60,6 +69,18 @@ class Page(Struct, frozen=True):
     products: list[Product]
     has_next: bool
     total: int
+
+
+class CallerKey(NamedTuple):
+    """An Idempotency-Key with the caller that it belongs to."""
+
+    caller: str
+    key: str
+
+    @property
+    def scoped(self) -> str:
+        """What the column of earlier versions has if another caller's row has the key there: no key begins so."""
+        return f" {sha256(f'{self.caller} {self.key}'.encode()).hexdigest()}"
 
 
 class ProductOfKey(Struct, frozen=True):
@@ -133,7 +154,7 @@ class ProductRepository:
         statement = page_statement(query)
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             rows = await conn.fetch(statement.text, *statement.arguments)
-        found = [Product(*row[1:]) for row in rows if row[1] is not None]
+        found = [read_product(row) for row in rows if row["id"] is not None]
         return Page(found[: query.limit], len(found) > query.limit, rows[0][0])
 
     async def get(self, product_id: UUID) -> StoredProduct | None:
@@ -145,22 +166,31 @@ class ProductRepository:
         """Return the product of each id, in the order of the ids; None if there is none."""
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             rows = await conn.fetch(f"SELECT {COLUMNS}, version FROM products WHERE id = ANY($1::uuid[])", product_ids)
-        by_id = {row[0]: _stored(row) for row in rows}
+        by_id = {row["id"]: _stored(row) for row in rows}
         return [by_id.get(product_id) for product_id in product_ids]
 
-    async def get_by_key(self, key: str) -> ProductOfKey | None:
-        """Return the product that was created with the Idempotency-Key, or None if there is none."""
+    async def get_by_key(self, key: CallerKey) -> ProductOfKey | None:
+        """Return the product that was created with the caller's Idempotency-Key, or None if there is none.
+
+        One that an earlier version has created belongs to every caller.
+        """
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
-            row = await conn.fetchrow(
-                f"SELECT {COLUMNS}, version, request_hash FROM products WHERE idempotency_key = $1", key
-            )
+            row = await conn.fetchrow(_SELECT_BY_KEY, key.key, key.caller)
         return None if row is None else ProductOfKey(_stored(row), row["request_hash"])
 
-    async def insert(self, product_id: UUID, draft: Draft, key: str | None) -> StoredProduct | None:
-        """Insert and return the new product; None if the Idempotency-Key has a product already."""
-        request_hash = None if key is None else draft.fingerprint()
+    async def insert(self, product_id: UUID, draft: Draft, key: CallerKey | None) -> StoredProduct | None:
+        """Insert and return the new product; None if the Idempotency-Key has a product already, of any caller."""
+        if key is None:
+            return await self._insert(_INSERT, product_id, None, None, None, None, *_written(draft))
+        return await self._insert(_INSERT, product_id, key.key, draft.fingerprint(), *key, *_written(draft))
+
+    async def insert_beside(self, product_id: UUID, draft: Draft, key: CallerKey) -> StoredProduct | None:
+        """Insert and return the new product if the Idempotency-Key has one of another caller, but none of this one."""
+        return await self._insert(_INSERT_BESIDE, product_id, key.scoped, draft.fingerprint(), *key, *_written(draft))
+
+    async def _insert(self, statement: str, *values: object) -> StoredProduct | None:
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
-            row = await conn.fetchrow(_INSERT, product_id, key, request_hash, *_written(draft))
+            row = await conn.fetchrow(statement, *values)
         return None if row is None else _stored(row)
 
     async def update(self, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> StoredProduct | None:
@@ -186,4 +216,9 @@ def _written(draft: Draft) -> list[object]:
 
 
 def _stored(row: Record) -> StoredProduct:
-    return StoredProduct(Product(*row[:_COLUMN_COUNT]), row[_COLUMN_COUNT])
+    return StoredProduct(read_product(row), row["version"])
+
+
+def read_product(row: Record) -> Product:
+    """Return the product in a row with `COLUMNS`."""
+    return Product(**{field: row[field] for field in _FIELDS})

@@ -18,7 +18,7 @@ from market.products.search.matching import Matches, compile_search, condition
 from market.products.search.ranking import RankPosition, read_positions
 from market.products.search.sampling import Sample, is_common, take_sample
 from market.products.search.suggestions import find_suggestions
-from market.products.store import COLUMNS, PageQuery, page_clauses, page_order
+from market.products.store import COLUMNS, PageQuery, page_clauses, page_order, read_product
 
 # The run-time parameters that the connections need (kit/postgres.py): a search whose words the planner takes for common
 # would read the table instead of the index.
@@ -117,7 +117,7 @@ async def _by_relevance(conn: Connection, query: SearchQuery, matches: Matches, 
 async def _get_products(conn: Connection, product_ids: Sequence[UUID]) -> list[Product]:
     """Return the products in the order of the ids, without those that have just been deleted."""
     rows = await conn.fetch(f"SELECT {COLUMNS} FROM products WHERE id = ANY($1::uuid[])", product_ids)
-    products = {row[0]: Product(*row) for row in rows}
+    products = {row["id"]: read_product(row) for row in rows}
     return [products[product_id] for product_id in product_ids if product_id in products]
 
 
@@ -131,7 +131,7 @@ async def _by_sort(conn: Connection, query: SearchQuery, sort: Sort, matches: Ma
         total = rows[0]["total"]
     if total > MAX_COUNT:
         rows = await _read_in_order(conn, page, matches)
-    products = [Product(*row[1:]) for row in rows if row["id"] is not None]
+    products = [read_product(row) for row in rows if row["id"] is not None]
     end = position_type(sort).of(products[query.limit - 1]) if len(products) > query.limit else None
     return FoundPage(products[: query.limit], end, min(total, MAX_COUNT), total_exact=total <= MAX_COUNT)
 
