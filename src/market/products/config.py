@@ -38,9 +38,10 @@ class Availability(Section, frozen=True, kw_only=True):
 
 
 class ProductsHttp(Http, frozen=True, kw_only=True):
-    """The HTTP edge, with less memory for bodies than by default: a product has at most 50 KiB."""
+    """The HTTP edge, with less memory for bodies and responses than by default: a product has at most 50 KiB."""
 
     max_in_flight_body_bytes: Annotated[int, Meta(ge=1_048_576)] = 16_777_216
+    max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16_777_216
 
 
 class ReadAdmission(Admission, frozen=True, kw_only=True):
