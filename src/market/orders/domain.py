@@ -61,7 +61,7 @@ class Status(StrEnum):
 
 # The statuses that are stored.
 KNOWN_STATUSES = tuple(status for status in Status if status is not Status.UNKNOWN)
-# The statuses in which an order keeps its idempotency key for good.
+# The statuses in which an order keeps its idempotency key permanently.
 KEEPING_THEIR_KEY = (Status.CONFIRMED, Status.CANCELLED)
 
 

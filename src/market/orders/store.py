@@ -40,11 +40,11 @@ _CHUNK_BYTES = 1_048_576
 
 
 class IdempotencyKeyTaken(Exception):
-    """Another order has the idempotency key: one of this user or, for a moment, a pending one of another user."""
+    """Another order has the idempotency key: one of this user or, temporarily, a pending one of another user."""
 
 
 class SharedKeyTaken(IdempotencyKeyTaken):
-    """An order of any user has the key in the field that earlier versions look up."""
+    """Another order, of any user, has the key in the field `key`, which earlier versions use."""
 
 
 class UserKey(NamedTuple):
@@ -192,10 +192,10 @@ class OrderRepository:
             await self._insert(NewDocument(order, shared_key=False))
 
     async def _is_key_of_another_user(self, order: Order) -> bool:
-        """Return whether another user's order has the key for good in the field that earlier versions look up.
+        """Return whether another user's order has permanently taken the key in the field `key`.
 
-        A pending order may still be rejected. Its key would then be free for an earlier version, which would place this
-        order a second time, because it does not see the order's key in the other field.
+        This is not so while that order is pending: it may still be rejected. Then `key` would be free, and an earlier
+        version, which does not read `idempotency_key`, would place this order a second time.
         """
         found = await self.collection.find({"key": order.idempotency_key}, {"user": 1, "status": 1})
         return any(d["user"] != order.user and d["status"] in KEEPING_THEIR_KEY for d in found)

@@ -1,10 +1,11 @@
 """The order's document: converts domain data to BSON values and back, and a transition to a conditional update.
 
 Besides the order itself a document has:
-- `idempotency_key`, `digest`: the key and the SHA-256 of the request. The document holds the key, for its user, as long
-  as it has the digest: an earlier version that rejects the order removes the digest, but not `idempotency_key`.
-- `key`: the same key, which earlier versions look up. They let only one order have it, whoever the user is; so it is
-  absent if another user's order has it.
+- `idempotency_key`, `digest`: the key, which belongs to the user, and the SHA-256 of the request. The order has the key
+  only while `digest` is present: if an earlier version rejects the order, it removes `digest`, but not
+  `idempotency_key`.
+- `key`: the same key, for earlier versions. They share keys among all users, so `key` is absent if another user's order
+  has it.
 - `since`: the server's time when the pending order was stored.
 - `release_due`: the server's time when the stock release became due, or was last postponed. Absent if none is due.
 - `outbox`: the unsent events. `unsent_since`: the time of the oldest one, or when they were requeued.

@@ -17,8 +17,8 @@ INDEXES = [
         # Without the digest, the key is no longer held: see mongodb/documents.py.
         partialFilterExpression={"idempotency_key": {"$exists": True}, "digest": {"$exists": True}},
     ),
-    # That of earlier versions, for all users together: it keeps an old and a new instance from placing two orders with
-    # one key. The next release drops it (docs/operations.md).
+    # The index of earlier versions, over the keys of all users. It prevents an old and a new instance from placing two
+    # orders with the same key. The next release drops it (docs/operations.md).
     IndexModel([("key", ASCENDING)], name="key", unique=True, partialFilterExpression={"key": {"$exists": True}}),
     IndexModel(
         [("user", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING), ("status", ASCENDING)], name="user"
@@ -46,7 +46,7 @@ async def create_indexes(collection: OrdersCollection) -> None:
 
 
 async def check_indexes(collection: OrdersCollection) -> None:
-    """Raise Unavailable if an index is missing: without one of the first two, two orders could have one key."""
+    """Raise Unavailable if an index is missing: without the first two, two orders could have the same key."""
     existing = await collection.pymongo_collection.index_information()
     missing = [i.document["name"] for i in INDEXES if i.document["name"] not in existing]
     if missing:
