@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 from pathlib import Path
 
 from market.orders import openapi
+from tests.support.schemathesis import check_with_schemathesis
 
 from .catalogue import FakeCatalogue
 from .service import Service
@@ -37,36 +36,4 @@ async def test_schemathesis_finds_no_500_and_no_undocumented_response(
     lamp = catalogue.add()
     await stock.set(lamp, 5)
     assert (await service.place([(lamp, 1)])).status_code == 201
-    run = await asyncio.create_subprocess_exec(
-        str(Path(sys.executable).with_name("schemathesis")),
-        "run",
-        str(FILE),
-        "--url",
-        str(service.http.base_url),
-        "--max-examples",
-        "10",
-        "--seed",
-        "1",
-        "--phases",
-        "coverage,fuzzing,stateful",
-        "--continue-on-failure",
-        "--no-shrink",
-        # A schema cannot express all rules: the product must exist, with enough units in stock.
-        "--checks",
-        "all",
-        "--exclude-checks",
-        "positive_data_acceptance",
-        "--generation-database",
-        "none",
-        "--no-color",
-        # The machine may stand still for a moment.
-        "--request-timeout",
-        "120",
-        "--suppress-health-check",
-        "too_slow",
-        cwd=tmp_path,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await run.communicate()
-    assert run.returncode == 0, output.decode()[-6000:]
+    await check_with_schemathesis(FILE, str(service.http.base_url), tmp_path)
