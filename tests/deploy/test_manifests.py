@@ -94,6 +94,18 @@ def test_every_container_is_restricted_and_declares_its_resources(deploy: Path, 
             assert ":" in container["image"], where
 
 
+@pytest.mark.parametrize("overlay", ["overlays/minikube", "overlays/production"])
+def test_every_overlay_has_the_memory_limits_that_the_configured_limits_are_made_for(
+    deploy: Path, overlay: str
+) -> None:
+    def limits(overlay: str) -> dict[str, str]:
+        deployments = by_name(rendered(deploy, overlay), "Deployment")
+        specs = {name: deployments[name]["spec"]["template"]["spec"] for name in SERVICES}
+        return {name: spec["containers"][0]["resources"]["limits"]["memory"] for name, spec in specs.items()}
+
+    assert limits(overlay) == limits("base")
+
+
 @pytest.mark.parametrize("overlay", ["base", "overlays/minikube", "overlays/production"])
 def test_every_service_has_probes_a_disruption_budget_and_an_account(deploy: Path, overlay: str) -> None:
     documents = rendered(deploy, overlay)
