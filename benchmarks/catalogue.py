@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncpg
 
 BATCH = 50_000
+SEARCHABLE_BATCH = 5_000
 
 _INSERT = """
     INSERT INTO products (id, name, description, price, currency, created_at)
@@ -24,5 +25,43 @@ async def fill_up_to(uri: str, count: int) -> None:
         for first in range(existing, count, BATCH):
             await conn.execute(_INSERT, first, min(first + BATCH, count) - 1, _WORDS)
         await conn.execute("VACUUM ANALYZE products")
+    finally:
+        await conn.close()
+
+
+# The words of searchable products: the first ones are frequent, as in a real catalogue (a Zipf distribution).
+_SEARCHABLE_WORDS = """
+    set pink red of blue heart bag christmas box retrospot vintage design metal white glass holder small cake rose
+    polkadot 3 candle black sign green hanging card decoration mug t-light pack paper in and garden with large
+    tree assorted 6 silver bird flower lunch wooden ceramic wall kitchen party tea hook door bottle water hot star
+    light drawer ring necklace frame cover mirror cushion bowl tin jar apple strawberry spotty doormat umbrella
+    children's purse clock 12 ivory cream french home sweet bakelike alarm cutter tissue napkins ribbon spaceboy
+    dolly girl union jack flag teapot kettle lantern apron bracelet earrings wreath garland parasol notebook
+    pencil sticker charm plate tray basket bucket cabinet shelf ladder lamp chair table stool rug quilt blanket
+    towel soap incense
+""".split()  # noqa: SIM905
+_INSERT_SEARCHABLE = """
+    INSERT INTO products (id, name, description, price, currency, created_at)
+    SELECT gen_random_uuid(), initcap(name) || ' KL-' || n, name || ' for the ' || other, n % 9973 / 100.0, 'GBP',
+        now() - n * interval '1 minute'
+    FROM generate_series($1::int, $2::int) AS n,
+        LATERAL (
+            SELECT string_agg(words[(power(random(), 2) * 149)::int + 1], ' ') FILTER (WHERE i <= 3 + n % 4) AS name,
+                string_agg(words[(power(random(), 2) * 149)::int + 1], ' ') FILTER (WHERE i > 6) AS other
+            FROM generate_series(1, 12) AS i, (SELECT $3::text[] AS words) AS w
+        ) AS texts
+"""
+
+
+async def fill_searchable_up_to(uri: str, count: int) -> None:
+    """Insert products with different words until there are `count`, and analyze the tables. They have no stock."""
+    conn = await asyncpg.connect(uri, command_timeout=3600)
+    try:
+        existing = await conn.fetchval("SELECT count(*) FROM products")
+        for first in range(existing, count, SEARCHABLE_BATCH):
+            last = min(first + SEARCHABLE_BATCH, count) - 1
+            await conn.execute(_INSERT_SEARCHABLE, first, last, _SEARCHABLE_WORDS)
+        for table in ("products", "product_search", "search_vocabulary"):
+            await conn.execute(f"VACUUM ANALYZE {table}")
     finally:
         await conn.close()

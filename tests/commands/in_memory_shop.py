@@ -47,7 +47,7 @@ class InMemoryShop:
         return problem(failure, "unavailable", "could not be decided now", {"Retry-After": self.retry_after})
 
     async def list_products(self, request: web.Request) -> web.StreamResponse:
-        words = request.query.get("q", "").lower()
+        words = request.query.get("q", "").strip('"').lower()
         items = [p for p in self.products.values() if words in p["description"].lower()]
         return web.json_response(
             {"items": items[: int(request.query["limit"])], "total": len(items), "limit": 1, "offset": 0}

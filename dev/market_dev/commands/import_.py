@@ -166,7 +166,9 @@ async def _create_or_find(shop: ShopClient, article: Article, stock: int, catalo
 
 async def _find(shop: ShopClient, code: str) -> str:
     ending = f"Stock code {code}."
-    for item in await shop.search_products(code):
+    # As a phrase: elsewhere a hyphen in the code could exclude a word.
+    phrase = '"{}"'.format(ending.replace('"', " "))
+    for item in await shop.search_products(phrase):
         if item["description"].endswith(ending):
             return str(item["id"])
     raise NoSuchProduct(f"was imported before, but no product's description ends with {ending!r} now")

@@ -56,8 +56,8 @@ CREATE FUNCTION search_join(parts text[]) RETURNS text LANGUAGE sql IMMUTABLE ST
          THEN left(array_to_string(parts, ''), 100) END;
 
 -- Return the words of a text, a vector of the words and their stems, and the number of positions in it, which begin
--- after `start`. Words that punctuation joins are also one word, at the position of the first and of the last. Words are
--- cut after 100 characters.
+-- after `start`. Words that punctuation joins are also one word, at the position of the first and of the last. Words
+-- are cut after 100 characters.
 CREATE FUNCTION search_parse(source text, start integer, OUT words text[], OUT vector tsvector, OUT size integer)
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 DECLARE
@@ -100,7 +100,8 @@ $$;
 -- whole: its words and those of the same stem; part: also words that begin with its last one
 -- size: the number of words; optional: whether it is a word that other texts leave out, such as "of"
 CREATE FUNCTION search_term(
-    term text, is_phrase boolean, OUT whole text, OUT part text, OUT size integer, OUT optional boolean
+    term text, is_phrase boolean, 
+    OUT whole text, OUT part text, OUT size integer, OUT optional boolean
 ) LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 DECLARE
     chunk text;
@@ -160,7 +161,8 @@ CREATE TABLE product_search (
     all_words tsvector NOT NULL
 );
 
--- Every word without digits that a product has or had, to find those similar to a misspelt one.
+-- Every word that begins with three letters that a product has or had: for the words that begin like one, and for those
+-- that are similar to it. Long words and those with digits are not compared, and have no trigrams.
 CREATE TABLE search_vocabulary (
     word text COLLATE "C" PRIMARY KEY,
     trigrams text[] COLLATE "C" NOT NULL
@@ -184,9 +186,9 @@ BEGIN
     )
     -- In order, so that two writers cannot deadlock.
     INSERT INTO search_vocabulary (word, trigrams)
-    SELECT word, search_trigrams(word)
+    SELECT word, CASE WHEN word ~ '[0-9]|.{31}' THEN '{}' ELSE search_trigrams(word) END
     FROM (SELECT DISTINCT word COLLATE "C" AS word FROM named, unnest(words || description_words) AS word) AS w
-    WHERE char_length(word) BETWEEN 3 AND 30 AND word !~ '[0-9]'
+    WHERE word ~ '^[^0-9]{3}'
         AND NOT EXISTS (SELECT FROM search_vocabulary AS v WHERE v.word = w.word)
     ORDER BY word
     ON CONFLICT DO NOTHING;

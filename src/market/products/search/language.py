@@ -50,13 +50,13 @@ def parse(text: str, *, excludes: bool = True) -> Search:
     groups: list[list[Term]] = []
     excluded: list[Term] = []
     joins = may_go_on = False
-    tokens = list(_TOKEN.finditer(text))
+    tokens = [match for match in _TOKEN.finditer(text) if match["phrase"] or match["word"]]
+    # Without other words, OR is a word.
+    joins_words = any(match[0].lower() != "or" and any(map(str.isalnum, match[0])) for match in tokens)
     for match in tokens:
         phrase, word = match["phrase"], match["word"]
         is_excluded = excludes and match["minus"] is not None
-        if phrase is None and word is None:
-            continue
-        if word is not None and word.lower() == "or" and not is_excluded and len(tokens) > 1:
+        if word is not None and word.lower() == "or" and not is_excluded and joins_words:
             joins = bool(groups)
             continue
         term = Term(word) if phrase is None else Term(phrase, is_phrase=True)

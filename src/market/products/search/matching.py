@@ -9,6 +9,7 @@ index of words and up to a bound, and the count decides.
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from typing import Literal
 
@@ -26,6 +27,15 @@ _TERMS = """
         search_term(text, is_phrase) AS t
     ORDER BY n
 """
+
+# A word that is the beginning of more words than this is matched as a beginning, which PostgreSQL's index answers by
+# reading all products of all of these words; fewer words are matched one by one, which it combines with the others.
+_MAX_CONTINUATIONS = 30
+_CONTINUATIONS = """
+    SELECT word FROM search_vocabulary WHERE word ^@ $1 AND $1 COLLATE "C" ~ '^[^0-9]{3}' ORDER BY word LIMIT $2
+"""
+# In a query, such as kettl in (kettl:*).
+_BEGINNING = re.compile(r"([^\s()]+):\*")
 
 Column = Literal["name_words", "all_words"]
 
@@ -60,13 +70,24 @@ async def compile_search(conn: Connection, search: Search) -> Matches:
     excluded = [row["whole"] for row in remaining if row["size"]]
     groups = [group for group in groups if group]
     last = groups[-1][-1] if search.may_go_on and groups else None
+    part_of_last = "" if last is None else await _with_continuations(conn, last["part"])
     # Words such as "of" are required only if there are no others.
     groups = [group for group in groups if not all(row["optional"] for row in group)] or groups
     return Matches(
         whole=all_of([any_of([row["whole"] for row in group]) for group in groups]),
-        part=all_of([any_of([row["part" if row is last else "whole"] for row in group]) for group in groups]),
+        part=all_of([any_of([part_of_last if row is last else row["whole"] for row in group]) for group in groups]),
         excluded=any_of(excluded),
     )
+
+
+async def _with_continuations(conn: Connection, query: str) -> str:
+    """Return the query with the words that begin with a beginning instead of it, unless they are too many."""
+    for beginning in _BEGINNING.findall(query):
+        rows = await conn.fetch(_CONTINUATIONS, beginning, _MAX_CONTINUATIONS + 1)
+        if 0 < len(rows) <= _MAX_CONTINUATIONS:
+            words = any_of([row["word"] for row in rows])
+            query = re.sub(rf"(?<=[( ]){re.escape(beginning)}:\*", words, query)
+    return query
 
 
 def any_of(queries: list[str]) -> str:

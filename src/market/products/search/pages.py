@@ -126,7 +126,7 @@ async def _by_sort(conn: Connection, query: SearchQuery, sort: Sort, matches: Ma
     page = PageQuery(query.limit, query.offset, sort, query.after)
     rows: list[Record] = []
     total = MAX_COUNT + 1
-    if not is_common(sample, matches):
+    if not await is_common(conn, sample, matches):
         rows = await _read_few(conn, page, matches)
         total = rows[0]["total"]
     if total > MAX_COUNT:

@@ -21,6 +21,9 @@ from market.products.search.sampling import Sample, is_common
 # So many products of a rank are read by the index of words and sorted. If there are more, all products are read in the
 # order of the list until the page is full; of a million, at least one in 200 then belongs to it.
 _MAX_SORTED = 5000
+# So many products that are found are sorted, whatever their ranks: somewhat more than MAX_COUNT, because finding out
+# that they are too many is expensive.
+_MAX_FOUND = 15_000
 
 
 class RankPosition(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -44,7 +47,7 @@ class _Rank(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """The positions of a page, and how many products are found: one more than MAX_COUNT if there are more."""
+    """The positions of a page, and how many products are found: exact up to MAX_COUNT, otherwise a lower bound."""
 
     positions: list[RankPosition]
     total: int
@@ -54,9 +57,9 @@ async def read_positions(
     conn: Connection, matches: Matches, sample: Sample, after: RankPosition | None, limit: int
 ) -> Ranked:
     """Return the first positions, or those after the given one."""
-    if not is_common(sample, matches):
+    if not await is_common(conn, sample, matches):
         ranked = await _read_sorted(conn, matches, after, limit)
-        if ranked.total <= MAX_COUNT:
+        if ranked.total <= _MAX_FOUND:
             return ranked
     return Ranked(await _read_by_rank(conn, matches, sample, after, limit), MAX_COUNT + 1)
 
@@ -74,10 +77,10 @@ async def _read_sorted(conn: Connection, matches: Matches, after: RankPosition |
                 WHEN name_words @@ $3::tsquery THEN 1
                 WHEN all_words @@ $2::tsquery THEN 2
                 ELSE 3 END AS rank
-            FROM product_search WHERE {condition("all_words", 1, by_index=bool(matches.part))} LIMIT {MAX_COUNT + 1}
+            FROM product_search WHERE {condition("all_words", 1, by_index=bool(matches.part))} LIMIT {_MAX_FOUND + 1}
         ), counted AS MATERIALIZED (SELECT count(*) AS total FROM found)
         SELECT total, part.* FROM counted LEFT JOIN LATERAL (
-            SELECT rank, name_size, id FROM found WHERE total <= {MAX_COUNT} {beyond}
+            SELECT rank, name_size, id FROM found WHERE total <= {_MAX_FOUND} {beyond}
             ORDER BY rank, name_size, id DESC LIMIT {limit}
         ) AS part ON true ORDER BY rank, name_size, id DESC
     """

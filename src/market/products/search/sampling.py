@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from market.kit.paging import MAX_COUNT
 from market.kit.postgres import Connection
-from market.products.search.matching import Column, Matches
+from market.products.search.matching import Column, Matches, count
 
 # Fewer products are counted: the index is fast enough.
 _MIN_PRODUCTS = 100_000
@@ -21,7 +21,7 @@ _SAMPLED_PRODUCTS = 2000
 # product in so many counts.
 _THINNING = 4
 # How far the estimate has to be above the bound, so that chance cannot make it so high.
-_CERTAINTY = 4
+_CERTAINTY = 3
 
 
 class Sample(Struct, frozen=True):
@@ -57,6 +57,10 @@ async def take_sample(conn: Connection, matches: Matches, *, min_products: int =
     return Sample({pair: n * total / max(row[0], 1) for pair, n in zip(pairs, row[1:], strict=True)})
 
 
-def is_common(sample: Sample, matches: Matches) -> bool:
-    """Return whether more products than are counted are found, with certainty."""
-    return sample.is_above("all_words", matches.found, MAX_COUNT)
+async def is_common(conn: Connection, sample: Sample, matches: Matches) -> bool:
+    """Return whether more products than MAX_COUNT are known to be found. If not, there may be more."""
+    if sample.is_above("all_words", matches.found, MAX_COUNT):
+        return True
+    # Counting them takes less than beginning to sort them.
+    seems_common = sample.estimates.get(("all_words", matches.found), 0) > 1.5 * MAX_COUNT
+    return seems_common and await count(conn, "all_words", matches.found, MAX_COUNT) > MAX_COUNT
