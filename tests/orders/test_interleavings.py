@@ -284,12 +284,12 @@ async def test_a_missing_topic_or_a_full_disk_delays_events_and_loses_none(
         settings["kafka"] = {"bootstrap_servers": bootstrap_servers, "partitions": 0, "delivery_seconds": 1}
         await migrate(settings)
         async with serving(settings) as service:
-            repository = service.deps.orders
+            due = service.deps.due
             # The topic does not exist.
             first = [(await service.place([(lamp, 1)])).json() for _ in range(3)]
             assert {o["status"] for o in first} == {"confirmed"}
             await asyncio.sleep(1.5)
-            statistics = await repository.statistics()
+            statistics = await due.statistics()
             assert (statistics.unsent, statistics.with_stuck_events) == (3, 0)
             assert statistics.oldest_unsent_seconds > 1
             await migrate({**settings, "kafka": {**settings["kafka"], "partitions": 4}})
@@ -297,7 +297,7 @@ async def test_a_missing_topic_or_a_full_disk_delays_events_and_loses_none(
                 await reader.wait_for(order["id"], "order.created")
 
             async def is_outbox_empty() -> bool:
-                return (await repository.statistics()).unsent == 0
+                return (await due.statistics()).unsent == 0
 
             await until(is_outbox_empty, what="outbox empty")
             # As with a full disk, the broker cannot write another byte, and exits.
@@ -305,7 +305,7 @@ async def test_a_missing_topic_or_a_full_disk_delays_events_and_loses_none(
             second = [(await service.place([(lamp, 1)])).json() for _ in range(3)]
             assert {o["status"] for o in second} == {"confirmed"}
             await asyncio.sleep(1.5)
-            statistics = await repository.statistics()
+            statistics = await due.statistics()
             assert (statistics.unsent, statistics.with_stuck_events) == (3, 0)
             await asyncio.to_thread(broker.kill)
             await asyncio.to_thread(broker.restart, 2 * PATIENCE)
@@ -337,7 +337,7 @@ async def test_a_deleted_topic_is_created_again_within_seconds(
     try:
         settings = isolated_settings(
             database=f"orders_topic_{uuid4().hex[:8]}",
-            recovery={"after_seconds": 600, "lease_seconds": 600, "relay_interval_seconds": 0.5},
+            recovery={"reject_after_seconds": 600, "lease_seconds": 600, "relay_interval_seconds": 0.5},
             kafka={"bootstrap_servers": bootstrap_servers, "partitions": 3, "delivery_seconds": 2},
         )
         await migrate(settings)

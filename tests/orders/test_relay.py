@@ -116,7 +116,7 @@ async def test_two_relays_on_one_database_publish_each_event_once(
 
 
 async def _is_outbox_empty(service: Service) -> bool:
-    return (await service.deps.orders.statistics()).unsent == 0
+    return (await service.deps.due.statistics()).unsent == 0
 
 
 async def test_a_relay_that_fails_after_leasing_publishes_in_a_later_pass(
@@ -198,7 +198,7 @@ async def test_an_event_that_kafka_rejects_permanently_is_kept_with_the_reason_a
 
 
 async def _has_stuck(service: Service, count: int) -> bool:
-    return (await service.deps.orders.statistics()).with_stuck_events == count
+    return (await service.deps.due.statistics()).with_stuck_events == count
 
 
 async def test_orders_are_placed_while_kafka_is_unavailable(
@@ -214,7 +214,7 @@ async def test_orders_are_placed_while_kafka_is_unavailable(
         order = (await service.place([(lamp, 2)])).json()
         assert order["status"] == "confirmed"
         await asyncio.sleep(1.5)
-        statistics = await service.deps.orders.statistics()
+        statistics = await service.deps.due.statistics()
         assert (statistics.unsent, statistics.with_stuck_events) == (1, 0)
         assert statistics.oldest_unsent_seconds > 1
         # The relay has tried it, but Kafka has not acknowledged it.

@@ -26,6 +26,7 @@ from market.orders.mongodb.indexes import check_indexes, create_indexes
 from market.orders.outbox.relay import Relay
 from market.orders.outbox.repository import OutboxRepository
 from market.orders.recovery.recover import recover_orders
+from market.orders.recovery.repository import DueOrders
 from market.orders.service import Deps
 from market.orders.store import OrderRepository
 
@@ -68,6 +69,7 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         topics = TopicKeeper(config.kafka, "market.orders", _topics(config.kafka))
         deps = Deps(
             orders=OrderRepository(collection, instance_id=instance_id),
+            due=DueOrders(collection),
             products=products,
             inventory=inventory,
             relay=Relay(config, outbox, process.clock, process.faults, topics),
@@ -114,7 +116,7 @@ def background_tasks(config: Config, deps: Deps) -> Mapping[str, PeriodicTask]:
         return 0.0 if more else recovery.interval_seconds
 
     async def update_metrics() -> float:
-        statistics = await deps.orders.statistics()
+        statistics = await deps.due.statistics()
         metrics.PENDING.set(statistics.pending)
         metrics.PENDING_AGE.set(statistics.oldest_pending_seconds)
         metrics.OUTBOX.set(statistics.unsent)

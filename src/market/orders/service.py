@@ -43,6 +43,7 @@ from market.orders.domain import (
 from market.orders.metrics import RECOVERED
 from market.orders.outbox.relay import Relay
 from market.orders.pricing.prices import price_lines
+from market.orders.recovery.repository import DueOrders
 from market.orders.store import IdempotencyKeyTaken, OrderRepository
 
 log = logs.get_logger("orders")
@@ -62,6 +63,7 @@ class Deps:
     """The dependencies of the use cases."""
 
     orders: OrderRepository
+    due: DueOrders
     products: ProductsClient
     inventory: InventoryClient
     relay: Relay

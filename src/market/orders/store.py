@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 from uuid import UUID
 
-from bson import Timestamp
 from msgspec import Meta, Struct
 from pymongo import InsertOne, UpdateOne
 from pymongo.errors import BulkWriteError
@@ -23,7 +22,6 @@ from market.kit.paging import MAX_COUNT
 from market.orders.domain import (
     CONFIRM,
     KEEPING_THEIR_KEY,
-    KNOWN_STATUSES,
     Order,
     OutboxEntry,
     Reason,
@@ -32,7 +30,7 @@ from market.orders.domain import (
     Transition,
     UnreadableOrder,
 )
-from market.orders.mongodb.collection import EPOCH, MIN_TIMESTAMP, OrdersCollection, documents
+from market.orders.mongodb.collection import OrdersCollection, documents
 
 _DUPLICATE_KEY = 11000
 # How much of a page of orders is read at a time. Decoded, a stored order takes four times its size.
@@ -121,27 +119,6 @@ def _chunks(sizes: Mapping[UUID, int]) -> Iterator[list[UUID]]:
         size += order_size
     if chunk:
         yield chunk
-
-
-class DuePage(Struct, frozen=True):
-    """Ids of orders with work that is due, oldest first. Pass `next_after` as `after` to get the next page.
-
-    `next_after` is None on the last page.
-    """
-
-    order_ids: list[UUID]
-    next_after: Any
-
-
-class Statistics(Struct, frozen=True):
-    """Counts and ages of unfinished work. Counts stop at 10,000; an age is 0 if there is none."""
-
-    pending: int
-    oldest_pending_seconds: float
-    unsent: int
-    oldest_unsent_seconds: float
-    releases_due: int
-    with_stuck_events: int
 
 
 class OrderRepository:
@@ -376,50 +353,6 @@ class OrderRepository:
         matched = await self.collection.bulk_update([UpdateOne(u.where, u.change) for u in updates])
         # A bulk write returns only how many matched. If some did not, every caller has to read its order.
         return [matched == len(updates)] * len(updates)
-
-    # Queries of the background loops
-
-    async def list_pending(self, before: datetime, limit: int, after: Timestamp = MIN_TIMESTAMP) -> DuePage:
-        """Return up to `limit` orders that became pending earlier than `before`, a time by MongoDB's clock."""
-        where = {"status": Status.PENDING.value, "since": {"$gt": after, "$lt": Timestamp(before, 0)}}
-        return await self._list_due(where, "since", limit)
-
-    async def list_releases_due(self, before: datetime, limit: int, after: datetime = EPOCH) -> DuePage:
-        """Return up to `limit` orders whose stock release became due, or was postponed, before `before`.
-
-        Orders with an unknown status are left out: only a newer version can release their stock.
-        """
-        statuses = [status.value for status in KNOWN_STATUSES]
-        where = {"release_due": {"$gt": after, "$lt": before}, "status": {"$in": statuses}}
-        return await self._list_due(where, "release_due", limit)
-
-    async def _list_due(self, where: documents.Document, sort: str, limit: int) -> DuePage:
-        found = await self.collection.find(where, {sort: 1}, sort=[(sort, 1)], limit=limit)
-        return DuePage([d["_id"] for d in found], found[-1][sort] if len(found) == limit else None)
-
-    async def statistics(self) -> Statistics:
-        """Return the counts and ages of unfinished work, for the metrics."""
-        now = await self.collection.server_time()
-
-        async def first(where: documents.Document, sort: str) -> Any:
-            found = await self.collection.find_one(where, {sort: 1}, sort=[(sort, 1)])
-            return found[sort] if found else None
-
-        async def count(where: documents.Document) -> int:
-            return await self.collection.count(where, limit=MAX_COUNT)
-
-        pending = {"status": Status.PENDING.value, "since": {"$gt": MIN_TIMESTAMP}}
-        unsent = {"unsent_since": {"$gt": EPOCH}}
-        since = await first(pending, "since")
-        unsent_since = await first(unsent, "unsent_since")
-        return Statistics(
-            pending=await count(pending),
-            oldest_pending_seconds=max(0.0, (now - since.as_datetime()).total_seconds()) if since else 0.0,
-            unsent=await count(unsent),
-            oldest_unsent_seconds=max(0.0, (now - unsent_since).total_seconds()) if unsent_since else 0.0,
-            releases_due=await count({"release_due": {"$gt": EPOCH}}),
-            with_stuck_events=await count({"stuck_since": {"$gt": EPOCH}}),
-        )
 
 
 def _cost(new: NewDocument) -> int:

@@ -18,8 +18,8 @@ from market.kit.errors import Unavailable
 from market.kit.process import logs
 from market.orders.domain import Step, UnreadableOrder, next_step
 from market.orders.metrics import RECOVERED, RECOVERY_ERRORS
+from market.orders.recovery.repository import DuePage
 from market.orders.service import Deps, advance
-from market.orders.store import DuePage
 
 log = logs.get_logger("orders")
 
@@ -41,8 +41,8 @@ async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds:
     orders of each kind, or more if some are broken. Raises Unavailable if MongoDB is unavailable.
     """
     now = await deps.orders.collection.server_time()
-    overdue = partial(deps.orders.list_pending, now - timedelta(seconds=reject_after_seconds), limit)
-    releases = partial(deps.orders.list_releases_due, now - timedelta(seconds=retry_seconds), limit)
+    overdue = partial(deps.due.list_pending, now - timedelta(seconds=reject_after_seconds), limit)
+    releases = partial(deps.due.list_releases_due, now - timedelta(seconds=retry_seconds), limit)
     more_overdue = await _recover_pages(deps, overdue, overdue=True)
     more_releases = await _recover_pages(deps, releases, overdue=False)
     return more_overdue or more_releases
