@@ -26,3 +26,11 @@ def test_a_code_that_is_not_money_is_unknown(code: str) -> None:
 def test_the_codes_are_sorted_and_distinct() -> None:
     assert list(currency.CODES) == sorted(set(currency.CODES))
     assert len(currency.CODES) > 150
+
+
+def test_amounts_are_written_with_two_or_three_decimals() -> None:
+    """The patterns of prices and totals allow no more."""
+    assert {currency.written_decimals(code) for code in currency.CODES} == {2, 3}
+    with_three = {code for code in currency.CODES if currency.written_decimals(code) == 3}
+    assert with_three == {"BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"}
+    assert currency.written_decimals("HRK") == 2

@@ -119,3 +119,16 @@ def test_both_documents_describe_the_same_event() -> None:
         assert described["payload"]["properties"]["type"] == {"type": "string", "const": event_type}
         assert set(described["payload"]["properties"]) == set(schema["properties"])
         assert set(FORMS["2-created"]["headers"]) <= set(described["headers"]["properties"])
+
+
+def test_amounts_in_an_event_have_the_decimals_of_the_currency() -> None:
+    line = domain.OrderLine(PRODUCT_ID, "Mug", 2, Decimal("1.255"))
+    order = msgspec.structs.replace(ORDER, lines=(line,), total=Decimal("2.51"), currency="KWD")
+    entry = domain.OutboxEntry(events.event_id(ORDER.id, events.CREATED), events.CREATED, AT)
+    published = json.loads(msgspec.json.encode(domain.to_event(order, entry)))
+    data = published["data"]
+    assert (data["items"][0]["unit_price"], data["total"], data["currency"]) == ("1.255", "2.510", "KWD")
+    SCHEMA.validate(published)
+    read = parse_notification(message({"headers": {}, "value": published}))
+    assert read is not None
+    assert (read.lines[0].unit_price, read.total) == (Decimal("1.255"), Decimal("2.510"))

@@ -57,6 +57,20 @@ def kinds(order: Order | None, reservation: Reservation | None, topic_state: int
 CANCELLED = order(status=Status.CANCELLED, ended_at=RECENTLY)
 
 
+def test_an_event_of_an_earlier_version_with_fewer_decimals_is_not_a_difference() -> None:
+    price = Decimal("1.25")
+    in_dinar = order(lines=(OrderLine("p", "Lamp", 2, price),), total=2 * price, currency="KWD")
+    published = to_contract(in_dinar)
+    assert (published.items[0].unit_price, published.total) == ("1.250", "2.500")
+    earlier = msgspec.structs.replace(
+        published, items=[msgspec.structs.replace(published.items[0], unit_price="1.25")], total="2.50"
+    )
+    for event in (published, earlier):
+        assert kinds(in_dinar, ACTIVE, content_hash(event) << CONTENT_HASH_SHIFT | CREATED_SEEN) == []
+    other = content_hash(msgspec.structs.replace(earlier, total="2.501")) << CONTENT_HASH_SHIFT | CREATED_SEEN
+    assert kinds(in_dinar, ACTIVE, other) == [DifferenceType.EVENT_DIFFERS]
+
+
 def test_an_event_is_missing_only_if_retention_cannot_have_deleted_it() -> None:
     assert kinds(ORDER, ACTIVE, 0) == []
     assert kinds(order(confirmed_at=RECENTLY), ACTIVE, 0) == [DifferenceType.EVENT_MISSING]

@@ -13,7 +13,7 @@ from bson import Decimal128
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market.contracts import events
+from market.contracts import events, money
 from market.kit import config as kit_config
 from market.kit.errors import BadInput
 from market.orders import domain
@@ -32,7 +32,7 @@ from market.orders.domain import (
     next_step,
 )
 from market.orders.mongodb.documents import from_decimal128, to_decimal128, transition_update
-from market.orders.pricing.prices import PricedLines, merge_lines, price_lines
+from market.orders.pricing.prices import PriceChanged, PricedLines, merge_lines, price_lines
 
 AT = datetime(2026, 1, 31, 12, 30, 15, 250_000, tzinfo=UTC)
 ORDER = Order(
@@ -90,6 +90,18 @@ def test_money_is_stored_exactly_as_decimal128(amount: Decimal) -> None:
     assert from_decimal128(to_decimal128(amount)) == amount
 
 
+@given(st.decimals(min_value=0, max_value=Decimal("99999999999999999.999"), places=3))
+def test_money_with_three_decimals_is_stored_exactly(amount: Decimal) -> None:
+    assert from_decimal128(to_decimal128(amount)) == amount
+    assert to_decimal128(amount).to_decimal() == amount
+
+
+def test_money_is_stored_in_hundredths_if_it_has_no_third_decimal() -> None:
+    """Then earlier versions read it, too."""
+    assert to_decimal128(Decimal("1.250")) == Decimal128("1.25")
+    assert to_decimal128(Decimal("1.255")) == Decimal128("1.255")
+
+
 @pytest.mark.parametrize("text", ["0", "1", "1.5", "1E+2", "12.34"])
 def test_money_written_by_other_programs_is_readable(text: str) -> None:
     assert from_decimal128(Decimal128(text)) == Decimal(text)
@@ -114,6 +126,15 @@ def test_pricing_takes_names_and_prices_from_the_catalogue() -> None:
     )
 
 
+def test_totals_have_the_decimals_of_the_currency() -> None:
+    products = {"a": Product("a", "A", money.parse_price("1.255"), "KWD")}
+    priced = price_lines(NewOrder("ada", None, (RequestedLine("a", 2),), money.parse_total("2.510")), products)
+    assert priced.total == Decimal("2.51")
+    with pytest.raises(PriceChanged, match=r"^the total is now 2\.510 KWD$") as raised:
+        price_lines(NewOrder("ada", None, (RequestedLine("a", 2),), money.parse_total("2.5")), products)
+    assert raised.value.facts() == {"total": "2.510", "currency": "KWD"}
+
+
 def test_requests_with_the_same_meaning_have_the_same_digest() -> None:
     one = NewOrder("ada", None, merge_lines([RequestedLine("a", 1)] * 2), None)
     assert one.digest() == NewOrder("ada", None, (RequestedLine("a", 2),), None).digest()
@@ -122,7 +143,7 @@ def test_requests_with_the_same_meaning_have_the_same_digest() -> None:
 
 def test_the_digest_of_a_request_is_the_same_in_every_version() -> None:
     """It is stored with the idempotency key: a request that is repeated after a deployment must still match."""
-    new = NewOrder("ada", None, (RequestedLine("a", 2),), Decimal("5.00"))
+    new = NewOrder("ada", None, (RequestedLine("a", 2),), money.parse_total("5.000"))
     assert (
         new.digest().hex()
         == sha256(

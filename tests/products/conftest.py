@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +16,7 @@ import asyncpg
 import grpc
 import grpc.aio
 import httpx
+import msgspec
 import pytest
 import redis.asyncio
 from redis.asyncio.retry import Retry
@@ -33,7 +35,9 @@ from market.products import app
 from market.products.availability.cache import AvailabilityCache, connect
 from market.products.clients import InventoryClient
 from market.products.config import Availability, Config, Redis
+from tests.support import earlier_version
 from tests.support.ports import free_port
+from tests.support.processes import ServiceProcess
 from tests.support.waiting import PATIENCE
 
 LAMP = {"name": "Lamp", "description": "It gives light.\nBy day, too.", "price": "12.5", "currency": "GBP"}
@@ -295,6 +299,31 @@ async def products_with_fake(_products_with_fake: RunningProducts, inventory: Fa
     """Products with the fake inventory; the cache is empty."""
     await _products_with_fake.redis.flushall()
     return _products_with_fake
+
+
+@pytest.fixture
+async def earlier_port(
+    products: RunningProducts, redis_server: Any, inventory_port: int, tmp_path: Path
+) -> AsyncIterator[int]:
+    """The port of an earlier version, on the same database."""
+    environment = earlier_version.unpack(earlier_version.GLOBAL_KEYS, tmp_path)
+    port = free_port()
+    postgres = msgspec.to_builtins(products.config.postgres)
+    settings = {
+        "testing": True,
+        "admin": {"port": free_port()},
+        "http": {"port": port},
+        "postgres": {k: postgres[k] for k in ("host", "port", "database", "user", "password")},
+        "redis": {"url": f"redis://{redis_server.host}:{redis_server.port}/0"},
+        "inventory": {"target": f"127.0.0.1:{inventory_port}"},
+    }
+    process = ServiceProcess("products", settings, tmp_path, env=environment)
+    try:
+        process.start()
+        await process.ready()
+        yield port
+    finally:
+        process.kill()
 
 
 async def stock_of(stub: InventoryStub, product_id: str | UUID) -> int | None:

@@ -326,7 +326,12 @@ async def test_other_paths_are_404(products: RunningProducts, path):
     [
         ("name", "x" * 201, "must have 1 to 200 characters, got 201"),
         ("description", "a\rb", "must not contain control characters other than newline and tab"),
-        ("price", "1.234", "must be a string of 1 to 8 digits, with at most two decimals after a point"),
+        (
+            "price",
+            "1.2345",
+            'must be a string of 1 to 8 digits, with at most three decimals after a point, got "1.2345"',
+        ),
+        ("price", "9" * 41, "must be a string of 1 to 8 digits, with at most three decimals after a point"),
         (
             "currency",
             "gbp",
@@ -353,18 +358,25 @@ async def test_errors_of_fields_state_the_rule(products: RunningProducts, field,
     [
         ("JPY", "100.5", "must be a whole number in JPY, got 100.50"),
         ("KRW", "0.01", "must be a whole number in KRW, got 0.01"),
+        ("GBP", "2.505", "must be a number with at most 2 decimals in GBP, got 2.505"),
     ],
 )
 async def test_an_amount_that_the_currency_does_not_have_is_rejected(products: RunningProducts, currency, price, rule):
     response = await products.http.post("/api/product", json={**LAMP, "currency": currency, "price": price})
     await assert_problem(products, response, 422, "price")
     assert response.json()["errors"][0]["reason"] == rule
-    product = await products.create(currency="EUR", price=price)
-    change = {**product, "currency": currency}
-    await assert_problem(products, await products.http.put("/api/product", json=change), 422, "price")
+    # Nor can a price get such a currency.
+    product = await products.create(currency="KWD", price=price)
+    response = await products.http.put("/api/product", json={**product, "currency": currency})
+    await assert_problem(products, response, 422, "price")
+    assert response.json()["errors"][0]["reason"] == rule
+    assert await products.get(product["id"]) == product
 
 
-@pytest.mark.parametrize(("currency", "price"), [("JPY", "100"), ("JPY", "100.00"), ("KWD", "1.25"), ("EUR", "0.01")])
+@pytest.mark.parametrize(
+    ("currency", "price"),
+    [("JPY", "100"), ("JPY", "100.00"), ("KWD", "1.25"), ("KWD", "1.255"), ("EUR", "0.01"), ("EUR", "0.010")],
+)
 async def test_an_amount_that_the_currency_has_is_accepted(products: RunningProducts, currency, price):
     assert (await products.create(currency=currency, price=price))["currency"] == currency
 
@@ -373,15 +385,15 @@ async def test_all_wrong_fields_of_a_body_are_named(products: RunningProducts):
     wrong = {
         **LAMP,
         "name": 5,
-        "price": "1.005",
+        "price": "1.0005",
         "currency": "XXQ",
         "image_url": "//host/a.png",
         "stock": -1,
         "colour": 1,
     }
     problem = (await products.http.post("/api/product", json=wrong)).json()
-    assert [e["field"] for e in problem["errors"]] == ["name", "price", "stock", "colour", "currency", "image_url"]
-    assert problem["detail"].startswith("name: must be a string, got a whole number; price: ")
+    assert [e["field"] for e in problem["errors"]] == ["name", "stock", "colour", "price", "currency", "image_url"]
+    assert problem["detail"].startswith("name: must be a string, got a whole number; stock: ")
     # What only the service's own rules refuse.
     wrong = {**LAMP, "name": "a\tb", "description": "\0", "currency": "XXQ"}
     problem = (await products.http.post("/api/product", json=wrong)).json()

@@ -8,17 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import uuid4
 
 import httpx
-import msgspec
-import pytest
 
-from tests.support import earlier_version
-from tests.support.ports import free_port
-from tests.support.processes import ServiceProcess
 from tests.support.waiting import PATIENCE
 
 from .conftest import RunningProducts
@@ -104,31 +98,6 @@ async def test_a_deleted_product_passes_its_key_on_for_earlier_versions(products
         # The key of the deleted product is free again for its caller.
         assert (await post(ada, key)).status_code == 201
         assert (await post(bea, key, CUP)).status_code == 200
-
-
-@pytest.fixture
-async def earlier_port(
-    products: RunningProducts, redis_server: Any, inventory_port: int, tmp_path: Path
-) -> AsyncIterator[int]:
-    """The port of the earlier version, on the same database."""
-    environment = earlier_version.unpack(earlier_version.GLOBAL_KEYS, tmp_path)
-    port = free_port()
-    postgres = msgspec.to_builtins(products.config.postgres)
-    settings = {
-        "testing": True,
-        "admin": {"port": free_port()},
-        "http": {"port": port},
-        "postgres": {k: postgres[k] for k in ("host", "port", "database", "user", "password")},
-        "redis": {"url": f"redis://{redis_server.host}:{redis_server.port}/0"},
-        "inventory": {"target": f"127.0.0.1:{inventory_port}"},
-    }
-    process = ServiceProcess("products", settings, tmp_path, env=environment)
-    try:
-        process.start()
-        await process.ready()
-        yield port
-    finally:
-        process.kill()
 
 
 async def test_two_versions_at_once_create_one_product_per_caller_and_key(

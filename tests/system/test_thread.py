@@ -35,6 +35,60 @@ async def test_an_order_is_priced_reserved_and_mailed(shop: System, http: httpx.
         assert "68.20" in part
 
 
+async def test_a_price_in_dinars_has_three_decimals_everywhere(
+    shop: System, http: httpx.AsyncClient, mails: Mails
+) -> None:
+    product = await create_product(http, shop, name="Incense burner", price="1.250", currency="KWD")
+    assert product["price"] == "1.250"
+    url = f"{shop.urls['products']}/api/product"
+    assert (await http.get(f"{url}/{product['id']}")).json()["price"] == "1.250"
+    refused = await http.put(url, json={**product, "price": "1.2505"})
+    assert (refused.status_code, refused.json()["errors"]) == (
+        422,
+        [
+            {
+                "field": "price",
+                "reason": 'must be a string of 1 to 8 digits, with at most three decimals after a point, got "1.2505"',
+            }
+        ],
+    )
+    with_thousandth = (await http.put(url, json={**product, "price": "1.255"})).raise_for_status().json()
+    assert with_thousandth["price"] == "1.255"
+    refused = await http.put(url, json={**with_thousandth, "currency": "GBP"})
+    assert (refused.status_code, refused.json()["errors"]) == (
+        422,
+        [{"field": "price", "reason": "must be a number with at most 2 decimals in GBP, got 1.255"}],
+    )
+    (await http.put(url, json=product)).raise_for_status()
+
+    body = {
+        "user": "dia@thread.example",
+        "items": [{"product_id": product["id"], "quantity": 3}],
+        "expected_total": "3.750",
+        "expected_currency": "KWD",
+    }
+    changed = await place(http, shop, {**body, "expected_total": "3.751"})
+    assert (changed.status_code, changed.json()["total"], changed.json()["currency"]) == (409, "3.750", "KWD")
+    response = await place(http, shop, body)
+    assert response.status_code in PLACED
+    order = response.json()
+    assert (order["total"], order["currency"], order["items"][0]["unit_price"]) == ("3.750", "KWD", "1.250")
+    query = f"""{{
+        product(id: "{product["id"]}") {{ price currency }}
+        order(id: "{order["id"]}") {{ total currency items {{ unitPrice }} }}
+    }}"""
+    answer = (await http.post(f"{shop.urls['graphql']}/graphql", json={"query": query})).json()
+    assert answer["data"] == {
+        "product": {"price": "1.250", "currency": "KWD"},
+        "order": {"total": "3.750", "currency": "KWD", "items": [{"unitPrice": "1.250"}]},
+    }
+
+    [mail] = await mails.wait_for("dia@thread.example")
+    assert "3 x 1.250 = 3.750" in mail["text"]
+    assert "Total: 3.750 KWD" in mail["text"]
+    assert "3.750 KWD" in mail["html"]
+
+
 async def test_a_cancelled_order_releases_its_stock_and_is_mailed(
     shop: System, http: httpx.AsyncClient, mails: Mails
 ) -> None:

@@ -179,7 +179,7 @@ def product(article: Article, stock: int) -> dict[str, Any]:
     return {
         "name": article.name,
         "description": f"{article.name}. Stock code {article.code}.",
-        "price": money.write(article.price),
+        "price": money.write(article.price, CURRENCY),
         "currency": CURRENCY,
         "stock": stock,
     }

@@ -48,3 +48,11 @@ def validate(code: str) -> str:
 def minor_units(code: str) -> int:
     """Return the number of decimals of an amount in the currency: 2 for EUR, 0 for JPY, 3 for KWD. Raises KeyError."""
     return _MINOR_UNITS[code]
+
+
+def written_decimals(code: str) -> int:
+    """Return the number of decimals with which amounts in the currency are written: two, or more if it has more.
+
+    Orders and events may be in a currency that is no longer in use: two.
+    """
+    return max(2, _MINOR_UNITS.get(code, 2))

@@ -37,7 +37,7 @@ StatusText = Annotated[str, Meta(extra_json_schema={"enum": ["pending", "confirm
 
 
 class OrderLine(Struct, frozen=True, kw_only=True):
-    """A line as it was sold. `unit_price` is money as text: 2.50."""
+    """A line as it was sold. `unit_price` is money as text: 2.50, or 1.250 if the currency has three decimals."""
 
     product_id: IdText
     name: str

@@ -337,11 +337,11 @@ def to_contract(order: Order) -> events.Order:
                 product_id=line.product_id,
                 name=line.name,
                 quantity=line.quantity,
-                unit_price=money.write(line.unit_price),
+                unit_price=money.write(line.unit_price, order.currency),
             )
             for line in order.lines
         ],
-        total=money.write(order.total),
+        total=money.write(order.total, order.currency),
         currency=order.currency,
         status=order.unknown_status or order.status.value,
         created_at=timestamp(order.created_at),

@@ -66,7 +66,8 @@ def build() -> dict[str, Any]:
     }
     return document(
         "Market: orders",
-        "Place, read and cancel orders. Errors are RFC 9457 problem documents; money is a string with two decimals.",
+        "Place, read and cancel orders. Errors are RFC 9457 problem documents; money is a string with as many decimals "
+        "as the currency has, but at least two.",
         [
             Operation(
                 "POST",

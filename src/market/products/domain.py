@@ -30,8 +30,14 @@ MAX_NAME_LENGTH = 200
 MAX_DESCRIPTION_LENGTH = 10_000
 MAX_URL_LENGTH = 2000
 
-# In responses: text with two decimals.
-Price = Annotated[Decimal, Meta(extra_json_schema={"pattern": r"^[0-9]{1,8}\.[0-9]{2}$", "examples": ["2.50"]})]
+# In responses: text with the decimals of the currency, but at least two.
+Price = Annotated[
+    Decimal,
+    Meta(
+        description="with as many decimals as the currency has, but at least two: 2.50 GBP, 1.250 KWD, 100.00 JPY",
+        extra_json_schema={"pattern": r"^[0-9]{1,8}\.[0-9]{2,3}$", "examples": ["2.50"]},
+    ),
+]
 Time = Annotated[datetime, Meta(tz=True)]
 FreeUnits = Annotated[int, Meta(ge=0, le=MAX_STOCK, description="units that are free to sell")]
 Sort = Literal["created_at", "-created_at", "price", "-price", "name", "-name"]
@@ -125,19 +131,24 @@ class TimePosition(Position, frozen=True):
 
 
 class PricePosition(Position, frozen=True):
-    """`value`: hundredths."""
+    """`value`: hundredths; the price as text if it is not a multiple of a hundredth."""
 
     column = "price"
-    value: Annotated[int, Meta(ge=0, le=9_999_999_999)]
+    value: (
+        Annotated[int, Meta(ge=0, le=9_999_999_999)]
+        | Annotated[str, Meta(max_length=money.MAX_PRICE_LENGTH, pattern=money.PRICE_PATTERN)]
+    )
     id: UUID
 
     @property
     def key(self) -> Decimal:
-        return Decimal(self.value).scaleb(-2)
+        return Decimal(self.value).scaleb(-2) if isinstance(self.value, int) else Decimal(self.value)
 
     @classmethod
     def of(cls, product: Product) -> Self:
-        return cls(int(product.price.scaleb(2)), product.id)
+        hundredths = product.price.scaleb(2)
+        whole = int(hundredths)
+        return cls(whole if whole == hundredths else str(product.price), product.id)
 
 
 class NamePosition(Position, frozen=True):
@@ -178,7 +189,7 @@ def validate_description(description: str) -> str:
 
 
 def parse_price(price: str) -> Decimal:
-    """Return the price with two decimals. Raises BadInput."""
+    """Return the price. Raises BadInput."""
     try:
         return money.parse_price(price)
     except ValueError as e:

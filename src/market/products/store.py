@@ -12,6 +12,7 @@ from uuid import UUID
 from asyncpg import Record
 from msgspec import Struct
 
+from market.contracts import money
 from market.kit.postgres import Pool, acquire
 from market.products.domain import Draft, Position, Product, Sort, StoredProduct
 
@@ -221,4 +222,6 @@ def _stored(row: Record) -> StoredProduct:
 
 def read_product(row: Record) -> Product:
     """Return the product in a row with `COLUMNS`."""
-    return Product(**{field: row[field] for field in _FIELDS})
+    values = {field: row[field] for field in _FIELDS}
+    values["price"] = money.in_currency(values["price"], values["currency"])
+    return Product(**values)

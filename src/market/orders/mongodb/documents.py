@@ -26,6 +26,7 @@ import msgspec
 from bson import Decimal128, Timestamp
 from msgspec import Struct
 
+from market.contracts import money
 from market.orders.domain import (
     KNOWN_STATUSES,
     Order,
@@ -80,22 +81,25 @@ def transition_update(
 
 
 # Decimal128 is stored as BID (binary integer decimal): two 64-bit words, the low word of the integer first; the high
-# word also has the exponent, plus 6176, from bit 49. Money is hundredths, so its exponent is -2. bson's own conversion
-# is much slower: it goes digit by digit in Python.
+# word also has the exponent, plus 6176, from bit 49. Most money is hundredths, so its exponent is -2. bson's own
+# conversion is much slower: it goes digit by digit in Python.
 _BID_WORDS = struct.Struct("<QQ")
 _HUNDREDTHS = (6176 - 2) << 49
-_CENT = Decimal("0.01")
 
 
 def to_decimal128(amount: Decimal) -> Decimal128:
-    """Return money as MongoDB stores it, with two decimals."""
-    return Decimal128.from_bid(_BID_WORDS.pack(int(amount.scaleb(2)), _HUNDREDTHS))
+    """Return money as MongoDB stores it: with two decimals, or with three if it has a third one."""
+    in_hundredths = amount.scaleb(2)
+    hundredths = int(in_hundredths)
+    if hundredths != in_hundredths:
+        return Decimal128(money.normalize(amount))
+    return Decimal128.from_bid(_BID_WORDS.pack(hundredths, _HUNDREDTHS))
 
 
 def from_decimal128(value: Decimal128) -> Decimal:
-    """Return stored money with two decimals."""
+    """Return stored money with two decimals, or with three if it has a third one."""
     low, high = _BID_WORDS.unpack(value.bid)
-    return Decimal(low).scaleb(-2) if high == _HUNDREDTHS else value.to_decimal().quantize(_CENT)
+    return Decimal(low).scaleb(-2) if high == _HUNDREDTHS else money.normalize(value.to_decimal())
 
 
 def order_to_document(order: Order, *, shared_key: bool = True) -> Document:

@@ -61,7 +61,7 @@ def price_lines(new: NewOrder, products: Mapping[str, Product]) -> PricedLines:
             # The customer has seen one currency, so that of a product has changed since.
             raise CurrenciesDiffer(sorted(currencies))
         raise BadInput("items", f"must all have the same currency, got {', '.join(sorted(currencies))}")
-    priced = PricedLines(tuple(lines), total, next(iter(currencies)))
+    priced = PricedLines(tuple(lines), money.normalize(total), next(iter(currencies)))
     if new.expected_total not in (None, total) or new.expected_currency not in (None, priced.currency):
         raise PriceChanged(priced)
     return priced
@@ -91,12 +91,12 @@ class PriceChanged(Conflict):
     title = "Price changed"
 
     def __init__(self, priced: PricedLines) -> None:
-        super().__init__(f"the total is now {money.write(priced.total)} {priced.currency}")
+        super().__init__(f"the total is now {money.write(priced.total, priced.currency)} {priced.currency}")
         self.total = priced.total
         self.currency = priced.currency
 
     def facts(self) -> dict[str, Any]:
-        return {"total": money.write(self.total), "currency": self.currency}
+        return {"total": money.write(self.total, self.currency), "currency": self.currency}
 
 
 class CurrenciesDiffer(Conflict):

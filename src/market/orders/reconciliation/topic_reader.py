@@ -15,8 +15,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs d
     ConfigResource,
 )
 from msgspec import Struct
+from msgspec.structs import replace
 
-from market.contracts import events
+from market.contracts import currency, events, money
 from market.kit.errors import Unavailable
 from market.kit.kafka import client_settings, consumer_settings
 from market.orders.config import Kafka
@@ -45,8 +46,17 @@ class _Envelope(msgspec.Struct):
 
 
 def content_hash(order: events.Order) -> int:
-    """Return a 56-bit hash of an event's content without the status, which depends on when the event was published."""
-    content = msgspec.json.encode(msgspec.structs.replace(order, status="pending"))
+    """Return a 56-bit hash of an event's content without the status, which depends on when the event was published.
+
+    Versions that wrote all money with two decimals have published 1.25 KWD instead of 1.250: the hash is the same.
+    """
+    if currency.written_decimals(order.currency) > 2:
+        order = replace(
+            order,
+            items=[replace(item, unit_price=money.normalize_text(item.unit_price)) for item in order.items],
+            total=money.normalize_text(order.total),
+        )
+    content = msgspec.json.encode(replace(order, status="pending"))
     return int.from_bytes(blake2b(content, digest_size=7).digest(), "big")
 
 
