@@ -37,9 +37,9 @@ def test_the_tables_describe_every_service(copy: Path) -> None:
 
 def test_a_file_that_is_not_in_the_tables_is_an_error(copy: Path) -> None:
     (copy / "src/market/orders/helpers.py").write_text("")
-    (copy / "src/market/products/search").mkdir()
+    (copy / "src/market/products/shelf").mkdir()
     assert run(copy) == [
-        "src/market/products/search: not in the tables of docs/architecture.md",
+        "src/market/products/shelf: not in the tables of docs/architecture.md",
         "src/market/orders/helpers.py: not in the tables of docs/architecture.md",
     ]
 
