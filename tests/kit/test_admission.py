@@ -77,7 +77,7 @@ class Requests:
     def is_idle(self) -> bool:
         """Whether nothing is handled or waits, and no caller is remembered."""
         parts = (self.admission._small, self.admission._large)
-        return not any(p._handled or p._waiting or p._queue or p._callers for p in parts)
+        return not any(p._in_flight or p._waiting or p._queue or p._callers for p in parts)
 
 
 @asynccontextmanager
@@ -187,8 +187,8 @@ async def test_a_caller_beyond_its_share_is_refused_while_another_one_is_served(
             1,
         )
         assert str(error) == (
-            "the requests in progress from this caller would have 4000 lines together, the maximum is 3000: wait for "
-            "their responses"
+            "this caller's requests in progress would total 4000 lines, at most 3000 are allowed; wait for their "
+            "responses"
         )
         await it.finish("greedy 0")
         await it.send("again", 1000)
@@ -230,7 +230,7 @@ async def test_a_request_that_waits_too_long_gets_503_and_leaves_no_trace() -> N
         await it.send("first", 1000)
         await it.send("second", 1000)
         error = await it.error("second")
-        assert (type(error), str(error)) == (Overloaded, "the request could not be handled within 0.05 s")
+        assert (type(error), str(error)) == (Overloaded, "the request was not admitted within 0.05 s")
         await it.finish("first")
         assert it.is_idle
         assert it.handled == ["first"]

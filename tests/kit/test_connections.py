@@ -174,10 +174,10 @@ async def test_responses_that_are_not_taken_are_bounded_together_and_the_slowest
 class SlowReader:
     """A connection with a response of 10 MiB, whose client has taken all but `unsent_bytes`."""
 
-    held_bytes = 10 << 20
+    buffered_response_bytes = 10 << 20
 
     def __init__(self, rate: float) -> None:
-        self.unsent_bytes = self.held_bytes
+        self.unsent_bytes = self.buffered_response_bytes
         self.rate = rate
         self.is_cut_off = False
 
@@ -210,7 +210,7 @@ async def test_bodies_of_requests_in_flight_are_bounded_together() -> None:
             await second.send(request)
             status, headers, problem = await second.response()
             assert (status, headers["retry-after"]) == (503, "1")
-            assert json.loads(problem)["detail"] == "the bodies of the requests in flight are too large together"
+            assert json.loads(problem)["detail"] == "the bodies of the requests in flight exceed the limit in total"
             # It ends with its request, and requests without a body are served.
             assert (await get(server))[0] == 200
             await second.send(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 300000\r\n\r\n" + body[:300_000])

@@ -54,7 +54,7 @@ class Rules:
     transitions: tuple[Transition, ...] = domain.TRANSITIONS
     reject: Transition = domain.REJECT
     transition_after_reservation: Callable[[ReservationResult], Transition] = domain.transition_after_reservation
-    keeping_their_key: tuple[Status, ...] = domain.KEEPING_THEIR_KEY
+    key_holding_statuses: tuple[Status, ...] = domain.KEY_HOLDING_STATUSES
     apply_transition: Callable[[Order, Transition, OutboxEntry | None], Order] = domain.apply_transition
 
     def transition(self, order: Order, transition: Transition) -> Order:

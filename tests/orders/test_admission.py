@@ -74,8 +74,8 @@ async def test_a_caller_beyond_its_share_gets_429_while_others_are_served(
         "type": "urn:market:problem:too-many-requests",
         "title": "Too many requests",
         "status": 429,
-        "detail": "the requests in progress from this caller would have 15 lines together, the maximum is 12: wait for "
-        "their responses",
+        "detail": "this caller's requests in progress would total 15 lines, at most 12 are allowed; wait for their "
+        "responses",
     }
     # Small orders are served beside large ones, those of the same caller too.
     for address in ("203.0.113.1", "203.0.113.2"):

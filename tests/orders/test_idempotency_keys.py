@@ -117,6 +117,8 @@ async def test_an_unknown_outcome_says_how_the_client_can_find_the_result(
     uncancelled = await own_service.http.delete(f"/api/order/{unknown.json()['order_id']}")
     assert (uncancelled.status_code, uncancelled.json()["order_id"]) == (503, unknown.json()["order_id"])
     keyed, unkeyed, cancelling = *details, uncancelled.json()["detail"]
+    for detail, action in ((keyed, "placed"), (unkeyed, "placed"), (cancelling, "cancelled")):
+        assert detail.startswith(f"it is unknown whether the order was {action}: ")
     assert "repeat the request with the same Idempotency-Key for the final result" in keyed
     assert "read the order by its id for the result; without an Idempotency-Key" in unkeyed
     assert "cancel it again, or read the order by its id" in cancelling

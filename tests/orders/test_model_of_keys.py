@@ -102,7 +102,7 @@ def apply(rules: Rules, state: State, operation: Any) -> tuple[State, Any]:
     if name == "inspect":
         holder = key_holder(state, state.shared, None)
         found = None if holder is None or USERS[holder] == USERS[i] else state.orders[holder]
-        return state, found is not None and found.status in rules.keeping_their_key
+        return state, found is not None and found.status in rules.key_holding_statuses
     if name == "read":
         return state, order
     if name == "insert-earlier":
@@ -304,7 +304,7 @@ def test_equal_keys_of_two_users_place_an_order_each(first: Actor, other: Actor)
 
 def test_the_checker_detects_that_another_users_key_may_still_become_free() -> None:
     """The earlier version then places an order that this version has placed already."""
-    rules = Rules(keeping_their_key=(Status.PENDING, Status.CONFIRMED, Status.CANCELLED))
+    rules = Rules(key_holding_statuses=(Status.PENDING, Status.CONFIRMED, Status.CANCELLED))
     with pytest.raises(AssertionError, match="two orders of one user"):
         explore(FIRST, OTHER, OTHERS_EARLIER, RECOVERY, stock=2, faults=0, rules=rules)
 

@@ -145,7 +145,7 @@ async def test_a_currency_different_from_the_expected_one_is_a_price_change(
         "type": "urn:market:problem:price-changed",
         "title": "Price changed",
         "status": 409,
-        "detail": "the products no longer have the same currency, but EUR and USD",
+        "detail": "the products now have different currencies: EUR and USD",
     }
     assert documents.find_one({"user": user}) is None
     assert await stock.available(lamp) == 5

@@ -225,7 +225,7 @@ async def test_an_event_without_an_order_is_reported(
         report = await reconcile(service, repair=repair, topic=True)
         # The events do not tell the whole order: there is no unambiguous repair.
         assert report.differences == [
-            difference(DifferenceType.EVENT_WITHOUT_ORDER, deleted, "the topic has events of this order")
+            difference(DifferenceType.EVENT_WITHOUT_ORDER, deleted, "the topic has events for this order")
         ]
         assert report.counts == (1, 0, True)
     assert await exit_status(service, "--repair", "--topic") == 1
@@ -380,7 +380,9 @@ async def test_an_event_that_differs_from_its_order_is_reported(
     await asyncio.sleep(1.2)
     report = await reconcile(service, repair=True, topic=True)
     assert report.differences == [
-        difference(DifferenceType.EVENT_DIFFERS, changed, "the event has a different user, products, prices or times")
+        difference(
+            DifferenceType.EVENT_DIFFERS, changed, "the event's user, products, prices or times differ from the order's"
+        )
     ]
     assert await exit_status(service, "--topic") == 1
     await service.documents.replace_one({"_id": UUID(changed)}, document)
@@ -396,7 +398,7 @@ async def test_an_event_that_differs_from_its_order_is_reported(
     report = await reconcile(service, repair=True, topic=True)
     assert report.differences_of(forged) == report.differences_of(duplicated) == [("event-differs-from-order", None)]
     assert {d["detail"] for d in report.differences if d["id"] == duplicated} == {
-        "its events in the topic have different contents"
+        "the order's events in the topic have different contents"
     }
     unreadable = [d for d in report.differences if d["difference"] == DifferenceType.EVENT_UNREADABLE.value]
     assert [d["id"].rpartition("/")[0] for d in unreadable] == [f"orders/{original.partition()}"]

@@ -22,7 +22,7 @@ from market.kit.errors import BadInput, MethodNotAllowed, Overloaded, Problem, U
 from market.kit.http import edge
 from market.kit.http.admission import Admission
 from market.kit.http.edge import Endpoint
-from market.kit.http.requests import parse_quality, read_body, read_header, refuse_conditions
+from market.kit.http.requests import parse_quality, read_body, read_header, reject_unsupported_preconditions
 from market.kit.http.responses import json_response, problem_response
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
@@ -94,7 +94,7 @@ def application(
 
     async def post(request: Request) -> Response:
         media_type = _media_type(request.scope)
-        refuse_conditions(request)
+        reject_unsupported_preconditions(request)
         memory = budget.request()
         try:
             counted = Request(request.scope, _counted(request.receive, memory))
@@ -118,7 +118,7 @@ def application(
         if not request.scope["query_string"] and b"text/html" in (read_header(request, b"accept") or b""):
             return Response(status_code=303, headers={"location": "/"})
         media_type = _media_type(request.scope)
-        refuse_conditions(request)
+        reject_unsupported_preconditions(request)
         memory = budget.request()
         try:
             query_string = request.scope["query_string"]

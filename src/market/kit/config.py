@@ -112,11 +112,11 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     max_in_flight_per_caller: Annotated[int, Meta(ge=1)] = 512
     # Bytes of the bodies of requests in flight; above that, requests with a body get 503 at once.
     max_in_flight_body_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432
-    # A shorter X-Deadline-Ms is raised to this, because it would only interrupt the work half-way. 0 stays 0: then no
-    # work is started.
+    # A shorter deadline in X-Deadline-Ms is raised to this, because it would only interrupt the work. The value 0 is
+    # not raised: then the deadline has already passed, and no work is started.
     min_deadline_ms: Annotated[int, Meta(ge=0, le=10_000)] = 100
-    # Networks of the proxies that connect to this process, such as 10.0.0.0/8. The header below is ignored unless it
-    # comes from one of them.
+    # Networks of the proxies that connect to this process, such as 10.0.0.0/8. `forwarded_header` is ignored unless a
+    # proxy in one of these networks sent it.
     trusted_proxies: tuple[NonEmptyStr, ...] = ()
     # The header with the client's address. The proxies must overwrite it or append to it.
     forwarded_header: ForwardedHeader = "x-forwarded-for"
@@ -128,11 +128,11 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         _ = self.trusted_networks
         for origin in self.cors_origins:
-            # Compared with what browsers send, which is in lower case, and without a path or a default port.
+            # Browsers send an origin in lower case, without a path or a default port, and it is compared exactly.
             if origin != "*" and (not _ORIGIN.fullmatch(origin) or origin.endswith(_DEFAULT_PORTS[origin[:5]])):
                 raise ValueError(
-                    "cors_origins must be origins such as https://www.example.com, in lower case, without a path and a "
-                    f"default port, or *; got {origin}"
+                    "cors_origins must be * or origins such as https://www.example.com, in lower case, without a path "
+                    f"or a default port; got {origin}"
                 )
 
     @property

@@ -1,7 +1,7 @@
 """Errors with their HTTP status, gRPC status and GraphQL code.
 
-A service's errors are subclasses of these, each with a stable `type`. Only this module and the services' edges know
-of 409 or FAILED_PRECONDITION.
+A service's errors are subclasses of these, each with a stable `type`. Code that raises an error does not mention HTTP
+or gRPC statuses: its class has them, and the servers and clients in market.kit translate it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 TYPE_PREFIX = "urn:market:problem:"
 
 # The detail that clients of REST, gRPC and GraphQL get for an error that is not a Problem.
-INTERNAL_ERROR = "internal error; the server log has the details under this request id"
+INTERNAL_ERROR = "internal error; the server log has the details"
 
 # The numeric values of grpc.StatusCode, so that services without gRPC do not need grpcio.
 GRPC_CANCELLED, GRPC_INVALID_ARGUMENT, GRPC_DEADLINE_EXCEEDED, GRPC_NOT_FOUND, GRPC_ALREADY_EXISTS = 1, 3, 4, 5, 6
 GRPC_RESOURCE_EXHAUSTED, GRPC_FAILED_PRECONDITION, GRPC_ABORTED, GRPC_INTERNAL, GRPC_UNAVAILABLE = 8, 9, 10, 13, 14
 
 
-# The maximum number of wrong fields that one error lists.
+# How many wrong fields an error lists at most.
 MAX_INPUT_ERRORS = 20
 
 
@@ -54,7 +54,7 @@ class Problem(Exception):
 class BadInput(Problem):
     """A field is missing, unknown, of the wrong type or out of bounds.
 
-    `reason` continues a sentence that starts with the field: "is missing", "must be a UUID".
+    `reason` is worded to follow the field's name: "is missing", "must be a UUID".
     """
 
     type = "bad-input"

@@ -51,7 +51,8 @@ def client_settings(config: Kafka, client_id: str) -> dict[str, Any]:
     return {
         "bootstrap.servers": config.bootstrap_servers,
         "client.id": client_id,
-        # Critical errors only: this module logs the rest itself.
+        # Critical errors only: librdkafka repeats the others at each connection attempt. A producer's
+        # callers get each failed delivery; a consumer reports outages in its `error_cb`.
         "log_level": 2,
         "socket.connection.setup.timeout.ms": 3_000,
         "reconnect.backoff.ms": 50,

@@ -1,4 +1,4 @@
-"""E-mail addresses, those with international domains and local parts included (RFC 5321, 5890, 6531)."""
+"""E-mail addresses, including those with international domains and local parts (RFC 5321, 5890, 6531)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import idna
 
-# The maximum octets of the whole address, in the form in which it is sent, and of its local part.
+# The maximum number of octets of an address, in the form in which it is sent, and of its local part.
 _MAX_OCTETS = 254
 _MAX_LOCAL_OCTETS = 64
 _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})+")
-# First letters of the general categories of characters that show: letters, marks, numbers, punctuation, symbols.
+# The first letters of the Unicode categories of visible characters: letters, marks, numbers, punctuation and symbols.
 _VISIBLE = "LMNPS"
 
 
@@ -30,7 +30,10 @@ class MailAddress:
 
     @property
     def needs_smtputf8(self) -> bool:
-        """Whether the mail servers on the way need the extension SMTPUTF8: there is no ASCII form of a local part."""
+        """Whether the mail servers on the way need the extension SMTPUTF8, because the local part is not ASCII.
+
+        Unlike a domain, a local part has no ASCII form.
+        """
         return not self.local_part.isascii()
 
     def __str__(self) -> str:
@@ -57,18 +60,19 @@ def _is_dot_atom(local_part: str) -> bool:
     try:
         octets = len(local_part.encode())
     except UnicodeEncodeError:
-        # A surrogate.
+        # It contains a surrogate.
         return False
     return octets <= _MAX_LOCAL_OCTETS and all(map(_is_atom, local_part.split(".")))
 
 
 def _is_atom(text: str) -> bool:
-    ascii_form = "".join("a" if c > "\x7f" and unicodedata.category(c)[0] in _VISIBLE else c for c in text)
-    return _ATOM.fullmatch(ascii_form) is not None
+    # Visible characters beyond ASCII are allowed wherever a letter is (RFC 6531).
+    with_letters = "".join("a" if c > "\x7f" and unicodedata.category(c)[0] in _VISIBLE else c for c in text)
+    return _ATOM.fullmatch(with_letters) is not None
 
 
 def _ascii_form(domain: str) -> str:
-    """Return the domain in ASCII, as browsers and mail programs map it (UTS 46); empty if there is no such form."""
+    """Return the domain in ASCII, as browsers and mail programs convert it (UTS 46). Empty if that is impossible."""
     try:
         return idna.encode(domain, uts46=True, std3_rules=True).decode("ascii")
     except (idna.IDNAError, UnicodeError):

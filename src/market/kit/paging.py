@@ -5,7 +5,7 @@ A cursor is the position at which a page ends, as opaque text that the client se
     write_cursor(Position(...), "products", sort, q)        # "WzEsIlVHZ..."
     read_cursor(text, Position, "products", sort, q)        # Position(...)
 
-A cursor is not secret and not signed: a modified one is either invalid or another position in the same list.
+A cursor is neither secret nor signed: if a client modifies it, it is invalid or another position in the same list.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from market.kit.errors import BadInput
 
 T = TypeVar("T", bound=Struct)
 
-# A database skips an offset row by row, but finds a cursor's position in an index.
+# The database has to read every row that an offset skips, but finds a cursor's position in an index.
 MAX_OFFSET = 10_000
-# A longer list is not counted to its end.
+# The items of a list are counted up to this number.
 MAX_COUNT = 10_000
 MAX_CURSOR_LENGTH = 2000
 
 # The types of the query parameters.
-Offset = Annotated[int, Meta(ge=0, le=MAX_OFFSET, extra={"advice": "use after to read further"})]
+Offset = Annotated[int, Meta(ge=0, le=MAX_OFFSET, extra={"advice": "to skip more, use after"})]
 Cursor = Annotated[str, Meta(min_length=1, max_length=MAX_CURSOR_LENGTH)]
 
 # Increase it when the meaning of positions changes.
@@ -50,7 +50,7 @@ _decoder = msgspec.json.Decoder(_Cursor)
 def write_cursor(position: Struct, *list_definition: str | None) -> str:
     """Return the cursor of a position.
 
-    list_definition: what determines which items the list has and in which order: its name, the filters and the sort.
+    list_definition: what determines the list's items and their order: its name, the filters and the sort.
     """
     cursor = _Cursor(_VERSION, _list_id(list_definition), msgspec.Raw(msgspec.json.encode(position)))
     return _to_text(msgspec.json.encode(cursor))
@@ -59,7 +59,7 @@ def write_cursor(position: Struct, *list_definition: str | None) -> str:
 def read_cursor(text: str, position_type: type[T], *list_definition: str | None) -> T:
     """Return the position of a cursor.
 
-    Raises BadInput if the text is not a cursor, or is a cursor of a list that is defined differently.
+    Raises BadInput if the text is not a cursor, or is the cursor of a list with another definition.
     """
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

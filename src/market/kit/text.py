@@ -14,10 +14,12 @@ _CONTROL_BUT_NEWLINE_AND_TAB = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2
 # Embeddings, overrides and isolates (Unicode Standard Annex #9). LRM, RLM and ALM are allowed: they reorder no other
 # text.
 _DIRECTIONAL = re.compile("[\u202a-\u202e\u2066-\u2069]")
-# Letters and symbols by category that render as blank: Hangul fillers and the empty Braille pattern.
+# Characters that render as blank although their Unicode category is letter or symbol: Hangul fillers and the empty
+# Braille pattern.
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
-# General categories, and the first letters of those that are visible: letters, numbers, punctuation and symbols.
+# Unicode general categories.
 _UNASSIGNED, _PRIVATE_USE = "Cn", "Co"
+# The first letters of the categories of visible characters: letters, numbers, punctuation and symbols.
 _VISIBLE = "LNPS"
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -68,7 +70,7 @@ def parse_uuid(field: str, value: str) -> UUID:
 def parse_path_id(kind: str, value: str) -> UUID:
     """Return the id in a URL's path. `kind` is a noun in the singular: "product".
 
-    Raises NotFound for anything but a UUID, since no resource has such an id.
+    Raises NotFound if it is not a UUID, because no resource has such an id.
     """
     if not _UUID.fullmatch(value):
         raise NotFound(kind, value[:64] if value.isascii() and value.isprintable() else None)

@@ -120,9 +120,10 @@ def _failures(whole_type: Any, whole: Any, value_type: Any, value: Any, at: str)
 
 
 def _parts(value_type: Any) -> tuple[type[msgspec.Struct] | None, Any]:
-    """Return (struct, item type), each None if absent.
+    """Return (struct, item type). Each is None if there is none.
 
-    The type is, or has as an alternative, that struct, or a list of items of that type.
+    struct: `value_type`, or the first struct among the members of the union
+    item type: that of the list, or of the first list among the members of the union
     """
     origin, arguments = get_origin(value_type), get_args(value_type)
     if origin is Annotated:

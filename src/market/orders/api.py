@@ -17,7 +17,7 @@ from market.kit.config import Http
 from market.kit.errors import BadInput, InputErrors, NotFound, Problem
 from market.kit.http import edge
 from market.kit.http.admission import Admission
-from market.kit.http.requests import idempotency_key, parse_query, read_body, refuse_conditions
+from market.kit.http.requests import idempotency_key, parse_query, read_body, reject_unsupported_preconditions
 from market.kit.http.responses import json_response
 from market.kit.mail_address import parse_mail_address
 from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_cursor
@@ -44,9 +44,9 @@ _RESPONSE_SECONDS = 0.2
 # The minimum time for a handler, even if the caller's deadline has almost passed.
 _MIN_HANDLER_SECONDS = 0.05
 
-# A body counts as at least one line per this many bytes, whatever it contains. In JSON, a line takes 60 to 120 bytes.
+# The weight of a body is at least one line per this many bytes. In JSON, a line takes 60 to 120 bytes.
 _BYTES_PER_LINE = 256
-# A page of orders counts as one line per this many stored bytes.
+# The weight of a page of orders is one line per this many stored bytes.
 _PAGE_BYTES_PER_LINE = 2048
 
 _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -154,18 +154,19 @@ def _check_email(email: str | None) -> None:
 
 def _check_expected_total(total: str | None) -> None:
     if total is not None:
-        with _value_errors_of("expected_total"):
+        with _value_errors_as_bad_input("expected_total"):
             money.parse_total(total)
 
 
 def _check_expected_currency(code: str | None) -> None:
     if code is not None:
-        with _value_errors_of("expected_currency"):
+        with _value_errors_as_bad_input("expected_currency"):
             currency.validate(code)
 
 
 @contextmanager
-def _value_errors_of(field: str) -> Iterator[None]:
+def _value_errors_as_bad_input(field: str) -> Iterator[None]:
+    """Raise BadInput for the field in place of a ValueError."""
     try:
         yield
     except ValueError as e:
@@ -203,7 +204,7 @@ def parse_order(body: CreateOrder) -> NewOrder:
 def weigh(body: bytes) -> int:
     """Return the weight of a request: an estimate of the order's lines, made before the body is parsed.
 
-    Each line is a JSON object inside the order's.
+    Each line is a JSON object inside that of the order.
     """
     return max(1, body.count(b"{") - 1, len(body) // _BYTES_PER_LINE)
 
@@ -216,7 +217,10 @@ def _placed_response(placed: service.PlacedOrder) -> Response:
 
 
 def _weigh_page(listed: OrderList) -> int:
-    """Return the weight of a page. At most twice its maximum size is read, so more does not count."""
+    """Return the weight of a page: its stored bytes, capped at twice the maximum size of a page, in lines.
+
+    No more than that is read for a page.
+    """
     return min(sum(listed.sizes.values()), 2 * MAX_PAGE_BYTES) // _PAGE_BYTES_PER_LINE
 
 
@@ -250,7 +254,7 @@ def routes(
     async def create(request: Request) -> Response:
         with context.deadline_in(_handler_seconds(create_order_timeout_seconds)):
             try:
-                refuse_conditions(request)
+                reject_unsupported_preconditions(request)
                 parse_query(request, _NoParameters)
                 key = idempotency_key(request)
                 async with admission(request, weigh(await request.body())):
@@ -265,7 +269,7 @@ def routes(
         return response
 
     async def get(request: Request) -> Response:
-        refuse_conditions(request)
+        reject_unsupported_preconditions(request)
         parse_query(request, _NoParameters)
         order = await deps.orders.get(text.parse_path_id("order", request.path_params["id"]))
         if order is None:
@@ -273,7 +277,7 @@ def routes(
         return json_response(to_contract(order))
 
     async def list_orders(request: Request) -> Response:
-        refuse_conditions(request)
+        reject_unsupported_preconditions(request)
         query = parse_query(request, _ListQuery)
         text.validate_text("user", query.user, min_length=1, max_length=200)
         definition = ("orders", query.user, query.status)
@@ -297,7 +301,7 @@ def routes(
             return json_response(b'{"items":[' + b",".join(encoded) + rest.removeprefix(b'{"items":['))
 
     async def cancel(request: Request) -> Response:
-        refuse_conditions(request)
+        reject_unsupported_preconditions(request)
         parse_query(request, _NoParameters)
         with context.deadline_in(_handler_seconds(default_timeout_seconds)):
             released = await service.cancel_order(deps, text.parse_path_id("order", request.path_params["id"]))

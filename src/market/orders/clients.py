@@ -38,7 +38,7 @@ log = logs.get_logger("orders")
 
 T = TypeVar("T")
 
-# Ids in one request to products, by the REST contract.
+# The maximum number of ids in one request, by the REST contract of products.
 _MAX_IDS = 100
 
 
@@ -60,8 +60,8 @@ class _Page(Struct):
 class ProductsClient:
     """Fetches names and prices, at most 100 per request.
 
-    Small orders share requests, of which up to four are in flight. Large orders do not share requests, and have up to
-    four others in flight, so that small orders do not wait for them.
+    An order with up to 100 products shares requests with others. At most four of these requests are in flight. A larger
+    order has requests of its own, so that smaller orders do not wait for it. At most four of these are in flight, too.
     """
 
     def __init__(self, http: HttpClient) -> None:
@@ -107,7 +107,10 @@ class ProductsClient:
 
 
 def _parse_product(item: msgspec.Raw) -> tuple[str, Product | Unavailable]:
-    """Return a product's id, and the product or the error for the callers that need it. Raises msgspec.DecodeError."""
+    """Return a product's id, and the product or, if it is invalid, the error for the callers that requested it.
+
+    Raises msgspec.DecodeError if the item has no id.
+    """
     try:
         p = msgspec.json.decode(item, type=_ProductItem)
         return p.id, Product(p.id, p.name, money.parse_price(p.price), p.currency)

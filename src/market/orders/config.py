@@ -41,22 +41,23 @@ class MongoDB(Section, frozen=True, kw_only=True):
 class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     """Where events are published, and how their topic is created."""
 
-    # 0 leaves the creation of topics to the broker.
+    # The partitions of the topic. 0 leaves the creation of the topic to the broker.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
+    # The topic's replicas and its setting min.insync.replicas.
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
     # How long an event may wait for its acknowledgement; must be shorter than the outbox lease.
     delivery_seconds: Seconds = 20.0
-    # How long `migrate` waits for Kafka. If it gives up, the service creates the topic once Kafka is available.
+    # How long the command `migrate` waits for Kafka. After that, the service creates the topic once Kafka is available.
     create_seconds: Seconds = 30.0
 
 
 class Recovery(Section, frozen=True, kw_only=True):
-    """The background loops: the first rejects overdue orders and retries stock releases, the relay publishes events."""
+    """The background loops: recovery rejects overdue orders and retries stock releases; the relay publishes events."""
 
     # A pending order older than this is rejected. Must be at least three times `create_order_timeout_seconds`.
     reject_after_seconds: Seconds = 60.0
-    # The pause between two passes of the first loop, and the minimum time before a failed stock release is retried.
+    # The pause between two passes of recovery, and the minimum time before a failed stock release is retried.
     interval_seconds: Seconds = 5.0
     # How long a lease on an order's outbox is valid.
     lease_seconds: Seconds = 30.0
@@ -68,7 +69,7 @@ class Config(ServiceConfig, frozen=True, kw_only=True):
     """The service's configuration file."""
 
     http: Http
-    # Limits on the requests that place or list orders at the same time. They are weighed by the lines of the orders.
+    # Limits on concurrent requests that place or list orders. A request's weight is the number of its order lines.
     admission: Admission = Admission()
     mongodb: MongoDB
     inventory: GrpcUpstream

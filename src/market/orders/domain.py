@@ -1,4 +1,4 @@
-"""An order's lifecycle: plain data, the allowed transitions, pricing, and the errors.
+"""An order's lifecycle: plain data, the allowed transitions, and the errors.
 
 The state machine is data: `TRANSITIONS`, with the pure functions `next_step`, `transition_after_reservation` and
 `apply_transition`. The store builds its conditional updates from it, and the model checker in the tests explores
@@ -61,8 +61,8 @@ class Status(StrEnum):
 
 # The statuses that are stored.
 KNOWN_STATUSES = tuple(status for status in Status if status is not Status.UNKNOWN)
-# The statuses in which an order keeps its idempotency key permanently.
-KEEPING_THEIR_KEY = (Status.CONFIRMED, Status.CANCELLED)
+# An order with one of these statuses never frees its idempotency key.
+KEY_HOLDING_STATUSES = (Status.CONFIRMED, Status.CANCELLED)
 
 
 class Reason(StrEnum):
@@ -124,7 +124,7 @@ class Order(Struct, frozen=True):
     currency: str
     created_at: datetime
     status: Status = Status.PENDING
-    # Stored as `key`.
+    # Stored as `idempotency_key`, and for earlier versions also as `key` (mongodb/documents.py).
     idempotency_key: str | None = None
     # SHA-256 of the parsed request, stored with the idempotency key.
     digest: bytes | None = None
@@ -164,7 +164,7 @@ CANCEL_CONFIRMED = Transition(
     "cancel confirmed", Status.CONFIRMED, Status.CANCELLED, event=events.CANCELLED, releases=True
 )
 TRANSITIONS = (CONFIRM, REJECT, CANCEL_PENDING, CANCEL_CONFIRMED)
-# The transition that DELETE makes, by the order's status. There is none for a rejected or cancelled order.
+# The transition that a cancellation applies, by the order's status. A rejected or cancelled order has none.
 CANCELLATION_BY_STATUS: Mapping[Status, Transition] = {
     Status.PENDING: CANCEL_PENDING,
     Status.CONFIRMED: CANCEL_CONFIRMED,
@@ -192,7 +192,7 @@ class InsufficientStock(Struct, frozen=True):
 
 
 class ReservationRejected(Struct, frozen=True):
-    """Inventory will never accept this reservation: one with the same id was cancelled, or has different items."""
+    """Inventory will never accept this reservation: it was cancelled, or exists with different items."""
 
     detail: str
 
@@ -226,7 +226,7 @@ def next_event(order: Order) -> OutboxEntry | None:
 
 
 def transition_after_reservation(result: ReservationResult) -> Transition:
-    """Return the transition that a pending order makes after inventory's response."""
+    """Return the transition to apply to a pending order after inventory's response."""
     return CONFIRM if isinstance(result, Reserved) else REJECT
 
 
@@ -249,8 +249,8 @@ def apply_transition(order: Order, transition: Transition, entry: OutboxEntry | 
 class NewOrder(Struct, frozen=True, omit_defaults=True):
     """A parsed request. `expected_total`, `expected_currency`: what the customer has seen, or None.
 
-    A field that is added later needs a default: `digest` omits a field at its default, so that requests without the new
-    field keep the digests that are stored already.
+    A new field needs a default: `digest` leaves out fields that have their default. So the digest of a request without
+    the new field is the one that earlier versions have stored.
     """
 
     user: str

@@ -39,6 +39,6 @@ EVENTS = Counter(
 )
 RECOVERED = Counter(
     "market_orders_recovered_total",
-    "Orders that recovery rejected, whose stock it released, or of which it published an event, by action.",
+    "Orders recovered, by action: rejected, released (its stock) or published (its event).",
     ["action"],
 )

@@ -15,7 +15,7 @@ _KEY = parameter(
     "Idempotency-Key",
     "header",
     "Repeating the request with the same key and body returns the order that the first one placed. The key belongs to "
-    "the order's `user`: equal keys of different users have nothing to do with each other.",
+    "the order's `user`: different users may use the same key.",
     {"type": "string", "pattern": "^[!-~]{1,255}$"},
 )
 
@@ -27,7 +27,7 @@ _PROBLEM_MEMBERS = {
     "total": {"type": "string", "description": "The total at current prices. Present if the price changed."},
     "currency": {
         "type": "string",
-        "description": "The currency of `total`. Both are absent if the products no longer have the same currency.",
+        "description": "The currency of `total`. Both are absent if the products now have different currencies.",
     },
     "shortages": {
         "type": "array",
@@ -57,10 +57,14 @@ def build() -> dict[str, Any]:
         ),
     }
     unavailable = {
-        429: ("Too many requests of this caller are in progress; nothing was done. Retry after Retry-After.", None),
+        429: (
+            "Too many requests from this caller are in progress; nothing was done. Retry after the number of seconds "
+            "in Retry-After.",
+            None,
+        ),
         503: (
-            "Temporarily unavailable; retry after Retry-After. `order_id` is present if an order was stored and its "
-            "outcome is unknown.",
+            "Temporarily unavailable. Retry after the number of seconds in Retry-After. `order_id` is present if the "
+            "problem concerns an order that may be stored: read the order by this id.",
             None,
         ),
     }
@@ -124,14 +128,14 @@ def build() -> dict[str, Any]:
                     parameter(
                         "offset",
                         "query",
-                        "Number of orders to skip; use `after` to read further.",
+                        "Number of orders to skip. To read more than 10000 orders, use `after`.",
                         {"type": "integer", "minimum": 0, "maximum": MAX_OFFSET, "default": 0},
                     ),
                     parameter(
                         "after",
                         "query",
-                        "The `next` of a page, for the page that follows it; with the same user and status, and "
-                        "without offset.",
+                        "The `next` of the previous page. `user` and `status` must be the same as for that page, and "
+                        "`offset` must be absent.",
                         {"type": "string", "minLength": 1, "maxLength": MAX_CURSOR_LENGTH},
                     ),
                     parameter(
@@ -163,7 +167,7 @@ def build() -> dict[str, Any]:
                 "cancelOrder",
                 "Cancel an order; it stays readable as cancelled.",
                 {
-                    202: ("Cancelled; inventory is unavailable, the stock is released later.", None),
+                    202: ("Cancelled. Inventory is unavailable; the stock will be released later.", None),
                     204: ("Cancelled, and the stock is released; a rejected order stays as it is.", None),
                     404: ("There is no such order.", None),
                     422: ("A parameter is unknown.", None),

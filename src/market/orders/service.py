@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -134,7 +134,8 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
         idempotency_key=idempotency_key,
         digest=digest,
     )
-    with _explain_unknown_outcome(order.id, _ADVICE_WITH_KEY if idempotency_key is not None else _ADVICE_WITHOUT_KEY):
+    advice = _ADVICE_WITH_KEY if idempotency_key is not None else _ADVICE_WITHOUT_KEY
+    with _explain_unknown_outcome("placed", order.id, advice):
         await deps.failure_point("orders.before-intent")
         while True:
             try:
@@ -145,8 +146,8 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
                 assert digest is not None
                 if replay := await _replay(deps, new.user, idempotency_key, digest):
                     return replay
-                # The order that had the key has been rejected since, so the key is free again; or another user's order
-                # will soon no longer be pending.
+                # Try again: either the order that had the key was rejected, so the key is free again, or the key is
+                # that of another user's order, which will not be pending for long.
                 await asyncio.sleep(_RETRY_SECONDS)
         await deps.failure_point("orders.after-intent")
         order = await _advance_pending(deps, order)
@@ -157,25 +158,27 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
 async def _replay(deps: Deps, user: str, idempotency_key: str, digest: bytes) -> PlacedOrder | None:
     """Return the user's order with the idempotency key, or None if the key is free. A pending order is advanced first.
 
-    Raises IdempotencyKeyReused if the request was a different one, and like `place_order` if the order is rejected.
+    Raises IdempotencyKeyReused if the key was used with a different request, and the same errors as `place_order` if
+    the order is rejected.
     """
     holder = await deps.orders.find_by_idempotency_key(user, idempotency_key)
     if holder is None:
         return None
     if holder.digest != digest:
         raise IdempotencyKeyReused()
-    with _explain_unknown_outcome(holder.order_id, _ADVICE_WITH_KEY):
+    with _explain_unknown_outcome("placed", holder.order_id, _ADVICE_WITH_KEY):
         order = await deps.orders.get_latest(holder.order_id)
         if order is None or order.idempotency_key != idempotency_key:
             return None
         order = await _advance_pending(deps, order)
-    # A key belongs to an order until it is rejected, whatever statuses newer versions add.
-    final = order.status in (Status.CANCELLED, Status.UNKNOWN)
-    return PlacedOrder(order if final else _require_confirmed(order), replayed=True)
+    # A cancelled order keeps its key. So does an order whose status only a newer version knows. Return such an order as
+    # it is.
+    return_as_is = order.status in (Status.CANCELLED, Status.UNKNOWN)
+    return PlacedOrder(order if return_as_is else _require_confirmed(order), replayed=True)
 
 
 async def _advance_pending(deps: Deps, order: Order) -> Order:
-    """Advance the order until it is no longer pending. Then start its next step, without waiting for the result."""
+    """Advance the order until it is no longer pending, and return it. Start its next step without waiting for it."""
     while next_step(order) is Step.RESERVE:
         order = await advance(deps, order)
     step = next_step(order)
@@ -208,7 +211,7 @@ def _unknown_status(order: Order) -> Unavailable:
     )
 
 
-# What the client can do when the outcome is unknown.
+# What the client can do if it is unknown whether the order was placed or cancelled.
 _ADVICE_WITH_KEY = "repeat the request with the same Idempotency-Key for the final result, or read the order by its id"
 _ADVICE_WITHOUT_KEY = (
     "read the order by its id for the result; without an Idempotency-Key, ordering again may place a second order"
@@ -217,15 +220,20 @@ _ADVICE_AFTER_CANCELLATION = "cancel it again, or read the order by its id for t
 
 
 @contextmanager
-def _explain_unknown_outcome(order_id: UUID, advice: str) -> Iterator[None]:
-    """Add the order's id and the advice to every Unavailable raised inside."""
+def _explain_unknown_outcome(action: Literal["placed", "cancelled"], order_id: UUID, advice: str) -> Iterator[None]:
+    """Replace an Unavailable without an order id by one that says what is unknown, with the order's id and the advice.
+
+    An Unavailable with an order id is raised unchanged: it explains itself.
+    """
     try:
         yield
     except Unavailable as e:
         if e.facts().get("order_id"):
             raise
         raise Unavailable(
-            f"the outcome of the order is unknown: {e}; {advice}", retry_after=e.retry_after, order_id=str(order_id)
+            f"it is unknown whether the order was {action}: {e}; {advice}",
+            retry_after=e.retry_after,
+            order_id=str(order_id),
         ) from e
 
 
@@ -235,7 +243,7 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     Return False if recovery will have to release the stock of the cancelled order. Raises NotFound, or Unavailable if
     it is unknown whether the order is cancelled, or if only a newer version of the service can decide.
     """
-    with _explain_unknown_outcome(order_id, _ADVICE_AFTER_CANCELLATION):
+    with _explain_unknown_outcome("cancelled", order_id, _ADVICE_AFTER_CANCELLATION):
         order = await deps.orders.get_latest(order_id)
         if order is None:
             raise NotFound("order", order_id)

@@ -21,7 +21,7 @@ from market.kit.errors import Unavailable
 from market.kit.paging import MAX_COUNT
 from market.orders.domain import (
     CONFIRM,
-    KEEPING_THEIR_KEY,
+    KEY_HOLDING_STATUSES,
     Order,
     OutboxEntry,
     Reason,
@@ -92,14 +92,16 @@ class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
 
 
 class OrderList(Struct, frozen=True):
-    """A page of a list of orders, without their content.
+    """A page of a list of orders: which orders it has, but not their content.
 
-    wanted, skip, limit: the filter of the list, how many of its orders come before the page, and the page's length
-    sizes: the stored bytes of each order of the page by id, in the list's sequence, and of the first one after it
-    total_exact: whether `total` is the number of all matching orders; if not, it is a lower bound
+    page_filter: the MongoDB filter of the page; for a page after a cursor, it matches only what follows the cursor
+    skip: how many of the matching orders come before the page
+    limit: how many orders the page has at most
+    sizes: the stored bytes of each order by id, newest first: the page's orders, and the first one after them
+    total: the number of orders in the whole list; a lower bound of it if `total_exact` is False
     """
 
-    wanted: documents.Document
+    page_filter: documents.Document
     skip: int
     limit: int
     sizes: dict[UUID, int]
@@ -175,7 +177,7 @@ class OrderRepository:
         version, which does not read `idempotency_key`, would place this order a second time.
         """
         found = await self.collection.find({"key": order.idempotency_key}, {"user": 1, "status": 1})
-        return any(d["user"] != order.user and d["status"] in KEEPING_THEIR_KEY for d in found)
+        return any(d["user"] != order.user and d["status"] in KEY_HOLDING_STATUSES for d in found)
 
     async def _insert_many(self, new: list[NewDocument]) -> Sequence[BaseException | None]:
         results: list[BaseException | None] = [None] * len(new)
@@ -254,22 +256,22 @@ class OrderRepository:
         offset: int = 0,
         after: Position | None = None,
     ) -> OrderList:
-        """Return a page of a user's orders, newest first, without their content.
+        """Return which orders a page of a user's list has, newest first.
 
         status: only orders with this status. None: all but rejected ones, including those with an unknown status.
         after: the position at which the previous page ends.
         """
         where: documents.Document = {"user": user, "status": status.value if status else {"$ne": Status.REJECTED.value}}
-        wanted = where if after is None else where | after.following()
+        page_filter = where if after is None else where | after.following()
         total, sizes = await asyncio.gather(
-            self.collection.count(where, limit=MAX_COUNT + 1), self._measure(wanted, offset, limit + 1)
+            self.collection.count(where, limit=MAX_COUNT + 1), self._measure(page_filter, offset, limit + 1)
         )
-        return OrderList(wanted, offset, limit, sizes, min(total, MAX_COUNT), total <= MAX_COUNT)
+        return OrderList(page_filter, offset, limit, sizes, min(total, MAX_COUNT), total <= MAX_COUNT)
 
-    async def _measure(self, wanted: documents.Document, skip: int, limit: int) -> dict[UUID, int]:
+    async def _measure(self, where: documents.Document, skip: int, limit: int) -> dict[UUID, int]:
         """Return the stored bytes of orders by id, newest first."""
         pipeline: list[documents.Document] = [
-            {"$match": wanted},
+            {"$match": where},
             {"$sort": {"created_at": -1, "_id": -1}},
             {"$skip": skip},
             {"$limit": limit},
@@ -283,9 +285,10 @@ class OrderRepository:
         return await self.collection.run(run)
 
     async def read_listed(self, listed: OrderList) -> AsyncIterator[Order]:
-        """Yield the orders of a page and those after it, without unreadable ones.
+        """Yield at least the readable orders of a page, and those that replace the unreadable ones.
 
-        At most 1 MiB of stored orders is read at the same time, but at least one order.
+        Orders that follow the page may be yielded as well: the caller stops after `limit` orders. At most 1 MiB of
+        stored orders is read at a time, or a single larger order.
         """
         skip, sizes = listed.skip, listed.sizes
         while sizes:
@@ -297,7 +300,7 @@ class OrderRepository:
                 return
             # Unreadable orders were skipped, so more orders are needed to fill the page.
             skip += len(sizes)
-            sizes = await self._measure(listed.wanted, skip, listed.limit + 1)
+            sizes = await self._measure(listed.page_filter, skip, listed.limit + 1)
 
     # Status changes
 

@@ -22,7 +22,13 @@ from market.kit.http import compression
 from market.kit.http.admission import Admission
 from market.kit.http.caller import caller
 from market.kit.http.edge import Endpoint
-from market.kit.http.requests import idempotency_key, parse_query, read_body, read_header, refuse_conditions
+from market.kit.http.requests import (
+    idempotency_key,
+    parse_query,
+    read_body,
+    read_header,
+    reject_unsupported_preconditions,
+)
 from market.kit.http.responses import json_response, problem_response
 from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_cursor
 from market.products import domain, service
@@ -166,7 +172,7 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
     )
 
     async def get_one(request: Request) -> Response:
-        refuse_conditions(request, *_EVALUATED)
+        reject_unsupported_preconditions(request, *_EVALUATED)
         product_id = text.parse_path_id("product", request.path_params["id"])
         query = parse_query(request, ProductQuery) if request.scope["query_string"] else _DEFAULT_QUERY
         async with admission(request, 1):
@@ -186,13 +192,16 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
         known_tags = read_header(request, b"if-none-match")
         if known_tags is not None:
             # A body in a coding that the client no longer accepts is not what it would get now.
-            tags = [tag, *(compression.tagged(tag, coding) for coding in compression.accepted_codings(request))]
+            tags = [
+                tag,
+                *(compression.etag_for_coding(tag, coding) for coding in compression.accepted_codings(request)),
+            ]
             if known := find_if_none_match(known_tags, tags):
                 return Response(status_code=304, headers={**headers, "ETag": known, "Vary": "accept-encoding"})
         return json_response(product, 200, headers)
 
     async def get_page(request: Request) -> Response:
-        refuse_conditions(request)
+        reject_unsupported_preconditions(request)
         query = parse_query(request, ListQuery)
         async with admission(request, _weigh(query)):
             page = await _page(deps, query)
@@ -201,7 +210,7 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
 
     async def post(request: Request) -> Response:
         parse_query(request, NoQuery)
-        refuse_conditions(request)
+        reject_unsupported_preconditions(request)
         key = idempotency_key(request)
         body = await read_body(request, _NEW, FIELD_CHECKS)
         caller_key = None if key is None else CallerKey(caller(request), key)
@@ -307,7 +316,7 @@ def _product_response(stored: StoredProduct, status: int = 200, headers: dict[st
 
 async def _check_absence(request: Request, deps: Deps, product_id: UUID) -> None:
     """Obey `If-None-Match: *` for a method that changes a product, and refuse conditions that it cannot obey."""
-    refuse_conditions(request, *_EVALUATED)
+    reject_unsupported_preconditions(request, *_EVALUATED)
     tags = read_header(request, b"if-none-match")
     if tags is None:
         return
@@ -352,7 +361,9 @@ def parse_if_match(header: bytes | None) -> list[int] | None:
     if not _TAG_LIST.fullmatch(value) or not value.strip(" \t,"):
         raise BadInput("If-Match", "must be * or entity tags in quotes")
     return [
-        int(match[1]) for tag in _TAG.findall(value) if (match := _VERSION_TAG.fullmatch(compression.untagged(tag)))
+        int(match[1])
+        for tag in _TAG.findall(value)
+        if (match := _VERSION_TAG.fullmatch(compression.etag_without_coding(tag)))
     ]
 
 

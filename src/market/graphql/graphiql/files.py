@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from market.kit.errors import NotFound
-from market.kit.http.compression import Coding, accepted_codings, compress, tagged
+from market.kit.http.compression import Coding, accepted_codings, compress, etag_for_coding
 from market.kit.http.responses import json_response
 
 CONTENT_TYPES = {
@@ -74,7 +74,7 @@ class StaticFiles:
             "vary": "accept-encoding",
         }
         codings = accepted_codings(request) if len(file.body) > _MIN_COMPRESSED_BYTES else ()
-        tags = [file.etag, *(tagged(file.etag, coding) for coding in codings)]
+        tags = [file.etag, *(etag_for_coding(file.etag, coding) for coding in codings)]
         known = request.headers.get("if-none-match", "")
         if tag := next((tag for tag in tags if tag in known), None):
             return Response(status_code=304, headers={**headers, "etag": tag})
@@ -83,7 +83,7 @@ class StaticFiles:
         coding = codings[0]
         if coding not in file.compressed:
             file.compressed[coding] = await asyncio.to_thread(compress, file.body, coding)
-        headers |= {"content-encoding": coding, "etag": tagged(file.etag, coding)}
+        headers |= {"content-encoding": coding, "etag": etag_for_coding(file.etag, coding)}
         return json_response(file.compressed[coding], 200, headers, content_type=CONTENT_TYPES[file.suffix])
 
 

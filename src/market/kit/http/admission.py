@@ -1,11 +1,12 @@
-"""Admission: decides which requests are handled now, which have to wait, and which are refused.
+"""Admission: decides which requests are admitted now, which have to wait, and which are refused.
 
     async with admission(request, weight=lines):
         ...
 
-One thread handles all requests, so a small request beside many large ones would wait for all of their work. Therefore
-only a few large requests are handled at the same time, and the others wait in a queue, those of less weight first.
-Small requests have a limit and a queue of their own. The reasons and figures are in docs/decisions/0013.
+One thread handles all requests, so a small request would wait for the work of all large ones in flight. Therefore only
+a few large requests are in flight at the same time. The others wait in a queue, from which lighter requests are usually
+admitted first. Small requests have a limit and a queue of their own. The reasons and figures are in
+docs/decisions/0013.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from market.kit.http.caller import caller
 ADMITTED = Counter("market_admission_admitted_total", "Requests admitted, by size: small or large.", ["size"])
 REFUSED = Counter(
     "market_admission_refused_total",
-    "Requests refused, by size and reason: the caller has too many (429), the queue is full (503), or the wait too "
-    "long (503).",
+    "Requests refused, by size and reason: caller (its requests exceed its limit, 429), queue (the queue is full, 503) "
+    "or wait (the request has waited too long, 503).",
     ["size", "reason"],
 )
 WAITING = Gauge("market_admission_waiting_weight", "Weight of the requests that wait for admission, by size.", ["size"])
-HANDLED = Gauge("market_admission_handled_weight", "Weight of the requests being handled, by size.", ["size"])
+IN_FLIGHT = Gauge("market_admission_in_flight_weight", "Weight of the admitted requests in flight, by size.", ["size"])
 WAIT = Histogram(
     "market_admission_wait_seconds",
     "How long requests waited before they were admitted, by size.",
@@ -41,10 +42,11 @@ WAIT = Histogram(
     buckets=[0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
 )
 
-# Requests get their turn in the order of their arrival plus this much per unit of weight: of their own weight, and of
-# their caller's other requests that are not heavier. So a request of weight 1,000 can only be overtaken by requests
-# that arrive within 2 s after it.
+# Waiting requests are ordered by their arrival time plus a penalty of this many seconds per unit of weight. The weight
+# is that of the request and of its caller's other requests that are not heavier. So a request of weight 1,000 whose
+# caller has no others can be overtaken only by requests that arrive less than 2 s after it.
 _SECONDS_PER_WEIGHT = 0.002
+# The maximum for Retry-After.
 _MAX_RETRY_SECONDS = 30
 
 
@@ -57,34 +59,35 @@ class Admission:
 
     def __init__(self, limits: Limits, *, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._small_weight = limits.small_weight
-        self._small = _Part("small", limits.max_small_weight, limits, unit, clock)
-        self._large = _Part("large", limits.max_large_weight, limits, unit, clock)
+        self._small = _SizeClass("small", limits.max_small_weight, limits, unit, clock)
+        self._large = _SizeClass("large", limits.max_large_weight, limits, unit, clock)
 
-    def __call__(self, request: Request, weight: int) -> Admitted:
-        """Return a context manager that waits until the request may be handled, and ends its handling on exit.
+    def __call__(self, request: Request, weight: int) -> Ticket:
+        """Return a context manager. Entering waits until the request is admitted; the request is in flight until exit.
 
-        The request's body must have been read. Entering raises TooManyRequests if the caller exceeds its share,
-        Overloaded if the queue is full or the wait too long, DeadlineExceeded at the request's deadline, and
-        ClientDisconnect if the client has disconnected meanwhile. In each case, nothing was done.
+        The request's body must have been read. Entering raises TooManyRequests if the caller's requests exceed its
+        limit, Overloaded if the queue is full or the request has waited too long, DeadlineExceeded at the request's
+        deadline, and ClientDisconnect if the client has disconnected while it waited. In each case, nothing was done.
         """
-        return Admitted(self, request, weight)
+        return Ticket(self, request, weight)
 
-    def part_of(self, weight: int) -> _Part:
+    def size_class(self, weight: int) -> _SizeClass:
+        """Return the size class of a request with this weight."""
         return self._small if weight <= self._small_weight else self._large
 
 
-class Admitted:
-    """The admission of one request, as a context manager."""
+class Ticket:
+    """A context manager for one request, which is admitted while the block runs."""
 
     def __init__(self, admission: Admission, request: Request, weight: int) -> None:
         self._admission = admission
         self._request = request
         self._caller = caller(request)
         self._weight = weight
-        # The part that it was admitted to; None while it is not admitted.
-        self._part: _Part | None = None
+        # The size class in which it was admitted; None while it is not admitted.
+        self._size_class: _SizeClass | None = None
 
-    async def __aenter__(self) -> Admitted:
+    async def __aenter__(self) -> Ticket:
         await self._enter()
         return self
 
@@ -92,16 +95,19 @@ class Admitted:
         self._leave()
 
     async def raise_weight(self, weight: int) -> None:
-        """Raise the weight, if the request turns out to weigh more, and wait again. Raises the errors of entering."""
+        """Increase the weight, if `weight` is larger, and wait until the request is admitted with it.
+
+        Raises the same errors as entering.
+        """
         if weight > self._weight:
             self._leave()
             self._weight = weight
             await self._enter()
 
     async def _enter(self) -> None:
-        part = self._admission.part_of(self._weight)
-        has_waited = await part.enter(self._caller, self._weight)
-        self._part = part
+        size_class = self._admission.size_class(self._weight)
+        has_waited = await size_class.enter(self._caller, self._weight)
+        self._size_class = size_class
         if has_waited:
             try:
                 if await self._request.is_disconnected():
@@ -111,31 +117,33 @@ class Admitted:
                 raise
 
     def _leave(self) -> None:
-        if self._part is not None:
-            self._part.leave(self._caller, self._weight)
-            self._part = None
+        if self._size_class is not None:
+            self._size_class.leave(self._caller, self._weight)
+            self._size_class = None
 
 
-class _Part:
-    """The requests of one size: those that are handled, and a queue of those that wait."""
+class _SizeClass:
+    """The small or the large requests: the weight of those in flight, and a queue of those that wait."""
 
     def __init__(self, size: str, max_weight: int, limits: Limits, unit: str, clock: Callable[[], float]) -> None:
         self._max_weight = max_weight
         self._limits = limits
         self._unit = unit
         self._clock = clock
-        self._handled = 0
+        # Weights.
+        self._in_flight = 0
         self._waiting = 0
         # How long the request that was admitted last had waited.
         self._last_wait = 0.0
+        # A heap of (arrival time plus penalty, number, weight, future that is done once the request is admitted).
         self._queue: list[tuple[float, int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
-        # The weights of each caller's requests, waiting or being handled. A caller without requests has no entry.
+        # The weights of each caller's requests, waiting or in flight. A caller without requests has no entry.
         self._callers: dict[str, list[int]] = {}
         self._admitted = ADMITTED.labels(size)
         self._wait = WAIT.labels(size)
         self._refused = {reason: REFUSED.labels(size, reason) for reason in ("caller", "queue", "wait")}
-        HANDLED.labels(size).set_function(lambda: self._handled)
+        IN_FLIGHT.labels(size).set_function(lambda: self._in_flight)
         WAITING.labels(size).set_function(lambda: self._waiting)
 
     async def enter(self, caller_id: str, weight: int) -> bool:
@@ -149,33 +157,33 @@ class _Part:
         if own and total > limit:
             self._refused["caller"].inc()
             raise TooManyRequests(
-                f"the requests in progress from this caller would have {total} {self._unit} together, "
-                f"the maximum is {limit}: wait for their responses",
+                f"this caller's requests in progress would total {total} {self._unit}, at most {limit} are allowed; "
+                "wait for their responses",
                 retry_after=self._retry_after,
             )
         must_wait = bool(self._queue) or not self._fits(weight)
         if must_wait and self._waiting + weight > self._limits.max_waiting_weight:
             self._refused["queue"].inc()
             raise Overloaded("too many requests are waiting", retry_after=self._retry_after)
-        delay = _SECONDS_PER_WEIGHT * (weight + sum(other for other in own if other <= weight))
+        penalty = _SECONDS_PER_WEIGHT * (weight + sum(other for other in own if other <= weight))
         self._callers.setdefault(caller_id, []).append(weight)
         if must_wait:
             try:
-                await self._wait_for_turn(delay, weight)
+                await self._wait_for_turn(penalty, weight)
             except BaseException:
                 self._forget(caller_id, weight)
                 raise
         else:
-            self._handled += weight
+            self._in_flight += weight
             self._last_wait = 0.0
         self._admitted.inc()
         self._wait.observe(self._last_wait)
         return must_wait
 
-    async def _wait_for_turn(self, delay: float, weight: int) -> None:
+    async def _wait_for_turn(self, penalty: float, weight: int) -> None:
         started = self._clock()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._queue, (started + delay, next(self._numbers), weight, turn))
+        heapq.heappush(self._queue, (started + penalty, next(self._numbers), weight, turn))
         self._waiting += weight
         max_wait = self._limits.max_wait_seconds
         seconds = context.remaining(max_wait)
@@ -185,7 +193,7 @@ class _Part:
         except BaseException as e:
             if turn.done() and not turn.cancelled():
                 # Admitted and cancelled at the same moment.
-                self._handled -= weight
+                self._in_flight -= weight
             else:
                 turn.cancel()
                 self._waiting -= weight
@@ -197,14 +205,14 @@ class _Part:
                 if seconds < max_wait:
                     raise context.deadline_exceeded() from None
                 raise Overloaded(
-                    f"the request could not be handled within {max_wait:g} s", retry_after=self._retry_after
+                    f"the request was not admitted within {max_wait:g} s", retry_after=self._retry_after
                 ) from None
             raise
         self._last_wait = self._clock() - started
 
     def leave(self, caller_id: str, weight: int) -> None:
-        """End the handling of an admitted request."""
-        self._handled -= weight
+        """Record that an admitted request is no longer in flight, and admit the next ones."""
+        self._in_flight -= weight
         self._forget(caller_id, weight)
         self._admit_next()
 
@@ -215,21 +223,21 @@ class _Part:
             del self._callers[caller_id]
 
     def _fits(self, weight: int) -> bool:
-        return self._handled == 0 or self._handled + weight <= self._max_weight
+        return self._in_flight == 0 or self._in_flight + weight <= self._max_weight
 
     def _admit_next(self) -> None:
         while self._queue:
             _, _, weight, turn = self._queue[0]
             if not turn.cancelled():
-                # A smaller one behind the first must not be admitted before it, or the first might never get its turn.
+                # A lighter request must not overtake the first one here, or the first might never be admitted.
                 if not self._fits(weight):
                     return
                 self._waiting -= weight
-                self._handled += weight
+                self._in_flight += weight
                 turn.set_result(None)
             heapq.heappop(self._queue)
 
     @property
     def _retry_after(self) -> int:
-        """About as long as requests wait now, in whole seconds."""
+        """The seconds that the request admitted last had waited: an estimate of the current wait, from 1 to 30."""
         return min(_MAX_RETRY_SECONDS, max(1, math.ceil(self._last_wait)))

@@ -1,7 +1,7 @@
-"""Compression of responses (RFC 9110, section 8.4): gzip, and zstd (RFC 8878), where the client accepts it.
+"""Compression of responses (RFC 9110, section 8.4) with gzip or zstd (RFC 8878), if the client accepts it.
 
-A compressed body is a representation of its own, so it has its own entity tag: with gzip, `"3"` becomes `"3-gzip"`. The
-header `Vary` names Accept-Encoding.
+A compressed body is a representation of its own, so it has an entity tag of its own: the tag `"3"` becomes `"3-gzip"`
+if the body is compressed with gzip. The header `Vary` of the response includes Accept-Encoding.
 """
 
 from __future__ import annotations
@@ -27,40 +27,42 @@ else:
     from backports import zstd
 
 Coding = Literal["zstd", "gzip"]
-# Reserves this many bytes of memory for a response. Returns False if its request may not use that much.
+# Reserves memory for compressing a response, given in bytes. Returns False if its request may not use that much.
 Reserve = Callable[[Response, int], bool]
 
-# In the order of preference, if the client has none: zstd takes less time, and its result is smaller.
+# Best first: zstd takes less time, and its output is smaller. The order counts if the client prefers neither.
 CODINGS: tuple[Coding, ...] = get_args(Coding)
-# Higher levels save a tenth of the bytes and take several times as long.
+# Higher levels save another tenth of the bytes, but take several times as long.
 _GZIP_LEVEL, _ZSTD_LEVEL = 1, 3
 _GZIP_WINDOW_BITS = 31
-# Up to this size the event loop compresses, in about a millisecond; above it, a thread does.
+# A body up to this size is compressed in the event loop, in about a millisecond. A larger body is compressed in a
+# thread.
 _MAX_INLINE_BYTES = 65_536
 _MAX_THREADS = 2
-# How long a large response waits for a thread, before it is sent uncompressed.
+# If a larger body has waited this long for a thread, it is sent uncompressed.
 _MAX_WAIT_SECONDS = 2.0
-# The bytes of all large responses that wait or are being compressed; another one is sent uncompressed.
+# A limit on the bytes of the larger bodies that wait for a thread or are being compressed. A body that would exceed it
+# is sent uncompressed.
 _MAX_WAITING_BYTES = 16 * 1024 * 1024
-# Memory needed per byte of the body: for the output, and for the buffers that are joined into it.
+# The memory that compression needs, per byte of the body: for the output, and for the buffers that are joined into it.
 _MEMORY_FACTOR = 2
 _MAX_CACHED_LENGTH = 256
 _SUFFIX = re.compile(rf'-(?:{"|".join(CODINGS)})(?="$)')
 
 
 def accepted_codings(request: Request) -> Sequence[Coding]:
-    """Return the codings that the client accepts, best first; none if it forbids transformations."""
+    """Return the codings that the client accepts, best first. Return none if it forbids them with `no-transform`."""
     return _accepted(request.scope["headers"])
 
 
-def tagged(tag: str, coding: Coding) -> str:
-    """Return the entity tag of a body in this coding, given the tag of the uncompressed body."""
-    return f'{tag[:-1]}-{coding}"'
+def etag_for_coding(etag: str, coding: Coding) -> str:
+    """Return the entity tag of the body in this coding, given that of the uncompressed body."""
+    return f'{etag[:-1]}-{coding}"'
 
 
-def untagged(tag: str) -> str:
-    """Return the entity tag of the uncompressed body, given the tag of the body in any coding."""
-    return _SUFFIX.sub("", tag)
+def etag_without_coding(etag: str) -> str:
+    """Return the entity tag of the uncompressed body, given that of the body in any coding."""
+    return _SUFFIX.sub("", etag)
 
 
 def compress(body: bytes, coding: Coding) -> bytes:
@@ -104,10 +106,10 @@ class Compression:
         _set(response, b"content-length", b"%d" % len(compressed))
         _set(response, b"content-encoding", coding.encode())
         if tag := headers.get(b"etag"):
-            _set(response, b"etag", tagged(tag.decode("latin-1"), coding).encode("latin-1"))
+            _set(response, b"etag", etag_for_coding(tag.decode("latin-1"), coding).encode("latin-1"))
 
     async def _compress(self, body: bytes, coding: Coding) -> bytes | None:
-        """Return the compressed body, or None if no thread is free in time, or if too much waits already."""
+        """Return the compressed body, or None if no thread is free in time or if too many bytes already wait."""
         if len(body) <= _MAX_INLINE_BYTES:
             return compress(body, coding)
         if self._waiting_bytes and self._waiting_bytes + len(body) > _MAX_WAITING_BYTES:
@@ -140,7 +142,7 @@ def _accepted(headers: list[tuple[bytes, bytes]]) -> Sequence[Coding]:
     if not accepted:
         return ()
     text = b",".join(accepted).decode("latin-1").lower()
-    # A longer header is rare, and could fill the cache with megabytes.
+    # Longer headers are rare, and caching them could take megabytes.
     return _parse_cached(text) if len(text) <= _MAX_CACHED_LENGTH else _parse(text)
 
 
@@ -152,7 +154,7 @@ def _parse(text: str) -> Sequence[Coding]:
         qualities["gzip" if name == "x-gzip" else name] = parse_quality(parameters)
     others = qualities.get("*", 0.0)
     found: list[tuple[float, Coding]] = [(-qualities.get(coding, others), coding) for coding in CODINGS]
-    # A client may prefer the uncompressed body (identity), but only if it says so.
+    # A client that does not mention the uncompressed body (identity) is taken to prefer a compressed one.
     identity = qualities.get("identity", 0.0)
     return [coding for quality, coding in sorted(found, key=lambda f: f[0]) if quality < 0 and -quality >= identity]
 

@@ -98,15 +98,15 @@ class Connections:
     def writing_paused(self, connection: HttpProtocol) -> None:
         """Record that the connection has unsent bytes; close the slowest ones while the total exceeds the limit."""
         self._sending.add(connection)
-        held = {c: c.held_bytes for c in self._sending}
-        total = sum(held.values())
+        buffered = {c: c.buffered_response_bytes for c in self._sending}
+        total = sum(buffered.values())
         if total <= self.limits.max_send_buffer_bytes:
             return
         now = self.clock()
         others = (c for c in self._sending if c is not connection)
         for slowest in sorted(others, key=lambda c: c.send_rate(now, _MIN_MEASURED_SECONDS)):
             self._cut_off(slowest, "send_buffer_bytes")
-            total -= held[slowest]
+            total -= buffered[slowest]
             if total <= self.limits.max_send_buffer_bytes:
                 return
 

@@ -214,11 +214,11 @@ class Edge:
 
     def _check_limits(self, headers: dict[bytes, bytes], own_in_flight: int, body_bytes: int) -> None:
         if own_in_flight > self._max_in_flight_per_caller:
-            raise TooManyRequests(f"at most {self._max_in_flight_per_caller} requests of one caller may be in flight")
+            raise TooManyRequests(f"at most {self._max_in_flight_per_caller} requests from one caller may be in flight")
         if self._in_flight > self._max_in_flight:
             raise Overloaded("too many requests in flight")
         if body_bytes and self._in_flight_body_bytes > self._max_in_flight_body_bytes:
-            raise Overloaded("the bodies of the requests in flight are too large together")
+            raise Overloaded("the bodies of the requests in flight exceed the limit in total")
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 15 or int(length) > self._max_body_bytes):
             raise TooLarge("body", f"must be at most {self._max_body_bytes} bytes")

@@ -34,7 +34,7 @@ _HOST = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]*")
 class HttpProtocol(HttpToolsProtocol):
     """One connection. `connections`: all connections of its server, with their limits.
 
-    It waits for its client (between requests, for headers or for a body), runs a request, or is closing. Pipelined
+    It waits for its client (between requests, in the headers or in a body), runs a request, or is closing. Pipelined
     requests wait in uvicorn's `pipeline`, newest first.
     """
 
@@ -123,10 +123,11 @@ class HttpProtocol(HttpToolsProtocol):
         return self.transport.get_write_buffer_size()
 
     @property
-    def held_bytes(self) -> int:
-        """The number of response bytes in memory: while any are unsent, all that were when the client fell behind.
+    def buffered_response_bytes(self) -> int:
+        """The number of response bytes held in memory.
 
-        The event loop frees what it was given to write only once all of it has been sent.
+        The event loop frees the bytes that it was given to write only once all of them have been sent. So until then
+        this is the number of bytes that were unsent when the client fell behind.
         """
         unsent = self.unsent_bytes
         return max(unsent, self._sending_bytes) if unsent else 0
@@ -155,7 +156,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
         elif self._is_running:
             if self._discards_input:
-                # The application waits for the rest of a body that is not read.
+                # The request is too large: the rest of its body is being discarded.
                 return self._cut_off_if_exceeded(limits.body_timeout_seconds, waited, "body_timeout_seconds")
         elif self._parsing == _HEAD:
             if waited > limits.header_timeout_seconds:
@@ -227,7 +228,7 @@ class HttpProtocol(HttpToolsProtocol):
         )
         super().on_headers_complete()
         if self._is_oversized:
-            # Its body is not read, not even while the request waits for earlier responses.
+            # Its body is discarded from now on, even while the request waits for the responses to earlier ones.
             self._discards_input = True
 
     def on_body(self, body: bytes) -> None:

@@ -18,7 +18,8 @@ from market.kit.validation import explain, explain_all
 
 T = TypeVar("T")
 
-# Per query string; more if a field is a list, since its items may be sent as repeated parameters.
+# The maximum number of parameters in a query string. It is higher if a field is a list, because the list's items may be
+# sent as repeated parameters.
 _MAX_PARAMETERS, _MAX_PARAMETERS_WITH_LIST = 50, 150
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 _IDEMPOTENCY_KEY = re.compile(rb"[!-~]{1,255}")
@@ -30,25 +31,25 @@ def read_header(request: Request, name: bytes) -> bytes | None:
     return b", ".join(found) if found else None
 
 
-# Without If-Modified-Since: it is ignored where a resource has no modification date (RFC 9110, section 13.1.3).
-_CONDITIONS = {
+# Without If-Modified-Since, which a server ignores if a resource has no modification date (RFC 9110, section 13.1.3).
+_PRECONDITIONS = {
     b"if-match": "If-Match",
     b"if-none-match": "If-None-Match",
     b"if-unmodified-since": "If-Unmodified-Since",
 }
 
 
-def refuse_conditions(request: Request, *obeyed: bytes) -> None:
-    """Raise BadInput for a conditional header that would otherwise be ignored.
+def reject_unsupported_preconditions(request: Request, *supported: bytes) -> None:
+    """Raise BadInput for a precondition header (RFC 9110, section 13.1) that the endpoint would ignore.
 
-    obeyed: the headers that the endpoint evaluates, in lower case.
+    supported: the precondition headers that the endpoint evaluates, in lower case.
     """
     for name, value in request.scope["headers"]:
-        if name[:3] == b"if-" and name in _CONDITIONS and name not in obeyed:
+        if name[:3] == b"if-" and name in _PRECONDITIONS and name not in supported:
             if name == b"if-none-match" and request.method in ("GET", "HEAD") and value.strip() != b"*":
-                # The body has no entity tag, so none that the client has can match.
+                # The responses have no entity tag, so no tag that the client sends can match.
                 continue
-            raise BadInput(_CONDITIONS[name], f"is not supported with {request.method} of {request.url.path}")
+            raise BadInput(_PRECONDITIONS[name], f"is not supported for {request.method} {request.url.path}")
 
 
 def parse_quality(parameters: list[str]) -> float:
@@ -98,7 +99,7 @@ async def read_body(
         try:
             return decoder.decode(data)
         except msgspec.ValidationError as e:
-            # The decoder stops at the first invalid field; the rest of the body may not even be JSON.
+            # The decoder stops at the first invalid field. What follows may not be JSON: then Malformed is raised.
             raise _bad_input(e, decoder.type, msgspec.json.decode(data), checks) from None
     except UnicodeDecodeError:
         raise Malformed("body", "is not valid UTF-8") from None

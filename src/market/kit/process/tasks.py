@@ -25,12 +25,12 @@ FAILURES = Counter(
 
 _PAUSE_AFTER_ERROR_SECONDS = 1.0
 _MAX_RESTART_SECONDS = 30.0
-# After a task has run at least this long, its next failure starts with the shortest back-off again.
+# If a task has run at least this long before it fails, the back-off starts from the shortest pause again.
 _HEALTHY_SECONDS = 60.0
 
 
 async def supervise(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` until it returns, and restart it with back-off whenever it raises. Each failure is logged and counted.
+    """Run `work` until it returns. If it raises, log and count the failure, and restart it with back-off.
 
     The pause before a restart grows from a few tenths of a second to 30 s.
     """
@@ -78,10 +78,10 @@ def _describe(e: BaseException) -> str:
 
 
 async def run_periodically(name: str, task: PeriodicTask, *, stopping: asyncio.Event | None = None) -> None:
-    """Run the task again and again until `stopping` is set or this call is cancelled; after an error, after 1 s.
+    """Run the task repeatedly until `stopping` is set or this call is cancelled. After an error, wait 1 s.
 
-    `stopping` takes effect between two runs, never within one. Each error is counted, but logged only if it is not the
-    one that the run before raised.
+    `stopping` takes effect between two runs, never during one. Each error is counted. It is logged unless the previous
+    run raised the same error.
     """
     stopping = stopping or asyncio.Event()
     last_error = ""
@@ -110,8 +110,8 @@ async def run_periodically(name: str, task: PeriodicTask, *, stopping: asyncio.E
 async def periodic_tasks(tasks: Mapping[str, PeriodicTask], *, stop_seconds: float = 3.0) -> AsyncIterator[None]:
     """Run each task periodically while the block runs. The keys of `tasks` are the names in logs and metrics.
 
-    At the end of the block, runs in progress may take up to `stop_seconds` to finish, since a driver that is cancelled
-    in the middle of a call closes its connection. After that they are cancelled.
+    At the end of the block, runs in progress get up to `stop_seconds` to finish, and are then cancelled. They are not
+    cancelled at once, because a driver that is cancelled during a call closes its connection.
     """
     stopping = asyncio.Event()
     running = [asyncio.create_task(run_periodically(name, task, stopping=stopping)) for name, task in tasks.items()]

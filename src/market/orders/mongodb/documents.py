@@ -4,8 +4,8 @@ Besides the order itself a document has:
 - `idempotency_key`, `digest`: the key, which belongs to the user, and the SHA-256 of the request. The order has the key
   only while `digest` is present: if an earlier version rejects the order, it removes `digest`, but not
   `idempotency_key`.
-- `key`: the same key, for earlier versions. They share keys among all users, so `key` is absent if another user's order
-  has it.
+- `key`: the same key, for earlier versions. In them a key is unique across users, so `key` is absent if another user's
+  order has it.
 - `since`: the server's time when the pending order was stored.
 - `release_due`: the server's time when the stock release became due, or was last postponed. Absent if none is due.
 - `outbox`: the unsent events. `unsent_since`: the time of the oldest one, or when they were requeued.
@@ -80,9 +80,9 @@ def transition_update(
     return ConditionalUpdate({"_id": order_id, "status": transition.source.value}, change)
 
 
-# Decimal128 is stored as BID (binary integer decimal): two 64-bit words, the low word of the integer first; the high
-# word also has the exponent, plus 6176, from bit 49. Most money is hundredths, so its exponent is -2. bson's own
-# conversion is much slower: it goes digit by digit in Python.
+# Decimal128 is stored as BID (binary integer decimal): two 64-bit words, the low one first. Bits 49 and up of the high
+# word are the exponent, biased by 6176; the other bits are the integer. Most money is stored in hundredths, so the
+# exponent is -2. bson's own conversion is much slower: it converts digit by digit in Python.
 _BID_WORDS = struct.Struct("<QQ")
 _HUNDREDTHS = (6176 - 2) << 49
 
@@ -105,7 +105,7 @@ def from_decimal128(value: Decimal128) -> Decimal:
 def order_to_document(order: Order, *, shared_key: bool = True) -> Document:
     """Return the document of a new, pending order.
 
-    shared_key: whether it has the field `key` of earlier versions, which only one order of all users may have.
+    shared_key: whether to set the field `key` of earlier versions, which is unique across users.
     """
     document: Document = {
         "_id": order.id,

@@ -54,8 +54,9 @@ class OutboxRepository:
     async def lease(self, order_id: UUID, lease_seconds: float, now: datetime) -> Order | None:
         """Lease the order's outbox and return the order.
 
-        None if the outbox is empty, if another relay holds the lease, or if only a newer version can publish its first
-        event. Raises UnreadableOrder; the lease has then been taken, so the order is not tried again until it expires.
+        Return None if the outbox is empty, if any relay holds a valid lease, or if only a newer version can publish its
+        first event. Raises UnreadableOrder after taking the lease, so that no relay tries this order again before the
+        lease expires.
         """
         return await self._take_lease(
             {
@@ -67,7 +68,11 @@ class OutboxRepository:
         )
 
     async def renew_lease(self, order_id: UUID) -> Order | None:
-        """Renew this instance's lease and return the order; None if the outbox is empty or leased to another relay."""
+        """Renew this instance's lease and return the order.
+
+        Return None if the outbox is empty, if this instance no longer holds the lease, or if only a newer version can
+        publish its first event. Raises UnreadableOrder.
+        """
         return await self._take_lease(
             {"_id": order_id, "unsent_since": {"$exists": True}, "claimed_by": self.instance_id, **_PUBLISHABLE}
         )
@@ -88,7 +93,7 @@ class OutboxRepository:
     ) -> UnsentPage:
         """Return orders with unsent events and no valid lease, the longest unsent first.
 
-        after: only orders whose events are unsent since a later time
+        after: only orders whose `unsent_since` is later than this
         """
         where = {
             "unsent_since": {"$gt": after or EPOCH},

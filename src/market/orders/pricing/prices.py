@@ -22,7 +22,7 @@ class PricedLines(Struct, frozen=True):
 
 
 def merge_lines(lines: Sequence[RequestedLine]) -> tuple[RequestedLine, ...]:
-    """Return one line per product, in order of first mention, with product ids in lower case.
+    """Return one line per product, in the order of their first occurrence, with product ids in lower case.
 
     Raises BadInput if a product's merged quantity exceeds MAX_QUANTITY.
     """
@@ -42,8 +42,9 @@ def merge_lines(lines: Sequence[RequestedLine]) -> tuple[RequestedLine, ...]:
 def price_lines(new: NewOrder, products: Mapping[str, Product]) -> PricedLines:
     """Return the request's lines with the catalogue's names and prices. `products` maps ids to products.
 
-    Raises UnknownProducts, PriceChanged if the currency or the total is not the expected one, and BadInput if the
-    currencies differ and none is expected.
+    Raises UnknownProducts if a product does not exist, and PriceChanged if the total or the currency is not the
+    expected one. If the products have different currencies, raises CurrenciesDiffer if the request has an expected
+    currency, and BadInput if it has none.
     """
     unknown = [line.product_id for line in new.lines if line.product_id not in products]
     if unknown:
@@ -58,7 +59,7 @@ def price_lines(new: NewOrder, products: Mapping[str, Product]) -> PricedLines:
         lines.append(OrderLine(line.product_id, product.name, line.quantity, product.price))
     if len(currencies) > 1:
         if new.expected_currency is not None:
-            # The customer has seen one currency, so that of a product has changed since.
+            # The customer has seen a single currency, so a product's currency has changed since then.
             raise CurrenciesDiffer(sorted(currencies))
         raise BadInput("items", f"must all have the same currency, got {', '.join(sorted(currencies))}")
     priced = PricedLines(tuple(lines), money.normalize(total), next(iter(currencies)))
@@ -100,10 +101,13 @@ class PriceChanged(Conflict):
 
 
 class CurrenciesDiffer(Conflict):
-    """The products no longer have one currency, so there is no total. For clients it is a change of price."""
+    """The products had the same currency and now have different ones. Without a common currency there is no total.
+
+    It has the same type as PriceChanged, because clients handle both in the same way.
+    """
 
     type = "price-changed"
     title = "Price changed"
 
     def __init__(self, currencies: Sequence[str]) -> None:
-        super().__init__(f"the products no longer have the same currency, but {' and '.join(currencies)}")
+        super().__init__(f"the products now have different currencies: {' and '.join(currencies)}")

@@ -38,7 +38,7 @@ class DifferenceType(StrEnum):
     EVENT_OVERDUE = "event-overdue"
     EVENT_STUCK = "stuck-event"
     EVENT_MISSING = "event-not-in-topic"
-    EVENT_UNDECIDED = "event-possibly-deleted"
+    EVENT_POSSIBLY_DELETED = "event-possibly-deleted"
     EVENTS_OUT_OF_ORDER = "events-out-of-order"
     EVENT_WITHOUT_ORDER = "event-without-order"
     EVENT_CONTRADICTS = "event-contradicts-order"
@@ -66,10 +66,11 @@ CAUSES = {
     DifferenceType.EVENT_STUCK: "Kafka rejected the event for the reason given, most often the topic's "
     "max.message.bytes",
     DifferenceType.EVENT_MISSING: "the topic was recreated or lost data",
-    DifferenceType.EVENT_UNDECIDED: "messages of that time were deleted from the topic, or the event is so old "
-    "that consumers would not recognize a repetition. Whether it was consumed is unknown: it is not published again",
-    DifferenceType.EVENTS_OUT_OF_ORDER: "the topic had lost order.created, and it was sent again after "
-    "order.cancelled; consumers recognize this by `sequence`",
+    DifferenceType.EVENT_POSSIBLY_DELETED: "messages published around that time were deleted from the topic, or the "
+    "event is so old that consumers would no longer detect a duplicate. It is not published again, because it is "
+    "unknown whether it was consumed",
+    DifferenceType.EVENTS_OUT_OF_ORDER: "the topic had lost order.created, and it was published again after "
+    "order.cancelled; consumers detect this by the event's `sequence`",
     DifferenceType.EVENT_WITHOUT_ORDER: "MongoDB was restored to a time before the order, or another program wrote to "
     "the topic",
     DifferenceType.EVENT_CONTRADICTS: "MongoDB was restored to a time before the order was confirmed or cancelled, or "
@@ -98,14 +99,15 @@ class Thresholds(Struct, frozen=True):
 
     # Only orders whose id was created before this are compared.
     compared_before: datetime
-    # Older work is overdue: several passes of recovery should have finished it.
+    # Work that became due before this is overdue: several passes of recovery should have finished it.
     overdue_before: datetime
-    # Older events are overdue. They get more time than other work: an event may also wait for a lease to expire.
+    # Unsent events from before this are overdue. This is earlier than `overdue_before`, because an event may also wait
+    # for a lease to expire.
     unsent_before: datetime
-    # The topic should still have events from this time on; older ones have been deleted by its own settings.
+    # Events from before this need not be in the topic any more: its settings let Kafka delete them.
     retained_since: datetime
-    # If the topic lacks a younger event, it was lost; if it lacks an older one, it may have been deleted on purpose.
-    decidable_since: datetime
+    # A missing event from this time or later was lost. An earlier one may have been deleted on purpose.
+    loss_certain_since: datetime
 
 
 def compare(
@@ -113,18 +115,18 @@ def compare(
 ) -> Iterable[Finding]:
     """Yield each difference between an order, its reservation and its events.
 
-    topic_state: `TopicReader.topic_states` for this order; 0 if the topic has no events for it, None if the topic was
-    not read.
+    topic_state: which events the topic has for the order, and what is wrong with them (see topic_reader.py). 0 if the
+        topic has no events for it, None if the topic was not read.
     """
     if order is None:
         if reservation is not None and reservation.active and reservation.created_at < thresholds.compared_before:
             count = pluralize(len(reservation.items), "product")
             yield Finding(DifferenceType.NO_ORDER, f"has held {count} since {reservation.created_at.isoformat()}")
         if topic_state:
-            yield Finding(DifferenceType.EVENT_WITHOUT_ORDER, "the topic has events of this order")
+            yield Finding(DifferenceType.EVENT_WITHOUT_ORDER, "the topic has events for this order")
         return
     if order.status is Status.UNKNOWN:
-        # The status was stored since the first check. Only the newer version knows what to expect of such an order.
+        # A newer version has stored the status since the first check. Only that version knows what to expect.
         return
     if order.status is Status.PENDING:
         if id_created_at(order.id) < thresholds.overdue_before:
@@ -202,18 +204,23 @@ def _compare_events(order: Order, topic_state: int | None, thresholds: Threshold
             and event_type not in waiting
             and not topic_state & bit
         ):
-            if expected[event_type] >= thresholds.decidable_since:
+            if expected[event_type] >= thresholds.loss_certain_since:
                 yield Finding(DifferenceType.EVENT_MISSING, event_type, event_type)
             else:
-                yield Finding(DifferenceType.EVENT_UNDECIDED, f"{event_type} of {expected[event_type].isoformat()}")
+                yield Finding(
+                    DifferenceType.EVENT_POSSIBLY_DELETED,
+                    f"{event_type}, published around {expected[event_type].isoformat()}",
+                )
     if topic_state & OUT_OF_ORDER:
         yield Finding(DifferenceType.EVENTS_OUT_OF_ORDER, "order.cancelled came first")
     if topic_state & ID_MISMATCH:
-        yield Finding(DifferenceType.EVENT_DIFFERS, "the event's id or key is not the order's")
+        yield Finding(DifferenceType.EVENT_DIFFERS, "an event's id or key does not match the order")
     if topic_state & CONTENTS_DIFFER:
-        yield Finding(DifferenceType.EVENT_DIFFERS, "its events in the topic have different contents")
+        yield Finding(DifferenceType.EVENT_DIFFERS, "the order's events in the topic have different contents")
     elif topic_state and topic_state >> CONTENT_HASH_SHIFT != content_hash(to_contract(order)):
-        yield Finding(DifferenceType.EVENT_DIFFERS, "the event has a different user, products, prices or times")
+        yield Finding(
+            DifferenceType.EVENT_DIFFERS, "the event's user, products, prices or times differ from the order's"
+        )
 
 
 _EPOCH = datetime.fromtimestamp(0, UTC)

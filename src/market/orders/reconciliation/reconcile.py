@@ -31,11 +31,12 @@ from market.orders.service import Deps
 _PAGE_SIZE = 500
 _STOCK_PAGE_SIZE = 100
 _MAX_CONCURRENCY = 32
-# How many orders are checked again together, and how many product ids are written together. This limits the memory.
+# Limits on what is held in memory: orders that wait for the second check, and product ids that wait to be written to
+# the scratch database.
 _MAX_SUSPECTS = 10_000
 _MAX_PRODUCTS = 10_000
-# If an event is older than this, consumers may not recognize that they have already had it when it is published again.
-_REPETITION_RECOGNIZED = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
+# Consumers detect a duplicate only of an event younger than this.
+_DEDUPLICATION_WINDOW = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
 # How far the clocks of brokers, stores and services may differ, and how long publishing may take.
 _CLOCK_MARGIN = timedelta(minutes=10)
 
@@ -65,7 +66,7 @@ class Summary(Struct, frozen=True, tag_field="kind", tag="summary"):
     """The last output line.
 
     `messages`: how many were read from the topic, None if it was not read. `complete`: False if a dependency became
-    unavailable.
+    unavailable; `error` then says which.
     """
 
     orders: int
@@ -93,8 +94,8 @@ async def reconcile(
 ) -> AsyncIterator[OutputLine]:
     """Yield progress and differences, and exactly one summary at the end, even if a dependency becomes unavailable.
 
-    The memory needed does not depend on the number of orders, differences or products: the stores (and `scratch`, for
-    the topic) return everything sorted by id, and the sorted streams are merged.
+    The memory needed does not depend on the number of orders, differences or products: MongoDB, inventory and `scratch`
+    return their data sorted by id, and the sorted streams are merged.
     """
     run = _Run(deps, recovery, scratch, repair, topic)
     started = time.monotonic()
@@ -130,12 +131,12 @@ class _Run:
         self._unsent_age = self._overdue_age + timedelta(seconds=2 * recovery.lease_seconds)
         self._repair = repair
         self._topic = topic
-        # By product id: whether a reservation holds units of it. Only those that are not written to `scratch` yet.
+        # Whether a reservation holds units of a product, by product id. What was written to `scratch` is removed here.
         self._reserved_by_product_id: dict[str, bool] = {}
         self.orders = self.reservations = self.differences = self.repaired = 0
 
     def _thresholds(self, now: datetime) -> Thresholds:
-        retained_since = decidable_since = EPOCH
+        retained_since = loss_certain_since = EPOCH
         if self._topic is not None:
             retention = self._topic.retention
             deleted_until = retention.deleted_until + _CLOCK_MARGIN if retention.deleted_until is not None else EPOCH
@@ -143,9 +144,9 @@ class _Run:
                 retained_since = now - timedelta(seconds=retention.seconds) + _CLOCK_MARGIN
             if retention.may_end_early:
                 retained_since = max(retained_since, deleted_until)
-            decidable_since = max(deleted_until, now - _REPETITION_RECOGNIZED)
+            loss_certain_since = max(deleted_until, now - _DEDUPLICATION_WINDOW)
         return Thresholds(
-            now - self._min_age, now - self._overdue_age, now - self._unsent_age, retained_since, decidable_since
+            now - self._min_age, now - self._overdue_age, now - self._unsent_age, retained_since, loss_certain_since
         )
 
     async def lines(self, second_check_seconds: float) -> AsyncIterator[OutputLine]:
@@ -154,7 +155,7 @@ class _Run:
                 yield progress
         started_at = await self._scans.server_time()
         if self._topic is not None:
-            # Read what was published meanwhile.
+            # Also read what was published during the first read: it took long, and this one is short.
             async for progress in self._read_topic(self._topic):
                 yield progress
         thresholds = self._thresholds(started_at)
@@ -228,8 +229,8 @@ class _Run:
     ) -> AsyncIterator[tuple[UUID, Order | UnreadableOrder | None, Reservation | None, int | None]]:
         """Merge orders, reservations and topic states, all by ascending id.
 
-        Yield (id, order, reservation, topic state). The first two may be None; the last is None if the topic was not
-        read, and 0 if it has no events of the order.
+        Yield (id, order, reservation, topic state). The order and the reservation are None if there is none. The topic
+        state is None if the topic was not read, and 0 if it has no events for the order.
         """
         orders, reservations = aiter(self._scans.orders()), aiter(self._all_reservations())
         states = aiter(self._topic.all_topic_states()) if self._topic is not None else None
@@ -271,7 +272,7 @@ class _Run:
             now = await self._scans.server_time()
             orders = await asyncio.gather(*map(self._get_latest, part))
             if self._topic is not None:
-                # Read after the orders: an event that was no longer in its order's outbox is in the topic by now.
+                # Read after the orders: an event that has left its order's outbox is in the topic by then.
                 await self._topic.read_to_end(lambda *_: None)
                 found = self._topic.topic_states(part)
             # The topic may have lost events while it was read.

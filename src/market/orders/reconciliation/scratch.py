@@ -1,4 +1,7 @@
-"""The scratch database: keeps what a reconciliation has to remember about each order on disk, to save memory."""
+"""The scratch database keeps a reconciliation's data about the topic and the products on disk, to save memory.
+
+The topic state of an order is a number that says which events the topic has for it (see topic_reader.py).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ class ScratchDatabase:
     It needs about 40 bytes of disk for each order with events in the topic. Every method may raise Unavailable, for
     example if the disk is full. Not thread-safe.
 
-    directory: where the database is; None means the system's directory for temporary files
+    directory: where the file is created; by default, in the system's directory for temporary files
     """
 
     def __init__(self, directory: str | None = None) -> None:
@@ -42,7 +45,7 @@ class ScratchDatabase:
                     """
                 )
             finally:
-                # SQLite keeps the file open, so it stays usable until then.
+                # SQLite keeps the unlinked file open. The operating system deletes it when the connection is closed.
                 os.unlink(path)
 
     @contextmanager
@@ -58,9 +61,10 @@ class ScratchDatabase:
         with self._errors():
             for start in range(0, len(order_ids), _MAX_PARAMETERS):
                 part = [order_id.bytes for order_id in order_ids[start : start + _MAX_PARAMETERS]]
-                marks = ",".join("?" * len(part))
+                placeholders = ",".join("?" * len(part))
                 rows = self._connection.execute(
-                    f"SELECT order_id, state FROM topic_states WHERE order_id IN ({marks})",  # noqa: S608  Only marks.
+                    # S608: only placeholders are inserted.
+                    f"SELECT order_id, state FROM topic_states WHERE order_id IN ({placeholders})",  # noqa: S608
                     part,
                 )
                 found.update((UUID(bytes=order_id), state) for order_id, state in rows)

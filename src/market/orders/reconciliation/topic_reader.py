@@ -23,11 +23,12 @@ from market.kit.kafka import client_settings, consumer_settings
 from market.orders.config import Kafka
 from market.orders.reconciliation.scratch import ScratchDatabase
 
-# The topic state of an order, packed into 63 bits: flags in the low bits, and the `content_hash` of the order's first
-# event in the bits from CONTENT_HASH_SHIFT upwards. The flags say which event types the topic has, and what is wrong
-# with them. OUT_OF_ORDER: the first order.created came after order.cancelled, and no order.cancelled has
-# followed since. ID_MISMATCH: an event's id or key is not the order's. CONTENTS_DIFFER: the events have different
-# contents.
+# The topic state of an order is a number of 63 bits. The low bits are flags. The bits from CONTENT_HASH_SHIFT upwards
+# are the `content_hash` of the order's first event. The flags:
+# CREATED_SEEN, CANCELLED_SEEN: the topic has such an event for the order.
+# OUT_OF_ORDER: the first order.created came after an order.cancelled, and no order.cancelled has come after it.
+# ID_MISMATCH: an event's id or key does not match the order.
+# CONTENTS_DIFFER: the order's events have different contents.
 CREATED_SEEN, CANCELLED_SEEN, OUT_OF_ORDER, ID_MISMATCH, CONTENTS_DIFFER = 1, 2, 4, 8, 16
 CONTENT_HASH_SHIFT = 7
 EVENT_BITS = {events.CREATED: CREATED_SEEN, events.CANCELLED: CANCELLED_SEEN}
@@ -61,7 +62,7 @@ def content_hash(order: events.Order) -> int:
 
 
 class TopicState(Struct, frozen=True):
-    """The topic state of one order, as described above. `id` is the order's id."""
+    """The topic state of one order, as described above. `id`: the order's id."""
 
     id: UUID
     state: int
@@ -71,9 +72,10 @@ class Retention(Struct, frozen=True):
     """How long the topic keeps events.
 
     seconds: the setting `retention.ms`; None if that is unlimited or unknown.
-    may_end_early: whether the topic may delete younger events as well, because of a limited size or compaction.
-    deleted_until: None if nothing was deleted; otherwise the time of the first message that a partition still has, the
-        latest of all partitions.
+    may_end_early: whether Kafka may delete events before `seconds` have passed, because of the setting
+        `retention.bytes` or of compaction.
+    deleted_until: messages from before this time may have been deleted. Each partition that has lost messages has an
+        oldest remaining one; this is the latest of their timestamps. None if no partition has lost messages.
     """
 
     seconds: float | None
@@ -82,7 +84,7 @@ class Retention(Struct, frozen=True):
 
 
 class TopicReader:
-    """Owns a consumer without a group, and writes the state of every order with events in the topic to `scratch`.
+    """Reads the topic, and writes the topic state of every order with events in it to `scratch`.
 
     `messages`: the number of messages read. `retention`: known after the first `read_to_end`.
     """
@@ -150,7 +152,7 @@ class TopicReader:
             )
             starts[partition], ends[partition] = max(low, self._offsets.setdefault(partition, 0)), high
             if low == high > self._offsets[partition]:
-                # Everything was deleted.
+                # All messages of the partition were deleted.
                 self._note_deletion(datetime.now(UTC))
                 self._offsets[partition] = high
         total = sum(ends.values()) - sum(starts.values())
@@ -210,14 +212,17 @@ class TopicReader:
 
 
 def _next_state(state: int | None, order_id: UUID, event: events.OrderEvent, key: bytes | None) -> int:
-    """Return the topic state of the order after this event; `state` is the one before, None if there was none."""
+    """Return the order's topic state after this event.
+
+    state: its topic state before the event, None if the topic had no event for it
+    """
     bit, content = EVENT_BITS[event.type], content_hash(event.data)
     if state is None:
         state = content << CONTENT_HASH_SHIFT
     if bit == CREATED_SEEN and state & CANCELLED_SEEN and not state & CREATED_SEEN:
         state |= OUT_OF_ORDER
     elif bit == CANCELLED_SEEN:
-        # The cancellation is the last event again: consumers that trust the last event have the right status.
+        # The cancellation is the last event again, so consumers that keep the last event have the right status.
         state &= ~OUT_OF_ORDER
     if event.id != str(events.event_id(order_id, event.type)) or key != event.subject.encode():
         state |= ID_MISMATCH
@@ -241,7 +246,8 @@ def _describe_retention(config: Kafka) -> Retention:
     except KafkaException as e:
         if e.args[0].code() not in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
             raise
-        # The embedded broker keeps what fits into its memory.
+        # The local stack's embedded broker (librdkafka's mock cluster) has no such settings. It keeps what fits into
+        # its memory.
         return Retention(None, may_end_early=True)
     milliseconds = int(settings["retention.ms"])
     compacted = "compact" in settings["cleanup.policy"]

@@ -30,15 +30,16 @@ class Result(Enum):
     DONE = auto()
     # A dependency is unavailable.
     FAILED = auto()
-    # Retrying does not help: the order is unreadable, or this code has a bug.
+    # The order is unreadable, or an unexpected error occurred: retrying does not help.
     BROKEN = auto()
 
 
 async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds: float, limit: int = 200) -> bool:
     """Reject orders that have been pending for `reject_after_seconds`, and retry stock releases after `retry_seconds`.
 
-    Return whether there are more orders, so that the next pass should follow at once. A pass takes at most `limit`
-    orders of each kind, or more if some are broken. Raises Unavailable if MongoDB is unavailable.
+    Return whether the next pass should follow at once, because more orders are due. A pass recovers up to `limit`
+    overdue orders and up to `limit` stock releases; orders whose result is BROKEN do not count. Raises Unavailable if
+    MongoDB is unavailable.
     """
     now = await deps.orders.collection.server_time()
     overdue = partial(deps.due.list_pending, now - timedelta(seconds=reject_after_seconds), limit)
@@ -49,7 +50,10 @@ async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds:
 
 
 async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]], *, overdue: bool) -> bool:
-    """Recover the due orders page by page, until a page has no broken order. Return whether there are more."""
+    """Recover the due orders page by page, until a page has no BROKEN result. Return whether more orders are due.
+
+    Return False if a result is FAILED: a dependency is unavailable, so the next pass has to wait.
+    """
     page = await list_due()
     while True:
         results = await _recover_each(deps, page.order_ids, overdue=overdue)
@@ -57,7 +61,7 @@ async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]]
             return False
         if Result.BROKEN not in results:
             return True
-        # Broken orders stay at the front of the queue. Take the next page, so that they do not block the orders in it.
+        # BROKEN orders stay at the front of the queue. Take the next page too, so that they do not block its orders.
         page = await list_due(after=page.next_after)
 
 
@@ -75,7 +79,7 @@ async def _recover_each(deps: Deps, order_ids: list[UUID], *, overdue: bool) -> 
                 return Result.DONE
             try:
                 if next_step(order, overdue=overdue) is Step.REJECT:
-                    # Returns another status if the order was confirmed or cancelled meanwhile.
+                    # The order is not rejected if it has just been confirmed or cancelled.
                     order = await advance(deps, order, overdue=True)
                 if next_step(order) is Step.RELEASE:
                     await advance(deps, order)
