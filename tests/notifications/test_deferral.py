@@ -13,10 +13,10 @@ import pytest
 from market.contracts import events
 from market.notifications import metrics
 from market.notifications.config import Smtp
-from market.notifications.consumer.group_member import Pace
+from market.notifications.consumer.group_member import RateLimiter
 from market.notifications.consumer.ready import ReadyItems
 from market.notifications.deferral.orders import DeferredOrders
-from market.notifications.deferral.queue import DeferredMails
+from market.notifications.deferral.queue import DeferredMailReader
 from market.notifications.deferral.throttle import DomainThrottle
 from market.notifications.domain import Message
 from tests.notifications.conftest import Mailing, event, message_ids
@@ -162,7 +162,7 @@ async def test_a_mail_that_is_deferred_for_too_long_becomes_a_dead_letter_of_its
 def test_a_record_with_malformed_headers_is_a_mail_that_is_due() -> None:
     now = 1_800_000_000.0
     headers = (("deferred-due", b"soon"), ("deferred-first", b"1e400"), ("deferred-attempts", None), ("x", b"1"))
-    mails = DeferredMails(300, clock=lambda: now)
+    mails = DeferredMailReader(300, clock=lambda: now)
     pending = mails.restore(Message("orders.deferred", 3, 7, b"k", b"v", headers))
     assert pending.message == Message("orders.deferred", 3, 7, b"k", b"v", (("x", b"1"),))
     assert pending.offset == 7
@@ -193,12 +193,12 @@ def test_a_domain_is_throttled_after_deferrals_in_a_row_until_it_accepts_a_mail(
     assert metrics.THROTTLED_DOMAINS._value.get() == 0
 
 
-def test_deferred_mails_are_read_at_a_limited_pace() -> None:
+def test_deferred_mails_are_read_at_a_limited_rate() -> None:
     now = 60.0
-    pace = Pace(100, clock=lambda: now)
+    rate_limiter = RateLimiter(100, clock=lambda: now)
     now = 61.0
-    assert sum(pace.reserve() <= 0 for _ in range(200)) == 50
-    assert 1.4 < pace.reserve() < 1.6
+    assert sum(rate_limiter.reserve() <= 0 for _ in range(200)) == 50
+    assert 1.4 < rate_limiter.reserve() < 1.6
 
 
 def test_an_order_with_a_deferred_mail_holds_back_its_later_mails_for_a_limited_time() -> None:

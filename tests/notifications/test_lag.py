@@ -148,3 +148,20 @@ async def test_a_partition_is_stalled_only_if_it_has_unread_messages_and_none_is
     # Paused, or assigned to another member.
     assert await is_ready(2500, reading.clear)
     assert await is_ready(2600, lambda: reading.update({0: 9}))
+
+
+async def test_a_stalled_partition_of_deferred_mails_is_reported_without_affecting_readiness() -> None:
+    now = [0.0]
+    observer = LagObserver(
+        lambda: {0: PartitionOffsets(0, 9, 0)},
+        lambda: {0: 5},
+        None,
+        stalled_after_seconds=60,
+        lag_metric=metrics.DEFERRED,
+        stalled_metric=metrics.DEFERRED_STALLED,
+        clock=lambda: now[0],
+    )
+    await observer.observe()
+    now[0] = 60.0
+    await observer.observe()
+    assert metrics.DEFERRED_STALLED.labels("0")._value.get() == 1

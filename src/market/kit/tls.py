@@ -8,15 +8,15 @@ from pathlib import Path
 
 
 class ReloadingContext:
-    """A TLS context that is rebuilt when one of its files has changed. Open connections keep the old one.
+    """A TLS context that is rebuilt when one of its files has changed. Open connections keep the old context.
 
-    build: returns a new context. files: the files that it reads; None is ignored.
+    build: returns a new context. files: the files that `build` reads; None is ignored.
     """
 
     def __init__(self, build: Callable[[], ssl.SSLContext], *files: str | None) -> None:
         self._build = build
         self._files = [Path(file) for file in files if file is not None]
-        # The files' modification times, and the context built from those versions.
+        # The files' modification times, and the context that was built from the files at that time.
         self._cached: tuple[list[int], ssl.SSLContext] | None = None
 
     def get(self) -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""Creates the topics of a service. What an operator has configured on an existing topic is never changed.
+"""Creates the topics of a service. Settings that an operator has made on an existing topic are never changed.
 
 topics = TopicKeeper(config.kafka, "market.orders", [Topic("orders", partitions=12, replication_factor=3)])
 producer = Producer(config.kafka, "market.orders", ..., on_failure=topics.check_soon)
@@ -38,7 +38,7 @@ _MINIMUM_SETTINGS = frozenset({"max.message.bytes"})
 
 @dataclass(frozen=True)
 class Topic:
-    """How a topic is created. `settings` are the broker's topic-level settings, such as retention.ms."""
+    """The definition of a topic. `settings` are the broker's topic-level settings, such as retention.ms."""
 
     name: str
     partitions: int
@@ -47,9 +47,9 @@ class Topic:
 
 
 class TopicKeeper:
-    """Creates topics that do not exist: checks once an hour, and within seconds after a message was not delivered.
+    """Creates topics that do not exist. Checks once an hour, and within seconds after a delivery has failed.
 
-    set_defaults: passed to `ensure_topics` until that has succeeded once.
+    set_defaults: passed to `ensure_topics` until a call of it has succeeded.
     """
 
     def __init__(self, config: Kafka, client_id: str, topics: Sequence[Topic], *, set_defaults: bool = False) -> None:
@@ -62,7 +62,7 @@ class TopicKeeper:
         self._last_check = -_CHECK_SECONDS
 
     def check_soon(self) -> None:
-        """Request a check within seconds, because a message was not delivered. Thread-safe."""
+        """Request a check within seconds, because a delivery has failed. Thread-safe."""
         self._requested = True
 
     async def check(self) -> float:
@@ -86,8 +86,8 @@ async def ensure_topics(
 ) -> bool:
     """Create the topics that do not exist. Return False, and log the reason, if that failed or took too long.
 
-    Existing topics keep their partitions, replicas and settings. With `set_defaults`, settings that an existing topic
-    does not override are set on it; what an operator has set is never changed. Concurrent calls are safe.
+    Existing topics keep their partitions and replicas. With `set_defaults`, the settings in `topics` are made on an
+    existing topic too, unless an operator has made them. Concurrent calls are safe.
     """
     return not topics or await asyncio.to_thread(
         _ensure_topics, config, client_id, topics, timeout_seconds, set_defaults

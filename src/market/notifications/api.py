@@ -11,12 +11,12 @@ from market.kit.process.health import Health
 from market.notifications import metrics, service
 from market.notifications.config import Config
 from market.notifications.consumer.orders_consumer import OrdersConsumer
-from market.notifications.deferral.queue import DeferredMails
+from market.notifications.deferral.queue import DeferredMailReader
 from market.notifications.domain import (
     DeadLetterReason,
     InvalidEvent,
     MailDeferred,
-    MailPostponed,
+    MailHeldBack,
     MailRejected,
     MailServerUnavailable,
     Message,
@@ -31,7 +31,7 @@ log = logs.get_logger("mailing")
 
 
 def orders_consumer(
-    config: Config, deps: Deps, deferred_mails: DeferredMails, sent_log: SentLog, health: Health
+    config: Config, deps: Deps, deferred_mails: DeferredMailReader, sent_log: SentLog, health: Health
 ) -> OrdersConsumer:
     """Return the consumer of order events and deferred mails, not yet started. It passes each message to `handle`."""
     return OrdersConsumer(
@@ -68,9 +68,9 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
             pending.dead_letter = DeadLetterReason("invalid-event", str(e))
         except MailRejected as e:
             pending.dead_letter = DeadLetterReason("rejected", str(e))
-        except MailPostponed as e:
+        except MailHeldBack as e:
             assert notification is not None
-            return await service.postpone(deps, pending, e, notification)
+            return await service.hold_back(deps, pending, e, notification)
         except MailDeferred as e:
             delay = await service.retry_later(deps, pending, "deferred", str(e), notification)
             if pending.dead_letter is None:
@@ -85,8 +85,8 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
         delay = await service.write_dead_letter(deps, pending)
         if delay is not None:
             return delay
-    if notification is not None and deps.deferring is not None:
-        deps.deferring.orders.settle(notification.order_id, notification.sequence)
+    if notification is not None and deps.deferral_deps is not None:
+        deps.deferral_deps.orders.settle(notification.order_id, notification.sequence)
     return None
 
 

@@ -16,12 +16,12 @@ from market.notifications.dead_letters import writer
 from market.notifications.dead_letters.writer import DeadLetterWriter
 from market.notifications.deferral import queue as deferral_topic
 from market.notifications.deferral.orders import DeferredOrders
-from market.notifications.deferral.queue import DeferralQueue, DeferredMails
+from market.notifications.deferral.queue import DeferredMailReader, DeferredMailWriter
 from market.notifications.deferral.throttle import DomainThrottle
 from market.notifications.mail.mailer import Mailer, MailServer
 from market.notifications.sent_log import log as sent_log_topic
 from market.notifications.sent_log.log import SentLog
-from market.notifications.service import Deferring, Deps
+from market.notifications.service import DeferralDeps, Deps
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     )
     dead_letters = DeadLetterWriter(config.kafka, topics.check_soon)
     sent_log = SentLog(config.kafka, max_ids=config.kafka.sent_log_max_ids, on_failure=topics.check_soon)
-    deferral_queue = DeferralQueue(config.kafka, topics.check_soon)
+    deferred_mail_writer = DeferredMailWriter(config.kafka, topics.check_soon)
     throttle = DomainThrottle(config.retry.domain_threshold, config.retry.domain_attempts_per_second)
     deps = Deps(
         mailer,
@@ -53,11 +53,11 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         process.clock,
         process.tracer,
         process.faults,
-        deferring=Deferring(deferral_queue, throttle, DeferredOrders()),
+        deferral_deps=DeferralDeps(deferred_mail_writer, throttle, DeferredOrders()),
         sent_log=sent_log,
         sent_log_min_age=timedelta(seconds=config.kafka.sent_log_min_age_seconds),
     )
-    deferred_mails = DeferredMails(config.retry.max_deferral_seconds)
+    deferred_mails = DeferredMailReader(config.retry.max_deferral_seconds)
     consumer = api.orders_consumer(config, deps, deferred_mails, sent_log, process.health)
 
     tasks = {
@@ -76,6 +76,6 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         # loop.
         await consumer.stop(0)
         await sent_log.close()
-        await deferral_queue.close()
+        await deferred_mail_writer.close()
         await dead_letters.close()
         await mailer.close()

@@ -31,8 +31,8 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     sent_log_topic: NonEmptyStr | None = None
     # The topic of deferred mails; by default the group's name followed by .deferred.
     deferred_topic: NonEmptyStr | None = None
-    # Max number of mailed event ids cached in memory, about 100 bytes each. They are loaded on the first lookup and
-    # dropped 10 min after the last.
+    # The maximum number of mailed event ids cached in memory, about 100 bytes each. They are loaded at the first lookup
+    # and dropped 10 min after the last one.
     sent_log_max_ids: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 500_000
     # Events that are older than this are looked up in the sent log before they are mailed.
     sent_log_min_age_seconds: Annotated[float, Meta(ge=0)] = 60.0
@@ -133,14 +133,15 @@ class Retry(Section, frozen=True, kw_only=True):
     in_memory_seconds: Annotated[float, Meta(ge=0)] = 30.0
     # How many messages wait in memory at the same time.
     max_in_memory: Annotated[int, Meta(ge=0, le=100_000)] = 100
-    # How long a mail waits in the topic: as long as since it was first deferred, within these limits.
+    # Limits on the delay until a deferred mail is attempted again. Within them the delay is the time since the first
+    # deferral, so that it grows with the age of the mail.
     min_deferral_seconds: Seconds = 5.0
     max_deferral_seconds: Seconds = 300.0
-    # How many deferred mails each process reads per second at most, so that other mails are sent even if many deferred
+    # How many deferred mails each process reads per second at most. This lets other mails be sent even if many deferred
     # ones become due at the same time.
     max_deferred_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 200
     # A domain that defers this many mails in a row is throttled until it accepts one: its mails wait in the topic, and
-    # each process makes only `domain_attempts_per_second` attempts.
+    # each process makes at most `domain_attempts_per_second` delivery attempts to it.
     domain_threshold: Annotated[int, Meta(ge=1, le=1_000)] = 5
     domain_attempts_per_second: Annotated[float, Meta(ge=0.01, le=1_000)] = 5.0
     # The event becomes a dead letter if an attempt fails this long after the first one, but not before the fifth.

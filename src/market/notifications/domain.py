@@ -64,7 +64,7 @@ class Deferral:
     first_deferred_at: when it was first deferred, or when processing it first failed
     due_at: when the next attempt may be made
     attempts: how many attempts have failed
-    reserved: whether that attempt is one of those that its throttled domain gets
+    reserved: whether the attempt at `due_at` already counts against the rate limit of the mail's throttled domain
     reason: why the last attempt failed, for operators
     """
 
@@ -190,11 +190,11 @@ class MailDeferred(Exception):
     """The mail server deferred this mail (4xx), or the connection broke while it was sent."""
 
 
-class MailPostponed(Exception):
+class MailHeldBack(Exception):
     """The mail must not be sent yet, so no attempt was made. It becomes a deferred mail, due in `seconds`.
 
     cause: `throttled` (its domain is throttled) or `order` (an earlier mail of the order is deferred)
-    reserved: whether an attempt at that time is reserved for it
+    reserved: whether an attempt is reserved for it at that time (see Deferral)
     """
 
     def __init__(self, cause: Literal["throttled", "order"], seconds: float, *, reserved: bool = False) -> None:

@@ -49,7 +49,7 @@ DEFERRALS = Counter(
 )
 THROTTLED_DOMAINS = Gauge(
     "market_notifications_throttled_domains",
-    "Throttled mail domains: they have deferred several mails in a row, and get a limited number of attempts.",
+    "Throttled mail domains. They have deferred several mails in a row, so delivery attempts to them are limited.",
 )
 DEFERRED_STALLED = Gauge(
     "market_notifications_deferred_stalled",
@@ -71,7 +71,7 @@ OFFSET_RESETS = Counter(
 )
 STARTS_WITHOUT_OFFSET = Counter(
     "market_notifications_starts_without_offset_total",
-    "Assignments of partitions that had no committed offset of the current topic.",
+    "Partitions assigned without a committed offset, or with one of a deleted topic of the same name, by reason.",
     ["reason"],
 )
 SENT_LOG_FAILURES = Counter(

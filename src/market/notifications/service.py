@@ -19,7 +19,7 @@ from market.notifications.domain import (
     DeadLetterReason,
     Deferral,
     MailDeferred,
-    MailPostponed,
+    MailHeldBack,
     Message,
     Notification,
     PendingMessage,
@@ -53,15 +53,15 @@ class SentLogForMailing(Protocol):
         """Return whether the log has the event. False if the log cannot be read."""
 
 
-class Deferrals(Protocol):
-    """Stores deferred mails. In production: deferral.queue.DeferralQueue."""
+class DeferredMailStore(Protocol):
+    """Stores deferred mails. In production: deferral.queue.DeferredMailWriter."""
 
     async def append(self, message: Message, deferral: Deferral) -> None:
         """Append a deferred mail, and return once it is stored. Raises KafkaException."""
 
 
 class Throttle(Protocol):
-    """Limits the attempts at mails to domains that defer them. In production: deferral.throttle.DomainThrottle."""
+    """Limits delivery attempts to domains that defer mails. In production: deferral.throttle.DomainThrottle."""
 
     def record_deferred(self, domain: str) -> None:
         """Record that the mail server deferred a mail to the domain."""
@@ -70,10 +70,13 @@ class Throttle(Protocol):
         """Record that the mail server accepted a mail to the domain."""
 
     def is_throttled(self, domain: str) -> bool:
-        """Return whether attempts at mails to the domain are limited."""
+        """Return whether delivery attempts to the domain are limited."""
 
     def reserve(self, domain: str, max_seconds: float) -> float | None:
-        """Reserve an attempt. Return the seconds until it may be made, or None if that is more than `max_seconds`."""
+        """Reserve an attempt, and return the seconds until it may be made.
+
+        Return None, and reserve nothing, if that is more than `max_seconds`.
+        """
 
 
 class DeferredOrders(Protocol):
@@ -90,10 +93,10 @@ class DeferredOrders(Protocol):
 
 
 @dataclass(frozen=True)
-class Deferring:
-    """The parts that deferring mails needs."""
+class DeferralDeps:
+    """The dependencies of the use cases for deferring mails."""
 
-    queue: Deferrals
+    store: DeferredMailStore
     throttle: Throttle
     orders: DeferredOrders
 
@@ -127,7 +130,7 @@ class Deps:
     faults: Faults | None = None
     recent: RecentNotifications = field(default_factory=RecentNotifications)
     # None if an operator replays a dead letter: then no mail is stored as a deferred mail.
-    deferring: Deferring | None = None
+    deferral_deps: DeferralDeps | None = None
     # None if an operator replays a dead letter: its event is mailed whether or not it was mailed before.
     sent_log: SentLogForMailing | None = None
     # Events that are older than this are looked up in the sent log.
@@ -137,7 +140,7 @@ class Deps:
 async def notify(deps: Deps, notification: Notification, deferral: Deferral | None = None) -> None:
     """Mail the notification, unless it was mailed before or has no recipient.
 
-    Raises MailRejected, MailDeferred, MailPostponed or MailServerUnavailable.
+    Raises MailRejected, MailDeferred, MailHeldBack or MailServerUnavailable.
     """
     if notification in deps.recent or await _was_sent(deps, notification):
         metrics.SKIPPED_EVENTS.labels("duplicate").inc()
@@ -152,23 +155,23 @@ async def notify(deps: Deps, notification: Notification, deferral: Deferral | No
         metrics.SKIPPED_EVENTS.labels("no-recipient").inc()
         log.info("event without recipient skipped", order_id=str(notification.order_id), kind=notification.kind)
         return
-    if deps.deferring is not None:
-        _postpone_if_necessary(deps, deps.deferring, notification, deferral)
+    if deps.deferral_deps is not None:
+        _hold_back_if_necessary(deps, deps.deferral_deps, notification, deferral)
     with deps.tracer.span(f"mail {notification.kind}"), metrics.MAIL_DURATION.time():
         if deps.faults:
             await deps.faults.fire_if_armed("notifications.before-mail")
         try:
             await deps.mailer.send(notification, deps.clock())
         except MailDeferred:
-            if deps.deferring is not None:
-                deps.deferring.throttle.record_deferred(notification.recipient_domain)
+            if deps.deferral_deps is not None:
+                deps.deferral_deps.throttle.record_deferred(notification.recipient_domain)
             raise
         if deps.faults:
             await deps.faults.fire_if_armed("notifications.after-mail")
     metrics.MAILS.labels(notification.kind).inc()
     log.info("mail sent", order_id=str(notification.order_id), kind=notification.kind, event_id=notification.event_id)
-    if deps.deferring is not None:
-        deps.deferring.throttle.record_accepted(notification.recipient_domain)
+    if deps.deferral_deps is not None:
+        deps.deferral_deps.throttle.record_accepted(notification.recipient_domain)
     deps.recent.add(notification)
     if deps.sent_log is not None:
         deps.sent_log.add(notification.event_id)
@@ -185,24 +188,27 @@ async def _was_sent(deps: Deps, notification: Notification) -> bool:
     return old and await deps.sent_log.contains(notification.event_id)
 
 
-def _postpone_if_necessary(
-    deps: Deps, deferring: Deferring, notification: Notification, deferral: Deferral | None
+def _hold_back_if_necessary(
+    deps: Deps, deferral_deps: DeferralDeps, notification: Notification, deferral: Deferral | None
 ) -> None:
-    """Raise MailPostponed if the mail must not be sent now."""
+    """Raise MailHeldBack if the mail must not be sent yet."""
     delay = _deferral_seconds(deps, deferral.first_deferred_at if deferral else None)
-    if deferring.orders.holds_back(notification.order_id, notification.sequence):
-        raise MailPostponed("order", delay)
+    if deferral_deps.orders.holds_back(notification.order_id, notification.sequence):
+        raise MailHeldBack("order", delay)
     if deferral is not None and deferral.reserved:
         return
-    seconds = deferring.throttle.reserve(notification.recipient_domain, delay)
+    seconds = deferral_deps.throttle.reserve(notification.recipient_domain, delay)
     if seconds is None:
-        raise MailPostponed("throttled", delay)
+        raise MailHeldBack("throttled", delay)
     if seconds > 0:
-        raise MailPostponed("throttled", seconds, reserved=True)
+        raise MailHeldBack("throttled", seconds, reserved=True)
 
 
 def _deferral_seconds(deps: Deps, first_deferred_at: datetime | None) -> float:
-    """Return how long a deferred mail waits: as long as since it was first deferred, within the configured limits."""
+    """Return the delay until the next attempt: the time since the first deferral, clamped to the configured limits.
+
+    So the delay grows with the age of the mail.
+    """
     age = 0.0 if first_deferred_at is None else (deps.clock() - first_deferred_at).total_seconds()
     return max(deps.retry.min_deferral_seconds, min(deps.retry.max_deferral_seconds, age))
 
@@ -212,8 +218,8 @@ async def retry_later(
 ) -> float | None:
     """Count a failed attempt, and decide when to make the next one.
 
-    Return the seconds until then, if the message waits in memory. Otherwise return None: it has been stored as a
-    deferred mail, or the time for retries is over and `pending.dead_letter` is set.
+    Return the seconds until the next call of the handler if the message stays in memory. Otherwise return None: it was
+    stored as a deferred mail, or the time for retries is over and `pending.dead_letter` is set.
 
     reason: the metric label, deferred or internal-error
     notification: None if the message could not be parsed
@@ -233,8 +239,8 @@ async def retry_later(
     metrics.RETRIES.labels(reason).inc()
     throttled = (
         notification is not None
-        and deps.deferring is not None
-        and deps.deferring.throttle.is_throttled(notification.recipient_domain)
+        and deps.deferral_deps is not None
+        and deps.deferral_deps.throttle.is_throttled(notification.recipient_domain)
     )
     if pending.deferral is None and pending.may_wait and age < deps.retry.in_memory_seconds and not throttled:
         max_delay = min(deps.retry.max_seconds, deps.retry.initial_seconds * 2.0 ** min(pending.attempts - 1, 30))
@@ -249,36 +255,40 @@ async def retry_later(
     return await _defer(deps, pending, deferral, reason, notification)
 
 
-async def postpone(
-    deps: Deps, pending: PendingMessage, postponed: MailPostponed, notification: Notification
+async def hold_back(
+    deps: Deps, pending: PendingMessage, held_back: MailHeldBack, notification: Notification
 ) -> float | None:
-    """Store a deferred mail without an attempt. Return None once it is stored, or the seconds until the next try."""
+    """Store a mail that must not be sent yet as a deferred mail.
+
+    Return None once it is stored. If that fails, return the seconds until it should be tried again.
+    """
     now, known = deps.clock(), pending.deferral
     attempts = pending.attempts + (known.attempts if known else 0)
     deferral = Deferral(
         first_deferred_at=pending.first_deferred_at or now,
-        due_at=now + timedelta(seconds=postponed.seconds),
+        due_at=now + timedelta(seconds=held_back.seconds),
         attempts=attempts,
-        reserved=postponed.reserved,
+        reserved=held_back.reserved,
         reason=known.reason if known else "",
     )
-    return await _defer(deps, pending, deferral, postponed.cause, notification)
+    return await _defer(deps, pending, deferral, held_back.cause, notification)
 
 
 async def _defer(
     deps: Deps, pending: PendingMessage, deferral: Deferral, cause: str, notification: Notification | None
 ) -> float | None:
-    """Store a deferred mail. Return None once Kafka has it, or the seconds until the next try."""
-    assert deps.deferring is not None
+    """Store a deferred mail. Return None once Kafka has it. If that fails, return the seconds until the next try."""
+    assert deps.deferral_deps is not None
     if notification is not None:
-        # Another process may send the mail, which this one cannot see. So the entry expires some time after it is due.
+        # The entry expires some time after the mail is due, because another process may send the mail: then this one
+        # does not learn of it.
         wait = (deferral.due_at - deps.clock()).total_seconds() + deps.retry.max_deferral_seconds
-        deps.deferring.orders.add(notification.order_id, notification.sequence, wait)
+        deps.deferral_deps.orders.add(notification.order_id, notification.sequence, wait)
     try:
-        await deps.deferring.queue.append(pending.message, deferral)
+        await deps.deferral_deps.store.append(pending.message, deferral)
     except Exception as e:
         metrics.RETRIES.labels("deferral").inc()
-        log.error("mail not deferred, will retry", error=str(e)[:300], **origin(pending.message))
+        log.error("deferred mail not stored, will retry", error=str(e)[:300], **origin(pending.message))
         return 0.5 + backoff(max(1, pending.attempts), base=0.5, max_seconds=10)
     metrics.DEFERRALS.labels(cause).inc()
     if deps.faults:
@@ -287,9 +297,10 @@ async def _defer(
 
 
 async def write_dead_letter(deps: Deps, pending: PendingMessage) -> float | None:
-    """Write the message to the dead letter topic. Return None if it is stored, or the seconds until the next attempt.
+    """Write the message to the dead letter topic. Return None once it is stored.
 
-    Retried without limit: until Kafka has the dead letter, the offset is not committed, so that no message is lost.
+    If that fails, return the seconds until the next try. The number of tries is unlimited: the offset is not committed
+    before Kafka has the dead letter, so that no message is lost.
     """
     reason = pending.dead_letter
     assert reason is not None

@@ -26,7 +26,8 @@ T = TypeVar("T")
 log = logs.get_logger("consumer")
 
 _CALL_TIMEOUT_SECONDS = 5.0
-# Pausing a partition drops its prefetched messages, which are then fetched again. So pauses take at least this long.
+# Pausing a partition drops its prefetched messages, which are then fetched again. So a held message pauses its
+# partition for at least this long.
 _MIN_HOLD_SECONDS = 0.5
 
 
@@ -100,7 +101,7 @@ class Assignment:
         return {partition: tracker.next_to_read for partition, tracker in trackers if partition not in self.paused}
 
     def topic_ids(self) -> set[str]:
-        """Return the ids of the topic at the time when its partitions were assigned. Thread-safe."""
+        """Return the topic ids that the assigned partitions had when they were assigned. Thread-safe."""
         return {tracker.topic_id for tracker in list(self.trackers.values())} - {""}
 
     def pause_only(self, consumer: Consumer, partitions: set[int]) -> None:
@@ -132,8 +133,8 @@ class Assignment:
     def assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit the offsets to start from, and start to read the partitions. Raises KafkaException."""
         if partitions:
-            # Before the committed offsets are read, so that the ids of everything that another member mails until then
-            # are found.
+            # Drop the cached ids before reading the committed offsets. The next lookup reads the sent log again, so it
+            # finds every mail that the previous owner sent before it committed.
             self._caller.loop.call_soon_threadsafe(self._sent_log.invalidate_sent_ids)
         topic_id = self._topic.topic_id() if partitions else ""
         starts = self._starts.commit_start_offsets(consumer, partitions, topic_id) if partitions else []
@@ -149,8 +150,8 @@ class Assignment:
         revoked = [p.partition for p in partitions if p.partition in self.trackers]
         trackers = [self.trackers[partition] for partition in revoked]
         if trackers:
-            # No message arrives meanwhile: this thread is the one that polls.
-            self._finish(trackers, self.revoke_seconds)
+            # No message arrives while this thread waits, because it is the thread that polls.
+            self._drop_queued(trackers, self.revoke_seconds)
             self._committer.commit(consumer, trackers, wait=True)
             self.forget(revoked)
         consumer.incremental_unassign(partitions)
@@ -176,7 +177,7 @@ class Assignment:
             self._drop_held(tracker.partition)
         self._on_changed(len(self.trackers))
         if trackers and drop_messages:
-            self._finish(trackers, 0)
+            self._drop_queued(trackers, 0)
 
     def reset(self, consumer: Consumer, partition: int, reason: str) -> None:
         """Read a partition again from the group's first start, because its position is out of range."""
@@ -186,7 +187,7 @@ class Assignment:
         count_reset(partition, reason)
         offset = self._starts.replay_from(consumer, partition, old.topic_id)
         self._drop_held(partition)
-        self._finish([old], self._config.revoke_timeout_seconds)
+        self._drop_queued([old], self._config.revoke_timeout_seconds)
         consumer.incremental_unassign(self._topic_partitions({partition}))
         self.trackers[partition] = OffsetTracker(partition, offset, topic_id=old.topic_id)
         self.trackers[partition].mark_uncommitted()
@@ -204,7 +205,7 @@ class Assignment:
         if held := self._held.pop(partition, None):
             self._memory.release(held.pending.message.size)
 
-    def _finish(self, trackers: list[OffsetTracker], seconds: float) -> None:
+    def _drop_queued(self, trackers: list[OffsetTracker], seconds: float) -> None:
         """Drop the partitions' queued messages, and wait up to `seconds` for those in flight."""
         self._caller.run(self._dispatcher.revoke(trackers, seconds), seconds + _CALL_TIMEOUT_SECONDS)
 

@@ -1,8 +1,8 @@
 """A member of a consumer group.
 
-It polls, commits and rebalances in a thread of its own, so that slow mail delivery does not delay them. It uses the
-classic group protocol, which both Apache Kafka 4 and the embedded broker support, with cooperative rebalancing, which
-does not interrupt partitions that stay assigned.
+It polls, commits and rebalances in a thread of its own, so that slow mail delivery does not delay these. It uses the
+classic group protocol, which both Apache Kafka 4 and the embedded broker (librdkafka's mock cluster) support.
+Rebalancing is cooperative: it does not interrupt partitions that stay assigned.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _REJOIN_SECONDS = 1.0
 # Messages handed over to the event loop at once.
 _MAX_BATCH_SIZE = 100
 _FAULT_TIMEOUT_SECONDS = 300
-_PACE_BURST_SECONDS = 0.5
-# A larger message is still fetched, but alone.
-_PACED_FETCH_BYTES = 262_144
+_MAX_BURST_SECONDS = 0.5
+# The fetch size of a rate-limited member. A larger message is still fetched, but alone.
+_RATE_LIMITED_FETCH_BYTES = 262_144
 
 
-class Pace:
-    """A limit on messages per second, without bursts of more than half a second's worth.
+class RateLimiter:
+    """Limits the messages per second. A burst has at most half a second's messages.
 
     clock: returns seconds, like time.monotonic
     """
@@ -65,7 +65,7 @@ class Pace:
     def reserve(self) -> float:
         """Return how long the next message has to wait; 0 or less if it may be processed now."""
         now = self._clock()
-        self._next = max(self._next, now - _PACE_BURST_SECONDS) + self._interval
+        self._next = max(self._next, now - _MAX_BURST_SECONDS) + self._interval
         return self._next - now
 
 
@@ -77,7 +77,7 @@ class GroupMember:
     restore: returns the pending message of a record. If it is deferred and not due yet, its partition is paused until
         it is.
     mail_server: partitions are paused while it is unavailable
-    pace: limits how many messages are read per second; None: no limit
+    rate_limiter: limits how many messages are read per second; None: no limit
     on_assignment: called in the member's thread with the number of assigned partitions
     affects_readiness: whether the process is unready until the member has joined, and while it cannot reach the group
     """
@@ -93,7 +93,7 @@ class GroupMember:
         sent_log: SentLogForConsumer,
         *,
         restore: Restore,
-        pace: Pace | None,
+        rate_limiter: RateLimiter | None,
         on_assignment: Callable[[int], None],
         health: Health,
         affects_readiness: bool,
@@ -104,7 +104,7 @@ class GroupMember:
         self._memory = memory
         self._mail_server = mail_server
         self._restore = restore
-        self._pace = pace
+        self._rate_limiter = rate_limiter
         self._health = health
         self._affects_readiness = affects_readiness
         self._faults = faults
@@ -186,18 +186,19 @@ class GroupMember:
         )
         return {
             **settings,
-            # Pausing a partition drops its prefetched messages. If it is paused often, little should be prefetched.
-            **({"max.partition.fetch.bytes": _PACED_FETCH_BYTES} if self._pace is not None else {}),
+            # The rate limit often pauses partitions, and pausing one drops its prefetched messages. So prefetch little.
+            **({"max.partition.fetch.bytes": _RATE_LIMITED_FETCH_BYTES} if self._rate_limiter is not None else {}),
             "group.protocol": "classic",
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": session_ms,
             "heartbeat.interval.ms": max(100, session_ms // 10),
             # Report an out-of-range offset as an error, so that the reset is counted and logged.
             "auto.offset.reset": "error",
-            # An event at the end of a partition tells one that was read to its end from a stalled one.
+            # Report the end of a partition, to distinguish a fully read partition from a stalled one.
             "enable.partition.eof": True,
             "allow.auto.create.topics": self._config.is_embedded_broker,
-            # Messages may be up to 4 MiB. The memory budget does not include librdkafka's buffers; these limits do.
+            # librdkafka's buffers are not part of the memory budget. These settings limit them; a message may have 4
+            # MiB.
             "fetch.max.bytes": 16 * 1024 * 1024,
             "receive.message.max.bytes": 24 * 1024 * 1024,
             "queued.min.messages": 1_000,
@@ -284,8 +285,8 @@ class GroupMember:
             pending = self._restore(message)
             self._memory.acquire(pending.message.size)
             wait = pending.seconds_until_due(time.time())
-            if wait <= 0 and self._pace is not None:
-                wait = self._pace.reserve()
+            if wait <= 0 and self._rate_limiter is not None:
+                wait = self._rate_limiter.reserve()
             if wait <= 0:
                 batch.append((tracker, pending))
             else:

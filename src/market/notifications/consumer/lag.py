@@ -33,20 +33,19 @@ class LagObserver:
     read_offsets: returns the offsets of each partition of the topic; blocks
     read_positions: returns the next offset to read of each partition that is assigned to this process and not paused
     stalled_after_seconds: for how long a partition with unread messages may go without one being read
+    health: reports the process as unready while a partition is stalled; None if stalled partitions do not affect it
     lag_metric, stalled_metric: with the label partition
-    dependency: the name under which the readiness reports partitions that make no progress
     """
 
     def __init__(
         self,
         read_offsets: Callable[[], Mapping[int, PartitionOffsets]],
         read_positions: Callable[[], Mapping[int, int]],
-        health: Health,
+        health: Health | None,
         *,
         stalled_after_seconds: float,
         lag_metric: Gauge = metrics.LAG,
         stalled_metric: Gauge = metrics.STALLED,
-        dependency: str = "consumption",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read_offsets = read_offsets
@@ -56,7 +55,6 @@ class LagObserver:
         self._clock = clock
         self._lag_metric = lag_metric
         self._stalled_metric = stalled_metric
-        self._dependency = dependency
         # By partition; only those with unread messages.
         self._unread: dict[int, _Unread] = {}
         self._stalled: dict[int, str] = {}
@@ -67,7 +65,7 @@ class LagObserver:
         stalled_metric.clear()
 
     async def observe(self) -> float:
-        """Set the metrics and the readiness, and return the seconds until the next call. Raises KafkaException."""
+        """Update the metrics and the readiness. Return the seconds until the next call. Raises KafkaException."""
         # First the end offsets, then the positions (in `_find_stalled`), so that messages that arrive in between do not
         # count as unread.
         offsets = await asyncio.to_thread(self._read_offsets)
@@ -103,7 +101,9 @@ class LagObserver:
             with suppress(KeyError):
                 self._stalled_metric.remove(str(partition))
         reasons = [f"partition {partition} {reason}" for partition, reason in sorted(self._stalled.items())]
+        if self._health is None:
+            return
         if reasons:
-            self._health.set_unready(self._dependency, "; ".join(reasons)[:500])
+            self._health.set_unready("consumption", "; ".join(reasons)[:500])
         else:
-            self._health.set_ready(self._dependency)
+            self._health.set_ready("consumption")

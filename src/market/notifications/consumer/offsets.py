@@ -160,8 +160,8 @@ class Position(NamedTuple):
 class StartPosition:
     """Where consumption of a partition begins.
 
-    no_offset_reason: why the group had no committed offset of this topic, to be logged and counted; None if it had one,
-        if an offset was reset, or if `replay_missed` is false
+    no_offset_reason: why the group had no committed offset of this topic, to be logged and counted. None if it had one,
+        if an offset was reset, or if `replay_missed` is false and this process has not owned the partition before.
     reset_reason: the offset that was out of range, and the range that the broker has; None if no offset was reset
     """
 

@@ -14,7 +14,7 @@ from market.kit.process.tasks import supervise
 from market.notifications import metrics
 from market.notifications.config import Config
 from market.notifications.consumer.dispatcher import Availability, Dispatcher, DomainOf, Handler
-from market.notifications.consumer.group_member import GroupMember, Pace
+from market.notifications.consumer.group_member import GroupMember, RateLimiter
 from market.notifications.consumer.lag import LagObserver
 from market.notifications.consumer.memory import MemoryBudget
 from market.notifications.consumer.start import SentLogForConsumer, StartOffsets
@@ -27,8 +27,8 @@ _TOPIC_CHECK_INTERVAL_SECONDS = 5.0
 _TOPIC_WAIT_SECONDS = 0.5
 
 
-class DeferredRecords(Protocol):
-    """What the consumer needs to read deferred mails. In production: deferral.queue.DeferredMails."""
+class DeferredMails(Protocol):
+    """What the consumer needs to read deferred mails. In production: deferral.queue.DeferredMailReader."""
 
     def restore(self, record: Message) -> PendingMessage:
         """Return the deferred mail in a record."""
@@ -40,8 +40,8 @@ class DeferredRecords(Protocol):
 class OrdersConsumer:
     """Reads the topics of orders and of deferred mails. Must be constructed inside a running event loop.
 
-    The topic of deferred mails has a group of its own, because members of an earlier version do not know the topic. The
-    process is ready even if that topic cannot be read: deferred mails just wait.
+    The topic of deferred mails has a group of its own, because members of an earlier version do not know the topic. It
+    does not affect readiness: the process is ready even if that topic cannot be read, since other mails are sent.
 
     handler: makes one attempt at processing a message, in the event loop
     deferred_mails: restores deferred mails from their records
@@ -54,7 +54,7 @@ class OrdersConsumer:
         self,
         config: Config,
         handler: Handler,
-        deferred_mails: DeferredRecords,
+        deferred_mails: DeferredMails,
         domain_of: DomainOf,
         mail_server: Availability,
         sent_log: SentLogForConsumer,
@@ -86,7 +86,7 @@ class OrdersConsumer:
             self._starts,
             sent_log,
             restore=_order_event,
-            pace=None,
+            rate_limiter=None,
             on_assignment=metrics.ASSIGNED.set,
             health=health,
             affects_readiness=True,
@@ -111,7 +111,7 @@ class OrdersConsumer:
             StartOffsets(deferred, self._deferred_topic, sent_log, read_from_beginning=True),
             sent_log,
             restore=deferred_mails.restore,
-            pace=Pace(config.retry.max_deferred_per_second),
+            rate_limiter=RateLimiter(config.retry.max_deferred_per_second),
             on_assignment=metrics.DEFERRED_ASSIGNED.set,
             health=health,
             affects_readiness=False,
@@ -120,11 +120,10 @@ class OrdersConsumer:
         self._deferred_lag = LagObserver(
             self._deferred_topic.offsets,
             self._deferred.assignment.positions,
-            health,
+            None,
             stalled_after_seconds=kafka.stalled_after_seconds,
             lag_metric=metrics.DEFERRED,
             stalled_metric=metrics.DEFERRED_STALLED,
-            dependency="deferred mails",
         )
         # One attempt makes up to four calls to the mail server.
         self._stalled_seconds = max(kafka.stalled_after_seconds, 5 * config.smtp.timeout_seconds)

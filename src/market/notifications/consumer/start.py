@@ -59,8 +59,8 @@ class StartOffsets:
         # Partitions that existed at the group's first start and have not been assigned yet.
         self._first_start_partitions: set[int] = set()
         self._first_started_ms: int | None = None
-        # The last position of each partition that this process owned before. Without a committed offset, it continues
-        # there.
+        # The last position in each partition that this process owned before. If such a partition is assigned again
+        # without a committed offset, consumption continues there.
         self._last_positions: dict[int, Position] = {}
 
     async def prepare(self) -> None:
@@ -129,7 +129,7 @@ class StartOffsets:
     def _state(self, consumer: Consumer, committed: TopicPartition, topic_id: str) -> PartitionState:
         low, high = consumer.get_watermark_offsets(committed, timeout=_CALL_TIMEOUT_SECONDS)
         replay_from = low
-        # The embedded broker cannot look up offsets by time.
+        # The embedded broker (librdkafka's mock cluster) cannot look up offsets by time.
         if self._first_started_ms is not None and topic_id and not self._config.is_embedded_broker:
             since_ms = self._first_started_ms - int(self._config.first_start_tolerance_seconds * 1000)
             partition = TopicPartition(committed.topic, committed.partition, max(0, since_ms))
@@ -144,7 +144,8 @@ class StartOffsets:
             replay_from=replay_from,
             committed=(committed.offset, committed.metadata) if committed.offset >= 0 else None,
             last_position=self._last_positions.get(committed.partition),
-            # An empty partition has not lost any offset.
+            # For the topic of deferred mails: in a partition that never had a message, there was no offset to commit.
+            # So a missing one is no error there.
             first_start=high == 0 if self._read_from_beginning else committed.partition in self._first_start_partitions,
         )
 

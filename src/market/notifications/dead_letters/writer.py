@@ -32,7 +32,7 @@ _Headers = list[tuple[str, str | bytes | None]]
 
 
 def topic(kafka: config.Kafka) -> Topic:
-    """Return how the dead letter topic is created."""
+    """Return the definition of the dead letter topic."""
     settings = {
         "retention.ms": str(events.RETENTION_MS),
         "max.message.bytes": str(events.MAX_MESSAGE_BYTES),

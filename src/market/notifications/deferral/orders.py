@@ -11,9 +11,10 @@ _MAX_ORDERS = 10_000
 
 
 class DeferredOrders:
-    """Remembers the earliest deferred notification of an order, for the latest 10,000 such orders.
+    """Remembers the earliest deferred notification of each order, for the latest 10,000 orders that have one.
 
-    Another process may mail a notification that this one has deferred, so entries expire.
+    Entries expire: another process may mail a notification that this one has deferred, and this one does not learn of
+    it.
 
     clock: returns seconds, like time.monotonic
     """

@@ -29,7 +29,7 @@ _CLOSE_SECONDS = 2.0
 
 
 def topic(kafka: config.Kafka) -> Topic:
-    """Return how the topic of deferred mails is created."""
+    """Return the definition of the topic of deferred mails."""
     settings = {
         "cleanup.policy": "delete",
         "retention.ms": str(events.RETENTION_MS),
@@ -39,8 +39,8 @@ def topic(kafka: config.Kafka) -> Topic:
     return Topic(kafka.deferred_mails_topic, kafka.partitions, kafka.replication, settings)
 
 
-class DeferralQueue:
-    """Appends deferred mails. The Kafka producer is created on first use.
+class DeferredMailWriter:
+    """Appends deferred mails to their topic. The Kafka producer is created on first use.
 
     on_failure: passed to the producer
     """
@@ -77,11 +77,11 @@ class DeferralQueue:
             await self._producer.close(_CLOSE_SECONDS)
 
 
-class DeferredMails:
+class DeferredMailReader:
     """Restores deferred mails from their records, and reports the age of the oldest one.
 
-    cycle_seconds: every deferred mail is read at least once in this time; the oldest one that was read in the last one
-        to two such cycles is reported
+    cycle_seconds: the length of a cycle, in which every deferred mail is read at least once. The age reported is that
+        of the oldest mail read in the current or the previous cycle.
     clock: returns Unix time in seconds
     """
 
@@ -96,7 +96,7 @@ class DeferredMails:
     def restore(self, record: Message) -> PendingMessage:
         """Return the deferred mail in a record: the original message, and its deferral.
 
-        If headers are missing or malformed, the mail counts as deferred just now, and due.
+        If its headers are missing or malformed, the mail counts as first deferred now, and as due.
         """
         headers = tuple((name, value) for name, value in record.headers if name not in _ADDED_HEADERS)
         original = Message(
@@ -120,7 +120,7 @@ class DeferredMails:
         return PendingMessage(original, record.offset, deferral=deferral)
 
     def observe(self, *, empty: bool) -> None:
-        """Set the metric. `empty`: there is no deferred mail in the partitions that this process reads."""
+        """Update the metric. `empty`: there is no deferred mail in the partitions that this process reads."""
         now = self._clock()
         if empty:
             self._current = self._previous = None

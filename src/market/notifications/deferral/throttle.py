@@ -1,4 +1,4 @@
-"""Limits the attempts at mails to a domain that defers them."""
+"""Limits delivery attempts to domains that defer mails."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _MAX_DOMAINS = 10_000
 
 @dataclass(slots=True)
 class _DeferringDomain:
-    """A domain that deferred its last mail: how many in a row it deferred, and when the next attempt may be made."""
+    """A domain that deferred the last mail to it: how many in a row, and when the next attempt may be made."""
 
     deferred: int = 0
     next_attempt_at: float = 0.0
 
 
 class DomainThrottle:
-    """Counts each domain's deferrals in a row, for the latest 10,000 domains that deferred a mail.
+    """Counts how many mails in a row each domain has deferred, for the latest 10,000 domains that deferred a mail.
 
     threshold: after this many, the domain is throttled until it accepts a mail
-    attempts_per_second: how many attempts a throttled domain gets
+    attempts_per_second: the maximum rate of delivery attempts to a throttled domain
     clock: returns seconds, like time.monotonic
     """
 
@@ -54,21 +54,21 @@ class DomainThrottle:
             self._count_throttled(-int(oldest.deferred >= self._threshold))
 
     def record_accepted(self, domain: str) -> None:
-        """Record that the mail server accepted a mail to the domain, which ends the throttling."""
+        """Record that the mail server accepted a mail to the domain. The domain is no longer throttled."""
         state = self._domains.pop(domain, None)
         if state is not None and state.deferred >= self._threshold:
             log.info("domain accepts mails again", domain=domain)
             self._count_throttled(-1)
 
     def is_throttled(self, domain: str) -> bool:
-        """Return whether attempts at mails to the domain are limited."""
+        """Return whether delivery attempts to the domain are limited."""
         state = self._domains.get(domain)
         return state is not None and state.deferred >= self._threshold
 
     def reserve(self, domain: str, max_seconds: float) -> float | None:
-        """Reserve the next attempt at a mail to the domain. Return the seconds until it may be made, 0 for now.
+        """Reserve the next delivery attempt to the domain. Return the seconds until it may be made, 0 for now.
 
-        Return None, and reserve nothing, if it may not be made within `max_seconds`.
+        Return None, and reserve nothing, if that is more than `max_seconds`.
         """
         if not self.is_throttled(domain):
             return 0.0

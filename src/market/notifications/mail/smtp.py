@@ -36,11 +36,11 @@ class SmtpClient:
         self._sender = sender
         self._tls = ReloadingContext(self._build_tls_context, smtp.ca_file) if smtp.tls != "none" else None
         if self._tls is not None:
-            # An unreadable file is an error at the start already.
+            # Fail at startup if the file is unreadable.
             self._tls.get()
         self._ehlo_hostname = smtp.ehlo_hostname or _host_name()
-        # Each with the time.monotonic() at which it became idle. Last in, first out, so that surplus connections expire
-        # when there is little to send.
+        # Idle connections, each with the time.monotonic() at which it became idle. The last one is used first, so that
+        # surplus connections expire when there is little to send.
         self._idle: list[tuple[SMTP, float]] = []
         self._available = asyncio.Event()
         self._available.set()
@@ -52,7 +52,7 @@ class SmtpClient:
 
     @property
     def available(self) -> bool:
-        """Whether mails can be sent. False from an outage, or a rejection of the sender, until a probe succeeds."""
+        """Whether mails can be sent. False after an outage or a rejection of the sender, until a probe succeeds."""
         return self._available.is_set()
 
     async def wait_until_available(self) -> None:

@@ -37,7 +37,7 @@ _MAX_RECORD_BYTES = 1_048_576
 
 
 def topic(kafka: config.Kafka) -> Topic:
-    """Return how the topic of the sent log is created."""
+    """Return the definition of the topic of the sent log."""
     settings = {
         "cleanup.policy": "delete",
         "retention.ms": str(events.RETENTION_MS),

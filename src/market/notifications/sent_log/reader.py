@@ -84,13 +84,13 @@ def _offsets(consumer: Consumer, kafka: config.Kafka) -> tuple[int, int]:
     return low, high
 
 
-def _records(consumer: Consumer, kafka: config.Kafka, start: int, known_end: int) -> Iterator[KafkaMessage]:
+def _records(consumer: Consumer, kafka: config.Kafka, start: int, min_end: int) -> Iterator[KafkaMessage]:
     """Yield the records from `start` to the current end of the log. Raises KafkaException.
 
-    known_end: an offset that the end has reached; if `start` is not below it, nothing is read
+    min_end: a lower bound of the log's end. If `start` is not below it, nothing is read.
     """
     deadline = time.monotonic() + _READ_TIMEOUT_SECONDS
-    if start >= known_end:
+    if start >= min_end:
         return
     consumer.assign([TopicPartition(kafka.sent_topic, PARTITION, start)])
     while time.monotonic() < deadline:
