@@ -30,6 +30,20 @@ def test_generators_find_types_formats_and_the_members_of_problems() -> None:
     assert members["shortages"]["items"]["required"] == ["product_id", "wanted", "left"]
 
 
+def test_an_optional_field_of_a_request_has_no_default_and_a_nullable_one_keeps_its_description() -> None:
+    create = openapi.build()["components"]["schemas"]["CreateOrder"]
+    assert create["required"] == ["user", "items"]
+    for name in ("email", "expected_total", "expected_currency"):
+        field = create["properties"][name]
+        assert "default" not in field, name
+        assert field["description"], name
+        assert "description" not in field["anyOf"][0], name
+
+
+def test_the_document_names_the_server_of_the_local_stack() -> None:
+    assert [server["url"] for server in openapi.build()["servers"]] == ["http://127.0.0.1:8082"]
+
+
 async def test_schemathesis_finds_no_500_and_no_undocumented_response(
     service: Service, catalogue: FakeCatalogue, stock: Stock, tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def build() -> dict[str, Any]:
         "Market: orders",
         "Place, read and cancel orders. Errors are RFC 9457 problem documents; money is a string with as many decimals "
         "as the currency has, but at least two.",
+        "http://127.0.0.1:8082",
         [
             Operation(
                 "POST",

@@ -109,14 +109,14 @@ class NewProduct(WritableFields, forbid_unknown_fields=True, kw_only=True):
     """The body of POST."""
 
     image_url: ImageUrl | None = None
-    stock: Stock = 0
+    stock: Annotated[Stock, Meta(description="the units to sell; 0 if absent")] = 0
 
 
 class ChangedProduct(WritableFields, forbid_unknown_fields=True, kw_only=True):
     """The body of PUT: the id and every writable field. A body that GET returned can be sent back."""
 
     id: Id
-    stock: Stock | UnsetType = UNSET
+    stock: Annotated[Stock, Meta(description="the units to sell; unchanged if absent")] | UnsetType = UNSET
     available: Ignored = None
     created_at: Ignored = None
     updated_at: Ignored = None

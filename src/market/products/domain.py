@@ -45,9 +45,9 @@ DEFAULT_SORT: Sort = "-created_at"
 
 
 class Product(Struct, frozen=True, gc=False):
-    """A product as responses have it. `available` is None if it is unknown.
+    """A product as responses have it. `available` is null if it is unknown.
 
-    `stock`, the units that are free to sell, is UNSET unless it was requested, and None if it is unknown.
+    `stock`, the units that are free to sell, is absent unless it was requested, and null if it is unknown.
     """
 
     id: UUID

@@ -211,6 +211,7 @@ def products() -> dict[str, Any]:
     return document(
         "Market: products",
         "The products of the shop: names, prices, and whether they can be sold now.",
+        "http://127.0.0.1:8081",
         OPERATIONS,
         {
             "fields": _CHANGE | {"description": "of a PUT with a stock: what has happened to the product's fields"},

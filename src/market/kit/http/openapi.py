@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,10 +63,15 @@ def parameter(
 
 
 def document(
-    title: str, description: str, operations: list[Operation], problem_members: dict[str, Any] | None = None
+    title: str,
+    description: str,
+    server: str,
+    operations: list[Operation],
+    problem_members: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the document, as JSON values.
 
+    server: the service's URL on the local stack.
     problem_members: the schemas of the extension members (RFC 9457) of the service's problems, by name.
     """
     structs = [s for o in operations for s in [o.body, *(s for _, s in o.responses.values())] if s is not None]
@@ -97,21 +103,40 @@ def document(
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": "1", "description": description},
+        "servers": [{"url": server, "description": "the local stack, as `market up` starts it"}],
         "paths": paths,
         "components": {
-            "schemas": {**{name: _typed(schema) for name, schema in components.items()}, "Problem": problem}
+            "schemas": {**{name: _portable(schema) for name, schema in components.items()}, "Problem": problem}
         },
     }
 
 
-def _typed(schema: Any) -> Any:
-    """Return the schema with `type: string` in each enum of strings: msgspec omits it, and generators need it."""
+def _portable(schema: Any) -> Any:
+    """Return the schema as generators of clients understand it.
+
+    - An enum of strings has a type, which msgspec omits.
+    - A property has no default: openapi-typescript makes a property that has one required, also in a request. What the
+      default is, its description says.
+    - The description of a property that may be null is the property's, not that of one alternative, where it is lost.
+    - A decimal is a string without `format: decimal`, for which openapi-generator's Java client has a number.
+    """
     if isinstance(schema, list):
-        return [_typed(item) for item in schema]
+        return [_portable(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    typed = {name: _typed(value) for name, value in schema.items()}
-    values = typed.get("enum")
-    if isinstance(values, list) and "type" not in typed and all(isinstance(value, str) for value in values):
-        typed["type"] = "string"
-    return typed
+    portable = {name: _portable(value) for name, value in schema.items()}
+    values = portable.get("enum")
+    if isinstance(values, list) and "type" not in portable and all(isinstance(value, str) for value in values):
+        portable["type"] = "string"
+    if isinstance(portable.get("properties"), dict):
+        for member in portable["properties"].values():
+            member.pop("default", None)
+    if {"type": "null"} in portable.get("anyOf", []):
+        for alternative in portable["anyOf"]:
+            if "description" in alternative:
+                portable["description"] = alternative.pop("description")
+    if portable.get("format") == "decimal":
+        del portable["format"]
+    if isinstance(portable.get("description"), str):
+        portable["description"] = inspect.cleandoc(portable["description"])
+    return portable
