@@ -182,6 +182,14 @@ async def read_events(stores: Stores) -> tuple[list[EventRecord], set[str]]:
     return await asyncio.to_thread(read)
 
 
+async def count_mails(stores: Stores) -> int:
+    """Return the number of mails that the mail server has accepted, with duplicates."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as http:
+        async with http.get(f"{stores.mail}/api/messages", params={"limit": 1}) as response:
+            response.raise_for_status()
+            return int((await response.json())["total"])
+
+
 async def read_mails(stores: Stores) -> list[MailRecord]:
     """Return every mail that the mail server has accepted."""
     found: list[MailRecord] = []

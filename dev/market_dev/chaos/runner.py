@@ -71,7 +71,7 @@ class Settings:
     # How long a client retries with one key.
     retry_seconds: float = 90.0
     restock_interval_seconds: float = 3.0
-    settle_seconds: float = 180.0
+    settle_seconds: float = 600.0
     # Configuration by service, on top of OVERRIDES.
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -210,16 +210,32 @@ async def settle(stores: Stores, timeout_seconds: float) -> float:
     started = time.monotonic()
     while time.monotonic() - started < timeout_seconds:
         with suppress(Exception):
-            if not await final_reads.count_unsettled(stores):
-                events, dead_letters = await final_reads.read_events(stores)
-                delivered = {event_id_of_mail(m.message_id) for m in await final_reads.read_mails(stores)}
-                if {e.id for e in events} <= delivered | dead_letters:
-                    # Check again after a moment, for what was still in flight.
-                    await asyncio.sleep(1)
-                    if not await final_reads.count_unsettled(stores):
-                        break
+            if not await final_reads.count_unsettled(stores) and await _have_all_mails(
+                stores, started + timeout_seconds
+            ):
+                # Check again after a moment, for what was still in flight.
+                await asyncio.sleep(1)
+                if not await final_reads.count_unsettled(stores):
+                    break
         await asyncio.sleep(0.5)
     return time.monotonic() - started
+
+
+async def _have_all_mails(stores: Stores, until: float) -> bool:
+    """Wait until the mail server has a mail of each event that is not a dead letter. Return False at the time `until`.
+
+    The mails are only counted while they are too few: reading all of them again and again would slow the mail server.
+    """
+    events, dead_letters = await final_reads.read_events(stores)
+    missing = {e.id for e in events} - dead_letters
+    while time.monotonic() < until:
+        if await final_reads.count_mails(stores) >= len(missing):
+            delivered = {event_id_of_mail(m.message_id) for m in await final_reads.read_mails(stores)}
+            if missing <= delivered:
+                return True
+            await asyncio.sleep(5)
+        await asyncio.sleep(1)
+    return False
 
 
 def _merge(base: dict[str, dict[str, Any]], over: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
