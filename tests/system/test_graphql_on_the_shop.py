@@ -83,7 +83,7 @@ async def test_every_example_in_the_file_gives_the_answer_in_the_file(shop: Syst
 
 async def test_all_wrong_fields_of_an_input_are_named(shop: System, http: httpx.AsyncClient) -> None:
     create = "mutation ($input: CreateProductInput!) { createProduct(input: $input) { id } }"
-    wrong = {"name": "", "description": "", "price": "1.005", "currency": "XXQ", "stock": -1, "imageUrl": "//host"}
+    wrong = {"name": "", "description": "", "price": "1.0005", "currency": "XXQ", "stock": -1, "imageUrl": "//host"}
     body = {"query": create, "variables": {"input": wrong}}
     [error] = (await http.post(shop.urls["graphql"] + "/graphql", json=body)).json()["errors"]
     fields = {e["field"] for e in error["extensions"]["errors"]}
