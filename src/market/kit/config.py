@@ -59,7 +59,7 @@ class HttpLimits(Section, frozen=True, kw_only=True):
     body_timeout_seconds: Seconds = 60.0
     # How long a connection may be idle between two requests, or before the first.
     keep_alive_seconds: Seconds = 75.0
-    # A client that reads slowly has send_timeout_seconds + unsent bytes / min_send_bytes_per_second.
+    # A slow client has send_timeout_seconds + unsent bytes / min_send_bytes_per_second to read a response.
     send_timeout_seconds: Seconds = 30.0
     min_send_bytes_per_second: Annotated[int, Meta(ge=1)] = 16_384
     # Bytes of incomplete requests, and of unsent responses, over all connections.
@@ -240,7 +240,8 @@ class Postgres(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 2.5
     # The timeout for establishing a connection; several hosts share it.
     connect_timeout_seconds: Seconds = 2.0
-    # How long a connection is used, plus or minus a tenth. New connections follow a change in DNS.
+    # How long a connection is used, plus or minus a tenth, so that a change in DNS takes
+    # effect within that time.
     max_connection_age_seconds: Seconds = 600.0
     migrations: Migrations = Migrations()
 

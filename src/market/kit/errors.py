@@ -1,7 +1,7 @@
 """Errors with their HTTP status, gRPC status and GraphQL code.
 
 A service's errors are subclasses of these, each with a stable `type`. Code that raises an error does not mention HTTP
-or gRPC statuses: its class has them, and the servers and clients in market.kit translate it.
+or gRPC statuses: the error's class has them, and the servers and clients in market.kit translate errors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GRPC_CANCELLED, GRPC_INVALID_ARGUMENT, GRPC_DEADLINE_EXCEEDED, GRPC_NOT_FOUND, G
 GRPC_RESOURCE_EXHAUSTED, GRPC_FAILED_PRECONDITION, GRPC_ABORTED, GRPC_INTERNAL, GRPC_UNAVAILABLE = 8, 9, 10, 13, 14
 
 
-# How many wrong fields an error lists at most.
+# The maximum number of wrong fields that an error lists.
 MAX_INPUT_ERRORS = 20
 
 

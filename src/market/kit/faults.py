@@ -28,8 +28,8 @@ class Faults:
     """The failure points of one process.
 
     A test arms a point by creating a file with the point's name in `directory`. The file's content is the action:
-    `crash` (also if it is empty), `pause SECONDS` or `fail`. The point fires the next time that the code reaches it,
-    and only once: its file is renamed to NAME.done.
+    `crash` (the default, if the file is empty), `pause SECONDS` or `fail`. The point fires the next time that the code
+    reaches it, and only once: its file is renamed to NAME.done.
     """
 
     def __init__(self, directory: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""E-mail addresses, including those with international domains and local parts (RFC 5321, 5890, 6531)."""
+"""E-mail addresses, including those with internationalized domains and local parts (RFC 5321, 5890, 6531)."""
 
 from __future__ import annotations
 

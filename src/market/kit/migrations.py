@@ -40,7 +40,7 @@ _CONCURRENTLY = "-- concurrently"
 _REPEATEDLY = "-- repeatedly"
 _END_OF_STATEMENT = re.compile(r";[ \t]*$", re.MULTILINE)
 # The pause between two attempts to get the lock.
-_LOCK_SECONDS = 0.1
+_LOCK_RETRY_SECONDS = 0.1
 
 
 class MigrationError(CommandError):
@@ -105,7 +105,7 @@ async def _lock(conn: DirectConnection, seconds: float) -> None:
                 f"another process has held the migration lock for more than {seconds:g} s: it is applying a "
                 "migration, or hangs; its pid is in pg_locks, with locktype 'advisory'"
             )
-        await asyncio.sleep(_LOCK_SECONDS)
+        await asyncio.sleep(_LOCK_RETRY_SECONDS)
 
 
 async def _create_table(conn: DirectConnection) -> None:

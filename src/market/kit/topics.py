@@ -1,4 +1,4 @@
-"""Creates the topics of a service. Settings that an operator has made on an existing topic are never changed.
+"""Creates the topics of a service. Settings that an operator has overridden on an existing topic are never changed.
 
 topics = TopicKeeper(config.kafka, "market.orders", [Topic("orders", partitions=12, replication_factor=3)])
 producer = Producer(config.kafka, "market.orders", ..., on_failure=topics.check_soon)
@@ -86,8 +86,8 @@ async def ensure_topics(
 ) -> bool:
     """Create the topics that do not exist. Return False, and log the reason, if that failed or took too long.
 
-    Existing topics keep their partitions and replicas. With `set_defaults`, the settings in `topics` are made on an
-    existing topic too, unless an operator has made them. Concurrent calls are safe.
+    Existing topics keep their partitions and replicas. With `set_defaults`, settings that an existing topic
+    does not override are set on it as well. Concurrent calls are safe.
     """
     return not topics or await asyncio.to_thread(
         _ensure_topics, config, client_id, topics, timeout_seconds, set_defaults

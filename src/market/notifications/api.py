@@ -91,7 +91,7 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
 
 
 async def process(deps: Deps, message: Message) -> None:
-    """Parse the message and mail its notification. Skip events of unknown types.
+    """Parse the message and mail its notification once, as `dead-letters replay` does. Skip events of unknown types.
 
     Raises InvalidEvent, MailRejected, MailDeferred or MailServerUnavailable.
     """

@@ -22,7 +22,7 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     # Partitions of the topics of dead letters and deferred mails; the sent log always has one. 0 means that the broker
     # is the embedded one.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
-    # Replicas and min.insync.replicas of these topics.
+    # Replication factor and min.insync.replicas of these topics.
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
     # A member that sends no heartbeat for this long is removed from the group. Brokers reject less than 6 s by default.
@@ -137,14 +137,15 @@ class Retry(Section, frozen=True, kw_only=True):
     # deferral, so that it grows with the age of the mail.
     min_deferral_seconds: Seconds = 5.0
     max_deferral_seconds: Seconds = 300.0
-    # How many deferred mails each process reads per second at most. This lets other mails be sent even if many deferred
-    # ones become due at the same time.
+    # The maximum number of deferred mails that each process reads per second. This lets other mails be sent even if
+    # many deferred ones become due at the same time.
     max_deferred_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 200
     # A domain that defers this many mails in a row is throttled until it accepts one: its mails wait in the topic, and
     # each process makes at most `domain_attempts_per_second` delivery attempts to it.
     domain_threshold: Annotated[int, Meta(ge=1, le=1_000)] = 5
     domain_attempts_per_second: Annotated[float, Meta(ge=0.01, le=1_000)] = 5.0
-    # The event becomes a dead letter if an attempt fails this long after the first one, but not before the fifth.
+    # The event becomes a dead letter if an attempt fails at least this long after the first failure, and at least five
+    # attempts have failed.
     give_up_seconds: Seconds = 86_400.0
 
 

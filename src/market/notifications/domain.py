@@ -139,7 +139,7 @@ class Notification:
     total: Decimal
     currency: str
     ordered_at: datetime
-    # When the order was created or cancelled; None if the event has no valid time.
+    # When the event occurred, that is, when the order was confirmed or cancelled; None if the event has no valid time.
     occurred_at: datetime | None
     request_id: str
 

@@ -39,7 +39,7 @@ DEFERRED = Gauge(
 )
 DEFERRED_OLDEST = Gauge(
     "market_notifications_deferred_oldest_seconds",
-    "Time since the first deferral of the oldest deferred mail that this process has read in the last minutes. "
+    "Time since the first deferral of the oldest deferred mail that this process has read in the last few minutes. "
     "0 if there is none.",
 )
 DEFERRALS = Counter(
@@ -67,7 +67,8 @@ UNSETTLED = Gauge(
 UNSETTLED_BYTES = Gauge("market_notifications_unsettled_bytes", "Size of the messages read but not settled.")
 OFFSET_RESETS = Counter(
     "market_notifications_offset_resets_total",
-    "Offsets that were out of range. Each partition is then read again from the group's first start.",
+    "Offsets that were out of range. Each partition is then read again from the first message after the group's first "
+    "start.",
 )
 STARTS_WITHOUT_OFFSET = Counter(
     "market_notifications_starts_without_offset_total",

@@ -246,7 +246,7 @@ async def retry_later(
         max_delay = min(deps.retry.max_seconds, deps.retry.initial_seconds * 2.0 ** min(pending.attempts - 1, 30))
         # Equal jitter: between half of the delay and all of it.
         delay = random.uniform(max_delay / 2, max_delay)
-        # The last attempt is made when the time is over.
+        # Cap the delay, so that a last attempt is made when the limit is reached.
         return min(remaining, delay) if remaining > 0 else delay
     seconds = _deferral_seconds(deps, pending.first_deferred_at)
     deferral = Deferral(

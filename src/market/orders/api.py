@@ -217,7 +217,7 @@ def _placed_response(placed: service.PlacedOrder) -> Response:
 
 
 def _weigh_page(listed: OrderList) -> int:
-    """Return the weight of a page: its stored bytes, capped at twice the maximum size of a page, in lines.
+    """Return the weight of a page: its stored bytes, capped at twice the maximum page size, converted to lines.
 
     No more than that is read for a page.
     """

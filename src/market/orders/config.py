@@ -43,7 +43,7 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
 
     # The partitions of the topic. 0 leaves the creation of the topic to the broker.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
-    # The topic's replicas and its setting min.insync.replicas.
+    # The topic's replication factor and its setting min.insync.replicas.
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
     # How long an event may wait for its acknowledgement; must be shorter than the outbox lease.
@@ -69,7 +69,8 @@ class Config(ServiceConfig, frozen=True, kw_only=True):
     """The service's configuration file."""
 
     http: Http
-    # Limits on concurrent requests that place or list orders. A request's weight is the number of its order lines.
+    # Limits on concurrent requests that place or list orders. The weight is in order lines: estimated from the body of
+    # a POST, and from the stored bytes of a page.
     admission: Admission = Admission()
     mongodb: MongoDB
     inventory: GrpcUpstream

@@ -150,8 +150,8 @@ class Transition(Struct, frozen=True):
     target: Status
     # The type of the event that it adds to the outbox.
     event: str | None = None
-    # Whether the transition makes a stock release due. True for transitions from pending as well: inventory may already
-    # hold the order's stock.
+    # Whether the transition makes a stock release due. True for rejecting or cancelling a pending order as well:
+    # inventory may already hold its stock.
     releases: bool = False
     # Whether the transition frees the idempotency key, so that the client may use it for another attempt.
     frees_key: bool = False

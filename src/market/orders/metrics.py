@@ -39,6 +39,6 @@ EVENTS = Counter(
 )
 RECOVERED = Counter(
     "market_orders_recovered_total",
-    "Orders recovered, by action: rejected, released (its stock) or published (its event).",
+    "Orders recovered, by action: rejected, released (their stock) or published (their events).",
     ["action"],
 )

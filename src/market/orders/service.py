@@ -111,7 +111,7 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
     """Place an order and return it confirmed, or return the one that this user placed with the same idempotency key.
 
     Raises IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled or Unavailable.
-    Unavailable has the fact `order_id` if the order may have been stored.
+    Unavailable has the extension member `order_id` if the order may have been stored.
     """
     digest = None
     if idempotency_key is not None:

@@ -96,7 +96,7 @@ class OrderList(Struct, frozen=True):
 
     page_filter: the MongoDB filter of the page; for a page after a cursor, it matches only what follows the cursor
     skip: how many of the matching orders come before the page
-    limit: how many orders the page has at most
+    limit: the maximum number of orders on the page
     sizes: the stored bytes of each order by id, newest first: the page's orders, and the first one after them
     total: the number of orders in the whole list; a lower bound of it if `total_exact` is False
     """
@@ -154,7 +154,7 @@ class OrderRepository:
         self._idempotency_keys: Batcher[UserKey, IdempotencyKeyHolder | None] = Batcher(
             self._find_idempotency_keys, name="orders.keys", max_batch_size=128, max_concurrency=2, dedupe=True
         )
-        # Small, because an order may have 1 MiB, and four times that once decoded.
+        # Small, because an order may take up 1 MiB, and four times that once decoded.
         self._reads: Batcher[UUID, Order | None] = Batcher(
             self._find_many, name="orders.get", max_batch_size=8, max_concurrency=2, dedupe=True
         )
@@ -285,7 +285,7 @@ class OrderRepository:
         return await self.collection.run(run)
 
     async def read_listed(self, listed: OrderList) -> AsyncIterator[Order]:
-        """Yield at least the readable orders of a page, and those that replace the unreadable ones.
+        """Yield the readable orders of a page, and later ones that fill the places of unreadable orders.
 
         Orders that follow the page may be yielded as well: the caller stops after `limit` orders. At most 1 MiB of
         stored orders is read at a time, or a single larger order.

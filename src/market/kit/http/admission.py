@@ -5,7 +5,7 @@
 
 One thread handles all requests, so a small request would wait for the work of all large ones in flight. Therefore only
 a few large requests are in flight at the same time. The others wait in a queue, from which lighter requests are usually
-admitted first. Small requests have a limit and a queue of their own. The reasons and figures are in
+admitted first. Small requests have a limit and a queue of their own. The reasons and measurements are in
 docs/decisions/0013.
 """
 

@@ -75,7 +75,7 @@ class Cors:
         """Add the CORS headers to a response. `headers` are those of the request."""
         added = response.raw_headers
         if self._origins != {ANY_ORIGIN.encode()}:
-            # Also if the origin is absent or not allowed: a cache must not use that response for an allowed origin.
+            # Added even if the origin is absent or not allowed: a cache must not use that response for an allowed one.
             added.append((b"vary", b"origin"))
         origin = self._allowed_origin(headers)
         if origin is None:

@@ -112,13 +112,14 @@ def document(
 
 
 def _portable(schema: Any) -> Any:
-    """Return the schema as generators of clients understand it.
+    """Return the schema in the form that client generators understand.
 
     - An enum of strings has a type, which msgspec omits.
-    - A property has no default: openapi-typescript makes a property that has one required, also in a request. What the
-      default is, its description says.
-    - The description of a property that may be null is the property's, not that of one alternative, where it is lost.
-    - A decimal is a string without `format: decimal`, for which openapi-generator's Java client has a number.
+    - Defaults are removed from properties: openapi-typescript treats a property with a default as required, even in
+      requests. The description states the default.
+    - The description of a nullable property is moved from one of its alternatives to the property: generators lose it
+      otherwise.
+    - A decimal is a string without `format: decimal`, which openapi-generator's Java client maps to a number.
     """
     if isinstance(schema, list):
         return [_portable(item) for item in schema]

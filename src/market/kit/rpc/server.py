@@ -41,7 +41,7 @@ SERVER_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # By default, calls with more than 8 KiB of metadata may be rejected; tracestate and baggage can have 8.7 kB.
+    # By default, calls with more than 8 KiB of metadata may be rejected; tracestate and baggage take up to 8.7 kB.
     ("grpc.max_metadata_size", 16_384),
     ("grpc.absolute_max_metadata_size", 32_768),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

@@ -180,7 +180,7 @@ class Assignment:
             self._drop_queued(trackers, 0)
 
     def reset(self, consumer: Consumer, partition: int, reason: str) -> None:
-        """Read a partition again from the group's first start, because its position is out of range."""
+        """Read a partition again from the first message after the group's first start: its position is out of range."""
         old = self.trackers.get(partition)
         if old is None:
             return

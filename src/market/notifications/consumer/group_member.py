@@ -197,8 +197,8 @@ class GroupMember:
             # Report the end of a partition, to distinguish a fully read partition from a stalled one.
             "enable.partition.eof": True,
             "allow.auto.create.topics": self._config.is_embedded_broker,
-            # librdkafka's buffers are not part of the memory budget. These settings limit them; a message may have 4
-            # MiB.
+            # librdkafka's buffers are not part of the memory budget. These settings limit them; a message may be up
+            # to 4 MiB.
             "fetch.max.bytes": 16 * 1024 * 1024,
             "receive.message.max.bytes": 24 * 1024 * 1024,
             "queued.min.messages": 1_000,

@@ -21,7 +21,7 @@ _INTERVAL_SECONDS = 5.0
 
 
 class _Unread(NamedTuple):
-    """The next offset to read of a partition with unread messages, and since when (by the clock) it has not changed."""
+    """A partition with unread messages. position: the next offset to read. since: when it last changed."""
 
     position: int
     since: float

@@ -54,7 +54,7 @@ class StartOffsets:
         self._topic = topic
         # For a topic that only this service writes: no message in it is older than the first start.
         self._read_from_beginning = read_from_beginning
-        # The topic did not exist when this process started, so all of its events are mailed.
+        # Whether the topic did not exist when this process started. Then all of its events are mailed.
         self.topic_is_new = False
         # Partitions that existed at the group's first start and have not been assigned yet.
         self._first_start_partitions: set[int] = set()
@@ -144,8 +144,8 @@ class StartOffsets:
             replay_from=replay_from,
             committed=(committed.offset, committed.metadata) if committed.offset >= 0 else None,
             last_position=self._last_positions.get(committed.partition),
-            # For the topic of deferred mails: in a partition that never had a message, there was no offset to commit.
-            # So a missing one is no error there.
+            # For the topic of deferred mails: an empty partition without an offset is at its first start, which is no
+            # error.
             first_start=high == 0 if self._read_from_beginning else committed.partition in self._first_start_partitions,
         )
 

@@ -17,7 +17,7 @@ _MAX_DOMAINS = 10_000
 
 @dataclass(slots=True)
 class _DeferringDomain:
-    """A domain that deferred the last mail to it: how many in a row, and when the next attempt may be made."""
+    """A domain that deferred its last mail. deferred: consecutive deferrals. next_attempt_at: by the clock."""
 
     deferred: int = 0
     next_attempt_at: float = 0.0

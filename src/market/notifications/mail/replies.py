@@ -35,7 +35,8 @@ def is_about_sender(reply: SMTPResponseException) -> bool:
 def is_policy_or_limit(reply: SMTPResponseException) -> bool:
     """Return whether the reply is about a policy (x.7.x) or a sending limit of our account (x.4.5).
 
-    In reply to RCPT TO or DATA it may be about this recipient only, so the caller counts such replies in a row.
+    In reply to RCPT TO or DATA it may be about this recipient only, so the caller acts only after several
+    consecutive ones.
     """
     enhanced = _enhanced_code(reply)
     return enhanced.startswith("7.") or enhanced == _QUOTA

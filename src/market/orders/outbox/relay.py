@@ -131,7 +131,9 @@ class Relay:
             self.publish(order)
 
     async def run_once(self) -> float:
-        """Make one pass: publish unsent events without a lease, because publishing failed or an instance crashed.
+        """Make one pass: lease and publish the outboxes that no instance has a lease on.
+
+        Their first attempt failed, or its instance crashed.
 
         Return the seconds until the next pass.
         """

@@ -56,7 +56,7 @@ CAUSES = {
     DifferenceType.NO_ORDER: "MongoDB was restored to a time before the order, or another program called inventory",
     DifferenceType.NOT_RELEASED: "inventory was restored to a time before the release, or release_due was removed by "
     "hand",
-    DifferenceType.RELEASE_OVERDUE: "inventory has been unavailable since then, or recovery is not running",
+    DifferenceType.RELEASE_OVERDUE: "inventory is unavailable, or recovery is not running",
     DifferenceType.NO_RESERVATION: "inventory was restored to a time before the reservation, or its row was deleted by "
     "hand",
     DifferenceType.RESERVATION_CANCELLED: "another program called CancelReserve, or MongoDB was restored to a time "
@@ -84,7 +84,7 @@ CAUSES = {
 
 
 class Finding(Struct, frozen=True):
-    """A difference between one order and its reservation or events.
+    """A difference that `compare` found between one order and its reservation or events.
 
     event_type: the type of the event, if one is missing
     """

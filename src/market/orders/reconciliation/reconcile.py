@@ -131,7 +131,7 @@ class _Run:
         self._unsent_age = self._overdue_age + timedelta(seconds=2 * recovery.lease_seconds)
         self._repair = repair
         self._topic = topic
-        # Whether a reservation holds units of a product, by product id. What was written to `scratch` is removed here.
+        # Whether a reservation holds units of a product, by product id. Cleared when it is written to `scratch`.
         self._reserved_by_product_id: dict[str, bool] = {}
         self.orders = self.reservations = self.differences = self.repaired = 0
 
