@@ -10,7 +10,7 @@ SEARCHABLE_BATCH = 5_000
 _INSERT = """
     INSERT INTO products (id, name, description, price, currency, created_at)
     SELECT gen_random_uuid(), word || ' ' || n, 'A ' || word || ' for the house and the garden.',
-        (random() * 10000)::int / 100.0, 'GBP', now() - random() * interval '900 days'
+        ((random() * 10000)::int / 100.0)::numeric(8, 2), 'GBP', now() - random() * interval '900 days'
     FROM generate_series($1::int, $2::int) n,
         LATERAL (SELECT ($3::text[])[1 + n % array_length($3::text[], 1)] AS word) words
 """
@@ -42,8 +42,8 @@ _SEARCHABLE_WORDS = """
 """.split()  # noqa: SIM905
 _INSERT_SEARCHABLE = """
     INSERT INTO products (id, name, description, price, currency, created_at)
-    SELECT gen_random_uuid(), initcap(name) || ' KL-' || n, name || ' for the ' || other, n % 9973 / 100.0, 'GBP',
-        now() - n * interval '1 minute'
+    SELECT gen_random_uuid(), initcap(name) || ' KL-' || n, name || ' for the ' || other,
+        (n % 9973 / 100.0)::numeric(8, 2), 'GBP', now() - n * interval '1 minute'
     FROM generate_series($1::int, $2::int) AS n,
         LATERAL (
             SELECT string_agg(words[(power(random(), 2) * 149)::int + 1], ' ') FILTER (WHERE i <= 3 + n % 4) AS name,
