@@ -356,8 +356,8 @@ async def test_metrics_count_by_size_and_reason_and_never_by_caller() -> None:
         await it.send("small", 7)
         for n, address in enumerate(("203.0.113.1", "203.0.113.1", "203.0.113.1", "203.0.113.2")):
             await it.send(f"r{n}", 1000, address)
-        assert (_sample("handled_weight", size="large"), _sample("waiting_weight", size="large")) == (1000, 1000)
-        assert _sample("handled_weight", size="small") == 7
+        assert (_sample("in_flight_weight", size="large"), _sample("waiting_weight", size="large")) == (1000, 1000)
+        assert _sample("in_flight_weight", size="small") == 7
         await it.error("r1")
     assert [after - b for after, b in zip(counts(), before, strict=True)] == [1, 1, 1, 1, 1, 1]
     labels = {
