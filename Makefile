@@ -55,7 +55,7 @@ bench-before: install ## compare the speed with an earlier commit (REF=v1; ARGS=
 format: install ## format the code and fix lint errors
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-generate: install ## regenerate protobuf code and OpenAPI documents
+generate: install ## regenerate protobuf code, OpenAPI and AsyncAPI documents
 	@scripts/generate.sh
 
 lock: ## resolve the dependencies again (needs uv)

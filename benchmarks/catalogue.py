@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncpg
 
-BATCH = 50_000
-SEARCHABLE_BATCH = 5_000
-
 _INSERT = """
     INSERT INTO products (id, name, description, price, currency, created_at)
     SELECT gen_random_uuid(), word || ' ' || n, 'A ' || word || ' for the house and the garden.',
@@ -15,19 +12,6 @@ _INSERT = """
         LATERAL (SELECT ($3::text[])[1 + n % array_length($3::text[], 1)] AS word) words
 """
 _WORDS = ["Apple corer", "Äpfel", "banana stand", "Daisy teapot", "Émile", "lantern", "Łódź", "Zebra", "Лампа", "Йод"]
-
-
-async def fill_up_to(uri: str, count: int) -> None:
-    """Insert products until there are `count`, and analyze the table. They have no stock."""
-    conn = await asyncpg.connect(uri, command_timeout=600)
-    try:
-        existing = await conn.fetchval("SELECT count(*) FROM products")
-        for first in range(existing, count, BATCH):
-            await conn.execute(_INSERT, first, min(first + BATCH, count) - 1, _WORDS)
-        await conn.execute("VACUUM ANALYZE products")
-    finally:
-        await conn.close()
-
 
 # The words of searchable products: the first ones are frequent, as in a real catalogue (a Zipf distribution).
 _SEARCHABLE_WORDS = """
@@ -53,15 +37,26 @@ _INSERT_SEARCHABLE = """
 """
 
 
+async def fill_up_to(uri: str, count: int) -> None:
+    """Insert products until there are `count`, and analyze the table. They have no stock."""
+    await _fill_up_to(uri, count, _INSERT, _WORDS, batch=50_000, tables=("products",))
+
+
 async def fill_searchable_up_to(uri: str, count: int) -> None:
     """Insert products with different words until there are `count`, and analyze the tables. They have no stock."""
+    tables = ("products", "product_search", "search_vocabulary")
+    await _fill_up_to(uri, count, _INSERT_SEARCHABLE, _SEARCHABLE_WORDS, batch=5_000, tables=tables)
+
+
+async def _fill_up_to(
+    uri: str, count: int, statement: str, words: list[str], *, batch: int, tables: tuple[str, ...]
+) -> None:
     conn = await asyncpg.connect(uri, command_timeout=3600)
     try:
         existing = await conn.fetchval("SELECT count(*) FROM products")
-        for first in range(existing, count, SEARCHABLE_BATCH):
-            last = min(first + SEARCHABLE_BATCH, count) - 1
-            await conn.execute(_INSERT_SEARCHABLE, first, last, _SEARCHABLE_WORDS)
-        for table in ("products", "product_search", "search_vocabulary"):
+        for first in range(existing, count, batch):
+            await conn.execute(statement, first, min(first + batch, count) - 1, words)
+        for table in tables:
             await conn.execute(f"VACUUM ANALYZE {table}")
     finally:
         await conn.close()

@@ -94,11 +94,9 @@ class LoadRun:
         refused = self.spec.retries_refused and status in ("429", "503")
         if self.measuring:
             self.statuses[status] += 1
-            if refused:
-                pass
-            elif succeeded:
+            if succeeded:
                 self.latencies.append(now - due)
-            else:
+            elif not refused:
                 self.failed += 1
                 self.example_of_failure = self.example_of_failure or body[:300].decode("utf-8", "replace")
         if self.stopped:

@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -174,7 +175,10 @@ async def measure(count: int, limit: int, port_base: int) -> dict[str, Any]:
         await fill(stack, count)
         return {"orders": count, **await asyncio.to_thread(reconcile, stack, limit)}
     finally:
-        await stack.stop()
+        try:
+            await stack.stop()
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def main() -> None:

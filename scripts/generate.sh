@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Generate the protobuf code, the OpenAPI documents, and the AsyncAPI document with the events' JSON Schema. With --check, change nothing and fail if one is out of date.
+# Generate the protobuf code, the OpenAPI documents, and the AsyncAPI document with the events' JSON Schema.
+# With --check, change nothing and fail if one is out of date.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=$PWD/.venv/bin

@@ -79,7 +79,8 @@ for name in "${stopped[@]}"; do
   [ "${replicas[$name]}" != 0 ] || replicas[$name]=$(inside get hpa "$name" --ignore-not-found -o 'jsonpath={.spec.minReplicas}')
   inside scale "deployment/$name" --replicas=0 >/dev/null
 done
-trap 'say "The services are stopped. Run the script again, or start them with deploy.sh." >&2' EXIT
+work=$(mktemp -d)
+trap 'rm -rf "$work"; say "The services are stopped. Run the script again, or start them with deploy.sh." >&2' EXIT
 for name in "${stopped[@]}"; do
   watching wait pods -l "app.kubernetes.io/name=$name" --for=delete --timeout=120s >/dev/null
 done
@@ -95,7 +96,6 @@ recent_orders() {
   # shellcheck disable=SC2016
   root_uri | in_mongodb 'SINCE=$1 mongosh --quiet --nodb --eval "$2"' "$orders_since" "$RECENT" | sort
 }
-work=$(mktemp -d)
 [ -z "$orders_since" ] || recent_orders > "$work/before" || die "$FAILED" "the orders could not be read: nothing was changed"
 # PostgreSQL: into a database beside the current one, which is replaced at the end.
 for file in "${files[@]}"; do

@@ -1,4 +1,4 @@
-"""The limit of the write path: the same writes to the three stores, 64 orders in flight, each write by itself.
+"""The limit of the write path: the same writes to the three stores, 64 orders in flight, each write on its own.
 
 Intent and confirmation in MongoDB (majority, journaled), reservation in PostgreSQL (one function, synchronous commit),
 event to Kafka (acks=all) and its removal from the outbox. No HTTP, no gRPC, no validation, no batching.

@@ -34,8 +34,8 @@ async def _prepare(testbed: Testbed, path: str, workload: dict[str, Any], script
     if requirements.is_installed(requirements.PYTHON):
         peer = await start_peer(testbed)
         response = await testbed.get(f"http://127.0.0.1:{ours}{path}")
-        # The peer has no cursors.
-        for member in ("next", "total_exact"):
+        # The peer has neither cursors nor suggestions.
+        for member in ("next", "total_exact", "suggested"):
             response.pop(member, None)
         assert_same("the peer of products", response, await testbed.get(f"http://127.0.0.1:{peer}{path}"))
     body = testbed.directory / "static.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+from market_dev.stack.topology import SERVICES
 
 from benchmarks.report import describe_machine
 from benchmarks.soak.honest import Outcome, Result
@@ -13,8 +14,6 @@ from benchmarks.soak.memory import Memory
 # Shorter soaks do not show whether memory grows: caches fill up first.
 _MIN_MINUTES_FOR_GROWTH = 10
 _MAX_GROWTH, _MAX_GROWTH_MIB = 0.05, 8
-# The stores' caches grow until they are full, longer than a soak takes.
-_SERVICES = ("products", "orders", "inventory", "notifications", "graphql")
 
 
 class Soak(msgspec.Struct, kw_only=True):
@@ -54,7 +53,8 @@ def failures(soak: Soak) -> list[str]:
     total = soak.beside_hostile.total
     if errors := sum(total.errors.values()):
         found.append(f"{errors} of {total.requests} honest requests failed: {total.errors}")
-    for name in _SERVICES:
+    # The stores' caches grow until they are full, longer than a soak takes.
+    for name in SERVICES:
         memory = soak.memory[name]
         if memory.peak >= memory.limit:
             found.append(f"{name}: {memory.peak:.0f} MiB exceed the limit of {memory.limit:.0f} MiB")

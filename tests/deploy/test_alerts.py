@@ -1,4 +1,4 @@
-"""The alerts: what they ask for exists. What they mean is tested by `promtool test rules`, see the file beside them."""
+"""The alerts refer to metrics that exist. `promtool test rules` tests when they fire (deploy/alerts/*.test.yaml)."""
 
 from __future__ import annotations
 
