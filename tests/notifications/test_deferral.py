@@ -15,8 +15,8 @@ from market.notifications import metrics
 from market.notifications.config import Smtp
 from market.notifications.consumer.group_member import RateLimiter
 from market.notifications.consumer.ready import ReadyItems
-from market.notifications.deferral.orders import DeferredOrders
-from market.notifications.deferral.queue import DeferredMailReader
+from market.notifications.deferral.orders import OrdersWithDeferredMail
+from market.notifications.deferral.queue import DeferredMailRestorer
 from market.notifications.deferral.throttle import DomainThrottle
 from market.notifications.domain import Message
 from tests.notifications.conftest import Mailing, event, message_ids
@@ -162,7 +162,7 @@ async def test_a_mail_that_is_deferred_for_too_long_becomes_a_dead_letter_of_its
 def test_a_record_with_malformed_headers_is_a_mail_that_is_due() -> None:
     now = 1_800_000_000.0
     headers = (("deferred-due", b"soon"), ("deferred-first", b"1e400"), ("deferred-attempts", None), ("x", b"1"))
-    mails = DeferredMailReader(300, clock=lambda: now)
+    mails = DeferredMailRestorer(300, clock=lambda: now)
     pending = mails.restore(Message("orders.deferred", 3, 7, b"k", b"v", headers))
     assert pending.message == Message("orders.deferred", 3, 7, b"k", b"v", (("x", b"1"),))
     assert pending.offset == 7
@@ -203,7 +203,7 @@ def test_deferred_mails_are_read_at_a_limited_rate() -> None:
 
 def test_an_order_with_a_deferred_mail_holds_back_its_later_mails_for_a_limited_time() -> None:
     now = 0.0
-    orders, order_id = DeferredOrders(clock=lambda: now), uuid4()
+    orders, order_id = OrdersWithDeferredMail(clock=lambda: now), uuid4()
     assert not orders.holds_back(order_id, 2)
     orders.add(order_id, 1, 10)
     orders.add(order_id, 2, 10)

@@ -11,7 +11,7 @@ from market.kit.process.health import Health
 from market.notifications import metrics, service
 from market.notifications.config import Config
 from market.notifications.consumer.orders_consumer import OrdersConsumer
-from market.notifications.deferral.queue import DeferredMailReader
+from market.notifications.deferral.queue import DeferredMailRestorer
 from market.notifications.domain import (
     DeadLetterReason,
     InvalidEvent,
@@ -31,7 +31,7 @@ log = logs.get_logger("mailing")
 
 
 def orders_consumer(
-    config: Config, deps: Deps, deferred_mails: DeferredMailReader, sent_log: SentLog, health: Health
+    config: Config, deps: Deps, deferred_mails: DeferredMailRestorer, sent_log: SentLog, health: Health
 ) -> OrdersConsumer:
     """Return the consumer of order events and deferred mails, not yet started. It passes each message to `handle`."""
     return OrdersConsumer(
@@ -90,8 +90,8 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
     return None
 
 
-async def process(deps: Deps, message: Message) -> None:
-    """Parse the message and mail its notification once, as `dead-letters replay` does. Skip events of unknown types.
+async def replay(deps: Deps, message: Message) -> None:
+    """Mail the notification of a dead letter's original message, without retries. Skip events of unknown types.
 
     Raises InvalidEvent, MailRejected, MailDeferred or MailServerUnavailable.
     """

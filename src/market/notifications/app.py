@@ -15,8 +15,8 @@ from market.notifications.config import Config
 from market.notifications.dead_letters import writer
 from market.notifications.dead_letters.writer import DeadLetterWriter
 from market.notifications.deferral import queue as deferral_topic
-from market.notifications.deferral.orders import DeferredOrders
-from market.notifications.deferral.queue import DeferredMailReader, DeferredMailWriter
+from market.notifications.deferral.orders import OrdersWithDeferredMail
+from market.notifications.deferral.queue import DeferredMailRestorer, DeferredMailWriter
 from market.notifications.deferral.throttle import DomainThrottle
 from market.notifications.mail.mailer import Mailer, MailServer
 from market.notifications.sent_log import log as sent_log_topic
@@ -38,9 +38,11 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     The mail server is connected to when the first mail is sent.
     """
     mailer = Mailer(config, (clients or Clients()).mail_server)
-    created = [writer.topic, sent_log_topic.topic, deferral_topic.topic] if not config.kafka.is_embedded_broker else []
+    own_topics = (
+        [writer.topic, sent_log_topic.topic, deferral_topic.topic] if not config.kafka.is_embedded_broker else []
+    )
     topics = TopicKeeper(
-        config.kafka, "market.notifications", [topic(config.kafka) for topic in created], set_defaults=True
+        config.kafka, "market.notifications", [topic(config.kafka) for topic in own_topics], set_defaults=True
     )
     dead_letters = DeadLetterWriter(config.kafka, topics.check_soon)
     sent_log = SentLog(config.kafka, max_ids=config.kafka.sent_log_max_ids, on_failure=topics.check_soon)
@@ -53,11 +55,11 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         process.clock,
         process.tracer,
         process.faults,
-        deferral_deps=DeferralDeps(deferred_mail_writer, throttle, DeferredOrders()),
+        deferral_deps=DeferralDeps(deferred_mail_writer, throttle, OrdersWithDeferredMail()),
         sent_log=sent_log,
         sent_log_min_age=timedelta(seconds=config.kafka.sent_log_min_age_seconds),
     )
-    deferred_mails = DeferredMailReader(config.retry.max_deferral_seconds)
+    deferred_mails = DeferredMailRestorer(config.retry.max_deferral_seconds)
     consumer = api.orders_consumer(config, deps, deferred_mails, sent_log, process.health)
 
     tasks = {

@@ -79,8 +79,8 @@ class Throttle(Protocol):
         """
 
 
-class DeferredOrders(Protocol):
-    """Knows which orders have a deferred mail. In production: deferral.orders.DeferredOrders."""
+class OrdersWithDeferredMail(Protocol):
+    """Knows which orders have a deferred mail. In production: deferral.orders.OrdersWithDeferredMail."""
 
     def add(self, order_id: UUID, sequence: int, seconds: float) -> None:
         """Remember for `seconds` that the notification was deferred."""
@@ -98,7 +98,7 @@ class DeferralDeps:
 
     store: DeferredMailStore
     throttle: Throttle
-    orders: DeferredOrders
+    orders: OrdersWithDeferredMail
 
 
 class RecentNotifications:

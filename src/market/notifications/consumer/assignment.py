@@ -26,12 +26,12 @@ T = TypeVar("T")
 log = logs.get_logger("consumer")
 
 _CALL_TIMEOUT_SECONDS = 5.0
-# Pausing a partition drops its prefetched messages, which are then fetched again. So a held message pauses its
+# Pausing a partition drops its prefetched messages, which are then fetched again. So a parked message pauses its
 # partition for at least this long.
-_MIN_HOLD_SECONDS = 0.5
+_MIN_PARK_SECONDS = 0.5
 
 
-class HeldMessage(NamedTuple):
+class ParkedMessage(NamedTuple):
     """A message that may not be processed before `until`, a time of time.monotonic()."""
 
     tracker: OffsetTracker
@@ -91,7 +91,7 @@ class Assignment:
         self.trackers: dict[int, OffsetTracker] = {}
         self.paused: set[int] = set()
         # Messages that were read, but may not be processed yet: at most one per partition, which is paused meanwhile.
-        self._held: dict[int, HeldMessage] = {}
+        self._parked: dict[int, ParkedMessage] = {}
         # How long messages in flight may take to finish when their partition is revoked.
         self.revoke_seconds = kafka.revoke_timeout_seconds
 
@@ -112,23 +112,25 @@ class Assignment:
             consumer.resume(self._topic_partitions(to_resume))
         self.paused = set(partitions)
 
-    def hold(self, consumer: Consumer, tracker: OffsetTracker, pending: PendingMessage, seconds: float) -> None:
+    def park(self, consumer: Consumer, tracker: OffsetTracker, pending: PendingMessage, seconds: float) -> None:
         """Keep a message that may not be processed yet, and pause its partition."""
-        until = time.monotonic() + max(_MIN_HOLD_SECONDS, seconds)
-        self._held[tracker.partition] = HeldMessage(tracker, pending, until)
+        until = time.monotonic() + max(_MIN_PARK_SECONDS, seconds)
+        self._parked[tracker.partition] = ParkedMessage(tracker, pending, until)
         if tracker.partition not in self.paused:
             consumer.pause(self._topic_partitions({tracker.partition}))
             self.paused.add(tracker.partition)
 
     def take_due(self) -> list[tuple[OffsetTracker, PendingMessage]]:
-        """Return the held messages that are due now. Their partitions are resumed by the next `pause_only`."""
+        """Return the parked messages that are due now. Their partitions are resumed by the next `pause_only`."""
         now = time.monotonic()
-        due = [self._held.pop(held.tracker.partition) for held in list(self._held.values()) if held.until <= now]
-        return [(held.tracker, held.pending) for held in due]
+        due = [parked for parked in self._parked.values() if parked.until <= now]
+        for parked in due:
+            del self._parked[parked.tracker.partition]
+        return [(parked.tracker, parked.pending) for parked in due]
 
     @property
-    def held_partitions(self) -> set[int]:
-        return set(self._held)
+    def parked_partitions(self) -> set[int]:
+        return set(self._parked)
 
     def assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit the offsets to start from, and start to read the partitions. Raises KafkaException."""
@@ -174,7 +176,7 @@ class Assignment:
         for tracker in trackers:
             self._starts.remember(tracker)
             self.paused.discard(tracker.partition)
-            self._drop_held(tracker.partition)
+            self._drop_parked(tracker.partition)
         self._on_changed(len(self.trackers))
         if trackers and drop_messages:
             self._drop_queued(trackers, 0)
@@ -186,7 +188,7 @@ class Assignment:
             return
         count_reset(partition, reason)
         offset = self._starts.replay_from(consumer, partition, old.topic_id)
-        self._drop_held(partition)
+        self._drop_parked(partition)
         self._drop_queued([old], self._config.revoke_timeout_seconds)
         consumer.incremental_unassign(self._topic_partitions({partition}))
         self.trackers[partition] = OffsetTracker(partition, offset, topic_id=old.topic_id)
@@ -201,9 +203,9 @@ class Assignment:
         consumer.incremental_assign(partitions)
         self.paused -= {start.partition for start in starts}
 
-    def _drop_held(self, partition: int) -> None:
-        if held := self._held.pop(partition, None):
-            self._memory.release(held.pending.message.size)
+    def _drop_parked(self, partition: int) -> None:
+        if parked := self._parked.pop(partition, None):
+            self._memory.release(parked.pending.message.size)
 
     def _drop_queued(self, trackers: list[OffsetTracker], seconds: float) -> None:
         """Drop the partitions' queued messages, and wait up to `seconds` for those in flight."""

@@ -35,7 +35,7 @@ from market.notifications.domain import Message, PendingMessage
 from market.notifications.events.parsing import to_message
 
 # Returns the pending message of a record that was read.
-Restore = Callable[[Message], PendingMessage]
+ToPending = Callable[[Message], PendingMessage]
 RebalanceCallback = Callable[[Consumer, list[TopicPartition]], None]
 log = logs.get_logger("consumer")
 
@@ -74,8 +74,8 @@ class GroupMember:
 
     Must be constructed inside a running event loop. Connects to nothing before `start`.
 
-    restore: returns the pending message of a record. If it is deferred and not due yet, its partition is paused until
-        it is.
+    to_pending: returns the pending message of a record. If it is deferred and not due yet, its partition is paused
+        until it is.
     mail_server: partitions are paused while it is unavailable
     rate_limiter: limits how many messages are read per second; None: no limit
     on_assignment: called in the member's thread with the number of assigned partitions
@@ -92,7 +92,7 @@ class GroupMember:
         starts: StartOffsets,
         sent_log: SentLogForConsumer,
         *,
-        restore: Restore,
+        to_pending: ToPending,
         rate_limiter: RateLimiter | None,
         on_assignment: Callable[[int], None],
         health: Health,
@@ -103,7 +103,7 @@ class GroupMember:
         self._dispatcher = dispatcher
         self._memory = memory
         self._mail_server = mail_server
-        self._restore = restore
+        self._to_pending = to_pending
         self._rate_limiter = rate_limiter
         self._health = health
         self._affects_readiness = affects_readiness
@@ -282,7 +282,7 @@ class GroupMember:
         tracker = self.assignment.trackers.get(message.partition)
         # Without a tracker the partition was revoked after the message was fetched.
         if tracker is not None and tracker.add(message.offset):
-            pending = self._restore(message)
+            pending = self._to_pending(message)
             self._memory.acquire(pending.message.size)
             wait = pending.seconds_until_due(time.time())
             if wait <= 0 and self._rate_limiter is not None:
@@ -291,7 +291,7 @@ class GroupMember:
                 batch.append((tracker, pending))
             else:
                 # The partition is paused, so no further message of it is read until this one may be processed.
-                self.assignment.hold(consumer, tracker, pending, wait)
+                self.assignment.park(consumer, tracker, pending, wait)
 
     def _pause_or_resume(self, consumer: Consumer) -> None:
         """Apply backpressure: pause all partitions while memory is exhausted or the mail server is unavailable."""
@@ -299,7 +299,7 @@ class GroupMember:
         metrics.PAUSED.labels("memory").set(int(exhausted))
         paused = exhausted or not self._mail_server.available
         self.assignment.pause_only(
-            consumer, set(self.assignment.trackers) if paused else self.assignment.held_partitions
+            consumer, set(self.assignment.trackers) if paused else self.assignment.parked_partitions
         )
 
     def _keep_exception(self, callback: RebalanceCallback) -> RebalanceCallback:

@@ -28,7 +28,7 @@ _TOPIC_WAIT_SECONDS = 0.5
 
 
 class DeferredMails(Protocol):
-    """What the consumer needs to read deferred mails. In production: deferral.queue.DeferredMailReader."""
+    """What the consumer needs to read deferred mails. In production: deferral.queue.DeferredMailRestorer."""
 
     def restore(self, record: Message) -> PendingMessage:
         """Return the deferred mail in a record."""
@@ -85,7 +85,7 @@ class OrdersConsumer:
             self._topic,
             self._starts,
             sent_log,
-            restore=_order_event,
+            to_pending=_pending_event,
             rate_limiter=None,
             on_assignment=metrics.ASSIGNED.set,
             health=health,
@@ -110,7 +110,7 @@ class OrdersConsumer:
             self._deferred_topic,
             StartOffsets(deferred, self._deferred_topic, sent_log, read_from_beginning=True),
             sent_log,
-            restore=deferred_mails.restore,
+            to_pending=deferred_mails.restore,
             rate_limiter=RateLimiter(config.retry.max_deferred_per_second),
             on_assignment=metrics.DEFERRED_ASSIGNED.set,
             health=health,
@@ -216,5 +216,5 @@ class OrdersConsumer:
             raise LookupError("it does not exist yet")
 
 
-def _order_event(message: Message) -> PendingMessage:
+def _pending_event(message: Message) -> PendingMessage:
     return PendingMessage(message, message.offset)

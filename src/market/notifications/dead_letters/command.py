@@ -148,7 +148,7 @@ async def _replay_or_drop(
 async def _mail(deps: Deps, reader: DeadLetterReader, letter: DeadLetter) -> str | None:
     """Mail a dead letter. Return None if that succeeded, otherwise the reason why the dead letter stays open."""
     try:
-        await api.process(deps, await asyncio.to_thread(reader.original_message, letter))
+        await api.replay(deps, await asyncio.to_thread(reader.original_message, letter))
     except InvalidEvent as e:
         return f"invalid event: {e}"
     except MailRejected as e:

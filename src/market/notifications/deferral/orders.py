@@ -10,7 +10,7 @@ from uuid import UUID
 _MAX_ORDERS = 10_000
 
 
-class DeferredOrders:
+class OrdersWithDeferredMail:
     """Remembers the earliest deferred notification of each order, for the latest 10,000 orders that have one.
 
     Entries expire: another process may mail a notification that this one has deferred, and this one does not learn of

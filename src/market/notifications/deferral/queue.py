@@ -1,7 +1,7 @@
 """The topic of deferred mails, which wait in Kafka instead of in memory.
 
 Each record is the original message, with headers that say when it is due and where it was read. If the mail is deferred
-again, it is appended again. The partitions are read in order, and each record is held until it is due.
+again, it is appended again. The partitions are read in order, and each record waits until it is due.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class DeferredMailWriter:
             await self._producer.close(_CLOSE_SECONDS)
 
 
-class DeferredMailReader:
+class DeferredMailRestorer:
     """Restores deferred mails from their records, and reports the age of the oldest one.
 
     cycle_seconds: the length of a cycle, in which every deferred mail is read at least once. The age reported is that

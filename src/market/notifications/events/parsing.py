@@ -32,7 +32,7 @@ class _Envelope(Struct):
     type: str
 
 
-class _Addressed(Struct):
+class _RecipientFields(Struct):
     class Data(Struct):
         user: str = ""
         email: str | None = None
@@ -40,7 +40,7 @@ class _Addressed(Struct):
     data: Data = msgspec.field(default_factory=Data)
 
 
-_decode_addressed = msgspec.json.Decoder(_Addressed).decode
+_decode_recipient_fields = msgspec.json.Decoder(_RecipientFields).decode
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_event = msgspec.json.Decoder(events.OrderEvent).decode
 
@@ -125,7 +125,7 @@ def parse_notification(message: Message) -> Notification | None:
 def domain_of(message: Message) -> str:
     """Return the domain of the recipient in lower case, or an empty string. The event is not validated."""
     try:
-        data = _decode_addressed(message.value or b"").data
+        data = _decode_recipient_fields(message.value or b"").data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     return (data.email or data.user).rpartition("@")[2].lower()[:255]
