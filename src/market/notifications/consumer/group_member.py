@@ -79,7 +79,8 @@ class GroupMember:
     mail_server: partitions are paused while it is unavailable
     rate_limiter: limits how many messages are read per second; None: no limit
     on_assignment: called in the member's thread with the number of assigned partitions
-    affects_readiness: whether the process is unready until the member has joined, and while it cannot reach the group
+    health: reports the process as unready until the member has joined, and while it cannot reach the group; None if the
+        member does not affect readiness
     """
 
     def __init__(
@@ -95,8 +96,7 @@ class GroupMember:
         to_pending: ToPending,
         rate_limiter: RateLimiter | None,
         on_assignment: Callable[[int], None],
-        health: Health,
-        affects_readiness: bool,
+        health: Health | None,
         faults: Faults | None,
     ) -> None:
         self._config = kafka
@@ -106,7 +106,6 @@ class GroupMember:
         self._to_pending = to_pending
         self._rate_limiter = rate_limiter
         self._health = health
-        self._affects_readiness = affects_readiness
         self._faults = faults
         self._caller = EventLoopCaller()
         self._committer = OffsetCommitter(
@@ -314,11 +313,11 @@ class GroupMember:
         return call
 
     def _set_unready(self, dependency: str, reason: str) -> None:
-        if self._affects_readiness:
+        if self._health is not None:
             self._health.set_unready(dependency, reason)
 
     def _set_ready(self, dependency: str) -> None:
-        if self._affects_readiness:
+        if self._health is not None:
             self._health.set_ready(dependency)
 
     def _assigned(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -77,20 +78,22 @@ class OrdersConsumer:
         )
         self._topic = TopicDescriber(kafka)
         self._starts = StartOffsets(kafka, self._topic, sent_log)
-        self._orders = GroupMember(
+        member = partial(
+            GroupMember,
+            dispatcher=self._dispatcher,
+            memory=memory,
+            mail_server=mail_server,
+            sent_log=sent_log,
+            faults=faults,
+        )
+        self._orders = member(
             kafka,
-            self._dispatcher,
-            memory,
-            mail_server,
-            self._topic,
-            self._starts,
-            sent_log,
+            topic=self._topic,
+            starts=self._starts,
             to_pending=_pending_event,
             rate_limiter=None,
             on_assignment=metrics.ASSIGNED.set,
             health=health,
-            affects_readiness=True,
-            faults=faults,
         )
         self._orders_lag = LagObserver(
             self._topic.offsets,
@@ -102,20 +105,14 @@ class OrdersConsumer:
             kafka, topic=kafka.deferred_mails_topic, group=kafka.deferred_mails_group, replay_missed=True
         )
         self._deferred_topic = TopicDescriber(deferred)
-        self._deferred = GroupMember(
+        self._deferred = member(
             deferred,
-            self._dispatcher,
-            memory,
-            mail_server,
-            self._deferred_topic,
-            StartOffsets(deferred, self._deferred_topic, sent_log, read_from_beginning=True),
-            sent_log,
+            topic=self._deferred_topic,
+            starts=StartOffsets(deferred, self._deferred_topic, sent_log, read_from_beginning=True),
             to_pending=deferred_mails.restore,
             rate_limiter=RateLimiter(config.retry.max_deferred_per_second),
             on_assignment=metrics.DEFERRED_ASSIGNED.set,
-            health=health,
-            affects_readiness=False,
-            faults=faults,
+            health=None,
         )
         self._deferred_lag = LagObserver(
             self._deferred_topic.offsets,
