@@ -67,15 +67,15 @@ class Client:
 Run = Callable[[Client], Coroutine[None, None, None]]
 
 
-def hold(start: bytes, piece: bytes = b"", pause: float = 1.0) -> Run:
-    """Send the start of a request, then a piece after each pause, until the server ends the connection."""
+def hold(start: bytes, piece: bytes = b"") -> Run:
+    """Send the start of a request, then a piece every second, until the server ends the connection."""
 
     async def attempt(client: Client) -> None:
         reader, writer = await client.connect()
         response = asyncio.ensure_future(reader.read(65536))
         try:
             writer.write(start)
-            while not (await asyncio.wait([response], timeout=pause))[0]:
+            while not (await asyncio.wait([response], timeout=1))[0]:
                 writer.write(piece)
             client.outcomes[_status(response.result())] += 1
         finally:
@@ -105,8 +105,8 @@ def never_read(make: Callable[[Targets], bytes]) -> Run:
     return _repeated(attempt, pause=0.5)
 
 
-def endless_headers(max_bytes: int = 100 * _MIB) -> Run:
-    """Send headers without end."""
+def endless_headers() -> Run:
+    """Send up to 100 MiB of headers."""
 
     async def attempt(client: Client) -> None:
         reader, writer = await client.connect()
@@ -114,7 +114,7 @@ def endless_headers(max_bytes: int = 100 * _MIB) -> Run:
         line = b"a: " + b"x" * 1000 + b"\r\n"
         try:
             writer.write(b"GET / HTTP/1.1\r\n" + _HOST)
-            for _ in range(max_bytes // (64 * len(line))):
+            for _ in range(100 * _MIB // (64 * len(line))):
                 if response.done():
                     break
                 writer.write(line * 64)

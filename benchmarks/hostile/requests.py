@@ -41,13 +41,12 @@ _OVERLAPS = (
 )
 
 
-def graphql_requests(product_ids: Sequence[str] = (), user: str = USER) -> dict[str, list[bytes]]:
+def graphql_requests(product_ids: Sequence[str] = ()) -> dict[str, list[bytes]]:
     """Return GraphQL requests by what they aim at.
 
     product_ids: up to 100, of products with long descriptions; by default those of the newest products
-    user: whose orders are listed
     """
-    lists = f'orders(user: "{user}", limit: 1000)'
+    lists = f'orders(user: "{USER}", limit: 1000)'
     products = f"products(ids: {json.dumps(list(product_ids))})" if product_ids else "products(limit: 100)"
     return {
         "all orders": [graphql(f"{{ {lists} {{ items {{ id items {{ productId name quantity }} }} }} }}")],
