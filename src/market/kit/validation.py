@@ -93,30 +93,31 @@ def _failures(whole_type: Any, whole: Any, value_type: Any, value: Any, at: str)
         return
     except msgspec.ValidationError as e:
         error = e
-    struct, item_type = _parts(value_type)
     found = False
+    for failure in _failures_inside(whole_type, whole, value_type, value, at):
+        found = True
+        yield failure
+    if not found:
+        # The value itself is wrong: its type, its length, or the combination of its fields.
+        yield explain(error, whole_type, whole, at)
+
+
+def _failures_inside(whole_type: Any, whole: Any, value_type: Any, value: Any, at: str) -> Iterator[tuple[str, str]]:
+    """Yield the failures of a struct's fields, or of a list's items."""
+    struct, item_type = _parts(value_type)
     if struct is not None and isinstance(value, dict):
         fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
         for name in value:
             if name in fields:
-                for failure in _failures(whole_type, whole, fields[name].type, value[name], f"{at}.{name}"):
-                    found = True
-                    yield failure
+                yield from _failures(whole_type, whole, fields[name].type, value[name], f"{at}.{name}")
             elif struct.__struct_config__.forbid_unknown_fields:
-                found = True
                 yield f"{at}.{name}".lstrip("."), "is unknown"
         for name, field in fields.items():
             if field.required and name not in value:
-                found = True
                 yield f"{at}.{name}".lstrip("."), "is missing"
     elif item_type is not None and isinstance(value, list):
         for i, item in enumerate(value):
-            for failure in _failures(whole_type, whole, item_type, item, f"{at}[{i}]"):
-                found = True
-                yield failure
-    if not found:
-        # The value itself is wrong: its type, its length, or the combination of its fields.
-        yield explain(error, whole_type, whole, at)
+            yield from _failures(whole_type, whole, item_type, item, f"{at}[{i}]")
 
 
 def _parts(value_type: Any) -> tuple[type[msgspec.Struct] | None, Any]:
