@@ -33,8 +33,8 @@ PriceText = Annotated[
 ]
 TotalText = Annotated[str, Meta(extra_json_schema={"maxLength": 21, "pattern": _TOTAL_PATTERN})]
 
-_PRICE = re.compile(r"[0-9]{1,8}(\.[0-9]{1,3})?", re.ASCII)
-_TOTAL = re.compile(r"[0-9]{1,17}(\.[0-9]{1,3})?", re.ASCII)
+_PRICE = re.compile(PRICE_PATTERN)
+_TOTAL = re.compile(_TOTAL_PATTERN)
 _ZEROS_AFTER_HUNDREDTHS = re.compile(r"(?<=\.[0-9]{2})0+$", re.ASCII)
 _MAX_SHOWN = 40
 _CENT = Decimal("0.01")
