@@ -201,7 +201,7 @@ class Batcher(Generic[Item, Result]):
         request_ids = {entry.request_id for entry in batch}
         context.request_id.set(request_ids.pop() if len(request_ids) == 1 else "")
         traces = list(dict.fromkeys(trace for entry in batch for trace in entry.traces))
-        context.set_trace(*traces[0] if len(traces) == 1 else ("",))
+        context.set_trace(*(traces[0] if len(traces) == 1 else context.Trace()))
         tracer = next((entry.tracer for entry in batch if entry.tracer is not None), None)
         return tracer.batch_span(f"batch {self._name}", traces) if tracer is not None else nullcontext()
 

@@ -21,4 +21,4 @@ def clock(config: Faults | None) -> Clock:
     if config is None or not config.clock_offset_seconds:
         return utc_now
     offset = timedelta(seconds=config.clock_offset_seconds)
-    return lambda: datetime.now(UTC) + offset
+    return lambda: utc_now() + offset

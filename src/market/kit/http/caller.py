@@ -60,7 +60,7 @@ class ClientAddresses:
             return "unknown"
         if self._trusted and self._trusts(address):
             forwarded = b",".join(value for name, value in scope["headers"] if name == self._header)
-            for element in reversed(forwarded.decode("latin-1").split(",")) if forwarded else ():
+            for element in reversed(forwarded.decode("latin-1").split(",")):
                 previous = parse_address(element if self._header == b"x-forwarded-for" else _forwarded_for(element))
                 if previous is None:
                     break

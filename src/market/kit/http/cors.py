@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from starlette.responses import Response
 
-ANY_ORIGIN = "*"
+_ANY_ORIGIN = b"*"
 
 # What clients of the services send. Other headers would have no effect.
 _REQUEST_HEADERS = ", ".join(
@@ -34,8 +34,8 @@ _REQUEST_HEADERS = ", ".join(
         "X-Request-Id",
     ]
 )
-_RESPONSE_HEADERS = ", ".join(
-    ["Allow", "ETag", "Idempotency-Replayed", "Location", "Retry-After", "X-Request-Id", "Content-Encoding"]
+_RESPONSE_HEADERS = b", ".join(
+    [b"Allow", b"ETag", b"Idempotency-Replayed", b"Location", b"Retry-After", b"X-Request-Id", b"Content-Encoding"]
 )
 # How long a browser may remember the result of a preflight request. Chromium remembers it for two hours at most.
 _MAX_AGE_SECONDS = 7200
@@ -49,7 +49,8 @@ class Cors:
 
     def __init__(self, origins: Sequence[str]) -> None:
         self._origins = frozenset(origin.encode() for origin in origins)
-        self._allows_any = ANY_ORIGIN in origins
+        self._allows_any = _ANY_ORIGIN in self._origins
+        self._depends_on_origin = self._origins != {_ANY_ORIGIN}
         self.is_enabled = bool(origins)
 
     def is_preflight(self, method: str, headers: dict[bytes, bytes]) -> bool:
@@ -74,17 +75,17 @@ class Cors:
     def apply(self, response: Response, headers: dict[bytes, bytes]) -> None:
         """Add the CORS headers to a response. `headers` are those of the request."""
         added = response.raw_headers
-        if self._origins != {ANY_ORIGIN.encode()}:
+        if self._depends_on_origin:
             # Added even if the origin is absent or not allowed: a cache must not use that response for an allowed one.
             added.append((b"vary", b"origin"))
         origin = self._allowed_origin(headers)
         if origin is None:
             return
         added.append((b"access-control-allow-origin", origin))
-        if origin != ANY_ORIGIN.encode():
+        if origin != _ANY_ORIGIN:
             added.append((b"access-control-allow-credentials", b"true"))
         if b"access-control-request-method" not in headers:
-            added.append((b"access-control-expose-headers", _RESPONSE_HEADERS.encode()))
+            added.append((b"access-control-expose-headers", _RESPONSE_HEADERS))
 
     def _allowed_origin(self, headers: dict[bytes, bytes]) -> bytes | None:
         """Return what Access-Control-Allow-Origin must say, or None if the origin is absent or not allowed."""
@@ -93,4 +94,4 @@ class Cors:
             return None
         if origin in self._origins:
             return origin
-        return ANY_ORIGIN.encode() if self._allows_any else None
+        return _ANY_ORIGIN if self._allows_any else None

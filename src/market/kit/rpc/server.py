@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import Counter, Histogram
 
 from market.kit import context
-from market.kit.errors import INTERNAL_ERROR, Problem
+from market.kit.errors import INTERNAL_ERROR, Problem, Unavailable
 from market.kit.process import logs
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
@@ -103,13 +103,12 @@ def error_details(problem: Problem) -> tuple[tuple[str, bytes], ...]:
     status = status_pb2.Status(code=problem.grpc_status, message=str(problem))
     info = error_details_pb2.ErrorInfo(reason=problem.code(), domain=_ERROR_DOMAIN)
     status.details.add().Pack(info)
-    facts = problem.facts()
-    if errors := facts.get("errors"):
+    if errors := problem.facts().get("errors"):
         violations = [{"field": e["field"], "description": e["reason"]} for e in errors]
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=violations))
-    if (seconds := getattr(problem, "retry_after", None)) is not None:
+    if isinstance(problem, Unavailable):
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromNanoseconds(int(seconds * 1e9))
+        retry.retry_delay.FromSeconds(problem.retry_after)
         status.details.add().Pack(retry)
     return (("grpc-status-details-bin", status.SerializeToString()),)
 
