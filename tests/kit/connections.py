@@ -1,4 +1,4 @@
-"""An HTTP server on a real socket for the tests, and clients that send what they like to it."""
+"""An HTTP server on a real socket for the tests, and clients that send arbitrary bytes to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 
 import uvloop
 from prometheus_client import REGISTRY
@@ -59,8 +59,13 @@ class Server:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        routes = {"GET /": describe, "POST /": describe, "GET /page": page, "GET /slow": self.slow}
-        routes["POST /slow"] = self.slow
+        routes = {
+            "GET /": describe,
+            "POST /": describe,
+            "GET /page": page,
+            "GET /slow": self.slow,
+            "POST /slow": self.slow,
+        }
         server = HttpServer(edge.application(routes, self._config), sock=self._socket, limits=self._config)
         await server.start()
         self._started.set()
@@ -89,7 +94,7 @@ def serving(**limits: float) -> AbstractAsyncContextManager[Server]:
 
 
 class Client:
-    """A connection that sends what it likes."""
+    """A connection to the server, on which a test can send arbitrary bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -136,7 +141,7 @@ async def connected(server: Server, *, receive_buffer: int = 0) -> AsyncIterator
 
 
 async def get(server: Server, path: str = "/") -> tuple[int, bytes]:
-    """Be the client that behaves."""
+    """Send a request as a well-behaved client, and return the status and the body of the response."""
     async with connected(server) as client:
         await client.send(GET.replace(b"/ ", path.encode() + b" ", 1))
         status, _, body = await client.response()
@@ -149,21 +154,17 @@ def cut_off(limit: str) -> float:
 
 @asynccontextmanager
 async def connections(server: Server, count: int, data: bytes, **options: int) -> AsyncIterator[list[Client]]:
-    """Open connections that send the same and then nothing."""
-    opened = [connected(server, **options) for _ in range(count)]
-    clients = [await c.__aenter__() for c in opened]
-    try:
+    """Open connections that all send `data`, and nothing after it."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server, **options)) for _ in range(count)]
         for client in clients:
             client.writer.write(data)
         yield clients
-    finally:
-        for c in opened:
-            await c.__aexit__(None, None, None)
 
 
 @contextmanager
 def open_files(count: int) -> Iterator[None]:
-    """Allow this process that many open files."""
+    """Allow this process at least `count` open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
     try:

@@ -1,4 +1,4 @@
-"""HTTP servers for the tests that send what they like, and the client under test."""
+"""HTTP servers that send arbitrary bytes, and the client under test."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tests.support.ports import free_port
 from tests.support.waiting import until
 
 
-async def test_a_refused_connection_is_connect_failed() -> None:
+async def test_a_refused_connection_makes_the_upstream_unreachable() -> None:
     async with client(f"http://127.0.0.1:{free_port()}") as http:
         with pytest.raises(UpstreamUnreachable):
             await http.request("POST", "/x", body=b"{}")

@@ -63,6 +63,6 @@ async def page_on_another_origin(port: int, html: str) -> AsyncIterator[str]:
 
 
 def origin_port() -> tuple[str, int]:
-    """Return an origin that nobody uses, and its port."""
+    """Return an unused origin, and its port."""
     port = free_port()
     return f"http://127.0.0.1:{port}", port

@@ -26,6 +26,4 @@ def make_certificate(authority: Path, name: str) -> tuple[Path, Path]:
 
 def _openssl(options: str, *arguments: object) -> None:
     key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-    subprocess.run(
-        ["openssl", *f"{options}".split(), *map(str, arguments), *key.split()], check=True, capture_output=True
-    )
+    subprocess.run(["openssl", *options.split(), *map(str, arguments), *key.split()], check=True, capture_output=True)

@@ -25,7 +25,7 @@ class MemoryLimit:
         return {"MEMORY_MODULE": f"market.{self.service}", **limited}
 
     def peak(self, pid: int) -> int:
-        """Return the most memory that the process had, in bytes."""
+        """Return the peak memory of the process, in bytes."""
         return self.group.peak if self.group else peak_resident(pid)
 
     def report(self, pid: int) -> str:
