@@ -22,8 +22,7 @@ from market_dev.stack.kafka import apache
 from market.contracts import events
 from market.orders import service as use_cases
 from market.orders.metrics import RECOVERED
-from tests.support.ports import free_port
-from tests.support.servers import ServerHandle
+from tests.support.servers import KafkaHandle, kafka_server
 from tests.support.waiting import PATIENCE, until
 
 from .catalogue import FakeCatalogue
@@ -222,8 +221,31 @@ async def test_a_reservation_after_the_order_was_rejected_is_rejected(
         response = await placing
         assert response.status_code == 503
         assert response.json()["order_id"] == str(intent["_id"])
+        assert response.json()["detail"] == (
+            "the order could not be processed in time and was rejected; place it again"
+        )
         assert await stock.available(lamp) == (10 if restocked else 2)
         assert (await get_document(service, intent["_id"]))["status"] == "rejected"
+
+
+async def test_an_order_whose_reservation_another_program_has_cancelled_is_rejected_for_that_reason(
+    isolated_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, tmp_path: Path
+) -> None:
+    lamp, user = catalogue.add(), f"user-{uuid4()}"
+    await stock.set(lamp, 2)
+    async with gated_service(isolated_settings(), tmp_path) as service:
+        reserving = gate_at(service, "orders.before-reserve")
+        placing = asyncio.create_task(service.place([(lamp, 2)], user=user))
+        await reserving.wait_until_reached()
+        intent = await wait_for_intent(service, user)
+        await stock.release(str(intent["_id"]))
+        reserving.open()
+        response = await placing
+        assert (response.status_code, response.json()["order_id"]) == (503, str(intent["_id"]))
+        assert response.json()["detail"] == (
+            "inventory rejected the order's reservation, so the order was rejected; place it again"
+        )
+        assert await stock.available(lamp) == 2
 
 
 async def test_a_recovery_that_crashes_between_rejection_and_release_is_completed_by_another_instance(
@@ -264,18 +286,20 @@ async def test_a_recovery_that_crashes_between_rejection_and_release_is_complete
 # A topic that accepts no events.
 
 
+async def start_broker_or_skip(server_directory: Path, name: str) -> KafkaHandle:
+    """Start Apache Kafka. Skip the test if this machine cannot: the embedded broker creates topics automatically."""
+    if reason := apache.why_unavailable():
+        pytest.skip(f"the embedded broker creates topics automatically ({reason})")
+    broker = KafkaHandle(kafka_server(server_directory / name, server_directory / "logs", "apache"))
+    await asyncio.to_thread(broker.start, 2 * PATIENCE)
+    return broker
+
+
 async def test_a_missing_topic_or_a_full_disk_delays_events_and_loses_none(
     isolated_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, server_directory: Path
 ) -> None:
-    if reason := apache.why_unavailable():
-        pytest.skip(f"the embedded broker creates topics automatically ({reason})")
-    broker = ServerHandle(
-        apache.ApacheKafka(
-            free_port(), free_port(), server_directory / "kafka-without-topic", server_directory / "logs"
-        )
-    )
-    await asyncio.to_thread(broker.start, 2 * PATIENCE)
-    bootstrap_servers = f"127.0.0.1:{broker.port}"
+    broker = await start_broker_or_skip(server_directory, "kafka-without-topic")
+    bootstrap_servers = broker.bootstrap_servers
     reader = Topic(bootstrap_servers)
     lamp = catalogue.add()
     await stock.set(lamp, 50)
@@ -322,15 +346,8 @@ async def test_a_missing_topic_or_a_full_disk_delays_events_and_loses_none(
 async def test_a_deleted_topic_is_created_again_within_seconds(
     isolated_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, server_directory: Path
 ) -> None:
-    if reason := apache.why_unavailable():
-        pytest.skip(f"the embedded broker creates topics automatically ({reason})")
-    broker = ServerHandle(
-        apache.ApacheKafka(
-            free_port(), free_port(), server_directory / "kafka-topic-deleted", server_directory / "logs"
-        )
-    )
-    await asyncio.to_thread(broker.start, 2 * PATIENCE)
-    bootstrap_servers = f"127.0.0.1:{broker.port}"
+    broker = await start_broker_or_skip(server_directory, "kafka-topic-deleted")
+    bootstrap_servers = broker.bootstrap_servers
     lamp = catalogue.add()
     await stock.set(lamp, 50)
     reader: Topic | None = None

@@ -24,15 +24,7 @@ from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_curs
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
 from market.orders import service
-from market.orders.domain import (
-    MAX_LINES,
-    MAX_QUANTITY,
-    NewOrder,
-    Order,
-    RequestedLine,
-    Status,
-    to_contract,
-)
+from market.orders.domain import MAX_LINES, MAX_QUANTITY, NewOrder, Order, RequestedLine, Status, to_contract
 from market.orders.metrics import OUTCOMES
 from market.orders.pricing.prices import merge_lines
 from market.orders.service import Deps
@@ -84,8 +76,8 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True):
             str,
             Meta(
                 max_length=254,
-                description="The address for e-mail notifications; international domains are possible. Defaults to "
-                "`user` if that is an e-mail address; without either, there are no mails.",
+                description="The address for e-mail notifications; internationalized domain names are accepted. "
+                "Defaults to `user` if that is an e-mail address; without either, there are no mails.",
             ),
         ]
         | None

@@ -146,9 +146,9 @@ def _topics(config: Kafka) -> list[Topic]:
 
 
 async def migrate(config: Config, _: list[str]) -> int:
-    """Create the indexes and the topic, and return the exit status, 0. Topic settings
-    that an operator has overridden are kept.
+    """Create the indexes and the topic, and return the exit status, 0.
 
+    Topic settings that an operator has overridden are kept.
     If Kafka stays unavailable for `create_seconds`, the service creates the topic later.
     """
     client = create_client(config.mongodb)

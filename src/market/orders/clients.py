@@ -23,6 +23,9 @@ from market.kit.process import logs
 from market.kit.resilience import CircuitBreaker, RetryBudget, retry
 from market.kit.rpc import client as rpc
 from market.orders.domain import (
+    MAX_BATCH_LINES,
+    MAX_LARGE_BATCH_LINES,
+    SMALL_ORDER_LINES,
     InsufficientStock,
     OrderLine,
     Product,
@@ -147,9 +150,9 @@ class InventoryClient:
             max_batch_size=128,
             max_concurrency=2,
             cost=_cost,
-            small_cost=100,
-            max_cost=4000,
-            max_large_cost=1000,
+            small_cost=SMALL_ORDER_LINES,
+            max_cost=MAX_BATCH_LINES,
+            max_large_cost=MAX_LARGE_BATCH_LINES,
         )
 
     @property

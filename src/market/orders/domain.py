@@ -24,6 +24,11 @@ from market.kit.text import pluralize
 
 MAX_LINES = 1000
 MAX_QUANTITY = 1_000_000
+# Orders share calls to MongoDB and inventory. An order with more lines than this shares them only with large ones.
+SMALL_ORDER_LINES = 100
+# The maximum number of lines in a call with small orders, and in one with large orders.
+MAX_BATCH_LINES = 4000
+MAX_LARGE_BATCH_LINES = 1000
 
 # The failure points (kit/faults.py), in the sequence of an order's lifecycle.
 FAILURE_POINTS = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -189,6 +189,13 @@ async def _advance_pending(deps: Deps, order: Order) -> Order:
     return order
 
 
+# Without the shortages, which OutOfStock names. A newer version may have stored another reason.
+_REJECTION_CAUSES: Mapping[str | None, str] = {
+    Reason.EXPIRED: "the order could not be processed in time and was rejected",
+    Reason.RESERVATION_REJECTED: "inventory rejected the order's reservation, so the order was rejected",
+}
+
+
 def _require_confirmed(order: Order) -> Order:
     """Return the order if it is confirmed, otherwise raise the error that says why it is not."""
     if order.status is Status.CONFIRMED:
@@ -199,9 +206,8 @@ def _require_confirmed(order: Order) -> Order:
         raise _unknown_status(order)
     if order.shortages:
         raise OutOfStock(order.shortages)
-    raise Unavailable(
-        "the order could not be processed in time and was rejected; place it again", order_id=str(order.id)
-    )
+    cause = _REJECTION_CAUSES.get(order.reason, "the order was rejected")
+    raise Unavailable(f"{cause}; place it again", order_id=str(order.id))
 
 
 def _unknown_status(order: Order) -> Unavailable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, NamedTuple
 from uuid import UUID
 
@@ -22,6 +22,9 @@ from market.kit.paging import MAX_COUNT
 from market.orders.domain import (
     CONFIRM,
     KEY_HOLDING_STATUSES,
+    MAX_BATCH_LINES,
+    MAX_LARGE_BATCH_LINES,
+    SMALL_ORDER_LINES,
     Order,
     OutboxEntry,
     Reason,
@@ -30,7 +33,7 @@ from market.orders.domain import (
     Transition,
     UnreadableOrder,
 )
-from market.orders.mongodb.collection import OrdersCollection, documents
+from market.orders.mongodb.collection import EPOCH, OrdersCollection, documents
 
 _DUPLICATE_KEY = 11000
 # How much of a page of orders is read at a time. Decoded, a stored order takes four times its size.
@@ -66,7 +69,6 @@ class IdempotencyKeyHolder(Struct, frozen=True):
     digest: bytes
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -82,11 +84,11 @@ class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
     @classmethod
     def of(cls, order: Order) -> Position:
         """Return the position of an order."""
-        return cls((order.created_at - _EPOCH) // _MILLISECOND, order.id)
+        return cls((order.created_at - EPOCH) // _MILLISECOND, order.id)
 
     def following(self) -> documents.Document:
         """Return the filter for the orders that follow in the list: the older ones."""
-        time = _EPOCH + self.created_at * _MILLISECOND
+        time = EPOCH + self.created_at * _MILLISECOND
         # The first condition bounds the scan of the index, the second one decides between orders of the same time.
         return {"created_at": {"$lte": time}, "$or": [{"created_at": {"$lt": time}}, {"_id": {"$lt": self.order_id}}]}
 
@@ -139,9 +141,9 @@ class OrderRepository:
             max_batch_size=128,
             max_concurrency=2,
             cost=_cost,
-            small_cost=100,
-            max_cost=4000,
-            max_large_cost=1000,
+            small_cost=SMALL_ORDER_LINES,
+            max_cost=MAX_BATCH_LINES,
+            max_large_cost=MAX_LARGE_BATCH_LINES,
         )
         self._transitions: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.update", max_batch_size=128, max_concurrency=2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -215,8 +216,8 @@ class _Run:
         return Difference(difference.value, subject, CAUSES[difference], detail, repaired)
 
     async def _read_topic(self, topic: TopicReader) -> AsyncIterator[Progress]:
-        # (messages read, total) of each report.
-        reports: list[tuple[int, int]] = []
+        # (messages read, total) of the latest report.
+        reports: deque[tuple[int, int]] = deque(maxlen=1)
         reading = asyncio.ensure_future(topic.read_to_end(lambda done, total: reports.append((done, total))))
         while not reading.done():
             await asyncio.wait({reading}, timeout=0.5)

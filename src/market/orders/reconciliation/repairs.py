@@ -1,7 +1,7 @@
 """The repairs of reconciliation.
 
-Each repair is a step that the service itself could take. It is conditional or idempotent, so the service
-can keep running.
+Each repair is a step that the service itself could take. It is conditional or idempotent, so the service can keep
+running.
 """
 
 from __future__ import annotations
@@ -12,13 +12,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from market.contracts import events
-from market.orders.domain import (
-    InsufficientStock,
-    Order,
-    OutboxEntry,
-    ReservationRejected,
-    Status,
-)
+from market.orders.domain import InsufficientStock, Order, OutboxEntry, ReservationRejected, Status
 from market.orders.reconciliation.differences import DifferenceType
 from market.orders.service import Deps, advance
 

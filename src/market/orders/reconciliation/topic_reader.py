@@ -185,7 +185,7 @@ class TopicReader:
 
     def _note_deletion(self, at: datetime) -> None:
         until = self.retention.deleted_until
-        self.retention = msgspec.structs.replace(self.retention, deleted_until=max(at, until) if until else at)
+        self.retention = replace(self.retention, deleted_until=max(at, until) if until else at)
 
     def _record(self, messages: Sequence[Message]) -> None:
         parsed: list[tuple[UUID, events.OrderEvent, bytes | None]] = []
