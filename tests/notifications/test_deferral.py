@@ -171,6 +171,13 @@ def test_a_record_with_malformed_headers_is_a_mail_that_is_due() -> None:
     assert pending.first_deferred_at.timestamp() == now
 
 
+def test_the_reason_of_a_deferral_is_read_as_it_was_written() -> None:
+    headers = (("deferred-reason", "452 4.2.2 boîte pleine".encode()),)
+    pending = DeferredMailRestorer(300).restore(Message("orders.deferred", 3, 7, b"k", b"v", headers))
+    assert pending.deferral is not None
+    assert pending.deferral.reason == "452 4.2.2 boîte pleine"
+
+
 def test_a_domain_is_throttled_after_deferrals_in_a_row_until_it_accepts_a_mail() -> None:
     now = 100.0
     throttle = DomainThrottle(3, 2.0, clock=lambda: now)

@@ -38,11 +38,11 @@ class Message:
         """The approximate memory use of the message, in bytes."""
         return len(self.key or b"") + len(self.value or b"") + _OVERHEAD_BYTES
 
-    def header(self, name: str) -> str:
+    def header(self, name: str, encoding: str = "latin-1") -> str:
         """Return the last header of that name as text, or an empty string if there is none."""
         for key, value in reversed(self.headers):
             if key == name and value is not None:
-                return value.decode("latin-1")
+                return value.decode(encoding, "replace")
         return ""
 
 

@@ -113,7 +113,7 @@ class DeferredMailRestorer:
             due_at=_time(_number(record, DUE, now_ms), now_ms),
             attempts=_number(record, ATTEMPTS, 0),
             reserved=record.header(RESERVED) == "1",
-            reason=record.header(REASON),
+            reason=record.header(REASON, "utf-8"),
         )
         first = deferral.first_deferred_at.timestamp()
         self._current = first if self._current is None else min(first, self._current)
