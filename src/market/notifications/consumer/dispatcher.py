@@ -81,8 +81,7 @@ class Dispatcher:
         self._memory = memory
         self._max_waiting = max_waiting
         self._waiting = 0
-        # How many queues are ready or in flight, and the time.monotonic() when an attempt last finished.
-        self._busy = 0
+        # The time.monotonic() when an attempt last finished.
         self._progress_at = time.monotonic()
         self._queues: dict[Hashable, KeyQueue] = {}
         self._ready: ReadyItems[KeyQueue] = ReadyItems(max_per_domain)
@@ -107,7 +106,7 @@ class Dispatcher:
 
         Outages of the mail server do not count.
         """
-        if not self._busy or not self._mail_server.available:
+        if self._ready.idle or not self._mail_server.available:
             self._progress_at = time.monotonic()
         return time.monotonic() - self._progress_at
 
@@ -157,7 +156,6 @@ class Dispatcher:
                     await self._process_first(queue)
             finally:
                 self._ready.release(queue.domain)
-                self._busy -= 1
                 self._progress_at = time.monotonic()
 
     async def _process_first(self, queue: KeyQueue) -> None:
@@ -198,7 +196,6 @@ class Dispatcher:
         self._make_ready(queue)
 
     def _make_ready(self, queue: KeyQueue) -> None:
-        if self._busy == 0:
+        if self._ready.idle:
             self._progress_at = time.monotonic()
-        self._busy += 1
         self._ready.put(queue.domain, queue)

@@ -22,6 +22,11 @@ class ReadyItems(Generic[T]):
         self._in_flight: Counter[str] = Counter()
         self._waiters: deque[asyncio.Future[None]] = deque()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no item is ready or in flight."""
+        return not self._domains and not self._in_flight
+
     def put(self, domain: str, item: T) -> None:
         """Add an item behind the others of its domain."""
         self._domains.setdefault(domain, deque()).append(item)
