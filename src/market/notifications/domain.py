@@ -102,6 +102,11 @@ class PendingMessage:
         if self.deferral is not None:
             self.first_deferred_at = self.deferral.first_deferred_at
 
+    @property
+    def total_attempts(self) -> int:
+        """How many attempts have failed, including those before it was deferred."""
+        return self.attempts + (self.deferral.attempts if self.deferral else 0)
+
     def seconds_until_due(self, now: float) -> float:
         """Return how long the message has to wait at the Unix time `now`; 0 or less if it is due."""
         return 0.0 if self.deferral is None else self.deferral.due_at.timestamp() - now

@@ -231,9 +231,8 @@ async def retry_later(
     pending.attempts += 1
     age = (now - pending.first_deferred_at).total_seconds()
     remaining = deps.retry.give_up_seconds - age
-    attempts = pending.attempts + (pending.deferral.attempts if pending.deferral else 0)
     # Attempts are made only while the mail server is available, so an outage alone does not end the retries.
-    if remaining <= 0 and attempts >= _MIN_ATTEMPTS:
+    if remaining <= 0 and pending.total_attempts >= _MIN_ATTEMPTS:
         pending.dead_letter = DeadLetterReason("retries-exhausted", detail)
         return None
     metrics.RETRIES.labels(reason).inc()
@@ -250,7 +249,11 @@ async def retry_later(
         return min(remaining, delay) if remaining > 0 else delay
     seconds = _deferral_seconds(deps, pending.first_deferred_at)
     deferral = Deferral(
-        pending.first_deferred_at, now + timedelta(seconds=seconds), attempts, reserved=False, reason=detail
+        pending.first_deferred_at,
+        now + timedelta(seconds=seconds),
+        pending.total_attempts,
+        reserved=False,
+        reason=detail,
     )
     return await _defer(deps, pending, deferral, reason, notification)
 
@@ -262,14 +265,13 @@ async def hold_back(
 
     Return None once it is stored. If that fails, return the seconds until it should be tried again.
     """
-    now, known = deps.clock(), pending.deferral
-    attempts = pending.attempts + (known.attempts if known else 0)
+    now = deps.clock()
     deferral = Deferral(
         first_deferred_at=pending.first_deferred_at or now,
         due_at=now + timedelta(seconds=held_back.seconds),
-        attempts=attempts,
+        attempts=pending.total_attempts,
         reserved=held_back.reserved,
-        reason=known.reason if known else "",
+        reason=pending.deferral.reason if pending.deferral else "",
     )
     return await _defer(deps, pending, deferral, held_back.cause, notification)
 

@@ -33,7 +33,6 @@ _KEEP_SECONDS = 600.0
 _DIGEST_BYTES = 8
 _MAX_DIGESTS_IN_RECORD = 8_000
 _MAX_UNWRITTEN = 50_000
-_MAX_RECORD_BYTES = 1_048_576
 
 
 def topic(kafka: config.Kafka) -> Topic:
@@ -169,7 +168,7 @@ class SentLog:
     async def _write(self, key: bytes | None, value: bytes | None) -> None:
         if self._producer is None:
             self._producer = Producer(
-                self._config, _CLIENT_ID, max_message_bytes=_MAX_RECORD_BYTES, on_failure=self._on_failure
+                self._config, _CLIENT_ID, max_message_bytes=reader.MAX_RECORD_BYTES, on_failure=self._on_failure
             )
         await self._producer.send_and_wait(self._config.sent_topic, value, key=key, partition=reader.PARTITION)
 

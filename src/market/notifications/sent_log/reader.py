@@ -19,10 +19,10 @@ from market.notifications.domain import FirstStart
 STARTED, RESUMED = b"started", b"continued"
 # All records are in one partition, so that the partition's first record is the first one in the log.
 PARTITION = 0
+MAX_RECORD_BYTES = 1_048_576
 
 _CALL_TIMEOUT_SECONDS = 5.0
 _READ_TIMEOUT_SECONDS = 60.0
-_MAX_RECORD_BYTES = 1_048_576
 
 
 def read_first_start(kafka: config.Kafka) -> FirstStart:
@@ -57,7 +57,7 @@ def read_values(kafka: config.Kafka) -> Iterator[bytes]:
 @contextmanager
 def _consumer(kafka: config.Kafka) -> Iterator[Consumer]:
     settings = consumer_settings(
-        kafka, "market.notifications", f"{kafka.group}.sent-log", max_message_bytes=_MAX_RECORD_BYTES
+        kafka, "market.notifications", f"{kafka.group}.sent-log", max_message_bytes=MAX_RECORD_BYTES
     )
     consumer = Consumer(
         {
