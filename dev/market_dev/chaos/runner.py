@@ -227,11 +227,11 @@ async def _have_all_mails(stores: Stores, until: float) -> bool:
     The mails are only counted while they are too few: reading all of them again and again would slow the mail server.
     """
     events, dead_letters = await final_reads.read_events(stores)
-    missing = {e.id for e in events} - dead_letters
+    expected = {e.id for e in events} - dead_letters
     while time.monotonic() < until:
-        if await final_reads.count_mails(stores) >= len(missing):
+        if await final_reads.count_mails(stores) >= len(expected):
             delivered = {event_id_of_mail(m.message_id) for m in await final_reads.read_mails(stores)}
-            if missing <= delivered:
+            if expected <= delivered:
                 return True
             await asyncio.sleep(5)
         await asyncio.sleep(1)

@@ -233,15 +233,17 @@ def lines(path: Path, progress: Progress | None = None) -> Iterator[Line]:
 
 
 def _other_format(beginning: bytes) -> str | None:
-    """Return what the file is if it is no text in UTF-8, recognised by its first line; None if it may be."""
+    """Return the format of a file that is not text in UTF-8, recognised by its first line; None if it may be UTF-8."""
     if beginning.startswith(b"PK\x03\x04"):
         return "is an Excel workbook; save it as CSV in UTF-8"
-    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in beginning[:100]:
-        order = "BE" if beginning.startswith((codecs.BOM_UTF16_BE, b"\0")) else "LE"
+    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         # With a byte order mark iconv knows the order, and removes the mark.
-        name = "UTF-16" if beginning[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else f"UTF-16{order}"
-        return f"is in UTF-16, and must be in UTF-8 (iconv -f {name} -t UTF-8 FILE > NEW converts it)"
-    return None
+        name = "UTF-16"
+    elif b"\0" in beginning[:100]:
+        name = "UTF-16BE" if beginning.startswith(b"\0") else "UTF-16LE"
+    else:
+        return None
+    return f"is in UTF-16, and must be in UTF-8 (iconv -f {name} -t UTF-8 FILE > NEW converts it)"
 
 
 def _other_separator(header: list[str]) -> str | None:
