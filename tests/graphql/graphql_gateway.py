@@ -273,3 +273,9 @@ async def running_gateway(**changes: Any) -> AsyncIterator[Gateway]:
         headers = {"accept": "application/graphql-response+json"}
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60, headers=headers))
         yield Gateway(f"{url}/graphql", products, orders, http)
+
+
+def code(result: dict[str, Any], i: int = 0) -> str:
+    """Return the code of the error, by default of the first one."""
+    found: str = result["errors"][i]["extensions"]["code"]
+    return found

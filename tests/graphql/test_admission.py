@@ -1,4 +1,4 @@
-"""The gateway beside too many large requests: who waits, who is refused, and how a refusal looks in GraphQL."""
+"""The gateway with too many large requests: which ones wait, which ones are refused, and how GraphQL shows it."""
 
 from __future__ import annotations
 

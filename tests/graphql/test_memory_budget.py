@@ -1,4 +1,4 @@
-"""The memory budget of requests: what one may have, who waits for how long, and what is released."""
+"""The memory budget of requests: what one may have, which ones wait and for how long, and what is released."""
 
 from __future__ import annotations
 

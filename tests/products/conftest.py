@@ -330,3 +330,14 @@ async def stock_of(stub: InventoryStub, product_id: str | UUID) -> int | None:
     """Return the product's stock in inventory; None if inventory does not know it."""
     response = await stub.GetStock(pb.GetStockRequest(product_ids=[str(product_id)]))
     return response.items[0].quantity if response.items else None
+
+
+def assert_problem(response, status: int, field: str | None = None) -> None:
+    """Assert that the response is a problem with the status, which names the field."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["status"] == status
+    if field is not None:
+        assert problem["errors"][0]["field"] == field
+        assert problem["errors"][0]["reason"]

@@ -100,7 +100,7 @@ async def test_names_are_sorted_as_people_sort_them(products: RunningProducts):
 
 
 async def test_a_name_of_any_characters_has_its_place(products: RunningProducts):
-    # The last one is 18 letters by itself.
+    # The last character alone becomes 18 letters.
     for character in ("ä", "й", "😀", "ﷺ"):
         created = await products.create(name=200 * character)
         after = (await get(products, sort="name", limit=1))["next"]

@@ -1,4 +1,4 @@
-"""Invalid requests: the status, the name of the field, and no side effects."""
+"""Invalid bodies: the status, the name of the field, and no side effects."""
 
 from __future__ import annotations
 
@@ -6,21 +6,9 @@ from uuid import uuid4
 
 import pytest
 
-from .conftest import LAMP, FakeInventory, RunningProducts
+from .conftest import LAMP, FakeInventory, RunningProducts, assert_problem
 
 ID = str(uuid4())
-HUGE = "9" * 400
-
-
-async def assert_problem(products: RunningProducts, response, status: int, field: str | None = None) -> None:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    problem = response.json()
-    assert problem["status"] == status
-    if field is not None:
-        assert problem["errors"][0]["field"] == field
-        assert problem["errors"][0]["reason"]
-
 
 BODIES = [
     ("name", 1),
@@ -96,28 +84,20 @@ async def test_an_invalid_field_is_named_and_changes_nothing(
     products_with_fake: RunningProducts, inventory: FakeInventory, field, value
 ):
     before = await products_with_fake.count()
-    await assert_problem(
-        products_with_fake,
-        await products_with_fake.http.post("/api/product", json={**LAMP, field: value}),
-        422,
-        field or "body",
+    assert_problem(
+        await products_with_fake.http.post("/api/product", json={**LAMP, field: value}), 422, field or "body"
     )
     put = {**LAMP, "id": ID, "image_url": None, field: value}
-    await assert_problem(
-        products_with_fake, await products_with_fake.http.put("/api/product", json=put), 422, field or "body"
-    )
+    assert_problem(await products_with_fake.http.put("/api/product", json=put), 422, field or "body")
     assert (await products_with_fake.count(), inventory.writes) == (before, [])
 
 
 @pytest.mark.parametrize("field", LAMP)
 async def test_a_missing_field_is_named(products_with_fake: RunningProducts, inventory: FakeInventory, field):
     body = {name: value for name, value in LAMP.items() if name != field}
-    await assert_problem(products_with_fake, await products_with_fake.http.post("/api/product", json=body), 422, field)
-    await assert_problem(
-        products_with_fake,
-        await products_with_fake.http.put("/api/product", json={**body, "id": ID, "image_url": None}),
-        422,
-        field,
+    assert_problem(await products_with_fake.http.post("/api/product", json=body), 422, field)
+    assert_problem(
+        await products_with_fake.http.put("/api/product", json={**body, "id": ID, "image_url": None}), 422, field
     )
     assert inventory.writes == []
 
@@ -125,24 +105,12 @@ async def test_a_missing_field_is_named(products_with_fake: RunningProducts, inv
 async def test_put_requires_the_id_and_every_writable_field(
     products_with_fake: RunningProducts, inventory: FakeInventory
 ):
-    await assert_problem(
-        products_with_fake,
-        await products_with_fake.http.put("/api/product", json={**LAMP, "image_url": None}),
-        422,
-        "id",
+    assert_problem(await products_with_fake.http.put("/api/product", json={**LAMP, "image_url": None}), 422, "id")
+    assert_problem(await products_with_fake.http.put("/api/product", json={**LAMP, "id": ID}), 422, "image_url")
+    assert_problem(
+        await products_with_fake.http.put("/api/product", json={**LAMP, "id": "7", "image_url": None}), 422, "id"
     )
-    await assert_problem(
-        products_with_fake, await products_with_fake.http.put("/api/product", json={**LAMP, "id": ID}), 422, "image_url"
-    )
-    await assert_problem(
-        products_with_fake,
-        await products_with_fake.http.put("/api/product", json={**LAMP, "id": "7", "image_url": None}),
-        422,
-        "id",
-    )
-    await assert_problem(
-        products_with_fake, await products_with_fake.http.post("/api/product", json={**LAMP, "id": ID}), 422, "id"
-    )
+    assert_problem(await products_with_fake.http.post("/api/product", json={**LAMP, "id": ID}), 422, "id")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +134,7 @@ async def test_a_body_that_is_not_json_is_400(products: RunningProducts, body):
         response = await products.http.request(
             method, "/api/product", content=body, headers={"content-type": "application/json"}
         )
-        await assert_problem(products, response, 400)
+        assert_problem(response, 400)
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"x"', b"true"])
@@ -175,15 +143,7 @@ async def test_json_that_is_not_an_object_is_422(products: RunningProducts, body
         response = await products.http.request(
             method, "/api/product", content=body, headers={"content-type": "application/json"}
         )
-        await assert_problem(products, response, 422)
-
-
-@pytest.mark.parametrize(
-    "id", ["1", "nonsense", ID[:-1], ID.replace("-", ""), f"{{{ID}}}", f"{ID}0", "%00", "%0a", "a%2fb", "é"]
-)
-async def test_a_path_id_that_is_not_a_uuid_is_404(products: RunningProducts, id):
-    await assert_problem(products, await products.http.get(f"/api/product/{id}"), 404)
-    await assert_problem(products, await products.http.delete(f"/api/product/{id}"), 404)
+        assert_problem(response, 422)
 
 
 @pytest.mark.parametrize(
@@ -200,16 +160,8 @@ async def test_a_path_id_that_is_not_a_uuid_is_404(products: RunningProducts, id
     ],
 )
 async def test_other_content_types_are_415(products: RunningProducts, headers, status):
-    await assert_problem(
-        products,
-        await products.http.post("/api/product", content=b"{", headers=headers),
-        status,
-    )
-    await assert_problem(
-        products,
-        await products.http.put("/api/product", content=b"{", headers=headers),
-        status,
-    )
+    assert_problem(await products.http.post("/api/product", content=b"{", headers=headers), status)
+    assert_problem(await products.http.put("/api/product", content=b"{", headers=headers), status)
 
 
 async def test_a_body_over_one_mebibyte_is_413_with_and_without_content_length(
@@ -225,100 +177,9 @@ async def test_a_body_over_one_mebibyte_is_413_with_and_without_content_length(
         response = await products_with_fake.http.post(
             "/api/product", content=content, headers={"content-type": "application/json"}
         )
-        await assert_problem(products_with_fake, response, 413)
+        assert_problem(response, 413)
     assert inventory.writes == []
     assert (await products_with_fake.http.get("/api/product")).status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("limit", v) for v in ("0", "101", "-1", "x", "", "1.0", "1e1", " 1", "+1", "01", "true", HUGE, "٣", "null")),
-        *(("offset", v) for v in ("-1", "10001", "x", "", "1.5", HUGE)),
-        *(("sort", v) for v in ("", "id", "--price", "NAME", "price,name")),
-        *(("availability", v) for v in ("", "0", "1", "no", "False", "null")),
-        *(("ids", v) for v in ("", ",", "x", ID + ",", f"{ID} ,{ID}", ID.replace("-", ""), "\x00")),
-        *(("q", v) for v in ("", "x" * 201, "\x00", "a\nb")),
-        ("nonsense", "1"),
-        ("Limit", "1"),
-    ],
-    ids=lambda v: ascii(v)[:30],
-)
-async def test_an_invalid_parameter_is_named(products: RunningProducts, name, value):
-    await assert_problem(products, await products.http.get("/api/product", params={name: value}), 422, name)
-
-
-async def test_errors_of_parameters_state_the_rule(products: RunningProducts):
-    async def reason(query: str) -> str:
-        return (await products.http.get(f"/api/product?{query}")).json()["detail"]
-
-    assert await reason("limit=101") == "limit: must be a whole number from 1 to 100"
-    assert await reason("sort=size") == "sort: must be one of -created_at, -name, -price, created_at, name, price"
-    assert await reason("availability=maybe") == "availability: must be one of true, false"
-    assert await reason("limit=1&limit=2") == "limit: must not be repeated"
-    assert await reason("q=%ff") == "query: must be a query string in UTF-8 with at most 150 parameters"
-
-
-async def test_an_empty_list_of_ids_gets_the_allowed_number(products: RunningProducts):
-    problem = (await products.http.get("/api/product?ids=")).json()
-    assert problem["errors"] == [{"field": "ids", "reason": "must be 1 to 100 UUIDs, separated by commas, got 0"}]
-
-
-@pytest.mark.parametrize("other", ["q=lamp", "sort=name", "offset=1", "after=x"])
-async def test_ids_cannot_be_combined_with_search_sort_or_offset(products: RunningProducts, other):
-    await assert_problem(
-        products,
-        await products.http.get(f"/api/product?ids={ID}&{other}"),
-        422,
-        other.split("=")[0],
-    )
-
-
-async def test_operations_without_parameters_reject_them(products: RunningProducts):
-    await assert_problem(products, await products.http.get(f"/api/product/{ID}?limit=1"), 422, "limit")
-    await assert_problem(
-        products,
-        await products.http.delete(f"/api/product/{ID}?force=true"),
-        422,
-        "force",
-    )
-    await assert_problem(products, await products.http.post("/api/product?x=1", json=LAMP), 422, "x")
-
-
-@pytest.mark.parametrize("key", ["", "x" * 256, "a b", "a\tb", "\xe9"])
-async def test_an_invalid_idempotency_key_is_named(products_with_fake: RunningProducts, inventory: FakeInventory, key):
-    response = await products_with_fake.http.post(
-        "/api/product", json=LAMP, headers={"Idempotency-Key": key.encode("latin-1")}
-    )
-    await assert_problem(products_with_fake, response, 422, "Idempotency-Key")
-    assert inventory.writes == []
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "allowed"),
-    [
-        ("DELETE", "/api/product", "GET, HEAD, POST, PUT"),
-        ("PATCH", "/api/product", "GET, HEAD, POST, PUT"),
-        ("POST", f"/api/product/{ID}", "DELETE, GET, HEAD"),
-        ("OPTIONS", "/api/product", "GET, HEAD, POST, PUT"),
-    ],
-)
-async def test_other_methods_are_405_with_the_allowed_ones(products: RunningProducts, method, path, allowed):
-    response = await products.http.request(method, path)
-    await assert_problem(products, response, 405)
-    assert response.headers["allow"] == allowed
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["/", "/api", "/api/products", "/api/product/", f"/api/product/{ID}/", f"/api/product/{ID}/x", "//api/product"],
-)
-async def test_other_paths_are_404(products: RunningProducts, path):
-    await assert_problem(
-        products,
-        await products.http.request("GET", products.http.base_url.copy_with(raw_path=path.encode())),
-        404,
-    )
 
 
 @pytest.mark.parametrize(
@@ -332,16 +193,8 @@ async def test_other_paths_are_404(products: RunningProducts, path):
             'must be a string of 1 to 8 digits, with at most three decimals after a point, got "1.2345"',
         ),
         ("price", "9" * 41, "must be a string of 1 to 8 digits, with at most three decimals after a point"),
-        (
-            "currency",
-            "gbp",
-            'must be the ISO 4217 code of a currency in use, such as EUR, in upper case, got "gbp"',
-        ),
-        (
-            "currency",
-            "X" * 1000,
-            "must be the ISO 4217 code of a currency in use, such as EUR, in upper case",
-        ),
+        ("currency", "gbp", 'must be the ISO 4217 code of a currency in use, such as EUR, in upper case, got "gbp"'),
+        ("currency", "X" * 1000, "must be the ISO 4217 code of a currency in use, such as EUR, in upper case"),
         ("image_url", "//images.test/a.png", "must be null, an https URL, or a path that begins with one slash"),
         ("stock", -1, "must be between 0 and 2147483647, got -1"),
     ],
@@ -363,12 +216,12 @@ async def test_errors_of_fields_state_the_rule(products: RunningProducts, field,
 )
 async def test_an_amount_that_the_currency_does_not_have_is_rejected(products: RunningProducts, currency, price, rule):
     response = await products.http.post("/api/product", json={**LAMP, "currency": currency, "price": price})
-    await assert_problem(products, response, 422, "price")
+    assert_problem(response, 422, "price")
     assert response.json()["errors"][0]["reason"] == rule
     # Nor can a price get such a currency.
     product = await products.create(currency="KWD", price=price)
     response = await products.http.put("/api/product", json={**product, "currency": currency})
-    await assert_problem(products, response, 422, "price")
+    assert_problem(response, 422, "price")
     assert response.json()["errors"][0]["reason"] == rule
     assert await products.get(product["id"]) == product
 
@@ -398,11 +251,3 @@ async def test_all_wrong_fields_of_a_body_are_named(products: RunningProducts):
     wrong = {**LAMP, "name": "a\tb", "description": "\0", "currency": "XXQ"}
     problem = (await products.http.post("/api/product", json=wrong)).json()
     assert [e["field"] for e in problem["errors"]] == ["name", "description", "currency"]
-
-
-async def test_all_wrong_parameters_of_a_query_are_named(products: RunningProducts):
-    query = "limit=0&offset=x&q=a&q=b&sort=size&availability=maybe&page=1"
-    problem = (await products.http.get(f"/api/product?{query}")).json()
-    fields = {e["field"] for e in problem["errors"]}
-    assert fields == {"limit", "offset", "q", "sort", "availability", "page"}
-    assert len(problem["errors"]) == 6
