@@ -82,7 +82,7 @@ async def test_an_assigned_partition_that_is_not_read_is_reported_and_ends_readi
 
 
 class HangingMailServer:
-    """Never replies."""
+    """Replies to no mail until `released` is set."""
 
     available = True
 

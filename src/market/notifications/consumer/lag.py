@@ -100,9 +100,9 @@ class LagObserver:
             del self._stalled[partition]
             with suppress(KeyError):
                 self._stalled_metric.remove(str(partition))
-        reasons = [f"partition {partition} {reason}" for partition, reason in sorted(self._stalled.items())]
         if self._health is None:
             return
+        reasons = [f"partition {partition} {reason}" for partition, reason in sorted(self._stalled.items())]
         if reasons:
             self._health.set_unready("consumption", "; ".join(reasons)[:500])
         else:
