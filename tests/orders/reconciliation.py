@@ -11,10 +11,15 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
+from market.contracts import events
+from market.kit.ids import new_id
+from market.orders.domain import OutboxEntry
 from market.orders.reconciliation import command
-from tests.support.waiting import PATIENCE
+from market.orders.reconciliation.differences import CAUSES, DifferenceType
+from tests.support.waiting import PATIENCE, until
 
-from .service import Service, Settings, migrate, serving
+from .service import Service, Settings, get_document, migrate, serving
+from .topic import Topic
 
 # Orders older than a second are compared; work that background tasks should have done is overdue after 3.3 s.
 RECOVERY = {"reject_after_seconds": 1, "interval_seconds": 0.1}
@@ -71,3 +76,59 @@ async def _reconcile(service: Service, repair: bool, topic: bool) -> Report:
 async def is_published(service: Service, order_id: str) -> bool:
     """Return whether all events of the order are acknowledged and removed from its outbox."""
     return "outbox" not in await service.documents.find_one({"_id": UUID(order_id)})
+
+
+async def exit_status(service: Service, *options: str) -> int:
+    """Return the exit status of `python -m market.orders reconcile`; repeat it while it could not complete (2)."""
+    end = asyncio.get_running_loop().time() + PATIENCE
+    while (status := await command.run(service.config, list(options))) == 2 and asyncio.get_running_loop().time() < end:
+        pass
+    return status
+
+
+async def place_and_publish(service: Service, product_id: str, topic: Topic, *, cancelled: bool = False) -> str:
+    """Place an order for two units, wait until its events are in the topic, and return its id."""
+    response = await service.place([(product_id, 2)])
+    assert response.status_code == 201
+    order_id = str(response.json()["id"])
+    types = [events.CREATED]
+    if cancelled:
+        assert (await service.http.delete(f"/api/order/{order_id}")).status_code == 204
+        types.append(events.CANCELLED)
+    await topic.wait_for(order_id, *types)
+    await until(lambda: is_published(service, order_id), what="published")
+    return order_id
+
+
+async def copy_order(service: Service, order_id: str) -> str:
+    """Copy the order to a new id, which has no events in the topic, and return that id."""
+    copy_id = new_id()
+    document = await get_document(service, order_id)
+    await service.documents.insert_one({**document, "_id": copy_id})
+    return str(copy_id)
+
+
+async def publish(service: Service, topic: Topic, order_id: str, *types: str) -> None:
+    """Publish events of these types for the order, one after another."""
+    for event_type in types:
+        entry = OutboxEntry(events.event_id(UUID(order_id), event_type), event_type, service.deps.clock())
+        assert await service.deps.relay.outbox.requeue(UUID(order_id), entry, service.deps.clock())
+        await service.deps.relay.run_once()
+        await topic.wait_for(order_id, event_type)
+        await until(lambda: is_published(service, order_id), what="published")
+
+
+def difference(kind: DifferenceType, subject_id: str, detail: str, repaired: bool | None = None) -> dict[str, Any]:
+    """Return the difference as the command prints it with --json."""
+    return {
+        "kind": "difference",
+        "difference": kind.value,
+        "id": subject_id,
+        "cause": CAUSES[kind],
+        "detail": detail,
+        "repaired": repaired,
+    }
+
+
+def no_differences(report: Report) -> bool:
+    return report.differences == [] and report.counts == (0, 0, True)

@@ -19,16 +19,26 @@ from confluent_kafka import Producer
 from market_dev.chaos.proxy import Proxy
 
 from market.contracts import events
-from market.kit.ids import new_id
-from market.orders.domain import OutboxEntry
 from market.orders.reconciliation import command
-from market.orders.reconciliation.differences import CAUSES, DifferenceType
+from market.orders.reconciliation.differences import DifferenceType
 from market.orders.reconciliation.reconcile import Difference
 from tests.support.servers import KafkaHandle, kafka_server, running
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import until
 
 from .catalogue import FakeCatalogue
-from .reconciliation import OVERDUE_SECONDS, RECOVERY, Report, is_published, isolated_service, reconcile
+from .reconciliation import (
+    OVERDUE_SECONDS,
+    RECOVERY,
+    copy_order,
+    difference,
+    exit_status,
+    is_published,
+    isolated_service,
+    no_differences,
+    place_and_publish,
+    publish,
+    reconcile,
+)
 from .service import MakeSettings, Service, get_document, serving
 from .stock import Stock
 from .topic import Topic
@@ -66,62 +76,6 @@ async def service(new_settings: MakeSettings, postgres: Any) -> AsyncIterator[Se
     """An instance without background tasks. Each test leaves it without differences."""
     async with isolated_service(new_settings(), postgres) as service:
         yield service
-
-
-async def exit_status(service: Service, *options: str) -> int:
-    """Return the exit status of `python -m market.orders reconcile`; repeat it while it could not complete (2)."""
-    end = asyncio.get_running_loop().time() + PATIENCE
-    while (status := await command.run(service.config, list(options))) == 2 and asyncio.get_running_loop().time() < end:
-        pass
-    return status
-
-
-async def place_and_publish(service: Service, product_id: str, topic: Topic, *, cancelled: bool = False) -> str:
-    """Place an order for two units, wait until its events are in the topic, and return its id."""
-    response = await service.place([(product_id, 2)])
-    assert response.status_code == 201
-    order_id = str(response.json()["id"])
-    types = [events.CREATED]
-    if cancelled:
-        assert (await service.http.delete(f"/api/order/{order_id}")).status_code == 204
-        types.append(events.CANCELLED)
-    await topic.wait_for(order_id, *types)
-    await until(lambda: is_published(service, order_id), what="published")
-    return order_id
-
-
-async def copy_order(service: Service, order_id: str) -> str:
-    """Copy the order to a new id, which has no events in the topic, and return that id."""
-    copy_id = new_id()
-    document = await get_document(service, order_id)
-    await service.documents.insert_one({**document, "_id": copy_id})
-    return str(copy_id)
-
-
-async def publish(service: Service, topic: Topic, order_id: str, *types: str) -> None:
-    """Publish events of these types for the order, one after another."""
-    for event_type in types:
-        entry = OutboxEntry(events.event_id(UUID(order_id), event_type), event_type, service.deps.clock())
-        assert await service.deps.relay.outbox.requeue(UUID(order_id), entry, service.deps.clock())
-        await service.deps.relay.run_once()
-        await topic.wait_for(order_id, event_type)
-        await until(lambda: is_published(service, order_id), what="published")
-
-
-def difference(kind: DifferenceType, subject_id: str, detail: str, repaired: bool | None = None) -> dict[str, Any]:
-    """Return the difference as the command prints it with --json."""
-    return {
-        "kind": "difference",
-        "difference": kind.value,
-        "id": subject_id,
-        "cause": CAUSES[kind],
-        "detail": detail,
-        "repaired": repaired,
-    }
-
-
-def no_differences(report: Report) -> bool:
-    return report.differences == [] and report.counts == (0, 0, True)
 
 
 async def test_an_overdue_stock_release_is_repaired(

@@ -17,10 +17,9 @@ from market.contracts import events
 from tests.support.servers import KafkaHandle, kafka_server, running
 
 from .catalogue import FakeCatalogue
-from .reconciliation import RECOVERY, isolated_service, reconcile
+from .reconciliation import RECOVERY, copy_order, isolated_service, place_and_publish, reconcile
 from .service import MakeSettings, Service, get_document
 from .stock import Stock
-from .test_reconciliation_kinds import copy_order, place_and_publish
 from .topic import Topic
 
 MISSING, UNDECIDED = "event-not-in-topic", "event-possibly-deleted"
@@ -33,6 +32,21 @@ def bootstrap_servers(kafka: Any, server_directory: Path) -> Iterator[str]:
     server = kafka_server(server_directory / name, server_directory / "logs", kafka.kind)
     with running(KafkaHandle(server)):
         yield f"127.0.0.1:{server.port}"
+
+
+@pytest.fixture
+def own_topic(bootstrap_servers: str) -> Iterator[Topic]:
+    topic = Topic(bootstrap_servers)
+    yield topic
+    topic.close()
+
+
+@pytest.fixture
+async def lamp(catalogue: FakeCatalogue, stock: Stock) -> str:
+    """A product with 50 units."""
+    product_id = catalogue.add()
+    await stock.set(product_id, 50)
+    return product_id
 
 
 @pytest.fixture
@@ -64,14 +78,11 @@ def set_topic(bootstrap_servers: str, settings: Mapping[str, str]) -> None:
 
 
 async def test_the_topics_own_retention_decides_which_events_are_missing(
-    service: Service, bootstrap_servers: str, catalogue: FakeCatalogue, stock: Stock, kafka: Any
+    service: Service, bootstrap_servers: str, own_topic: Topic, lamp: str, stock: Stock, kafka: Any
 ) -> None:
     if kafka.kind == "embedded":
         return
-    topic = Topic(bootstrap_servers)
-    lamp = catalogue.add()
-    await stock.set(lamp, 50)
-    intact = await place_and_publish(service, lamp, topic)
+    intact = await place_and_publish(service, lamp, own_topic)
     ten, forty = [await copy_from(service, intact, days, stock, lamp) for days in (10, 40)]
     await asyncio.sleep(1.2)
 
@@ -91,19 +102,15 @@ async def test_the_topics_own_retention_decides_which_events_are_missing(
     assert repaired.differences_of(ten) == [(MISSING, True)]
     assert repaired.differences_of(forty) == [(UNDECIDED, None)]
     assert [len((await get_document(service, UUID(i))).get("outbox", [])) for i in (ten, forty)] == [1, 0]
-    topic.close()
 
 
 async def test_events_that_may_have_been_deleted_are_reported_and_not_published_again(
-    service: Service, bootstrap_servers: str, catalogue: FakeCatalogue, stock: Stock, kafka: Any
+    service: Service, bootstrap_servers: str, own_topic: Topic, lamp: str, kafka: Any
 ) -> None:
     if kafka.kind == "embedded":
         return
-    topic = Topic(bootstrap_servers)
-    lamp = catalogue.add()
-    await stock.set(lamp, 50)
-    deleted, later = [await place_and_publish(service, lamp, topic) for _ in range(2)]
-    [message] = topic.messages_of(deleted)
+    deleted, later = [await place_and_publish(service, lamp, own_topic) for _ in range(2)]
+    [message] = own_topic.messages_of(deleted)
     # What an operator does who has no space left.
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
     [done] = admin.delete_records([TopicPartition(events.TOPIC, message.partition(), message.offset() + 1)]).values()
@@ -114,7 +121,6 @@ async def test_events_that_may_have_been_deleted_are_reported_and_not_published_
         assert report.differences_of(deleted) == [(UNDECIDED, None)]
         assert [d for d in report.differences if d["id"] != deleted and d["id"] != later] == []
         assert "outbox" not in await get_document(service, UUID(deleted))
-    # With a limited size, the broker deletes by itself: the event is not missing.
+    # With a size limit, the broker itself may delete events, so this one is not reported as missing.
     set_topic(bootstrap_servers, {"retention.bytes": "1000000000"})
     assert (await reconcile(service, topic=True)).differences == []
-    topic.close()
