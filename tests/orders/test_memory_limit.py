@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ import httpx
 import pytest
 
 from benchmarks.hostile import requests
-from benchmarks.hostile.clients import Targets, attacking, kinds
+from benchmarks.hostile.clients import Targets, attacking
 from benchmarks.memory_limits import MIB
 from market.orders.domain import MAX_LINES
 from tests.orders.catalogue import FakeCatalogue
 from tests.orders.service import MakeSettings
 from tests.orders.stock import Stock
-from tests.support.memory import memory_limit
+from tests.support.memory import assert_unharmed, hostile_kinds, memory_limit
 from tests.support.processes import ServiceProcess
 
 SECONDS = 20
@@ -57,7 +56,6 @@ async def test_hostile_clients_of_all_kinds_leave_orders_below_its_memory_limit(
         process.start()
         try:
             await process.ready()
-            assert process.process is not None
             port = settings["http"]["port"]
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
                 for _ in range(11):
@@ -65,24 +63,9 @@ async def test_hostile_clients_of_all_kinds_leave_orders_below_its_memory_limit(
                     assert placed.status_code == 201, placed.text
                 page = await http.get("/api/order", params={"user": requests.USER, "limit": 1000})
                 assert 7 * MIB < len(page.content) <= 8 * MIB + 1000
-                selected = kinds(pause=0.2)
-                # 1,030 connections with one byte of a body, and 100 that do not read 8 MiB.
-                selected["one byte of a body"] = replace(selected["one byte of a body"], count=1030)
-                unread = selected["large pages not read, orders"]
-                selected["large pages not read, orders"] = replace(unread, count=100)
-                async with attacking(
-                    Targets({"orders": port}, product_ids, address=HOSTILE_ADDRESS), selected
-                ) as attack:
+                targets = Targets({"orders": port}, product_ids, address=HOSTILE_ADDRESS)
+                async with attacking(targets, hostile_kinds("orders")) as attack:
                     statuses = await honest(http, product_ids[0], time.monotonic() + SECONDS)
-                print(f"\n{limit.report(process.process.pid)}; honest: {dict(statuses)}")
-                for name, outcomes in attack.outcomes.items():
-                    print(f"  {name}: {dict(outcomes)}")
-            assert process.process.poll() is None, process.log[-2000:]
-            assert limit.peak(process.process.pid) < 0.95 * limit.limit
-            # A busy machine may let some exceed a deadline.
-            assert statuses[200] + statuses[201] > 0.8 * statuses.total()
-            assert all(outcomes.total() for outcomes in attack.outcomes.values())
-            assert not [name for name, outcomes in attack.outcomes.items() if outcomes["500"]], process.log[-3000:]
-            assert await process.stop() == 0, process.log[-2000:]
+            await assert_unharmed(process, limit, attack, statuses)
         finally:
             process.kill()

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
 
-from benchmarks.hostile.clients import Targets, attacking, kinds
+from benchmarks.hostile.clients import Targets, attacking
 from benchmarks.memory_limits import MIB
 from market.kit.config import GrpcUpstream, Http, Listen, Postgres
 from market.products.config import Config, Redis
 from tests.products.conftest import LAMP, FakeInventory, serving
-from tests.support.memory import memory_limit
+from tests.support.memory import assert_unharmed, hostile_kinds, memory_limit
 from tests.support.ports import free_port
 from tests.support.processes import ServiceProcess
 from tests.support.servers import UriHandle
@@ -67,30 +66,15 @@ async def check(database: Postgres, redis_server: UriHandle, inventory_port: int
         process.start()
         try:
             await process.ready()
-            assert process.process is not None
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{config.http.port}", timeout=120) as http:
                 # As wide as the contract allows: 4 MiB for a page of 100.
                 wide = {**LAMP, "name": "🜁" * 200, "description": "🜁" * 10_000}
                 ids = [(await http.post("/api/product", json=wide)).json()["id"] for _ in range(100)]
                 page = await http.get("/api/product", params={"ids": ",".join(ids)})
                 assert 3.5 * MIB < len(page.content) < 5 * MIB
-                selected = kinds(pause=0.2)
-                # 1,030 connections with one byte of a body, and 100 that do not read 4 MiB.
-                selected["one byte of a body"] = replace(selected["one byte of a body"], count=1030)
-                unread = selected["large pages not read, products"]
-                selected["large pages not read, products"] = replace(unread, count=100)
                 targets = Targets({"products": config.http.port}, ids, ids, HOSTILE_ADDRESS)
-                async with attacking(targets, selected) as attack:
+                async with attacking(targets, hostile_kinds("products")) as attack:
                     statuses = await honest(http, ids[0], time.monotonic() + SECONDS)
-                print(f"\n{limit.report(process.process.pid)}; honest: {dict(statuses)}")
-                for name, outcomes in attack.outcomes.items():
-                    print(f"  {name}: {dict(outcomes)}")
-            assert process.process.poll() is None, process.log[-2000:]
-            assert limit.peak(process.process.pid) < 0.95 * limit.limit
-            # A busy machine may let some exceed a deadline.
-            assert statuses[200] + statuses[201] > 0.8 * statuses.total()
-            assert all(outcomes.total() for outcomes in attack.outcomes.values())
-            assert not [name for name, outcomes in attack.outcomes.items() if outcomes["500"]], process.log[-3000:]
-            assert await process.stop() == 0, process.log[-2000:]
+            await assert_unharmed(process, limit, attack, statuses)
         finally:
             process.kill()

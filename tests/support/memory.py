@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from benchmarks.hostile.clients import Attack, Kind, kinds
 from benchmarks.memory_limits import BECOME_LIMITED, MIB, MemoryGroup, memory_limits, peak_resident
+from tests.support.processes import ServiceProcess
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,33 @@ def memory_limit(service: str) -> Iterator[MemoryLimit]:
     finally:
         if group is not None:
             group.remove()
+
+
+def hostile_kinds(service: str) -> dict[str, Kind]:
+    """Return all kinds of hostile clients, with more of the two that hold the most memory of the service.
+
+    These are 1,030 connections with one byte of a body, and 100 that do not read a page of the maximum size.
+    """
+    selected = kinds(pause=0.2)
+    for name, count in (("one byte of a body", 1030), (f"large pages not read, {service}", 100)):
+        selected[name] = replace(selected[name], count=count)
+    return selected
+
+
+async def assert_unharmed(process: ServiceProcess, limit: MemoryLimit, attack: Attack, statuses: Counter[int]) -> None:
+    """Check that the process survived the attack below its limit, and stop it.
+
+    statuses: the number of responses to clients that are not hostile, by status
+    """
+    assert process.process is not None
+    pid = process.process.pid
+    print(f"\n{limit.report(pid)}; honest: {dict(statuses)}")
+    for name, outcomes in attack.outcomes.items():
+        print(f"  {name}: {dict(outcomes)}")
+    assert process.process.poll() is None, process.log[-2000:]
+    assert limit.peak(pid) < 0.95 * limit.limit
+    # A busy machine may let some exceed a deadline.
+    assert statuses[200] + statuses[201] > 0.8 * statuses.total()
+    assert all(outcomes.total() for outcomes in attack.outcomes.values())
+    assert not [name for name, outcomes in attack.outcomes.items() if outcomes["500"]], process.log[-3000:]
+    assert await process.stop() == 0, process.log[-2000:]
