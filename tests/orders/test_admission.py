@@ -1,4 +1,4 @@
-"""Placing orders beside too many others: who waits, who is refused, and that a refused order leaves nothing."""
+"""Placing orders under overload: which requests wait, which are refused, and that a refused order stores nothing."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .gates import gate_at, gated_service
 from .service import IDLE, MakeSettings, Service
 from .stock import Stock
 
-# An order of more than two lines is large. Of five lines, one is placed at a time, a caller may have two, and four may
-# wait.
+# An order of more than two lines is large. Of orders with five lines, one is placed at a time and four may wait. A
+# caller may have two in progress.
 LIMITS = {
     "small_weight": 2,
     "max_small_weight": 2,
