@@ -14,7 +14,7 @@ def held() -> float:
     return sum(REGISTRY.get_sample_value("market_graphql_request_memory_bytes", {"size": s}) or 0 for s in sizes)
 
 
-async def test_a_large_response_is_compressed_and_its_memory_given_back(gateway: Gateway) -> None:
+async def test_a_large_response_is_compressed_and_its_memory_released(gateway: Gateway) -> None:
     headers = {"accept": "application/json"}
     plain = await gateway.http.post(
         gateway.url, json={"query": QUERY}, headers={**headers, "accept-encoding": "identity"}

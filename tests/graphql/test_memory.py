@@ -302,7 +302,7 @@ def test_a_long_operation_name_is_not_cached() -> None:
     assert (len(documents), documents.bytes) == (0, 0)
 
 
-async def test_a_gateway_gives_back_the_memory_of_every_request() -> None:
+async def test_a_gateway_releases_the_memory_of_every_request() -> None:
     async with running_gateway() as gateway:
         ids = list(gateway.products.resources)
         for body in (

@@ -74,7 +74,7 @@ Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 Ignored = Annotated[Any, Meta(description="read-only: accepted and ignored")]
 
 
-# By field, what msgspec does not check.
+# By field, what msgspec does not check. Each returns the field's value in a draft.
 FIELD_CHECKS: dict[str, Callable[[Any], object]] = {
     "name": domain.validate_name,
     "description": domain.validate_description,
@@ -96,13 +96,14 @@ class WritableFields(Struct, forbid_unknown_fields=True, kw_only=True):
     def to_draft(self, stock: int | None) -> Draft:
         """Return the validated fields. Raises BadInput, which names all that are wrong."""
         errors = InputErrors()
+        values: dict[str, Any] = {}
         for name, check in FIELD_CHECKS.items():
             with errors:
-                check(getattr(self, name))
+                values[name] = check(getattr(self, name))
         errors.raise_collected()
-        price = domain.parse_price(self.price)
-        domain.validate_price_in(self.currency, price)
-        return Draft(self.name, self.description, price, self.currency, self.image_url, stock)
+        draft = Draft(**values, stock=stock)
+        domain.validate_price_in(draft.currency, draft.price)
+        return draft
 
 
 class NewProduct(WritableFields, forbid_unknown_fields=True, kw_only=True):

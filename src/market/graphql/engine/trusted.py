@@ -44,9 +44,6 @@ class Trusted:
         self._texts = frozenset(by_id.values())
         self._only = only
 
-    def __len__(self) -> int:
-        return len(self._by_id)
-
     @classmethod
     def load(cls, config: TrustedDocuments | None, documents: DocumentCache) -> Trusted:
         """Return the configured documents. Raises InvalidTrustedDocuments if one of them cannot be executed."""

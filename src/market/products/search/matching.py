@@ -108,10 +108,10 @@ def condition(column: Column, parameter: int, *, by_index: bool) -> str:
     return text if by_index else f"({text}) IS TRUE"
 
 
-async def count(conn: Connection, column: Column, query: str, max_count: int, *, by_index: bool = True) -> int:
+async def count(conn: Connection, column: Column, query: str, max_count: int) -> int:
     """Return how many products match the query, or one more than the maximum if there are more."""
     counted: int = await conn.fetchval(
-        f"SELECT count(*) FROM (SELECT FROM product_search WHERE {condition(column, 1, by_index=by_index)} "
+        f"SELECT count(*) FROM (SELECT FROM product_search WHERE {condition(column, 1, by_index=True)} "
         f"LIMIT {max_count + 1}) AS counted",
         query,
     )
