@@ -17,7 +17,7 @@ from tests.support.ports import free_port
 
 @asynccontextmanager
 async def serving(routes: Mapping[str, Endpoint], **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """Serve the routes with these settings of `http`, and yield a client that sends no Accept-Encoding by itself."""
+    """Serve the routes with these settings of `http`, and yield a client without a default Accept-Encoding."""
     config = Http(port=free_port(), **settings)
     server = HttpServer(edge.application(routes, config), config.host, config.port, limits=config)
     await server.start()
