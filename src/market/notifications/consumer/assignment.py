@@ -128,6 +128,10 @@ class Assignment:
             del self._parked[parked.tracker.partition]
         return [(parked.tracker, parked.pending) for parked in due]
 
+    def is_assigned(self, tracker: OffsetTracker) -> bool:
+        """Return whether the tracker is that of an assigned partition, and not of an earlier assignment."""
+        return self.trackers.get(tracker.partition) is tracker
+
     @property
     def parked_partitions(self) -> set[int]:
         return set(self._parked)

@@ -240,18 +240,10 @@ class GroupMember:
         while not self._stopping.is_set():
             self._pause_or_resume(consumer)
             batch = self.assignment.take_due() if self._mail_server.available else []
-            record = consumer.poll(_POLL_SECONDS)
-            if self._rebalance_error is not None:
-                raise self._rebalance_error
-            if self._rejoin_reason:
-                raise RuntimeError(self._rejoin_reason)
-            while record is not None:
-                self._accept(consumer, record, batch)
-                if len(batch) >= _MAX_BATCH_SIZE or self._memory.exhausted:
-                    break
-                record = consumer.poll(0)
-            if batch:
-                self._caller.loop.call_soon_threadsafe(self._dispatcher.submit, batch)
+            try:
+                self._read(consumer, batch)
+            finally:
+                self._submit(batch)
             now = time.monotonic()
             if now >= self._commit_at:
                 self._commit_at = now + _COMMIT_INTERVAL_SECONDS
@@ -259,6 +251,33 @@ class GroupMember:
             if now >= self._check_brokers_at:
                 self._check_brokers_at = now + _BROKER_CHECK_INTERVAL_SECONDS
                 self._check_brokers(consumer)
+
+    def _read(self, consumer: Consumer, batch: list[tuple[OffsetTracker, PendingMessage]]) -> None:
+        """Add the messages that are fetched to the batch. Calls the rebalance callbacks."""
+        record = consumer.poll(_POLL_SECONDS)
+        if self._rebalance_error is not None:
+            raise self._rebalance_error
+        if self._rejoin_reason:
+            raise RuntimeError(self._rejoin_reason)
+        while record is not None:
+            self._accept(consumer, record, batch)
+            if len(batch) >= _MAX_BATCH_SIZE or self._memory.exhausted:
+                break
+            record = consumer.poll(0)
+
+    def _submit(self, batch: list[tuple[OffsetTracker, PendingMessage]]) -> None:
+        """Pass the batch to the dispatcher, without the messages of partitions that were revoked since it was begun.
+
+        Another member may already have read those messages, and mails them.
+        """
+        assigned = []
+        for tracker, pending in batch:
+            if self.assignment.is_assigned(tracker):
+                assigned.append((tracker, pending))
+            else:
+                self._memory.release(pending.message.size)
+        if assigned:
+            self._caller.loop.call_soon_threadsafe(self._dispatcher.submit, assigned)
 
     def _accept(
         self, consumer: Consumer, record: KafkaMessage, batch: list[tuple[OffsetTracker, PendingMessage]]

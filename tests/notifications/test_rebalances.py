@@ -1,0 +1,126 @@
+"""Messages that were read just before a rebalance are processed by one member only."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from market.kit.process.health import Health
+from market.notifications import metrics
+from market.notifications.config import Config
+from market.notifications.consumer.orders_consumer import OrdersConsumer
+from market.notifications.domain import Message, PendingMessage
+from market.notifications.sent_log.log import SentLog
+from tests.notifications.conftest import PARTITIONS, Mailing, event
+from tests.support.waiting import until
+
+
+class AvailableMailServer:
+    """A mail server that is always available."""
+
+    available = True
+
+    async def wait_until_available(self) -> None:
+        """Return at once."""
+
+
+class SlowReading:
+    """Blocks the consumer's thread while it reads the first message, until `rebalanced` is set."""
+
+    def __init__(self) -> None:
+        self.reading, self.rebalanced = threading.Event(), threading.Event()
+
+    def restore(self, record: Message) -> PendingMessage:
+        """Return the record as a pending message."""
+        self.reading.set()
+        assert self.rebalanced.wait(120)
+        return PendingMessage(record, record.offset)
+
+    def observe(self, *, empty: bool) -> None:
+        """Do nothing."""
+
+
+class OtherMember:
+    """Another member of a group, which reads partitions in a thread of its own."""
+
+    def __init__(self, bootstrap_servers: str, group: str, topic: str) -> None:
+        settings = {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": group,
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": 6_000,
+            "heartbeat.interval.ms": 200,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "log_level": 2,
+        }
+        self._consumer = Consumer(settings)
+        self._consumer.subscribe([topic], on_assign=self._assign)
+        self.joined = threading.Event()
+        self.partitions: set[int] = set()
+        self.read: set[bytes] = set()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._poll)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Leave the group."""
+        self._stopping.set()
+        self._thread.join()
+        self._consumer.close()
+
+    def _assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.joined.set()
+        self.partitions |= {p.partition for p in partitions}
+        consumer.incremental_assign(partitions)
+
+    def _poll(self) -> None:
+        while not self._stopping.is_set():
+            record = self._consumer.poll(0.05)
+            if record is None:
+                continue
+            error = record.error()
+            assert error is None or error.code() == KafkaError._PARTITION_EOF, error
+            if error is None:
+                self.read.add(record.key() or b"")
+
+
+async def test_messages_read_before_their_partition_is_revoked_are_left_to_the_next_member(mailing: Mailing) -> None:
+    config = msgspec.convert(mailing.config(kafka={"session_timeout_seconds": 6}), Config, strict=False)
+    mailing.create_topic(mailing.deferred_topic)
+    published = [event() for _ in range(PARTITIONS)]
+    for partition, one in enumerate(published):
+        mailing.producer.produce(mailing.deferred_topic, b"{}", one["subject"].encode(), partition)
+    assert mailing.producer.flush(60) == 0
+    handled: set[bytes] = set()
+
+    async def handle(pending: PendingMessage) -> None:
+        handled.add(pending.message.key or b"")
+
+    slow, sent_log = SlowReading(), SentLog(config.kafka, max_ids=100)
+    consumer = OrdersConsumer(
+        config, handle, slow, lambda _: "", AvailableMailServer(), sent_log, health=Health(), faults=None
+    )
+    await consumer.start()
+    await until(slow.reading.is_set, what="the first message is being read")
+    other = OtherMember(mailing.bootstrap_servers, config.kafka.deferred_mails_group, mailing.deferred_topic)
+    try:
+        # The other member joins while the first message is being read. Its callback is called when the partitions are
+        # about to be revoked; the client queues that event within milliseconds.
+        await until(other.joined.is_set, what="the other member has joined")
+        await asyncio.sleep(1)
+        slow.rebalanced.set()
+        await until(lambda: len(other.partitions) == PARTITIONS // 2, what="partitions are shared")
+        expected = {published[p]["subject"].encode() for p in other.partitions}
+        await until(lambda: other.read == expected, what="the other member reads the messages of its partitions")
+        await until(lambda: len(handled) >= PARTITIONS - len(expected), what="the other messages are handled")
+        assert handled.isdisjoint(other.read)
+        assert metrics.UNSETTLED._value.get() == 0
+    finally:
+        slow.rebalanced.set()
+        other.stop()
+        await consumer.stop(60)
+        await sent_log.close()
