@@ -96,7 +96,7 @@ class FakeUpstream:
         times: int = 1,
         headers: dict[str, str] | None = None,
         detail: str = "no",
-        **facts: Any,
+        **members: Any,
     ) -> None:
         """Return this problem to the next `times` requests; 0: to all from now on."""
         document = {
@@ -104,7 +104,7 @@ class FakeUpstream:
             "title": problem_type,
             "status": status,
             "detail": detail,
-            **facts,
+            **members,
         }
         response = (status, document, headers or {})
         if times:

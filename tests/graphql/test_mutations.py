@@ -49,9 +49,9 @@ async def test_an_undecided_order_returns_its_id_and_the_key_to_retry_with(gatew
     gateway.orders.fail(503, "unavailable", times=0, headers={"retry-after": "30"}, order_id="o1")
     text = 'mutation { createOrder(input: {user: "c", items: [{productId: "x", quantity: 1}]}) { id } }'
     result = await gateway.run(text)
-    facts = result["errors"][0]["extensions"]
+    extensions = result["errors"][0]["extensions"]
     assert result["data"] == {"createOrder": None}
-    assert facts == {
+    assert extensions == {
         "code": "UNAVAILABLE",
         "orderId": "o1",
         "retryAfter": 30,
@@ -107,7 +107,7 @@ async def test_a_deleted_order_is_returned_as_it_is_afterwards(gateway: Gateway)
     assert result == {"data": {"deleteOrder": {"id": order_id, "status": "cancelled"}}}
 
 
-async def test_facts_of_a_shortage_are_in_camel_case(gateway: Gateway) -> None:
+async def test_members_of_a_shortage_are_in_camel_case(gateway: Gateway) -> None:
     gateway.orders.fail(409, "out-of-stock", detail="too few", shortages=[{"product_id": "p", "wanted": 3, "left": 1}])
     result = await gateway.run('mutation { createOrder(input: {user: "c", items: []}) { id } }')
     [error] = result["errors"]

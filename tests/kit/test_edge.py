@@ -44,7 +44,7 @@ class SoldOut(Conflict):
     type = "sold"
     title = "Sold"
 
-    def facts(self):
+    def extension_members(self):
         return {"left": 3}
 
 
@@ -109,7 +109,7 @@ async def test_another_method_gets_405_with_the_allowed_ones(http):
     assert (await http.head("/one/7")).status_code == 200
 
 
-async def test_a_problem_becomes_a_problem_document_with_its_facts(http):
+async def test_a_problem_becomes_a_problem_document_with_its_extension_members(http):
     response = await http.get("/fail/problem")
     assert response.status_code == 409
     assert response.headers["content-type"] == "application/problem+json"

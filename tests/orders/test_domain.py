@@ -132,7 +132,7 @@ def test_totals_have_the_decimals_of_the_currency() -> None:
     assert priced.total == Decimal("2.51")
     with pytest.raises(PriceChanged, match=r"^the total is now 2\.510 KWD$") as raised:
         price_lines(NewOrder("ada", None, (RequestedLine("a", 2),), money.parse_total("2.5")), products)
-    assert raised.value.facts() == {"total": "2.510", "currency": "KWD"}
+    assert raised.value.extension_members() == {"total": "2.510", "currency": "KWD"}
 
 
 def test_requests_with_the_same_meaning_have_the_same_digest() -> None:

@@ -1,7 +1,7 @@
 """Calls to products and orders by REST.
 
 Methods return the JSON of a successful response as bytes, not decoded. They raise FieldError for any other response,
-with the code and facts of its problem document (RFC 9457), and Unavailable if there was no response.
+with the code and extension members of its problem document (RFC 9457), and Unavailable if there was no response.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CREATE_ATTEMPTS = 3
 # Of a problem document, with room for what it quotes.
 _PROBLEM_BYTES = 4096
 
-# Members of every problem document; all others are facts.
+# Members of every problem document; all others are extension members.
 _STANDARD_MEMBERS = {"type", "title", "status", "detail", "instance", "errors"}
 _QUOTED = re.compile(r"`[^`]*`")
 
@@ -182,8 +182,8 @@ def _header_value(key: str) -> str:
     # A header cannot carry other characters; the upstream's rule is the same.
     if not (1 <= len(key) <= 255 and all("!" <= c <= "~" for c in key)):
         field, reason = "idempotencyKey", "must have 1 to 255 visible ASCII characters"
-        facts = {"field": field, "errors": [{"field": field, "reason": reason}]}
-        raise FieldError(f"{field}: {reason}", "BAD_INPUT", facts)
+        extensions = {"field": field, "errors": [{"field": field, "reason": reason}]}
+        raise FieldError(f"{field}: {reason}", "BAD_INPUT", extensions)
     return key
 
 
@@ -208,9 +208,9 @@ def field_error(response: HttpResponse, upstream: str, argument: str = "") -> Fi
         return FieldError(summary, "INTERNAL")
     problem_type = str(document.get("type", "")).removeprefix(TYPE_PREFIX)
     code = dict(_codes()).get(problem_type) or problem_type.upper().replace("-", "_") or "INTERNAL"
-    facts = {camel_case(k): camel_case_keys(v) for k, v in document.items() if k not in _STANDARD_MEMBERS}
+    extensions = {camel_case(k): camel_case_keys(v) for k, v in document.items() if k not in _STANDARD_MEMBERS}
     if (retry_after := response.headers.get("retry-after", "")).isdigit():
-        facts["retryAfter"] = int(retry_after)
+        extensions["retryAfter"] = int(retry_after)
     message = str(document.get("detail") or document.get("title") or summary)
     errors = document.get("errors")
     if code == "BAD_INPUT" and isinstance(errors, list) and errors:
@@ -218,9 +218,9 @@ def field_error(response: HttpResponse, upstream: str, argument: str = "") -> Fi
             {"field": _field_path(str(e.get("field", "")), argument), "reason": _reason(str(e.get("reason", "")))}
             for e in errors
         ]
-        facts = {"field": named[0]["field"], "errors": named, **facts}
+        extensions = {"field": named[0]["field"], "errors": named, **extensions}
         message = "; ".join(f"{e['field']}: {e['reason']}" if e["field"] else e["reason"] for e in named)
-    return FieldError(message, code, facts)
+    return FieldError(message, code, extensions)
 
 
 def _field_path(field: str, argument: str) -> str:

@@ -67,11 +67,11 @@ RESOURCES: dict[str, type[Struct]] = {t.__name__: t for t in (Product, ProductPa
 
 
 class FieldError(Exception):
-    """A GraphQL error without its path: `str()` is the message, `extensions` holds the code and the facts."""
+    """A GraphQL error without its path: `str()` is the message, `extensions` has the code and further members."""
 
-    def __init__(self, message: str, code: str, facts: dict[str, Any] | None = None) -> None:
+    def __init__(self, message: str, code: str, extensions: dict[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.extensions: dict[str, Any] = {"code": code, **(facts or {})}
+        self.extensions: dict[str, Any] = {"code": code, **(extensions or {})}
 
 
 _UPPER = re.compile(r"(?<=[a-z0-9])([A-Z])")
@@ -98,7 +98,7 @@ def snake_case_keys(value: Any) -> Any:
 
 
 def camel_case_keys(value: Any) -> Any:
-    """Return the facts of a problem with the names of GraphQL, at every level."""
+    """Return extension members of a problem with the names of GraphQL, at every level."""
     if isinstance(value, dict):
         return {camel_case(k): camel_case_keys(v) for k, v in value.items()}
     return [camel_case_keys(v) for v in value] if isinstance(value, list) else value

@@ -31,7 +31,7 @@ class Problem(Exception):
     status: ClassVar[int] = 500
     grpc_status: ClassVar[int] = GRPC_INTERNAL
 
-    def facts(self) -> dict[str, Any]:
+    def extension_members(self) -> dict[str, Any]:
         """Return the extension members of the problem document: JSON values, keys in snake_case."""
         return {}
 
@@ -47,7 +47,7 @@ class Problem(Exception):
             "title": self.title,
             "status": self.status,
             "detail": str(self) or self.title,
-            **self.facts(),
+            **self.extension_members(),
         }
 
 
@@ -73,7 +73,7 @@ class BadInput(Problem):
     def code(cls) -> str:
         return "BAD_INPUT"
 
-    def facts(self) -> dict[str, Any]:
+    def extension_members(self) -> dict[str, Any]:
         return {"errors": [{"field": field, "reason": reason} for field, reason in self.errors]}
 
 
@@ -221,7 +221,7 @@ class IdempotencyKeyReused(BadInput):
 class Unavailable(Problem):
     """The outcome is unknown, or nothing was done. The request may be retried later with the same ids.
 
-    retry_after: seconds, sent as Retry-After. facts: extension members of the problem document.
+    retry_after: seconds, sent as Retry-After. extension_members: those of the problem document.
     """
 
     type = "unavailable"
@@ -229,17 +229,17 @@ class Unavailable(Problem):
     status = 503
     grpc_status = GRPC_UNAVAILABLE
 
-    def __init__(self, detail: str, *, retry_after: int = 1, **facts: Any) -> None:
+    def __init__(self, detail: str, *, retry_after: int = 1, **extension_members: Any) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
-        self._facts = facts
+        self._extension_members = extension_members
 
     @classmethod
     def code(cls) -> str:
         return "UNAVAILABLE"
 
-    def facts(self) -> dict[str, Any]:
-        return self._facts
+    def extension_members(self) -> dict[str, Any]:
+        return self._extension_members
 
 
 class Overloaded(Unavailable):

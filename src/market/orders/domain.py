@@ -291,7 +291,7 @@ class OutOfStock(Conflict):
         super().__init__(f"product {first.product_id}: requested {first.requested}, available {first.available}{more}")
         self.shortages = shortages
 
-    def facts(self) -> dict[str, Any]:
+    def extension_members(self) -> dict[str, Any]:
         return {
             "shortages": [
                 {"product_id": s.product_id, "wanted": s.requested, "left": s.available} for s in self.shortages
@@ -327,7 +327,7 @@ class OrderCancelled(Conflict):
         super().__init__("the order was cancelled before it was confirmed")
         self.order_id = order_id
 
-    def facts(self) -> dict[str, Any]:
+    def extension_members(self) -> dict[str, Any]:
         return {"order_id": str(self.order_id)}
 
 

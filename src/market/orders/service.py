@@ -234,7 +234,7 @@ def _explain_unknown_outcome(action: Literal["placed", "cancelled"], order_id: U
     try:
         yield
     except Unavailable as e:
-        if e.facts().get("order_id"):
+        if e.extension_members().get("order_id"):
             raise
         raise Unavailable(
             f"it is unknown whether the order was {action}: {e}; {advice}",

@@ -232,7 +232,7 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
             return _product_response(await service.replace_product(deps, product_id, draft, versions))
         except Unavailable as e:
             response = problem_response(e)
-            if tag := e.facts().get("etag"):
+            if tag := e.extension_members().get("etag"):
                 response.headers["ETag"] = tag
             return response
 

@@ -264,15 +264,15 @@ Change = Literal["replaced", "unchanged", "unknown"]
 
 
 def not_replaced(reason: Unavailable, *, fields: Change, stock: Change, version: int | None = None) -> Unavailable:
-    """Return the reason with what has happened to the two halves of a replacement, as facts and in words.
+    """Return the reason with what has happened to the two halves of a replacement, as extension members and in words.
 
-    version: the version that the product is known to have, for the fact `etag`.
+    version: the version that the product is known to have, for the member `etag`.
     """
-    facts: dict[str, str] = {"fields": fields, "stock": stock}
+    members: dict[str, str] = {"fields": fields, "stock": stock}
     if version is not None:
-        facts["etag"] = entity_tag(version)
+        members["etag"] = entity_tag(version)
     detail = f"{reason}; the fields of the product are {_IN_WORDS[fields]}, its stock is {_IN_WORDS[stock]}"
-    return type(reason)(detail, retry_after=reason.retry_after, **facts)
+    return type(reason)(detail, retry_after=reason.retry_after, **members)
 
 
 _IN_WORDS: dict[Change, str] = {

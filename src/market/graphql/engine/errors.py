@@ -1,4 +1,4 @@
-"""GraphQL errors as a response writes them: message, locations, path, and extensions with a code and facts."""
+"""GraphQL errors as a response writes them: message, locations, path, and extensions with a code."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def field_error(e: Exception) -> FieldError:
     if isinstance(e, FieldError):
         return e
     if isinstance(e, BadInput):
-        return FieldError(str(e), e.code(), {"field": e.field, **e.facts()})
+        return FieldError(str(e), e.code(), {"field": e.field, **e.extension_members()})
     if isinstance(e, Unavailable):
-        return FieldError(str(e), e.code(), {"retryAfter": e.retry_after, **camel_case_keys(e.facts())})
+        return FieldError(str(e), e.code(), {"retryAfter": e.retry_after, **camel_case_keys(e.extension_members())})
     if isinstance(e, Problem):
-        return FieldError(str(e), e.code(), camel_case_keys(e.facts()))
+        return FieldError(str(e), e.code(), camel_case_keys(e.extension_members()))
     log.error("resolving a field failed", exc_info=e)
     return FieldError(INTERNAL_ERROR, "INTERNAL")
 

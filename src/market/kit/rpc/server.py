@@ -103,7 +103,7 @@ def error_details(problem: Problem) -> tuple[tuple[str, bytes], ...]:
     status = status_pb2.Status(code=problem.grpc_status, message=str(problem))
     info = error_details_pb2.ErrorInfo(reason=problem.code(), domain=_ERROR_DOMAIN)
     status.details.add().Pack(info)
-    if errors := problem.facts().get("errors"):
+    if errors := problem.extension_members().get("errors"):
         violations = [{"field": e["field"], "description": e["reason"]} for e in errors]
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=violations))
     if isinstance(problem, Unavailable):

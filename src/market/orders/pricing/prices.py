@@ -76,7 +76,7 @@ class UnknownProducts(BadInput):
         super().__init__("items.product_id", f"unknown {'product' if len(product_ids) == 1 else 'products'} {shown}")
         self.product_ids = product_ids
 
-    def facts(self) -> dict[str, Any]:
+    def extension_members(self) -> dict[str, Any]:
         return {
             "errors": [
                 {"field": "items.product_id", "reason": f"unknown product {product_id}"}
@@ -96,7 +96,7 @@ class PriceChanged(Conflict):
         self.total = priced.total
         self.currency = priced.currency
 
-    def facts(self) -> dict[str, Any]:
+    def extension_members(self) -> dict[str, Any]:
         return {"total": money.write(self.total, self.currency), "currency": self.currency}
 
 
