@@ -156,7 +156,7 @@ def test_a_file_that_is_not_a_configuration_is_rejected(tmp_path: Path) -> None:
     assert _rejected(tmp_path, "- a") == "must be a mapping of keys"
     assert _rejected(tmp_path, "a: 1\n---\nb: 2").startswith("is not valid YAML: line 2: but found another document")
     assert _rejected(tmp_path, "[" * 5_000).startswith("is not valid YAML")
-    assert _rejected(tmp_path, "\udcff") == "cannot be read: is not UTF-8"
+    assert _rejected(tmp_path, "\udcff") == "cannot be read: not UTF-8"
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load(tmp_path / "absent.yaml", Example, {})
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):

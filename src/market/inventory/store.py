@@ -67,7 +67,7 @@ class Database:
                     return await self._run_with_failure_points(conn, work, self._faults, inside, after)
             except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError) as e:
                 metrics.TRANSACTION_RETRIES.labels(e.sqlstate).inc()
-                await asyncio.sleep(backoff(attempt, base=0.005, max_seconds=0.1))
+                await asyncio.sleep(backoff(attempt, base_seconds=0.005, max_seconds=0.1))
             except CONNECTION_ERRORS as e:
                 raise Unavailable("the database is unavailable") from e
             except asyncpg.PostgresError as e:

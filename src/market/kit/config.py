@@ -34,7 +34,7 @@ class ConfigError(Exception):
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every part of a configuration: immutable, and unknown keys are errors."""
+    """Base class of every part of a configuration: immutable, and unknown keys are errors."""
 
 
 class Listen(Section, frozen=True, kw_only=True):
@@ -62,7 +62,7 @@ class HttpLimits(Section, frozen=True, kw_only=True):
     # A slow client has send_timeout_seconds + unsent bytes / min_send_bytes_per_second to read a response.
     send_timeout_seconds: Seconds = 30.0
     min_send_bytes_per_second: Annotated[int, Meta(ge=1)] = 16_384
-    # Bytes of incomplete requests, and of unsent responses, over all connections.
+    # The total bytes of all incomplete requests, and of all unsent responses, over all connections.
     max_receive_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16_777_216
     max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432
 
@@ -137,7 +137,7 @@ class Http(HttpLimits, frozen=True, kw_only=True):
 
     @property
     def trusted_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-        """`trusted_proxies`, parsed."""
+        """Return `trusted_proxies` as networks. Raises ValueError."""
         try:
             return tuple(ipaddress.ip_network(text) for text in self.trusted_proxies)
         except ValueError as e:
@@ -240,8 +240,7 @@ class Postgres(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 2.5
     # The timeout for establishing a connection; several hosts share it.
     connect_timeout_seconds: Seconds = 2.0
-    # How long a connection is used, plus or minus a tenth, so that a change in DNS takes
-    # effect within that time.
+    # How long a connection is used, plus or minus a tenth. A change in DNS takes effect within that time.
     max_connection_age_seconds: Seconds = 600.0
     migrations: Migrations = Migrations()
 
@@ -321,7 +320,7 @@ def load(path: str | Path, config_type: type[T], environ: Mapping[str, str]) -> 
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "is not UTF-8"
+        reason = e.strerror if isinstance(e, OSError) else "not UTF-8"
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
     try:
         tree = yaml.load(text, _Loader)  # noqa: S506  A SafeLoader that rejects duplicate keys.

@@ -88,8 +88,9 @@ class InputErrors:
     errors.raise_collected()
     """
 
-    def __init__(self, found: Sequence[tuple[str, str]] = ()) -> None:
-        self.found = list(found)
+    def __init__(self, collected: Sequence[tuple[str, str]] = ()) -> None:
+        # (field, reason) of each error.
+        self.collected = list(collected)
 
     def __enter__(self) -> None:
         pass
@@ -98,13 +99,13 @@ class InputErrors:
         # Subclasses are not collected, because they have another status or type.
         if type(error) is not BadInput:
             return False
-        self.found += error.errors
+        self.collected += error.errors
         return True
 
     def raise_collected(self) -> None:
         """Raise BadInput if there are errors; at most MAX_INPUT_ERRORS are listed."""
-        if self.found:
-            raise BadInput(*self.found[0], *self.found[1:MAX_INPUT_ERRORS])
+        if self.collected:
+            raise BadInput(*self.collected[0], *self.collected[1:MAX_INPUT_ERRORS])
 
 
 class Malformed(BadInput):
@@ -251,7 +252,7 @@ class Overloaded(Unavailable):
 
 
 class TooManyRequests(Overloaded):
-    """The caller has more requests in flight or waiting than its share; nothing was done."""
+    """The caller has more requests in flight or waiting than its limit; nothing was done."""
 
     type = "too-many-requests"
     title = "Too many requests"

@@ -28,9 +28,10 @@ Token = TypeVar("Token")
 Headers = Sequence[tuple[str, str | bytes | None]]
 log = logs.get_logger("kafka")
 
-# Allowed for key, headers and framing, in addition to the largest value.
+# What the framing of a batch may add to the largest message, when a consumer fetches it.
 _OVERHEAD_BYTES = 65_536
-_MIN_RECREATE_SECONDS = 1.0
+# The minimum time between two replacements of a librdkafka producer.
+_MIN_REPLACE_SECONDS = 1.0
 
 # Kafka will never accept a message that failed with one of these. Every other error can be retried.
 _PERMANENT = frozenset(
@@ -123,9 +124,9 @@ class Producer(Generic[Token]):
     delivery_seconds: how long a message may wait for its acknowledgement, retries included.
     linger_seconds: how long a message may wait to be sent in a batch with others.
     on_delivery: awaited in the event loop with `(token, result)` of every message that `send` accepted.
-        One call gets all results that arrived since the last one. An exception that it raises is logged.
-    on_failure: called in any thread when a delivery has failed, unless permanently. The topic may be missing, so
-        `TopicKeeper.check_soon` is a good choice.
+        One call gets all results that arrived since the previous call. An exception that it raises is logged.
+    on_failure: called in any thread when a delivery has failed, unless permanently. Pass
+        `TopicKeeper.check_soon`, because the topic may be missing.
 
     A fatal error makes librdkafka's idempotent producer unusable. Its pending messages fail, with a delivery result for
     each, and a new producer replaces it, at most once a second.
@@ -180,7 +181,7 @@ class Producer(Generic[Token]):
         headers: Headers = (),
         partition: int = -1,
     ) -> bool:
-        """Queue a message; `on_delivery` gets its delivery result, with the token.
+        """Queue a message; `on_delivery` gets its delivery result, with `token`, which may be any value.
 
         Return False if the local queue is full; the message was not accepted, and no result follows.
         """
@@ -215,7 +216,7 @@ class Producer(Generic[Token]):
         """
         waiter: asyncio.Future[None] = self._loop.create_future()
 
-        def settle(error: KafkaError | None) -> None:
+        def resolve(error: KafkaError | None) -> None:
             if waiter.done():
                 return
             if error is None:
@@ -224,8 +225,8 @@ class Producer(Generic[Token]):
                 waiter.set_exception(KafkaException(error))
 
         def delivered(error: KafkaError | None, _: object) -> None:
-            self._check_failure(DeliveryResult(error))
-            self._loop.call_soon_threadsafe(settle, error)
+            self._notify_failure(DeliveryResult(error))
+            self._loop.call_soon_threadsafe(resolve, error)
 
         try:
             self._librdkafka.produce(
@@ -283,28 +284,28 @@ class Producer(Generic[Token]):
             # A callback raised it. This thread must keep running, or no result would ever arrive.
             count_failure("kafka-producer", e)
 
-    def _check_failure(self, result: DeliveryResult) -> None:
+    def _notify_failure(self, result: DeliveryResult) -> None:
         if self._on_failure is not None and result.error is not None and not result.permanent:
             self._on_failure()
 
     def _report(self, token: Token, result: DeliveryResult) -> None:
-        self._check_failure(result)
+        self._notify_failure(result)
         # Called in the polling thread or in the event loop. One wake-up of the loop is enough for several results.
         with self._lock:
             self._results.append((token, result))
             first = len(self._results) == 1
         if first:
-            # In an empty context: these are results of many callers.
+            # In an empty context, because these are results of several callers.
             self._loop.call_soon_threadsafe(self._drain, context=Context())
 
     def _drain(self) -> None:
         with self._lock:
             results, self._results = self._results, []
-        task = self._loop.create_task(self._notify(results))
+        task = self._loop.create_task(self._notify_delivery(results))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _notify(self, results: list[tuple[Token, DeliveryResult]]) -> None:
+    async def _notify_delivery(self, results: list[tuple[Token, DeliveryResult]]) -> None:
         if self._on_delivery is None:
             return
         try:
@@ -313,7 +314,7 @@ class Producer(Generic[Token]):
             log.warning("delivery callback failed", messages=len(results), error=str(e)[:200])
 
     def _replace_if_fatal(self, error: KafkaError, failed: _Librdkafka) -> None:
-        # An error may be reported twice, and late: it must not replace the successor of the producer that had it.
+        # An error may be reported twice or late. It must not replace the successor of the producer that had it.
         if not error.fatal() or failed is not self._librdkafka or self._replacing:
             return
         log.error("fatal producer error, recreating producer", error=str(error))
@@ -321,7 +322,7 @@ class Producer(Generic[Token]):
         # Fails what is queued and in flight. Some of these results arrive later, from librdkafka's broker threads.
         self._librdkafka.purge()
         # An error that does not go away, such as a missing permission, must not keep the processor busy.
-        self._loop.call_at(self._created_at + _MIN_RECREATE_SECONDS, self._replace)
+        self._loop.call_at(self._created_at + _MIN_REPLACE_SECONDS, self._replace)
 
     def _replace(self) -> None:
         self._replacing = False

@@ -5,12 +5,12 @@ changes: a change of the schema is a new file.
 
 A file is applied in one transaction, unless its first line is `-- concurrently`. Then each of its statements (they end
 with a semicolon at the end of a line) is executed outside of a transaction, as CREATE INDEX CONCURRENTLY requires. If
-one fails, the whole file is applied again later, so its statements must be repeatable: DROP INDEX CONCURRENTLY IF
-EXISTS first.
+one fails, the whole file is applied again later, so its statements must be idempotent: for example, DROP INDEX
+CONCURRENTLY IF EXISTS comes before CREATE INDEX CONCURRENTLY.
 
 A file whose first line is `-- repeatedly` changes many rows, a few at a time: its only statement is executed again and
 again, each time in a transaction of its own, until it changes no row. So no row is locked for long, and after a failure
-the file is continued.
+the next run of `migrate` continues.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ async def _lock(conn: DirectConnection, seconds: float) -> None:
     while not await conn.fetchval("SELECT pg_try_advisory_lock(hashtext('market.migrations'))"):
         if time.monotonic() > give_up_at:
             raise MigrationError(
-                f"another process has held the migration lock for more than {seconds:g} s: it is applying a "
-                "migration, or hangs; its pid is in pg_locks, with locktype 'advisory'"
+                f"another process has held the migration lock for more than {seconds:g} s: it is still "
+                "applying a migration, or is hung; its pid is in pg_locks, with locktype 'advisory'"
             )
         await asyncio.sleep(_LOCK_RETRY_SECONDS)
 

@@ -44,8 +44,8 @@ CONNECTION_ERRORS = (
     asyncpg.InternalClientError,
 )
 
-# Errors of a server that runs, but rejects our statements: it is full or read-only, or our privileges were revoked.
-_REFUSALS = (
+# Errors of a server that is reachable, but rejects statements: it is full or read-only, or privileges were revoked.
+_REJECTION_ERRORS = (
     asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InsufficientPrivilegeError,
@@ -86,14 +86,14 @@ class Connector:
         self._timeout_seconds = timeout_seconds
         self._addresses = config.addresses
         self._tls = _Tls(config.tls)
-        self._was_connected = False
+        self._has_connected = False
         # Failure reasons that were logged since the last successful connection.
         self._logged: set[str] = set()
 
     async def __call__(self, **options: Any) -> PooledConnection:
-        """Return a new connection; `options` are the pool's own arguments. Raises DatabaseUnreachable."""
+        """Return a new connection; `options` are further arguments of asyncpg.connect. Raises DatabaseUnreachable."""
         failures: dict[tuple[str, int], str] = {}
-        # Each host gets its share of the time, so that one that does not respond leaves some for the others.
+        # The hosts share the timeout equally, so that one that does not respond leaves time for the others.
         seconds = self._config.connect_timeout_seconds / len(self._addresses)
         for address in tuple(self._addresses):
             try:
@@ -115,13 +115,13 @@ class Connector:
         raise DatabaseUnreachable(reason)
 
     def _log_failure(self, reason: str) -> None:
-        # While the process starts, Health.wait_for logs what it waits for.
-        if self._was_connected and reason not in self._logged and len(self._logged) < 5:
+        # While the process starts, Health.wait_for logs the reason.
+        if self._has_connected and reason not in self._logged and len(self._logged) < 5:
             self._logged.add(reason)
             log.warning("cannot connect to the database", reason=reason)
 
     def _log_success(self) -> None:
-        self._was_connected = True
+        self._has_connected = True
         if self._logged:
             self._logged.clear()
             log.info("connected to the database again")
@@ -199,7 +199,7 @@ class _Pool(Pool):
             conn.terminate()
         elif conn.is_read_only():
             conn.terminate()
-            # The others lead to the same server. They are replaced when they are acquired next.
+            # The pool's other connections lead to the same server. Each is replaced when it is next acquired.
             await self.expire_connections()
 
 
@@ -276,5 +276,5 @@ async def acquire(pool: Pool, *, seconds: float = 3.0) -> AsyncIterator[Connecti
     except asyncpg.DataError:
         # asyncpg's DataError is a subclass of InterfaceError, but means a bug in this service.
         raise
-    except (*CONNECTION_ERRORS, *_REFUSALS) as e:
+    except (*CONNECTION_ERRORS, *_REJECTION_ERRORS) as e:
         raise Unavailable(f"the database is unavailable: {type(e).__name__}") from None

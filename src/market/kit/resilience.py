@@ -23,12 +23,14 @@ class CircuitOpen(Unavailable):
     """The circuit breaker refused the call, so the upstream has not seen it."""
 
 
-def backoff(attempt: int, *, base: float = 0.05, max_seconds: float = 2.0) -> float:
-    """Return the seconds to wait before retry 1, 2, ...: exponential, with full jitter.
+def backoff(retry_number: int, *, base_seconds: float = 0.05, max_seconds: float = 2.0) -> float:
+    """Return the seconds to wait before a retry: a random number from 0 to base_seconds * 2 ** retry_number.
+
+    retry_number: 1 for the first retry. max_seconds: the maximum of the result.
 
     Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
-    return random.uniform(0, min(max_seconds, base * 2 ** min(attempt, 30)))
+    return random.uniform(0, min(max_seconds, base_seconds * 2 ** min(retry_number, 30)))
 
 
 def reraise_if_cancelled() -> None:
@@ -42,7 +44,7 @@ def reraise_if_cancelled() -> None:
 
 
 class CircuitBreaker:
-    """Opens after `failure_threshold` failures in a row, and refuses calls for `open_seconds`.
+    """Opens after `failure_threshold` consecutive failures, and refuses calls for `open_seconds`.
 
     Then it is half-open: one trial call decides whether it closes.
 
@@ -68,7 +70,7 @@ class CircuitBreaker:
         self._failure_threshold = failure_threshold
         self._open_seconds = open_seconds
         self._failure_types = failure_types
-        self._min_timeout_seconds = ignore_deadlines_below_seconds
+        self._ignore_deadlines_below_seconds = ignore_deadlines_below_seconds
         self._clock = clock
         self._failures = 0
         self._open_until = 0.0
@@ -91,7 +93,8 @@ class CircuitBreaker:
         try:
             result = await call()
         except self._failure_types as e:
-            if not (isinstance(e, DeadlineExceeded) and self._clock() - started < self._min_timeout_seconds):
+            elapsed = self._clock() - started
+            if not (isinstance(e, DeadlineExceeded) and elapsed < self._ignore_deadlines_below_seconds):
                 self._failures += 1
                 if self._failures >= self._failure_threshold:
                     self._open_until = self._clock() + self._open_seconds
@@ -145,9 +148,9 @@ async def retry(
     retry_on: tuple[type[BaseException], ...] = (Unavailable,),
     do_not_retry_on: tuple[type[BaseException], ...] = (CircuitOpen,),
 ) -> T:
-    """Make an idempotent call, retry it with back-off on `retry_on`, and return its result.
+    """Make an idempotent call and return its result. If it raises one of `retry_on`, retry it with back-off.
 
-    Raises the call's error when `attempts` (the first one included), the budget or the deadline are used up, and at
+    Raises the call's error once `attempts` (the first one included), the budget or the deadline is used up, and at
     once for `do_not_retry_on`: retrying a call that an open circuit refused would only use up the budget.
     """
     budget.record_call()

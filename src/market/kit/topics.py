@@ -49,7 +49,7 @@ class Topic:
 class TopicKeeper:
     """Creates topics that do not exist. Checks once an hour, and within seconds after a delivery has failed.
 
-    set_defaults: passed to `ensure_topics` until a call of it has succeeded.
+    set_defaults: passed to `ensure_topics` until it has succeeded once.
     """
 
     def __init__(self, config: Kafka, client_id: str, topics: Sequence[Topic], *, set_defaults: bool = False) -> None:
@@ -57,26 +57,26 @@ class TopicKeeper:
         self._client_id = client_id
         self._topics = topics
         self._set_defaults = set_defaults
-        self._requested = True
+        self._check_requested = True
         # In seconds of time.monotonic().
         self._last_check = -_CHECK_SECONDS
 
     def check_soon(self) -> None:
         """Request a check within seconds, because a delivery has failed. Thread-safe."""
-        self._requested = True
+        self._check_requested = True
 
     async def check(self) -> float:
         """Create the topics that do not exist, if a check is due. Return the seconds until the next call."""
         elapsed = time.monotonic() - self._last_check
-        if not self._topics or elapsed < (_MIN_CHECK_SECONDS if self._requested else _CHECK_SECONDS):
+        if not self._topics or elapsed < (_MIN_CHECK_SECONDS if self._check_requested else _CHECK_SECONDS):
             return _POLL_SECONDS
-        self._requested = False
+        self._check_requested = False
         if await ensure_topics(
             self._config, self._client_id, self._topics, _TIMEOUT_SECONDS, set_defaults=self._set_defaults
         ):
             self._set_defaults = False
         else:
-            self._requested = True
+            self._check_requested = True
         self._last_check = time.monotonic()
         return _POLL_SECONDS
 
@@ -86,8 +86,8 @@ async def ensure_topics(
 ) -> bool:
     """Create the topics that do not exist. Return False, and log the reason, if that failed or took too long.
 
-    Existing topics keep their partitions and replicas. With `set_defaults`, settings that an existing topic
-    does not override are set on it as well. Concurrent calls are safe.
+    Existing topics keep their partitions and replicas. With `set_defaults`, they also get those settings that they do
+    not override. Concurrent calls are safe.
     """
     return not topics or await asyncio.to_thread(
         _ensure_topics, config, client_id, topics, timeout_seconds, set_defaults

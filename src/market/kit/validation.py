@@ -21,7 +21,7 @@ from market.kit.errors import MAX_INPUT_ERRORS
 from market.kit.text import pluralize
 
 _PATH = re.compile(r" - at `(?:key in )?\$(.*)`$", re.DOTALL)
-_STEP = re.compile(r"\[(\d+|\.\.\.)\]|\.([^.\[\]]+)")
+_PATH_SEGMENT = re.compile(r"\[(\d+|\.\.\.)\]|\.([^.\[\]]+)")
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*)`", re.DOTALL)
 _TYPES = re.compile(r"Expected `([^`]*)`, got `([^`]*)`")
 _ENUM = re.compile(r"Invalid enum value (.*)", re.DOTALL)
@@ -162,12 +162,12 @@ def _alternatives(node: inspect.Type, rule: str | None = None) -> Iterator[tuple
 def _types_at(node: inspect.Type, path: str) -> Iterator[tuple[inspect.Type, str | None]]:
     """Yield (type, rule) for each type that is allowed at the path."""
     nodes = list(_alternatives(node))
-    for step in _STEP.finditer(path):
+    for segment in _PATH_SEGMENT.finditer(path):
         inner: list[tuple[inspect.Type, str | None]] = []
         for each, _ in nodes:
-            if isinstance(each, inspect.StructType) and step[2]:
-                inner += [u for f in each.fields if f.encode_name == step[2] for u in _alternatives(f.type)]
-            elif isinstance(each, (inspect.ListType, inspect.SetType, inspect.VarTupleType)) and step[1]:
+            if isinstance(each, inspect.StructType) and segment[2]:
+                inner += [u for f in each.fields if f.encode_name == segment[2] for u in _alternatives(f.type)]
+            elif isinstance(each, (inspect.ListType, inspect.SetType, inspect.VarTupleType)) and segment[1]:
                 inner += _alternatives(each.item_type)
             elif isinstance(each, inspect.DictType):
                 inner += [*_alternatives(each.value_type), *_alternatives(each.key_type)]
@@ -176,9 +176,9 @@ def _types_at(node: inspect.Type, path: str) -> Iterator[tuple[inspect.Type, str
 
 
 def _value_at(data: Any, path: str) -> Any:
-    for step in _STEP.finditer(path):
+    for segment in _PATH_SEGMENT.finditer(path):
         try:
-            data = data[int(step[1])] if step[1] else data[step[2]]
+            data = data[int(segment[1])] if segment[1] else data[segment[2]]
         except (KeyError, IndexError, TypeError, ValueError):
             return _UNKNOWN
     return data

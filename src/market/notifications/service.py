@@ -291,7 +291,7 @@ async def _defer(
     except Exception as e:
         metrics.RETRIES.labels("deferral").inc()
         log.error("deferred mail not stored, will retry", error=str(e)[:300], **origin(pending.message))
-        return 0.5 + backoff(max(1, pending.attempts), base=0.5, max_seconds=10)
+        return 0.5 + backoff(max(1, pending.attempts), base_seconds=0.5, max_seconds=10)
     metrics.DEFERRALS.labels(cause).inc()
     if deps.faults:
         await deps.faults.fire_if_armed("notifications.after-deferral")
@@ -312,7 +312,7 @@ async def write_dead_letter(deps: Deps, pending: PendingMessage) -> float | None
         pending.attempts += 1
         metrics.RETRIES.labels("dead-letter").inc()
         log.error("dead letter not written, will retry", error=str(e)[:300], **origin(pending.message))
-        return 0.5 + backoff(pending.attempts, base=0.5, max_seconds=10)
+        return 0.5 + backoff(pending.attempts, base_seconds=0.5, max_seconds=10)
     metrics.DEAD_LETTERS.labels(reason.code).inc()
     log.error("dead letter written", reason=reason.code, detail=reason.detail, **origin(pending.message))
     return None

@@ -187,7 +187,7 @@ def parse_order(body: CreateOrder) -> NewOrder:
     for i, line in enumerate(body.items):
         # The pattern alone would accept a trailing newline, because `$` also matches before one.
         if len(line.product_id) != 36:
-            errors.found.append((f"items[{i}].product_id", "must be a UUID"))
+            errors.collected.append((f"items[{i}].product_id", "must be a UUID"))
     errors.raise_collected()
     expected = None if body.expected_total is None else money.parse_total(body.expected_total)
     return NewOrder(body.user, body.email, merge_lines(body.items), expected, body.expected_currency)

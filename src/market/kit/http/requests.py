@@ -1,4 +1,4 @@
-"""Parses headers, and parses JSON bodies and query strings into structs, in msgspec's strict mode."""
+"""Parses requests: headers, and JSON bodies and query strings into structs (in msgspec's strict mode)."""
 
 from __future__ import annotations
 
@@ -148,9 +148,9 @@ def parse_query(request: Request, query_type: type[T]) -> T:
     try:
         query = msgspec.convert(values, query_type)
     except msgspec.ValidationError as e:
-        known = {field for field, _ in errors.found}
+        known = {field for field, _ in errors.collected}
         found = _bad_input(e, query_type, values).errors
-        errors.found += [(field, reason) for field, reason in found if field not in known]
+        errors.collected += [(field, reason) for field, reason in found if field not in known]
     errors.raise_collected()
     return query
 
@@ -168,7 +168,7 @@ def _bad_input(
         if isinstance(data, dict) and name in data and name not in wrong:
             with errors:
                 check(data[name])
-    first, *others = errors.found[:MAX_INPUT_ERRORS]
+    first, *others = errors.collected[:MAX_INPUT_ERRORS]
     return BadInput(*first, *others)
 
 

@@ -39,7 +39,7 @@ class Health:
         self._unready[name] = reason
 
     def set_ready(self, name: str) -> None:
-        """Withdraw what `set_unready` has reported for `name`, if anything."""
+        """Withdraw the report of `set_unready` for `name`, if there is one."""
         self._unready.pop(name, None)
 
     async def unready_reasons(self) -> dict[str, str]:
@@ -63,7 +63,7 @@ class Health:
     async def wait_for(self, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """Retry `attempt` with back-off until it succeeds, and return its result.
 
-        Meanwhile the dependency `name` is reported as unavailable. Each new reason is logged once, up to five of them.
+        Meanwhile the dependency `name` is reported as unavailable. Each reason is logged once; at most five are logged.
         """
         tries = 0
         logged: set[str] = set()
@@ -80,7 +80,7 @@ class Health:
                     logged.add(reason)
                     log.warning("waiting for dependency", dependency=name, reason=reason)
                 # Several attempts a second, because every start waits for the stores.
-                await asyncio.sleep(0.02 + backoff(tries, base=0.02, max_seconds=0.25))
+                await asyncio.sleep(0.02 + backoff(tries, base_seconds=0.02, max_seconds=0.25))
             else:
                 self.set_ready(name)
                 if tries:

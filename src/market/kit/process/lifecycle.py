@@ -146,7 +146,8 @@ async def serve(name: str, config: C, build: Build[C]) -> int:
 async def _serve_until(stopping: asyncio.Event, config: C, build: Build[C], process: Process) -> None:
     async with build(config, process) as server:
         await server.start()
-        # Objects created so far live as long as the process. Collecting them paused all requests for 50 ms at a time.
+        # The objects created so far live as long as the process. If garbage collections scanned them, that would pause
+        # all requests for 50 ms each time.
         gc.freeze()
         process.health.started = True
         log.info("ready")

@@ -44,7 +44,7 @@ async def supervise(name: str, work: Callable[[], Awaitable[None]]) -> None:
                 failures = 0
             failures += 1
             count_failure(name, e)
-            pause = 0.1 + backoff(failures, base=0.2, max_seconds=_MAX_RESTART_SECONDS)
+            pause = 0.1 + backoff(failures, base_seconds=0.2, max_seconds=_MAX_RESTART_SECONDS)
         else:
             return
         reraise_if_cancelled()

@@ -138,8 +138,8 @@ def id_generator() -> Any:
 def sampler(config: Tracing, clock: Callable[[], float] = time.monotonic) -> Any:
     """Return the sampler of a process: `sample_ratio` of the traces, and at most `max_traces_per_second`.
 
-    A caller's sampled flag does not bypass these limits: since the ratio depends on the trace id alone, all services
-    choose the same traces, and a flag from outside cannot force tracing. A flag that is not set is respected.
+    A caller's sampled flag does not bypass these limits: since the decision depends on the trace id alone, all services
+    choose the same traces, and no caller can force tracing. If the flag is not set, the trace is not sampled.
     """
     from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
 

@@ -73,7 +73,7 @@ def endpoint(name: str, handler: Handler, tracer: Tracer | None = None) -> Calla
                 context.request_id.set(str(value))
             elif key in context.TRACE_HEADERS:
                 trace[key] = str(value)
-        context.set_trace(*(trace.get(name, "") for name in context.TRACE_HEADERS))
+        context.set_trace(*(trace.get(header, "") for header in context.TRACE_HEADERS))
         status, detail = grpc.StatusCode.OK, ""
         trailing: tuple[tuple[str, bytes], ...] = ()
         try:
@@ -114,7 +114,7 @@ def error_details(problem: Problem) -> tuple[tuple[str, bytes], ...]:
 
 
 class GrpcServer:
-    """Owns a listening gRPC server: the given services, the health service and reflection.
+    """A gRPC server with the given services, the health service and reflection.
 
     services: handlers by fully qualified service name.
     max_in_flight: concurrent calls; above that, calls fail immediately with RESOURCE_EXHAUSTED. None: no limit.

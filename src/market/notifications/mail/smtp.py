@@ -247,7 +247,7 @@ class SmtpClient:
 
     async def _reconnect(self) -> None:
         while True:
-            pause = backoff(self._failures, base=0.2, max_seconds=self._config.max_reconnect_seconds)
+            pause = backoff(self._failures, base_seconds=0.2, max_seconds=self._config.max_reconnect_seconds)
             await asyncio.sleep(0.1 + pause)
             try:
                 connection = await self._connect()
