@@ -15,7 +15,10 @@ CLIENTS = Path(__file__).with_name("rest")
 CONTRACTS = sorted((ROOT / "openapi").glob("*.json"))
 
 
-@pytest.mark.parametrize("name", ["oapi-codegen", "openapi-fetch", "openapi-generator-java", "openapi-python-client"])
+@pytest.mark.parametrize(
+    "name",
+    ["oapi-codegen", "openapi-fetch", "openapi-generator-java", "openapi-generator-python", "openapi-python-client"],
+)
 async def test_a_generated_client_places_lists_and_cancels_orders_and_reads_typed_errors(
     shop: System, http: httpx.AsyncClient, work: Path, name: str
 ) -> None:
