@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
 import asyncpg
 
+from market.kit.ids import new_id
+
+# Inserts the products of a range of numbers, of which the last one is excluded.
+Insert = Callable[[Any, int, int], Awaitable[None]]
 _INSERT = """
     INSERT INTO products (id, name, description, price, currency, created_at)
     SELECT gen_random_uuid(), word || ' ' || n, 'A ' || word || ' for the house and the garden.',
@@ -13,49 +25,60 @@ _INSERT = """
 """
 _WORDS = ["Apple corer", "Äpfel", "banana stand", "Daisy teapot", "Émile", "lantern", "Łódź", "Zebra", "Лампа", "Йод"]
 
-# The words of searchable products: the first ones are frequent, as in a real catalogue (a Zipf distribution).
-_SEARCHABLE_WORDS = """
-    set pink red of blue heart bag christmas box retrospot vintage design metal white glass holder small cake rose
-    polkadot 3 candle black sign green hanging card decoration mug t-light pack paper in and garden with large
-    tree assorted 6 silver bird flower lunch wooden ceramic wall kitchen party tea hook door bottle water hot star
-    light drawer ring necklace frame cover mirror cushion bowl tin jar apple strawberry spotty doormat umbrella
-    children's purse clock 12 ivory cream french home sweet bakelike alarm cutter tissue napkins ribbon spaceboy
-    dolly girl union jack flag teapot kettle lantern apron bracelet earrings wreath garland parasol notebook
-    pencil sticker charm plate tray basket bucket cabinet shelf ladder lamp chair table stool rug quilt blanket
-    towel soap incense
-""".split()  # noqa: SIM905
-_INSERT_SEARCHABLE = """
-    INSERT INTO products (id, name, description, price, currency, created_at)
-    SELECT gen_random_uuid(), initcap(name) || ' KL-' || n, name || ' for the ' || other,
-        (n % 9973 / 100.0)::numeric(8, 2), 'GBP', now() - n * interval '1 minute'
-    FROM generate_series($1::int, $2::int) AS n,
-        LATERAL (
-            SELECT string_agg(words[(power(random(), 2) * 149)::int + 1], ' ') FILTER (WHERE i <= 3 + n % 4) AS name,
-                string_agg(words[(power(random(), 2) * 149)::int + 1], ' ') FILTER (WHERE i > 6) AS other
-            FROM generate_series(1, 12) AS i, (SELECT $3::text[] AS words) AS w
-        ) AS texts
-"""
+# Lines of a count and the words that occur so often in the names of the Online Retail data set.
+_RETAIL_WORDS = Path(__file__).with_name("retail_words.txt")
+_COLUMNS = ("id", "name", "description", "price", "currency", "created_at")
 
 
 async def fill_up_to(uri: str, count: int) -> None:
     """Insert products until there are `count`, and analyze the table. They have no stock."""
-    await _fill_up_to(uri, count, _INSERT, _WORDS, batch=50_000, tables=("products",))
+
+    async def insert(conn: Any, first: int, last: int) -> None:
+        await conn.execute(_INSERT, first, last - 1, _WORDS)
+
+    await _fill_up_to(uri, count, insert, batch=50_000, tables=("products",))
 
 
 async def fill_searchable_up_to(uri: str, count: int) -> None:
-    """Insert products with different words until there are `count`, and analyze the tables. They have no stock."""
+    """Insert products until there are `count`, and analyze the tables. They have no stock.
+
+    Their words are as frequent as in the Online Retail data set.
+    """
+    words, weights = read_retail_words()
+    rng = random.Random(20)
+    begin = datetime(2025, 1, 1, tzinfo=UTC)
+
+    def product(n: int) -> tuple[object, ...]:
+        chosen = rng.choices(words, cum_weights=weights, k=10)
+        size = 3 + n % 4
+        name, description = " ".join(chosen[:size]), " ".join(chosen[size:])
+        created_at = begin + timedelta(seconds=30 * n)
+        return new_id(), f"{name.upper()} KL-{n}", f"For the {description}.", Decimal(n % 9973) / 100, "GBP", created_at
+
+    async def insert(conn: Any, first: int, last: int) -> None:
+        records = [product(n) for n in range(first, last)]
+        await conn.copy_records_to_table("products", records=records, columns=_COLUMNS)
+
     tables = ("products", "product_search", "search_vocabulary")
-    await _fill_up_to(uri, count, _INSERT_SEARCHABLE, _SEARCHABLE_WORDS, batch=5_000, tables=tables)
+    await _fill_up_to(uri, count, insert, batch=5_000, tables=tables)
 
 
-async def _fill_up_to(
-    uri: str, count: int, statement: str, words: list[str], *, batch: int, tables: tuple[str, ...]
-) -> None:
+def read_retail_words() -> tuple[list[str], list[int]]:
+    """Return the words of the Online Retail data set, and how often they and those before them occur."""
+    counts = {
+        word: int(line.split()[0])
+        for line in _RETAIL_WORDS.read_text("utf-8").splitlines()
+        for word in line.split()[1:]
+    }
+    return list(counts), list(accumulate(counts.values()))
+
+
+async def _fill_up_to(uri: str, count: int, insert: Insert, *, batch: int, tables: tuple[str, ...]) -> None:
     conn = await asyncpg.connect(uri, command_timeout=3600)
     try:
         existing = await conn.fetchval("SELECT count(*) FROM products")
         for first in range(existing, count, batch):
-            await conn.execute(statement, first, min(first + batch, count) - 1, words)
+            await insert(conn, first, min(first + batch, count))
         for table in tables:
             await conn.execute(f"VACUUM ANALYZE {table}")
     finally:
