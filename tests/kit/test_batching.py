@@ -238,13 +238,13 @@ def traced(exporter: InMemorySpanExporter, config: Tracing) -> Tracer:
     return Tracer(provider.get_tracer("test"))
 
 
-async def test_map_raises_the_first_failure_and_map_settled_returns_each_result() -> None:
+async def test_map_raises_the_first_exception_and_map_with_exceptions_returns_all_of_them() -> None:
     flush = Recorder()
     flush.open.set()
     batcher: Batcher[int, int] = Batcher(flush, name="test")
     with pytest.raises(ValueError, match="-2"):
         await batcher.map([1, -2, 3, -4])
-    results = await batcher.map_settled([1, -2, 3])
+    results = await batcher.map_with_exceptions([1, -2, 3])
     assert (results[0], str(results[1]), results[2]) == (2, "-2", 6)
 
 
@@ -318,8 +318,8 @@ async def test_results_of_items_of_both_sizes_are_in_order() -> None:
     flush = Recorder()
     flush.open.set()
     batcher = _by_size(flush)
-    results = await batcher.map_settled([1, 50, -2, -60, 3])
+    results = await batcher.map_with_exceptions([1, 50, -2, -60, 3])
     assert [str(r) for r in results] == ["2", "100", "-2", "-60", "6"]
     assert [type(r) for r in results] == [int, int, ValueError, ValueError, int]
     assert flush.batches == [[1, -2, 3], [50], [-60]]
-    assert await batcher.map_settled([4, 5]) == [8, 10]
+    assert await batcher.map_with_exceptions([4, 5]) == [8, 10]

@@ -210,7 +210,7 @@ async def test_bodies_of_requests_in_flight_are_bounded_together() -> None:
             await second.send(request)
             status, headers, problem = await second.response()
             assert (status, headers["retry-after"]) == (503, "1")
-            assert json.loads(problem)["detail"] == "the bodies of the requests in flight exceed the limit in total"
+            assert json.loads(problem)["detail"] == "the request bodies in flight exceed the limit on their total size"
             # It ends with its request, and requests without a body are served.
             assert (await get(server))[0] == 200
             await second.send(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 300000\r\n\r\n" + body[:300_000])

@@ -46,7 +46,7 @@ async def reserve(deps: Deps, reservation: Reservation) -> Shortages:
 async def reserve_many(deps: Deps, reservations: Sequence[Reservation]) -> list[Shortages | BaseException]:
     """Return for each reservation what `reserve` would return or raise. Raises Overloaded."""
     _check_capacity(deps)
-    return await deps.batcher.reservations.map_settled(reservations)
+    return await deps.batcher.reservations.map_with_exceptions(reservations)
 
 
 async def cancel(deps: Deps, reservation_id: UUID) -> bool:

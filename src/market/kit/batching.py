@@ -71,7 +71,7 @@ class Batcher(Generic[Item, Result]):
     with several, it is linked to theirs.
 
     flush: makes one call. Takes a list of items, and returns a list of the same length with each item's result, or the
-        exception for that item's caller. If it raises, every caller of the batch gets the exception.
+        exception for that item's caller. If it raises, every caller of the batch gets that exception.
     name: the label in metrics, and in the name of the span that each call gets.
     max_batch_size: items in one call.
     max_concurrency: calls in flight at once. Items are sent in order; calls may complete out of order
@@ -137,7 +137,7 @@ class Batcher(Generic[Item, Result]):
                 if not future.cancel() and not future.cancelled():
                     future.exception()
 
-    async def map_settled(self, items: Iterable[Item]) -> list[Result | BaseException]:
+    async def map_with_exceptions(self, items: Iterable[Item]) -> list[Result | BaseException]:
         """Return each item's result or exception, in order. An item that fails does not affect the others."""
         futures = [self._enqueue(item) for item in items]
         self._start()
@@ -195,7 +195,7 @@ class Batcher(Generic[Item, Result]):
 
     def _enter_context(self, batch: list[_Entry[Item, Result]]) -> AbstractContextManager[None]:
         """Set deadline, request id and trace of the batch, and return its span."""
-        # The latest of the callers' deadlines; each caller stops waiting at its own.
+        # Each caller stops waiting at its own deadline, so the batch may go on until the latest one.
         deadlines = [entry.deadline for entry in batch]
         context.deadline.set(None if None in deadlines else max(d for d in deadlines if d is not None))
         request_ids = {entry.request_id for entry in batch}
@@ -283,15 +283,15 @@ class BatcherBySize(Generic[Item, Result]):
         """Return the item's result, as Batcher does."""
         return await (self._large if self._is_large(item) else self._small)(item)
 
-    async def map_settled(self, items: Iterable[Item]) -> list[Result | BaseException]:
+    async def map_with_exceptions(self, items: Iterable[Item]) -> list[Result | BaseException]:
         """Return each item's result or exception, in order, as Batcher does."""
         items = list(items)
         large = [self._is_large(item) for item in items]
         if not any(large):
-            return await self._small.map_settled(items)
+            return await self._small.map_with_exceptions(items)
         small_results, large_results = await asyncio.gather(
-            self._small.map_settled(item for item, is_large in zip(items, large, strict=True) if not is_large),
-            self._large.map_settled(item for item, is_large in zip(items, large, strict=True) if is_large),
+            self._small.map_with_exceptions(item for item, is_large in zip(items, large, strict=True) if not is_large),
+            self._large.map_with_exceptions(item for item, is_large in zip(items, large, strict=True) if is_large),
         )
         results = {False: iter(small_results), True: iter(large_results)}
         return [next(results[is_large]) for is_large in large]

@@ -130,7 +130,7 @@ class _SizeClass:
         self._limits = limits
         self._unit = unit
         self._clock = clock
-        # Weights.
+        # The total weight of the requests that are in flight, and of those that wait.
         self._in_flight = 0
         self._waiting = 0
         # How long the request that was admitted last had waited.
@@ -171,7 +171,7 @@ class _SizeClass:
             try:
                 await self._wait_for_turn(penalty, weight)
             except BaseException:
-                self._forget(caller_id, weight)
+                self._remove(caller_id, weight)
                 raise
         else:
             self._in_flight += weight
@@ -213,10 +213,10 @@ class _SizeClass:
     def leave(self, caller_id: str, weight: int) -> None:
         """Record that an admitted request is no longer in flight, and admit the next ones."""
         self._in_flight -= weight
-        self._forget(caller_id, weight)
+        self._remove(caller_id, weight)
         self._admit_next()
 
-    def _forget(self, caller_id: str, weight: int) -> None:
+    def _remove(self, caller_id: str, weight: int) -> None:
         own = self._callers[caller_id]
         own.remove(weight)
         if not own:

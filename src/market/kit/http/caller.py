@@ -23,8 +23,8 @@ _IPV6_PREFIX = 64
 def caller(request: Request) -> str:
     """Return who sent the request: `address:203.0.113.7`, or `address:2001:db8:1:2::/64` for IPv6.
 
-    All clients that share an address are one caller. The prefix leaves room for other kinds of callers: once requests
-    are authenticated, this will return the subject.
+    All clients that share an address are one caller. The word `address` leaves room for other kinds of callers: once
+    requests are authenticated, this will return the subject.
     """
     client = request.client
     return address_caller(client.host) if client is not None else "address:unknown"
@@ -83,7 +83,7 @@ def forwarded_value(header: ForwardedHeader, address: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _parse_address(text: str) -> str | None:
+def _parse_cached(text: str) -> str | None:
     text = text.strip().strip('"')
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -99,7 +99,7 @@ def _parse_address(text: str) -> str | None:
 
 def parse_address(text: str) -> str | None:
     """Return the IP address in its shortest form, without port, brackets and zone; None if the text is not one."""
-    return _parse_address(text) if len(text) <= _MAX_ADDRESS_CHARACTERS else None
+    return _parse_cached(text) if len(text) <= _MAX_ADDRESS_CHARACTERS else None
 
 
 def _forwarded_for(element: str) -> str:

@@ -27,10 +27,10 @@ else:
     from backports import zstd
 
 Coding = Literal["zstd", "gzip"]
-# Reserves memory for compressing a response, given in bytes. Returns False if its request may not use that much.
+# Reserves this many bytes of memory for compressing a response. Returns False if its request may not use that much.
 Reserve = Callable[[Response, int], bool]
 
-# Best first: zstd takes less time, and its output is smaller. The order counts if the client prefers neither.
+# Best first: zstd takes less time, and its output is smaller. The order matters if the client prefers neither.
 CODINGS: tuple[Coding, ...] = get_args(Coding)
 # Higher levels save another tenth of the bytes, but take several times as long.
 _GZIP_LEVEL, _ZSTD_LEVEL = 1, 3
@@ -44,14 +44,14 @@ _MAX_WAIT_SECONDS = 2.0
 # A limit on the bytes of the larger bodies that wait for a thread or are being compressed. A body that would exceed it
 # is sent uncompressed.
 _MAX_WAITING_BYTES = 16 * 1024 * 1024
-# The memory that compression needs, per byte of the body: for the output, and for the buffers that are joined into it.
+# The bytes of memory that compression needs per byte of the body: for the output, and for the buffers joined into it.
 _MEMORY_FACTOR = 2
 _MAX_CACHED_LENGTH = 256
 _SUFFIX = re.compile(rf'-(?:{"|".join(CODINGS)})(?="$)')
 
 
 def accepted_codings(request: Request) -> Sequence[Coding]:
-    """Return the codings that the client accepts, best first. Return none if it forbids them with `no-transform`."""
+    """Return the codings that the client accepts, best first. Empty if it forbids compression with `no-transform`."""
     return _accepted(request.scope["headers"])
 
 

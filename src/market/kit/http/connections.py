@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 log = logs.get_logger("http")
 
 CONNECTIONS = Gauge("market_http_connections", "Open HTTP connections.")
-CLOSED = Counter("market_http_connections_cut_off_total", "HTTP connections ended by a limit.", ["limit"])
+CUT_OFF = Counter("market_http_connections_cut_off_total", "HTTP connections ended by a limit.", ["limit"])
 REFUSED = Counter(
     "market_http_requests_refused_total", "HTTP requests refused before they reached a route.", ["status"]
 )
 
 # File descriptors that are not HTTP connections: stores, brokers, upstreams, the admin port.
 _RESERVED_DESCRIPTORS = 256
-# Progress is measured over at least this long, so that a response that was just sent does not look stalled.
+# A client's read rate is measured over at least this long, so that a response that was just sent does not look stalled.
 _MIN_MEASURED_SECONDS = 0.5
 
 
@@ -41,7 +41,7 @@ class Connections:
     def __init__(self, limits: HttpLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.clock = clock
-        # The next sweep. Timeouts are enforced up to min(1 s, a quarter of the shortest timeout) late.
+        # When the next sweep is due. Timeouts are enforced up to min(1 s, a quarter of the shortest timeout) late.
         self._sweep_at = 0.0
         self._sweep_seconds = min(
             1.0,
@@ -75,7 +75,7 @@ class Connections:
         return True
 
     def remove(self, connection: HttpProtocol) -> None:
-        """Forget a connection that has ended; nothing happens if it is unknown."""
+        """Remove a connection that has ended, if it was added."""
         if connection in self._open:
             self._open.remove(connection)
             CONNECTIONS.dec()
@@ -131,10 +131,10 @@ class Connections:
                 connection.transport.abort()
                 limit = None
             if limit is not None:
-                CLOSED.labels(limit).inc()
+                CUT_OFF.labels(limit).inc()
 
     def _cut_off(self, connection: HttpProtocol, limit: str) -> None:
-        CLOSED.labels(limit).inc()
+        CUT_OFF.labels(limit).inc()
         self.remove(connection)
         connection.cut_off()
 

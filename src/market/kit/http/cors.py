@@ -1,6 +1,6 @@
 """Cross-origin resource sharing: pages of the configured origins may call the API (https://fetch.spec.whatwg.org).
 
-Without configured origins no such headers are sent, and browsers do not let pages of other origins read responses.
+Without configured origins no CORS headers are sent, and browsers do not let pages of other origins read responses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 _ANY_ORIGIN = b"*"
 
-# What clients of the services send. Other headers would have no effect.
+# The request headers that clients of the services send. Others would have no effect.
 _REQUEST_HEADERS = ", ".join(
     [
         "Accept",
@@ -37,7 +37,7 @@ _REQUEST_HEADERS = ", ".join(
 _RESPONSE_HEADERS = b", ".join(
     [b"Allow", b"ETag", b"Idempotency-Replayed", b"Location", b"Retry-After", b"X-Request-Id", b"Content-Encoding"]
 )
-# How long a browser may remember the result of a preflight request. Chromium remembers it for two hours at most.
+# How long a browser may cache the result of a preflight request. Chromium caches it for two hours at most.
 _MAX_AGE_SECONDS = 7200
 
 

@@ -158,7 +158,7 @@ class Edge:
         scope["client"] = (address, 0)
         context.client_address.set(address)
         deadline_token = context.deadline.set(None)
-        # What the connection has received of the body, which is complete (market.kit.http.protocol).
+        # The size of the body, which the connection has received completely (market.kit.http.protocol).
         body_bytes: int = scope.get("state", {}).get("body_bytes", 0)
         self._in_flight_body_bytes += body_bytes
         self._in_flight += 1
@@ -218,7 +218,7 @@ class Edge:
         if self._in_flight > self._max_in_flight:
             raise Overloaded("too many requests in flight")
         if body_bytes and self._in_flight_body_bytes > self._max_in_flight_body_bytes:
-            raise Overloaded("the bodies of the requests in flight exceed the limit in total")
+            raise Overloaded("the request bodies in flight exceed the limit on their total size")
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 15 or int(length) > self._max_body_bytes):
             raise TooLarge("body", f"must be at most {self._max_body_bytes} bytes")

@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 import httptools
 
 # Below the servers' HttpLimits.keep_alive_seconds (75 s), so that no request races with the close.
-_IDLE_SECONDS = 60.0
+_MAX_IDLE_SECONDS = 60.0
 # Older connections are replaced, so that new pods of the upstream get their share of the requests.
-_AGE_SECONDS = 120.0
+_MAX_AGE_SECONDS = 120.0
 # Short, because a connection to a dead node is never refused, and the next attempt may reach another pod.
-_CONNECT_SECONDS = 1.0
+_CONNECT_TIMEOUT_SECONDS = 1.0
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
@@ -50,8 +50,8 @@ class ResponseTooLarge(Exception):
         self.size = size
 
 
-# Returns whether the caller accepts a response with a body of this many bytes. Called before the body is read; if its
-# length is not known in advance, called whenever a part of it was read, with the bytes read so far.
+# Returns whether the caller accepts a response with a body of this many bytes. It is called before the body is read. If
+# the length is not known in advance, it is called after each part of the body, with the number of bytes read so far.
 AcceptSize = Callable[[int], bool]
 
 
@@ -98,7 +98,7 @@ class Connection(asyncio.Protocol):
         finally:
             timer.cancel()
             self._waiter = self._accept_size = None
-            # An idle connection must not keep the last response.
+            # An idle connection must not keep the last response in memory.
             self._headers, self._body = {}, []
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class Connection(asyncio.Protocol):
             self._keep_alive = False
             self.on_message_complete()
         self._fail(ProtocolError("the connection was closed" if exc is None else type(exc).__name__))
-        self._pool.lost(self)
+        self._pool.remove_idle(self)
 
     # httptools.HttpResponseParser
 
@@ -217,9 +217,9 @@ class ConnectionPool:
     ) -> HttpResponse:
         """Return the response. HEAD is not supported.
 
-        `seconds` is the total timeout, including the wait for a connection.
+        headers: called when the request is written, since one of the headers states how much time is left.
+        seconds: the total timeout, including the wait for a connection.
 
-        `headers` is called when the request is written, since one of them states how much time is left.
         Raises ConnectError, TimeoutError, ProtocolError, ResponseTooLarge, whatever `accept_size` raises, and
         ValueError for a path or header that contains a line break.
         """
@@ -253,10 +253,10 @@ class ConnectionPool:
         return text.encode("latin-1") + b"\r\n" + (body or b"")
 
     def _take_idle(self) -> Connection | None:
-        """Return the idle connection that was used last, so that the others can expire; None if there is none."""
+        """Return the idle connection that was used most recently, so that others can expire; None if none is idle."""
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_reusable and self.loop.time() - connection.idle_since < _IDLE_SECONDS:
+            if connection.is_reusable and self.loop.time() - connection.idle_since < _MAX_IDLE_SECONDS:
                 return connection
             connection.close()
             self._open -= 1
@@ -272,7 +272,7 @@ class ConnectionPool:
             connection = await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                # It was given a connection or a slot just before: pass it on to the next caller.
+                # The caller has just been given a connection or a slot: pass it on to the next one.
                 granted = waiter.result()
                 self._release(granted) if granted is not None else self._release_slot()
             raise
@@ -284,7 +284,7 @@ class ConnectionPool:
 
     async def _open_connection(self) -> Connection:
         try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
+            async with asyncio.timeout(_CONNECT_TIMEOUT_SECONDS):
                 _, connection = await self.loop.create_connection(
                     lambda: Connection(self),
                     self._host,
@@ -295,7 +295,7 @@ class ConnectionPool:
         except OSError as e:
             # TimeoutError is an OSError without a message.
             self._release_slot()
-            raise ConnectError(e.strerror or str(e) or f"no connection within {_CONNECT_SECONDS:g} s") from None
+            raise ConnectError(e.strerror or str(e) or f"no connection within {_CONNECT_TIMEOUT_SECONDS:g} s") from None
         except BaseException:
             self._release_slot()
             raise
@@ -305,7 +305,7 @@ class ConnectionPool:
         now = connection.idle_since = self.loop.time()
         if (
             not connection.is_reusable
-            or now - connection.opened_at > _AGE_SECONDS
+            or now - connection.opened_at > _MAX_AGE_SECONDS
             or self._open > self._max_connections
         ):
             connection.close()
@@ -317,12 +317,12 @@ class ConnectionPool:
                 waiter.set_result(connection)
                 return
         self._idle.append(connection)
-        if now - self._idle[0].idle_since > _IDLE_SECONDS:
+        if now - self._idle[0].idle_since > _MAX_IDLE_SECONDS:
             self._idle.popleft().close()
             self._open -= 1
 
     def _release_slot(self) -> None:
-        """Let the next caller open a connection in place of one that was closed."""
+        """Let the next waiting caller open a connection in place of one that was closed."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -330,8 +330,8 @@ class ConnectionPool:
                 return
         self._open -= 1
 
-    def lost(self, connection: Connection) -> None:
-        """Forget an idle connection that the upstream has closed."""
+    def remove_idle(self, connection: Connection) -> None:
+        """Remove a connection that was closed, if it is idle."""
         if connection in self._idle:
             self._idle.remove(connection)
             self._open -= 1

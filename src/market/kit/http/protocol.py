@@ -48,12 +48,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         # Bytes received of incomplete headers, trailers or chunk extensions.
         self._pending_bytes = 0
-        # Whether the bytes last fed to the parser included any of a body.
+        # Whether the bytes that were last fed to the parser included bytes of a body.
         self._input_has_body = False
         # When the connection entered its current state; deadlines count from here.
         self._since = 0.0
         # The next request to run. It waits for its body, or for the client to read the previous response.
-        self._held: RequestResponseCycle | None = None
+        self._next_cycle: RequestResponseCycle | None = None
         self._is_running = False
         self._offers_upgrade = False
         # Further input is discarded instead of parsed.
@@ -62,7 +62,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_lingering = False
         # The error response to the request being parsed; sent after the responses to earlier requests.
         self._refusal: Problem | None = None
-        # When the client fell behind, and the bytes that were unsent at that time.
+        # When the client fell behind (the write buffer was full), and the bytes that were unsent at that time.
         self._sending_since: float | None = None
         self._sending_bytes = 0
 
@@ -77,7 +77,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._held = None
+        self._next_cycle = None
         self._server_connections.remove(self)
 
     def data_received(self, data: bytes) -> None:
@@ -107,7 +107,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().resume_writing()
         self._sending_since = None
         self._server_connections.writing_resumed(self)
-        self._run_held()
+        self._run_next()
 
     def shutdown(self) -> None:
         """Close once the requests in flight have their responses."""
@@ -124,7 +124,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     @property
     def buffered_response_bytes(self) -> int:
-        """The number of response bytes held in memory.
+        """The number of response bytes in memory.
 
         The event loop frees the bytes that it was given to write only once all of them have been sent. So until then
         this is the number of bytes that were unsent when the client fell behind.
@@ -238,7 +238,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.cycle.body += body
         if len(self.cycle.body) > self._limits.max_body_bytes:
             self._is_oversized = self._discards_input = True
-            if self._held is self.cycle:
+            if self._next_cycle is self.cycle:
                 self._run_oversized(self.cycle)
 
     def on_message_complete(self) -> None:
@@ -248,7 +248,7 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.pipeline:
             self._server_connections.clear_received_bytes(self)
         self.cycle.more_body = False
-        self._run_held()
+        self._run_next()
 
     def _header(self, wanted: bytes) -> bytes:
         """Return a header of the request that is being parsed, by its name in lower case; repeated ones are joined."""
@@ -276,17 +276,18 @@ class HttpProtocol(HttpToolsProtocol):
     def _count_incomplete(self, size: int, begun: int, parsing_before: int) -> None:
         """Count the bytes just received as part of an incomplete request.
 
-        size: how many bytes. begun: how many requests begin in them. parsing_before: the parser's state before them.
+        size: the number of bytes. begun: the number of requests that begin in them. parsing_before: the parser's state
+        before them.
         """
         if (begun or parsing_before != self._parsing) and not self._is_running:
-            # A deadline starts, for the head or for the body.
+            # A deadline starts: the one for the headers, or the one for the body.
             self._since = self._server_connections.clock()
             if begun and self in self._server_connections.waiting:
                 self._server_connections.waiting.move_to_end(self)
         if self._parsing == _HEAD:
             # If these bytes also contain the end of an earlier request, it is unknown how many belong to this one.
-            contain_earlier_request = begun > (1 if parsing_before == _BETWEEN else 0)
-            if not contain_earlier_request:
+            has_earlier_request = begun > (1 if parsing_before == _BETWEEN else 0)
+            if not has_earlier_request:
                 self._pending_bytes += size
         elif self._input_has_body or begun or parsing_before != _BODY:
             self._pending_bytes = 0
@@ -297,7 +298,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(self._headers_too_large())
             return
         self._server_connections.add_received_bytes(self, size)
-        if self._held is not None and self._held is self.cycle:
+        if self._next_cycle is not None and self._next_cycle is self.cycle:
             self._send_continue()
 
     def _headers_too_large(self) -> HeadersTooLarge:
@@ -307,25 +308,25 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, _: Any) -> None:
         # Called by uvicorn after the headers, unless an earlier request waits for its response.
-        self._held = cycle
+        self._next_cycle = cycle
         if self._is_oversized and cycle is self.cycle:
             self._run_oversized(cycle)
         else:
-            self._run_held()
+            self._run_next()
 
-    def _run_held(self) -> None:
-        cycle = self._held
+    def _run_next(self) -> None:
+        cycle = self._next_cycle
         # The next request starts only once the client has read the previous response.
         if cycle is not None and not cycle.more_body and not self.flow.write_paused:
             self._run(cycle)
 
     def _run(self, cycle: RequestResponseCycle) -> None:
-        self._held = None
+        self._next_cycle = None
         self._is_running = True
         cycle.waiting_for_100_continue = False
         cycle.message_event.set()
         if cycle.body:
-            # For the limit on the bodies in flight (market.kit.http.edge).
+            # For the limit on the bytes of bodies in flight (market.kit.http.edge).
             cycle.scope["state"]["body_bytes"] = len(cycle.body)
         self._server_connections.waiting.pop(self, None)
         super()._start_asgi_task(cycle, self.app)
@@ -350,7 +351,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
-            if self._held is not None and self._held.more_body:
+            if self._next_cycle is not None and self._next_cycle.more_body:
                 self._send_continue()
         elif self._refusal is not None:
             self._send_refusal()
@@ -358,8 +359,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._server_connections.clear_received_bytes(self)
 
     def _send_continue(self) -> None:
-        if self._held is not None and self._held.waiting_for_100_continue:
-            self._held.waiting_for_100_continue = False
+        if self._next_cycle is not None and self._next_cycle.waiting_for_100_continue:
+            self._next_cycle.waiting_for_100_continue = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # Requests that are refused before they are complete.
@@ -376,11 +377,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._server_connections.clear_received_bytes(self)
         cycle = self.cycle
         if cycle is not None and cycle.more_body:
-            if self._held is cycle:
-                self._held = None
+            if self._next_cycle is cycle:
+                self._next_cycle = None
             elif self.pipeline and self.pipeline[0][0] is cycle:
                 self.pipeline.popleft()
-        if not self._is_running and self._held is None:
+        if not self._is_running and self._next_cycle is None:
             self._send_refusal()
 
     def _send_refusal(self) -> None:

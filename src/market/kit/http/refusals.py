@@ -43,7 +43,7 @@ def from_parser_error(error: httptools.HttpParserError) -> Problem:
 
 
 class LingeringTransport:
-    """The transport for a response that is sent before its request was read. `close` lingers."""
+    """The transport for a response that is sent before its request was read. Its `close` calls HttpProtocol.linger."""
 
     def __init__(self, connection: HttpProtocol) -> None:
         self._connection = connection
