@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import msgspec
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource
 
 from market.contracts import events
+from market.kit.process.tracing import Tracer
+from market.notifications import config
+from market.notifications.api import handle
+from market.notifications.deferral.orders import OrdersWithDeferredMail
+from market.notifications.domain import DeadLetterReason, Message, PendingMessage
+from market.notifications.service import DeferralDeps, Deps
 from tests.notifications.conftest import PARTITIONS, Mailing, event, json_lines
 from tests.support.waiting import until
 
@@ -84,3 +92,31 @@ async def test_dead_letters_are_listed_shown_replayed_and_dropped(mailing: Maili
     assert (await mailing.dead_letters_command("show", "0-99"))[0] == 2
     assert (await mailing.dead_letters_command("drop"))[0] == 2
     assert "0 dead letters" in (await mailing.dead_letters_command("list"))[1]
+
+
+class FailingOnce:
+    """A store of dead letters whose first write fails."""
+
+    def __init__(self) -> None:
+        self.writes = 0
+
+    async def write(self, message: Message, reason: str, now: datetime) -> None:
+        self.writes += 1
+        if self.writes == 1:
+            raise KafkaException(KafkaError(KafkaError._MSG_TIMED_OUT))
+
+
+async def test_the_later_mails_of_an_order_are_not_held_back_after_a_dead_letter_was_written_at_the_second_try() -> None:
+    order_id = uuid4()
+    orders = OrdersWithDeferredMail()
+    orders.add(order_id, 1, seconds=600)
+    letters = FailingOnce()
+    deferral = DeferralDeps(store=None, throttle=None, orders=orders)
+    deps = Deps(None, letters, config.Retry(), lambda: datetime.now(UTC), Tracer(), deferral_deps=deferral)
+    created = event(order_id)
+    message = Message("orders", 0, 7, created["subject"].encode(), msgspec.json.encode(created), ())
+    pending = PendingMessage(message, 7, dead_letter=DeadLetterReason("rejected", "550"))
+    assert await handle(deps, pending) > 0
+    assert orders.holds_back(order_id, 2)
+    assert await handle(deps, pending) is None
+    assert not orders.holds_back(order_id, 2)

@@ -71,13 +71,18 @@ class TopicKeeper:
         if not self._topics or elapsed < (_MIN_CHECK_SECONDS if self._check_requested else _CHECK_SECONDS):
             return _POLL_SECONDS
         self._check_requested = False
-        if await ensure_topics(
-            self._config, self._client_id, self._topics, _TIMEOUT_SECONDS, set_defaults=self._set_defaults
-        ):
-            self._set_defaults = False
-        else:
-            self._check_requested = True
-        self._last_check = time.monotonic()
+        done = False
+        try:
+            done = await ensure_topics(
+                self._config, self._client_id, self._topics, _TIMEOUT_SECONDS, set_defaults=self._set_defaults
+            )
+        finally:
+            # Another delivery may have failed meanwhile, so `_check_requested` is not reset here.
+            if done:
+                self._set_defaults = False
+            else:
+                self._check_requested = True
+            self._last_check = time.monotonic()
         return _POLL_SECONDS
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 from market.contracts import events
@@ -55,7 +56,11 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
     message = pending.message
     _enter_context(message)
     notification: Notification | None = None
-    if pending.dead_letter is None:
+    if pending.dead_letter is not None:
+        # Writing the dead letter failed.
+        with suppress(InvalidEvent):
+            notification = parse_notification(message)
+    else:
         try:
             notification = parse_notification(message)
             if notification is None:
