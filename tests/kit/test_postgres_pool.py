@@ -100,7 +100,7 @@ async def test_a_server_that_refuses_the_login_is_unavailable(
         await admin.execute(f"GRANT CONNECT ON DATABASE {config.database} TO {user}")
         try:
             async with opened(config) as (pool, health):
-                assert await health.unready_reasons() == {}
+                assert await health.unavailable_dependencies() == {}
                 await pool.expire_connections()
                 # A database can be renamed only while nobody is connected to it.
                 await admin.execute(
@@ -110,7 +110,7 @@ async def test_a_server_that_refuses_the_login_is_unavailable(
                 with pytest.raises(Unavailable, match=r"^the database is unavailable") as raised:
                     await fetchval(pool, "SELECT 1")
                 assert (raised.value.status, raised.value.retry_after) == (503, 1)
-                assert reason in (await health.unready_reasons())["postgres"]
+                assert reason in (await health.unavailable_dependencies())["postgres"]
         finally:
             if "RENAME" in statement:
                 await admin.execute(f"ALTER DATABASE {config.database}_moved RENAME TO {config.database}")
@@ -150,7 +150,7 @@ async def test_sessions_leave_a_server_that_became_read_only_at_once(
             # No other session was left behind.
             assert await warm(pool, 4) == {other_postgres.port}
             assert await fetchval(pool, write) == other_postgres.port
-            assert await health.unready_reasons() == {}
+            assert await health.unavailable_dependencies() == {}
 
 
 async def _moved(pool: kit_postgres.Pool, statement: str, port: int) -> bool:
@@ -169,20 +169,21 @@ async def _failures_until_moved(pool: kit_postgres.Pool, write: str, port: int) 
                 failures += 1
 
 
-async def test_readiness_reports_a_database_that_accepts_no_writes(other_postgres: PostgresHandle) -> None:
+async def test_a_database_that_accepts_no_writes_is_reported_as_unavailable(other_postgres: PostgresHandle) -> None:
     async with opened(configuration(other_postgres)) as (pool, health):
-        assert await health.unready_reasons() == {}
+        assert await health.unavailable_dependencies() == {}
         async with read_only(other_postgres):
-            await until(health.unready_reasons)
-            assert "accepts no writes" in (await health.unready_reasons())["postgres"]
+            await until(health.unavailable_dependencies)
+            assert "accepts no writes" in (await health.unavailable_dependencies())["postgres"]
+            assert health.unready_reasons() == {}
             with pytest.raises(Unavailable):
                 await fetchval(pool, "SELECT 1")
-        await until(lambda: _is_ready(health))
+        await until(lambda: _is_available(health))
         assert await fetchval(pool, "SELECT 1") == 1
 
 
-async def _is_ready(health: Health) -> bool:
-    return not await health.unready_reasons()
+async def _is_available(health: Health) -> bool:
+    return not await health.unavailable_dependencies()
 
 
 @pytest.mark.usefixtures("same_password")

@@ -85,16 +85,16 @@ async def test_a_promotion_under_load_is_followed_and_loses_no_acknowledged_writ
         try:
             # The first host is a standby, and is passed over.
             await until(lambda: len(acknowledged) > 200)
-            assert await health.unready_reasons() == {}
+            assert await health.unavailable_dependencies() == {}
             await asyncio.to_thread(primary.kill)
             await until(lambda: len(failures) > WORKERS)
-            assert "the server accepts no writes" in (await health.unready_reasons())["postgres"]
+            assert "the server accepts no writes" in (await health.unavailable_dependencies())["postgres"]
             async with superuser(standby) as conn:
                 assert await conn.fetchval("SELECT pg_promote()")
             promoted = loop.time()
             before = len(acknowledged)
             await until(lambda: len(acknowledged) > before + 200)
-            assert await health.unready_reasons() == {}
+            assert await health.unavailable_dependencies() == {}
         finally:
             done.set()
             await asyncio.gather(*workers)
@@ -119,18 +119,17 @@ async def test_a_pool_opens_only_once_a_standby_has_been_promoted(
 
     serving = asyncio.create_task(serve())
     try:
-        await until(health.unready_reasons)
         await until(lambda: _waits_for_writes(health))
         assert not opened.is_set()
         async with superuser(standby) as conn:
             assert await conn.fetchval("SELECT pg_promote()")
         async with asyncio.timeout(PATIENCE):
             await opened.wait()
-        assert await health.unready_reasons() == {}
+        assert await health.unavailable_dependencies() == {}
     finally:
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
 
 
-async def _waits_for_writes(health: Health) -> bool:
-    return "the server accepts no writes" in (await health.unready_reasons()).get("postgres", "")
+def _waits_for_writes(health: Health) -> bool:
+    return "the server accepts no writes" in health.unready_reasons().get("postgres", "")

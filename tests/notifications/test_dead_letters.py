@@ -106,7 +106,7 @@ class FailingOnce:
             raise KafkaException(KafkaError(KafkaError._MSG_TIMED_OUT))
 
 
-async def test_the_later_mails_of_an_order_are_not_held_back_after_a_dead_letter_was_written_at_the_second_try() -> None:
+async def test_later_mails_of_an_order_are_sent_after_a_dead_letter_was_written_at_the_second_try() -> None:
     order_id = uuid4()
     orders = OrdersWithDeferredMail()
     orders.add(order_id, 1, seconds=600)

@@ -196,7 +196,7 @@ async def test_a_wrong_password_pauses_consumption_and_loses_no_mail(mailing: Ma
             await until(is_paused)
             await asyncio.sleep(1)
             # The service is ready and keeps its partitions, and nothing is settled.
-            assert await process.health.unready_reasons() == {}
+            assert process.health.unready_reasons() == {}
             assert sum(mailing.committed_offsets().values()) == 0
         async with mailing.running(smtp={**wrong, "password": "right"}):
             await mailing.wait_committed(3)

@@ -66,17 +66,14 @@ async def test_an_assigned_partition_that_is_not_read_is_reported_and_ends_readi
         # Withheld, because it is behind the open transaction.
         mailing.publish(event(email=mailing.mailbox), partition=2)
         await until(process.health.unready_reasons)
-        reasons = await process.health.unready_reasons()
+        reasons = process.health.unready_reasons()
         assert reasons == {"consumption": "partition 2 has made no progress for 1 s at offset 1"}
         assert metrics.STALLED.labels("2")._value.get() == 1
         assert _lag() == {0: 0, 1: 0, 2: 2, 3: 0}
         transactional.abort_transaction(60)
         await mailing.wait_for_mails(2)
 
-        async def ready() -> bool:
-            return not await process.health.unready_reasons()
-
-        await until(ready)
+        await until(lambda: not process.health.unready_reasons())
         # The record that ended the transaction is not a message, and is read and committed all the same.
         await until(lambda: _lag() == dict.fromkeys(range(PARTITIONS), 0.0), what=lambda: str(_lag()))
 
@@ -104,17 +101,14 @@ async def test_messages_that_are_read_but_not_processed_end_readiness(mailing: M
     async with mailing.running(
         clients=Clients(mail_server), kafka={"stalled_after_seconds": 1}, smtp={"timeout_seconds": 0.1}
     ) as process:
-        assert await process.health.unready_reasons() == {}
+        assert process.health.unready_reasons() == {}
         mailing.publish(event(email=mailing.mailbox))
         await until(process.health.unready_reasons)
-        assert list(await process.health.unready_reasons()) == ["mailing"]
+        assert list(process.health.unready_reasons()) == ["mailing"]
         assert metrics.PROCESSING_STALLED._value.get() == 1
         mail_server.released.set()
 
-        async def ready() -> bool:
-            return not await process.health.unready_reasons()
-
-        await until(ready)
+        await until(lambda: not process.health.unready_reasons())
         assert metrics.PROCESSING_STALLED._value.get() == 0
         await mailing.wait_committed(1)
 
@@ -133,7 +127,7 @@ async def test_a_partition_is_stalled_only_if_it_has_unread_messages_and_none_is
         now[0] = at
         change()
         await observer.observe()
-        return not await health.unready_reasons()
+        return not health.unready_reasons()
 
     assert await is_ready(1000)
     assert await is_ready(2000, lambda: high.update({0: 9}))

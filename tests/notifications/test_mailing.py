@@ -135,7 +135,7 @@ async def test_events_before_the_first_start_are_not_mailed_and_events_during_la
     assert before == 0
     async with mailing.running() as process:
         # Ready means that every partition has a committed offset, even if no message was read.
-        assert await process.health.unready_reasons() == {}
+        assert process.health.unready_reasons() == {}
         offsets = mailing.committed_offsets()
         assert min(offsets.values()) >= 0
         assert sum(offsets.values()) == 8

@@ -237,12 +237,13 @@ async def test_consumption_resumes_after_the_broker_was_killed_and_restarted(
         await mailing.wait_for_mails(1)
         await mailing.wait_committed(1)
         kafka.kill()
-        await until(process.health.unready_reasons)
+        await until(process.health.unavailable_dependencies)
         await asyncio.to_thread(kafka.restart, 120)
         mailing.publish(event(email=mailing.mailbox))
         await mailing.wait_for_mails(2)
         await mailing.wait_committed(2)
-        await until(lambda: _is_ready(process))
+        await until(lambda: not process.health.unready_reasons())
+        assert await process.health.unavailable_dependencies() == {}
 
 
 async def test_an_embedded_broker_that_is_restarted_empty_is_consumed_from_its_beginning(
@@ -280,7 +281,7 @@ async def _has_no_member(mailing: Mailing) -> bool:
 
 
 async def _is_ready(process: Process) -> bool:
-    return not await process.health.unready_reasons()
+    return not process.health.unready_reasons()
 
 
 def _set_offset(mailing: Mailing, partition: int, offset: int) -> None:

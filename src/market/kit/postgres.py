@@ -215,7 +215,7 @@ class _AcquireContext(AcquireContext):
 
 @asynccontextmanager
 async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str] | None = None) -> AsyncIterator[Pool]:
-    """Open a pool of connections, waiting until the server accepts writes, and add the readiness check `postgres`.
+    """Open a pool of connections, waiting until the server accepts writes, and add the check `postgres` to `health`.
 
     settings: run-time parameters that each connection sets, such as {"plan_cache_mode": "force_generic_plan"}.
     """

@@ -86,7 +86,7 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
 
 
 async def wait_for_store(health: Health, deps: Deps) -> None:
-    """Wait for MongoDB and its indexes, and make MongoDB a readiness check."""
+    """Wait for MongoDB and its indexes, and add the check `mongodb` to `health`."""
     collection = deps.orders.collection
     await health.wait_for("mongodb", collection.ping)
     health.add_check("mongodb", collection.ping)

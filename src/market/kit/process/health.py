@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
 from market.kit.process import logs
 from market.kit.resilience import backoff, reraise_if_cancelled
@@ -15,11 +15,18 @@ from market.kit.resilience import backoff, reraise_if_cancelled
 T = TypeVar("T")
 log = logs.get_logger("health")
 
+_AVAILABLE = Gauge(
+    "market_dependency_available", "Whether a dependency of this process is available: 1 or 0.", ["dependency"]
+)
+
 Check = Callable[[], Awaitable[None]]
 
 
 class Health:
-    """The readiness of a process: it has started, is not draining, and each check passes within a second.
+    """The readiness of a process: it has started, is not draining, and no part of it has failed.
+
+    A store that becomes unavailable after the start does not affect readiness, because all copies share it
+    (docs/decisions/0017). It is reported nevertheless.
 
     started: set by the process once it serves. draining: set on shutdown, before the process stops serving.
     """
@@ -28,11 +35,23 @@ class Health:
         self.started = False
         self.draining = False
         self._unready: dict[str, str] = {}
+        self._unavailable: dict[str, str] = {}
         self._checks: dict[str, Check] = {}
 
     def add_check(self, name: str, check: Check) -> None:
-        """Add a readiness check for one of the service's own stores. `check` raises if the store is unavailable."""
+        """Add a check of one of the service's own stores. `check` raises if the store is unavailable."""
         self._checks[name] = check
+        _AVAILABLE.labels(name).set(1)
+
+    def set_unavailable(self, name: str, reason: str) -> None:
+        """Report a dependency as unavailable, which does not affect readiness."""
+        self._unavailable[name] = reason
+        _AVAILABLE.labels(name).set(0)
+
+    def set_available(self, name: str) -> None:
+        """Withdraw what `set_unavailable` has reported for `name`, if anything."""
+        self._unavailable.pop(name, None)
+        _AVAILABLE.labels(name).set(1)
 
     def set_unready(self, name: str, reason: str) -> None:
         """Report the process as not ready, because of `name`: a dependency, or a part of the process."""
@@ -42,13 +61,17 @@ class Health:
         """Withdraw the report of `set_unready` for `name`, if there is one."""
         self._unready.pop(name, None)
 
-    async def unready_reasons(self) -> dict[str, str]:
+    def unready_reasons(self) -> dict[str, str]:
         """Return why the process is not ready, by the name of the dependency or part; empty if it is ready."""
         if self.draining:
             return {"process": "draining"}
-        reasons = dict(self._unready)
         if not self.started:
-            return reasons or {"process": "starting"}
+            return dict(self._unready) or {"process": "starting"}
+        return dict(self._unready)
+
+    async def unavailable_dependencies(self) -> dict[str, str]:
+        """Return which dependencies are unavailable, with the reasons, and update the metric. A check has a second."""
+        reasons = dict(self._unavailable)
 
         async def run(name: str, check: Check) -> None:
             try:
@@ -56,8 +79,9 @@ class Health:
                     await check()
             except Exception as e:
                 reasons[name] = _first_line(e)
+            _AVAILABLE.labels(name).set(name not in reasons)
 
-        await asyncio.gather(*(run(n, c) for n, c in self._checks.items()))
+        await asyncio.gather(*(run(name, check) for name, check in self._checks.items()))
         return reasons
 
     async def wait_for(self, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -107,15 +131,16 @@ class Admin:
         if path == "/healthz":
             await _respond(send, 200, {"status": "alive"})
         elif path == "/readyz":
-            reasons = await self._health.unready_reasons()
-            await _respond(
-                send,
-                503 if reasons else 200,
-                {"status": "unready", "reasons": reasons} if reasons else {"status": "ready"},
-            )
+            body: dict[str, Any] = {"status": "ready"}
+            if unavailable := await self._health.unavailable_dependencies():
+                body["unavailable"] = unavailable
+            if reasons := self._health.unready_reasons():
+                body |= {"status": "unready", "reasons": reasons}
+            await _respond(send, 503 if reasons else 200, body)
         elif path == "/metrics":
-            body = await asyncio.get_running_loop().run_in_executor(None, generate_latest, self._registry)
-            await _respond(send, 200, body, CONTENT_TYPE_LATEST)
+            await self._health.unavailable_dependencies()
+            metrics = await asyncio.get_running_loop().run_in_executor(None, generate_latest, self._registry)
+            await _respond(send, 200, metrics, CONTENT_TYPE_LATEST)
         else:
             await _respond(send, 404, {"status": "not found"})
 

@@ -83,7 +83,7 @@ class HealthService(health.aio.HealthServicer):
             await self._refresh()
 
     async def _refresh(self) -> None:
-        status = _Response.NOT_SERVING if await self._readiness.unready_reasons() else _Response.SERVING
+        status = _Response.NOT_SERVING if self._readiness.unready_reasons() else _Response.SERVING
         if self._stopping.is_set():
             return
         for name, old in self._statuses.items():

@@ -354,14 +354,16 @@ class GroupMember:
             except KafkaException:
                 return
             self._brokers_down = False
-            self._set_ready("kafka")
+            if self._health is not None:
+                self._health.set_available("kafka")
             self._warned.clear()
             log.info("dependency available", dependency="kafka")
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self.joined.is_set() and not self._brokers_down:
             self._brokers_down = True
-            self._set_unready("kafka", "all brokers are down")
+            if self._health is not None:
+                self._health.set_unavailable("kafka", "all brokers are down")
             log.warning("waiting for dependency", dependency="kafka", reason="all brokers are down")
 
     def _warn_once(self, event: str, reason: str) -> None:
