@@ -69,8 +69,8 @@ async def reconcile(service: Service, *, repair: bool = False, topic: bool = Fal
 
 
 async def _reconcile(service: Service, repair: bool, topic: bool) -> Report:
-    lines = command.lines(service.deps, service.config, repair=repair, topic=topic)
-    return Report([msgspec.json.decode(msgspec.json.encode(line)) async for line in lines])
+    records = command.records(service.deps, service.config, repair=repair, topic=topic)
+    return Report([msgspec.json.decode(msgspec.json.encode(record)) async for record in records])
 
 
 async def is_published(service: Service, order_id: str) -> bool:

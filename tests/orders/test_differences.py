@@ -51,7 +51,7 @@ def order(**changes: Any) -> Order:
 
 
 def kinds(order: Order | None, reservation: Reservation | None, topic_state: int | None) -> list[DifferenceType]:
-    return [finding.difference for finding in compare(order, reservation, topic_state, THRESHOLDS)]
+    return [finding.difference_type for finding in compare(order, reservation, topic_state, THRESHOLDS)]
 
 
 CANCELLED = order(status=Status.CANCELLED, ended_at=RECENTLY)

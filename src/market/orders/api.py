@@ -28,7 +28,7 @@ from market.orders.domain import MAX_LINES, MAX_QUANTITY, NewOrder, Order, Reque
 from market.orders.metrics import OUTCOMES
 from market.orders.pricing.prices import merge_lines
 from market.orders.service import Deps
-from market.orders.store import OrderList, Position
+from market.orders.store import PageOutline, Position
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 # Subtracted from the caller's deadline, to leave time for sending the response.
@@ -77,7 +77,7 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True):
             Meta(
                 max_length=254,
                 description="The address for e-mail notifications; internationalized domain names are accepted. "
-                "Defaults to `user` if that is an e-mail address; without either, there are no mails.",
+                "Defaults to `user` if that is an e-mail address; otherwise no mails are sent.",
             ),
         ]
         | None
@@ -208,21 +208,21 @@ def _placed_response(placed: service.PlacedOrder) -> Response:
     return json_response(to_contract(placed.order), 200 if placed.replayed else 201, headers)
 
 
-def _weigh_page(listed: OrderList) -> int:
+def _weigh_page(outline: PageOutline) -> int:
     """Return the weight of a page: its stored bytes, capped at twice the maximum page size, converted to lines.
 
     No more than that is read for a page.
     """
-    return min(sum(listed.sizes.values()), 2 * MAX_PAGE_BYTES) // _PAGE_BYTES_PER_LINE
+    return min(sum(outline.sizes.values()), 2 * MAX_PAGE_BYTES) // _PAGE_BYTES_PER_LINE
 
 
-async def _encode_items(deps: Deps, listed: OrderList) -> tuple[list[bytes], Order | None, bool]:
+async def _encode_items(deps: Deps, outline: PageOutline) -> tuple[list[bytes], Order | None, bool]:
     """Return the encoded orders that fit on the page, the last of these orders, and whether more follow in the list."""
     encoded: list[bytes] = []
     last: Order | None = None
     size = 0
-    async for order in deps.orders.read_listed(listed):
-        if len(encoded) == listed.limit:
+    async for order in deps.orders.read_page(outline):
+        if len(encoded) == outline.limit:
             return encoded, last, True
         data = _encoder.encode(to_contract(order))
         size += len(data) + 1
@@ -279,17 +279,17 @@ def routes(
                 raise BadInput("offset", "cannot be combined with after")
             after = read_cursor(query.after, Position, *definition)
         status = Status(query.status) if query.status else None
-        listed = await deps.orders.list_for_user(
+        outline = await deps.orders.list_for_user(
             query.user, status, limit=query.limit, offset=query.offset, after=after
         )
         # The orders themselves are read only now, so that waiting requests need little memory.
-        async with admission(request, _weigh_page(listed)):
-            encoded, last, has_next = await _encode_items(deps, listed)
-            following = None
+        async with admission(request, _weigh_page(outline)):
+            encoded, last, has_next = await _encode_items(deps, outline)
+            next_cursor = None
             if last is not None and has_next:
-                following = write_cursor(Position.of(last), *definition)
+                next_cursor = write_cursor(Position.of(last), *definition)
             # The items are encoded already.
-            rest = _encoder.encode(Page([], listed.total, query.limit, query.offset, listed.total_exact, following))
+            rest = _encoder.encode(Page([], outline.total, query.limit, query.offset, outline.total_exact, next_cursor))
             return json_response(b'{"items":[' + b",".join(encoded) + rest.removeprefix(b'{"items":['))
 
     async def cancel(request: Request) -> Response:

@@ -32,6 +32,9 @@ from market.orders.store import OrderRepository
 
 log = logs.get_logger("orders")
 
+# The pause between two updates of the metrics that are read from MongoDB.
+_METRICS_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class Clients:
@@ -79,7 +82,7 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         try:
             yield deps
         finally:
-            # First the background work of requests, then the relay, and last the connections that both use.
+            # Stop the background work of requests first, then the relay, and then the connections that both use.
             if deps.tasks:
                 await asyncio.wait(deps.tasks, timeout=3)
             await deps.relay.close(5)
@@ -123,7 +126,7 @@ def background_tasks(config: Config, deps: Deps) -> Mapping[str, PeriodicTask]:
         metrics.OUTBOX_AGE.set(statistics.oldest_unsent_seconds)
         metrics.RELEASE_DUE.set(statistics.releases_due)
         metrics.WITH_STUCK_EVENTS.set(statistics.with_stuck_events)
-        return 5.0
+        return _METRICS_SECONDS
 
     return {
         "recovery": recover,
@@ -148,8 +151,8 @@ def _topics(config: Kafka) -> list[Topic]:
 async def migrate(config: Config, _: list[str]) -> int:
     """Create the indexes and the topic, and return the exit status, 0.
 
-    Topic settings that an operator has overridden are kept.
-    If Kafka stays unavailable for `create_seconds`, the service creates the topic later.
+    Topic settings that an operator has overridden are kept. If Kafka stays unavailable for `kafka.create_seconds`, the
+    service creates the topic later.
     """
     client = create_client(config.mongodb)
     try:

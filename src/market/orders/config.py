@@ -46,7 +46,7 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     # The topic's replication factor and its setting min.insync.replicas.
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
-    # How long an event may wait for its acknowledgement; must be shorter than the outbox lease.
+    # How long an event may wait for its acknowledgement. Must be less than `recovery.lease_seconds`.
     delivery_seconds: Seconds = 20.0
     # How long the command `migrate` waits for Kafka. After that, the service creates the topic once Kafka is available.
     create_seconds: Seconds = 30.0
@@ -69,8 +69,8 @@ class Config(ServiceConfig, frozen=True, kw_only=True):
     """The service's configuration file."""
 
     http: Http
-    # Limits on concurrent requests that place or list orders. The weight is in order lines: estimated from the body of
-    # a POST, and from the stored bytes of a page.
+    # Limits on concurrent requests that place or list orders. The weight is in order lines: for placing, it is
+    # estimated from the request's body; for listing, from the stored bytes of the page.
     admission: Admission = Admission()
     mongodb: MongoDB
     inventory: GrpcUpstream
@@ -92,5 +92,5 @@ class Config(ServiceConfig, frozen=True, kw_only=True):
             )
         if self.kafka.delivery_seconds >= self.recovery.lease_seconds:
             raise ValueError(
-                "kafka.delivery_seconds: must be below recovery.lease_seconds, or two relays would send the same event"
+                "kafka.delivery_seconds: must be below recovery.lease_seconds, or two relays could send the same event"
             )

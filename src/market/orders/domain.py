@@ -24,7 +24,8 @@ from market.kit.text import pluralize
 
 MAX_LINES = 1000
 MAX_QUANTITY = 1_000_000
-# Orders share calls to MongoDB and inventory. An order with more lines than this shares them only with large ones.
+# Orders share calls to MongoDB and inventory. An order with more lines than this is large, and shares calls only with
+# other large ones.
 SMALL_ORDER_LINES = 100
 # The maximum number of lines in a call with small orders, and in one with large orders.
 MAX_BATCH_LINES = 4000
@@ -105,10 +106,11 @@ class Shortage(Struct, frozen=True):
 
 
 class OutboxEntry(Struct, frozen=True):
-    """An event in the outbox that is not published yet. Its content is built from the order when it is published."""
+    """An event in the outbox. Its content is built from the order when it is published."""
 
     id: UUID
     event_type: str
+    # When the order's status changed.
     at: datetime
     request_id: str = ""
     traceparent: str = ""

@@ -36,7 +36,7 @@ from market.orders.domain import (
 from market.orders.mongodb.collection import EPOCH, OrdersCollection, documents
 
 _DUPLICATE_KEY = 11000
-# How much of a page of orders is read at a time. Decoded, a stored order takes four times its size.
+# The maximum number of stored bytes that are read at a time. Decoded, an order takes four times its stored size.
 _CHUNK_BYTES = 1_048_576
 
 
@@ -86,21 +86,21 @@ class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
         """Return the position of an order."""
         return cls((order.created_at - EPOCH) // _MILLISECOND, order.id)
 
-    def following(self) -> documents.Document:
+    def filter_following(self) -> documents.Document:
         """Return the filter for the orders that follow in the list: the older ones."""
         time = EPOCH + self.created_at * _MILLISECOND
         # The first condition bounds the scan of the index, the second one decides between orders of the same time.
         return {"created_at": {"$lte": time}, "$or": [{"created_at": {"$lt": time}}, {"_id": {"$lt": self.order_id}}]}
 
 
-class OrderList(Struct, frozen=True):
-    """A page of a list of orders: which orders it has, but not their content.
+class PageOutline(Struct, frozen=True):
+    """Which orders are on a page of a list, without their content.
 
     page_filter: the MongoDB filter of the page; for a page after a cursor, it matches only what follows the cursor
     skip: how many of the matching orders come before the page
     limit: the maximum number of orders on the page
     sizes: the stored bytes of each order by id, newest first: the page's orders, and the first one after them
-    total: the number of orders in the whole list; a lower bound of it if `total_exact` is False
+    total: the number of orders in the whole list; a lower bound if `total_exact` is False
     """
 
     page_filter: documents.Document
@@ -257,18 +257,18 @@ class OrderRepository:
         limit: int,
         offset: int = 0,
         after: Position | None = None,
-    ) -> OrderList:
-        """Return which orders a page of a user's list has, newest first.
+    ) -> PageOutline:
+        """Return which orders are on a page of a user's list, newest first.
 
         status: only orders with this status. None: all but rejected ones, including those with an unknown status.
         after: the position at which the previous page ends.
         """
         where: documents.Document = {"user": user, "status": status.value if status else {"$ne": Status.REJECTED.value}}
-        page_filter = where if after is None else where | after.following()
+        page_filter = where if after is None else where | after.filter_following()
         total, sizes = await asyncio.gather(
             self.collection.count(where, limit=MAX_COUNT + 1), self._measure(page_filter, offset, limit + 1)
         )
-        return OrderList(page_filter, offset, limit, sizes, min(total, MAX_COUNT), total <= MAX_COUNT)
+        return PageOutline(page_filter, offset, limit, sizes, min(total, MAX_COUNT), total <= MAX_COUNT)
 
     async def _measure(self, where: documents.Document, skip: int, limit: int) -> dict[UUID, int]:
         """Return the stored bytes of orders by id, newest first."""
@@ -286,23 +286,23 @@ class OrderRepository:
 
         return await self.collection.run(run)
 
-    async def read_listed(self, listed: OrderList) -> AsyncIterator[Order]:
+    async def read_page(self, outline: PageOutline) -> AsyncIterator[Order]:
         """Yield the readable orders of a page, and later ones that fill the places of unreadable orders.
 
         Orders that follow the page may be yielded as well: the caller stops after `limit` orders. At most 1 MiB of
         stored orders is read at a time, or a single larger order.
         """
-        skip, sizes = listed.skip, listed.sizes
+        skip, sizes = outline.skip, outline.sizes
         while sizes:
             for chunk in _chunks(sizes):
                 for order in await self._find_many(chunk):
                     if isinstance(order, Order):
                         yield order
-            if len(sizes) <= listed.limit:
+            if len(sizes) <= outline.limit:
                 return
             # Unreadable orders were skipped, so more orders are needed to fill the page.
             skip += len(sizes)
-            sizes = await self._measure(listed.page_filter, skip, listed.limit + 1)
+            sizes = await self._measure(outline.page_filter, skip, outline.limit + 1)
 
     # Status changes
 

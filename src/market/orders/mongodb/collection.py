@@ -107,7 +107,7 @@ class OrdersCollection:
             raise
 
     async def run(self, operation: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return the operation's result. A BulkWriteError passes through: the server did respond."""
+        """Return the operation's result. Raises BulkWriteError unchanged, because the server did respond."""
 
         async def timed() -> T:
             seconds = context.remaining(self._timeout_seconds)
@@ -203,4 +203,4 @@ class OrdersCollection:
             # as a new reason.
             raise Unavailable(str(e).partition(" (configured timeouts")[0]) from e
         if not response.get("isWritablePrimary"):
-            raise Unavailable("mongodb has no primary")
+            raise Unavailable("MongoDB has no primary")

@@ -1,6 +1,6 @@
 """The order's document: converts domain data to BSON values and back, and a transition to a conditional update.
 
-Besides the order itself a document has:
+Besides the fields of the order itself, a document has:
 - `idempotency_key`, `digest`: the key, which belongs to the user, and the SHA-256 of the request. The order has the key
   only while `digest` is present: if an earlier version rejects the order, it removes `digest`, but not
   `idempotency_key`.
@@ -8,7 +8,8 @@ Besides the order itself a document has:
   order has it.
 - `since`: the server's time when the pending order was stored.
 - `release_due`: the server's time when the stock release became due, or was last postponed. Absent if none is due.
-- `outbox`: the unsent events. `unsent_since`: the time of the oldest one, or when they were requeued.
+- `outbox`: the events that Kafka has not acknowledged. `unsent_since`: the time of the oldest one, or when they were
+  requeued; absent if they are stuck.
 - `stuck_since`: when Kafka permanently rejected an event. The event's outbox entry has the reason in `refused`.
 - `claimed_by`, `claimed_at`: the owner of the outbox lease, and the server's time when it was taken.
 """
@@ -153,10 +154,10 @@ _STATUSES = {status.value: status for status in KNOWN_STATUSES}
 
 
 def _to_order(d: Mapping[str, Any]) -> Order:
-    word = d["status"]
-    if not isinstance(word, str):
+    stored_status = d["status"]
+    if not isinstance(stored_status, str):
         raise TypeError("status is not text")
-    status = _STATUSES.get(word, Status.UNKNOWN)
+    status = _STATUSES.get(stored_status, Status.UNKNOWN)
     return Order(
         id=d["_id"],
         user=d["user"],
@@ -177,12 +178,12 @@ def _to_order(d: Mapping[str, Any]) -> Order:
         shortages=tuple([Shortage(s["product_id"], s["wanted"], s["left"]) for s in d.get("shortages", ())]),
         confirmed_at=d.get("confirmed_at"),
         ended_at=d.get("cancelled_at") or d.get("rejected_at"),
-        unknown_status=word if status is Status.UNKNOWN else None,
+        unknown_status=stored_status if status is Status.UNKNOWN else None,
     )
 
 
 def held_key(d: Mapping[str, Any]) -> str | None:
-    """Return the idempotency key that the document holds, or None."""
+    """Return the idempotency key that the order has, or None if it has none or has freed it."""
     return d.get("idempotency_key", d.get("key")) if "digest" in d else None
 
 

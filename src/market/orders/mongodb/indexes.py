@@ -14,7 +14,7 @@ INDEXES = [
         [("user", ASCENDING), ("idempotency_key", ASCENDING)],
         name="user_key",
         unique=True,
-        # Without the digest, the key is no longer held: see mongodb/documents.py.
+        # Without a digest, the order no longer has the key: see mongodb/documents.py.
         partialFilterExpression={"idempotency_key": {"$exists": True}, "digest": {"$exists": True}},
     ),
     # The index of earlier versions, over the keys of all users. It prevents an old and a new instance from placing two

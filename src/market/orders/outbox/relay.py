@@ -66,7 +66,7 @@ class Relay:
         self._clock = clock
         self._faults = faults
         self._lease_seconds = config.recovery.lease_seconds
-        self._interval = config.recovery.relay_interval_seconds
+        self._interval_seconds = config.recovery.relay_interval_seconds
         self.producer: Producer[Token] = Producer(
             config.kafka,
             "market.orders",
@@ -93,7 +93,7 @@ class Relay:
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failing = False
-        # How many deliveries have failed, or were not accepted by the producer.
+        # How many messages were not delivered, or not accepted by the producer.
         self._failures = 0
         # Where the last pass over the outboxes stopped; None if it reached the end. The next pass continues there, so
         # that an order that keeps failing (its partition is unavailable) does not block those not tried yet.
@@ -116,7 +116,7 @@ class Relay:
             if time.monotonic() - sent_at < self._lease_seconds:
                 self._reclaimed.add(order.id)
                 return
-            # The producer gives up long before that, so the delivery result was lost.
+            # The producer gives up before the lease expires, so the delivery result was lost.
             log.error("delivery result overdue, sending the event again", order_id=str(order.id))
         self._in_flight[order.id] = time.monotonic()
         if self._faults:
@@ -131,11 +131,10 @@ class Relay:
             self.publish(order)
 
     async def run_once(self) -> float:
-        """Make one pass: lease and publish the outboxes that no instance has a lease on.
+        """Make one pass, and return the seconds until the next one.
 
-        Their first attempt failed, or its instance crashed.
-
-        Return the seconds until the next pass.
+        A pass leases and publishes the outboxes without a valid lease. Such an outbox remains if publishing failed, or
+        if the instance that held its lease crashed.
         """
         failures = self._failures
         now = await self.outbox.server_time()
@@ -161,8 +160,8 @@ class Relay:
             self.publish(order)
         if leased:
             await self._wait_settled(leased)
-        # Do not pause while there are more orders and Kafka accepts all of their events.
-        return 0.0 if self._position is not None and self._failures == failures else self._interval
+        # Continue at once while there are more orders and Kafka accepts all of their events.
+        return 0.0 if self._position is not None and self._failures == failures else self._interval_seconds
 
     async def close(self, timeout_seconds: float) -> None:
         """Wait for events in flight, for at most `timeout_seconds`, and close the producer."""

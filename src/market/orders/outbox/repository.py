@@ -1,4 +1,4 @@
-"""OutboxRepository: the events that an order's document holds until Kafka has them, and the lease on them.
+"""OutboxRepository: the events in an order's document, until Kafka has acknowledged them, and the lease on them.
 
 A relay publishes an order's events only while it holds the lease on the order's outbox. A lease belongs to one instance
 of the service, and expires `lease_seconds` after it was taken, by the server's clock. Then any relay may take it. It is
@@ -19,6 +19,7 @@ from market.contracts import events
 from market.orders.domain import KNOWN_STATUSES, Order, OutboxEntry, UnreadableOrder
 from market.orders.mongodb.collection import EPOCH, OrdersCollection, documents
 
+# The fields of a lease, and those of an outbox, for $unset.
 _LEASE = {"claimed_by": 1, "claimed_at": 1}
 _OUTBOX = {"outbox": 1, "unsent_since": 1, "stuck_since": 1, **_LEASE}
 
@@ -127,8 +128,8 @@ class OutboxRepository:
 
     async def _remove_one(self, order_id: UUID, event_id: UUID) -> Order | None:
         change: documents.Document = {"$pull": {"outbox": {"id": event_id}}}
-        ours = {"_id": order_id, "outbox.id": event_id, "claimed_by": self.instance_id}
-        document = await self._collection.update_and_get(ours, {**change, "$currentDate": {"claimed_at": True}})
+        leased_here = {"_id": order_id, "outbox.id": event_id, "claimed_by": self.instance_id}
+        document = await self._collection.update_and_get(leased_here, {**change, "$currentDate": {"claimed_at": True}})
         if document is None:
             # Another relay has taken over the lease, or the entry has been removed already.
             await self._collection.update_one({"_id": order_id, "outbox.id": event_id}, change)

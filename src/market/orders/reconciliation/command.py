@@ -1,6 +1,6 @@
-"""`python -m market.orders reconcile [--repair] [--json] [--topic]`: the only way to start a reconciliation.
+"""`python -m market.orders reconcile [--repair] [--json] [--topic]`: starts a reconciliation.
 
-It needs the service's configuration; the service need not be running.
+It uses the service's configuration. The service need not be running.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from market.kit.process.lifecycle import Process
 from market.kit.text import pluralize
 from market.orders.app import connect
 from market.orders.config import Config
-from market.orders.reconciliation.reconcile import Difference, OutputLine, Progress, Summary, reconcile
+from market.orders.reconciliation.reconcile import Difference, OutputRecord, Progress, Summary, reconcile
 from market.orders.reconciliation.scratch import ScratchDatabase
 from market.orders.reconciliation.topic_reader import TopicReader
 from market.orders.service import Deps
@@ -27,8 +27,8 @@ _OPTIONS = ("--repair", "--json", "--topic")
 async def run(config: Config, arguments: list[str]) -> int:
     """Reconcile, and print the differences and the summary to standard output.
 
-    With --json, print one object per line, progress included. Return the exit status: 0 if no differences remain, 1 if
-    some do, 2 for invalid arguments or an incomplete run.
+    With --json, print one JSON object per line, progress included. Return the exit status: 0 if no differences remain,
+    1 if some do, 2 for invalid arguments or an incomplete run.
     """
     unknown = [a for a in arguments if a not in _OPTIONS]
     if unknown:
@@ -36,19 +36,19 @@ async def run(config: Config, arguments: list[str]) -> int:
         return 2
     summary: Summary | None = None
     async with connect(config, Process()) as deps:
-        async for line in lines(deps, config, repair="--repair" in arguments, topic="--topic" in arguments):
-            if isinstance(line, Summary):
-                summary = line
+        async for record in records(deps, config, repair="--repair" in arguments, topic="--topic" in arguments):
+            if isinstance(record, Summary):
+                summary = record
             if "--json" in arguments:
-                print(msgspec.json.encode(line).decode(), flush=True)
+                print(msgspec.json.encode(record).decode(), flush=True)
             else:
-                show(line)
+                show(record)
     if summary is None or not summary.complete:
         return 2
     return 1 if summary.differences > summary.repaired else 0
 
 
-async def lines(deps: Deps, config: Config, *, repair: bool, topic: bool) -> AsyncIterator[OutputLine]:
+async def records(deps: Deps, config: Config, *, repair: bool, topic: bool) -> AsyncIterator[OutputRecord]:
     """Yield a reconciliation's progress and differences, and the summary last. `topic`: also read the topic."""
     scratch = ScratchDatabase()
     reader = TopicReader(config.kafka, scratch) if topic else None
@@ -62,27 +62,27 @@ async def lines(deps: Deps, config: Config, *, repair: bool, topic: bool) -> Asy
             second_check_seconds=min(2.0, config.recovery.reject_after_seconds / 2),
         )
         async with aclosing(reconciliation) as stream:  # type: ignore[type-var]
-            async for line in stream:
-                yield line
+            async for record in stream:
+                yield record
     finally:
         if reader is not None:
             await reader.close()
         scratch.close()
 
 
-def show(line: OutputLine) -> None:
-    """Print a line in human-readable form. Progress goes to standard error, and only if that is a terminal."""
-    if isinstance(line, Progress):
+def show(record: OutputRecord) -> None:
+    """Print a record in human-readable form. Progress goes to standard error, and only if that is a terminal."""
+    if isinstance(record, Progress):
         if sys.stderr.isatty():
-            total = line.total if line.total is not None else "?"
-            print(f"\r{line.step}: {line.done} of {total}  ", end="", file=sys.stderr, flush=True)
-    elif isinstance(line, Difference):
-        state = {None: "", True: " [repaired]", False: " [not repaired]"}[line.repaired]
-        print(f"{line.difference} {line.id}{state}: {line.detail}. Likely cause: {line.cause}")
+            total = record.total if record.total is not None else "?"
+            print(f"\r{record.step}: {record.done} of {total}  ", end="", file=sys.stderr, flush=True)
+    elif isinstance(record, Difference):
+        state = {None: "", True: " [repaired]", False: " [not repaired]"}[record.repaired]
+        print(f"{record.difference_type} {record.id}{state}: {record.detail}. Likely cause: {record.cause}")
     else:
-        compared = f"{pluralize(line.orders, 'order')}, {pluralize(line.reservations, 'reservation')}"
-        if line.messages is not None:
-            compared += f", {pluralize(line.messages, 'event')}"
-        error = f"; not finished: {line.error}" if line.error else ""
-        found = pluralize(line.differences, "difference")
-        print(f"compared {compared} in {line.seconds} s: {found}, {line.repaired} repaired{error}")
+        compared = f"{pluralize(record.orders, 'order')}, {pluralize(record.reservations, 'reservation')}"
+        if record.messages is not None:
+            compared += f", {pluralize(record.messages, 'event')}"
+        error = f"; not finished: {record.error}" if record.error else ""
+        found = pluralize(record.differences, "difference")
+        print(f"compared {compared} in {record.seconds} s: {found}, {record.repaired} repaired{error}")

@@ -89,7 +89,7 @@ class Finding(Struct, frozen=True):
     event_type: the type of the event, if one is missing
     """
 
-    difference: DifferenceType
+    difference_type: DifferenceType
     detail: str
     event_type: str | None = None
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from market.contracts import events
 from market.kit.errors import Unavailable
@@ -36,19 +36,19 @@ _MAX_CONCURRENCY = 32
 # the scratch database.
 _MAX_SUSPECTS = 10_000
 _MAX_PRODUCTS = 10_000
-# Consumers detect a duplicate only of an event younger than this.
+# Consumers detect duplicates only of events younger than this.
 _DEDUPLICATION_WINDOW = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
 # How far the clocks of brokers, stores and services may differ, and how long publishing may take.
 _CLOCK_MARGIN = timedelta(minutes=10)
 
 
 class Difference(Struct, frozen=True, tag_field="kind", tag="difference"):
-    """An output line: a difference. `kind` is the type of the output line, `difference` a DifferenceType.
+    """An output record: a difference. In JSON, `kind` is the type of the record, and `difference` the DifferenceType.
 
     `repaired`: None if no repair was requested, or if the difference has no unambiguous repair.
     """
 
-    difference: str
+    difference_type: str = field(name="difference")
     id: str
     cause: str
     detail: str
@@ -56,7 +56,7 @@ class Difference(Struct, frozen=True, tag_field="kind", tag="difference"):
 
 
 class Progress(Struct, frozen=True, tag_field="kind", tag="progress"):
-    """An output line: the progress of one step. `total`: None while it is unknown."""
+    """An output record: the progress of one step. `total`: None while it is unknown."""
 
     step: str
     done: int
@@ -64,7 +64,7 @@ class Progress(Struct, frozen=True, tag_field="kind", tag="progress"):
 
 
 class Summary(Struct, frozen=True, tag_field="kind", tag="summary"):
-    """The last output line.
+    """The last output record.
 
     `messages`: how many were read from the topic, None if it was not read. `complete`: False if a dependency became
     unavailable; `error` then says which.
@@ -80,8 +80,8 @@ class Summary(Struct, frozen=True, tag_field="kind", tag="summary"):
     error: str | None = None
 
 
-# With --json, each is a line of JSON; None is null there.
-OutputLine = Difference | Progress | Summary
+# With --json, each is printed as one line of JSON.
+OutputRecord = Difference | Progress | Summary
 
 
 async def reconcile(
@@ -92,7 +92,7 @@ async def reconcile(
     repair: bool,
     topic: TopicReader | None,
     second_check_seconds: float = 2.0,
-) -> AsyncIterator[OutputLine]:
+) -> AsyncIterator[OutputRecord]:
     """Yield progress and differences, and exactly one summary at the end, even if a dependency becomes unavailable.
 
     The memory needed does not depend on the number of orders, differences or products: MongoDB, inventory and `scratch`
@@ -102,8 +102,8 @@ async def reconcile(
     started = time.monotonic()
     error = None
     try:
-        async for line in run.lines(second_check_seconds):
-            yield line
+        async for record in run.records(second_check_seconds):
+            yield record
     except Unavailable as e:
         error = str(e)
     yield Summary(
@@ -150,13 +150,13 @@ class _Run:
             now - self._min_age, now - self._overdue_age, now - self._unsent_age, retained_since, loss_certain_since
         )
 
-    async def lines(self, second_check_seconds: float) -> AsyncIterator[OutputLine]:
+    async def records(self, second_check_seconds: float) -> AsyncIterator[OutputRecord]:
         if self._topic is not None:
             async for progress in self._read_topic(self._topic):
                 yield progress
         started_at = await self._scans.server_time()
         if self._topic is not None:
-            # Also read what was published during the first read: it took long, and this one is short.
+            # Also read what was published during the first read, which may have taken long. This one is short.
             async for progress in self._read_topic(self._topic):
                 yield progress
         thresholds = self._thresholds(started_at)
@@ -179,16 +179,16 @@ class _Run:
             ):
                 suspects.append(order_id)
             if len(suspects) >= _MAX_SUSPECTS:
-                async for line in self._check_again(suspects, second_check_seconds):
-                    yield line
+                async for record in self._check_again(suspects, second_check_seconds):
+                    yield record
                 suspects.clear()
         yield Progress("orders", self.orders, max(total, self.orders))
         for non_uuid_id in await self._scans.non_uuid_ids(_PAGE_SIZE):
             yield self._difference(DifferenceType.UNREADABLE, non_uuid_id, "its id is not a UUID")
-        async for line in self._check_again(suspects, second_check_seconds):
-            yield line
-        async for line in self._check_stock_rows():
-            yield line
+        async for record in self._check_again(suspects, second_check_seconds):
+            yield record
+        async for record in self._check_stock_rows():
+            yield record
         for position in self._scratch.unreadable():
             yield self._difference(
                 DifferenceType.EVENT_UNREADABLE, position, "the message at this topic/partition/offset cannot be parsed"
@@ -209,14 +209,14 @@ class _Run:
         self._reserved_by_product_id.clear()
 
     def _difference(
-        self, difference: DifferenceType, subject: str, detail: str, repaired: bool | None = None
+        self, difference_type: DifferenceType, subject: str, detail: str, repaired: bool | None = None
     ) -> Difference:
         self.differences += 1
         self.repaired += repaired is True
-        return Difference(difference.value, subject, CAUSES[difference], detail, repaired)
+        return Difference(difference_type.value, subject, CAUSES[difference_type], detail, repaired)
 
     async def _read_topic(self, topic: TopicReader) -> AsyncIterator[Progress]:
-        # (messages read, total) of the latest report.
+        # The latest report: (messages read, total).
         reports: deque[tuple[int, int]] = deque(maxlen=1)
         reading = asyncio.ensure_future(topic.read_to_end(lambda done, total: reports.append((done, total))))
         while not reading.done():
@@ -263,26 +263,26 @@ class _Run:
                 yield reservation
             last = page[-1].id
 
-    async def _check_again(self, suspects: Sequence[UUID], second_check_seconds: float) -> AsyncIterator[OutputLine]:
+    async def _check_again(self, suspects: Sequence[UUID], second_check_seconds: float) -> AsyncIterator[OutputRecord]:
         if not suspects:
             return
         await asyncio.sleep(second_check_seconds)
         for start in range(0, len(suspects), _MAX_CONCURRENCY):
             yield Progress("second check", start, len(suspects))
-            part = suspects[start : start + _MAX_CONCURRENCY]
+            batch = suspects[start : start + _MAX_CONCURRENCY]
             now = await self._scans.server_time()
-            orders = await asyncio.gather(*map(self._get_latest, part))
+            orders = await asyncio.gather(*map(self._get_latest, batch))
             if self._topic is not None:
                 # Read after the orders: an event that has left its order's outbox is in the topic by then.
                 await self._topic.read_to_end(lambda *_: None)
-                found = self._topic.topic_states(part)
+                found = self._topic.topic_states(batch)
             # The topic may have lost events while it was read.
             thresholds = self._thresholds(now)
-            states = [None if self._topic is None else found.get(order_id, 0) for order_id in part]
+            states = [None if self._topic is None else found.get(order_id, 0) for order_id in batch]
             checked = await asyncio.gather(
                 *(
                     self._check(order_id, order, state, thresholds)
-                    for order_id, order, state in zip(part, orders, states, strict=True)
+                    for order_id, order, state in zip(batch, orders, states, strict=True)
                 )
             )
             for differences in checked:
@@ -314,9 +314,9 @@ class _Run:
         for finding in compare(order, reservation, topic_state, thresholds):
             repair = await self._try_repair(finding, order_id, order) if self._repair else None
             if repair is None:
-                found.append(self._difference(finding.difference, str(order_id), finding.detail))
+                found.append(self._difference(finding.difference_type, str(order_id), finding.detail))
             else:
-                found.append(self._difference(finding.difference, str(order_id), repair.detail, repair.repaired))
+                found.append(self._difference(finding.difference_type, str(order_id), repair.detail, repair.repaired))
         return found
 
     async def _get_reservation(self, order_id: UUID) -> Reservation | None:
@@ -326,7 +326,7 @@ class _Run:
 
     async def _try_repair(self, finding: Finding, order_id: UUID, order: Order | None) -> RepairResult | None:
         """Return the repair's result, or None if this difference has no unambiguous repair."""
-        repair = REPAIRS.get(finding.difference)
+        repair = REPAIRS.get(finding.difference_type)
         if repair is None:
             return None
         try:
@@ -334,7 +334,7 @@ class _Run:
         except Unavailable as e:
             return RepairResult(False, f"{finding.detail}; not repaired: {e}")
 
-    async def _check_stock_rows(self) -> AsyncIterator[OutputLine]:
+    async def _check_stock_rows(self) -> AsyncIterator[OutputRecord]:
         """Yield products whose stock is below zero, and products that are reserved but have no stock row."""
         self._write_products()
         last = ""

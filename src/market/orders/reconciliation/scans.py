@@ -27,7 +27,7 @@ class Scans:
     async def orders(self) -> AsyncIterator[tuple[UUID, Order | UnreadableOrder]]:
         """Yield (id, order) of all orders by ascending id.
 
-        Only a few documents are held at a time, because one may have a thousand lines.
+        Only a few documents are in memory at a time, because one may have a thousand lines.
         """
         last: UUID | None = None
         while True:

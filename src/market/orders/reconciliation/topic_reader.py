@@ -36,7 +36,7 @@ _TIMEOUT_SECONDS = 10.0
 # A hundred years, which counts as unlimited.
 _MAX_RETENTION_MS = 100 * 365 * 24 * 3600 * 1000
 _MAX_MESSAGES_PER_POLL = 1_000
-# Limits the bytes that the consumer buffers, apart from one message per partition.
+# The maximum number of bytes that the consumer buffers, apart from one message per partition.
 _FETCH_BYTES = 8 * 1024 * 1024
 _PAGE_SIZE = 1_000
 
@@ -49,7 +49,7 @@ class _Envelope(msgspec.Struct):
 def content_hash(order: events.Order) -> int:
     """Return a 56-bit hash of an event's content without the status, which depends on when the event was published.
 
-    Versions that wrote all money with two decimals have published 1.25 KWD instead of 1.250: the hash is the same.
+    Versions that wrote all money with two decimals have published 1.25 KWD instead of 1.250: both have the same hash.
     """
     if currency.written_decimals(order.currency) > 2:
         order = replace(

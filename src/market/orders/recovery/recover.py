@@ -2,7 +2,7 @@
 
 Rejects orders that have been pending for too long, and releases the stock of rejected and cancelled ones. (The relay
 publishes their events.) It runs in every instance at the same time, since each step is conditional or idempotent. An
-error of one order does not affect the others.
+error in one order does not affect the others.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Result(Enum):
 
     DONE = auto()
     # A dependency is unavailable.
-    FAILED = auto()
+    UNAVAILABLE = auto()
     # The order is unreadable, or an unexpected error occurred: retrying does not help.
-    BROKEN = auto()
+    ERROR = auto()
 
 
 async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds: float, limit: int = 200) -> bool:
     """Reject orders that have been pending for `reject_after_seconds`, and retry stock releases after `retry_seconds`.
 
     Return whether the next pass should follow at once, because more orders are due. A pass recovers up to `limit`
-    overdue orders and up to `limit` stock releases; orders whose result is BROKEN do not count. Raises Unavailable if
+    overdue orders and up to `limit` stock releases; orders whose result is ERROR do not count. Raises Unavailable if
     MongoDB is unavailable.
     """
     now = await deps.orders.collection.server_time()
@@ -50,18 +50,18 @@ async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds:
 
 
 async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]], *, overdue: bool) -> bool:
-    """Recover the due orders page by page, until a page has no BROKEN result. Return whether more orders are due.
+    """Recover the due orders page by page, until a page has no ERROR result. Return whether more orders are due.
 
-    Return False if a result is FAILED: a dependency is unavailable, so the next pass has to wait.
+    Return False if a result is UNAVAILABLE: a dependency is unavailable, so the next pass has to wait.
     """
     page = await list_due()
     while True:
         results = await _recover_each(deps, page.order_ids, overdue=overdue)
-        if Result.FAILED in results or page.next_after is None:
+        if Result.UNAVAILABLE in results or page.next_after is None:
             return False
-        if Result.BROKEN not in results:
+        if Result.ERROR not in results:
             return True
-        # BROKEN orders stay at the front of the queue. Take the next page too, so that they do not block its orders.
+        # Orders with an error stay at the front of the queue. Take the next page too, so that they do not block it.
         page = await list_due(after=page.next_after)
 
 
@@ -74,7 +74,7 @@ async def _recover_each(deps: Deps, order_ids: list[UUID], *, overdue: bool) -> 
             try:
                 order = await deps.orders.get_latest(order_id)
             except UnreadableOrder:
-                return Result.BROKEN
+                return Result.ERROR
             if order is None:
                 return Result.DONE
             try:
@@ -85,16 +85,16 @@ async def _recover_each(deps: Deps, order_ids: list[UUID], *, overdue: bool) -> 
                     await advance(deps, order)
                     RECOVERED.labels("released").inc()
             except UnreadableOrder:
-                return Result.BROKEN
+                return Result.ERROR
             except Unavailable:
                 if not deps.inventory.circuit_is_open:
                     # Move it to the end of the queue, so that it does not block the other orders.
                     await deps.orders.postpone_release(order_id)
-                return Result.FAILED
+                return Result.UNAVAILABLE
             except Exception:
                 RECOVERY_ERRORS.inc()
                 log.exception("order not recovered", order_id=str(order_id))
-                return Result.BROKEN
+                return Result.ERROR
             return Result.DONE
 
     results = await asyncio.gather(*(recover_one(order_id) for order_id in order_ids), return_exceptions=True)

@@ -1,4 +1,4 @@
-"""DueOrders: which orders have work that is due, for recovery and the metrics. Ages are measured by MongoDB's clock."""
+"""DueOrders: finds orders with work that is due, for recovery and the metrics. Ages are measured by MongoDB's clock."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Statistics(Struct, frozen=True):
 
 
 class DueOrders:
-    """The orders that no request finishes. Every method may raise Unavailable."""
+    """The orders with work that is due. Every method may raise Unavailable."""
 
     def __init__(self, collection: OrdersCollection) -> None:
         self._collection = collection
