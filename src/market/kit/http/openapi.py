@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+
+from market.kit.auth.permissions import Access, Permission
 
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -68,37 +71,53 @@ def document(
     server: str,
     operations: list[Operation],
     problem_members: dict[str, Any] | None = None,
+    *,
+    access: Mapping[str, Access] | None = None,
+    issuer: str | None = None,
 ) -> dict[str, Any]:
     """Return the document, as JSON values.
 
     server: the service's URL on the local stack.
     problem_members: the schemas of the extension members (RFC 9457) of the service's problems, by name.
+    access: who may call each operation, by method and path. From it follow the operations' `security`, their responses
+        401 and 403, and a sentence about the roles.
+    issuer: the URL of the OpenID Connect issuer, if it is known; tools then offer to sign in there.
     """
     structs = [s for o in operations for s in [o.body, *(s for _, s in o.responses.values())] if s is not None]
     refs, components = msgspec.json.schema_components(
         dict.fromkeys(structs), ref_template="#/components/schemas/{name}"
     )
     by_struct = dict(zip(dict.fromkeys(structs), refs, strict=True))
+    schemes = _security_schemes(issuer) if access is not None else {}
     paths: dict[str, Any] = {}
     for o in operations:
         responses: dict[str, Any] = {}
-        for status, (meaning, struct) in o.responses.items():
+        allowed = access[f"{o.method} {o.path}"] if access is not None else None
+        meanings = o.responses if allowed is None else _with_refusals(o.responses, allowed)
+        headers = o.headers if allowed is None else o.headers | _CHALLENGES
+        for status, (meaning, struct) in meanings.items():
             response: dict[str, Any] = {"description": meaning}
             if status >= 400:
                 response["content"] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
             elif struct is not None:
                 response["content"] = {"application/json": {"schema": by_struct[struct]}}
-            if status in o.headers:
+            if status in headers:
                 response["headers"] = {
-                    n: {"description": d, "schema": {"type": "string"}} for n, d in o.headers[status].items()
+                    n: {"description": d, "schema": {"type": "string"}} for n, d in headers[status].items()
                 }
             responses[str(status)] = response
         entry: dict[str, Any] = {"operationId": o.operation_id, "summary": o.summary, "responses": responses}
+        if allowed is not None:
+            entry["description"] = _roles_in_words(allowed)
+            # Everybody may call it without a token; one with a token gets the permissions of its role.
+            entry["security"] = [{}] if allowed.nobody is not Permission.NO else []
+            entry["security"] += [{name: []} for name in schemes]
         if o.parameters:
             entry["parameters"] = o.parameters
         if o.body is not None:
             entry["requestBody"] = {"required": True, "content": {"application/json": {"schema": by_struct[o.body]}}}
         paths.setdefault(o.path, {})[o.method.lower()] = entry
+    components_of_security = {"securitySchemes": schemes} if schemes else {}
     problem = PROBLEM_SCHEMA | {"properties": PROBLEM_SCHEMA["properties"] | (problem_members or {})}
     return {
         "openapi": "3.1.0",
@@ -106,9 +125,64 @@ def document(
         "servers": [{"url": server, "description": "the local stack, as `market up` starts it"}],
         "paths": paths,
         "components": {
-            "schemas": {**{name: _portable(schema) for name, schema in components.items()}, "Problem": problem}
+            "schemas": {**{name: _portable(schema) for name, schema in components.items()}, "Problem": problem},
+            **components_of_security,
         },
     }
+
+
+_CHALLENGES = {401: {"WWW-Authenticate": "Which rule the token breaks (RFC 6750)."}}
+
+
+def _security_schemes(issuer: str | None) -> dict[str, Any]:
+    """Return the security schemes by name: the first one that an operation lists is what simple clients use."""
+    schemes: dict[str, Any] = {
+        "bearer": {
+            "type": "http",
+            "scheme": "bearer",
+            "bearerFormat": "JWT",
+            "description": "An access token of the shop's issuer. Not needed where the service runs with "
+            "`auth.mode: open`.",
+        }
+    }
+    if issuer is not None:
+        url = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
+        schemes["openIdConnect"] = {"type": "openIdConnect", "openIdConnectUrl": url}
+    return schemes
+
+
+def _with_refusals(responses: dict[int, tuple[str, Any]], allowed: Access) -> dict[int, tuple[str, Any]]:
+    """Return the responses with 401, and with 403 if some role may not do all that the operation offers."""
+    missing = (
+        "The token is not valid." if allowed.nobody is not Permission.NO else "There is no token, or it is not valid."
+    )
+    refusals: dict[int, tuple[str, Any]] = {401: (missing, None)}
+    if Permission.OWN in _by_role(allowed).values():
+        refusals[403] = ("The caller's role does not permit this, or the request names somebody else.", None)
+    elif Permission.NO in _by_role(allowed).values():
+        refusals[403] = ("The caller's role does not permit this.", None)
+    return responses | {status: meaning for status, meaning in refusals.items() if status not in responses}
+
+
+def _by_role(allowed: Access) -> dict[str, Permission]:
+    return {role: getattr(allowed, role) for role in ("buyer", "merchant", "operator", "service")}
+
+
+def _roles_in_words(allowed: Access) -> str:
+    """Return "Where sign-in is required: for buyers (what is their own) and merchants."."""
+    if allowed.nobody is not Permission.NO:
+        return "For everybody."
+    permitted = [
+        f"{role}s (what is their own)" if permission is Permission.OWN else f"{role}s"
+        for role, permission in _by_role(allowed).items()
+        if permission is not Permission.NO
+    ]
+    return f"Where sign-in is required: for {_joined(permitted) or 'nobody'}."
+
+
+def _joined(words: list[str]) -> str:
+    """Return "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _portable(schema: Any) -> Any:
