@@ -1,0 +1,22 @@
+// MongoDB's user of orders: an example, for mongosh as an administrator, which asks for the password:
+//
+//   mongosh "mongodb+srv://orders.mongodb.example.com/" --username admin mongodb.js
+//
+// It may read and change orders, and create indexes, but neither remove orders nor see another database.
+const orders = db.getSiblingDB("orders");
+orders.createRole({
+  role: "orders",
+  privileges: [
+    {
+      resource: { db: "orders", collection: "orders" },
+      actions: ["find", "insert", "update", "createCollection", "createIndex", "listIndexes", "dropIndex", "collStats", "indexStats"],
+    },
+  ],
+  roles: [],
+});
+orders.createUser({
+  user: "orders",
+  pwd: passwordPrompt(),
+  roles: ["orders"],
+  mechanisms: ["SCRAM-SHA-256"],
+});
