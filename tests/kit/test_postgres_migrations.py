@@ -12,10 +12,12 @@ import asyncpg
 import pytest
 
 from market.kit.config import Migrations, Postgres
-from market.kit.migrations import MigrationError, checksum, migrate
+from market.kit.migrations import MigrationError, checksum, migrate, wait_for_schema
+from market.kit.postgres import open_pool
+from market.kit.process.health import Health
 from tests.support.databases import own_database
 from tests.support.servers import PostgresHandle
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until
 
 FIRST = "CREATE TABLE things (id integer);\n"
 SECOND = "ALTER TABLE things ADD COLUMN name text;\n"
@@ -25,13 +27,15 @@ MakePackage = Callable[..., str]
 
 @pytest.fixture
 def make_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakePackage:
-    """Make a package of migrations: `make_package(first=..., second=...)`."""
+    """Make a package of migrations: `make_package(first=..., second=..., functions=...)`; the last is repeatable."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def make(**texts: str) -> str:
+    def make(*, functions: str | None = None, **texts: str) -> str:
         name = f"migrations_{uuid4().hex}"
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
+        if functions is not None:
+            (tmp_path / name / "functions.sql").write_text(functions)
         for number, (title, text) in enumerate(texts.items(), 1):
             (tmp_path / name / f"{number:04}_{title}.sql").write_bytes(text.encode())
         return name
@@ -237,3 +241,62 @@ async def test_a_repeated_file_that_failed_is_continued(database: Postgres, make
         assert await conn.fetchval("SELECT max(id) FROM things") == -1
     finally:
         await conn.close()
+
+
+def functions(version: int, value: int) -> str:
+    """Return a repeatable file whose function `answer` returns `value`."""
+    body = f"SELECT {value} FROM things LIMIT 1"
+    return (
+        f"-- version {version}\nCREATE OR REPLACE FUNCTION answer() RETURNS integer LANGUAGE sql AS $$ "
+        f"SELECT coalesce(({body}), {value}) $$;\n"
+    )
+
+
+async def answer(config: Postgres) -> int:
+    conn = await connect(config)
+    try:
+        return int(await conn.fetchval("SELECT answer()"))
+    finally:
+        await conn.close()
+
+
+async def test_a_repeatable_file_is_applied_after_the_numbered_ones_whenever_its_version_is_higher(
+    database: Postgres, make_package: MakePackage
+) -> None:
+    package = make_package(first=FIRST, functions=functions(1, 10))
+    assert await migrate(database, package) == ["0001_first.sql", "functions.sql, version 1"]
+    assert await migrate(database, package) == []
+    later = make_package(first=FIRST, second=SECOND, functions=functions(10, 20))
+    assert await migrate(database, later) == ["0002_second.sql", "functions.sql, version 10"]
+    assert await answer(database) == 20
+    # The init container of an old pod, which may restart during a rolling update, leaves the newer function.
+    assert await migrate(database, package) == []
+    assert await migrate(database, make_package(first=FIRST, functions=functions(9, 15))) == []
+    assert await answer(database) == 20
+
+
+async def test_a_repeatable_file_that_has_changed_needs_a_higher_version(
+    database: Postgres, make_package: MakePackage
+) -> None:
+    await migrate(database, make_package(first=FIRST, functions=functions(1, 10)))
+    with pytest.raises(MigrationError, match=r"version 1 has changed .* raise the version in .* functions\.sql$"):
+        await migrate(database, make_package(first=FIRST, functions=functions(1, 11)))
+    assert await answer(database) == 10
+    with pytest.raises(MigrationError, match=r"^functions\.sql: the first line .* must be `-- version N`$"):
+        await migrate(database, make_package(first=FIRST, functions="SELECT 1;"))
+
+
+async def test_a_service_waits_until_its_functions_are_at_least_of_its_version(
+    database: Postgres, make_package: MakePackage
+) -> None:
+    await migrate(database, make_package(first=FIRST, functions=functions(2, 10)))
+    async with open_pool(database, Health()) as pool:
+        for version in (1, 2):
+            await wait_for_schema(pool, make_package(first=FIRST, functions=functions(version, 10)), Health())
+        health = Health()
+        newer = make_package(first=FIRST, functions=functions(3, 10))
+        waiting = asyncio.create_task(wait_for_schema(pool, newer, health))
+        await until(lambda: "functions.sql, version 3" in health.unready_reasons().get("schema", ""))
+        await migrate(database, newer)
+        async with asyncio.timeout(PATIENCE):
+            await waiting

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
+from importlib.resources import files
 from uuid import uuid4
 
 import httpx
 import pytest
 
-from market.kit.migrations import _read
 from tests.support.waiting import PATIENCE
 
 from .conftest import LAMP, RunningProducts
@@ -120,7 +120,7 @@ async def test_the_migration_neither_rewrites_the_table_nor_fails_a_request(prod
     users = [asyncio.create_task(use()) for _ in range(8)]
     await asyncio.sleep(0.2)
     for name in ("0008_price_decimals.sql", "0009_price_check.sql"):
-        await products.db.execute(_read("market.products.migrations", name))
+        await products.db.execute((files("market.products.migrations") / name).read_text())
     migrated.set()
     assert min(await asyncio.gather(*users)) > 3
     assert await file() == before

@@ -19,7 +19,9 @@ import asyncio
 import hashlib
 import re
 import time
+from collections.abc import Collection
 from importlib.resources import files
+from typing import NamedTuple
 
 import asyncpg
 
@@ -35,7 +37,9 @@ log = logs.get_logger("migrations")
 _STATEMENT_SECONDS = 30.0
 # The server ends the session, and releases the lock, within a minute if the host running `migrate` disappears.
 _SETTINGS = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
-_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+_NAME = re.compile(r"\d{4}_[a-z0-9_]+\.sql")
+_REPEATABLE_NAME = re.compile(r"[a-z][a-z0-9_]*\.sql")
+_VERSION = re.compile(r"-- version ([1-9]\d{0,5})")
 _CONCURRENTLY = "-- concurrently"
 _REPEATEDLY = "-- repeatedly"
 _END_OF_STATEMENT = re.compile(r";[ \t]*$", re.MULTILINE)
@@ -47,12 +51,35 @@ class MigrationError(CommandError):
     """Migrations cannot be applied."""
 
 
-def _migrations(package: str) -> list[str]:
-    return sorted(f.name for f in files(package).iterdir() if _NAME.fullmatch(f.name))
+class _Migration(NamedTuple):
+    """A file of a package. For a repeatable file, `name` contains the version, and `version` is not 0."""
+
+    name: str
+    text: str
+    file: str
+    version: int = 0
+
+    def is_applied(self, applied: Collection[str]) -> bool:
+        """Return whether the file is applied, given the names of those applied. A higher version counts as well."""
+        if not self.version:
+            return self.name in applied
+        prefix = f"{self.file}, version "
+        return any(int(name.removeprefix(prefix)) >= self.version for name in applied if name.startswith(prefix))
 
 
-def _read(package: str, name: str) -> str:
-    return (files(package) / name).read_text("utf-8")
+def _migrations(package: str) -> list[_Migration]:
+    """Return the package's files in the order in which they are applied. Raises MigrationError."""
+    numbered, repeatable = [], []
+    for file in sorted(f.name for f in files(package).iterdir()):
+        text = (files(package) / file).read_text("utf-8") if file.endswith(".sql") else ""
+        if _NAME.fullmatch(file):
+            numbered.append(_Migration(file, text, file))
+        elif _REPEATABLE_NAME.fullmatch(file):
+            version = _VERSION.fullmatch(text.partition("\n")[0].rstrip())
+            if version is None:
+                raise MigrationError(f"{file}: the first line of a file without a number must be `-- version N`")
+            repeatable.append(_Migration(f"{file}, version {version[1]}", text, file, int(version[1])))
+    return numbered + repeatable
 
 
 def checksum(text: str) -> str:
@@ -68,14 +95,14 @@ async def wait_for_schema(pool: Pool, package: str, health: Health) -> None:
             done = {row["name"] for row in await pool.fetch("SELECT name FROM schema_migrations")}
         except asyncpg.UndefinedTableError:
             done = set()
-        if pending := [name for name in _migrations(package) if name not in done]:
+        if pending := [one.name for one in _migrations(package) if not one.is_applied(done)]:
             raise RuntimeError(f"pending migrations: {', '.join(pending)}; run `migrate`")
 
     await health.wait_for("schema", check)
 
 
 async def migrate(config: Postgres, package: str, health: Health | None = None) -> list[str]:
-    """Apply the pending `NNNN_name.sql` files of the package in order, and return their names.
+    """Apply the pending files of the package in order, and return their names.
 
     Concurrent calls are safe (advisory lock); a newer schema is accepted. Each file must be compatible with the version
     of the service that is still running. Raises MigrationError if a file fails, takes too long or has changed since it
@@ -86,11 +113,12 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
     try:
         await _lock(conn, config.migrations.lock_timeout_seconds)
         await _create_table(conn)
-        done = await _verify_applied(conn, package)
-        pending = [name for name in _migrations(package) if name not in done]
-        for name in pending:
-            await _apply(conn, name, _read(package, name), config.migrations.timeout_seconds)
-        return pending
+        migrations = _migrations(package)
+        done = await _verify_applied(conn, migrations)
+        pending = [one for one in migrations if not one.is_applied(done)]
+        for one in pending:
+            await _apply(conn, one.name, one.text, config.migrations.timeout_seconds)
+        return [one.name for one in pending]
     finally:
         await conn.close(timeout=_STATEMENT_SECONDS)
 
@@ -123,23 +151,25 @@ async def _create_table(conn: DirectConnection) -> None:
             await conn.execute("ALTER TABLE schema_migrations ADD COLUMN checksum text")
 
 
-async def _verify_applied(conn: DirectConnection, package: str) -> set[str]:
+async def _verify_applied(conn: DirectConnection, migrations: list[_Migration]) -> set[str]:
     """Return the names of all applied migrations. Raises MigrationError if a file differs from what was applied.
 
     A row without a checksum was written by an earlier version of `migrate`; the file's checksum is stored in it.
     """
     applied = {row["name"]: row["checksum"] for row in await conn.fetch("SELECT name, checksum FROM schema_migrations")}
-    for name in _migrations(package):
+    for name, text, file, version in migrations:
         if name not in applied:
             continue
-        current = checksum(_read(package, name))
+        current = checksum(text)
         if applied[name] is None:
             await conn.execute("UPDATE schema_migrations SET checksum = $2 WHERE name = $1", name, current)
             log.info("migration checksum recorded", migration=name)
         elif applied[name] != current:
+            remedy = "restore its text, and put the change into a new migration"
+            if version:
+                remedy = f"raise the version in the first line of {file}"
             raise MigrationError(
-                f"{name} has changed since it was applied (checksum {applied[name][:12]}, now {current[:12]}): "
-                "restore its text, and put the change into a new migration"
+                f"{name} has changed since it was applied (checksum {applied[name][:12]}, now {current[:12]}): {remedy}"
             )
     return set(applied)
 
