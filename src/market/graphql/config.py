@@ -6,7 +6,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from market.kit.config import Admission, Http, HttpUpstream, NonEmptyStr, Seconds, Section, ServiceConfig
+from market.kit.auth.config import SignInConfig
+from market.kit.config import Admission, Http, HttpUpstream, NonEmptyStr, Seconds, Section
 
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=4096)]
@@ -92,7 +93,7 @@ class GatewayHttp(Http, frozen=True, kw_only=True):
     max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16 * 1024 * 1024
 
 
-class Config(ServiceConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Config(SignInConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
     http: GatewayHttp
     # A request weighs the objects in its body (an order's lines), or the items that its pages may have.
     admission: Admission = Admission(max_waiting_weight=200_000)

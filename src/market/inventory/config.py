@@ -7,6 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from market.kit import config as kit
+from market.kit.auth.config import SignInConfig
 
 
 class Grpc(kit.Listen, frozen=True, kw_only=True):
@@ -33,7 +34,7 @@ class Retention(kit.Section, frozen=True, kw_only=True):
     batch_size: Annotated[int, Meta(ge=1, le=100_000)] = 1000
 
 
-class Config(kit.ServiceConfig, frozen=True, kw_only=True):
+class Config(SignInConfig, frozen=True, kw_only=True):
     grpc: Grpc
     postgres: kit.Postgres
     batching: Batching = Batching()

@@ -17,7 +17,10 @@ INTERNAL_ERROR = "internal error; the server log has the details"
 # The numeric values of grpc.StatusCode, so that services without gRPC do not need grpcio.
 GRPC_CANCELLED, GRPC_INVALID_ARGUMENT, GRPC_DEADLINE_EXCEEDED, GRPC_NOT_FOUND, GRPC_ALREADY_EXISTS = 1, 3, 4, 5, 6
 GRPC_RESOURCE_EXHAUSTED, GRPC_FAILED_PRECONDITION, GRPC_ABORTED, GRPC_INTERNAL, GRPC_UNAVAILABLE = 8, 9, 10, 13, 14
+GRPC_PERMISSION_DENIED, GRPC_UNAUTHENTICATED = 7, 16
 
+
+_CHALLENGE = 'Bearer realm="market"'
 
 # The maximum number of wrong fields that an error lists.
 MAX_INPUT_ERRORS = 20
@@ -114,6 +117,50 @@ class Malformed(BadInput):
     type = "malformed"
     title = "Malformed request"
     status = 400
+
+
+class Unauthenticated(Problem):
+    """The caller must sign in, or its token is not valid.
+
+    reason: which rule the token breaks, worded to follow "the token": "has expired". None: there is no token.
+    """
+
+    type = "unauthenticated"
+    title = "Unauthenticated"
+    status = 401
+    grpc_status = GRPC_UNAUTHENTICATED
+
+    def __init__(self, reason: str | None = None) -> None:
+        super().__init__("this requires a bearer token" if reason is None else f"the token {reason}")
+        self.reason = reason
+
+    @property
+    def challenge(self) -> str:
+        """The value of the header WWW-Authenticate (RFC 6750 section 3)."""
+        if self.reason is None:
+            return _CHALLENGE
+        return f'{_CHALLENGE}, error="invalid_token", error_description="{self}"'
+
+
+class Forbidden(Problem):
+    """The caller has signed in, but may not do this.
+
+    role_is_missing: whether a caller with another role might do it; otherwise the request names somebody else's data.
+    """
+
+    type = "forbidden"
+    title = "Forbidden"
+    status = 403
+    grpc_status = GRPC_PERMISSION_DENIED
+
+    def __init__(self, detail: str, *, role_is_missing: bool = False) -> None:
+        super().__init__(detail)
+        self.role_is_missing = role_is_missing
+
+    @property
+    def challenge(self) -> str | None:
+        """The value of the header WWW-Authenticate (RFC 6750 section 3.1), if a role is missing."""
+        return f'{_CHALLENGE}, error="insufficient_scope"' if self.role_is_missing else None
 
 
 class NotFound(Problem):

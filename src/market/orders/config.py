@@ -9,7 +9,8 @@ from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from market.kit import config as kit_config
-from market.kit.config import Admission, GrpcUpstream, Http, HttpUpstream, NonEmptyStr, Seconds, Section, ServiceConfig
+from market.kit.auth.config import SignInConfig
+from market.kit.config import Admission, GrpcUpstream, Http, HttpUpstream, NonEmptyStr, Seconds, Section
 
 
 class MongoDB(Section, frozen=True, kw_only=True):
@@ -65,7 +66,7 @@ class Recovery(Section, frozen=True, kw_only=True):
     relay_interval_seconds: Seconds = 1.0
 
 
-class Config(ServiceConfig, frozen=True, kw_only=True):
+class Config(SignInConfig, frozen=True, kw_only=True):
     """The service's configuration file."""
 
     http: Http
@@ -83,6 +84,7 @@ class Config(ServiceConfig, frozen=True, kw_only=True):
     default_timeout_seconds: Seconds = 3.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.testing:
             return
         if self.recovery.reject_after_seconds < 3 * self.create_order_timeout_seconds:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from market.kit.auth.config import SignInConfig
 from market.kit.config import (
     Admission,
     GrpcUpstream,
@@ -14,7 +15,6 @@ from market.kit.config import (
     Postgres,
     Seconds,
     Section,
-    ServiceConfig,
     check_url,
 )
 
@@ -53,7 +53,7 @@ class ReadAdmission(Admission, frozen=True, kw_only=True):
     max_large_weight: Annotated[int, Meta(ge=1)] = 200
 
 
-class Config(ServiceConfig, frozen=True, kw_only=True):
+class Config(SignInConfig, frozen=True, kw_only=True):
     http: ProductsHttp
     # Of reads; each weighs the products that it may return.
     admission: ReadAdmission = ReadAdmission()

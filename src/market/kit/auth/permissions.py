@@ -1,9 +1,13 @@
-"""How a table of permissions is written. The shop's own table is market.contracts.access."""
+"""How a table of permissions is written and read. The shop's own table is market.contracts.access."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+from market.kit.auth.identity import UNRESTRICTED, Identity, Role
+from market.kit.errors import Forbidden, Unauthenticated
 
 
 class Permission(StrEnum):
@@ -18,6 +22,8 @@ class Permission(StrEnum):
 class Access:
     """Who may call one operation, by role. The service that owns the data decides what is the caller's own.
 
+    A caller with several roles has the widest permission of these.
+
     callers: the services that may call a gRPC method, by name. Only there `service` is YES for some services alone.
     """
 
@@ -27,3 +33,43 @@ class Access:
     operator: Permission
     service: Permission
     callers: frozenset[str] = frozenset()
+
+    def permission(self, identity: Identity) -> Permission:
+        """Return what is permitted to the caller."""
+        if identity is UNRESTRICTED:
+            return Permission.YES
+        if not identity.roles:
+            return self.nobody
+        permissions = [self._for_role(role, identity.service) for role in identity.roles]
+        return next((p for p in (Permission.YES, Permission.OWN) if p in permissions), Permission.NO)
+
+    def require(self, identity: Identity) -> Permission:
+        """Return what is permitted to the caller: OWN or YES.
+
+        If nothing is permitted, raises Unauthenticated for a caller that has not signed in, and Forbidden for others.
+        """
+        permission = self.permission(identity)
+        if permission is Permission.NO:
+            if not identity.signed_in:
+                raise Unauthenticated
+            raise Forbidden(f"this requires {self._who()}", role_is_missing=True)
+        return permission
+
+    def _for_role(self, role: Role, service: str | None) -> Permission:
+        if role is Role.SERVICE and self.callers and service not in self.callers:
+            return Permission.NO
+        permission: Permission = getattr(self, role.value)
+        return permission
+
+    def _who(self) -> str:
+        """Return who may call the operation, in words: "the role merchant or operator"."""
+        if self.callers:
+            return f"the identity of a service: {' or '.join(sorted(self.callers))}"
+        roles = [role.value for role in Role if getattr(self, role.value) is not Permission.NO]
+        return f"the role {' or '.join(roles)}" if roles else "a role that nobody has"
+
+
+def check_table(table: Mapping[str, Access], operations: Iterable[str]) -> None:
+    """Raise ValueError if an operation has no entry in the table."""
+    if missing := sorted(set(operations) - table.keys()):
+        raise ValueError(f"the table of permissions has no entry for {', '.join(missing)}")

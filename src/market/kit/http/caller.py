@@ -1,4 +1,4 @@
-"""Who sent a request: the client's address, even if the request came through trusted proxies.
+"""Who sent a request: the token's subject or else the client's address, even if it came through trusted proxies.
 
 A header with the client's address is trusted only if it comes from a proxy in `http.trusted_proxies`; anyone else could
 spoof it.
@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from market.kit.auth.identity import identity
 from market.kit.config import ForwardedHeader, Http
 
 # A longer text is not an address, and would fill the caches.
@@ -21,13 +22,19 @@ _IPV6_PREFIX = 64
 
 
 def caller(request: Request) -> str:
-    """Return who sent the request: `address:203.0.113.7`, or `address:2001:db8:1:2::/64` for IPv6.
+    """Return who sent the request: `subject:ann`, or `address:203.0.113.7`, or `address:2001:db8:1:2::/64` for IPv6.
 
-    All clients that share an address are one caller. The word `address` leaves room for other kinds of callers: once
-    requests are authenticated, this will return the subject.
+    All clients that have not signed in and share an address are one caller.
     """
+    if subject := identity.get().subject:
+        return subject_caller(subject)
     client = request.client
     return address_caller(client.host) if client is not None else "address:unknown"
+
+
+def subject_caller(subject: str) -> str:
+    """Return the caller for a token's subject."""
+    return f"subject:{subject}"
 
 
 @lru_cache(maxsize=4096)

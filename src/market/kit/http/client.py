@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 
 from market.kit import context
+from market.kit.auth.identity import token
 from market.kit.config import ForwardedHeader, HttpUpstream
 from market.kit.errors import DeadlineExceeded, Unavailable
 from market.kit.http.caller import forwarded_value
@@ -35,6 +36,8 @@ class HttpClient:
     upstream: the name in metrics and errors.
     forwarded_header: if set, each call has this header, with the address of the client whose request caused the call.
         The upstream trusts it if this process is in its `http.trusted_proxies`.
+    forward_token: whether each call has the bearer token of the client whose request caused it, so that the upstream
+        decides itself what that client may do.
     sleep: waits between connection attempts.
     """
 
@@ -44,6 +47,7 @@ class HttpClient:
         config: HttpUpstream,
         *,
         forwarded_header: ForwardedHeader | None = None,
+        forward_token: bool = False,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._upstream = upstream
@@ -53,6 +57,7 @@ class HttpClient:
         self._circuit = CircuitBreaker(upstream, ignore_deadlines_below_seconds=config.timeout_seconds / 2)
         self._budget = RetryBudget(upstream)
         self._forwarded_header = forwarded_header
+        self._forward_token = forward_token
         self._sleep = sleep
         self._retries = RETRIES.labels(upstream)
         self._pool: ConnectionPool | None = None
@@ -146,6 +151,8 @@ class HttpClient:
             current = context.outgoing_headers(timeout)
             if self._forwarded_header is not None and (address := context.client_address.get()):
                 current[self._forwarded_header] = forwarded_value(self._forwarded_header, address)
+            if self._forward_token and (own := token.get()):
+                current["authorization"] = f"Bearer {own}"
             if body is not None:
                 current["content-type"] = "application/json"
             if headers:

@@ -9,31 +9,40 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from market.kit import context
+from market.kit.auth import metrics
+from market.kit.auth.identity import ANONYMOUS, UNRESTRICTED, identity, token
+from market.kit.auth.permissions import Access, check_table
 from market.kit.config import Http
 from market.kit.errors import (
     INTERNAL_ERROR,
     BadInput,
+    Forbidden,
     MethodNotAllowed,
     NotFound,
     Overloaded,
     Problem,
     TooLarge,
     TooManyRequests,
+    Unauthenticated,
 )
-from market.kit.http.caller import ClientAddresses, address_caller
+from market.kit.http.caller import ClientAddresses, address_caller, subject_caller
 from market.kit.http.compression import Compression, Reserve
 from market.kit.http.cors import Cors
+from market.kit.http.rate_limit import RateLimit
 from market.kit.http.responses import problem_response
 from market.kit.process import logs
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
+
+if TYPE_CHECKING:
+    from market.kit.auth.authenticator import Authenticator
 
 log = logs.get_logger("http")
 
@@ -51,6 +60,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 RenderProblem = Callable[[Any, Problem], Response]
 
 DEFAULT_TIMEOUT_SECONDS = 3.0
+# The rate limit of one caller in one process, where callers sign in.
+DEFAULT_REQUESTS_PER_SECOND = 1000.0
 # Nginx's status for a client that closed the connection before the response; it appears only in metrics and logs.
 _CLIENT_CLOSED_REQUEST = 499
 _TRACE_HEADERS = tuple(name.encode() for name in context.TRACE_HEADERS)
@@ -66,6 +77,8 @@ def application(
     timeouts: Mapping[str, float] | None = None,
     render_problem: RenderProblem = lambda _, problem: problem_response(problem),
     reserve: Reserve = lambda _, __: True,
+    authenticator: Authenticator | None = None,
+    access: Mapping[str, Access] | None = None,
 ) -> Any:
     """Return the ASGI app.
 
@@ -76,24 +89,40 @@ def application(
     health: while the process is draining, every response closes its connection.
     render_problem: turns a Problem into a response; by default, into a problem document.
     reserve: reserves memory for compressing a response; if it returns False, the response is sent uncompressed.
+    authenticator: verifies the callers' tokens, and `access` says who may use each route. Without an authenticator
+        everybody may use all of them.
+
+    Raises ValueError if `access` lacks one of the routes.
     """
+    if authenticator is not None:
+        check_table(access or {}, routes)
     paths: dict[str, _Route] = {}
     for key, endpoint in routes.items():
         method, path = key.split(" ")
         timeout = (timeouts or {}).get(key, DEFAULT_TIMEOUT_SECONDS)
         route = paths.setdefault(path, _Route(path))
-        route.methods[method] = (endpoint, timeout)
+        route.methods[method] = operation = _Operation(endpoint, timeout, (access or {}).get(key))
         if method == "GET":
-            route.methods.setdefault("HEAD", (endpoint, timeout))
-    return Edge(list(paths.values()), config, tracer or Tracer(), health or Health(), render_problem, reserve)
+            route.methods.setdefault("HEAD", operation)
+    return Edge(
+        list(paths.values()), config, tracer or Tracer(), health or Health(), render_problem, reserve, authenticator
+    )
+
+
+class _Operation(NamedTuple):
+    """An endpoint, its timeout in seconds, and who may use it; `access` is None only if nobody signs in."""
+
+    endpoint: Endpoint
+    timeout: float
+    access: Access | None
 
 
 class _Route:
-    """A path, its endpoints and their timeouts by method."""
+    """A path and its operations by method."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.methods: dict[str, tuple[Endpoint, float]] = {}
+        self.methods: dict[str, _Operation] = {}
         self.pattern = None
         if "{" in path:
             self.pattern = re.compile(
@@ -120,6 +149,7 @@ class Edge:
         health: Health,
         render_problem: RenderProblem,
         reserve: Reserve,
+        authenticator: Authenticator | None = None,
     ) -> None:
         self._plain = {r.path: r for r in routes if r.pattern is None}
         self._patterns = [(r.pattern, r) for r in routes if r.pattern is not None]
@@ -136,6 +166,11 @@ class Edge:
         self._tracer = tracer
         self._health = health
         self._render_problem = render_problem
+        self._authenticator = authenticator
+        per_second = config.max_requests_per_second_per_caller
+        if per_second is None and authenticator is not None:
+            per_second = DEFAULT_REQUESTS_PER_SECOND
+        self._rate_limit = None if per_second is None else RateLimit(per_second, config.max_burst_per_caller)
         self._cors = Cors(config.cors_origins)
         self._compression = Compression(config.compression, reserve)
         # Counter and histogram by method, route and status.
@@ -157,6 +192,8 @@ class Edge:
         address = self._client_addresses.find(scope)
         scope["client"] = (address, 0)
         context.client_address.set(address)
+        identity.set(UNRESTRICTED if self._authenticator is None else ANONYMOUS)
+        token.set("")
         deadline_token = context.deadline.set(None)
         # The size of the body, which the connection has received completely (market.kit.http.protocol).
         body_bytes: int = scope.get("state", {}).get("body_bytes", 0)
@@ -164,7 +201,7 @@ class Edge:
         self._in_flight += 1
         IN_FLIGHT.inc()
         caller = address_caller(address)
-        own_in_flight = self._in_flight_of[caller] = self._in_flight_of.get(caller, 0) + 1
+        own_in_flight = self._count_in_flight(caller, 1)
         route = _NO_ROUTE
         status = _CLIENT_CLOSED_REQUEST
         try:
@@ -174,15 +211,27 @@ class Edge:
                 route, parameters = self._find(scope["path"])
                 if self._cors.is_enabled and self._cors.is_preflight(scope["method"], headers):
                     response = self._cors.preflight_response(route.allowed)
-                elif self._tracer.enabled:
-                    with self._tracer.span(f"{scope['method']} {route.path}"):
-                        response = await self._respond(route, parameters, headers, scope, receive)
                 else:
-                    response = await self._respond(route, parameters, headers, scope, receive)
+                    operation = self._start(route, scope["method"])
+                    if self._authenticator is not None:
+                        await self._authenticate(self._authenticator, headers, scope["headers"])
+                        caller = self._count_as_subject(caller)
+                        self._check_in_flight(self._in_flight_of[caller])
+                        _check_permission(operation)
+                    if self._rate_limit is not None:
+                        self._rate_limit.check(caller)
+                    scope["path_params"] = parameters
+                    if self._tracer.enabled:
+                        with self._tracer.span(f"{scope['method']} {route.path}"):
+                            response = await self._respond(operation.endpoint, headers, scope, receive)
+                    else:
+                        response = await self._respond(operation.endpoint, headers, scope, receive)
             except Problem as e:
                 response = self._render_problem(scope, e)
                 if isinstance(e, MethodNotAllowed):
                     response.headers["Allow"] = route.allowed
+                elif isinstance(e, Unauthenticated | Forbidden) and e.challenge is not None:
+                    response.headers["WWW-Authenticate"] = e.challenge
             except ClientDisconnect:
                 return
             except Exception:
@@ -201,9 +250,7 @@ class Edge:
             self._in_flight_body_bytes -= body_bytes
             self._in_flight -= 1
             IN_FLIGHT.dec()
-            self._in_flight_of[caller] -= 1
-            if not self._in_flight_of[caller]:
-                del self._in_flight_of[caller]
+            self._count_in_flight(caller, -1)
             context.deadline.reset(deadline_token)
             seconds = time.perf_counter() - started
             self._count(scope["method"], route.path, status, seconds)
@@ -213,8 +260,7 @@ class Edge:
             )
 
     def _check_limits(self, headers: dict[bytes, bytes], own_in_flight: int, body_bytes: int) -> None:
-        if own_in_flight > self._max_in_flight_per_caller:
-            raise TooManyRequests(f"at most {self._max_in_flight_per_caller} requests from one caller may be in flight")
+        self._check_in_flight(own_in_flight)
         if self._in_flight > self._max_in_flight:
             raise Overloaded("too many requests in flight")
         if body_bytes and self._in_flight_body_bytes > self._max_in_flight_body_bytes:
@@ -222,6 +268,10 @@ class Edge:
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 15 or int(length) > self._max_body_bytes):
             raise TooLarge("body", f"must be at most {self._max_body_bytes} bytes")
+
+    def _check_in_flight(self, own_in_flight: int) -> None:
+        if own_in_flight > self._max_in_flight_per_caller:
+            raise TooManyRequests(f"at most {self._max_in_flight_per_caller} requests from one caller may be in flight")
 
     def _set_deadline(self, headers: dict[bytes, bytes]) -> None:
         if deadline := headers.get(b"x-deadline-ms"):
@@ -240,16 +290,51 @@ class Edge:
                 return route, match.groupdict()
         raise NotFound("resource at this path")
 
-    async def _respond(
-        self, route: _Route, parameters: dict[str, str], headers: dict[bytes, bytes], scope: Any, receive: Any
-    ) -> Response:
-        if (found := route.methods.get(scope["method"])) is None:
+    def _start(self, route: _Route, method: str) -> _Operation:
+        """Return the operation, and set its deadline. Raises MethodNotAllowed."""
+        if (operation := route.methods.get(method)) is None:
             raise MethodNotAllowed(f"{route.path} allows {route.allowed}")
-        endpoint, timeout = found
-        expires_at = time.monotonic() + timeout
+        expires_at = time.monotonic() + operation.timeout
         requested = context.deadline.get()
         context.deadline.set(expires_at if requested is None else min(expires_at, requested))
-        scope["path_params"] = parameters
+        return operation
+
+    async def _authenticate(
+        self, authenticator: Authenticator, headers: dict[bytes, bytes], all_headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        """Set the identity and the token of the request. Raises Unauthenticated."""
+        value = headers.get(b"authorization")
+        if value is None:
+            return
+        try:
+            if sum(name == b"authorization" for name, _ in all_headers) > 1:
+                raise Unauthenticated("must be sent in one header Authorization")
+            authorization = value.decode("latin-1")
+            identity.set(await authenticator.authenticate(authorization))
+        except Unauthenticated:
+            metrics.REFUSED.labels("token").inc()
+            raise
+        token.set(authorization.partition(" ")[2].strip(" "))
+
+    def _count_as_subject(self, address: str) -> str:
+        """Count the request in flight as one of the subject's, if it has one, and return whose it is."""
+        if not (subject := identity.get().subject):
+            return address
+        caller = subject_caller(subject)
+        self._count_in_flight(caller, 1)
+        self._count_in_flight(address, -1)
+        return caller
+
+    def _count_in_flight(self, caller: str, change: int) -> int:
+        """Return how many requests of the caller are in flight after the change."""
+        count = self._in_flight_of.get(caller, 0) + change
+        if count:
+            self._in_flight_of[caller] = count
+        else:
+            del self._in_flight_of[caller]
+        return count
+
+    async def _respond(self, endpoint: Endpoint, headers: dict[bytes, bytes], scope: Any, receive: Any) -> Response:
         if b"content-length" in headers or b"transfer-encoding" in headers:
             receive = self._limited(receive)
         return await endpoint(Request(scope, receive))
@@ -276,6 +361,17 @@ class Edge:
             metrics = self._metrics[key] = (REQUESTS.labels(*key), DURATION.labels(*key[:2]))
         metrics[0].inc()
         metrics[1].observe(seconds)
+
+
+def _check_permission(operation: _Operation) -> None:
+    """Raise Unauthenticated or Forbidden unless the caller may use the operation."""
+    if operation.access is None:
+        return
+    try:
+        operation.access.require(identity.get())
+    except Problem as e:
+        metrics.REFUSED.labels("role" if isinstance(e, Forbidden) else "no_token").inc()
+        raise
 
 
 def _joined(headers: list[tuple[bytes, bytes]], wanted: bytes) -> str:

@@ -23,6 +23,7 @@ _MAX_AGE_SECONDS = 120.0
 # Short, because a connection to a dead node is never refused, and the next attempt may reach another pod.
 _CONNECT_TIMEOUT_SECONDS = 1.0
 _MAX_BODY_BYTES = 64 * 1024 * 1024
+_MAX_HEADER_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._body: list[bytes] = []
         self._size = 0
+        self._header_bytes = 0
         # Between the headers and the end of a response.
         self._in_body = False
         self._keep_alive = True
@@ -123,6 +125,11 @@ class Connection(asyncio.Protocol):
             # Bytes that belong to no request: the connection cannot be used any further.
             self.close()
             return
+        if not self._in_body:
+            self._header_bytes += len(data)
+            if self._header_bytes > _MAX_HEADER_BYTES:
+                self._fail(ProtocolError(f"the headers are larger than {_MAX_HEADER_BYTES} bytes"))
+                return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
@@ -146,6 +153,7 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_body = True
+        self._header_bytes = 0
         length = self._headers.get("content-length", "")
         if length.isdigit():
             self._check_size(int(length))
@@ -188,14 +196,24 @@ class ConnectionPool:
     """The connections to one upstream, opened on demand. Callers wait in FIFO order when all are in use.
 
     url: scheme, host, port, and a path that precedes every request's path.
+    tls: verifies the upstream's certificate; the system's trust store by default.
+    connect_timeout_seconds: how long one connection attempt may take.
     """
 
-    def __init__(self, url: str, max_connections: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        max_connections: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        connect_timeout_seconds: float = _CONNECT_TIMEOUT_SECONDS,
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url} is not an HTTP URL")
         self.loop = asyncio.get_running_loop()
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
+        self._connect_timeout_seconds = connect_timeout_seconds
         self._host = parts.hostname
         self._port = parts.port or (443 if self._tls else 80)
         self._prefix = parts.path.rstrip("/")
@@ -284,7 +302,7 @@ class ConnectionPool:
 
     async def _open_connection(self) -> Connection:
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_SECONDS):
+            async with asyncio.timeout(self._connect_timeout_seconds):
                 _, connection = await self.loop.create_connection(
                     lambda: Connection(self),
                     self._host,
@@ -295,7 +313,9 @@ class ConnectionPool:
         except OSError as e:
             # TimeoutError is an OSError without a message.
             self._release_slot()
-            raise ConnectError(e.strerror or str(e) or f"no connection within {_CONNECT_TIMEOUT_SECONDS:g} s") from None
+            raise ConnectError(
+                e.strerror or str(e) or f"no connection within {self._connect_timeout_seconds:g} s"
+            ) from None
         except BaseException:
             self._release_slot()
             raise

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -12,7 +13,11 @@ from market.kit import context, errors
 from market.kit.config import GrpcUpstream
 from market.kit.errors import AlreadyExists, BadInput, Conflict, DeadlineExceeded, NotFound, Problem, Unavailable
 
+if TYPE_CHECKING:
+    from market.kit.auth.service_tokens import ServiceTokens
+
 T = TypeVar("T")
+Metadata = tuple[tuple[str, str], ...]
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
@@ -35,9 +40,52 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-def channel(config: GrpcUpstream) -> grpc.aio.Channel:
-    """Return a channel that balances calls over every pod behind the target, and reconnects automatically."""
-    return grpc.aio.insecure_channel(config.target, options=CHANNEL_OPTIONS)
+def channel(config: GrpcUpstream, credentials: ServiceTokens | None = None) -> grpc.aio.Channel:
+    """Return a channel that balances calls over every pod behind the target, and reconnects automatically.
+
+    credentials: this service's own tokens, of which one is sent with every call. Calls must have a timeout.
+    """
+    plain = grpc.aio.insecure_channel(config.target, options=CHANNEL_OPTIONS)
+    return plain if credentials is None else cast(grpc.aio.Channel, _ChannelWithToken(plain, credentials))
+
+
+class _ChannelWithToken:
+    """A channel for unary calls that sends a token. gRPC's own interceptors take a task for each call."""
+
+    def __init__(self, plain: grpc.aio.Channel, credentials: ServiceTokens) -> None:
+        self._plain = plain
+        self._credentials = credentials
+
+    async def __aenter__(self) -> _ChannelWithToken:
+        await self._plain.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._plain.__aexit__(*error)
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._plain.close(grace)
+
+    def unary_unary(self, *args: Any, **settings: Any) -> Callable[..., Awaitable[Any]]:
+        method: Any = self._plain.unary_unary(*args, **settings)
+
+        async def send(request: Any, *, timeout: float, metadata: Metadata | None = None) -> Any:
+            expires_at = time.monotonic() + timeout
+            token = await self._credentials.get(timeout)
+            while True:
+                seconds = max(0.0, expires_at - time.monotonic())
+                authorization = ("authorization", f"Bearer {token}")
+                try:
+                    return await method(request, timeout=seconds, metadata=(*(metadata or ()), authorization))
+                except grpc.aio.AioRpcError as e:
+                    if e.code() is not grpc.StatusCode.UNAUTHENTICATED:
+                        raise
+                    # The key that has signed it may have been withdrawn. The call was refused, so it may be repeated.
+                    rejected, token = token, await self._credentials.replace(token, seconds)
+                    if token == rejected:
+                        raise
+
+        return send
 
 
 async def call(method: Callable[..., Awaitable[T]], request: Any, timeout_seconds: float) -> T:
@@ -74,6 +122,9 @@ def problem_from_status(code: int, message: str) -> Problem:
         return Conflict(message)
     if code == errors.GRPC_DEADLINE_EXCEEDED:
         return DeadlineExceeded("the upstream did not respond in time")
+    if code in (errors.GRPC_UNAUTHENTICATED, errors.GRPC_PERMISSION_DENIED):
+        # It is this service that was refused. Its own caller can do nothing about that.
+        return Unavailable(f"the upstream does not accept this service's identity: {message}"[:200])
     if code in (errors.GRPC_CANCELLED, errors.GRPC_UNAVAILABLE, errors.GRPC_RESOURCE_EXHAUSTED, errors.GRPC_ABORTED):
         return Unavailable(message or "the upstream is unavailable")
     return Unavailable(f"the upstream failed: {message}"[:200])

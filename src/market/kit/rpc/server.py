@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -13,13 +13,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import Counter, Histogram
 
 from market.kit import context
-from market.kit.errors import INTERNAL_ERROR, Problem, Unavailable
+from market.kit.auth import metrics
+from market.kit.auth.identity import ANONYMOUS, UNRESTRICTED, identity
+from market.kit.auth.permissions import Access, check_table
+from market.kit.errors import INTERNAL_ERROR, Forbidden, Problem, Unauthenticated, Unavailable
 from market.kit.process import logs
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
 from market.kit.rpc import reflection
 from market.kit.rpc.client import MAX_MESSAGE_BYTES
 from market.kit.rpc.health import HealthService
+
+if TYPE_CHECKING:
+    from market.kit.auth.authenticator import Authenticator
 
 log = logs.get_logger("grpc")
 
@@ -52,12 +58,25 @@ SERVER_OPTIONS: list[tuple[str, Any]] = [
 Handler = Callable[[Any], Awaitable[Any]]
 
 
-def endpoint(name: str, handler: Handler, tracer: Tracer | None = None) -> Callable[[Any, Any], Awaitable[Any]]:
+def endpoint(
+    name: str,
+    handler: Handler,
+    tracer: Tracer | None = None,
+    *,
+    authenticator: Authenticator | None = None,
+    access: Mapping[str, Access] | None = None,
+) -> Callable[[Any, Any], Awaitable[Any]]:
     """Return a unary servicer method that runs `handler(request)` with deadline, request id, trace, metrics and span.
 
     name: the method in metrics, logs and spans. A Problem becomes its status; any other exception is logged and becomes
-    INTERNAL.
+        INTERNAL.
+    authenticator: verifies the callers' tokens, in the metadata `authorization`. `access` says, by `name`, who may call
+        the method. Without an authenticator everybody may call it.
+
+    Raises ValueError if there is an authenticator and `access` does not have the method.
     """
+    if authenticator is not None:
+        check_table(access or {}, (name,))
     spans = tracer or Tracer()
     duration = DURATION.labels(name)
     counters: dict[str, Any] = {}
@@ -68,15 +87,21 @@ def endpoint(name: str, handler: Handler, tracer: Tracer | None = None) -> Calla
         context.deadline.set(None if seconds is None else time.monotonic() + seconds)
         context.request_id.set("")
         trace: dict[str, str] = {}
+        tokens: list[str] = []
         for key, value in rpc_context.invocation_metadata() or ():
             if key == context.REQUEST_ID_HEADER and context.valid_request_id(str(value)):
                 context.request_id.set(str(value))
             elif key in context.TRACE_HEADERS:
                 trace[key] = str(value)
+            elif key == "authorization":
+                tokens.append(str(value))
         context.set_trace(*(trace.get(header, "") for header in context.TRACE_HEADERS))
         status, detail = grpc.StatusCode.OK, ""
         trailing: tuple[tuple[str, bytes], ...] = ()
+        identity.set(UNRESTRICTED if authenticator is None else ANONYMOUS)
         try:
+            if authenticator is not None and access is not None:
+                await _authorize(authenticator, access[name], tokens)
             with spans.span(name):
                 return await handler(request)
         except Problem as e:
@@ -93,6 +118,22 @@ def endpoint(name: str, handler: Handler, tracer: Tracer | None = None) -> Calla
         return await rpc_context.abort(status, detail, trailing)
 
     return serve
+
+
+async def _authorize(authenticator: Authenticator, access: Access, tokens: list[str]) -> None:
+    """Set the identity of the caller. Raises Unauthenticated, or Forbidden if it may not call the method."""
+    try:
+        if len(tokens) > 1:
+            raise Unauthenticated("must be sent once")
+        caller = await authenticator.authenticate(tokens[0] if tokens else None)
+        access.require(caller)
+    except Forbidden:
+        metrics.REFUSED.labels("role").inc()
+        raise
+    except Unauthenticated:
+        metrics.REFUSED.labels("token" if tokens else "no_token").inc()
+        raise
+    identity.set(caller)
 
 
 def error_details(problem: Problem) -> tuple[tuple[str, bytes], ...]:

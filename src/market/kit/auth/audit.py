@@ -1,0 +1,29 @@
+"""The audit log: who has changed what that is not only the caller's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from market.kit.auth.identity import identity
+from market.kit.process import logs
+
+log = logs.get_logger("audit")
+
+
+def record(action: str, *, target: str, before: Any = None, after: Any = None) -> None:
+    """Write one entry: subject, roles, action, target, and its state before and after.
+
+    action: a static phrase in the past tense: "price changed".
+    target: the kind and the id of what was changed: "product 0198...".
+
+    The request id is added to every line of the log. Neither `before` nor `after` may contain a token or a password.
+    """
+    who = identity.get()
+    log.info(
+        action,
+        subject=who.subject,
+        roles=sorted(role.value for role in who.roles) if who.signed_in else [],
+        target=target,
+        before=before,
+        after=after,
+    )

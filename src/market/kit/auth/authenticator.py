@@ -1,0 +1,99 @@
+"""Authentication by bearer tokens (RFC 6750).
+
+async with authenticator(config.auth) as authentication:
+    identity = await authentication.authenticate(request.headers.get("authorization"))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from market.kit.auth import metrics
+from market.kit.auth.config import Auth
+from market.kit.auth.identity import ANONYMOUS, Identity
+from market.kit.auth.refusals import Refused
+from market.kit.auth.token_cache import TokenCache
+from market.kit.errors import Unauthenticated
+from market.kit.process.tasks import periodic_tasks
+
+if TYPE_CHECKING:
+    from market.kit.auth.verifier import Verifier
+
+
+class Authenticator:
+    """Verifies tokens, and remembers those that are valid until they expire.
+
+    clock: returns the time in seconds since 1970.
+    """
+
+    def __init__(self, verifier: Verifier, cache: TokenCache, *, clock: Callable[[], float] = time.time) -> None:
+        self._verifier = verifier
+        self._cache = cache
+        self._clock = clock
+
+    async def authenticate(self, authorization: str | None) -> Identity:
+        """Return who has sent the header Authorization; ANONYMOUS without one.
+
+        Raises Unauthenticated, which says which rule the token breaks, and Unavailable as long as the issuer's keys
+        could not be fetched even once.
+        """
+        if authorization is None:
+            return ANONYMOUS
+        now = self._clock()
+        # Not the token itself, which would be as good as a password to whoever reads this process's memory.
+        digest = hashlib.sha256(authorization.encode("utf-8", "surrogatepass")).digest()
+        if remembered := self._cache.get(digest, now):
+            return remembered
+        try:
+            verified = await self._verifier.verify(_bearer_token(authorization), now)
+        except Refused as e:
+            metrics.INVALID_TOKENS.labels(e.rule).inc()
+            raise Unauthenticated(e.reason) from None
+        self._cache.put(digest, verified.identity, verified.expires_at, verified.thumbprint)
+        return verified.identity
+
+
+def _bearer_token(authorization: str) -> str:
+    scheme, _, token = authorization.partition(" ")
+    token = token.strip(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Refused("scheme", "must be sent as Authorization: Bearer")
+    return token
+
+
+@asynccontextmanager
+async def authenticator(
+    config: Auth, *, callers: Mapping[str, str] | None = None, clock: Callable[[], float] = time.time
+) -> AsyncIterator[Authenticator | None]:
+    """Yield an Authenticator whose keys are kept up to date; None in mode `open`.
+
+    callers: services by the subject of their tokens. If the first fetch of the keys fails, that is logged, and fetching
+    is repeated; until it succeeds, requests with a token get Unavailable.
+    """
+    if not config.is_required:
+        yield None
+        return
+    # Loading the cryptography takes a tenth of a second and 12 MB, which mode `open` does not need.
+    from market.kit.auth.issuer import Issuer
+    from market.kit.auth.keys import Keys
+    from market.kit.auth.verifier import Verifier
+
+    cache = TokenCache(config.max_cached_tokens, config.max_cached_token_bytes)
+    keys = Keys(
+        Issuer(config).fetch_keys,
+        forget=cache.forget,
+        refresh_seconds=config.refresh_seconds,
+        min_refetch_seconds=config.min_refetch_seconds,
+    )
+    pauses = [await keys.refresh()]
+
+    async def refresh() -> float:
+        # The first fetch has just been made.
+        return pauses.pop() if pauses else await keys.refresh()
+
+    async with periodic_tasks({"issuer-keys": refresh}):
+        yield Authenticator(Verifier(config, keys, callers or {}), cache, clock=clock)

@@ -1,0 +1,90 @@
+"""From the claims of a verified token to an identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from joserfc.errors import ExpiredTokenError, InvalidClaimError, MissingClaimError
+from joserfc.jwt import JWTClaimsRegistry
+
+from market.kit.auth.config import Auth
+from market.kit.auth.identity import Identity, Role
+from market.kit.auth.refusals import Refused
+from market.kit.errors import BadInput
+from market.kit.text import validate_display_text
+
+MAX_SUBJECT_CHARACTERS = 200
+_MAX_EMAIL_CHARACTERS = 254
+
+
+_CLAIM_REASONS = {
+    "iss": ("issuer", "was issued by another issuer"),
+    "aud": ("audience", "was issued for another audience"),
+    "nbf": ("not_yet_valid", "is not valid yet"),
+    "iat": ("not_yet_valid", "was issued in the future"),
+}
+
+
+def check_claims(claims: Mapping[str, Any], config: Auth, now: float) -> None:
+    """Check issuer, audience and times. Raises Refused."""
+    rules = JWTClaimsRegistry(
+        now=int(now),
+        leeway=config.leeway_seconds,
+        iss={"essential": True, "value": config.issuer or ""},
+        aud={"essential": True, "value": config.audience},
+        exp={"essential": True},
+        sub={"essential": True},
+    )
+    # One by one and in this order, so that the reason does not depend on the order of the claims.
+    checked = {name: claims[name] for name in ("iss", "aud", "exp", "nbf", "iat", "sub") if name in claims}
+    try:
+        rules.validate(checked)
+    except MissingClaimError:
+        raise Refused("claims", "lacks one of the claims iss, aud, exp and sub") from None
+    except ExpiredTokenError:
+        raise Refused("expired", "has expired") from None
+    except InvalidClaimError as e:
+        raise Refused(*_CLAIM_REASONS.get(e.claim, ("claims", f"has an invalid claim {e.claim}"))) from None
+
+
+def identify(claims: Mapping[str, Any], config: Auth, callers: Mapping[str, str]) -> Identity:
+    """Return the identity that the claims prove. Raises Refused for claims of wrong types.
+
+    callers: services by the subject of their tokens.
+    """
+    subject = claims["sub"]
+    try:
+        validate_display_text("sub", subject, min_length=1, max_length=MAX_SUBJECT_CHARACTERS)
+    except BadInput:
+        raise Refused(
+            "claims", f"has an invalid sub; it must have 1 to {MAX_SUBJECT_CHARACTERS} visible characters"
+        ) from None
+    service = callers.get(subject)
+    roles = {config.roles[name] for name in _role_names(claims, config.roles_claim) if name in config.roles}
+    if service is not None:
+        roles.add(Role.SERVICE)
+    # Every person who can sign in may buy.
+    return Identity(subject, frozenset(roles) or frozenset({Role.BUYER}), _verified_email(claims), service)
+
+
+def _verified_email(claims: Mapping[str, Any]) -> str | None:
+    email = claims.get("email")
+    if not isinstance(email, str) or claims.get("email_verified") is not True:
+        return None
+    return email if 3 <= len(email) <= _MAX_EMAIL_CHARACTERS else None
+
+
+def _role_names(claims: Mapping[str, Any], path: str) -> list[str]:
+    """Return the issuer's names of the roles; none if the claim is absent. Raises Refused."""
+    value: Any = claims
+    # A claim whose own name has dots, such as https://example.com/roles, takes precedence over a path.
+    for name in [path] if path in claims else path.split("."):
+        if not isinstance(value, Mapping):
+            raise Refused("claims", "has roles that are not a list of strings")
+        value = value.get(name)
+        if value is None:
+            return []
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise Refused("claims", "has roles that are not a list of strings")
+    return value

@@ -1,0 +1,138 @@
+"""The issuer of the tokens: its discovery document and its keys (OpenID Connect Discovery 1.0, RFC 8414, RFC 7517)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from joserfc.jwk import ECKey, Key, OKPKey, RSAKey, import_key
+
+from market.kit.auth.config import Auth, check_issuer_url
+from market.kit.auth.fetch import FetchError, fetch, trust
+
+T = TypeVar("T")
+
+_WELL_KNOWN = "/.well-known/openid-configuration"
+_MAX_KEYS = 100
+# A smaller RSA key is too weak (RFC 7518 section 3.3). A larger one takes milliseconds for each token.
+_RSA_BITS = range(2048, 8193)
+
+
+class _Discovery(msgspec.Struct, frozen=True):
+    issuer: str
+    jwks_uri: str | None = None
+    token_endpoint: str | None = None
+
+
+class _KeySet(msgspec.Struct, frozen=True):
+    keys: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A public key that signs tokens. `thumbprint` identifies it even if its `kid` is used again (RFC 7638)."""
+
+    kid: str | None
+    thumbprint: str
+    key: Key
+
+
+class Issuer:
+    """The issuer that `auth.issuer` names. Every method fetches; nothing is kept."""
+
+    def __init__(self, config: Auth) -> None:
+        if config.issuer is None:
+            raise ValueError("auth.issuer is missing")
+        self._config = config
+        self.url = config.issuer
+        self.tls = trust(config.issuer_ca_file)
+
+    async def fetch_keys(self) -> list[SigningKey]:
+        """Return the keys that can verify tokens; at least one. Raises FetchError."""
+        url = self._config.keys_url
+        if url is None:
+            url = self._check_url("jwks_uri", (await self._discover()).jwks_uri)
+        found = await self._fetch(url, _KeySet)
+        if len(found.keys) > _MAX_KEYS:
+            raise FetchError(f"the issuer has more than {_MAX_KEYS} keys")
+        keys = [key for key in map(_import_key, found.keys) if key is not None]
+        if not keys:
+            raise FetchError("the issuer has no key that can verify tokens")
+        return keys
+
+    async def token_endpoint(self) -> str:
+        """Return the URL at which tokens are requested. Raises FetchError."""
+        return self._check_url("token_endpoint", (await self._discover()).token_endpoint)
+
+    async def _discover(self) -> _Discovery:
+        found = await self._fetch(self.url.rstrip("/") + _WELL_KNOWN, _Discovery)
+        if found.issuer != self.url:
+            raise FetchError("the discovery document is that of another issuer")
+        return found
+
+    def _check_url(self, name: str, url: str | None) -> str:
+        if url is None:
+            raise FetchError(f"the discovery document has no {name}")
+        try:
+            check_issuer_url(name, url, insecure=self._config.insecure_issuer)
+        except ValueError as e:
+            raise FetchError(f"the discovery document: {e}") from None
+        return url
+
+    async def _fetch(self, url: str, document_type: type[T]) -> T:
+        headers = {}
+        if self._config.issuer_token_file is not None and self._may_see_token(url):
+            headers["authorization"] = f"Bearer {_read_token(self._config.issuer_token_file)}"
+        response = await fetch(
+            url,
+            tls=self.tls,
+            seconds=self._config.timeout_seconds,
+            max_bytes=self._config.max_document_bytes,
+            headers=headers,
+        )
+        host = urlsplit(url).hostname
+        if response.status != 200:
+            raise FetchError(f"{host}: status {response.status}")
+        try:
+            return msgspec.json.decode(response.body, type=document_type)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            raise FetchError(f"{host}: the document is not what the specification says") from None
+
+    def _may_see_token(self, url: str) -> bool:
+        """Whether the operator has configured the URL's host. The discovery document could name any other."""
+        return _origin(url) == _origin(self.url) or url == self._config.keys_url
+
+
+def _read_token(path: str) -> str:
+    try:
+        return Path(path).read_text("ascii").strip()
+    except (OSError, ValueError) as e:
+        raise FetchError(f"issuer_token_file cannot be read: {type(e).__name__}") from None
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
+
+
+def _import_key(data: dict[str, Any]) -> SigningKey | None:
+    """Return the key, or None if it is symmetric, for encryption, too weak or not understood (RFC 7517 section 5)."""
+    if data.get("kty") not in ("RSA", "EC", "OKP") or data.get("use", "sig") != "sig":
+        return None
+    try:
+        # Only the public members: an issuer that publishes a private key must not make us hold it.
+        key = import_key({name: value for name, value in data.items() if name not in _PRIVATE})
+        if isinstance(key, RSAKey) and key.raw_value.key_size not in _RSA_BITS:
+            return None
+        if not isinstance(key, RSAKey | ECKey | OKPKey) or not isinstance(data.get("kid", ""), str):
+            return None
+        return SigningKey(data.get("kid"), key.thumbprint(), key)
+    except Exception:
+        # The library and its cryptography raise many types for what an issuer could publish.
+        return None
+
+
+_PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})

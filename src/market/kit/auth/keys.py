@@ -1,0 +1,146 @@
+"""The issuer's keys, kept while the issuer is away and fetched again for a key that is not known yet."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextvars import Context
+
+from market.kit.auth import metrics
+from market.kit.auth.fetch import FetchError
+from market.kit.auth.issuer import SigningKey
+from market.kit.process import logs
+
+log = logs.get_logger("auth")
+
+# Requests that wait at the same time for the next fetch, and key ids known to be absent.
+_MAX_WAITING = 64
+_MAX_ABSENT = 1024
+# The pause after a failed fetch, while there are no keys and while there are.
+_RETRY_SECONDS = 1.0
+_RETRY_WITH_KEYS_SECONDS = 15.0
+
+
+class Keys:
+    """Keys by `kid`.
+
+    fetch: returns the issuer's current keys; raises FetchError.
+    forget: called with the thumbprints of keys that the issuer no longer has.
+    refresh_seconds, min_refetch_seconds: as in the configuration. clock: returns seconds, like time.monotonic.
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[], Awaitable[Sequence[SigningKey]]],
+        *,
+        forget: Callable[[frozenset[str]], None],
+        refresh_seconds: float,
+        min_refetch_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fetch = fetch
+        self._forget = forget
+        self._refresh_seconds = refresh_seconds
+        self._min_refetch_seconds = min_refetch_seconds
+        self._clock = clock
+        self._keys: tuple[SigningKey, ...] = ()
+        # Key ids that the last fetch did not bring.
+        self._absent: set[str | None] = set()
+        self._fetching: asyncio.Task[None] | None = None
+        self._waiting = 0
+        # When the last fetch for an unknown key has started, and when the keys were last fetched.
+        self._refetched_at = -float("inf")
+        self._fetched_at: float | None = None
+        self._is_failing = False
+        metrics.KEYS_AGE.set_function(lambda: -1.0 if self._fetched_at is None else self._clock() - self._fetched_at)
+
+    def __bool__(self) -> bool:
+        """Whether keys have been fetched at least once."""
+        return bool(self._keys)
+
+    def find(self, kid: str | None) -> list[SigningKey]:
+        """Return the keys with this id; without an id, the issuer's only key if it has one key."""
+        if kid is None:
+            return list(self._keys) if len(self._keys) == 1 else []
+        return [key for key in self._keys if key.kid == kid]
+
+    async def find_or_fetch(self, kid: str | None, seconds: float) -> list[SigningKey]:
+        """Return the keys with this id, fetching the keys again if there are none yet. Waits at most `seconds`.
+
+        All requests share one fetch, and fetches have a minimum pause between them. A request whose key id the last
+        fetch did not bring does not wait for the next one.
+        """
+        if found := self.find(kid):
+            return found
+        pause = self._refetched_at + self._min_refetch_seconds - self._clock()
+        if self._fetching is None and pause > 0 and (kid in self._absent or self._waiting >= _MAX_WAITING):
+            return []
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(seconds):
+                await self._await_fetch(kid)
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting -= 1
+        found = self.find(kid)
+        if not found and len(self._absent) < _MAX_ABSENT:
+            self._absent.add(kid)
+        return found
+
+    async def _await_fetch(self, kid: str | None) -> None:
+        if self._fetching is not None:
+            # It may have started before the issuer published the key, so that it is not the last attempt.
+            await asyncio.shield(self._fetching)
+            if self.find(kid):
+                return
+        pause = self._refetched_at + self._min_refetch_seconds - self._clock()
+        if pause > 0:
+            await asyncio.sleep(pause)
+        if self._fetching is None and not self.find(kid):
+            self._refetched_at = self._clock()
+            self._start()
+        if self._fetching is not None:
+            await asyncio.shield(self._fetching)
+
+    async def refresh(self) -> float:
+        """Fetch the keys, and return the seconds until they should be fetched again. Failures are logged."""
+        await asyncio.shield(self._start())
+        if not self._is_failing:
+            return self._refresh_seconds * random.uniform(0.9, 1.1)
+        return min(self._refresh_seconds, _RETRY_WITH_KEYS_SECONDS if self._keys else _RETRY_SECONDS)
+
+    def _start(self) -> asyncio.Task[None]:
+        """Return the fetch in flight, or start one. It belongs to no request, and does not end with one."""
+        if self._fetching is None:
+            self._fetching = asyncio.get_running_loop().create_task(self._replace(), context=Context())
+        return self._fetching
+
+    async def _replace(self) -> None:
+        try:
+            keys = await self._fetch()
+        except FetchError as e:
+            metrics.KEY_FETCHES.labels("failed").inc()
+            if not self._is_failing:
+                log.warning("the issuer's keys cannot be fetched", error=str(e), known_keys=len(self._keys))
+            self._is_failing = True
+        else:
+            metrics.KEY_FETCHES.labels("ok").inc()
+            if self._is_failing or not self._keys:
+                log.info("fetched the issuer's keys", keys=len(keys))
+            self._is_failing = False
+            self._fetched_at = self._clock()
+            removed = _thumbprints(self._keys) - _thumbprints(keys)
+            self._keys = tuple(keys)
+            self._absent.clear()
+            if removed:
+                log.info("the issuer has withdrawn keys", removed=len(removed), keys=len(keys))
+                self._forget(removed)
+        finally:
+            self._fetching = None
+
+
+def _thumbprints(keys: Iterable[SigningKey]) -> frozenset[str]:
+    return frozenset(key.thumbprint for key in keys)

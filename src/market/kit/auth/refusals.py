@@ -1,0 +1,15 @@
+"""Why a token is refused."""
+
+from __future__ import annotations
+
+
+class Refused(Exception):
+    """The token breaks a rule.
+
+    rule: the label in metrics. reason: in words, to follow "the token"; printable ASCII without quotes and backslashes.
+    """
+
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(reason)
+        self.rule = rule
+        self.reason = reason

@@ -1,0 +1,241 @@
+"""The token with which this service calls others: from a file that rotates, or from the issuer.
+
+async with service_tokens(config.service_identity, config.auth) as tokens:
+    token = await tokens.get(seconds=2.5)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from contextvars import Context
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote_plus, urlencode
+
+import msgspec
+
+from market.kit.auth import metrics
+from market.kit.auth.config import Auth, ServiceIdentity
+from market.kit.auth.fetch import FetchError, fetch, trust
+from market.kit.errors import Unavailable
+from market.kit.process import logs
+
+if TYPE_CHECKING:
+    from market.kit.auth.issuer import Issuer
+
+log = logs.get_logger("auth")
+
+_MAX_TOKEN_BYTES = 65_536
+# How often the file is looked at. Kubernetes replaces a projected token when a fifth of its life is left.
+_FILE_SECONDS = 1.0
+# A token is renewed when this part of its life has passed, in the background while it is still valid.
+_RENEW_AFTER = 0.8
+# The life of a token whose issuer does not say it (RFC 6749 section 5.1 recommends that it does).
+_DEFAULT_LIFE_SECONDS = 60.0
+_MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.5, 30.0
+
+
+class ServiceTokens(Protocol):
+    """Where this service's own token comes from."""
+
+    async def get(self, seconds: float) -> str:
+        """Return a valid token. Raises Unavailable if there is none within `seconds`."""
+
+    async def replace(self, rejected: str, seconds: float) -> str:
+        """Return another token than the one that an upstream has rejected, or the same if there is no other yet."""
+
+
+class FileTokens:
+    """A token in a file, which is read again when the file has changed. clock: like time.monotonic."""
+
+    def __init__(self, path: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = Path(path)
+        self._clock = clock
+        self._token = ""
+        self._checked_at = -float("inf")
+
+    async def get(self, seconds: float) -> str:  # noqa: ARG002
+        now = self._clock()
+        if now - self._checked_at >= _FILE_SECONDS:
+            self._read()
+            self._checked_at = now
+        if not self._token:
+            raise Unavailable("this service has no token: the file with it cannot be read")
+        return self._token
+
+    async def replace(self, rejected: str, seconds: float) -> str:
+        if self._token == rejected:
+            self._checked_at = -float("inf")
+        return await self.get(seconds)
+
+    def _read(self) -> None:
+        """Read the file. The last token stays in use if that fails, since it may still be valid."""
+        try:
+            with self._path.open("rb") as file:
+                token = file.read(_MAX_TOKEN_BYTES + 1).decode("ascii").strip()
+            if not token or len(token) > _MAX_TOKEN_BYTES or not token.isprintable() or " " in token:
+                raise ValueError("not a token")
+        except (OSError, ValueError) as e:
+            log.warning("the service's token cannot be read", file=str(self._path), error=type(e).__name__)
+        else:
+            self._token = token
+
+
+class _TokenResponse(msgspec.Struct, frozen=True):
+    access_token: str
+    expires_in: float | None = None
+
+
+class ClientCredentials:
+    """Tokens from the issuer's token endpoint, for client id and secret (RFC 6749 section 4.4).
+
+    Concurrent calls share one fetch, which happens before the token expires. A failed fetch is repeated with back-off;
+    until then the last token is used as long as it is valid.
+
+    endpoint: returns the URL of the token endpoint; raises FetchError. clock: like time.monotonic.
+    """
+
+    def __init__(
+        self,
+        config: ServiceIdentity,
+        endpoint: Callable[[], Awaitable[str]],
+        *,
+        ca_file: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._endpoint = endpoint
+        self._tls = trust(ca_file)
+        self._clock = clock
+        self._token = ""
+        self._renew_at = self._expires_at = -float("inf")
+        self._retry_at = -float("inf")
+        self._failures = 0
+        self._error = ""
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def get(self, seconds: float) -> str:
+        now = self._clock()
+        if now < self._renew_at:
+            return self._token
+        if self._fetching is None and now >= self._retry_at:
+            self._start()
+        if now >= self._expires_at:
+            await self._await_fetch(seconds)
+        return self._token
+
+    async def replace(self, rejected: str, seconds: float) -> str:
+        if self._token == rejected and self._clock() >= self._retry_at:
+            # Not more often than failed fetches: an upstream that rejects every token must not cause many.
+            self._retry_at = self._clock() + _MIN_RETRY_SECONDS
+            if self._fetching is None:
+                self._start()
+            await self._await_fetch(seconds)
+        return self._token
+
+    async def close(self) -> None:
+        """End a fetch in flight."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.gather(self._fetching, return_exceptions=True)
+
+    async def _await_fetch(self, seconds: float) -> None:
+        if self._fetching is not None:
+            try:
+                async with asyncio.timeout(seconds):
+                    await asyncio.shield(self._fetching)
+            except TimeoutError:
+                raise Unavailable("this service has no token: the issuer has not responded in time") from None
+        if self._clock() >= self._expires_at:
+            raise Unavailable(f"this service has no token: {self._error}")
+
+    def _start(self) -> None:
+        # It belongs to no request, and does not end with one.
+        self._fetching = asyncio.get_running_loop().create_task(self._fetch(), context=Context())
+
+    async def _fetch(self) -> None:
+        try:
+            response = await self._request()
+        except FetchError as e:
+            metrics.TOKEN_FETCHES.labels("failed").inc()
+            self._failures += 1
+            self._error = str(e)
+            pause = min(_MAX_RETRY_SECONDS, _MIN_RETRY_SECONDS * 2 ** min(self._failures - 1, 10))
+            self._retry_at = self._clock() + pause * random.uniform(0.5, 1)
+            if self._failures == 1:
+                log.warning("the service's token cannot be fetched", error=self._error)
+        else:
+            metrics.TOKEN_FETCHES.labels("ok").inc()
+            if self._failures:
+                log.info("fetched the service's token", failures=self._failures)
+            self._failures = 0
+            life = response.expires_in or _DEFAULT_LIFE_SECONDS
+            now = self._clock()
+            self._token = response.access_token
+            self._expires_at = now + life
+            self._renew_at = now + life * _RENEW_AFTER
+        finally:
+            self._fetching = None
+
+    async def _request(self) -> _TokenResponse:
+        config = self._config
+        url = config.token_url or await self._endpoint()
+        form = {"grant_type": "client_credentials", "scope": config.scope, "audience": config.audience}
+        # RFC 6749 section 2.3.1: both parts are form-encoded first.
+        pair = f"{quote_plus(config.client_id or '')}:{quote_plus(config.client_secret or '')}"
+        response = await fetch(
+            url,
+            method="POST",
+            headers={
+                "authorization": f"Basic {b64encode(pair.encode()).decode()}",
+                "content-type": "application/x-www-form-urlencoded",
+            },
+            body=urlencode({name: value for name, value in form.items() if value is not None}).encode(),
+            tls=self._tls,
+            seconds=config.timeout_seconds,
+            max_bytes=_MAX_TOKEN_BYTES,
+        )
+        if response.status != 200:
+            raise FetchError(f"the token endpoint responds with status {response.status}")
+        try:
+            found = msgspec.json.decode(response.body, type=_TokenResponse)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            raise FetchError("the token endpoint's response is not a token") from None
+        token = found.access_token
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise FetchError("the token endpoint's response is not a token")
+        return found
+
+
+@asynccontextmanager
+async def service_tokens(config: ServiceIdentity | None, auth: Auth) -> AsyncIterator[ServiceTokens | None]:
+    """Yield this service's own tokens; None if it has no identity.
+
+    auth: its issuer has the token endpoint, unless `token_url` is set.
+    """
+    if config is None:
+        yield None
+        return
+    if config.token_file is not None:
+        yield FileTokens(config.token_file)
+        return
+    # Loads the cryptography, which is only needed here.
+    from market.kit.auth.issuer import Issuer
+
+    issuer: Issuer | None = None if auth.issuer is None else Issuer(auth)
+
+    async def endpoint() -> str:
+        if issuer is None:
+            raise FetchError("neither auth.issuer nor service_identity.token_url is set")
+        return await issuer.token_endpoint()
+
+    tokens = ClientCredentials(config, endpoint, ca_file=auth.issuer_ca_file)
+    try:
+        yield tokens
+    finally:
+        await tokens.close()

@@ -1,0 +1,54 @@
+"""Verified tokens, remembered until they expire."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from market.kit.auth import metrics
+from market.kit.auth.identity import Identity
+
+# The memory of an entry, without its strings.
+_ENTRY_BYTES = 1000
+# Of a string's character at most, beyond ASCII.
+_CHARACTER_BYTES = 4
+
+
+class TokenCache:
+    """Identities by the digest of their token; bounded in number and in bytes."""
+
+    def __init__(self, max_count: int, max_bytes: int) -> None:
+        self._max_count = max_count
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        # Identity, expiry, the key's thumbprint and the size in bytes. The least recently used entry is the first.
+        self._entries: OrderedDict[bytes, tuple[Identity, float, str, int]] = OrderedDict()
+        metrics.CACHED_TOKENS.set_function(lambda: len(self._entries))
+
+    def get(self, digest: bytes, now: float) -> Identity | None:
+        """Return the identity, or None if the token is not remembered or has expired."""
+        entry = self._entries.get(digest)
+        if entry is None:
+            return None
+        if entry[1] <= now:
+            self._remove(digest)
+            return None
+        self._entries.move_to_end(digest)
+        return entry[0]
+
+    def put(self, digest: bytes, identity: Identity, expires_at: float, thumbprint: str) -> None:
+        """Remember a token until it expires, in place of those that were used least recently."""
+        size = _ENTRY_BYTES + _CHARACTER_BYTES * (len(identity.subject) + len(identity.email or ""))
+        if digest in self._entries:
+            self._remove(digest)
+        self._entries[digest] = (identity, expires_at, thumbprint, size)
+        self._bytes += size
+        while self._entries and (len(self._entries) > self._max_count or self._bytes > self._max_bytes):
+            self._remove(next(iter(self._entries)))
+
+    def forget(self, thumbprints: frozenset[str]) -> None:
+        """Forget the tokens that these keys have signed."""
+        for digest in [digest for digest, entry in self._entries.items() if entry[2] in thumbprints]:
+            self._remove(digest)
+
+    def _remove(self, digest: bytes) -> None:
+        self._bytes -= self._entries.pop(digest)[3]

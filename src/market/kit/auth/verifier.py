@@ -1,0 +1,127 @@
+"""Verification of one token: a signed JWT of the configured issuer (RFC 7519, RFC 9068).
+
+The signature and the claims are checked by joserfc (docs/decisions/0017). This module, which loads it and its
+cryptography, is imported only where callers sign in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.util import urlsafe_b64decode
+
+from market.kit import context
+from market.kit.auth.claims import check_claims, identify
+from market.kit.auth.config import Auth
+from market.kit.auth.identity import Identity
+from market.kit.auth.issuer import SigningKey
+from market.kit.auth.keys import Keys
+from market.kit.auth.refusals import Refused
+from market.kit.errors import Unavailable
+
+# A token is remembered for at most this long, whatever it says.
+_MAX_REMEMBERED_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Whom a valid token identifies, when it expires (in seconds since 1970), and the key that has signed it."""
+
+    identity: Identity
+    expires_at: float
+    thumbprint: str
+
+
+class _Header(msgspec.Struct, frozen=True):
+    alg: str
+    kid: str | None = None
+    typ: str | None = None
+    crit: msgspec.Raw = msgspec.Raw()
+    b64: msgspec.Raw = msgspec.Raw()
+
+
+class _Registry(jws.JWSRegistry):
+    """The configured algorithms. Unlike its base it does not warn of EdDSA, of which only the name is deprecated."""
+
+    def __init__(self, algorithms: Collection[str], max_token_bytes: int) -> None:
+        # Unknown header parameters must be ignored (RFC 7515 section 4).
+        super().__init__(algorithms=algorithms, strict_check_header=False)
+        # The header may have the certificate chain, x5c.
+        self.max_header_length = self.max_payload_length = max_token_bytes
+
+    def get_alg(self, name: str) -> Any:
+        if self.allowed is None or name not in self.allowed:
+            raise JoseError
+        return self.algorithms[name]
+
+
+class Verifier:
+    """Verifies tokens with the issuer's keys. callers: services by the subject of their tokens."""
+
+    def __init__(self, config: Auth, keys: Keys, callers: Mapping[str, str]) -> None:
+        self._config = config
+        self._keys = keys
+        self._callers = callers
+        self._registry = _Registry(config.algorithms, config.max_token_bytes)
+        self._types = {"at+jwt", "application/at+jwt"}
+        if not config.require_access_token_type:
+            self._types |= {"jwt", "application/jwt", ""}
+
+    async def verify(self, token: str, now: float) -> Verified:
+        """Return what the token proves. Raises Refused, and Unavailable if the issuer's keys were never fetched.
+
+        now: the time in seconds since 1970.
+        """
+        if len(token) > self._config.max_token_bytes:
+            raise Refused("size", f"is longer than {self._config.max_token_bytes} bytes")
+        header = self._header(token)
+        payload, key = self._check_signature(token, await self._find_keys(header.kid))
+        try:
+            claims = msgspec.json.decode(payload, type=dict[str, Any])
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            raise _not_a_jwt() from None
+        check_claims(claims, self._config, now)
+        expires_at = min(claims["exp"] + self._config.leeway_seconds, now + _MAX_REMEMBERED_SECONDS)
+        return Verified(identify(claims, self._config, self._callers), expires_at, key.thumbprint)
+
+    def _header(self, token: str) -> _Header:
+        """Return the header, which nobody has signed yet. Raises Refused if nothing could make the token valid."""
+        try:
+            header = msgspec.json.decode(urlsafe_b64decode(token.partition(".")[0].encode("ascii")), type=_Header)
+        except (msgspec.MsgspecError, ValueError, TypeError, IndexError, RecursionError):
+            raise _not_a_jwt() from None
+        if header.alg not in self._config.algorithms:
+            raise Refused("algorithm", "has an algorithm that is not accepted")
+        if bytes(header.crit) or bytes(header.b64):
+            raise Refused("critical", "has header parameters that are not supported")
+        if (header.typ or "").lower() not in self._types:
+            raise Refused("type", "has a type that is not accepted")
+        return header
+
+    async def _find_keys(self, kid: str | None) -> list[SigningKey]:
+        if keys := self._keys.find(kid):
+            return keys
+        # Half of the remaining time, so that there is some left for the request itself.
+        seconds = context.remaining(2 * self._config.timeout_seconds) / 2
+        if keys := await self._keys.find_or_fetch(kid, seconds):
+            return keys
+        if not self._keys:
+            raise Unavailable("the keys of the issuer are not available yet", retry_after=5)
+        raise Refused("key", "was signed with an unknown key")
+
+    def _check_signature(self, token: str, keys: list[SigningKey]) -> tuple[bytes, SigningKey]:
+        for key in keys:
+            with suppress(Exception):
+                # Besides a wrong signature: a key of another type, or bytes that the cryptography does not understand.
+                return jws.deserialize_compact(token, key.key, registry=self._registry).payload, key
+        raise Refused("signature", "has an invalid signature")
+
+
+def _not_a_jwt() -> Refused:
+    return Refused("format", "is not a signed JWT")

@@ -1,0 +1,51 @@
+"""A rate limit per caller: a token bucket for each, in a table of bounded size."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from market.kit.errors import TooManyRequests
+
+_MAX_CALLERS = 10_000
+
+
+class RateLimit:
+    """Allows each caller `per_second` requests per second, after a burst of `burst`.
+
+    If there are more callers than the table has room for, the one that was seen longest ago gets a full bucket again.
+
+    clock: returns seconds, like time.monotonic.
+    """
+
+    def __init__(
+        self,
+        per_second: float,
+        burst: int,
+        *,
+        max_callers: int = _MAX_CALLERS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._max_callers = max_callers
+        self._clock = clock
+        # By caller: how many requests it may send at once, and when that was computed.
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def check(self, caller: str) -> None:
+        """Count a request of the caller. Raises TooManyRequests, and does not count it, if it exceeds the limit."""
+        now = self._clock()
+        left, updated_at = self._buckets.get(caller, (float(self._burst), now))
+        left = min(float(self._burst), left + (now - updated_at) * self._per_second)
+        if left < 1:
+            raise TooManyRequests(
+                f"at most {self._per_second:g} requests per second are allowed for one caller",
+                retry_after=min(3600, max(1, math.ceil((1 - left) / self._per_second))),
+            )
+        self._buckets[caller] = (left - 1, now)
+        self._buckets.move_to_end(caller)
+        if len(self._buckets) > self._max_callers:
+            self._buckets.popitem(last=False)
