@@ -106,7 +106,7 @@ async def test_messages_read_before_their_partition_is_revoked_are_left_to_the_n
     )
     await consumer.start()
     await until(slow.reading.is_set, what="the first message is being read")
-    other = OtherMember(mailing.bootstrap_servers, config.kafka.deferred_mails_group, mailing.deferred_topic)
+    other = OtherMember(mailing.bootstrap_servers, config.kafka.deferred_group, mailing.deferred_topic)
     try:
         # The other member joins while the first message is being read. Its callback is called when the partitions are
         # about to be revoked; the client queues that event within milliseconds.

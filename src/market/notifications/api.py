@@ -1,4 +1,4 @@
-"""The inbound edge: processes Kafka messages. Each is mailed, skipped, retried, deferred or becomes a dead letter."""
+"""The inbound edge: processes Kafka messages. Each is mailed, skipped, retried, deferred or stored as a dead letter."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
     _enter_context(message)
     notification: Notification | None = None
     if pending.dead_letter is not None:
-        # Writing the dead letter failed.
+        # An earlier call failed to write the dead letter. Only writing it is tried again.
         with suppress(InvalidEvent):
             notification = parse_notification(message)
     else:

@@ -9,18 +9,19 @@ from datetime import timedelta
 
 from market.kit.process.lifecycle import Process, Server
 from market.kit.process.tasks import periodic_tasks
-from market.kit.topics import TopicKeeper
+from market.kit.topics import Topic, TopicKeeper
 from market.notifications import api
-from market.notifications.config import Config
-from market.notifications.dead_letters import writer
-from market.notifications.dead_letters.writer import DeadLetterWriter
-from market.notifications.deferral import queue as deferral_topic
+from market.notifications.config import Config, Kafka
+from market.notifications.dead_letters.writer import DeadLetterWriter, dead_letter_topic_definition
 from market.notifications.deferral.orders import OrdersWithDeferredMail
-from market.notifications.deferral.queue import DeferredMailRestorer, DeferredMailWriter
+from market.notifications.deferral.queue import (
+    DeferredMailRestorer,
+    DeferredMailWriter,
+    deferred_topic_definition,
+)
 from market.notifications.deferral.throttle import DomainThrottle
 from market.notifications.mail.mailer import Mailer, MailServer
-from market.notifications.sent_log import log as sent_log_topic
-from market.notifications.sent_log.log import SentLog
+from market.notifications.sent_log.log import SentLog, sent_log_topic_definition
 from market.notifications.service import DeferralDeps, Deps
 
 
@@ -35,15 +36,10 @@ class Clients:
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
     """Yield the consumer, not yet started. Waits for nothing; the consumer's `start` waits for Kafka.
 
-    The mail server is connected to when the first mail is sent.
+    The connection to the mail server is opened when the first mail is sent.
     """
     mailer = Mailer(config, (clients or Clients()).mail_server)
-    own_topics = (
-        [writer.topic, sent_log_topic.topic, deferral_topic.topic] if not config.kafka.is_embedded_broker else []
-    )
-    topics = TopicKeeper(
-        config.kafka, "market.notifications", [topic(config.kafka) for topic in own_topics], set_defaults=True
-    )
+    topics = TopicKeeper(config.kafka, "market.notifications", _own_topics(config.kafka), set_defaults=True)
     dead_letters = DeadLetterWriter(config.kafka, topics.check_soon)
     sent_log = SentLog(config.kafka, max_ids=config.kafka.sent_log_max_ids, on_failure=topics.check_soon)
     deferred_mail_writer = DeferredMailWriter(config.kafka, topics.check_soon)
@@ -65,7 +61,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     tasks = {
         "topics": topics.check,
         "sent-log": sent_log.flush,
-        "topic": consumer.check_topic,
+        "topic-id": consumer.check_topic,
         "lag": consumer.observe_lag,
         "deferred-mails": consumer.observe_deferred,
     }
@@ -81,3 +77,10 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         await deferred_mail_writer.close()
         await dead_letters.close()
         await mailer.close()
+
+
+def _own_topics(kafka: Kafka) -> list[Topic]:
+    """Return the topics that this service creates. The embedded broker creates topics itself."""
+    if kafka.is_embedded_broker:
+        return []
+    return [dead_letter_topic_definition(kafka), sent_log_topic_definition(kafka), deferred_topic_definition(kafka)]

@@ -56,17 +56,17 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
         return self.partitions == 0
 
     @property
-    def sent_topic(self) -> str:
-        """The topic of the sent log."""
+    def sent_log_topic_name(self) -> str:
+        """The topic of the sent log, as configured or by default."""
         return self.sent_log_topic or f"{self.group}.sent"
 
     @property
-    def deferred_mails_topic(self) -> str:
-        """The topic of deferred mails."""
-        return self.deferred_topic or self.deferred_mails_group
+    def deferred_topic_name(self) -> str:
+        """The topic of deferred mails, as configured or by default."""
+        return self.deferred_topic or self.deferred_group
 
     @property
-    def deferred_mails_group(self) -> str:
+    def deferred_group(self) -> str:
         """The group that reads the topic of deferred mails."""
         return f"{self.group}.deferred"
 
@@ -105,8 +105,8 @@ class Smtp(Section, frozen=True, kw_only=True):
     max_connections_per_domain: Annotated[int, Meta(ge=1, le=100)] | None = None
     # How long an idle connection is kept.
     keepalive_seconds: Seconds = 20.0
-    # After this many mails in a row were rejected for policy reasons (5.7.x) or because of a sending limit (5.4.5), the
-    # mail server counts as unavailable, and consumption is paused.
+    # After this many consecutive rejections for policy reasons (5.7.x) or because of a sending limit (5.4.5), the mail
+    # server counts as unavailable, and consumption is paused.
     max_policy_rejections: Annotated[int, Meta(ge=1, le=1000)] = 5
     # The longest pause between two attempts to connect to an unavailable mail server.
     max_reconnect_seconds: Seconds = 10.0
@@ -131,7 +131,7 @@ class Retry(Section, frozen=True, kw_only=True):
     initial_seconds: Seconds = 1.0
     max_seconds: Seconds = 60.0
     in_memory_seconds: Annotated[float, Meta(ge=0)] = 30.0
-    # How many messages wait in memory at the same time.
+    # How many messages may wait in memory at the same time.
     max_in_memory: Annotated[int, Meta(ge=0, le=100_000)] = 100
     # Limits on the delay until a deferred mail is attempted again. Within them the delay is the time since the first
     # deferral, so that it grows with the age of the mail.
@@ -177,6 +177,8 @@ class Mail(Section, frozen=True, kw_only=True):
 
 
 class Config(ServiceConfig, frozen=True, kw_only=True):
+    """The service's configuration file."""
+
     kafka: Kafka
     smtp: Smtp
     mail: Mail

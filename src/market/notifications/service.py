@@ -28,7 +28,7 @@ from market.notifications.mail.mailer import Mailer
 
 log = logs.get_logger("mailing")
 
-_MAX_REMEMBERED_NOTIFICATIONS = 10_000
+_MAX_RECENT_NOTIFICATIONS = 10_000
 # An event does not become a dead letter because of deferrals until this many attempts have failed.
 _MIN_ATTEMPTS = 5
 
@@ -47,7 +47,7 @@ class SentLogForMailing(Protocol):
     """
 
     def add(self, event_id: str) -> None:
-        """Remember that the event was mailed."""
+        """Record that the event was mailed."""
 
     async def contains(self, event_id: str) -> bool:
         """Return whether the log has the event. False if the log cannot be read."""
@@ -79,14 +79,14 @@ class Throttle(Protocol):
         """
 
 
-class OrdersWithDeferredMail(Protocol):
+class EarlierDeferrals(Protocol):
     """Knows which orders have a deferred mail. In production: deferral.orders.OrdersWithDeferredMail."""
 
     def add(self, order_id: UUID, sequence: int, seconds: float) -> None:
-        """Remember for `seconds` that the notification was deferred."""
+        """Record for `seconds` that the notification was deferred."""
 
     def settle(self, order_id: UUID, sequence: int) -> None:
-        """Forget the notification, because it was mailed, skipped or stored as a dead letter."""
+        """Record that the notification is no longer deferred: it was mailed, skipped or stored as a dead letter."""
 
     def holds_back(self, order_id: UUID, sequence: int) -> bool:
         """Return whether an earlier notification of the order is deferred."""
@@ -98,7 +98,7 @@ class DeferralDeps:
 
     store: DeferredMailStore
     throttle: Throttle
-    orders: OrdersWithDeferredMail
+    orders: EarlierDeferrals
 
 
 class RecentNotifications:
@@ -108,10 +108,10 @@ class RecentNotifications:
         self._event_ids: OrderedDict[str, None] = OrderedDict()
 
     def add(self, notification: Notification) -> None:
-        """Remember that the notification was mailed."""
+        """Record that the notification was mailed."""
         self._event_ids[notification.event_id] = None
         self._event_ids.move_to_end(notification.event_id)
-        if len(self._event_ids) > _MAX_REMEMBERED_NOTIFICATIONS:
+        if len(self._event_ids) > _MAX_RECENT_NOTIFICATIONS:
             self._event_ids.popitem(last=False)
 
     def __contains__(self, notification: Notification) -> bool:
@@ -219,7 +219,7 @@ async def retry_later(
     """Count a failed attempt, and decide when to make the next one.
 
     Return the seconds until the next call of the handler if the message stays in memory. Otherwise return None: it was
-    stored as a deferred mail, or the time for retries is over and `pending.dead_letter` is set.
+    stored as a deferred mail, or the retries are exhausted and `pending.dead_letter` is set.
 
     reason: the metric label, deferred or internal-error
     notification: None if the message could not be parsed
@@ -279,11 +279,11 @@ async def hold_back(
 async def _defer(
     deps: Deps, pending: PendingMessage, deferral: Deferral, cause: str, notification: Notification | None
 ) -> float | None:
-    """Store a deferred mail. Return None once Kafka has it. If that fails, return the seconds until the next try."""
+    """Store a deferred mail. Return None once it is stored. If that fails, return the seconds until the next try."""
     assert deps.deferral_deps is not None
     if notification is not None:
-        # The entry expires some time after the mail is due, because another process may send the mail: then this one
-        # does not learn of it.
+        # The record expires some time after the mail is due: another process may send the mail, and this one does not
+        # learn of it.
         wait = (deferral.due_at - deps.clock()).total_seconds() + deps.retry.max_deferral_seconds
         deps.deferral_deps.orders.add(notification.order_id, notification.sequence, wait)
     try:

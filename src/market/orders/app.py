@@ -133,7 +133,7 @@ def background_tasks(config: Config, deps: Deps) -> Mapping[str, PeriodicTask]:
         "relay": deps.relay.run_once,
         "metrics": update_metrics,
         # Normally the topic exists already: `migrate` creates it, unless Kafka is unavailable at that time.
-        "topic": deps.relay.topics.check,
+        "topics": deps.relay.topics.check,
     }
 
 

@@ -59,7 +59,7 @@ class Assignment:
 
     on_changed: called with the number of assigned partitions after it may have changed
     on_assigned: called after partitions (possibly none) were assigned
-    on_lost: called when partitions were lost, before they are forgotten
+    on_lost: called when partitions were lost, before they are removed
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Assignment:
             # No message arrives while this thread waits, because it is the thread that polls.
             self._drop_queued(trackers, self.revoke_seconds)
             self._committer.commit(consumer, trackers, wait=True)
-            self.forget(revoked)
+            self.remove(revoked)
         consumer.incremental_unassign(partitions)
         if revoked:
             log.info("partitions revoked", topic=self._config.topic, partitions=sorted(revoked))
@@ -171,14 +171,14 @@ class Assignment:
             "partitions lost, mails in flight may be repeated", topic=self._config.topic, partitions=sorted(lost)
         )
         self._on_lost()
-        self.forget(lost, drop_messages=True)
+        self.remove(lost, drop_messages=True)
         consumer.incremental_unassign(partitions)
 
-    def forget(self, partitions: list[int], *, drop_messages: bool = False) -> None:
+    def remove(self, partitions: list[int], *, drop_messages: bool = False) -> None:
         """Remove the partitions' trackers. With `drop_messages`, drop their messages without waiting for any."""
         trackers = [self.trackers.pop(partition) for partition in partitions if partition in self.trackers]
         for tracker in trackers:
-            self._starts.remember(tracker)
+            self._starts.record_position(tracker)
             self.paused.discard(tracker.partition)
             self._drop_parked(tracker.partition)
         self._on_changed(len(self.trackers))
@@ -186,12 +186,12 @@ class Assignment:
             self._drop_queued(trackers, 0)
 
     def reset(self, consumer: Consumer, partition: int, reason: str) -> None:
-        """Read a partition again from the first message after the group's first start: its position is out of range."""
+        """Read a partition again from the first message after the first start, because its offset is out of range."""
         old = self.trackers.get(partition)
         if old is None:
             return
         count_reset(partition, reason)
-        offset = self._starts.replay_from(consumer, partition, old.topic_id)
+        offset = self._starts.after_first_start(consumer, partition, old.topic_id)
         self._drop_parked(partition)
         self._drop_queued([old], self._config.revoke_timeout_seconds)
         consumer.incremental_unassign(self._topic_partitions({partition}))

@@ -28,7 +28,7 @@ class OffsetCommitter:
         self._in_flight: CommitPoints | None = None
 
     def reset(self) -> None:
-        """Forget the commit in flight, because the consumer that sent it was closed."""
+        """Ignore the commit in flight, because the consumer that sent it was closed."""
         self._in_flight = None
 
     def commit(self, consumer: Consumer, trackers: Iterable[OffsetTracker], *, wait: bool = False) -> None:
@@ -64,8 +64,8 @@ class OffsetCommitter:
     def _record(self, points: CommitPoints, error: KafkaError | None, results: list[TopicPartition]) -> None:
         errors = {result.partition: result.error for result in results if result.error is not None}
         for tracker, point in points.items():
-            if problem := errors.get(tracker.partition) or error:
-                self._failed(problem.str())
+            if failure := errors.get(tracker.partition) or error:
+                self._failed(failure.str())
             else:
                 tracker.mark_committed(point)
 

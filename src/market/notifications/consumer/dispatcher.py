@@ -57,7 +57,7 @@ class KeyQueue:
 
 
 class Dispatcher:
-    """Holds the unsettled messages. Must be constructed inside a running event loop.
+    """Queues the unsettled messages, and passes them to the handler. Must be constructed inside a running event loop.
 
     max_concurrency: how many messages are in flight at once
     max_per_domain: how many of them may be for recipients in one domain

@@ -43,7 +43,7 @@ _POLL_SECONDS = 0.05
 _COMMIT_INTERVAL_SECONDS = 0.1
 _BROKER_CHECK_INTERVAL_SECONDS = 1.0
 _REJOIN_SECONDS = 1.0
-# Messages handed over to the event loop at once.
+# The maximum number of messages that are passed to the event loop at once.
 _MAX_BATCH_SIZE = 100
 _FAULT_TIMEOUT_SECONDS = 300
 _MAX_BURST_SECONDS = 0.5
@@ -58,15 +58,15 @@ class RateLimiter:
     """
 
     def __init__(self, per_second: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._interval = 1 / per_second
+        self._interval_seconds = 1 / per_second
         self._clock = clock
-        self._next = clock()
+        self._next_at = clock()
 
     def reserve(self) -> float:
         """Return how long the next message has to wait; 0 or less if it may be processed now."""
         now = self._clock()
-        self._next = max(self._next, now - _MAX_BURST_SECONDS) + self._interval
-        return self._next - now
+        self._next_at = max(self._next_at, now - _MAX_BURST_SECONDS) + self._interval_seconds
+        return self._next_at - now
 
 
 class GroupMember:
@@ -109,7 +109,7 @@ class GroupMember:
         self._faults = faults
         self._caller = EventLoopCaller()
         self._committer = OffsetCommitter(
-            kafka.topic, self._reach_failure_point, lambda reason: self._warn_once("commit failed", reason)
+            kafka.topic, self._before_commit, lambda reason: self._warn_once("commit failed", reason)
         )
         self.assignment = Assignment(
             kafka,
@@ -121,7 +121,7 @@ class GroupMember:
             sent_log,
             memory,
             on_changed=on_assignment,
-            on_assigned=self._assigned,
+            on_assigned=self._on_assigned,
             on_lost=lambda: self._set_unready("partitions", "lost; rejoining the group"),
         )
         self._thread = threading.Thread(target=self._run, name=f"consumer {kafka.topic}", daemon=True)
@@ -142,9 +142,9 @@ class GroupMember:
         """Join the group, in the member's thread."""
         self._thread.start()
 
-    async def stop(self, grace: float) -> None:
-        """Stop polling, wait up to `grace` seconds for messages in flight, commit, and leave the group."""
-        self.assignment.revoke_seconds = max(0.0, grace - 1)
+    async def stop(self, grace_seconds: float) -> None:
+        """Stop polling, wait up to `grace_seconds` for messages in flight, commit, and leave the group."""
+        self.assignment.revoke_seconds = max(0.0, grace_seconds - 1)
         self._stopping.set()
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join)
@@ -234,7 +234,7 @@ class GroupMember:
             # Calls assignment.revoke for the partitions that are still assigned.
             with contextlib.suppress(Exception):
                 consumer.close()
-            self.assignment.forget(list(self.assignment.trackers), drop_messages=True)
+            self.assignment.remove(list(self.assignment.trackers), drop_messages=True)
 
     def _poll(self, consumer: Consumer) -> None:
         while not self._stopping.is_set():
@@ -339,7 +339,7 @@ class GroupMember:
         if self._health is not None:
             self._health.set_ready(dependency)
 
-    def _assigned(self) -> None:
+    def _on_assigned(self) -> None:
         self._warned.clear()
         self._set_ready("kafka")
         self._set_ready("partitions")
@@ -372,6 +372,6 @@ class GroupMember:
             self._warned.add((event, reason))
             log.warning(event, reason=reason[:300])
 
-    def _reach_failure_point(self) -> None:
+    def _before_commit(self) -> None:
         if self._faults:
             self._caller.run(self._faults.fire_if_armed("notifications.before-commit"), _FAULT_TIMEOUT_SECONDS)

@@ -32,9 +32,9 @@ class LagObserver:
 
     read_offsets: returns the offsets of each partition of the topic; blocks
     read_positions: returns the next offset to read of each partition that is assigned to this process and not paused
-    stalled_after_seconds: for how long a partition with unread messages may go without one being read
+    stalled_after_seconds: how long a partition may have unread messages without one being read
     health: reports the process as unready while a partition is stalled; None if stalled partitions do not affect it
-    lag_metric, stalled_metric: with the label partition
+    lag_metric, stalled_metric: gauges with the label `partition`
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class LagObserver:
         # By partition; only those with unread messages.
         self._unread: dict[int, _Unread] = {}
         self._stalled: dict[int, str] = {}
-        # The last observation, by partition.
+        # The lag at the last observation, by partition.
         self.lag: dict[int, int] = {}
         # Tests create several observers in one process.
         lag_metric.clear()
@@ -71,7 +71,7 @@ class LagObserver:
         offsets = await asyncio.to_thread(self._read_offsets)
         for partition in self.lag.keys() - offsets.keys():
             self._lag_metric.remove(str(partition))
-        self.lag = {partition: one.lag for partition, one in offsets.items()}
+        self.lag = {partition: found.lag for partition, found in offsets.items()}
         for partition, lag in self.lag.items():
             self._lag_metric.labels(str(partition)).set(lag)
         self._find_stalled(offsets)

@@ -42,7 +42,7 @@ class OrdersConsumer:
     """Reads the topics of orders and of deferred mails. Must be constructed inside a running event loop.
 
     The topic of deferred mails has a group of its own, because members of an earlier version do not know the topic. It
-    does not affect readiness: the process is ready even if that topic cannot be read, since other mails are sent.
+    does not affect readiness: the process is ready even if that topic cannot be read, since other mails can be sent.
 
     handler: makes one attempt at processing a message, in the event loop
     deferred_mails: restores deferred mails from their records
@@ -102,7 +102,7 @@ class OrdersConsumer:
             stalled_after_seconds=kafka.stalled_after_seconds,
         )
         deferred = msgspec.structs.replace(
-            kafka, topic=kafka.deferred_mails_topic, group=kafka.deferred_mails_group, replay_missed=True
+            kafka, topic=kafka.deferred_topic_name, group=kafka.deferred_group, replay_missed=True
         )
         self._deferred_topic = TopicDescriber(deferred)
         self._deferred = member(
@@ -143,17 +143,17 @@ class OrdersConsumer:
         self._starting_deferred = asyncio.create_task(supervise("deferred-mails", self._start_deferred))
         await self._orders.joined.wait()
 
-    async def stop(self, grace: float) -> None:
-        """Stop polling, wait up to `grace` seconds for messages in flight, commit, and leave the groups."""
+    async def stop(self, grace_seconds: float) -> None:
+        """Stop polling, wait up to `grace_seconds` for messages in flight, commit, and leave the groups."""
         if self._starting_deferred is not None:
             self._starting_deferred.cancel()
             await asyncio.gather(self._starting_deferred, return_exceptions=True)
-        await asyncio.gather(self._orders.stop(grace), self._deferred.stop(grace))
+        await asyncio.gather(self._orders.stop(grace_seconds), self._deferred.stop(grace_seconds))
         await self._dispatcher.close()
         await asyncio.gather(asyncio.to_thread(self._topic.close), asyncio.to_thread(self._deferred_topic.close))
 
     async def check_topic(self) -> float:
-        """Let a member rejoin its group if the topic was recreated.
+        """Let a member rejoin its group if its topic was deleted and created again.
 
         Otherwise it would continue at its old offset, and skip the beginning of the new topic. Return the seconds until
         the next check. Raises KafkaException.
@@ -203,7 +203,7 @@ class OrdersConsumer:
         waiting = False
         while not await self._deferred.topic_exists():
             if not waiting:
-                log.info("waiting for topic", topic=self._config.deferred_mails_topic)
+                log.info("waiting for topic", topic=self._config.deferred_topic_name)
             waiting = True
             await asyncio.sleep(_TOPIC_WAIT_SECONDS)
         self._deferred.start()

@@ -33,7 +33,7 @@ class ReadyItems(Generic[T]):
         self._wake()
 
     async def get(self) -> T:
-        """Return the next item, and wait for one if necessary. Call `release` once it was processed."""
+        """Return the next item, and wait for one if necessary. Call `release` once it has been processed."""
         while True:
             for domain, items in self._domains.items():
                 if self._in_flight[domain] < self._max_per_domain:

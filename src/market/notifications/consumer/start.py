@@ -52,7 +52,8 @@ class StartOffsets:
         self._config = kafka
         self._sent_log = sent_log
         self._topic = topic
-        # For a topic that only this service writes: no message in it is older than the first start.
+        # True for the topic of deferred mails, which only this service writes: all of its messages are newer than the
+        # first start.
         self._read_from_beginning = read_from_beginning
         # Whether the topic did not exist when this process started. Then all of its events are mailed.
         self.topic_is_new = False
@@ -70,15 +71,15 @@ class StartOffsets:
         if not recorded.empty:
             return
         offsets = await asyncio.to_thread(self._topic.offsets)
-        has_offsets = any(one.committed is not None for one in offsets.values())
+        has_offsets = any(partition.committed is not None for partition in offsets.values())
         await self._sent_log.record_start(first=not has_offsets)
         if not has_offsets:
             self._first_start_partitions = set(offsets)
 
     # These methods block: they are called in the consumer's thread.
 
-    def remember(self, tracker: OffsetTracker) -> None:
-        """Remember the position of a partition that is no longer assigned."""
+    def record_position(self, tracker: OffsetTracker) -> None:
+        """Record the position of a partition that is no longer assigned."""
         self._last_positions[tracker.partition] = Position(tracker.first_unsettled, tracker.topic_id)
 
     def commit_start_offsets(
@@ -103,9 +104,9 @@ class StartOffsets:
         self._first_start_partitions -= {start.partition for start in starts}
         return starts
 
-    def replay_from(self, consumer: Consumer, partition: int, topic_id: str) -> int:
+    def after_first_start(self, consumer: Consumer, partition: int, topic_id: str) -> int:
         """Return the offset of the first message published after the group's first start. Raises KafkaException."""
-        return self._state(consumer, TopicPartition(self._config.topic, partition), topic_id).replay_from
+        return self._state(consumer, TopicPartition(self._config.topic, partition), topic_id).after_first_start
 
     def _start(self, consumer: Consumer, committed: TopicPartition, topic_id: str) -> StartPosition:
         state = self._state(consumer, committed, topic_id)
@@ -114,8 +115,8 @@ class StartOffsets:
             count_reset(committed.partition, start.reset_reason)
         if start.no_offset_reason and not (self._read_from_beginning and start.no_offset_reason == "first-start"):
             metrics.STARTS_WITHOUT_OFFSET.labels(start.no_offset_reason).inc()
-            write = log.info if start.no_offset_reason == "first-start" else log.error
-            write(
+            log_start = log.info if start.no_offset_reason == "first-start" else log.error
+            log_start(
                 "consumption starts without a committed offset",
                 topic=committed.topic,
                 partition=committed.partition,
@@ -128,7 +129,7 @@ class StartOffsets:
 
     def _state(self, consumer: Consumer, committed: TopicPartition, topic_id: str) -> PartitionState:
         low, high = consumer.get_watermark_offsets(committed, timeout=_CALL_TIMEOUT_SECONDS)
-        replay_from = low
+        after_first_start = low
         # The embedded broker (librdkafka's mock cluster) cannot look up offsets by time.
         if self._first_started_ms is not None and topic_id and not self._config.is_embedded_broker:
             since_ms = self._first_started_ms - int(self._config.first_start_tolerance_seconds * 1000)
@@ -136,16 +137,16 @@ class StartOffsets:
             [found] = consumer.offsets_for_times([partition], timeout=_CALL_TIMEOUT_SECONDS)
             if found.error is not None:
                 raise KafkaException(found.error)
-            replay_from = max(low, found.offset) if found.offset >= 0 else high
+            after_first_start = max(low, found.offset) if found.offset >= 0 else high
         return PartitionState(
             topic_id=topic_id,
             low=low,
             high=high,
-            replay_from=replay_from,
+            after_first_start=after_first_start,
             committed=(committed.offset, committed.metadata) if committed.offset >= 0 else None,
             last_position=self._last_positions.get(committed.partition),
-            # For the topic of deferred mails: an empty partition without an offset is at its first start, which is no
-            # error.
+            # In the topic of deferred mails, a partition that has never had a message is at its first start. That is
+            # no error.
             first_start=high == 0 if self._read_from_beginning else committed.partition in self._first_start_partitions,
         )
 

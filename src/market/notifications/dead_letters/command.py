@@ -31,7 +31,7 @@ _OK, _FAILED, _USAGE_ERROR = 0, 1, 2
 async def dead_letters(config: Config, args: list[str]) -> int:
     """Run the command, and return its exit status.
 
-    0: success. 1: a dead letter stays open, or Kafka fails. 2: the arguments are invalid.
+    0: success. 1: a dead letter could not be replayed, or Kafka failed. 2: the arguments are invalid.
     """
     try:
         options = _parser().parse_args(args)
@@ -40,22 +40,22 @@ async def dead_letters(config: Config, args: list[str]) -> int:
     reader = DeadLetterReader(config.kafka)
     try:
         letters = await asyncio.to_thread(reader.read_all)
-        if options.verb == "list":
+        if options.subcommand == "list":
             return _list([x for x in letters if options.all or x.done is None], options.json)
-        if options.verb in ("replay", "drop") and options.all == bool(options.ids):
+        if options.subcommand in ("replay", "drop") and options.all == bool(options.ids):
             return _fail("give either the ids of dead letters or --all")
         by_id = {letter.id: letter for letter in letters}
-        chosen = [x for x in letters if x.done is None] if options.verb != "show" and options.all else []
+        chosen = [x for x in letters if x.done is None] if options.subcommand != "show" and options.all else []
         for letter_id in options.ids:
             if letter_id not in by_id:
                 return _fail(f"there is no dead letter {letter_id}")
             chosen.append(by_id[letter_id])
-        if options.verb == "show":
+        if options.subcommand == "show":
             return await _show(reader, chosen, options.json)
-        return await _replay_or_drop(config, reader, chosen, options.verb, options.json)
+        return await _replay_or_drop(config, reader, chosen, options.subcommand, options.json)
     except (KafkaException, TimeoutError, LookupError) as e:
         reason = e.args[0].str() if isinstance(e, KafkaException) else str(e)
-        return _fail(f"kafka at {config.kafka.bootstrap_servers}: {reason}", status=_FAILED)
+        return _fail(f"Kafka at {config.kafka.bootstrap_servers}: {reason}", status=_FAILED)
     finally:
         await asyncio.to_thread(reader.close)
 
@@ -64,20 +64,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dead-letters", description="Events that could not be mailed. `list` shows their ids."
     )
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    listing = verbs.add_parser("list", help="list the open dead letters, oldest first")
+    subcommands = parser.add_subparsers(dest="subcommand", required=True)
+    listing = subcommands.add_parser("list", help="list the open dead letters, oldest first")
     listing.add_argument("--all", action="store_true", help="include those that were replayed or dropped")
-    show = verbs.add_parser("show", help="show dead letters with the original message")
+    show = subcommands.add_parser("show", help="show dead letters with the original message")
     show.add_argument("ids", nargs="+", metavar="ID")
-    replay = verbs.add_parser(
+    replay = subcommands.add_parser(
         "replay", help="mail dead letters now; those that the mail server accepts are marked as done"
     )
-    drop = verbs.add_parser("drop", help="mark dead letters as done without mailing them")
-    for verb in (replay, drop):
-        verb.add_argument("ids", nargs="*", metavar="ID")
-        verb.add_argument("--all", action="store_true", help="all open dead letters")
-    for verb in (listing, show, replay, drop):
-        verb.add_argument("--json", action="store_true", help="print one JSON object per line")
+    drop = subcommands.add_parser("drop", help="mark dead letters as done without mailing them")
+    for subcommand in (replay, drop):
+        subcommand.add_argument("ids", nargs="*", metavar="ID")
+        subcommand.add_argument("--all", action="store_true", help="all open dead letters")
+    for subcommand in (listing, show, replay, drop):
+        subcommand.add_argument("--json", action="store_true", help="print one JSON object per line")
     return parser
 
 
@@ -114,7 +114,7 @@ async def _show(reader: DeadLetterReader, letters: list[DeadLetter], as_json: bo
 
 
 async def _replay_or_drop(
-    config: Config, reader: DeadLetterReader, letters: list[DeadLetter], verb: str, as_json: bool
+    config: Config, reader: DeadLetterReader, letters: list[DeadLetter], subcommand: str, as_json: bool
 ) -> int:
     """Replay or drop dead letters, and return the exit status.
 
@@ -127,10 +127,10 @@ async def _replay_or_drop(
     status = _OK
     try:
         for letter in letters:
-            result = {"id": letter.id, "result": "dropped" if verb == "drop" else "replayed"}
+            result = {"id": letter.id, "result": "dropped" if subcommand == "drop" else "replayed"}
             if letter.done is not None:
                 result["result"] = f"already {letter.done.action}"
-            elif verb == "replay" and (reason := await _mail(deps, reader, letter)) is not None:
+            elif subcommand == "replay" and (reason := await _mail(deps, reader, letter)) is not None:
                 status = _FAILED
                 result |= {"result": "open", "reason": reason}
             else:

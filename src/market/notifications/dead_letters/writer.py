@@ -19,7 +19,7 @@ _CLIENT_ID = "market.notifications"
 REASON, TIME, TOPIC, PARTITION, OFFSET = (
     f"dead-letter-{name}" for name in ("reason", "time", "topic", "partition", "offset")
 )
-# Set if the value was omitted, because it was too large for the dead letter topic. The original topic has it.
+# Set if the value was omitted, because it was too large for the dead letter topic. It is still in the original topic.
 OMITTED = "dead-letter-value-omitted"
 # Headers of a mark: a record without a value that marks an earlier dead letter of the same partition as done.
 MARK_OF, MARK_ACTION = "dead-letter-done", "dead-letter-action"
@@ -31,7 +31,7 @@ _CLOSE_SECONDS = 2.0
 _Headers = list[tuple[str, str | bytes | None]]
 
 
-def topic(kafka: config.Kafka) -> Topic:
+def dead_letter_topic_definition(kafka: config.Kafka) -> Topic:
     """Return the definition of the dead letter topic."""
     settings = {
         "retention.ms": str(events.RETENTION_MS),

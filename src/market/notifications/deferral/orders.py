@@ -11,7 +11,7 @@ _MAX_ORDERS = 10_000
 
 
 class OrdersWithDeferredMail:
-    """Remembers the earliest deferred notification of each order, for the latest 10,000 orders that have one.
+    """The earliest deferred notification of each order, for the latest 10,000 orders that have one.
 
     Entries expire: another process may mail a notification that this one has deferred, and this one does not learn of
     it.
@@ -25,7 +25,7 @@ class OrdersWithDeferredMail:
         self._orders: OrderedDict[UUID, tuple[int, float]] = OrderedDict()
 
     def add(self, order_id: UUID, sequence: int, seconds: float) -> None:
-        """Remember for `seconds` that the notification was deferred."""
+        """Record for `seconds` that the notification was deferred."""
         earlier = self._sequence(order_id)
         self._orders[order_id] = (min(sequence, earlier or sequence), self._clock() + seconds)
         self._orders.move_to_end(order_id)
@@ -33,7 +33,7 @@ class OrdersWithDeferredMail:
             self._orders.popitem(last=False)
 
     def settle(self, order_id: UUID, sequence: int) -> None:
-        """Forget the notification, because it was mailed, skipped or stored as a dead letter."""
+        """Record that the notification is no longer deferred: it was mailed, skipped or stored as a dead letter."""
         if self._sequence(order_id) == sequence:
             del self._orders[order_id]
 

@@ -28,7 +28,7 @@ _MAX_MESSAGE_BYTES = events.MAX_MESSAGE_BYTES + 65_536
 _CLOSE_SECONDS = 2.0
 
 
-def topic(kafka: config.Kafka) -> Topic:
+def deferred_topic_definition(kafka: config.Kafka) -> Topic:
     """Return the definition of the topic of deferred mails."""
     settings = {
         "cleanup.policy": "delete",
@@ -36,7 +36,7 @@ def topic(kafka: config.Kafka) -> Topic:
         "max.message.bytes": str(_MAX_MESSAGE_BYTES),
         "min.insync.replicas": str(kafka.min_insync),
     }
-    return Topic(kafka.deferred_mails_topic, kafka.partitions, kafka.replication, settings)
+    return Topic(kafka.deferred_topic_name, kafka.partitions, kafka.replication, settings)
 
 
 class DeferredMailWriter:
@@ -68,7 +68,7 @@ class DeferredMailWriter:
                 self._config, _CLIENT_ID, max_message_bytes=_MAX_MESSAGE_BYTES, on_failure=self._on_failure
             )
         await self._producer.send_and_wait(
-            self._config.deferred_mails_topic, message.value, key=message.key, headers=headers
+            self._config.deferred_topic_name, message.value, key=message.key, headers=headers
         )
 
     async def close(self) -> None:

@@ -24,9 +24,9 @@ class _DeferringDomain:
 
 
 class DomainThrottle:
-    """Counts how many mails in a row each domain has deferred, for the latest 10,000 domains that deferred a mail.
+    """Counts the consecutive deferrals of each domain, for the latest 10,000 domains that deferred a mail.
 
-    threshold: after this many, the domain is throttled until it accepts a mail
+    threshold: after this many consecutive deferrals, the domain is throttled until it accepts a mail
     attempts_per_second: the maximum rate of delivery attempts to a throttled domain
     clock: returns seconds, like time.monotonic
     """
@@ -35,7 +35,7 @@ class DomainThrottle:
         self, threshold: int, attempts_per_second: float, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._threshold = threshold
-        self._interval = 1 / attempts_per_second
+        self._interval_seconds = 1 / attempts_per_second
         self._clock = clock
         self._domains: OrderedDict[str, _DeferringDomain] = OrderedDict()
         self._throttled = 0
@@ -76,7 +76,7 @@ class DomainThrottle:
         attempt_at = max(now, state.next_attempt_at)
         if attempt_at - now > max_seconds:
             return None
-        state.next_attempt_at = attempt_at + self._interval
+        state.next_attempt_at = attempt_at + self._interval_seconds
         return attempt_at - now
 
     def _count_throttled(self, change: int) -> None:

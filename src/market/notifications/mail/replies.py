@@ -15,7 +15,7 @@ _TOO_LARGE = 552
 # Errors of a single mail that a server may report at MAIL FROM: its size or its recipient.
 _MAIL_ERRORS = {"1.1", "1.2", "1.3", "1.6", "2.3", "3.4"}
 # A limit of the sending account, as large providers report it: 5.4.5 Daily user sending limit exceeded.
-_QUOTA = "4.5"
+_SENDING_LIMIT = "4.5"
 
 
 def is_about_sender(reply: SMTPResponseException) -> bool:
@@ -39,7 +39,7 @@ def is_policy_or_limit(reply: SMTPResponseException) -> bool:
     consecutive ones.
     """
     enhanced = _enhanced_code(reply)
-    return enhanced.startswith("7.") or enhanced == _QUOTA
+    return enhanced.startswith("7.") or enhanced == _SENDING_LIMIT
 
 
 def _enhanced_code(reply: SMTPResponseException) -> str:

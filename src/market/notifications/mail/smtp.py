@@ -46,13 +46,13 @@ class SmtpClient:
         self._available.set()
         self._reconnecting: asyncio.Task[None] | None = None
         self._failures = 0
-        # How many mails in a row were rejected for policy reasons or because of a sending limit.
+        # Consecutive rejections of mails for policy reasons or because of a sending limit.
         self._policy_rejections = 0
         self._outage_reason = ""
 
     @property
     def available(self) -> bool:
-        """Whether mails can be sent. False after an outage or a rejection of the sender, until a probe succeeds."""
+        """Whether mails can be sent. False from an outage or a rejection of the sender until reconnecting succeeds."""
         return self._available.is_set()
 
     async def wait_until_available(self) -> None:
@@ -215,7 +215,7 @@ class SmtpClient:
             raise MailServerUnavailable(f"no reply to MAIL FROM: {_describe(e)}") from None
 
     def _raise_if_sender_rejected(self, e: SMTPResponseException) -> None:
-        """Raise SenderRejected if too many mails in a row were rejected because of a policy or a sending limit."""
+        """Raise SenderRejected after too many consecutive rejections because of a policy or a sending limit."""
         if not (replies.is_policy_or_limit(e) and e.code >= 500):
             self._policy_rejections = 0
             self._confirm_recovery()
@@ -241,9 +241,9 @@ class SmtpClient:
             return
         self._available.clear()
         metrics.PAUSED.labels("mail-server").set(1)
-        # In an empty context: the probe does not belong to the mail that failed first.
-        probe = supervise("mail-server-probe", self._reconnect)
-        self._reconnecting = asyncio.get_running_loop().create_task(probe, context=Context())
+        # In an empty context: reconnecting does not belong to the mail that failed first.
+        work = supervise("mail-server-probe", self._reconnect)
+        self._reconnecting = asyncio.get_running_loop().create_task(work, context=Context())
 
     async def _reconnect(self) -> None:
         while True:

@@ -28,14 +28,14 @@ _CLIENT_ID = "market.notifications"
 _CREATE_TIMEOUT_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 _FLUSH_INTERVAL_SECONDS = 0.2
-# How long the ids are kept in memory after their last use.
+# How long the ids stay in memory after the last lookup.
 _KEEP_SECONDS = 600.0
 _DIGEST_BYTES = 8
 _MAX_DIGESTS_IN_RECORD = 8_000
 _MAX_UNWRITTEN = 50_000
 
 
-def topic(kafka: config.Kafka) -> Topic:
+def sent_log_topic_definition(kafka: config.Kafka) -> Topic:
     """Return the definition of the topic of the sent log."""
     settings = {
         "cleanup.policy": "delete",
@@ -44,11 +44,11 @@ def topic(kafka: config.Kafka) -> Topic:
         "message.timestamp.type": "LogAppendTime",
         "min.insync.replicas": str(kafka.min_insync),
     }
-    return Topic(kafka.sent_topic, 1, kafka.replication, settings)
+    return Topic(kafka.sent_log_topic_name, 1, kafka.replication, settings)
 
 
 class RecentDigests:
-    """64-bit digests of the latest event ids. Keeps at most `max_ids`; when full, forgets the older half."""
+    """64-bit digests of the latest event ids, at most `max_ids`. When it is full, the older half is dropped."""
 
     def __init__(self, max_ids: int) -> None:
         self._generation_size = max(1, max_ids // 2)
@@ -56,7 +56,7 @@ class RecentDigests:
         self._old: set[int] = set()
 
     def add(self, digests: Iterable[bytes]) -> None:
-        """Add ids, and forget the oldest if there are too many."""
+        """Add digests. If there are too many, drop the older half."""
         for digest in digests:
             self._new.add(int.from_bytes(digest, "big"))
             if len(self._new) >= self._generation_size:
@@ -99,7 +99,8 @@ class SentLog:
         Raises KafkaException or TimeoutError.
         """
         c = self._config
-        if not c.is_embedded_broker and not await ensure_topics(c, _CLIENT_ID, [topic(c)], _CREATE_TIMEOUT_SECONDS):
+        topics = [] if c.is_embedded_broker else [sent_log_topic_definition(c)]
+        if not await ensure_topics(c, _CLIENT_ID, topics, _CREATE_TIMEOUT_SECONDS):
             raise TimeoutError("the topic of the sent log could not be created")
         return await asyncio.to_thread(reader.read_first_start, self._config)
 
@@ -111,7 +112,7 @@ class SentLog:
         await self._write(reader.STARTED if first else reader.RESUMED, None)
 
     def add(self, event_id: str) -> None:
-        """Remember that the event was mailed. `flush` writes its id."""
+        """Record that the event was mailed. `flush` writes its id."""
         digest = _digest(event_id)
         self._unwritten.append(digest)
         if self._ids is not None:
@@ -170,7 +171,7 @@ class SentLog:
             self._producer = Producer(
                 self._config, _CLIENT_ID, max_message_bytes=reader.MAX_RECORD_BYTES, on_failure=self._on_failure
             )
-        await self._producer.send_and_wait(self._config.sent_topic, value, key=key, partition=reader.PARTITION)
+        await self._producer.send_and_wait(self._config.sent_log_topic_name, value, key=key, partition=reader.PARTITION)
 
     def _load(self) -> RecentDigests:
         ids = RecentDigests(self._max_ids)

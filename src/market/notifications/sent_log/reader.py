@@ -44,7 +44,7 @@ def read_values(kafka: config.Kafka) -> Iterator[bytes]:
     since_ms = int(time.time() * 1000) - events.RETENTION_MS
     with _consumer(kafka) as consumer:
         low, high = _offsets(consumer, kafka)
-        partition = TopicPartition(kafka.sent_topic, PARTITION, since_ms)
+        partition = TopicPartition(kafka.sent_log_topic_name, PARTITION, since_ms)
         [found] = consumer.offsets_for_times([partition], timeout=_CALL_TIMEOUT_SECONDS)
         # The embedded broker cannot search by time, and then the log is read from its beginning.
         start = max(low, found.offset) if found.error is None and found.offset >= 0 else low
@@ -69,7 +69,9 @@ def _consumer(kafka: config.Kafka) -> Iterator[Consumer]:
     )
     try:
         # Creates the topic, if the broker creates topics automatically.
-        topic = consumer.list_topics(kafka.sent_topic, timeout=_CALL_TIMEOUT_SECONDS).topics[kafka.sent_topic]
+        topic = consumer.list_topics(kafka.sent_log_topic_name, timeout=_CALL_TIMEOUT_SECONDS).topics[
+            kafka.sent_log_topic_name
+        ]
         if topic.error is not None:
             raise KafkaException(topic.error)
         yield consumer
@@ -79,7 +81,7 @@ def _consumer(kafka: config.Kafka) -> Iterator[Consumer]:
 
 def _offsets(consumer: Consumer, kafka: config.Kafka) -> tuple[int, int]:
     """Return the first offset, and the one after the last."""
-    partition = TopicPartition(kafka.sent_topic, PARTITION)
+    partition = TopicPartition(kafka.sent_log_topic_name, PARTITION)
     low, high = consumer.get_watermark_offsets(partition, timeout=_CALL_TIMEOUT_SECONDS)
     return low, high
 
@@ -92,7 +94,7 @@ def _records(consumer: Consumer, kafka: config.Kafka, start: int, min_end: int) 
     deadline = time.monotonic() + _READ_TIMEOUT_SECONDS
     if start >= min_end:
         return
-    consumer.assign([TopicPartition(kafka.sent_topic, PARTITION, start)])
+    consumer.assign([TopicPartition(kafka.sent_log_topic_name, PARTITION, start)])
     while time.monotonic() < deadline:
         record = consumer.poll(1.0)
         if record is None:
