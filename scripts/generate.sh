@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Generate the protobuf code, the OpenAPI documents, and the AsyncAPI document with the events' JSON Schema.
+# Generate the protobuf code, the OpenAPI documents, the AsyncAPI document with the events' JSON Schema, and the table of
+# permissions in docs/security.md.
 # With --check, change nothing and fail if one is out of date.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,6 +23,7 @@ for service in products orders; do
 done
 
 "$bin/python" scripts/asyncapi.py "$out/asyncapi"
+"$bin/python" scripts/security.py "$out/security.md"
 
 status=0
 while read -r generated kept; do
@@ -40,5 +42,6 @@ $out/openapi/products.json openapi/products.json
 $out/openapi/orders.json openapi/orders.json
 $out/asyncapi/orders.json asyncapi/orders.json
 $out/asyncapi/order-event.schema.json asyncapi/order-event.schema.json
+$out/security.md docs/security.md
 END
 exit $status
