@@ -110,8 +110,8 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
     # How many of them one caller may have; above that, its requests get 429.
     max_in_flight_per_caller: Annotated[int, Meta(ge=1)] = 512
-    # How many requests per second one caller may send to one process, after a burst; above that, it gets 429. Without a
-    # value, 1000 if callers sign in, and no limit if they do not.
+    # How many requests per second one caller may send to one process, after a burst; above that, it gets 429. By
+    # default 1000 if callers sign in, and unlimited if they do not.
     max_requests_per_second_per_caller: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
     max_burst_per_caller: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
     # Bytes of the bodies of requests in flight; above that, requests with a body get 503 at once.

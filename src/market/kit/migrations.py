@@ -95,7 +95,7 @@ async def wait_for_schema(pool: Pool, package: str, health: Health) -> None:
             done = {row["name"] for row in await pool.fetch("SELECT name FROM schema_migrations")}
         except asyncpg.UndefinedTableError:
             done = set()
-        if pending := [one.name for one in _migrations(package) if not one.is_applied(done)]:
+        if pending := [migration.name for migration in _migrations(package) if not migration.is_applied(done)]:
             raise RuntimeError(f"pending migrations: {', '.join(pending)}; run `migrate`")
 
     await health.wait_for("schema", check)
@@ -115,10 +115,10 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
         await _create_table(conn)
         migrations = _migrations(package)
         done = await _verify_applied(conn, migrations)
-        pending = [one for one in migrations if not one.is_applied(done)]
-        for one in pending:
-            await _apply(conn, one.name, one.text, config.migrations.timeout_seconds)
-        return [one.name for one in pending]
+        pending = [migration for migration in migrations if not migration.is_applied(done)]
+        for migration in pending:
+            await _apply(conn, migration.name, migration.text, config.migrations.timeout_seconds)
+        return [migration.name for migration in pending]
     finally:
         await conn.close(timeout=_STATEMENT_SECONDS)
 

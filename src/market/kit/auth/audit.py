@@ -1,4 +1,4 @@
-"""The audit log: who has changed what that is not only the caller's own."""
+"""The audit log: who changed data that is not only their own."""
 
 from __future__ import annotations
 

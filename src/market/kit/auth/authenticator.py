@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Authenticator:
-    """Verifies tokens, and remembers those that are valid until they expire.
+    """Verifies tokens, and caches valid ones until they expire.
 
     clock: returns the time in seconds since 1970.
     """
@@ -36,18 +36,18 @@ class Authenticator:
         self._clock = clock
 
     async def authenticate(self, authorization: str | None) -> Identity:
-        """Return who has sent the header Authorization; ANONYMOUS without one.
+        """Return the identity that the header Authorization proves; ANONYMOUS without the header.
 
-        Raises Unauthenticated, which says which rule the token breaks, and Unavailable as long as the issuer's keys
-        could not be fetched even once.
+        Raises Unauthenticated, which says which rule the token breaks, and Unavailable until the issuer's keys have
+        been fetched for the first time.
         """
         if authorization is None:
             return ANONYMOUS
         now = self._clock()
         # Not the token itself, which would be as good as a password to whoever reads this process's memory.
         digest = hashlib.sha256(authorization.encode("utf-8", "surrogatepass")).digest()
-        if remembered := self._cache.get(digest, now):
-            return remembered
+        if cached := self._cache.get(digest, now):
+            return cached
         try:
             verified = await self._verifier.verify(_bearer_token(authorization), now)
         except Refused as e:
@@ -71,8 +71,10 @@ async def authenticator(
 ) -> AsyncIterator[Authenticator | None]:
     """Yield an Authenticator whose keys are kept up to date; None in mode `open`.
 
-    callers: services by the subject of their tokens. If the first fetch of the keys fails, that is logged, and fetching
-    is repeated; until it succeeds, requests with a token get Unavailable.
+    callers: the names of services, by the subject of their tokens.
+
+    If the first fetch of the keys fails, it is logged and retried. Until it succeeds, requests with a token get
+    Unavailable.
     """
     if not config.is_required:
         yield None
@@ -85,7 +87,7 @@ async def authenticator(
     cache = TokenCache(config.max_cached_tokens, config.max_cached_token_bytes)
     keys = Keys(
         Issuer(config).fetch_keys,
-        forget=cache.forget,
+        on_removed=cache.remove_signed_by,
         refresh_seconds=config.refresh_seconds,
         min_refetch_seconds=config.min_refetch_seconds,
     )

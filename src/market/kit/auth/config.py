@@ -1,4 +1,4 @@
-"""The configuration of sign-in: whose tokens a service accepts, and with which token it calls other services."""
+"""The configuration of sign-in: whose tokens a service accepts, and which token it sends to other services."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Auth(Section, frozen=True, kw_only=True):
     open_on_purpose: bool = False
     # The tokens' `iss`, and the URL under which the issuer publishes its discovery document.
     issuer: NonEmptyStr | None = None
-    # One of the tokens' `aud`. It must not be the id of a client, or that client's ID tokens would be accepted.
+    # A value that the tokens' `aud` must contain. It must not be the id of a client, or that client's ID tokens would
+    # be accepted.
     audience: NonEmptyStr = "market"
     algorithms: Annotated[tuple[Algorithm, ...], Meta(min_length=1)] = (
         "RS256",
@@ -43,15 +44,15 @@ class Auth(Section, frozen=True, kw_only=True):
     require_access_token_type: bool = False
     # The claim with the roles, or a path to it: realm_access.roles.
     roles_claim: NonEmptyStr = "roles"
-    # Our roles by the issuer's names. Roles that it does not have are ignored.
+    # The shop's roles, by the issuer's names for them. The issuer's other roles are ignored.
     roles: dict[str, Role] = msgspec.field(default_factory=lambda: {role.value: role for role in Role})
     # CA certificates to trust (PEM) when the keys are fetched; the system's trust store by default.
     issuer_ca_file: NonEmptyStr | None = None
     # A file with a bearer token for the discovery document and the keys, as a Kubernetes API server requires.
     issuer_token_file: NonEmptyStr | None = None
-    # Where the keys are, if that is not to be read from the discovery document.
+    # The URL of the keys, in place of the one in the discovery document.
     keys_url: NonEmptyStr | None = None
-    # Allows http URLs to other machines, on which anybody between could replace the keys.
+    # Allows http URLs to other machines. An attacker on the network could then replace the keys.
     insecure_issuer: bool = False
     # How long fetching one document may take, and how large it may be.
     timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 5.0
@@ -60,7 +61,7 @@ class Auth(Section, frozen=True, kw_only=True):
     refresh_seconds: Annotated[float, Meta(ge=10, le=86_400)] = 300.0
     min_refetch_seconds: Annotated[float, Meta(ge=0.1, le=300)] = 2.0
     max_token_bytes: Annotated[int, Meta(ge=512, le=65_536)] = 8192
-    # Verified tokens that are remembered until they expire, and their memory.
+    # The maximum number of verified tokens that are cached until they expire, and their memory.
     max_cached_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] = 10_000
     max_cached_token_bytes: Annotated[int, Meta(ge=0)] = 8_388_608
 
@@ -77,16 +78,16 @@ class Auth(Section, frozen=True, kw_only=True):
 
 
 class ServiceIdentity(Section, frozen=True, kw_only=True):
-    """With which token a service calls others: one from a file, or one from the issuer for client credentials."""
+    """The token that a service sends to others: from a file, or from the issuer for client credentials."""
 
     # A projected service account token, for example. It is read again when the file changes.
     token_file: NonEmptyStr | None = None
     # RFC 6749 section 4.4. The secret must come from the environment: ${NAME}.
     client_id: NonEmptyStr | None = None
     client_secret: NonEmptyStr | None = None
-    # The token endpoint, if that is not to be read from the discovery document of `auth.issuer`.
+    # The URL of the token endpoint, in place of the one in the discovery document of `auth.issuer`.
     token_url: NonEmptyStr | None = None
-    # What some issuers require in the request.
+    # Parameters of the token request, which some issuers require.
     scope: NonEmptyStr | None = None
     audience: NonEmptyStr | None = None
     # How long fetching a token may take.

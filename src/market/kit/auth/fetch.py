@@ -1,4 +1,4 @@
-"""Fetching documents from the issuer: bounded in time and size, and without redirects."""
+"""Fetches documents from the issuer, with limits on time and size, and without following redirects."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TlsContext = Callable[[], ssl.SSLContext]
 
 
 class FetchError(Exception):
-    """The document cannot be had. The text says why, and contains neither secrets nor the document."""
+    """The document could not be fetched. The text says why, and contains neither secrets nor the document."""
 
 
-def trust(ca_file: str | None) -> TlsContext:
+def tls_context_source(ca_file: str | None) -> TlsContext:
     """Return a source of TLS contexts that trust the CA certificates in the file, or the system's trust store."""
     return ReloadingContext(lambda: ssl.create_default_context(cafile=ca_file), ca_file).get
 
@@ -32,9 +32,9 @@ async def fetch(
     headers: Mapping[str, str] | None = None,
     body: bytes | None = None,
 ) -> HttpResponse:
-    """Return the response, whose body has at most `max_bytes`. Raises FetchError, also for a redirect.
+    """Return the response, whose body has at most `max_bytes`. Raises FetchError, including for a redirect.
 
-    A redirect is refused, because it could lead to a host that nobody has configured.
+    A redirect is not followed, because it could lead to a host that nobody has configured.
     """
     parts = urlsplit(url)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -58,5 +58,5 @@ async def fetch(
     finally:
         pool.close()
     if 300 <= response.status < 400:
-        raise FetchError(f"{parts.hostname}: redirects, which is not followed (status {response.status})")
+        raise FetchError(f"{parts.hostname}: the redirect is not followed (status {response.status})")
     return response

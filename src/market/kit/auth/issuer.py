@@ -11,7 +11,7 @@ import msgspec
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey, import_key
 
 from market.kit.auth.config import Auth, check_issuer_url
-from market.kit.auth.fetch import FetchError, fetch, trust
+from market.kit.auth.fetch import FetchError, fetch, tls_context_source
 
 T = TypeVar("T")
 
@@ -41,14 +41,14 @@ class SigningKey:
 
 
 class Issuer:
-    """The issuer that `auth.issuer` names. Every method fetches; nothing is kept."""
+    """The issuer that `auth.issuer` names. Every call fetches the documents; nothing is cached."""
 
     def __init__(self, config: Auth) -> None:
         if config.issuer is None:
             raise ValueError("auth.issuer is missing")
         self._config = config
         self.url = config.issuer
-        self.tls = trust(config.issuer_ca_file)
+        self.tls = tls_context_source(config.issuer_ca_file)
 
     async def fetch_keys(self) -> list[SigningKey]:
         """Return the keys that can verify tokens; at least one. Raises FetchError."""
@@ -99,10 +99,10 @@ class Issuer:
         try:
             return msgspec.json.decode(response.body, type=document_type)
         except (msgspec.DecodeError, ValueError, RecursionError):
-            raise FetchError(f"{host}: the document is not what the specification says") from None
+            raise FetchError(f"{host}: the document does not follow the specification") from None
 
     def _may_see_token(self, url: str) -> bool:
-        """Whether the operator has configured the URL's host. The discovery document could name any other."""
+        """Return whether the operator has configured the URL's host. The discovery document could name any host."""
         return _origin(url) == _origin(self.url) or url == self._config.keys_url
 
 
@@ -123,7 +123,7 @@ def _import_key(data: dict[str, Any]) -> SigningKey | None:
     if data.get("kty") not in ("RSA", "EC", "OKP") or data.get("use", "sig") != "sig":
         return None
     try:
-        # Only the public members: an issuer that publishes a private key must not make us hold it.
+        # Only the public members, so that a private key that an issuer publishes by mistake is not kept.
         key = import_key({name: value for name, value in data.items() if name not in _PRIVATE})
         if isinstance(key, RSAKey) and key.raw_value.key_size not in _RSA_BITS:
             return None
@@ -131,7 +131,7 @@ def _import_key(data: dict[str, Any]) -> SigningKey | None:
             return None
         return SigningKey(data.get("kid"), key.thumbprint(), key)
     except Exception:
-        # The library and its cryptography raise many types for what an issuer could publish.
+        # The library raises exceptions of many types for malformed keys.
         return None
 
 

@@ -1,4 +1,4 @@
-"""The issuer's keys, kept while the issuer is away and fetched again for a key that is not known yet."""
+"""The issuer's keys. They are kept while the issuer is unavailable, and fetched again for an unknown key id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from market.kit.process import logs
 
 log = logs.get_logger("auth")
 
-# Requests that wait at the same time for the next fetch, and key ids known to be absent.
+# The maximum number of requests that wait for the next fetch, and of key ids that are known to be absent.
 _MAX_WAITING = 64
 _MAX_ABSENT = 1024
 # The pause after a failed fetch, while there are no keys and while there are.
@@ -27,7 +27,7 @@ class Keys:
     """Keys by `kid`.
 
     fetch: returns the issuer's current keys; raises FetchError.
-    forget: called with the thumbprints of keys that the issuer no longer has.
+    on_removed: called with the thumbprints of keys that the issuer no longer has.
     refresh_seconds, min_refetch_seconds: as in the configuration. clock: returns seconds, like time.monotonic.
     """
 
@@ -35,22 +35,22 @@ class Keys:
         self,
         fetch: Callable[[], Awaitable[Sequence[SigningKey]]],
         *,
-        forget: Callable[[frozenset[str]], None],
+        on_removed: Callable[[frozenset[str]], None],
         refresh_seconds: float,
         min_refetch_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fetch = fetch
-        self._forget = forget
+        self._on_removed = on_removed
         self._refresh_seconds = refresh_seconds
         self._min_refetch_seconds = min_refetch_seconds
         self._clock = clock
         self._keys: tuple[SigningKey, ...] = ()
-        # Key ids that the last fetch did not bring.
+        # Requested key ids that the last fetch did not return.
         self._absent: set[str | None] = set()
         self._fetching: asyncio.Task[None] | None = None
         self._waiting = 0
-        # When the last fetch for an unknown key has started, and when the keys were last fetched.
+        # When the last fetch for an unknown key id started, and when the keys were last fetched.
         self._refetched_at = -float("inf")
         self._fetched_at: float | None = None
         self._is_failing = False
@@ -69,8 +69,8 @@ class Keys:
     async def find_or_fetch(self, kid: str | None, seconds: float) -> list[SigningKey]:
         """Return the keys with this id, fetching the keys again if there are none yet. Waits at most `seconds`.
 
-        All requests share one fetch, and fetches have a minimum pause between them. A request whose key id the last
-        fetch did not bring does not wait for the next one.
+        All requests share one fetch, and there is a minimum pause between fetches. A request whose key id was
+        not in the last fetch does not wait for the next one.
         """
         if found := self.find(kid):
             return found
@@ -92,7 +92,7 @@ class Keys:
 
     async def _await_fetch(self, kid: str | None) -> None:
         if self._fetching is not None:
-            # It may have started before the issuer published the key, so that it is not the last attempt.
+            # This fetch may have started before the issuer published the key, so another one may follow.
             await asyncio.shield(self._fetching)
             if self.find(kid):
                 return
@@ -113,7 +113,7 @@ class Keys:
         return min(self._refresh_seconds, _RETRY_WITH_KEYS_SECONDS if self._keys else _RETRY_SECONDS)
 
     def _start(self) -> asyncio.Task[None]:
-        """Return the fetch in flight, or start one. It belongs to no request, and does not end with one."""
+        """Return the fetch in flight, or start one. It does not end with the request that started it."""
         if self._fetching is None:
             self._fetching = asyncio.get_running_loop().create_task(self._replace(), context=Context())
         return self._fetching
@@ -137,7 +137,7 @@ class Keys:
             self._absent.clear()
             if removed:
                 log.info("the issuer has withdrawn keys", removed=len(removed), keys=len(keys))
-                self._forget(removed)
+                self._on_removed(removed)
         finally:
             self._fetching = None
 

@@ -6,7 +6,7 @@ from prometheus_client import Counter, Gauge
 
 REFUSED = Counter(
     "market_auth_refused_total",
-    "Requests refused: no_token and token (401), or role (403).",
+    "Requests refused, by reason: no_token or token (401), or role (403).",
     ["reason"],
 )
 INVALID_TOKENS = Counter("market_auth_invalid_tokens_total", "Tokens refused, by the rule that they break.", ["rule"])
@@ -16,7 +16,7 @@ KEY_FETCHES = Counter(
 KEYS_AGE = Gauge(
     "market_auth_keys_age_seconds", "Time since the issuer's keys were last fetched; -1 before the first time."
 )
-CACHED_TOKENS = Gauge("market_auth_cached_tokens", "Verified tokens that are remembered.")
+CACHED_TOKENS = Gauge("market_auth_cached_tokens", "Verified tokens in the cache.")
 TOKEN_FETCHES = Counter(
     "market_auth_service_token_fetches_total",
     "Fetches of this service's own token, by result: ok or failed.",

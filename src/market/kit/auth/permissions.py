@@ -1,4 +1,4 @@
-"""How a table of permissions is written and read. The shop's own table is market.contracts.access."""
+"""Permissions: who may call which operation. The shop's table of permissions is market.contracts.access."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Permission(StrEnum):
 class Access:
     """Who may call one operation, by role. The service that owns the data decides what is the caller's own.
 
-    A caller with several roles has the widest permission of these.
+    A caller with several roles has the widest of their permissions.
 
-    callers: the services that may call a gRPC method, by name. Only there `service` is YES for some services alone.
+    callers: the names of the services that may call a gRPC method. If there are any, `service` applies to these alone.
     """
 
     nobody: Permission

@@ -1,4 +1,4 @@
-"""The token with which this service calls others: from a file that rotates, or from the issuer.
+"""The token that this service sends to others: from a file that rotates, or from the issuer.
 
 async with service_tokens(config.service_identity, config.auth) as tokens:
     token = await tokens.get(seconds=2.5)
@@ -21,7 +21,7 @@ import msgspec
 
 from market.kit.auth import metrics
 from market.kit.auth.config import Auth, ServiceIdentity
-from market.kit.auth.fetch import FetchError, fetch, trust
+from market.kit.auth.fetch import FetchError, fetch, tls_context_source
 from market.kit.errors import Unavailable
 from market.kit.process import logs
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 log = logs.get_logger("auth")
 
 _MAX_TOKEN_BYTES = 65_536
-# How often the file is looked at. Kubernetes replaces a projected token when a fifth of its life is left.
+# How often the file is checked. Kubernetes replaces a projected token when a fifth of its lifetime is left.
 _FILE_SECONDS = 1.0
-# A token is renewed when this part of its life has passed, in the background while it is still valid.
+# A token is renewed in the background when this part of its lifetime has passed.
 _RENEW_AFTER = 0.8
-# The life of a token whose issuer does not say it (RFC 6749 section 5.1 recommends that it does).
-_DEFAULT_LIFE_SECONDS = 60.0
+# The lifetime that is assumed if the issuer does not state it (RFC 6749 section 5.1 recommends that it does).
+_DEFAULT_LIFETIME_SECONDS = 60.0
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.5, 30.0
 
 
@@ -47,11 +47,11 @@ class ServiceTokens(Protocol):
         """Return a valid token. Raises Unavailable if there is none within `seconds`."""
 
     async def replace(self, rejected: str, seconds: float) -> str:
-        """Return another token than the one that an upstream has rejected, or the same if there is no other yet."""
+        """Return a token other than the one that an upstream has rejected, or the same one if there is no other yet."""
 
 
 class FileTokens:
-    """A token in a file, which is read again when the file has changed. clock: like time.monotonic."""
+    """A token in a file, which is read again when the file has changed. clock: returns seconds, like time.monotonic."""
 
     def __init__(self, path: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = Path(path)
@@ -94,8 +94,8 @@ class _TokenResponse(msgspec.Struct, frozen=True):
 class ClientCredentials:
     """Tokens from the issuer's token endpoint, for client id and secret (RFC 6749 section 4.4).
 
-    Concurrent calls share one fetch, which happens before the token expires. A failed fetch is repeated with back-off;
-    until then the last token is used as long as it is valid.
+    Concurrent calls share one fetch, which starts before the token expires. A failed fetch is retried with back-off.
+    Meanwhile the last token is used as long as it is valid.
 
     endpoint: returns the URL of the token endpoint; raises FetchError. clock: like time.monotonic.
     """
@@ -110,7 +110,7 @@ class ClientCredentials:
     ) -> None:
         self._config = config
         self._endpoint = endpoint
-        self._tls = trust(ca_file)
+        self._tls = tls_context_source(ca_file)
         self._clock = clock
         self._token = ""
         self._renew_at = self._expires_at = -float("inf")
@@ -131,7 +131,7 @@ class ClientCredentials:
 
     async def replace(self, rejected: str, seconds: float) -> str:
         if self._token == rejected and self._clock() >= self._retry_at:
-            # Not more often than failed fetches: an upstream that rejects every token must not cause many.
+            # Limited like retries: an upstream that rejects every token must not cause many fetches.
             self._retry_at = self._clock() + _MIN_RETRY_SECONDS
             if self._fetching is None:
                 self._start()
@@ -139,7 +139,7 @@ class ClientCredentials:
         return self._token
 
     async def close(self) -> None:
-        """End a fetch in flight."""
+        """Cancel a fetch in flight."""
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.gather(self._fetching, return_exceptions=True)
@@ -155,7 +155,7 @@ class ClientCredentials:
             raise Unavailable(f"this service has no token: {self._error}")
 
     def _start(self) -> None:
-        # It belongs to no request, and does not end with one.
+        # In an empty context: the fetch does not belong to the request that starts it.
         self._fetching = asyncio.get_running_loop().create_task(self._fetch(), context=Context())
 
     async def _fetch(self) -> None:
@@ -174,11 +174,11 @@ class ClientCredentials:
             if self._failures:
                 log.info("fetched the service's token", failures=self._failures)
             self._failures = 0
-            life = response.expires_in or _DEFAULT_LIFE_SECONDS
+            lifetime = response.expires_in or _DEFAULT_LIFETIME_SECONDS
             now = self._clock()
             self._token = response.access_token
-            self._expires_at = now + life
-            self._renew_at = now + life * _RENEW_AFTER
+            self._expires_at = now + lifetime
+            self._renew_at = now + lifetime * _RENEW_AFTER
         finally:
             self._fetching = None
 
@@ -224,7 +224,7 @@ async def service_tokens(config: ServiceIdentity | None, auth: Auth) -> AsyncIte
     if config.token_file is not None:
         yield FileTokens(config.token_file)
         return
-    # Loads the cryptography, which is only needed here.
+    # Imported here, because it loads the cryptography, which is not needed otherwise.
     from market.kit.auth.issuer import Issuer
 
     issuer: Issuer | None = None if auth.issuer is None else Issuer(auth)

@@ -1,4 +1,4 @@
-"""Verified tokens, remembered until they expire."""
+"""A cache of verified tokens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections import OrderedDict
 from market.kit.auth import metrics
 from market.kit.auth.identity import Identity
 
-# The memory of an entry, without its strings.
+# The estimated memory of an entry, without its strings.
 _ENTRY_BYTES = 1000
-# Of a string's character at most, beyond ASCII.
+# The maximum memory of one character of a string.
 _CHARACTER_BYTES = 4
 
 
@@ -25,7 +25,7 @@ class TokenCache:
         metrics.CACHED_TOKENS.set_function(lambda: len(self._entries))
 
     def get(self, digest: bytes, now: float) -> Identity | None:
-        """Return the identity, or None if the token is not remembered or has expired."""
+        """Return the identity, or None if the token is not cached or has expired."""
         entry = self._entries.get(digest)
         if entry is None:
             return None
@@ -36,7 +36,7 @@ class TokenCache:
         return entry[0]
 
     def put(self, digest: bytes, identity: Identity, expires_at: float, thumbprint: str) -> None:
-        """Remember a token until it expires, in place of those that were used least recently."""
+        """Cache a token until it expires. If the cache is full, drop the least recently used tokens."""
         size = _ENTRY_BYTES + _CHARACTER_BYTES * (len(identity.subject) + len(identity.email or ""))
         if digest in self._entries:
             self._remove(digest)
@@ -45,8 +45,8 @@ class TokenCache:
         while self._entries and (len(self._entries) > self._max_count or self._bytes > self._max_bytes):
             self._remove(next(iter(self._entries)))
 
-    def forget(self, thumbprints: frozenset[str]) -> None:
-        """Forget the tokens that these keys have signed."""
+    def remove_signed_by(self, thumbprints: frozenset[str]) -> None:
+        """Remove the tokens that these keys have signed."""
         for digest in [digest for digest, entry in self._entries.items() if entry[2] in thumbprints]:
             self._remove(digest)
 

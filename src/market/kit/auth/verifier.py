@@ -25,8 +25,8 @@ from market.kit.auth.keys import Keys
 from market.kit.auth.refusals import Refused
 from market.kit.errors import Unavailable
 
-# A token is remembered for at most this long, whatever it says.
-_MAX_REMEMBERED_SECONDS = 86_400.0
+# A token is cached for at most this long, even if it expires later.
+_MAX_CACHED_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 class _Registry(jws.JWSRegistry):
-    """The configured algorithms. Unlike its base it does not warn of EdDSA, of which only the name is deprecated."""
+    """The configured algorithms. Unlike the base class, it gives no warning for EdDSA, a name that is deprecated."""
 
     def __init__(self, algorithms: Collection[str], max_token_bytes: int) -> None:
         # Unknown header parameters must be ignored (RFC 7515 section 4).
@@ -62,7 +62,7 @@ class _Registry(jws.JWSRegistry):
 
 
 class Verifier:
-    """Verifies tokens with the issuer's keys. callers: services by the subject of their tokens."""
+    """Verifies tokens with the issuer's keys. callers: the names of services, by the subject of their tokens."""
 
     def __init__(self, config: Auth, keys: Keys, callers: Mapping[str, str]) -> None:
         self._config = config
@@ -87,7 +87,7 @@ class Verifier:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             raise _not_a_jwt() from None
         check_claims(claims, self._config, now)
-        expires_at = min(claims["exp"] + self._config.leeway_seconds, now + _MAX_REMEMBERED_SECONDS)
+        expires_at = min(claims["exp"] + self._config.leeway_seconds, now + _MAX_CACHED_SECONDS)
         return Verified(identify(claims, self._config, self._callers), expires_at, key.thumbprint)
 
     def _header(self, token: str) -> _Header:
@@ -118,7 +118,7 @@ class Verifier:
     def _check_signature(self, token: str, keys: list[SigningKey]) -> tuple[bytes, SigningKey]:
         for key in keys:
             with suppress(Exception):
-                # Besides a wrong signature: a key of another type, or bytes that the cryptography does not understand.
+                # Not only for a wrong signature, but also for a key of another type or a malformed signature.
                 return jws.deserialize_compact(token, key.key, registry=self._registry).payload, key
         raise Refused("signature", "has an invalid signature")
 

@@ -25,7 +25,7 @@ Check = Callable[[], Awaitable[None]]
 class Health:
     """The readiness of a process: it has started, is not draining, and no part of it has failed.
 
-    A store that becomes unavailable after the start does not affect readiness, because all copies share it
+    A store that becomes unavailable after the start does not affect readiness, because all instances share it
     (docs/decisions/0017). It is reported nevertheless.
 
     started: set by the process once it serves. draining: set on shutdown, before the process stops serving.
@@ -49,7 +49,7 @@ class Health:
         _AVAILABLE.labels(name).set(0)
 
     def set_available(self, name: str) -> None:
-        """Withdraw what `set_unavailable` has reported for `name`, if anything."""
+        """Withdraw the report of `set_unavailable` for `name`, if there is one."""
         self._unavailable.pop(name, None)
         _AVAILABLE.labels(name).set(1)
 
@@ -70,7 +70,7 @@ class Health:
         return dict(self._unready)
 
     async def unavailable_dependencies(self) -> dict[str, str]:
-        """Return which dependencies are unavailable, with the reasons, and update the metric. A check has a second."""
+        """Return which dependencies are unavailable, with the reasons, and update the metric. Each check has 1 s."""
         reasons = dict(self._unavailable)
 
         async def run(name: str, check: Check) -> None:
@@ -87,7 +87,8 @@ class Health:
     async def wait_for(self, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """Retry `attempt` with back-off until it succeeds, and return its result.
 
-        Meanwhile the dependency `name` is reported as unavailable. Each reason is logged once; at most five are logged.
+        Meanwhile the process is reported as not ready because of `name`. Each reason is logged once, at most five
+        in total.
         """
         tries = 0
         logged: set[str] = set()
