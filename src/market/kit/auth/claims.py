@@ -18,12 +18,7 @@ MAX_SUBJECT_CHARACTERS = 200
 _MAX_EMAIL_CHARACTERS = 254
 
 
-_CLAIM_REASONS = {
-    "iss": ("issuer", "was issued by another issuer"),
-    "aud": ("audience", "was issued for another audience"),
-    "nbf": ("not_yet_valid", "is not valid yet"),
-    "iat": ("not_yet_valid", "was issued in the future"),
-}
+_INVALID_SUBJECT = ("claims", f"has an invalid sub; it must have 1 to {MAX_SUBJECT_CHARACTERS} visible characters")
 
 
 def check_claims(claims: Mapping[str, Any], config: Auth, now: float) -> None:
@@ -45,7 +40,20 @@ def check_claims(claims: Mapping[str, Any], config: Auth, now: float) -> None:
     except ExpiredTokenError:
         raise Refused("expired", "has expired") from None
     except InvalidClaimError as e:
-        raise Refused(*_CLAIM_REASONS.get(e.claim, ("claims", f"has an invalid claim {e.claim}"))) from None
+        raise Refused(*_rule(e.claim, checked[e.claim])) from None
+
+
+def _rule(claim: str, value: object) -> tuple[str, str]:
+    """Return the rule, and the reason in words, for a claim that joserfc does not accept."""
+    if claim == "iss":
+        return "issuer", "was issued by another issuer"
+    if claim == "aud":
+        return "audience", "was issued for another audience"
+    if claim == "sub":
+        return _INVALID_SUBJECT
+    if claim in ("nbf", "iat") and isinstance(value, int | float) and not isinstance(value, bool):
+        return "not_yet_valid", "is not valid yet" if claim == "nbf" else "was issued in the future"
+    return "claims", f"has an invalid {claim}; it must be a number of seconds"
 
 
 def identify(claims: Mapping[str, Any], config: Auth, callers: Mapping[str, str]) -> Identity:
@@ -57,9 +65,7 @@ def identify(claims: Mapping[str, Any], config: Auth, callers: Mapping[str, str]
     try:
         validate_display_text("sub", subject, min_length=1, max_length=MAX_SUBJECT_CHARACTERS)
     except BadInput:
-        raise Refused(
-            "claims", f"has an invalid sub; it must have 1 to {MAX_SUBJECT_CHARACTERS} visible characters"
-        ) from None
+        raise Refused(*_INVALID_SUBJECT) from None
     service = callers.get(subject)
     roles = {config.roles[name] for name in _role_names(claims, config.roles_claim) if name in config.roles}
     if service is not None:

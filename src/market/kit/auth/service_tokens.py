@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from contextvars import Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import quote_plus, urlencode
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -186,8 +186,8 @@ class ClientCredentials:
         config = self._config
         url = config.token_url or await self._endpoint()
         form = {"grant_type": "client_credentials", "scope": config.scope, "audience": config.audience}
-        # RFC 6749 section 2.3.1: both parts are form-encoded first.
-        pair = f"{quote_plus(config.client_id or '')}:{quote_plus(config.client_secret or '')}"
+        # RFC 6749 section 2.3.1: both parts are form-encoded first. Some issuers do not decode a space sent as "+".
+        pair = f"{quote(config.client_id or '', safe='')}:{quote(config.client_secret or '', safe='')}"
         response = await fetch(
             url,
             method="POST",

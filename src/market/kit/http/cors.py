@@ -35,7 +35,16 @@ _REQUEST_HEADERS = ", ".join(
     ]
 )
 _RESPONSE_HEADERS = b", ".join(
-    [b"Allow", b"ETag", b"Idempotency-Replayed", b"Location", b"Retry-After", b"X-Request-Id", b"Content-Encoding"]
+    [
+        b"Allow",
+        b"ETag",
+        b"Idempotency-Replayed",
+        b"Location",
+        b"Retry-After",
+        b"WWW-Authenticate",
+        b"X-Request-Id",
+        b"Content-Encoding",
+    ]
 )
 # How long a browser may cache the result of a preflight request. Chromium caches it for two hours at most.
 _MAX_AGE_SECONDS = 7200

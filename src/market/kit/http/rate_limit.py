@@ -10,6 +10,8 @@ from collections.abc import Callable
 from market.kit.errors import TooManyRequests
 
 _MAX_CALLERS = 10_000
+# The maximum for Retry-After.
+_MAX_RETRY_SECONDS = 3600
 
 
 class RateLimit:
@@ -40,12 +42,13 @@ class RateLimit:
         now = self._clock()
         left, updated_at = self._buckets.get(caller, (float(self._burst), now))
         left = min(float(self._burst), left + (now - updated_at) * self._per_second)
-        if left < 1:
-            raise TooManyRequests(
-                f"at most {self._per_second:g} requests per second are allowed for one caller",
-                retry_after=min(3600, max(1, math.ceil((1 - left) / self._per_second))),
-            )
-        self._buckets[caller] = (left - 1, now)
+        is_allowed = left >= 1
+        self._buckets[caller] = (left - 1 if is_allowed else left, now)
         self._buckets.move_to_end(caller)
         if len(self._buckets) > self._max_callers:
             self._buckets.popitem(last=False)
+        if not is_allowed:
+            raise TooManyRequests(
+                f"at most {self._per_second:g} requests per second are allowed for one caller",
+                retry_after=min(_MAX_RETRY_SECONDS, max(1, math.ceil((1 - left) / self._per_second))),
+            )
