@@ -73,9 +73,9 @@ class Batcher(Generic[Item, Result]):
     flush: makes one call. Takes a list of items, and returns a list of the same length with each item's result, or the
         exception for that item's caller. If it raises, every caller of the batch gets that exception.
     name: the label in metrics, and in the name of the span that each call gets.
-    max_batch_size: items in one call.
-    max_concurrency: calls in flight at once. Items are sent in order; calls may complete out of order
-        unless it is 1.
+    max_batch_size: the maximum number of items in one call.
+    max_concurrency: the maximum number of calls in flight. Items are sent in order; unless it is 1, calls may complete
+        out of order.
     cost, max_cost: `cost` returns an item's cost. A batch ends before its total cost would exceed `max_cost`, but it
         always has at least one item.
     dedupe: equal (hashable) items that are pending together are sent once and share the result.

@@ -74,15 +74,15 @@ class Admission(Section, frozen=True, kw_only=True):
     ones never wait for large ones.
     """
 
-    # Up to this weight a request is small.
+    # Up to this weight, a request is small.
     small_weight: Annotated[int, Meta(ge=1)] = 100
-    # The total weight of the small requests that are handled at the same time, and of the large ones. If none is being
-    # handled, one is admitted whatever its weight.
+    # The maximum total weight of the small requests that are handled at the same time, and of the large ones. If none
+    # is being handled, one is admitted whatever its weight.
     max_small_weight: Annotated[int, Meta(ge=1)] = 10_000
     max_large_weight: Annotated[int, Meta(ge=1)] = 2_000
-    # The total weight of the requests that wait, in each of the two queues.
+    # The maximum total weight of the requests that wait, in each of the two queues.
     max_waiting_weight: Annotated[int, Meta(ge=1)] = 400_000
-    # The total weight of one caller's small requests, waiting or being handled, and of its large ones.
+    # The maximum total weight of one caller's small requests, waiting or being handled, and of its large ones.
     max_caller_weight: Annotated[int, Meta(ge=1)] = 100_000
     # A request that has waited for this long gets 503.
     max_wait_seconds: Seconds = 6.0

@@ -22,10 +22,10 @@ TRACE_HEADERS = (TRACE_HEADER, TRACE_STATE_HEADER, BAGGAGE_HEADER)
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 traceparent: ContextVar[str] = ContextVar("traceparent", default="")
-# What callers send along with a trace. Forwarded unchanged.
+# Data that callers attach to a trace. It is forwarded unchanged.
 tracestate: ContextVar[str] = ContextVar("tracestate", default="")
 baggage: ContextVar[str] = ContextVar("baggage", default="")
-# The address of the client whose request is handled; empty outside of requests.
+# The address of the client whose request is being handled; empty outside of requests.
 client_address: ContextVar[str] = ContextVar("client_address", default="")
 # An instant of time.monotonic(), in seconds; None: no deadline.
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
@@ -96,7 +96,7 @@ def current_trace() -> Trace:
 
 
 def remaining(limit: float) -> float:
-    """Return the seconds that a call may take: `limit`, or less if the deadline comes sooner. Never below zero."""
+    """Return the seconds that a call may take: `limit` seconds, or less if the deadline comes sooner. Never below 0."""
     expires_at = deadline.get()
     return limit if expires_at is None else max(0.0, min(limit, expires_at - time.monotonic()))
 

@@ -120,7 +120,7 @@ class Malformed(BadInput):
 
 
 class Unauthenticated(Problem):
-    """The caller must sign in, or its token is not valid.
+    """The request has no token, or a token that is not valid.
 
     reason: which rule the token breaks, worded to follow "the token": "has expired". None: there is no token.
     """
@@ -299,7 +299,7 @@ class Overloaded(Unavailable):
 
 
 class TooManyRequests(Overloaded):
-    """The caller has more requests in flight or waiting than its limit; nothing was done."""
+    """The caller has exceeded a limit: on requests in flight, waiting, or per second. Nothing was done."""
 
     type = "too-many-requests"
     title = "Too many requests"

@@ -52,8 +52,8 @@ def client_settings(config: Kafka, client_id: str) -> dict[str, Any]:
     return {
         "bootstrap.servers": config.bootstrap_servers,
         "client.id": client_id,
-        # Critical errors only: librdkafka repeats the others at each connection attempt. A producer's
-        # callers get each failed delivery; a consumer reports outages in its `error_cb`.
+        # Critical errors only: librdkafka repeats the others at each connection attempt. A producer's callers get each
+        # failed delivery; a consumer reports outages in its `error_cb`.
         "log_level": 2,
         "socket.connection.setup.timeout.ms": 3_000,
         "reconnect.backoff.ms": 50,
@@ -120,13 +120,13 @@ class Producer(Generic[Token]):
     """A librdkafka producer, and the thread that polls it. Must be constructed inside a running event loop.
 
     client_id: the name of this client in the broker's logs and metrics.
-    max_message_bytes: largest message that is sent, key and headers included; a larger one fails at once, permanently.
+    max_message_bytes: the maximum size of a message, with key and headers; a larger one fails at once, permanently.
     delivery_seconds: how long a message may wait for its acknowledgement, retries included.
     linger_seconds: how long a message may wait to be sent in a batch with others.
     on_delivery: awaited in the event loop with `(token, result)` of every message that `send` accepted.
         One call gets all results that arrived since the previous call. An exception that it raises is logged.
-    on_failure: called in any thread when a delivery has failed, unless permanently. Pass
-        `TopicKeeper.check_soon`, because the topic may be missing.
+    on_failure: called in any thread when a delivery has failed, unless permanently. Pass `TopicKeeper.check_soon`,
+        because the topic may be missing.
 
     A fatal error makes librdkafka's idempotent producer unusable. Its pending messages fail, with a delivery result for
     each, and a new producer replaces it, at most once a second.

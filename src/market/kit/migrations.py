@@ -1,7 +1,10 @@
-"""Forward-only migrations of a PostgreSQL database: the `NNNN_name.sql` files of a package, each applied once.
+"""Forward-only migrations of a PostgreSQL database: the SQL files of a package.
 
-The table `schema_migrations` has a row for each applied file, with the checksum of its text. A released file never
-changes: a change of the schema is a new file.
+A file with a number, `NNNN_name.sql`, is applied once. A file without one, such as `functions.sql`, is versioned: its
+first line is `-- version N`, and the whole file is applied again, after the numbered ones, when N was raised.
+
+The table `schema_migrations` has a row for each applied file (and version), with the checksum of its text. A released
+file with a number never changes: a change of the schema is a new file.
 
 A file is applied in one transaction, unless its first line is `-- concurrently`. Then each of its statements (they end
 with a semicolon at the end of a line) is executed outside of a transaction, as CREATE INDEX CONCURRENTLY requires. If
@@ -38,7 +41,7 @@ _STATEMENT_SECONDS = 30.0
 # The server ends the session, and releases the lock, within a minute if the host running `migrate` disappears.
 _SETTINGS = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
 _NAME = re.compile(r"\d{4}_[a-z0-9_]+\.sql")
-_REPEATABLE_NAME = re.compile(r"[a-z][a-z0-9_]*\.sql")
+_VERSIONED_NAME = re.compile(r"[a-z][a-z0-9_]*\.sql")
 _VERSION = re.compile(r"-- version ([1-9]\d{0,5})")
 _CONCURRENTLY = "-- concurrently"
 _REPEATEDLY = "-- repeatedly"
@@ -52,7 +55,7 @@ class MigrationError(CommandError):
 
 
 class _Migration(NamedTuple):
-    """A file of a package. For a repeatable file, `name` contains the version, and `version` is not 0."""
+    """A file of a package. The name of a versioned file contains its version; other files have the version 0."""
 
     name: str
     text: str
@@ -69,17 +72,17 @@ class _Migration(NamedTuple):
 
 def _migrations(package: str) -> list[_Migration]:
     """Return the package's files in the order in which they are applied. Raises MigrationError."""
-    numbered, repeatable = [], []
+    numbered, versioned = [], []
     for file in sorted(f.name for f in files(package).iterdir()):
         text = (files(package) / file).read_text("utf-8") if file.endswith(".sql") else ""
         if _NAME.fullmatch(file):
             numbered.append(_Migration(file, text, file))
-        elif _REPEATABLE_NAME.fullmatch(file):
+        elif _VERSIONED_NAME.fullmatch(file):
             version = _VERSION.fullmatch(text.partition("\n")[0].rstrip())
             if version is None:
                 raise MigrationError(f"{file}: the first line of a file without a number must be `-- version N`")
-            repeatable.append(_Migration(f"{file}, version {version[1]}", text, file, int(version[1])))
-    return numbered + repeatable
+            versioned.append(_Migration(f"{file}, version {version[1]}", text, file, int(version[1])))
+    return numbered + versioned
 
 
 def checksum(text: str) -> str:

@@ -55,7 +55,7 @@ def validate_display_text(field: str, value: str, *, min_length: int, max_length
 def _is_visible(character: str) -> bool:
     category = unicodedata.category(character)
     if category in (_UNASSIGNED, _PRIVATE_USE):
-        # May be a new emoji, assigned in a later Unicode version than Python's. Tags and noncharacters never show.
+        # May be a new emoji, which a later Unicode version than Python's assigns. Tags and noncharacters are invisible.
         return not 0xE0000 <= ord(character) <= 0xE0FFF and ord(character) & 0xFFFE != 0xFFFE
     return category[0] in _VISIBLE and character not in _BLANK
 

@@ -89,8 +89,8 @@ class HttpClient:
         """Return the response, whatever its status. Only 502, 503 and 504 without a problem document raise Unavailable.
 
         An idempotent request (by default every method but POST) is retried. If no connection can be established,
-        connecting is retried for about a second, for any request. The timeout of an attempt is
-        `timeout_seconds` (by default the configured one), or less if the deadline comes sooner.
+        connecting is retried for about a second, for any request. The timeout of an attempt is `timeout_seconds`
+        (by default the configured one), or less if the deadline comes sooner.
 
         `accept_size` is called with the size of a response's body before it is read. If it returns False or raises, the
         body is not read. Unlike an unavailable upstream, that is neither retried nor counted by the circuit breaker.

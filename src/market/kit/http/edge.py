@@ -1,7 +1,7 @@
 """The HTTP layer of products, orders and graphql: an ASGI app with routing, deadlines, limits and problem documents.
 
-Requests and responses are Starlette's. Its router and middleware are not used, because they take more time than
-a small endpoint itself (docs/decisions/0010).
+Requests and responses are Starlette's. Its router and middleware are not used, because they take more time than a small
+endpoint itself (docs/decisions/0010).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 RenderProblem = Callable[[Any, Problem], Response]
 
 DEFAULT_TIMEOUT_SECONDS = 3.0
-# The rate limit of one caller in one process, where callers sign in.
+# The default rate limit of one caller in one process, if callers sign in.
 DEFAULT_REQUESTS_PER_SECOND = 1000.0
 # Nginx's status for a client that closed the connection before the response; it appears only in metrics and logs.
 _CLIENT_CLOSED_REQUEST = 499
@@ -89,7 +89,7 @@ def application(
     health: while the process is draining, every response closes its connection.
     render_problem: turns a Problem into a response; by default, into a problem document.
     reserve: reserves memory for compressing a response; if it returns False, the response is sent uncompressed.
-    authenticator: verifies the callers' tokens, and `access` says who may use each route. Without an authenticator
+    authenticator: verifies the callers' tokens, and `access` says who may use each route. Without an authenticator,
         everybody may use all of them.
 
     Raises ValueError if `access` lacks one of the routes.
@@ -317,7 +317,7 @@ class Edge:
         token.set(authorization.partition(" ")[2].strip(" "))
 
     def _count_as_subject(self, address: str) -> str:
-        """Count the request in flight as one of the subject's, if it has one, and return whose it is."""
+        """Count the request for its subject instead of its address, if it has a subject. Return the caller."""
         if not (subject := identity.get().subject):
             return address
         caller = subject_caller(subject)

@@ -21,7 +21,7 @@ from market.kit.process import logs
 log = logs.get_logger("http")
 
 # The parser's state: between requests, in the headers, or in the body.
-_BETWEEN, _HEAD, _BODY = range(3)
+_BETWEEN, _HEADERS, _BODY = range(3)
 # Maximum number of pipelined requests: those received while an earlier response is pending.
 _MAX_PIPELINED = 100
 # How long the rest of a refused request is read and discarded. Closing a connection with unread input resets it, and
@@ -50,7 +50,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._pending_bytes = 0
         # Whether the bytes that were last fed to the parser included bytes of a body.
         self._input_has_body = False
-        # When the connection entered its current state; deadlines count from here.
+        # When the connection entered its current state; deadlines count from then.
         self._since = 0.0
         # The next request to run. It waits for its body, or for the client to read the previous response.
         self._next_cycle: RequestResponseCycle | None = None
@@ -158,7 +158,7 @@ class HttpProtocol(HttpToolsProtocol):
             if self._discards_input:
                 # The request is too large: the rest of its body is being discarded.
                 return self._cut_off_if_exceeded(limits.body_timeout_seconds, waited, "body_timeout_seconds")
-        elif self._parsing == _HEAD:
+        elif self._parsing == _HEADERS:
             if waited > limits.header_timeout_seconds:
                 self._refuse(RequestTimeout(f"the headers must arrive within {limits.header_timeout_seconds:g} s"))
                 return "header_timeout_seconds"
@@ -183,11 +183,11 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._requests_begun += 1
-        self._parsing = _HEAD
+        self._parsing = _HEADERS
         self._header_bytes = self._pending_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._parsing != _HEAD:
+        if self._parsing != _HEADERS:
             # A trailer, which may be dropped (RFC 9110 section 6.5.1). It must not be taken for a header.
             return
         self._header_bytes += len(name) + len(value) + len(": \r\n")
@@ -284,7 +284,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._since = self._server_connections.clock()
             if begun and self in self._server_connections.waiting:
                 self._server_connections.waiting.move_to_end(self)
-        if self._parsing == _HEAD:
+        if self._parsing == _HEADERS:
             # If these bytes also contain the end of an earlier request, it is unknown how many belong to this one.
             has_earlier_request = begun > (1 if parsing_before == _BETWEEN else 0)
             if not has_earlier_request:

@@ -15,9 +15,10 @@ _MAX_RETRY_SECONDS = 3600
 
 
 class RateLimit:
-    """Allows each caller `per_second` requests per second, after a burst of `burst`.
+    """Allows each caller `per_second` requests per second, and bursts of up to `burst` requests.
 
-    If there are more callers than the table has room for, the one that was seen longest ago gets a full bucket again.
+    If there are more callers than the table has room for, the one that was seen longest ago is dropped. Its next bucket
+    is full again.
 
     clock: returns seconds, like time.monotonic.
     """

@@ -68,10 +68,11 @@ def endpoint(
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     """Return a unary servicer method that runs `handler(request)` with deadline, request id, trace, metrics and span.
 
-    name: the method in metrics, logs and spans. A Problem becomes its status; any other exception is logged and becomes
-        INTERNAL.
+    A Problem becomes its status; any other exception is logged and becomes INTERNAL.
+
+    name: the method in metrics, logs and spans.
     authenticator: verifies the callers' tokens, in the metadata `authorization`. `access` says, by `name`, who may call
-        the method. Without an authenticator everybody may call it.
+        the method. Without an authenticator, everybody may call it.
 
     Raises ValueError if there is an authenticator and `access` does not have the method.
     """
