@@ -209,8 +209,10 @@ def test_the_table_of_rates_is_bounded() -> None:
     with pytest.raises(TooManyRequests):
         limit.check("ann")
     limit.check("one-more")
-    # Nobody was seen longer ago than the first caller.
-    limit.check("ann")
+    # Its place was that of the caller that was seen longest ago.
+    limit.check("user-0")
+    with pytest.raises(TooManyRequests):
+        limit.check("ann")
 
 
 def test_the_audit_log_says_who_did_what() -> None:
