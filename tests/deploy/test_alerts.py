@@ -9,8 +9,9 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
+from market.kit.auth import metrics as auth_metrics
 from market.kit.http import admission
-from market.kit.process import tasks
+from market.kit.process import health, tasks
 from market.notifications import metrics
 from tests.deploy.conftest import ROOT
 
@@ -26,6 +27,8 @@ def _known_metrics() -> set[str]:
     assert metrics.LAG
     assert tasks.FAILURES
     assert admission.REFUSED
+    assert auth_metrics.REFUSED
+    assert health.Health
     families = list(REGISTRY.collect())
     return {f.name + suffix for f in families for suffix in (("_total",) if f.type == "counter" else ("",))}
 
