@@ -243,10 +243,12 @@ class Gateway:
 
 
 @asynccontextmanager
-async def running_gateway(**changes: Any) -> AsyncIterator[Gateway]:
+async def running_gateway(
+    upstream: type[FakeUpstream] = FakeUpstream, process: Process | None = None, **changes: Any
+) -> AsyncIterator[Gateway]:
     """Run a gateway over fakes with 230 products, and Ann's and Bob's orders."""
     async with AsyncExitStack() as stack:
-        upstreams = FakeUpstream("product"), FakeUpstream("order")
+        upstreams = upstream("product"), upstream("order")
         for upstream in upstreams:
             server, upstream.url = await serve(upstream)
             stack.push_async_callback(server.stop, 1)
@@ -265,7 +267,7 @@ async def running_gateway(**changes: Any) -> AsyncIterator[Gateway]:
             **changes,
         }
         config = Config(**settings)
-        server = await stack.enter_async_context(build(config, Process()))
+        server = await stack.enter_async_context(build(config, process or Process()))
         await server.start()
         stack.push_async_callback(server.stop, 1)
         url = f"http://127.0.0.1:{config.http.port}"

@@ -102,6 +102,18 @@ async def test_a_browser_that_opens_the_endpoint_is_redirected_to_the_page(gatew
     assert (response.status_code, response.headers["location"]) == (303, "/")
 
 
+async def test_a_browser_that_comes_back_from_the_issuer_is_redirected_to_the_page_with_its_response(
+    gateway: Gateway,
+) -> None:
+    html = {"accept": "text/html,*/*;q=0.8"}
+    for query in ("code=x%2Fy&state=z", "error=access_denied&state=z"):
+        response = await gateway.http.get(f"/graphql?{query}", headers=html)
+        assert (response.status_code, response.headers["location"]) == (303, f"/?{query}")
+        assert response.headers["cache-control"] == "no-store"
+    for query in ("code=x", "state=x", "query={__typename}&code=x&state=y"):
+        assert (await gateway.http.get(f"/graphql?{query}", headers=html)).status_code != 303
+
+
 async def test_a_package_without_images_serves_none() -> None:
     request = Request({"type": "http", "method": "GET", "path": "/images/teapot.svg", "headers": []})
     with pytest.raises(NotFound):

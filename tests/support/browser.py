@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
+from typing import Any
 
+from aiohttp import ClientSession, ClientWebSocketResponse
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -15,6 +19,7 @@ from market.kit.config import Http
 from market.kit.http import edge
 from market.kit.http.server import HttpServer
 from tests.support.ports import free_port
+from tests.support.waiting import until
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 
@@ -66,3 +71,77 @@ def origin_port() -> tuple[str, int]:
     """Return an unused origin, and its port."""
     port = free_port()
     return f"http://127.0.0.1:{port}", port
+
+
+class Tab:
+    """A tab that a test operates, by Chromium's DevTools protocol (https://chromedevtools.github.io)."""
+
+    def __init__(self, socket: ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._ids = count(1)
+        # The URLs of all requests of the tab's pages, as they were sent.
+        self.requests: list[str] = []
+
+    async def call(self, method: str, **parameters: Any) -> Any:
+        """Call a method of the protocol, and return its result."""
+        call_id = next(self._ids)
+        await self._socket.send_json({"id": call_id, "method": method, "params": parameters})
+        while True:
+            message = await self._socket.receive_json(timeout=60)
+            if message.get("method") == "Network.requestWillBeSent":
+                self.requests.append(message["params"]["request"]["url"])
+            if message.get("id") == call_id:
+                assert "error" not in message, message
+                return message["result"]
+
+    async def open(self, url: str) -> None:
+        """Go to the URL, without waiting for the page."""
+        await self.call("Page.navigate", url=url)
+
+    async def evaluate(self, expression: str) -> Any:
+        """Return the value of a JavaScript expression in the page; None if it throws, as it does between two pages."""
+        result = await self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        return None if "exceptionDetails" in result else result["result"].get("value")
+
+    async def until(self, expression: str) -> Any:
+        """Return the value of the expression as soon as it is true."""
+        return await until(lambda: self.evaluate(expression), what=expression, interval=0.1)
+
+    async def screenshot(self, path: Path) -> None:
+        """Write a picture of the page, a PNG, into the file."""
+        path.write_bytes(base64.b64decode((await self.call("Page.captureScreenshot"))["data"]))
+
+
+@asynccontextmanager
+async def tab(profile: Path, *options: str) -> AsyncIterator[Tab]:
+    """Start a browser with an empty tab."""
+    assert CHROMIUM is not None
+    process = await asyncio.create_subprocess_exec(
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+        "--window-size=1280,800",
+        f"--user-data-dir={profile}",
+        "--remote-debugging-port=0",
+        *options,
+        "about:blank",
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        chosen = profile / "DevToolsActivePort"
+        await until(lambda: chosen.exists() and "\n" in chosen.read_text())
+        async with ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{chosen.read_text().split()[0]}/json/list") as response:
+                [page] = [t for t in await response.json() if t["type"] == "page"]
+            async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=64 * 1024 * 1024) as socket:
+                it = Tab(socket)
+                await it.call("Page.enable")
+                await it.call("Network.enable")
+                yield it
+    finally:
+        process.terminate()
+        await process.wait()

@@ -53,6 +53,10 @@ class Fault(StrEnum):
     ERROR = "error"
 
 
+# Status, body (JSON, or bytes) and headers.
+Response = tuple[int, Any, dict[str, str]]
+
+
 class SigningKey:
     """A key pair. `jwk` is its public key as the issuer publishes it."""
 
@@ -125,6 +129,8 @@ class Issuer:
         self.clients: dict[str, Client] = {}
         self.fault: Fault | None = None
         self.requests: Counter[str] = Counter()
+        # Sent with every response.
+        self.headers: dict[str, str] = {}
         # The bytes that the fault HUGE has sent in the largest response.
         self.max_sent_bytes = 0
         # Every token that was made or handed out, to look for them in logs.
@@ -230,9 +236,14 @@ class Issuer:
             if self.fault is not None and path != ELSEWHERE:
                 await self._misbehave(self.fault, writer)
             else:
-                _respond(writer, *self._response(method, path, headers, body))
+                status, answer, more = self.response(method, target, headers, body)
+                self._respond(writer, status, answer, **more)
             await writer.drain()
         writer.close()
+
+    def response(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Response:
+        """Return the response to a request while there is no fault; `target` is its path with the query."""
+        return *self._response(method, target.split("?")[0], headers, body), {}
 
     def _response(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, Any]:
         if path == DISCOVERY:
@@ -270,27 +281,36 @@ class Issuer:
 
     async def _misbehave(self, fault: Fault, writer: asyncio.StreamWriter) -> None:
         if fault is Fault.GARBAGE:
-            _respond(writer, 200, b"<!doctype html><title>Down for maintenance</title>")
+            self._respond(writer, 200, b"<!doctype html><title>Down for maintenance</title>")
         elif fault is Fault.WRONG_TYPES:
-            _respond(writer, 200, {"issuer": self.url, "jwks_uri": 7, "keys": {"kid": []}, "access_token": [1]})
+            self._respond(writer, 200, {"issuer": self.url, "jwks_uri": 7, "keys": {"kid": []}, "access_token": [1]})
         elif fault is Fault.REDIRECT:
-            _respond(writer, 302, b"", location=self.url + ELSEWHERE)
+            self._respond(writer, 302, b"", location=self.url + ELSEWHERE)
         elif fault is Fault.ERROR:
-            _respond(writer, 500, {"error": "server_error"})
+            self._respond(writer, 500, {"error": "server_error"})
         elif fault is Fault.SLOW:
-            writer.write(_HEAD)
+            writer.write(self._head(200))
             while not writer.is_closing():
                 writer.write(b" ")
                 await writer.drain()
                 await asyncio.sleep(0.1)
         else:
-            writer.write(_HEAD + b'{"keys": [],"padding": "')
+            writer.write(self._head(200) + b'{"keys": [],"padding": "')
             sent = 0
             while sent < 1 << 30 and not writer.is_closing():
                 writer.write(bytes(65536).replace(b"\0", b"x"))
                 await writer.drain()
                 sent += 65536
                 self.max_sent_bytes = max(self.max_sent_bytes, sent)
+
+    def _respond(self, writer: asyncio.StreamWriter, status: int, body: Any, **headers: str) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        writer.write(self._head(status, **{"Content-Length": str(len(data)), **headers}) + data)
+
+    def _head(self, status: int, **headers: str) -> bytes:
+        all_headers = {"Content-Type": "application/json", "Connection": "close", **self.headers, **headers}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in all_headers.items())
+        return f"HTTP/1.1 {status} Status\r\n{lines}\r\n".encode()
 
 
 def sign(header: Mapping[str, Any], payload: Any, key: SigningKey) -> str:
@@ -301,16 +321,6 @@ def sign(header: Mapping[str, Any], payload: Any, key: SigningKey) -> str:
     if header.get("alg") == "HS256":
         return f"{signed}.{_encode(hmac.digest(key.public_pem, signed.encode(), hashlib.sha256))}"
     return f"{signed}.{_encode(key.sign(signed.encode()))}"
-
-
-_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
-
-
-def _respond(writer: asyncio.StreamWriter, status: int, body: Any, **headers: str) -> None:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    head = {"Content-Type": "application/json", "Content-Length": str(len(data)), "Connection": "close", **headers}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
-    writer.write(f"HTTP/1.1 {status} Status\r\n{lines}\r\n".encode() + data)
 
 
 def _header(line: str) -> tuple[str, str]:

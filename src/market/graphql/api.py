@@ -14,9 +14,11 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from market.contracts.access import GRAPHQL_ROUTES
 from market.graphql.engine.executor import Executor, Result, rejected
 from market.graphql.graphiql.files import StaticFiles
 from market.graphql.memory.budget import MemoryBudget, RequestMemory, json_cost
+from market.kit.auth.authenticator import Authenticator
 from market.kit.config import Http
 from market.kit.errors import BadInput, MethodNotAllowed, Overloaded, Problem, Unavailable
 from market.kit.http import edge
@@ -89,6 +91,7 @@ def application(
     config: Http,
     tracer: Tracer,
     health: Health,
+    authentication: Authenticator | None = None,
 ) -> Any:
     """Return the ASGI application."""
 
@@ -115,8 +118,12 @@ def application(
             raise
 
     async def get(request: Request) -> Response:
-        if not request.scope["query_string"] and b"text/html" in (read_header(request, b"accept") or b""):
-            return Response(status_code=303, headers={"location": "/"})
+        if b"text/html" in (read_header(request, b"accept") or b""):
+            query_string = request.scope["query_string"].decode("latin-1")
+            if not query_string:
+                return Response(status_code=303, headers={"location": "/"})
+            if is_authorization_response(query_string):
+                return Response(status_code=303, headers={"location": f"/?{query_string}", "cache-control": "no-store"})
         media_type = _media_type(request.scope)
         reject_unsupported_preconditions(request)
         memory = budget.request()
@@ -143,7 +150,16 @@ def application(
         routes |= {f"POST {path}": post, f"GET {path}": get}
     timeouts = dict.fromkeys(routes, TIMEOUT_SECONDS)
     return edge.application(
-        routes, config, tracer=tracer, health=health, timeouts=timeouts, render_problem=render_problem, reserve=_reserve
+        routes,
+        config,
+        tracer=tracer,
+        health=health,
+        timeouts=timeouts,
+        render_problem=render_problem,
+        reserve=_reserve,
+        authenticator=authentication,
+        # Everybody may send a document: products and orders decide about its fields, by the caller's own token.
+        access=GRAPHQL_ROUTES,
     )
 
 
@@ -169,6 +185,12 @@ def render_problem(scope: Any, problem: Problem) -> Response:
     status = 400 if problem.status == 422 else problem.status
     content_type = _CONTENT_TYPES[negotiate(_accept(scope)) or LEGACY]
     return json_response(rejected(problem).body, status, headers, content_type=content_type)
+
+
+def is_authorization_response(query_string: str) -> bool:
+    """Return whether it is what the issuer sends a browser back with after a sign-in (RFC 6749, section 4.1.2)."""
+    names = {name for name, _ in parse_qsl(query_string, keep_blank_values=True)}
+    return "state" in names and bool(names & {"code", "error"}) and not names & {"query", "documentId", "extensions"}
 
 
 def parse_get_request(query_string: bytes) -> GraphQLRequest:

@@ -13,6 +13,7 @@ from market.graphql.engine.executor import Executor
 from market.graphql.graphiql.files import StaticFiles
 from market.graphql.memory.budget import MemoryBudget
 from market.graphql.service import Deps
+from market.kit.auth.authenticator import authenticator
 from market.kit.http.admission import Admission
 from market.kit.http.client import HttpClient
 from market.kit.http.server import HttpServer
@@ -30,17 +31,20 @@ class Clients:
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[HttpServer]:
     """Wire the gateway and yield its server. It owns no store, so it is ready as soon as it serves."""
-    # Products and orders must see the client, not the gateway, as the caller.
+    # Products and orders must see the client, not the gateway, as the caller: its address and its token.
     header = config.http.forwarded_header
     async with (
-        HttpClient("products", config.products, forwarded_header=header) as products,
-        HttpClient("orders", config.orders, forwarded_header=header) as orders,
+        HttpClient("products", config.products, forwarded_header=header, forward_token=True) as products,
+        HttpClient("orders", config.orders, forwarded_header=header, forward_token=True) as orders,
+        authenticator(config.auth) as authentication,
     ):
         clients = clients or Clients(ProductsClient(products), OrdersClient(orders))
         deps = Deps(products=clients.products, orders=clients.orders)
         executor = Executor(deps, config.limits, config.documents, config.trusted_documents)
         memory = MemoryBudget(config.memory)
         admission = Admission(config.admission, unit="items")
-        files = StaticFiles.load()
-        app = api.application(executor, memory, admission, files, config.http, process.tracer, process.health)
+        files = StaticFiles.load(config)
+        app = api.application(
+            executor, memory, admission, files, config.http, process.tracer, process.health, authentication
+        )
         yield HttpServer(app, config.http.host, config.http.port, limits=config.http)

@@ -1,4 +1,4 @@
-"""Calls to products and orders by REST.
+"""Calls to products and orders by REST, with the caller's own token: each of them decides what the caller may do.
 
 Methods return the JSON of a successful response as bytes, not decoded. They raise FieldError for any other response,
 with the code and extension members of its problem document (RFC 9457), and Unavailable if there was no response.
@@ -18,10 +18,14 @@ import msgspec
 from market.graphql.domain import FieldError, camel_case, camel_case_keys
 from market.graphql.memory import budget
 from market.kit import context
+from market.kit.auth.identity import identity
 from market.kit.errors import TYPE_PREFIX, BadInput, Overloaded, Problem, Unavailable
 from market.kit.http.client import HttpClient, HttpResponse, ResponseTooLarge
 from market.kit.ids import new_id
+from market.kit.process import logs
 from market.kit.resilience import RetryBudget
+
+log = logs.get_logger("graphql")
 
 # A create is retried after a 503 that asks for a pause of at most this; after a longer one the caller is told.
 _MAX_PAUSE_SECONDS = 2.0
@@ -29,6 +33,8 @@ _CREATE_ATTEMPTS = 3
 # Of a problem document, with room for what it quotes.
 _PROBLEM_BYTES = 4096
 
+# The codes of responses without a problem document, such as those of a proxy in front of the upstream.
+_PLAIN_CODES = {401: "UNAUTHENTICATED", 403: "FORBIDDEN"}
 # Members of every problem document; all others are extension members.
 _STANDARD_MEMBERS = {"type", "title", "status", "detail", "instance", "errors"}
 _QUOTED = re.compile(r"`[^`]*`")
@@ -124,7 +130,11 @@ class _RestClient:
     def _body(self, response: HttpResponse, argument: str = "") -> bytes:
         if response.status < 300:
             return response.body
-        raise field_error(response, self._upstream, argument)
+        error = field_error(response, self._upstream, argument)
+        if response.status == 401 and identity.get().signed_in:
+            # The gateway has verified this very token. Unless it has just expired, the configurations differ.
+            log.warning("upstream rejected a verified token", upstream=self._upstream, reason=str(error))
+        raise error
 
 
 class ProductsClient(_RestClient):
@@ -197,11 +207,14 @@ def field_error(response: HttpResponse, upstream: str, argument: str = "") -> Fi
     """Return an upstream's problem response as the error of a field.
 
     Its fields are named as GraphQL names them, below `argument`, the argument that they came in. A response without a
-    problem document has the code UNAVAILABLE if its status is 502 or above, and INTERNAL otherwise.
+    problem document has the code UNAUTHENTICATED if its status is 401, FORBIDDEN if it is 403, UNAVAILABLE if it is 502
+    or above, and INTERNAL otherwise.
     """
     summary = f"{upstream} returned HTTP status {response.status}"
     if response.headers.get("content-type", "").partition(";")[0].strip() != "application/problem+json":
-        return FieldError(summary, "UNAVAILABLE" if response.status >= 502 else "INTERNAL")
+        return FieldError(
+            summary, "UNAVAILABLE" if response.status >= 502 else _PLAIN_CODES.get(response.status, "INTERNAL")
+        )
     try:
         document = msgspec.json.decode(response.body, type=dict[str, Any])
     except msgspec.DecodeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta
 
 from market.kit.auth.config import SignInConfig
@@ -79,6 +80,21 @@ class TrustedDocuments(Section, frozen=True, kw_only=True):
     only: bool = False
 
 
+class GraphiQL(Section, frozen=True, kw_only=True):
+    """Sign-in on the GraphiQL page, at `auth.issuer` (docs/operations.md, "Sign-in to GraphQL")."""
+
+    # The issuer's id for the page: a public client, whose redirect URI is the shop's /graphql. Without it, the page has
+    # a field for a token, but no button.
+    client_id: NonEmptyStr | None = None
+    scope: NonEmptyStr = "openid email"
+    # What the issuer requires besides: Auth0, for example, the audience of the token.
+    authorization_parameters: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if "openid" not in self.scope.split():
+            raise ValueError(f"scope must contain openid, got {self.scope}")
+
+
 class GatewayHttp(Http, frozen=True, kw_only=True):
     """The gateway's HTTP edge, with buffers that leave memory for what it makes of requests."""
 
@@ -103,3 +119,13 @@ class Config(SignInConfig, frozen=True, forbid_unknown_fields=True, kw_only=True
     documents: DocumentCacheSize = DocumentCacheSize()
     memory: Memory = Memory()
     trusted_documents: TrustedDocuments | None = None
+    graphiql: GraphiQL = GraphiQL()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        client_id = self.graphiql.client_id
+        if client_id is not None and not self.auth.is_required:
+            raise ValueError("graphiql.client_id requires auth.mode required")
+        if client_id == self.auth.audience:
+            # It is the audience of the ID tokens that the page gets, which would be accepted as access tokens.
+            raise ValueError(f"graphiql.client_id must not be auth.audience, got {client_id} for both")

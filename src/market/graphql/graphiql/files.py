@@ -6,10 +6,14 @@ import asyncio
 import hashlib
 from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import Any
+from urllib.parse import urlsplit
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from market.graphql.config import Config
 from market.kit.errors import NotFound
 from market.kit.http.compression import Coding, accepted_codings, compress, etag_for_coding
 from market.kit.http.responses import json_response
@@ -19,11 +23,12 @@ CONTENT_TYPES = {
     "js": b"text/javascript; charset=utf-8",
     "css": b"text/css; charset=utf-8",
     "svg": b"image/svg+xml",
+    "json": b"application/json",
 }
-# GraphiQL styles its editor from scripts; nothing may be loaded from, or sent to, another host.
+# GraphiQL styles its editor from scripts; nothing may be loaded from, or sent to, another host but the issuer's.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: https:; "
-    "font-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "font-src 'self' data:; connect-src {origins}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 IMAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _MIN_COMPRESSED_BYTES = 1024
@@ -44,21 +49,26 @@ class StaticFiles:
     # The routes that `get` serves.
     routes = ("GET /", "GET /graphiql/{name}", "GET /images/{name}")
 
-    def __init__(self, contents: dict[str, bytes]) -> None:
-        """Take the files' contents by URL path."""
+    def __init__(self, contents: dict[str, bytes], issuer_origin: str | None = None) -> None:
+        """Take the files' contents by URL path, and the origin that the page may call besides its own."""
         self._files = {path: _file(path, body) for path, body in contents.items()}
+        self._page_policy = PAGE_POLICY.format(origins=" ".join(filter(None, ("'self'", issuer_origin))))
 
     @classmethod
-    def load(cls) -> StaticFiles:
-        """Return the files in the package: each folder of `static` is one in the URL, and index.html is `/`."""
-        contents: dict[str, bytes] = {}
+    def load(cls, config: Config) -> StaticFiles:
+        """Return the files in the package, and the page's settings.
+
+        Each folder of `static` is one in the URL, and index.html is `/`.
+        """
+        settings, issuer_origin = _page_settings(config)
+        contents = {"/graphiql/settings.json": msgspec.json.encode(settings)}
         for folder, suffixes in (("graphiql", (".html", ".js", ".css")), ("images", (".svg",))):
             directory = files("market.graphql.graphiql").joinpath("static", folder)
             for file in directory.iterdir() if directory.is_dir() else ():
                 if file.name.endswith(suffixes):
                     path = "/" if file.name == "index.html" else f"/{folder}/{file.name}"
                     contents[path] = file.read_bytes()
-        return cls(contents)
+        return cls(contents, issuer_origin)
 
     async def get(self, request: Request) -> Response:
         """Return the file, compressed where the client accepts it, or 304. Raises NotFound."""
@@ -67,8 +77,8 @@ class StaticFiles:
             raise NotFound("such address")
         headers = {
             "etag": file.etag,
-            "cache-control": "no-cache" if file.suffix == "html" else "public, max-age=3600",
-            "content-security-policy": IMAGE_POLICY if file.suffix == "svg" else PAGE_POLICY,
+            "cache-control": "no-cache" if file.suffix in ("html", "json") else "public, max-age=3600",
+            "content-security-policy": IMAGE_POLICY if file.suffix == "svg" else self._page_policy,
             "x-content-type-options": "nosniff",
             "referrer-policy": "no-referrer",
             "vary": "accept-encoding",
@@ -90,3 +100,19 @@ class StaticFiles:
 def _file(path: str, body: bytes) -> _File:
     suffix = "html" if path == "/" else path.rpartition(".")[2]
     return _File(body, f'"{hashlib.sha256(body).hexdigest()[:16]}"', suffix)
+
+
+def _page_settings(config: Config) -> tuple[dict[str, Any], str | None]:
+    """Return what the page has to know to sign visitors in, and the issuer's origin if it does."""
+    auth, graphiql = config.auth, config.graphiql
+    settings: dict[str, Any] = {"mode": auth.mode}
+    if auth.issuer is None or graphiql.client_id is None:
+        return settings, None
+    settings |= {
+        "issuer": auth.issuer,
+        "clientId": graphiql.client_id,
+        "scope": graphiql.scope,
+        "parameters": graphiql.authorization_parameters,
+    }
+    parts = urlsplit(auth.issuer)
+    return settings, f"{parts.scheme}://{parts.netloc}"

@@ -3,10 +3,21 @@ import { GraphiQL } from 'graphiql';
 import 'graphiql/style.css';
 import { createElement } from 'react';
 import { createRoot } from 'react-dom/client';
+import { AccessBar } from './access_bar.js';
+import * as signIn from './sign_in.js';
+import { keepTabs, restored, storage } from './storage.js';
 
 const ENDPOINT = '/graphql';
+const SETTINGS = '/graphiql/settings.json';
 
-const DOCUMENT = `# Choose one of the two at the play button.
+const CONFIRMATION = {
+  open: `# See the variables below: the confirmation
+# goes to that e-mail address.`,
+  required: `# Whoever has signed in is the buyer, and gets
+# the confirmation.`,
+};
+
+const example = (confirmation) => `# Choose one of the two at the play button.
 
 query Products {
   products(limit: 20) {
@@ -21,8 +32,7 @@ query Products {
   }
 }
 
-# See the variables below: the confirmation
-# goes to that e-mail address.
+${confirmation}
 mutation CreateOrder($input: CreateOrderInput!) {
   createOrder(input: $input) {
     id
@@ -41,17 +51,21 @@ mutation CreateOrder($input: CreateOrderInput!) {
 }
 `;
 
+// Called with the error of a response that the gateway gives to a token that it does not accept.
+let onRejectedToken = () => {};
+
 async function fetcher(request, options) {
-  const response = await fetch(ENDPOINT, {
-    method: 'POST',
-    headers: {
-      ...options?.headers,
-      'content-type': 'application/json',
-      accept: 'application/graphql-response+json, application/json;q=0.9',
-    },
-    body: JSON.stringify(request),
-  });
-  return response.json();
+  const headers = new Headers(options?.headers);
+  const held = signIn.current();
+  // The editor of headers comes first.
+  const isHeldSent = held !== null && !headers.has('authorization');
+  if (isHeldSent) headers.set('authorization', `Bearer ${held.token}`);
+  headers.set('content-type', 'application/json');
+  headers.set('accept', 'application/graphql-response+json, application/json;q=0.9');
+  const response = await fetch(ENDPOINT, { method: 'POST', headers, body: JSON.stringify(request) });
+  const result = await response.json();
+  if (response.status === 401 && isHeldSent) onRejectedToken(result);
+  return result;
 }
 
 // Return the id of a product that can be ordered now, or of any product, or null.
@@ -65,31 +79,50 @@ async function liveProduct() {
   }
 }
 
-// Keep the visitor's theme, history and pane sizes, but not the tabs: their product may be deleted by now.
-const storage = {
-  getItem: (key) => (key.includes('tabState') ? null : localStorage.getItem(key)),
-  setItem: (key, value) => (key.includes('tabState') ? undefined : localStorage.setItem(key, value)),
-  removeItem: (key) => localStorage.removeItem(key),
-  clear: () => localStorage.clear(),
-  get length() {
-    return localStorage.length;
-  },
-};
+async function loadSettings() {
+  try {
+    return await (await fetch(SETTINGS)).json();
+  } catch {
+    return { mode: 'open' };
+  }
+}
 
-liveProduct().then((id) => {
-  const input = {
-    user: 'visitor',
-    email: 'visitor@example.test',
-    items: [{ productId: id ?? 'none yet: createProduct makes one', quantity: 1 }],
+async function showAccessBar(settings) {
+  let message = '';
+  try {
+    await signIn.finish(settings);
+  } catch (error) {
+    message = `Sign-in failed: ${error.message}.`;
+  }
+  const bar = new AccessBar(document.getElementById('access'), settings, { message, beforeLeaving: keepTabs });
+  onRejectedToken = (result) => {
+    signIn.use('');
+    bar.show(`The token was not accepted: ${result?.errors?.[0]?.message}`);
   };
-  const variables = JSON.stringify({ input }, null, 2);
+}
+
+// Return GraphiQL's properties for the example, with the product to order.
+function defaultEditors(mode, productId) {
+  const items = [{ productId: productId ?? 'none yet: createProduct makes one', quantity: 1 }];
+  const buyer = mode === 'required' ? {} : { user: 'visitor', email: 'visitor@example.test' };
+  const variables = JSON.stringify({ input: { ...buyer, items } }, null, 2);
+  const query = example(CONFIRMATION[mode] ?? CONFIRMATION.open);
+  return { defaultTabs: [{ query, variables, operationName: 'Products' }], variables };
+}
+
+async function start() {
+  const settings = await loadSettings();
+  if (settings.mode === 'required') await showAccessBar(settings);
+  const editors = restored ?? defaultEditors(settings.mode, await liveProduct());
   createRoot(document.getElementById('graphiql')).render(
     createElement(GraphiQL, {
       fetcher,
       storage,
-      defaultTabs: [{ query: DOCUMENT, variables, operationName: 'Products' }],
-      variables,
+      ...editors,
       defaultEditorToolsVisibility: 'variables',
+      shouldPersistHeaders: false,
     }),
   );
-});
+}
+
+start();
