@@ -96,7 +96,7 @@ def test_there_is_nothing_to_commit_without_a_change() -> None:
 
 def _start(topic_is_new: bool = False, replay_missed: bool = True, **changes: Any) -> tuple[int, str | None]:
     """Return offset and metadata, or why there was no usable offset, for a partition with offsets from 2 to 9."""
-    state = PartitionState(**{"topic_id": "T", "low": 2, "high": 9, "after_first_start": 3, **changes})
+    state = PartitionState(**{"topic_id": "T", "low": 2, "high": 9, "offset_after_first_start": 3, **changes})
     start = start_position(state, topic_is_new=topic_is_new, replay_missed=replay_missed)
     return start.offset, start.metadata or start.no_offset_reason or (start.reset_reason and "out-of-range")
 
@@ -119,7 +119,7 @@ def test_without_a_committed_offset_consumption_starts_at_the_end_only_at_the_fi
     assert _start(last_position=Position(4, "T")) == (4, "no-offset")
     assert _start(last_position=Position(4, "")) == (4, "no-offset")
     # The embedded broker was restarted empty while the consumer was running.
-    assert _start(low=0, high=3, after_first_start=0, last_position=Position(40, "")) == (0, "out-of-range")
+    assert _start(low=0, high=3, offset_after_first_start=0, last_position=Position(40, "")) == (0, "out-of-range")
 
 
 def test_another_topic_id_means_a_new_topic() -> None:

@@ -224,12 +224,12 @@ async def test_outbox_changes_that_the_store_does_not_apply_raise_unavailable(
         await documents.database.command("collMod", documents.name, validator={"never": True})
         try:
             with pytest.raises(Unavailable):
-                await outbox.release_lease([order_id])
+                await outbox.release_leases([order_id])
             with pytest.raises(Unavailable):
                 await outbox.remove_published([(order_id, before["outbox"][0]["id"])])
         finally:
             await documents.database.command("collMod", documents.name, validator={})
         assert await documents.find_one({"_id": order_id}) == before
-        await outbox.release_lease([order_id])
+        await outbox.release_leases([order_id])
         assert await lease_owners(service) == {}
         fail_pending(service)

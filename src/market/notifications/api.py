@@ -81,7 +81,7 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
             if pending.dead_letter is None:
                 return delay
         except Exception as e:
-            # Retried for a limited time, too: a bug must not block the messages with the same key forever.
+            # Also retried only for a limited time: a bug must not block the messages with the same key forever.
             log.exception("processing failed", **origin(message))
             delay = await service.retry_later(deps, pending, "internal-error", f"{type(e).__name__}: {e}", notification)
             if pending.dead_letter is None:

@@ -36,8 +36,8 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     sent_log_max_ids: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 500_000
     # Events that are older than this are looked up in the sent log before they are mailed.
     sent_log_min_age_seconds: Annotated[float, Meta(ge=0)] = 60.0
-    # A partition without a committed offset is consumed from this long before the group's first start, to allow for
-    # clock differences between publishers and brokers.
+    # Consumption of a partition without a committed offset starts this long before the group's first start, to allow
+    # for clock differences between publishers and brokers.
     first_start_tolerance_seconds: Annotated[float, Meta(ge=0)] = 60.0
     # The process is not ready if an assigned partition with unread messages makes no progress for this long.
     stalled_after_seconds: Seconds = 60.0
@@ -118,13 +118,13 @@ class Smtp(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if (self.username is None) != (self.password is None):
-            raise ValueError("username and password must be given together")
+            raise ValueError("username and password must be set together")
 
 
 class Retry(Section, frozen=True, kw_only=True):
     """Retries of mails that the mail server deferred (4xx), and of messages after internal errors.
 
-    At first a message is retried in memory, with a delay that doubles from `initial_seconds` to `max_seconds`. After
+    At first, a message is retried in memory, with a delay that doubles from `initial_seconds` to `max_seconds`. After
     `in_memory_seconds`, or if the domain is throttled, it waits in the topic of deferred mails.
     """
 
@@ -133,7 +133,7 @@ class Retry(Section, frozen=True, kw_only=True):
     in_memory_seconds: Annotated[float, Meta(ge=0)] = 30.0
     # How many messages may wait in memory at the same time.
     max_in_memory: Annotated[int, Meta(ge=0, le=100_000)] = 100
-    # Limits on the delay until a deferred mail is attempted again. Within them the delay is the time since the first
+    # Limits on the delay until a deferred mail is attempted again. Within them, the delay is the time since the first
     # deferral, so that it grows with the age of the mail.
     min_deferral_seconds: Seconds = 5.0
     max_deferral_seconds: Seconds = 300.0

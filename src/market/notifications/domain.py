@@ -130,7 +130,7 @@ class Notification:
     """What a mail says about an order event, and to whom it goes.
 
     sequence: the number of the event within its order; later events have higher numbers
-    recipient: the address, in the form that mail servers get; None if the order has no valid address
+    recipient: the address, in the form in which it is sent to mail servers; None if the order has no valid address
     has_address: whether the order has anything that looks like an e-mail address
     """
 

@@ -55,7 +55,7 @@ _BACKGROUND_SECONDS = 5.0
 # Subtracted from the deadline of a stock release during DELETE, to leave time for responding 202 if inventory does not
 # respond.
 _CANCEL_RESPONSE_SECONDS = 0.5
-# The limits of what is then left for the release.
+# The minimum and the maximum time for that stock release.
 _MIN_RELEASE_SECONDS, _MAX_RELEASE_SECONDS = 0.2, 60.0
 
 

@@ -191,7 +191,7 @@ class Assignment:
         if old is None:
             return
         count_reset(partition, reason)
-        offset = self._starts.after_first_start(consumer, partition, old.topic_id)
+        offset = self._starts.offset_after_first_start(consumer, partition, old.topic_id)
         self._drop_parked(partition)
         self._drop_queued([old], self._config.revoke_timeout_seconds)
         consumer.incremental_unassign(self._topic_partitions({partition}))

@@ -177,7 +177,7 @@ class PartitionState:
 
     topic_id: the id of the topic, empty if the broker has none
     low, high: the first offset that the broker has, and the one after the last
-    after_first_start: the offset of the first message published after the group's first start; never below `low`
+    offset_after_first_start: that of the first message published after the group's first start; never below `low`
     committed: the group's offset and metadata, or None
     last_position: the first unsettled offset when this process last owned the partition, or None
     first_start: the partition existed when the group started for the first time, and has not been assigned since
@@ -186,7 +186,7 @@ class PartitionState:
     topic_id: str
     low: int
     high: int
-    after_first_start: int
+    offset_after_first_start: int
     committed: tuple[int, str | None] | None = None
     last_position: Position | None = None
     first_start: bool = False
@@ -205,25 +205,25 @@ def start_position(state: PartitionState, *, topic_is_new: bool, replay_missed: 
     if state.committed is not None and (replay_missed or last is not None):
         offset, metadata = state.committed
         if not state.is_same_topic(decode_topic_id(metadata)):
-            return StartPosition(state.after_first_start, no_offset_reason="new-topic")
+            return StartPosition(state.offset_after_first_start, no_offset_reason="new-topic")
         if state.low <= offset <= state.high:
             return StartPosition(offset, metadata)
         return _out_of_range("committed offset", offset, state)
     if last is not None:
         # The group's offsets were lost while this process was running; perhaps the topic was created again.
         if not state.is_same_topic(last.topic_id):
-            return StartPosition(state.after_first_start, no_offset_reason="new-topic")
+            return StartPosition(state.offset_after_first_start, no_offset_reason="new-topic")
         if state.low <= last.offset <= state.high:
             return StartPosition(last.offset, no_offset_reason="no-offset")
         return _out_of_range("position", last.offset, state)
     if not replay_missed:
         return StartPosition(state.high)
     if not state.first_start:
-        return StartPosition(state.after_first_start, no_offset_reason="no-offset")
+        return StartPosition(state.offset_after_first_start, no_offset_reason="no-offset")
     return StartPosition(state.low if topic_is_new else state.high, no_offset_reason="first-start")
 
 
 def _out_of_range(name: str, offset: int, state: PartitionState) -> StartPosition:
     return StartPosition(
-        state.after_first_start, reset_reason=f"{name} {offset}, the broker has {state.low} to {state.high}"
+        state.offset_after_first_start, reset_reason=f"{name} {offset}, the broker has {state.low} to {state.high}"
     )

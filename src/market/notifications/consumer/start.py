@@ -104,9 +104,9 @@ class StartOffsets:
         self._first_start_partitions -= {start.partition for start in starts}
         return starts
 
-    def after_first_start(self, consumer: Consumer, partition: int, topic_id: str) -> int:
+    def offset_after_first_start(self, consumer: Consumer, partition: int, topic_id: str) -> int:
         """Return the offset of the first message published after the group's first start. Raises KafkaException."""
-        return self._state(consumer, TopicPartition(self._config.topic, partition), topic_id).after_first_start
+        return self._state(consumer, TopicPartition(self._config.topic, partition), topic_id).offset_after_first_start
 
     def _start(self, consumer: Consumer, committed: TopicPartition, topic_id: str) -> StartPosition:
         state = self._state(consumer, committed, topic_id)
@@ -129,7 +129,7 @@ class StartOffsets:
 
     def _state(self, consumer: Consumer, committed: TopicPartition, topic_id: str) -> PartitionState:
         low, high = consumer.get_watermark_offsets(committed, timeout=_CALL_TIMEOUT_SECONDS)
-        after_first_start = low
+        offset_after_first_start = low
         # The embedded broker (librdkafka's mock cluster) cannot look up offsets by time.
         if self._first_started_ms is not None and topic_id and not self._config.is_embedded_broker:
             since_ms = self._first_started_ms - int(self._config.first_start_tolerance_seconds * 1000)
@@ -137,12 +137,12 @@ class StartOffsets:
             [found] = consumer.offsets_for_times([partition], timeout=_CALL_TIMEOUT_SECONDS)
             if found.error is not None:
                 raise KafkaException(found.error)
-            after_first_start = max(low, found.offset) if found.offset >= 0 else high
+            offset_after_first_start = max(low, found.offset) if found.offset >= 0 else high
         return PartitionState(
             topic_id=topic_id,
             low=low,
             high=high,
-            after_first_start=after_first_start,
+            offset_after_first_start=offset_after_first_start,
             committed=(committed.offset, committed.metadata) if committed.offset >= 0 else None,
             last_position=self._last_positions.get(committed.partition),
             # In the topic of deferred mails, a partition that has never had a message is at its first start. That is

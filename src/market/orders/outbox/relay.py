@@ -37,8 +37,8 @@ from market.orders.outbox.repository import OutboxRepository
 
 log = logs.get_logger("outbox")
 
-# The order's id and the outbox entry that was sent. The producer returns it with the delivery result.
-Token = tuple[UUID, OutboxEntry]
+# The order's id, and the outbox entry that was sent. The producer passes it on with the delivery result.
+SentEvent = tuple[UUID, OutboxEntry]
 
 _ENCODER = msgspec.json.Encoder()
 _ACKNOWLEDGED, _FAILED, _REJECTED = (EVENTS.labels(result) for result in ("acknowledged", "failed", "rejected"))
@@ -67,7 +67,7 @@ class Relay:
         self._faults = faults
         self._lease_seconds = config.recovery.lease_seconds
         self._interval_seconds = config.recovery.relay_interval_seconds
-        self.producer: Producer[Token] = Producer(
+        self.producer: Producer[SentEvent] = Producer(
             config.kafka,
             "market.orders",
             max_message_bytes=events.MAX_MESSAGE_BYTES,
@@ -84,7 +84,7 @@ class Relay:
         )
         # Orders with an event in flight, and when it was sent, in seconds of time.monotonic().
         self._in_flight: dict[UUID, float] = {}
-        # Those of them that the loop has sent. They are counted as recovered once Kafka has acknowledged them.
+        # The orders in `_in_flight` that the loop retries. They count as recovered once Kafka has acknowledged them.
         self._retried: set[UUID] = set()
         # Orders that were leased again while in flight: their first event has been removed from the outbox, but
         # `_remove` has not returned yet.
@@ -224,7 +224,7 @@ class Relay:
         if order is not None:
             self.publish(order)
 
-    async def _delivered(self, results: list[tuple[Token, DeliveryResult]]) -> None:
+    async def _delivered(self, results: list[tuple[SentEvent, DeliveryResult]]) -> None:
         published: list[tuple[UUID, UUID]] = []
         failed: list[UUID] = []
         for (order_id, entry), result in results:
@@ -310,7 +310,7 @@ class Relay:
             log.warning("outbox leases not released", orders=1, reason=str(e))
 
     async def _release_many(self, order_ids: list[UUID]) -> Sequence[None]:
-        await self.outbox.release_lease(order_ids)
+        await self.outbox.release_leases(order_ids)
         return [None] * len(order_ids)
 
     async def _mark_stuck(self, order_id: UUID, entry: OutboxEntry, reason: str) -> None:

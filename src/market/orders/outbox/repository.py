@@ -83,7 +83,7 @@ class OutboxRepository:
         document = await self._collection.update_and_get(where, change)
         return self._collection.read_order(document) if document else None
 
-    async def release_lease(self, order_ids: Sequence[UUID]) -> None:
+    async def release_leases(self, order_ids: Sequence[UUID]) -> None:
         """Release the leases that this instance still holds; another relay may have taken over some of them."""
         await self._collection.bulk_update(
             [UpdateOne({"_id": order_id, "claimed_by": self.instance_id}, {"$unset": _LEASE}) for order_id in order_ids]

@@ -67,10 +67,10 @@ async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]]
 
 async def _recover_each(deps: Deps, order_ids: list[UUID], *, overdue: bool) -> list[Result]:
     """Recover the orders concurrently, and return their results. Raises Unavailable if MongoDB is unavailable."""
-    limit = asyncio.Semaphore(16)
+    concurrency = asyncio.Semaphore(16)
 
     async def recover_one(order_id: UUID) -> Result:
-        async with limit:
+        async with concurrency:
             try:
                 order = await deps.orders.get_latest(order_id)
             except UnreadableOrder:
