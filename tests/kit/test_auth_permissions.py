@@ -14,7 +14,7 @@ from starlette.responses import Response
 from market.kit.auth.authenticator import Authenticator
 from market.kit.auth.identity import ANONYMOUS, UNRESTRICTED, Identity, Role, identity, token
 from market.kit.auth.permissions import Access, Permission, check_table
-from market.kit.auth.refusals import Refused
+from market.kit.auth.rejection import TokenRejected
 from market.kit.auth.token_cache import TokenCache
 from market.kit.auth.verifier import Verified
 from market.kit.config import Http
@@ -47,7 +47,7 @@ class Tokens:
     async def verify(self, text: str, now: float) -> Verified:
         self.verified.append(text)
         if text not in self._known:
-            raise Refused("signature", "has an invalid signature")
+            raise TokenRejected("signature", "has an invalid signature")
         return Verified(self._known[text], now + 60, "key")
 
 

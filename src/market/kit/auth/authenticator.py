@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from market.kit.auth import metrics
 from market.kit.auth.config import Auth
 from market.kit.auth.identity import ANONYMOUS, Identity
-from market.kit.auth.refusals import Refused
+from market.kit.auth.rejection import TokenRejected
 from market.kit.auth.token_cache import TokenCache
 from market.kit.errors import Unauthenticated
 from market.kit.process.tasks import periodic_tasks
@@ -50,7 +50,7 @@ class Authenticator:
             return cached
         try:
             verified = await self._verifier.verify(_bearer_token(authorization), now)
-        except Refused as e:
+        except TokenRejected as e:
             metrics.INVALID_TOKENS.labels(e.rule).inc()
             raise Unauthenticated(e.reason) from None
         self._cache.put(digest, verified.identity, verified.expires_at, verified.thumbprint)
@@ -61,7 +61,7 @@ def _bearer_token(authorization: str) -> str:
     scheme, _, token = authorization.partition(" ")
     token = token.strip(" ")
     if scheme.lower() != "bearer" or not token:
-        raise Refused("scheme", "must be sent as Authorization: Bearer")
+        raise TokenRejected("scheme", "must be sent as Authorization: Bearer")
     return token
 
 

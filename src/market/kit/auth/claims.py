@@ -1,4 +1,4 @@
-"""From the claims of a verified token to an identity."""
+"""Checks the claims of a token, and turns them into an identity."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from joserfc.jwt import JWTClaimsRegistry
 
 from market.kit.auth.config import Auth
 from market.kit.auth.identity import Identity, Role
-from market.kit.auth.refusals import Refused
+from market.kit.auth.rejection import TokenRejected
 from market.kit.errors import BadInput
 from market.kit.text import validate_display_text
 
@@ -22,7 +22,7 @@ _INVALID_SUBJECT = ("claims", f"has an invalid sub; it must have 1 to {MAX_SUBJE
 
 
 def check_claims(claims: Mapping[str, Any], config: Auth, now: float) -> None:
-    """Check issuer, audience and times. Raises Refused."""
+    """Check issuer, audience and times. Raises TokenRejected."""
     rules = JWTClaimsRegistry(
         now=int(now),
         leeway=config.leeway_seconds,
@@ -36,11 +36,11 @@ def check_claims(claims: Mapping[str, Any], config: Auth, now: float) -> None:
     try:
         rules.validate(checked)
     except MissingClaimError:
-        raise Refused("claims", "lacks one of the claims iss, aud, exp and sub") from None
+        raise TokenRejected("claims", "lacks one of the claims iss, aud, exp and sub") from None
     except ExpiredTokenError:
-        raise Refused("expired", "has expired") from None
+        raise TokenRejected("expired", "has expired") from None
     except InvalidClaimError as e:
-        raise Refused(*_rule(e.claim, checked[e.claim])) from None
+        raise TokenRejected(*_rule(e.claim, checked[e.claim])) from None
 
 
 def _rule(claim: str, value: object) -> tuple[str, str]:
@@ -57,15 +57,15 @@ def _rule(claim: str, value: object) -> tuple[str, str]:
 
 
 def identify(claims: Mapping[str, Any], config: Auth, callers: Mapping[str, str]) -> Identity:
-    """Return the identity that the claims prove. Raises Refused for claims of wrong types.
+    """Return the identity that the claims prove. Raises TokenRejected for claims of wrong types.
 
-    callers: services by the subject of their tokens.
+    callers: the names of services, by the subject of their tokens.
     """
     subject = claims["sub"]
     try:
         validate_display_text("sub", subject, min_length=1, max_length=MAX_SUBJECT_CHARACTERS)
     except BadInput:
-        raise Refused(*_INVALID_SUBJECT) from None
+        raise TokenRejected(*_INVALID_SUBJECT) from None
     service = callers.get(subject)
     roles = {config.roles[name] for name in _role_names(claims, config.roles_claim) if name in config.roles}
     if service is not None:
@@ -82,15 +82,15 @@ def _verified_email(claims: Mapping[str, Any]) -> str | None:
 
 
 def _role_names(claims: Mapping[str, Any], path: str) -> list[str]:
-    """Return the issuer's names of the roles; none if the claim is absent. Raises Refused."""
+    """Return the issuer's names of the roles; none if the claim is absent. Raises TokenRejected."""
     value: Any = claims
     # A claim whose own name has dots, such as https://example.com/roles, takes precedence over a path.
     for name in [path] if path in claims else path.split("."):
         if not isinstance(value, Mapping):
-            raise Refused("claims", "has roles that are not a list of strings")
+            raise TokenRejected("claims", "has roles that are not a list of strings")
         value = value.get(name)
         if value is None:
             return []
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise Refused("claims", "has roles that are not a list of strings")
+        raise TokenRejected("claims", "has roles that are not a list of strings")
     return value

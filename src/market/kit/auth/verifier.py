@@ -22,7 +22,7 @@ from market.kit.auth.config import Auth
 from market.kit.auth.identity import Identity
 from market.kit.auth.issuer import SigningKey
 from market.kit.auth.keys import Keys
-from market.kit.auth.refusals import Refused
+from market.kit.auth.rejection import TokenRejected
 from market.kit.errors import Unavailable
 
 # A token is cached for at most this long, even if it expires later.
@@ -74,12 +74,12 @@ class Verifier:
             self._types |= {"jwt", "application/jwt", ""}
 
     async def verify(self, token: str, now: float) -> Verified:
-        """Return what the token proves. Raises Refused, and Unavailable if the issuer's keys were never fetched.
+        """Return what the token proves. Raises TokenRejected, and Unavailable if the issuer's keys were never fetched.
 
         now: the time in seconds since 1970.
         """
         if len(token) > self._config.max_token_bytes:
-            raise Refused("size", f"is longer than {self._config.max_token_bytes} bytes")
+            raise TokenRejected("size", f"is longer than {self._config.max_token_bytes} bytes")
         header = self._header(token)
         payload, key = self._check_signature(token, await self._find_keys(header.kid))
         try:
@@ -91,17 +91,17 @@ class Verifier:
         return Verified(identify(claims, self._config, self._callers), expires_at, key.thumbprint)
 
     def _header(self, token: str) -> _Header:
-        """Return the header, which nobody has signed yet. Raises Refused if nothing could make the token valid."""
+        """Return the header, before the signature is checked. Raises TokenRejected if no signature could be valid."""
         try:
             header = msgspec.json.decode(urlsafe_b64decode(token.partition(".")[0].encode("ascii")), type=_Header)
         except (msgspec.MsgspecError, ValueError, TypeError, IndexError, RecursionError):
             raise _not_a_jwt() from None
         if header.alg not in self._config.algorithms:
-            raise Refused("algorithm", "has an algorithm that is not accepted")
+            raise TokenRejected("algorithm", "has an algorithm that is not accepted")
         if bytes(header.crit) or bytes(header.b64):
-            raise Refused("critical", "has header parameters that are not supported")
+            raise TokenRejected("critical", "has header parameters that are not supported")
         if (header.typ or "").lower() not in self._types:
-            raise Refused("type", "has a type that is not accepted")
+            raise TokenRejected("type", "has a type that is not accepted")
         return header
 
     async def _find_keys(self, kid: str | None) -> list[SigningKey]:
@@ -113,15 +113,15 @@ class Verifier:
             return keys
         if not self._keys:
             raise Unavailable("the keys of the issuer are not available yet", retry_after=5)
-        raise Refused("key", "was signed with an unknown key")
+        raise TokenRejected("key", "was signed with an unknown key")
 
     def _check_signature(self, token: str, keys: list[SigningKey]) -> tuple[bytes, SigningKey]:
         for key in keys:
             with suppress(Exception):
                 # Not only for a wrong signature, but also for a key of another type or a malformed signature.
                 return jws.deserialize_compact(token, key.key, registry=self._registry).payload, key
-        raise Refused("signature", "has an invalid signature")
+        raise TokenRejected("signature", "has an invalid signature")
 
 
-def _not_a_jwt() -> Refused:
-    return Refused("format", "is not a signed JWT")
+def _not_a_jwt() -> TokenRejected:
+    return TokenRejected("format", "is not a signed JWT")

@@ -1,9 +1,9 @@
-"""Why a token is refused."""
+"""The error for a token that is not valid."""
 
 from __future__ import annotations
 
 
-class Refused(Exception):
+class TokenRejected(Exception):
     """The token breaks a rule.
 
     rule: the label in metrics. reason: in words, to follow "the token"; printable ASCII without quotes and backslashes.
