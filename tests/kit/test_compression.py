@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from market.kit import context
 from market.kit.config import Compression, Http
-from market.kit.http import edge
+from market.kit.http import compression, edge
 from market.kit.http.compression import zstd
 from market.kit.http.responses import json_response
+from tests.support.waiting import PATIENCE, until
 
 from .http_app import serving
 
@@ -153,6 +156,34 @@ async def test_large_bodies_are_compressed_in_threads(http: httpx.AsyncClient, c
     responses = await asyncio.gather(*(fetch(http, "/huge", coding) for _ in range(12)))
     for response in responses:
         assert {"gzip": gzip.decompress, "zstd": zstd.decompress}[coding](response.raw) == HUGE
+
+
+async def test_the_thread_of_a_cancelled_request_counts_until_it_has_finished() -> None:
+    may_finish, bodies = threading.Event(), []
+
+    def compressor(body: bytes, _: str) -> bytes:
+        bodies.append(body)
+        may_finish.wait(PATIENCE)
+        return b"compressed"
+
+    compressing = compression.Compression(Compression(), compressor=compressor)
+
+    async def respond() -> Response:
+        response = json_response(HUGE)
+        await compressing.apply(response, [(b"accept-encoding", b"gzip")])
+        return response
+
+    requests = [asyncio.create_task(respond()) for _ in range(2)]
+    await until(lambda: len(bodies) == 2)
+    for request in requests:
+        request.cancel()
+    await asyncio.wait(requests)
+    assert all(request.cancelled() for request in requests)
+    with context.deadline_in(0.1):
+        assert (await respond()).body == HUGE
+    assert len(bodies) == 2
+    may_finish.set()
+    assert (await respond()).body == b"compressed"
 
 
 async def test_compression_may_be_disabled() -> None:

@@ -29,6 +29,7 @@ else:
 Coding = Literal["zstd", "gzip"]
 # Reserves this many bytes of memory for compressing a response. Returns False if its request may not use that much.
 Reserve = Callable[[Response, int], bool]
+Compressor = Callable[[bytes, Coding], bytes]
 
 # Best first: zstd takes less time, and its output is smaller. The order matters if the client prefers neither.
 CODINGS: tuple[Coding, ...] = get_args(Coding)
@@ -76,12 +77,16 @@ class Compression:
     """Compresses the responses of one HTTP server.
 
     reserve: called before a response is compressed; if it returns False, the response is sent uncompressed.
+    compressor: compresses the larger bodies, in a thread
     """
 
-    def __init__(self, config: Config, reserve: Reserve = lambda _, __: True) -> None:
+    def __init__(
+        self, config: Config, reserve: Reserve = lambda _, __: True, compressor: Compressor = compress
+    ) -> None:
         self._min_bytes = config.min_bytes
         self._is_enabled = config.enabled
         self._reserve = reserve
+        self._compressor = compressor
         self._threads = asyncio.Semaphore(_MAX_THREADS)
         self._waiting_bytes = 0
 
@@ -112,20 +117,32 @@ class Compression:
         """Return the compressed body, or None if no thread is free in time or if too many bytes already wait."""
         if len(body) <= _MAX_INLINE_BYTES:
             return compress(body, coding)
-        if self._waiting_bytes and self._waiting_bytes + len(body) > _MAX_WAITING_BYTES:
+        if not await self._acquire_thread(len(body)):
             return None
-        self._waiting_bytes += len(body)
+        thread = asyncio.get_running_loop().run_in_executor(None, self._compressor, body, coding)
+        # A thread cannot be interrupted: if the request is cancelled, its thread counts until it has finished.
+        thread.add_done_callback(lambda _: self._release_thread(len(body)))
+        return await asyncio.shield(thread)
+
+    async def _acquire_thread(self, size: int) -> bool:
+        """Wait for a thread for a body of this size. Return False if none is free in time or too many bytes wait."""
+        if self._waiting_bytes and self._waiting_bytes + size > _MAX_WAITING_BYTES:
+            return False
+        self._waiting_bytes += size
+        acquired = False
         try:
             async with asyncio.timeout(context.remaining(_MAX_WAIT_SECONDS)):
-                await self._threads.acquire()
-            try:
-                return await asyncio.to_thread(compress, body, coding)
-            finally:
-                self._threads.release()
+                acquired = await self._threads.acquire()
         except TimeoutError:
-            return None
+            pass
         finally:
-            self._waiting_bytes -= len(body)
+            if not acquired:
+                self._waiting_bytes -= size
+        return acquired
+
+    def _release_thread(self, size: int) -> None:
+        self._threads.release()
+        self._waiting_bytes -= size
 
 
 def _set(response: Response, name: bytes, value: bytes) -> None:
