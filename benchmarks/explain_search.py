@@ -24,15 +24,20 @@ LIMIT = 20
 KINDS: list[tuple[str, str, Sort | None]] = [
     ("a common word", "red", None),
     ("a rare word", "teapot", None),
+    ("a word of little more than 10,000 products", "coffee", None),
     ("several words", "white hanging heart", None),
+    ("several common words", "pink heart", None),
     ("the beginning of a word", "chris", None),
+    ("several words, the last one incomplete", "christmas ca", None),
     ("a phrase", '"christmas tree"', None),
-    ("an excluded word", "lantern -red", None),
-    ("an alternative", "teapot OR kettle", None),
+    ("an excluded word, little more than 10,000 products", "umbrella -red", None),
+    ("an alternative", "teapot OR lantern", None),
     ("part of an article number", "kl-4711", None),
     ("a common word, by price", "red", "price"),
     ("several words, by price", "white hanging heart", "price"),
+    ("little more than 10,000 products, by name", "coffee", "name"),
     ("a slip of the finger", "teapto", None),
+    ("slips in two words", "chrismas lantren", None),
     ("nothing like it", "zzzzqqqq", None),
 ]
 

@@ -23,6 +23,13 @@ def get(_: random.Random, path: str) -> Iterator[bytes]:
     return itertools.repeat(http1.request("GET", path))
 
 
+def get_any(rng: random.Random, paths: list[str]) -> Iterator[bytes]:
+    """GET one of the paths each, uniformly distributed."""
+    requests = [http1.request("GET", path) for path in paths]
+    while True:
+        yield rng.choice(requests)
+
+
 def products(rng: random.Random, ids: list[str]) -> Iterator[bytes]:
     """GET one product each, uniformly distributed."""
     requests = [http1.request("GET", f"/api/product/{product_id}") for product_id in ids]
@@ -149,6 +156,7 @@ WORKLOADS = {
     f.__name__: f
     for f in (
         get,
+        get_any,
         products,
         orders,
         large_orders,

@@ -12,11 +12,13 @@ from benchmarks.scenarios import (
     orders,
     pages,
     products,
+    search,
 )
 
 SCENARIOS: list[Scenario] = [
     *products.SCENARIOS,
     *pages.SCENARIOS,
+    *search.SCENARIOS,
     *orders.SCENARIOS,
     *fairness.SCENARIOS,
     *inventory.SCENARIOS,

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import asyncpg
 
-from benchmarks.catalogue import fill_up_to
+from benchmarks.catalogue import fill_searchable_up_to
 from benchmarks.explain_pages import position_at
 from benchmarks.measurements import Measurement, Row
 from benchmarks.scenario import Contestants, Measurements, Scenario, compare
@@ -21,7 +21,8 @@ COUNT, SMOKE_COUNT = 1_000_000, 2_000
 async def prepare(testbed: Testbed) -> Contestants:
     uri = testbed.urls["postgres_products"]
     count = SMOKE_COUNT if testbed.smoke else COUNT
-    await fill_up_to(uri, count)
+    # The same catalogue as in the scenario of searches.
+    await fill_searchable_up_to(uri, count)
     conn = await asyncpg.connect(uri)
     try:
         position = await position_at(conn, DEFAULT_SORT, count // 2)

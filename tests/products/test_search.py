@@ -19,6 +19,7 @@ from market.products import app
 from market.products.search.language import parse
 from market.products.search.matching import compile_search
 from market.products.search.ranking import read_positions
+from market.products.search.ranks import ranks_of
 from market.products.search.sampling import Sample, is_common, take_sample
 from tests.support.databases import own_database, superuser
 from tests.support.servers import PostgresHandle
@@ -102,8 +103,10 @@ async def test_a_common_search_has_a_bound_for_its_total_and_the_same_order(prod
         found += [item["id"] for item in page["items"]]
         after = {"after": page["next"]}
     assert found == expected[:80]
-    page = await get(products, q="red lamp", limit=20, offset=60)
-    assert [item["id"] for item in page["items"]] == expected[60:80]
+    for offset in (60, 9_990):
+        page = await get(products, q="red lamp", limit=20, offset=offset)
+        assert [item["id"] for item in page["items"]] == expected[offset : offset + 20]
+        assert (page["total"], page["total_exact"]) == (10_000, False)
     for sort, ordered in (("price", ids), ("-price", ids[::-1])):
         page = await get(products, q="red lamp -large", limit=50, sort=sort)
         in_order = [i for i in ordered if "large" not in names[ids.index(i)][0]][:50]
@@ -128,18 +131,50 @@ async def test_the_order_is_the_same_if_a_sample_shows_that_a_search_is_common(p
         matches = await compile_search(conn, parse("red lam"))
         sample = await take_sample(conn, matches, min_products=2000)
         # Of 2,000 products a quarter is sampled.
-        assert 100 <= sample.estimates["all_words", matches.found] <= 300
-        assert sample.estimates["name_words", matches.whole] == 0
-        assert (await take_sample(conn, matches, min_products=2001)).estimates == {}
-        assert not await is_common(conn, sample, matches)
-        common = Sample(dict.fromkeys(sample.estimates, 40_000))
-        assert await is_common(conn, common, matches)
+        assert sample.products == 2000
+        assert sample.found is not None
+        assert 100 <= sample.found <= 300
+        assert sample.ranks[0] == 0 < sample.ranks[1]
+        assert (await take_sample(conn, matches, min_products=2001)).found is None
+        assert not await is_common(conn, sample, matches, 40)
+        # An estimate that may be wrong is checked.
+        for doubtful in (15_000, 25_000):
+            assert not await is_common(conn, Sample(2000, doubtful, sample.ranks), matches, 40)
         few, after = await read_positions(conn, matches, sample, None, 200), None
         assert (len(few.positions), few.total) == (200, 200)
-        for first in range(0, 200, 40):
-            page = await read_positions(conn, matches, common, after, 40)
-            assert page == (few.positions[first : first + 40], 10_001)
-            after = page.positions[-1]
+        # By the order of the list, and by the index of words.
+        for in_rank in (40_000, 0):
+            common = Sample(2000, 40_000, dict.fromkeys(sample.ranks, in_rank))
+            assert await is_common(conn, common, matches, 40)
+            for first in range(0, 200, 40):
+                page = await read_positions(conn, matches, common, after, 40)
+                assert page == (few.positions[first : first + 40], 10_001)
+                after = page.positions[-1]
+            assert await read_positions(conn, matches, common, after, 40) == ([], 10_001)
+            after = None
+
+
+async def test_a_rank_has_the_products_that_no_better_rank_has(products: RunningProducts):
+    names = [
+        ("Red lamp", "red lamps"),
+        ("Red lampshade", ""),
+        ("Red lampshade", "a lamp"),
+        ("Lamp", "red"),
+        ("Red", "lampshade"),
+        ("Red lamp", "old"),
+        ("Lamp", ""),
+    ]
+    ids = await fill(products, names)
+    async with products.db.acquire() as conn:
+        matches = await compile_search(conn, parse("-old red lamp"))
+        found = {}
+        for rank in ranks_of(matches):
+            for by_index in (True, False):
+                arguments: list[object] = []
+                sql = f"SELECT id FROM product_search WHERE {rank.condition(arguments, by_index=by_index)}"
+                found[rank.number, by_index] = {ids.index(str(row[0])) for row in await conn.fetch(sql, *arguments)}
+    expected = {0: {0}, 1: {1, 2}, 2: {3}, 3: {4}}
+    assert found == {(number, by_index): rows for number, rows in expected.items() for by_index in (True, False)}
 
 
 async def test_a_cursor_belongs_to_its_search(products: RunningProducts):

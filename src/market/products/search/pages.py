@@ -126,10 +126,12 @@ async def _by_sort(conn: Connection, query: SearchQuery, sort: Sort, matches: Ma
     page = PageQuery(query.limit, query.offset, sort, query.after)
     rows: list[Record] = []
     total = MAX_COUNT + 1
-    if not await is_common(conn, sample, matches):
-        rows = await _read_few(conn, page, matches)
+    wanted = query.offset + query.limit + 1
+    max_found = sample.max_found(wanted)
+    if not await is_common(conn, sample, matches, wanted):
+        rows = await _read_few(conn, page, matches, max_found)
         total = rows[0]["total"]
-    if total > MAX_COUNT:
+    if not rows or total > max_found:
         rows = await _read_in_order(conn, page, matches)
     products = [read_product(row) for row in rows if row["id"] is not None]
     end = position_type(sort).of(products[query.limit - 1]) if len(products) > query.limit else None
@@ -140,17 +142,17 @@ async def _by_sort(conn: Connection, query: SearchQuery, sort: Sort, matches: Ma
 # keeps the planner from turning the loop over the outer rows into another join.
 
 
-async def _read_few(conn: Connection, page: PageQuery, matches: Matches) -> list[Record]:
-    """Find the products by the index of words, and sort them, unless they are more than are counted."""
+async def _read_few(conn: Connection, page: PageQuery, matches: Matches, max_found: int) -> list[Record]:
+    """Find the products by the index of words, and sort them, unless they are more than `max_found`."""
     arguments: list[object] = [matches.found]
     clauses, order = page_clauses(page, arguments), page_order(page)
     text = f"""
         WITH found AS MATERIALIZED (
             SELECT id AS found_id FROM product_search
-            WHERE {condition("all_words", 1, by_index=bool(matches.part))} LIMIT {MAX_COUNT + 1}
+            WHERE {condition("all_words", 1, by_index=bool(matches.part))} LIMIT {max_found + 1}
         ), counted AS MATERIALIZED (SELECT count(*) AS total FROM found)
         SELECT total, part.* FROM counted LEFT JOIN LATERAL (
-            SELECT {COLUMNS} FROM (SELECT found_id FROM found WHERE total <= {MAX_COUNT} OFFSET 0) AS f
+            SELECT {COLUMNS} FROM (SELECT found_id FROM found WHERE total <= {max_found} OFFSET 0) AS f
             CROSS JOIN LATERAL (SELECT * FROM products WHERE id = found_id OFFSET 0) AS p {clauses}
         ) AS part ON true ORDER BY {order}
     """

@@ -8,11 +8,15 @@ to know that there are more than MAX_COUNT. Of a large table a sample shows that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isqrt
+
 from msgspec import Struct
 
 from market.kit.paging import MAX_COUNT
 from market.kit.postgres import Connection
-from market.products.search.matching import Column, Matches, count
+from market.products.search.matching import Column, Matches, condition, count
+from market.products.search.ranks import ranks_of
 
 # Fewer products are counted: the index is fast enough.
 _MIN_PRODUCTS = 100_000
@@ -20,47 +24,86 @@ _SAMPLED_PRODUCTS = 2000
 # PostgreSQL samples pages of the table, and products of one kind are often stored side by side: of each page only one
 # product in so many counts.
 _THINNING = 4
-# How far the estimate has to be above the bound, so that chance cannot make it so high.
+# How many times the bound an estimate has to be, so that chance cannot make it so high: by a sample of the size above,
+# and by a larger one, which is taken where the first one leaves a doubt.
 _CERTAINTY = 3
+_DOUBT = 2
+_LARGER_SAMPLE, _ITS_CERTAINTY = 8000, 1.7
 
 
 class Sample(Struct, frozen=True):
-    """How many products have words in the column that match the query, for each of some pairs: estimates."""
+    """Estimates of how many products match.
 
-    estimates: dict[tuple[Column, str], float]
+    products: the number of all products, which is exact
+    found: of those that are found; None if nothing was sampled
+    ranks: of those of each rank, by its number
+    """
 
-    def is_above(self, column: Column, query: str, bound: int) -> bool:
-        """Return whether more products than the bound match with certainty. If not, they have to be counted."""
-        return self.estimates.get((column, query), 0) >= _CERTAINTY * bound
+    products: int
+    found: float | None = None
+    ranks: dict[int, float] = {}
+
+    def max_sorted(self, wanted: int) -> int:
+        """Return up to how many products that match are read by the index and sorted.
+
+        Of more, the first `wanted` are found faster by reading all products in the order of the list: these are
+        products * wanted / matching.
+        """
+        return isqrt(self.products * wanted)
+
+    def max_found(self, wanted: int) -> int:
+        """Return the same for all products that are found, which are read anyway as long as they have to be counted."""
+        return max(MAX_COUNT, self.max_sorted(wanted))
 
 
 async def take_sample(conn: Connection, matches: Matches, *, min_products: int = _MIN_PRODUCTS) -> Sample:
-    """Return a sample, always the same of an unchanged table; an empty one if there are fewer products."""
-    total = await conn.fetchval("SELECT sum(n)::bigint FROM product_counts")
+    """Return a sample, always the same of an unchanged table; one without estimates if there are fewer products."""
+    total = await conn.fetchval("SELECT coalesce(sum(n), 0)::bigint FROM product_counts")
     if total < min_products or not matches.part:
-        return Sample({})
-    pairs: list[tuple[Column, str]] = [
-        ("all_words", matches.found),
-        ("name_words", matches.whole),
-        ("name_words", matches.part),
-        ("all_words", matches.whole),
-        ("all_words", matches.part),
-    ]
-    counts = ", ".join(f"count(*) FILTER (WHERE {column} @@ ${n}::tsquery)" for n, (column, _) in enumerate(pairs, 2))
+        return Sample(total)
+    ranks = ranks_of(matches)
+    arguments: list[object] = [matches.found]
+    conditions = [condition("all_words", 1, by_index=False)]
+    conditions += [rank.condition(arguments, by_index=False) for rank in ranks]
+    found, *of_ranks = await _estimate(conn, total, _SAMPLED_PRODUCTS, conditions, arguments)
+    return Sample(total, found, {rank.number: n for rank, n in zip(ranks, of_ranks, strict=True)})
+
+
+async def count_each(
+    conn: Connection, sample: Sample, column: Column, queries: Sequence[str], max_count: int
+) -> list[float]:
+    """Return how many products match each query: estimates if there is a sample, otherwise results of `count`."""
+    if sample.found is None:
+        return [await count(conn, column, query, max_count) for query in queries]
+    conditions = [condition(column, n, by_index=False) for n in range(1, len(queries) + 1)]
+    return await _estimate(conn, sample.products, _SAMPLED_PRODUCTS, conditions, queries)
+
+
+async def _estimate(
+    conn: Connection, total: int, size: int, conditions: Sequence[str], arguments: Sequence[object]
+) -> list[float]:
+    """Return how many of `total` products meet each condition, by a sample of so many."""
+    percent = min(100, 100 * _THINNING * size / total)
+    counts = ", ".join(f"count(*) FILTER (WHERE {text})" for text in conditions)
     row = await conn.fetchrow(
-        f"SELECT count(*), {counts} FROM product_search TABLESAMPLE SYSTEM ($1::real) REPEATABLE (1) "
+        f"SELECT count(*), {counts} FROM product_search TABLESAMPLE SYSTEM ({percent:f}) REPEATABLE (1) "
         f"WHERE uuid_hash(id) % {_THINNING} = 0",
-        min(100, 100 * _THINNING * _SAMPLED_PRODUCTS / total),
-        *(query for _, query in pairs),
+        *arguments,
     )
     assert row is not None
-    return Sample({pair: n * total / max(row[0], 1) for pair, n in zip(pairs, row[1:], strict=True)})
+    return [n * total / max(row[0], 1) for n in row[1:]]
 
 
-async def is_common(conn: Connection, sample: Sample, matches: Matches) -> bool:
-    """Return whether more products than MAX_COUNT are known to be found. If not, there may be more."""
-    if sample.is_above("all_words", matches.found, MAX_COUNT):
+async def is_common(conn: Connection, sample: Sample, matches: Matches, wanted: int) -> bool:
+    """Return whether more than MAX_COUNT are found, and probably more than max_found. If not, there may be more."""
+    if sample.found is None or sample.found <= sample.max_found(wanted):
+        return False
+    if sample.found > _CERTAINTY * MAX_COUNT:
         return True
+    if sample.found > _DOUBT * MAX_COUNT:
+        conditions = [condition("all_words", 1, by_index=False)]
+        [found] = await _estimate(conn, sample.products, _LARGER_SAMPLE, conditions, [matches.found])
+        if found > _ITS_CERTAINTY * MAX_COUNT:
+            return True
     # Counting them takes less than beginning to sort them.
-    seems_common = sample.estimates.get(("all_words", matches.found), 0) > 1.5 * MAX_COUNT
-    return seems_common and await count(conn, "all_words", matches.found, MAX_COUNT) > MAX_COUNT
+    return await count(conn, "all_words", matches.found, MAX_COUNT) > MAX_COUNT

@@ -13,9 +13,9 @@ from uuid import UUID
 
 from market.kit.postgres import Connection
 from market.products.search.language import Search
-from market.products.search.matching import Matches, all_of, any_of, condition, count
-from market.products.search.ranking import read_positions
-from market.products.search.sampling import take_sample
+from market.products.search.matching import Matches, all_of, any_of, condition
+from market.products.search.ranking import read_first_positions
+from market.products.search.sampling import Sample, count_each, take_sample
 
 MAX_SUGGESTIONS = 100
 # A product that has one of more common words than this is no better suggestion than many others.
@@ -61,15 +61,17 @@ async def find_suggestions(conn: Connection, search: Search, matches: Matches) -
     everything = all_of(similar)
     corrected = Matches(whole=everything, part=everything, excluded=matches.excluded)
     sample = await take_sample(conn, corrected)
-    positions = (await read_positions(conn, corrected, sample, None, MAX_SUGGESTIONS)).positions
+    positions = await read_first_positions(conn, corrected, sample, MAX_SUGGESTIONS)
     if positions or len(words) == 1:
         return [position.id for position in positions]
-    return await _with_most_words(conn, similar, matches.excluded, min_hits=(len(words) + 1) // 2)
+    return await _with_most_words(conn, similar, matches.excluded, sample, min_hits=(len(words) + 1) // 2)
 
 
-async def _with_most_words(conn: Connection, words: Sequence[str], excluded: str, *, min_hits: int) -> list[UUID]:
+async def _with_most_words(
+    conn: Connection, words: Sequence[str], excluded: str, sample: Sample, *, min_hits: int
+) -> list[UUID]:
     """Return the products with the most of the words in their names, among all that have a rare one."""
-    counts = {word: await count(conn, "name_words", word, _MAX_CANDIDATES) for word in words}
+    counts = dict(zip(words, await count_each(conn, sample, "name_words", words, _MAX_CANDIDATES), strict=True))
     rarest = sorted(words, key=lambda word: counts[word])
     rare = [word for word in rarest if counts[word] <= _MAX_CANDIDATES] or rarest[:1]
     hits = " + ".join(f"(name_words @@ ${n}::tsquery)::integer" for n in range(2, len(words) + 2))
