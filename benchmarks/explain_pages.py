@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import statistics
+import time
 from typing import Any, get_args
 
 import asyncpg
 
+from benchmarks import plans
 from benchmarks.catalogue import fill_up_to
 from market.products.domain import Position, Product, Sort, position_type
 from market.products.store import PageQuery, page_statement
 
 LIMIT = 20
+_TIMES = 100
 
 
 async def position_at(conn: Any, sort: Sort, offset: int) -> Position:
@@ -26,12 +30,14 @@ async def position_at(conn: Any, sort: Sort, offset: int) -> Position:
 
 
 async def explain(conn: Any, query: PageQuery) -> list[str]:
-    """Return the plan and the times of a page that has been read before."""
+    """Return the median time of a page that has been read before, and its plan."""
     statement, arguments = page_statement(query)
-    for _ in range(3):
+    times = []
+    for _ in range(_TIMES):
+        started = time.perf_counter()
         await conn.fetch(statement, *arguments)
-    rows = await conn.fetch(f"EXPLAIN (ANALYZE, COSTS OFF, BUFFERS OFF) {statement}", *arguments)
-    return [row[0] for row in rows]
+        times.append(1000 * (time.perf_counter() - started))
+    return [f"p50 {statistics.median(times):.2f} ms", *await plans.explain(conn, statement, arguments)]
 
 
 async def run(uri: str, count: int) -> None:

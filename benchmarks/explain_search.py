@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
+from benchmarks import plans
 from benchmarks.catalogue import fill_searchable_up_to
 from market.products.domain import Sort
 from market.products.search.pages import SETTINGS, SearchQuery, read_page
@@ -66,8 +67,7 @@ async def explain(conn: Any, words: str, sort: Sort | None) -> None:
     await read_page(recorder, SearchQuery(words, LIMIT, 0, sort))
     for text, arguments in recorder.statements.items():
         if "product_search" in text or "search_vocabulary" in text:
-            plan = await conn.fetch(f"EXPLAIN (ANALYZE, COSTS OFF, BUFFERS OFF) {text}", *arguments)
-            print(*(f"    {row[0]}" for row in plan), sep="\n")
+            print(*(f"    {line}" for line in await plans.explain(conn, text, arguments)), sep="\n")
 
 
 class Measured(NamedTuple):
@@ -97,7 +97,7 @@ def percentiles(found: list[Measured]) -> str:
     return "; ".join(texts)
 
 
-async def run(uri: str, count: int, times: int, *, plans: bool) -> None:
+async def run(uri: str, count: int, times: int, *, shows_plans: bool) -> None:
     await fill_searchable_up_to(uri, count)
     conn = await asyncpg.connect(uri, command_timeout=600, server_settings=SETTINGS)
     found: dict[str, list[Measured]] = {title: [] for title, *_ in KINDS}
@@ -109,7 +109,7 @@ async def run(uri: str, count: int, times: int, *, plans: bool) -> None:
         page = await read_page(conn, SearchQuery(words, LIMIT, 0, sort))
         total = f"{'' if page.total_exact else 'more than '}{page.total}{' suggested' if page.suggested else ''}"
         print(f"{title}: {words}: {total}; {percentiles(found[title])}")
-        if plans:
+        if shows_plans:
             await explain(conn, words, sort)
     print(f"all: {percentiles([m for of_kind in found.values() for m in of_kind])}")
     await conn.close()
@@ -122,4 +122,4 @@ if __name__ == "__main__":
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--plans", action="store_true")
     arguments = parser.parse_args()
-    asyncio.run(run(arguments.uri, arguments.count, arguments.times, plans=arguments.plans))
+    asyncio.run(run(arguments.uri, arguments.count, arguments.times, shows_plans=arguments.plans))
