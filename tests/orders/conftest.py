@@ -18,10 +18,12 @@ from market.inventory.config import Grpc
 from market.kit import config as kit_config
 from market.kit import migrations as kit_migrations
 from market.kit.process.lifecycle import Process
+from tests.support.issuer import Issuer
 from tests.support.ports import free_port
 
 from .catalogue import FakeCatalogue
 from .service import MakeSettings, OrdersProcess, Service, Settings, migrate, on_new_database, service_settings, serving
+from .sign_in import Shop
 from .stock import Stock
 from .topic import Topic
 
@@ -102,6 +104,21 @@ async def service(make_settings: MakeSettings, migrated: None) -> AsyncIterator[
     """One instance in this process, shared by all tests that leave it intact."""
     async with serving(make_settings(recovery={"reject_after_seconds": 120, "lease_seconds": 30})) as service:
         yield service
+
+
+@pytest.fixture(scope="session")
+async def issuer() -> AsyncIterator[Issuer]:
+    async with Issuer().serving() as issuer:
+        yield issuer
+
+
+@pytest.fixture(scope="module")
+async def shop(make_settings: MakeSettings, migrated: None, issuer: Issuer) -> AsyncIterator[Shop]:
+    """An instance that requires sign-in, with a database of the module's own."""
+    settings = await on_new_database(make_settings)
+    sign_in = {"mode": "required", "issuer": issuer.url}
+    async with serving(settings(auth=sign_in, recovery={"reject_after_seconds": 120, "lease_seconds": 30})) as service:
+        yield Shop(service, issuer)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import httpx
 import msgspec
 from bson import Timestamp
 
+from market.kit.auth.authenticator import authenticator
 from market.kit.process.lifecycle import Process
 from market.kit.process.tasks import periodic_tasks
 from market.orders import app as orders_app
@@ -125,7 +126,8 @@ async def serving(
         await orders_app.wait_for_store(process.health, deps)
         if background:
             await stack.enter_async_context(periodic_tasks(orders_app.background_tasks(config, deps)))
-        server = orders_app.http_server(config, process, deps)
+        authentication = await stack.enter_async_context(authenticator(config.auth))
+        server = orders_app.http_server(config, process, deps, authentication)
         await server.start()
         process.health.started = True
         try:

@@ -11,8 +11,10 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from market.contracts import currency, events, money
+from market.contracts import access, currency, events, money
 from market.kit import context, text
+from market.kit.auth.authenticator import Authenticator
+from market.kit.auth.identity import identity
 from market.kit.config import Http
 from market.kit.errors import BadInput, InputErrors, NotFound, Problem
 from market.kit.http import edge
@@ -26,6 +28,7 @@ from market.kit.process.tracing import Tracer
 from market.orders import service
 from market.orders.domain import MAX_LINES, MAX_QUANTITY, NewOrder, Order, RequestedLine, Status, to_contract
 from market.orders.metrics import OUTCOMES
+from market.orders.ownership.rules import check_recipient, listed_user, readable_owner
 from market.orders.pricing.prices import merge_lines
 from market.orders.service import Deps
 from market.orders.store import PageOutline, Position
@@ -58,26 +61,36 @@ class NewLine(RequestedLine, frozen=True, forbid_unknown_fields=True):
     ]
 
 
-class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True):
+_UserText = Annotated[str, Meta(min_length=1, max_length=200)]
+_Lines = Annotated[list[NewLine], Meta(min_length=1, max_length=MAX_LINES)]
+
+
+class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An order to place."""
 
-    user: Annotated[
-        str,
-        Meta(
-            min_length=1,
-            max_length=200,
-            description="The customer; no control characters. If it contains @ and there is no `email`, it must be an "
-            "e-mail address.",
-        ),
-    ]
-    items: Annotated[list[NewLine], Meta(min_length=1, max_length=MAX_LINES)]
+    user: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=200,
+                description="The customer; no control characters. Where sign-in is required, it may be left out, and "
+                "is the subject of the token; only merchants may name another one. Otherwise it is required. If it "
+                "contains @ and there is no `email`, it must be an e-mail address, unless it is the subject.",
+            ),
+        ]
+        | None
+    ) = None
+    items: _Lines
     email: (
         Annotated[
             str,
             Meta(
                 max_length=254,
                 description="The address for e-mail notifications; internationalized domain names are accepted. "
-                "Defaults to `user` if that is an e-mail address; otherwise no mails are sent.",
+                "Defaults to `user` if that is an e-mail address; otherwise no mails are sent. Where sign-in is "
+                "required, it defaults to the verified address in the token if the order is for the caller; only "
+                "merchants may name another one.",
             ),
         ]
         | None
@@ -119,12 +132,26 @@ class Page(Struct, frozen=True):
     next: Annotated[str, Meta(description="The cursor of the next page, for `after`; null on the last page.")] | None
 
 
+class _CreateOrderForUser(CreateOrder, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The order to place in mode `open`: nobody signs in, so `user` is required."""
+
+    user: _UserText
+    # Declared again, so that an error names missing fields in the published order.
+    items: _Lines
+
+
 class _ListQuery(Struct, frozen=True, forbid_unknown_fields=True):
-    user: Annotated[str, Meta(min_length=1, max_length=200)]
+    user: _UserText | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     offset: Offset = 0
     after: Cursor | None = None
     status: Literal["pending", "confirmed", "cancelled"] | None = None
+
+
+class _ListQueryForUser(_ListQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The parameters in mode `open`, in which `user` is required."""
+
+    user: _UserText
 
 
 class _NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,11 +159,13 @@ class _NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _body_decoder = msgspec.json.Decoder(CreateOrder, strict=True)
+_body_decoder_for_user: msgspec.json.Decoder[CreateOrder] = msgspec.json.Decoder(_CreateOrderForUser, strict=True)
 _encoder = msgspec.json.Encoder()
 
 
-def _check_user(user: str) -> None:
-    text.validate_display_text("user", user, min_length=1, max_length=200)
+def _check_user(user: str | None) -> None:
+    if user is not None:
+        text.validate_display_text("user", user, min_length=1, max_length=200)
 
 
 def _check_email(email: str | None) -> None:
@@ -175,15 +204,17 @@ FIELD_CHECKS: dict[str, Callable[[Any], object]] = {
 
 
 def parse_order(body: CreateOrder) -> NewOrder:
-    """Return the request as domain data. Raises BadInput, which names all fields that are wrong."""
+    """Return the request as domain data. Raises BadInput, which names all fields that are wrong.
+
+    If the caller has signed in, who may be named is decided later: that does not depend on the body alone.
+    """
     errors = InputErrors()
     for name, check in FIELD_CHECKS.items():
         with errors:
             check(getattr(body, name))
     with errors:
-        if body.email is None and "@" in body.user and parse_mail_address(body.user) is None:
-            # Otherwise the order would be placed, but no mail could be sent.
-            raise BadInput("user", "must be an e-mail address if it contains @ and there is no email")
+        if body.user is not None and not identity.get().signed_in:
+            check_recipient(body.user, body.email)
     for i, line in enumerate(body.items):
         # The pattern alone would accept a trailing newline, because `$` also matches before one.
         if len(line.product_id) != 36:
@@ -250,9 +281,9 @@ def routes(
                 parse_query(request, _NoParameters)
                 key = idempotency_key(request)
                 async with admission(request, weigh(await request.body())):
-                    placed = await service.place_order(
-                        deps, parse_order(await read_body(request, _body_decoder, FIELD_CHECKS)), key
-                    )
+                    decoder = _body_decoder if identity.get().signed_in else _body_decoder_for_user
+                    new = parse_order(await read_body(request, decoder, FIELD_CHECKS))
+                    placed = await service.place_order(deps, new, key)
                     response = _placed_response(placed)
             except Problem as e:
                 OUTCOMES.labels(e.type).inc()
@@ -263,25 +294,26 @@ def routes(
     async def get(request: Request) -> Response:
         reject_unsupported_preconditions(request)
         parse_query(request, _NoParameters)
-        order = await deps.orders.get(text.parse_path_id("order", request.path_params["id"]))
+        # Another's order is not found, exactly like one that does not exist.
+        order = await deps.orders.get(text.parse_path_id("order", request.path_params["id"]), readable_owner())
         if order is None:
             raise NotFound("order", request.path_params["id"])
         return json_response(to_contract(order))
 
     async def list_orders(request: Request) -> Response:
         reject_unsupported_preconditions(request)
-        query = parse_query(request, _ListQuery)
-        text.validate_text("user", query.user, min_length=1, max_length=200)
-        definition = ("orders", query.user, query.status)
+        query = parse_query(request, _ListQuery if identity.get().signed_in else _ListQueryForUser)
+        if query.user is not None:
+            text.validate_text("user", query.user, min_length=1, max_length=200)
+        user = listed_user(query.user)
+        definition = ("orders", user, query.status)
         after = None
         if query.after is not None:
             if query.offset:
                 raise BadInput("offset", "cannot be combined with after")
             after = read_cursor(query.after, Position, *definition)
         status = Status(query.status) if query.status else None
-        outline = await deps.orders.list_for_user(
-            query.user, status, limit=query.limit, offset=query.offset, after=after
-        )
+        outline = await deps.orders.list_orders(user, status, limit=query.limit, offset=query.offset, after=after)
         # The orders themselves are read only now, so that waiting requests need little memory.
         async with admission(request, _weigh_page(outline)):
             encoded, last, has_next = await _encode_items(deps, outline)
@@ -316,11 +348,23 @@ def app(
     *,
     create_order_timeout_seconds: float,
     default_timeout_seconds: float,
+    authenticator: Authenticator | None = None,
 ) -> Any:
-    """Return the ASGI app. The timeouts are the deadlines of POST and of every other request."""
+    """Return the ASGI app. The timeouts are the deadlines of POST and of every other request.
+
+    authenticator: verifies the callers' tokens. None: mode `open`, in which nobody signs in.
+    """
     endpoints = routes(deps, admission, create_order_timeout_seconds, default_timeout_seconds)
     timeouts = {
         route: create_order_timeout_seconds if route.startswith("POST") else default_timeout_seconds
         for route in endpoints
     }
-    return edge.application(endpoints, http, tracer=tracer, health=health, timeouts=timeouts)
+    return edge.application(
+        endpoints,
+        http,
+        tracer=tracer,
+        health=health,
+        timeouts=timeouts,
+        authenticator=authenticator,
+        access=access.ORDERS,
+    )

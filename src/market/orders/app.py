@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from market.contracts import events
+from market.kit.auth.authenticator import Authenticator, authenticator
+from market.kit.auth.service_tokens import service_tokens
 from market.kit.http.admission import Admission
 from market.kit.http.client import HttpClient
 from market.kit.http.server import HttpServer
@@ -21,6 +23,7 @@ from market.kit.topics import Topic, TopicKeeper, ensure_topics
 from market.orders import api, metrics
 from market.orders.clients import InventoryClient, ProductsClient
 from market.orders.config import Config, Kafka
+from market.orders.idempotency.keys import IdempotencyKeyRepository
 from market.orders.mongodb.collection import OrdersCollection, create_client
 from market.orders.mongodb.indexes import check_indexes, create_indexes
 from market.orders.outbox.relay import Relay
@@ -47,10 +50,10 @@ class Clients:
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
     """Build the service and run its background loops. Waits for MongoDB and its indexes, not for Kafka or upstreams."""
-    async with connect(config, process, clients) as deps:
+    async with connect(config, process, clients) as deps, authenticator(config.auth) as authentication:
         await wait_for_store(process.health, deps)
         async with periodic_tasks(background_tasks(config, deps)):
-            yield http_server(config, process, deps)
+            yield http_server(config, process, deps, authentication)
 
 
 @asynccontextmanager
@@ -63,15 +66,20 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         collection = OrdersCollection(client[config.mongodb.database], timeout_seconds=config.mongodb.timeout_seconds)
         instance_id = uuid4().hex
         outbox = OutboxRepository(collection, instance_id=instance_id)
+        keys = IdempotencyKeyRepository(collection)
+        # Reservations are this service's own: it calls inventory in its own name, whoever has placed the order. Prices
+        # are public, so products gets no token.
+        identity = await stack.enter_async_context(service_tokens(config.service_identity, config.auth))
         products = clients.products or ProductsClient(
             await stack.enter_async_context(HttpClient("products", config.products))
         )
         inventory = clients.inventory or InventoryClient(
-            await stack.enter_async_context(rpc.channel(config.inventory)), config.inventory
+            await stack.enter_async_context(rpc.channel(config.inventory, identity)), config.inventory
         )
         topics = TopicKeeper(config.kafka, "market.orders", _topics(config.kafka))
         deps = Deps(
-            orders=OrderRepository(collection, instance_id=instance_id),
+            orders=OrderRepository(collection, keys, instance_id=instance_id),
+            keys=keys,
             due=DueOrders(collection),
             products=products,
             inventory=inventory,
@@ -96,8 +104,10 @@ async def wait_for_store(health: Health, deps: Deps) -> None:
     await health.wait_for("indexes", lambda: check_indexes(collection))
 
 
-def http_server(config: Config, process: Process, deps: Deps) -> HttpServer:
-    """Return the REST API's server, without starting it."""
+def http_server(
+    config: Config, process: Process, deps: Deps, authentication: Authenticator | None = None
+) -> HttpServer:
+    """Return the REST API's server, without starting it. Without `authentication` it is in mode `open`."""
     app = api.app(
         deps,
         config.http,
@@ -106,6 +116,7 @@ def http_server(config: Config, process: Process, deps: Deps) -> HttpServer:
         Admission(config.admission, unit="lines"),
         create_order_timeout_seconds=config.create_order_timeout_seconds,
         default_timeout_seconds=config.default_timeout_seconds,
+        authenticator=authentication,
     )
     return HttpServer(app, config.http.host, config.http.port, limits=config.http)
 

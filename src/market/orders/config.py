@@ -9,7 +9,7 @@ from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from market.kit import config as kit_config
-from market.kit.auth.config import SignInConfig
+from market.kit.auth.config import ServiceIdentity, SignInConfig
 from market.kit.config import Admission, GrpcUpstream, Http, HttpUpstream, NonEmptyStr, Seconds, Section
 
 
@@ -76,6 +76,8 @@ class Config(SignInConfig, frozen=True, kw_only=True):
     mongodb: MongoDB
     inventory: GrpcUpstream
     products: HttpUpstream
+    # With whose token inventory is called. None: inventory requires no sign-in.
+    service_identity: ServiceIdentity | None = None
     kafka: Kafka
     recovery: Recovery = Recovery()
     # The deadline of POST /api/order.

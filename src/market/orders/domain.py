@@ -131,10 +131,14 @@ class Order(Struct, frozen=True):
     currency: str
     created_at: datetime
     status: Status = Status.PENDING
-    # Stored as `idempotency_key`, and for earlier versions also as `key` (mongodb/documents.py).
+    # Stored in up to three fields (mongodb/documents.py).
     idempotency_key: str | None = None
+    # The signed-in caller that the key belongs to. None: it belongs to the user.
+    key_subject: str | None = None
     # SHA-256 of the parsed request, stored with the idempotency key.
     digest: bytes | None = None
+    # The subject that placed the order, if that is not the user.
+    placed_by: str | None = None
     release_due: bool = False
     outbox: tuple[OutboxEntry, ...] = ()
     # The instance that holds the lease on the outbox: only its relay publishes the events.
@@ -256,11 +260,14 @@ def apply_transition(order: Order, transition: Transition, entry: OutboxEntry | 
 class NewOrder(Struct, frozen=True, omit_defaults=True):
     """A parsed request. `expected_total`, `expected_currency`: what the customer has seen, or None.
 
+    user: None if the request does not name one; then it is the signed-in caller
+    email: as in the request
+
     A new field needs a default: `digest` leaves out fields that have their default. So the digest of a request without
     the new field is the one that earlier versions have stored.
     """
 
-    user: str
+    user: str | None
     email: str | None
     # The digest is stored and covers the field's name: renaming it would break replays across a deployment.
     lines: tuple[RequestedLine, ...] = field(name="wanted")

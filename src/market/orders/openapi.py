@@ -1,11 +1,12 @@
-"""The OpenAPI document: `python -m market.orders.openapi`."""
+"""The OpenAPI document: `python -m market.orders.openapi [ISSUER]`."""
 
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
-from market.contracts import events
+from market.contracts import access, events
 from market.kit.http.openapi import Operation, document, parameter
 from market.kit.paging import MAX_CURSOR_LENGTH, MAX_OFFSET
 from market.orders.api import CreateOrder, Page
@@ -15,7 +16,7 @@ _KEY = parameter(
     "Idempotency-Key",
     "header",
     "Repeating the request with the same key and body returns the order that the first one placed. The key belongs to "
-    "the order's `user`: different users may use the same key.",
+    "the subject of the token, or to the order's `user` where sign-in is not required: others may use the same key.",
     {"type": "string", "pattern": "^[!-~]{1,255}$"},
 )
 
@@ -45,8 +46,11 @@ _PROBLEM_MEMBERS = {
 }
 
 
-def build() -> dict[str, Any]:
-    """Return the document as JSON values."""
+def build(issuer: str | None = None) -> dict[str, Any]:
+    """Return the document as JSON values.
+
+    issuer: the URL of the OpenID Connect issuer; the published document, which does not know it, has none.
+    """
     bad = {
         413: ("The body is over 1 MiB.", None),
         415: ("The content type is not application/json.", None),
@@ -106,7 +110,7 @@ def build() -> dict[str, Any]:
                 "GET",
                 "/api/order",
                 "listOrders",
-                "List a customer's orders, newest first, without rejected ones and unreadable ones.",
+                "List a customer's orders or everybody's, newest first, without rejected ones and unreadable ones.",
                 {
                     200: ("A page of orders.", Page),
                     422: ("A parameter is missing, unknown or out of range.", None),
@@ -116,9 +120,10 @@ def build() -> dict[str, Any]:
                     parameter(
                         "user",
                         "query",
-                        "The customer, compared exactly.",
+                        "The customer, compared exactly. Where sign-in is required, it may be left out: then buyers "
+                        "get their own orders, merchants and operators everybody's. Buyers may name only the subject "
+                        "of their token. Where sign-in is not required, `user` is.",
                         {"type": "string", "minLength": 1, "maxLength": 200},
-                        required=True,
                     ),
                     parameter(
                         "limit",
@@ -155,7 +160,7 @@ def build() -> dict[str, Any]:
                 "Get an order, whatever its status. Newer versions may add statuses; clients must tolerate them.",
                 {
                     200: ("The order.", events.Order),
-                    404: ("There is no such order.", None),
+                    404: ("There is no such order, or none that the caller may see.", None),
                     422: ("A parameter is unknown.", None),
                     **unavailable,
                 },
@@ -170,7 +175,7 @@ def build() -> dict[str, Any]:
                 {
                     202: ("Cancelled. Inventory is unavailable; the stock will be released later.", None),
                     204: ("Cancelled, and the stock is released; a rejected order stays as it is.", None),
-                    404: ("There is no such order.", None),
+                    404: ("There is no such order, or none that the caller may see.", None),
                     422: ("A parameter is unknown.", None),
                     **unavailable,
                 },
@@ -179,8 +184,10 @@ def build() -> dict[str, Any]:
             ),
         ],
         _PROBLEM_MEMBERS,
+        access=access.ORDERS,
+        issuer=issuer,
     )
 
 
 if __name__ == "__main__":
-    print(json.dumps(build(), indent=2, ensure_ascii=False))
+    print(json.dumps(build(*sys.argv[1:2]), indent=2, ensure_ascii=False))

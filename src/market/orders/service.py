@@ -40,11 +40,13 @@ from market.orders.domain import (
     next_step,
     transition_after_reservation,
 )
+from market.orders.idempotency.keys import IdempotencyKeyRepository, IdempotencyKeyTaken, KeyLookup
 from market.orders.metrics import RECOVERED
 from market.orders.outbox.relay import Relay
+from market.orders.ownership.rules import act_as_service, attribute, cancellable_owner, record_cancelled, record_placed
 from market.orders.pricing.prices import price_lines
 from market.orders.recovery.repository import DueOrders
-from market.orders.store import IdempotencyKeyTaken, OrderRepository
+from market.orders.store import OrderRepository
 
 log = logs.get_logger("orders")
 
@@ -64,6 +66,7 @@ class Deps:
     """The dependencies of the use cases."""
 
     orders: OrderRepository
+    keys: IdempotencyKeyRepository
     due: DueOrders
     products: ProductsClient
     inventory: InventoryClient
@@ -86,6 +89,7 @@ class Deps:
         """
 
         async def run() -> None:
+            act_as_service()
             context.deadline.set(None)
             async with self.background_limit:
                 try:
@@ -109,16 +113,15 @@ class PlacedOrder(Struct, frozen=True):
 
 
 async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) -> PlacedOrder:
-    """Place an order and return it confirmed, or return the one that this user placed with the same idempotency key.
+    """Place an order and return it confirmed, or return the one that was placed with the same idempotency key before.
 
-    Raises IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled or Unavailable.
-    Unavailable has the extension member `order_id` if the order may have been stored.
+    Raises Forbidden, IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled or
+    Unavailable. Unavailable has the extension member `order_id` if the order may have been stored.
     """
-    digest = None
-    if idempotency_key is not None:
-        digest = new.digest()
-        if replay := await _replay(deps, new.user, idempotency_key, digest):
-            return replay
+    attribution = attribute(new)
+    lookup = attribution.key_lookup(idempotency_key)
+    if lookup is not None and (replay := await _replay(deps, lookup)):
+        return replay
     if deps.inventory.circuit_is_open:
         # Fail before anything is stored, so that nothing has to be recovered.
         raise Unavailable("inventory is unavailable")
@@ -126,14 +129,16 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
     priced = price_lines(new, products)
     order = Order(
         id=ids.new_id(),
-        user=new.user,
-        email=new.email,
+        user=attribution.user,
+        email=attribution.email,
         lines=priced.lines,
         total=priced.total,
         currency=priced.currency,
         created_at=_to_milliseconds(deps.clock()),
         idempotency_key=idempotency_key,
-        digest=digest,
+        key_subject=attribution.subject,
+        digest=lookup.digest if lookup is not None else None,
+        placed_by=attribution.placed_by,
     )
     advice = _ADVICE_WITH_KEY if idempotency_key is not None else _ADVICE_WITHOUT_KEY
     with _explain_unknown_outcome("placed", order.id, advice):
@@ -143,12 +148,11 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
                 await deps.orders.add(order)
                 break
             except IdempotencyKeyTaken:
-                assert idempotency_key is not None
-                assert digest is not None
-                if replay := await _replay(deps, new.user, idempotency_key, digest):
+                assert lookup is not None
+                if replay := await _replay(deps, lookup):
                     return replay
                 # Try again: either the order that had the key was rejected, so the key is free again, or the key is
-                # that of another user's order, which will not be pending for long.
+                # that of another owner's order, which will not be pending for long.
                 await asyncio.sleep(_RETRY_SECONDS)
         await deps.failure_point("orders.after-intent")
         order = await _advance_pending(deps, order)
@@ -156,20 +160,20 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
     return PlacedOrder(_require_confirmed(order), replayed=False)
 
 
-async def _replay(deps: Deps, user: str, idempotency_key: str, digest: bytes) -> PlacedOrder | None:
-    """Return the user's order with the idempotency key, or None if the key is free. A pending order is advanced first.
+async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
+    """Return the order that has the idempotency key, or None if the key is free. A pending order is advanced first.
 
     Raises IdempotencyKeyReused if the key was used with a different request, and the same errors as `place_order` if
     the order is rejected.
     """
-    holder = await deps.orders.find_by_idempotency_key(user, idempotency_key)
+    holder = await deps.keys.find(lookup)
     if holder is None:
         return None
-    if holder.digest != digest:
+    if holder.digest != lookup.digest:
         raise IdempotencyKeyReused()
     with _explain_unknown_outcome("placed", holder.order_id, _ADVICE_WITH_KEY):
         order = await deps.orders.get_latest(holder.order_id)
-        if order is None or order.idempotency_key != idempotency_key:
+        if order is None or order.idempotency_key != lookup.key:
             return None
         order = await _advance_pending(deps, order)
     # A cancelled order keeps its key. So does an order whose status only a newer version knows. Return such an order as
@@ -180,8 +184,11 @@ async def _replay(deps: Deps, user: str, idempotency_key: str, digest: bytes) ->
 
 async def _advance_pending(deps: Deps, order: Order) -> Order:
     """Advance the order until it is no longer pending, and return it. Start its next step without waiting for it."""
+    pending = order.status is Status.PENDING
     while next_step(order) is Step.RESERVE:
         order = await advance(deps, order)
+    if pending and order.status is Status.CONFIRMED:
+        record_placed(order)
     step = next_step(order)
     if step is Step.RELEASE:
         deps.run_in_background(step, order.id, advance(deps, order))
@@ -247,16 +254,15 @@ def _explain_unknown_outcome(action: Literal["placed", "cancelled"], order_id: U
 async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     """Cancel the order, or leave it as it is if it was rejected.
 
-    Return False if recovery will have to release the stock of the cancelled order. Raises NotFound, or Unavailable if
-    it is unknown whether the order is cancelled, or if only a newer version of the service can decide.
+    Return False if recovery will have to release the stock of the cancelled order. Raises NotFound if there is no order
+    that the caller may cancel, or Unavailable if it is unknown whether the order is cancelled, or if only a newer
+    version of the service can decide.
     """
     with _explain_unknown_outcome("cancelled", order_id, _ADVICE_AFTER_CANCELLATION):
-        order = await deps.orders.get_latest(order_id)
+        order = await deps.orders.get_latest(order_id, cancellable_owner())
         if order is None:
             raise NotFound("order", order_id)
-        while transition := CANCELLATION_BY_STATUS.get(order.status):
-            await deps.failure_point("orders.before-cancel-status")
-            order = await _apply_cancellation(deps, order, transition)
+        order = await _cancel_until_ended(deps, order)
         if order.status is Status.REJECTED:
             return True
         if order.status is Status.UNKNOWN:
@@ -273,6 +279,20 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
         log.warning("stock release deferred", order_id=str(order_id), reason=str(e))
         return False
     return True
+
+
+async def _cancel_until_ended(deps: Deps, before: Order) -> Order:
+    """Apply cancellations until the order's status has none, and return the order. Record it in the audit log."""
+    order = before
+    try:
+        while transition := CANCELLATION_BY_STATUS.get(order.status):
+            await deps.failure_point("orders.before-cancel-status")
+            order = await _apply_cancellation(deps, order, transition)
+    except Unavailable:
+        record_cancelled(before, None)
+        raise
+    record_cancelled(before, order)
+    return order
 
 
 async def _apply_cancellation(deps: Deps, order: Order, transition: Transition) -> Order:

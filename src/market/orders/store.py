@@ -21,7 +21,6 @@ from market.kit.errors import Unavailable
 from market.kit.paging import MAX_COUNT
 from market.orders.domain import (
     CONFIRM,
-    KEY_HOLDING_STATUSES,
     MAX_BATCH_LINES,
     MAX_LARGE_BATCH_LINES,
     SMALL_ORDER_LINES,
@@ -33,6 +32,7 @@ from market.orders.domain import (
     Transition,
     UnreadableOrder,
 )
+from market.orders.idempotency.keys import IdempotencyKeyRepository, IdempotencyKeyTaken, SharedKeyTaken
 from market.orders.mongodb.collection import EPOCH, OrdersCollection, documents
 
 _DUPLICATE_KEY = 11000
@@ -40,33 +40,23 @@ _DUPLICATE_KEY = 11000
 _CHUNK_BYTES = 1_048_576
 
 
-class IdempotencyKeyTaken(Exception):
-    """Another order has the idempotency key: one of this user or, temporarily, a pending one of another user."""
+class OwnedOrder(NamedTuple):
+    """An order to read. `owner`: only if it is the order of this user; None: whoever's it is."""
 
-
-class SharedKeyTaken(IdempotencyKeyTaken):
-    """Another order, of any user, has the key in the field `key`, which earlier versions use."""
-
-
-class UserKey(NamedTuple):
-    """An idempotency key with the user that it belongs to."""
-
-    user: str
-    key: str
+    order_id: UUID
+    owner: str | None
 
 
 class NewDocument(NamedTuple):
-    """A pending order to insert, with or without the key field of earlier versions (mongodb/documents.py)."""
+    """A pending order to insert, with or without the two fields that share keys (mongodb/documents.py)."""
 
     order: Order
-    shared_key: bool
+    user_key: bool = True
+    shared_key: bool = True
 
-
-class IdempotencyKeyHolder(Struct, frozen=True):
-    """The order that has an idempotency key, and the digest of the request that placed it."""
-
-    order_id: UUID
-    digest: bytes
+    def without(self, field: str) -> NewDocument:
+        """Return it without the field."""
+        return self._replace(user_key=False) if field == "idempotency_key" else self._replace(shared_key=False)
 
 
 _MILLISECOND = timedelta(milliseconds=1)
@@ -132,8 +122,9 @@ class OrderRepository:
     Unavailable; the outcome of a write is then unknown.
     """
 
-    def __init__(self, collection: OrdersCollection, *, instance_id: str) -> None:
+    def __init__(self, collection: OrdersCollection, keys: IdempotencyKeyRepository, *, instance_id: str) -> None:
         self.collection = collection
+        self._keys = keys
         self.instance_id = instance_id
         self._insert: BatcherBySize[NewDocument, None] = BatcherBySize(
             self._insert_many,
@@ -153,11 +144,8 @@ class OrderRepository:
         self._releases: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.release-due", max_batch_size=128
         )
-        self._idempotency_keys: Batcher[UserKey, IdempotencyKeyHolder | None] = Batcher(
-            self._find_idempotency_keys, name="orders.keys", max_batch_size=128, max_concurrency=2, dedupe=True
-        )
         # Small, because an order may take up 1 MiB, and four times that once decoded.
-        self._reads: Batcher[UUID, Order | None] = Batcher(
+        self._reads: Batcher[OwnedOrder, Order | None] = Batcher(
             self._find_many, name="orders.get", max_batch_size=8, max_concurrency=2, dedupe=True
         )
 
@@ -165,25 +153,21 @@ class OrderRepository:
 
     async def add(self, order: Order) -> None:
         """Store a pending order. Adding the same order again has no effect. Raises IdempotencyKeyTaken."""
-        try:
-            await self._insert(NewDocument(order, shared_key=True))
-        except SharedKeyTaken:
-            if not await self._is_key_of_another_user(order):
-                raise
-            await self._insert(NewDocument(order, shared_key=False))
-
-    async def _is_key_of_another_user(self, order: Order) -> bool:
-        """Return whether another user's order has permanently taken the key in the field `key`.
-
-        This is not so while that order is pending: it may still be rejected. Then `key` would be free, and an earlier
-        version, which does not read `idempotency_key`, would place this order a second time.
-        """
-        found = await self.collection.find({"key": order.idempotency_key}, {"user": 1, "status": 1})
-        return any(d["user"] != order.user and d["status"] in KEY_HOLDING_STATUSES for d in found)
+        new = NewDocument(order)
+        while True:
+            try:
+                await self._insert(new)
+                return
+            except SharedKeyTaken as e:
+                if not await self._keys.is_permanently_taken_by_another(order, e.field):
+                    raise
+                new = new.without(e.field)
 
     async def _insert_many(self, new: list[NewDocument]) -> Sequence[BaseException | None]:
         results: list[BaseException | None] = [None] * len(new)
-        inserts = [InsertOne(documents.order_to_document(n.order, shared_key=n.shared_key)) for n in new]
+        inserts = [
+            InsertOne(documents.order_to_document(n.order, user_key=n.user_key, shared_key=n.shared_key)) for n in new
+        ]
 
         async def insert() -> None:
             # Not insert_many, which does the same after checking every document for an _id.
@@ -197,78 +181,88 @@ class OrderRepository:
             for error in e.details["writeErrors"]:
                 if error["code"] != _DUPLICATE_KEY:
                     results[error["index"]] = Unavailable("the order store rejected the order")
-                elif "key" in error.get("keyPattern", {}):
-                    results[error["index"]] = SharedKeyTaken()
-                elif "idempotency_key" in error.get("keyPattern", {}):
+                elif "subject_key" in (pattern := error.get("keyPattern", {})):
                     results[error["index"]] = IdempotencyKeyTaken()
+                elif field := next((name for name in ("idempotency_key", "key") if name in pattern), None):
+                    results[error["index"]] = SharedKeyTaken(field)
                 # Otherwise the id exists already: an earlier attempt stored this order.
         return results
 
-    async def find_by_idempotency_key(self, user: str, key: str) -> IdempotencyKeyHolder | None:
-        """Return the user's order that has the idempotency key, or None if the key is free for this user."""
-        return await self._idempotency_keys(UserKey(user, key))
-
-    async def _find_idempotency_keys(self, user_keys: list[UserKey]) -> Sequence[IdempotencyKeyHolder | None]:
-        keys = list({user_key.key for user_key in user_keys})
-        by_user = {
-            "user": {"$in": list({user_key.user for user_key in user_keys})},
-            "idempotency_key": {"$in": keys},
-            "digest": {"$exists": True},
-        }
-        # The orders of earlier versions have only `key`.
-        where = {"$or": [by_user, {"key": {"$in": keys}}]}
-        found = await self.collection.find(where, {"user": 1, "idempotency_key": 1, "key": 1, "digest": 1})
-        holders = {
-            (d["user"], documents.held_key(d)): IdempotencyKeyHolder(d["_id"], bytes(d["digest"]))
-            for d in found
-            if isinstance(d.get("digest"), bytes)
-        }
-        return [holders.get(user_key) for user_key in user_keys]
-
     # Reading orders
 
-    async def get(self, order_id: UUID) -> Order | None:
+    async def get(self, order_id: UUID, owner: str | None = None) -> Order | None:
         """Return the order, or None. It may miss a write that was acknowledged a moment ago; `get_latest` does not.
+
+        owner: return only an order of this user. MongoDB filters, so another user's order is neither transferred nor
+            decoded, and takes the same time as one that does not exist.
 
         Raises UnreadableOrder.
         """
-        return await self._reads(order_id)
+        return await self._reads(OwnedOrder(order_id, owner))
 
-    async def _find_many(self, order_ids: list[UUID]) -> Sequence[Order | BaseException | None]:
-        where = {"_id": {"$in": order_ids}} if len(order_ids) > 1 else {"_id": order_ids[0]}
-        orders: dict[UUID, Order | BaseException] = {}
-        for document in await self.collection.find(where):
+    async def _find_many(self, wanted: list[OwnedOrder]) -> Sequence[Order | BaseException | None]:
+        filters = [documents.order_filter(order_id, owner) for order_id, owner in wanted]
+        if all(owner is None for _, owner in wanted):
+            where = {"_id": {"$in": [order_id for order_id, _ in wanted]}} if len(wanted) > 1 else filters[0]
+        else:
+            where = {"$or": filters} if len(wanted) > 1 else filters[0]
+        found = {document["_id"]: document for document in await self.collection.find(where)}
+        read: dict[UUID, Order | BaseException] = {}
+        for order_id, document in found.items():
             try:
-                orders[document["_id"]] = self.collection.read_order(document)
+                read[order_id] = self.collection.read_order(document)
             except UnreadableOrder as e:
-                orders[document["_id"]] = e
-        return [orders.get(order_id) for order_id in order_ids]
+                read[order_id] = e
+        # An order may be among the results because another caller of this batch wants it, too.
+        return [
+            read.get(order_id) if owner is None or found.get(order_id, {}).get("user") == owner else None
+            for order_id, owner in wanted
+        ]
 
-    async def get_latest(self, order_id: UUID) -> Order | None:
-        """Return the order, or None, with a linearizable read: no acknowledged write is missed. Slower than `get`."""
-        document = await self.collection.find_latest(order_id)
+    async def get_latest(self, order_id: UUID, owner: str | None = None) -> Order | None:
+        """Return the order, or None, with a linearizable read: no acknowledged write is missed. Slower than `get`.
+
+        owner: return only an order of this user, as `get` does.
+        """
+        document = await self.collection.find_latest(documents.order_filter(order_id, owner))
         return self.collection.read_order(document) if document else None
 
-    async def list_for_user(
+    async def list_orders(
         self,
-        user: str,
+        user: str | None,
         status: Status | None,
         *,
         limit: int,
         offset: int = 0,
         after: Position | None = None,
     ) -> PageOutline:
-        """Return which orders are on a page of a user's list, newest first.
+        """Return which orders are on a page of a user's list, or of the list of everybody's orders, newest first.
 
+        user: None: everybody's orders.
         status: only orders with this status. None: all but rejected ones, including those with an unknown status.
         after: the position at which the previous page ends.
         """
-        where: documents.Document = {"user": user, "status": status.value if status else {"$ne": Status.REJECTED.value}}
+        if user is not None:
+            where: documents.Document = {
+                "user": user,
+                "status": status.value if status else {"$ne": Status.REJECTED.value},
+            }
+        else:
+            where = {"status": status.value if status else {"$in": await self._listed_statuses()}}
         page_filter = where if after is None else where | after.filter_following()
         total, sizes = await asyncio.gather(
             self.collection.count(where, limit=MAX_COUNT + 1), self._measure(page_filter, offset, limit + 1)
         )
         return PageOutline(page_filter, offset, limit, sizes, min(total, MAX_COUNT), total <= MAX_COUNT)
+
+    async def _listed_statuses(self) -> list[str]:
+        """Return the stored statuses except for `rejected`, including those that only a newer version knows.
+
+        MongoDB reads one entry of the index per status. With a list of statuses it can merge their parts of the index,
+        which are sorted by time; with "not rejected" it would have to read and sort all orders.
+        """
+        statuses = await self.collection.run(lambda: self.collection.pymongo_collection.distinct("status"))
+        return [status for status in statuses if status != Status.REJECTED.value]
 
     async def _measure(self, where: documents.Document, skip: int, limit: int) -> dict[UUID, int]:
         """Return the stored bytes of orders by id, newest first."""
@@ -295,7 +289,7 @@ class OrderRepository:
         skip, sizes = outline.skip, outline.sizes
         while sizes:
             for chunk in _chunks(sizes):
-                for order in await self._find_many(chunk):
+                for order in await self._find_many([OwnedOrder(order_id, None) for order_id in chunk]):
                     if isinstance(order, Order):
                         yield order
             if len(sizes) <= outline.limit:

@@ -151,9 +151,12 @@ class OrdersCollection:
         """Return the first matching document, or None."""
         return await self.run(lambda: self.pymongo_collection.find_one(where, projection, sort=sort))
 
-    async def find_latest(self, order_id: UUID) -> Document | None:
-        """Return the document with a linearizable read: no acknowledged write is missed. Slower than `find`."""
-        return await self.run(lambda: self._linearizable.find_one({"_id": order_id}))
+    async def find_latest(self, where: Mapping[str, Any]) -> Document | None:
+        """Return the document with a linearizable read: no acknowledged write is missed. Slower than `find`.
+
+        where: has the document's `_id`. Linearizable reads require a filter that at most one document matches.
+        """
+        return await self.run(lambda: self._linearizable.find_one(where))
 
     async def count(self, where: Mapping[str, Any], *, limit: int | None = None) -> int:
         """Return the number of matching documents; stop counting at `limit`."""

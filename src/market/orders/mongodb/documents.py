@@ -1,11 +1,17 @@
 """The order's document: converts domain data to BSON values and back, and a transition to a conditional update.
 
 Besides the fields of the order itself, a document has:
-- `idempotency_key`, `digest`: the key, which belongs to the user, and the SHA-256 of the request. The order has the key
-  only while `digest` is present: if an earlier version rejects the order, it removes `digest`, but not
-  `idempotency_key`.
-- `key`: the same key, for earlier versions. In them a key is unique across users, so `key` is absent if another user's
-  order has it.
+- `digest`: the SHA-256 of the request. The order has an idempotency key only while `digest` is present: if an earlier
+  version rejects the order, it removes `digest`, but of the following three fields only those that it knows.
+- `subject_key`: the key of a signed-in caller, as `{"subject": ..., "key": ...}`. It is unique: a key belongs to the
+  subject, whatever the order's user is. If the field is absent, the key belongs to the user.
+- `idempotency_key`: the same key, unique among the orders of the user. Earlier versions and mode `open` know only the
+  user, so the field is what prevents them and a signed-in caller from placing one order twice during an upgrade. It is
+  absent if another subject's order for this user has it: for example, if a merchant and the user have chosen the same
+  key.
+- `key`: the same key, for still earlier versions. In them a key is unique across users, so `key` is absent if another
+  user's order has it.
+- `placed_by`: the subject that placed the order, if that is not the user.
 - `since`: the server's time when the pending order was stored.
 - `release_due`: the server's time when the stock release became due, or was last postponed. Absent if none is due.
 - `outbox`: the events that Kafka has not acknowledged. `unsent_since`: the time of the oldest one, or when they were
@@ -53,6 +59,11 @@ class ConditionalUpdate(Struct, frozen=True):
     change: Document
 
 
+def order_filter(order_id: UUID, owner: str | None) -> Document:
+    """Return the filter for the order. `owner`: only if it is the order of this user; None: whoever's it is."""
+    return {"_id": order_id} if owner is None else {"_id": order_id, "user": owner}
+
+
 def transition_update(
     order_id: UUID,
     transition: Transition,
@@ -74,7 +85,7 @@ def transition_update(
     if transition.releases:
         change["$currentDate"] = {"release_due": True}
     if transition.frees_key:
-        change["$unset"] = {"idempotency_key": 1, "key": 1, "digest": 1}
+        change["$unset"] = {"idempotency_key": 1, "subject_key": 1, "key": 1, "digest": 1}
     if entry is not None:
         change["$push"] = {"outbox": entry_to_document(entry)}
         change["$min"] = {"unsent_since": entry.at}
@@ -103,9 +114,10 @@ def from_decimal128(value: Decimal128) -> Decimal:
     return Decimal(low).scaleb(-2) if high == _HUNDREDTHS else money.normalize(value.to_decimal())
 
 
-def order_to_document(order: Order, *, shared_key: bool = True) -> Document:
+def order_to_document(order: Order, *, user_key: bool = True, shared_key: bool = True) -> Document:
     """Return the document of a new, pending order.
 
+    user_key: whether to set `idempotency_key`, which is unique among the user's orders
     shared_key: whether to set the field `key` of earlier versions, which is unique across users.
     """
     document: Document = {
@@ -127,12 +139,22 @@ def order_to_document(order: Order, *, shared_key: bool = True) -> Document:
         "created_at": order.created_at,
         "since": _SERVER_TIME,
     }
+    if order.placed_by is not None:
+        document["placed_by"] = order.placed_by
     if order.idempotency_key is not None:
-        document["idempotency_key"] = order.idempotency_key
         document["digest"] = order.digest
+        if order.key_subject is not None:
+            document["subject_key"] = subject_key(order.key_subject, order.idempotency_key)
+        if user_key:
+            document["idempotency_key"] = order.idempotency_key
         if shared_key:
             document["key"] = order.idempotency_key
     return document
+
+
+def subject_key(subject: str, key: str) -> Document:
+    """Return the value of the field `subject_key`. MongoDB compares it as a whole, with the sequence of its fields."""
+    return {"subject": subject, "key": key}
 
 
 def document_to_order(d: Mapping[str, Any]) -> Order:
@@ -170,7 +192,9 @@ def _to_order(d: Mapping[str, Any]) -> Order:
         created_at=d["created_at"],
         status=status,
         idempotency_key=held_key(d),
+        key_subject=key_subject(d),
         digest=d.get("digest"),
+        placed_by=d.get("placed_by"),
         release_due="release_due" in d,
         outbox=tuple([_document_to_entry(e) for e in d.get("outbox", ())]),
         lease_owner=d.get("claimed_by"),
@@ -184,7 +208,15 @@ def _to_order(d: Mapping[str, Any]) -> Order:
 
 def held_key(d: Mapping[str, Any]) -> str | None:
     """Return the idempotency key that the order has, or None if it has none or has freed it."""
-    return d.get("idempotency_key", d.get("key")) if "digest" in d else None
+    if "digest" not in d:
+        return None
+    key: str | None = d["subject_key"]["key"] if "subject_key" in d else d.get("idempotency_key", d.get("key"))
+    return key
+
+
+def key_subject(d: Mapping[str, Any]) -> str | None:
+    """Return the subject that the document's idempotency key belongs to, or None if it belongs to the user."""
+    return d["subject_key"]["subject"] if "subject_key" in d else None
 
 
 def entry_to_document(entry: OutboxEntry) -> Document:

@@ -17,12 +17,22 @@ INDEXES = [
         # Without a digest, the order no longer has the key: see mongodb/documents.py.
         partialFilterExpression={"idempotency_key": {"$exists": True}, "digest": {"$exists": True}},
     ),
+    # The keys of signed-in callers, which belong to the subject, whatever the order's user is.
+    IndexModel(
+        [("subject_key", ASCENDING)],
+        name="subject_key",
+        unique=True,
+        partialFilterExpression={"subject_key": {"$exists": True}, "digest": {"$exists": True}},
+    ),
     # The index of earlier versions, over the keys of all users. It prevents an old and a new instance from placing two
     # orders with the same key. The next release drops it (docs/operations.md).
     IndexModel([("key", ASCENDING)], name="key", unique=True, partialFilterExpression={"key": {"$exists": True}}),
     IndexModel(
         [("user", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING), ("status", ASCENDING)], name="user"
     ),
+    # For the list of everybody's orders. The status comes first, so that the list of a rare status is one short scan;
+    # the list of several statuses merges one scan of each.
+    IndexModel([("status", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="status"),
     IndexModel([("since", ASCENDING)], name="pending", partialFilterExpression={"status": Status.PENDING.value}),
     IndexModel(
         [("release_due", ASCENDING)], name="release_due", partialFilterExpression={"release_due": {"$exists": True}}
@@ -46,7 +56,7 @@ async def create_indexes(collection: OrdersCollection) -> None:
 
 
 async def check_indexes(collection: OrdersCollection) -> None:
-    """Raise Unavailable if an index is missing: without the first two, two orders could have the same key."""
+    """Raise Unavailable if an index is missing: without the first three, two orders could have the same key."""
     existing = await collection.pymongo_collection.index_information()
     missing = [i.document["name"] for i in INDEXES if i.document["name"] not in existing]
     if missing:

@@ -43,7 +43,7 @@ func main() {
 	place := func(customer string, product uuid.UUID, quantity int, email *string) *orders.CreateOrderResponse {
 		key := uuid.NewString()
 		return must(client.CreateOrderWithResponse(ctx, &orders.CreateOrderParams{IdempotencyKey: &key}, orders.CreateOrder{
-			User: customer, Email: email, Items: []orders.NewLine{{ProductId: product, Quantity: quantity}},
+			User: &customer, Email: email, Items: []orders.NewLine{{ProductId: product, Quantity: quantity}},
 		}))
 	}
 	placed := []*orders.Order{}
@@ -54,7 +54,7 @@ func main() {
 
 	list := func(after *string) *orders.Page {
 		limit, status := 2, orders.ListOrdersParamsStatusConfirmed
-		params := &orders.ListOrdersParams{User: user, Limit: &limit, Status: &status, After: after}
+		params := &orders.ListOrdersParams{User: &user, Limit: &limit, Status: &status, After: after}
 		return must(client.ListOrdersWithResponse(ctx, params)).JSON200
 	}
 	first := list(nil)

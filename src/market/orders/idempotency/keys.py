@@ -1,0 +1,141 @@
+"""IdempotencyKeyRepository: which order has an idempotency key. The orders' documents contain the keys.
+
+The key of a signed-in caller belongs to the subject, whatever the order's user is; in mode `open` it belongs to the
+user. During an upgrade, instances of both kinds and of earlier versions place orders at the same time, so a key is
+stored in up to three fields, each with a unique index (mongodb/documents.py):
+
+- `subject_key` decides between signed-in callers.
+- `idempotency_key` decides between orders of one user, also with instances that know only the user: whichever of them
+  gets a request or its repetition, there is one order. If another subject's order for this user has the key, the field
+  is left out of the document, and the key is found by `subject_key` alone.
+- `key` does the same for still earlier versions, in which a key is unique across users.
+
+A document without `subject_key` was stored by an instance that does not know who placed the order. Its key stays valid
+for its user, and for a caller who sends exactly the same request: a merchant who repeats, signed in, what they sent
+before sign-in was required. Only callers who may name any user can find another user's order in this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from msgspec import Struct
+
+from market.kit.batching import Batcher
+from market.orders.domain import KEY_HOLDING_STATUSES, Order
+from market.orders.mongodb.collection import OrdersCollection, documents
+
+
+class IdempotencyKeyTaken(Exception):
+    """Another order has the idempotency key: one of the same owner or, temporarily, a pending one of another owner."""
+
+
+class SharedKeyTaken(IdempotencyKeyTaken):
+    """Another order has the key in `field`, which does not tell whose key it is: `idempotency_key` or `key`."""
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+
+
+class KeyLookup(NamedTuple):
+    """An idempotency key, and the request that was sent with it.
+
+    user: the user of the order
+    subject: the signed-in caller that the key belongs to. None: it belongs to the user
+    digest: that of the request
+    """
+
+    user: str
+    key: str
+    subject: str | None
+    digest: bytes
+
+
+class KeyHolder(Struct, frozen=True):
+    """The order that has an idempotency key, and the digest of the request that placed it.
+
+    subject: the signed-in caller that the key belongs to. None: it belongs to the user
+    """
+
+    order_id: UUID
+    digest: bytes
+    subject: str | None
+
+
+# By owner and key.
+_Holders = Mapping[tuple[str, str], KeyHolder]
+
+
+class IdempotencyKeyRepository:
+    """Finds keys in the orders' documents. Every method may raise Unavailable."""
+
+    def __init__(self, collection: OrdersCollection) -> None:
+        self._collection = collection
+        self._lookups: Batcher[KeyLookup, KeyHolder | None] = Batcher(
+            self._find_many, name="orders.keys", max_batch_size=128, max_concurrency=2, dedupe=True
+        )
+
+    async def find(self, lookup: KeyLookup) -> KeyHolder | None:
+        """Return the order that has the key, or None if the key is free for its owner."""
+        return await self._lookups(lookup)
+
+    async def _find_many(self, lookups: list[KeyLookup]) -> Sequence[KeyHolder | None]:
+        keys = list({lookup.key for lookup in lookups})
+        users = {lookup.user for lookup in lookups} | {lookup.subject or lookup.user for lookup in lookups}
+        by_user = {"user": {"$in": list(users)}, "idempotency_key": {"$in": keys}, "digest": {"$exists": True}}
+        # The orders of still earlier versions have only `key`.
+        alternatives: list[documents.Document] = [by_user, {"key": {"$in": keys}}]
+        if subject_keys := [documents.subject_key(e.subject, e.key) for e in lookups if e.subject is not None]:
+            alternatives.append({"subject_key": {"$in": subject_keys}, "digest": {"$exists": True}})
+        fields = ("user", "idempotency_key", "key", "subject_key", "digest")
+        of_subjects: dict[tuple[str, str], KeyHolder] = {}
+        of_users: dict[tuple[str, str], KeyHolder] = {}
+        for d in await self._collection.find({"$or": alternatives}, dict.fromkeys(fields, 1)):
+            if not isinstance(d.get("digest"), bytes):
+                continue
+            holder = KeyHolder(d["_id"], bytes(d["digest"]), documents.key_subject(d))
+            if holder.subject is not None:
+                of_subjects[holder.subject, d["subject_key"]["key"]] = holder
+            if (key := d.get("idempotency_key", d.get("key"))) is not None:
+                of_users[d["user"], key] = holder
+        return [_find_holder(lookup, of_subjects, of_users) for lookup in lookups]
+
+    async def is_permanently_taken_by_another(self, order: Order, field: str) -> bool:
+        """Return whether an order of another owner has the order's key in the field and will keep it.
+
+        This is not so while that order is pending: it may still be rejected. Then the field would be free, and an
+        instance that finds keys only by this field would place the order a second time.
+        """
+        where: documents.Document = {field: order.idempotency_key}
+        if field == "idempotency_key":
+            where |= {"user": order.user, "digest": {"$exists": True}}
+        found = await self._collection.find(where, {"user": 1, "status": 1, "subject_key": 1, "digest": 1})
+        return any(d["status"] in KEY_HOLDING_STATUSES and not _has_same_owner(order, d) for d in found)
+
+
+def _find_holder(lookup: KeyLookup, of_subjects: _Holders, of_users: _Holders) -> KeyHolder | None:
+    """Return the order that has the key. The rules are those of `_has_same_owner`."""
+    of_user = of_users.get((lookup.user, lookup.key))
+    if lookup.subject is None:
+        return of_user
+    if own := of_subjects.get((lookup.subject, lookup.key)):
+        return own
+    before_sign_in = of_users.get((lookup.subject, lookup.key))
+    if before_sign_in is not None and before_sign_in.subject is None:
+        return before_sign_in
+    if of_user is not None and of_user.subject is None and of_user.digest == lookup.digest:
+        return of_user
+    return None
+
+
+def _has_same_owner(order: Order, holder: documents.Document) -> bool:
+    """Return whether the key of the holder's document has the same owner as the key of the order to be stored."""
+    if order.key_subject is None:
+        return bool(holder["user"] == order.user)
+    if (subject := documents.key_subject(holder)) is not None:
+        return subject == order.key_subject
+    # It is unknown who placed the holder's order.
+    same_request = holder["user"] == order.user and holder.get("digest") == order.digest
+    return holder["user"] == order.key_subject or same_request

@@ -1,0 +1,167 @@
+"""Whose order it is, who may name whom, and where its mails go.
+
+market.contracts.access says which callers are limited to what is their own (OWN). Here is what that means: an order
+belongs to the user that it is for, and a signed-in caller is the user with the name of its subject. In mode `open`
+nobody signs in, everything is permitted, and the request has to name the user.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from market.contracts.access import CANCEL_ORDERS, PLACE_ORDERS, READ_ORDERS
+from market.kit.auth import audit
+from market.kit.auth.identity import ANONYMOUS, Identity, identity, token
+from market.kit.auth.permissions import Access, Permission
+from market.kit.errors import BadInput, Forbidden
+from market.kit.mail_address import parse_mail_address
+from market.orders.domain import NewOrder, Order, Status
+from market.orders.idempotency.keys import KeyLookup
+
+
+class Attribution(Struct, frozen=True):
+    """Who an order is for, and who places it.
+
+    request: the request with its user; `email` is what was sent, so that its digest does not depend on the token
+    user: the user that the order is for
+    email: the address for its mails, or None
+    subject: the signed-in caller who places it, to whom its idempotency key belongs. None in mode `open`
+    """
+
+    request: NewOrder
+    user: str
+    email: str | None
+    subject: str | None
+
+    @property
+    def placed_by(self) -> str | None:
+        """The subject that places the order, if that is not the user."""
+        return None if self.subject == self.user else self.subject
+
+    def key_lookup(self, idempotency_key: str | None) -> KeyLookup | None:
+        """Return how to find the order that has the idempotency key, or None without a key."""
+        if idempotency_key is None:
+            return None
+        return KeyLookup(self.user, idempotency_key, self.subject, self.request.digest())
+
+
+def attribute(new: NewOrder) -> Attribution:
+    """Return who the order is for, and where its mails go.
+
+    Without a user it is for the caller. A caller who may only place own orders has mails sent to the address that the
+    issuer has verified, or none. Raises Forbidden if the request names another user or address, and BadInput if the
+    merchant's customer has a name that only looks like an e-mail address.
+    """
+    caller = identity.get()
+    for_anybody = PLACE_ORDERS.require(caller) is Permission.YES
+    if not caller.signed_in:
+        assert new.user is not None, "the edge requires a user in mode open"
+        return Attribution(new, new.user, new.email, None)
+    user = caller.subject if new.user is None else new.user
+    if user != caller.subject and not for_anybody:
+        raise Forbidden(
+            "user must be absent, or the subject of the token: only merchants may place orders for others",
+            role_is_missing=True,
+        )
+    email = new.email
+    if user == caller.subject and email is None:
+        email = _verified_address(caller)
+    elif not for_anybody and not _same_address(email, _verified_address(caller)):
+        raise Forbidden(
+            "email must be absent, or the verified address in the token: only merchants may name another one",
+            role_is_missing=True,
+        )
+    elif user != caller.subject:
+        check_recipient(user, email)
+    return Attribution(msgspec.structs.replace(new, user=user), user, email, caller.subject)
+
+
+def check_recipient(user: str, email: str | None) -> None:
+    """Raise BadInput if mails go to the user's name, because there is no address, and it only looks like an address."""
+    if email is None and "@" in user and parse_mail_address(user) is None:
+        # Otherwise the order would be placed, but no mail could be sent.
+        raise BadInput("user", "must be an e-mail address if it contains @ and there is no email")
+
+
+def _verified_address(caller: Identity) -> str | None:
+    """Return the caller's verified address, or None if there is none to which a mail can be sent."""
+    return caller.email if caller.email is not None and parse_mail_address(caller.email) is not None else None
+
+
+def _same_address(one: str | None, other: str | None) -> bool:
+    """Return whether both are the same address. The case of the domain does not matter."""
+    if one is None or other is None:
+        return False
+    first, second = parse_mail_address(one), parse_mail_address(other)
+    if first is None or second is None:
+        return False
+    return (first.local_part, first.domain.lower()) == (second.local_part, second.domain.lower())
+
+
+def readable_owner() -> str | None:
+    """Return the user whose orders the caller may read, or None if that is everybody's."""
+    return _limit(READ_ORDERS)
+
+
+def cancellable_owner() -> str | None:
+    """Return the user whose orders the caller may cancel, or None if that is everybody's."""
+    return _limit(CANCEL_ORDERS)
+
+
+def _limit(access: Access) -> str | None:
+    caller = identity.get()
+    return None if access.require(caller) is Permission.YES else caller.subject
+
+
+def listed_user(user: str | None) -> str | None:
+    """Return the user whose orders are listed, or None for everybody's orders.
+
+    user: what the request names, or None. Raises Forbidden if the caller may not list the orders of that user.
+    """
+    owner = readable_owner()
+    if owner is None or user in (None, owner):
+        return user if owner is None else owner
+    raise Forbidden(
+        "user must be absent, or the subject of the token: only merchants and operators may list the orders of others",
+        role_is_missing=True,
+    )
+
+
+def act_as_service() -> None:
+    """Act as the service from here on in the current task, which outlives the request of the caller who started it."""
+    identity.set(ANONYMOUS)
+    token.set("")
+
+
+def record_placed(order: Order) -> None:
+    """Write to the audit log that the caller has placed an order for somebody else. An own order is not recorded."""
+    if _is_of_another(order):
+        audit.record("order placed", target=f"order {order.id}", after=_state(order, order.status.value))
+
+
+def record_cancelled(order: Order, after: Order | None) -> None:
+    """Write to the audit log that the caller has cancelled an order of somebody else.
+
+    order: as it was before; if it was cancelled already, nothing is recorded
+    after: as it is now; None if the outcome is unknown
+    """
+    if order.status is Status.CANCELLED or (after is not None and after.status is not Status.CANCELLED):
+        return
+    if _is_of_another(order):
+        status = "outcome unknown" if after is None else after.status.value
+        audit.record(
+            "order cancelled",
+            target=f"order {order.id}",
+            before=_state(order, order.status.value),
+            after=_state(order, status),
+        )
+
+
+def _state(order: Order, status: str) -> dict[str, str]:
+    return {"user": order.user, "status": status}
+
+
+def _is_of_another(order: Order) -> bool:
+    caller = identity.get()
+    return caller.signed_in and caller.subject != order.user
