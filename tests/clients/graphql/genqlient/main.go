@@ -36,7 +36,7 @@ func main() {
 	place := func(customer, product string, quantity int, email *string) (*market.PlaceOrderResponse, error) {
 		key := uuid.NewString()
 		return market.PlaceOrder(ctx, client, market.CreateOrderInput{
-			User: customer, Email: email, Items: []market.OrderItemInput{{ProductId: product, Quantity: quantity}},
+			User: &customer, Email: email, Items: []market.OrderItemInput{{ProductId: product, Quantity: quantity}},
 		}, &key)
 	}
 	refused := func(_ *market.PlaceOrderResponse, err error) map[string]any {
