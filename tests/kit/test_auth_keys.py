@@ -142,9 +142,9 @@ async def test_keys_serve_on_while_the_issuer_is_faulty(issuer: Issuer, fault: F
     [
         (Fault.SLOW, "127.0.0.1: no response within 0.5 s"),
         (Fault.HUGE, "127.0.0.1: the response is larger than 262144 bytes"),
-        (Fault.GARBAGE, "127.0.0.1: the document is not what the specification says"),
-        (Fault.WRONG_TYPES, "127.0.0.1: the document is not what the specification says"),
-        (Fault.REDIRECT, "127.0.0.1: redirects, which is not followed (status 302)"),
+        (Fault.GARBAGE, "127.0.0.1: the document does not follow the specification"),
+        (Fault.WRONG_TYPES, "127.0.0.1: the document does not follow the specification"),
+        (Fault.REDIRECT, "127.0.0.1: the redirect is not followed (status 302)"),
         (Fault.ERROR, "127.0.0.1: status 500"),
     ],
 )
@@ -258,7 +258,7 @@ async def test_failed_fetches_are_repeated_soon(issuer: Issuer) -> None:
             raise result
         return result
 
-    keys = Keys(fetch, forget=lambda _: None, refresh_seconds=300, min_refetch_seconds=5)
+    keys = Keys(fetch, on_removed=lambda _: None, refresh_seconds=300, min_refetch_seconds=5)
     assert [await keys.refresh() for _ in range(2)] == [1.0, 1.0]
     assert not keys
     assert 270 <= await keys.refresh() <= 330

@@ -163,7 +163,7 @@ async def test_failed_fetches_are_repeated_with_back_off(issuer: Issuer) -> None
         (Fault.HUGE, "larger than 65536 bytes"),
         (Fault.GARBAGE, "is not a token"),
         (Fault.WRONG_TYPES, "is not a token"),
-        (Fault.REDIRECT, "redirects, which is not followed"),
+        (Fault.REDIRECT, "the redirect is not followed"),
     ],
 )
 async def test_a_faulty_endpoint_is_bounded_and_said(issuer: Issuer, fault: Fault, error: str) -> None:

@@ -1,6 +1,6 @@
 """Verification of one token: a signed JWT of the configured issuer (RFC 7519, RFC 9068).
 
-The signature and the claims are checked by joserfc (docs/decisions/0017). This module, which loads it and its
+The signature and the claims are checked by joserfc (docs/decisions/0018). This module, which loads it and its
 cryptography, is imported only where callers sign in.
 """
 
