@@ -62,7 +62,8 @@ def schemas(ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in ("specversion", "source", "datacontenttype"):
         default = event["properties"][name].pop("default")
         event["properties"][name] = {"type": "string", "const": default}
-    event["required"] = list(event["properties"])
+    optional = {field.name for field in msgspec.structs.fields(events.OrderEvent) if field.default is msgspec.UNSET}
+    event["required"] = [name for name in event["properties"] if name not in optional]
     return event, parts
 
 

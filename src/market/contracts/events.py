@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from uuid import UUID, uuid5
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 TOPIC = "orders"
 DEAD_LETTER_TOPIC = "orders.dead-letter"
@@ -63,6 +63,9 @@ class OrderEvent(Struct, frozen=True, kw_only=True):
 
     `sequence` is text, as the CloudEvents extension of that name requires. Early events have a number: consumers accept
     both and compare `sequence_number`.
+
+    `nomail` is true if the buyer signed in and has no verified address: then no mail is sent, even if `user` looks like
+    an address. Otherwise it is absent.
     """
 
     specversion: Literal["1.0"] = "1.0"
@@ -73,6 +76,7 @@ class OrderEvent(Struct, frozen=True, kw_only=True):
     time: str
     datacontenttype: str = "application/json"
     sequence: str | int
+    nomail: bool | UnsetType = UNSET
     data: Order
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, field
 
 from market.contracts import events, money
 from market.kit.errors import Conflict, Unavailable
@@ -139,6 +139,8 @@ class Order(Struct, frozen=True):
     digest: bytes | None = None
     # The subject that placed the order, if that is not the user.
     placed_by: str | None = None
+    # Whether no mails are sent, even if `user` looks like an address.
+    without_mail: bool = False
     release_due: bool = False
     outbox: tuple[OutboxEntry, ...] = ()
     # The instance that holds the lease on the outbox: only its relay publishes the events.
@@ -370,6 +372,7 @@ def to_event(order: Order, entry: OutboxEntry) -> events.OrderEvent:
         subject=str(order.id),
         time=timestamp(entry.at),
         sequence=events.SEQUENCE[entry.event_type],
+        nomail=True if order.without_mail else UNSET,
         data=to_contract(order),
     )
 

@@ -139,6 +139,7 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
         key_subject=attribution.subject,
         digest=lookup.digest if lookup is not None else None,
         placed_by=attribution.placed_by,
+        without_mail=attribution.without_mail,
     )
     advice = _ADVICE_WITH_KEY if idempotency_key is not None else _ADVICE_WITHOUT_KEY
     with _explain_unknown_outcome("placed", order.id, advice):

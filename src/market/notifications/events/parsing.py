@@ -105,7 +105,7 @@ def parse_notification(message: Message) -> Notification | None:
     except ValueError:
         raise InvalidEvent("data.created_at: must be a time in ISO 8601 format") from None
     request_id = message.header(events.REQUEST_ID_HEADER)
-    addresses = [a for a in (order.email, order.user) if a]
+    addresses = [] if event.nomail is True else [a for a in (order.email, order.user) if a]
     return Notification(
         event_id=event.id,
         kind=_KINDS[event.type],

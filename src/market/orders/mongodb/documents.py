@@ -12,6 +12,7 @@ Besides the fields of the order itself, a document has:
 - `key`: the same key, for still earlier versions. In them a key is unique across users, so `key` is absent if another
   user's order has it.
 - `placed_by`: the subject that placed the order, if that is not the user.
+- `without_mail`: true if no mails are sent, even if the user's name looks like an address. Otherwise absent.
 - `since`: the server's time when the pending order was stored.
 - `release_due`: the server's time when the stock release became due, or was last postponed. Absent if none is due.
 - `outbox`: the events that Kafka has not acknowledged. `unsent_since`: the time of the oldest one, or when they were
@@ -141,6 +142,8 @@ def order_to_document(order: Order, *, user_key: bool = True, shared_key: bool =
     }
     if order.placed_by is not None:
         document["placed_by"] = order.placed_by
+    if order.without_mail:
+        document["without_mail"] = True
     if order.idempotency_key is not None:
         document["digest"] = order.digest
         if order.key_subject is not None:
@@ -195,6 +198,7 @@ def _to_order(d: Mapping[str, Any]) -> Order:
         key_subject=key_subject(d),
         digest=d.get("digest"),
         placed_by=d.get("placed_by"),
+        without_mail=d.get("without_mail", False),
         release_due="release_due" in d,
         outbox=tuple([_document_to_entry(e) for e in d.get("outbox", ())]),
         lease_owner=d.get("claimed_by"),

@@ -39,6 +39,11 @@ class Attribution(Struct, frozen=True):
         """The subject that places the order, if that is not the user."""
         return None if self.subject == self.user else self.subject
 
+    @property
+    def without_mail(self) -> bool:
+        """Whether the user has signed in and has no verified address. A subject is no proof of an address."""
+        return self.email is None and self.subject == self.user
+
     def key_lookup(self, idempotency_key: str | None) -> KeyLookup | None:
         """Return how to find the order that has the idempotency key, or None without a key."""
         if idempotency_key is None:
