@@ -20,7 +20,8 @@ from tests.support.waiting import until
 class FakeCatalogue:
     """Serves `GET /api/product?ids=`.
 
-    `products`: by id, as JSON. `requests`: the ids of each request. `in_flight`, `peak_in_flight`: concurrent requests,
+    `products`: by id, as JSON. `requests`: the ids of each request. `authorizations`: the header
+    Authorization of each, or None. `in_flight`, `peak_in_flight`: concurrent requests,
     now and at most since `reset`.
 
     A test may set `unavailable` (respond with 503), `await_in_flight` (do not respond before that many requests have
@@ -31,6 +32,7 @@ class FakeCatalogue:
         self.port = free_port()
         self.products: dict[str, dict[str, Any]] = {}
         self.requests: list[list[str]] = []
+        self.authorizations: list[str | None] = []
         self.in_flight = 0
         self.reset()
         self._server = HttpServer(
@@ -60,6 +62,7 @@ class FakeCatalogue:
             return Response("unavailable", 503)
         product_ids = request.query_params["ids"].split(",")
         self.requests.append(product_ids)
+        self.authorizations.append(request.headers.get("authorization"))
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
         try:
