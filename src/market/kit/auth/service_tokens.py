@@ -58,6 +58,7 @@ class FileTokens:
         self._clock = clock
         self._token = ""
         self._checked_at = -float("inf")
+        self._reported_unreadable = False
 
     async def get(self, seconds: float) -> str:  # noqa: ARG002
         now = self._clock()
@@ -81,9 +82,12 @@ class FileTokens:
             if not token or len(token) > _MAX_TOKEN_BYTES or not token.isprintable() or " " in token:
                 raise ValueError("not a token")
         except (OSError, ValueError) as e:
-            log.warning("the service's token cannot be read", file=str(self._path), error=type(e).__name__)
+            if not self._reported_unreadable:
+                log.warning("the service's token cannot be read", file=str(self._path), error=type(e).__name__)
+            self._reported_unreadable = True
         else:
             self._token = token
+            self._reported_unreadable = False
 
 
 class _TokenResponse(msgspec.Struct, frozen=True):

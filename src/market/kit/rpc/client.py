@@ -15,6 +15,7 @@ from market.kit.errors import AlreadyExists, BadInput, Conflict, DeadlineExceede
 
 if TYPE_CHECKING:
     from market.kit.auth.service_tokens import ServiceTokens
+    from market.kit.rpc.identity_report import IdentityReport
 
 T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
@@ -40,23 +41,38 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-def channel(config: GrpcUpstream, credentials: ServiceTokens | None = None) -> grpc.aio.Channel:
+def channel(
+    config: GrpcUpstream, credentials: ServiceTokens | None = None, *, report: IdentityReport | None = None
+) -> grpc.aio.Channel:
     """Return a channel that balances calls over every pod behind the target, and reconnects automatically.
 
     credentials: this service's own tokens, of which one is sent with every call. Calls must have a timeout.
+    report: told whether the upstream accepts this service.
     """
     plain = grpc.aio.insecure_channel(config.target, options=CHANNEL_OPTIONS)
-    return plain if credentials is None else cast(grpc.aio.Channel, _ChannelWithToken(plain, credentials))
+    if credentials is None and report is None:
+        return plain
+    return cast(grpc.aio.Channel, _ChannelWithIdentity(plain, credentials, report))
 
 
-class _ChannelWithToken:
+class IdentityRefused(Unavailable):
+    """The upstream does not accept this service's identity, or this service has no token.
+
+    For this service's own caller the upstream is unavailable: signing in again would not help.
+    """
+
+
+class _ChannelWithIdentity:
     """A channel for unary calls that sends a token. gRPC's own interceptors take a task for each call."""
 
-    def __init__(self, plain: grpc.aio.Channel, credentials: ServiceTokens) -> None:
+    def __init__(
+        self, plain: grpc.aio.Channel, credentials: ServiceTokens | None, report: IdentityReport | None
+    ) -> None:
         self._plain = plain
         self._credentials = credentials
+        self._report = report
 
-    async def __aenter__(self) -> _ChannelWithToken:
+    async def __aenter__(self) -> _ChannelWithIdentity:
         await self._plain.__aenter__()
         return self
 
@@ -68,24 +84,53 @@ class _ChannelWithToken:
 
     def unary_unary(self, *args: Any, **settings: Any) -> Callable[..., Awaitable[Any]]:
         method: Any = self._plain.unary_unary(*args, **settings)
+        credentials, report = self._credentials, self._report
+        plain = method if credentials is None else _with_token(method, credentials)
+        if report is None:
+            return plain
 
         async def send(request: Any, *, timeout: float, metadata: Metadata | None = None) -> Any:
-            expires_at = time.monotonic() + timeout
-            token = await self._credentials.get(timeout)
-            while True:
-                seconds = max(0.0, expires_at - time.monotonic())
-                authorization = ("authorization", f"Bearer {token}")
-                try:
-                    return await method(request, timeout=seconds, metadata=(*(metadata or ()), authorization))
-                except grpc.aio.AioRpcError as e:
-                    if e.code() is not grpc.StatusCode.UNAUTHENTICATED:
-                        raise
-                    # The key that has signed it may have been withdrawn. The call was refused, so it may be repeated.
-                    rejected, token = token, await self._credentials.replace(token, seconds)
-                    if token == rejected:
-                        raise
+            try:
+                response = await plain(request, timeout=timeout, metadata=metadata)
+            except grpc.aio.AioRpcError as e:
+                if e.code() in _REFUSED:
+                    report.refused(e.details() or e.code().name)
+                raise
+            except IdentityRefused as e:
+                report.refused(str(e))
+                raise
+            report.accepted()
+            return response
 
         return send
+
+
+_REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+
+def _with_token(method: Any, credentials: ServiceTokens) -> Callable[..., Awaitable[Any]]:
+    """Return the method with a token in its metadata. It raises IdentityRefused if there is none."""
+
+    async def send(request: Any, *, timeout: float, metadata: Metadata | None = None) -> Any:
+        expires_at = time.monotonic() + timeout
+        try:
+            token = await credentials.get(timeout)
+        except Unavailable as e:
+            raise IdentityRefused(str(e)) from None
+        while True:
+            seconds = max(0.0, expires_at - time.monotonic())
+            authorization = ("authorization", f"Bearer {token}")
+            try:
+                return await method(request, timeout=seconds, metadata=(*(metadata or ()), authorization))
+            except grpc.aio.AioRpcError as e:
+                if e.code() is not grpc.StatusCode.UNAUTHENTICATED:
+                    raise
+                # The key that has signed it may have been withdrawn. The call was refused, so it may be repeated.
+                rejected, token = token, await credentials.replace(token, seconds)
+                if token == rejected:
+                    raise
+
+    return send
 
 
 async def call(method: Callable[..., Awaitable[T]], request: Any, timeout_seconds: float) -> T:
@@ -100,6 +145,19 @@ async def call(method: Callable[..., Awaitable[T]], request: Any, timeout_second
         return await method(request, timeout=timeout, metadata=tuple(headers.items()) if headers else None)
     except grpc.aio.AioRpcError as e:
         raise problem_from_status(e.code().value[0], e.details() or "") from None
+
+
+async def check_identity(method: Callable[..., Awaitable[Any]], request: Any, timeout_seconds: float) -> None:
+    """Make the call, and raise IdentityRefused if the upstream does not accept this service.
+
+    Any other error raises nothing: an unavailable upstream says nothing about the identity.
+    """
+    try:
+        await call(method, request, timeout_seconds)
+    except IdentityRefused:
+        raise
+    except Problem:
+        pass
 
 
 class UpstreamNotFound(NotFound):
@@ -124,7 +182,7 @@ def problem_from_status(code: int, message: str) -> Problem:
         return DeadlineExceeded("the upstream did not respond in time")
     if code in (errors.GRPC_UNAUTHENTICATED, errors.GRPC_PERMISSION_DENIED):
         # It is this service that was refused. Its own caller can do nothing about that.
-        return Unavailable(f"the upstream does not accept this service's identity: {message}"[:200])
+        return IdentityRefused(f"the upstream does not accept this service's identity: {message}"[:200])
     if code in (errors.GRPC_CANCELLED, errors.GRPC_UNAVAILABLE, errors.GRPC_RESOURCE_EXHAUSTED, errors.GRPC_ABORTED):
         return Unavailable(message or "the upstream is unavailable")
     return Unavailable(f"the upstream failed: {message}"[:200])
