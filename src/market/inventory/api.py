@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import grpc
@@ -13,6 +13,7 @@ import grpc
 from asyncpg.pgproto.pgproto import UUID as FastUUID
 from google.protobuf.message import DecodeError
 
+from market.contracts import access
 from market.contracts import inventory_pb2 as pb
 from market.inventory import service
 from market.inventory.domain import (
@@ -35,6 +36,9 @@ from market.kit.errors import GRPC_INTERNAL, INTERNAL_ERROR, BadInput, Problem
 from market.kit.process import logs
 from market.kit.process.tracing import Tracer
 from market.kit.rpc.server import endpoint
+
+if TYPE_CHECKING:
+    from market.kit.auth.authenticator import Authenticator
 
 log = logs.get_logger("inventory")
 
@@ -151,8 +155,10 @@ _METHODS: dict[str, tuple[Callable[[Deps, Any], Awaitable[Any]], Any, Any]] = {
 }
 
 
-def handlers(deps: Deps, tracer: Tracer) -> grpc.GenericRpcHandler:
+def handlers(deps: Deps, tracer: Tracer, authenticator: Authenticator | None = None) -> grpc.GenericRpcHandler:
     """Return the service `market.inventory.v1.Inventory` for a gRPC server.
+
+    authenticator: verifies who calls; without one everybody may call every method.
 
     Bytes that are not a valid message get INVALID_ARGUMENT; with the generated servicer they would get INTERNAL.
     """
@@ -174,7 +180,9 @@ def handlers(deps: Deps, tracer: Tracer) -> grpc.GenericRpcHandler:
             return await handler(message)
 
         return grpc.unary_unary_rpc_method_handler(
-            endpoint(name, serve, tracer), request_deserializer=parse, response_serializer=response.SerializeToString
+            endpoint(name, serve, tracer, authenticator=authenticator, access=access.INVENTORY),
+            request_deserializer=parse,
+            response_serializer=response.SerializeToString,
         )
 
     return grpc.method_handlers_generic_handler(NAME, {name: unary(name, *entry) for name, entry in _METHODS.items()})

@@ -11,6 +11,7 @@ from market.inventory.config import Batching, Config
 from market.inventory.service import Deps
 from market.inventory.store import Database, ReservationRepository, StockRepository
 from market.kit import migrations, postgres
+from market.kit.auth.authenticator import Authenticator, authenticator
 from market.kit.faults import Faults
 from market.kit.process.lifecycle import Process
 from market.kit.process.tasks import periodic_tasks
@@ -33,9 +34,9 @@ SETTINGS = {
 @asynccontextmanager
 async def build(config: Config, process: Process) -> AsyncIterator[GrpcServer]:
     """The service, not yet listening. Waits for PostgreSQL and its schema."""
-    async with open_deps(config, process) as deps:
+    async with open_deps(config, process) as deps, authenticator(config.auth, callers=config.auth.callers) as callers:
         async with periodic_tasks({"retention": lambda: service.delete_expired(deps, config.retention)}):
-            yield server(config, process, deps)
+            yield server(config, process, deps, callers)
 
 
 @asynccontextmanager
@@ -61,13 +62,13 @@ def make_deps(
     return Deps(stock, reservations, TransactionBatcher(stock, reservations, batching), max_pending)
 
 
-def server(config: Config, process: Process, deps: Deps) -> GrpcServer:
-    """Return the gRPC server of the use cases, not yet listening."""
+def server(config: Config, process: Process, deps: Deps, callers: Authenticator | None = None) -> GrpcServer:
+    """Return the gRPC server of the use cases, not yet listening. `callers`: verifies who calls; None: nobody does."""
     return GrpcServer(
         config.grpc.host,
         config.grpc.port,
         process.health,
-        {api.NAME: api.handlers(deps, process.tracer)},
+        {api.NAME: api.handlers(deps, process.tracer, callers)},
         max_in_flight=config.grpc.max_in_flight,
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from market.kit import config as kit
-from market.kit.auth.config import SignInConfig
+from market.kit.auth.config import Auth, SignInConfig
 
 
 class Grpc(kit.Listen, frozen=True, kw_only=True):
@@ -34,7 +35,23 @@ class Retention(kit.Section, frozen=True, kw_only=True):
     batch_size: Annotated[int, Meta(ge=1, le=100_000)] = 1000
 
 
+class InventoryAuth(Auth, frozen=True, kw_only=True):
+    """Whose tokens are accepted, and which services they belong to."""
+
+    # Services by the subjects of their tokens, such as system:serviceaccount:market:product-service. A caller whose
+    # subject is not among them may call nothing.
+    callers: dict[str, Literal["products", "orders"]] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.is_required and not self.callers:
+            raise ValueError("callers is missing, which the mode required needs")
+        if "" in self.callers:
+            raise ValueError("callers must not have an empty subject")
+
+
 class Config(SignInConfig, frozen=True, kw_only=True):
+    auth: InventoryAuth = InventoryAuth()
     grpc: Grpc
     postgres: kit.Postgres
     batching: Batching = Batching()

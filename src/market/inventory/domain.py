@@ -87,6 +87,13 @@ class StockInForce(Struct, frozen=True, gc=False):
     product_version: int
 
 
+class StockChange(Struct, frozen=True, gc=False):
+    """The result of a StockWrite. `before`: the stock when its transaction began; None: the product had none."""
+
+    before: int | None
+    in_force: StockInForce
+
+
 class StoredReservation(Struct, frozen=True):
     """A reservation as it is stored."""
 

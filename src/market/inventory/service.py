@@ -21,6 +21,7 @@ from market.inventory.domain import (
     StoredReservation,
 )
 from market.inventory.store import ReservationRepository, StockRepository
+from market.kit.auth import audit
 from market.kit.errors import Overloaded, Unavailable
 
 
@@ -64,9 +65,18 @@ async def set_stock(deps: Deps, write: StockWrite) -> StockInForce:
 
     Return what is in force afterwards. Raises DeadlineExceeded, Unavailable.
     """
-    in_force = await deps.batcher.stock_writes(write)
+    change = await deps.batcher.stock_writes(write)
+    in_force = change.in_force
     if write.product_version is not None and in_force.product_version > write.product_version:
         metrics.STOCK_WRITES_SUPERSEDED.inc()
+    else:
+        # In the caller's own context: the transaction may have had the writes of other callers, too.
+        audit.record(
+            "stock set",
+            target=f"product {write.product_id}",
+            before=None if change.before is None else {"stock": change.before},
+            after={"stock": in_force.quantity, "product_version": in_force.product_version},
+        )
     return in_force
 
 
@@ -82,6 +92,13 @@ async def add_stock(deps: Deps, movement: Movement) -> int:
             raise MovementMismatch(movement.id)
         if booking.outcome is Outcome.REJECTED:
             raise StockOutOfRange(movement, booking.quantity)
+        if booking.outcome is Outcome.DONE:
+            audit.record(
+                "stock moved",
+                target=f"product {movement.product_id}",
+                before={"stock": booking.quantity - movement.delta},
+                after={"stock": booking.quantity, "movement": str(movement.id)},
+            )
         if booking.outcome is not Outcome.ROW_DELETED:
             return booking.quantity
     raise Unavailable(f"movement {movement.id} was deleted while it was being decided")

@@ -19,6 +19,7 @@ from market.inventory.domain import (
     Reservation,
     Shortage,
     Shortages,
+    StockChange,
     StockInForce,
     StockWrite,
     StoredReservation,
@@ -102,8 +103,8 @@ class StockRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def set_many(self, writes: Sequence[StockWrite]) -> list[StockInForce]:
-        """Apply the writes one after another, creating rows that are missing; return what is in force after each.
+    async def set_many(self, writes: Sequence[StockWrite]) -> list[StockChange]:
+        """Apply the writes one after another, creating rows that are missing; return what each has changed.
 
         Those of the same product are applied in the order of the list. Raises Unavailable.
         """
@@ -111,16 +112,30 @@ class StockRepository:
         order = sorted(range(len(writes)), key=lambda n: writes[n].product_id)
         row = await self._database.run(
             lambda conn: conn.fetchrow(
-                "SELECT * FROM set_stock_many($1, $2, $3)",
+                # The subquery reads the snapshot of this statement, which does not have the function's own changes.
+                """
+                SELECT *, ARRAY(
+                    SELECT i.quantity
+                    FROM unnest($1::uuid[]) WITH ORDINALITY AS u (id, n) LEFT JOIN inventory i ON i.product_id = u.id
+                    ORDER BY u.n
+                ) AS before
+                FROM set_stock_many($1, $2, $3)
+                """,
                 [writes[n].product_id for n in order],
                 [writes[n].quantity for n in order],
                 [writes[n].product_version for n in order],
             )
         )
         assert row is not None
-        applied = zip(order, row["quantities"], row["in_force"], strict=True)
-        results = {n: StockInForce(min(quantity, MAX_STOCK), version) for n, quantity, version in applied}
-        return [results[n] for n in range(len(writes))]
+        changes: dict[int, StockChange] = {}
+        # The stock that the writes of this call have left so far, by product.
+        left: dict[UUID, int] = {}
+        for n, quantity, version, before in zip(order, row["quantities"], row["in_force"], row["before"], strict=True):
+            product_id = writes[n].product_id
+            in_force = StockInForce(min(quantity, MAX_STOCK), version)
+            changes[n] = StockChange(left.get(product_id, before), in_force)
+            left[product_id] = quantity
+        return [changes[n] for n in range(len(writes))]
 
     async def get_quantities(self, product_ids: Sequence[UUID]) -> list[int | None]:
         """Return the stock of each product, in the order of the ids; None for an unknown product.

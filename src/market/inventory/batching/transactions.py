@@ -13,7 +13,7 @@ from market.inventory.domain import (
     ReservationCancelled,
     ReservationMismatch,
     Shortages,
-    StockInForce,
+    StockChange,
     StockWrite,
 )
 from market.inventory.store import Decision, ReservationRepository, StockRepository
@@ -34,7 +34,7 @@ class TransactionBatcher:
 
     reservations: takes a Reservation, returns its Shortages. Raises ReservationMismatch, ReservationCancelled.
     cancellations: takes a reservation id, returns whether units were released.
-    stock_writes: takes a StockWrite, returns the StockInForce after it.
+    stock_writes: takes a StockWrite, returns its StockChange.
     stock_reads: takes product ids, returns their quantities in the same order; None for an unknown product.
 
     All raise DeadlineExceeded and Unavailable.
@@ -60,7 +60,7 @@ class TransactionBatcher:
             self._cancel_batch, name="inventory.cancel", max_batch_size=settings.max_batch_size
         )
         # One transaction at a time, so that the last of several writes to a product wins.
-        self.stock_writes: Batcher[StockWrite, StockInForce] = Batcher(
+        self.stock_writes: Batcher[StockWrite, StockChange] = Batcher(
             self._write_batch, name="inventory.set-stock", max_batch_size=1024
         )
         self.stock_reads: Batcher[Sequence[UUID], list[int | None]] = Batcher(
@@ -136,7 +136,7 @@ class TransactionBatcher:
             released.discard(reservation_id)
         return results
 
-    async def _write_batch(self, batch: list[StockWrite]) -> list[StockInForce | BaseException]:
+    async def _write_batch(self, batch: list[StockWrite]) -> list[StockChange | BaseException]:
         return [*await self._stock.set_many(batch)]
 
     async def _read_batch(self, batch: list[Sequence[UUID]]) -> list[list[int | None] | BaseException]:
