@@ -19,6 +19,7 @@ from market.kit.process.health import Health
 from market.kit.process.lifecycle import Process, Server
 from market.kit.process.tasks import PeriodicTask, periodic_tasks
 from market.kit.rpc import client as rpc
+from market.kit.rpc.identity_report import IdentityReport
 from market.kit.topics import Topic, TopicKeeper, ensure_topics
 from market.orders import api, metrics
 from market.orders.clients import InventoryClient, ProductsClient
@@ -49,9 +50,16 @@ class Clients:
 
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
-    """Build the service and run its background loops. Waits for MongoDB and its indexes, not for Kafka or upstreams."""
+    """Build the service and run its background loops.
+
+    Waits for MongoDB and its indexes, and until inventory accepts this service, but not until Kafka or an upstream is
+    available.
+    """
     async with connect(config, process, clients) as deps, authenticator(config.auth) as authentication:
         await wait_for_store(process.health, deps)
+        if config.service_identity is not None:
+            # A rolling update with a wrong identity stops at its first pod.
+            await process.health.wait_for("inventory-identity", deps.inventory.check_identity)
         async with periodic_tasks(background_tasks(config, deps)):
             yield http_server(config, process, deps, authentication)
 
@@ -73,8 +81,9 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         products = clients.products or ProductsClient(
             await stack.enter_async_context(HttpClient("products", config.products))
         )
+        report = IdentityReport(process.health, "inventory")
         inventory = clients.inventory or InventoryClient(
-            await stack.enter_async_context(rpc.channel(config.inventory, identity)), config.inventory
+            await stack.enter_async_context(rpc.channel(config.inventory, identity, report=report)), config.inventory
         )
         topics = TopicKeeper(config.kafka, "market.orders", _topics(config.kafka))
         deps = Deps(

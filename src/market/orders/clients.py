@@ -160,6 +160,10 @@ class InventoryClient:
         """Whether the circuit breaker would refuse a call made now, because the last calls failed."""
         return self._circuit.is_open
 
+    async def check_identity(self) -> None:
+        """Raise IdentityRefused if inventory does not accept this service. An unavailable inventory raises nothing."""
+        await rpc.check_identity(self._stub.GetStock, pb.GetStockRequest(), self._timeout_seconds)
+
     async def _call(self, method: Callable[..., Awaitable[T]], request: Any) -> T:
         return await retry(
             lambda: self._circuit(lambda: rpc.call(method, request, self._timeout_seconds)), budget=self._budget
