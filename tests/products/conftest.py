@@ -27,8 +27,10 @@ from market.contracts.inventory_pb2_grpc import InventoryServicer, InventoryStub
 from market.inventory import app as inventory_app
 from market.inventory.config import Config as InventoryConfig
 from market.inventory.config import Grpc
+from market.kit.auth.config import Auth, ServiceIdentity
 from market.kit.config import GrpcUpstream, Http, Listen, Postgres
 from market.kit.faults import Faults
+from market.kit.process.health import Health
 from market.kit.process.lifecycle import Process
 from market.kit.rpc.client import CHANNEL_OPTIONS
 from market.products import app
@@ -151,6 +153,7 @@ class RunningProducts:
     config: Config
     db: asyncpg.Pool[Any]
     redis: redis.asyncio.Redis
+    health: Health
 
     async def create(self, **fields: Any) -> dict[str, Any]:
         response = await self.http.post("/api/product", json={**LAMP, **fields})
@@ -201,6 +204,8 @@ def start(migrated_database: Postgres, postgres: Any, redis_server: Any) -> Star
         faults: Faults | None = None,
         clock: Callable[[], float] = time.monotonic,
         cors_origins: tuple[str, ...] = (),
+        auth: Auth = Auth(),
+        service_identity: ServiceIdentity | None = None,
     ) -> AsyncIterator[RunningProducts]:
         url = f"redis://{redis_server.host}:{redis_port or redis_server.port}/0"
         config = Config(
@@ -211,18 +216,22 @@ def start(migrated_database: Postgres, postgres: Any, redis_server: Any) -> Star
             inventory=GrpcUpstream(target=f"dns:///127.0.0.1:{inventory_port}", timeout_seconds=PATIENCE),
             availability=Availability(ttl_seconds=ttl, timeout_seconds=inventory_seconds),
             request_seconds=PATIENCE,
+            auth=auth,
+            service_identity=service_identity,
         )
+        process = Process(faults=faults)
         base_url = f"http://127.0.0.1:{config.http.port}"
         async with (
             grpc.aio.insecure_channel(config.inventory.target, options=list(PATIENT_CHANNEL.items())) as channel,
             connect(url) as cache_client,
             app.build(
                 config,
-                Process(faults=faults),
+                process,
                 app.Clients(
-                    inventory=InventoryClient(
-                        channel, read_seconds=inventory_seconds, write_seconds=PATIENCE, clock=clock
-                    ),
+                    # With an identity, the service's own channel sends its token.
+                    inventory=None
+                    if service_identity is not None
+                    else InventoryClient(channel, read_seconds=inventory_seconds, write_seconds=PATIENCE, clock=clock),
                     cache=AvailabilityCache(cache_client, ttl_seconds=ttl, timeout_seconds=redis_seconds, clock=clock),
                 ),
             ) as server,
@@ -236,7 +245,7 @@ def start(migrated_database: Postgres, postgres: Any, redis_server: Any) -> Star
         ):
             await server.start()
             try:
-                yield RunningProducts(client, config, db, redis_client)
+                yield RunningProducts(client, config, db, redis_client, process.health)
             finally:
                 await server.stop(5)
 

@@ -13,9 +13,10 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
-from market.contracts import currency
+from market.contracts import access, currency
 from market.contracts.money import PriceText
 from market.kit import text
+from market.kit.auth.identity import identity
 from market.kit.batching import Batcher
 from market.kit.errors import BadInput, InputErrors, NotFound, Unavailable
 from market.kit.http import compression
@@ -176,6 +177,8 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
         reject_unsupported_preconditions(request, *_EVALUATED)
         product_id = text.parse_path_id("product", request.path_params["id"])
         query = parse_query(request, ProductQuery) if request.scope["query_string"] else _DEFAULT_QUERY
+        if query.stock:
+            access.PRODUCTS["GET /api/product/{id}?stock=true"].require(identity.get())
         async with admission(request, 1):
             return await respond_with_one(request, product_id, query)
 
@@ -189,7 +192,7 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
         [product] = await service.look_up(deps, [stored.product], availability=query.availability, stock=query.stock)
         shown = StoredProduct(product, stored.version)
         tag = representation_tag(shown, availability=query.availability)
-        headers = {"ETag": tag, **_REVALIDATE}
+        headers = {"ETag": tag, **_cache_headers(stock=query.stock)}
         known_tags = read_header(request, b"if-none-match")
         if known_tags is not None:
             # A body in a coding that the client no longer accepts is not what it would get now.
@@ -198,23 +201,26 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
                 *(compression.etag_for_coding(tag, coding) for coding in compression.accepted_codings(request)),
             ]
             if known := find_if_none_match(known_tags, tags):
-                return Response(status_code=304, headers={**headers, "ETag": known, "Vary": "accept-encoding"})
+                vary = ", ".join(filter(None, (headers.get("Vary"), "accept-encoding")))
+                return Response(status_code=304, headers={**headers, "ETag": known, "Vary": vary})
         return json_response(product, 200, headers)
 
     async def get_page(request: Request) -> Response:
         reject_unsupported_preconditions(request)
         query = parse_query(request, ListQuery)
+        if query.stock:
+            access.PRODUCTS["GET /api/product?stock=true"].require(identity.get())
         async with admission(request, _weigh(query)):
             page = await _page(deps, query)
             items = await service.look_up(deps, page.items, availability=query.availability, stock=query.stock)
-            return json_response(replace(page, items=items), 200, _REVALIDATE)
+            return json_response(replace(page, items=items), 200, _cache_headers(stock=query.stock))
 
     async def post(request: Request) -> Response:
         parse_query(request, NoQuery)
         reject_unsupported_preconditions(request)
         key = idempotency_key(request)
         body = await read_body(request, _NEW, FIELD_CHECKS)
-        caller_key = None if key is None else CallerKey(caller(request), key)
+        caller_key = None if key is None else CallerKey(caller(request), key, identity.get().signed_in)
         creation = await service.create(deps, body.to_draft(body.stock), caller_key)
         headers = {"Location": f"/api/product/{creation.stored.product.id}"}
         if creation.replayed:
@@ -328,8 +334,14 @@ async def _check_absence(request: Request, deps: Deps, product_id: UUID) -> None
     raise ProductExists(product_id)
 
 
-# A browser may store the response, and asks each time whether it is still current.
+# A cache may store the response, and asks each time whether it is still current.
 _REVALIDATE = {"Cache-Control": "no-cache"}
+# Only the browser of whoever may see the stock stores it, and never shows it under another token or without one.
+_REVALIDATE_PRIVATELY = {"Cache-Control": "private, no-cache", "Vary": "authorization"}
+
+
+def _cache_headers(*, stock: bool) -> dict[str, str]:
+    return _REVALIDATE_PRIVATELY if stock else _REVALIDATE
 
 
 # Entity tags (RFC 9110, section 8.8.3): the version, as domain.entity_tag writes it, then what else the body shows.

@@ -6,12 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from market.contracts import access
 from market.kit import migrations, postgres
+from market.kit.auth.authenticator import authenticator
+from market.kit.auth.service_tokens import service_tokens
 from market.kit.http import edge
 from market.kit.http.admission import Admission
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process, Server
 from market.kit.rpc import client as rpc
+from market.kit.rpc.identity_report import IdentityReport
 from market.products import api
 from market.products.availability import lookup
 from market.products.clients import InventoryClient
@@ -33,16 +37,23 @@ class Clients:
 
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
-    """The service, not yet listening. Waits for PostgreSQL and its schema, but not for Redis or inventory."""
+    """The service, not yet listening. Waits for PostgreSQL and its schema, and until inventory accepts this service,
+    but not until Redis or inventory is available."""
     clients = clients or Clients()
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(postgres.open_pool(config.postgres, process.health, settings=SETTINGS))
         await migrations.wait_for_schema(pool, MIGRATIONS, process.health)
+        tokens = await stack.enter_async_context(service_tokens(config.service_identity, config.auth))
         inventory = clients.inventory or InventoryClient(
-            await stack.enter_async_context(rpc.channel(config.inventory)),
+            await stack.enter_async_context(
+                rpc.channel(config.inventory, tokens, report=IdentityReport(process.health, "inventory"))
+            ),
             read_seconds=config.availability.timeout_seconds,
             write_seconds=config.inventory.timeout_seconds,
         )
+        if tokens is not None:
+            # A rolling update with a wrong identity stops at its first pod.
+            await process.health.wait_for("inventory-identity", inventory.check_identity)
         availability = await stack.enter_async_context(lookup.open_lookup(config, inventory, clients.cache))
         deps = Deps(
             products=ProductRepository(pool, timeout_seconds=config.request_seconds),
@@ -58,6 +69,8 @@ async def build(config: Config, process: Process, clients: Clients | None = None
             tracer=process.tracer,
             health=process.health,
             timeouts=dict.fromkeys(routes, config.request_seconds),
+            authenticator=await stack.enter_async_context(authenticator(config.auth)),
+            access=access.PRODUCTS,
         )
         yield HttpServer(app, config.http.host, config.http.port, limits=config.http)
 

@@ -50,6 +50,10 @@ class InventoryClient:
         self._circuit = CircuitBreaker("inventory", ignore_deadlines_below_seconds=read_seconds / 2, clock=clock)
         self._retries = RetryBudget("inventory")
 
+    async def check_identity(self) -> None:
+        """Raise IdentityRefused if inventory does not accept this service. An unavailable inventory raises nothing."""
+        await rpc.check_identity(self._stub.GetStock, GetStockRequest(), self._read_seconds)
+
     async def check_available(self, product_ids: Sequence[str]) -> dict[str, bool]:
         """Return for each product whether it can be sold now; at most MAX_IDS_PER_CALL ids. Raises Unavailable."""
         request = CheckAvaliableRequest(product_ids=product_ids)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from market.kit.auth.config import SignInConfig
+from market.kit.auth.config import ServiceIdentity, SignInConfig
 from market.kit.config import (
     Admission,
     GrpcUpstream,
@@ -60,6 +60,8 @@ class Config(SignInConfig, frozen=True, kw_only=True):
     postgres: Postgres
     redis: Redis
     inventory: GrpcUpstream
+    # With which token inventory is called; none by default, which is enough where its `auth.mode` is open.
+    service_identity: ServiceIdentity | None = None
     availability: Availability = Availability()
     # The limit of one request, unless its X-Deadline-Ms is lower.
     request_seconds: Seconds = 3.0

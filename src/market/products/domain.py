@@ -69,6 +69,21 @@ class StoredProduct(Struct, frozen=True, gc=False):
     version: int
 
 
+class Summary(Struct, frozen=True, gc=False):
+    """What the audit log shows of a product. The other fields are long, and cost nobody money."""
+
+    name: str
+    price: Decimal
+    currency: str
+    version: int
+
+    @classmethod
+    def of(cls, stored: StoredProduct) -> Self:
+        """Return the summary of a product."""
+        product = stored.product
+        return cls(product.name, product.price, product.currency, stored.version)
+
+
 class Draft(Struct, frozen=True, gc=False, omit_defaults=True):
     """The writable fields of a product, validated. `stock` None leaves the stock as it is.
 

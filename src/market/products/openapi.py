@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, get_args
 
+from market.contracts import access
 from market.kit.http.openapi import Operation, document, parameter
 from market.kit.paging import MAX_CURSOR_LENGTH, MAX_OFFSET
 from market.products.api import ChangedProduct, NewProduct, ProductPage
@@ -18,7 +19,8 @@ _AVAILABILITY = parameter(
 _STOCK = parameter(
     "stock",
     "query",
-    "if true, products have `stock`: the units that are free to sell, or null if inventory does not respond",
+    "if true, products have `stock`: the units that are free to sell, or null if inventory does not respond. "
+    "Where sign-in is required, only for merchants",
     {"type": "boolean", "default": False},
 )
 _ETAG = {"ETag": "the version of the product, and the state of `available` and `stock` where the body has them"}
@@ -44,6 +46,11 @@ _RETRY = {status: {"Retry-After": "seconds until a retry"} for status in (429, 5
 _BODY: dict[int, tuple[str, Any]] = {
     400: ("the body is not JSON", None),
     415: ("the body is not application/json", None),
+}
+# Everybody may read products, but not their stock.
+_STOCK_REFUSED: dict[int, tuple[str, Any]] = {
+    401: ("the token is not valid, or there is none with `stock=true`", None),
+    403: ("`stock=true` is for merchants", None),
 }
 _ABSENT: dict[int, tuple[str, Any]] = {404: ("there is no such product", None)}
 
@@ -74,6 +81,7 @@ OPERATIONS = [
         {
             200: ("the product", Product),
             304: ("If-None-Match has the current tag", None),
+            **_STOCK_REFUSED,
             **_ABSENT,
             412: ("the product has another version than If-Match requires", None),
             **_ANY,
@@ -92,7 +100,7 @@ OPERATIONS = [
         "/api/product",
         "listProducts",
         "List products: the newest first, or the most relevant to `q`",
-        {200: ("a page of products", ProductPage), **_ANY},
+        {200: ("a page of products", ProductPage), **_STOCK_REFUSED, **_ANY},
         [
             parameter(
                 "limit",
@@ -218,6 +226,7 @@ def products() -> dict[str, Any]:
             "stock": _CHANGE | {"description": "of a PUT with a stock: what has happened to the product's stock"},
             "etag": {"type": "string", "description": "the entity tag of the product's version since"},
         },
+        access=access.PRODUCTS,
     )
 
 

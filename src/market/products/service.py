@@ -4,24 +4,37 @@ A new product gets its stock first: after a crash in between there is the stock 
 nobody can buy. A product that is replaced gets its fields first, in a statement that decides between concurrent
 requests. Its stock follows under the version that this statement has assigned, and inventory does not replace the stock
 of a newer version: the request that was decided last has both its fields and its stock in force.
+
+The audit log has each change of a price or a stock, and each attempt whose outcome is unknown.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from market.kit.auth import audit
 from market.kit.errors import IdempotencyKeyReused, NotFound, Unavailable
 from market.kit.faults import Faults
 from market.kit.ids import new_id
 from market.products.availability.lookup import AvailabilityLookup
 from market.products.clients import InventoryClient, StockInForce
-from market.products.domain import FIRST_VERSION, Draft, Product, ProductModified, StoredProduct, not_replaced
+from market.products.domain import (
+    FIRST_VERSION,
+    Draft,
+    Product,
+    ProductModified,
+    StoredProduct,
+    Summary,
+    not_replaced,
+)
 from market.products.search.pages import ProductSearch
 from market.products.store import CallerKey, ProductRepository
 
@@ -57,16 +70,24 @@ async def create(deps: Deps, draft: Draft, key: CallerKey | None) -> Creation:
         return Creation(stored, replayed=True)
     product_id = new_id()
     in_force = await _set_stock(deps, product_id, draft.stock or 0, FIRST_VERSION)
-    stored = await deps.products.insert(product_id, draft, key)
+    requested = {"name": draft.name, "price": str(draft.price), "currency": draft.currency, "stock": in_force.quantity}
+    with _audited_if_unknown("product created", product_id, requested):
+        stored = await deps.products.insert(product_id, draft, key)
     if stored is None:
         assert key is not None
         if replay := await _find_replay(deps, draft, key):
             return Creation(replay, replayed=True)
-        stored = await deps.products.insert_beside(product_id, draft, key)
+        with _audited_if_unknown("product created", product_id, requested):
+            stored = await deps.products.insert_beside(product_id, draft, key)
         if stored is None:
             if replay := await _find_replay(deps, draft, key):
                 return Creation(replay, replayed=True)
             raise Unavailable("the product created with this Idempotency-Key has just been deleted")
+    audit.record(
+        "product created",
+        target=f"product {product_id}",
+        after=msgspec.to_builtins(Summary.of(stored)) | {"stock": in_force.quantity},
+    )
     return Creation(_with_available(stored, in_force.quantity > 0), replayed=False)
 
 
@@ -90,7 +111,7 @@ async def replace_product(deps: Deps, product_id: UUID, draft: Draft, versions: 
     current = _require_version(product_id, await deps.products.get(product_id), versions)
     try:
         # While inventory is unavailable, nothing is replaced instead of one half.
-        await deps.inventory.get_stock([str(product_id)])
+        quantities = await deps.inventory.get_stock([str(product_id)])
     except Unavailable as e:
         raise not_replaced(e, fields="unchanged", stock="unchanged", version=current.version) from None
     try:
@@ -98,21 +119,45 @@ async def replace_product(deps: Deps, product_id: UUID, draft: Draft, versions: 
     except Unavailable as e:
         raise not_replaced(e, fields="unknown", stock="unchanged") from None
     try:
-        return await _replace_stock(deps, stored, draft.stock)
+        return await _replace_stock(deps, stored, draft.stock, before=quantities[str(product_id)])
     except Unavailable as e:
         raise not_replaced(e, fields="replaced", stock="unknown", version=stored.version) from None
 
 
 async def _replace_fields(deps: Deps, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> StoredProduct:
-    stored = await deps.products.update(product_id, draft, versions)
-    if stored is None:
+    requested = {"name": draft.name, "price": str(draft.price), "currency": draft.currency}
+    with _audited_if_unknown("product replaced", product_id, requested):
+        replacement = await deps.products.update(product_id, draft, versions)
+    if replacement is None:
         _require_version(product_id, await deps.products.get(product_id), versions)
         raise ProductModified(product_id)
-    return stored
+    audit.record(
+        "product replaced",
+        target=f"product {product_id}",
+        before=msgspec.to_builtins(replacement.before),
+        after=msgspec.to_builtins(Summary.of(replacement.stored)),
+    )
+    return replacement.stored
 
 
-async def _replace_stock(deps: Deps, stored: StoredProduct, quantity: int) -> StoredProduct:
-    """Set the stock of the product's version, unless a newer version has set it; return the product as it is now."""
+async def _replace_stock(deps: Deps, stored: StoredProduct, quantity: int, *, before: int) -> StoredProduct:
+    """Set the stock of the product's version, unless a newer version has set it; return the product as it is now.
+
+    before: the stock before, for the audit log.
+    """
+    with _audited_if_unknown("stock set", stored.product.id, {"stock": quantity}, before={"stock": before}):
+        stored, in_force = await _set_stock_of(deps, stored, quantity)
+    if in_force.version == stored.version:
+        audit.record(
+            "stock set",
+            target=f"product {stored.product.id}",
+            before={"stock": before},
+            after={"stock": in_force.quantity, "version": in_force.version},
+        )
+    return _with_available(stored, in_force.quantity > 0)
+
+
+async def _set_stock_of(deps: Deps, stored: StoredProduct, quantity: int) -> tuple[StoredProduct, StockInForce]:
     product_id = stored.product.id
     in_force = await _set_stock(deps, product_id, quantity, stored.version)
     if in_force.version > stored.version:
@@ -121,7 +166,7 @@ async def _replace_stock(deps: Deps, stored: StoredProduct, quantity: int) -> St
         ahead = await deps.products.raise_version(product_id, stored.version, in_force.version + 1)
         if ahead is not None:
             stored, in_force = ahead, await _set_stock(deps, product_id, quantity, ahead.version)
-    return _with_available(stored, in_force.quantity > 0)
+    return stored, in_force
 
 
 def _require_version(product_id: UUID, stored: StoredProduct | None, versions: Sequence[int] | None) -> StoredProduct:
@@ -138,10 +183,13 @@ async def delete(deps: Deps, product_id: UUID, versions: Sequence[int] | None) -
     Its stock stays in inventory, so that reservations can still be released. Raises NotFound, ProductModified,
     DeadlineExceeded, Unavailable.
     """
-    if not await deps.products.delete(product_id, versions):
+    with _audited_if_unknown("product deleted", product_id):
+        deleted = await deps.products.delete(product_id, versions)
+    if deleted is None:
         if versions is not None:
             _require_version(product_id, await deps.products.get(product_id), versions)
         raise NotFound("product", product_id)
+    audit.record("product deleted", target=f"product {product_id}", before=msgspec.to_builtins(deleted))
 
 
 async def _set_stock(deps: Deps, product_id: UUID, quantity: int, version: int) -> StockInForce:
@@ -183,6 +231,24 @@ async def look_up(
         replace(p, available=known.get(product_id), stock=quantities.get(product_id))
         for p, product_id in zip(products, ids, strict=True)
     ]
+
+
+@contextmanager
+def _audited_if_unknown(
+    action: str,
+    product_id: UUID,
+    requested: Mapping[str, object] | None = None,
+    *,
+    before: Mapping[str, object] | None = None,
+) -> Iterator[None]:
+    """Record the action if it fails without a response, because it may have taken effect."""
+    try:
+        yield
+    except Unavailable:
+        audit.record(
+            action, target=f"product {product_id}", before=before, after={**(requested or {}), "outcome": "unknown"}
+        )
+        raise
 
 
 def _with_available(stored: StoredProduct, available: bool | None) -> StoredProduct:

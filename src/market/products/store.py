@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from market.contracts import money
 from market.kit.postgres import Pool, acquire
-from market.products.domain import Draft, Position, Product, Sort, StoredProduct
+from market.products.domain import Draft, Position, Product, Sort, StoredProduct, Summary
 
 # The columns are named like the fields. `stock` is inventory's, and unset.
 _FIELDS = tuple(f for f in Product.__struct_fields__ if f != "stock")
@@ -30,21 +30,33 @@ _INSERT = f"""
 """
 # The lock keeps the other caller's row from being deleted before this row is there, to which its key would pass on.
 _INSERT_BESIDE = f"""
-    WITH other AS (SELECT id FROM products WHERE idempotency_key = $5 AND caller <> $4 FOR KEY SHARE)
+    WITH other AS (
+        SELECT id FROM products
+        WHERE idempotency_key = $5 AND (caller <> $4 OR (caller IS NULL AND ${6 + len(_WRITTEN)}::boolean))
+        FOR KEY SHARE
+    )
     INSERT INTO products ({_INSERTED}) SELECT {_VALUES} FROM other ON CONFLICT DO NOTHING
     RETURNING {COLUMNS}, version
 """
 _SELECT_BY_KEY = f"""
     SELECT {COLUMNS}, version, request_hash FROM products
-    WHERE (caller_key = $1 AND caller = $2) OR (idempotency_key = $1 AND caller IS NULL)
+    WHERE (caller_key = $1 AND caller = $2) OR (idempotency_key = $1 AND caller IS NULL AND NOT $3::boolean)
 """
+# The lock of the subquery makes its values those that the update replaces.
 _UPDATE = f"""
+    WITH replaced AS (
+        SELECT id AS replaced_id, {", ".join(f"{f} AS replaced_{f}" for f in Summary.__struct_fields__)} FROM products
+        WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2)) FOR NO KEY UPDATE
+    )
     UPDATE products SET {", ".join(f"{column} = ${n}" for n, column in enumerate(_WRITTEN, 3))},
         version = version + 1, updated_at = greatest(now(), updated_at)
-    WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2))
-    RETURNING {COLUMNS}, version
+    FROM replaced WHERE id = replaced_id
+    RETURNING {COLUMNS}, version, {", ".join(f"replaced_{f}" for f in Summary.__struct_fields__)}
 """
-_DELETE = "DELETE FROM products WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2)) RETURNING true"
+_DELETE = f"""
+    DELETE FROM products WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2))
+    RETURNING {", ".join(Summary.__struct_fields__)}
+"""
 _RAISE_VERSION = f"UPDATE products SET version = $3 WHERE id = $1 AND version = $2 RETURNING {COLUMNS}, version"
 
 
@@ -73,10 +85,14 @@ class Page(Struct, frozen=True):
 
 
 class CallerKey(NamedTuple):
-    """An Idempotency-Key with the caller that it belongs to."""
+    """An Idempotency-Key with the caller that it belongs to.
+
+    signed_in: whether the caller has a token. Then a row without a caller, of an earlier version, is another's.
+    """
 
     caller: str
     key: str
+    signed_in: bool = False
 
     @property
     def scoped(self) -> str:
@@ -89,6 +105,13 @@ class ProductOfKey(Struct, frozen=True):
 
     stored: StoredProduct
     request_hash: bytes
+
+
+class Replacement(Struct, frozen=True):
+    """A product after a change, and what it was before."""
+
+    stored: StoredProduct
+    before: Summary
 
 
 class Statement(NamedTuple):
@@ -173,32 +196,34 @@ class ProductRepository:
     async def get_by_key(self, key: CallerKey) -> ProductOfKey | None:
         """Return the product that was created with the caller's Idempotency-Key, or None if there is none.
 
-        One that an earlier version has created belongs to every caller.
+        One that an earlier version has created belongs to every caller that has not signed in.
         """
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
-            row = await conn.fetchrow(_SELECT_BY_KEY, key.key, key.caller)
+            row = await conn.fetchrow(_SELECT_BY_KEY, key.key, key.caller, key.signed_in)
         return None if row is None else ProductOfKey(_stored(row), row["request_hash"])
 
     async def insert(self, product_id: UUID, draft: Draft, key: CallerKey | None) -> StoredProduct | None:
         """Insert and return the new product; None if the Idempotency-Key has a product already, of any caller."""
         if key is None:
             return await self._insert(_INSERT, product_id, None, None, None, None, *_written(draft))
-        return await self._insert(_INSERT, product_id, key.key, draft.fingerprint(), *key, *_written(draft))
+        values = (product_id, key.key, draft.fingerprint(), key.caller, key.key, *_written(draft))
+        return await self._insert(_INSERT, *values)
 
     async def insert_beside(self, product_id: UUID, draft: Draft, key: CallerKey) -> StoredProduct | None:
         """Insert and return the new product if the Idempotency-Key has one of another caller, but none of this one."""
-        return await self._insert(_INSERT_BESIDE, product_id, key.scoped, draft.fingerprint(), *key, *_written(draft))
+        values = (product_id, key.scoped, draft.fingerprint(), key.caller, key.key, *_written(draft))
+        return await self._insert(_INSERT_BESIDE, *values, key.signed_in)
 
     async def _insert(self, statement: str, *values: object) -> StoredProduct | None:
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             row = await conn.fetchrow(statement, *values)
         return None if row is None else _stored(row)
 
-    async def update(self, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> StoredProduct | None:
+    async def update(self, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> Replacement | None:
         """Update and return the product; None if there is none in one of these versions (`versions` None: in any)."""
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             row = await conn.fetchrow(_UPDATE, product_id, versions, *_written(draft))
-        return None if row is None else _stored(row)
+        return None if row is None else Replacement(_stored(row), _summary(row, "replaced_"))
 
     async def raise_version(self, product_id: UUID, version: int, new_version: int) -> StoredProduct | None:
         """Give the product another version, and return it; None if it no longer has this version."""
@@ -206,10 +231,11 @@ class ProductRepository:
             row = await conn.fetchrow(_RAISE_VERSION, product_id, version, new_version)
         return None if row is None else _stored(row)
 
-    async def delete(self, product_id: UUID, versions: Sequence[int] | None) -> bool:
-        """Delete the product if it has one of the versions (None: any), and return whether it was deleted."""
+    async def delete(self, product_id: UUID, versions: Sequence[int] | None) -> Summary | None:
+        """Delete the product if it has one of the versions (None: any), and return what it was; otherwise None."""
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
-            return await conn.fetchval(_DELETE, product_id, versions) is True
+            row = await conn.fetchrow(_DELETE, product_id, versions)
+        return None if row is None else _summary(row)
 
 
 def _written(draft: Draft) -> list[object]:
@@ -218,6 +244,12 @@ def _written(draft: Draft) -> list[object]:
 
 def _stored(row: Record) -> StoredProduct:
     return StoredProduct(read_product(row), row["version"])
+
+
+def _summary(row: Record, prefix: str = "") -> Summary:
+    values = {field: row[prefix + field] for field in Summary.__struct_fields__}
+    values["price"] = money.in_currency(values["price"], values["currency"])
+    return Summary(**values)
 
 
 def read_product(row: Record) -> Product:
