@@ -73,6 +73,25 @@ say "Market into namespace $NAMESPACE of context $context, overlay $overlay"
 classes() {
   cluster get "$1" -o "go-template={{range .items}}{{.metadata.name}} {{with .metadata.annotations}}{{index . \"$2\"}}{{end}}{{\"\\n\"}}{{end}}"
 }
+# sign_in NAME: the value of a setting in sign-in.env
+sign_in() { sed -n "s/^$1=//p" "$folder/sign-in.env"; }
+# Wrong settings would make every request of a signed-in caller fail with 401, after a rollout that looks successful.
+check_sign_in() {
+  local where=deploy/overlays/production/sign-in.env issuer cluster_issuer
+  grep -q 'sign-in.env' "$folder/kustomization.yaml" || return 0
+  if [ ! -f "$folder/sign-in.env" ]; then
+    missing+=("$where: copy sign-in.env.example and name the issuer of the tokens that the shop accepts (docs/security.md)")
+    return
+  fi
+  issuer=$(sign_in MARKET_ISSUER)
+  [[ $issuer =~ ^https://[^[:space:]]+$ ]] || missing+=("the issuer: MARKET_ISSUER in $where must be an https URL, got '$issuer'")
+  [[ $issuer != *example.com* ]] || missing+=("the issuer: MARKET_ISSUER in $where is still that of the example, $issuer")
+  [ -n "$(sign_in MARKET_AUDIENCE)" ] || missing+=("the audience: MARKET_AUDIENCE in $where is missing")
+  # The API server says which issuer it is.
+  cluster_issuer=$(cluster get --raw /.well-known/openid-configuration 2>/dev/null | sed -n 's/.*"issuer":"\([^"]*\)".*/\1/p') || cluster_issuer=''
+  [ -z "$cluster_issuer" ] || [ "$cluster_issuer" = "$(sign_in MARKET_CLUSTER_ISSUER)" ] ||
+    missing+=("the cluster's issuer: MARKET_CLUSTER_ISSUER in $where must be $cluster_issuer, got '$(sign_in MARKET_CLUSTER_ISSUER)'")
+}
 ingress_class=''
 found=$(classes ingressclasses ingressclass.kubernetes.io/is-default-class) || found=''
 if [ -z "$found" ]; then
@@ -91,6 +110,7 @@ else
     ! grep -q "secrets/$service.env" "$folder/kustomization.yaml" || [ -f "$folder/secrets/$service.env" ] ||
       missing+=("deploy/overlays/production/secrets/$service.env: copy $service.env.example and fill it in, or let external-secrets create the Secrets (docs/operations.md)")
   done
+  check_sign_in
 fi
 if [ "$(cluster get namespace "$NAMESPACE" --ignore-not-found -o 'jsonpath={.metadata.name}')" ] &&
   [ -z "$(cluster get namespace -l "$OURS" --field-selector "metadata.name=$NAMESPACE" -o name)" ]; then

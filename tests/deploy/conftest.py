@@ -70,7 +70,9 @@ class FakeCommands:
     folder: Path
     results: dict[str, str | tuple[int, str]] = field(default_factory=dict)
 
-    def run(self, script: str, *options: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, script: str, *options: str, path: str | None = None, root: Path = ROOT
+    ) -> subprocess.CompletedProcess[str]:
         results = [
             (
                 pattern,
@@ -85,7 +87,7 @@ class FakeCommands:
             "REAL_KUBECTL": KUBECTL or "",
             "PATH": path if path is not None else f"{self.folder / 'bin'}:{os.environ['PATH']}",
         }
-        command = [ROOT / "scripts" / script, *options]
+        command = [root / "scripts" / script, *options]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environ, timeout=900)
 
     def calls(self) -> list[str]:

@@ -152,9 +152,12 @@ def loaded(documents: list[dict[str, Any]], name: str, package: str) -> Any:
     volume = next(v for v in spec["volumes"] if v["name"] == "config")
     text = by_name(documents, "ConfigMap")[volume["configMap"]["name"]]["data"]["config.yaml"]
     environ = dict.fromkeys(re.findall(r"\$\{(\w+)\}", text), "x")
-    # In production, from the examples of the Secrets.
-    for secret in spec["containers"][0].get("envFrom", []):
-        data = by_name(documents, "Secret").get(secret["secretRef"]["name"], {}).get("data", {})
+    # In production, from the examples of the Secrets and of sign-in.env.
+    for source in spec["containers"][0].get("envFrom", []):
+        if "configMapRef" in source:
+            environ |= by_name(documents, "ConfigMap")[source["configMapRef"]["name"]]["data"]
+            continue
+        data = by_name(documents, "Secret").get(source["secretRef"]["name"], {}).get("data", {})
         environ |= {key: base64.b64decode(value).decode() for key, value in data.items() if value}
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "config.yaml"
@@ -168,7 +171,7 @@ def test_every_service_accepts_its_configuration(deploy: Path, overlay: str, nam
     documents = rendered(deploy, overlay)
     config = loaded(documents, name, SERVICES[name])
     assert (config.admin.port, config.testing, config.faults) == (9090, False, None)
-    # Every environment variable in the file is in the pod's Secret.
+    # Every environment variable in the file is in the pod's Secret, or in the ConfigMap sign-in.
     spec = by_name(documents, "Deployment")[name]["spec"]["template"]["spec"]
     text = next(
         d["data"]["config.yaml"]
@@ -176,9 +179,12 @@ def test_every_service_accepts_its_configuration(deploy: Path, overlay: str, nam
         if d["kind"] == "ConfigMap" and d["metadata"]["name"].startswith(name)
     )
     if variables := set(re.findall(r"\$\{(\w+)\}", text)):
-        secrets = [e["secretRef"]["name"] for e in spec["containers"][0]["envFrom"]]
         if overlay == "overlays/production":
-            assert variables <= by_name(documents, "Secret")[secrets[0]]["data"].keys()
+            found: set[str] = set()
+            for source in spec["containers"][0]["envFrom"]:
+                kind, reference = ("Secret", "secretRef") if "secretRef" in source else ("ConfigMap", "configMapRef")
+                found |= by_name(documents, kind)[source[reference]["name"]]["data"].keys()
+            assert variables <= found
         else:
             assert all(name in (ROOT / "scripts/deploy.sh").read_text() for name in variables)
 
