@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,9 @@ async def check_with_schemathesis(
     """
     # A schema cannot express all rules: a product must exist, with enough units in stock; a key was used before.
     excluded = ["positive_data_acceptance", *exclude]
-    headers = []
+    headers = [] if token is None else ["--header", f"Authorization: Bearer {token}"]
     if token is None:
-        # The header that must not be missing is Authorization.
-        excluded += ["ignored_auth", "missing_required_header"]
-    else:
-        headers = ["--header", f"Authorization: Bearer {token}"]
+        document = _without_sign_in(document, directory / "without-sign-in.json")
     run = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("schemathesis")),
         "run",
@@ -58,3 +56,14 @@ async def check_with_schemathesis(
     )
     output, _ = await run.communicate()
     assert run.returncode == 0, output.decode()[-6000:]
+
+
+def _without_sign_in(document: Path, copy: Path) -> Path:
+    """Return a copy of the document as it applies in mode `open`: nobody needs a token."""
+    contents = json.loads(document.read_text())
+    for path in contents["paths"].values():
+        for operation in path.values():
+            operation.pop("security", None)
+    contents["components"].pop("securitySchemes", None)
+    copy.write_text(json.dumps(contents))
+    return copy
