@@ -74,8 +74,8 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             Meta(
                 min_length=1,
                 max_length=200,
-                description="The customer; no control characters. Where sign-in is required, it may be left out, and "
-                "is the subject of the token; only merchants may name another one. Otherwise it is required. If it "
+                description="The customer; no control characters. Where sign-in is required, it defaults to the "
+                "subject of the token, and only merchants may name another one. Otherwise it is required. If it "
                 "contains @ and there is no `email`, it must be an e-mail address, unless it is the subject.",
             ),
         ]
@@ -206,7 +206,7 @@ FIELD_CHECKS: dict[str, Callable[[Any], object]] = {
 def parse_order(body: CreateOrder) -> NewOrder:
     """Return the request as domain data. Raises BadInput, which names all fields that are wrong.
 
-    If the caller has signed in, who may be named is decided later: that does not depend on the body alone.
+    Whom a signed-in caller may name does not depend on the body alone, and is decided later (ownership/rules.py).
     """
     errors = InputErrors()
     for name, check in FIELD_CHECKS.items():
@@ -294,7 +294,7 @@ def routes(
     async def get(request: Request) -> Response:
         reject_unsupported_preconditions(request)
         parse_query(request, _NoParameters)
-        # Another's order is not found, exactly like one that does not exist.
+        # Another user's order is not found, like one that does not exist.
         order = await deps.orders.get(text.parse_path_id("order", request.path_params["id"]), readable_owner())
         if order is None:
             raise NotFound("order", request.path_params["id"])

@@ -75,15 +75,15 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         instance_id = uuid4().hex
         outbox = OutboxRepository(collection, instance_id=instance_id)
         keys = IdempotencyKeyRepository(collection)
-        # Reservations are this service's own: it calls inventory in its own name, whoever has placed the order. Prices
-        # are public, so products gets no token.
-        identity = await stack.enter_async_context(service_tokens(config.service_identity, config.auth))
+        # The service calls inventory with its own identity, whoever has placed the order. Prices are public, so
+        # products gets no token.
+        tokens = await stack.enter_async_context(service_tokens(config.service_identity, config.auth))
         products = clients.products or ProductsClient(
             await stack.enter_async_context(HttpClient("products", config.products))
         )
         report = IdentityReport(process.health, "inventory")
         inventory = clients.inventory or InventoryClient(
-            await stack.enter_async_context(rpc.channel(config.inventory, identity, report=report)), config.inventory
+            await stack.enter_async_context(rpc.channel(config.inventory, tokens, report=report)), config.inventory
         )
         topics = TopicKeeper(config.kafka, "market.orders", _topics(config.kafka))
         deps = Deps(

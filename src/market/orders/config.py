@@ -76,7 +76,7 @@ class Config(SignInConfig, frozen=True, kw_only=True):
     mongodb: MongoDB
     inventory: GrpcUpstream
     products: HttpUpstream
-    # With whose token inventory is called. None: inventory requires no sign-in.
+    # The token that is sent to inventory. None: inventory does not require sign-in.
     service_identity: ServiceIdentity | None = None
     kafka: Kafka
     recovery: Recovery = Recovery()

@@ -49,7 +49,7 @@ _PROBLEM_MEMBERS = {
 def build(issuer: str | None = None) -> dict[str, Any]:
     """Return the document as JSON values.
 
-    issuer: the URL of the OpenID Connect issuer; the published document, which does not know it, has none.
+    issuer: the URL of the OpenID Connect issuer. None for the published document, which does not depend on an issuer.
     """
     bad = {
         413: ("The body is over 1 MiB.", None),
@@ -122,7 +122,7 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                         "query",
                         "The customer, compared exactly. Where sign-in is required, it may be left out: then buyers "
                         "get their own orders, merchants and operators everybody's. Buyers may name only the subject "
-                        "of their token. Where sign-in is not required, `user` is.",
+                        "of their token. Where sign-in is not required, `user` must be present.",
                         {"type": "string", "minLength": 1, "maxLength": 200},
                     ),
                     parameter(
@@ -160,7 +160,7 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "Get an order, whatever its status. Newer versions may add statuses; clients must tolerate them.",
                 {
                     200: ("The order.", events.Order),
-                    404: ("There is no such order, or none that the caller may see.", None),
+                    404: ("There is no such order, or the caller may not see it.", None),
                     422: ("A parameter is unknown.", None),
                     **unavailable,
                 },
@@ -175,7 +175,7 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 {
                     202: ("Cancelled. Inventory is unavailable; the stock will be released later.", None),
                     204: ("Cancelled, and the stock is released; a rejected order stays as it is.", None),
-                    404: ("There is no such order, or none that the caller may see.", None),
+                    404: ("There is no such order, or the caller may not see it.", None),
                     422: ("A parameter is unknown.", None),
                     **unavailable,
                 },

@@ -185,10 +185,10 @@ async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
 
 async def _advance_pending(deps: Deps, order: Order) -> Order:
     """Advance the order until it is no longer pending, and return it. Start its next step without waiting for it."""
-    pending = order.status is Status.PENDING
+    was_pending = order.status is Status.PENDING
     while next_step(order) is Step.RESERVE:
         order = await advance(deps, order)
-    if pending and order.status is Status.CONFIRMED:
+    if was_pending and order.status is Status.CONFIRMED:
         record_placed(order)
     step = next_step(order)
     if step is Step.RELEASE:
@@ -283,7 +283,7 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
 
 
 async def _cancel_until_ended(deps: Deps, before: Order) -> Order:
-    """Apply cancellations until the order's status has none, and return the order. Record it in the audit log."""
+    """Apply cancellations until the order's status has none, and return the order. Write to the audit log."""
     order = before
     try:
         while transition := CANCELLATION_BY_STATUS.get(order.status):

@@ -40,22 +40,22 @@ _DUPLICATE_KEY = 11000
 _CHUNK_BYTES = 1_048_576
 
 
-class OwnedOrder(NamedTuple):
-    """An order to read. `owner`: only if it is the order of this user; None: whoever's it is."""
+class OrderLookup(NamedTuple):
+    """The id of an order to read, and the user that it must belong to; None: any user."""
 
     order_id: UUID
     owner: str | None
 
 
 class NewDocument(NamedTuple):
-    """A pending order to insert, with or without the two fields that share keys (mongodb/documents.py)."""
+    """A pending order to insert, with or without the two key fields of earlier versions (mongodb/documents.py)."""
 
     order: Order
     user_key: bool = True
     shared_key: bool = True
 
     def without(self, field: str) -> NewDocument:
-        """Return it without the field."""
+        """Return the document without the field."""
         return self._replace(user_key=False) if field == "idempotency_key" else self._replace(shared_key=False)
 
 
@@ -145,7 +145,7 @@ class OrderRepository:
             self._update_many, name="orders.release-due", max_batch_size=128
         )
         # Small, because an order may take up 1 MiB, and four times that once decoded.
-        self._reads: Batcher[OwnedOrder, Order | None] = Batcher(
+        self._reads: Batcher[OrderLookup, Order | None] = Batcher(
             self._find_many, name="orders.get", max_batch_size=8, max_concurrency=2, dedupe=True
         )
 
@@ -198,14 +198,14 @@ class OrderRepository:
 
         Raises UnreadableOrder.
         """
-        return await self._reads(OwnedOrder(order_id, owner))
+        return await self._reads(OrderLookup(order_id, owner))
 
-    async def _find_many(self, wanted: list[OwnedOrder]) -> Sequence[Order | BaseException | None]:
-        filters = [documents.order_filter(order_id, owner) for order_id, owner in wanted]
-        if all(owner is None for _, owner in wanted):
-            where = {"_id": {"$in": [order_id for order_id, _ in wanted]}} if len(wanted) > 1 else filters[0]
+    async def _find_many(self, lookups: list[OrderLookup]) -> Sequence[Order | BaseException | None]:
+        filters = [documents.order_filter(order_id, owner) for order_id, owner in lookups]
+        if all(owner is None for _, owner in lookups):
+            where = {"_id": {"$in": [order_id for order_id, _ in lookups]}} if len(lookups) > 1 else filters[0]
         else:
-            where = {"$or": filters} if len(wanted) > 1 else filters[0]
+            where = {"$or": filters} if len(lookups) > 1 else filters[0]
         found = {document["_id"]: document for document in await self.collection.find(where)}
         read: dict[UUID, Order | BaseException] = {}
         for order_id, document in found.items():
@@ -213,10 +213,10 @@ class OrderRepository:
                 read[order_id] = self.collection.read_order(document)
             except UnreadableOrder as e:
                 read[order_id] = e
-        # An order may be among the results because another caller of this batch wants it, too.
+        # An order may be among the results because another caller of this batch requests it, too.
         return [
             read.get(order_id) if owner is None or found.get(order_id, {}).get("user") == owner else None
-            for order_id, owner in wanted
+            for order_id, owner in lookups
         ]
 
     async def get_latest(self, order_id: UUID, owner: str | None = None) -> Order | None:
@@ -289,7 +289,7 @@ class OrderRepository:
         skip, sizes = outline.skip, outline.sizes
         while sizes:
             for chunk in _chunks(sizes):
-                for order in await self._find_many([OwnedOrder(order_id, None) for order_id in chunk]):
+                for order in await self._find_many([OrderLookup(order_id, None) for order_id in chunk]):
                     if isinstance(order, Order):
                         yield order
             if len(sizes) <= outline.limit:

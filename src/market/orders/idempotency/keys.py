@@ -1,14 +1,14 @@
 """IdempotencyKeyRepository: which order has an idempotency key. The orders' documents contain the keys.
 
 The key of a signed-in caller belongs to the subject, whatever the order's user is; in mode `open` it belongs to the
-user. During an upgrade, instances of both kinds and of earlier versions place orders at the same time, so a key is
-stored in up to three fields, each with a unique index (mongodb/documents.py):
+user. During an upgrade, instances with sign-in, in mode `open` and of earlier versions place orders at the same time.
+So a key is stored in up to three fields, each with a unique index (mongodb/documents.py):
 
 - `subject_key` decides between signed-in callers.
-- `idempotency_key` decides between orders of one user, also with instances that know only the user: whichever of them
-  gets a request or its repetition, there is one order. If another subject's order for this user has the key, the field
-  is left out of the document, and the key is found by `subject_key` alone.
-- `key` does the same for still earlier versions, in which a key is unique across users.
+- `idempotency_key` decides between orders of one user, even if some instances know only the user: whichever of them get
+  a request and its repetition, only one order is placed. If another subject's order for this user has the key, the
+  field is left out of the document, and the key is found by `subject_key` alone.
+- `key` does the same for even earlier versions, in which a key is unique across users.
 
 A document without `subject_key` was stored by an instance that does not know who placed the order. Its key stays valid
 for its user, and for a caller who sends exactly the same request: a merchant who repeats, signed in, what they sent
@@ -44,7 +44,7 @@ class KeyLookup(NamedTuple):
 
     user: the user of the order
     subject: the signed-in caller that the key belongs to. None: it belongs to the user
-    digest: that of the request
+    digest: the SHA-256 of the request
     """
 
     user: str
@@ -85,7 +85,7 @@ class IdempotencyKeyRepository:
         keys = list({lookup.key for lookup in lookups})
         users = {lookup.user for lookup in lookups} | {lookup.subject or lookup.user for lookup in lookups}
         by_user = {"user": {"$in": list(users)}, "idempotency_key": {"$in": keys}, "digest": {"$exists": True}}
-        # The orders of still earlier versions have only `key`.
+        # The orders of even earlier versions have only `key`.
         alternatives: list[documents.Document] = [by_user, {"key": {"$in": keys}}]
         if subject_keys := [documents.subject_key(e.subject, e.key) for e in lookups if e.subject is not None]:
             alternatives.append({"subject_key": {"$in": subject_keys}, "digest": {"$exists": True}})

@@ -9,7 +9,7 @@ Besides the fields of the order itself, a document has:
   user, so the field is what prevents them and a signed-in caller from placing one order twice during an upgrade. It is
   absent if another subject's order for this user has it: for example, if a merchant and the user have chosen the same
   key.
-- `key`: the same key, for still earlier versions. In them a key is unique across users, so `key` is absent if another
+- `key`: the same key, for even earlier versions. In them, a key is unique across users, so `key` is absent if another
   user's order has it.
 - `placed_by`: the subject that placed the order, if that is not the user.
 - `without_mail`: true if no mails are sent, even if the user's name looks like an address. Otherwise absent.
@@ -61,7 +61,7 @@ class ConditionalUpdate(Struct, frozen=True):
 
 
 def order_filter(order_id: UUID, owner: str | None) -> Document:
-    """Return the filter for the order. `owner`: only if it is the order of this user; None: whoever's it is."""
+    """Return the filter for the order. `owner`: the user that it must belong to; None: any user."""
     return {"_id": order_id} if owner is None else {"_id": order_id, "user": owner}
 
 

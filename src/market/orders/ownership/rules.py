@@ -1,8 +1,8 @@
-"""Whose order it is, who may name whom, and where its mails go.
+"""Who owns an order, who may place it for whom, and where its mails go.
 
-market.contracts.access says which callers are limited to what is their own (OWN). Here is what that means: an order
-belongs to the user that it is for, and a signed-in caller is the user with the name of its subject. In mode `open`
-nobody signs in, everything is permitted, and the request has to name the user.
+market.contracts.access says which callers are limited to what is their own (OWN). This module defines what that means:
+an order belongs to the user that it is for, and a signed-in caller is the user whose name is the token's subject. In
+mode `open`, nobody signs in, everything is permitted, and the request has to name the user.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Attribution(Struct, frozen=True):
 def attribute(new: NewOrder) -> Attribution:
     """Return who the order is for, and where its mails go.
 
-    Without a user it is for the caller. A caller who may only place own orders has mails sent to the address that the
-    issuer has verified, or none. Raises Forbidden if the request names another user or address, and BadInput if the
-    merchant's customer has a name that only looks like an e-mail address.
+    If the request names no user, the order is for the caller. For a caller who may only place their own orders, mails
+    go to the address that the issuer has verified, if there is one. Raises Forbidden if the request names another user
+    or address, and BadInput if the merchant's customer has a name that only looks like an e-mail address.
     """
     caller = identity.get()
     for_anybody = PLACE_ORDERS.require(caller) is Permission.YES
@@ -105,16 +105,16 @@ def _same_address(one: str | None, other: str | None) -> bool:
 
 
 def readable_owner() -> str | None:
-    """Return the user whose orders the caller may read, or None if that is everybody's."""
-    return _limit(READ_ORDERS)
+    """Return the user whose orders the caller may read, or None if it may read everybody's."""
+    return _permitted_owner(READ_ORDERS)
 
 
 def cancellable_owner() -> str | None:
-    """Return the user whose orders the caller may cancel, or None if that is everybody's."""
-    return _limit(CANCEL_ORDERS)
+    """Return the user whose orders the caller may cancel, or None if it may cancel everybody's."""
+    return _permitted_owner(CANCEL_ORDERS)
 
 
-def _limit(access: Access) -> str | None:
+def _permitted_owner(access: Access) -> str | None:
     caller = identity.get()
     return None if access.require(caller) is Permission.YES else caller.subject
 
@@ -134,14 +134,14 @@ def listed_user(user: str | None) -> str | None:
 
 
 def act_as_service() -> None:
-    """Act as the service from here on in the current task, which outlives the request of the caller who started it."""
+    """Let the current task act as the service, because it outlives the request of the caller who started it."""
     identity.set(ANONYMOUS)
     token.set("")
 
 
 def record_placed(order: Order) -> None:
-    """Write to the audit log that the caller has placed an order for somebody else. An own order is not recorded."""
-    if _is_of_another(order):
+    """Write to the audit log that the caller has placed an order for somebody else. Own orders are not recorded."""
+    if _belongs_to_another(order):
         audit.record("order placed", target=f"order {order.id}", after=_state(order, order.status.value))
 
 
@@ -153,7 +153,7 @@ def record_cancelled(order: Order, after: Order | None) -> None:
     """
     if order.status is Status.CANCELLED or (after is not None and after.status is not Status.CANCELLED):
         return
-    if _is_of_another(order):
+    if _belongs_to_another(order):
         status = "outcome unknown" if after is None else after.status.value
         audit.record(
             "order cancelled",
@@ -167,6 +167,6 @@ def _state(order: Order, status: str) -> dict[str, str]:
     return {"user": order.user, "status": status}
 
 
-def _is_of_another(order: Order) -> bool:
+def _belongs_to_another(order: Order) -> bool:
     caller = identity.get()
     return caller.signed_in and caller.subject != order.user
