@@ -18,6 +18,7 @@ import yaml
 
 from tests.graphql.graphql_gateway import FakeUpstream, order, product, serve
 from tests.graphql.test_memory import FOUR_CONDITIONS, MIB, page
+from tests.support.issuer import Issuer
 from tests.support.memory import MemoryLimit, memory_limit
 from tests.support.ports import free_port
 from tests.support.processes import ServiceProcess
@@ -52,6 +53,7 @@ class LargestPages(FakeUpstream):
 
 
 def post(body: bytes, head: str = "") -> bytes:
+    """Return a request with the body; `head` are further headers, each with its line break."""
     lines = (
         f"POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{head}content-length: {len(body)}\r\n"
     )
@@ -146,14 +148,14 @@ async def send_half(port: int, request: bytes, end: float) -> None:
         writer.transport.abort()
 
 
-async def honest(url: str, end: float, outcomes: Counter[str]) -> list[float]:
+async def honest(url: str, end: float, outcomes: Counter[str], headers: dict[str, str]) -> list[float]:
     """Query small pages, and return the seconds that each took."""
     query = '{ products(limit: 3) { items { name price } } orders(user: "honest") { items { id items { quantity } } } }'
     seconds: list[float] = []
     async with httpx.AsyncClient(timeout=60) as http:
         while time.monotonic() < end:
             started = time.monotonic()
-            response = await http.post(url, json={"query": query})
+            response = await http.post(url, json={"query": query}, headers=headers)
             errors = response.json().get("errors", [])
             outcomes.update([error["message"] for error in errors] or [str(response.status_code)])
             seconds.append(time.monotonic() - started)
@@ -161,10 +163,22 @@ async def honest(url: str, end: float, outcomes: Counter[str]) -> list[float]:
     return sorted(seconds)
 
 
-@pytest.mark.timeout(240)
-async def test_the_worst_of_all_limits_at_once_stays_below_the_memory_limit(limit: MemoryLimit, tmp_path: Path) -> None:
+def requests_of_many_callers(issuer: Issuer) -> list[bytes]:
+    """Return requests that each have a token of their own, nearly as large as it may be."""
+    body = json.dumps({"query": "{ products(limit: 3) { total } }"}).encode()
+    tokens = (issuer.token(f"buyer-{n}", padding="x" * 5000) for n in range(1000))
+    return [post(body, f"authorization: Bearer {token}\r\n") for token in tokens]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", ["open", "required"])
+async def test_the_worst_of_all_limits_at_once_stays_below_the_memory_limit(
+    limit: MemoryLimit, tmp_path: Path, mode: str
+) -> None:
     assert 8 * MIB - MIB < len(MANY_LINES) <= 8 * MIB
     async with AsyncExitStack() as stack:
+        hostile = dict(HOSTILE)
+        headers: dict[str, str] = {}
         upstreams = LargestPages("product"), LargestPages("order")
         for upstream in upstreams:
             server, upstream.url = await serve(upstream)
@@ -177,6 +191,11 @@ async def test_the_worst_of_all_limits_at_once_stays_below_the_memory_limit(limi
         config["http"] = {**config["http"], "host": "127.0.0.1", "port": free_port()}
         config["shutdown"] = {"drain_seconds": 0, "grace_seconds": 1}
         config |= {"products": {"url": upstreams[0].url}, "orders": {"url": upstreams[1].url}}
+        if mode == "required":
+            issuer = await stack.enter_async_context(Issuer().serving())
+            config["auth"] = {"mode": mode, "issuer": issuer.url}
+            hostile["tokens of many callers"] = requests_of_many_callers(issuer)
+            headers["authorization"] = f"Bearer {issuer.token('honest')}"
         gateway = ServiceProcess("graphql", config, tmp_path, command=limit.command, env=limit.environment)
         gateway.start()
         stack.callback(gateway.kill)
@@ -185,9 +204,9 @@ async def test_the_worst_of_all_limits_at_once_stays_below_the_memory_limit(limi
         process = psutil.Process(gateway.process.pid)
         idle = process.memory_info().rss
         port, end = config["http"]["port"], time.monotonic() + SECONDS
-        statuses: dict[str, Counter[str]] = {name: Counter() for name in HOSTILE}
+        statuses: dict[str, Counter[str]] = {name: Counter() for name in hostile}
         tasks: list[asyncio.Task[None]] = []
-        for name, requests in HOSTILE.items():
+        for name, requests in hostile.items():
             several = requests if isinstance(requests, list) else [requests]
             tasks += [asyncio.create_task(send_repeatedly(port, several, end, statuses[name])) for _ in range(8)]
         largest = HOSTILE["orders of 8 MiB"]
@@ -200,7 +219,7 @@ async def test_the_worst_of_all_limits_at_once_stays_below_the_memory_limit(limi
         ]
         tasks += [asyncio.create_task(send_half(port, text, end)) for _ in range(100)]
         outcomes: Counter[str] = Counter()
-        seconds = await honest(f"http://127.0.0.1:{port}/graphql", end, outcomes)
+        seconds = await honest(f"http://127.0.0.1:{port}/graphql", end, outcomes, headers)
         await asyncio.gather(*tasks)
         assert gateway.process.poll() is None, gateway.log[-2000:]
         print(
