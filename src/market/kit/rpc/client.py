@@ -46,8 +46,8 @@ def channel(
 ) -> grpc.aio.Channel:
     """Return a channel that balances calls over every pod behind the target, and reconnects automatically.
 
-    credentials: this service's own tokens, of which one is sent with every call. Calls must have a timeout.
-    report: told whether the upstream accepts this service.
+    credentials: provides this service's token, which is sent with every call. Calls must then have a timeout.
+    report: records whether the upstream accepts this service.
     """
     plain = grpc.aio.insecure_channel(config.target, options=CHANNEL_OPTIONS)
     if credentials is None and report is None:
@@ -58,7 +58,7 @@ def channel(
 class IdentityRefused(Unavailable):
     """The upstream does not accept this service's identity, or this service has no token.
 
-    For this service's own caller the upstream is unavailable: signing in again would not help.
+    To this service's own caller, the upstream is unavailable: signing in again would not help.
     """
 
 
@@ -125,7 +125,7 @@ def _with_token(method: Any, credentials: ServiceTokens) -> Callable[..., Awaita
             except grpc.aio.AioRpcError as e:
                 if e.code() is not grpc.StatusCode.UNAUTHENTICATED:
                     raise
-                # The key that has signed it may have been withdrawn. The call was refused, so it may be repeated.
+                # The key that signed the token may have been withdrawn. The call was refused, so it may be repeated.
                 rejected, token = token, await credentials.replace(token, seconds)
                 if token == rejected:
                     raise
@@ -150,7 +150,7 @@ async def call(method: Callable[..., Awaitable[T]], request: Any, timeout_second
 async def check_identity(method: Callable[..., Awaitable[Any]], request: Any, timeout_seconds: float) -> None:
     """Make the call, and raise IdentityRefused if the upstream does not accept this service.
 
-    Any other error raises nothing: an unavailable upstream says nothing about the identity.
+    Other errors are ignored: that an upstream is unavailable says nothing about the identity.
     """
     try:
         await call(method, request, timeout_seconds)
@@ -181,7 +181,7 @@ def problem_from_status(code: int, message: str) -> Problem:
     if code == errors.GRPC_DEADLINE_EXCEEDED:
         return DeadlineExceeded("the upstream did not respond in time")
     if code in (errors.GRPC_UNAUTHENTICATED, errors.GRPC_PERMISSION_DENIED):
-        # It is this service that was refused. Its own caller can do nothing about that.
+        # The upstream has refused this service, not its caller, who can do nothing about that.
         return IdentityRefused(f"the upstream does not accept this service's identity: {message}"[:200])
     if code in (errors.GRPC_CANCELLED, errors.GRPC_UNAVAILABLE, errors.GRPC_RESOURCE_EXHAUSTED, errors.GRPC_ABORTED):
         return Unavailable(message or "the upstream is unavailable")

@@ -1,4 +1,4 @@
-"""Whether an upstream accepts this service's identity, in the log and in /readyz."""
+"""Reports in the log and in /readyz whether an upstream accepts this service's identity."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ log = logs.get_logger("auth")
 
 
 class IdentityReport:
-    """Reports the first refusal, and the first call that is accepted again.
+    """Reports the first refused call, and the first one that is accepted again.
 
-    A refusal does not make the process unready (docs/decisions/0017): what does not need the upstream still works.
+    A refusal does not make the process unready (docs/decisions/0017), since other requests still succeed.
 
     upstream: its name in the log, in /readyz and in the metric of dependencies.
     """
