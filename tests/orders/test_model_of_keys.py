@@ -1,9 +1,10 @@
 """A model checker explores clients with one idempotency key, of which each would store an order of its own.
 
-The clients belong to one user or to two, and some of them meet an instance of the earlier version, whose keys belong
-to all users together. The checker visits every interleaving with recovery, a cancellation and a fault at each step: a
-crash before or after the step took effect, a lost response, a request that arrives late. The transitions are the
-service's own (`market.orders.domain`); the unique indexes and inventory are modelled after their contracts.
+The clients belong to one user or to two. Some of them meet an instance of the earlier version, whose keys belong to all
+users together, and some meet one that requires sign-in, whose keys belong to the subject. The checker visits every
+interleaving with recovery, a cancellation and a fault at each step: a crash before or after the step took effect, a
+lost response, a request that arrives late. The transitions are the service's own (`market.orders.domain`); the unique
+indexes and inventory are modelled after their contracts.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ from market.orders.domain import Order, OutboxEntry, Status, Step, Transition
 from . import model_checker
 from .model_checker import INTENT, RULES, UNKNOWN, Rules
 
-# Of the orders that clients would store.
-USERS = ("ada", "ada", "bea", "bea")
+# Of the orders that clients would store, and the subjects of these clients if they sign in: mia is a merchant. The
+# requests for one user are equal, and those for different users are not.
+USERS = ("ada", "ada", "bea", "bea", "ada")
+SUBJECTS = ("ada", "ada", "bea", "bea", "mia")
 INTENTS = tuple(msgspec.structs.replace(INTENT, id=UUID(int=n + 1), user=user) for n, user in enumerate(USERS))
-KEY_TAKEN, SHARED_KEY_TAKEN = object(), object()
+KEY_TAKEN = object()
+# The fields that several owners share (market/orders/idempotency/keys.py).
+SHARED, SCOPED = "shared", "scoped"
 
 
 class Actor(NamedTuple):
@@ -34,7 +39,8 @@ class Actor(NamedTuple):
     `at`: its next operation, or "decide" (it holds an order and follows the rules), "idle", "done", "crashed".
     `about`: the order that it works on. `own`: the order that it would store. `held`: the order that it has read; at
     "transition" the order and the transition. `response`: what its client has got. `earlier`: whether it is served by
-    the earlier version.
+    the earlier version. `signed_in`: whether it is served by an instance that requires sign-in. `left_out`: the fields
+    without which it stores its order. `field`: at "inspect", the field that another order has.
     """
 
     kind: str
@@ -44,18 +50,22 @@ class Actor(NamedTuple):
     held: Any = None
     response: str = ""
     earlier: bool = False
+    signed_in: bool = False
+    left_out: tuple[str, ...] = ()
+    field: str = ""
 
 
 class State(NamedTuple):
     """The stores, the actors, the delayed requests, and how many faults may still occur.
 
-    `shared`, `scoped`: whether the order was stored with the key in the field of earlier versions, and in that of this
-    version.
+    `shared`, `scoped`, `owned`: whether the order was stored with the key in the field of earlier versions, in that of
+    the user, and in that of the subject.
     """
 
     orders: tuple[Order | None, ...]
     shared: tuple[bool, ...]
     scoped: tuple[bool, ...]
+    owned: tuple[bool, ...]
     reservations: tuple[str, ...]
     stock: int
     total_stock: int
@@ -78,16 +88,55 @@ def key_holder(state: State, fields: tuple[bool, ...], user: str | None) -> int 
     return None
 
 
-def insert(state: State, i: int, *, shared: bool, scoped: bool) -> tuple[State, Any]:
-    """Store an order's intent, unless one of the two unique indexes forbids it."""
+def subject_holder(state: State, subject: str) -> int | None:
+    """Return which order has the key in the field of the subject, or None."""
+    for i, order in enumerate(state.orders):
+        if order is not None and order.idempotency_key is not None and state.owned[i] and SUBJECTS[i] == subject:
+            return i
+    return None
+
+
+def user_holder(state: State, user: str) -> int | None:
+    """Return which order of the user has the key in one of the two shared fields, or None."""
+    found = key_holder(state, state.scoped, user)
+    return key_holder(state, state.shared, user) if found is None else found
+
+
+def find_own(state: State, i: int) -> int | None:
+    """Return the order that a signed-in client finds by its key, or None."""
+    if (found := subject_holder(state, SUBJECTS[i])) is not None:
+        return found
+    for user in (SUBJECTS[i], USERS[i]):
+        if (found := user_holder(state, user)) is not None and not state.owned[found]:
+            return found
+    return None
+
+
+def is_another_owners(state: State, i: int, holder: int, *, signed_in: bool) -> bool:
+    """Return whether the key of the holder has another owner than that of order `i`."""
+    if not signed_in:
+        return USERS[holder] != USERS[i]
+    if state.owned[holder]:
+        return SUBJECTS[holder] != SUBJECTS[i]
+    return USERS[holder] not in (SUBJECTS[i], USERS[i])
+
+
+def insert(state: State, i: int, *, shared: bool, scoped: bool, owned: bool = False) -> tuple[State, Any]:
+    """Store an order's intent, unless one of the unique indexes forbids it. Return the field or KEY_TAKEN if so."""
     if state.orders[i] is not None:
         return state, True
-    if shared and key_holder(state, state.shared, None) is not None:
-        return state, SHARED_KEY_TAKEN
-    if scoped and key_holder(state, state.scoped, USERS[i]) is not None:
+    if owned and subject_holder(state, SUBJECTS[i]) is not None:
         return state, KEY_TAKEN
-    orders = put(state.orders, i, INTENTS[i])
-    return state._replace(orders=orders, shared=put(state.shared, i, shared), scoped=put(state.scoped, i, scoped)), True
+    if shared and key_holder(state, state.shared, None) is not None:
+        return state, SHARED
+    if scoped and key_holder(state, state.scoped, USERS[i]) is not None:
+        return state, SCOPED
+    return state._replace(
+        orders=put(state.orders, i, INTENTS[i]),
+        shared=put(state.shared, i, shared),
+        scoped=put(state.scoped, i, scoped),
+        owned=put(state.owned, i, owned),
+    ), True
 
 
 def apply(rules: Rules, state: State, operation: Any) -> tuple[State, Any]:
@@ -97,20 +146,21 @@ def apply(rules: Rules, state: State, operation: Any) -> tuple[State, Any]:
     if name == "lookup-earlier":
         return state, key_holder(state, state.shared, None)
     if name == "lookup":
-        own = key_holder(state, state.scoped, USERS[i])
-        return state, key_holder(state, state.shared, USERS[i]) if own is None else own
+        return state, find_own(state, i) if operation[2] else user_holder(state, USERS[i])
     if name == "inspect":
-        holder = key_holder(state, state.shared, None)
-        found = None if holder is None or USERS[holder] == USERS[i] else state.orders[holder]
+        field, signed_in = operation[2:]
+        holder = key_holder(state, state.shared, None) if field == SHARED else key_holder(state, state.scoped, USERS[i])
+        if holder is None or not is_another_owners(state, i, holder, signed_in=signed_in):
+            return state, False
+        found = state.orders[holder]
         return state, found is not None and found.status in rules.key_holding_statuses
     if name == "read":
         return state, order
     if name == "insert-earlier":
         return insert(state, i, shared=True, scoped=False)
     if name == "insert":
-        return insert(state, i, shared=True, scoped=True)
-    if name == "insert-scoped":
-        return insert(state, i, shared=False, scoped=True)
+        left_out, signed_in = operation[2:]
+        return insert(state, i, shared=SHARED not in left_out, scoped=SCOPED not in left_out, owned=signed_in)
     if name == "transition":
         transition = operation[2]
         if order is None or order.status is not transition.source:
@@ -135,10 +185,14 @@ def apply(rules: Rules, state: State, operation: Any) -> tuple[State, Any]:
 
 def next_operation(rules: Rules, actor: Actor) -> Any:
     """Return the operation that the actor requests next."""
-    if actor.at in ("lookup", "insert"):
-        return (f"{actor.at}-earlier" if actor.earlier else actor.at, actor.own)
-    if actor.at in ("inspect", "insert-scoped"):
-        return (actor.at, actor.own)
+    if actor.at in ("lookup", "insert") and actor.earlier:
+        return (f"{actor.at}-earlier", actor.own)
+    if actor.at == "lookup":
+        return ("lookup", actor.own, actor.signed_in)
+    if actor.at == "insert":
+        return ("insert", actor.own, actor.left_out, actor.signed_in)
+    if actor.at == "inspect":
+        return ("inspect", actor.own, actor.field, actor.signed_in)
     if actor.at in ("read", "found", "clear"):
         return ({"found": "read"}.get(actor.at, actor.at), actor.about)
     if actor.at == "transition":
@@ -158,18 +212,23 @@ def done(actor: Actor, response: str) -> Actor:
 def after_response(rules: Rules, actor: Actor, operation: Any, response: Any) -> Actor:
     """Return the actor after the response, or after UNKNOWN if there is none. It continues as service.py does."""
     name = operation[0].removesuffix("-earlier")
-    if response is UNKNOWN and name in ("lookup", "inspect", "read", "insert", "insert-scoped", "reserve"):
+    if response is UNKNOWN and name in ("lookup", "inspect", "read", "insert", "reserve"):
         return done(actor, "503")
     if name == "lookup":
         if response is not None and USERS[response] != USERS[actor.own]:
             return done(actor, "422")
-        return actor._replace(at="insert") if response is None else actor._replace(at="found", about=response)
+        # Each attempt begins with all fields.
+        retrying = actor._replace(left_out=(), field="")
+        return retrying._replace(at="insert") if response is None else retrying._replace(at="found", about=response)
     if name == "inspect":
-        return actor._replace(at="insert-scoped" if response else "lookup")
-    if name in ("insert", "insert-scoped"):
-        if response is SHARED_KEY_TAKEN and not actor.earlier:
-            return actor._replace(at="inspect")
-        if response in (KEY_TAKEN, SHARED_KEY_TAKEN):
+        if response:
+            return actor._replace(at="insert", left_out=(*actor.left_out, actor.field), field="")
+        return actor._replace(at="lookup", field="")
+    if name == "insert":
+        # Without sign-in, another order of the user with the key is always the one that the lookup finds.
+        if (response == SHARED and not actor.earlier) or (response == SCOPED and actor.signed_in):
+            return actor._replace(at="inspect", field=response)
+        if response in (KEY_TAKEN, SHARED, SCOPED):
             return actor._replace(at="lookup")
         return decide(actor._replace(about=actor.own), INTENTS[actor.own])
     if name == "read":
@@ -234,12 +293,23 @@ def next_states(rules: Rules, state: State) -> Iterator[State]:
         yield apply(rules, state._replace(late=state.late[:n] + state.late[n + 1 :]), operation)[0]
 
 
+def owner(state: State, i: int) -> str:
+    """Return whom the order's key belongs to."""
+    return SUBJECTS[i] if state.owned[i] else USERS[i]
+
+
 def check_invariants(state: State) -> None:
     """Check what must hold in every state."""
     assert state.stock >= 0
     assert state.stock + state.reservations.count("reserved") == state.total_stock
-    unrejected = [o.user for o in state.orders if o is not None and o.status is not Status.REJECTED]
-    assert len(unrejected) == len(set(unrejected)), "two orders of one user with one key"
+    unrejected = [i for i, o in enumerate(state.orders) if o is not None and o.status is not Status.REJECTED]
+    owners = [owner(state, i) for i in unrejected]
+    assert len(owners) == len(set(owners)), "two orders of one user with one key"
+    for i in unrejected:
+        if not state.owned[i]:
+            assert [USERS[j] for j in unrejected].count(USERS[i]) == 1, (
+                "two orders for one request of an unknown caller"
+            )
     for i, order in enumerate(state.orders):
         if order is None:
             continue
@@ -260,15 +330,19 @@ def check_final(state: State) -> None:
         assert (reservation == "reserved") == (status is Status.CONFIRMED)
     clients = [a for a in state.actors if a.kind == "client"]
     confirmed = {a.about for a in clients if a.response == "confirmed"}
-    assert len(confirmed) == len({USERS[i] for i in confirmed}), "clients of one user with one key got two orders"
+    owners = {owner(state, i) for i in confirmed}
+    assert len(confirmed) == len(owners), "clients of one user with one key got two orders"
     assert all(state.ever_confirmed[i] for i in confirmed)
-    assert all(USERS[a.about] == USERS[a.own] for a in clients if a.response != "503"), "the order of another user"
+    answered = [a for a in clients if a.response != "503"]
+    assert all(USERS[a.about] == USERS[a.own] for a in answered), "the order of another user"
+    foreign = [a for a in answered if a.signed_in and state.owned[a.about] and SUBJECTS[a.about] != SUBJECTS[a.own]]
+    assert not foreign, "the order of another subject"
     assert all(a.earlier for a in clients if a.response == "422"), "one user's key blocks another's"
 
 
 def explore(*actors: Actor, stock: int, faults: int, rules: Rules = RULES) -> int:
     nothing, none = (False,) * len(USERS), (None,) * len(USERS)
-    start = State(none, nothing, nothing, ("none",) * len(USERS), stock, stock, nothing, actors, (), faults)
+    start = State(none, nothing, nothing, nothing, ("none",) * len(USERS), stock, stock, nothing, actors, (), faults)
     return model_checker.explore(start, partial(next_states, rules), check_invariants, check_final, 1_500_000)
 
 
@@ -276,6 +350,9 @@ FIRST, SECOND = Actor("client", "lookup", own=0), Actor("client", "lookup", abou
 # Clients of another user, and the same three served by the earlier version.
 OTHER, OTHERS_SECOND = Actor("client", "lookup", about=2, own=2), Actor("client", "lookup", about=3, own=3)
 EARLIER_FIRST, EARLIER_SECOND, OTHERS_EARLIER = (c._replace(earlier=True) for c in (FIRST, SECOND, OTHERS_SECOND))
+# Signed-in clients: ada, once more, and a merchant who orders for her.
+ADA, ADAS_SECOND = FIRST._replace(signed_in=True), SECOND._replace(signed_in=True)
+MERCHANT = Actor("client", "lookup", about=4, own=4, signed_in=True)
 CANCELLATION, RECOVERY = Actor("delete", "read", about=0), Actor("recovery", "idle")
 
 
@@ -300,6 +377,31 @@ def test_two_versions_place_one_order_of_one_user_with_one_key(stock: int, secon
 def test_equal_keys_of_two_users_place_an_order_each(first: Actor, other: Actor) -> None:
     assert explore(first, OTHER, other, RECOVERY, stock=2, faults=0) > 1000
     assert explore(first, OTHER, RECOVERY, stock=2, faults=1) > 1000
+
+
+@pytest.mark.parametrize("stock", [0, 1, 2])
+@pytest.mark.parametrize("second", [SECOND, EARLIER_SECOND, ADAS_SECOND])
+def test_a_user_who_signs_in_gets_one_order_from_instances_with_and_without_sign_in(stock: int, second: Actor) -> None:
+    assert explore(ADA, second, RECOVERY, stock=stock, faults=1) > 1000
+
+
+@pytest.mark.parametrize("stock", [0, 1, 2])
+@pytest.mark.parametrize("other", [FIRST, EARLIER_FIRST])
+def test_a_merchants_request_is_one_order_on_instances_with_and_without_sign_in(stock: int, other: Actor) -> None:
+    assert explore(MERCHANT, other, RECOVERY, stock=stock, faults=1) > 1000
+
+
+@pytest.mark.parametrize("third", [SECOND, EARLIER_SECOND, OTHERS_SECOND])
+def test_a_merchant_and_the_user_have_keys_of_their_own(third: Actor) -> None:
+    assert explore(ADA, MERCHANT, RECOVERY, stock=2, faults=1) > 1000
+    assert explore(ADA, MERCHANT, third, RECOVERY, stock=2, faults=0) > 1000
+
+
+def test_the_checker_detects_that_another_subjects_key_may_still_become_free() -> None:
+    """An instance without sign-in then places an order that the signed-in user has placed already."""
+    rules = Rules(key_holding_statuses=(Status.PENDING, Status.CONFIRMED, Status.CANCELLED))
+    with pytest.raises(AssertionError, match="two orders"):
+        explore(ADA, MERCHANT, SECOND, RECOVERY, stock=2, faults=0, rules=rules)
 
 
 def test_the_checker_detects_that_another_users_key_may_still_become_free() -> None:
