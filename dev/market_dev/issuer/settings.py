@@ -1,0 +1,72 @@
+"""Who can sign in, and what may request tokens: the settings of the provider, which a file of its own contains."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+
+import msgspec
+
+
+class InvalidSettings(Exception):
+    """The settings cannot be used; the message is written for the user."""
+
+
+class Person(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Somebody who can sign in. `name` is the subject of the tokens, `roles` are those of the shop."""
+
+    name: str
+    roles: tuple[str, ...] = ()
+    email: str | None = None
+    email_verified: bool = True
+
+
+class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A program that requests tokens.
+
+    secret: None for a public client, in which people sign in; others sign in as themselves, with their secret
+    audience, roles: what its tokens are for, and the roles of the client itself
+    redirect_uris: where people may be sent back to; a URI of the loopback address without a port allows each port
+    """
+
+    id: str
+    secret: str | None = None
+    audience: str
+    roles: tuple[str, ...] = ()
+    redirect_uris: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Leave the secret out."""
+        return f"Client({self.id!r})"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`token_seconds`: how long an access token is valid; `refresh_seconds`: the same for a refresh token."""
+
+    people: tuple[Person, ...] = ()
+    clients: tuple[Client, ...] = ()
+    token_seconds: int = 3600
+    refresh_seconds: int = 12 * 3600
+
+
+def load(path: Path) -> Settings:
+    """Return the settings in a JSON file. Raises InvalidSettings."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Settings)
+    except OSError as e:
+        raise InvalidSettings(f"{path} cannot be read: {e.strerror}") from None
+    except msgspec.DecodeError as e:
+        raise InvalidSettings(f"{path}: {e}") from None
+
+
+def require_loopback(host: str) -> None:
+    """Raise InvalidSettings unless the address is one of this machine's loopback interface.
+
+    Anybody who reaches the provider signs in as whom they like.
+    """
+    try:
+        is_loopback = ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise InvalidSettings(f"--host must be a loopback address such as 127.0.0.1, got {host}")
