@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-cluster test-clients chaos check format generate lock clean bench bench-quick bench-before soak
+.PHONY: help install run test test-cluster test-clients test-keycloak chaos check format generate lock clean bench bench-quick bench-before soak
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ chaos: install ## run the chaos test: three runs of 200 kills, about an hour (AR
 
 test-cluster: install ## run the tests on the Kubernetes cluster of kubectl's current context (ARGS="...")
 	@MARKET_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -s -ra $(ARGS)
+
+test-keycloak: install ## check who may do what with tokens of a real Keycloak (needs Java and Maven)
+	@MARKET_KEYCLOAK=1 $(BIN)/python -m pytest tests/issuer/test_permissions.py -ra $(ARGS)
 
 test-clients: install ## run clients in Go, Java, JavaScript and Python against the shop (needs Go, Java, Maven and Node.js)
 	@MARKET_CLIENTS=1 $(BIN)/python -m pytest tests/clients -ra $(ARGS)

@@ -8,21 +8,29 @@ async with ShopClient.at(port_base=8080, url=None) as shop:
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import aiohttp
 import msgspec
 
-from market_dev.stack.topology import LAST_PORT_BASE, ports
+from market.kit.auth.service_tokens import ServiceTokens
+from market.kit.errors import Unavailable
+from market_dev.stack.topology import DEFAULT_DATA, LAST_PORT_BASE, ports
+from market_dev.tokens import Credentials
 
 PRODUCTS, ORDERS = "/api/product", "/api/order"
 # What an Idempotency-Key may contain unencoded.
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
+# How long the issuer has to give a token.
+_TOKEN_SECONDS = 10.0
 # Statuses that leave the outcome open: the same request may be repeated.
 _RETRYABLE = frozenset([408, 425, 429, 502, 503, 504])
 
@@ -37,6 +45,10 @@ class ShopNotRunning(ShopUnavailable):
 
 class InvalidAddress(Exception):
     """The given address or port base cannot be that of a shop."""
+
+
+class SignInRequired(Exception):
+    """The shop requires sign-in, and there are no credentials, or it does not accept them."""
 
 
 class RequestRejected(Exception):
@@ -72,9 +84,13 @@ class ShopClient:
         *,
         max_connections: int = 64,
         retry_seconds: float = 60.0,
+        credentials: Credentials | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`products` and `orders` are base URLs; `max_connections` is per host; `sleep` waits between attempts."""
+        """`products` and `orders` are base URLs; `max_connections` is per host; `sleep` waits between attempts.
+
+        credentials: of this program, for a shop that requires sign-in
+        """
         self.products = products.rstrip("/")
         self.orders = orders.rstrip("/")
         # How often a request was repeated, for reports.
@@ -83,6 +99,9 @@ class ShopClient:
         self._retry_seconds = retry_seconds
         self._sleep = sleep
         self._session: aiohttp.ClientSession | None = None
+        self._credentials = credentials
+        self._tokens: ServiceTokens | None = None
+        self._exit_stack = AsyncExitStack()
 
     @classmethod
     def at(
@@ -90,33 +109,39 @@ class ShopClient:
         *,
         port_base: int,
         url: str | None,
+        data: Path = DEFAULT_DATA,
+        environ: Mapping[str, str] = os.environ,
         max_connections: int = 64,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> ShopClient:
         """Return a client of the shop at one public address, or of a local stack if `url` is None.
 
-        Raises InvalidAddress.
+        It signs in with the credentials in the environment, or with those in the data directory of the local stack, if
+        there are any. Raises InvalidAddress, SignInFailed.
         """
+        credentials = Credentials.find(data, port_base, url, environ)
         if url is None:
             if not 1 <= port_base <= LAST_PORT_BASE:
                 raise InvalidAddress(f"the port base must be between 1 and {LAST_PORT_BASE}, got {port_base}")
             local = ports(port_base)
             products, orders = (f"http://127.0.0.1:{local[name]}" for name in ("products", "orders"))
-            return cls(products, orders, max_connections=max_connections, sleep=sleep)
+            return cls(products, orders, max_connections=max_connections, credentials=credentials, sleep=sleep)
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidAddress(f"{url} is not the address of a shop; an example is https://shop.example")
-        return cls(url, url, max_connections=max_connections, sleep=sleep)
+        return cls(url, url, max_connections=max_connections, credentials=credentials, sleep=sleep)
 
     async def __aenter__(self) -> ShopClient:
         connector = aiohttp.TCPConnector(limit=0, limit_per_host=self._max_connections, keepalive_timeout=30)
         timeout = aiohttp.ClientTimeout(total=20, sock_connect=5)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+        session = aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+        self._session = await self._exit_stack.enter_async_context(session)
+        if self._credentials is not None:
+            self._tokens = await self._exit_stack.enter_async_context(self._credentials.tokens())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._exit_stack.aclose()
 
     async def count_products(self, *, retry_seconds: float | None = None) -> int:
         """Return the number of products in the shop. Raises ShopUnavailable, RequestRejected."""
@@ -149,8 +174,8 @@ class ShopClient:
     ) -> tuple[int, dict[str, Any]]:
         """Return (status, JSON body) of a successful response.
 
-        Raises RequestRejected for another final response, ShopUnavailable if there is none within `retry_seconds`
-        (default: the client's).
+        Raises RequestRejected for another final response, SignInRequired if that is 401, ShopUnavailable if there is
+        none within `retry_seconds` (default: the client's).
         """
         assert self._session is not None, "use it as a context manager"
         headers = {}
@@ -162,19 +187,34 @@ class ShopClient:
             headers["Idempotency-Key"] = key
         deadline = time.monotonic() + (self._retry_seconds if retry_seconds is None else retry_seconds)
         attempt = 0
+        token, token_refused = "", False
         while True:
             attempt += 1
             pause = random.uniform(0.5, 1) * min(2.0, 0.05 * 2**attempt)
             try:
+                if self._tokens is not None:
+                    token = await self._tokens.get(_TOKEN_SECONDS)
+                    headers["Authorization"] = f"Bearer {token}"
                 async with self._session.request(
                     method, url, data=data, headers=headers, allow_redirects=False
                 ) as response:
                     content = await response.read()
                     status = response.status
                     retry_after = response.headers.get("Retry-After", "")
+            except Unavailable as e:
+                reason = f"cannot sign in: {e}"
             except (aiohttp.ClientError, TimeoutError, OSError) as e:
                 reason = f"no response from {_host(url)}: {e or type(e).__name__}"
             else:
+                if status == 401 and self._tokens is not None and not token_refused:
+                    # Once: the issuer may have new keys.
+                    token_refused = True
+                    with suppress(Unavailable):
+                        await self._tokens.replace(token, _TOKEN_SECONDS)
+                    continue
+                if status == 401:
+                    refused = f"the shop refuses the token: {_problem(content)[1]}"
+                    raise SignInRequired("the shop requires sign-in" if self._tokens is None else refused)
                 if status not in _RETRYABLE:
                     return _final(status, content, url)
                 reason = f"{_host(url)} returned {status}: {_problem(content)[1]}"

@@ -13,6 +13,7 @@ from typer.main import get_command
 # By name: a function, or a Typer app with subcommands.
 COMMANDS = {
     "up": "market_dev.commands.up:run",
+    "token": "market_dev.commands.token:run",
     "import": "market_dev.commands.import_:run",
     "replay": "market_dev.commands.replay:run",
     "reconcile": "market_dev.commands.reconcile:run",

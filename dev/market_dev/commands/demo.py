@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from market.contracts.money import PriceText
 from market_dev.shop_client import Created, ShopClient
+from market_dev.tokens import Credentials
 
 CATALOGUE = Path(__file__).with_name("demo_catalogue") / "catalogue.yaml"
 
@@ -33,13 +34,13 @@ def catalogue() -> list[DemoProduct]:
     return msgspec.convert(yaml.safe_load(CATALOGUE.read_text("utf-8")), list[DemoProduct])
 
 
-async def create_catalogue(products_url: str) -> int:
+async def create_catalogue(products_url: str, credentials: Credentials | None = None) -> int:
     """Create all products in a shop that has none, and return how many were created.
 
     Each product has its own idempotency key, so that two concurrent calls create nothing twice.
-    Raises ShopUnavailable, RequestRejected.
+    `credentials`: for a shop that requires sign-in. Raises ShopUnavailable, RequestRejected.
     """
-    async with ShopClient(products_url, products_url, max_connections=8) as shop:
+    async with ShopClient(products_url, products_url, max_connections=8, credentials=credentials) as shop:
         if await shop.count_products():
             return 0
         created = await asyncio.gather(*(create(shop, product) for product in catalogue()))

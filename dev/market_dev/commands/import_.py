@@ -31,9 +31,11 @@ from market_dev.shop_client import (
     ShopClient,
     ShopNotRunning,
     ShopUnavailable,
+    SignInRequired,
     idempotency_key,
 )
-from market_dev.stack.topology import DEFAULT_PORT_BASE, LAST_PORT_BASE
+from market_dev.stack.topology import DEFAULT_DATA, DEFAULT_PORT_BASE, LAST_PORT_BASE
+from market_dev.tokens import SignInFailed
 
 CURRENCY = "GBP"
 CONCURRENCY = 64
@@ -48,6 +50,14 @@ PortBaseOption = Annotated[
 UrlOption = Annotated[
     str | None,
     typer.Option(help="The public address of another shop, such as https://shop.example.", metavar="URL"),
+]
+
+DataOption = Annotated[
+    Path,
+    typer.Option(
+        help="The data directory of the local shop, as in `market up`, for the secret with which the command signs in.",
+        metavar="DIR",
+    ),
 ]
 
 
@@ -86,6 +96,7 @@ def run(
     ] = None,
     port_base: PortBaseOption = DEFAULT_PORT_BASE,
     url: UrlOption = None,
+    data: DataOption = DEFAULT_DATA,
 ) -> None:
     """Create a catalogue from FILE.csv: one product per stock code.
 
@@ -95,7 +106,7 @@ def run(
     """
     console = Console(stderr=True)
     with one_line_errors(console, "import"):
-        shop = ShopClient.at(port_base=port_base, url=url, max_connections=CONCURRENCY)
+        shop = ShopClient.at(port_base=port_base, url=url, data=data, max_connections=CONCURRENCY)
         survey, catalogue = uvloop.run(_run(file, stock, shop, console))
     Console().print(_table(survey, catalogue))
     if catalogue.failed:
@@ -227,10 +238,15 @@ def one_line_errors(console: Console, command: str) -> Iterator[None]:
         cause = e
         while isinstance(cause, ExceptionGroup):
             cause = cause.exceptions[0]
-        if not isinstance(cause, (InvalidFile, ShopUnavailable, InvalidAddress)):
+        if not isinstance(cause, (InvalidFile, ShopUnavailable, InvalidAddress, SignInRequired, SignInFailed)):
             raise
         may_resume = isinstance(cause, ShopUnavailable) and not isinstance(cause, ShopNotRunning)
         hint = ". Run it again: nothing is created twice" if may_resume else ""
+        if isinstance(cause, SignInRequired):
+            hint = (
+                ". Name the data directory of the local shop by --data, or set MARKET_ISSUER, MARKET_CLIENT_ID and "
+                "MARKET_CLIENT_SECRET"
+            )
         console.print(f"market {command}: {cause}{hint}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(cause, InvalidAddress) else 1) from None
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from market_dev.stack.topology import DEFAULT_PORT_BASE, LAST_PORT_BASE, config_directory, environment, ports
+from market_dev.stack import sign_in
+from market_dev.stack.configurations import Configurations
+from market_dev.stack.topology import DEFAULT_DATA, DEFAULT_PORT_BASE, LAST_PORT_BASE, environment, ports
 
 # Rows of the table, which is held in memory.
 _MAX_ROWS = 1_000
@@ -43,13 +46,25 @@ def run(
             help="The port base of the local shop, as in `market up`.", metavar="N", min=1, max=LAST_PORT_BASE
         ),
     ] = DEFAULT_PORT_BASE,
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="The data directory of the local shop, as in `market up`, for the secret with which orders signs in.",
+            metavar="DIR",
+        ),
+    ] = DEFAULT_DATA,
 ) -> None:
     """Compare orders, reservations and events, and name each difference with its likely cause.
 
     It may run while the shop sells: what is younger than the recovery deadline is not compared, and a difference is
     checked twice before it counts. Exit status: 0: no differences are left; 1: differences are left; 2: not finished.
     """
-    env = environment("orders", ports(port_base)) | {"CONFIG_PATH": str(config_directory() / "orders.yaml")}
+    stack = sign_in.read(data, port_base)
+    configuration = Configurations(data.absolute(), {}, stack).path("orders")
+    env = environment("orders", ports(port_base)) | {"CONFIG_PATH": str(configuration)}
+    if stack is not None:
+        # The command asks inventory for the reservations, which tells them to services only.
+        env |= stack.environment("orders")
     raise typer.Exit(reconcile(COMMAND, env, repair=repair, topic=topic, as_json=as_json))
 
 

@@ -23,6 +23,7 @@ from rich.table import Table
 from market_dev.commands import retail
 from market_dev.commands.import_ import (
     Catalogue,
+    DataOption,
     FileArgument,
     PortBaseOption,
     UrlOption,
@@ -35,7 +36,7 @@ from market_dev.commands.import_ import (
 )
 from market_dev.commands.retail import Invoice, Survey
 from market_dev.shop_client import RequestRejected, ShopClient, idempotency_key
-from market_dev.stack.topology import DEFAULT_PORT_BASE
+from market_dev.stack.topology import DEFAULT_DATA, DEFAULT_PORT_BASE
 
 # Names for the rejections in the table.
 _REASONS = {
@@ -86,6 +87,7 @@ def run(
     ] = None,
     port_base: PortBaseOption = DEFAULT_PORT_BASE,
     url: UrlOption = None,
+    data: DataOption = DEFAULT_DATA,
 ) -> None:
     """Place each invoice of FILE.csv as one order, through the shop's public API.
 
@@ -95,7 +97,7 @@ def run(
     """
     console = Console(stderr=True)
     with one_line_errors(console, "replay"):
-        shop = ShopClient.at(port_base=port_base, url=url, max_connections=max(64, concurrency))
+        shop = ShopClient.at(port_base=port_base, url=url, data=data, max_connections=max(64, concurrency))
         survey, catalogue, report = uvloop.run(_run(file, shop, concurrency, speed, console))
     Console().print(table(survey, catalogue, report))
 

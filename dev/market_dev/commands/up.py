@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -23,8 +24,10 @@ from rich.table import Table
 
 from market_dev.stack.data_directory import write_json
 from market_dev.stack.servers.base import StartError
+from market_dev.stack.sign_in import SignIn
 from market_dev.stack.stack import Stack
-from market_dev.stack.topology import DEFAULT_PORT_BASE, LAST_PORT_BASE, ROWS, Options
+from market_dev.stack.topology import DEFAULT_DATA, DEFAULT_PORT_BASE, LAST_PORT_BASE, Options
+from market_dev.tokens import Credentials
 
 
 class Kafka(StrEnum):
@@ -33,11 +36,29 @@ class Kafka(StrEnum):
     embedded = "embedded"
 
 
+class Issuer(StrEnum):
+    local = "local"
+    keycloak = "keycloak"
+
+
 def run(
+    issuer: Annotated[
+        Issuer | None,
+        typer.Argument(
+            help="With --sign-in: `local`, the default, needs no password; `keycloak` needs Java 17+ and Maven.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     data: Annotated[
         Path, typer.Option(help="The data directory, which is kept for the next start.", metavar="DIR")
-    ] = Path(".market"),
+    ] = DEFAULT_DATA,
+    sign_in: Annotated[
+        bool,
+        typer.Option(
+            "--sign-in", help="Require sign-in, and start the issuer of the tokens: a small local one, or ISSUER."
+        ),
+    ] = False,
     kafka: Annotated[
         Kafka,
         typer.Option(
@@ -47,7 +68,7 @@ def run(
     port_base: Annotated[
         int,
         typer.Option(
-            help="The first of 16 ports: GraphQL N, products N+1, orders N+2, inventory N+3, mail page N+4, SMTP N+5, "
+            help="The first of 18 ports: GraphQL N, products N+1, orders N+2, inventory N+3, mail page N+4, SMTP N+5, "
             "then the rest.",
             metavar="N",
             min=1,
@@ -76,7 +97,9 @@ def run(
     try:
         if json_file is not None and not json_file.absolute().parent.is_dir():
             raise StartError(f"--json {json_file}: the directory {json_file.absolute().parent} does not exist")
-        options = _options(data, port_base, kafka, overrides)
+        if issuer is not None and not sign_in:
+            raise StartError(f"{issuer.value} is an issuer, which --sign-in starts: market up --sign-in {issuer.value}")
+        options = _options(data, port_base, kafka, overrides, (issuer or Issuer.local) if sign_in else None)
         status = asyncio.run(_up(options, console, empty=empty, file=json_file))
     except StartError as e:
         console.print(f"market up: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -84,7 +107,7 @@ def run(
     raise typer.Exit(status)
 
 
-def _options(data: Path, port_base: int, kafka: Kafka, overrides: Path | None) -> Options:
+def _options(data: Path, port_base: int, kafka: Kafka, overrides: Path | None, issuer: Issuer | None) -> Options:
     tree: dict[str, Any] = yaml.safe_load(overrides.read_text("utf-8")) if overrides else {}
     testing = bool(tree.pop("mail_testing", False))
     return Options(
@@ -94,6 +117,7 @@ def _options(data: Path, port_base: int, kafka: Kafka, overrides: Path | None) -
         overrides=tree,
         mail_testing=testing,
         log_format=os.environ.get("MARKET_LOG_FORMAT", "console"),
+        sign_in=None if issuer is None else issuer.value,
     )
 
 
@@ -165,7 +189,8 @@ async def _create_demo_catalogue(stack: Stack, console: Console) -> None:
     from market_dev.commands import demo
 
     with console.status("Creating the demo catalogue ..."):
-        created = await demo.create_catalogue(stack.urls["products"])
+        credentials = None if stack.sign_in is None else Credentials.of_stack(stack.sign_in)
+        created = await demo.create_catalogue(stack.urls["products"], credentials)
     if created:
         console.print(f"Created a demo catalogue of {created} products.", style="dim")
 
@@ -182,7 +207,7 @@ def _progress(stack: Stack, console: Console) -> Iterator[None]:
         TextColumn("[dim]{task.description}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(ROWS))
+        task = progress.add_task("", total=len(stack.rows))
 
         async def refresh() -> None:
             while True:
@@ -190,8 +215,9 @@ def _progress(stack: Stack, console: Console) -> Iterator[None]:
                 more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
                 description = f"waiting for {', '.join(waiting[:3])}{more}"
                 if not stack.supervisors:
-                    description = "the first start downloads Kafka"
-                progress.update(task, completed=len(ROWS) - len(waiting), description=description)
+                    also = " and Keycloak" if stack.options.sign_in == "keycloak" else ""
+                    description = f"the first start downloads Kafka{also}"
+                progress.update(task, completed=len(stack.rows) - len(waiting), description=description)
                 await asyncio.sleep(0.1)
 
         refreshing = asyncio.create_task(refresh())
@@ -228,12 +254,13 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
         "redis": f"127.0.0.1:{stack.ports['redis']}",
         "mongodb": f"127.0.0.1:{stack.ports['mongodb']}",
         "kafka": urls["kafka"],
+        "issuer": urls.get("issuer", ""),
     }
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     table.add_column("address", no_wrap=True)
     table.add_column("purpose")
-    for row in reversed(ROWS.values()):
+    for row in reversed(stack.rows.values()):
         in_memory = row.name == "kafka" and stack.kafka_kind == "embedded"
         table.add_row(row.name, addresses[row.name], f"{row.description}{' (in memory)' if in_memory else ''}")
     console.print(f"The shop is ready after {seconds:.1f} s.\n", style="bold green", highlight=False)
@@ -250,10 +277,17 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
     else:
         title, path = "Place an order:", addresses["orders"]
         body = {"user": "ann", "email": "ann@example.test", "items": [{"product_id": product, "quantity": 1}]}
+    authorization = ""
+    if stack.sign_in is not None:
+        # An order is its buyer's, and the mail goes to the address that the issuer has verified.
+        body = {key: value for key, value in body.items() if key not in ("user", "email")}
+        authorization = f' -H "Authorization: Bearer $({_token_command(stack, "mia" if product is None else "ann")})"'
     text = json.dumps(body)
     console.print(f"\n{title}", style="bold")
     # One line, however narrow the terminal is, so that it can be copied.
-    print(f"  curl -sS {path} -H 'Content-Type: application/json' -d {shlex.quote(text)}")
+    print(f"  curl -sS {path} -H 'Content-Type: application/json'{authorization} -d {shlex.quote(text)}")
+    if stack.sign_in is not None:
+        _announce_people(stack.sign_in, console)
     console.print("\nUse GraphQL:", style="bold", end=" ")
     console.print(addresses["graphql"], highlight=False)
     console.print("Read the mails:", style="bold", end=" ")
@@ -265,3 +299,21 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _token_command(stack: Stack, person: str) -> str:
+    """Return the command that prints a token, with the program by its path: it need not be on the shell's."""
+    command = [str(Path(sys.argv[0])), "token", person]
+    if stack.options.data != DEFAULT_DATA:
+        command += ["--data", str(stack.options.data)]
+    if stack.options.port_base != DEFAULT_PORT_BASE:
+        command += ["--port-base", str(stack.options.port_base)]
+    return shlex.join(command)
+
+
+def _announce_people(sign_in: SignIn, console: Console) -> None:
+    console.print("\nSign in as:", style="bold")
+    for person in sign_in.people:
+        console.print(f"  {person.name:<6}{', '.join(person.roles)}, {person.email}", highlight=False)
+    if sign_in.password is not None:
+        console.print(f"  with the password {sign_in.password}", highlight=False)

@@ -13,6 +13,8 @@ neighbouring modules:
                      is_listening()
     servers          one class per server (`servers.postgres.Postgres`, ...); `servers.base`: StartError, tail()
     kafka.broker     ApacheKafka, EmbeddedKafka, choose()
+    keycloak.server  Keycloak
+    sign_in          SignIn, PEOPLE, read()
     data_directory   DataDirectory, write_json()
 """
 
@@ -31,22 +33,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from market_dev.stack import processes
+from market_dev.stack import processes, sign_in
+from market_dev.stack.configurations import Configurations
 from market_dev.stack.data_directory import DataDirectory
 from market_dev.stack.kafka import broker
 from market_dev.stack.kafka.apache import ApacheKafka
+from market_dev.stack.keycloak import server as keycloak
 from market_dev.stack.servers.base import Server, StartError, tail
+from market_dev.stack.servers.issuer import issuer
 from market_dev.stack.servers.mail import Mail
 from market_dev.stack.servers.mongodb import Mongodb
 from market_dev.stack.servers.postgres import Postgres
 from market_dev.stack.servers.redis import Redis
 from market_dev.stack.servers.service import Service
+from market_dev.stack.sign_in import SignIn
 from market_dev.stack.supervisor import Supervisor, wait_for_exit
-from market_dev.stack.topology import LAST_PORT_BASE, ROWS, Options, Row, config_directory, environment, ports
+from market_dev.stack.topology import LAST_PORT_BASE, ROWS, Options, Row, environment, ports
 
-_START_TIMEOUT_SECONDS = 120.0
+# By issuer; on a busy machine, Keycloak takes minutes to import its realm.
+_START_TIMEOUT_SECONDS = {None: 120.0, "local": 120.0, "keycloak": 360.0}
 
 
 class Stack:
@@ -63,8 +68,15 @@ class Stack:
         was started or is ready."""
         self.options = options
         self.directory = DataDirectory(options.data)
+        self.rows = {
+            name: row
+            for name, row in ROWS.items()
+            if (options.services or not row.is_service) and (options.sign_in is not None or not row.for_sign_in)
+        }
         self.ports = ports(options.port_base)
-        self.rows = {name: row for name, row in ROWS.items() if options.services or not row.is_service}
+        # How to sign in, once the stack was started with an issuer.
+        self.sign_in: SignIn | None = None
+        self._configurations = Configurations(self.directory.path, options.overrides, None)
         # Empty until the preflight checks have passed.
         self.supervisors: dict[str, Supervisor] = {}
         self.kafka_kind = ""
@@ -105,6 +117,7 @@ class Stack:
             },
             "mongodb": f"mongodb://{host}:{p['mongodb']}/?directConnection=true",
             "redis": f"redis://{host}:{p['redis']}/0",
+            **({"issuer": self.sign_in.issuer} if self.sign_in is not None else {}),
             "admin": {row.name: f"http://{host}:{p[f'{row.name} admin']}" for row in ROWS.values() if row.is_service},
         }
 
@@ -114,7 +127,7 @@ class Stack:
 
     def environment(self, service: str) -> dict[str, str]:
         """Return the environment variables that the service's configuration file refers to, in this stack."""
-        return environment(
+        env = environment(
             service,
             self.ports,
             password=self.directory.password(),
@@ -122,6 +135,7 @@ class Stack:
             log_format=self.options.log_format,
             routes=self.options.routes,
         )
+        return env | (self.sign_in.environment(service) if self.sign_in is not None else {})
 
     def not_ready(self) -> list[str]:
         """Return the names of what is not ready."""
@@ -135,7 +149,7 @@ class Stack:
             raise StartError(f"--port-base must be between 1 and {LAST_PORT_BASE}, got {self.options.port_base}")
         self.directory.open()
         await self._in_thread(self._preflight)
-        self._write_configurations()
+        self._configure()
         for name, row in self.rows.items():
             self.supervisors[name] = Supervisor(
                 self._server(row), self._pool, on_change=self._process_changed, on_exit=self._process_exited
@@ -161,7 +175,8 @@ class Stack:
             raise StartError(f"the servers need x86-64 Linux, and this is {platform.machine()} {platform.system()}")
         for name in self.directory.kill_leftovers():
             self._notify(f"killed a process that an earlier `market up` left running: {name}")
-        busy = [f"{port} ({name})" for name, port in self.ports.items() if not processes.is_free(port)]
+        used = {name: self.ports[name] for row in self.rows.values() for name in row.ports}
+        busy = [f"{port} ({name})" for name, port in used.items() if not processes.is_free(port)]
         if busy:
             raise StartError(
                 f"already in use: port{'s' * (len(busy) > 1)} {', '.join(busy)}; choose others with --port-base"
@@ -172,6 +187,27 @@ class Stack:
             self._notify(
                 f"Kafka is the embedded broker, in memory: events not yet mailed are lost when it stops ({reason})"
             )
+
+        if self.options.sign_in == "keycloak":
+            keycloak.prepare_distribution()
+
+    def _configure(self) -> None:
+        """Write the configuration files of the services, and tell the commands how to sign in, if anybody has to."""
+        directory, kind = self.directory.path, self.options.sign_in
+        sign_in.remove(directory)
+        if kind is not None:
+            options = self.options
+            self.sign_in = SignIn.of_stack(
+                kind,
+                directory,
+                self.ports,
+                options.port_base,
+                people=options.people,
+                token_seconds=options.token_seconds,
+            )
+            self.sign_in.write(directory)
+        self._configurations = Configurations(directory, self.options.overrides, self.sign_in)
+        self._configurations.write()
 
     def _check_versions(self) -> None:
         for name, supervisor in self.supervisors.items():
@@ -199,6 +235,9 @@ class Stack:
             return Mongodb(p["mongodb"], directory, logs)
         if row.name == "mail":
             return Mail(p["mail"], p["smtp"], directory, logs, testing=self.options.mail_testing)
+        if row.name == "issuer":
+            assert self.sign_in is not None
+            return issuer(self.sign_in, p, directory, logs)
         advertised = self.options.kafka_advertised
         if self.kafka_kind == "apache":
             return ApacheKafka(p["kafka"], p["kafka controller"], directory, logs, advertised=advertised)
@@ -206,16 +245,7 @@ class Stack:
 
     def configuration(self, service: str) -> Path:
         """Return the service's configuration file in this stack."""
-        if service in self.options.overrides:
-            return self.directory.path / "config" / f"{service}.yaml"
-        return config_directory() / f"{service}.yaml"
-
-    def _write_configurations(self) -> None:
-        for service, overrides in self.options.overrides.items():
-            tree = yaml.safe_load((config_directory() / f"{service}.yaml").read_text("utf-8"))
-            path = self.configuration(service)
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(yaml.safe_dump(_merged(tree, overrides), allow_unicode=True), "utf-8")
+        return self._configurations.path(service)
 
     async def _migrate(self) -> None:
         """Apply all migrations; each service waits for its own."""
@@ -255,10 +285,11 @@ class Stack:
     async def _first_failure(self, work: Any, others: list[asyncio.Task[None]]) -> None:
         """Wait for `work`, and raise at once what a supervisor or one of `others` fails with.
 
-        Raises StartError after two minutes.
+        Raises StartError if that takes minutes.
         """
         main = asyncio.ensure_future(work)
-        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+        timeout = _START_TIMEOUT_SECONDS[self.options.sign_in]
+        deadline = time.monotonic() + timeout
         try:
             while not main.done():
                 watched = {main, *(t for t in (*self._tasks, *others) if not t.done())}
@@ -268,7 +299,7 @@ class Stack:
                         raise error
                 if time.monotonic() > deadline:
                     reasons = await self._in_thread(self._reasons)
-                    raise StartError(f"not ready after {_START_TIMEOUT_SECONDS:.0f} s: {reasons}")
+                    raise StartError(f"not ready after {timeout:.0f} s: {reasons}")
             main.result()
         finally:
             main.cancel()
@@ -348,6 +379,7 @@ class Stack:
         await asyncio.gather(*(stop(name) for name in self.supervisors))
         if self.supervisors:
             self.directory.record({})
+            sign_in.remove(self.directory.path)
         self.directory.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -358,9 +390,3 @@ class Stack:
 
     async def _in_thread(self, function: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
-
-
-def _merged(tree: Any, overrides: Any) -> Any:
-    if isinstance(tree, dict) and isinstance(overrides, dict):
-        return {**tree, **{key: _merged(tree.get(key), value) for key, value in overrides.items()}}
-    return overrides

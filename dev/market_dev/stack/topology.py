@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
+from market_dev.issuer.settings import Person
+from market_dev.stack.sign_in import PEOPLE, Kind
+
 DEFAULT_PORT_BASE = 8080
-# Ports are base + offset; the highest offset in the table is 15.
-PORT_COUNT = 16
-LAST_PORT_BASE = 65_520
+DEFAULT_DATA = Path(".market")
+# Ports are base + offset; the highest offset in the table is 17.
+PORT_COUNT = 18
+LAST_PORT_BASE = 65_518
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Row:
     depends_on: the rows that it calls, which are stopped after it
     is_service: one of the shop's own services, rather than a server that they use
     migrates: has a `migrate` command, and waits until that has been run
+    for_sign_in: only part of a stack in which people sign in
     """
 
     name: str
@@ -31,6 +36,7 @@ class Row:
     depends_on: tuple[str, ...] = ()
     is_service: bool = False
     migrates: bool = False
+    for_sign_in: bool = False
 
 
 def _service(name: str, description: str, ports: dict[str, int], *depends_on: str, migrates: bool = False) -> Row:
@@ -46,23 +52,35 @@ ROWS = {
         Row("mongodb", "MongoDB: orders", {"mongodb": 8}),
         Row("kafka", "Kafka: events", {"kafka": 9, "kafka controller": 10}),
         Row("mail", "mail server and its web page", {"mail": 4, "smtp": 5}),
-        _service("inventory", "gRPC: stock", {"inventory": 3, "inventory admin": 13}, "postgres", migrates=True),
+        Row("issuer", "sign-in by OpenID Connect", {"issuer": 16, "issuer management": 17}, for_sign_in=True),
+        _service(
+            "inventory",
+            "gRPC: stock",
+            {"inventory": 3, "inventory admin": 13},
+            *("postgres", "issuer"),
+            migrates=True,
+        ),
         _service(
             "products",
             "REST: the catalogue",
             {"products": 1, "products admin": 11},
-            *("postgres", "redis", "inventory"),
+            *("postgres", "redis", "inventory", "issuer"),
             migrates=True,
         ),
         _service(
             "orders",
             "REST: orders",
             {"orders": 2, "orders admin": 12},
-            *("mongodb", "kafka", "inventory", "products"),
+            *("mongodb", "kafka", "inventory", "products", "issuer"),
             migrates=True,
         ),
         _service("notifications", "mails about orders", {"notifications admin": 14}, "kafka", "mail"),
-        _service("graphql", "GraphQL and GraphiQL", {"graphql": 0, "graphql admin": 15}, "products", "orders"),
+        _service(
+            "graphql",
+            "GraphQL and GraphiQL",
+            {"graphql": 0, "graphql admin": 15},
+            *("products", "orders", "issuer"),
+        ),
     )
 }
 SERVICES = tuple(row.name for row in ROWS.values() if row.is_service)
@@ -119,7 +137,7 @@ class Options:
     """How to start a stack.
 
     data: the data directory, created if it does not exist
-    port_base: the first of 16 ports
+    port_base: the first of 18 ports
     kafka: "apache", "embedded", or "auto" (Apache Kafka if this machine can run it)
     log_format: of the services, "console" or "json"
     services: False starts the servers that the services use, without the services
@@ -128,6 +146,8 @@ class Options:
     kafka_advertised: the port that Kafka tells its clients, if it is not Kafka's own; a proxy's, for example
     mail_testing: the mail server takes injected faults over HTTP
     postgres_settings: added to those of the stack, or replacing them
+    sign_in: the issuer that is started, "local" or "keycloak", and whose tokens the services require; None: no sign-in
+    people, token_seconds: who can sign in at the local issuer, and how long their tokens are valid
     """
 
     data: Path
@@ -140,3 +160,6 @@ class Options:
     kafka_advertised: int | None = None
     mail_testing: bool = False
     postgres_settings: Mapping[str, str] = field(default_factory=dict)
+    sign_in: Kind | None = None
+    people: tuple[Person, ...] = PEOPLE
+    token_seconds: int = 3600

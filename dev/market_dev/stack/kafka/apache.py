@@ -4,7 +4,6 @@ startup time."""
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from market_dev.stack import processes
+from market_dev.stack import java, processes
 from market_dev.stack.servers.base import Server, StartError
 
 VERSION = "4.4.0"
@@ -41,13 +40,8 @@ _LOGGING = [
 
 def why_unavailable() -> str | None:
     """Return what this machine lacks to run Apache Kafka, or None if it can."""
-    java = shutil.which("java")
-    if java is None:
-        return "Java is not installed (Apache Kafka needs Java 17 or newer)"
-    banner = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    found = re.search(r'version "(\d+)', banner)
-    if not found or int(found[1]) < 17:
-        return f"the Java version is {found[1] if found else 'unknown'} (Apache Kafka needs Java 17 or newer)"
+    if reason := java.why_unusable("Apache Kafka"):
+        return reason
     if shutil.which("mvn") is None and not is_downloaded():
         return "Maven is not installed (it downloads Apache Kafka)"
     return None
@@ -60,11 +54,10 @@ def _hashes() -> dict[str, str]:
 
 def cache_directory() -> Path:
     """Return the directory of jars and class archive, shared by all stacks of this user; one per set of jars."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256((_PACKAGE / "pom.xml").read_bytes() + (_PACKAGE / "libs.sha256").read_bytes()).hexdigest()[
         :12
     ]
-    return base / "market" / f"kafka-{VERSION}-{digest}"
+    return java.cache_directory() / f"kafka-{VERSION}-{digest}"
 
 
 class ApacheKafka(Server):
@@ -131,9 +124,17 @@ class ApacheKafka(Server):
             # Written when this broker stops gracefully, and used from the next start on.
             self._new_archive = archive.with_name(f"classes.{uuid.uuid4().hex}.new")
             sharing = [f"-XX:ArchiveClassesAtExit={self._new_archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
-        java = shutil.which("java") or "java"
         return processes.Command(
-            [java, *_JVM, *sharing, *_LOGGING, "-cp", _classpath(), "kafka.Kafka", self.directory / "server.properties"]
+            [
+                java.executable(),
+                *_JVM,
+                *sharing,
+                *_LOGGING,
+                "-cp",
+                _classpath(),
+                "kafka.Kafka",
+                self.directory / "server.properties",
+            ]
         )
 
     def after_stop(self) -> None:
@@ -180,40 +181,11 @@ def download() -> None:
     except OSError as e:
         raise StartError(f"Apache Kafka's jars cannot be written to {libs.parent}: {e.strerror}") from None
     try:
-        done = subprocess.run(
-            [
-                "mvn",
-                "-q",
-                "-B",
-                "-C",
-                "-f",
-                str(_PACKAGE / "pom.xml"),
-                "dependency:copy-dependencies",
-                f"-DoutputDirectory={new}",
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        if done.returncode:
-            lines = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["no error message"]
-            raise StartError(f"Maven could not download Apache Kafka: {lines[0].removeprefix('[ERROR] ')[:300]}")
+        java.download("Apache Kafka", _PACKAGE / "pom.xml", new)
         _verify(new)
-        _publish(new, libs)
-    except FileNotFoundError:
-        raise StartError("Maven could not download Apache Kafka: mvn is not installed") from None
+        java.publish(new, libs)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _publish(new: Path, place: Path) -> None:
-    """Rename a directory to its final place, unless another stack has just made the same one."""
-    try:
-        new.rename(place)
-    except OSError:
-        if not place.exists():
-            raise
 
 
 def _verify(libs: Path) -> None:
@@ -250,7 +222,7 @@ def _format() -> Path:
     try:
         done = subprocess.run(
             [
-                shutil.which("java") or "java",
+                java.executable(),
                 *_JVM,
                 *_LOGGING,
                 "-cp",
@@ -271,7 +243,7 @@ def _format() -> Path:
                 "Apache Kafka could not format its data directory: "
                 + (done.stderr.strip().splitlines() or ["no error message"])[-1]
             )
-        _publish(new / "data", template)
+        java.publish(new / "data", template)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return template

@@ -1,0 +1,63 @@
+"""Servers that run on Java: what this machine needs for them, and how they are downloaded by Maven into a cache."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from market_dev.stack.servers.base import StartError
+
+_MIN_VERSION = 17
+
+
+def executable() -> str:
+    """Return the path of Java."""
+    return shutil.which("java") or "java"
+
+
+def why_unusable(program: str) -> str | None:
+    """Return why Java cannot run the program, or None if it can."""
+    java = shutil.which("java")
+    if java is None:
+        return f"Java is not installed ({program} needs Java {_MIN_VERSION} or newer)"
+    banner = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r'version "(\d+)', banner)
+    if not found or int(found[1]) < _MIN_VERSION:
+        version = found[1] if found else "unknown"
+        return f"the Java version is {version} ({program} needs Java {_MIN_VERSION} or newer)"
+    return None
+
+
+def cache_directory() -> Path:
+    """Return the directory of what was downloaded, shared by all stacks of this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "market"
+
+
+def download(program: str, pom: Path, directory: Path) -> None:
+    """Let Maven copy what the file `pom` names into the directory. Raises StartError."""
+    goal = ["dependency:copy-dependencies", f"-DoutputDirectory={directory}"]
+    try:
+        done = subprocess.run(
+            ["mvn", "-q", "-B", "-C", "-f", str(pom), *goal],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError:
+        raise StartError(f"Maven could not download {program}: mvn is not installed") from None
+    if done.returncode:
+        lines = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["no error message"]
+        raise StartError(f"Maven could not download {program}: {lines[0].removeprefix('[ERROR] ')[:300]}")
+
+
+def publish(new: Path, place: Path) -> None:
+    """Rename a directory to its final place, unless another stack has just made the same one."""
+    try:
+        new.rename(place)
+    except OSError:
+        if not place.exists():
+            raise
