@@ -56,19 +56,37 @@ def _order(n: int, lines: list[tuple[str, int]]) -> dict[str, Any]:
     return {"user": f"buyer-{n % 1000}", "items": items}
 
 
+def _signed_in(tokens: list[str]) -> Iterator[dict[str, str]]:
+    """Return the headers of callers that take turns, endlessly; empty ones if there are no tokens."""
+    return itertools.cycle([{"authorization": f"Bearer {token}"} for token in tokens] or [{}])
+
+
+def replaced_products(rng: random.Random, ids: list[str], tokens: list[str] | None = None) -> Iterator[bytes]:
+    """PUT products, whose stock stays as it is. tokens: of the callers."""
+    for n, headers in enumerate(_signed_in(tokens or [])):
+        body = product(f"replaced {n}") | {"id": rng.choice(ids), "image_url": None}
+        del body["stock"]
+        yield http1.request("PUT", "/api/product", json.dumps(body).encode(), **headers)
+
+
 def orders(
-    rng: random.Random, ids: list[str], lines: int = 3, email: str = "", domain: str = "example.test"
+    rng: random.Random,
+    ids: list[str],
+    lines: int = 3,
+    email: str = "",
+    domain: str = "example.test",
+    tokens: list[str] | None = None,
 ) -> Iterator[bytes]:
     """POST orders by REST.
 
     Without `email` they have no mail; with it each gets an address in the domain that begins with it and contains the
-    time of the request in ns.
+    time of the request in ns. tokens: of the callers, merchants.
     """
-    for n in itertools.count():
+    for n, headers in enumerate(_signed_in(tokens or [])):
         body = _order(n, _lines(rng, ids, lines))
         if email:
             body["email"] = f"{email}.{time.time_ns()}.{n}@{domain}"
-        yield http1.request("POST", "/api/order", json.dumps(body).encode())
+        yield http1.request("POST", "/api/order", json.dumps(body).encode(), **headers)
 
 
 _CREATE_ORDER = """mutation Create($input: CreateOrderInput!) { createOrder(input: $input) {
@@ -88,11 +106,17 @@ def graphql_orders(rng: random.Random, ids: list[str], lines: int = 3) -> Iterat
 
 
 def graphql(
-    _: random.Random, query: str, variables: dict[str, Any] | None = None, path: str = "/graphql"
+    _: random.Random,
+    query: str,
+    variables: dict[str, Any] | None = None,
+    path: str = "/graphql",
+    tokens: list[str] | None = None,
 ) -> Iterator[bytes]:
-    """POST the same query repeatedly."""
+    """POST the same query repeatedly. tokens: of the callers."""
     body = json.dumps({"query": query, "variables": variables or {}}).encode()
-    return itertools.repeat(http1.request("POST", path, body, accept="application/json"))
+    callers = itertools.islice(_signed_in(tokens or []), max(1, len(tokens or [])))
+    requests = [http1.request("POST", path, body, accept="application/json", **headers) for headers in callers]
+    return itertools.cycle(requests)
 
 
 def catalogue(_: random.Random, prefix: str) -> Iterator[bytes]:
@@ -158,6 +182,7 @@ WORKLOADS = {
         get,
         get_any,
         products,
+        replaced_products,
         orders,
         large_orders,
         graphql_orders,

@@ -13,6 +13,7 @@ from benchmarks.scenarios import (
     pages,
     products,
     search,
+    sign_in,
 )
 
 SCENARIOS: list[Scenario] = [
@@ -23,6 +24,7 @@ SCENARIOS: list[Scenario] = [
     *fairness.SCENARIOS,
     *inventory.SCENARIOS,
     *gateway.SCENARIOS,
+    *sign_in.SCENARIOS,
     *mails.SCENARIOS,
     *deferred_mails.SCENARIOS,
     *commands.SCENARIOS,

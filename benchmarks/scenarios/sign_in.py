@@ -1,0 +1,171 @@
+"""What verifying a token costs: the same requests to two copies of the services, of which one requires sign-in."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import yaml
+from joserfc import jwt
+from joserfc.jwk import RSAKey
+from market_dev.stack.topology import config_directory
+
+from benchmarks.measurements import Measurement, Row, Spread, ratio
+from benchmarks.scenario import Contestants, Measurements, Scenario, rounded
+from benchmarks.scenarios.gateway import LIST
+from benchmarks.testbed import Testbed, outbox_drained
+
+MAX_RATIO = 1.15
+# As many people as take turns; each has a token.
+PEOPLE = 100
+_TOKEN_SECONDS = 86_400
+# In the order in which they are started: each calls only earlier ones.
+_SERVICES = ("inventory", "products", "orders", "graphql")
+
+
+class Issuer:
+    """An issuer of tokens whose documents are files: a web server serves them."""
+
+    def __init__(self, testbed: Testbed) -> None:
+        self.port = testbed.peer_port(16)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._directory = testbed.directory / "issuer"
+        (self._directory / ".well-known").mkdir(parents=True, exist_ok=True)
+        # Scenarios share the services, and so the key.
+        file = testbed.directory / "issuer.pem"
+        if not file.exists():
+            file.write_bytes(RSAKey.generate_key(2048).as_pem(private=True))
+        self._key = RSAKey.import_key(file.read_bytes(), {"kid": "benchmark", "use": "sig", "alg": "RS256"})
+        discovery = {"issuer": self.url, "jwks_uri": f"{self.url}/keys.json"}
+        (self._directory / ".well-known" / "openid-configuration").write_text(json.dumps(discovery))
+        (self._directory / "keys.json").write_text(json.dumps({"keys": [self._key.as_dict(private=False)]}))
+
+    async def start(self, testbed: Testbed) -> None:
+        server = [sys.executable, "-m", "http.server", str(self.port), "--bind", "127.0.0.1", "-d", self._directory]
+        await testbed.start("issuer", server, self.port)
+
+    def token(self, subject: str, *roles: str) -> str:
+        now = int(time.time())
+        claims = {
+            "iss": self.url,
+            "sub": subject,
+            "aud": "market",
+            "iat": now,
+            "exp": now + _TOKEN_SECONDS,
+            "roles": list(roles),
+            "email": f"{subject}@example.test",
+            "email_verified": True,
+        }
+        return jwt.encode({"alg": "RS256", "kid": self._key.kid, "typ": "at+jwt"}, claims, self._key)
+
+
+async def start_signed_in(testbed: Testbed) -> tuple[dict[str, int], list[str]]:
+    """Start a copy of each service that requires sign-in. Return their ports, and the tokens of merchants."""
+    issuer = Issuer(testbed)
+    await issuer.start(testbed)
+    ports = {name: testbed.peer_port(8 + 2 * n) for n, name in enumerate(_SERVICES)}
+    for service in _SERVICES:
+        config = yaml.safe_load((config_directory() / f"{service}.yaml").read_text())
+        config["auth"] = {"mode": "required", "issuer": issuer.url}
+        if service == "inventory":
+            config["auth"]["callers"] = {"products-service": "products", "orders-service": "orders"}
+        if service in ("products", "orders"):
+            token = testbed.directory / f"{service}.token"
+            token.write_text(issuer.token(f"{service}-service"))
+            config["service_identity"] = {"token_file": str(token)}
+        if "http" in config:
+            # The generator sends more than any person would.
+            config["http"]["max_requests_per_second_per_caller"] = 1_000_000
+        file = testbed.directory / f"signed-in-{service}.yaml"
+        file.write_text(yaml.safe_dump(config))
+        env = {
+            **testbed.stack.environment(service),
+            "MARKET_PORT": str(ports[service]),
+            "MARKET_ADMIN_PORT": str(ports[service] + 1),
+            **{f"MARKET_{name.upper()}_PORT": str(port) for name, port in ports.items() if name != service},
+            "CONFIG_PATH": str(file),
+        }
+        await testbed.start(f"signed-in {service}", [sys.executable, "-m", f"market.{service}"], ports[service], env)
+    return ports, [issuer.token(f"merchant-{n}", "merchant") for n in range(PEOPLE)]
+
+
+def _workload(kind: str, ids: list[str]) -> tuple[str, dict[str, Any]]:
+    """Return the service that is loaded, and the load."""
+    if kind == "product PUT":
+        return "products", {"workload": "replaced_products", "params": {"ids": ids}}
+    if kind == "order POST":
+        return "orders", {"workload": "orders", "params": {"ids": ids}}
+    return "graphql", {"workload": "graphql", "params": {"query": LIST}}
+
+
+def _prepare(kind: str) -> Any:
+    async def prepare(testbed: Testbed) -> Contestants:
+        ids = await testbed.fill()
+        # Its mails are not what is measured.
+        testbed.stack.pause("notifications")
+        ports, tokens = await start_signed_in(testbed)
+        service, load = _workload(kind, ids)
+        signed_in = {**load, "params": {**load["params"], "tokens": tokens}}
+        # Each token is verified once. A client meets that once in the life of its token.
+        await testbed.load(port=ports[service], **signed_in, connections=1, count=2 * PEOPLE)
+        testbed.pin()
+
+        def contestant(prefix: str, port: int, workload: dict[str, Any]) -> Any:
+            async def measure() -> Measurement:
+                measured = await testbed.closed_loop(port=port, **workload)
+                if kind == "order POST":
+                    await outbox_drained(testbed.urls["mongodb"])
+                measured.value = sum(measured.cpu_ms.get(f"{prefix}{name}", 0.0) for name in _SERVICES)
+                return measured
+
+            return measure
+
+        return {
+            "open": contestant("", testbed.port(service), load),
+            "signed in": contestant("signed-in ", ports[service], signed_in),
+        }
+
+    return prepare
+
+
+def _judge(kind: str) -> Any:
+    def judge(measurements: Measurements) -> list[Row]:
+        signed_in, opened = measurements["signed in"], measurements["open"]
+        spread = ratio([m.value for m in signed_in], [m.value for m in opened])
+        return [
+            Row(
+                scenario=f"{kind} with a verified token",
+                unit="CPU ms per request, of all services",
+                ours=rounded(Spread.of([m.value for m in signed_in]).median),
+                peer=None,
+                limit=rounded(Spread.of([m.value for m in opened]).median),
+                ratio_to_peer=None,
+                ratio_to_limit=rounded(spread.median),
+                spread_to_limit=[rounded(spread.low), rounded(spread.high)],
+                goal=f"<= {MAX_RATIO}x the CPU without sign-in",
+                met=spread.median <= MAX_RATIO,
+                remark=f"the limit is the same request without sign-in; {PEOPLE} people, RS256",
+            )
+        ]
+
+    return judge
+
+
+SCENARIOS = [
+    Scenario(
+        name=name,
+        title=f"{kind} with sign-in",
+        goal=f"<= {MAX_RATIO}x the CPU without sign-in",
+        prepare=_prepare(kind),
+        judge=_judge(kind),
+        group="sign-in",
+        unit="ms",
+    )
+    for name, kind in (
+        ("sign-in-product", "product PUT"),
+        ("sign-in-order", "order POST"),
+        ("sign-in-graphql", "GraphQL list"),
+    )
+]
