@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from market.kit.auth.issuer import SigningKey as PublicKey
 from market.kit.auth.keys import Keys
 from market.kit.auth.token_cache import TokenCache
 from market.kit.errors import Unauthenticated, Unavailable
+from tests.support.certificates import make_authority, make_certificate
 from tests.support.issuer import DISCOVERY, JWKS, Fault, Issuer, SigningKey
 from tests.support.waiting import until
 
@@ -223,6 +225,22 @@ async def test_a_private_key_is_not_kept_even_if_the_issuer_publishes_it(issuer:
     assert not key.key.is_private
 
 
+async def test_an_issuer_over_tls_must_have_a_certificate_of_the_configured_authority(tmp_path: Path) -> None:
+    authority = make_authority(tmp_path, "authority")
+    other = make_authority(tmp_path, "other")
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(*make_certificate(authority, "localhost"))
+    async with IssuerOverTls(server).serving() as issuer:
+        [key, *_] = await IssuerClient(auth(issuer, issuer_ca_file=str(authority))).fetch_keys()
+        assert key.kid == issuer.signing_key.kid
+        for file in (str(other), None):
+            with pytest.raises(FetchError, match=r"localhost: cannot connect: .*certificate verify failed"):
+                await IssuerClient(auth(issuer, issuer_ca_file=file)).fetch_keys()
+        missing = str(tmp_path / "missing.pem")
+        with pytest.raises(FetchError, match=r"localhost: .*No such file"):
+            await IssuerClient(auth(issuer, issuer_ca_file=missing)).fetch_keys()
+
+
 async def test_the_token_for_the_keys_is_sent_to_the_configured_host_only(issuer: Issuer, tmp_path: Path) -> None:
     seen: dict[str, str | None] = {}
     (tmp_path / "token").write_text("for-the-issuer\n")
@@ -282,6 +300,18 @@ def test_the_cache_of_tokens_is_bounded_in_number_and_bytes() -> None:
     cache = TokenCache(0, 10_000)
     cache.put(b"0", Identity("ann", frozenset({Role.BUYER})), 100.0, "key")
     assert cache.get(b"0", 1.0) is None
+
+
+class IssuerOverTls(Issuer):
+    """The issuer over HTTPS, at localhost."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__()
+        self.url = f"https://localhost:{self.port}"
+        self._context = context
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._handle, "localhost", self.port, ssl=self._context)
 
 
 class Published:

@@ -91,11 +91,15 @@ async def authenticator(
         refresh_seconds=config.refresh_seconds,
         min_refetch_seconds=config.min_refetch_seconds,
     )
-    pauses = [await keys.refresh()]
+    pauses: list[float] = []
 
     async def refresh() -> float:
-        # The first fetch has just been made.
+        # The first fetch has been made before the service starts.
         return pauses.pop() if pauses else await keys.refresh()
 
-    async with periodic_tasks({"issuer-keys": refresh}):
-        yield Authenticator(Verifier(config, keys, callers or {}), cache, clock=clock)
+    try:
+        pauses.append(await keys.refresh())
+        async with periodic_tasks({"issuer-keys": refresh}):
+            yield Authenticator(Verifier(config, keys, callers or {}), cache, clock=clock)
+    finally:
+        await keys.close()

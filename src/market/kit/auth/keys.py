@@ -112,6 +112,12 @@ class Keys:
             return self._refresh_seconds * random.uniform(0.9, 1.1)
         return min(self._refresh_seconds, _RETRY_WITH_KEYS_SECONDS if self._keys else _RETRY_SECONDS)
 
+    async def close(self) -> None:
+        """Cancel a fetch in flight."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.gather(self._fetching, return_exceptions=True)
+
     def _start(self) -> asyncio.Task[None]:
         """Return the fetch in flight, or start one. It does not end with the request that started it."""
         if self._fetching is None:
