@@ -28,6 +28,10 @@ if _version_not_supported:
 class InventoryStub:
     """The shop's stock and its reservations.
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
+
+    Where sign-in is required (auth.mode), callers send a service's own token as the metadata `authorization: Bearer ...`:
+    products may call CheckAvaliable, GetStock and SetStock, orders Reserve, ReserveMany, CancelReserve, GetStock and
+    ListReservations, and nobody AddStock. Others get UNAUTHENTICATED (no token, or an invalid one) or PERMISSION_DENIED.
     """
 
     def __init__(self, channel):
@@ -81,6 +85,10 @@ class InventoryStub:
 class InventoryServicer:
     """The shop's stock and its reservations.
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
+
+    Where sign-in is required (auth.mode), callers send a service's own token as the metadata `authorization: Bearer ...`:
+    products may call CheckAvaliable, GetStock and SetStock, orders Reserve, ReserveMany, CancelReserve, GetStock and
+    ListReservations, and nobody AddStock. Others get UNAUTHENTICATED (no token, or an invalid one) or PERMISSION_DENIED.
     """
 
     def CheckAvaliable(self, request, context):
@@ -194,6 +202,10 @@ def add_InventoryServicer_to_server(servicer, server):
 class Inventory:
     """The shop's stock and its reservations.
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
+
+    Where sign-in is required (auth.mode), callers send a service's own token as the metadata `authorization: Bearer ...`:
+    products may call CheckAvaliable, GetStock and SetStock, orders Reserve, ReserveMany, CancelReserve, GetStock and
+    ListReservations, and nobody AddStock. Others get UNAUTHENTICATED (no token, or an invalid one) or PERMISSION_DENIED.
     """
 
     @staticmethod

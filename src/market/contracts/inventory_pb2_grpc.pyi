@@ -29,6 +29,10 @@ GRPC_VERSION: str
 class InventoryStub:
     """The shop's stock and its reservations.
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
+
+    Where sign-in is required (auth.mode), callers send a service's own token as the metadata `authorization: Bearer ...`:
+    products may call CheckAvaliable, GetStock and SetStock, orders Reserve, ReserveMany, CancelReserve, GetStock and
+    ListReservations, and nobody AddStock. Others get UNAUTHENTICATED (no token, or an invalid one) or PERMISSION_DENIED.
     """
 
     @_typing.overload
@@ -58,6 +62,10 @@ class InventoryStub:
 class InventoryAsyncStub(InventoryStub):
     """The shop's stock and its reservations.
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
+
+    Where sign-in is required (auth.mode), callers send a service's own token as the metadata `authorization: Bearer ...`:
+    products may call CheckAvaliable, GetStock and SetStock, orders Reserve, ReserveMany, CancelReserve, GetStock and
+    ListReservations, and nobody AddStock. Others get UNAUTHENTICATED (no token, or an invalid one) or PERMISSION_DENIED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -83,6 +91,10 @@ class InventoryAsyncStub(InventoryStub):
 class InventoryServicer(metaclass=_abc_1.ABCMeta):
     """The shop's stock and its reservations.
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
+
+    Where sign-in is required (auth.mode), callers send a service's own token as the metadata `authorization: Bearer ...`:
+    products may call CheckAvaliable, GetStock and SetStock, orders Reserve, ReserveMany, CancelReserve, GetStock and
+    ListReservations, and nobody AddStock. Others get UNAUTHENTICATED (no token, or an invalid one) or PERMISSION_DENIED.
     """
 
     @_abc_1.abstractmethod
