@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from market.kit.auth.identity import identity
-from market.kit.process import logs
+import structlog
 
-log = logs.get_logger("audit")
+from market.kit.auth.identity import identity
+
+# Entries are written whatever `log.level` is.
+log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO), component="audit")
 
 
 def record(action: str, *, target: str, before: Any = None, after: Any = None) -> None:
