@@ -11,6 +11,7 @@ import pytest
 
 from market.contracts import access
 from market.kit.config import ConfigError
+from tests.cluster.sign_in import ADDED, URL, add_sign_in
 from tests.deploy.conftest import KUBECTL, ROOT, FakeCommands
 from tests.deploy.test_manifests import SERVICES, by_name, check_manifests, loaded, rendered, workloads
 
@@ -198,3 +199,17 @@ def test_undeploy_removes_the_binding_outside_of_the_namespace(minikube: FakeCom
     }
     minikube.run("undeploy.sh", "--yes", "--timeout", "3")
     assert [call for call in minikube.calls() if "delete clusterrolebindings" in call]
+
+
+def test_the_manifests_of_the_cluster_test_are_valid_and_require_sign_in(tmp_path: Path) -> None:
+    """The cluster test itself runs on a cluster only (tests/cluster/test_sign_in.py)."""
+    copy = Path(check_manifests.copy_with_examples(tmp_path))
+    add_sign_in(copy, "https://kubernetes.default.svc.cluster.local")
+    documents = check_manifests.render(copy, "base")
+    assert [error for document in documents for error in check_manifests.find_errors(document)] == []
+    for name, package in SIGN_IN.items():
+        auth = loaded(documents, name, package).auth
+        assert auth.is_required
+        assert auth.issuer == ("https://kubernetes.default.svc.cluster.local" if package == "inventory" else URL)
+    names = {f"{d['kind'].lower()}/{d['metadata']['name']}" for d in documents}
+    assert set(ADDED) <= names

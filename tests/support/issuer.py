@@ -120,11 +120,12 @@ class Issuer:
 
     keys: the published keys. The first signs, unless a token names another.
     clients: by id, for the token endpoint.
+    url: by default on loopback.
     """
 
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(self, port: int | None = None, url: str | None = None) -> None:
         self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = url or f"http://127.0.0.1:{self.port}"
         self.keys = [SigningKey("ES256"), SigningKey("RS256"), SigningKey("PS256"), SigningKey("EdDSA")]
         self.clients: dict[str, Client] = {}
         self.fault: Fault | None = None
@@ -191,8 +192,8 @@ class Issuer:
         self.issued.append(token)
         return token
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._handle, "127.0.0.1", self.port)
+    async def start(self, host: str = "127.0.0.1") -> None:
+        self._server = await asyncio.start_server(self._handle, host, self.port)
 
     async def stop(self) -> None:
         assert self._server is not None
