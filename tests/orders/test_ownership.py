@@ -204,7 +204,11 @@ async def test_another_buyers_order_looks_exactly_like_one_that_does_not_exist(
     missing = str(new_id())
     published = {"_id": UUID(anns_order["id"]), "outbox": {"$exists": False}}
     document = await until(lambda: shop.documents.find_one(published), what="event published")
-    for call in (bob.get, bob.cancel):
+
+    async def head(order_id: str) -> httpx.Response:
+        return await bob.http.head(f"/api/order/{order_id}", headers=bob.headers)
+
+    for call in (bob.get, bob.cancel, head):
         for order_id in (anns_order["id"], anns_order["id"].upper()):
             found, absent = await call(order_id), await call(missing if order_id.islower() else missing.upper())
             assert found.status_code == absent.status_code == 404
