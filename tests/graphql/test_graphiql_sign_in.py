@@ -14,14 +14,13 @@ from market.graphql.config import GatewayHttp, GraphiQL
 from tests.graphql.graphql_gateway import Gateway
 from tests.graphql.signed_in import protected_gateway
 from tests.support.browser import CHROMIUM, Tab, tab
+from tests.support.graphiql import BAR, EDITORS, press, run_query
 from tests.support.issuer import DISCOVERY, TOKEN, Fault
 from tests.support.ports import free_port
 from tests.support.sign_in_issuer import AUTHORIZE, CLIENT_ID, SignInIssuer
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
-BAR = "document.getElementById('access').innerText.replaceAll(/\\s+/g, ' ').trim()"
-EDITOR = "document.querySelectorAll('.CodeMirror')"
 HELD = "JSON.stringify([{...sessionStorage}, {...localStorage}])"
 ORDERS = "{ orders { total items { user } } }"
 
@@ -37,26 +36,6 @@ async def shop(**settings: Any) -> AsyncIterator[tuple[Gateway, SignInIssuer]]:
             yield gateway, issuer
 
 
-async def _press(page: Tab, label: str) -> None:
-    found = f"[...document.querySelectorAll('#access button')].find((b) => b.textContent === {json.dumps(label)})"
-    await page.until(f"{found} !== undefined")
-    await page.evaluate(f"{found}.click()")
-
-
-async def _run(page: Tab, query: str, headers: str = "") -> Any:
-    """Run the query as a visitor does, and return what GraphiQL shows."""
-    await page.until(f"{EDITOR}.length >= 3")
-    await page.evaluate(f"{EDITOR}[0].CodeMirror.setValue({json.dumps(query)})")
-    await page.evaluate("[...document.querySelectorAll('button')].find((b) => b.textContent === 'Headers').click()")
-    await page.evaluate(f"{EDITOR}[2].CodeMirror.setValue({json.dumps(headers)})")
-    shown = "document.querySelector('.result-window .CodeMirror').CodeMirror"
-    await page.evaluate(f"{shown}.setValue('')")
-    # With more than one operation in the editor, the button opens a menu.
-    await page.until("document.querySelector('.graphiql-execute-button').getAttribute('aria-haspopup') === null")
-    await page.evaluate("document.querySelector('.graphiql-execute-button').click()")
-    return json.loads(await page.until(f"{shown}.getValue()"))
-
-
 async def _type_token(page: Tab, token: str) -> None:
     field = "document.querySelector('#access input')"
     await page.until(f"{field} !== null")
@@ -66,16 +45,16 @@ async def _type_token(page: Tab, token: str) -> None:
 async def test_a_visitor_signs_in_places_an_order_and_signs_out(tmp_path: Path) -> None:
     async with shop(authorization_parameters={"audience": "market"}) as (gateway, issuer), tab(tmp_path) as page:
         await page.open(f"{gateway.http.base_url}/")
-        assert (await _run(page, ORDERS))["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
-        await _press(page, "Sign in")
+        assert (await run_query(page, ORDERS))["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
+        await press(page, "Sign in")
         assert await page.until(f"{BAR}.startsWith('Signed in') && {BAR}") == "Signed in as Ann Example. Sign out"
         # What was in the editor is there again.
-        await page.until(f"{EDITOR}.length >= 3 && {EDITOR}[0].CodeMirror.getValue() === {json.dumps(ORDERS)}")
-        result = await _run(page, ORDERS)
+        await page.until(f"{EDITORS}.length >= 3 && {EDITORS}[0].CodeMirror.getValue() === {json.dumps(ORDERS)}")
+        result = await run_query(page, ORDERS)
         assert (result["data"]["orders"]["total"], result["data"]["orders"]["items"][0]["user"]) == (25, "ann")
         line = f'{{productId: "{next(iter(gateway.products.resources))}", quantity: 1}}'
         create = f"mutation {{ createOrder(input: {{items: [{line}]}}) {{ user }} }}"
-        assert await _run(page, create) == {"data": {"createOrder": {"user": "ann"}}}
+        assert await run_query(page, create) == {"data": {"createOrder": {"user": "ann"}}}
 
         [asked] = issuer.authorizations
         [exchanged] = issuer.exchanges
@@ -101,12 +80,12 @@ async def test_a_visitor_signs_in_places_an_order_and_signs_out(tmp_path: Path) 
 
         await page.open(f"{gateway.http.base_url}/")
         await page.until(f"{BAR} === 'Signed in as Ann Example. Sign out'")
-        await _press(page, "Sign out")
+        await press(page, "Sign out")
         await page.until(f"{BAR} === 'Sign in or'")
         assert issuer.issued[0] not in await page.evaluate(HELD)
-        assert (await _run(page, ORDERS))["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
+        assert (await run_query(page, ORDERS))["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
         # Whoever has signed out is asked who they are.
-        await _press(page, "Sign in")
+        await press(page, "Sign in")
         await page.until(f"{BAR}.startsWith('Signed in')")
         assert issuer.authorizations[-1]["prompt"] == "login"
         assert issuer.authorizations[-1]["state"] != asked["state"]
@@ -126,12 +105,12 @@ async def test_a_response_that_does_not_belong_to_the_sign_in_is_refused(tmp_pat
     async with shop() as (gateway, issuer), tab(tmp_path) as page:
         for issuer.wrong_response, issuer.wrong_claims, reason in cases:
             await page.open(f"{gateway.http.base_url}/")
-            await _press(page, "Sign in")
+            await press(page, "Sign in")
             assert await page.until(f"{BAR}.includes('failed') && {BAR}") == f"Sign in or Sign-in failed: {reason}."
             assert await page.evaluate("location.href") == f"{issuer.origin}/"
             assert "market.token" not in await page.evaluate(HELD)
         issuer.wrong_response, issuer.wrong_claims, issuer.person = {}, {}, None
-        await _press(page, "Sign in")
+        await press(page, "Sign in")
         await page.until(f"{BAR} === 'Sign in or Sign-in failed: the person has declined.'")
         # A link that somebody else has made: nothing was started here.
         exchanges = len(issuer.exchanges)
@@ -170,19 +149,19 @@ async def test_the_page_says_how_the_issuer_fails_and_works_on(tmp_path: Path) -
         await page.open(f"{gateway.http.base_url}/")
         for path, response, reason in cases:
             issuer.replaced = {path: response}
-            await _press(page, "Sign in")
+            await press(page, "Sign in")
             await page.until(f"{BAR} === {json.dumps(f'Sign in or Sign-in failed: {reason}.')}")
             await _clear_message(page)
         issuer.replaced = {}
         for fault, reason in ((Fault.REDIRECT, "cannot be reached"), (Fault.SLOW, "has not responded in time")):
             async with issuer.faulty(fault):
-                await _press(page, "Sign in")
+                await press(page, "Sign in")
                 await page.until(f"{BAR} === 'Sign in or Sign-in failed: the issuer {reason}.'")
                 await _clear_message(page)
         async with issuer.away():
-            await _press(page, "Sign in")
+            await press(page, "Sign in")
             await page.until(f"{BAR} === 'Sign in or Sign-in failed: the issuer cannot be reached.'")
-        assert await _run(page, "{ products(limit: 1) { limit } }") == {"data": {"products": {"limit": 1}}}
+        assert await run_query(page, "{ products(limit: 1) { limit } }") == {"data": {"products": {"limit": 1}}}
 
 
 async def _clear_message(page: Tab) -> None:
@@ -196,20 +175,20 @@ async def test_a_token_that_a_visitor_enters_is_sent_and_is_kept_by_the_tab_alon
         await page.until(f"document.querySelector('#access input') !== null && {BAR} === ''")
         await _type_token(page, f"Bearer {ann}")
         await page.until(f"{BAR} === 'Requests have an access token. Remove'")
-        assert (await _run(page, ORDERS))["data"]["orders"]["total"] == 25
+        assert (await run_query(page, ORDERS))["data"]["orders"]["total"] == 25
         # The editor of headers comes first.
-        assert (await _run(page, ORDERS, json.dumps({"Authorization": f"Bearer {bob}"})))["data"]["orders"][
+        assert (await run_query(page, ORDERS, json.dumps({"Authorization": f"Bearer {bob}"})))["data"]["orders"][
             "total"
         ] == 5
         # GraphiQL keeps a history.
         await page.until("localStorage['graphiql:queries']?.includes('orders')")
         _, in_local = json.loads(await page.evaluate(HELD))
         assert [token for token in (ann, bob) if token in json.dumps(in_local)] == []
-        await _press(page, "Remove")
+        await press(page, "Remove")
         await _type_token(page, "two words")
         await page.until(f"{BAR} === 'Not used: a token has no spaces and no characters beyond ASCII.'")
         await _type_token(page, issuer.token("ann", expires_in=-300))
-        assert (await _run(page, ORDERS))["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
+        assert (await run_query(page, ORDERS))["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
         await page.until(f"{BAR}.startsWith('The token was not accepted: the token')")
 
 
@@ -219,7 +198,7 @@ async def test_the_page_may_call_the_issuers_origin_and_no_other(tmp_path: Path)
         policy = (await gateway.http.get("/")).headers["content-security-policy"]
         assert f"connect-src 'self' {issuer.url};" in policy
         await page.open(f"{gateway.http.base_url}/")
-        await page.until(f"{EDITOR}.length >= 3")
+        await page.until(f"{EDITORS}.length >= 3")
         assert await page.evaluate(calls.replace("URL", json.dumps(issuer.url + DISCOVERY))) == "called"
         other = gateway.orders.url
         assert await page.evaluate(calls.replace("URL", json.dumps(other))) == "refused"

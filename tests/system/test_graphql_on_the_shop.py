@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,62 +11,18 @@ import httpx
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis_graphql import from_schema
 
+from tests.support.graphql_examples import open_examples, run_example
 from tests.system.whole_shop import System
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = (ROOT / "graphql/examples.txt").read_text()
-_NAME = re.compile(r"\$\{(\w+)\}")
-
-
-def examples() -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
-    """Return (title, document, variables, response) of each example, in the order of the file."""
-    found = []
-    for section in EXAMPLES.split("\n=== ")[1:]:
-        title, _, rest = section.partition("\n")
-        document, variables, response = re.split(r"\n--- (?:variables|response)\n", rest)
-        found.append((title, document.strip(), json.loads(variables), json.loads(response)))
-    return found
-
-
-def filled(value: Any, known: dict[str, Any]) -> Any:
-    """Replace each ${NAME} by its known value, or by a new unique value if the name is not known yet."""
-    if isinstance(value, dict):
-        return {k: filled(v, known) for k, v in value.items()}
-    if isinstance(value, list):
-        return [filled(v, known) for v in value]
-    if isinstance(value, str) and (name := _NAME.fullmatch(value)):
-        return known.setdefault(name[1], f"{name[1]}-{uuid4()}")
-    return value
-
-
-def assert_matches(expected: Any, response: Any, known: dict[str, Any], path: str = "") -> None:
-    """Assert that the response is the expected one. ${NAME} matches any value first, and the same value after that."""
-    if isinstance(expected, dict):
-        assert isinstance(response, dict), path
-        assert list(expected) == list(response), path
-        for k in expected:
-            assert_matches(expected[k], response[k], known, f"{path}.{k}")
-    elif isinstance(expected, list):
-        assert isinstance(response, list), path
-        assert len(expected) == len(response), path
-        for i, (e, a) in enumerate(zip(expected, response, strict=True)):
-            assert_matches(e, a, known, f"{path}[{i}]")
-    elif isinstance(expected, str) and (name := _NAME.fullmatch(expected)):
-        assert known.setdefault(name[1], response) == response, path
-    else:
-        assert expected == response, path
 
 
 async def test_every_example_in_the_file_gives_the_answer_in_the_file(shop: System, http: httpx.AsyncClient) -> None:
     known: dict[str, Any] = {}
     called = set()
-    for title, document, variables, expected in examples():
-        response = await http.post(
-            shop.urls["graphql"] + "/graphql", json={"query": document, "variables": filled(variables, known)}
-        )
-        assert response.status_code == 200, (title, response.text)
-        assert_matches(expected, response.json(), known, title)
-        called |= set(expected["data"])
+    for example in open_examples():
+        await run_example(example, known, http, shop.urls["graphql"])
+        called |= set(example.response["data"])
     assert called == {
         "product",
         "products",
