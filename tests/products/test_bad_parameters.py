@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from uuid import uuid4
 
 import pytest
@@ -47,6 +48,17 @@ async def test_errors_of_parameters_state_the_rule(products: RunningProducts):
     assert await reason("availability=maybe") == "availability: must be one of true, false"
     assert await reason("limit=1&limit=2") == "limit: must not be repeated"
     assert await reason("q=%ff") == "query: must be a query string in UTF-8 with at most 150 parameters"
+
+
+@pytest.mark.parametrize("stray", ["100%", "%zz", "%u0041", "a%2"])
+async def test_a_percent_sign_that_encodes_nothing_is_refused(products: RunningProducts, stray: str):
+    # httpx would encode the percent sign.
+    reader, writer = await asyncio.open_connection("127.0.0.1", products.config.http.port)
+    writer.write(f"GET /api/product?q={stray} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+    response = await reader.read()
+    writer.close()
+    assert response.startswith(b"HTTP/1.1 422 ")
+    assert b'"detail":"query: must be percent-encoded: a % must be followed by two hexadecimal digits"' in response
 
 
 async def test_an_empty_list_of_ids_gets_the_allowed_number(products: RunningProducts):

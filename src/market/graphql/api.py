@@ -24,7 +24,13 @@ from market.kit.errors import BadInput, MethodNotAllowed, Overloaded, Problem, U
 from market.kit.http import edge
 from market.kit.http.admission import Admission
 from market.kit.http.edge import Endpoint
-from market.kit.http.requests import parse_quality, read_body, read_header, reject_unsupported_preconditions
+from market.kit.http.requests import (
+    parse_pairs,
+    parse_quality,
+    read_body,
+    read_header,
+    reject_unsupported_preconditions,
+)
 from market.kit.http.responses import json_response, problem_response
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
@@ -195,10 +201,7 @@ def is_authorization_response(query_string: str) -> bool:
 
 def parse_get_request(query_string: bytes) -> GraphQLRequest:
     """Return the request in a query string. Raises BadInput."""
-    try:
-        pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
-    except ValueError:
-        raise BadInput("query", "must be a query string in UTF-8 with at most 20 parameters") from None
+    pairs = parse_pairs(query_string, 20)
     parameters = dict(pairs)
     for name in ("query", "operationName", "variables", "extensions", "documentId"):
         if sum(name == n for n, _ in pairs) > 1:

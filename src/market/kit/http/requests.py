@@ -21,6 +21,7 @@ T = TypeVar("T")
 # The maximum number of parameters in a query string. It is higher if a field is a list, because the list's items may be
 # sent as repeated parameters.
 _MAX_PARAMETERS, _MAX_PARAMETERS_WITH_LIST = 50, 150
+_STRAY_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 _IDEMPOTENCY_KEY = re.compile(rb"[!-~]{1,255}")
 
@@ -119,6 +120,16 @@ def _check_content_type(content_type: str) -> None:
             raise UnsupportedMediaType("Content-Type", "charset must be utf-8")
 
 
+def parse_pairs(query_string: bytes, max_pairs: int) -> list[tuple[str, str]]:
+    """Return the names and values of a query string. Raises BadInput."""
+    if _STRAY_PERCENT.search(query_string):
+        raise BadInput("query", "must be percent-encoded: a % must be followed by two hexadecimal digits")
+    try:
+        return parse_qsl(query_string.decode(), keep_blank_values=True, errors="strict", max_num_fields=max_pairs)
+    except ValueError:  # Includes UnicodeDecodeError.
+        raise BadInput("query", f"must be a query string in UTF-8 with at most {max_pairs} parameters") from None
+
+
 def parse_query(request: Request, query_type: type[T]) -> T:
     """Return the query string as a struct. Raises BadInput for unknown or repeated names and values out of bounds."""
     raw: bytes = request.scope["query_string"]
@@ -127,12 +138,7 @@ def parse_query(request: Request, query_type: type[T]) -> T:
     if raw:
         lists = _lists(query_type)  # type: ignore[arg-type]
         max_parameters = _MAX_PARAMETERS_WITH_LIST if lists else _MAX_PARAMETERS
-        try:
-            pairs = parse_qsl(raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=max_parameters)
-        except ValueError:  # Includes UnicodeDecodeError.
-            raise BadInput(
-                "query", f"must be a query string in UTF-8 with at most {max_parameters} parameters"
-            ) from None
+        pairs = parse_pairs(raw, max_parameters)
         parsers = _parsers(query_type)  # type: ignore[arg-type]
         for name, value in pairs:
             if name in lists:

@@ -24,6 +24,8 @@ from market.products.store import COLUMNS, PageQuery, page_clauses, page_order, 
 # would read the table instead of the index.
 SETTINGS = {"enable_seqscan": "off"}
 
+_MAX_NAMED = 100
+
 
 class SearchQuery(Struct, frozen=True):
     """Which part of what is found is requested. `sort` None: by relevance.
@@ -77,11 +79,13 @@ class ProductSearch:
 async def read_page(conn: Connection, query: SearchQuery) -> FoundPage:
     """Return a page as ProductSearch.get_page does. Raises BadInput, and what the driver raises."""
     search = parse(query.words)
-    if search.excluded and await _is_name(conn, query.words):
+    if search.excluded and await _find_named(conn, query.words):
         search = parse(query.words, excludes=False)
     matches = await compile_search(conn, search)
     if not matches.found:
-        return FoundPage([], None, 0)
+        # Without any word, a name such as "?" is found as it is.
+        named = await _find_named(conn, query.words)
+        return FoundPage(await _get_products(conn, named[query.offset :][: query.limit]), None, len(named))
     sample = await take_sample(conn, matches)
     if query.sort is None:
         page = await _by_relevance(conn, query, matches, sample)
@@ -94,15 +98,20 @@ async def read_page(conn: Connection, query: SearchQuery) -> FoundPage:
     return page
 
 
-async def _is_name(conn: Connection, text: str) -> bool:
-    """Return whether a product has this name: then it is searched for as a whole, as in "MAGIC TREE -PAPER FLOWERS"."""
-    # By the index of sort=name; the key ends with the name itself.
-    sql = """
-        SELECT EXISTS (
-            SELECT FROM products WHERE name_sort_key(name) COLLATE "C" = name_sort_key($1::text) COLLATE "C"
-        )
+async def _find_named(conn: Connection, text: str) -> list[UUID]:
+    """Return the ids of products with this name, the newest first; at most _MAX_NAMED. Case and accents may differ.
+
+    The name is then searched for as a whole, as in "MAGIC TREE -PAPER FLOWERS".
     """
-    return bool(await conn.fetchval(sql, text))
+    # By the index of sort=name: its key is the name in lower case, a separator and the name as it is.
+    sql = f"""
+        SELECT id FROM products,
+            (SELECT split_part(name_sort_key($1::text), U&'\\0001', 1) COLLATE "C" AS key OFFSET 0) AS searched
+        WHERE name_sort_key(name) COLLATE "C" >= key || U&'\\0001'
+            AND name_sort_key(name) COLLATE "C" < key || U&'\\0002'
+        ORDER BY id DESC LIMIT {_MAX_NAMED}
+    """
+    return [row[0] for row in await conn.fetch(sql, text.strip())]
 
 
 async def _by_relevance(conn: Connection, query: SearchQuery, matches: Matches, sample: Sample) -> FoundPage:
