@@ -120,6 +120,7 @@ HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,Custome
             HEADER.encode("utf-16"),
             ": is in UTF-16, and must be in UTF-8 \\(iconv -f UTF-16 -t UTF-8 FILE > NEW converts it\\)",
         ),
+        (HEADER.encode("utf-32"), ": is in UTF-32, and must be in UTF-8 \\(iconv -f UTF-32 -t UTF-8 "),
         (HEADER.encode("utf-16-be"), ": is in UTF-16, and must be in UTF-8 \\(iconv -f UTF-16BE -t UTF-8 "),
         (HEADER.encode("utf-16-le"), ": is in UTF-16, and must be in UTF-8 \\(iconv -f UTF-16LE -t UTF-8 "),
         (b"PK\x03\x04\x14\x00", ": is an Excel workbook; save it as CSV in UTF-8"),

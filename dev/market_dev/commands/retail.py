@@ -236,14 +236,16 @@ def _other_format(beginning: bytes) -> str | None:
     """Return the format of a file that is not text in UTF-8, recognised by its first line; None if it may be UTF-8."""
     if beginning.startswith(b"PK\x03\x04"):
         return "is an Excel workbook; save it as CSV in UTF-8"
-    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        # With a byte order mark iconv knows the order, and removes the mark.
+    # With a byte order mark iconv knows the order, and removes the mark. That of UTF-32 may begin with that of UTF-16.
+    if beginning.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        name = "UTF-32"
+    elif beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         name = "UTF-16"
     elif b"\0" in beginning[:100]:
         name = "UTF-16BE" if beginning.startswith(b"\0") else "UTF-16LE"
     else:
         return None
-    return f"is in UTF-16, and must be in UTF-8 (iconv -f {name} -t UTF-8 FILE > NEW converts it)"
+    return f"is in {name[:6]}, and must be in UTF-8 (iconv -f {name} -t UTF-8 FILE > NEW converts it)"
 
 
 def _other_separator(header: list[str]) -> str | None:
