@@ -59,6 +59,7 @@ BODIES = [
     ("image_url", "https:///a"),
     ("image_url", 1),
     ("image_url", "https://a b"),
+    ("image_url", "/images/\u202egpj.exe"),
     ("image_url", "https://user@images.test/"),
     ("image_url", "https://[::1"),
     ("image_url", "/" + "a" * 2000),

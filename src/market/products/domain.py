@@ -234,7 +234,7 @@ def validate_image_url(url: str | None) -> str | None:
     """
     if url is None:
         return None
-    text.validate_text("image_url", url, min_length=1, max_length=MAX_URL_LENGTH)
+    text.validate_display_text("image_url", url, min_length=1, max_length=MAX_URL_LENGTH)
     if not any(c.isspace() or c in '\\"<>' for c in url):
         if url[0] == "/" and not url.startswith("//"):
             return url
