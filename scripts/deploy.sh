@@ -261,4 +261,10 @@ if [ "$overlay" != production ]; then
   say "Mail:      kubectl --context $context -n $NAMESPACE port-forward service/mail 8025     then http://localhost:8025/"
 fi
 say "An order:"
-say "  curl -s $url/api/order -H 'content-type: application/json' -d '{\"user\": \"ada\", \"email\": \"ada@example.test\", \"items\": [{\"product_id\": \"'\$(curl -s '$url/api/product?limit=1' | sed 's/.*\"id\":\"\\([^\"]*\\)\".*/\\1/')'\", \"quantity\": 1}]}'"
+token='' buyer='"user": "ada", "email": "ada@example.test", '
+if [ "$overlay" = production ]; then
+  # The buyer is whoever has signed in.
+  # shellcheck disable=SC2016
+  token=' -H "authorization: Bearer $TOKEN"' buyer=''
+fi
+say "  curl -s $url/api/order$token -H 'content-type: application/json' -d '{$buyer\"items\": [{\"product_id\": \"'\$(curl -s '$url/api/product?limit=1' | sed 's/.*\"id\":\"\\([^\"]*\\)\".*/\\1/')'\", \"quantity\": 1}]}'"
