@@ -320,6 +320,21 @@ async def test_products_is_not_ready_before_it_has_a_token_that_inventory_accept
     assert started.is_set()
 
 
+async def test_products_starts_while_the_issuer_of_its_client_credentials_is_unavailable(
+    issuer: Issuer, start: Start, inventory_with_callers: int
+) -> None:
+    identity = ServiceIdentity(
+        client_id="products", client_secret="secret", token_url=f"http://127.0.0.1:{free_port()}/token"
+    )
+    auth = Auth(mode="required", issuer=issuer.url)
+    async with start(inventory_with_callers, auth=auth, service_identity=identity) as products:
+        assert (await products.http.get("/api/product?limit=1&availability=false")).status_code == 200
+        refused = await products.http.post("/api/product", json=LAMP, headers=signed_in(issuer))
+        assert_problem(refused, 503)
+        reported = (await products.health.unavailable_dependencies())["inventory-identity"]
+        assert reported.startswith("this service has no token")
+
+
 async def test_schemathesis_finds_nothing_undocumented_as_a_merchant(
     shop: RunningProducts, issuer: Issuer, tmp_path: Path
 ) -> None:

@@ -51,8 +51,9 @@ async def build(config: Config, process: Process, clients: Clients | None = None
             read_seconds=config.availability.timeout_seconds,
             write_seconds=config.inventory.timeout_seconds,
         )
-        if tokens is not None:
-            # A rolling update with a wrong identity stops at its first pod.
+        if config.service_identity is not None and config.service_identity.token_file is not None:
+            # A rolling update with a wrong identity stops at its first pod. Not with client credentials: without its
+            # issuer a pod would not start, although much of what it does needs no token.
             await process.health.wait_for("inventory-identity", inventory.check_identity)
         availability = await stack.enter_async_context(lookup.open_lookup(config, inventory, clients.cache))
         deps = Deps(
