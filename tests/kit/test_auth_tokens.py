@@ -162,6 +162,7 @@ async def test_access_tokens_have_a_type(issuer: Issuer, typ: str) -> None:
         ({"algorithm": "ES384"}, "has an algorithm that is not accepted"),
         ({"algorithm": "RS256"}, "has an invalid signature"),
         ({"kid": "unknown"}, "was signed with an unknown key"),
+        ({"kid": "k" * 600}, "was signed with an unknown key"),
         ({"padding": "x" * 100_000}, "is longer than 8192 bytes"),
     ],
 )

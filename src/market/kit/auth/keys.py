@@ -127,10 +127,12 @@ class Keys:
     async def _replace(self) -> None:
         try:
             keys = await self._fetch()
-        except FetchError as e:
+        except Exception as e:
             metrics.KEY_FETCHES.labels("failed").inc()
             if not self._is_failing:
-                log.warning("the issuer's keys cannot be fetched", error=str(e), known_keys=len(self._keys))
+                # Other errors than FetchError are unexpected, but must not fail the requests that wait for the fetch.
+                error = str(e) if isinstance(e, FetchError) else repr(e)
+                log.warning("the issuer's keys cannot be fetched", error=error, known_keys=len(self._keys))
             self._is_failing = True
         else:
             metrics.KEY_FETCHES.labels("ok").inc()

@@ -165,10 +165,11 @@ class ClientCredentials:
     async def _fetch(self) -> None:
         try:
             response = await self._request()
-        except FetchError as e:
+        except Exception as e:
             metrics.TOKEN_FETCHES.labels("failed").inc()
             self._failures += 1
-            self._error = str(e)
+            # Other errors than FetchError are unexpected, and could contain the secret.
+            self._error = str(e) if isinstance(e, FetchError) else type(e).__name__
             pause = min(_MAX_RETRY_SECONDS, _MIN_RETRY_SECONDS * 2 ** min(self._failures - 1, 10))
             self._retry_at = self._clock() + pause * random.uniform(0.5, 1)
             if self._failures == 1:

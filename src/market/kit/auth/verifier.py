@@ -27,6 +27,8 @@ from market.kit.errors import Unavailable
 
 # A token is cached for at most this long, even if it expires later.
 _MAX_CACHED_SECONDS = 86_400.0
+# Longer key ids are not looked up: unknown ones are remembered for a while.
+_MAX_KEY_ID_CHARACTERS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ class Verifier:
             raise TokenRejected("algorithm", "has an algorithm that is not accepted")
         if bytes(header.crit) or bytes(header.b64):
             raise TokenRejected("critical", "has header parameters that are not supported")
+        if len(header.kid or "") > _MAX_KEY_ID_CHARACTERS:
+            raise TokenRejected("key", "was signed with an unknown key")
         if (header.typ or "").lower() not in self._types:
             raise TokenRejected("type", "has a type that is not accepted")
         return header
