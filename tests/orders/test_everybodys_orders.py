@@ -126,6 +126,15 @@ async def test_a_page_reads_only_its_own_part_of_the_index(own_shop: Shop, statu
     assert statistics["totalDocsExamined"] == 0
 
 
+async def test_the_statuses_are_read_from_one_entry_of_the_index_each(own_shop: Shop) -> None:
+    await own_shop.documents.insert_many([stored_order(n, ["confirmed", "shipped"][n % 2]) for n in range(200)])
+    command = {"distinct": "orders", "key": "status"}
+    plan = await own_shop.documents.database.command("explain", command, verbosity="executionStats")
+    assert "DISTINCT_SCAN" in stage_names(plan)
+    assert plan["executionStats"]["totalDocsExamined"] == 0
+    assert plan["executionStats"]["totalKeysExamined"] <= 2 + 1
+
+
 async def explain(shop: Shop, pipeline: list[dict[str, Any]]) -> tuple[set[str], dict[str, Any]]:
     """Return the stages of the pipeline's plan, and the statistics of its execution."""
     plan = await shop.documents.database.command(
