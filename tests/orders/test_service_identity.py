@@ -120,9 +120,9 @@ async def test_a_batch_of_several_callers_carries_the_services_token(
     shop: Shop, inventory: RecordingInventory, catalogue: FakeCatalogue
 ) -> None:
     lamp = catalogue.add()
-    callers = [shop.sign_in(f"buyer-{n}") for n in range(20)]
+    callers = [shop.sign_in(f"buyer-{n}") for n in range(64)]
     responses = await asyncio.gather(*(caller.place([(lamp, 1)]) for caller in callers))
-    assert [r.json()["user"] for r in responses] == [f"buyer-{n}" for n in range(20)]
+    assert [r.json()["user"] for r in responses] == [f"buyer-{n}" for n in range(64)]
     assert {authorization for _, authorization in inventory.calls} == {"Bearer service-1"}
     assert "ReserveMany" in {method for method, _ in inventory.calls}
 
