@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from market_dev.chaos.history import read_history
+from market_dev.chaos.people import name_of
 from market_dev.chaos.plan import SERVICES, STORES
 from market_dev.chaos.runner import RECOVERY_SECONDS, Settings, run
 from market_dev.stack import processes
@@ -38,9 +39,14 @@ def directory(server_directory: Path) -> Path:
 
 @pytest.mark.timeout(740)
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_short_chaos_run_is_clean(directory: Path) -> None:
+@pytest.mark.parametrize("sign_in", [False, True], ids=["open", "with sign-in"])
+def test_a_short_chaos_run_is_clean(directory: Path, sign_in: bool) -> None:
     report = directory / "report.md"
-    options = ["--seed", "11", "--kills", "15", "--clients", "8", "--max-fault-seconds", "2"]
+    targets = {*SERVICES, *STORES, *(["issuer"] if sign_in else [])}
+    # Each process once, and each service a second time.
+    kills = len(targets) + len(SERVICES)
+    options = ["--seed", "11", "--kills", str(kills), "--clients", "8", "--max-fault-seconds", "2"]
+    options += ["--sign-in"] * sign_in
     paths = ["--port-base", str(free_port_base(PORTS)), "--data", str(directory), "--report", str(report)]
     result = subprocess.run(
         [sys.executable, "-m", "market_dev.commands.cli", "chaos", *options, *paths],
@@ -54,8 +60,8 @@ def test_a_short_chaos_run_is_clean(directory: Path) -> None:
     (run_report,) = json.loads(report.with_suffix(".json").read_text())
     assert not any(run_report["violations"].values())
     # It did what it claims: every process was killed while orders were in flight, and orders were placed throughout.
-    assert run_report["kills"] == 15
-    assert {f["target"] for f in run_report["faults"] if f["is_kill"]} == {*SERVICES, *STORES}
+    assert run_report["kills"] == kills
+    assert {f["target"] for f in run_report["faults"] if f["is_kill"]} == targets
     assert run_report["orders_placed"] > 50
     assert run_report["mails"] >= run_report["events"] > 50
     assert "| 11 |" in report.read_text()
@@ -96,3 +102,27 @@ def test_each_of_eight_bugs_is_detected(directory: Path, monkeypatch: pytest.Mon
     assert found["every_mail_delivered"], "an event committed without its mail"
     assert names_order_of("every_order_settled", 7), "an order that stays pending"
     assert names_order_of("reconcile_finds_nothing", 8), "stock that was never released"
+
+
+@pytest.mark.timeout(600)
+def test_a_request_that_runs_as_somebody_else_is_detected(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(BUGS))
+    settings = Settings(
+        directory=directory,
+        seed=6,
+        kills=0,
+        port_base=free_port_base(PORTS),
+        clients=10,
+        warmup_seconds=WARMUP_SECONDS,
+        retry_seconds=2,
+        settle_seconds=SETTLE_SECONDS,
+        sign_in=True,
+    )
+    try:
+        report = asyncio.run(run(settings))
+    except StartError as e:
+        pytest.fail(f"the shop with bugs did not start: {e}")
+    found = "\n".join(report.violations["no_request_ran_as_somebody_else"])
+    assert f"of {name_of(1)}: {name_of(1)} sent no such request" in found, "orders of client 9 that are client 1's"
+    assert f"by {name_of(9)} showed an order of {name_of(1)}" in found
+    assert name_of(2) not in found

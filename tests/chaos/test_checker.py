@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from market_dev.chaos.checker import CHECKS, check_invariants
-from market_dev.chaos.history import Call
+from market_dev.chaos.history import Call, Operation
 from market_dev.chaos.observations import (
     EventRecord,
     MailRecord,
@@ -34,6 +35,10 @@ def place_call(order_id: str, status: int, key: str, items: dict[str, int], ende
     )
 
 
+def call(operation: Operation, user: str, status: int, **fields: Any) -> Call:
+    return Call(operation=operation, via="rest", started_at=4, ended_at=5, status=status, user=user, **fields)
+
+
 def order(order_id: str, status: str, items: dict[str, int], key: str | None) -> OrderRecord:
     return OrderRecord(
         id=order_id,
@@ -54,7 +59,17 @@ def clean_run() -> Observations:
             place_call("sold", 201, "k1", {P: 2}),
             place_call("sold", 200, "k1", {P: 2}, ended_at=2),
             place_call("gone", 201, "k2", {Q: 1}),
-            Call(operation="cancel", via="graphql", started_at=3, ended_at=3.5, status=200, order_id="gone"),
+            Call(
+                operation="cancel",
+                via="graphql",
+                started_at=3,
+                ended_at=3.5,
+                status=200,
+                user="ada",
+                order_id="gone",
+                shown_users=["ada"],
+            ),
+            call("read", "bea", 404, order_id="sold"),
             place_call("", 409, "k3", {P: 99}),
         ],
         orders={
@@ -142,6 +157,30 @@ VIOLATIONS: dict[str, tuple[str, Callable[[Observations], object]]] = {
     "a key was answered with the order of another user": (
         "one_order_per_key",
         lambda o: change_order(o, "sold", user="bea"),
+    ),
+    "an order is of somebody who sent no such request": (
+        "no_request_ran_as_somebody_else",
+        lambda o: change_order(o, "gone", user="bea"),
+    ),
+    "an order of one user has the items of another's request": (
+        "no_request_ran_as_somebody_else",
+        lambda o: change_order(o, "sold", items={Q: 3}),
+    ),
+    "somebody is shown an order of another user": (
+        "no_request_ran_as_somebody_else",
+        lambda o: o.calls.append(call("list", "bea", 200, shown_users=["ada", "bea"])),
+    ),
+    "somebody has read an order of another user": (
+        "no_request_ran_as_somebody_else",
+        lambda o: o.calls.append(call("read", "bea", 200, order_id="sold")),
+    ),
+    "somebody has cancelled an order of another user": (
+        "no_request_ran_as_somebody_else",
+        lambda o: o.calls.append(call("cancel", "bea", 200, order_id="gone")),
+    ),
+    "somebody who signed in is not recognised": (
+        "no_request_ran_as_somebody_else",
+        lambda o: o.calls.append(call("browse", "bea", 401)),
     ),
     "a reservation has no order": (
         "reservations_match_orders",

@@ -1,4 +1,4 @@
-"""The checker: eight invariants of a run, decided from the history and the final state of the stores alone.
+"""The checker: nine invariants of a run, decided from the history and the final state of the stores alone.
 
 Each check takes plain `Observations` and yields one sentence per violation. No sentence: the invariant holds.
 """
@@ -35,7 +35,7 @@ def no_unit_sold_twice(observed: Observations) -> Violations:
 
 def responses_match_orders(observed: Observations) -> Violations:
     """An order answered with 201 exists as its client left it; one answered with 409 or 422 holds no stock."""
-    cancel_requested = {c.order_id for c in observed.calls if c.operation == "cancel"}
+    cancel_requested = {(c.order_id, c.user) for c in observed.calls if c.operation == "cancel"}
     cancelled = {c.order_id for c in observed.calls if c.operation == "cancel" and c.status in (200, 202, 204)}
     for call in observed.calls:
         if call.operation != "place" or call.status not in (200, 201):
@@ -43,7 +43,7 @@ def responses_match_orders(observed: Observations) -> Violations:
         order = observed.orders.get(call.order_id)
         if order is None:
             yield f"order {call.order_id}: the response was {call.status}, but the order does not exist"
-        elif order.status == "cancelled" and order.id not in cancel_requested:
+        elif order.status == "cancelled" and (order.id, order.user) not in cancel_requested:
             yield f"order {order.id}: cancelled, but no client requested it"
         elif order.status not in ("confirmed", "cancelled"):
             yield f"order {order.id}: the response was {call.status}, but the order is {order.status}"
@@ -84,6 +84,23 @@ def one_order_per_key(observed: Observations) -> Violations:
     for (user, key), ids in orders.items():
         if len(ids) > 1:
             yield f"key {key} of {user} has {len(ids)} orders: {', '.join(sorted(ids))}"
+
+
+def no_request_ran_as_somebody_else(observed: Observations) -> Violations:
+    """Each order is of the user who sent the request, who is shown only own orders, and is always recognised."""
+    sent = {(c.user, c.key, *sorted(c.items.items())) for c in observed.calls if c.operation == "place"}
+    for order in observed.orders.values():
+        if order.key and (order.user, order.key, *sorted(order.items.items())) not in sent:
+            yield f"order {order.id} of {order.user}: {order.user} sent no such request with the key {order.key}"
+    for call in observed.calls:
+        others = [user for user in call.shown_users if user != call.user]
+        if others:
+            yield f"{call.operation} by {call.user} showed an order of {', '.join(others)}"
+        found = observed.orders.get(call.order_id) if call.operation in ("read", "cancel") else None
+        if found is not None and found.user != call.user and call.status in (200, 202, 204):
+            yield f"{call.operation} by {call.user} succeeded for order {found.id} of {found.user}"
+        if call.status in (401, 403):
+            yield f"{call.operation} by {call.user} was refused with {call.status}: {call.detail}"
 
 
 def reservations_match_orders(observed: Observations) -> Violations:
@@ -165,6 +182,7 @@ CHECKS: tuple[Callable[[Observations], Violations], ...] = (
     no_unit_sold_twice,
     responses_match_orders,
     one_order_per_key,
+    no_request_ran_as_somebody_else,
     reservations_match_orders,
     every_event_published,
     every_mail_delivered,

@@ -29,6 +29,12 @@ def chaos(
     max_fault_seconds: Annotated[
         float, typer.Option(help="Maximum duration of a pause or network fault, in seconds.", min=1)
     ] = 20.0,
+    sign_in: Annotated[
+        bool,
+        typer.Option(
+            "--sign-in", help="Require sign-in: each client is a person of its own, and the issuer is killed, too."
+        ),
+    ] = False,
     kafka: Annotated[
         str, typer.Option(help="auto, apache or embedded (the embedded broker loses its data when killed).")
     ] = "auto",
@@ -41,7 +47,7 @@ def chaos(
     """Kill every process of a shop again and again while clients place orders; then check that nothing was lost or sold
     twice.
 
-    Starts a separate shop. Exits with 0 if all eight invariants hold.
+    Starts a separate shop. Exits with 0 if all nine invariants hold.
     """
     console = Console(stderr=True)
     directory = data or Path(tempfile.mkdtemp(prefix="market-chaos-"))
@@ -60,12 +66,14 @@ def chaos(
                 max_fault_seconds=max_fault_seconds,
                 kafka=kafka,
                 port_base=port_base,
+                sign_in=sign_in,
             )
             reports.append(_run_with_progress(settings, console))
             _print_result(reports[-1], console)
             if report is not None:
                 # After each run, so that a failure in the last one does not lose the hours before it.
                 options = f"--kills {kills} --clients {clients} --max-fault-seconds {max_fault_seconds:g}"
+                options += " --sign-in" * sign_in
                 _write_report(reports, report, options)
     except StartError as e:
         console.print(f"[red]{e}[/red]")

@@ -16,7 +16,10 @@ Operation = Literal["place", "cancel", "read", "list", "browse", "restock"]
 
 
 class Call(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One call by one client. Times are seconds since the run started; `status` is 0 if there was no response."""
+    """One call by one client. Times are seconds since the run started; `status` is 0 if there was no response.
+
+    user: who sent it; with sign-in the subject of the token
+    """
 
     operation: Operation
     via: Literal["rest", "graphql", "grpc"]
@@ -29,6 +32,8 @@ class Call(msgspec.Struct, kw_only=True, omit_defaults=True):
     # product id -> quantity
     items: dict[str, int] = {}
     order_status: str = ""
+    # Whose orders the response shows.
+    shown_users: list[str] = []
     detail: str = ""
 
     @property

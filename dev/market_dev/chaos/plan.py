@@ -52,10 +52,17 @@ class Fault(Struct, frozen=True):
         return f"{self.kind} {self.target}{detail}{duration}"
 
 
-def generate_plan(seed: int, kills: int, *, max_fault_seconds: float = 20.0) -> list[Fault]:
-    """Return `kills` kills, spread evenly over all processes, with a fault of another kind after every third one."""
+def generate_plan(
+    seed: int, kills: int, *, max_fault_seconds: float = 20.0, also_kill: tuple[str, ...] = ()
+) -> list[Fault]:
+    """Return `kills` kills, spread evenly over all processes, with a fault of another kind after every third one.
+
+    also_kill: processes beside the services and stores
+    """
     rng = random.Random(seed)
-    kinds = [Fault("kill", name) for name in (*SERVICES, *STORES)] + [Fault("terminate", name) for name in SERVICES]
+    kinds = [Fault("kill", name) for name in (*SERVICES, *STORES, *also_kill)] + [
+        Fault("terminate", name) for name in SERVICES
+    ]
     drawn: list[Fault] = []
     while len(drawn) < kills:
         drawn += rng.sample(kinds, len(kinds))

@@ -12,20 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from market_dev.chaos import final_reads
 from market_dev.chaos.checker import check_invariants
 from market_dev.chaos.final_reads import Stores
 from market_dev.chaos.history import History
 from market_dev.chaos.nemesis import FaultOutcome, Nemesis, Network
 from market_dev.chaos.observations import Observations, event_id_of_mail
+from market_dev.chaos.people import TOKEN_SECONDS, Tokens, people
 from market_dev.chaos.plan import Fault, generate_plan
 from market_dev.chaos.report import RunReport
 from market_dev.chaos.stock_workload import StockWorkload
 from market_dev.chaos.workload import OrderWorkload
+from market_dev.shop_client import ShopClient
 from market_dev.stack.stack import Stack
 from market_dev.stack.topology import Options, ports
+from market_dev.tokens import Credentials
 
 # Seconds, where production has minutes.
 RECOVERY_SECONDS = 8.0
@@ -72,6 +73,8 @@ class Settings:
     retry_seconds: float = 90.0
     restock_interval_seconds: float = 3.0
     settle_seconds: float = 600.0
+    # The shop requires sign-in, and each client is a person of its own. No service books deliveries then.
+    sign_in: bool = False
     # Configuration by service, on top of OVERRIDES.
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -89,7 +92,12 @@ async def run(
     """Run the whole plan of `settings.seed` against a stack of its own and return the report. Raises StartError."""
     # This process starts others all the time, and none of them uses its gRPC channel. Read when the first one is made.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    plan = generate_plan(settings.seed, settings.kills, max_fault_seconds=settings.max_fault_seconds)
+    plan = generate_plan(
+        settings.seed,
+        settings.kills,
+        max_fault_seconds=settings.max_fault_seconds,
+        also_kill=("issuer",) if settings.sign_in else (),
+    )
     network = Network(ports(settings.port_base), settings.port_base + 20)
     options = Options(
         data=settings.directory / "data",
@@ -100,6 +108,9 @@ async def run(
         overrides=_merge(OVERRIDES, settings.overrides),
         routes=network.routes,
         kafka_advertised=network.kafka_advertised,
+        sign_in="local" if settings.sign_in else None,
+        people=people(settings.clients),
+        token_seconds=TOKEN_SECONDS,
     )
     started = time.monotonic()
     with History(settings.directory / "history.jsonl") as history:
@@ -118,15 +129,22 @@ async def _run_plan(
     started: float,
 ) -> RunReport:
     urls = stack.urls
-    initial_stock = await _create_products(urls["products"], settings)
+    initial_stock = await _create_products(stack, settings)
     products = list(initial_stock)
     workload = OrderWorkload(
-        urls, products, history, settings.seed, clients=settings.clients, retry_seconds=settings.retry_seconds
+        urls,
+        products,
+        history,
+        settings.seed,
+        clients=settings.clients,
+        retry_seconds=settings.retry_seconds,
+        tokens=None if stack.sign_in is None else Tokens(stack.sign_in),
     )
     stock_workload = StockWorkload(stack, products, history, settings.seed, settings.restock_interval_seconds)
     nemesis = Nemesis(stack, network, workload)
     sampling = asyncio.create_task(stock_workload.sample())
-    restocking = asyncio.create_task(stock_workload.restock())
+    # Nobody may call AddStock where sign-in is required.
+    restocking = [] if settings.sign_in else [asyncio.create_task(stock_workload.restock())]
     clients = asyncio.create_task(workload.run())
     try:
         await asyncio.sleep(settings.warmup_seconds)
@@ -139,7 +157,7 @@ async def _run_plan(
         stock_workload.stop()
         await nemesis.heal()
     on_progress(len(plan), len(plan), "waiting for the last responses")
-    await asyncio.gather(clients, sampling, restocking)
+    await asyncio.gather(clients, sampling, *restocking)
     on_progress(len(plan), len(plan), "settling")
     stores = Stores.of(stack)
     settle_seconds = await settle(stores, settings.settle_seconds)
@@ -174,11 +192,13 @@ async def _inject(nemesis: Nemesis, fault: Fault, number: int, clients: asyncio.
     await injecting
 
 
-async def _create_products(url: str, settings: Settings) -> dict[str, int]:
+async def _create_products(stack: Stack, settings: Settings) -> dict[str, int]:
     """Create the products; return the initial stock of each by id."""
     rng = random.Random(settings.seed)
     initial_stock = {}
-    async with aiohttp.ClientSession() as http:
+    url = stack.urls["products"]
+    credentials = None if stack.sign_in is None else Credentials.of_stack(stack.sign_in)
+    async with ShopClient(url, url, credentials=credentials) as shop:
         for number in range(settings.products):
             # Some sell out, so that rejections occur as well.
             stock = settings.stock if number % 4 else settings.stock // 20
@@ -189,20 +209,9 @@ async def _create_products(url: str, settings: Settings) -> dict[str, int]:
                 "currency": "GBP",
                 "stock": stock,
             }
-            key = f"chaos-{settings.seed}-{number}"
-            initial_stock[await _create_product(http, f"{url}/api/product", body, key)] = stock
+            created = await shop.create_product(body, f"chaos-{settings.seed}-{number}")
+            initial_stock[created.id] = stock
     return initial_stock
-
-
-async def _create_product(http: aiohttp.ClientSession, url: str, body: dict[str, Any], key: str) -> str:
-    """Return the id of the new product. A 503 is retried with the same key for a minute."""
-    async with asyncio.timeout(60):
-        while True:
-            async with http.post(url, json=body, headers={"Idempotency-Key": key}) as response:
-                if response.status != 503:
-                    response.raise_for_status()
-                    return str((await response.json())["id"])
-            await asyncio.sleep(0.5)
 
 
 async def settle(stores: Stores, timeout_seconds: float) -> float:

@@ -16,39 +16,22 @@ import aiohttp
 import msgspec
 
 from market_dev.chaos.history import Call, History, Operation
+from market_dev.chaos.people import Tokens, name_of
+from market_dev.chaos.requests import Request, Response, send_graphql, send_rest
+from market_dev.tokens import SignInFailed
 
+_READ_OR_CANCEL: tuple[Operation, ...] = ("read", "cancel")
 # Statuses after which a request is retried with the same key; 0: no response.
 RETRYABLE = {0, 500, 502, 503, 504}
-
-CREATE_ORDER = """mutation($input: CreateOrderInput!, $key: String) {
-  createOrder(input: $input, idempotencyKey: $key) { id status }
-}"""
-DELETE_ORDER = "mutation($id: ID!) { deleteOrder(id: $id) { id status } }"
-READ_ORDER = "query($id: ID!) { order(id: $id) { id status } }"
-# The gateway's error codes as HTTP statuses.
-STATUS_OF = {
-    "OUT_OF_STOCK": 409,
-    "PRICE_CHANGED": 409,
-    "ORDER_CANCELLED": 409,
-    "CONFLICT": 409,
-    "BAD_INPUT": 422,
-    "NOT_FOUND": 404,
-}
-
-
-@dataclass
-class Response:
-    """What a client learns from a call. `status`: of HTTP, or 0 if there was no response."""
-
-    status: int
-    order_id: str = ""
-    order_status: str = ""
-    detail: str = ""
 
 
 @dataclass
 class OrderWorkload:
-    """`clients` concurrent clients, driven by a seed. `urls`: those of graphql, products and orders."""
+    """`clients` concurrent clients, driven by a seed. `urls`: those of graphql, products and orders.
+
+    With `tokens` each client signs in as its user, leaves `user` out in half of its requests, and now and then requests
+    an order of somebody else.
+    """
 
     urls: dict[str, str]
     products: list[str]
@@ -60,9 +43,12 @@ class OrderWorkload:
     timeout_seconds: float = 12.0
     # How long a client retries with one key.
     retry_seconds: float = 90.0
+    tokens: Tokens | None = None
     orders_in_flight: int = 0
     # When the last order was placed, in seconds since the run started.
     last_order_at: float = 0.0
+    # The orders of all clients.
+    _placed: list[str] = field(default_factory=list)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -77,7 +63,7 @@ class OrderWorkload:
 
     async def _client(self, http: aiohttp.ClientSession, number: int) -> None:
         rng = random.Random(f"{self.seed}/{number}")
-        user = f"client-{number}@chaos.test"
+        user = name_of(number)
         # Equal keys of different users: a key belongs to its user.
         keys = (f"chaos-{self.seed}-{n}" for n in itertools.count())
         own_orders: list[str] = []
@@ -87,15 +73,19 @@ class OrderWorkload:
                 order_id = await self._place(http, rng, user, next(keys))
                 if order_id:
                     own_orders.append(order_id)
+                    self._placed.append(order_id)
             elif choice < 0.82:
                 order_id = own_orders.pop(rng.randrange(len(own_orders)))
-                await self._until_final(http, rng, "cancel", order_id=order_id)
+                await self._until_final(http, rng, "cancel", user=user, order_id=order_id)
             elif choice < 0.90:
-                await self._call(http, rng, "read", order_id=rng.choice(own_orders))
+                await self._call(http, rng, "read", user=user, order_id=rng.choice(own_orders))
             elif choice < 0.95:
-                await self._call(http, rng, "browse")
+                await self._call(http, rng, "browse", user=user)
             else:
                 await self._call(http, rng, "list", user=user)
+            if self.tokens is not None and self._placed and rng.random() < 0.1:
+                operation = rng.choice(_READ_OR_CANCEL)
+                await self._call(http, rng, operation, user=user, order_id=rng.choice(self._placed))
             await asyncio.sleep(rng.uniform(0, 2 * self.think_seconds))
 
     async def _place(self, http: aiohttp.ClientSession, rng: random.Random, user: str, key: str) -> str:
@@ -129,9 +119,9 @@ class OrderWorkload:
         rng: random.Random,
         operation: Operation,
         *,
+        user: str,
         key: str = "",
         items: dict[str, int] | None = None,
-        user: str = "",
         order_id: str = "",
     ) -> Response:
         """Make one call, by REST or GraphQL at random, and record it in the history."""
@@ -142,9 +132,10 @@ class OrderWorkload:
         placing = operation == "place"
         self.orders_in_flight += placing
         try:
-            send = self._send_graphql if via == "graphql" else self._send_rest
-            response = await send(http, operation, key, items or {}, user, order_id)
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as e:
+            headers, named = await self._sign_in(rng, user)
+            send = send_graphql if via == "graphql" else send_rest
+            response = await send(http, self.urls, Request(operation, key, items or {}, named, order_id), headers)
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError, SignInFailed) as e:
             response = Response(0, detail=type(e).__name__)
         finally:
             self.orders_in_flight -= placing
@@ -163,56 +154,15 @@ class OrderWorkload:
                 order_id=response.order_id or order_id,
                 items=items or {},
                 order_status=response.order_status,
+                shown_users=response.shown_users,
                 detail=response.detail,
             )
         )
         return response
 
-    async def _send_rest(
-        self, http: aiohttp.ClientSession, operation: str, key: str, items: dict[str, int], user: str, order_id: str
-    ) -> Response:
-        orders = f"{self.urls['orders']}/api/order"
-        if operation == "browse":
-            request = http.get(f"{self.urls['products']}/api/product", params={"limit": "20"})
-        elif operation == "place":
-            body = {"user": user, "items": [{"product_id": p, "quantity": q} for p, q in items.items()]}
-            request = http.post(orders, json=body, headers={"Idempotency-Key": key})
-        elif operation == "cancel":
-            request = http.delete(f"{orders}/{order_id}")
-        elif operation == "list":
-            request = http.get(orders, params={"user": user, "limit": "20"})
-        else:
-            request = http.get(f"{orders}/{order_id}")
-        async with request as response:
-            data = await response.read()
-            content: Any = msgspec.json.decode(data) if data else {}
-            if response.status >= 400:
-                return Response(response.status, content.get("order_id", ""), detail=content.get("detail", "")[:200])
-            return Response(response.status, content.get("id", ""), content.get("status", ""))
-
-    async def _send_graphql(
-        self, http: aiohttp.ClientSession, operation: str, key: str, items: dict[str, int], user: str, order_id: str
-    ) -> Response:
-        variables: dict[str, Any]
-        if operation == "place":
-            lines = [{"productId": p, "quantity": q} for p, q in items.items()]
-            query, field_name = CREATE_ORDER, "createOrder"
-            variables = {"input": {"user": user, "items": lines}, "key": key}
-        else:
-            query, field_name = (DELETE_ORDER, "deleteOrder") if operation == "cancel" else (READ_ORDER, "order")
-            variables = {"id": order_id}
-        request = {"query": query, "variables": variables}
-        async with http.post(f"{self.urls['graphql']}/graphql", json=request) as response:
-            content: Any = msgspec.json.decode(await response.read())
-            status = response.status
-        if status >= 400 and not content.get("errors"):
-            return Response(status)
-        if errors := content.get("errors"):
-            extensions = errors[0].get("extensions", {})
-            return Response(
-                STATUS_OF.get(extensions.get("code", ""), 503),
-                extensions.get("orderId", ""),
-                detail=errors[0]["message"][:200],
-            )
-        order = content["data"][field_name]
-        return Response(200, order["id"], order["status"])
+    async def _sign_in(self, rng: random.Random, user: str) -> tuple[dict[str, str], str]:
+        """Return the headers of a request, and the user that it names, if any."""
+        if self.tokens is None:
+            return {}, user
+        named = rng.choice([user, ""])
+        return {"Authorization": f"Bearer {await self.tokens.get(user)}"}, named

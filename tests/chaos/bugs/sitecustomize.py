@@ -1,4 +1,4 @@
-"""Eight bugs, each visible to one client of the chaos workload only, so that the checker can be seen to detect them.
+"""Nine bugs, each visible to one client of the chaos workload only, so that the checker can be seen to detect them.
 
 Python imports this file at start-up when its directory is on PYTHONPATH; the product does not know of it.
 """
@@ -9,6 +9,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -94,12 +95,24 @@ def add_bugs_to_notifications(service: Any) -> None:
     service.notify = drop_mail
 
 
+def add_bugs_to_sign_in(authenticator: Any) -> None:
+    authenticate = authenticator.Authenticator.authenticate
+
+    async def confuse(self: Any, authorization: str | None) -> Any:
+        """Bug 9: where sign-in is required, the requests of client 9 run as those of client 1."""
+        found = await authenticate(self, authorization)
+        return replace(found, subject=client(1)) if found.subject == client(9) else found
+
+    authenticator.Authenticator.authenticate = confuse
+
+
 BUGS: dict[str, Callable[[Any], None]] = {
     "market.inventory.service": add_bugs_to_inventory,
     "market.orders.service": add_bugs_to_orders,
     "market.orders.recovery.recover": add_bugs_to_recovery,
     "market.orders.outbox.relay": add_bugs_to_relay,
     "market.notifications.service": add_bugs_to_notifications,
+    "market.kit.auth.authenticator": add_bugs_to_sign_in,
 }
 
 
