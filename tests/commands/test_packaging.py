@@ -13,10 +13,13 @@ ROOT = Path(__file__).parents[2]
 CONFIG_FILES = {f"market_dev/config/{path.name}" for path in (ROOT / "config").glob("*.yaml")}
 DATA_FILES = {
     "market_dev/commands/demo_catalogue/catalogue.yaml",
+    "market_dev/issuer/page.html",
     "market_dev/mailcatcher/page.html",
     "market_dev/stack/kafka/libs.sha256",
     "market_dev/stack/kafka/pom.xml",
     "market_dev/stack/kafka/server.properties",
+    "market_dev/stack/keycloak/pom.xml",
+    "market_dev/stack/keycloak/realm.json",
 }
 
 
