@@ -105,6 +105,8 @@ class Keycloak(Server):
             "http-management-port": str(self.management_port),
             "hostname": f"http://{self.host}:{self.port}",
             "cache": "local",
+            # Not a line for each probe until it is ready.
+            "log-level": "info,io.smallrye.health:warn",
         }
         arguments = ["start", "--optimized", "--import-realm", *(f"--{key}={value}" for key, value in options.items())]
         return processes.Command(_java(self._home, cache_directory(), arguments), self._variables)
