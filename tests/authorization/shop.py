@@ -26,7 +26,7 @@ SUBJECTS = {"products": "market-products", "orders": "market-orders"}
 SECRETS = {service: f"the-client-secret-of-{service}" for service in SUBJECTS}
 
 
-@dataclass
+@dataclass(repr=False)
 class Shop:
     """A running shop. `inventory` is a channel to inventory; `admin` are the addresses of the admin ports."""
 
@@ -39,7 +39,7 @@ class Shop:
     stores: Stores
     collector: Collector
     # By key, subject and roles, so that each is made once.
-    _tokens: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)
+    _tokens: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     @property
     def logs(self) -> dict[str, str]:

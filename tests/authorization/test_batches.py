@@ -7,6 +7,8 @@ import re
 from collections import Counter
 from typing import Any
 
+from tests.authorization.callers import OWNER
+from tests.authorization.calls import create_target
 from tests.authorization.shop import Shop
 from tests.support.waiting import until
 
@@ -88,6 +90,25 @@ async def _all_mails(shop: Shop) -> dict[str, list[dict[str, Any]]]:
     """Return the mails by subject, once everybody has one."""
     found = {subject: await shop.stores.mails_to(address(subject)) for subject in SUBJECTS}
     return found if all(found.values()) else {}
+
+
+async def test_reads_of_one_order_at_the_same_time_show_it_to_its_buyer_alone(shop: Shop) -> None:
+    target = await create_target(shop)
+    path, document = f"/api/order/{target.order_id}", f'{{order(id: "{target.order_id}") {{user}}}}'
+    strangers = [shop.token(subject) for subject in SUBJECTS[:31]]
+
+    async def read(n: int) -> tuple[bool, int, Any]:
+        """Return whether the owner has read it, the status and the order's user; one of four reads is by GraphQL."""
+        is_owner = n % 2 == 0
+        token = shop.token(OWNER) if is_owner else strangers[n % len(strangers)]
+        if n % 8 < 6:
+            response = await shop.rest("orders", "GET", path, token)
+            return is_owner, response.status_code, response.json().get("user")
+        shown = (await shop.graphql(document, token)).json()["data"]["order"]
+        return is_owner, 404 if shown is None else 200, shown and shown["user"]
+
+    read_by = Counter(await asyncio.gather(*(read(n) for n in range(128))))
+    assert read_by == {(True, 200, OWNER): 64, (False, 404, None): 64}
 
 
 async def test_reads_that_share_a_query_show_stock_to_merchants_alone(shop: Shop) -> None:

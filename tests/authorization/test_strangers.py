@@ -21,7 +21,7 @@ STRANGERS = ["bob", "Ann", "ANN", "ann2", ADDRESS, "a", "ann\u0301", "\uff41\uff
 QUANTITY = 1_723
 
 
-@dataclass
+@dataclass(repr=False)
 class Belongings:
     """What the victim has: orders, their keys, and the cursor of its own list. `price` makes its totals unique."""
 
