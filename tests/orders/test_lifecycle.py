@@ -90,8 +90,10 @@ async def test_the_service_is_not_ready_until_its_indexes_exist(make_process: An
     assert set(client[name].orders.index_information()) == {
         "_id_",
         "user_key",
+        "subject_key",
         "key",
         "user",
+        "status",
         "pending",
         "release_due",
         "unsent",
