@@ -241,10 +241,10 @@ def _audited_if_unknown(
     *,
     before: Mapping[str, object] | None = None,
 ) -> Iterator[None]:
-    """Record the action if it fails without a response, because it may have taken effect."""
+    """Record the action if it fails without a response, or is cancelled, because it may have taken effect."""
     try:
         yield
-    except Unavailable:
+    except (Unavailable, asyncio.CancelledError):
         audit.record(
             action, target=f"product {product_id}", before=before, after={**(requested or {}), "outcome": "unknown"}
         )
