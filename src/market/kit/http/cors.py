@@ -1,6 +1,6 @@
 """Cross-origin resource sharing: pages of the configured origins may call the API (https://fetch.spec.whatwg.org).
 
-Without configured origins no CORS headers are sent, and browsers do not let pages of other origins read responses.
+Without configured origins, no CORS headers are sent, and browsers do not let pages of other origins read responses.
 """
 
 from __future__ import annotations

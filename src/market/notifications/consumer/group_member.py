@@ -79,8 +79,8 @@ class GroupMember:
     mail_server: partitions are paused while it is unavailable
     rate_limiter: limits how many messages are read per second; None: no limit
     on_assignment: called in the member's thread with the number of assigned partitions
-    health: reports the process as unready until the member has joined, and while it cannot reach the group; None if the
-        member does not affect readiness
+    health: reports the process as unready until the member has joined and while its partitions are lost, and Kafka as
+        unavailable while all brokers are down; None if the member does not affect readiness
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class GroupMember:
     def _submit(self, batch: list[tuple[OffsetTracker, PendingMessage]]) -> None:
         """Pass the batch to the dispatcher, without the messages of partitions that were revoked since it was begun.
 
-        Another member may already have read those messages, and mails them.
+        Another member may already have read those messages, and will mail them.
         """
         assigned = []
         for tracker, pending in batch:
@@ -298,7 +298,7 @@ class GroupMember:
             return
         message = to_message(record)
         tracker = self.assignment.trackers.get(message.partition)
-        # Without a tracker the partition was revoked after the message was fetched.
+        # Without a tracker, the partition was revoked after the message was fetched.
         if tracker is not None and tracker.add(message.offset):
             pending = self._to_pending(message)
             self._memory.acquire(pending.message.size)

@@ -23,7 +23,7 @@ from market.notifications import config
 from market.notifications.domain import Mail, Notification
 
 # Printable ASCII, within the line limit of 998 characters (RFC 5322), so that no header needs folding. In the
-# recipient's address any visible character beyond ASCII may take the place of a letter (RFC 6532).
+# recipient's address, any visible character beyond ASCII may take the place of a letter (RFC 6532).
 _HEADER = re.compile(r"[A-Za-z-]{1,40}: [!-~](?:[ -~]{0,900}[!-~])?")
 _NON_ASCII = re.compile("[^\x00-\x7f]")
 

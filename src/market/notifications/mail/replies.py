@@ -6,7 +6,7 @@ import re
 
 from aiosmtplib import SMTPResponseException
 
-# RFC 3463: class, subject and detail.
+# An enhanced status code (RFC 3463): class, subject and detail.
 _ENHANCED = re.compile(r"([245])\.(\d{1,3}\.\d{1,3})(?!\d)")
 # Replies to MAIL FROM that concern our login or TLS (RFC 4954, RFC 3207).
 _LOGIN_CODES = {530, 534, 535, 538}

@@ -46,7 +46,7 @@ def read_values(kafka: config.Kafka) -> Iterator[bytes]:
         low, high = _offsets(consumer, kafka)
         partition = TopicPartition(kafka.sent_log_topic_name, PARTITION, since_ms)
         [found] = consumer.offsets_for_times([partition], timeout=_CALL_TIMEOUT_SECONDS)
-        # The embedded broker cannot search by time, and then the log is read from its beginning.
+        # The embedded broker cannot look up offsets by time; its log is read from the beginning.
         start = max(low, found.offset) if found.error is None and found.offset >= 0 else low
         for record in _records(consumer, kafka, start, high):
             value = record.value()
