@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from market.kit.auth.config import Auth, SignInConfig
+from market.kit.auth.config import Auth, ServiceIdentity, SignInConfig
 from market.kit.auth.identity import Role
 from market.kit.config import ConfigError, Http, Listen, load
 
@@ -14,6 +14,7 @@ from market.kit.config import ConfigError, Http, Listen, load
 class Config(SignInConfig, frozen=True, kw_only=True):
     http: Http | None = None
     grpc: Listen | None = None
+    service_identity: ServiceIdentity | None = None
 
 
 def read(tmp_path: Path, text: str) -> Config:
@@ -84,3 +85,14 @@ def test_what_cannot_work_is_an_error_that_names_the_key(tmp_path: Path, auth: s
 def test_http_issuers_are_for_this_machine_or_on_purpose(tmp_path: Path) -> None:
     for auth in ('{issuer: "http://127.0.0.1:8080/realms/a"}', '{issuer: "http://issuer:8080", insecure_issuer: true}'):
         read(tmp_path, f"http: {{port: 80}}\nauth: {auth}")
+
+
+def test_a_client_secret_is_sent_to_a_known_endpoint_over_tls(tmp_path: Path) -> None:
+    identity = "service_identity: {client_id: orders, client_secret: secret"
+    with pytest.raises(ConfigError, match=r"service_identity: client_id needs token_url, or auth\.issuer"):
+        read(tmp_path, f"{identity}}}")
+    with pytest.raises(ConfigError, match=r"service_identity\.token_url must be an https URL"):
+        read(tmp_path, f'{identity}, token_url: "http://login.example.com/token"}}')
+    read(tmp_path, f'{identity}, token_url: "http://login.example.com/token"}}\nauth: {{insecure_issuer: true}}')
+    read(tmp_path, f'{identity}, token_url: "https://login.example.com/token"}}')
+    read(tmp_path, f'{identity}}}\nauth: {{issuer: "https://login.example.com"}}')

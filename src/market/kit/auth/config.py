@@ -109,6 +109,12 @@ class SignInConfig(ServiceConfig, frozen=True, kw_only=True):
     auth: Auth = Auth()
 
     def __post_init__(self) -> None:
+        own = getattr(self, "service_identity", None)
+        if isinstance(own, ServiceIdentity) and own.client_id is not None:
+            if own.token_url is not None:
+                check_issuer_url("service_identity.token_url", own.token_url, insecure=self.auth.insecure_issuer)
+            elif self.auth.issuer is None:
+                raise ValueError("service_identity: client_id needs token_url, or auth.issuer")
         if self.auth.is_required or self.auth.open_on_purpose:
             return
         for name in ("http", "grpc"):
