@@ -18,6 +18,7 @@ from market.kit import migrations
 from market.products import app
 from market.products.search.language import parse
 from market.products.search.matching import compile_search
+from market.products.search.pages import SearchQuery, read_page_by_sort
 from market.products.search.ranking import read_positions
 from market.products.search.ranks import ranks_of
 from market.products.search.sampling import Sample, is_common, take_sample
@@ -152,6 +153,27 @@ async def test_the_order_is_the_same_if_a_sample_shows_that_a_search_is_common(p
                 after = page.positions[-1]
             assert await read_positions(conn, matches, common, after, 40) == ([], 10_001)
             after = None
+
+
+async def test_what_is_only_at_the_end_of_the_list_is_found_by_the_index(products: RunningProducts):
+    # The last 60 have the longest names and the highest prices.
+    names = [("Thing", "") if n < MANY - 60 else ("A lamp for the whole house", "") for n in range(MANY)]
+    lamps = (await fill(products, names))[-60:]
+    async with products.db.acquire() as conn:
+        matches = await compile_search(conn, parse("lamp"))
+        # An estimate that is too high, so that the list is read in its order, up to 10,000 products and some more.
+        sample = Sample(MANY, 40_000, {0: 40_000, 2: 40_000})
+        assert sample.max_read(21, 40_000) < MANY - 60
+        found = await read_positions(conn, matches, sample, None, 20)
+        assert [str(p.id) for p in found.positions] == sorted(lamps, key=lambda i: -UUID(i).int)[:20]
+        after = None
+        for first in (0, 20, 40):
+            query = SearchQuery("lamp", 20, 0, "price", after)
+            page = await read_page_by_sort(conn, query, "price", matches, sample)
+            assert [str(product.id) for product in page.products] == lamps[first : first + 20]
+            after = page.end
+        assert after is None
+    await products.db.execute("TRUNCATE products")
 
 
 async def test_a_rank_has_the_products_that_no_better_rank_has(products: RunningProducts):

@@ -133,7 +133,7 @@ def page_clauses(query: PageQuery, arguments: list[object]) -> str:
     if query.after is not None:
         column = query.sort.removeprefix("-")
         position = f"{_SORT_KEYS[column].format(parameter(query.after.key))}, {parameter(query.after.id)}"
-        beyond = f"WHERE ({_sort_key(query)}, id) {'<' if query.sort.startswith('-') else '>'} ({position})"
+        beyond = f"WHERE ({sort_key(query)}, id) {'<' if query.sort.startswith('-') else '>'} ({position})"
     # The limit is part of the text: for a parameter the planner assumes a tenth of the table, and sorts that.
     limit = f"LIMIT {query.limit + 1}"
     if query.offset:
@@ -141,14 +141,15 @@ def page_clauses(query: PageQuery, arguments: list[object]) -> str:
     return f"{beyond} ORDER BY {page_order(query)} {limit}"
 
 
-def _sort_key(query: PageQuery) -> str:
+def sort_key(query: PageQuery) -> str:
+    """Return the expression by which the page is sorted, before the id."""
     column = query.sort.removeprefix("-")
     return _SORT_KEYS[column].format(column)
 
 
 def page_order(query: PageQuery) -> str:
     """Return the expressions of ORDER BY."""
-    key = _sort_key(query)
+    key = sort_key(query)
     return f"{key} DESC, id DESC" if query.sort.startswith("-") else f"{key}, id"
 
 

@@ -18,7 +18,7 @@ from market.products.search.matching import Matches, compile_search, condition
 from market.products.search.ranking import RankPosition, read_positions
 from market.products.search.sampling import Sample, is_common, take_sample
 from market.products.search.suggestions import find_suggestions
-from market.products.store import COLUMNS, PageQuery, page_clauses, page_order, read_product
+from market.products.store import COLUMNS, PageQuery, page_clauses, page_order, read_product, sort_key
 
 # The run-time parameters that the connections need (kit/postgres.py): a search whose words the planner takes for common
 # would read the table instead of the index.
@@ -90,7 +90,7 @@ async def read_page(conn: Connection, query: SearchQuery) -> FoundPage:
     if query.sort is None:
         page = await _by_relevance(conn, query, matches, sample)
     else:
-        page = await _by_sort(conn, query, query.sort, matches, sample)
+        page = await read_page_by_sort(conn, query, query.sort, matches, sample)
     if page.total == 0 and matches.part and query.after is None:
         suggestions = await find_suggestions(conn, search, matches)
         products = await _get_products(conn, suggestions[query.offset :][: query.limit])
@@ -99,19 +99,21 @@ async def read_page(conn: Connection, query: SearchQuery) -> FoundPage:
 
 
 async def _find_named(conn: Connection, text: str) -> list[UUID]:
-    """Return the ids of products with this name, the newest first; at most _MAX_NAMED. Case and accents may differ.
+    """Return the ids of products with this name, or one that differs in case only; at most _MAX_NAMED.
 
     The name is then searched for as a whole, as in "MAGIC TREE -PAPER FLOWERS".
     """
-    # By the index of sort=name: its key is the name in lower case, a separator and the name as it is.
+    # By the index of sort=name, whose key is the name in lower case, a separator, and the name as it is. The bounds are
+    # expressions of the parameter alone, so that the index is read between them and nowhere else.
+    key = "split_part(name_sort_key($1::text), U&'\\0001', 1)"
     sql = f"""
-        SELECT id FROM products,
-            (SELECT split_part(name_sort_key($1::text), U&'\\0001', 1) COLLATE "C" AS key OFFSET 0) AS searched
-        WHERE name_sort_key(name) COLLATE "C" >= key || U&'\\0001'
-            AND name_sort_key(name) COLLATE "C" < key || U&'\\0002'
-        ORDER BY id DESC LIMIT {_MAX_NAMED}
+        SELECT id FROM products
+        WHERE name_sort_key(name) COLLATE "C" >= ({key} || U&'\\0001') COLLATE "C"
+            AND name_sort_key(name) COLLATE "C" < ({key} || U&'\\0002') COLLATE "C"
+        ORDER BY name_sort_key(name) COLLATE "C" DESC, id DESC LIMIT {_MAX_NAMED}
     """
-    return [row[0] for row in await conn.fetch(sql, text.strip())]
+    # A name may begin or end with a space; so may a text that is pasted.
+    return [row[0] for row in await conn.fetch(sql, text) or await conn.fetch(sql, text.strip())]
 
 
 async def _by_relevance(conn: Connection, query: SearchQuery, matches: Matches, sample: Sample) -> FoundPage:
@@ -130,7 +132,10 @@ async def _get_products(conn: Connection, product_ids: Sequence[UUID]) -> list[P
     return [products[product_id] for product_id in product_ids if product_id in products]
 
 
-async def _by_sort(conn: Connection, query: SearchQuery, sort: Sort, matches: Matches, sample: Sample) -> FoundPage:
+async def read_page_by_sort(
+    conn: Connection, query: SearchQuery, sort: Sort, matches: Matches, sample: Sample
+) -> FoundPage:
+    """Return a page in one of the sorts of the list."""
     assert query.after is None or isinstance(query.after, Position)
     page = PageQuery(query.limit, query.offset, sort, query.after)
     rows: list[Record] = []
@@ -141,7 +146,10 @@ async def _by_sort(conn: Connection, query: SearchQuery, sort: Sort, matches: Ma
         rows = await _read_few(conn, page, matches, max_found)
         total = rows[0]["total"]
     if not rows or total > max_found:
-        rows = await _read_in_order(conn, page, matches)
+        max_read = sample.max_read(wanted, sample.found)
+        rows = await _read_in_order(conn, page, matches, max_read)
+        if len(rows) <= query.limit and await _has_more_than(conn, page, max_read):
+            rows = await _read_few(conn, page, matches, sample.products)
     products = [read_product(row) for row in rows if row["id"] is not None]
     end = position_type(sort).of(products[query.limit - 1]) if len(products) > query.limit else None
     return FoundPage(products[: query.limit], end, min(total, MAX_COUNT), total_exact=total <= MAX_COUNT)
@@ -168,13 +176,24 @@ async def _read_few(conn: Connection, page: PageQuery, matches: Matches, max_fou
     return await conn.fetch(text, *arguments)
 
 
-async def _read_in_order(conn: Connection, page: PageQuery, matches: Matches) -> list[Record]:
-    """Read all products in the order of the list, until the page is full."""
+async def _read_in_order(conn: Connection, page: PageQuery, matches: Matches, max_read: int) -> list[Record]:
+    """Read products in the order of the list, until the page is full or so many have been read."""
     arguments: list[object] = [matches.found]
+    read = PageQuery(max_read - 1, 0, page.sort, page.after)
+    direction = "DESC" if page.sort.startswith("-") else "ASC"
     text = f"""
-        SELECT 0 AS total, {COLUMNS} FROM products CROSS JOIN LATERAL (
+        SELECT 0 AS total, {COLUMNS} FROM (
+            SELECT *, {sort_key(page)} AS sort_key FROM products {page_clauses(read, arguments)}
+        ) AS products CROSS JOIN LATERAL (
             SELECT s.id AS found_id FROM product_search AS s
             WHERE s.id = products.id AND {condition("all_words", 1, by_index=False)} OFFSET 0
-        ) AS f {page_clauses(page, arguments)}
+        ) AS f ORDER BY sort_key {direction}, id {direction} LIMIT {page.limit + 1} OFFSET {page.offset}
     """
     return await conn.fetch(text, *arguments)
+
+
+async def _has_more_than(conn: Connection, page: PageQuery, max_read: int) -> bool:
+    """Return whether the list has more products than so many, after the page's cursor."""
+    arguments: list[object] = []
+    clauses = page_clauses(PageQuery(0, max_read, page.sort, page.after), arguments)
+    return bool(await conn.fetch(f"SELECT FROM products {clauses}", *arguments))

@@ -89,8 +89,14 @@ async def _read_by_rank(
         if len(positions) < limit and (after is None or rank.number >= after.rank):
             start = after if after is not None and rank.number == after.rank else None
             wanted = limit - len(positions)
-            by_index = bool(matches.part) and await _has_few(conn, rank, sample, wanted)
-            positions += await _read_rank(conn, rank, start, wanted, by_index=by_index)
+            if matches.part and await _has_few(conn, rank, sample, wanted):
+                positions += await _read_by_index(conn, rank, start, wanted)
+            else:
+                max_read = sample.max_read(wanted, sample.ranks.get(rank.number))
+                found = await _read_in_order(conn, rank, start, wanted, max_read)
+                if len(found) < wanted and matches.part and await _has_more_than(conn, start, max_read):
+                    found = await _read_by_index(conn, rank, start, wanted)
+                positions += found
     return positions
 
 
@@ -104,18 +110,44 @@ async def _has_few(conn: Connection, rank: Rank, sample: Sample, wanted: int) ->
     return not await conn.fetch(text, *arguments)
 
 
-async def _read_rank(
-    conn: Connection, rank: Rank, after: RankPosition | None, limit: int, *, by_index: bool
-) -> list[RankPosition]:
+async def _read_by_index(conn: Connection, rank: Rank, after: RankPosition | None, limit: int) -> list[RankPosition]:
     arguments: list[object] = []
-    conditions = rank.condition(arguments, by_index=by_index)
-    if after is not None:
-        arguments += [after.name_size, after.id]
-        conditions += f" AND (-name_size, id) < (-${len(arguments) - 1}::integer, ${len(arguments)}::uuid)"
-    order = "ORDER BY -name_size DESC, id DESC"
-    rows = f"SELECT name_size, id FROM product_search WHERE {conditions}"
-    if by_index:
-        text = f"WITH found AS MATERIALIZED ({rows}) SELECT name_size, id FROM found {order} LIMIT {limit}"
-    else:
-        text = f"{rows} {order} LIMIT {limit}"
+    conditions = f"{rank.condition(arguments, by_index=True)} {_beyond('AND', after, arguments)}"
+    text = f"""
+        WITH found AS MATERIALIZED (SELECT name_size, id FROM product_search WHERE {conditions})
+        SELECT name_size, id FROM found ORDER BY name_size, id DESC LIMIT {limit}
+    """
     return [RankPosition(rank.number, *row) for row in await conn.fetch(text, *arguments)]
+
+
+async def _read_in_order(
+    conn: Connection, rank: Rank, after: RankPosition | None, limit: int, max_read: int
+) -> list[RankPosition]:
+    """Read products in the order within a rank, until there are `limit` positions or so many have been read."""
+    arguments: list[object] = []
+    conditions = rank.condition(arguments, by_index=False)
+    text = f"""
+        SELECT name_size, id FROM (
+            SELECT *, -name_size AS sort_key FROM product_search {_beyond("WHERE", after, arguments)}
+            ORDER BY -name_size DESC, id DESC LIMIT {max_read}
+        ) AS product_search WHERE {conditions} ORDER BY sort_key DESC, id DESC LIMIT {limit}
+    """
+    return [RankPosition(rank.number, *row) for row in await conn.fetch(text, *arguments)]
+
+
+async def _has_more_than(conn: Connection, after: RankPosition | None, max_read: int) -> bool:
+    """Return whether there are more products than so many, after the position in the order within a rank."""
+    arguments: list[object] = []
+    text = f"""
+        SELECT FROM product_search {_beyond("WHERE", after, arguments)}
+        ORDER BY -name_size DESC, id DESC OFFSET {max_read} LIMIT 1
+    """
+    return bool(await conn.fetch(text, *arguments))
+
+
+def _beyond(keyword: str, after: RankPosition | None, arguments: list[object]) -> str:
+    """Return the clause for products after the position, whose arguments are added to those of the statement."""
+    if after is None:
+        return ""
+    arguments += [after.name_size, after.id]
+    return f"{keyword} (-name_size, id) < (-${len(arguments) - 1}::integer, ${len(arguments)}::uuid)"

@@ -29,6 +29,7 @@ _THINNING = 4
 _CERTAINTY = 3
 _DOUBT = 2
 _LARGER_SAMPLE, _ITS_CERTAINTY = 8000, 1.7
+_MIN_READ, _UNEVENNESS = 10_000, 5
 
 
 class Sample(Struct, frozen=True):
@@ -50,6 +51,16 @@ class Sample(Struct, frozen=True):
         products * wanted / matching.
         """
         return isqrt(self.products * wanted)
+
+    def max_read(self, wanted: int, matching: float | None) -> int:
+        """Return how many products are read in the order of the list, before the index is tried after all.
+
+        They are many times as many as suffice if those that match are evenly distributed, and not, for example, all
+        among the oldest ones.
+        """
+        if matching is None:
+            return self.products
+        return _MIN_READ + _UNEVENNESS * int(self.products * wanted / max(matching, 1))
 
     def max_found(self, wanted: int) -> int:
         """Return the same for all products that are found, which are read anyway as long as they have to be counted."""
