@@ -9,14 +9,13 @@ import pytest
 
 from tests.issuer.signed_in_shop import SignedInShop
 from tests.support.browser import CHROMIUM, tab
+from tests.support.graphiql import BAR, press, run_query
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
     pytest.mark.timeout(900),
 ]
 
-BAR = "document.getElementById('access').innerText.replaceAll(/\\s+/g, ' ').trim()"
-SIGN_IN = "[...document.querySelectorAll('#access button')].find((b) => b.textContent === 'Sign in')"
 TOKEN = "JSON.parse(sessionStorage.getItem('market.token')).token"
 # What ann does on the page of the issuer.
 CHOOSE = {
@@ -25,11 +24,11 @@ CHOOSE = {
 }
 
 
-async def test_ann_signs_in_from_graphiql(shop: SignedInShop, tmp_path: Path) -> None:
+async def test_ann_signs_in_from_graphiql_and_orders(shop: SignedInShop, tmp_path: Path) -> None:
+    [product, *_] = (await shop.send("products", "GET", "/api/product?limit=1", None)).json()["items"]
     async with tab(tmp_path) as page:
         await page.open(f"{shop.up.urls['graphql']}/")
-        await page.until(f"{SIGN_IN} !== undefined")
-        await page.evaluate(f"{SIGN_IN}.click()")
+        await press(page, "Sign in")
         button = CHOOSE[shop.sign_in.kind]
         await page.until(f"{button} !== null")
         if shop.sign_in.password is not None:
@@ -44,6 +43,10 @@ async def test_ann_signs_in_from_graphiql(shop: SignedInShop, tmp_path: Path) ->
             ]
         )
         token = await page.evaluate(TOKEN)
+        assert await page.evaluate("location.href") == f"{shop.up.urls['graphql']}/"
+        line = f'{{productId: "{product["id"]}", quantity: 1}}'
+        result = await run_query(page, f"mutation {{ createOrder(input: {{items: [{line}]}}) {{ user status }} }}")
+        assert result == {"data": {"createOrder": {"user": shop.subjects["ann"], "status": "confirmed"}}}
         assert [url for url in page.requests if token in url] == []
     response = await shop.send("graphql", "POST", "/graphql", token, json={"query": "{ orders { items { user } } }"})
     users = {order["user"] for order in response.json()["data"]["orders"]["items"]}
