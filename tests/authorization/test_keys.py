@@ -95,6 +95,18 @@ async def test_a_token_of_a_key_that_the_issuer_no_longer_has_is_refused(shop: S
     assert (await shop.rest("products", "GET", path, stolen)).status_code == 401
 
 
+async def test_two_published_keys_with_the_same_kid_are_both_accepted_and_a_third_is_not(shop: Shop) -> None:
+    issuer = shop.issuer
+    first = issuer.rotate()
+    second, third = (SigningKey(first.algorithm, kid=first.kid) for _ in range(2))
+    issuer.keys.append(second)
+    await until_known(shop, issuer.rotate())
+    for key, status in ((first, 200), (second, 200), (third, 401)):
+        response = await shop.rest("orders", "GET", "/api/order", issuer.token("ann", key=key))
+        assert response.status_code == status
+    issuer.keys.remove(second)
+
+
 async def test_signed_in_callers_do_not_notice_that_the_issuer_is_away(shop: Shop) -> None:
     issuer = shop.issuer
     await until_known(shop, issuer.rotate())

@@ -106,3 +106,22 @@ def test_every_operation_of_the_contracts_is_in_the_table() -> None:
 def test_the_table_has_no_operation_that_the_contracts_do_not_have() -> None:
     entries = {Operation(surface, key) for surface, table in TABLES.items() for key in table}
     assert sorted(map(str, entries - set(OPERATIONS))) == []
+
+
+async def test_head_requests_need_what_get_requests_need(watched: Watched) -> None:
+    shop, target = watched.shop, watched.target
+    for service, path in (
+        ("products", f"/api/product/{target.product_id}?stock=true"),
+        ("products", "/api/product?stock=true"),
+        ("orders", f"/api/order/{target.order_id}"),
+        ("orders", "/api/order"),
+    ):
+        assert (await shop.rest(service, "HEAD", path)).status_code == 401
+        assert (await shop.rest(service, "HEAD", path, shop.token("mia", "merchant"))).status_code == 200
+
+
+async def test_admin_ports_have_no_other_route(shop: Shop) -> None:
+    for url in shop.admin.values():
+        for path in ("/", "/reconcile", "/repair", "/dead-letters", "/replay", "/migrate", "/debug", "/config"):
+            for method in ("GET", "POST"):
+                assert (await shop.http.request(method, url + path)).status_code == 404
