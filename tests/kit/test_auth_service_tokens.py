@@ -288,6 +288,17 @@ async def test_a_rejected_token_is_replaced_and_the_call_repeated(issuer: Issuer
     assert issuer.requests[TOKEN] == 2
 
 
+async def test_concurrent_calls_whose_token_was_rejected_share_one_new_token(issuer: Issuer) -> None:
+    clock = Clock()
+    tokens = credentials(issuer, clock)
+    rejected = await tokens.get(5)
+    clock.now += 1
+    found = await asyncio.gather(*(tokens.replace(rejected, 5) for _ in range(20)))
+    assert len(set(found)) == 1
+    assert rejected not in found
+    assert issuer.requests[TOKEN] == 2
+
+
 async def test_a_call_fails_in_time_if_there_is_no_token(issuer: Issuer) -> None:
     async with serving(issuer, {"orders-client": "orders"}) as server, issuer.faulty(Fault.SLOW):
         async with service_tokens(CREDENTIALS, Auth(issuer=issuer.url)) as tokens:

@@ -134,11 +134,12 @@ class ClientCredentials:
         return self._token
 
     async def replace(self, rejected: str, seconds: float) -> str:
-        if self._token == rejected and self._clock() >= self._retry_at:
-            # Limited like retries: an upstream that rejects every token must not cause many fetches.
-            self._retry_at = self._clock() + _MIN_RETRY_SECONDS
-            if self._fetching is None:
+        if self._token == rejected:
+            if self._fetching is None and self._clock() >= self._retry_at:
+                # Limited like retries: an upstream that rejects every token must not cause many fetches.
+                self._retry_at = self._clock() + _MIN_RETRY_SECONDS
                 self._start()
+            # Also if another call has started the fetch.
             await self._await_fetch(seconds)
         return self._token
 
