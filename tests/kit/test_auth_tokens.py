@@ -61,6 +61,14 @@ async def test_a_token_identifies_its_subject(issuer: Issuer, algorithm: str) ->
     assert token not in repr(identity)
 
 
+async def test_one_token_is_cached_once_whatever_spaces_precede_it(issuer: Issuer) -> None:
+    token = issuer.token("ann")
+    async with verifying(issuer) as authentication:
+        for spaces in range(1, 5):
+            await authentication.authenticate(f"Bearer{' ' * spaces}{token}")
+        assert REGISTRY.get_sample_value("market_auth_cached_tokens") == 1
+
+
 @pytest.mark.parametrize(
     ("claims", "roles"),
     [

@@ -44,12 +44,14 @@ class Authenticator:
         if authorization is None:
             return ANONYMOUS
         now = self._clock()
-        # Not the token itself, which would be as good as a password to whoever reads this process's memory.
-        digest = hashlib.sha256(authorization.encode("utf-8", "surrogatepass")).digest()
-        if cached := self._cache.get(digest, now):
-            return cached
         try:
-            verified = await self._verifier.verify(_bearer_token(authorization), now)
+            token = _bearer_token(authorization)
+            # Not the token itself, which would be as good as a password to whoever reads this process's memory. And not
+            # the whole header: by its spaces, one token could fill the cache.
+            digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+            if cached := self._cache.get(digest, now):
+                return cached
+            verified = await self._verifier.verify(token, now)
         except TokenRejected as e:
             metrics.INVALID_TOKENS.labels(e.rule).inc()
             raise Unauthenticated(e.reason) from None
