@@ -174,6 +174,17 @@ async def test_a_repeat_that_finishes_a_merchants_order_is_in_the_audit_log(
     assert [line["event"] for line in lines if line.get("component") == "audit"] == ["order placed"]
 
 
+async def test_a_merchants_order_whose_outcome_is_unknown_is_in_the_audit_log(
+    own_shop: Shop, mia: Caller, lamp: str, key: str
+) -> None:
+    arm(own_shop.service, "orders.before-confirm", "fail")
+    with capture_logs() as lines:
+        assert (await mia.place([(lamp, 1)], key=key, user="bob")).status_code == 503
+    [entry] = [line for line in lines if line.get("component") == "audit"]
+    assert (entry["event"], entry["subject"].partition("-")[0]) == ("order placed", "mia")
+    assert entry["after"] == {"user": "bob", "status": "outcome unknown"}
+
+
 async def test_keys_of_orders_that_were_placed_in_mode_open_stay_valid(
     own_shop: Shop, open_service: Service, mia: Caller, lamp: str, key: str
 ) -> None:

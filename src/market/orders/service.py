@@ -186,8 +186,12 @@ async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
 async def _advance_pending(deps: Deps, order: Order) -> Order:
     """Advance the order until it is no longer pending, and return it. Start its next step without waiting for it."""
     was_pending = order.status is Status.PENDING
-    while next_step(order) is Step.RESERVE:
-        order = await advance(deps, order)
+    try:
+        while next_step(order) is Step.RESERVE:
+            order = await advance(deps, order)
+    except Unavailable:
+        record_placed(order, outcome_is_known=False)
+        raise
     if was_pending and order.status is Status.CONFIRMED:
         record_placed(order)
     step = next_step(order)

@@ -139,10 +139,14 @@ def act_as_service() -> None:
     token.set("")
 
 
-def record_placed(order: Order) -> None:
-    """Write to the audit log that the caller has placed an order for somebody else. Own orders are not recorded."""
+def record_placed(order: Order, *, outcome_is_known: bool = True) -> None:
+    """Write to the audit log that the caller has placed an order for somebody else. Own orders are not recorded.
+
+    outcome_is_known: False if the order may have been confirmed, or may still be rejected
+    """
     if _belongs_to_another(order):
-        audit.record("order placed", target=f"order {order.id}", after=_state(order, order.status.value))
+        status = order.status.value if outcome_is_known else "outcome unknown"
+        audit.record("order placed", target=f"order {order.id}", after=_state(order, status))
 
 
 def record_cancelled(order: Order, after: Order | None) -> None:
