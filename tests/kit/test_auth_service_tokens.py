@@ -183,6 +183,16 @@ async def test_a_call_waits_for_a_token_until_its_deadline(issuer: Issuer) -> No
     await tokens.close()
 
 
+@pytest.mark.parametrize("expires_in", [0, -5])
+async def test_a_token_that_has_expired_is_a_failed_fetch(issuer: Issuer, expires_in: int) -> None:
+    issuer.expires_in = expires_in
+    tokens = credentials(issuer, Clock())
+    for _ in range(50):
+        with pytest.raises(Unavailable, match=r"this service has no token: the token .* has expired"):
+            await tokens.get(5)
+    assert issuer.requests[TOKEN] == 1
+
+
 async def test_a_wrong_secret_is_said(issuer: Issuer) -> None:
     wrong = ServiceIdentity(client_id="orders", client_secret="wrong")
     with pytest.raises(Unavailable, match="the token endpoint responds with status 401"):

@@ -130,6 +130,8 @@ class Issuer:
         self.clients: dict[str, Client] = {}
         self.fault: Fault | None = None
         self.requests: Counter[str] = Counter()
+        # The `expires_in` of tokens for client credentials. The tokens themselves do not change.
+        self.expires_in: float = LIFETIME_SECONDS
         # Sent with every response.
         self.headers: dict[str, str] = {}
         # The bytes that the fault HUGE has sent in the largest response.
@@ -278,7 +280,7 @@ class Issuer:
         if form.get("grant_type") != "client_credentials":
             return 400, {"error": "unsupported_grant_type"}
         token = self.token(**cast(Any, {"subject": client_id, "client_id": client_id, **client.claims}))
-        return 200, {"access_token": token, "token_type": "Bearer", "expires_in": LIFETIME_SECONDS}
+        return 200, {"access_token": token, "token_type": "Bearer", "expires_in": self.expires_in}
 
     async def _misbehave(self, fault: Fault, writer: asyncio.StreamWriter) -> None:
         if fault is Fault.GARBAGE:

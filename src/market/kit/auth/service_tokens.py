@@ -180,7 +180,7 @@ class ClientCredentials:
             if self._failures:
                 log.info("fetched the service's token", failures=self._failures)
             self._failures = 0
-            lifetime = response.expires_in or _DEFAULT_LIFETIME_SECONDS
+            lifetime = _DEFAULT_LIFETIME_SECONDS if response.expires_in is None else response.expires_in
             now = self._clock()
             self._token = response.access_token
             self._expires_at = now + lifetime
@@ -213,6 +213,8 @@ class ClientCredentials:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             raise FetchError("the token endpoint's response is not a token") from None
         token = found.access_token
+        if found.expires_in is not None and found.expires_in <= 0:
+            raise FetchError("the token in the token endpoint's response has expired")
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise FetchError("the token endpoint's response is not a token")
         return found
