@@ -125,4 +125,5 @@ def test_a_request_that_runs_as_somebody_else_is_detected(directory: Path, monke
     found = "\n".join(report.violations["no_request_ran_as_somebody_else"])
     assert f"of {name_of(1)}: {name_of(1)} sent no such request" in found, "orders of client 9 that are client 1's"
     assert f"by {name_of(9)} showed an order of {name_of(1)}" in found
-    assert name_of(2) not in found
+    # Client 5 has a bug of another kind. (Bug 2 lets anybody cancel the orders of client 2, as far as they are told.)
+    assert [violation for violation in found.splitlines() if name_of(5) in violation] == []
