@@ -28,7 +28,7 @@ def expected_outcome(operation: Operation, call: Call, caller: Caller) -> Outcom
         caller = NOBODY
     if not caller.has_valid_token:
         return Outcome.UNAUTHENTICATED
-    permission = access.nobody if caller.role is None else Permission(getattr(access, caller.role.value))
+    permission = access.anonymous if caller.role is None else Permission(getattr(access, caller.role.value))
     if caller.role is Role.SERVICE and access.callers and caller.service not in access.callers:
         permission = Permission.NO
     if permission is Permission.NO:

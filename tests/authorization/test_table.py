@@ -12,7 +12,7 @@ from tests.authorization.operations import SERVICES, TABLES
 
 ROOT = Path(__file__).parents[2]
 
-# Written by hand. By row: nobody, buyer, merchant, operator.
+# Written by hand. By row: anonymous, buyer, merchant, operator.
 DECIDED: dict[str, tuple[str, str, str, str]] = {
     "read products": ("yes", "yes", "yes", "yes"),
     "change products, see stock": ("no", "no", "yes", "no"),
@@ -63,7 +63,7 @@ _BY_NAME = {**{name: TABLES[name] for name in ("products", "orders", "graphql")}
 
 
 def columns(entry: Access) -> tuple[str, str, str, str]:
-    return entry.nobody.value, entry.buyer.value, entry.merchant.value, entry.operator.value
+    return entry.anonymous.value, entry.buyer.value, entry.merchant.value, entry.operator.value
 
 
 def test_the_table_grants_each_role_what_was_decided() -> None:

@@ -337,7 +337,7 @@ async def test_if_the_issuer_has_never_responded_products_are_read_and_tokens_ar
 @pytest.mark.parametrize(
     ("auth", "graphiql", "reason"),
     [
-        ("{mode: open}", "{client_id: page}", "graphiql.client_id requires auth.mode required"),
+        ("{mode: open}", "{client_id: page}", "graphiql.client_id can only be set if auth.mode is required"),
         (
             "{mode: required, issuer: 'https://id.example.com'}",
             "{client_id: market}",

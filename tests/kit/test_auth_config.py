@@ -56,7 +56,7 @@ def test_the_mode_open_on_a_network_must_be_on_purpose(tmp_path: Path, listener:
 @pytest.mark.parametrize(
     ("auth", "reason"),
     [
-        ("{mode: required}", "auth: issuer is missing, which the mode required needs"),
+        ("{mode: required}", "auth: issuer must be set if mode is required"),
         ("{mode: requird}", "auth.mode: must be one of open, required"),
         (
             '{issuer: "http://login.example.com"}',

@@ -25,9 +25,9 @@ from market.kit.http.responses import json_response
 from market.kit.rpc.server import endpoint
 
 NO, OWN, YES = Permission.NO, Permission.OWN, Permission.YES
-EVERYBODY = Access(nobody=YES, buyer=YES, merchant=YES, operator=YES, service=YES)
-ORDERS = Access(nobody=NO, buyer=OWN, merchant=YES, operator=NO, service=NO)
-ONLY_ORDERS = Access(nobody=NO, buyer=NO, merchant=NO, operator=NO, service=YES, callers=frozenset({"orders"}))
+EVERYBODY = Access(anonymous=YES, buyer=YES, merchant=YES, operator=YES, service=YES)
+ORDERS = Access(anonymous=NO, buyer=OWN, merchant=YES, operator=NO, service=NO)
+ONLY_ORDERS = Access(anonymous=NO, buyer=NO, merchant=NO, operator=NO, service=YES, callers=frozenset({"orders"}))
 
 ANN = Identity("ann", frozenset({Role.BUYER}), "ann@example.com")
 OPERATOR = Identity("root", frozenset({Role.OPERATOR}))
@@ -179,7 +179,7 @@ async def test_two_tokens_are_refused() -> None:
         headers = [("authorization", "Bearer ann"), ("authorization", "Bearer root")]
         response = await http.get("/open", headers=headers)
     assert response.status_code == 401
-    assert response.json()["detail"] == "the token must be sent in one header Authorization"
+    assert response.json()["detail"] == "the token must be sent in a single Authorization header"
 
 
 async def test_head_and_preflight_requests_follow_the_table() -> None:

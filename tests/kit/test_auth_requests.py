@@ -32,7 +32,7 @@ from tests.support.issuer import Issuer
 from tests.support.ports import free_port
 
 YES = Permission.YES
-EVERYBODY = Access(nobody=YES, buyer=YES, merchant=YES, operator=YES, service=YES)
+EVERYBODY = Access(anonymous=YES, buyer=YES, merchant=YES, operator=YES, service=YES)
 
 
 @pytest.fixture(scope="module")

@@ -212,7 +212,7 @@ async def test_the_endpoint_comes_from_the_discovery_document(issuer: Issuer) ->
 
 NO = Permission.NO
 ONLY_ORDERS = Access(
-    nobody=NO, buyer=NO, merchant=NO, operator=NO, service=Permission.YES, callers=frozenset({"orders"})
+    anonymous=NO, buyer=NO, merchant=NO, operator=NO, service=Permission.YES, callers=frozenset({"orders"})
 )
 
 

@@ -10,8 +10,8 @@ from market.kit.auth.permissions import Access, Permission
 from market.kit.http.openapi import Operation, document
 
 NO, OWN, YES = Permission.NO, Permission.OWN, Permission.YES
-ORDERS = Access(nobody=NO, buyer=OWN, merchant=YES, operator=YES, service=NO)
-PRODUCTS = Access(nobody=YES, buyer=YES, merchant=YES, operator=YES, service=YES)
+ORDERS = Access(anonymous=NO, buyer=OWN, merchant=YES, operator=YES, service=NO)
+PRODUCTS = Access(anonymous=YES, buyer=YES, merchant=YES, operator=YES, service=YES)
 
 
 def build(access: Access | None, issuer: str | None = None) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def test_an_operation_that_requires_sign_in_names_the_scheme_the_roles_and_the_r
     assert operation["security"] == [{"bearer": []}]
     assert (
         operation["description"]
-        == "Where sign-in is required: for buyers (what is their own), merchants and operators."
+        == "Where sign-in is required: for buyers (only their own data), merchants and operators."
     )
     assert sorted(operation["responses"]) == ["200", "401", "403"]
     for status in ("401", "403"):

@@ -59,7 +59,7 @@ def test_each_operation_names_the_token_and_its_refusals() -> None:
     [user] = [p for p in operations["listOrders"]["parameters"] if p["name"] == "user"]
     assert user["required"] is False
     assert operations["cancelOrder"]["description"] == (
-        "Where sign-in is required: for buyers (what is their own) and merchants."
+        "Where sign-in is required: for buyers (only their own data) and merchants."
     )
 
 

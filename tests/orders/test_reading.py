@@ -168,7 +168,7 @@ async def test_an_offset_above_ten_thousand_names_the_cursor(service: Service) -
     response = await service.http.get("/api/order", params={"user": "a", "offset": 10_001})
     assert response.status_code == 422
     assert response.json()["errors"] == [
-        {"field": "offset", "reason": "must be a whole number from 0 to 10000; to skip more, use after"}
+        {"field": "offset", "reason": "must be a whole number from 0 to 10000; to skip more, use the parameter `after`"}
     ]
 
 

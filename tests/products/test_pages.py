@@ -137,11 +137,15 @@ async def test_a_cursor_with_another_sort_or_search_is_rejected(products: Runnin
 @pytest.mark.parametrize(
     ("parameters", "field", "reason"),
     [
-        ({"offset": 10_001}, "offset", "must be a whole number from 0 to 10000; to skip more, use after"),
+        (
+            {"offset": 10_001},
+            "offset",
+            "must be a whole number from 0 to 10000; to skip more, use the parameter `after`",
+        ),
         ({"after": "next"}, "after", "is not a cursor: it must be the `next` of a page, unchanged"),
         ({"after": ""}, "after", "must have 1 to 2000 characters, got 0"),
         ({"after": "x" * 2001}, "after", "must have 1 to 2000 characters, got 2001"),
-        ({"after": "x", "offset": 1}, "offset", "cannot be combined with after"),
+        ({"after": "x", "offset": 1}, "offset", "cannot be combined with `after`"),
     ],
 )
 async def test_a_page_that_cannot_be_found_is_rejected_in_words(products: RunningProducts, parameters, field, reason):

@@ -15,20 +15,20 @@ from market.kit.auth.permissions import Access, Permission
 
 NO, OWN, YES = Permission.NO, Permission.OWN, Permission.YES
 
-EVERYBODY = Access(nobody=YES, buyer=YES, merchant=YES, operator=YES, service=YES)
-CHANGE_PRODUCTS = Access(nobody=NO, buyer=NO, merchant=YES, operator=NO, service=NO)
-SEE_STOCK = Access(nobody=NO, buyer=NO, merchant=YES, operator=NO, service=NO)
+EVERYBODY = Access(anonymous=YES, buyer=YES, merchant=YES, operator=YES, service=YES)
+CHANGE_PRODUCTS = Access(anonymous=NO, buyer=NO, merchant=YES, operator=NO, service=NO)
+SEE_STOCK = Access(anonymous=NO, buyer=NO, merchant=YES, operator=NO, service=NO)
 # Buyers place orders for themselves, merchants for anybody.
-PLACE_ORDERS = Access(nobody=NO, buyer=OWN, merchant=YES, operator=NO, service=NO)
-READ_ORDERS = Access(nobody=NO, buyer=OWN, merchant=YES, operator=YES, service=NO)
-CANCEL_ORDERS = Access(nobody=NO, buyer=OWN, merchant=YES, operator=NO, service=NO)
-OPERATE = Access(nobody=NO, buyer=NO, merchant=NO, operator=YES, service=NO)
+PLACE_ORDERS = Access(anonymous=NO, buyer=OWN, merchant=YES, operator=NO, service=NO)
+READ_ORDERS = Access(anonymous=NO, buyer=OWN, merchant=YES, operator=YES, service=NO)
+CANCEL_ORDERS = Access(anonymous=NO, buyer=OWN, merchant=YES, operator=NO, service=NO)
+OPERATE = Access(anonymous=NO, buyer=NO, merchant=NO, operator=YES, service=NO)
 
 
 def _only(*callers: str) -> Access:
     """Return the access to a gRPC method that only these services may call."""
     service = YES if callers else NO
-    return Access(nobody=NO, buyer=NO, merchant=NO, operator=NO, service=service, callers=frozenset(callers))
+    return Access(anonymous=NO, buyer=NO, merchant=NO, operator=NO, service=service, callers=frozenset(callers))
 
 
 # REST routes, by the key that `market.kit.http.edge` has for them. A query that needs more than its route is added.

@@ -125,7 +125,7 @@ class Config(SignInConfig, frozen=True, forbid_unknown_fields=True, kw_only=True
         super().__post_init__()
         client_id = self.graphiql.client_id
         if client_id is not None and not self.auth.is_required:
-            raise ValueError("graphiql.client_id requires auth.mode required")
+            raise ValueError("graphiql.client_id can only be set if auth.mode is required")
         if client_id == self.auth.audience:
             # It is the audience of the ID tokens that the page gets, which would be accepted as access tokens.
             raise ValueError(f"graphiql.client_id must not be auth.audience, got {client_id} for both")

@@ -45,7 +45,7 @@ class InventoryAuth(Auth, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.is_required and not self.callers:
-            raise ValueError("callers is missing, which the mode required needs")
+            raise ValueError("callers must be set if mode is required")
         if "" in self.callers:
             raise ValueError("callers must not have an empty subject")
 

@@ -128,8 +128,8 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
 
 async def _lock(conn: DirectConnection, seconds: float) -> None:
     give_up_at = time.monotonic() + seconds
-    # Not pg_advisory_lock: CREATE INDEX CONCURRENTLY in another process waits for all running statements, so it would
-    # wait for the one that waits for the lock.
+    # Not pg_advisory_lock: the process that holds the lock may run CREATE INDEX CONCURRENTLY, which waits for all
+    # running statements, including one that waits for the lock: a deadlock.
     while not await conn.fetchval("SELECT pg_try_advisory_lock(hashtext('market.migrations'))"):
         if time.monotonic() > give_up_at:
             raise MigrationError(

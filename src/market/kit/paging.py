@@ -29,7 +29,7 @@ MAX_COUNT = 10_000
 MAX_CURSOR_LENGTH = 2000
 
 # The types of the query parameters.
-Offset = Annotated[int, Meta(ge=0, le=MAX_OFFSET, extra={"advice": "to skip more, use after"})]
+Offset = Annotated[int, Meta(ge=0, le=MAX_OFFSET, extra={"advice": "to skip more, use the parameter `after`"})]
 Cursor = Annotated[str, Meta(min_length=1, max_length=MAX_CURSOR_LENGTH)]
 
 # Increase it when the meaning of positions changes.

@@ -224,7 +224,7 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
     async def connect() -> Pool:
         new_pool = _Pool(
             connect=connector,  # type: ignore[arg-type]  # The stubs expect its signature to be asyncpg.connect's.
-            # No minimum: the pool would log every failed attempt to reopen connections up to it.
+            # With a minimum, the pool would keep reopening connections to reach it, and log every failed attempt.
             min_size=0,
             max_size=config.pool_size,
             max_queries=50_000,

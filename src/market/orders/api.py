@@ -310,7 +310,7 @@ def routes(
         after = None
         if query.after is not None:
             if query.offset:
-                raise BadInput("offset", "cannot be combined with after")
+                raise BadInput("offset", "cannot be combined with `after`")
             after = read_cursor(query.after, Position, *definition)
         status = Status(query.status) if query.status else None
         outline = await deps.orders.list_orders(user, status, limit=query.limit, offset=query.offset, after=after)

@@ -300,7 +300,7 @@ def _read_after(query: ListQuery, position_type: type[_P], definition: tuple[str
     if query.after is None:
         return None
     if query.offset:
-        raise BadInput("offset", "cannot be combined with after")
+        raise BadInput("offset", "cannot be combined with `after`")
     return read_cursor(query.after, position_type, *definition)
 
 
@@ -310,7 +310,7 @@ async def _page_of_ids(deps: Deps, query: ListQuery) -> ProductPage:
     sort = None if query.sort == domain.DEFAULT_SORT else query.sort
     for name, value in (("q", query.q), ("sort", sort), ("offset", query.offset or None), ("after", query.after)):
         if value is not None:
-            raise BadInput(name, "cannot be combined with ids")
+            raise BadInput(name, "cannot be combined with `ids`")
     product_ids = domain.parse_ids(query.ids)
     products = [stored.product for stored in await deps.products.get_many(product_ids) if stored]
     return ProductPage(products, len(products), len(product_ids), 0, True, None)

@@ -67,7 +67,7 @@ class Auth(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.mode == "required" and self.issuer is None:
-            raise ValueError("issuer is missing, which the mode required needs")
+            raise ValueError("issuer must be set if mode is required")
         for name in ("issuer", "keys_url"):
             if (url := getattr(self, name)) is not None:
                 check_issuer_url(name, url, insecure=self.insecure_issuer)

@@ -22,7 +22,8 @@ class Identity:
 
     subject: the token's `sub`, 1 to 200 characters; "" if the caller has not signed in.
     email: the token's e-mail address, if the issuer has verified it.
-    service: the name of the calling service, if `auth.callers` has the subject.
+    service: the name of the calling service, if the subject is that of a known service (inventory's setting
+        `auth.callers`); None otherwise.
     """
 
     subject: str = ""

@@ -33,7 +33,10 @@ class _KeySet(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A public key that signs tokens. `thumbprint` identifies it even if its `kid` is used again (RFC 7638)."""
+    """A public key that verifies the signatures of tokens.
+
+    `thumbprint` identifies it even if its `kid` is used again (RFC 7638).
+    """
 
     kid: str | None
     thumbprint: str

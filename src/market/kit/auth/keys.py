@@ -18,7 +18,7 @@ log = logs.get_logger("auth")
 # The maximum number of requests that wait for the next fetch, and of key ids that are known to be absent.
 _MAX_WAITING = 64
 _MAX_ABSENT = 1024
-# The pause after a failed fetch, while there are no keys and while there are.
+# The pause after a failed fetch: without any keys yet, and with keys from an earlier fetch.
 _RETRY_SECONDS = 1.0
 _RETRY_WITH_KEYS_SECONDS = 15.0
 

@@ -24,10 +24,11 @@ class Access:
 
     A caller with several roles has the widest of their permissions.
 
+    anonymous: for a caller without a role, usually one without a token.
     callers: the names of the services that may call a gRPC method. If there are any, `service` applies to these alone.
     """
 
-    nobody: Permission
+    anonymous: Permission
     buyer: Permission
     merchant: Permission
     operator: Permission
@@ -39,7 +40,7 @@ class Access:
         if identity is UNRESTRICTED:
             return Permission.YES
         if not identity.roles:
-            return self.nobody
+            return self.anonymous
         permissions = [self._for_role(role, identity.service) for role in identity.roles]
         return next((p for p in (Permission.YES, Permission.OWN) if p in permissions), Permission.NO)
 

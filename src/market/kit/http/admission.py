@@ -42,9 +42,9 @@ WAIT = Histogram(
     buckets=[0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
 )
 
-# Waiting requests are ordered by their arrival time plus a penalty of this many seconds per unit of weight. The weight
-# is that of the request and of its caller's other requests that are not heavier. So a request of weight 1,000 whose
-# caller has no others can be overtaken only by requests that arrive less than 2 s after it.
+# Waiting requests are ordered by their arrival time plus a penalty of this many seconds per unit of weight. The penalty
+# counts the request's own weight plus the weights of its caller's other requests that are not heavier. So a request of
+# weight 1,000 whose caller has no others can be overtaken only by requests that arrive less than 2 s after it.
 _SECONDS_PER_WEIGHT = 0.002
 # The maximum for Retry-After.
 _MAX_RETRY_SECONDS = 30

@@ -308,7 +308,7 @@ class Edge:
             return
         try:
             if sum(name == b"authorization" for name, _ in all_headers) > 1:
-                raise Unauthenticated("must be sent in one header Authorization")
+                raise Unauthenticated("must be sent in a single Authorization header")
             authorization = value.decode("latin-1")
             identity.set(await authenticator.authenticate(authorization))
         except Unauthenticated:

@@ -109,8 +109,8 @@ def document(
         entry: dict[str, Any] = {"operationId": o.operation_id, "summary": o.summary, "responses": responses}
         if allowed is not None:
             entry["description"] = _roles_in_words(allowed)
-            # Everybody may call it without a token; one with a token gets the permissions of its role.
-            entry["security"] = [{}] if allowed.nobody is not Permission.NO else []
+            # `{}` means that no token is needed; a caller that sends one gets the permissions of its role.
+            entry["security"] = [{}] if allowed.anonymous is not Permission.NO else []
             entry["security"] += [{name: []} for name in schemes]
         if o.parameters:
             entry["parameters"] = o.parameters
@@ -154,7 +154,9 @@ def _security_schemes(issuer: str | None) -> dict[str, Any]:
 def _with_refusals(responses: dict[int, tuple[str, Any]], allowed: Access) -> dict[int, tuple[str, Any]]:
     """Return the responses with 401, and with 403 if some role may not do all that the operation offers."""
     missing = (
-        "The token is not valid." if allowed.nobody is not Permission.NO else "There is no token, or it is not valid."
+        "The token is not valid."
+        if allowed.anonymous is not Permission.NO
+        else "There is no token, or it is not valid."
     )
     refusals: dict[int, tuple[str, Any]] = {401: (missing, None)}
     if Permission.OWN in _by_role(allowed).values():
@@ -169,11 +171,11 @@ def _by_role(allowed: Access) -> dict[str, Permission]:
 
 
 def _roles_in_words(allowed: Access) -> str:
-    """Return "Where sign-in is required: for buyers (what is their own) and merchants."."""
-    if allowed.nobody is not Permission.NO:
+    """Return "Where sign-in is required: for buyers (only their own data) and merchants."."""
+    if allowed.anonymous is not Permission.NO:
         return "For everybody."
     permitted = [
-        f"{role}s (what is their own)" if permission is Permission.OWN else f"{role}s"
+        f"{role}s (only their own data)" if permission is Permission.OWN else f"{role}s"
         for role, permission in _by_role(allowed).items()
         if permission is not Permission.NO
     ]

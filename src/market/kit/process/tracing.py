@@ -138,15 +138,16 @@ def id_generator() -> Any:
 def sampler(config: Tracing, clock: Callable[[], float] = time.monotonic) -> Any:
     """Return the sampler of a process: `sample_ratio` of the traces, and at most `max_traces_per_second`.
 
-    A caller's sampled flag does not bypass these limits: since the decision depends on the trace id alone, all services
-    choose the same traces, and no caller can force tracing. If the flag is not set, the trace is not sampled.
+    A caller's sampled flag does not bypass these limits. The ratio is decided by the trace id alone, so all services
+    choose the same traces. A caller can pick an id that is always chosen, but not exceed the rate. If the flag is not
+    set, the trace is not sampled.
     """
     from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
 
     by_trace_id = TraceIdRatioBased(config.sample_ratio)
 
     class Limited(Sampler):
-        """Samples by trace id, and limits the rate, because a caller could choose ids that are always sampled."""
+        """Samples by trace id. The rate limit is there because a caller can pick ids that are always chosen."""
 
         second = -1
         traces = 0

@@ -63,7 +63,10 @@ class IdentityRefused(Unavailable):
 
 
 class _ChannelWithIdentity:
-    """A channel for unary calls that sends a token. gRPC's own interceptors take a task for each call."""
+    """A channel for unary calls that sends a token.
+
+    Not a gRPC interceptor, because those create an asyncio task for each call.
+    """
 
     def __init__(
         self, plain: grpc.aio.Channel, credentials: ServiceTokens | None, report: IdentityReport | None
@@ -85,13 +88,13 @@ class _ChannelWithIdentity:
     def unary_unary(self, *args: Any, **settings: Any) -> Callable[..., Awaitable[Any]]:
         method: Any = self._plain.unary_unary(*args, **settings)
         credentials, report = self._credentials, self._report
-        plain = method if credentials is None else _with_token(method, credentials)
+        call = method if credentials is None else _with_token(method, credentials)
         if report is None:
-            return plain
+            return call
 
         async def send(request: Any, *, timeout: float, metadata: Metadata | None = None) -> Any:
             try:
-                response = await plain(request, timeout=timeout, metadata=metadata)
+                response = await call(request, timeout=timeout, metadata=metadata)
             except grpc.aio.AioRpcError as e:
                 if e.code() in _REFUSED:
                     report.refused(e.details() or e.code().name)
