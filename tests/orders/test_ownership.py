@@ -18,7 +18,7 @@ from .catalogue import FakeCatalogue
 from .sign_in import Caller, Shop
 from .stock import Stock
 
-NOBODY_NAMED = "user must be absent, or the subject of the token: only merchants may place orders for others"
+NOBODY_NAMED = "`user` must be absent, or the subject of the token: only merchants may place orders for others"
 
 
 @pytest.fixture
@@ -163,7 +163,8 @@ async def test_a_buyer_may_name_only_the_verified_address(shop: Shop, ann: Calle
         status, kind, detail = problem(await ann.place([(lamp, 1)], email=other))
         assert (status, kind) == (403, "forbidden"), other
         assert (
-            detail == "email must be absent, or the verified address in the token: only merchants may name another one"
+            detail
+            == "`email` must be absent, or the verified address in the token: only merchants may name another one"
         )
     unverified = shop.sign_in(name, email="ann@shop.example", email_verified=False)
     assert (await unverified.place([(lamp, 1)], email="ann@shop.example")).status_code == 403
@@ -177,7 +178,7 @@ async def test_a_merchant_names_any_address(merchant: Caller, lamp: str) -> None
     response = await merchant.place([(lamp, 1)], user="cleo@nowhere")
     assert response.status_code == 422
     assert response.json()["errors"] == [
-        {"field": "user", "reason": "must be an e-mail address if it contains @ and there is no email"}
+        {"field": "user", "reason": "must be an e-mail address if it contains @ and there is no `email`"}
     ]
 
 
@@ -298,7 +299,7 @@ async def test_a_buyers_list_has_own_orders_only(shop: Shop, ann: Caller, name: 
         status, kind, detail = problem(await ann.list(user=other))
         assert (status, kind) == (403, "forbidden")
         assert detail == (
-            "user must be absent, or the subject of the token: only merchants and operators may list the orders of "
+            "`user` must be absent, or the subject of the token: only merchants and operators may list the orders of "
             "others"
         )
     # The cursor is that of the same list, whether or not it names the user.

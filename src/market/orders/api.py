@@ -132,7 +132,7 @@ class Page(Struct, frozen=True):
     next: Annotated[str, Meta(description="The cursor of the next page, for `after`; null on the last page.")] | None
 
 
-class _CreateOrderForUser(CreateOrder, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _CreateOrderInOpenMode(CreateOrder, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The order to place in mode `open`: nobody signs in, so `user` is required."""
 
     user: _UserText
@@ -148,7 +148,7 @@ class _ListQuery(Struct, frozen=True, forbid_unknown_fields=True):
     status: Literal["pending", "confirmed", "cancelled"] | None = None
 
 
-class _ListQueryForUser(_ListQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _ListQueryInOpenMode(_ListQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The parameters in mode `open`, in which `user` is required."""
 
     user: _UserText
@@ -159,7 +159,7 @@ class _NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _body_decoder = msgspec.json.Decoder(CreateOrder, strict=True)
-_body_decoder_for_user: msgspec.json.Decoder[CreateOrder] = msgspec.json.Decoder(_CreateOrderForUser, strict=True)
+_open_mode_decoder: msgspec.json.Decoder[CreateOrder] = msgspec.json.Decoder(_CreateOrderInOpenMode, strict=True)
 _encoder = msgspec.json.Encoder()
 
 
@@ -281,7 +281,7 @@ def routes(
                 parse_query(request, _NoParameters)
                 key = idempotency_key(request)
                 async with admission(request, weigh(await request.body())):
-                    decoder = _body_decoder if identity.get().signed_in else _body_decoder_for_user
+                    decoder = _body_decoder if identity.get().signed_in else _open_mode_decoder
                     new = parse_order(await read_body(request, decoder, FIELD_CHECKS))
                     placed = await service.place_order(deps, new, key)
                     response = _placed_response(placed)
@@ -302,7 +302,7 @@ def routes(
 
     async def list_orders(request: Request) -> Response:
         reject_unsupported_preconditions(request)
-        query = parse_query(request, _ListQuery if identity.get().signed_in else _ListQueryForUser)
+        query = parse_query(request, _ListQuery if identity.get().signed_in else _ListQueryInOpenMode)
         if query.user is not None:
             text.validate_text("user", query.user, min_length=1, max_length=200)
         user = listed_user(query.user)

@@ -58,8 +58,9 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     async with connect(config, process, clients) as deps, authenticator(config.auth) as authentication:
         await wait_for_store(process.health, deps)
         if config.service_identity is not None and config.service_identity.token_file is not None:
-            # A rolling update with a wrong identity stops at its first pod. Not with client credentials: without its
-            # issuer a pod would not start, although much of what it does needs no token.
+            # A rolling update with a wrong identity stops at its first pod. With client credentials there is no such
+            # check: while the issuer is unavailable, a pod would not start, although much of what it does needs no
+            # token.
             await process.health.wait_for("inventory-identity", deps.inventory.check_identity)
         async with periodic_tasks(background_tasks(config, deps)):
             yield http_server(config, process, deps, authentication)

@@ -152,8 +152,9 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
                 assert lookup is not None
                 if replay := await _replay(deps, lookup):
                     return replay
-                # Try again: either the order that had the key was rejected, so the key is free again, or the key is
-                # that of another owner's order, which will not be pending for long.
+                # Try again: either the order that had the key was rejected, so the key is free again, or a pending
+                # order of another owner has the same key in a field of earlier versions (idempotency/keys.py), which
+                # will not last.
                 await asyncio.sleep(_RETRY_SECONDS)
         await deps.failure_point("orders.after-intent")
         order = await _advance_pending(deps, order)
@@ -287,7 +288,10 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
 
 
 async def _cancel_until_ended(deps: Deps, before: Order) -> Order:
-    """Apply cancellations until the order's status has none, and return the order. Write to the audit log."""
+    """Apply the cancelling transition of the order's status until there is none left to apply, and return the order.
+
+    The order is then cancelled or rejected. Writes to the audit log.
+    """
     order = before
     try:
         while transition := CANCELLATION_BY_STATUS.get(order.status):

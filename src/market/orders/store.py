@@ -51,12 +51,14 @@ class NewDocument(NamedTuple):
     """A pending order to insert, with or without the two key fields of earlier versions (mongodb/documents.py)."""
 
     order: Order
-    user_key: bool = True
-    shared_key: bool = True
+    with_idempotency_key: bool = True
+    with_key: bool = True
 
     def without(self, field: str) -> NewDocument:
         """Return the document without the field."""
-        return self._replace(user_key=False) if field == "idempotency_key" else self._replace(shared_key=False)
+        if field == "idempotency_key":
+            return self._replace(with_idempotency_key=False)
+        return self._replace(with_key=False)
 
 
 _MILLISECOND = timedelta(milliseconds=1)
@@ -144,7 +146,7 @@ class OrderRepository:
         self._releases: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.release-due", max_batch_size=128
         )
-        # Small, because an order may take up 1 MiB, and four times that once decoded.
+        # Small, because an order may be as large as 1 MiB, and four times that once decoded.
         self._reads: Batcher[OrderLookup, Order | None] = Batcher(
             self._find_many, name="orders.get", max_batch_size=8, max_concurrency=2, dedupe=True
         )
@@ -166,7 +168,10 @@ class OrderRepository:
     async def _insert_many(self, new: list[NewDocument]) -> Sequence[BaseException | None]:
         results: list[BaseException | None] = [None] * len(new)
         inserts = [
-            InsertOne(documents.order_to_document(n.order, user_key=n.user_key, shared_key=n.shared_key)) for n in new
+            InsertOne(
+                documents.order_to_document(n.order, with_idempotency_key=n.with_idempotency_key, with_key=n.with_key)
+            )
+            for n in new
         ]
 
         async def insert() -> None:

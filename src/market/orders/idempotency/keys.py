@@ -4,10 +4,10 @@ The key of a signed-in caller belongs to the subject, whatever the order's user 
 user. During an upgrade, instances with sign-in, in mode `open` and of earlier versions place orders at the same time.
 So a key is stored in up to three fields, each with a unique index (mongodb/documents.py):
 
-- `subject_key` decides between signed-in callers.
-- `idempotency_key` decides between orders of one user, even if some instances know only the user: whichever of them get
-  a request and its repetition, only one order is placed. If another subject's order for this user has the key, the
-  field is left out of the document, and the key is found by `subject_key` alone.
+- `subject_key` is unique for each signed-in caller.
+- `idempotency_key` is unique among the orders of one user. Instances that know only the user check this one, so a
+  request and its repetition place one order no matter which instances handle them. If another subject's order for this
+  user has the key, the field is left out of the document, and the key is found by `subject_key` alone.
 - `key` does the same for even earlier versions, in which a key is unique across users.
 
 A document without `subject_key` was stored by an instance that does not know who placed the order. Its key stays valid
@@ -105,8 +105,8 @@ class IdempotencyKeyRepository:
     async def is_permanently_taken_by_another(self, order: Order, field: str) -> bool:
         """Return whether an order of another owner has the order's key in the field and will keep it.
 
-        This is not so while that order is pending: it may still be rejected. Then the field would be free, and an
-        instance that finds keys only by this field would place the order a second time.
+        False while the other order is pending: if it is rejected, the field becomes free, and an instance that finds
+        keys only by this field would place our order a second time.
         """
         where: documents.Document = {field: order.idempotency_key}
         if field == "idempotency_key":

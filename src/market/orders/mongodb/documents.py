@@ -115,11 +115,11 @@ def from_decimal128(value: Decimal128) -> Decimal:
     return Decimal(low).scaleb(-2) if high == _HUNDREDTHS else money.normalize(value.to_decimal())
 
 
-def order_to_document(order: Order, *, user_key: bool = True, shared_key: bool = True) -> Document:
+def order_to_document(order: Order, *, with_idempotency_key: bool = True, with_key: bool = True) -> Document:
     """Return the document of a new, pending order.
 
-    user_key: whether to set `idempotency_key`, which is unique among the user's orders
-    shared_key: whether to set the field `key` of earlier versions, which is unique across users.
+    with_idempotency_key: whether to set `idempotency_key`, which is unique among the user's orders
+    with_key: whether to set the field `key` of earlier versions, which is unique across users.
     """
     document: Document = {
         "_id": order.id,
@@ -148,9 +148,9 @@ def order_to_document(order: Order, *, user_key: bool = True, shared_key: bool =
         document["digest"] = order.digest
         if order.key_subject is not None:
             document["subject_key"] = subject_key(order.key_subject, order.idempotency_key)
-        if user_key:
+        if with_idempotency_key:
             document["idempotency_key"] = order.idempotency_key
-        if shared_key:
+        if with_key:
             document["key"] = order.idempotency_key
     return document
 

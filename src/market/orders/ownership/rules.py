@@ -1,6 +1,6 @@
 """Who owns an order, who may place it for whom, and where its mails go.
 
-market.contracts.access says which callers are limited to what is their own (OWN). This module defines what that means:
+market.contracts.access says which callers are limited to their own data (OWN). This module defines what that means:
 an order belongs to the user that it is for, and a signed-in caller is the user whose name is the token's subject. In
 mode `open`, nobody signs in, everything is permitted, and the request has to name the user.
 """
@@ -41,7 +41,10 @@ class Attribution(Struct, frozen=True):
 
     @property
     def without_mail(self) -> bool:
-        """Whether the user has signed in and has no verified address. A subject is no proof of an address."""
+        """Whether no mail is sent: the caller orders for themselves, and there is no e-mail address.
+
+        Their subject is not used as an address, even if it looks like one, because it does not prove one.
+        """
         return self.email is None and self.subject == self.user
 
     def key_lookup(self, idempotency_key: str | None) -> KeyLookup | None:
@@ -56,7 +59,7 @@ def attribute(new: NewOrder) -> Attribution:
 
     If the request names no user, the order is for the caller. For a caller who may only place their own orders, mails
     go to the address that the issuer has verified, if there is one. Raises Forbidden if the request names another user
-    or address, and BadInput if the merchant's customer has a name that only looks like an e-mail address.
+    or address, and BadInput if the merchant's customer has a name that contains @ but is not an e-mail address.
     """
     caller = identity.get()
     for_anybody = PLACE_ORDERS.require(caller) is Permission.YES
@@ -66,7 +69,7 @@ def attribute(new: NewOrder) -> Attribution:
     user = caller.subject if new.user is None else new.user
     if user != caller.subject and not for_anybody:
         raise Forbidden(
-            "user must be absent, or the subject of the token: only merchants may place orders for others",
+            "`user` must be absent, or the subject of the token: only merchants may place orders for others",
             role_is_missing=True,
         )
     email = new.email
@@ -74,7 +77,7 @@ def attribute(new: NewOrder) -> Attribution:
         email = _verified_address(caller)
     elif not for_anybody and not _same_address(email, _verified_address(caller)):
         raise Forbidden(
-            "email must be absent, or the verified address in the token: only merchants may name another one",
+            "`email` must be absent, or the verified address in the token: only merchants may name another one",
             role_is_missing=True,
         )
     elif user != caller.subject:
@@ -83,10 +86,13 @@ def attribute(new: NewOrder) -> Attribution:
 
 
 def check_recipient(user: str, email: str | None) -> None:
-    """Raise BadInput if mails go to the user's name, because there is no address, and it only looks like an address."""
+    """Raise BadInput if there is no e-mail address, and the user's name contains @ but is not a valid address.
+
+    Without an address, mails go to the user's name.
+    """
     if email is None and "@" in user and parse_mail_address(user) is None:
         # Otherwise the order would be placed, but no mail could be sent.
-        raise BadInput("user", "must be an e-mail address if it contains @ and there is no email")
+        raise BadInput("user", "must be an e-mail address if it contains @ and there is no `email`")
 
 
 def _verified_address(caller: Identity) -> str | None:
@@ -128,7 +134,8 @@ def listed_user(user: str | None) -> str | None:
     if owner is None or user in (None, owner):
         return user if owner is None else owner
     raise Forbidden(
-        "user must be absent, or the subject of the token: only merchants and operators may list the orders of others",
+        "`user` must be absent, or the subject of the token: only merchants and operators may list the orders of "
+        "others",
         role_is_missing=True,
     )
 

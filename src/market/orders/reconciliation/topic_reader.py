@@ -74,8 +74,8 @@ class Retention(Struct, frozen=True):
     seconds: the setting `retention.ms`; None if that is unlimited or unknown.
     may_end_early: whether Kafka may delete events before `seconds` have passed, because of the setting
         `retention.bytes` or of compaction.
-    deleted_until: messages from before this time may have been deleted. Each partition that has lost messages has an
-        oldest remaining one; this is the latest of their timestamps. None if no partition has lost messages.
+    deleted_until: messages from before this time may have been deleted. The maximum, over the partitions that have lost
+        messages, of the timestamp of the oldest message left. None if no partition has lost messages.
     """
 
     seconds: float | None
