@@ -111,7 +111,7 @@ async def test_later_mails_of_an_order_are_sent_after_a_dead_letter_was_written_
     orders = OrdersWithDeferredMail()
     orders.add(order_id, 1, seconds=600)
     letters = FailingOnce()
-    deferral = DeferralDeps(store=None, throttle=None, orders=orders)
+    deferral = DeferralDeps(store=None, throttle=None, orders_with_deferred_mail=orders)
     deps = Deps(None, letters, config.Retry(), lambda: datetime.now(UTC), Tracer(), deferral_deps=deferral)
     created = event(order_id)
     message = Message("orders", 0, 7, created["subject"].encode(), msgspec.json.encode(created), ())

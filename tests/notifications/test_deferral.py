@@ -216,9 +216,9 @@ def test_an_order_with_a_deferred_mail_holds_back_its_later_mails_for_a_limited_
     orders.add(order_id, 2, 10)
     assert orders.holds_back(order_id, 2)
     assert not orders.holds_back(order_id, 1)
-    orders.settle(order_id, 2)
+    orders.remove(order_id, 2)
     assert orders.holds_back(order_id, 2)
-    orders.settle(order_id, 1)
+    orders.remove(order_id, 1)
     assert not orders.holds_back(order_id, 2)
     orders.add(order_id, 1, 10)
     now = 10.0

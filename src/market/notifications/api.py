@@ -91,7 +91,7 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
         if delay is not None:
             return delay
     if notification is not None and deps.deferral_deps is not None:
-        deps.deferral_deps.orders.settle(notification.order_id, notification.sequence)
+        deps.deferral_deps.orders_with_deferred_mail.remove(notification.order_id, notification.sequence)
     return None
 
 

@@ -79,13 +79,13 @@ class Throttle(Protocol):
         """
 
 
-class EarlierDeferrals(Protocol):
+class DeferredOrders(Protocol):
     """Knows which orders have a deferred mail. In production: deferral.orders.OrdersWithDeferredMail."""
 
     def add(self, order_id: UUID, sequence: int, seconds: float) -> None:
         """Record for `seconds` that the notification was deferred."""
 
-    def settle(self, order_id: UUID, sequence: int) -> None:
+    def remove(self, order_id: UUID, sequence: int) -> None:
         """Record that the notification is no longer deferred: it was mailed, skipped or stored as a dead letter."""
 
     def holds_back(self, order_id: UUID, sequence: int) -> bool:
@@ -98,7 +98,7 @@ class DeferralDeps:
 
     store: DeferredMailStore
     throttle: Throttle
-    orders: EarlierDeferrals
+    orders_with_deferred_mail: DeferredOrders
 
 
 class RecentNotifications:
@@ -193,7 +193,7 @@ def _hold_back_if_necessary(
 ) -> None:
     """Raise MailHeldBack if the mail must not be sent yet."""
     delay = _deferral_seconds(deps, deferral.first_deferred_at if deferral else None)
-    if deferral_deps.orders.holds_back(notification.order_id, notification.sequence):
+    if deferral_deps.orders_with_deferred_mail.holds_back(notification.order_id, notification.sequence):
         raise MailHeldBack("order", delay)
     if deferral is not None and deferral.reserved:
         return
@@ -285,7 +285,7 @@ async def _defer(
         # The record expires some time after the mail is due: another process may send the mail, and this one does not
         # learn of it.
         wait = (deferral.due_at - deps.clock()).total_seconds() + deps.retry.max_deferral_seconds
-        deps.deferral_deps.orders.add(notification.order_id, notification.sequence, wait)
+        deps.deferral_deps.orders_with_deferred_mail.add(notification.order_id, notification.sequence, wait)
     try:
         await deps.deferral_deps.store.append(pending.message, deferral)
     except Exception as e:

@@ -148,7 +148,12 @@ class Assignment:
             self.trackers[start.partition] = OffsetTracker(start.partition, start.offset, start.metadata, topic_id)
         self._assign(consumer, starts)
         self._on_changed(len(self.trackers))
-        log.info("partitions assigned", topic=self._config.topic, partitions=sorted(self.trackers))
+        log.info(
+            "partitions assigned",
+            topic=self._config.topic,
+            partitions=sorted(p.partition for p in partitions),
+            all_partitions=sorted(self.trackers),
+        )
         self._on_assigned()
 
     def revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

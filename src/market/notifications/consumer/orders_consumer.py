@@ -122,7 +122,7 @@ class OrdersConsumer:
             lag_metric=metrics.DEFERRED,
             stalled_metric=metrics.DEFERRED_STALLED,
         )
-        # One attempt makes up to four calls to the mail server.
+        # One attempt makes up to four calls to the mail server; the fifth timeout is a margin.
         self._stalled_seconds = max(kafka.stalled_after_seconds, 5 * config.smtp.timeout_seconds)
         self._processing_stalled = False
         self._starting_deferred: asyncio.Task[None] | None = None

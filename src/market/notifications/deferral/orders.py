@@ -32,7 +32,7 @@ class OrdersWithDeferredMail:
         if len(self._orders) > _MAX_ORDERS:
             self._orders.popitem(last=False)
 
-    def settle(self, order_id: UUID, sequence: int) -> None:
+    def remove(self, order_id: UUID, sequence: int) -> None:
         """Record that the notification is no longer deferred: it was mailed, skipped or stored as a dead letter."""
         if self._sequence(order_id) == sequence:
             del self._orders[order_id]

@@ -222,7 +222,9 @@ class SmtpClient:
             return
         self._policy_rejections += 1
         if self._policy_rejections >= self._config.max_policy_rejections:
-            unavailable = SenderRejected(f"{self._policy_rejections} mails in a row: {_describe(e)}")
+            count = self._policy_rejections
+            mails = "1 mail rejected" if count == 1 else f"{count} mails in a row rejected, the last"
+            unavailable = SenderRejected(f"{mails} with: {_describe(e)}")
             self._set_unavailable(unavailable)
             raise unavailable from None
 
