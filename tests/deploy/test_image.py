@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.utils import canonicalize_name
 
 from tests.deploy.conftest import ROOT
 
@@ -22,10 +26,75 @@ def modules(name: str) -> list[Path]:
 @pytest.mark.parametrize("name", [name for name in TESTBED if (ROOT / "dev" / name).suffix in ("", ".py")])
 def test_the_testbed_has_every_module_of_market_dev_that_it_imports(name: str) -> None:
     for path in modules(name):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("market_dev"):
-                module = (node.module or "").replace(".", "/")
-                assert any(f"{module}.py" == f or module == f or module.startswith(f"{f}/") for f in contained()), path
+        for module in imported(path):
+            if module.startswith("market_dev."):
+                file = module.replace(".", "/")
+                assert any(f"{file}.py" == f or file == f or file.startswith(f"{f}/") for f in contained()), (
+                    path,
+                    module,
+                )
+
+
+@pytest.mark.parametrize("image", ["products", "orders", "inventory", "notifications", "graphql", "testbed"])
+def test_every_package_that_an_image_imports_is_in_its_lock(image: str) -> None:
+    lock = (ROOT / "requirements" / f"{image}.lock").read_text()
+    locked = {canonicalize_name(name) for name in re.findall(r"^([A-Za-z0-9._-]+)==", lock, re.MULTILINE)}
+    distributions = packages_distributions()
+    entries = [f"market.{image}.__main__"]
+    if image == "testbed":
+        entries = ["market_dev.commands.demo", "market_dev.mailcatcher.__main__"]
+    missing = {}
+    for module, importer in reachable(entries).items():
+        top = module.partition(".")[0]
+        # compression.zstd is in the standard library since Python 3.14. Earlier versions have another package.
+        if top in ("market", "market_dev", "compression") or top in sys.stdlib_module_names:
+            continue
+        if not {canonicalize_name(name) for name in distributions.get(top, [])} & locked:
+            missing[module] = importer
+    assert missing == {}
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules that a file imports, also inside functions, but not those for type checkers only."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # A name may be a module of the package.
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            own = {module for module in submodules if source(module) is not None}
+            found |= own or {node.module}
+    return found
+
+
+def source(module: str) -> Path | None:
+    """Return the file of a module of the project, or None if it is not one."""
+    path = Path(*module.split("."))
+    candidates = [ROOT / folder / file for folder in ("src", "dev") for file in (f"{path}.py", path / "__init__.py")]
+    return next((file for file in candidates if file.exists()), None)
+
+
+def reachable(entries: list[str]) -> dict[str, str]:
+    """Return every module that the entries import, directly or not, with a module that imports it."""
+    importers = dict.fromkeys(entries, "")
+    pending = list(entries)
+    while pending:
+        module = pending.pop()
+        if (path := source(module)) is not None:
+            for found in imported(path) - importers.keys():
+                importers[found] = module
+                pending.append(found)
+    return importers
 
 
 def contained() -> list[str]:

@@ -15,6 +15,7 @@ from typing import IO, Any
 import psutil
 
 from market_dev.stack import processes
+from market_dev.stack.files import write_text
 from market_dev.stack.servers.base import StartError
 
 
@@ -121,11 +122,3 @@ def _major(version: str) -> tuple[str, str]:
 def write_json(path: Path, value: Any) -> None:
     """Write the value as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Replace the file atomically: a reader sees the old content or the new."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    with open(new, "w", opener=lambda path, flags: os.open(path, flags, mode)) as file:
-        file.write(text)
-    new.rename(path)

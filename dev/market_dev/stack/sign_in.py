@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from market_dev.issuer.settings import Client, Person, Settings
-from market_dev.stack.data_directory import write_text
+from market_dev.stack.files import write_text
 
 Kind = Literal["local", "keycloak"]
 

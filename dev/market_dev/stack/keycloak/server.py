@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from market_dev.stack import java, processes
-from market_dev.stack.data_directory import write_text
+from market_dev.stack.files import write_text
 from market_dev.stack.servers.base import Server, StartError
 from market_dev.stack.servers.mail import http_ok
 from market_dev.stack.sign_in import CALLERS, TOOLS, SignIn

@@ -10,7 +10,7 @@ import msgspec
 
 from market_dev.issuer.settings import Settings
 from market_dev.stack import processes
-from market_dev.stack.data_directory import write_text
+from market_dev.stack.files import write_text
 from market_dev.stack.keycloak.server import Keycloak
 from market_dev.stack.servers.base import Server
 from market_dev.stack.servers.mail import http_ok
