@@ -17,7 +17,14 @@ from market.kit.auth.permissions import Access, Permission
 from tests.issuer.signed_in_shop import SignedInShop
 
 # Who calls, and as which role of the table.
-CALLERS = {"nobody": "nobody", "ann": "buyer", "ben": "buyer", "mia": "merchant", "olga": "operator", TOOLS: "merchant"}
+CALLERS = {
+    "nobody": "anonymous",
+    "ann": "buyer",
+    "ben": "buyer",
+    "mia": "merchant",
+    "olga": "operator",
+    TOOLS: "merchant",
+}
 UNAUTHENTICATED, FORBIDDEN = 401, 403
 
 

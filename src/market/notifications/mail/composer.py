@@ -101,7 +101,9 @@ def _header_block(headers: dict[str, str]) -> bytes:
 def _part(subtype: str, text: str) -> bytes:
     """Return a part of the mail, in lines of at most 76 characters."""
     headers = {"Content-Type": f"text/{subtype}; charset=utf-8", "Content-Transfer-Encoding": "quoted-printable"}
-    return _header_block(headers) + b2a_qp(text.replace("\n", "\r\n").encode()) + b"\r\n"
+    # A carriage return alone must not occur in a mail (RFC 5322 section 2.3).
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
+    return _header_block(headers) + b2a_qp(lines.encode()) + b"\r\n"
 
 
 def _from_header(mail: config.Mail) -> str:
