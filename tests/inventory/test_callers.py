@@ -220,7 +220,7 @@ async def test_the_audit_log_has_the_stock_before_each_write_of_a_product_in_one
 @pytest.mark.parametrize(
     ("auth", "reason"),
     [
-        ("{mode: required, issuer: https://kubernetes.default.svc}", "auth: callers is missing"),
+        ("{mode: required, issuer: https://kubernetes.default.svc}", "auth: callers must be set"),
         ("{callers: {someone: graphql}}", "auth.callers"),
         ("{callers: {'': orders}}", "auth: callers must not have an empty subject"),
     ],
