@@ -123,7 +123,7 @@ async def _shows_reservations(shop: Shop, target: Target, value: Any) -> None:
 
 
 async def _is_added(shop: Shop, target: Target, value: Any) -> None:
-    raise AssertionError("nobody may call AddStock; whoever permits it adds the check of its effect here")
+    raise AssertionError("nobody may call AddStock; a role that may needs a check of its effect here")
 
 
 async def _is_message(shop: Shop, target: Target, value: Any) -> None:

@@ -107,7 +107,7 @@ async def test_two_published_keys_with_the_same_kid_are_both_accepted_and_a_thir
     issuer.keys.remove(second)
 
 
-async def test_signed_in_callers_do_not_notice_that_the_issuer_is_away(shop: Shop) -> None:
+async def test_signed_in_callers_do_not_notice_that_the_issuer_is_unavailable(shop: Shop) -> None:
     issuer = shop.issuer
     await until_known(shop, issuer.rotate())
     logged = {service: len(log) for service, log in shop.logs.items()}

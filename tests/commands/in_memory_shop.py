@@ -24,7 +24,7 @@ class InMemoryShop:
         # "lose" (carry the request out, then close the connection without a response).
         self.failures: list[int | str] = []
         self.retry_after = "0"
-        # Each order waits until so many have been under way at once, and a little longer.
+        # Each order waits until so many have been in flight at once, and a little longer.
         self.together = 0
         self._met = asyncio.Event()
 
