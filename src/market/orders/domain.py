@@ -380,3 +380,8 @@ def to_event(order: Order, entry: OutboxEntry) -> events.OrderEvent:
 def timestamp(at: datetime) -> str:
     """Return the time as RFC 3339 in UTC with milliseconds: 2026-01-31T12:00:00.000Z."""
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def to_milliseconds(at: datetime) -> datetime:
+    """Truncate the time to milliseconds, which is MongoDB's precision."""
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)

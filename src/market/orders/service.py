@@ -6,14 +6,12 @@ import asyncio
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
 from msgspec import Struct
 
-from market.contracts import events
 from market.kit import context, ids
 from market.kit.clock import Clock
 from market.kit.errors import IdempotencyKeyReused, NotFound, Unavailable
@@ -28,7 +26,6 @@ from market.orders.domain import (
     NewOrder,
     Order,
     OrderCancelled,
-    OutboxEntry,
     OutOfStock,
     Reason,
     ReservationRejected,
@@ -38,10 +35,12 @@ from market.orders.domain import (
     Transition,
     apply_transition,
     next_step,
+    to_milliseconds,
     transition_after_reservation,
 )
 from market.orders.idempotency.keys import IdempotencyKeyRepository, IdempotencyKeyTaken, KeyLookup
 from market.orders.metrics import RECOVERED
+from market.orders.outbox.entries import new_entry
 from market.orders.outbox.relay import Relay
 from market.orders.ownership.rules import act_as_service, attribute, cancellable_owner, record_cancelled, record_placed
 from market.orders.pricing.prices import price_lines
@@ -134,7 +133,7 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
         lines=priced.lines,
         total=priced.total,
         currency=priced.currency,
-        created_at=_to_milliseconds(deps.clock()),
+        created_at=to_milliseconds(deps.clock()),
         idempotency_key=idempotency_key,
         key_subject=attribution.subject,
         digest=lookup.digest if lookup is not None else None,
@@ -309,7 +308,7 @@ async def _apply_cancellation(deps: Deps, order: Order, transition: Transition) 
     after = None
     try:
         after = await deps.orders.transition_and_get(
-            order.id, transition, at=at, entry=_outbox_entry(order, transition, at)
+            order.id, transition, at=at, entry=new_entry(order, transition, at)
         )
         await deps.failure_point("orders.after-cancel-status")
     except Unavailable:
@@ -360,7 +359,7 @@ async def _transition(
     deps: Deps, order: Order, transition: Transition, reason: Reason | None = None, shortages: tuple[Shortage, ...] = ()
 ) -> Order:
     at = deps.clock()
-    entry = _outbox_entry(order, transition, at)
+    entry = new_entry(order, transition, at)
     try:
         applied = await deps.orders.transition(
             order.id, transition, at=at, entry=entry, reason=reason, shortages=shortages
@@ -388,20 +387,3 @@ async def _reload(deps: Deps, order_id: UUID) -> Order:
         # The service never deletes orders, so the document was removed by hand.
         raise Unavailable("the stored order no longer exists")
     return order
-
-
-def _outbox_entry(order: Order, transition: Transition, at: datetime) -> OutboxEntry | None:
-    if transition.event is None:
-        return None
-    return OutboxEntry(
-        events.event_id(order.id, transition.event),
-        transition.event,
-        _to_milliseconds(at),
-        context.request_id.get(),
-        *context.current_trace(),
-    )
-
-
-def _to_milliseconds(at: datetime) -> datetime:
-    """Truncate the time to milliseconds, which is MongoDB's precision."""
-    return at.replace(microsecond=at.microsecond // 1000 * 1000)
