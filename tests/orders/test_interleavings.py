@@ -26,13 +26,14 @@ from tests.support.servers import KafkaHandle, kafka_server
 from tests.support.waiting import PATIENCE, until
 
 from .catalogue import FakeCatalogue
-from .gates import arm, gate_at, gated_service, open_together, reached
+from .gates import Gate, arm, gate_at, gated_service, open_together, reached
 from .reconciliation import is_published
 from .service import (
     IDLE,
     NOTHING_OVERDUE,
     MakeSettings,
     OrdersProcess,
+    Service,
     get_document,
     make_overdue,
     migrate,
@@ -200,6 +201,16 @@ async def test_concurrent_recovery_in_two_instances_rejects_and_releases_once(
     assert topic.messages_of(order_id) == []
 
 
+async def place_until_reserving(
+    service: Service, product_id: str, user: str
+) -> tuple[asyncio.Task[httpx.Response], dict[str, Any], Gate]:
+    """Place an order for two units. Return the request, the stored order, and the gate that blocks its reservation."""
+    reserving = gate_at(service, "orders.before-reserve")
+    placing = asyncio.create_task(service.place([(product_id, 2)], user=user))
+    await reserving.wait_until_reached()
+    return placing, await wait_for_intent(service, user), reserving
+
+
 @pytest.mark.parametrize("restocked", [False, True])
 async def test_a_reservation_after_the_order_was_rejected_is_rejected(
     isolated_settings: MakeSettings, catalogue: FakeCatalogue, stock: Stock, tmp_path: Path, restocked: bool
@@ -207,10 +218,7 @@ async def test_a_reservation_after_the_order_was_rejected_is_rejected(
     lamp, user = catalogue.add(), f"late {uuid4()}"
     await stock.set(lamp, 2)
     async with gated_service(isolated_settings(), tmp_path) as service:
-        reserving = gate_at(service, "orders.before-reserve")
-        placing = asyncio.create_task(service.place([(lamp, 2)], user=user))
-        await reserving.wait_until_reached()
-        intent = await wait_for_intent(service, user)
+        placing, intent, reserving = await place_until_reserving(service, lamp, user)
         pending = await service.deps.orders.get_latest(intent["_id"])
         assert pending is not None
         rejected = await use_cases.advance(service.deps, pending, overdue=True)
@@ -234,10 +242,7 @@ async def test_an_order_whose_reservation_another_program_has_cancelled_is_rejec
     lamp, user = catalogue.add(), f"user-{uuid4()}"
     await stock.set(lamp, 2)
     async with gated_service(isolated_settings(), tmp_path) as service:
-        reserving = gate_at(service, "orders.before-reserve")
-        placing = asyncio.create_task(service.place([(lamp, 2)], user=user))
-        await reserving.wait_until_reached()
-        intent = await wait_for_intent(service, user)
+        placing, intent, reserving = await place_until_reserving(service, lamp, user)
         await stock.release(str(intent["_id"]))
         reserving.open()
         response = await placing
