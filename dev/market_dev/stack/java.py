@@ -6,6 +6,9 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from market_dev.stack.servers.base import StartError
@@ -36,7 +39,25 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "market"
 
 
-def download(program: str, pom: Path, directory: Path) -> None:
+@contextmanager
+def downloaded(program: str, pom: Path, place: Path) -> Iterator[Path]:
+    """Yield a new directory beside `place` into which Maven has copied what the file `pom` names.
+
+    It is removed at the end, unless it was renamed. Raises StartError.
+    """
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
+    except OSError as e:
+        raise StartError(f"{program} cannot be written to {place.parent}: {e.strerror}") from None
+    try:
+        _download(program, pom, directory)
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _download(program: str, pom: Path, directory: Path) -> None:
     """Let Maven copy what the file `pom` names into the directory. Raises StartError."""
     goal = ["dependency:copy-dependencies", f"-DoutputDirectory={directory}"]
     try:

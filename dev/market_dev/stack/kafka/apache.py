@@ -175,17 +175,9 @@ def download() -> None:
     if libs.exists():
         _verify(libs)
         return
-    try:
-        libs.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix="libs.", dir=libs.parent))
-    except OSError as e:
-        raise StartError(f"Apache Kafka's jars cannot be written to {libs.parent}: {e.strerror}") from None
-    try:
-        java.download("Apache Kafka", _PACKAGE / "pom.xml", new)
+    with java.downloaded("Apache Kafka", _PACKAGE / "pom.xml", libs) as new:
         _verify(new)
         java.publish(new, libs)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def _verify(libs: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-import tempfile
 import zipfile
 from importlib.resources import files
 from pathlib import Path
@@ -145,13 +144,7 @@ def prepare_distribution() -> None:
     place = cache_directory()
     if place.exists():
         return
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix="keycloak.", dir=place.parent))
-    except OSError as e:
-        raise StartError(f"Keycloak cannot be written to {place.parent}: {e.strerror}") from None
-    try:
-        java.download("Keycloak", _PACKAGE / "pom.xml", work)
+    with java.downloaded("Keycloak", _PACKAGE / "pom.xml", place) as work:
         archive = work / f"keycloak-quarkus-dist-{VERSION}.zip"
         with archive.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -162,8 +155,6 @@ def prepare_distribution() -> None:
         home = work / f"keycloak-{VERSION}"
         _run(_java(home, home, ["build", *_BUILD_OPTIONS]))
         java.publish(home, place)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _java(home: Path, distribution: Path, arguments: list[str]) -> list[str | Path]:
