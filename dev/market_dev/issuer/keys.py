@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 from joserfc.jwk import KeyParameters, KeySet, RSAKey
+
+from market_dev.stack.files import write_text
 
 ALGORITHM = "RS256"
 _KEY_BITS = 2048
@@ -19,8 +20,5 @@ def load_or_create(directory: Path) -> KeySet:
         return KeySet.import_key_set(msgspec.json.decode(path.read_bytes()))
     parameters: KeyParameters = {"alg": ALGORITHM, "use": "sig"}
     keys = KeySet([RSAKey.generate_key(_KEY_BITS, parameters, private=True, auto_kid=True)])
-    new = path.with_suffix(".new")
-    with open(new, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(msgspec.json.encode(keys.as_dict(private=True)))
-    new.rename(path)
+    write_text(path, msgspec.json.encode(keys.as_dict(private=True)).decode(), mode=0o600)
     return keys
