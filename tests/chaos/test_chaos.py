@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from market_dev.chaos.history import read_history
 from market_dev.chaos.people import name_of
 from market_dev.chaos.plan import SERVICES, STORES
+from market_dev.chaos.report import RunReport
 from market_dev.chaos.runner import RECOVERY_SECONDS, Settings, run
 from market_dev.stack import processes
 from market_dev.stack.servers.base import StartError
@@ -67,25 +69,28 @@ def test_a_short_chaos_run_is_clean(directory: Path, sign_in: bool) -> None:
     assert "| 11 |" in report.read_text()
 
 
-@pytest.mark.timeout(600)
-def test_each_of_eight_bugs_is_detected(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_with_bugs(directory: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> RunReport:
+    """Return the report of a run without faults on a shop with bugs. `options` are further settings of the run."""
     monkeypatch.setenv("PYTHONPATH", str(BUGS))
     settings = Settings(
         directory=directory,
-        seed=5,
         kills=0,
         port_base=free_port_base(PORTS),
         clients=10,
-        max_fault_seconds=1,
         warmup_seconds=WARMUP_SECONDS,
         retry_seconds=2,
         settle_seconds=SETTLE_SECONDS,
-        restock_interval_seconds=1,
+        **options,
     )
     try:
-        report = asyncio.run(run(settings))
+        return asyncio.run(run(settings))
     except StartError as e:
         pytest.fail(f"the shop with bugs did not start: {e}")
+
+
+@pytest.mark.timeout(600)
+def test_each_of_eight_bugs_is_detected(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = run_with_bugs(directory, monkeypatch, seed=5, restock_interval_seconds=1)
     history = read_history(directory / "history.jsonl")
     user_of = {c.order_id: c.user for c in history if c.operation == "place" and c.order_id}
     found = {check: "\n".join(sentences) for check, sentences in report.violations.items()}
@@ -106,22 +111,7 @@ def test_each_of_eight_bugs_is_detected(directory: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.timeout(600)
 def test_a_request_that_runs_as_somebody_else_is_detected(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(BUGS))
-    settings = Settings(
-        directory=directory,
-        seed=6,
-        kills=0,
-        port_base=free_port_base(PORTS),
-        clients=10,
-        warmup_seconds=WARMUP_SECONDS,
-        retry_seconds=2,
-        settle_seconds=SETTLE_SECONDS,
-        sign_in=True,
-    )
-    try:
-        report = asyncio.run(run(settings))
-    except StartError as e:
-        pytest.fail(f"the shop with bugs did not start: {e}")
+    report = run_with_bugs(directory, monkeypatch, seed=6, sign_in=True)
     found = "\n".join(report.violations["no_request_ran_as_somebody_else"])
     assert f"of {name_of(1)}: {name_of(1)} sent no such request" in found, "orders of client 9 that are client 1's"
     assert f"by {name_of(9)} showed an order of {name_of(1)}" in found
