@@ -1,6 +1,6 @@
 -- repeatedly
--- The words of the products that are older than the search's table. During one of these transactions its products cannot be
--- deleted, and a change of a name waits. Words written since then are kept.
+-- The words of the products that were there before the search's table. A product is locked against deletion for as long as
+-- one of these transactions takes, and so has whoever changes its name to wait. What was written since is kept.
 WITH batch AS MATERIALIZED (
     SELECT id, name, description FROM products WHERE id > (SELECT filled_to FROM search_filling)
     ORDER BY id LIMIT 250 FOR KEY SHARE

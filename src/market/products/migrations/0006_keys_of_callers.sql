@@ -1,7 +1,7 @@
 -- Idempotency keys belong to the caller. A row has the caller and its key; rows of the running version have neither.
 ALTER TABLE products ADD COLUMN caller text, ADD COLUMN caller_key text COLLATE "C";
 
--- The running version looks a key up in idempotency_key, which only one row has for all callers. If another
+-- The running version looks a key up in idempotency_key, which only one row has, whoever the caller is. If another
 -- caller's row has the key there, idempotency_key has a value that no client can send: it begins with a space. When the
 -- row with the key is deleted, the key passes on to such a row, so that the running version finds it and does not create
 -- that product again.
