@@ -263,7 +263,7 @@ fi
 say "An order:"
 token='' buyer='"user": "ada", "email": "ada@example.test", '
 if [ "$overlay" = production ]; then
-  # The buyer is whoever has signed in.
+  # The buyer is the caller who has signed in.
   # shellcheck disable=SC2016
   token=' -H "authorization: Bearer $TOKEN"' buyer=''
 fi

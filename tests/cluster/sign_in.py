@@ -94,7 +94,7 @@ def _issuer() -> list[dict[str, Any]]:
     """Return the pod of the issuer with its Service, and the arrows to it."""
     container = {
         "name": "issuer",
-        # It has Python and the cryptography.
+        # It has Python and the package cryptography.
         "image": "market/products:dev",
         "imagePullPolicy": "IfNotPresent",
         "command": ["python", "/srv/program.py"],
@@ -179,7 +179,7 @@ def _issuer() -> list[dict[str, Any]]:
     ]
 
 
-# What add_sign_in adds to the cluster, beside ConfigMaps, which deploy.sh prunes.
+# What add_sign_in adds to the cluster, besides ConfigMaps, which deploy.sh prunes.
 ADDED = (
     "statefulset/issuer",
     "service/issuer",

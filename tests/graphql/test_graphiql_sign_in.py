@@ -1,4 +1,4 @@
-"""Signing in from GraphiQL, in a real browser, at an issuer that plays along or does not."""
+"""Signing in from GraphiQL, in a real browser, at an issuer that cooperates or does not."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_a_visitor_signs_in_places_an_order_and_signs_out(tmp_path: Path) 
         await page.until(f"{BAR} === 'Sign in or'")
         assert issuer.issued[0] not in await page.evaluate(HELD)
         assert (await run_query(page, ORDERS))["errors"][0]["extensions"]["code"] == "UNAUTHENTICATED"
-        # Whoever has signed out is asked who they are.
+        # After signing out, the visitor is asked to sign in again.
         await press(page, "Sign in")
         await page.until(f"{BAR}.startsWith('Signed in')")
         assert issuer.authorizations[-1]["prompt"] == "login"

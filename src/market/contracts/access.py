@@ -93,14 +93,14 @@ GRPC_STANDARD: Mapping[str, Access] = {
     "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": EVERYBODY,
 }
 
-# The admin port of every service. It shows no data of the shop and changes nothing; the network limits who reaches it.
+# The admin port of every service. It shows no data of the shop and changes nothing. The network limits its clients.
 ADMIN: Mapping[str, Access] = {
     "GET /healthz": EVERYBODY,
     "GET /readyz": EVERYBODY,
     "GET /metrics": EVERYBODY,
 }
 
-# Commands that no port offers. Whoever may run programs in the service's container is an operator.
+# Commands that no port offers. Anyone who may run programs in the service's container is an operator.
 COMMANDS: Mapping[str, Access] = {
     "products migrate": OPERATE,
     "inventory migrate": OPERATE,

@@ -336,7 +336,7 @@ async def _check_absence(request: Request, deps: Deps, product_id: UUID) -> None
 
 # A cache may store the response, and asks each time whether it is still current.
 _REVALIDATE = {"Cache-Control": "no-cache"}
-# Only the browser of whoever may see the stock stores it, and never shows it under another token or without one.
+# Only the browser of a caller who may see the stock stores it, and never shows it under another token or without one.
 _REVALIDATE_PRIVATELY = {"Cache-Control": "private, no-cache", "Vary": "authorization"}
 
 

@@ -177,7 +177,7 @@ async def _read_few(conn: Connection, page: PageQuery, matches: Matches, max_fou
 
 
 async def _read_in_order(conn: Connection, page: PageQuery, matches: Matches, max_read: int) -> list[Record]:
-    """Read products in the order of the list, until the page is full or so many have been read."""
+    """Read products in the order of the list, until the page is full or `max_read` have been read."""
     arguments: list[object] = [matches.found]
     read = PageQuery(max_read - 1, 0, page.sort, page.after)
     direction = "DESC" if page.sort.startswith("-") else "ASC"
@@ -193,7 +193,7 @@ async def _read_in_order(conn: Connection, page: PageQuery, matches: Matches, ma
 
 
 async def _has_more_than(conn: Connection, page: PageQuery, max_read: int) -> bool:
-    """Return whether the list has more products than so many, after the page's cursor."""
+    """Return whether the list has more than `max_read` products after the page's cursor."""
     arguments: list[object] = []
     clauses = page_clauses(PageQuery(0, max_read, page.sort, page.after), arguments)
     return bool(await conn.fetch(f"SELECT FROM products {clauses}", *arguments))

@@ -123,7 +123,7 @@ async def _read_by_index(conn: Connection, rank: Rank, after: RankPosition | Non
 async def _read_in_order(
     conn: Connection, rank: Rank, after: RankPosition | None, limit: int, max_read: int
 ) -> list[RankPosition]:
-    """Read products in the order within a rank, until there are `limit` positions or so many have been read."""
+    """Read products in the order within a rank, until there are `limit` positions or `max_read` have been read."""
     arguments: list[object] = []
     conditions = rank.condition(arguments, by_index=False)
     text = f"""
@@ -136,7 +136,7 @@ async def _read_in_order(
 
 
 async def _has_more_than(conn: Connection, after: RankPosition | None, max_read: int) -> bool:
-    """Return whether there are more products than so many, after the position in the order within a rank."""
+    """Return whether there are more than `max_read` products after the position in the order within a rank."""
     arguments: list[object] = []
     text = f"""
         SELECT FROM product_search {_beyond("WHERE", after, arguments)}

@@ -24,11 +24,12 @@ _SAMPLED_PRODUCTS = 2000
 # PostgreSQL samples pages of the table, and products of one kind are often stored side by side: of each page only one
 # product in so many counts.
 _THINNING = 4
-# How many times the bound an estimate has to be, so that chance cannot make it so high: by a sample of the size above,
-# and by a larger one, which is taken where the first one leaves a doubt.
+# An estimate of more than so many times the bound cannot be due to chance: from a sample of the size above, and from a
+# larger one, which is taken if the first one leaves a doubt.
 _CERTAINTY = 3
 _DOUBT = 2
 _LARGER_SAMPLE, _ITS_CERTAINTY = 8000, 1.7
+# See Sample.max_read.
 _MIN_READ, _UNEVENNESS = 10_000, 5
 
 
@@ -45,18 +46,18 @@ class Sample(Struct, frozen=True):
     ranks: dict[int, float] = {}
 
     def max_sorted(self, wanted: int) -> int:
-        """Return up to how many products that match are read by the index and sorted.
+        """Return how many matching products, at most, are read by the index and sorted.
 
-        Of more, the first `wanted` are found faster by reading all products in the order of the list: these are
-        products * wanted / matching.
+        If more match, the first `wanted` are found faster by reading products in the order of the list: about
+        products * wanted / matching of them.
         """
         return isqrt(self.products * wanted)
 
     def max_read(self, wanted: int, matching: float | None) -> int:
         """Return how many products are read in the order of the list, before the index is tried after all.
 
-        They are many times as many as suffice if those that match are evenly distributed, and not, for example, all
-        among the oldest ones.
+        That is several times the number that suffices if the matching products are evenly distributed, and not, for
+        example, all among the oldest ones.
         """
         if matching is None:
             return self.products
