@@ -165,6 +165,7 @@ async def test_an_error_in_the_callback_does_not_stop_later_results(make: Any) -
 async def test_a_fatal_error_loses_no_result_of_what_was_in_flight(make: Any, kafka: Any, topic: str) -> None:
     results = Results()
     producer = make(kafka.bootstrap_servers, results)
+    first = producer._librdkafka
     await producer.send_and_wait(topic, b"first")
     waiting = asyncio.create_task(producer.send_and_wait(topic, b"awaited"))
     kafka.pause()
@@ -180,6 +181,8 @@ async def test_a_fatal_error_loses_no_result_of_what_was_in_flight(make: Any, ka
     finally:
         kafka.resume()
     assert not any(result.permanent for result in results.all.values())
+    # The results arrive at once. The producer is replaced a second after it was created at the earliest.
+    await until(lambda: producer._librdkafka is not first, what="a new producer")
     await producer.send_and_wait(topic, b"by the new producer")
     assert sum(len(call) for call in results.calls) == 300
     await until(lambda: producer.pending == 0)
