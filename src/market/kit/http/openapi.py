@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from market.kit.auth.identity import Role
 from market.kit.auth.permissions import Access, Permission
 
 PROBLEM_SCHEMA: dict[str, Any] = {
@@ -167,7 +168,7 @@ def _with_refusals(responses: dict[int, tuple[str, Any]], allowed: Access) -> di
 
 
 def _by_role(allowed: Access) -> dict[str, Permission]:
-    return {role: getattr(allowed, role) for role in ("buyer", "merchant", "operator", "service")}
+    return {role.value: getattr(allowed, role.value) for role in Role}
 
 
 def _roles_in_words(allowed: Access) -> str:
