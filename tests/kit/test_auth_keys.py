@@ -1,4 +1,4 @@
-"""The issuer's keys: fetched, kept, rotated and withdrawn, by an issuer that may be away or faulty."""
+"""The issuer's keys: fetched, kept, rotated and withdrawn, by an issuer that may be unavailable or faulty."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def test_a_request_does_not_wait_for_keys_beyond_its_deadline(issuer: Issu
                     await subject(authentication, issuer.token(key=SigningKey()))
 
 
-async def test_keys_serve_on_while_the_issuer_is_away(issuer: Issuer) -> None:
+async def test_keys_stay_in_use_while_the_issuer_is_unavailable(issuer: Issuer) -> None:
     async with verifying(issuer, refresh_seconds=10) as authentication:
         async with issuer.away():
             for n in range(20):
@@ -267,7 +267,7 @@ async def test_the_token_for_the_keys_is_sent_to_the_configured_host_only(issuer
 
 
 async def test_failed_fetches_are_repeated_soon(issuer: Issuer) -> None:
-    results: list[list[PublicKey] | Exception] = [FetchError("away"), RuntimeError("a bug")]
+    results: list[list[PublicKey] | Exception] = [FetchError("unavailable"), RuntimeError("a bug")]
     good = await IssuerClient(auth(issuer)).fetch_keys()
 
     async def fetch() -> list[PublicKey]:
@@ -281,7 +281,7 @@ async def test_failed_fetches_are_repeated_soon(issuer: Issuer) -> None:
     assert not keys
     assert 270 <= await keys.refresh() <= 330
     assert keys
-    results.append(FetchError("away"))
+    results.append(FetchError("unavailable"))
     assert await keys.refresh() == 15.0
     assert keys.find(issuer.signing_key.kid)
 

@@ -139,7 +139,7 @@ async def test_the_edge_knows_the_caller_by_its_token() -> None:
     assert anonymous.json() == {"subject": "", "roles": [], "token": "", "caller": "address:203.0.113.7"}
 
 
-async def test_the_edge_refuses_whoever_the_table_does_not_permit() -> None:
+async def test_the_edge_refuses_callers_whom_the_table_does_not_permit() -> None:
     async with client(TABLE) as http:
         nobody = await http.post("/orders")
         operator = await http.post("/orders", headers=bearer("root"))

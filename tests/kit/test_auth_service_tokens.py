@@ -130,7 +130,7 @@ async def test_a_token_is_renewed_before_it_expires_and_nobody_waits_for_it(issu
     await tokens.close()
 
 
-async def test_the_last_token_serves_until_it_expires_while_the_issuer_is_away(issuer: Issuer) -> None:
+async def test_the_last_token_is_used_until_it_expires_while_the_issuer_is_unavailable(issuer: Issuer) -> None:
     clock = Clock()
     tokens = credentials(issuer, clock)
     first = await tokens.get(5)

@@ -79,7 +79,7 @@ async def test_one_token_is_cached_once_whatever_spaces_precede_it(issuer: Issue
         ({"roles": ["merchant", "buyer"]}, {Role.MERCHANT, Role.BUYER}),
     ],
 )
-async def test_whoever_signs_in_without_another_role_is_a_buyer(
+async def test_a_caller_who_signs_in_without_another_role_is_a_buyer(
     issuer: Issuer, claims: dict[str, Any], roles: set[Role]
 ) -> None:
     async with verifying(issuer) as authentication:

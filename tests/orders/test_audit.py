@@ -100,7 +100,7 @@ async def test_an_entry_names_the_request_and_no_log_has_a_token(
 async def test_the_event_of_a_subject_that_only_looks_like_an_address_says_that_no_mail_is_sent(
     shop: Shop, lamp: str, topic: Topic
 ) -> None:
-    """Whoever may choose a subject at the issuer could otherwise have mails sent to anybody."""
+    """Somebody who can choose their subject at the issuer could otherwise have mails sent to anybody."""
     for email, nomail in ((None, True), ("ann@shop.example", None)):
         placed = (await shop.sign_in("victim@shop.example", email=email).place([(lamp, 1)])).json()
         assert (placed["user"], placed["email"]) == ("victim@shop.example", email)

@@ -107,7 +107,7 @@ async def test_a_replay_by_another_subject_never_shows_the_order(
     assert result(await ann.place([(lamp, 1)], key=key)) == (200, placed.json()["id"])
 
 
-async def test_a_merchants_key_is_the_merchants_whoever_the_order_is_for(
+async def test_a_merchants_key_belongs_to_the_merchant_no_matter_who_the_order_is_for(
     own_shop: Shop, ann: Caller, mia: Caller, lamp: str, key: str
 ) -> None:
     placed = await mia.place([(lamp, 1)], key=key, user="bob")

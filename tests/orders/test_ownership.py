@@ -231,7 +231,7 @@ async def test_mongodb_does_not_transfer_another_buyers_order(shop: Shop, anns_o
     where = {"_id": UUID(anns_order["id"])}
     await shop.documents.update_one(where, {"$set": {"total": "unreadable"}})
     assert (await shop.sign_in("bob").get(anns_order["id"])).status_code == 404
-    # Whoever may read it gets the error.
+    # A caller who may read it gets the error.
     assert (await shop.sign_in("mia", "merchant").get(anns_order["id"])).status_code == 503
     await shop.documents.delete_one(where)
 

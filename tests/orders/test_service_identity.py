@@ -1,4 +1,4 @@
-"""Orders calls inventory with its own token, whoever has caused the call, and products without one."""
+"""Orders calls inventory with its own token, no matter who caused the call, and products without one."""
 
 from __future__ import annotations
 

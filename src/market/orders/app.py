@@ -77,7 +77,7 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         instance_id = uuid4().hex
         outbox = OutboxRepository(collection, instance_id=instance_id)
         keys = IdempotencyKeyRepository(collection)
-        # The service calls inventory with its own identity, whoever has placed the order. Prices are public, so
+        # The service calls inventory with its own identity, no matter who placed the order. Prices are public, so
         # products gets no token.
         tokens = await stack.enter_async_context(service_tokens(config.service_identity, config.auth))
         products = clients.products or ProductsClient(

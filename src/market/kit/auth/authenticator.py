@@ -46,8 +46,8 @@ class Authenticator:
         now = self._clock()
         try:
             token = _bearer_token(authorization)
-            # Not the token itself, which would be as good as a password to whoever reads this process's memory. And not
-            # the whole header: by its spaces, one token could fill the cache.
+            # Not the token itself, which would be as good as a password to anybody who reads this process's memory.
+            # And not the whole header: by its spaces, one token could fill the cache.
             digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
             if cached := self._cache.get(digest, now):
                 return cached

@@ -17,7 +17,6 @@ from market.kit.text import validate_display_text
 MAX_SUBJECT_CHARACTERS = 200
 _MAX_EMAIL_CHARACTERS = 254
 
-
 _INVALID_SUBJECT = ("claims", f"has an invalid sub; it must have 1 to {MAX_SUBJECT_CHARACTERS} visible characters")
 
 
