@@ -6,7 +6,7 @@ Each order's error is its own: it stops no other order, and what is unknown is k
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -20,6 +20,7 @@ from market.contracts import events
 from market.kit.ids import new_id
 from market.orders.domain import Order, OrderLine, OutboxEntry
 from market.orders.mongodb.documents import entry_to_document, order_to_document
+from market.orders.reconciliation.repairs import RepairRequest, RepairResult, reserve_again
 from market.orders.recovery.recover import recover_orders
 from tests.support.waiting import until
 
@@ -234,6 +235,49 @@ async def test_reconciliation_reports_orders_of_unknown_status_and_repairs_nothi
     assert report.summary["complete"]
     assert await get_document(own_service, shipped) == before
     assert await stock.reservation(shipped) == ("reserved", {lamp: 1})
+
+
+async def reserve_again_after(service: Service, order_id: str, change: Callable[[], Awaitable[object]]) -> RepairResult:
+    """Return the result of repairing a confirmed order without a reservation, if it changes after it was checked."""
+    order = await service.deps.orders.get_latest(UUID(order_id))
+    await change()
+    return await reserve_again(RepairRequest(service.deps, UUID(order_id), order, "no stock is reserved", None))
+
+
+async def test_reserving_stock_again_keeps_it_if_only_a_newer_version_knows_whether_it_is_needed(
+    own_service: Service, catalogue: FakeCatalogue, stock: Stock
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    order_id = await store(own_service, lamp, status="confirmed")
+    key = {"_id": UUID(order_id)}
+    result = await reserve_again_after(
+        own_service, order_id, lambda: own_service.documents.update_one(key, {"$set": {"status": "shipped"}})
+    )
+    assert result == RepairResult(False, 'no stock is reserved; reserved again, but the status is now "shipped"')
+    assert await stock.reservation(order_id) == ("reserved", {lamp: 1})
+
+
+async def test_reserving_stock_again_releases_it_if_the_order_was_cancelled_or_deleted_meanwhile(
+    own_service: Service, catalogue: FakeCatalogue, stock: Stock
+) -> None:
+    lamp = catalogue.add()
+    await stock.set(lamp, 5)
+    cancelled = await store(own_service, lamp, status="confirmed")
+    deleted = await store(own_service, lamp, status="confirmed")
+    result = await reserve_again_after(
+        own_service,
+        cancelled,
+        lambda: own_service.documents.update_one({"_id": UUID(cancelled)}, {"$set": {"status": "cancelled"}}),
+    )
+    assert result == RepairResult(False, "no stock is reserved; the order has been cancelled")
+    result = await reserve_again_after(
+        own_service, deleted, lambda: own_service.documents.delete_one({"_id": UUID(deleted)})
+    )
+    assert result == RepairResult(False, "no stock is reserved; the order no longer exists")
+    assert await stock.reservation(cancelled) == ("cancelled", {lamp: 1})
+    assert await stock.reservation(deleted) == ("cancelled", {lamp: 1})
+    assert await stock.available(lamp) == 5
 
 
 async def test_a_product_that_cannot_be_priced_stops_only_the_orders_that_have_it(

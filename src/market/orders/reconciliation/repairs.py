@@ -28,7 +28,7 @@ class RepairRequest(Struct, frozen=True):
 
 
 class RepairResult(Struct, frozen=True):
-    """Whether the difference is repaired. `detail` is that of the difference, followed by what was done."""
+    """Whether the difference is repaired. `detail`: the detail of the difference, followed by what was done."""
 
     repaired: bool
     detail: str
@@ -54,7 +54,7 @@ async def release(request: RepairRequest) -> RepairResult:
 
 
 async def reserve_again(request: RepairRequest) -> RepairResult:
-    """Reserve the stock of a confirmed order again."""
+    """Reserve the stock of a confirmed order again. Release it if the order was cancelled or deleted meanwhile."""
     assert request.order is not None
     result = await request.deps.inventory.reserve(request.order_id, request.order.lines)
     if isinstance(result, InsufficientStock):
@@ -65,10 +65,16 @@ async def reserve_again(request: RepairRequest) -> RepairResult:
     if isinstance(result, ReservationRejected):
         return RepairResult(False, f"{request.detail}; inventory rejected it: {result.detail}")
     current = await request.deps.orders.get_latest(request.order_id)
-    if current is None or current.status is not request.order.status:
-        # The order has been cancelled since; its own release may have come before this reservation.
+    if current is None or current.status is Status.CANCELLED:
+        # The order needs no stock, and its own release may have come before this reservation.
         await request.deps.inventory.release(request.order_id)
-        return RepairResult(False, f"{request.detail}; the order has been cancelled")
+        state = "no longer exists" if current is None else "has been cancelled"
+        return RepairResult(False, f"{request.detail}; the order {state}")
+    if current.status is Status.UNKNOWN:
+        # Only a newer version of the service knows whether the order needs the stock.
+        return RepairResult(
+            False, f'{request.detail}; reserved again, but the status is now "{current.unknown_status}"'
+        )
     return RepairResult(True, f"{request.detail}; reserved again")
 
 
@@ -91,18 +97,17 @@ async def requeue_missing_event(request: RepairRequest) -> RepairResult:
 
 
 async def requeue_cancellation(request: RepairRequest) -> RepairResult:
-    """Requeue order.cancelled: order.created came after it in the topic, but it must be the last event."""
+    """Requeue order.cancelled, which must be the last event: in the topic, order.created came after it."""
     return _requeue_result(request, await _requeue(request, events.CANCELLED))
 
 
 def _requeue_result(request: RepairRequest, queued: bool) -> RepairResult:
-    return RepairResult(
-        queued, f"{request.detail}; {'queued for the relay' if queued else 'the order no longer exists'}"
-    )
+    state = "queued for the relay" if queued else "the order no longer exists, or its event has just been published"
+    return RepairResult(queued, f"{request.detail}; {state}")
 
 
 async def _requeue(request: RepairRequest, event_type: str) -> bool:
-    """Add the event to the outbox. Return whether it is there now, no matter which process added it."""
+    """Add the event to the outbox. Return whether the outbox has the event now, no matter which process added it."""
     entry = OutboxEntry(events.event_id(request.order_id, event_type), event_type, request.deps.clock())
     if await request.deps.relay.outbox.requeue(request.order_id, entry, request.deps.clock()):
         return True
