@@ -25,7 +25,7 @@ THRESHOLDS = Thresholds(
     overdue_before=NOW,
     unsent_before=NOW,
     retained_since=NOW - timedelta(days=29),
-    loss_certain_since=NOW - timedelta(days=9),
+    republished_since=NOW - timedelta(days=9),
 )
 LONG_AGO, RECENTLY = NOW - timedelta(days=40), NOW - timedelta(hours=1)
 ID = UUID(int=7)

@@ -75,8 +75,9 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
                 min_length=1,
                 max_length=200,
                 description="The customer; no control characters. Where sign-in is required, it defaults to the "
-                "subject of the token, and only merchants may name another one. Otherwise it is required. If it "
-                "contains @ and there is no `email`, it must be an e-mail address, unless it is the subject.",
+                "subject of the token, and only merchants may name another user. Where sign-in is not required, it "
+                "must be present. If it contains @ and there is no `email`, it must be an e-mail address, unless it is "
+                "the subject.",
             ),
         ]
         | None
@@ -87,10 +88,11 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             str,
             Meta(
                 max_length=254,
-                description="The address for e-mail notifications; internationalized domain names are accepted. "
-                "Defaults to `user` if that is an e-mail address; otherwise no mails are sent. Where sign-in is "
-                "required, it defaults to the verified address in the token if the order is for the caller; only "
-                "merchants may name another one.",
+                description="The address for e-mail notifications; internationalized domain names are accepted. Where "
+                "sign-in is required, and the order is for the caller, it defaults to the verified address in the "
+                "token; without one, no mails are sent. In all other cases it defaults to `user` if that is an e-mail "
+                "address, and no mails are sent if it is not. Where sign-in is required, only merchants may name "
+                "another address.",
             ),
         ]
         | None
@@ -99,8 +101,8 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         Annotated[
             money.TotalText,
             Meta(
-                description="The total that the customer has seen. If it differs, the order is rejected before "
-                "anything is reserved. Without `expected_currency` only the amount is compared."
+                description="The total that the customer has seen. If it differs from the current one, the order is "
+                "not placed (409). Without `expected_currency`, only the amount is compared."
             ),
         ]
         | None
@@ -109,9 +111,9 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         Annotated[
             str,
             Meta(
-                description="The currency of the prices that the customer has seen, a code of ISO 4217. If a product "
-                "has another one, the order is rejected before anything is reserved. Send it with `expected_total`: "
-                "100 yen and 100 dollars are the same amount.",
+                description="The currency of the prices that the customer has seen, as an ISO 4217 code. If a product "
+                "has another currency, the order is not placed (409). Send it with `expected_total`: 100 yen and 100 "
+                "dollars are the same amount.",
                 extra_json_schema={"minLength": 3, "maxLength": 3, "enum": list(currency.CODES)},
             ),
         ]
@@ -136,7 +138,7 @@ class _CreateOrderInOpenMode(CreateOrder, frozen=True, forbid_unknown_fields=Tru
     """The order to place in mode `open`: nobody signs in, so `user` is required."""
 
     user: _UserText
-    # Declared again, so that an error names missing fields in the published order.
+    # Declared again, so that an error lists missing fields in the sequence in which the API documents them.
     items: _Lines
 
 
@@ -206,7 +208,8 @@ FIELD_CHECKS: dict[str, Callable[[Any], object]] = {
 def parse_order(body: CreateOrder) -> NewOrder:
     """Return the request as domain data. Raises BadInput, which names all fields that are wrong.
 
-    Whom a signed-in caller may name does not depend on the body alone, and is decided later (ownership/rules.py).
+    Which user and address a signed-in caller may name is decided later (ownership/rules.py), because it does not depend
+    on the body alone.
     """
     errors = InputErrors()
     for name, check in FIELD_CHECKS.items():
@@ -225,9 +228,9 @@ def parse_order(body: CreateOrder) -> NewOrder:
 
 
 def weigh(body: bytes) -> int:
-    """Return the weight of a request: an estimate of the order's lines, made before the body is parsed.
+    """Return the weight of a request: an estimate of the number of its lines, made before the body is parsed.
 
-    Each line is a JSON object inside that of the order.
+    Each line is a JSON object inside the object of the order.
     """
     return max(1, body.count(b"{") - 1, len(body) // _BYTES_PER_LINE)
 
@@ -242,7 +245,7 @@ def _placed_response(placed: service.PlacedOrder) -> Response:
 def _weigh_page(outline: PageOutline) -> int:
     """Return the weight of a page: its stored bytes, capped at twice the maximum page size, converted to lines.
 
-    No more than that is read for a page.
+    Usually no more than that is read, because a page ends before it exceeds MAX_PAGE_BYTES of JSON.
     """
     return min(sum(outline.sizes.values()), 2 * MAX_PAGE_BYTES) // _PAGE_BYTES_PER_LINE
 

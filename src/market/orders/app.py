@@ -1,4 +1,4 @@
-"""The wiring: builds repositories, clients, relay and background loops, and stops them in the right order."""
+"""The wiring: builds repositories, clients, relay and background loops, and stops them in the right sequence."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class Clients:
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
     """Build the service and run its background loops.
 
-    Waits for MongoDB and its indexes, and until inventory accepts this service, but not until Kafka or an upstream is
-    available.
+    Waits for MongoDB and its indexes, but not for Kafka, products or inventory. If the service's token is in a file,
+    also waits while inventory rejects it.
     """
     async with connect(config, process, clients) as deps, authenticator(config.auth) as authentication:
         await wait_for_store(process.health, deps)
         if config.service_identity is not None and config.service_identity.token_file is not None:
             # A rolling update with a wrong identity stops at its first pod. With client credentials there is no such
-            # check: while the issuer is unavailable, a pod would not start, although much of what it does needs no
-            # token.
+            # check, because it would keep a pod from starting while the issuer is unavailable, although much of what a
+            # pod does needs no token.
             await process.health.wait_for("inventory-identity", deps.inventory.check_identity)
         async with periodic_tasks(background_tasks(config, deps)):
             yield http_server(config, process, deps, authentication)
@@ -101,7 +101,8 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         try:
             yield deps
         finally:
-            # Stop the background work of requests first, then the relay, and then the connections that both use.
+            # Wait for the background work of requests first, then close the relay, and then the connections that both
+            # use.
             if deps.tasks:
                 await asyncio.wait(deps.tasks, timeout=3)
             await deps.relay.close(5)
@@ -174,7 +175,7 @@ async def migrate(config: Config, _: list[str]) -> int:
     """Create the indexes and the topic, and return the exit status, 0.
 
     Topic settings that an operator has overridden are kept. If Kafka stays unavailable for `kafka.create_seconds`, the
-    service creates the topic later.
+    service creates the topic later. Raises PyMongoError.
     """
     client = create_client(config.mongodb)
     try:
@@ -185,5 +186,5 @@ async def migrate(config: Config, _: list[str]) -> int:
         await client.close()
     topics = _topics(config.kafka)
     if not await ensure_topics(config.kafka, "market.orders", topics, config.kafka.create_seconds, set_defaults=True):
-        log.warning("topic not created, the service will retry")
+        log.warning("topic not created or not configured, the service will create it if it does not exist")
     return 0

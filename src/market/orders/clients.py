@@ -161,7 +161,7 @@ class InventoryClient:
         return self._circuit.is_open
 
     async def check_identity(self) -> None:
-        """Raise IdentityRefused if inventory does not accept this service. An unavailable inventory raises nothing."""
+        """Raise IdentityRefused if inventory does not accept this service. Return if inventory is unavailable."""
         await rpc.check_identity(self._stub.GetStock, pb.GetStockRequest(), self._timeout_seconds)
 
     async def _call(self, method: Callable[..., Awaitable[T]], request: Any) -> T:
@@ -194,7 +194,7 @@ class InventoryClient:
         return bool(response.released)
 
     async def list_reservations(self, after: UUID | None, limit: int) -> list[Reservation]:
-        """Return up to `limit` reservations by ascending id, starting after the given one. Raises Unavailable."""
+        """Return up to `limit` reservations by ascending id, beginning after `after`. Raises Unavailable."""
         request = pb.ListReservationsRequest(after_id=str(after) if after else "", limit=limit)
         response = await self._call(self._stub.ListReservations, request)
         return [_reservation(r) for r in response.reservations]

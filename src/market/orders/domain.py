@@ -82,14 +82,20 @@ class Reason(StrEnum):
 
 
 class RequestedLine(Struct, frozen=True):
-    """A line of a request, before pricing. Once merged, its product id is in lower case and unique."""
+    """A line of a request, before pricing.
+
+    After `merge_lines`, the product id is in lower case, and no other line has the same one.
+    """
 
     product_id: str
     quantity: int
 
 
 class OrderLine(Struct, frozen=True):
-    """A line with the name and the price at which the product was ordered. The product id is in lower case."""
+    """A line, with the name and the price that the product had when it was ordered.
+
+    The product id is in lower case.
+    """
 
     product_id: str
     name: str
@@ -139,7 +145,7 @@ class Order(Struct, frozen=True):
     digest: bytes | None = None
     # The subject that placed the order, if that is not the user.
     placed_by: str | None = None
-    # Whether no mails are sent, even if `user` looks like an address.
+    # True if no mails are sent about the order, even if `user` looks like an address.
     without_mail: bool = False
     release_due: bool = False
     outbox: tuple[OutboxEntry, ...] = ()
@@ -163,7 +169,7 @@ class Transition(Struct, frozen=True):
     target: Status
     # The type of the event that it adds to the outbox.
     event: str | None = None
-    # Whether the transition makes a stock release due. True for rejecting or cancelling a pending order as well:
+    # Whether the transition makes a stock release due. This includes rejecting or cancelling a pending order, because
     # inventory may already hold its stock.
     releases: bool = False
     # Whether the transition frees the idempotency key, so that the client may use it for another attempt.
@@ -230,8 +236,8 @@ def next_step(order: Order, *, overdue: bool = False) -> Step:
 def next_event(order: Order) -> OutboxEntry | None:
     """Return the outbox entry that has to be published next.
 
-    None if the outbox is empty, or if only a newer version can publish: this one does not know the order's status or
-    the event's type.
+    None if the outbox is empty, or if only a newer version can publish it, because this version does not know the
+    order's status or the event's type.
     """
     if not order.outbox or order.status is Status.UNKNOWN or order.outbox[0].event_type not in events.SEQUENCE:
         return None
@@ -260,13 +266,14 @@ def apply_transition(order: Order, transition: Transition, entry: OutboxEntry | 
 
 
 class NewOrder(Struct, frozen=True, omit_defaults=True):
-    """A parsed request. `expected_total`, `expected_currency`: what the customer has seen, or None.
+    """A parsed request.
 
-    user: None if the request does not name one; then it is the signed-in caller
+    user: None if the request does not name one; then the order is for the signed-in caller
     email: as in the request
+    expected_total, expected_currency: what the customer has seen, or None
 
-    A new field needs a default: `digest` leaves out fields that have their default. So the digest of a request without
-    the new field is the one that earlier versions have stored.
+    A new field needs a default. `digest` leaves out fields that have their default, so a request without the new field
+    has the digest that earlier versions have stored.
     """
 
     user: str | None
@@ -277,7 +284,7 @@ class NewOrder(Struct, frozen=True, omit_defaults=True):
     expected_currency: str | None = None
 
     def digest(self) -> bytes:
-        """Return the SHA-256 of the parsed request. Whitespace and the order of keys in the JSON do not matter."""
+        """Return the SHA-256 of the parsed request. Whitespace and the sequence of keys in the JSON do not matter."""
         return sha256(msgspec.json.encode(self)).digest()
 
 
@@ -329,13 +336,13 @@ class UnreadableOrder(Unavailable):
 
 
 class OrderCancelled(Conflict):
-    """The order was cancelled before it was confirmed."""
+    """The order was cancelled while it was being placed."""
 
     type = "order-cancelled"
     title = "Order cancelled"
 
     def __init__(self, order_id: UUID) -> None:
-        super().__init__("the order was cancelled before it was confirmed")
+        super().__init__("the order was cancelled while it was being placed")
         self.order_id = order_id
 
     def extension_members(self) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def build(issuer: str | None = None) -> dict[str, Any]:
     }
     unavailable = {
         429: (
-            "Too many requests from this caller are in progress; nothing was done. Retry after the number of seconds "
-            "in Retry-After.",
+            "This caller has too many requests in progress, or sends too many per second; nothing was done. Retry "
+            "after the number of seconds in Retry-After.",
             None,
         ),
         503: (
@@ -121,8 +121,8 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                         "user",
                         "query",
                         "The customer, compared exactly. Where sign-in is required, it may be left out: then buyers "
-                        "get their own orders, merchants and operators everybody's. Buyers may name only the subject "
-                        "of their token. Where sign-in is not required, `user` must be present.",
+                        "get their own orders, and merchants and operators get everybody's. Buyers may name only the "
+                        "subject of their token. Where sign-in is not required, `user` must be present.",
                         {"type": "string", "minLength": 1, "maxLength": 200},
                     ),
                     parameter(
@@ -157,7 +157,7 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "GET",
                 "/api/order/{id}",
                 "getOrder",
-                "Get an order, whatever its status. Newer versions may add statuses; clients must tolerate them.",
+                "Get an order with any status. Newer versions may add statuses; clients must tolerate them.",
                 {
                     200: ("The order.", events.Order),
                     404: ("There is no such order, or the caller may not see it.", None),

@@ -42,21 +42,27 @@ from market.orders.idempotency.keys import IdempotencyKeyRepository, Idempotency
 from market.orders.metrics import RECOVERED
 from market.orders.outbox.entries import new_entry
 from market.orders.outbox.relay import Relay
-from market.orders.ownership.rules import act_as_service, attribute, cancellable_owner, record_cancelled, record_placed
+from market.orders.ownership.rules import (
+    act_as_service,
+    attribute_order,
+    cancellable_owner,
+    record_cancelled,
+    record_placed,
+)
 from market.orders.pricing.prices import price_lines
 from market.orders.recovery.repository import DueOrders
 from market.orders.store import OrderRepository
 
 log = logs.get_logger("orders")
 
-# The pause before a step whose outcome is unknown is retried.
+# The pause before a retry: of a step whose outcome is unknown, or of storing an order whose key is taken.
 _RETRY_SECONDS = 0.05
 # The deadline of work that continues after the response.
 _BACKGROUND_SECONDS = 5.0
-# Subtracted from the deadline of a stock release during DELETE, to leave time for responding 202 if inventory does not
-# respond.
+# During DELETE, the stock release ends this long before the deadline, so that the service can still respond with 202 if
+# inventory does not respond.
 _CANCEL_RESPONSE_SECONDS = 0.5
-# The minimum and the maximum time for that stock release.
+# The minimum and the maximum time for this stock release.
 _MIN_RELEASE_SECONDS, _MAX_RELEASE_SECONDS = 0.2, 60.0
 
 
@@ -82,7 +88,7 @@ class Deps:
             await self.faults.fire_if_armed(name)
 
     def run_in_background(self, step: Step, order_id: UUID, work: Coroutine[Any, Any, object]) -> None:
-        """Start the work and return at once. If it fails, recovery retries it.
+        """Start the work and return at once. If it fails, recovery retries it; publishing is retried by the relay.
 
         `step` and `order_id` identify the work in the log.
         """
@@ -114,10 +120,10 @@ class PlacedOrder(Struct, frozen=True):
 async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) -> PlacedOrder:
     """Place an order and return it confirmed, or return the one that was placed with the same idempotency key before.
 
-    Raises Forbidden, IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, OutOfStock, OrderCancelled or
-    Unavailable. Unavailable has the extension member `order_id` if the order may have been stored.
+    Raises Forbidden, IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, CurrenciesDiffer, OutOfStock,
+    OrderCancelled or Unavailable. Unavailable has the extension member `order_id` if the order may have been stored.
     """
-    attribution = attribute(new)
+    attribution = attribute_order(new)
     lookup = attribution.key_lookup(idempotency_key)
     if lookup is not None and (replay := await _replay(deps, lookup)):
         return replay
@@ -151,9 +157,9 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
                 assert lookup is not None
                 if replay := await _replay(deps, lookup):
                     return replay
-                # Try again: either the order that had the key was rejected, so the key is free again, or a pending
-                # order of another owner has the same key in a field of earlier versions (idempotency/keys.py), which
-                # will not last.
+                # Try again. Either the order that had the key was rejected, so the key is free again. Or a pending
+                # order of another owner has the same key in a field of earlier versions (idempotency/keys.py), but
+                # only until that order is confirmed or rejected.
                 await asyncio.sleep(_RETRY_SECONDS)
         await deps.failure_point("orders.after-intent")
         order = await _advance_pending(deps, order)
@@ -184,7 +190,11 @@ async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
 
 
 async def _advance_pending(deps: Deps, order: Order) -> Order:
-    """Advance the order until it is no longer pending, and return it. Start its next step without waiting for it."""
+    """Advance the order until it is no longer pending, and return it. Raises Unavailable if the outcome is unknown.
+
+    Also start the next step, but do not wait until it is finished: release the stock, or publish the event if this
+    instance holds the lease.
+    """
     was_pending = order.status is Status.PENDING
     try:
         while next_step(order) is Step.RESERVE:
@@ -202,7 +212,8 @@ async def _advance_pending(deps: Deps, order: Order) -> Order:
     return order
 
 
-# Without the shortages, which OutOfStock names. A newer version may have stored another reason.
+# Why an order was rejected, in words for the client. OUT_OF_STOCK is left out: OutOfStock has the shortages, too. The
+# keys are text, because a newer version may have stored a reason that this one does not know.
 _REJECTION_CAUSES: Mapping[str | None, str] = {
     Reason.EXPIRED: "the order could not be processed in time and was rejected",
     Reason.RESERVATION_REJECTED: "inventory rejected the order's reservation, so the order was rejected",
@@ -240,9 +251,9 @@ _ADVICE_AFTER_CANCELLATION = "cancel it again, or read the order by its id for t
 
 @contextmanager
 def _explain_unknown_outcome(action: Literal["placed", "cancelled"], order_id: UUID, advice: str) -> Iterator[None]:
-    """Replace an Unavailable without an order id by one that says what is unknown, with the order's id and the advice.
+    """Explain an Unavailable that the block raises: what is unknown, the order's id, and what the client can do.
 
-    An Unavailable with an order id is raised unchanged: it explains itself.
+    An Unavailable that has an order id already is raised unchanged.
     """
     try:
         yield
@@ -259,9 +270,9 @@ def _explain_unknown_outcome(action: Literal["placed", "cancelled"], order_id: U
 async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     """Cancel the order, or leave it as it is if it was rejected.
 
-    Return False if recovery will have to release the stock of the cancelled order. Raises NotFound if there is no order
-    that the caller may cancel, or Unavailable if it is unknown whether the order is cancelled, or if only a newer
-    version of the service can decide.
+    Return False if the stock of the cancelled order is not released yet; recovery will release it. Raises NotFound if
+    there is no order that the caller may cancel. Raises Unavailable if it is unknown whether the order is cancelled, or
+    if the order has a status that only a newer version of the service knows.
     """
     with _explain_unknown_outcome("cancelled", order_id, _ADVICE_AFTER_CANCELLATION):
         order = await deps.orders.get_latest(order_id, cancellable_owner())
@@ -287,9 +298,9 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
 
 
 async def _cancel_until_ended(deps: Deps, before: Order) -> Order:
-    """Apply the cancelling transition of the order's status until there is none left to apply, and return the order.
+    """Cancel the order, and try again if its status changes meanwhile. Writes to the audit log.
 
-    The order is then cancelled or rejected. Writes to the audit log.
+    Return the order. It is cancelled or rejected, or has a status that only a newer version knows.
     """
     order = before
     try:
@@ -320,7 +331,8 @@ async def _apply_cancellation(deps: Deps, order: Order, transition: Transition) 
 async def advance(deps: Deps, order: Order, *, overdue: bool = False) -> Order:
     """Perform the order's next step and return the order as it is afterwards.
 
-    Idempotent: any instance may repeat it at any time. Raises Unavailable if the step's outcome is unknown.
+    Any instance may repeat a step at any time, except for Step.PUBLISH, for which this instance must hold the lease.
+    Publishing is only started. Raises Unavailable if the step's outcome is unknown.
     """
     step = next_step(order, overdue=overdue)
     if step is Step.RESERVE:

@@ -32,7 +32,7 @@ from market.orders.domain import (
     Transition,
     UnreadableOrder,
 )
-from market.orders.idempotency.keys import IdempotencyKeyRepository, IdempotencyKeyTaken, SharedKeyTaken
+from market.orders.idempotency.keys import IdempotencyKeyRepository, IdempotencyKeyTaken, KeyFieldTaken
 from market.orders.mongodb.collection import EPOCH, OrdersCollection, documents
 
 _DUPLICATE_KEY = 11000
@@ -48,7 +48,7 @@ class OrderLookup(NamedTuple):
 
 
 class NewDocument(NamedTuple):
-    """A pending order to insert, with or without the two key fields of earlier versions (mongodb/documents.py)."""
+    """A pending order to insert, with or without the fields `idempotency_key` and `key` (mongodb/documents.py)."""
 
     order: Order
     with_idempotency_key: bool = True
@@ -81,7 +81,7 @@ class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
     def filter_following(self) -> documents.Document:
         """Return the filter for the orders that follow in the list: the older ones."""
         time = EPOCH + self.created_at * _MILLISECOND
-        # The first condition bounds the scan of the index, the second one decides between orders of the same time.
+        # The first condition bounds the scan of the index; the second decides between orders of the same time.
         return {"created_at": {"$lte": time}, "$or": [{"created_at": {"$lt": time}}, {"_id": {"$lt": self.order_id}}]}
 
 
@@ -104,7 +104,7 @@ class PageOutline(Struct, frozen=True):
 
 
 def _chunks(sizes: Mapping[UUID, int]) -> Iterator[list[UUID]]:
-    """Divide the orders into chunks of at most 1 MiB, or of one order."""
+    """Divide the orders into chunks of at most 1 MiB. A larger order is a chunk of its own."""
     chunk: list[UUID] = []
     size = 0
     for order_id, order_size in sizes.items():
@@ -146,7 +146,7 @@ class OrderRepository:
         self._releases: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.release-due", max_batch_size=128
         )
-        # Small, because an order may be as large as 1 MiB, and four times that once decoded.
+        # The batches are small, because one order may take 1 MiB or more, and four times that once it is decoded.
         self._reads: Batcher[OrderLookup, Order | None] = Batcher(
             self._find_many, name="orders.get", max_batch_size=8, max_concurrency=2, dedupe=True
         )
@@ -160,7 +160,7 @@ class OrderRepository:
             try:
                 await self._insert(new)
                 return
-            except SharedKeyTaken as e:
+            except KeyFieldTaken as e:
                 if not await self._keys.is_permanently_taken_by_another(order, e.field):
                     raise
                 new = new.without(e.field)
@@ -189,19 +189,19 @@ class OrderRepository:
                 elif "subject_key" in (pattern := error.get("keyPattern", {})):
                     results[error["index"]] = IdempotencyKeyTaken()
                 elif field := next((name for name in ("idempotency_key", "key") if name in pattern), None):
-                    results[error["index"]] = SharedKeyTaken(field)
+                    results[error["index"]] = KeyFieldTaken(field)
                 # Otherwise the id exists already: an earlier attempt stored this order.
         return results
 
     # Reading orders
 
     async def get(self, order_id: UUID, owner: str | None = None) -> Order | None:
-        """Return the order, or None. It may miss a write that was acknowledged a moment ago; `get_latest` does not.
+        """Return the order, or None. Raises UnreadableOrder.
 
-        owner: return only an order of this user. MongoDB filters, so another user's order is neither transferred nor
-            decoded, and takes the same time as one that does not exist.
+        This read may miss a write that was acknowledged a moment ago; that of `get_latest` does not.
 
-        Raises UnreadableOrder.
+        owner: return only an order of this user. MongoDB compares the user, so a look-up of another user's order takes
+            as long as one of an order that does not exist.
         """
         return await self._reads(OrderLookup(order_id, owner))
 
@@ -218,7 +218,7 @@ class OrderRepository:
                 read[order_id] = self.collection.read_order(document)
             except UnreadableOrder as e:
                 read[order_id] = e
-        # An order may be among the results because another caller of this batch requests it, too.
+        # Compare the owner again: an order may have been found for another caller in this batch.
         return [
             read.get(order_id) if owner is None or found.get(order_id, {}).get("user") == owner else None
             for order_id, owner in lookups
@@ -227,7 +227,7 @@ class OrderRepository:
     async def get_latest(self, order_id: UUID, owner: str | None = None) -> Order | None:
         """Return the order, or None, with a linearizable read: no acknowledged write is missed. Slower than `get`.
 
-        owner: return only an order of this user, as `get` does.
+        owner: return only an order of this user, as `get` does. Raises UnreadableOrder.
         """
         document = await self.collection.find_latest(documents.order_filter(order_id, owner))
         return self.collection.read_order(document) if document else None
@@ -263,8 +263,9 @@ class OrderRepository:
     async def _listed_statuses(self) -> list[str]:
         """Return the stored statuses except for `rejected`, including those that only a newer version knows.
 
-        MongoDB reads one entry of the index per status. With a list of statuses it can merge their parts of the index,
-        which are sorted by time; with "not rejected" it would have to read and sort all orders.
+        This is cheap, because MongoDB reads only one index entry per status. In a query for these statuses, it merges
+        their parts of the index, which are sorted by time. For "not rejected" it would have to read and sort all
+        orders.
         """
         statuses = await self.collection.run(lambda: self.collection.pymongo_collection.distinct("status"))
         return [status for status in statuses if status != Status.REJECTED.value]
@@ -286,10 +287,10 @@ class OrderRepository:
         return await self.collection.run(run)
 
     async def read_page(self, outline: PageOutline) -> AsyncIterator[Order]:
-        """Yield the readable orders of a page, and later ones that fill the places of unreadable orders.
+        """Yield the readable orders of a page. In place of each unreadable one, yield a further order of the list.
 
-        Orders that follow the page may be yielded as well: the caller stops after `limit` orders. At most 1 MiB of
-        stored orders is read at a time, or a single larger order.
+        More orders than the page has may be yielded: the caller stops after `limit` orders. At most 1 MiB of stored
+        orders is read at a time, or a single larger order.
         """
         skip, sizes = outline.skip, outline.sizes
         while sizes:
@@ -317,8 +318,8 @@ class OrderRepository:
     ) -> bool:
         """Apply the transition if the order is in its source status. Return True if it was applied.
 
-        False means that it may or may not have been applied: read the order. CONFIRM also leases the order's outbox to
-        this instance.
+        False means that it may or may not have been applied: the caller has to read the order. CONFIRM also leases the
+        order's outbox to this instance.
         """
         update = documents.transition_update(
             order_id, transition, at=at, entry=entry, reason=reason, shortages=shortages
@@ -332,7 +333,10 @@ class OrderRepository:
     async def transition_and_get(
         self, order_id: UUID, transition: Transition, *, at: datetime, entry: OutboxEntry | None = None
     ) -> Order | None:
-        """Apply the transition and return the order as it is afterwards; None if it was not in the source status."""
+        """Apply the transition and return the order as it is afterwards. Raises UnreadableOrder.
+
+        Return None, and change nothing, if the order is not in the source status.
+        """
         update = documents.transition_update(order_id, transition, at=at, entry=entry)
         document = await self.collection.update_and_get(update.where, update.change)
         return self.collection.read_order(document) if document else None
@@ -355,7 +359,7 @@ class OrderRepository:
 
     async def _update_many(self, updates: list[documents.ConditionalUpdate]) -> Sequence[bool]:
         matched = await self.collection.bulk_update([UpdateOne(u.where, u.change) for u in updates])
-        # A bulk write returns only how many matched. If some did not, every caller has to read its order.
+        # A bulk write returns only how many updates matched. If some did not, every caller has to read its order.
         return [matched == len(updates)] * len(updates)
 
 

@@ -1,8 +1,9 @@
 """IdempotencyKeyRepository: which order has an idempotency key. The orders' documents contain the keys.
 
-The key of a signed-in caller belongs to the subject, whatever the order's user is; in mode `open` it belongs to the
-user. During an upgrade, instances with sign-in, in mode `open` and of earlier versions place orders at the same time.
-So a key is stored in up to three fields, each with a unique index (mongodb/documents.py):
+The key of a signed-in caller belongs to the subject, no matter which user the order is for; in mode `open` it belongs
+to the user. During an upgrade, instances that require sign-in, instances in mode `open`, and instances of earlier
+versions place orders at the same time. So a key is stored in up to three fields, each with a unique index
+(mongodb/documents.py):
 
 - `subject_key` is unique for each signed-in caller.
 - `idempotency_key` is unique among the orders of one user. Instances that know only the user check this one, so a
@@ -11,8 +12,9 @@ So a key is stored in up to three fields, each with a unique index (mongodb/docu
 - `key` does the same for even earlier versions, in which a key is unique across users.
 
 A document without `subject_key` was stored by an instance that does not know who placed the order. Its key stays valid
-for its user, and for a caller who sends exactly the same request: a merchant who repeats, signed in, what they sent
-before sign-in was required. Only callers who may name any user can find another user's order in this way.
+for its user, and for a caller who sends exactly the same request: for example, a merchant who is now signed in, and
+repeats a request from before sign-in was required. The request must name the order's user, so only callers who may
+order for others can find another user's order in this way.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ class IdempotencyKeyTaken(Exception):
     """Another order has the idempotency key: one of the same owner or, temporarily, a pending one of another owner."""
 
 
-class SharedKeyTaken(IdempotencyKeyTaken):
-    """Another order has the key in `field`, which does not tell whose key it is: `idempotency_key` or `key`."""
+class KeyFieldTaken(IdempotencyKeyTaken):
+    """Another order has the key in `field`: `idempotency_key` or `key`, neither of which tells whose key it is."""
 
     def __init__(self, field: str) -> None:
         self.field = field

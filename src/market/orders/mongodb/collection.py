@@ -74,7 +74,7 @@ class OrdersCollection:
     """Runs every operation within the caller's deadline (at most `timeout_seconds`) and behind one circuit breaker.
 
     Methods may raise DeadlineExceeded or Unavailable; the outcome of a write is then unknown. `pymongo_collection` is
-    PyMongo's own collection, to be called inside `run`.
+    PyMongo's own collection, to be called inside `run`; only indexes.py does without, before the service starts.
     """
 
     def __init__(self, database: AsyncDatabase[Document], *, timeout_seconds: float) -> None:
@@ -164,12 +164,12 @@ class OrdersCollection:
         return await self.run(lambda: self.pymongo_collection.count_documents(where, **options))
 
     async def update_one(self, where: Mapping[str, Any], change: Mapping[str, Any]) -> bool:
-        """Apply the change to one matching document. Return whether there was one."""
+        """Apply the change to one matching document. Return whether one matched."""
         result = await self.run(lambda: self.pymongo_collection.update_one(where, change))
         return result.matched_count > 0
 
     async def update_and_get(self, where: Mapping[str, Any], change: Mapping[str, Any]) -> Document | None:
-        """Apply the change to one matching document and return it as it is afterwards; None if there was none."""
+        """Apply the change to one matching document and return it as it is afterwards, or None if none matched."""
         return await self.run(
             lambda: self.pymongo_collection.find_one_and_update(where, change, return_document=ReturnDocument.AFTER)
         )
@@ -189,7 +189,7 @@ class OrdersCollection:
             raise Unavailable("the order store did not apply all changes") from e
 
     async def server_time(self) -> datetime:
-        """Return the server's current time in UTC, which is used for measuring ages instead of the process's clock."""
+        """Return the server's current time in UTC. Ages are measured by it, not by the process's clock."""
         response = await self.run(lambda: self._database.command("hello"))
         at: datetime = response["localTime"]
         return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -1,14 +1,14 @@
 """The order's document: converts domain data to BSON values and back, and a transition to a conditional update.
 
 Besides the fields of the order itself, a document has:
-- `digest`: the SHA-256 of the request. The order has an idempotency key only while `digest` is present: if an earlier
-  version rejects the order, it removes `digest`, but of the following three fields only those that it knows.
+- `digest`: the SHA-256 of the request. The order has an idempotency key only while `digest` is present. An earlier
+  version that rejects the order removes `digest` and those of the next three fields that it knows; the others stay.
 - `subject_key`: the key of a signed-in caller, as `{"subject": ..., "key": ...}`. It is unique: a key belongs to the
-  subject, whatever the order's user is. If the field is absent, the key belongs to the user.
+  subject, no matter which user the order is for. If the field is absent, the key belongs to the user.
 - `idempotency_key`: the same key, unique among the orders of the user. Earlier versions and mode `open` know only the
-  user, so the field is what prevents them and a signed-in caller from placing one order twice during an upgrade. It is
-  absent if another subject's order for this user has it: for example, if a merchant and the user have chosen the same
-  key.
+  user. So during an upgrade, this field is what prevents them and a signed-in caller from placing one order twice. It
+  is absent if another subject's order for this user has it: for example, if a merchant and the user have chosen the
+  same key.
 - `key`: the same key, for even earlier versions. In them, a key is unique across users, so `key` is absent if another
   user's order has it.
 - `placed_by`: the subject that placed the order, if that is not the user.
@@ -156,18 +156,21 @@ def order_to_document(order: Order, *, with_idempotency_key: bool = True, with_k
 
 
 def subject_key(subject: str, key: str) -> Document:
-    """Return the value of the field `subject_key`. MongoDB compares it as a whole, with the sequence of its fields."""
+    """Return the value of the field `subject_key`.
+
+    MongoDB compares it as a whole, so the sequence of its fields must not change.
+    """
     return {"subject": subject, "key": key}
 
 
 def document_to_order(d: Mapping[str, Any]) -> Order:
-    """Return the order in a document. Raises UnreadableOrder if it is not one; its values may have any type.
+    """Return the order in a document. Raises UnreadableOrder if a value is missing or not valid.
 
     A status or reason that only a newer version knows is kept.
     """
     try:
         order = _to_order(d)
-        # Check the types here. Otherwise a string in place of a time, for example, would only fail later.
+        # Check the types of the values. Otherwise a string in place of a time, for example, would only fail later.
         msgspec.convert(msgspec.to_builtins(order, builtin_types=_NATIVE_TYPES), Order)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise UnreadableOrder(d["_id"], f"{type(e).__name__}: {e}"[:200]) from None

@@ -17,7 +17,7 @@ INDEXES = [
         # Without a digest, the order no longer has the key: see mongodb/documents.py.
         partialFilterExpression={"idempotency_key": {"$exists": True}, "digest": {"$exists": True}},
     ),
-    # The keys of signed-in callers, which belong to the subject, whatever the order's user is.
+    # The keys of signed-in callers, which belong to the subject, no matter which user the order is for.
     IndexModel(
         [("subject_key", ASCENDING)],
         name="subject_key",

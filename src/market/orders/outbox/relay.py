@@ -3,7 +3,7 @@
 The events of an order are published one after the other, so that they stay in sequence.
 
 The instance that confirms an order publishes its event at once, under the lease that the confirmation took. If Kafka
-does not accept the event, the lease is released, and the loop (`run_once`) of any instance retries. While Kafka is
+does not accept the event, the lease is released, and the loop (`run_once`) of any instance tries again. While Kafka is
 unavailable, an instance tries only one order per pass, a different one each time. If an instance crashes, the others
 take over its orders when its leases have expired.
 """

@@ -1,8 +1,9 @@
 """OutboxRepository: the events in an order's document, until Kafka has acknowledged them, and the lease on them.
 
 A relay publishes an order's events only while it holds the lease on the order's outbox. A lease belongs to one instance
-of the service, and expires `lease_seconds` after it was taken, by the server's clock. Then any relay may take it. It is
-stored in `claimed_by` (the owner) and `claimed_at`.
+of the service, and expires `lease_seconds` after it was taken, by the server's clock. Then any relay may take it.
+
+The lease is stored in `claimed_by` (the owner) and `claimed_at`.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ class OutboxRepository:
     async def lease(self, order_id: UUID, lease_seconds: float, now: datetime) -> Order | None:
         """Lease the order's outbox and return the order.
 
-        Return None if the outbox is empty, if any relay holds a valid lease, or if only a newer version can publish its
-        first event. Raises UnreadableOrder after taking the lease, so that no relay tries this order again before the
-        lease expires.
+        Return None if the order has no unsent events (stuck ones do not count), if any relay holds a valid lease, or if
+        only a newer version can publish the first event. Raises UnreadableOrder after taking the lease, so that no
+        relay tries this order again before the lease expires.
         """
         return await self._take_lease(
             {
@@ -71,8 +72,8 @@ class OutboxRepository:
     async def renew_lease(self, order_id: UUID) -> Order | None:
         """Renew this instance's lease and return the order.
 
-        Return None if the outbox is empty, if this instance no longer holds the lease, or if only a newer version can
-        publish its first event. Raises UnreadableOrder.
+        Return None if the order has no unsent events (stuck ones do not count), if this instance no longer holds the
+        lease, or if only a newer version can publish the first event. Raises UnreadableOrder.
         """
         return await self._take_lease(
             {"_id": order_id, "unsent_since": {"$exists": True}, "claimed_by": self.instance_id, **_PUBLISHABLE}
@@ -105,10 +106,9 @@ class OutboxRepository:
         return UnsentPage([d["_id"] for d in found], found[-1]["unsent_since"] if len(found) == limit else None)
 
     async def remove_published(self, published: Sequence[tuple[UUID, UUID]]) -> list[Order]:
-        """Remove exactly these entries, given as (order id, event id).
+        """Remove exactly these entries, given as (order id, event id). An outbox that is empty then loses its lease.
 
-        If this empties an outbox, its lease is cleared too. Return the orders that have more events and whose lease
-        this instance still holds.
+        Return the orders that have more events, and whose lease this instance still holds.
         """
         if not published:
             return []
@@ -151,7 +151,8 @@ class OutboxRepository:
     async def requeue(self, order_id: UUID, entry: OutboxEntry | None, at: datetime) -> bool:
         """Make the order's events due again, including stuck ones, and clear the lease. Also add `entry`, if any.
 
-        Return False if there is nothing to do: the outbox is empty, or already has the entry.
+        Return False if there is nothing to do: the order does not exist, its outbox is empty, or the outbox already has
+        the entry.
         """
         change: documents.Document = {"$set": {"unsent_since": at}, "$unset": {"stuck_since": 1, **_LEASE}}
         where: documents.Document = {"_id": order_id, "outbox.0": {"$exists": True}}

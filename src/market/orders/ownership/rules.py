@@ -23,7 +23,8 @@ from market.orders.idempotency.keys import KeyLookup
 class Attribution(Struct, frozen=True):
     """Who an order is for, and who places it.
 
-    request: the request with its user; `email` is what was sent, so that its digest does not depend on the token
+    request: the request, with `user` filled in if it was absent. `email` is as it was sent, so that the request's
+        digest does not depend on the address in the token
     user: the user that the order is for
     email: the address for its mails, or None
     subject: the signed-in caller who places it, to whom its idempotency key belongs. None in mode `open`
@@ -41,25 +42,28 @@ class Attribution(Struct, frozen=True):
 
     @property
     def without_mail(self) -> bool:
-        """Whether no mail is sent: the caller orders for themselves, and there is no e-mail address.
+        """True if no mail is sent: the caller orders for themselves, and there is no e-mail address.
 
-        Their subject is not used as an address, even if it looks like one, because it does not prove one.
+        The subject is not used as an address, even if it looks like one, because the issuer has not verified it as one.
         """
         return self.email is None and self.subject == self.user
 
     def key_lookup(self, idempotency_key: str | None) -> KeyLookup | None:
-        """Return how to find the order that has the idempotency key, or None without a key."""
+        """Return the look-up of the order that has the idempotency key, or None if there is no key."""
         if idempotency_key is None:
             return None
         return KeyLookup(self.user, idempotency_key, self.subject, self.request.digest())
 
 
-def attribute(new: NewOrder) -> Attribution:
+def attribute_order(new: NewOrder) -> Attribution:
     """Return who the order is for, and where its mails go.
 
-    If the request names no user, the order is for the caller. For a caller who may only place their own orders, mails
-    go to the address that the issuer has verified, if there is one. Raises Forbidden if the request names another user
-    or address, and BadInput if the merchant's customer has a name that contains @ but is not an e-mail address.
+    If the request names no user, the order is for the caller. If an order for the caller names no `email`, its mails go
+    to the address that the issuer has verified, if there is one.
+
+    Raises Forbidden if the caller may not place orders, or if one who may only place their own names another user, or
+    another address than the verified one. Raises BadInput if a merchant names a user that contains @ but is not an
+    e-mail address, without an `email`.
     """
     caller = identity.get()
     for_anybody = PLACE_ORDERS.require(caller) is Permission.YES
@@ -141,7 +145,7 @@ def listed_user(user: str | None) -> str | None:
 
 
 def act_as_service() -> None:
-    """Let the current task act as the service, because it outlives the request of the caller who started it."""
+    """Make the current task act as the service, because it outlives the request of the caller who started it."""
     identity.set(ANONYMOUS)
     token.set("")
 
@@ -149,7 +153,7 @@ def act_as_service() -> None:
 def record_placed(order: Order, *, outcome_is_known: bool = True) -> None:
     """Write to the audit log that the caller has placed an order for somebody else. Own orders are not recorded.
 
-    outcome_is_known: False if the order may have been confirmed, or may still be rejected
+    outcome_is_known: False if it is unknown whether the order was confirmed
     """
     if _belongs_to_another(order):
         status = order.status.value if outcome_is_known else "outcome unknown"

@@ -50,7 +50,8 @@ class DifferenceType(StrEnum):
 
 # The likely cause of a difference of each type, printed after "Likely cause: ".
 CAUSES = {
-    DifferenceType.UNREADABLE: "the document was modified by hand, or written by another program",
+    DifferenceType.UNREADABLE: "the document was modified by hand, or written by a newer version of orders or by "
+    "another program",
     DifferenceType.UNKNOWN_STATUS: "a newer version of orders has stored it; reconcile with that version",
     DifferenceType.PENDING: "recovery is not running, or cannot reach MongoDB",
     DifferenceType.NO_ORDER: "MongoDB was restored to a time before the order, or another program called inventory",
@@ -106,8 +107,9 @@ class Thresholds(Struct, frozen=True):
     unsent_before: datetime
     # Events from before this need not be in the topic any more: its settings let Kafka delete them.
     retained_since: datetime
-    # A missing event from this time or later was lost. An earlier one may have been deleted on purpose.
-    loss_certain_since: datetime
+    # A missing event from this time or later is published again. An earlier one is not: it may have been deleted on
+    # purpose, or be so old that consumers would not detect a duplicate.
+    republished_since: datetime
 
 
 def compare(
@@ -204,7 +206,7 @@ def _compare_events(order: Order, topic_state: int | None, thresholds: Threshold
             and event_type not in waiting
             and not topic_state & bit
         ):
-            if expected[event_type] >= thresholds.loss_certain_since:
+            if expected[event_type] >= thresholds.republished_since:
                 yield Finding(DifferenceType.EVENT_MISSING, event_type, event_type)
             else:
                 yield Finding(

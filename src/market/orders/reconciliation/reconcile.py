@@ -1,8 +1,9 @@
 """Reconciliation of orders with their reservations, outboxes and, optionally, events in the topic.
 
 Reports each difference with its likely cause, and repairs those that have an unambiguous repair. Safe on a live system:
-only orders older than `recovery.reject_after_seconds` are compared, and a difference is reported only if a second
-check, a moment later, finds it as well.
+only orders older than `recovery.reject_after_seconds` are compared with their reservations and events, and such a
+difference is reported only if a second check, a moment later, finds it as well. What does not change by itself is
+checked once: unreadable documents and messages, unknown statuses, and stock rows.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ _CLOCK_MARGIN = timedelta(minutes=10)
 class Difference(Struct, frozen=True, tag_field="kind", tag="difference"):
     """An output record: a difference. In JSON, `kind` is the type of the record, and `difference` the DifferenceType.
 
-    `repaired`: None if no repair was requested, or if the difference has no unambiguous repair.
+    `id`: the id of an order, a product or a document, or the position of a message in Kafka. `repaired`: None if no
+    repair was requested, or if the difference has no unambiguous repair.
     """
 
     difference_type: str = field(name="difference")
@@ -56,7 +58,7 @@ class Difference(Struct, frozen=True, tag_field="kind", tag="difference"):
 
 
 class Progress(Struct, frozen=True, tag_field="kind", tag="progress"):
-    """An output record: the progress of one step. `total`: None while it is unknown."""
+    """An output record: the progress of one phase (topic, orders, second check). `total`: None while it is unknown."""
 
     step: str
     done: int
@@ -66,8 +68,8 @@ class Progress(Struct, frozen=True, tag_field="kind", tag="progress"):
 class Summary(Struct, frozen=True, tag_field="kind", tag="summary"):
     """The last output record.
 
-    `messages`: how many were read from the topic, None if it was not read. `complete`: False if a dependency became
-    unavailable; `error` then says which.
+    `messages`: how many messages were read from the topic, or None if the topic was not read. `complete`: False if a
+    dependency became unavailable; `error` then says which.
     """
 
     orders: int
@@ -137,7 +139,7 @@ class _Run:
         self.orders = self.reservations = self.differences = self.repaired = 0
 
     def _thresholds(self, now: datetime) -> Thresholds:
-        retained_since = loss_certain_since = EPOCH
+        retained_since = republished_since = EPOCH
         if self._topic is not None:
             retention = self._topic.retention
             deleted_until = retention.deleted_until + _CLOCK_MARGIN if retention.deleted_until is not None else EPOCH
@@ -145,9 +147,9 @@ class _Run:
                 retained_since = now - timedelta(seconds=retention.seconds) + _CLOCK_MARGIN
             if retention.may_end_early:
                 retained_since = max(retained_since, deleted_until)
-            loss_certain_since = max(deleted_until, now - _DEDUPLICATION_WINDOW)
+            republished_since = max(deleted_until, now - _DEDUPLICATION_WINDOW)
         return Thresholds(
-            now - self._min_age, now - self._overdue_age, now - self._unsent_age, retained_since, loss_certain_since
+            now - self._min_age, now - self._overdue_age, now - self._unsent_age, retained_since, republished_since
         )
 
     async def records(self, second_check_seconds: float) -> AsyncIterator[OutputRecord]:
@@ -156,7 +158,7 @@ class _Run:
                 yield progress
         started_at = await self._scans.server_time()
         if self._topic is not None:
-            # Also read what was published during the first read, which may have taken long. This one is short.
+            # Also read what was published during the first read, which may have taken long. The second read is short.
             async for progress in self._read_topic(self._topic):
                 yield progress
         thresholds = self._thresholds(started_at)
@@ -209,11 +211,11 @@ class _Run:
         self._reserved_by_product_id.clear()
 
     def _difference(
-        self, difference_type: DifferenceType, subject: str, detail: str, repaired: bool | None = None
+        self, difference_type: DifferenceType, item_id: str, detail: str, repaired: bool | None = None
     ) -> Difference:
         self.differences += 1
         self.repaired += repaired is True
-        return Difference(difference_type.value, subject, CAUSES[difference_type], detail, repaired)
+        return Difference(difference_type.value, item_id, CAUSES[difference_type], detail, repaired)
 
     async def _read_topic(self, topic: TopicReader) -> AsyncIterator[Progress]:
         # The latest report: (messages read, total).
@@ -230,8 +232,8 @@ class _Run:
     ) -> AsyncIterator[tuple[UUID, Order | UnreadableOrder | None, Reservation | None, int | None]]:
         """Merge orders, reservations and topic states, all by ascending id.
 
-        Yield (id, order, reservation, topic state). The order and the reservation are None if there is none. The topic
-        state is None if the topic was not read, and 0 if it has no events for the order.
+        Yield (id, order, reservation, topic state). The order is None if there is none, and so is the reservation. The
+        topic state is None if the topic was not read, and 0 if the topic has no events for the order.
         """
         orders, reservations = aiter(self._scans.orders()), aiter(self._all_reservations())
         states = aiter(self._topic.all_topic_states()) if self._topic is not None else None
@@ -335,7 +337,7 @@ class _Run:
             return RepairResult(False, f"{finding.detail}; not repaired: {e}")
 
     async def _check_stock_rows(self) -> AsyncIterator[OutputRecord]:
-        """Yield products whose stock is below zero, and products that are reserved but have no stock row."""
+        """Yield a difference for each product whose stock is below zero, or that is reserved but has no stock row."""
         self._write_products()
         last = ""
         while reserved := self._scratch.products_after(last, _STOCK_PAGE_SIZE):

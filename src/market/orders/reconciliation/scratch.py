@@ -119,7 +119,7 @@ class ScratchDatabase:
             self._connection.execute("COMMIT")
 
     def products_after(self, product_id: str, limit: int) -> dict[str, bool]:
-        """Return up to `limit` product ids in order, beginning after `product_id`, and whether each is reserved."""
+        """Return up to `limit` ascending product ids, beginning after `product_id`, and whether each is reserved."""
         with self._errors():
             rows = self._connection.execute(
                 "SELECT id, is_reserved FROM products WHERE id > ? ORDER BY id LIMIT ?", (product_id, limit)

@@ -36,6 +36,9 @@ _TIMEOUT_SECONDS = 10.0
 # A hundred years, which counts as unlimited.
 _MAX_RETENTION_MS = 100 * 365 * 24 * 3600 * 1000
 _MAX_MESSAGES_PER_POLL = 1_000
+# The maximum time of a poll, and the number of polls without a message after which reading fails.
+_POLL_SECONDS = 1.0
+_MAX_EMPTY_POLLS = 20
 # The maximum number of bytes that the consumer buffers, apart from one message per partition.
 _FETCH_BYTES = 8 * 1024 * 1024
 _PAGE_SIZE = 1_000
@@ -71,11 +74,12 @@ class TopicState(Struct, frozen=True):
 class Retention(Struct, frozen=True):
     """How long the topic keeps events.
 
-    seconds: the setting `retention.ms`; None if that is unlimited or unknown.
+    seconds: the setting `retention.ms`, in seconds; None if it is unlimited or unknown.
     may_end_early: whether Kafka may delete events before `seconds` have passed, because of the setting
         `retention.bytes` or of compaction.
-    deleted_until: messages from before this time may have been deleted. The maximum, over the partitions that have lost
-        messages, of the timestamp of the oldest message left. None if no partition has lost messages.
+    deleted_until: messages from before this time may have been deleted. For a partition that has lost messages, this is
+        the time of its oldest remaining message; the latest time of all partitions counts. None if no partition has
+        lost messages.
     """
 
     seconds: float | None
@@ -160,9 +164,9 @@ class TopicReader:
         self._consumer.assign([TopicPartition(events.TOPIC, p, starts[p]) for p in unfinished])
         done = empty_polls = 0
         while unfinished:
-            messages = self._consumer.consume(_MAX_MESSAGES_PER_POLL, 1.0)
+            messages = self._consumer.consume(_MAX_MESSAGES_PER_POLL, _POLL_SECONDS)
             empty_polls = 0 if messages else empty_polls + 1
-            if empty_polls > 2 * _TIMEOUT_SECONDS:
+            if empty_polls > _MAX_EMPTY_POLLS:
                 raise Unavailable("the topic cannot be read to its end")
             accepted: list[Message] = []
             for message in messages:

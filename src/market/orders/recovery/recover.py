@@ -37,9 +37,9 @@ class Result(Enum):
 async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds: float, limit: int = 200) -> bool:
     """Reject orders that have been pending for `reject_after_seconds`, and retry stock releases after `retry_seconds`.
 
-    Return whether the next pass should follow at once, because more orders are due. A pass recovers up to `limit`
-    overdue orders and up to `limit` stock releases; orders whose result is ERROR do not count. Raises Unavailable if
-    MongoDB is unavailable.
+    A pass takes pages of `limit` overdue orders until a page has no ERROR result, and then pages of `limit` stock
+    releases in the same way. Return whether the next pass should follow at once, because more orders are due. Raises
+    Unavailable if MongoDB is unavailable.
     """
     now = await deps.orders.collection.server_time()
     overdue = partial(deps.due.list_pending, now - timedelta(seconds=reject_after_seconds), limit)
