@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Check the Kubernetes manifests without a cluster: every object against Kubernetes' own schemas, unknown fields
-refused.
+refused. Custom resources are checked against deploy/schemas (scripts/schemas.py).
 
 Each overlay is rendered by kubectl and checked against the schemas of the oldest and the newest Kubernetes supported.
 Without kubectl, the files that hold whole objects are checked one by one; patches are not.
@@ -8,6 +8,7 @@ Without kubectl, the files that hold whole objects are checked one by one; patch
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import yaml
 
@@ -27,8 +29,16 @@ VERSIONS = ("1.27", "1.37")
 
 
 def find_errors(document: Any) -> list[str]:
-    """Return one line for each Kubernetes version whose schema the object does not satisfy."""
+    """Return one line for each Kubernetes version whose schema the object does not satisfy. Custom resources have one
+    schema.
+    """
     errors = []
+    group, _, version = document["apiVersion"].rpartition("/")
+    schema = DEPLOY / "schemas" / f"{document['kind'].lower()}-{group}-{version}.json"
+    if schema.exists():
+        validator = jsonschema.Draft202012Validator(json.loads(schema.read_text("utf-8")))
+        found = sorted(validator.iter_errors(document), key=lambda error: list(error.path))
+        return [f"{schema.stem}: {'.'.join(map(str, error.path))}: {error.message[:200]}" for error in found]
     for version in VERSIONS:
         try:
             kubernetes_validate.validate(document, version, strict=True)
@@ -52,7 +62,7 @@ def copy_with_examples(folder: Path) -> Path:
     """Copy deploy/ into the folder, with the examples of the Secrets in place of the Secrets. Return the copy."""
     copy = folder / "deploy"
     shutil.copytree(DEPLOY, copy, ignore=shutil.ignore_patterns("*.env"))
-    for example in copy.rglob("*.env.example"):
+    for example in copy.rglob("*.example"):
         example.rename(example.with_suffix(""))
     return copy
 

@@ -6,18 +6,23 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
 # shellcheck source=scripts/lib.sh
 . "$here/lib.sh"
+# shellcheck source=scripts/lib-checks.sh
+. "$here/lib-checks.sh"
 # shellcheck source=scripts/lib-images.sh
 . "$here/lib-images.sh"
 # shellcheck source=scripts/lib-wait.sh
 . "$here/lib-wait.sh"
+# shellcheck source=scripts/lib-render.sh
+. "$here/lib-render.sh"
 
 usage() {
   cat <<'TEXT'
 scripts/deploy.sh [--overlay base|minikube|production] [--context C] [--build] [--registry R] [--image-tag T] [--timeout S]
                   [--check]
+scripts/deploy.sh --render DIR [--overlay O] [--secrets S] [--registry R] [--image-tag T]
 
 Creates the shop in namespace market and waits until it is ready. Running it again changes nothing,
-continues where it stopped, or rolls out a change.
+continues where it stopped, or rolls out a change. With --render it only writes the manifests.
 
   --overlay O     base: with its own stores and the demo catalogue, two pods of each service
                   minikube: the same with one pod each, small limits and a NodePort (the default on minikube)
@@ -29,15 +34,19 @@ continues where it stopped, or rolls out a change.
   --image-tag T   default: the commit, with a hash of uncommitted changes if there are any
   --timeout S     time limit for all of it, in seconds (default 600)
   --check         only check the prerequisites, and change nothing
+  --render DIR    write the manifests to DIR, a file for each object, for a GitOps repository; no cluster is contacted.
+                  Secrets are not among them; it lists those that the shop needs
+  --secrets S     what creates the Secrets of the production overlay: external-secrets or sealed-secrets, whose objects
+                  (deploy/components/secrets) are then among the manifests, or none (default)
 
 Exit status: 0 ready, 1 something did not become ready, 2 wrong usage, 3 a prerequisite is missing.
 TEXT
 }
 
-overlay='' build=no registry='' tag='' timeout=600 check=no
+overlay='' build=no registry='' tag='' timeout=600 check=no render='' operator=none
 while [ $# -gt 0 ]; do
   case $1 in
-    --overlay|--context|--registry|--image-tag|--timeout) [ $# -ge 2 ] || wrong "$1 needs a value" ;;
+    --overlay|--context|--registry|--image-tag|--timeout|--render|--secrets) [ $# -ge 2 ] || wrong "$1 needs a value" ;;
   esac
   case $1 in
     --overlay) overlay=$2; shift 2 ;;
@@ -47,94 +56,64 @@ while [ $# -gt 0 ]; do
     --registry) registry=${2%/}; shift 2 ;;
     --image-tag) tag=$2; shift 2 ;;
     --timeout) timeout=$2; shift 2 ;;
+    --render) render=$2; shift 2 ;;
+    --secrets) operator=$2; shift 2 ;;
     -h|--help) usage; exit 0 ;;
     *) wrong "unknown option: $1" ;;
   esac
 done
 case $overlay in ''|base|minikube|production) ;; *) wrong "--overlay must be base, minikube or production, got $overlay" ;; esac
 [[ $timeout =~ ^[1-9][0-9]*$ ]] || wrong "--timeout must be a number of seconds, got $timeout"
+case $operator in
+  none) ;;
+  external-secrets|sealed-secrets)
+    [ -n "$render" ] && [ "$overlay" = production ] || wrong "--secrets needs --render and --overlay production" ;;
+  *) wrong "--secrets must be none, external-secrets or sealed-secrets, got $operator" ;;
+esac
+[ -z "$render" ] || [ $build$check = nono ] || wrong "--render goes with neither --build nor --check"
 
 # --- prerequisites: all that are missing, in one message ----------------------------------------------
-missing=()
-need_cluster
-profile=$(minikube_profile) || profile=''
+missing=() ingress_class=''
+if [ -n "$render" ]; then
+  need_kubectl
+  profile=''
+else
+  need_cluster
+  profile=$(minikube_profile) || profile=''
+fi
 if [ -z "$overlay" ]; then
   if [ -n "$profile" ]; then overlay=minikube; else overlay=base; fi
 fi
 folder=$root/deploy/overlays/$overlay
 [ "$overlay" != base ] || folder=$root/deploy/base
-say "Market into namespace $NAMESPACE of context $context, overlay $overlay"
+[ -n "$render" ] || say "Market into namespace $NAMESPACE of context $context, overlay $overlay"
 
 [ -n "$tag" ] || tag=$(image_tag)
-[ -n "$profile" ] || is_kind || [ -n "$registry" ] ||
+[ -n "$render$profile" ] || is_kind || [ -n "$registry" ] ||
   missing+=("a registry: name the one that the nodes pull the images from with --registry R (with --build the images are built and pushed there)")
-# Each line: name of the class, and `true` if it is the default.
-# shellcheck disable=SC2016  # $ belongs to the templates
-classes() {
-  cluster get "$1" -o "go-template={{range .items}}{{.metadata.name}} {{with .metadata.annotations}}{{index . \"$2\"}}{{end}}{{\"\\n\"}}{{end}}"
-}
-# sign_in NAME: the value of a setting in sign-in.env
-sign_in() { sed -n "s/^$1=//p" "$folder/sign-in.env"; }
-# Wrong settings would make every request of a signed-in caller fail with 401, after a rollout that looks successful.
-check_sign_in() {
-  local where=deploy/overlays/production/sign-in.env issuer cluster_issuer
-  grep -q 'sign-in.env' "$folder/kustomization.yaml" || return 0
-  if [ ! -f "$folder/sign-in.env" ]; then
-    missing+=("$where: copy sign-in.env.example and name the issuer of the tokens that the shop accepts (docs/security.md)")
-    return
-  fi
-  issuer=$(sign_in MARKET_ISSUER)
-  [[ $issuer =~ ^https://[^[:space:]]+$ ]] || missing+=("the issuer: MARKET_ISSUER in $where must be an https URL, got '$issuer'")
-  [[ $issuer != *example.com* ]] || missing+=("the issuer: MARKET_ISSUER in $where is still that of the example, $issuer")
-  [ -n "$(sign_in MARKET_AUDIENCE)" ] || missing+=("the audience: MARKET_AUDIENCE in $where is missing")
-  # The API server says which issuer it is.
-  cluster_issuer=$(cluster get --raw /.well-known/openid-configuration 2>/dev/null | sed -n 's/.*"issuer":"\([^"]*\)".*/\1/p') || cluster_issuer=''
-  [ -z "$cluster_issuer" ] || [ "$cluster_issuer" = "$(sign_in MARKET_CLUSTER_ISSUER)" ] ||
-    missing+=("the cluster's issuer: MARKET_CLUSTER_ISSUER in $where must be $cluster_issuer, got '$(sign_in MARKET_CLUSTER_ISSUER)'")
-}
-ingress_class=''
-found=$(classes ingressclasses ingressclass.kubernetes.io/is-default-class) || found=''
-if [ -z "$found" ]; then
-  missing+=("an ingress controller (no IngressClass): ${profile:+minikube addons enable ingress, or }install Traefik, HAProxy or another one from its chart")
-elif ! grep -q ' true$' <<<"$found"; then
-  if [ "$(wc -l <<<"$found")" = 1 ]; then ingress_class=${found%% *}
-  else
-    missing+=("a default ingress class, because there are several: kubectl annotate ingressclass ${found%% *} ingressclass.kubernetes.io/is-default-class=true")
-  fi
+if [ -z "$render" ]; then
+  check_classes
+  check_namespace
+  need_builder
 fi
-if [ "$overlay" != production ]; then
-  found=$(classes storageclasses storageclass.kubernetes.io/is-default-class) || found=''
-  grep -q ' true$' <<<"$found" || missing+=("a default storage class, for the stores' volumes: ${profile:+minikube addons enable default-storageclass storage-provisioner, or }list them with kubectl get storageclass, and annotate one with storageclass.kubernetes.io/is-default-class=true")
-else
-  for service in product-service order-service inventory-service notification-service; do
-    ! grep -q "secrets/$service.env" "$folder/kustomization.yaml" || [ -f "$folder/secrets/$service.env" ] ||
-      missing+=("deploy/overlays/production/secrets/$service.env: copy $service.env.example and fill it in, or let external-secrets create the Secrets (docs/operations.md)")
-  done
-  check_sign_in
-fi
-if [ "$(cluster get namespace "$NAMESPACE" --ignore-not-found -o 'jsonpath={.metadata.name}')" ] &&
-  [ -z "$(cluster get namespace -l "$OURS" --field-selector "metadata.name=$NAMESPACE" -o name)" ]; then
-  missing+=("the name $NAMESPACE: a namespace of that name exists that this script did not create")
-fi
-need_builder
+[ "$overlay" != production ] || check_production
 if [ ${#missing[@]} -gt 0 ]; then
   say "Missing prerequisites:" >&2
   printf '  - %s\n' "${missing[@]}" >&2
   exit "$MISSING"
 fi
 [ $check = no ] || exit 0
-cluster get --raw /apis/metrics.k8s.io/v1beta1 >/dev/null 2>&1 || [ "$overlay" = minikube ] ||
+[ -n "$render" ] || cluster get --raw /apis/metrics.k8s.io/v1beta1 >/dev/null 2>&1 || [ "$overlay" = minikube ] ||
   step "note: this cluster has no metrics, so the autoscalers stay at their minimum"
 
 # --- images ------------------------------------------------------------------------------------------------
 images=(products orders inventory notifications graphql)
 [ "$overlay" = production ] || images+=(testbed)
-provide_images
+[ -n "$render" ] || provide_images
 
 # --- manifests ---------------------------------------------------------------------------------------------
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-umask 077
 
 # A password is generated once and kept; it is never on a command line.
 ensure_passwords() {
@@ -161,24 +140,17 @@ mongodb_keyfile 96'
 }
 # The Secrets that the pods use, from the passwords; a hash in their names restarts the pods when one changes.
 secrets() {
-  local p=$work/passwords
-  printf 'MARKET_POSTGRES_PASSWORD=%s\nMARKET_REDIS_PASSWORD=%s\n' "$(<"$p/postgresql_products")" "$(<"$p/redis")" > "$work/product-service.env"
-  printf 'MARKET_POSTGRES_PASSWORD=%s\n' "$(<"$p/postgresql_inventory")" > "$work/inventory-service.env"
-  printf 'MARKET_MONGODB_PASSWORD=%s\n' "$(<"$p/mongodb_orders")" > "$work/order-service.env"
-  printf 'PRODUCTS_PASSWORD=%s\nINVENTORY_PASSWORD=%s\n' "$(<"$p/postgresql_products")" "$(<"$p/postgresql_inventory")" > "$work/postgresql.env"
-  printf 'ROOT_PASSWORD=%s\nORDERS_PASSWORD=%s\n' "$(<"$p/mongodb_root")" "$(<"$p/mongodb_orders")" > "$work/mongodb.env"
-  printf 'requirepass %s\n' "$(<"$p/redis")" > "$work/password.conf"
-  cp "$p/mongodb_keyfile" "$work/keyfile"
-  cat <<YAML
-generatorOptions: {labels: {app.kubernetes.io/part-of: market}}
-secretGenerator:
-  - {name: product-service, envs: [product-service.env]}
-  - {name: inventory-service, envs: [inventory-service.env]}
-  - {name: order-service, envs: [order-service.env]}
-  - {name: postgresql, envs: [postgresql.env]}
-  - {name: mongodb, envs: [mongodb.env], files: [keyfile]}
-  - {name: redis, files: [password.conf]}
-YAML
+  local p=$work/passwords to=$work/secrets
+  mkdir -p "$to"
+  cp "$root/deploy/components/secrets/passwords/kustomization.yaml" "$to/"
+  printf 'MARKET_POSTGRES_PASSWORD=%s\nMARKET_REDIS_PASSWORD=%s\n' "$(<"$p/postgresql_products")" "$(<"$p/redis")" > "$to/product-service.env"
+  printf 'MARKET_POSTGRES_PASSWORD=%s\n' "$(<"$p/postgresql_inventory")" > "$to/inventory-service.env"
+  printf 'MARKET_MONGODB_PASSWORD=%s\n' "$(<"$p/mongodb_orders")" > "$to/order-service.env"
+  printf 'PRODUCTS_PASSWORD=%s\nINVENTORY_PASSWORD=%s\n' "$(<"$p/postgresql_products")" "$(<"$p/postgresql_inventory")" > "$to/postgresql.env"
+  printf 'ROOT_PASSWORD=%s\nORDERS_PASSWORD=%s\n' "$(<"$p/mongodb_root")" "$(<"$p/mongodb_orders")" > "$to/mongodb.env"
+  printf 'requirepass %s\n' "$(<"$p/redis")" > "$to/password.conf"
+  cp "$p/mongodb_keyfile" "$to/keyfile"
+  printf 'components: [secrets]\n'
 }
 # render FOLDER: the overlay's manifests with our images, and with Secrets if the shop has its own stores
 render() {
@@ -190,12 +162,19 @@ render() {
       printf '  - {name: market/%s, newName: %s, newTag: "%s"}\n' "$image" "$(image_name "$image")" "$tag"
     done
     if [ "$1" = "$folder" ]; then
-      [ "$overlay" = production ] || secrets
+      [ -n "$render" ] || [ "$overlay" = production ] || secrets
       [ -z "$ingress_class" ] || printf 'patches:\n  - target: {kind: Ingress}\n    patch: |-\n      - {op: add, path: /spec/ingressClassName, value: %s}\n' "$ingress_class"
     fi
   } > "$work/kustomization.yaml"
   kubectl kustomize "$work"
 }
+
+if [ -n "$render" ]; then
+  overlay_with_secrets "$operator"
+  render_to "$render"
+  exit 0
+fi
+umask 077
 
 # Each of our objects with its generation, which increases when its specification changes. (`kubectl apply` reports
 # unchanged objects as configured, too: it compares texts, without the defaults that the cluster filled in.)
