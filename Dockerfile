@@ -1,6 +1,6 @@
 # One Dockerfile, one image per service:  docker build --build-arg SERVICE=orders -t market/orders:dev .
-# SERVICE is products, orders, inventory, notifications, graphql or testbed (the mail catcher and the demo catalogue, for
-# test clusters).
+# SERVICE is products, orders, inventory, notifications, graphql, storefront or testbed (the mail catcher and the demo
+# catalogue, for test clusters).
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 # --- the packages that the service needs ------------------------------------------------------------------

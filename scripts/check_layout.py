@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-SERVICES = ("products", "orders", "inventory", "notifications", "graphql")
+SERVICES = ("products", "orders", "inventory", "notifications", "graphql", "storefront")
 _FRONT_FILE = re.compile(r"^\| `([\w.]+/?)` \|", re.MULTILINE)
 _SUB_PACKAGE = re.compile(r"^\| (\w+) \| `(\w+)/` \| ((?:`\w+\.py`(?:, )?)+) \|", re.MULTILINE)
 

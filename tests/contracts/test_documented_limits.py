@@ -15,7 +15,7 @@ import pytest
 from msgspec import UNSET, Struct
 from msgspec.structs import NODEFAULT, FieldInfo
 
-SERVICES = ("products", "orders", "inventory", "notifications", "graphql")
+SERVICES = ("products", "orders", "inventory", "notifications", "graphql", "storefront")
 ROOT = Path(__file__).parents[2]
 OPERATIONS = ROOT / "docs/operations.md"
 # Numbers that are addresses, not limits.

@@ -35,7 +35,9 @@ def test_the_testbed_has_every_module_of_market_dev_that_it_imports(name: str) -
                 )
 
 
-@pytest.mark.parametrize("image", ["products", "orders", "inventory", "notifications", "graphql", "testbed"])
+@pytest.mark.parametrize(
+    "image", ["products", "orders", "inventory", "notifications", "graphql", "storefront", "testbed"]
+)
 def test_every_package_that_an_image_imports_is_in_its_lock(image: str) -> None:
     lock = (ROOT / "requirements" / f"{image}.lock").read_text()
     locked = {canonicalize_name(name) for name in re.findall(r"^([A-Za-z0-9._-]+)==", lock, re.MULTILINE)}

@@ -17,17 +17,30 @@ from hypothesis import strategies as st
 
 from market.kit.config import ConfigError, Http, Postgres, ServiceConfig, load
 
-SERVICES = ("products", "orders", "inventory", "notifications", "graphql")
+SERVICES = ("products", "orders", "inventory", "notifications", "graphql", "storefront")
 ROOT = Path(__file__).parents[2]
 # The variables that the files in config/ use, as `market up` sets them.
 ENVIRONMENT = {
     "MARKET_LOG_FORMAT": "json",
     "MARKET_POSTGRES_PASSWORD": "secret",
+    "MARKET_COOKIE_SECRET": "a secret of at least 32 characters",
     "MARKET_KAFKA_PARTITIONS": "12",
     **{
         f"MARKET_{n}PORT": str(21000 + i)
         for i, n in enumerate(
-            ("", "ADMIN_", "PRODUCTS_", "ORDERS_", "INVENTORY_", "POSTGRES_", "REDIS_", "MONGODB_", "KAFKA_", "SMTP_")
+            (
+                "",
+                "ADMIN_",
+                "PRODUCTS_",
+                "ORDERS_",
+                "INVENTORY_",
+                "POSTGRES_",
+                "REDIS_",
+                "MONGODB_",
+                "KAFKA_",
+                "SMTP_",
+                "GRAPHQL_",
+            )
         )
     },
 }

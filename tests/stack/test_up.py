@@ -20,8 +20,10 @@ from tests.support.waiting import wait_until
 # A start may take minutes on a busy machine.
 pytestmark = pytest.mark.timeout(900)
 Make = Callable[..., MarketUp]
-PIDS = {"products", "orders", "inventory", "notifications", "graphql", "postgres", "redis", "mongodb", "kafka", "mail"}
+SERVICES = {"products", "orders", "inventory", "notifications", "graphql", "storefront"}
+PIDS = {*SERVICES, "postgres", "redis", "mongodb", "kafka", "mail"}
 URLS = {
+    "storefront",
     "graphql",
     "products",
     "orders",
@@ -50,7 +52,7 @@ def test_the_json_file_names_every_address_and_every_process(up: MarketUp) -> No
     report = up.report
     assert set(report) == {"urls", "pids"}
     assert set(report["urls"]) == URLS
-    assert set(report["urls"]["admin"]) == PIDS - {"postgres", "redis", "mongodb", "kafka", "mail"}
+    assert set(report["urls"]["admin"]) == SERVICES
     assert set(report["pids"]) == PIDS
     assert len(set(report["pids"].values())) == len(PIDS)
     assert all(processes.started_at(pid) for pid in report["pids"].values())

@@ -68,7 +68,7 @@ def run(
     port_base: Annotated[
         int,
         typer.Option(
-            help="The first of 18 ports: GraphQL N, products N+1, orders N+2, inventory N+3, mail page N+4, SMTP N+5, "
+            help="The first of 20 ports: GraphQL N, products N+1, orders N+2, inventory N+3, mail page N+4, SMTP N+5, "
             "then the rest.",
             metavar="N",
             min=1,
@@ -244,6 +244,7 @@ def _product(stack: Stack) -> str | None:
 def _announce(stack: Stack, console: Console, product: str | None, seconds: float) -> None:
     urls = stack.urls
     addresses = {
+        "storefront": f"{urls['storefront']}/",
         "graphql": f"{urls['graphql']}/",
         "products": f"{urls['products']}/api/product",
         "orders": f"{urls['orders']}/api/order",
@@ -288,7 +289,9 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
     print(f"  curl -sS {path} -H 'Content-Type: application/json'{authorization} -d {shlex.quote(text)}")
     if stack.sign_in is not None:
         _announce_people(stack.sign_in, console)
-    console.print("\nUse GraphQL:", style="bold", end=" ")
+    console.print("\nOpen the shop:", style="bold", end=" ")
+    console.print(addresses["storefront"], highlight=False)
+    console.print("Use GraphQL:", style="bold", end=" ")
     console.print(addresses["graphql"], highlight=False)
     console.print("Read the mails:", style="bold", end=" ")
     console.print(addresses["mail"], highlight=False)

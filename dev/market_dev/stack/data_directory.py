@@ -81,7 +81,14 @@ class DataDirectory:
 
     def password(self) -> str:
         """Return PostgreSQL's password, generated at the first start."""
-        path = self.path / "password"
+        return self._secret("password")
+
+    def cookie_secret(self) -> str:
+        """Return the secret that signs the storefront's cookies, generated at the first start."""
+        return self._secret("cookie-secret")
+
+    def _secret(self, name: str) -> str:
+        path = self.path / name
         if not path.exists():
             write_text(path, secrets.token_hex(16), mode=0o600)
         return path.read_text()

@@ -106,7 +106,7 @@ class Stack:
         password = self.directory.password()
         p = self.ports
         return {
-            **{name: f"http://{host}:{p[name]}" for name in ("graphql", "products", "orders")},
+            **{name: f"http://{host}:{p[name]}" for name in ("storefront", "graphql", "products", "orders")},
             "inventory": f"{host}:{p['inventory']}",
             "mail": f"http://{host}:{p['mail']}",
             "smtp": f"smtp://{host}:{p['smtp']}",
@@ -131,6 +131,7 @@ class Stack:
             service,
             self.ports,
             password=self.directory.password(),
+            cookie_secret=self.directory.cookie_secret(),
             kafka=self.kafka_kind,
             log_format=self.options.log_format,
             routes=self.options.routes,

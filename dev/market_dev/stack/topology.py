@@ -12,9 +12,9 @@ from market_dev.stack.sign_in import PEOPLE, Kind
 
 DEFAULT_PORT_BASE = 8080
 DEFAULT_DATA = Path(".market")
-# Ports are base + offset; the highest offset in the table is 17.
-PORT_COUNT = 18
-LAST_PORT_BASE = 65_518
+# Ports are base + offset; the highest offset in the table is 19.
+PORT_COUNT = 20
+LAST_PORT_BASE = 65_516
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,9 @@ ROWS = {
             {"graphql": 0, "graphql admin": 15},
             *("products", "orders", "issuer"),
         ),
+        _service(
+            "storefront", "the shop, for a browser", {"storefront": 18, "storefront admin": 19}, "graphql", "issuer"
+        ),
     )
 }
 SERVICES = tuple(row.name for row in ROWS.values() if row.is_service)
@@ -98,6 +101,7 @@ def environment(
     ports: Mapping[str, int],
     *,
     password: str = "",
+    cookie_secret: str = "",
     kafka: str = "apache",
     log_format: str = "console",
     routes: Mapping[tuple[str, str], int] | None = None,
@@ -106,6 +110,7 @@ def environment(
 
     ports: by name, as `ports()` returns them
     password: PostgreSQL's
+    cookie_secret: signs the cookies of the storefront
     kafka: "apache" or "embedded"
     routes: replaces the port of a dependency, by (service, port name); a proxy of the chaos test, for example
     """
@@ -116,6 +121,7 @@ def environment(
         # The embedded broker creates its topics itself.
         "MARKET_KAFKA_PARTITIONS": "12" if kafka == "apache" else "0",
         "MARKET_POSTGRES_PASSWORD": password,
+        "MARKET_COOKIE_SECRET": cookie_secret,
     }
     if service in ports:
         env["MARKET_PORT"] = str(ports[service])
@@ -137,7 +143,7 @@ class Options:
     """How to start a stack.
 
     data: the data directory, created if it does not exist
-    port_base: the first of 18 ports
+    port_base: the first of 20 ports
     kafka: "apache", "embedded", or "auto" (Apache Kafka if this machine can run it)
     log_format: of the services, "console" or "json"
     services: False starts the servers that the services use, without the services

@@ -1,0 +1,207 @@
+"""What the pages show: products and orders, as the GraphQL API returns them, and why an order was refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal
+
+from msgspec import Struct
+
+from market.kit.errors import GRPC_INVALID_ARGUMENT, Conflict, Problem, Unavailable
+
+# The products on one page of the catalogue.
+PAGE_SIZE = 20
+# The orders on one page of "my orders".
+ORDERS_PAGE_SIZE = 20
+# The lines of a basket, which a cookie has to hold.
+MAX_LINES = 50
+# The units of one line.
+MAX_QUANTITY = 1_000_000
+
+
+class Product(Struct, frozen=True, kw_only=True, rename="camel"):
+    """A product. `available`: whether it can be ordered; None if that is unknown at the moment."""
+
+    id: str
+    name: str
+    price: str
+    currency: str
+    description: str = ""
+    image_url: str | None = None
+    available: bool | None = None
+
+
+class ProductPage(Struct, frozen=True, kw_only=True, rename="camel"):
+    """A page of the catalogue. `suggested`: the search found nothing, and these products have similar words."""
+
+    items: tuple[Product, ...]
+    total: int = 0
+    total_exact: bool = True
+    next: str | None = None
+    suggested: bool = False
+
+
+class ListedProduct(Struct, frozen=True, rename="camel"):
+    """What the sitemap shows of a product."""
+
+    id: str
+    updated_at: str
+
+
+class ListedProductPage(Struct, frozen=True):
+    items: tuple[ListedProduct, ...]
+    next: str | None = None
+
+
+class OrderLine(Struct, frozen=True, kw_only=True, rename="camel"):
+    """A line of an order, with the name and the price at the time of the order."""
+
+    product_id: str
+    name: str
+    quantity: int
+    unit_price: str
+
+    @property
+    def total(self) -> Decimal:
+        return Decimal(self.unit_price) * self.quantity
+
+
+class Order(Struct, frozen=True, kw_only=True, rename="camel"):
+    id: str
+    user: str
+    email: str | None
+    items: tuple[OrderLine, ...]
+    total: str
+    currency: str
+    # pending, confirmed, rejected or cancelled; later versions of the shop may have more.
+    status: str
+    created_at: datetime
+
+    @property
+    def can_be_cancelled(self) -> bool:
+        return self.status in ("pending", "confirmed")
+
+
+class OrderPage(Struct, frozen=True):
+    items: tuple[Order, ...]
+    next: str | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a buyer wants: so many units of a product."""
+
+    product_id: str
+    quantity: int
+
+
+@dataclass(frozen=True)
+class SeenLine:
+    """A line as the buyer saw it on the checkout page."""
+
+    product_id: str
+    quantity: int
+    price: str
+    currency: str
+
+
+@dataclass(frozen=True)
+class PricedLine:
+    """A line with its product; None if the product does not exist any more."""
+
+    product_id: str
+    quantity: int
+    product: Product | None
+
+    @property
+    def total(self) -> Decimal:
+        return Decimal(0) if self.product is None else Decimal(self.product.price) * self.quantity
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The sum of priced lines by currency. Products without a common currency cannot be ordered together."""
+
+    by_currency: tuple[tuple[str, Decimal], ...]
+
+    @classmethod
+    def of(cls, lines: tuple[PricedLine, ...]) -> Totals:
+        sums: dict[str, Decimal] = {}
+        for line in lines:
+            if line.product is not None:
+                currency = line.product.currency
+                sums[currency] = sums.get(currency, Decimal(0)) + line.total
+        return cls(tuple(sums.items()))
+
+
+class Draft(Struct, frozen=True, kw_only=True):
+    """An order that a buyer has confirmed. Sent again with the same key, it is the same order.
+
+    user, email: None where the buyer has signed in. expected_total, expected_currency: what the buyer saw.
+    """
+
+    key: str
+    lines: tuple[tuple[str, int], ...]
+    expected_total: str
+    expected_currency: str
+    user: str | None = None
+    email: str | None = None
+
+
+class RequestRefused(Problem):
+    """The shop has refused a request. `fields`: the wrong fields with the reasons, if it was the input.
+
+    code: `extensions.code` of the GraphQL error.
+    """
+
+    type = "request-refused"
+    title = "Request refused"
+    status = 400
+    grpc_status = GRPC_INVALID_ARGUMENT
+
+    def __init__(self, detail: str, code: str, fields: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(detail)
+        self.refusal = code
+        self.fields = fields
+
+
+class OrderChanged(Conflict):
+    """Nothing was ordered, because the order would not be what the buyer saw.
+
+    available: the units that are left, by id, of products with fewer units than ordered.
+    """
+
+    type = "order-changed"
+    title = "Order changed"
+
+    def __init__(self, reason: Literal["price", "stock", "products"], available: dict[str, int] | None = None) -> None:
+        super().__init__("the order is not what the buyer saw")
+        self.reason = reason
+        self.available = available or {}
+
+
+class KeyUsed(Conflict):
+    """The checkout page's key has already placed an order with other lines or for another buyer."""
+
+    type = "key-used"
+    title = "Key used"
+
+
+class PlacedAndCancelled(Conflict):
+    """The key belongs to an order that has been cancelled meanwhile."""
+
+    type = "placed-and-cancelled"
+    title = "Placed and cancelled"
+
+    def __init__(self, order_id: str) -> None:
+        super().__init__("the order has been cancelled")
+        self.order_id = order_id
+
+
+class OutcomeUnknown(Unavailable):
+    """Whether the order exists is not known yet. Sending it again with the same key finds out."""
+
+    type = "outcome-unknown"
+    title = "Outcome unknown"

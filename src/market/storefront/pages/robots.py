@@ -1,0 +1,30 @@
+"""What robots read: robots.txt and the sitemap (https://www.sitemaps.org/protocol.html)."""
+
+from __future__ import annotations
+
+from xml.sax.saxutils import escape
+
+from starlette.responses import Response
+
+from market.storefront import service
+from market.storefront.pages.visit import Visit
+
+_HEADERS = {"cache-control": "public, max-age=3600", "x-content-type-options": "nosniff"}
+# Pages that belong to one visitor, and addresses that change nothing but the order of the catalogue.
+_PRIVATE = ("/basket", "/checkout", "/orders", "/desk", "/suggestions", "/*sort=", "/*after=")
+
+
+async def get_robots(visit: Visit) -> Response:
+    """Return which addresses robots should leave out, and where the sitemap is."""
+    lines = ["User-agent: *", *(f"Disallow: {path}" for path in _PRIVATE), f"Sitemap: {visit.origin}/sitemap.xml"]
+    return Response("\n".join(lines) + "\n", headers=_HEADERS, media_type="text/plain")
+
+
+async def get_sitemap(visit: Visit) -> Response:
+    """Return the addresses of the catalogue and its newest products."""
+    entries = [f"<url><loc>{escape(visit.origin)}/</loc></url>"]
+    for product in await service.list_all_products(visit.deps):
+        location = escape(f"{visit.origin}/products/{product.id}")
+        entries.append(f"<url><loc>{location}</loc><lastmod>{escape(product.updated_at)}</lastmod></url>")
+    xml = '<?xml version="1.0" encoding="UTF-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n'
+    return Response(xml + "\n".join(entries) + "\n</urlset>\n", headers=_HEADERS, media_type="application/xml")

@@ -1,0 +1,201 @@
+"""One request of a visitor: what they sent, who they are, and the response in their language.
+
+A page is a function from a Visit to a response. `endpoint` makes an endpoint of it: it reads the cookies, checks that a
+form was sent by a page of this shop, writes the cookies that have changed, and turns every error into a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from market.kit.errors import BadInput, Forbidden, Malformed, Problem, Unavailable, UnsupportedMediaType
+from market.kit.http.edge import Endpoint
+from market.kit.http.requests import parse_pairs, read_header
+from market.kit.process import logs
+from market.storefront.basket.basket import Basket, Baskets
+from market.storefront.rendering.html import Renderer
+from market.storefront.service import Deps
+from market.storefront.session.cookies import CookieJar
+from market.storefront.session.session import Session, Sessions
+from market.storefront.texts.languages import Language, choose
+
+log = logs.get_logger("storefront")
+
+LANGUAGE_COOKIE = "market_language"
+# A checkout of 50 lines has some 60 fields.
+_MAX_FIELDS = 300
+_FORM = b"application/x-www-form-urlencoded"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What all visits share.
+
+    public_url: scheme and host under which browsers reach the shop; None: http and the request's host.
+    is_open: nobody signs in.
+    """
+
+    deps: Deps
+    renderer: Renderer
+    cookies: CookieJar
+    sessions: Sessions
+    baskets: Baskets
+    public_url: str | None = None
+    is_open: bool = True
+
+
+@dataclass
+class Visit:
+    """A request. A page may replace `session` and `basket`; they are kept in the visitor's browser."""
+
+    site: Site
+    request: Request
+    language: Language
+    session: Session
+    basket: Basket
+    form: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def deps(self) -> Deps:
+        return self.site.deps
+
+    @property
+    def origin(self) -> str:
+        """The scheme and the host under which the browser has reached the shop."""
+        return self.site.public_url or f"http://{self.request.headers.get('host', 'localhost')}"
+
+    def parameter(self, name: str) -> str:
+        """Return the id or the name in the path."""
+        return str(self.request.path_params[name])
+
+    def query(self, name: str) -> str:
+        """Return a parameter of the query string; "" if it is absent. Raises BadInput."""
+        pairs = parse_pairs(self.request.scope["query_string"], 20)
+        return next((value for key, value in pairs if key == name), "")
+
+    def value(self, name: str) -> str:
+        """Return a field of the form, without spaces at its ends; "" if it is absent."""
+        return next(iter(self.form.get(name, ())), "").strip()
+
+    def values(self, name: str) -> list[str]:
+        """Return the values of a field that the form may have several times."""
+        return list(self.form.get(name, ()))
+
+    def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
+        """Return a page."""
+        return self.site.renderer.page(template, self.language, {"visit": self, **values}, status=status)
+
+    # What every template uses.
+
+    @property
+    def form_token(self) -> str:
+        return self.site.sessions.form_token(self.session)
+
+    @property
+    def path(self) -> str:
+        """The address of this page on this host, with its query string."""
+        query_string = self.request.scope["query_string"].decode("latin-1")
+        path = quote(self.request.scope["path"])
+        return f"{path}?{query_string}" if query_string else path
+
+    @property
+    def languages(self) -> tuple[Language, ...]:
+        return tuple(self.site.renderer.languages.values())
+
+
+Page = Callable[[Visit], Awaitable[Response]]
+
+
+def redirect(path: str) -> Response:
+    """Return a redirection to a page of this host, which the browser gets with GET."""
+    return Response(status_code=303, headers={"location": local_path(path), "cache-control": "no-store"})
+
+
+def local_path(path: str) -> str:
+    """Return the path if it is one of this host, else "/"."""
+    # Browsers read a backslash as a slash, and skip control characters; both could begin another host's name.
+    if not path.startswith("/") or path.startswith(("//", "/\\")) or not path.isascii() or not path.isprintable():
+        return "/"
+    return path
+
+
+def endpoint(site: Site, page: Page) -> Endpoint:
+    """Return the endpoint of a page."""
+
+    async def respond(request: Request) -> Response:
+        session, is_new = site.sessions.read(request)
+        visit = Visit(site, request, _language(site, request), session, site.baskets.read(request))
+        basket = visit.basket
+        try:
+            if request.method == "POST":
+                visit.form = await _read_form(request)
+                _check_origin(visit)
+            response = await page(visit)
+        except Problem as e:
+            response = problem_page(visit, e)
+        # A new session is kept only if the visitor gets a page, in which its forms are.
+        if visit.session != session or (is_new and response.media_type == "text/html"):
+            site.sessions.write(response, visit.session)
+        if visit.basket != basket:
+            site.baskets.write(response, visit.basket)
+        return response
+
+    return respond
+
+
+def problem_page(visit: Visit, problem: Problem) -> Response:
+    """Return the page that shows an error: what happened, and what still works."""
+    status = 400 if problem.status == 422 else problem.status
+    response = visit.page("problem.html", status=status, problem=problem)
+    if isinstance(problem, Unavailable):
+        response.headers["retry-after"] = str(problem.retry_after)
+    return response
+
+
+def stateless_problem_page(site: Site, scope: Any, problem: Problem) -> Response:
+    """Return the page for an error of a request that has reached no page."""
+    request = Request(scope)
+    session, _ = site.sessions.read(request)
+    return problem_page(Visit(site, request, _language(site, request), session, site.baskets.read(request)), problem)
+
+
+def _language(site: Site, request: Request) -> Language:
+    chosen = request.cookies.get(LANGUAGE_COOKIE, "")
+    return choose(dict(site.renderer.languages), chosen, request.headers.get("accept-language", ""))
+
+
+async def _read_form(request: Request) -> dict[str, list[str]]:
+    content_type = (read_header(request, b"content-type") or b"").partition(b";")[0].strip().lower()
+    if content_type != _FORM:
+        raise UnsupportedMediaType("Content-Type", f"must be {_FORM.decode()}")
+    form: dict[str, list[str]] = {}
+    try:
+        pairs = parse_pairs(await request.body(), _MAX_FIELDS)
+    except BadInput:
+        raise Malformed("body", "is not a form") from None
+    for name, value in pairs:
+        form.setdefault(name, []).append(value)
+    return form
+
+
+def _check_origin(visit: Visit) -> None:
+    """Raise Forbidden unless a page of this shop, made for this session, has sent the form."""
+    headers = visit.request.headers
+    own = urlsplit(visit.origin)
+    # Browsers send Origin with every form since 2020; the others are for the rare one that does not.
+    sent = headers.get("origin") or headers.get("referer")
+    if sent is None:
+        is_own = headers.get("sec-fetch-site") in (None, "same-origin")
+    else:
+        parts = urlsplit(sent)
+        is_own = parts.netloc == own.netloc and (visit.site.public_url is None or parts.scheme == own.scheme)
+    if not is_own:
+        raise Forbidden("the form was sent by a page of another site")
+    if not visit.site.sessions.is_form_token(visit.session, visit.value("form_token")):
+        raise Forbidden("the form is not of this session")

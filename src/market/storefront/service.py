@@ -1,0 +1,149 @@
+"""The use cases of the pages: one function each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+
+from market.contracts import money
+from market.kit import context
+from market.kit.errors import Unavailable
+from market.storefront.clients import FieldRefused, GatewayClient
+from market.storefront.documents import operations
+from market.storefront.domain import (
+    ORDERS_PAGE_SIZE,
+    PAGE_SIZE,
+    Draft,
+    KeyUsed,
+    Line,
+    ListedProduct,
+    ListedProductPage,
+    Order,
+    OrderChanged,
+    OrderPage,
+    OutcomeUnknown,
+    PlacedAndCancelled,
+    PricedLine,
+    Product,
+    ProductPage,
+)
+
+# The suggestions below the search field.
+_MAX_SUGGESTIONS = 6
+# The products in the sitemap, the newest ones, and how many are read at once.
+_MAX_LISTED, _LISTED_AT_ONCE = 1000, 100
+# How long placing an order may take before the buyer is told that the outcome is not known yet.
+PLACING_SECONDS = 8.0
+
+
+@dataclass(frozen=True)
+class Deps:
+    """What the use cases need."""
+
+    gateway: GatewayClient
+
+
+async def list_products(
+    deps: Deps, *, q: str | None = None, sort: str | None = None, after: str | None = None
+) -> ProductPage:
+    """Return a page of the catalogue: those that match the search `q`, or all."""
+    variables = {"limit": PAGE_SIZE, "q": q, "sort": sort, "after": after}
+    return await deps.gateway.execute(operations.LIST_PRODUCTS, variables, ProductPage)
+
+
+async def suggest_products(deps: Deps, *, q: str) -> tuple[Product, ...]:
+    """Return the products that match the beginning of a search."""
+    variables = {"q": q, "limit": _MAX_SUGGESTIONS}
+    return (await deps.gateway.execute(operations.SUGGEST_PRODUCTS, variables, ProductPage)).items
+
+
+async def get_product(deps: Deps, *, product_id: str) -> Product:
+    """Return the product with its description. Raises NotFound."""
+    return await deps.gateway.execute(operations.GET_PRODUCT, {"id": product_id}, Product)
+
+
+async def list_all_products(deps: Deps) -> list[ListedProduct]:
+    """Return the newest products of the catalogue, at most 1,000."""
+    listed: list[ListedProduct] = []
+    after: str | None = None
+    while len(listed) < _MAX_LISTED:
+        variables = {"limit": _LISTED_AT_ONCE, "after": after}
+        page = await deps.gateway.execute(operations.LIST_ALL_PRODUCTS, variables, ListedProductPage)
+        listed += page.items
+        after = page.next
+        if after is None:
+            break
+    return listed
+
+
+async def price_lines(deps: Deps, lines: Iterable[Line]) -> tuple[PricedLine, ...]:
+    """Return the lines with their products as they are now."""
+    wanted = tuple(lines)
+    if not wanted:
+        return ()
+    variables = {"ids": [line.product_id for line in wanted]}
+    page = await deps.gateway.execute(operations.GET_PRODUCTS, variables, ProductPage)
+    by_id = {product.id: product for product in page.items}
+    return tuple(PricedLine(line.product_id, line.quantity, by_id.get(line.product_id)) for line in wanted)
+
+
+def expected_total(amount: Decimal, currency: str) -> str:
+    """Return the total as the contract writes it."""
+    return money.write(amount, currency)
+
+
+async def place_order(deps: Deps, draft: Draft) -> Order:
+    """Place the order, or return the one that its key has placed.
+
+    Raises OrderChanged, KeyUsed, PlacedAndCancelled, RequestRefused for input that the shop does not accept, and
+    OutcomeUnknown.
+    """
+    order = {
+        "user": draft.user,
+        "email": draft.email,
+        "items": [{"productId": product_id, "quantity": quantity} for product_id, quantity in draft.lines],
+        "expectedTotal": draft.expected_total,
+        "expectedCurrency": draft.expected_currency,
+    }
+    try:
+        with context.deadline_in(PLACING_SECONDS):
+            return await deps.gateway.execute(
+                operations.CREATE_ORDER, {"input": order, "key": draft.key}, Order, timeout_seconds=PLACING_SECONDS
+            )
+    except FieldRefused as e:
+        raise _refusal(e) from None
+    except Unavailable as e:
+        raise OutcomeUnknown(str(e)) from None
+
+
+def _refusal(error: FieldRefused) -> Exception:
+    if error.refusal == "PRICE_CHANGED":
+        return OrderChanged("price")
+    if error.refusal == "OUT_OF_STOCK":
+        shortages = error.extensions.get("shortages") or ()
+        return OrderChanged("stock", {str(s.get("productId")): int(s.get("available", 0)) for s in shortages})
+    if error.refusal == "ORDER_CANCELLED":
+        return PlacedAndCancelled(str(error.extensions.get("orderId", "")))
+    for field, reason in error.fields:
+        if field == "idempotencyKey":
+            return KeyUsed(str(error))
+        if reason.startswith("unknown product"):
+            return OrderChanged("products")
+    return error
+
+
+async def get_order(deps: Deps, *, order_id: str) -> Order:
+    """Return the order. Raises NotFound."""
+    return await deps.gateway.execute(operations.GET_ORDER, {"id": order_id}, Order)
+
+
+async def list_orders(deps: Deps, *, user: str | None, after: str | None = None) -> OrderPage:
+    """Return a page of the user's orders, the newest first. Without a user, those of the person who has signed in."""
+    variables = {"user": user, "limit": ORDERS_PAGE_SIZE, "after": after}
+    return await deps.gateway.execute(operations.LIST_ORDERS, variables, OrderPage)
+
+
+async def cancel_order(deps: Deps, *, order_id: str) -> Order:
+    """Cancel the order and return it as it is afterwards. Raises NotFound."""
+    return await deps.gateway.execute(operations.CANCEL_ORDER, {"id": order_id}, Order)

@@ -1,0 +1,73 @@
+"""Signed cookies. What a browser sends back unsigned, changed or too old is as good as absent."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import zlib
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+from itsdangerous import BadData, TimestampSigner
+from itsdangerous.encoding import base64_decode, base64_encode
+from starlette.requests import Request
+from starlette.responses import Response
+
+T = TypeVar("T")
+
+# What browsers store at least of one cookie, with its name and attributes (RFC 6265, section 6.1).
+MAX_COOKIE_BYTES = 4096
+_ROOM_FOR_ATTRIBUTES = 128
+# A value is compressed, so that fifty lines fit; a longer one is not unpacked.
+_MAX_VALUE_BYTES = 16_384
+
+
+@dataclass(frozen=True)
+class CookieJar:
+    """Writes and reads the cookies of visitors.
+
+    secrets: the first one signs.
+    secure: whether browsers reach the shop by https. Then the cookies are sent over TLS only, and to this host only.
+    """
+
+    secrets: tuple[str, ...]
+    secure: bool = False
+
+    def name(self, purpose: str) -> str:
+        """Return a cookie's name. The prefix makes browsers refuse one that another host or plain http has set."""
+        return f"__Host-market_{purpose}" if self.secure else f"market_{purpose}"
+
+    def read(self, request: Request, purpose: str, value_type: type[T], *, max_age: int) -> T | None:
+        """Return the value of a cookie; None if it is absent, not signed by us, older than `max_age`, or not valid."""
+        text = request.cookies.get(self.name(purpose), "")
+        if not text or len(text) > MAX_COOKIE_BYTES:
+            return None
+        try:
+            packed = base64_decode(self._signer(purpose).unsign(text, max_age))
+            value = zlib.decompressobj().decompress(packed, _MAX_VALUE_BYTES)
+            return msgspec.json.decode(value, type=value_type)
+        except (BadData, msgspec.DecodeError, zlib.error, UnicodeError):
+            return None
+
+    def write(self, response: Response, purpose: str, value: object, *, max_age: int) -> None:
+        """Set a cookie. Raises ValueError if browsers would not store it."""
+        text = self._signer(purpose).sign(base64_encode(zlib.compress(msgspec.json.encode(value), 9))).decode("ascii")
+        if len(text) > MAX_COOKIE_BYTES - _ROOM_FOR_ATTRIBUTES:
+            raise ValueError(f"the cookie {purpose} has {len(text)} bytes")
+        response.set_cookie(
+            self.name(purpose), text, max_age=max_age, path="/", secure=self.secure, httponly=True, samesite="lax"
+        )
+
+    def remove(self, response: Response, purpose: str) -> None:
+        """Remove a cookie from the browser."""
+        response.delete_cookie(self.name(purpose), path="/", secure=self.secure, httponly=True, samesite="lax")
+
+    def digest(self, purpose: str, text: str) -> str:
+        """Return a code for the text that only the holder of the secret can compute."""
+        key = hashlib.sha256(f"{purpose}:{self.secrets[0]}".encode()).digest()
+        return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:32]
+
+    def _signer(self, purpose: str) -> TimestampSigner:
+        # The library expects the oldest first, and signs with the last. A cookie is not valid for another purpose.
+        return TimestampSigner(list(reversed(self.secrets)), salt=f"market.{purpose}", digest_method=hashlib.sha256)

@@ -1,0 +1,51 @@
+"""A visitor's session: who the buyer is, and the token that binds forms to it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated
+
+from msgspec import Meta, Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from market.storefront.session.cookies import CookieJar
+
+_PURPOSE = "session"
+_MAX_AGE_SECONDS = 30 * 24 * 3600
+_MAX_NAME, _MAX_EMAIL = 200, 254
+
+
+class Session(Struct, frozen=True, kw_only=True):
+    """A visitor's session, which the browser keeps in a signed cookie.
+
+    name, email: where nobody signs in, what the buyer has entered at the last checkout.
+    """
+
+    id: Annotated[str, Meta(min_length=16, max_length=64)]
+    name: Annotated[str, Meta(max_length=_MAX_NAME)] = ""
+    email: Annotated[str, Meta(max_length=_MAX_EMAIL)] = ""
+
+
+class Sessions:
+    """Reads and writes the sessions of visitors."""
+
+    def __init__(self, cookies: CookieJar) -> None:
+        self._cookies = cookies
+
+    def read(self, request: Request) -> tuple[Session, bool]:
+        """Return the visitor's session, or a new one, and whether it is new."""
+        found = self._cookies.read(request, _PURPOSE, Session, max_age=_MAX_AGE_SECONDS)
+        return (found, False) if found is not None else (Session(id=secrets.token_urlsafe(18)), True)
+
+    def write(self, response: Response, session: Session) -> None:
+        """Keep the session in the visitor's browser."""
+        self._cookies.write(response, _PURPOSE, session, max_age=_MAX_AGE_SECONDS)
+
+    def form_token(self, session: Session) -> str:
+        """Return what the forms of this session must send."""
+        return self._cookies.digest("form", session.id)
+
+    def is_form_token(self, session: Session, token: str) -> bool:
+        """Return whether a form was made for this session."""
+        return secrets.compare_digest(self.form_token(session).encode(), token.encode())

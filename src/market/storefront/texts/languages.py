@@ -1,0 +1,88 @@
+"""The languages of the shop: their texts, from gettext catalogues, and how they write money and dates.
+
+English is the language of the sources, so it has no catalogue. The others are `locales/LANGUAGE/LC_MESSAGES/*.po`. They
+are read at start, so there is no compiled file that could be out of date.
+"""
+
+from __future__ import annotations
+
+import gettext
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from functools import lru_cache
+from importlib.resources import files
+from io import BytesIO
+
+from babel import Locale
+from babel.dates import format_datetime
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
+from babel.numbers import format_currency, format_decimal
+from babel.support import Translations
+
+from market.kit.http.requests import parse_quality
+
+# The longest Accept-Language that is read, in characters. Browsers send fewer than 100.
+_MAX_HEADER = 500
+
+
+@dataclass(frozen=True)
+class Language:
+    """A language with its texts. `code` is what pages have as `lang`, and `name` is its own name for itself."""
+
+    code: str
+    name: str
+    locale: Locale
+    translations: gettext.NullTranslations
+
+    def money(self, amount: str | Decimal, currency: str) -> str:
+        """Return an amount of money in the language's form: "£2.50", "2,50 £"."""
+        return _money(str(amount), currency, self.locale)
+
+    def number(self, number: int) -> str:
+        """Return a whole number with the language's separators."""
+        return str(format_decimal(number, locale=self.locale))
+
+    def time(self, moment: datetime) -> str:
+        """Return a date with the time of day, in UTC."""
+        return f"{format_datetime(moment, 'long', locale=self.locale)}"
+
+
+@lru_cache(maxsize=4096)
+def _money(amount: str, currency: str, locale: Locale) -> str:
+    return str(format_currency(Decimal(amount), currency, locale=locale))
+
+
+def _read(code: str) -> gettext.NullTranslations:
+    """Return the texts of a language."""
+    catalogue = files("market.storefront.texts").joinpath("locales", code, "LC_MESSAGES", "messages.po")
+    compiled = BytesIO()
+    write_mo(compiled, read_po(BytesIO(catalogue.read_bytes()), locale=code))
+    compiled.seek(0)
+    return Translations(compiled)
+
+
+def load() -> dict[str, Language]:
+    """Return the languages by their codes. The first one is the default."""
+    return {
+        "en": Language("en", "English", Locale.parse("en_GB"), gettext.NullTranslations()),
+        "ru": Language("ru", "Русский", Locale.parse("ru"), _read("ru")),
+    }
+
+
+def choose(languages: dict[str, Language], chosen: str, accepted: str) -> Language:
+    """Return the language that the visitor has chosen; else the one that the browser prefers; else the default.
+
+    accepted: the header Accept-Language (RFC 9110, section 12.5.4).
+    """
+    if chosen in languages:
+        return languages[chosen]
+    default = next(iter(languages.values()))
+    best, best_quality = default, 0.0
+    for part in accepted[:_MAX_HEADER].lower().split(","):
+        tag, *parameters = (p.strip() for p in part.split(";"))
+        quality = parse_quality(parameters)
+        if (found := languages.get(tag.partition("-")[0])) is not None and quality > best_quality:
+            best, best_quality = found, quality
+    return best

@@ -1,0 +1,30 @@
+"""The whole shop on the local stack, started once for the tests of the storefront."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from market_dev.stack.stack import Stack
+from market_dev.stack.topology import Options
+
+from tests.storefront.visitor import Shop, Visitor
+from tests.support.ports import free_port_base
+
+
+@pytest.fixture(scope="session")
+async def shop(server_directory: Path) -> AsyncIterator[Shop]:
+    options = Options(server_directory / "storefront", port_base=free_port_base(), kafka="embedded")
+    async with Stack(options) as stack:
+        await stack.start()
+        async with httpx.AsyncClient(timeout=60) as http:
+            yield Shop(stack, http)
+
+
+@pytest.fixture
+async def visitor(shop: Shop) -> AsyncIterator[Visitor]:
+    """Somebody with a browser, who has never been here."""
+    async with shop.new_visitor() as visitor:
+        yield visitor
