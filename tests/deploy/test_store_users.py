@@ -318,7 +318,7 @@ async def test_the_users_of_kafka_can_publish_and_mail_and_nothing_else(
     topics = orders._topics(config)
     # The second call sets what the existing topic leaves open.
     for _ in range(2):
-        assert await ensure_topics(config, "market.orders", topics, PATIENCE, set_defaults=True)
+        assert await ensure_topics(config, "market.orders", topics, PATIENCE, apply_settings=True)
     email = f"{uuid4().hex}@example.test"
     service = ServiceProcess(
         "notifications",

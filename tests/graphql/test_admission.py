@@ -55,8 +55,8 @@ async def test_a_caller_beyond_its_share_gets_429_as_graphql_over_http_while_oth
         assert refused.json() == {
             "errors": [
                 {
-                    "message": "this caller's requests in progress would total 15 items, at most 12 are allowed; wait "
-                    "for their responses",
+                    "message": "this caller's requests in progress would total 15 items, but at most 12 are allowed; "
+                    "wait for their responses",
                     "extensions": {"code": "TOO_MANY_REQUESTS", "retryAfter": 1},
                 }
             ]

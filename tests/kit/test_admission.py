@@ -187,7 +187,7 @@ async def test_a_caller_beyond_its_share_is_refused_while_another_one_is_served(
             1,
         )
         assert str(error) == (
-            "this caller's requests in progress would total 4000 lines, at most 3000 are allowed; wait for their "
+            "this caller's requests in progress would total 4000 lines, but at most 3000 are allowed; wait for their "
             "responses"
         )
         await it.finish("greedy 0")
@@ -277,10 +277,10 @@ async def test_a_request_that_turns_out_to_be_large_waits_among_the_large_ones()
         async def read() -> None:
             async with it.admission(Request({"type": "http", "headers": []}, _never), 1) as admitted:
                 steps.append("small")
-                await admitted.raise_weight(1)
-                await admitted.raise_weight(500)
+                await admitted.increase_weight(1)
+                await admitted.increase_weight(500)
                 steps.append("large")
-                await admitted.raise_weight(300)
+                await admitted.increase_weight(300)
 
         reading = asyncio.create_task(read())
         await until(lambda: it.admission._large._waiting == 500, what="the request waits")

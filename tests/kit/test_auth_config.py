@@ -46,7 +46,9 @@ def test_the_mode_open_is_for_this_machine(tmp_path: Path, host: str) -> None:
 def test_the_mode_open_on_a_network_must_be_on_purpose(tmp_path: Path, listener: str, host: str) -> None:
     text = f'{listener}: {{host: "{host}", port: 80}}'
     with pytest.raises(
-        ConfigError, match=f"{listener}.host is {host}, where anybody could change everything: set auth"
+        ConfigError,
+        match=f"{listener}.host is {host}, which other machines can reach, and without sign-in anybody could change "
+        "everything: set auth.mode",
     ):
         read(tmp_path, text)
     read(tmp_path, f"{text}\nauth: {{mode: open, open_on_purpose: true}}")

@@ -102,7 +102,7 @@ async def test_a_file_without_a_token_leaves_the_last_one_in_use(tmp_path: Path,
         file.write_bytes(content)
     clock.now = 2.0
     assert await tokens.get(1) == "first"
-    with pytest.raises(Unavailable, match="this service has no token: the file with it cannot be read"):
+    with pytest.raises(Unavailable, match="this service has no token: its token file cannot be read"):
         await FileTokens(str(file), clock=clock).get(1)
 
 

@@ -240,11 +240,11 @@ async def test_ensure_topics_keeps_what_an_operator_has_set(kafka: Any) -> None:
     assert await ensure_topics(config, "test", [topic], 60)
     before = await asyncio.to_thread(described, config, name)
     assert before[1]["segment.bytes"] == str(2**30)
-    assert await ensure_topics(config, "test", [topic], 60, set_defaults=True)
+    assert await ensure_topics(config, "test", [topic], 60, apply_settings=True)
     # Only what had no value of its own is set.
     after = (5, {**before[1], "segment.bytes": "2000000"})
     assert await asyncio.to_thread(described, config, name) == after
-    assert await ensure_topics(config, "test", [topic], 60, set_defaults=True)
+    assert await ensure_topics(config, "test", [topic], 60, apply_settings=True)
     assert await asyncio.to_thread(described, config, name) == after
     assert {n: after[1][n] for n in set_by_operator} == set_by_operator
 
@@ -256,7 +256,7 @@ async def test_a_setting_below_what_the_service_needs_is_logged(kafka: Any, caps
     name = new_name()
     assert await ensure_topics(config, "test", [Topic(name, 1, 1, {"max.message.bytes": "900000"})], 60)
     needed = Topic(name, 1, 1, {"max.message.bytes": "4000000"})
-    assert await ensure_topics(config, "test", [needed], 60, set_defaults=True)
+    assert await ensure_topics(config, "test", [needed], 60, apply_settings=True)
     assert "topic setting is below what the service needs" in capsys.readouterr().out
     assert (await asyncio.to_thread(described, config, name))[1]["max.message.bytes"] == "900000"
 

@@ -47,7 +47,10 @@ def test_a_cursor_of_another_list_is_rejected(definition: tuple[str | None, ...]
     with pytest.raises(BadInput) as error:
         read_cursor(CURSOR, Position, *definition)
     assert error.value.field == "after"
-    assert error.value.reason == "belongs to a list with another filter or order; only `limit` may change between pages"
+    assert (
+        error.value.reason
+        == "belongs to a list with another filter or sort order; only `limit` may change between pages"
+    )
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ async def test_a_caller_beyond_its_share_gets_429_while_others_are_served(
         "type": "urn:market:problem:too-many-requests",
         "title": "Too many requests",
         "status": 429,
-        "detail": "this caller's requests in progress would total 15 lines, at most 12 are allowed; wait for their "
+        "detail": "this caller's requests in progress would total 15 lines, but at most 12 are allowed; wait for their "
         "responses",
     }
     # Small orders are served beside large ones, those of the same caller too.

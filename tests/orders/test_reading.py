@@ -160,7 +160,7 @@ async def test_a_cursor_of_another_user_or_status_is_rejected(service: Service, 
         assert response.status_code == 422
         [error] = response.json()["errors"]
         assert error["field"] == "after"
-        assert error["reason"].startswith("belongs to a list with another filter or order")
+        assert error["reason"].startswith("belongs to a list with another filter or sort order")
     documents.delete_many({"user": user})
 
 

@@ -130,7 +130,7 @@ async def test_a_cursor_with_another_sort_or_search_is_rejected(products: Runnin
         [error] = refused.json()["errors"]
         assert error == {
             "field": "after",
-            "reason": "belongs to a list with another filter or order; only `limit` may change between pages",
+            "reason": "belongs to a list with another filter or sort order; only `limit` may change between pages",
         }
 
 

@@ -117,7 +117,7 @@ def application(
                 prepared = await executor.prepare(
                     call.query, call.operationName or None, memory, document_id=call.document_id()
                 )
-                result = await executor.execute(prepared, call.variables or {}, memory, admit=admitted.raise_weight)
+                result = await executor.execute(prepared, call.variables or {}, memory, admit=admitted.increase_weight)
                 return _CountedResponse(result, media_type, memory)
         except BaseException:
             memory.close()
@@ -145,7 +145,7 @@ def application(
                     memory.close()
                     # Returned: for a MethodNotAllowed that is raised, the edge allows every method of the path.
                     return render_problem(request.scope, MutationByGet("mutations must be sent by POST"))
-                result = await executor.execute(prepared, call.variables or {}, memory, admit=admitted.raise_weight)
+                result = await executor.execute(prepared, call.variables or {}, memory, admit=admitted.increase_weight)
                 return _CountedResponse(result, media_type, memory)
         except BaseException:
             memory.close()

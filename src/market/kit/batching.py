@@ -64,7 +64,7 @@ class _Entry(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Collects the items of concurrent callers, and sends them in batches, in order of arrival.
+    """Collects the items of concurrent callers, and sends them in batches, in the sequence of their arrival.
 
     Each call of `flush` has a context of its own: the latest of its callers' deadlines (none if one of them has none),
     the request id if all callers have the same, and a span. With one caller, the span is a child of the caller's span;
@@ -74,8 +74,8 @@ class Batcher(Generic[Item, Result]):
         exception for that item's caller. If it raises, every caller of the batch gets that exception.
     name: the label in metrics, and in the name of the span that each call gets.
     max_batch_size: the maximum number of items in one call.
-    max_concurrency: the maximum number of calls in flight. Items are sent in order; unless it is 1, calls may complete
-        out of order.
+    max_concurrency: the maximum number of calls in flight. If it is more than 1, a later call may complete before an
+        earlier one.
     cost, max_cost: `cost` returns an item's cost. A batch ends before its total cost would exceed `max_cost`, but it
         always has at least one item.
     dedupe: equal (hashable) items that are pending together are sent once and share the result.
@@ -120,7 +120,7 @@ class Batcher(Generic[Item, Result]):
                 timer.cancel()
 
     async def map(self, items: Iterable[Item]) -> list[Result]:
-        """Return the items' results, in order.
+        """Return the items' results, in the sequence of the items.
 
         Raises the exception of the first item that failed; items that are still pending are then not sent.
         """
@@ -138,7 +138,7 @@ class Batcher(Generic[Item, Result]):
                     future.exception()
 
     async def map_with_exceptions(self, items: Iterable[Item]) -> list[Result | BaseException]:
-        """Return each item's result or exception, in order. An item that fails does not affect the others."""
+        """Return each item's result or exception, in the sequence of the items. A failure affects no other item."""
         futures = [self._enqueue(item) for item in items]
         self._start()
         timer = _deadline_timer(futures)
@@ -284,7 +284,7 @@ class BatcherBySize(Generic[Item, Result]):
         return await (self._large if self._is_large(item) else self._small)(item)
 
     async def map_with_exceptions(self, items: Iterable[Item]) -> list[Result | BaseException]:
-        """Return each item's result or exception, in order, as Batcher does."""
+        """Return each item's result or exception, in the sequence of the items, as Batcher does."""
         items = list(items)
         large = [self._is_large(item) for item in items]
         if not any(large):

@@ -76,13 +76,14 @@ class Admission(Section, frozen=True, kw_only=True):
 
     # Up to this weight, a request is small.
     small_weight: Annotated[int, Meta(ge=1)] = 100
-    # The maximum total weight of the small requests that are handled at the same time, and of the large ones. If none
-    # is being handled, one is admitted whatever its weight.
+    # The maximum total weight of the requests that are handled at the same time: of the small ones, and of the large
+    # ones. If none is being handled, one of any weight is admitted.
     max_small_weight: Annotated[int, Meta(ge=1)] = 10_000
     max_large_weight: Annotated[int, Meta(ge=1)] = 2_000
     # The maximum total weight of the requests that wait, in each of the two queues.
     max_waiting_weight: Annotated[int, Meta(ge=1)] = 400_000
-    # The maximum total weight of one caller's small requests, waiting or being handled, and of its large ones.
+    # The maximum total weight of one caller's requests that wait or are being handled. It applies to the small and to
+    # the large ones separately.
     max_caller_weight: Annotated[int, Meta(ge=1)] = 100_000
     # A request that has waited for this long gets 503.
     max_wait_seconds: Seconds = 6.0
@@ -106,7 +107,8 @@ class Http(HttpLimits, frozen=True, kw_only=True):
 
     host: NonEmptyStr = "127.0.0.1"
     port: Port
-    # Complete requests in flight in one process; above that, requests get 503 at once.
+    # The maximum number of requests in flight in one process; above that, requests get 503 at once. A request is in
+    # flight once it has been received completely.
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
     # How many of them one caller may have; above that, its requests get 429.
     max_in_flight_per_caller: Annotated[int, Meta(ge=1)] = 512
@@ -232,8 +234,8 @@ class Migrations(Section, frozen=True, kw_only=True):
 class Postgres(Section, frozen=True, kw_only=True):
     """A PostgreSQL database, and the pool of connections to it."""
 
-    # One host, or several separated by commas, of which the one that accepts writes is used; each may have a port of
-    # its own: "db-0.example.com,db-1.example.com:5433".
+    # One host, or several separated by commas: the one that accepts writes is used. Each may have a port of its own, as
+    # in "db-0.example.com,db-1.example.com:5433".
     host: NonEmptyStr
     port: Port = 5432
     database: NonEmptyStr

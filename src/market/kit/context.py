@@ -57,7 +57,8 @@ def valid_request_id(text: str) -> bool:
 def parse_traceparent(text: str) -> str:
     """Return a caller's `traceparent` in version 00, or "" if it is invalid.
 
-    Only the version 00 fields of a later version are read (https://www.w3.org/TR/trace-context/#versioning-of-traceparent).
+    In a later version, only the fields that version 00 defines are read
+    (https://www.w3.org/TR/trace-context/#versioning-of-traceparent).
     """
     match = _TRACEPARENT.fullmatch(text)
     if match is None:
@@ -127,7 +128,7 @@ def deadline_in(seconds: float) -> Iterator[None]:
 
 
 def outgoing_headers(limit: float) -> dict[str, str]:
-    """Return an HTTP call's headers: the deadline, at most `limit` seconds from now, the request id and the trace."""
+    """Return the headers of an HTTP call: request id, trace, and the deadline (at most `limit` seconds from now)."""
     headers = propagation_headers()
     headers[DEADLINE_HEADER] = str(int(remaining(limit) * 1000))
     return headers

@@ -145,7 +145,7 @@ class Unauthenticated(Problem):
 class Forbidden(Problem):
     """The caller has signed in, but may not do this.
 
-    role_is_missing: whether a caller with another role might do it; otherwise the request names somebody else's data.
+    role_is_missing: True if a caller with another role may do it.
     """
 
     type = "forbidden"
@@ -311,7 +311,7 @@ class TooManyRequests(Overloaded):
 
 
 class DeadlineExceeded(Unavailable):
-    """The caller's deadline passed before the outcome was known."""
+    """The deadline, or the timeout of a call to a dependency, passed before the outcome was known."""
 
     type = "deadline-exceeded"
     title = "Deadline exceeded"

@@ -53,7 +53,7 @@ class Faults:
         return action
 
     def crash_if_armed(self, name: str) -> None:
-        """Kill the process if the point is armed, whatever its action."""
+        """Kill the process if the point is armed, no matter with which action."""
         if self._take(name) is not None:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -125,7 +125,7 @@ class Producer(Generic[Token]):
     linger_seconds: how long a message may wait to be sent in a batch with others.
     on_delivery: awaited in the event loop with `(token, result)` of every message that `send` accepted.
         One call gets all results that arrived since the previous call. An exception that it raises is logged.
-    on_failure: called in any thread when a delivery has failed, unless permanently. Pass `TopicKeeper.check_soon`,
+    on_failure: called, in any thread, when a delivery has failed but may be retried. Pass `TopicKeeper.check_soon`,
         because the topic may be missing.
 
     A fatal error makes librdkafka's idempotent producer unusable. Its pending messages fail, with a delivery result for
@@ -183,7 +183,7 @@ class Producer(Generic[Token]):
     ) -> bool:
         """Queue a message; `on_delivery` gets its delivery result, with `token`, which may be any value.
 
-        Return False if the local queue is full; the message was not accepted, and no result follows.
+        Return False if the local queue is full. Then the message was not accepted, and no result follows.
         """
 
         def delivered(error: KafkaError | None, _: object) -> None:

@@ -1,7 +1,7 @@
 """Forward-only migrations of a PostgreSQL database: the SQL files of a package.
 
 A file with a number, `NNNN_name.sql`, is applied once. A file without one, such as `functions.sql`, is versioned: its
-first line is `-- version N`, and the whole file is applied again, after the numbered ones, when N was raised.
+first line is `-- version N`. The whole file is applied again, after the numbered ones, whenever N has been raised.
 
 The table `schema_migrations` has a row for each applied file (and version), with the checksum of its text. A released
 file with a number never changes: a change of the schema is a new file.
@@ -63,7 +63,7 @@ class _Migration(NamedTuple):
     version: int = 0
 
     def is_applied(self, applied: Collection[str]) -> bool:
-        """Return whether the file is applied, given the names of those applied. A higher version counts as well."""
+        """Return whether the file is applied, given the names of the applied files. A higher version counts as well."""
         if not self.version:
             return self.name in applied
         prefix = f"{self.file}, version "
@@ -71,7 +71,7 @@ class _Migration(NamedTuple):
 
 
 def _migrations(package: str) -> list[_Migration]:
-    """Return the package's files in the order in which they are applied. Raises MigrationError."""
+    """Return the package's files in the sequence in which they are applied. Raises MigrationError."""
     numbered, versioned = [], []
     for file in sorted(f.name for f in files(package).iterdir()):
         text = (files(package) / file).read_text("utf-8") if file.endswith(".sql") else ""
@@ -105,7 +105,7 @@ async def wait_for_schema(pool: Pool, package: str, health: Health) -> None:
 
 
 async def migrate(config: Postgres, package: str, health: Health | None = None) -> list[str]:
-    """Apply the pending files of the package in order, and return their names.
+    """Apply the pending files of the package one after another, and return their names.
 
     Concurrent calls are safe (advisory lock); a newer schema is accepted. Each file must be compatible with the version
     of the service that is still running. Raises MigrationError if a file fails, takes too long or has changed since it

@@ -50,7 +50,7 @@ _decoder = msgspec.json.Decoder(_Cursor)
 def write_cursor(position: Struct, *list_definition: str | None) -> str:
     """Return the cursor of a position.
 
-    list_definition: what determines the list's items and their order: its name, the filters and the sort.
+    list_definition: what determines the list's items and their sequence: its name, the filters and the sort.
     """
     cursor = _Cursor(_VERSION, _list_id(list_definition), msgspec.Raw(msgspec.json.encode(position)))
     return _to_text(msgspec.json.encode(cursor))
@@ -69,7 +69,9 @@ def read_cursor(text: str, position_type: type[T], *list_definition: str | None)
     if cursor.version != _VERSION or _to_text(data) != text:
         raise _not_a_cursor()
     if cursor.list_id != _list_id(list_definition):
-        raise BadInput("after", "belongs to a list with another filter or order; only `limit` may change between pages")
+        raise BadInput(
+            "after", "belongs to a list with another filter or sort order; only `limit` may change between pages"
+        )
     try:
         return msgspec.json.decode(cursor.position, type=position_type)
     except (ValueError, RecursionError):

@@ -65,7 +65,7 @@ class PooledConnection(DirectConnection):
     replace_at: float = float("inf")
 
     def is_read_only(self) -> bool:
-        """Return whether the server has reported that this session cannot write, without a round trip.
+        """Return, without a round trip, whether the server has reported that this session cannot write.
 
         A server of version 14 or later reports a change with the result of the next statement.
         """

@@ -16,7 +16,11 @@ from market.kit.errors import DeadlineExceeded, Unavailable
 T = TypeVar("T")
 
 RETRIES = Counter("market_retries_total", "Retries of calls to an upstream.", ["upstream"])
-CIRCUIT_OPEN = Gauge("market_circuit_breaker_open", "1 while calls to the upstream are refused locally.", ["upstream"])
+CIRCUIT_OPEN = Gauge(
+    "market_circuit_breaker_open",
+    "1 from the opening of the circuit breaker until a call to the upstream succeeds.",
+    ["upstream"],
+)
 
 
 class CircuitOpen(Unavailable):
@@ -150,8 +154,8 @@ async def retry(
 ) -> T:
     """Make an idempotent call and return its result. If it raises one of `retry_on`, retry it with back-off.
 
-    Raises the call's error once `attempts` (the first one included), the budget or the deadline is used up, and at
-    once for `do_not_retry_on`: retrying a call that an open circuit refused would only use up the budget.
+    Raises the call's error once `attempts` (the first one included), the budget or the deadline is used up. Raises the
+    errors in `do_not_retry_on` at once: retrying a call that an open circuit refused would only use up the budget.
     """
     budget.record_call()
     for attempt in range(1, attempts + 1):

@@ -55,13 +55,14 @@ def validate_display_text(field: str, value: str, *, min_length: int, max_length
 def _is_visible(character: str) -> bool:
     category = unicodedata.category(character)
     if category in (_UNASSIGNED, _PRIVATE_USE):
-        # May be a new emoji, which a later Unicode version than Python's assigns. Tags and noncharacters are invisible.
+        # May be a new emoji, assigned in a later version of Unicode than Python knows. Tags and noncharacters are
+        # invisible.
         return not 0xE0000 <= ord(character) <= 0xE0FFF and ord(character) & 0xFFFE != 0xFFFE
     return category[0] in _VISIBLE and character not in _BLANK
 
 
 def parse_uuid(field: str, value: str) -> UUID:
-    """Return the id. Raises BadInput unless it is a UUID in its canonical form of 36 characters, in either case."""
+    """Return the id. Raises BadInput unless it is a UUID of 36 characters, in upper or lower case."""
     if not _UUID.fullmatch(value):
         raise BadInput(field, "must be a UUID")
     return UUID(value)

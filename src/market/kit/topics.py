@@ -49,14 +49,14 @@ class Topic:
 class TopicKeeper:
     """Creates topics that do not exist. Checks once an hour, and within seconds after a delivery has failed.
 
-    set_defaults: passed to `ensure_topics` until it has succeeded once.
+    apply_settings: also apply `Topic.settings` to existing topics (see `ensure_topics`), until that has succeeded once.
     """
 
-    def __init__(self, config: Kafka, client_id: str, topics: Sequence[Topic], *, set_defaults: bool = False) -> None:
+    def __init__(self, config: Kafka, client_id: str, topics: Sequence[Topic], *, apply_settings: bool = False) -> None:
         self._config = config
         self._client_id = client_id
         self._topics = topics
-        self._set_defaults = set_defaults
+        self._apply_settings = apply_settings
         self._check_requested = True
         # In seconds of time.monotonic().
         self._last_check = -_CHECK_SECONDS
@@ -74,12 +74,12 @@ class TopicKeeper:
         done = False
         try:
             done = await ensure_topics(
-                self._config, self._client_id, self._topics, _TIMEOUT_SECONDS, set_defaults=self._set_defaults
+                self._config, self._client_id, self._topics, _TIMEOUT_SECONDS, apply_settings=self._apply_settings
             )
         finally:
             # Another delivery may have failed meanwhile, so `_check_requested` is not reset here.
             if done:
-                self._set_defaults = False
+                self._apply_settings = False
             else:
                 self._check_requested = True
             self._last_check = time.monotonic()
@@ -87,20 +87,20 @@ class TopicKeeper:
 
 
 async def ensure_topics(
-    config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, *, set_defaults: bool = False
+    config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, *, apply_settings: bool = False
 ) -> bool:
     """Create the topics that do not exist. Return False, and log the reason, if that failed or took too long.
 
-    Existing topics keep their partitions and replicas. With `set_defaults`, they also get those settings that they do
-    not override. Concurrent calls are safe.
+    Existing topics keep their partitions and replicas. With `apply_settings`, they get those of `Topic.settings` that
+    no operator has overridden. Concurrent calls are safe.
     """
     return not topics or await asyncio.to_thread(
-        _ensure_topics, config, client_id, topics, timeout_seconds, set_defaults
+        _ensure_topics, config, client_id, topics, timeout_seconds, apply_settings
     )
 
 
 def _ensure_topics(
-    config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, set_defaults: bool
+    config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, apply_settings: bool
 ) -> bool:
     # In a variable: a temporary client would be garbage-collected, and its requests lost.
     admin = AdminClient(client_settings(config, client_id))
@@ -119,18 +119,18 @@ def _ensure_topics(
                 log.warning("topic not created", topic=topic.name, reason=e.args[0].str())
                 return False
             existing.append(topic)
-    if not set_defaults:
+    if not apply_settings:
         return True
     try:
         for topic in existing:
-            _set_defaults(admin, topic, timeout_seconds)
+            _apply_settings(admin, topic, timeout_seconds)
     except KafkaException as e:
         log.warning("topic settings not updated", reason=e.args[0].str())
         return False
     return True
 
 
-def _set_defaults(admin: AdminClient, topic: Topic, timeout_seconds: float) -> None:
+def _apply_settings(admin: AdminClient, topic: Topic, timeout_seconds: float) -> None:
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic.name)
     [described] = admin.describe_configs([resource], request_timeout=timeout_seconds).values()
     current = described.result()

@@ -46,7 +46,7 @@ _FORMATS = {"uuid": "must be a UUID", "email": "must be an e-mail address"}
 
 
 def explain(error: msgspec.ValidationError, expected_type: Any, data: Any, at: str = "") -> tuple[str, str]:
-    """Return (path, reason). The path is the field's, empty for the top level; the reason says what is wrong with it.
+    """Return (path, reason): the path of the wrong field, empty for the top level, and what is wrong with it.
 
     data: what was validated, as JSON values. The reason may quote a number from it, or the length of a text.
     at: the path of the value that was validated, if it is only a part of `data`: ".items[0]".
@@ -123,8 +123,8 @@ def _failures_inside(whole_type: Any, whole: Any, value_type: Any, value: Any, a
 def _parts(value_type: Any) -> tuple[type[msgspec.Struct] | None, Any]:
     """Return (struct, item type). Each is None if there is none.
 
-    struct: `value_type`, or the first struct among the members of the union
-    item type: that of the list, or of the first list among the members of the union
+    struct: `value_type` itself or, if that is a union, the first struct in it
+    item type: the type of the items if `value_type` is a list, or a union with a list in it
     """
     origin, arguments = get_origin(value_type), get_args(value_type)
     if origin is Annotated:

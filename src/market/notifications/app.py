@@ -39,7 +39,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     The connection to the mail server is opened when the first mail is sent.
     """
     mailer = Mailer(config, (clients or Clients()).mail_server)
-    topics = TopicKeeper(config.kafka, "market.notifications", _own_topics(config.kafka), set_defaults=True)
+    topics = TopicKeeper(config.kafka, "market.notifications", _own_topics(config.kafka), apply_settings=True)
     dead_letters = DeadLetterWriter(config.kafka, topics.check_soon)
     sent_log = SentLog(config.kafka, max_ids=config.kafka.sent_log_max_ids, on_failure=topics.check_soon)
     deferred_mail_writer = DeferredMailWriter(config.kafka, topics.check_soon)

@@ -185,6 +185,6 @@ async def migrate(config: Config, _: list[str]) -> int:
     finally:
         await client.close()
     topics = _topics(config.kafka)
-    if not await ensure_topics(config.kafka, "market.orders", topics, config.kafka.create_seconds, set_defaults=True):
+    if not await ensure_topics(config.kafka, "market.orders", topics, config.kafka.create_seconds, apply_settings=True):
         log.warning("topic not created or not configured, the service will create it if it does not exist")
     return 0

@@ -38,16 +38,16 @@ class Authenticator:
     async def authenticate(self, authorization: str | None) -> Identity:
         """Return the identity that the header Authorization proves; ANONYMOUS without the header.
 
-        Raises Unauthenticated, which says which rule the token breaks, and Unavailable until the issuer's keys have
-        been fetched for the first time.
+        Raises Unauthenticated, whose `reason` is the rule that the token breaks. Raises Unavailable until the issuer's
+        keys have been fetched for the first time.
         """
         if authorization is None:
             return ANONYMOUS
         now = self._clock()
         try:
             token = _bearer_token(authorization)
-            # Not the token itself, which would be as good as a password to anybody who reads this process's memory.
-            # And not the whole header: by its spaces, one token could fill the cache.
+            # The cache has no tokens, because whoever reads this process's memory could use them like passwords. The
+            # digest is not that of the whole header, whose spaces may vary: one token could then fill the cache.
             digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
             if cached := self._cache.get(digest, now):
                 return cached
@@ -73,7 +73,7 @@ async def authenticator(
 ) -> AsyncIterator[Authenticator | None]:
     """Yield an Authenticator whose keys are kept up to date; None in mode `open`.
 
-    callers: the names of services, by the subject of their tokens.
+    callers: the known services: the subject of each service's token, and the service's name.
 
     If the first fetch of the keys fails, it is logged and retried. Until it succeeds, requests with a token get
     Unavailable.
@@ -81,7 +81,8 @@ async def authenticator(
     if not config.is_required:
         yield None
         return
-    # Loading the cryptography takes a tenth of a second and 12 MB, which mode `open` does not need.
+    # Imported here, because loading the cryptography library takes a tenth of a second and 12 MB, and mode `open` does
+    # not need it.
     from market.kit.auth.issuer import Issuer
     from market.kit.auth.keys import Keys
     from market.kit.auth.verifier import Verifier
@@ -96,7 +97,7 @@ async def authenticator(
     pauses: list[float] = []
 
     async def refresh() -> float:
-        # The first fetch has been made before the service starts.
+        # The first run fetches nothing, because the keys have just been fetched: it returns the pause after that fetch.
         return pauses.pop() if pauses else await keys.refresh()
 
     try:

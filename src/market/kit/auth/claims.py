@@ -30,7 +30,7 @@ def check_claims(claims: Mapping[str, Any], config: Auth, now: float) -> None:
         exp={"essential": True},
         sub={"essential": True},
     )
-    # One by one and in this order, so that the reason does not depend on the order of the claims.
+    # In a fixed sequence, so that the reason does not depend on the sequence of the token's claims.
     checked = {name: claims[name] for name in ("iss", "aud", "exp", "nbf", "iat", "sub") if name in claims}
     try:
         rules.validate(checked)
@@ -56,9 +56,11 @@ def _rule(claim: str, value: object) -> tuple[str, str]:
 
 
 def identify(claims: Mapping[str, Any], config: Auth, callers: Mapping[str, str]) -> Identity:
-    """Return the identity that the claims prove. Raises TokenRejected for claims of wrong types.
+    """Return the identity that the claims prove. An e-mail address that is not valid or not verified is ignored.
 
-    callers: the names of services, by the subject of their tokens.
+    callers: the known services: the subject of each service's token, and the service's name.
+
+    Raises TokenRejected if the subject or the roles are not valid.
     """
     subject = claims["sub"]
     try:
@@ -69,7 +71,7 @@ def identify(claims: Mapping[str, Any], config: Auth, callers: Mapping[str, str]
     roles = {config.roles[name] for name in _role_names(claims, config.roles_claim) if name in config.roles}
     if service is not None:
         roles.add(Role.SERVICE)
-    # Every person who can sign in may buy.
+    # Whoever signs in without a known role is a buyer.
     return Identity(subject, frozenset(roles) or frozenset({Role.BUYER}), _verified_email(claims), service)
 
 

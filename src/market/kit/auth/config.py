@@ -57,11 +57,13 @@ class Auth(Section, frozen=True, kw_only=True):
     # How long fetching one document may take, and how large it may be.
     timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 5.0
     max_document_bytes: Annotated[int, Meta(ge=1024, le=16_777_216)] = 262_144
-    # How often the keys are fetched again, and the shortest pause between two fetches for tokens of an unknown key.
+    # How often the keys are fetched again, and the minimum pause between two fetches for tokens that an unknown key has
+    # signed.
     refresh_seconds: Annotated[float, Meta(ge=10, le=86_400)] = 300.0
     min_refetch_seconds: Annotated[float, Meta(ge=0.1, le=300)] = 2.0
     max_token_bytes: Annotated[int, Meta(ge=512, le=65_536)] = 8192
-    # The maximum number of verified tokens that are cached until they expire, and their memory.
+    # The maximum number of verified tokens in the cache, and the maximum memory that they take. A token is cached until
+    # it expires.
     max_cached_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] = 10_000
     max_cached_token_bytes: Annotated[int, Meta(ge=0)] = 8_388_608
 
@@ -78,7 +80,7 @@ class Auth(Section, frozen=True, kw_only=True):
 
 
 class ServiceIdentity(Section, frozen=True, kw_only=True):
-    """The token that a service sends to others: from a file, or from the issuer for client credentials."""
+    """The token that a service sends to others. It is read from a file, or requested with client credentials."""
 
     # A projected service account token, for example. It is read again when the file changes.
     token_file: NonEmptyStr | None = None
@@ -121,8 +123,8 @@ class SignInConfig(ServiceConfig, frozen=True, kw_only=True):
             listener: Any = getattr(self, name, None)
             if listener is not None and not is_loopback(listener.host):
                 raise ValueError(
-                    f"{name}.host is {listener.host}, where anybody could change everything: set auth.mode to "
-                    "required, or auth.open_on_purpose to true"
+                    f"{name}.host is {listener.host}, which other machines can reach, and without sign-in anybody "
+                    "could change everything: set auth.mode to required, or auth.open_on_purpose to true"
                 )
 
 

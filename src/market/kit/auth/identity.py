@@ -18,7 +18,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller. Without a token it has neither a subject nor roles.
+    """A caller. Without a token it has no subject, and it has roles only in mode `open`.
 
     subject: the token's `sub`, 1 to 200 characters; "" if the caller has not signed in.
     email: the token's e-mail address, if the issuer has verified it.

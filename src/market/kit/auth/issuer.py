@@ -105,7 +105,11 @@ class Issuer:
             raise FetchError(f"{host}: the document does not follow the specification") from None
 
     def _may_see_token(self, url: str) -> bool:
-        """Return whether the operator has configured the URL's host. The discovery document could name any host."""
+        """Return whether the token may be sent to the URL.
+
+        Only the issuer's host and `keys_url` get it, which the operator has configured. The discovery document could
+        name any host.
+        """
         return _origin(url) == _origin(self.url) or url == self._config.keys_url
 
 
@@ -122,7 +126,10 @@ def _origin(url: str) -> tuple[str, str]:
 
 
 def _import_key(data: dict[str, Any]) -> SigningKey | None:
-    """Return the key, or None if it is symmetric, for encryption, too weak or not understood (RFC 7517 section 5)."""
+    """Return the key. None if it cannot verify tokens (RFC 7517 section 5).
+
+    That is a key that is symmetric, is meant for encryption, has an unsuitable size, or is not understood.
+    """
     if data.get("kty") not in ("RSA", "EC", "OKP") or data.get("use", "sig") != "sig":
         return None
     try:

@@ -61,7 +61,7 @@ class Keys:
         return bool(self._keys)
 
     def find(self, kid: str | None) -> list[SigningKey]:
-        """Return the keys with this id; without an id, the issuer's only key if it has one key."""
+        """Return the keys with this id. If `kid` is None, return the issuer's key if it has exactly one."""
         if kid is None:
             return list(self._keys) if len(self._keys) == 1 else []
         return [key for key in self._keys if key.kid == kid]
@@ -69,8 +69,8 @@ class Keys:
     async def find_or_fetch(self, kid: str | None, seconds: float) -> list[SigningKey]:
         """Return the keys with this id, fetching the keys again if there are none yet. Waits at most `seconds`.
 
-        All requests share one fetch, and there is a minimum pause between fetches. A request whose key id was
-        not in the last fetch does not wait for the next one.
+        All requests share one fetch, and there is a minimum pause between fetches. During the pause, a request gets no
+        keys, without waiting, if an earlier one has looked for the same id in vain, or if 64 requests are waiting.
         """
         if found := self.find(kid):
             return found
@@ -130,7 +130,7 @@ class Keys:
         except Exception as e:
             metrics.KEY_FETCHES.labels("failed").inc()
             if not self._is_failing:
-                # Other errors than FetchError are unexpected, but must not fail the requests that wait for the fetch.
+                # Errors other than FetchError are unexpected, but must not fail the requests that wait for the fetch.
                 error = str(e) if isinstance(e, FetchError) else repr(e)
                 log.warning("the issuer's keys cannot be fetched", error=error, known_keys=len(self._keys))
             self._is_failing = True

@@ -24,7 +24,7 @@ class Access:
 
     A caller with several roles has the widest of their permissions.
 
-    anonymous: for a caller without a role, usually one without a token.
+    anonymous: for a caller without a token.
     callers: the names of the services that may call a gRPC method. If there are any, `service` applies to these alone.
     """
 
@@ -67,7 +67,7 @@ class Access:
         if self.callers:
             return f"the identity of a service: {' or '.join(sorted(self.callers))}"
         roles = [role.value for role in Role if getattr(self, role.value) is not Permission.NO]
-        return f"the role {' or '.join(roles)}" if roles else "a role that nobody has"
+        return f"the role {' or '.join(roles)}" if roles else "a permission that no role has"
 
 
 def check_table(table: Mapping[str, Access], operations: Iterable[str]) -> None:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 log = logs.get_logger("auth")
 
 _MAX_TOKEN_BYTES = 65_536
-# How often the file is checked. Kubernetes replaces a projected token when a fifth of its lifetime is left.
+# The minimum time between two reads of the file. Kubernetes replaces a projected token when a fifth of its lifetime is
+# left.
 _FILE_SECONDS = 1.0
 # A token is renewed in the background when this part of its lifetime has passed.
 _RENEW_AFTER = 0.8
@@ -47,11 +48,17 @@ class ServiceTokens(Protocol):
         """Return a valid token. Raises Unavailable if there is none within `seconds`."""
 
     async def replace(self, rejected: str, seconds: float) -> str:
-        """Return a token other than the one that an upstream has rejected, or the same one if there is no other yet."""
+        """Return a token other than the one that an upstream has rejected, or the same one if there is no other yet.
+
+        Raises Unavailable if there is none within `seconds`.
+        """
 
 
 class FileTokens:
-    """A token in a file, which is read again when the file has changed. clock: returns seconds, like time.monotonic."""
+    """A token in a file. The file is read again at most once a second, because it may have changed.
+
+    clock: returns seconds, like time.monotonic.
+    """
 
     def __init__(self, path: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = Path(path)
@@ -66,7 +73,7 @@ class FileTokens:
             self._read()
             self._checked_at = now
         if not self._token:
-            raise Unavailable("this service has no token: the file with it cannot be read")
+            raise Unavailable("this service has no token: its token file cannot be read")
         return self._token
 
     async def replace(self, rejected: str, seconds: float) -> str:
@@ -139,7 +146,7 @@ class ClientCredentials:
                 # Limited like retries: an upstream that rejects every token must not cause many fetches.
                 self._retry_at = self._clock() + _MIN_RETRY_SECONDS
                 self._start()
-            # Also if another call has started the fetch.
+            # Wait for the fetch, even if another call has started it.
             await self._await_fetch(seconds)
         return self._token
 
@@ -169,7 +176,7 @@ class ClientCredentials:
         except Exception as e:
             metrics.TOKEN_FETCHES.labels("failed").inc()
             self._failures += 1
-            # Other errors than FetchError are unexpected, and could contain the secret.
+            # Errors other than FetchError are unexpected, and could contain the secret.
             self._error = str(e) if isinstance(e, FetchError) else type(e).__name__
             pause = min(_MAX_RETRY_SECONDS, _MIN_RETRY_SECONDS * 2 ** min(self._failures - 1, 10))
             self._retry_at = self._clock() + pause * random.uniform(0.5, 1)
@@ -224,7 +231,7 @@ class ClientCredentials:
 async def service_tokens(config: ServiceIdentity | None, auth: Auth) -> AsyncIterator[ServiceTokens | None]:
     """Yield this service's own tokens; None if it has no identity.
 
-    auth: its issuer has the token endpoint, unless `token_url` is set.
+    auth: names the issuer whose token endpoint is used, unless `token_url` is set.
     """
     if config is None:
         yield None
@@ -232,7 +239,7 @@ async def service_tokens(config: ServiceIdentity | None, auth: Auth) -> AsyncIte
     if config.token_file is not None:
         yield FileTokens(config.token_file)
         return
-    # Imported here, because it loads the cryptography, which is not needed otherwise.
+    # Imported here, because it loads the cryptography library, which is not needed otherwise.
     from market.kit.auth.issuer import Issuer
 
     issuer: Issuer | None = None if auth.issuer is None else Issuer(auth)

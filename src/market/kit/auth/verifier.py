@@ -1,7 +1,7 @@
 """Verification of one token: a signed JWT of the configured issuer (RFC 7519, RFC 9068).
 
-The signature and the claims are checked by joserfc (docs/decisions/0018). This module, which loads it and its
-cryptography, is imported only where callers sign in.
+The signature and the claims are checked by joserfc (docs/decisions/0018). This module loads joserfc and its
+cryptography library, so it is imported only where callers sign in.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from market.kit.errors import Unavailable
 
 # A token is cached for at most this long, even if it expires later.
 _MAX_CACHED_SECONDS = 86_400.0
-# Longer key ids are not looked up: unknown ones are remembered for a while.
+# Longer key ids are rejected without a look-up, because `Keys` would remember them, which takes memory.
 _MAX_KEY_ID_CHARACTERS = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Whom a valid token identifies, when it expires (in seconds since 1970), and the key that has signed it."""
+    """Whom a valid token identifies, and the key that has signed it.
+
+    expires_at: until when it may be cached, in seconds since 1970
+    """
 
     identity: Identity
     expires_at: float
@@ -64,7 +67,10 @@ class _Registry(jws.JWSRegistry):
 
 
 class Verifier:
-    """Verifies tokens with the issuer's keys. callers: the names of services, by the subject of their tokens."""
+    """Verifies tokens with the issuer's keys.
+
+    callers: the known services: the subject of each service's token, and the service's name.
+    """
 
     def __init__(self, config: Auth, keys: Keys, callers: Mapping[str, str]) -> None:
         self._config = config
@@ -93,7 +99,7 @@ class Verifier:
         return Verified(identify(claims, self._config, self._callers), expires_at, key.thumbprint)
 
     def _header(self, token: str) -> _Header:
-        """Return the header, before the signature is checked. Raises TokenRejected if no signature could be valid."""
+        """Return the header, which is not verified yet. Raises TokenRejected if it breaks a rule."""
         try:
             header = msgspec.json.decode(urlsafe_b64decode(token.partition(".")[0].encode("ascii")), type=_Header)
         except (msgspec.MsgspecError, ValueError, TypeError, IndexError, RecursionError):
@@ -122,7 +128,7 @@ class Verifier:
     def _check_signature(self, token: str, keys: list[SigningKey]) -> tuple[bytes, SigningKey]:
         for key in keys:
             with suppress(Exception):
-                # Not only for a wrong signature, but also for a key of another type or a malformed signature.
+                # joserfc raises exceptions of many types: for a wrong or malformed signature, or a key of another type.
                 return jws.deserialize_compact(token, key.key, registry=self._registry).payload, key
         raise TokenRejected("signature", "has an invalid signature")
 

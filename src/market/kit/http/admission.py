@@ -94,7 +94,7 @@ class Ticket:
     async def __aexit__(self, *_: object) -> None:
         self._leave()
 
-    async def raise_weight(self, weight: int) -> None:
+    async def increase_weight(self, weight: int) -> None:
         """Increase the weight, if `weight` is larger, and wait until the request is admitted with it.
 
         Raises the same errors as entering.
@@ -157,8 +157,8 @@ class _SizeClass:
         if own and total > limit:
             self._refused["caller"].inc()
             raise TooManyRequests(
-                f"this caller's requests in progress would total {total} {self._unit}, at most {limit} are allowed; "
-                "wait for their responses",
+                f"this caller's requests in progress would total {total} {self._unit}, but at most {limit} are "
+                "allowed; wait for their responses",
                 retry_after=self._retry_after,
             )
         must_wait = bool(self._queue) or not self._fits(weight)

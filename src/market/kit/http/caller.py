@@ -1,4 +1,4 @@
-"""Who sent a request: the token's subject or else the client's address, even if it came through trusted proxies.
+"""Who sent a request: the subject of its token, or else the address of its client, also behind trusted proxies.
 
 A header with the client's address is trusted only if it comes from a proxy in `http.trusted_proxies`; anyone else could
 spoof it.

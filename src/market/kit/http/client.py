@@ -86,14 +86,15 @@ class HttpClient:
         idempotent: bool | None = None,
         accept_size: AcceptSize | None = None,
     ) -> HttpResponse:
-        """Return the response, whatever its status. Only 502, 503 and 504 without a problem document raise Unavailable.
+        """Return the response. Raises Unavailable for the statuses 502, 503 and 504 without a problem document.
 
         An idempotent request (by default every method but POST) is retried. If no connection can be established,
         connecting is retried for about a second, for any request. The timeout of an attempt is `timeout_seconds`
         (by default the configured one), or less if the deadline comes sooner.
 
-        `accept_size` is called with the size of a response's body before it is read. If it returns False or raises, the
-        body is not read. Unlike an unavailable upstream, that is neither retried nor counted by the circuit breaker.
+        `accept_size` is called with the size of a response's body before the body is read; if the size is not known in
+        advance, after each part of the body, with the bytes read so far. If it returns False or raises, reading stops.
+        Unlike an unavailable upstream, that is neither retried nor counted by the circuit breaker.
 
         Raises CircuitOpen or UpstreamUnreachable if the upstream has not seen the request, DeadlineExceeded or
         Unavailable if the outcome is unknown, and ResponseTooLarge if `accept_size` returned False.

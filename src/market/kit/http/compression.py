@@ -27,11 +27,11 @@ else:
     from backports import zstd
 
 Coding = Literal["zstd", "gzip"]
-# Reserves this many bytes of memory for compressing a response. Returns False if its request may not use that much.
+# Reserves this many bytes of memory for compressing a response. Returns False if the request may not use that many.
 Reserve = Callable[[Response, int], bool]
 Compressor = Callable[[bytes, Coding], bytes]
 
-# Best first: zstd takes less time, and its output is smaller. The order matters if the client prefers neither.
+# Best first: zstd takes less time, and its output is smaller. The sequence decides if the client prefers neither.
 CODINGS: tuple[Coding, ...] = get_args(Coding)
 # Higher levels save another tenth of the bytes, but take several times as long.
 _GZIP_LEVEL, _ZSTD_LEVEL = 1, 3
@@ -43,7 +43,7 @@ _MAX_THREADS = 2
 # If a larger body has waited this long for a thread, it is sent uncompressed.
 _MAX_WAIT_SECONDS = 2.0
 # A limit on the bytes of the larger bodies that wait for a thread or are being compressed. A body that would exceed it
-# is sent uncompressed.
+# is sent uncompressed, unless it is the only one.
 _MAX_WAITING_BYTES = 16 * 1024 * 1024
 # The bytes of memory that compression needs per byte of the body: for the output, and for the buffers joined into it.
 _MEMORY_FACTOR = 2
@@ -91,7 +91,7 @@ class Compression:
         self._waiting_bytes = 0
 
     async def apply(self, response: Response, request_headers: list[tuple[bytes, bytes]]) -> None:
-        """Compress the response, if it is large enough and the client accepts it."""
+        """Compress the response, if it is large enough and the client accepts one of our codings."""
         size = len(response.body)
         if not self._is_enabled or size < self._min_bytes:
             return

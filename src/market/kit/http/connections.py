@@ -41,7 +41,8 @@ class Connections:
     def __init__(self, limits: HttpLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.clock = clock
-        # When the next sweep is due. Timeouts are enforced up to min(1 s, a quarter of the shortest timeout) late.
+        # When the next sweep is due. A timeout may be enforced late: by 1 s, or by a quarter of the shortest timeout if
+        # that is less.
         self._sweep_at = 0.0
         self._sweep_seconds = min(
             1.0,

@@ -83,18 +83,18 @@ class Cors:
 
     def apply(self, response: Response, headers: dict[bytes, bytes]) -> None:
         """Add the CORS headers to a response. `headers` are those of the request."""
-        added = response.raw_headers
+        response_headers = response.raw_headers
         if self._depends_on_origin:
             # Added even if the origin is absent or not allowed: a cache must not use that response for an allowed one.
-            added.append((b"vary", b"origin"))
+            response_headers.append((b"vary", b"origin"))
         origin = self._allowed_origin(headers)
         if origin is None:
             return
-        added.append((b"access-control-allow-origin", origin))
+        response_headers.append((b"access-control-allow-origin", origin))
         if origin != _ANY_ORIGIN:
-            added.append((b"access-control-allow-credentials", b"true"))
+            response_headers.append((b"access-control-allow-credentials", b"true"))
         if b"access-control-request-method" not in headers:
-            added.append((b"access-control-expose-headers", _RESPONSE_HEADERS))
+            response_headers.append((b"access-control-expose-headers", _RESPONSE_HEADERS))
 
     def _allowed_origin(self, headers: dict[bytes, bytes]) -> bytes | None:
         """Return what Access-Control-Allow-Origin must say, or None if the origin is absent or not allowed."""

@@ -139,7 +139,10 @@ _NO_ROUTE = _Route("-")
 
 
 class Edge:
-    """The ASGI app: request id, deadline, body size, load shedding and metrics. Clients never get a stack trace."""
+    """The ASGI app: sets a request's context, enforces the limits, authenticates, and counts.
+
+    Clients never get a stack trace.
+    """
 
     def __init__(
         self,
@@ -201,7 +204,7 @@ class Edge:
         self._in_flight += 1
         IN_FLIGHT.inc()
         caller = address_caller(address)
-        own_in_flight = self._count_in_flight(caller, 1)
+        own_in_flight = self._change_in_flight(caller, 1)
         route = _NO_ROUTE
         status = _CLIENT_CLOSED_REQUEST
         try:
@@ -212,7 +215,7 @@ class Edge:
                 if self._cors.is_enabled and self._cors.is_preflight(scope["method"], headers):
                     response = self._cors.preflight_response(route.allowed)
                 else:
-                    operation = self._start(route, scope["method"])
+                    operation = self._select_operation(route, scope["method"])
                     if self._authenticator is not None:
                         await self._authenticate(self._authenticator, headers, scope["headers"])
                         caller = self._count_as_subject(caller)
@@ -250,7 +253,7 @@ class Edge:
             self._in_flight_body_bytes -= body_bytes
             self._in_flight -= 1
             IN_FLIGHT.dec()
-            self._count_in_flight(caller, -1)
+            self._change_in_flight(caller, -1)
             context.deadline.reset(deadline_token)
             seconds = time.perf_counter() - started
             self._count(scope["method"], route.path, status, seconds)
@@ -290,7 +293,7 @@ class Edge:
                 return route, match.groupdict()
         raise NotFound("resource at this path")
 
-    def _start(self, route: _Route, method: str) -> _Operation:
+    def _select_operation(self, route: _Route, method: str) -> _Operation:
         """Return the operation, and set its deadline. Raises MethodNotAllowed."""
         if (operation := route.methods.get(method)) is None:
             raise MethodNotAllowed(f"{route.path} allows {route.allowed}")
@@ -321,12 +324,12 @@ class Edge:
         if not (subject := identity.get().subject):
             return address
         caller = subject_caller(subject)
-        self._count_in_flight(caller, 1)
-        self._count_in_flight(address, -1)
+        self._change_in_flight(caller, 1)
+        self._change_in_flight(address, -1)
         return caller
 
-    def _count_in_flight(self, caller: str, change: int) -> int:
-        """Return how many requests of the caller are in flight after the change."""
+    def _change_in_flight(self, caller: str, change: int) -> int:
+        """Change the number of the caller's requests in flight by `change`, and return the new number."""
         count = self._in_flight_of.get(caller, 0) + change
         if count:
             self._in_flight_of[caller] = count

@@ -80,7 +80,7 @@ def document(
 
     server: the service's URL on the local stack.
     problem_members: the schemas of the extension members (RFC 9457) of the service's problems, by name.
-    access: who may call each operation, by method and path. From it follow the operations' `security`, their responses
+    access: who may call each operation, by method and path. It determines the operations' `security`, their responses
         401 and 403, and a sentence about the roles.
     issuer: the URL of the OpenID Connect issuer, if it is known; tools then offer to sign in there.
     """
@@ -161,7 +161,7 @@ def _with_refusals(responses: dict[int, tuple[str, Any]], allowed: Access) -> di
     )
     refusals: dict[int, tuple[str, Any]] = {401: (missing, None)}
     if Permission.OWN in _by_role(allowed).values():
-        refusals[403] = ("The caller's role does not permit this, or the request names somebody else.", None)
+        refusals[403] = ("The caller's role does not permit this, or only for the caller's own data.", None)
     elif Permission.NO in _by_role(allowed).values():
         refusals[403] = ("The caller's role does not permit this.", None)
     return responses | {status: meaning for status, meaning in refusals.items() if status not in responses}

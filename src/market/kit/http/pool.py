@@ -44,7 +44,10 @@ class ProtocolError(Exception):
 
 
 class ResponseTooLarge(Exception):
-    """The response is larger than the caller accepts: its body was not read, and the connection was closed."""
+    """The response is larger than the caller accepts.
+
+    The rest of its body was not read, and the connection was closed.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__(f"a response of {size} bytes is larger than the caller accepts")
@@ -238,7 +241,7 @@ class ConnectionPool:
         headers: called when the request is written, since one of the headers states how much time is left.
         seconds: the total timeout, including the wait for a connection.
 
-        Raises ConnectError, TimeoutError, ProtocolError, ResponseTooLarge, whatever `accept_size` raises, and
+        Raises ConnectError, TimeoutError, ProtocolError, ResponseTooLarge, any exception that `accept_size` raises, and
         ValueError for a path or header that contains a line break.
         """
         started = self.loop.time()

@@ -126,8 +126,8 @@ class HttpProtocol(HttpToolsProtocol):
     def buffered_response_bytes(self) -> int:
         """The number of response bytes in memory.
 
-        The event loop frees the bytes that it was given to write only once all of them have been sent. So until then
-        this is the number of bytes that were unsent when the client fell behind.
+        The event loop keeps all bytes of a write in memory until the last one has been sent. Until then, this is the
+        number of bytes that were unsent when the client fell behind.
         """
         unsent = self.unsent_bytes
         return max(unsent, self._sending_bytes) if unsent else 0
@@ -332,7 +332,7 @@ class HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, self.app)
 
     def _run_oversized(self, cycle: RequestResponseCycle) -> None:
-        """Let the application refuse a request whose body is too large; close the connection after the response."""
+        """Pass a request with an oversized body to the application, which refuses it. Then close the connection."""
         self._discards_input = True
         self._server_connections.clear_received_bytes(self)
         self._since = self._server_connections.clock()

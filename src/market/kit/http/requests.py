@@ -32,7 +32,7 @@ def read_header(request: Request, name: bytes) -> bytes | None:
     return b", ".join(found) if found else None
 
 
-# Without If-Modified-Since, which a server ignores if a resource has no modification date (RFC 9110, section 13.1.3).
+# If-Modified-Since is left out: a server ignores it if a resource has no modification date (RFC 9110, section 13.1.3).
 _PRECONDITIONS = {
     b"if-match": "If-Match",
     b"if-none-match": "If-None-Match",
@@ -87,8 +87,9 @@ async def read_body(
 ) -> T:
     """Return the decoded JSON body. Raises Malformed, BadInput, UnsupportedMediaType, TooLarge.
 
-    checks: further rules by field, which raise BadInput. If the body is invalid, they are applied to its other fields,
-        so that the error lists all wrong fields. If the body is valid, the caller applies them.
+    checks: by field, a function that raises BadInput if the value breaks a further rule. They are called only if the
+        body is invalid, for the fields that are valid, so that the error lists all wrong fields. If the body is valid,
+        the caller has to call them.
     """
     content_type = read_header(request, b"content-type")
     if content_type != b"application/json":
@@ -211,7 +212,7 @@ def _parsers(query_type: Any) -> dict[str, Callable[[str], Any]]:
 
 
 def _parser(name: str, field_type: inspect.Type, advice: str = "") -> Callable[[str], Any] | None:
-    """Return the parser of a type, or None for text. `advice` follows the rule in the errors about a number."""
+    """Return the parser of a type, or None for text. `advice`: what the error of a number says after the rule."""
     if isinstance(field_type, inspect.Metadata):
         return _parser(name, field_type.type, (field_type.extra or {}).get("advice", ""))
     if isinstance(field_type, inspect.IntType):

@@ -72,8 +72,9 @@ def run(
 ) -> None:
     """Run `python -m market.<name>`: serve, or run the command that the first argument names. Exits the process.
 
-    The exit status is 0 after SIGTERM or SIGINT, 1 if the process cannot serve, 2 for an invalid command or
-    configuration. A command returns its own exit status; it is 1 if the command raises CommandError or OSError.
+    When serving, the exit status is 0 after SIGTERM or SIGINT, and 1 if the process cannot serve. A command returns its
+    own exit status; it is 1 if the command raises CommandError or OSError, and 130 after SIGINT. The status is 2 for an
+    invalid command or configuration.
     """
     args = sys.argv[1:] if argv is None else argv
     commands = commands or {}

@@ -138,9 +138,9 @@ def id_generator() -> Any:
 def sampler(config: Tracing, clock: Callable[[], float] = time.monotonic) -> Any:
     """Return the sampler of a process: `sample_ratio` of the traces, and at most `max_traces_per_second`.
 
-    A caller's sampled flag does not bypass these limits. The ratio is decided by the trace id alone, so all services
-    choose the same traces. A caller can pick an id that is always chosen, but not exceed the rate. If the flag is not
-    set, the trace is not sampled.
+    A trace's id alone decides whether it is in the ratio, so all services choose the same traces. A caller can pick an
+    id that is always chosen, but cannot exceed the rate. If the sampled flag in the caller's `traceparent` is set, both
+    limits still apply; if it is not set, the trace is not sampled.
     """
     from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
 

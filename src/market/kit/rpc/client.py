@@ -63,7 +63,7 @@ class IdentityRefused(Unavailable):
 
 
 class _ChannelWithIdentity:
-    """A channel for unary calls that sends a token.
+    """A channel for unary calls. It sends this service's token, if any, and reports whether the upstream accepts it.
 
     Not a gRPC interceptor, because those create an asyncio task for each call.
     """
@@ -153,7 +153,7 @@ async def call(method: Callable[..., Awaitable[T]], request: Any, timeout_second
 async def check_identity(method: Callable[..., Awaitable[Any]], request: Any, timeout_seconds: float) -> None:
     """Make the call, and raise IdentityRefused if the upstream does not accept this service.
 
-    Other errors are ignored: that an upstream is unavailable says nothing about the identity.
+    Other errors are ignored: an unavailable upstream says nothing about the identity.
     """
     try:
         await call(method, request, timeout_seconds)

@@ -69,7 +69,7 @@ class HealthService(health.aio.HealthServicer):
         try:
             await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not watching.done():
-                # Let it write NOT_SERVING first.
+                # Give it time to write NOT_SERVING.
                 await asyncio.wait((watching,), timeout=0.1)
         finally:
             stopping.cancel()

@@ -9,7 +9,7 @@ log = logs.get_logger("auth")
 
 
 class IdentityReport:
-    """Reports the first refused call, and the first one that is accepted again.
+    """Reports a refused call unless the call before it was refused for the same reason, and the next accepted call.
 
     A refusal does not make the process unready (docs/decisions/0017), since other requests still succeed.
 
