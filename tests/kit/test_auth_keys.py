@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from joserfc.jwk import ECKey
 
@@ -55,6 +56,14 @@ async def test_keys_are_fetched_once_and_tokens_verified_once(issuer: Issuer) ->
         for _ in range(3):
             assert [await subject(authentication, token) for token in tokens] == [f"user-{n}" for n in range(20)]
     assert issuer.requests == {DISCOVERY: 1, JWKS: 1}
+
+
+async def test_keys_that_are_served_as_a_key_set_only_are_fetched(issuer: Issuer) -> None:
+    """Kubernetes' API server responds with 406 to a client that accepts application/json alone."""
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(issuer.url + JWKS, headers={"accept": "application/json"})).status_code == 406
+    async with verifying(issuer) as authentication:
+        assert await subject(authentication, issuer.token("ann")) == "ann"
 
 
 async def test_a_new_key_is_fetched_when_its_first_token_comes(issuer: Issuer) -> None:

@@ -34,6 +34,8 @@ LIFETIME_SECONDS = 600
 DISCOVERY = "/.well-known/openid-configuration"
 JWKS = "/keys"
 TOKEN = "/token"
+# The media type of the keys (RFC 7517, section 8.5.1).
+KEY_SET = "application/jwk-set+json"
 # Where the fault REDIRECT leads. It serves keys that a client must not trust.
 ELSEWHERE = "/elsewhere"
 
@@ -260,6 +262,10 @@ class Issuer:
                 "id_token_signing_alg_values_supported": ["ES256", "RS256"],
             }
         if path == JWKS:
+            # As Kubernetes' API server does.
+            accepted = headers.get("accept", "*/*")
+            if KEY_SET not in accepted and "*/*" not in accepted:
+                return 406, {"error": f"the keys are {KEY_SET}"}
             return 200, {"keys": [key.jwk for key in self.keys]}
         if path == ELSEWHERE:
             return 200, {"issuer": self.url, "jwks_uri": self.url + ELSEWHERE, "keys": [SigningKey().jwk]}

@@ -16,6 +16,9 @@ from market.kit.auth.fetch import FetchError, fetch, tls_context_source
 T = TypeVar("T")
 
 _WELL_KNOWN = "/.well-known/openid-configuration"
+# Of the discovery document and of the keys. Kubernetes' API server serves the keys in the second one only, and responds
+# with 406 to a client that does not accept it.
+_MEDIA_TYPES = "application/json, application/jwk-set+json"
 _MAX_KEYS = 100
 # A smaller RSA key is too weak (RFC 7518 section 3.3). A larger one takes milliseconds for each token.
 _RSA_BITS = range(2048, 8193)
@@ -86,7 +89,7 @@ class Issuer:
         return url
 
     async def _fetch(self, url: str, document_type: type[T]) -> T:
-        headers = {}
+        headers = {"accept": _MEDIA_TYPES}
         if self._config.issuer_token_file is not None and self._may_see_token(url):
             headers["authorization"] = f"Bearer {_read_token(self._config.issuer_token_file)}"
         response = await fetch(
