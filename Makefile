@@ -26,8 +26,8 @@ test: install ## run all tests, on real servers
 chaos: install ## run the chaos test: three runs of 200 kills, about an hour (ARGS="--seed 2 ..."); report in docs/chaos
 	@$(BIN)/market chaos --seed 1 --seed 2 --seed 3 --kills 200 --report docs/chaos/report.md $(ARGS)
 
-test-cluster: install ## run the tests on the Kubernetes cluster of kubectl's current context (ARGS="...")
-	@MARKET_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -s -ra $(ARGS)
+test-cluster: install ## run the tests on the Kubernetes cluster of kubectl's current context (ARGS="tests/cluster/test_x.py" for some)
+	@MARKET_CLUSTER=1 $(BIN)/python -m pytest $(if $(findstring tests/cluster/,$(ARGS)),,tests/cluster) -s -ra $(ARGS)
 
 test-keycloak: install ## check who may do what with tokens of a real Keycloak (needs Java and Maven)
 	@MARKET_KEYCLOAK=1 $(BIN)/python -m pytest tests/issuer/test_permissions.py tests/issuer/test_browser.py tests/issuer/test_graphql.py tests/issuer/test_commands.py -ra $(ARGS)

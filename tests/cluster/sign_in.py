@@ -98,7 +98,7 @@ def _issuer() -> list[dict[str, Any]]:
         "image": "market/products:dev",
         "imagePullPolicy": "IfNotPresent",
         "command": ["python", "/srv/program.py"],
-        "env": [{"name": "PYTHONPATH", "value": "/srv"}],
+        "env": [{"name": "PYTHONPATH", "value": "/srv:/opt/market/packages"}],
         "ports": [{"name": "http", "containerPort": PORT}],
         "readinessProbe": {"tcpSocket": {"port": "http"}, "periodSeconds": 1},
         "resources": {"requests": {"cpu": "25m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}},
