@@ -131,26 +131,33 @@ class Shop:
 
 @dataclass
 class Visitor:
-    """Somebody with a browser: it keeps cookies, and sends the origin with forms."""
+    """Somebody with a browser: it keeps cookies, and sends the origin with forms.
+
+    Pages that a busy machine could not make in time (503) are loaded again.
+    """
 
     http: httpx.AsyncClient
     url: str
 
     async def get(self, path: str, **headers: str) -> httpx.Response:
-        return await self.http.get(path, headers=headers)
+        return await retried(lambda: self.http.get(path, headers=headers), 503)
+
+    async def get_once(self, path: str) -> httpx.Response:
+        """Return the response, also if the page cannot be shown."""
+        return await self.http.get(path)
 
     async def open(self, path: str) -> Document:
         """Return the page at the path, which must be one."""
-        response = await self.http.get(path, follow_redirects=True)
+        response = await retried(lambda: self.http.get(path, follow_redirects=True), 503)
         assert response.status_code == 200, f"{response.status_code} {response.text}"
         return Document(response.text)
 
     async def send(self, form: Form, *button: tuple[str, str], **values: str) -> httpx.Response:
         """Send a form, some of its fields with other values, and return the response."""
-        fields = [*form.filled(**values), *button]
+        fields = _as_dict([*form.filled(**values), *button])
         if form.method == "get":
-            return await self.http.get(form.action, params=fields)
-        return await self.http.post(form.action, data=_as_dict(fields), headers={"origin": self.url})
+            return await retried(lambda: self.http.get(form.action, params=fields), 503)
+        return await retried(lambda: self.http.post(form.action, data=fields, headers={"origin": self.url}), 503)
 
 
 def _as_dict(fields: list[tuple[str, str]]) -> dict[str, list[str]]:

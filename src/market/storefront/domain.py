@@ -98,16 +98,6 @@ class Line:
 
 
 @dataclass(frozen=True)
-class SeenLine:
-    """A line as the buyer saw it on the checkout page."""
-
-    product_id: str
-    quantity: int
-    price: str
-    currency: str
-
-
-@dataclass(frozen=True)
 class PricedLine:
     """A line with its product; None if the product does not exist any more."""
 
@@ -136,18 +126,30 @@ class Totals:
         return cls(tuple(sums.items()))
 
 
+class DraftLine(Struct, frozen=True, array_like=True):
+    """A line of a draft, with the price that the buyer saw."""
+
+    product_id: str
+    quantity: int
+    price: str
+
+
 class Draft(Struct, frozen=True, kw_only=True):
     """An order that a buyer has confirmed. Sent again with the same key, it is the same order.
 
-    user, email: None where the buyer has signed in. expected_total, expected_currency: what the buyer saw.
+    currency: of the prices that the buyer saw. user, email: None where the buyer has signed in.
     """
 
     key: str
-    lines: tuple[tuple[str, int], ...]
-    expected_total: str
-    expected_currency: str
+    lines: tuple[DraftLine, ...]
+    currency: str
     user: str | None = None
     email: str | None = None
+
+    @property
+    def total(self) -> Decimal:
+        """What the buyer saw as the total."""
+        return sum((Decimal(line.price) * line.quantity for line in self.lines), Decimal(0))
 
 
 class RequestRefused(Problem):

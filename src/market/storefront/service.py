@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import Decimal
 
 from market.contracts import money
 from market.kit import context
@@ -35,6 +34,8 @@ _MAX_SUGGESTIONS = 6
 _MAX_LISTED, _LISTED_AT_ONCE = 1000, 100
 # How long placing an order may take before the buyer is told that the outcome is not known yet.
 PLACING_SECONDS = 8.0
+# How long it may take to ask again.
+ASKING_AGAIN_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,8 @@ async def price_lines(deps: Deps, lines: Iterable[Line]) -> tuple[PricedLine, ..
     return tuple(PricedLine(line.product_id, line.quantity, by_id.get(line.product_id)) for line in wanted)
 
 
-def expected_total(amount: Decimal, currency: str) -> str:
-    """Return the total as the contract writes it."""
-    return money.write(amount, currency)
-
-
-async def place_order(deps: Deps, draft: Draft) -> Order:
-    """Place the order, or return the one that its key has placed.
+async def place_order(deps: Deps, draft: Draft, *, seconds: float = PLACING_SECONDS) -> Order:
+    """Place the order, or return the one that its key has placed. `seconds`: after which the outcome is unknown.
 
     Raises OrderChanged, KeyUsed, PlacedAndCancelled, RequestRefused for input that the shop does not accept, and
     OutcomeUnknown.
@@ -102,14 +98,14 @@ async def place_order(deps: Deps, draft: Draft) -> Order:
     order = {
         "user": draft.user,
         "email": draft.email,
-        "items": [{"productId": product_id, "quantity": quantity} for product_id, quantity in draft.lines],
-        "expectedTotal": draft.expected_total,
-        "expectedCurrency": draft.expected_currency,
+        "items": [{"productId": line.product_id, "quantity": line.quantity} for line in draft.lines],
+        "expectedTotal": money.write(draft.total, draft.currency),
+        "expectedCurrency": draft.currency,
     }
     try:
-        with context.deadline_in(PLACING_SECONDS):
+        with context.deadline_in(seconds):
             return await deps.gateway.execute(
-                operations.CREATE_ORDER, {"input": order, "key": draft.key}, Order, timeout_seconds=PLACING_SECONDS
+                operations.CREATE_ORDER, {"input": order, "key": draft.key}, Order, timeout_seconds=seconds
             )
     except FieldRefused as e:
         raise _refusal(e) from None
@@ -122,7 +118,7 @@ def _refusal(error: FieldRefused) -> Exception:
         return OrderChanged("price")
     if error.refusal == "OUT_OF_STOCK":
         shortages = error.extensions.get("shortages") or ()
-        return OrderChanged("stock", {str(s.get("productId")): int(s.get("available", 0)) for s in shortages})
+        return OrderChanged("stock", {str(s.get("productId")): int(s.get("left", 0)) for s in shortages})
     if error.refusal == "ORDER_CANCELLED":
         return PlacedAndCancelled(str(error.extensions.get("orderId", "")))
     for field, reason in error.fields:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -55,9 +56,8 @@ class Basket:
             raise BasketFull
         return Basket(tuple(quantities.items()))
 
-    def without(self, lines: tuple[tuple[str, int], ...]) -> Basket:
-        """Return the basket less the units that were ordered."""
-        ordered = dict(lines)
+    def without(self, ordered: Mapping[str, int]) -> Basket:
+        """Return the basket less the units that were ordered, by product id."""
         rest = ((product_id, quantity - ordered.get(product_id, 0)) for product_id, quantity in self.quantities)
         return Basket(tuple((product_id, quantity) for product_id, quantity in rest if quantity > 0))
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from market.storefront.pages import catalogue, language, pictures, robots
+from market.storefront.pages import basket, catalogue, checkout, language, orders, pictures, robots
 from market.storefront.pages.visit import Page
 
 ROUTES: Mapping[str, Page] = {
     "GET /": catalogue.get_catalogue,
     "GET /products/{id}": catalogue.get_product,
     "GET /suggestions": catalogue.get_suggestions,
+    "GET /basket": basket.get_basket,
+    "POST /basket": basket.change_basket,
+    "GET /checkout": checkout.get_checkout,
+    "POST /checkout": checkout.place_order,
+    "GET /checkout/pending": checkout.get_pending,
+    "POST /checkout/pending": checkout.stop_asking,
+    "GET /orders": orders.list_orders,
+    "GET /orders/{id}": orders.get_order,
+    "POST /orders/{id}/cancellation": orders.cancel_order,
     "POST /language": language.choose_language,
     "GET /images/{name}": pictures.get_picture,
     "GET /robots.txt": robots.get_robots,

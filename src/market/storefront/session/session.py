@@ -13,18 +13,21 @@ from market.storefront.session.cookies import CookieJar
 
 _PURPOSE = "session"
 _MAX_AGE_SECONDS = 30 * 24 * 3600
-_MAX_NAME, _MAX_EMAIL = 200, 254
+# Characters that an order accepts.
+MAX_NAME, MAX_EMAIL = 200, 254
 
 
 class Session(Struct, frozen=True, kw_only=True):
     """A visitor's session, which the browser keeps in a signed cookie.
 
     name, email: where nobody signs in, what the buyer has entered at the last checkout.
+    placed: the key of the last order, whose lines have left the basket.
     """
 
     id: Annotated[str, Meta(min_length=16, max_length=64)]
-    name: Annotated[str, Meta(max_length=_MAX_NAME)] = ""
-    email: Annotated[str, Meta(max_length=_MAX_EMAIL)] = ""
+    name: Annotated[str, Meta(max_length=MAX_NAME)] = ""
+    email: Annotated[str, Meta(max_length=MAX_EMAIL)] = ""
+    placed: Annotated[str, Meta(max_length=64)] = ""
 
 
 class Sessions:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import gettext
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
 from importlib.resources import files
 from io import BytesIO
 
 from babel import Locale
-from babel.dates import format_datetime
+from babel.dates import format_date, format_time
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from babel.numbers import format_currency, format_decimal
@@ -46,7 +46,8 @@ class Language:
 
     def time(self, moment: datetime) -> str:
         """Return a date with the time of day, in UTC."""
-        return f"{format_datetime(moment, 'long', locale=self.locale)}"
+        utc = moment.astimezone(UTC)
+        return f"{format_date(utc, 'long', self.locale)}, {format_time(utc, 'short', locale=self.locale)} UTC"
 
 
 @lru_cache(maxsize=4096)

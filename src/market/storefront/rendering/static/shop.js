@@ -31,3 +31,66 @@ if (search) {
 document.addEventListener("change", (event) => {
   if (event.target.matches("[data-submit-on-change]")) event.target.form.requestSubmit();
 });
+
+// Shows what another page has as its content in this one.
+function show(html) {
+  const page = new DOMParser().parseFromString(html, "text/html");
+  const focused = document.activeElement?.id;
+  for (const id of ["main", "basket-count"]) {
+    const here = document.getElementById(id);
+    const there = page.getElementById(id);
+    if (here && there) here.replaceWith(there);
+  }
+  document.title = page.title;
+  const again = focused && document.getElementById(focused);
+  (again || document.getElementById("main")).focus({ preventScroll: true });
+}
+
+// Changes of the basket, without a reload.
+document.addEventListener("submit", async (event) => {
+  const form = event.target;
+  if (!form.matches("[data-partial]")) return;
+  event.preventDefault();
+  const fields = new URLSearchParams(new FormData(form, event.submitter));
+  if (!fields.has("action")) fields.set("action", "set");
+  try {
+    const response = await fetch(form.action, { method: "POST", body: fields });
+    show(await response.text());
+  } catch {
+    location.reload();
+  }
+});
+
+// A form that is sent once, however often its button is pressed.
+document.addEventListener("submit", (event) => {
+  if (!event.target.matches("[data-once]")) return;
+  if (event.target.dataset.sent) event.preventDefault();
+  event.target.dataset.sent = "true";
+});
+addEventListener("pageshow", () => {
+  // The back button shows the page as it was left.
+  for (const form of document.querySelectorAll("[data-once]")) delete form.dataset.sent;
+});
+
+// Asks what has become of an order, until it is known.
+async function ask(address) {
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, 2000));
+    if (!document.querySelector("[data-pending]")) return;
+    try {
+      const response = await fetch(address);
+      if (response.redirected) {
+        location.replace(response.url);
+        return;
+      }
+      if (response.status !== 202 && response.status < 500) {
+        show(await response.text());
+        return;
+      }
+    } catch {
+      // The shop cannot be reached. It is asked again.
+    }
+  }
+}
+const pending = document.querySelector("[data-pending]");
+if (pending) ask(pending.dataset.pending);

@@ -1,0 +1,55 @@
+"""The basket page, and changes to the basket."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from starlette.responses import Response
+
+from market.kit.errors import Unavailable
+from market.storefront import service
+from market.storefront.basket.basket import BasketFull, parse_product_id
+from market.storefront.domain import MAX_LINES, MAX_QUANTITY, Totals
+from market.storefront.pages.visit import Visit, redirect
+
+Mistake = Literal["quantity", "full"]
+
+
+async def get_basket(visit: Visit) -> Response:
+    """Show the basket. Without the catalogue's names and prices, say that it is kept."""
+    return await _show(visit)
+
+
+async def change_basket(visit: Visit) -> Response:
+    """Add units of a product, set its quantity, or remove it."""
+    product_id = parse_product_id(visit.value("product"))
+    action = visit.value("action")
+    quantity = 0 if action == "remove" else parse_quantity(visit.value("quantity"), least=1 if action == "add" else 0)
+    if quantity is None:
+        return await _show(visit, "quantity")
+    try:
+        if action == "add":
+            visit.basket = visit.basket.add(product_id, quantity)
+        else:
+            visit.basket = visit.basket.put(product_id, quantity)
+    except BasketFull:
+        return await _show(visit, "full")
+    return redirect("/basket")
+
+
+def parse_quantity(text: str, *, least: int = 1) -> int | None:
+    """Return the quantity, or None if it is not a whole number from `least` to the most units of a line."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        return None
+    quantity = int(text)
+    return quantity if least <= quantity <= MAX_QUANTITY else None
+
+
+async def _show(visit: Visit, mistake: Mistake | None = None) -> Response:
+    status = 200 if mistake is None else 400
+    limits = {"max_lines": MAX_LINES, "max_quantity": MAX_QUANTITY}
+    try:
+        lines = await service.price_lines(visit.deps, visit.basket.lines)
+    except Unavailable:
+        return visit.page("basket.html", status=503, lines=None, totals=None, mistake=mistake, **limits)
+    return visit.page("basket.html", status=status, lines=lines, totals=Totals.of(lines), mistake=mistake, **limits)

@@ -1,0 +1,261 @@
+"""The checkout: one page on which a buyer sees everything and confirms it, and what comes of it.
+
+The page has the order's idempotency key and the prices that the buyer sees. However often it is sent (by a double
+click, a reload, the back button, a retry), there is one order, and it costs what was seen. Otherwise nothing is
+ordered, and the page is shown again with another key and the differences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from uuid import uuid4
+
+import msgspec
+from starlette.responses import Response
+
+from market.contracts import money
+from market.kit.errors import BadInput
+from market.storefront import service
+from market.storefront.basket.basket import parse_product_id
+from market.storefront.domain import (
+    MAX_LINES,
+    Draft,
+    DraftLine,
+    KeyUsed,
+    Line,
+    OrderChanged,
+    OutcomeUnknown,
+    PlacedAndCancelled,
+    PricedLine,
+    RequestRefused,
+    Totals,
+)
+from market.storefront.pages.basket import parse_quantity
+from market.storefront.pages.visit import Visit, redirect
+from market.storefront.session.session import MAX_EMAIL, MAX_NAME
+
+# The cookie with an order whose outcome is not known yet, and how long it is asked for.
+_UNKNOWN = "unknown_order"
+_UNKNOWN_MAX_AGE_SECONDS = 24 * 3600
+_MAX_KEY = 64
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a line differs from what the buyer saw: the earlier price or quantity, where it is another one now."""
+
+    product_id: str
+    product_name: str | None
+    price_before: str | None = None
+    currency_before: str | None = None
+    quantity_before: int | None = None
+    quantity: int = 0
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """What the buyer has to correct: by field, or the shop's own words."""
+
+    name: bool = False
+    email: bool = False
+    others: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.name or self.email or bool(self.others)
+
+
+@dataclass
+class Checkout:
+    """What the checkout page shows. `is_asked_again`: because the shop has refused the order as it was seen."""
+
+    lines: tuple[PricedLine, ...]
+    name: str
+    email: str
+    is_asked_again: bool = False
+    changes: tuple[Change, ...] = ()
+    total_before: tuple[str, Decimal] | None = None
+    mistakes: Mistakes = field(default_factory=Mistakes)
+    key: str = field(default_factory=lambda: uuid4().hex)
+
+    @property
+    def totals(self) -> Totals:
+        return Totals.of(self.lines)
+
+
+async def get_checkout(visit: Visit) -> Response:
+    """Show the checkout page of the basket."""
+    if _unknown(visit) is not None:
+        # Another order could be the same one again.
+        return redirect("/checkout/pending")
+    priced = await service.price_lines(visit.deps, visit.basket.lines)
+    lines = tuple(line for line in priced if line.product is not None)
+    if not lines:
+        return redirect("/basket")
+    gone = tuple(Change(line.product_id, None) for line in priced if line.product is None)
+    checkout = Checkout(lines, visit.session.name, visit.session.email, changes=gone)
+    return visit.page("checkout.html", checkout=checkout)
+
+
+async def place_order(visit: Visit) -> Response:
+    """Place the order that the buyer has confirmed."""
+    draft = _read_draft(visit)
+    mistakes = _find_mistakes(visit, draft)
+    if mistakes:
+        return await _correct(visit, draft, mistakes)
+    return await _place(visit, draft, service.PLACING_SECONDS)
+
+
+async def get_pending(visit: Visit) -> Response:
+    """Find out what has become of an order, by sending it again with the same key."""
+    draft = _unknown(visit)
+    if draft is None:
+        return redirect("/orders")
+    if visit.query("wait"):
+        return _still_unknown(visit)
+    return await _place(visit, draft, service.ASKING_AGAIN_SECONDS)
+
+
+async def stop_asking(visit: Visit) -> Response:
+    """Forget an order whose outcome is not known. It may exist."""
+    response = redirect("/orders")
+    visit.site.cookies.remove(response, _UNKNOWN)
+    return response
+
+
+async def _place(visit: Visit, draft: Draft, seconds: float) -> Response:
+    try:
+        order = await service.place_order(visit.deps, draft, seconds=seconds)
+    except OutcomeUnknown:
+        if visit.request.method == "GET":
+            return _still_unknown(visit)
+        response = redirect("/checkout/pending?wait=1")
+        visit.site.cookies.write(response, _UNKNOWN, draft, max_age=_UNKNOWN_MAX_AGE_SECONDS)
+        return response
+    except OrderChanged as e:
+        response = await _ask_again(visit, draft, e)
+    except PlacedAndCancelled as e:
+        response = redirect(f"/orders/{e.order_id}")
+    except KeyUsed:
+        response = visit.page("key_used.html", status=409)
+    except RequestRefused as e:
+        response = await _correct(visit, draft, _mistakes_of(e))
+    else:
+        if visit.session.placed != draft.key:
+            visit.basket = visit.basket.without({line.product_id: line.quantity for line in draft.lines})
+        remembered = {"name": draft.user or "", "email": draft.email or "", "placed": draft.key}
+        visit.session = msgspec.structs.replace(visit.session, **remembered)
+        response = redirect(f"/orders/{order.id}?placed=1")
+    # Whatever it is, the outcome is known.
+    visit.site.cookies.remove(response, _UNKNOWN)
+    return response
+
+
+def _still_unknown(visit: Visit) -> Response:
+    return visit.page("pending.html", status=202)
+
+
+def _unknown(visit: Visit) -> Draft | None:
+    return visit.site.cookies.read(visit.request, _UNKNOWN, Draft, max_age=_UNKNOWN_MAX_AGE_SECONDS)
+
+
+def _read_draft(visit: Visit) -> Draft:
+    """Return what the buyer has confirmed. Raises BadInput for a form that the page does not send."""
+    lines = tuple(_read_line(text) for text in visit.values("line"))
+    key, currency = visit.value("key"), visit.value("currency")
+    if not 1 <= len(lines) <= MAX_LINES:
+        raise BadInput("line", f"must be there 1 to {MAX_LINES} times")
+    if not (key.isascii() and key.isalnum() and len(key) <= _MAX_KEY):
+        raise BadInput("key", "must be the key of a checkout page")
+    if not (currency.isascii() and currency.isalpha() and len(currency) == 3):
+        raise BadInput("currency", "must be the code of a currency")
+    if not visit.site.is_open:
+        return Draft(key=key, lines=lines, currency=currency)
+    return Draft(key=key, lines=lines, currency=currency, user=visit.value("name"), email=visit.value("email"))
+
+
+def _read_line(text: str) -> DraftLine:
+    product_id, _, rest = text.partition(":")
+    quantity_text, _, price = rest.partition(":")
+    quantity = parse_quantity(quantity_text)
+    if quantity is None:
+        raise BadInput("line", "must have a quantity")
+    try:
+        money.parse_price(price)
+    except ValueError as e:
+        raise BadInput("line", f"the price {e}") from None
+    return DraftLine(parse_product_id(product_id), quantity, price)
+
+
+def _find_mistakes(visit: Visit, draft: Draft) -> Mistakes:
+    if not visit.site.is_open:
+        return Mistakes()
+    name, email = draft.user or "", draft.email or ""
+    at = email.rpartition("@")
+    return Mistakes(
+        name=not (1 <= len(name) <= MAX_NAME and name.isprintable()),
+        email=not (at[0] and at[2] and len(email) <= MAX_EMAIL and email.isprintable() and " " not in email),
+    )
+
+
+def _mistakes_of(refusal: RequestRefused) -> Mistakes:
+    fields = {name for name, _ in refusal.fields}
+    name, email = "input.user" in fields, "input.email" in fields
+    return Mistakes(name, email, () if name or email else (str(refusal),))
+
+
+async def _correct(visit: Visit, draft: Draft, mistakes: Mistakes) -> Response:
+    """Show the page again, with what the buyer has to correct. The prices are those of now."""
+    checkout = await _compare(visit, draft, {})
+    checkout.mistakes = mistakes
+    return _show(visit, checkout, status=400)
+
+
+async def _ask_again(visit: Visit, draft: Draft, changed: OrderChanged) -> Response:
+    """Show the page again with the differences, and the quantities that are left."""
+    checkout = await _compare(visit, draft, changed.available)
+    checkout.is_asked_again = True
+    for change in checkout.changes:
+        if change.quantity_before is not None and visit.basket.quantity(change.product_id) > change.quantity:
+            visit.basket = visit.basket.put(change.product_id, change.quantity)
+    return _show(visit, checkout, status=409)
+
+
+def _show(visit: Visit, checkout: Checkout, *, status: int) -> Response:
+    if not checkout.lines:
+        return visit.page("nothing_left.html", status=status, checkout=checkout)
+    return visit.page("checkout.html", status=status, checkout=checkout)
+
+
+async def _compare(visit: Visit, draft: Draft, available: dict[str, int]) -> Checkout:
+    """Return the checkout page of a draft with the products of now, and how they differ from what the buyer saw.
+
+    available: the units that are left of products with a shortage.
+    """
+    wanted = (
+        Line(line.product_id, min(line.quantity, available.get(line.product_id, line.quantity))) for line in draft.lines
+    )
+    priced = await service.price_lines(visit.deps, wanted)
+    changes = []
+    for before, now in zip(draft.lines, priced, strict=True):
+        product = now.product
+        if product is None:
+            changes.append(Change(before.product_id, None, quantity_before=before.quantity))
+            continue
+        same_price = (Decimal(product.price), product.currency) == (Decimal(before.price), draft.currency)
+        if same_price and now.quantity == before.quantity:
+            continue
+        changes.append(
+            Change(
+                before.product_id,
+                product.name,
+                None if same_price else before.price,
+                None if same_price else draft.currency,
+                None if now.quantity == before.quantity else before.quantity,
+                now.quantity,
+            )
+        )
+    lines = tuple(line for line in priced if line.product is not None and line.quantity)
+    name, email = draft.user or visit.session.name, draft.email or visit.session.email
+    total_before = (draft.currency, draft.total) if changes else None
+    return Checkout(lines, name, email, changes=tuple(changes), total_before=total_before)

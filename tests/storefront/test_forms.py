@@ -1,0 +1,132 @@
+"""Forms of other sites, cookies, redirections and headers."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.storefront.visitor import Document, Shop, Visitor
+
+
+async def form_fields(visitor: Visitor, shop: Shop) -> dict[str, str]:
+    product = await shop.create_product()
+    page = await visitor.open(f"/products/{product['id']}")
+    return dict(page.form("/basket").fields) | {"action": "add"}
+
+
+async def basket_of(visitor: Visitor) -> str | None:
+    return visitor.http.cookies.get("market_basket")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:1"},
+        {"referer": "https://evil.example/page"},
+        {"sec-fetch-site": "cross-site"},
+    ],
+)
+async def test_a_form_that_another_site_sends_changes_nothing(
+    shop: Shop, visitor: Visitor, headers: dict[str, str]
+) -> None:
+    fields = await form_fields(visitor, shop)
+    response = await visitor.http.post("/basket", data=fields, headers=headers)
+    assert (response.status_code, await basket_of(visitor)) == (403, None)
+    assert "This is not permitted" in Document(response.text).text
+
+
+async def test_a_form_of_another_session_changes_nothing(shop: Shop, visitor: Visitor) -> None:
+    fields = await form_fields(visitor, shop)
+    async with shop.new_visitor() as other:
+        await other.open("/")
+        response = await other.http.post("/basket", data=fields, headers={"origin": shop.url})
+        assert (response.status_code, await basket_of(other)) == (403, None)
+        fields.pop("form_token")
+        response = await other.http.post("/basket", data=fields, headers={"origin": shop.url})
+        assert (response.status_code, await basket_of(other)) == (403, None)
+
+
+async def test_a_cookie_that_was_changed_is_as_good_as_none(shop: Shop, visitor: Visitor) -> None:
+    fields = await form_fields(visitor, shop)
+    await visitor.http.post("/basket", data=fields, headers={"origin": shop.url})
+    basket = visitor.http.cookies["market_basket"]
+    for forged in (f"x{basket}", basket[:-1], "x", "a.b.c", "ü", "x" * 5000, visitor.http.cookies["market_session"]):
+        async with httpx.AsyncClient(base_url=shop.url) as http:
+            response = await http.get("/basket", headers={"cookie": f"market_basket={forged}".encode()})
+            assert response.status_code == 200
+            assert "Your basket is empty." in Document(response.text).text
+
+
+async def test_cookies_cannot_be_read_by_scripts_or_sent_by_other_sites(shop: Shop, visitor: Visitor) -> None:
+    fields = await form_fields(visitor, shop)
+    response = await visitor.http.post("/basket", data=fields, headers={"origin": shop.url})
+    [cookie] = response.headers.get_list("set-cookie")
+    attributes = {part.strip().lower() for part in cookie.split(";")[1:]}
+    assert {"httponly", "samesite=lax", "path=/"} <= attributes
+    assert "secure" not in attributes  # This shop has no https.
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["https://evil.example/", "//evil.example", "/\\evil.example", "/\t/evil.example", "javascript:alert(1)", ""],
+)
+async def test_the_language_switch_leads_to_no_other_host(visitor: Visitor, target: str) -> None:
+    form = (await visitor.open("/")).form("/language")
+    response = await visitor.send(form, ("language", "ru"), next=target)
+    assert (response.status_code, response.headers["location"]) == (303, "/")
+
+
+async def test_the_language_is_the_browsers_until_it_is_chosen(shop: Shop, visitor: Visitor) -> None:
+    visitor.http.headers["accept-language"] = "de, ru;q=0.8, en;q=0.5"
+    response = await visitor.get("/?q=a")
+    assert response.headers["content-language"] == "ru"
+    response = await visitor.send(Document(response.text).form("/language"), ("language", "en"))
+    assert response.headers["location"] == "/?q=a"
+    assert (await visitor.get("/")).headers["content-language"] == "en"
+
+
+async def test_every_page_forbids_frames_and_foreign_scripts(visitor: Visitor) -> None:
+    for path in ("/", "/basket", "/orders", "/nothing"):
+        headers = (await visitor.get(path)).headers
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'; script-src 'self'; style-src 'self'" in headers["content-security-policy"]
+        assert headers["cache-control"] == "private, no-store"
+
+
+async def test_a_basket_holds_fifty_products_and_no_more(shop: Shop, visitor: Visitor) -> None:
+    fields = await form_fields(visitor, shop)
+    for i in range(50):
+        filled = {**fields, "product": str(uuid4()), "quantity": str(999_999 - i)}
+        response = await visitor.http.post("/basket", data=filled, headers={"origin": shop.url})
+        assert response.status_code == 303
+    response = await visitor.http.post("/basket", data=fields, headers={"origin": shop.url})
+    assert response.status_code == 400
+    page = Document(response.text)
+    assert "The basket is full" in page.text
+    assert page.text.count("This product is no longer sold.") == 50
+    assert len(visitor.http.cookies["market_basket"]) < 3900
+
+
+async def test_wrong_input_never_ends_in_an_internal_error(shop: Shop, visitor: Visitor) -> None:
+    token = (await form_fields(visitor, shop))["form_token"]
+    wrong = ["", "x", "-1", "1e9", "\x00", "'\"<>", "🫖" * 300, "1:2:3", "9" * 30, str(uuid4())]
+    for path in ("/basket", "/checkout", "/checkout/pending", f"/orders/{uuid4()}/cancellation", "/language"):
+        for value in wrong:
+            names = ("product", "quantity", "action", "line", "key", "currency", "name", "email", "next", "language")
+            fields = {**dict.fromkeys(names, value), "form_token": token}
+            response = await visitor.http.post(path, data=fields, headers={"origin": shop.url})
+            assert response.status_code != 500, (path, value, response.text)
+            response = await visitor.http.post(
+                path, content=value.encode(), headers={"origin": shop.url, "content-type": "text/plain"}
+            )
+            assert response.status_code in (403, 415), (path, value)
+    for value in wrong:
+        for path in ("/", "/suggestions", "/orders", "/products/x", "/checkout/pending"):
+            parameters = {"q": value, "sort": value, "after": value, "name": value, "placed": value}
+            response = await visitor.http.get(path, params=parameters)
+            assert response.status_code != 500, (path, value)
