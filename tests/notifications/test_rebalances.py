@@ -9,9 +9,15 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from market.kit.process.health import Health
+from market.kit.process.tasks import FAILURES
 from market.notifications import metrics
 from market.notifications.config import Config
+from market.notifications.consumer.dispatcher import Dispatcher
+from market.notifications.consumer.group_member import GroupMember
+from market.notifications.consumer.memory import MemoryBudget
 from market.notifications.consumer.orders_consumer import OrdersConsumer
+from market.notifications.consumer.start import StartOffsets
+from market.notifications.consumer.topic import TopicDescriber
 from market.notifications.domain import Message, PendingMessage
 from market.notifications.sent_log.log import SentLog
 from tests.notifications.conftest import PARTITIONS, Mailing, event
@@ -123,4 +129,52 @@ async def test_messages_read_before_their_partition_is_revoked_are_left_to_the_n
         slow.rebalanced.set()
         other.stop()
         await consumer.stop(60)
+        await sent_log.close()
+
+
+async def test_a_member_that_has_to_rejoin_its_group_reads_on_and_counts_no_failure(mailing: Mailing) -> None:
+    config = msgspec.convert(mailing.config(), Config, strict=False)
+    topic = TopicDescriber(config.kafka)
+    sent_log = SentLog(config.kafka, max_ids=1_000)
+    memory = MemoryBudget(1_000, 1_000_000)
+    handled: set[bytes] = set()
+
+    async def handle(pending: PendingMessage) -> None:
+        handled.add(pending.message.key or b"")
+
+    dispatcher = Dispatcher(
+        handle, lambda _: "", AvailableMailServer(), memory, max_concurrency=1, max_per_domain=1, max_waiting=1
+    )
+    assignments: list[int] = []
+    member = GroupMember(
+        config.kafka,
+        dispatcher,
+        memory,
+        AvailableMailServer(),
+        topic,
+        StartOffsets(config.kafka, topic, sent_log, read_from_beginning=True),
+        sent_log,
+        to_pending=lambda message: PendingMessage(message, message.offset),
+        rate_limiter=None,
+        on_assignment=assignments.append,
+        health=None,
+        faults=None,
+    )
+    failures = FAILURES.labels(f"{config.kafka.topic}-consumer")._value.get()
+    member.start()
+    try:
+        await until(lambda: assignments[-1:] == [PARTITIONS], what="the member has joined")
+        known = len(assignments)
+        member.rejoin("a test")
+        await until(
+            lambda: 0 in assignments[known:] and assignments[-1] == PARTITIONS, what="the member has left and rejoined"
+        )
+        published = event()
+        mailing.publish(published)
+        await until(lambda: handled == {published["subject"].encode()}, what="the message is read")
+        assert FAILURES.labels(f"{config.kafka.topic}-consumer")._value.get() == failures
+    finally:
+        await member.stop(10)
+        await dispatcher.close()
+        await asyncio.to_thread(topic.close)
         await sent_log.close()

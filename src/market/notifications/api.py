@@ -81,7 +81,8 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
             if pending.dead_letter is None:
                 return delay
         except Exception as e:
-            # Also retried only for a limited time: a bug must not block the messages with the same key forever.
+            # Like a deferral, retried only for a limited time: a bug must not block the messages with the same key
+            # forever.
             log.exception("processing failed", **origin(message))
             delay = await service.retry_later(deps, pending, "internal-error", f"{type(e).__name__}: {e}", notification)
             if pending.dead_letter is None:

@@ -22,7 +22,7 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     # Partitions of the topics of dead letters and deferred mails; the sent log always has one. 0 means that the broker
     # is the embedded one.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
-    # Replication factor and min.insync.replicas of these topics.
+    # Replication factor and min.insync.replicas of these topics, and of the sent log.
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
     # A member that sends no heartbeat for this long is removed from the group. Brokers reject less than 6 s by default.
@@ -36,8 +36,8 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     sent_log_max_ids: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 500_000
     # Events that are older than this are looked up in the sent log before they are mailed.
     sent_log_min_age_seconds: Annotated[float, Meta(ge=0)] = 60.0
-    # Consumption of a partition without a committed offset starts this long before the group's first start, to allow
-    # for clock differences between publishers and brokers.
+    # A partition that has lost its committed offset is read from the time of the group's first start, minus this
+    # tolerance, because the clocks of publishers and brokers may differ.
     first_start_tolerance_seconds: Annotated[float, Meta(ge=0)] = 60.0
     # The process is not ready if an assigned partition with unread messages makes no progress for this long.
     stalled_after_seconds: Seconds = 60.0
@@ -131,7 +131,7 @@ class Retry(Section, frozen=True, kw_only=True):
     initial_seconds: Seconds = 1.0
     max_seconds: Seconds = 60.0
     in_memory_seconds: Annotated[float, Meta(ge=0)] = 30.0
-    # How many messages may wait in memory at the same time.
+    # How many messages may wait in memory for a retry at the same time.
     max_in_memory: Annotated[int, Meta(ge=0, le=100_000)] = 100
     # Limits on the delay until a deferred mail is attempted again. Within them, the delay is the time since the first
     # deferral, so that it grows with the age of the mail.

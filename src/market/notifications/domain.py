@@ -61,11 +61,11 @@ class DeadLetterReason:
 class Deferral:
     """What is stored with a deferred mail.
 
-    first_deferred_at: when it was first deferred, or when processing it first failed
+    first_deferred_at: when the mail was first deferred, or when processing it first failed
     due_at: when the next attempt may be made
     attempts: how many attempts have failed
     reserved: whether the attempt at `due_at` already counts against the rate limit of the mail's throttled domain
-    reason: why the last attempt failed, for operators
+    reason: why the last attempt failed, for operators; empty if none was made
     """
 
     first_deferred_at: datetime
@@ -84,7 +84,7 @@ class PendingMessage:
     """
 
     message: Message
-    # The offset in the partition that it was read from. For a deferred mail it differs from that of `message`, which is
+    # The offset of the record that was read. For a deferred mail, this is not `message.offset`, which is the offset of
     # the original message.
     offset: int
     # How many attempts have failed since it was read.
@@ -131,7 +131,7 @@ class Notification:
 
     sequence: the number of the event within its order; later events have higher numbers
     recipient: the address, in the form in which it is sent to mail servers; None if the order has no valid address
-    has_address: whether the order has anything that looks like an e-mail address
+    has_address: whether the order has anything that contains an @, even if it is not a valid address
     """
 
     event_id: str
@@ -214,4 +214,4 @@ class MailServerUnavailable(Exception):
 
 
 class SenderRejected(MailServerUnavailable):
-    """The mail server rejects our account (login, policy or sending limit), and with it every mail."""
+    """The mail server rejects our account (login, policy or sending limit), and so every mail."""

@@ -10,15 +10,20 @@ MAIL_DURATION = Histogram(
     "Time from composing a mail until the mail server has accepted it or the attempt has failed.",
 )
 SKIPPED_EVENTS = Counter("market_notifications_skipped_events_total", "Events for which no mail is sent.", ["reason"])
-RETRIES = Counter("market_notifications_retries_total", "Scheduled retries of messages.", ["reason"])
+RETRIES = Counter(
+    "market_notifications_retries_total",
+    "Scheduled retries of messages, by reason: deferred (by the mail server), internal-error, deferral (the deferred "
+    "mail could not be stored) or dead-letter (the dead letter could not be written).",
+    ["reason"],
+)
 DEAD_LETTERS = Counter(
     "market_notifications_dead_letters_total", "Messages written to the dead letter topic.", ["reason"]
 )
 PAUSED = Gauge("market_notifications_paused", "1 while consumption is paused for this reason.", ["reason"])
 LAG = Gauge(
     "market_notifications_lag",
-    "Messages of the partition after the committed offset. Every process reports all partitions, including those that "
-    "are assigned to other members.",
+    "Messages after the committed offset, by partition. Every process reports all partitions, including those that are "
+    "assigned to other members.",
     ["partition"],
 )
 ASSIGNED = Gauge("market_notifications_assigned_partitions", "Partitions that are assigned to this process.")
@@ -33,7 +38,7 @@ STALLED = Gauge(
 )
 DEFERRED = Gauge(
     "market_notifications_deferred_mails",
-    "Deferred mails in the partition of their topic. Every process reports all partitions, including those that are "
+    "Deferred mails, by partition of their topic. Every process reports all partitions, including those that are "
     "assigned to other members.",
     ["partition"],
 )
@@ -67,7 +72,7 @@ UNSETTLED = Gauge(
 UNSETTLED_BYTES = Gauge("market_notifications_unsettled_bytes", "Size of the messages read but not settled.")
 OFFSET_RESETS = Counter(
     "market_notifications_offset_resets_total",
-    "Offsets that were out of range. Each partition is then read again from the first message after the group's first "
+    "Offsets that were out of range. The partition is then read again from the first message after the group's first "
     "start.",
 )
 STARTS_WITHOUT_OFFSET = Counter(

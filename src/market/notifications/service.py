@@ -29,7 +29,7 @@ from market.notifications.mail.mailer import Mailer
 log = logs.get_logger("mailing")
 
 _MAX_RECENT_NOTIFICATIONS = 10_000
-# An event does not become a dead letter because of deferrals until this many attempts have failed.
+# The minimum number of failed attempts before an event becomes a dead letter because its retries are exhausted.
 _MIN_ATTEMPTS = 5
 
 
@@ -64,10 +64,10 @@ class Throttle(Protocol):
     """Limits delivery attempts to domains that defer mails. In production: deferral.throttle.DomainThrottle."""
 
     def record_deferred(self, domain: str) -> None:
-        """Record that the mail server deferred a mail to the domain."""
+        """Record that the mail server deferred a mail for the domain."""
 
     def record_accepted(self, domain: str) -> None:
-        """Record that the mail server accepted a mail to the domain."""
+        """Record that the mail server accepted a mail for the domain."""
 
     def is_throttled(self, domain: str) -> bool:
         """Return whether delivery attempts to the domain are limited."""
@@ -79,11 +79,11 @@ class Throttle(Protocol):
         """
 
 
-class DeferredOrders(Protocol):
+class OrdersWithDeferredMail(Protocol):
     """Knows which orders have a deferred mail. In production: deferral.orders.OrdersWithDeferredMail."""
 
     def add(self, order_id: UUID, sequence: int, seconds: float) -> None:
-        """Record for `seconds` that the notification was deferred."""
+        """Record that the notification was deferred. The entry expires after `seconds`."""
 
     def remove(self, order_id: UUID, sequence: int) -> None:
         """Record that the notification is no longer deferred: it was mailed, skipped or stored as a dead letter."""
@@ -98,7 +98,7 @@ class DeferralDeps:
 
     store: DeferredMailStore
     throttle: Throttle
-    orders_with_deferred_mail: DeferredOrders
+    orders_with_deferred_mail: OrdersWithDeferredMail
 
 
 class RecentNotifications:
@@ -131,7 +131,7 @@ class Deps:
     recent: RecentNotifications = field(default_factory=RecentNotifications)
     # None if an operator replays a dead letter: then no mail is stored as a deferred mail.
     deferral_deps: DeferralDeps | None = None
-    # None if an operator replays a dead letter: its event is mailed whether or not it was mailed before.
+    # None if an operator replays a dead letter: its event is mailed even if it was mailed before.
     sent_log: SentLogForMailing | None = None
     # Events that are older than this are looked up in the sent log.
     sent_log_min_age: timedelta = timedelta(0)
@@ -180,7 +180,7 @@ async def notify(deps: Deps, notification: Notification, deferral: Deferral | No
 async def _was_sent(deps: Deps, notification: Notification) -> bool:
     """Return whether the sent log has the event. Events younger than `sent_log_min_age` are not looked up.
 
-    Nearly all of these are new; one that was mailed just before a crash may be mailed again.
+    Nearly all younger events are new. A younger one that was mailed just before a crash may be mailed again.
     """
     if deps.sent_log is None:
         return False
@@ -205,7 +205,7 @@ def _hold_back_if_necessary(
 
 
 def _deferral_seconds(deps: Deps, first_deferred_at: datetime | None) -> float:
-    """Return the delay until the next attempt: the time since the first deferral, clamped to the configured limits.
+    """Return the seconds until the next attempt: the time since the first deferral, within the configured limits.
 
     So the delay grows with the age of the mail.
     """
@@ -261,9 +261,9 @@ async def retry_later(
 async def hold_back(
     deps: Deps, pending: PendingMessage, held_back: MailHeldBack, notification: Notification
 ) -> float | None:
-    """Store a mail that must not be sent yet as a deferred mail.
+    """Defer a mail that must not be sent yet.
 
-    Return None once it is stored. If that fails, return the seconds until it should be tried again.
+    Return None once the deferred mail is stored. If that fails, return the seconds until the next try.
     """
     now = deps.clock()
     deferral = Deferral(
@@ -282,7 +282,7 @@ async def _defer(
     """Store a deferred mail. Return None once it is stored. If that fails, return the seconds until the next try."""
     assert deps.deferral_deps is not None
     if notification is not None:
-        # The record expires some time after the mail is due: another process may send the mail, and this one does not
+        # The entry expires some time after the mail is due. Another process may send the mail, and this one does not
         # learn of it.
         wait = (deferral.due_at - deps.clock()).total_seconds() + deps.retry.max_deferral_seconds
         deps.deferral_deps.orders_with_deferred_mail.add(notification.order_id, notification.sequence, wait)

@@ -39,8 +39,8 @@ class ParkedMessage(NamedTuple):
     until: float
 
 
-class EventLoopCaller:
-    """Lets the consumer's thread call the event loop in which it was constructed."""
+class EventLoopRunner:
+    """Runs coroutines in the event loop in which this object was constructed, for the consumer's thread."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -65,7 +65,7 @@ class Assignment:
     def __init__(
         self,
         kafka: config.Kafka,
-        caller: EventLoopCaller,
+        runner: EventLoopRunner,
         dispatcher: Dispatcher,
         committer: OffsetCommitter,
         topic: TopicDescriber,
@@ -78,7 +78,7 @@ class Assignment:
         on_lost: Callable[[], None],
     ) -> None:
         self._config = kafka
-        self._caller = caller
+        self._runner = runner
         self._dispatcher = dispatcher
         self._committer = committer
         self._topic = topic
@@ -139,9 +139,9 @@ class Assignment:
     def assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit the offsets to start from, and start to read the partitions. Raises KafkaException."""
         if partitions:
-            # Drop the cached ids before reading the committed offsets. The next lookup reads the sent log again, so it
-            # finds every mail that the previous owner sent before it committed.
-            self._caller.loop.call_soon_threadsafe(self._sent_log.invalidate_sent_ids)
+            # Drop the cached ids before reading the committed offsets. The next look-up then reads the sent log again,
+            # and so finds every mail that the previous owner had sent before its last commit.
+            self._runner.loop.call_soon_threadsafe(self._sent_log.invalidate_sent_ids)
         topic_id = self._topic.topic_id() if partitions else ""
         starts = self._starts.commit_start_offsets(consumer, partitions, topic_id) if partitions else []
         for start in starts:
@@ -170,7 +170,7 @@ class Assignment:
             log.info("partitions revoked", topic=self._config.topic, partitions=sorted(revoked))
 
     def lose(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Stop reading partitions that were lost. Another member may already mail what is in flight here."""
+        """Stop reading partitions that were lost. Another member may already be mailing what is in flight here."""
         lost = [p.partition for p in partitions]
         log.warning(
             "partitions lost, mails in flight may be repeated", topic=self._config.topic, partitions=sorted(lost)
@@ -191,7 +191,10 @@ class Assignment:
             self._drop_queued(trackers, 0)
 
     def reset(self, consumer: Consumer, partition: int, reason: str) -> None:
-        """Read a partition again from the first message after the first start, because its offset is out of range."""
+        """Read a partition again from the first message after the first start, because its offset is out of range.
+
+        Raises KafkaException.
+        """
         old = self.trackers.get(partition)
         if old is None:
             return
@@ -218,7 +221,7 @@ class Assignment:
 
     def _drop_queued(self, trackers: list[OffsetTracker], seconds: float) -> None:
         """Drop the partitions' queued messages, and wait up to `seconds` for those in flight."""
-        self._caller.run(self._dispatcher.revoke(trackers, seconds), seconds + _CALL_TIMEOUT_SECONDS)
+        self._runner.run(self._dispatcher.revoke(trackers, seconds), seconds + _CALL_TIMEOUT_SECONDS)
 
     def _topic_partitions(self, partitions: set[int]) -> list[TopicPartition]:
         return [TopicPartition(self._config.topic, partition) for partition in partitions]

@@ -1,6 +1,6 @@
-"""Processes messages concurrently, but those with the same key one at a time and in order.
+"""Processes messages concurrently, but those with the same key one at a time, in the sequence of their offsets.
 
-The messages of a key are queued in order, and a free worker takes the first message of the next queue that is ready. A
+The messages of a key are in one queue, and a free worker takes the first message of the next queue that is ready. A
 message that waits for a retry blocks only the messages with the same key. Mail domains take turns.
 """
 
@@ -39,20 +39,21 @@ class Availability(Protocol):
 
 
 class KeyQueue:
-    """The unsettled messages with the same key in the same partition, in order."""
+    """The unsettled messages with the same key in the same partition, by ascending offset."""
 
-    __slots__ = ("domain", "finished", "key", "messages", "revoked", "timer", "tracker")
+    __slots__ = ("attempt_finished", "domain", "key", "messages", "revoked", "timer", "tracker")
 
     def __init__(self, key: Hashable, domain: str, tracker: OffsetTracker) -> None:
         self.key = key
-        # The mail domain of the first message; those with the same key are about the same order.
+        # The mail domain of the first message, which is usually also that of the others: messages with the same key are
+        # about the same order.
         self.domain = domain
         self.tracker = tracker
         self.messages: deque[PendingMessage] = deque()
         # Set while the first message waits for a retry.
         self.timer: asyncio.TimerHandle | None = None
-        # Exists while the first message is in flight, and is set when its attempt has finished.
-        self.finished: asyncio.Event | None = None
+        # While the first message is in flight, an event that is set when the attempt has finished; otherwise None.
+        self.attempt_finished: asyncio.Event | None = None
         self.revoked = False
 
 
@@ -115,8 +116,8 @@ class Dispatcher:
         revoked = set(map(id, trackers))
         in_flight = []
         for queue in [queue for queue in self._queues.values() if id(queue.tracker) in revoked]:
-            if queue.finished is not None:
-                in_flight.append(queue.finished)
+            if queue.attempt_finished is not None:
+                in_flight.append(queue.attempt_finished)
             self._drop(queue)
         if in_flight and timeout_seconds > 0:
             waiting = [asyncio.ensure_future(finished.wait()) for finished in in_flight]
@@ -139,8 +140,8 @@ class Dispatcher:
             queue.timer.cancel()
             queue.timer = None
             self._waiting -= 1
-        # The memory of a message in flight is released when it has finished.
-        in_flight = queue.messages.popleft() if queue.finished is not None else None
+        # The memory of a message in flight is released when its attempt has finished.
+        in_flight = queue.messages.popleft() if queue.attempt_finished is not None else None
         for pending in queue.messages:
             self._memory.release(pending.message.size)
         queue.messages.clear()
@@ -161,7 +162,7 @@ class Dispatcher:
     async def _process_first(self, queue: KeyQueue) -> None:
         pending = queue.messages[0]
         pending.may_wait = self._waiting < self._max_waiting
-        queue.finished = asyncio.Event()
+        queue.attempt_finished = asyncio.Event()
         delay: float | None = 0.0
         try:
             delay = await self._handler(pending)
@@ -172,8 +173,8 @@ class Dispatcher:
             log.exception("handler failed")
             delay = 1.0
         finally:
-            queue.finished.set()
-            queue.finished = None
+            queue.attempt_finished.set()
+            queue.attempt_finished = None
         settled = delay is None
         if settled:
             queue.messages.popleft()

@@ -1,6 +1,6 @@
 """A member of a consumer group.
 
-It polls, commits and rebalances in a thread of its own, so that slow mail delivery does not delay these. It uses the
+It polls, commits and rebalances in a thread of its own, so that slow mail delivery delays none of this. It uses the
 classic group protocol, which both Apache Kafka 4 and the embedded broker (librdkafka's mock cluster) support.
 Rebalancing is cooperative: it does not interrupt partitions that stay assigned.
 """
@@ -24,7 +24,7 @@ from market.kit.process import logs
 from market.kit.process.health import Health
 from market.kit.process.tasks import FAILURES
 from market.notifications import config, metrics
-from market.notifications.consumer.assignment import Assignment, EventLoopCaller
+from market.notifications.consumer.assignment import Assignment, EventLoopRunner
 from market.notifications.consumer.committer import OffsetCommitter
 from market.notifications.consumer.dispatcher import Availability, Dispatcher
 from market.notifications.consumer.memory import MemoryBudget
@@ -69,13 +69,17 @@ class RateLimiter:
         return self._next_at - now
 
 
+class RejoinRequested(Exception):
+    """The member has to leave the group and join it again; the text says why."""
+
+
 class GroupMember:
     """Reads the partitions that the group assigns to it, and passes their messages to the dispatcher.
 
-    Must be constructed inside a running event loop. Connects to nothing before `start`.
+    Must be constructed inside a running event loop. The construction connects to nothing.
 
-    to_pending: returns the pending message of a record. If it is deferred and not due yet, its partition is paused
-        until it is.
+    to_pending: returns the pending message of a record. If that is a deferred mail that is not due yet, the partition
+        is paused until the mail is due.
     mail_server: partitions are paused while it is unavailable
     rate_limiter: limits how many messages are read per second; None: no limit
     on_assignment: called in the member's thread with the number of assigned partitions
@@ -107,13 +111,13 @@ class GroupMember:
         self._rate_limiter = rate_limiter
         self._health = health
         self._faults = faults
-        self._caller = EventLoopCaller()
+        self._runner = EventLoopRunner()
         self._committer = OffsetCommitter(
             kafka.topic, self._before_commit, lambda reason: self._warn_once("commit failed", reason)
         )
         self.assignment = Assignment(
             kafka,
-            self._caller,
+            self._runner,
             dispatcher,
             self._committer,
             topic,
@@ -150,7 +154,7 @@ class GroupMember:
             await asyncio.to_thread(self._thread.join)
 
     def rejoin(self, reason: str) -> None:
-        """Leave the group, and join it again."""
+        """Make the member's thread leave the group, and join it again. Return at once. Thread-safe."""
         self._rejoin_reason = reason
 
     @property
@@ -210,6 +214,10 @@ class GroupMember:
         while not self._stopping.is_set():
             try:
                 self._consume()
+            except RejoinRequested as e:
+                self._set_unready("partitions", "rejoining the group")
+                log.warning("rejoining the group", topic=self._config.topic, reason=str(e))
+                self._stopping.wait(_REJOIN_SECONDS)
             except Exception as e:
                 FAILURES.labels(f"{self._config.topic}-consumer").inc()
                 self._set_unready("partitions", "rejoining the group")
@@ -217,7 +225,7 @@ class GroupMember:
                 self._stopping.wait(_REJOIN_SECONDS)
 
     def _consume(self) -> None:
-        """Join the group, consume until this process stops, and leave. Any error is raised after leaving."""
+        """Join the group, consume until this process stops, and leave. Any exception is raised after leaving."""
         self._rebalance_error = None
         self._rejoin_reason = ""
         self._committer.reset()
@@ -253,12 +261,15 @@ class GroupMember:
                 self._check_brokers(consumer)
 
     def _read(self, consumer: Consumer, batch: list[tuple[OffsetTracker, PendingMessage]]) -> None:
-        """Add the messages that are fetched to the batch. Calls the rebalance callbacks."""
+        """Fetch messages, and add them to the batch. Calls the rebalance callbacks.
+
+        Raises what a rebalance callback raised, RejoinRequested if `rejoin` was called, and KafkaException.
+        """
         record = consumer.poll(_POLL_SECONDS)
         if self._rebalance_error is not None:
             raise self._rebalance_error
         if self._rejoin_reason:
-            raise RuntimeError(self._rejoin_reason)
+            raise RejoinRequested(self._rejoin_reason)
         while record is not None:
             self._accept(consumer, record, batch)
             if len(batch) >= _MAX_BATCH_SIZE or self._memory.exhausted:
@@ -266,7 +277,7 @@ class GroupMember:
             record = consumer.poll(0)
 
     def _submit(self, batch: list[tuple[OffsetTracker, PendingMessage]]) -> None:
-        """Pass the batch to the dispatcher, without the messages of partitions that were revoked since it was begun.
+        """Pass the batch to the dispatcher, but not the messages of partitions that have been revoked meanwhile.
 
         Another member may already have read those messages, and will mail them.
         """
@@ -277,7 +288,7 @@ class GroupMember:
             else:
                 self._memory.release(pending.message.size)
         if assigned:
-            self._caller.loop.call_soon_threadsafe(self._dispatcher.submit, assigned)
+            self._runner.loop.call_soon_threadsafe(self._dispatcher.submit, assigned)
 
     def _accept(
         self, consumer: Consumer, record: KafkaMessage, batch: list[tuple[OffsetTracker, PendingMessage]]
@@ -343,7 +354,7 @@ class GroupMember:
         self._warned.clear()
         self._set_ready("kafka")
         self._set_ready("partitions")
-        self._caller.loop.call_soon_threadsafe(self.joined.set)
+        self._runner.loop.call_soon_threadsafe(self.joined.set)
 
     # The availability of the brokers, and failures.
 
@@ -374,4 +385,4 @@ class GroupMember:
 
     def _before_commit(self) -> None:
         if self._faults:
-            self._caller.run(self._faults.fire_if_armed("notifications.before-commit"), _FAULT_TIMEOUT_SECONDS)
+            self._runner.run(self._faults.fire_if_armed("notifications.before-commit"), _FAULT_TIMEOUT_SECONDS)

@@ -74,7 +74,7 @@ def decode_metadata(offset: int, metadata: str | None) -> tuple[int, list[int]]:
 class OffsetTracker:
     """Tracks which messages of a partition are settled, from its assignment to its revocation.
 
-    Thread-safe: the consumer's thread adds and commits, the event loop settles.
+    Thread-safe: the consumer's thread adds and commits, and the event loop settles.
     """
 
     def __init__(self, partition: int, offset: int, metadata: str | None = None, topic_id: str = "") -> None:
@@ -82,7 +82,7 @@ class OffsetTracker:
         self.topic_id = topic_id
         self._lock = Lock()
         self._read_to, expected = decode_metadata(offset, metadata)
-        # Ascending, because messages are read in order.
+        # Ascending, because messages are read by ascending offset.
         self._unsettled: dict[int, None] = dict.fromkeys(expected)
         # Unsettled according to the metadata, and not read yet.
         self._expected = deque(expected)
@@ -117,7 +117,7 @@ class OffsetTracker:
             self._unsettled.pop(offset, None)
 
     def next_commit(self) -> CommitPoint | None:
-        """Return the next point to commit, or None if it is the one committed last."""
+        """Return the next point to commit, or None if it was committed already."""
         with self._lock:
             offset = next(iter(self._unsettled), self._read_to)
             point = CommitPoint(offset, encode_metadata(offset, self._read_to, list(self._unsettled), self.topic_id))
@@ -134,7 +134,7 @@ class OffsetTracker:
 
     @property
     def next_to_read(self) -> int:
-        """The offset of the next message to process. Those that were settled before the assignment are skipped."""
+        """The offset of the next message to read, without those that were settled before the assignment."""
         with self._lock:
             return self._expected[0] if self._expected else self._read_to
 
@@ -160,8 +160,8 @@ class Position(NamedTuple):
 class StartPosition:
     """Where consumption of a partition begins.
 
-    no_offset_reason: why the group had no committed offset of this topic, to be logged and counted. None if it had one,
-        if an offset was reset, or if `replay_missed` is false and this process has not owned the partition before.
+    no_offset_reason: why the group had no committed offset of this topic, to be logged and counted. None if there was a
+        committed offset, if an offset was reset, or if consumption starts at the end because `replay_missed` is false.
     reset_reason: the offset that was out of range, and the range that the broker has; None if no offset was reset
     """
 
@@ -177,10 +177,12 @@ class PartitionState:
 
     topic_id: the id of the topic, empty if the broker has none
     low, high: the first offset that the broker has, and the one after the last
-    offset_after_first_start: that of the first message published after the group's first start; never below `low`
+    offset_after_first_start: the offset of the first message published after the group's first start, minus the
+        configured tolerance; `low` if the time of the first start is unknown
     committed: the group's offset and metadata, or None
     last_position: the first unsettled offset when this process last owned the partition, or None
-    first_start: the partition existed when the group started for the first time, and has not been assigned since
+    first_start: True if the partition existed when the group started for the first time, and has not been assigned
+        since; in the topic of deferred mails, if the partition has never had a message
     """
 
     topic_id: str

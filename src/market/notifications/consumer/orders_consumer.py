@@ -41,8 +41,8 @@ class DeferredMails(Protocol):
 class OrdersConsumer:
     """Reads the topics of orders and of deferred mails. Must be constructed inside a running event loop.
 
-    The topic of deferred mails has a group of its own, because members of an earlier version do not know the topic. It
-    does not affect readiness: the process is ready even if that topic cannot be read, since other mails can be sent.
+    The topic of deferred mails has a group of its own, because members of an earlier version do not know the topic. The
+    process is ready even if that topic cannot be read, since other mails can be sent.
 
     handler: makes one attempt at processing a message, in the event loop
     deferred_mails: restores deferred mails from their records
@@ -153,10 +153,10 @@ class OrdersConsumer:
         await asyncio.gather(asyncio.to_thread(self._topic.close), asyncio.to_thread(self._deferred_topic.close))
 
     async def check_topic(self) -> float:
-        """Let a member rejoin its group if its topic was deleted and created again.
+        """Make a member rejoin its group if its topic was deleted and created again.
 
-        Otherwise it would continue at its old offset, and skip the beginning of the new topic. Return the seconds until
-        the next check. Raises KafkaException.
+        Otherwise the member would continue at its old offset, and skip the beginning of the new topic. Return the
+        seconds until the next check. Raises KafkaException.
         """
         for member, topic in ((self._orders, self._topic), (self._deferred, self._deferred_topic)):
             if member.joined.is_set() and member.assignment.trackers:

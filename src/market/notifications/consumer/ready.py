@@ -17,7 +17,7 @@ class ReadyItems(Generic[T]):
 
     def __init__(self, max_per_domain: int) -> None:
         self._max_per_domain = max_per_domain
-        # Only domains that have items, in the order of their turns.
+        # Only domains that have items, in the sequence of their turns.
         self._domains: OrderedDict[str, deque[T]] = OrderedDict()
         self._in_flight: Counter[str] = Counter()
         self._waiters: deque[asyncio.Future[None]] = deque()

@@ -52,7 +52,7 @@ class StartOffsets:
         self._config = kafka
         self._sent_log = sent_log
         self._topic = topic
-        # True for the topic of deferred mails, which only this service writes: all of its messages are newer than the
+        # True for the topic of deferred mails. Only this service writes it, so all of its messages are newer than the
         # first start.
         self._read_from_beginning = read_from_beginning
         # Whether the topic did not exist when this process started. Then all of its events are mailed.
@@ -105,7 +105,10 @@ class StartOffsets:
         return starts
 
     def offset_after_first_start(self, consumer: Consumer, partition: int, topic_id: str) -> int:
-        """Return the offset of the first message published after the group's first start. Raises KafkaException."""
+        """Return the offset of the first message published after the group's first start, minus the tolerance.
+
+        Return the first offset if the time of the first start is unknown. Raises KafkaException.
+        """
         return self._state(consumer, TopicPartition(self._config.topic, partition), topic_id).offset_after_first_start
 
     def _start(self, consumer: Consumer, committed: TopicPartition, topic_id: str) -> StartPosition:
@@ -145,8 +148,7 @@ class StartOffsets:
             offset_after_first_start=offset_after_first_start,
             committed=(committed.offset, committed.metadata) if committed.offset >= 0 else None,
             last_position=self._last_positions.get(committed.partition),
-            # In the topic of deferred mails, a partition that has never had a message is at its first start. That is
-            # no error.
+            # In the topic of deferred mails, it is normal that a partition without messages has no committed offset.
             first_start=high == 0 if self._read_from_beginning else committed.partition in self._first_start_partitions,
         )
 

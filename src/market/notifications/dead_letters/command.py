@@ -41,11 +41,11 @@ async def dead_letters(config: Config, args: list[str]) -> int:
     try:
         letters = await asyncio.to_thread(reader.read_all)
         if options.subcommand == "list":
-            return _list([x for x in letters if options.all or x.done is None], options.json)
+            return _list([x for x in letters if options.all or x.resolution is None], options.json)
         if options.subcommand in ("replay", "drop") and options.all == bool(options.ids):
             return _fail("give either the ids of dead letters or --all")
         by_id = {letter.id: letter for letter in letters}
-        chosen = [x for x in letters if x.done is None] if options.subcommand != "show" and options.all else []
+        chosen = [x for x in letters if x.resolution is None] if options.subcommand != "show" and options.all else []
         for letter_id in options.ids:
             if letter_id not in by_id:
                 return _fail(f"there is no dead letter {letter_id}")
@@ -70,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     show = subcommands.add_parser("show", help="show dead letters with the original message")
     show.add_argument("ids", nargs="+", metavar="ID")
     replay = subcommands.add_parser(
-        "replay", help="mail dead letters now; those that the mail server accepts are marked as done"
+        "replay",
+        help="mail dead letters now; those that the mail server accepts, or that need no mail, are marked as done",
     )
     drop = subcommands.add_parser("drop", help="mark dead letters as done without mailing them")
     for subcommand in (replay, drop):
@@ -88,7 +89,7 @@ def _list(letters: list[DeadLetter], as_json: bool) -> int:
     for letter in letters:
         summary = letter.summary()
         origin = "/".join(map(str, letter.origin))
-        status = f"  [{letter.done.action} {letter.done.at}]" if letter.done else ""
+        status = f"  [{letter.resolution.action} {letter.resolution.at}]" if letter.resolution else ""
         _print(f"{letter.id:>8}  {summary['time']}  {summary['key'] or '-'}  {origin}  {summary['reason']}{status}")
     _print(f"{len(letters)} dead letter{'' if len(letters) == 1 else 's'}")
     return _OK
@@ -128,8 +129,8 @@ async def _replay_or_drop(
     try:
         for letter in letters:
             result = {"id": letter.id, "result": "dropped" if subcommand == "drop" else "replayed"}
-            if letter.done is not None:
-                result["result"] = f"already {letter.done.action}"
+            if letter.resolution is not None:
+                result["result"] = f"already {letter.resolution.action}"
             elif subcommand == "replay" and (reason := await _mail(deps, reader, letter)) is not None:
                 status = _FAILED
                 result |= {"result": "open", "reason": reason}
@@ -146,7 +147,10 @@ async def _replay_or_drop(
 
 
 async def _mail(deps: Deps, reader: DeadLetterReader, letter: DeadLetter) -> str | None:
-    """Mail a dead letter. Return None if that succeeded, otherwise the reason why the dead letter stays open."""
+    """Mail a dead letter, or skip it if its event needs no mail. Return None then.
+
+    Return the reason if it could not be mailed; the dead letter then stays open. Raises KafkaException.
+    """
     try:
         await api.replay(deps, await asyncio.to_thread(reader.original_message, letter))
     except InvalidEvent as e:

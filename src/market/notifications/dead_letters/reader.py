@@ -55,7 +55,7 @@ class DeadLetter:
     value_size: int
     headers: tuple[tuple[str, bytes | None], ...]
     # None while the dead letter is open.
-    done: Resolution | None = None
+    resolution: Resolution | None = None
 
     @property
     def id(self) -> str:
@@ -80,8 +80,8 @@ class DeadLetter:
             "key": None if self.key is None else self.key.decode("utf-8", "replace"),
             "origin": self.origin._asdict(),
             "bytes": self.value_size,
-            "status": self.done.action if self.done else "open",
-            "done_at": self.done.at if self.done else None,
+            "status": self.resolution.action if self.resolution else "open",
+            "done_at": self.resolution.at if self.resolution else None,
         }
 
     def _number(self, name: str) -> int:
@@ -120,8 +120,8 @@ class DeadLetterReader:
                 message.partition, message.offset, message.key, len(message.value or b""), message.headers
             )
             if marked := letter.header(writer.MARK_OF):
-                if marked in found and found[marked].done is None:
-                    found[marked].done = Resolution(letter.header(writer.MARK_ACTION), letter.header(writer.TIME))
+                if marked in found and found[marked].resolution is None:
+                    found[marked].resolution = Resolution(letter.header(writer.MARK_ACTION), letter.header(writer.TIME))
             else:
                 found[letter.id] = letter
         return sorted(found.values(), key=lambda letter: (letter.header(writer.TIME), letter.partition, letter.offset))

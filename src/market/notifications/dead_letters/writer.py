@@ -24,7 +24,7 @@ OMITTED = "dead-letter-value-omitted"
 # Headers of a mark: a record without a value that marks an earlier dead letter of the same partition as done.
 MARK_OF, MARK_ACTION = "dead-letter-done", "dead-letter-action"
 
-# Leaves room for the headers above.
+# Larger than the topic's limit, which the broker checks: if it rejects the message, the value is omitted.
 _MAX_MESSAGE_BYTES = events.MAX_MESSAGE_BYTES + 65_536
 _CLOSE_SECONDS = 2.0
 

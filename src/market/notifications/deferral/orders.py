@@ -25,7 +25,7 @@ class OrdersWithDeferredMail:
         self._orders: OrderedDict[UUID, tuple[int, float]] = OrderedDict()
 
     def add(self, order_id: UUID, sequence: int, seconds: float) -> None:
-        """Record for `seconds` that the notification was deferred."""
+        """Record that the notification was deferred. The entry expires after `seconds`."""
         earlier = self._sequence(order_id)
         self._orders[order_id] = (min(sequence, earlier or sequence), self._clock() + seconds)
         self._orders.move_to_end(order_id)

@@ -1,7 +1,7 @@
 """The topic of deferred mails, which wait in Kafka instead of in memory.
 
 Each record is the original message, with headers that say when it is due and where it was read. If the mail is deferred
-again, it is appended again. The partitions are read in order, and each record waits until it is due.
+again, it is appended again. The records of a partition are read one after another, and each waits until it is due.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class DeferredMailWriter:
 class DeferredMailRestorer:
     """Restores deferred mails from their records, and reports the age of the oldest one.
 
-    cycle_seconds: the length of a cycle, in which every deferred mail is read at least once. The age reported is that
-        of the oldest mail read in the current or the previous cycle.
+    cycle_seconds: the maximum time between two attempts at a deferred mail, so that each is read at least once in a
+        cycle of this length. The age reported is that of the oldest mail read in the current or the previous cycle.
     clock: returns Unix time in seconds
     """
 
@@ -96,7 +96,7 @@ class DeferredMailRestorer:
     def restore(self, record: Message) -> PendingMessage:
         """Return the deferred mail in a record: the original message, and its deferral.
 
-        If its headers are missing or malformed, the mail counts as first deferred now, and as due.
+        If the headers are missing or malformed, the mail counts as first deferred now, and as due.
         """
         headers = tuple((name, value) for name, value in record.headers if name not in _ADDED_HEADERS)
         original = Message(

@@ -17,7 +17,11 @@ _MAX_DOMAINS = 10_000
 
 @dataclass(slots=True)
 class _DeferringDomain:
-    """A domain that deferred its last mail. deferred: consecutive deferrals. next_attempt_at: by the clock."""
+    """A domain that deferred its last mail.
+
+    deferred: the number of consecutive deferrals
+    next_attempt_at: when the next attempt may be made, in seconds of the throttle's clock
+    """
 
     deferred: int = 0
     next_attempt_at: float = 0.0
@@ -42,7 +46,7 @@ class DomainThrottle:
         metrics.THROTTLED_DOMAINS.set(0)
 
     def record_deferred(self, domain: str) -> None:
-        """Record that the mail server deferred a mail to the domain."""
+        """Record that the mail server deferred a mail for the domain."""
         state = self._domains.setdefault(domain, _DeferringDomain())
         self._domains.move_to_end(domain)
         state.deferred += 1
@@ -54,7 +58,7 @@ class DomainThrottle:
             self._count_throttled(-int(oldest.deferred >= self._threshold))
 
     def record_accepted(self, domain: str) -> None:
-        """Record that the mail server accepted a mail to the domain. The domain is no longer throttled."""
+        """Record that the mail server accepted a mail for the domain. The domain is no longer throttled."""
         state = self._domains.pop(domain, None)
         if state is not None and state.deferred >= self._threshold:
             log.info("domain accepts mails again", domain=domain)
@@ -66,7 +70,7 @@ class DomainThrottle:
         return state is not None and state.deferred >= self._threshold
 
     def reserve(self, domain: str, max_seconds: float) -> float | None:
-        """Reserve the next delivery attempt to the domain. Return the seconds until it may be made, 0 for now.
+        """Reserve the next delivery attempt to the domain. Return the seconds until it may be made; 0: at once.
 
         Return None, and reserve nothing, if that is more than `max_seconds`.
         """

@@ -21,8 +21,8 @@ _SENDING_LIMIT = "4.5"
 def is_about_sender(reply: SMTPResponseException) -> bool:
     """Return whether an error reply to MAIL FROM is about our account, so that every mail would get it.
 
-    True for all permanent errors (5xx) but those about the size or the recipient. Of the temporary errors (4xx), true
-    for those about a policy or a sending limit.
+    True for all permanent errors (5xx) except those about the size or the recipient, and for temporary errors (4xx)
+    about a policy or a sending limit.
     """
     enhanced = _enhanced_code(reply)
     if reply.code in _LOGIN_CODES:
@@ -35,8 +35,7 @@ def is_about_sender(reply: SMTPResponseException) -> bool:
 def is_policy_or_limit(reply: SMTPResponseException) -> bool:
     """Return whether the reply is about a policy (x.7.x) or a sending limit of our account (x.4.5).
 
-    In reply to RCPT TO or DATA it may be about this recipient only, so the caller acts only after several
-    consecutive ones.
+    Such a reply to RCPT TO or DATA may be about the recipient only, so the caller acts only on several in a row.
     """
     enhanced = _enhanced_code(reply)
     return enhanced.startswith("7.") or enhanced == _SENDING_LIMIT

@@ -89,8 +89,7 @@ def _offsets(consumer: Consumer, kafka: config.Kafka) -> tuple[int, int]:
 def _records(consumer: Consumer, kafka: config.Kafka, start: int, min_end: int) -> Iterator[KafkaMessage]:
     """Yield the records from `start` to the current end of the log. Raises KafkaException.
 
-    min_end: an offset that the log's end has reached for certain. If `start` is not below it, there may be no record to
-        wait for, so nothing is read.
+    min_end: a lower bound of the end offset. If `start` has reached it, there may be no record, so nothing is read.
     """
     deadline = time.monotonic() + _READ_TIMEOUT_SECONDS
     if start >= min_end:
