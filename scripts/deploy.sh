@@ -92,7 +92,9 @@ folder=$root/deploy/overlays/$overlay
 [ -n "$render$profile" ] || is_kind || [ -n "$registry" ] ||
   missing+=("a registry: name the one that the nodes pull the images from with --registry R (with --build the images are built and pushed there)")
 if [ -z "$render" ]; then
-  check_classes
+  # Gateway API needs no ingress controller.
+  grep -q '^  - .*components/gateway$' "$folder/kustomization.yaml" || check_ingress_class
+  [ "$overlay" = production ] || check_storage_class
   check_namespace
   need_builder
 fi
@@ -210,19 +212,23 @@ fi
 prune_old "$work/all.yaml"
 
 # --- addresses -------------------------------------------------------------------------------------------------
+edge=ingress
+grep -q '^kind: Ingress$' "$work/all.yaml" || edge=httproute
 # The address of the ingress, or nothing.
 address() {
   local i at
+  [ $edge = ingress ] || return 0
   for ((i = 0; i < 15; i++)); do
     at=$(inside get ingress market -o 'jsonpath={.status.loadBalancer.ingress[0].ip}{.status.loadBalancer.ingress[0].hostname}')
+    [[ $at != *:* ]] || at="[$at]"
     [ -z "$at" ] || { printf '%s' "$at"; return; }
     sleep 1
   done
 }
-host=$(inside get ingress market -o 'jsonpath={.spec.rules[0].host}')
+host=$(inside get $edge market -o 'jsonpath={.spec.rules[0].host}{.spec.hostnames[0]}')
 at=$(address)
-scheme=http
-[ -z "$(inside get ingress market -o 'jsonpath={.spec.tls}')" ] || scheme=https
+scheme=https
+[ $edge = httproute ] || [ -n "$(inside get ingress market -o 'jsonpath={.spec.tls}')" ] || scheme=http
 step "ready"
 say
 if [ -n "$profile" ]; then
@@ -230,7 +236,7 @@ if [ -n "$profile" ]; then
   [ -n "$at" ] || at=$(minikube -p "$profile" ip 2>/dev/null || true)
 fi
 if [ -z "$host$at" ]; then
-  say "The ingress has no address yet: kubectl --context $context -n $NAMESPACE get ingress market -w"
+  say "The ingress has no address yet: kubectl --context $context -n $NAMESPACE get $edge market -w"
   exit 0
 fi
 url=$scheme://${host:-$at}

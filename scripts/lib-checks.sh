@@ -26,8 +26,8 @@ check_sign_in() {
   [ -z "$cluster_issuer" ] || [ "$cluster_issuer" = "$(sign_in MARKET_CLUSTER_ISSUER)" ] ||
     missing+=("the cluster's issuer: MARKET_CLUSTER_ISSUER in $where must be $cluster_issuer, got '$(sign_in MARKET_CLUSTER_ISSUER)'")
 }
-# An ingress class, which becomes `ingress_class` if it must be named, and a storage class if there are stores.
-check_classes() {
+# The ingress class becomes `ingress_class` if it must be named.
+check_ingress_class() {
   local found
   found=$(classes ingressclasses ingressclass.kubernetes.io/is-default-class) || found=''
   if [ -z "$found" ]; then
@@ -38,7 +38,10 @@ check_classes() {
       missing+=("a default ingress class, because there are several: kubectl annotate ingressclass ${found%% *} ingressclass.kubernetes.io/is-default-class=true")
     fi
   fi
-  [ "$overlay" != production ] || return 0
+}
+
+check_storage_class() {
+  local found
   found=$(classes storageclasses storageclass.kubernetes.io/is-default-class) || found=''
   grep -q ' true$' <<<"$found" || missing+=("a default storage class, for the stores' volumes: ${profile:+minikube addons enable default-storageclass storage-provisioner, or }list them with kubectl get storageclass, and annotate one with storageclass.kubernetes.io/is-default-class=true")
 }

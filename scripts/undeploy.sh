@@ -68,10 +68,11 @@ volumes() { cluster get persistentvolumes -o "jsonpath={range .items[?(@.spec.cl
 remaining() { echo $((timeout > SECONDS ? timeout - SECONDS : 1)); }
 all_gone() { [ -z "$(inside get "$1" -l "$OURS" -o name)" ]; }
 
-# The one kind outside of namespaces, which only the production overlay has.
-if [ -n "$(inside get clusterrolebindings.rbac.authorization.k8s.io -l "$OURS" -o name 2>/dev/null || true)" ]; then
-  inside delete clusterrolebindings.rbac.authorization.k8s.io -l "$OURS" --ignore-not-found | sed 's/^/  /'
-fi
+# The kinds outside of namespaces.
+for kind in clusterrolebindings.rbac.authorization.k8s.io priorityclasses.scheduling.k8s.io; do
+  [ -n "$(cluster get "$kind" -l "$OURS" -o name 2>/dev/null || true)" ] || continue
+  cluster delete "$kind" -l "$OURS" --ignore-not-found | sed 's/^/  /'
+done
 
 if [ $keep = yes ] || [ -n "$foreign" ]; then
   work=horizontalpodautoscalers.autoscaling,ingresses.networking.k8s.io,deployments.apps,statefulsets.apps,cronjobs.batch,jobs.batch

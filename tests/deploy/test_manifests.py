@@ -86,8 +86,8 @@ def test_every_container_is_restricted_and_declares_its_resources(deploy: Path, 
             assert security["allowPrivilegeEscalation"] is False, where
             assert security["readOnlyRootFilesystem"] is True, where
             assert security["capabilities"] == {"drop": ["ALL"]}, where
-            assert {"cpu", "memory"} <= container["resources"]["requests"].keys(), where
-            assert "memory" in container["resources"]["limits"], where
+            assert {"cpu", "memory", "ephemeral-storage"} == container["resources"]["requests"].keys(), where
+            assert {"memory", "ephemeral-storage"} <= container["resources"]["limits"].keys(), where
             assert container["imagePullPolicy"] == "IfNotPresent", where
             assert container["command"], where
             assert not container["image"].endswith(":latest"), where

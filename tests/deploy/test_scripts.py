@@ -211,6 +211,17 @@ def test_undeploy_outside_minikube_and_kind_requires_yes(minikube: FakeCommands)
     assert not [call for call in minikube.calls() if " delete " in call]
 
 
+def test_undeploy_removes_the_objects_outside_of_the_namespace(minikube: FakeCommands) -> None:
+    minikube.results |= {
+        "get namespace -l": "namespace/market",
+        "get namespace market --ignore-not-found": "namespace/market",
+        "get priorityclasses": "priorityclass.scheduling.k8s.io/market-core",
+    }
+    minikube.run("undeploy.sh", "--yes", "--timeout", "3")
+    deletions = [call.partition(" delete ")[2] for call in minikube.calls() if " delete " in call]
+    assert deletions[0] == "priorityclasses.scheduling.k8s.io -l app.kubernetes.io/part-of=market --ignore-not-found"
+
+
 def test_undeploy_does_not_touch_a_namespace_that_deploy_did_not_create(minikube: FakeCommands) -> None:
     minikube.results = {
         "config current-context": "minikube",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -87,15 +89,23 @@ class _Uvicorn(uvicorn.Server):
         return nullcontext()
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, new_socket: Callable[..., socket.socket] = socket.socket) -> socket.socket:
     """Return a TCP socket that is bound to the address; the server listens on it later. Port 0 takes a free one.
 
-    Raises OSError, with the address in its message.
+    The host `::` is every address of this machine, of IPv6 and of IPv4; where there is no IPv6, those of IPv4. Raises
+    OSError, with the address in its message.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock = new_socket(family, socket.SOCK_STREAM)
+    except OSError as e:
+        if host != "::" or e.errno != errno.EAFNOSUPPORT:
+            raise OSError(e.errno, f"cannot listen on {host}:{port}: {e.strerror}") from None
+        return bind("0.0.0.0", port)  # noqa: S104  # What the operator has configured.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if host == "::":
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     try:
         sock.bind((host, port))
     except OSError as e:
