@@ -16,12 +16,21 @@ class ReloadingContext:
     def __init__(self, build: Callable[[], ssl.SSLContext], *files: str | None) -> None:
         self._build = build
         self._files = [Path(file) for file in files if file is not None]
-        # The files' modification times, and the context that was built from the files at that time.
-        self._cached: tuple[list[int], ssl.SSLContext] | None = None
+        # The versions of the files, and the context that was built from them.
+        self._cached: tuple[list[_Version], ssl.SSLContext] | None = None
 
     def get(self) -> ssl.SSLContext:
         """Return the context. Raises OSError if a file is unreadable or is not a certificate or key."""
-        versions = [file.stat().st_mtime_ns for file in self._files]
+        versions = [_version(file) for file in self._files]
         if self._cached is None or self._cached[0] != versions:
             self._cached = versions, self._build()
         return self._cached[1]
+
+
+# Two changes may have the same modification time, whose resolution is a few milliseconds, or that a copy has kept.
+_Version = tuple[int, int, int]
+
+
+def _version(file: Path) -> _Version:
+    found = file.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
