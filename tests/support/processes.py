@@ -63,7 +63,10 @@ class ServiceProcess:
 
     def arm(self, point: str, action: str = "crash") -> None:
         """Let the process crash, pause or fail when it next reaches the failure point."""
-        (self.points / point).write_text(action)
+        # Renamed, because a process that runs may reach the point while the file is being written.
+        written = self.points / f"{point}.written"
+        written.write_text(action)
+        written.rename(self.points / point)
 
     def reached(self, point: str) -> bool:
         """Return whether the process has reached the armed failure point."""
