@@ -21,6 +21,8 @@ from market.kit.http.server import HttpServer
 from tests.support.ports import free_port
 from tests.support.waiting import until
 
+# The code of the protocol's errors, as in JSON-RPC, for a page that is no longer there.
+_SERVER_ERROR = -32000
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 
 
@@ -84,6 +86,11 @@ class Tab:
 
     async def call(self, method: str, **parameters: Any) -> Any:
         """Call a method of the protocol, and return its result."""
+        message = await self._reply(method, parameters)
+        assert "error" not in message, message
+        return message["result"]
+
+    async def _reply(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         call_id = next(self._ids)
         await self._socket.send_json({"id": call_id, "method": method, "params": parameters})
         while True:
@@ -91,8 +98,7 @@ class Tab:
             if message.get("method") == "Network.requestWillBeSent":
                 self.requests.append(message["params"]["request"]["url"])
             if message.get("id") == call_id:
-                assert "error" not in message, message
-                return message["result"]
+                return dict(message)
 
     async def open(self, url: str) -> None:
         """Go to the URL, without waiting for the page."""
@@ -100,7 +106,13 @@ class Tab:
 
     async def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression in the page; None if it throws, as it does between two pages."""
-        result = await self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        parameters = {"expression": expression, "awaitPromise": True, "returnByValue": True}
+        message = await self._reply("Runtime.evaluate", parameters)
+        if "error" in message:
+            # The page was replaced by the next one during the call.
+            assert message["error"]["code"] == _SERVER_ERROR, message
+            return None
+        result = message["result"]
         return None if "exceptionDetails" in result else result["result"].get("value")
 
     async def until(self, expression: str) -> Any:
@@ -135,8 +147,14 @@ async def tab(profile: Path, *options: str) -> AsyncIterator[Tab]:
         chosen = profile / "DevToolsActivePort"
         await until(lambda: chosen.exists() and "\n" in chosen.read_text())
         async with ClientSession() as session:
-            async with session.get(f"http://127.0.0.1:{chosen.read_text().split()[0]}/json/list") as response:
-                [page] = [t for t in await response.json() if t["type"] == "page"]
+            targets = f"http://127.0.0.1:{chosen.read_text().split()[0]}/json/list"
+
+            async def pages() -> list[dict[str, Any]]:
+                async with session.get(targets) as response:
+                    return [target for target in await response.json() if target["type"] == "page"]
+
+            # The port may be open before the tab.
+            [page] = await until(pages, what="a tab")
             async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=64 * 1024 * 1024) as socket:
                 it = Tab(socket)
                 await it.call("Page.enable")
