@@ -80,7 +80,12 @@ async def test_no_generated_document_causes_an_internal_error(shop: System, http
     documents: list[str] = []
 
     @settings(
-        max_examples=60, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=60,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     @given(from_schema((ROOT / "graphql/schema.graphql").read_text()))
     def collect(document: str) -> None:
