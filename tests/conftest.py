@@ -24,10 +24,17 @@ from tests.support.clocks import FakeClock
 from tests.support.ports import free_port
 from tests.support.servers import KafkaHandle, MailHandle, PostgresHandle, UriHandle, running
 
-# The duration of an example depends on the machine, which may stand still for a second at any moment.
+# The duration of an example depends on the machine, which may stand still for a second at any moment. The examples are
+# the same in each run, so that a change is not refused for what it did not change.
 settings.register_profile(
-    "market", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "market",
+    parent=settings.default,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
+# To search for more: `pytest --hypothesis-profile=search` has other examples in each run.
+settings.register_profile("search", parent=settings.get_profile("market"), derandomize=False, print_blob=True)
 settings.load_profile("market")
 
 _PREFIX = "market-test-"
