@@ -65,11 +65,10 @@ async def test_an_assigned_partition_that_is_not_read_is_reported_and_ends_readi
         transactional.flush(60)
         # Withheld, because it is behind the open transaction.
         mailing.publish(event(email=mailing.mailbox), partition=2)
-        await until(process.health.unready_reasons)
-        reasons = process.health.unready_reasons()
-        assert reasons == {"consumption": "partition 2 has made no progress for 1 s at offset 1"}
+        reasons = {"consumption": "partition 2 has made no progress for 1 s at offset 1"}
+        await until(lambda: process.health.unready_reasons() == reasons, what=lambda: process.health.unready_reasons())
         assert metrics.STALLED.labels("2")._value.get() == 1
-        assert _lag() == {0: 0, 1: 0, 2: 2, 3: 0}
+        await until(lambda: _lag() == {0: 0, 1: 0, 2: 2, 3: 0}, what=lambda: str(_lag()))
         transactional.abort_transaction(60)
         await mailing.wait_for_mails(2)
 
@@ -103,8 +102,7 @@ async def test_messages_that_are_read_but_not_processed_end_readiness(mailing: M
     ) as process:
         assert process.health.unready_reasons() == {}
         mailing.publish(event(email=mailing.mailbox))
-        await until(process.health.unready_reasons)
-        assert list(process.health.unready_reasons()) == ["mailing"]
+        await until(lambda: list(process.health.unready_reasons()) == ["mailing"])
         assert metrics.PROCESSING_STALLED._value.get() == 1
         mail_server.released.set()
 
