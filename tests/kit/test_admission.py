@@ -352,7 +352,8 @@ async def test_metrics_count_by_size_and_reason_and_never_by_caller() -> None:
         ]
 
     before = counts()
-    async with requests(max_caller_weight=2000, max_waiting_weight=1500, max_wait_seconds=0.05) as it:
+    # Long enough for the requests after it to arrive while one waits.
+    async with requests(max_caller_weight=2000, max_waiting_weight=1500, max_wait_seconds=3) as it:
         await it.send("small", 7)
         for n, address in enumerate(("203.0.113.1", "203.0.113.1", "203.0.113.1", "203.0.113.2")):
             await it.send(f"r{n}", 1000, address)

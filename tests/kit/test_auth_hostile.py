@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from market.kit.auth.authenticator import Authenticator, authenticator
 from market.kit.auth.config import Auth
 from market.kit.auth.identity import Role
-from market.kit.errors import Unauthenticated
+from market.kit.errors import Unauthenticated, Unavailable
 from tests.support.issuer import Issuer, sign
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,16 @@ async def authentication(issuer: Issuer) -> AsyncIterator[Authenticator]:
         Auth(mode="required", issuer=issuer.url, min_refetch_seconds=300, timeout_seconds=0.1)
     ) as one:
         assert one is not None
+
+        async def has_keys() -> bool:
+            try:
+                await one.authenticate(f"Bearer {issuer.token()}")
+            except Unavailable:
+                # The first fetch took too long, and is repeated.
+                return False
+            return True
+
+        await until(has_keys, what="the issuer's keys")
         yield one
 
 

@@ -71,7 +71,12 @@ async def test_the_callers_token_is_forwarded_only_where_that_is_configured(issu
             chosen = clients["forward" in request.query_params]
             return json_response((await chosen.request("GET", "/")).body)
 
-        async with clients[True], clients[False], serving(issuer, forward) as gateway, httpx.AsyncClient() as http:
+        async with (
+            clients[True],
+            clients[False],
+            serving(issuer, forward) as gateway,
+            httpx.AsyncClient(timeout=60) as http,
+        ):
             text = issuer.token("ann")
             headers = {"authorization": f"Bearer {text}"}
             forwarded = await http.get(gateway, params={"forward": ""}, headers=headers)
@@ -91,7 +96,7 @@ async def test_in_mode_open_no_token_is_forwarded(issuer: Issuer) -> None:
         async def forward(_: Request) -> Response:
             return json_response((await client.request("GET", "/")).body)
 
-        async with serving(None, forward) as gateway, httpx.AsyncClient() as http:
+        async with serving(None, forward) as gateway, httpx.AsyncClient(timeout=60) as http:
             response = await http.get(gateway, headers={"authorization": f"Bearer {issuer.token()}"})
     assert response.json() == {"subject": "", "authorization": None}
 
@@ -106,7 +111,7 @@ async def test_subjects_behind_one_address_have_separate_shares(issuer: Issuer) 
         await release.wait()
         return json_response({})
 
-    async with serving(issuer, wait, max_in_flight_per_caller=2) as url, httpx.AsyncClient(timeout=30) as http:
+    async with serving(issuer, wait, max_in_flight_per_caller=2) as url, httpx.AsyncClient(timeout=60) as http:
 
         async def get(subject: str) -> int:
             headers = {"authorization": f"Bearer {issuer.token(subject)}"}
@@ -125,7 +130,7 @@ async def test_subjects_behind_one_address_have_separate_shares(issuer: Issuer) 
 
 
 async def test_a_token_larger_than_the_headers_may_be_gets_431(issuer: Issuer) -> None:
-    async with serving(issuer, show) as url, httpx.AsyncClient() as http:
+    async with serving(issuer, show) as url, httpx.AsyncClient(timeout=60) as http:
         statuses = [
             (await http.get(url, headers={"authorization": f"Bearer {'x' * size}"})).status_code
             for size in (9_000, 100_000)
@@ -134,7 +139,10 @@ async def test_a_token_larger_than_the_headers_may_be_gets_431(issuer: Issuer) -
 
 
 async def test_pages_of_other_origins_can_read_why_they_were_refused(issuer: Issuer) -> None:
-    async with serving(issuer, show, cors_origins=("https://shop.example",)) as url, httpx.AsyncClient() as http:
+    async with (
+        serving(issuer, show, cors_origins=("https://shop.example",)) as url,
+        httpx.AsyncClient(timeout=60) as http,
+    ):
         response = await http.get(url, headers={"authorization": "Bearer x", "origin": "https://shop.example"})
     assert "WWW-Authenticate" in response.headers["access-control-expose-headers"]
     assert response.headers["www-authenticate"].startswith('Bearer realm="market", error="invalid_token"')
@@ -154,7 +162,7 @@ async def test_a_batch_belongs_to_nobody(issuer: Issuer) -> None:
     async def call(_: Request) -> Response:
         return json_response({"subject": await batcher(identity.get().subject)})
 
-    async with serving(issuer, call) as url, httpx.AsyncClient() as http:
+    async with serving(issuer, call) as url, httpx.AsyncClient(timeout=60) as http:
         subjects = [f"user-{n}" for n in range(64)]
         responses = await asyncio.gather(
             *(http.get(url, headers={"authorization": f"Bearer {issuer.token(subject)}"}) for subject in subjects)

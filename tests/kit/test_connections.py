@@ -37,9 +37,13 @@ from tests.support.waiting import until
 async def test_an_incomplete_request_gets_408_and_is_never_in_flight(data: bytes, detail: str) -> None:
     async with serving(max_in_flight=3, header_timeout_seconds=0.4, body_timeout_seconds=0.4) as server:
         async with connections(server, 30, data) as hostile:
+            statuses = []
             while not hostile[0].reader._buffer:  # type: ignore[attr-defined]
-                assert (await get(server))[0] == 200
+                statuses.append((await get(server))[0])
                 await asyncio.sleep(0.02)
+            # 503 would mean that the incomplete requests are in flight. A machine that stands still may be too late.
+            assert 200 in statuses
+            assert set(statuses) <= {200, 408}
             for client in hostile:
                 status, headers, body = await client.response()
                 assert (status, headers["connection"]) == (408, "close")
@@ -60,13 +64,14 @@ async def test_a_slow_request_that_keeps_the_deadlines_is_served() -> None:
 
 
 async def test_an_idle_connection_is_closed_without_a_response_and_a_used_one_stays_open() -> None:
-    async with serving(keep_alive_seconds=1) as server:
+    async with serving(keep_alive_seconds=4) as server:
         async with connected(server) as idle, connected(server) as used:
-            for _ in range(15):
+            ended = asyncio.create_task(idle.end())
+            while not ended.done():
                 await used.send(GET)
                 assert (await used.response())[0] == 200
                 await asyncio.sleep(0.1)
-            assert await idle.end() == b""
+            assert await ended == b""
             assert await used.end() == b""
 
 
@@ -147,7 +152,8 @@ async def test_incomplete_bodies_are_bounded_together() -> None:
 
 async def test_a_response_that_is_not_taken_ends_its_connection_and_a_slow_reader_gets_all_of_it() -> None:
     request = GET.replace(b"/ ", b"/page ", 1)
-    async with serving(send_timeout_seconds=1, min_send_bytes_per_second=2 << 20) as server:
+    # The whole page may take 9 s.
+    async with serving(send_timeout_seconds=1, min_send_bytes_per_second=1 << 20) as server:
         before = cut_off("send_timeout_seconds")
         async with connections(server, 3, request, receive_buffer=4096), connected(server) as slow:
             await slow.send(request)
@@ -158,7 +164,7 @@ async def test_a_response_that_is_not_taken_ends_its_connection_and_a_slow_reade
                 received += len(piece)
                 # About two seconds altogether.
                 await asyncio.sleep(0.01)
-            await until(lambda: cut_off("send_timeout_seconds") == before + 3, 20)
+            await until(lambda: cut_off("send_timeout_seconds") == before + 3)
 
 
 async def test_responses_that_are_not_taken_are_bounded_together_and_the_slowest_end() -> None:

@@ -61,7 +61,7 @@ async def test_a_promotion_under_load_is_followed_and_loses_no_acknowledged_writ
     done = asyncio.Event()
 
     hosts = f"{standby.host}:{standby.port},{primary.host}:{primary.port}"
-    config = configuration(primary, host=hosts, timeout_seconds=2.5, connect_timeout_seconds=PATIENCE)
+    config = configuration(primary, host=hosts)
     health = Health()
     async with open_pool(config, health) as pool:
         health.started = True
