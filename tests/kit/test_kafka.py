@@ -242,11 +242,15 @@ async def test_ensure_topics_keeps_what_an_operator_has_set(kafka: Any) -> None:
     before = await asyncio.to_thread(described, config, name)
     assert before[1]["segment.bytes"] == str(2**30)
     assert await ensure_topics(config, "test", [topic], 60, apply_settings=True)
-    # Only what had no value of its own is set.
+    # Only what had no value of its own is set. The broker describes a new setting a moment after it has accepted it.
     after = (5, {**before[1], "segment.bytes": "2000000"})
-    assert await asyncio.to_thread(described, config, name) == after
+
+    async def is_set() -> bool:
+        return await asyncio.to_thread(described, config, name) == after
+
+    await until(is_set, what="the missing setting is set")
     assert await ensure_topics(config, "test", [topic], 60, apply_settings=True)
-    assert await asyncio.to_thread(described, config, name) == after
+    assert await is_set()
     assert {n: after[1][n] for n in set_by_operator} == set_by_operator
 
 

@@ -68,7 +68,7 @@ class Batcher(Generic[Item, Result]):
 
     Each call of `flush` has a context of its own: the latest of its callers' deadlines (none if one of them has none),
     the request id if all callers have the same, and a span. With one caller, the span is a child of the caller's span;
-    with several, it is linked to theirs.
+    with several callers, it is linked to their spans.
 
     flush: makes one call. Takes a list of items, and returns a list of the same length with each item's result, or the
         exception for that item's caller. If it raises, every caller of the batch gets that exception.

@@ -201,7 +201,7 @@ class Tls(Section, frozen=True, kw_only=True):
     """TLS to a server. The modes are those of libpq's `sslmode`; a file that changes is read again."""
 
     # prefer: encrypted if the server offers it. require: encrypted, but the server is not verified. verify-ca: its
-    # certificate is signed by a CA in `ca_file`. verify-full: verify-ca, and it matches the host name.
+    # certificate is signed by a CA in `ca_file`. verify-full: like verify-ca, and it matches the host name.
     mode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
     # CA certificates to trust (PEM); the system's trust store by default.
     ca_file: NonEmptyStr | None = None
@@ -225,7 +225,7 @@ class Tls(Section, frozen=True, kw_only=True):
 class Migrations(Section, frozen=True, kw_only=True):
     """The timeouts of `migrate`."""
 
-    # How long it waits while another process applies migrations.
+    # How long `migrate` waits while another process applies migrations.
     lock_timeout_seconds: Seconds = 60.0
     # The timeout for applying one migration.
     timeout_seconds: Seconds = 900.0
@@ -340,7 +340,7 @@ def load(path: str | Path, config_type: type[T], environ: Mapping[str, str]) -> 
         raise ConfigError(f"{path}: must be a mapping of keys")
     tree = _substitute(tree, "", path, environ)
     try:
-        # Not strict, because environment variables are text, even where a number is expected.
+        # strict=False, because environment variables are text, even where a number is expected.
         config = msgspec.convert(tree, config_type, strict=False)
     except msgspec.ValidationError as e:
         key, reason = explain(e, config_type, tree)

@@ -52,8 +52,8 @@ def client_settings(config: Kafka, client_id: str) -> dict[str, Any]:
     return {
         "bootstrap.servers": config.bootstrap_servers,
         "client.id": client_id,
-        # Critical errors only: librdkafka repeats the others at each connection attempt. A producer's callers get each
-        # failed delivery; a consumer reports outages in its `error_cb`.
+        # Log critical errors only: librdkafka repeats the others at each connection attempt. A producer's callers get
+        # each failed delivery; a consumer reports outages in its `error_cb`.
         "log_level": 2,
         "socket.connection.setup.timeout.ms": 3_000,
         "reconnect.backoff.ms": 50,
@@ -319,7 +319,7 @@ class Producer(Generic[Token]):
             return
         log.error("fatal producer error, recreating producer", error=str(error))
         self._replacing = True
-        # Fails what is queued and in flight. Some of these results arrive later, from librdkafka's broker threads.
+        # This fails what is queued and in flight. Some of these results arrive later, from librdkafka's broker threads.
         self._librdkafka.purge()
         # An error that does not go away, such as a missing permission, must not keep the processor busy.
         self._loop.call_at(self._created_at + _MIN_REPLACE_SECONDS, self._replace)

@@ -128,8 +128,8 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
 
 async def _lock(conn: DirectConnection, seconds: float) -> None:
     give_up_at = time.monotonic() + seconds
-    # Not pg_advisory_lock: the process that holds the lock may run CREATE INDEX CONCURRENTLY, which waits for all
-    # running statements, including one that waits for the lock: a deadlock.
+    # pg_advisory_lock could deadlock: the process that holds the lock may run CREATE INDEX CONCURRENTLY, which waits
+    # for all running statements, including one that waits for the lock.
     while not await conn.fetchval("SELECT pg_try_advisory_lock(hashtext('market.migrations'))"):
         if time.monotonic() > give_up_at:
             raise MigrationError(
@@ -212,7 +212,7 @@ async def _execute_repeatedly(conn: DirectConnection, name: str, text: str, seco
     while not status.endswith(" 0"):
         async with conn.transaction():
             await conn.execute("SET LOCAL lock_timeout = '5s'")
-            # Such as "UPDATE 250".
+            # The status is, for example, "UPDATE 250".
             status = await conn.execute(text, timeout=seconds)
     await _record(conn, name, text)
 

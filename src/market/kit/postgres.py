@@ -191,7 +191,7 @@ class _Pool(Pool):
         return _AcquireContext(self, timeout)
 
     async def close_if_expired(self, conn: PooledConnection) -> None:
-        """Close a connection on its release if it is too old or read-only. Runs in place of a reset.
+        """Close a connection on its release if it is too old or read-only. This runs in place of a reset.
 
         A reset would add a quarter to the time of a small query, and no statement leaves session state behind.
         """
@@ -207,7 +207,7 @@ class _AcquireContext(AcquireContext):
     """Expires all connections after a write that failed because the server is read-only."""
 
     async def __aexit__(self, *exc: object) -> None:
-        # Needed if a proxy does not forward the server's report (PooledConnection.is_read_only).
+        # This is needed if a proxy does not forward the server's report (PooledConnection.is_read_only).
         if exc and isinstance(exc[1], asyncpg.ReadOnlySQLTransactionError):
             await self.pool.expire_connections()
         await super().__aexit__(*exc)

@@ -102,7 +102,7 @@ async def ensure_topics(
 def _ensure_topics(
     config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, apply_settings: bool
 ) -> bool:
-    # In a variable: a temporary client would be garbage-collected, and its requests lost.
+    # Kept in a variable: a temporary client would be garbage-collected, and its requests lost.
     admin = AdminClient(client_settings(config, client_id))
     new = [
         NewTopic(t.name, num_partitions=t.partitions, replication_factor=t.replication_factor, config=dict(t.settings))

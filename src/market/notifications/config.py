@@ -32,7 +32,7 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     # The topic of deferred mails; by default the group's name followed by .deferred.
     deferred_topic: NonEmptyStr | None = None
     # The maximum number of mailed event ids cached in memory, about 100 bytes each. They are loaded at the first lookup
-    # and dropped 10 min after the last one.
+    # and dropped 10 min after the last lookup.
     sent_log_max_ids: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 500_000
     # Events that are older than this are looked up in the sent log before they are mailed.
     sent_log_min_age_seconds: Annotated[float, Meta(ge=0)] = 60.0
@@ -44,7 +44,7 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     # If false, consumption starts at the end of the topic, so that events published while the service was down are not
     # mailed.
     replay_missed: bool = True
-    # How long messages in flight may take to finish when their partition is revoked. Then its offset is committed.
+    # How long messages in flight may take to finish when their partition is revoked. Then the offset is committed.
     revoke_timeout_seconds: Seconds = 10.0
 
     @property

@@ -129,7 +129,7 @@ class Deps:
     tracer: Tracer
     faults: Faults | None = None
     recent: RecentNotifications = field(default_factory=RecentNotifications)
-    # None if an operator replays a dead letter: then no mail is stored as a deferred mail.
+    # None if an operator replays a dead letter: then no mail is deferred.
     deferral_deps: DeferralDeps | None = None
     # None if an operator replays a dead letter: its event is mailed even if it was mailed before.
     sent_log: SentLogForMailing | None = None

@@ -53,7 +53,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     """Build the service and run its background loops.
 
     Waits for MongoDB and its indexes, but not for Kafka, products or inventory. If the service's token is in a file,
-    also waits while inventory rejects it.
+    also waits while inventory rejects that token.
     """
     async with connect(config, process, clients) as deps, authenticator(config.auth) as authentication:
         await wait_for_store(process.health, deps)

@@ -97,7 +97,7 @@ class ProductsClient:
         return found
 
     async def _fetch(self, product_ids: Sequence[str]) -> Sequence[Product | BaseException | None]:
-        # Without availability, so that prices do not depend on the availability cache.
+        # Availability is not requested, so that prices do not depend on its cache.
         response = await self._http.request("GET", f"/api/product?availability=false&ids={join_ids(product_ids)}")
         if response.status != 200:
             raise Unavailable(f"products responded with status {response.status}")

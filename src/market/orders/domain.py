@@ -1,8 +1,8 @@
 """An order's lifecycle: plain data, the allowed transitions, and the errors.
 
 The state machine is data: `TRANSITIONS`, with the pure functions `next_step`, `transition_after_reservation` and
-`apply_transition`. The store builds its conditional updates from it, and the model checker in the tests explores
-exactly the same transitions.
+`apply_transition`. The store builds its conditional updates from the transitions, and the model checker in the tests
+explores exactly the same ones.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Order(Struct, frozen=True):
     outbox: tuple[OutboxEntry, ...] = ()
     # The instance that holds the lease on the outbox: only its relay publishes the events.
     lease_owner: str | None = None
-    # Why it was rejected: a `Reason`, or what a newer version has stored.
+    # Why the order was rejected: a `Reason`, or what a newer version has stored.
     reason: str | None = None
     shortages: tuple[Shortage, ...] = ()
     confirmed_at: datetime | None = None
@@ -167,7 +167,7 @@ class Transition(Struct, frozen=True):
     name: str
     source: Status
     target: Status
-    # The type of the event that it adds to the outbox.
+    # The type of the event that the transition adds to the outbox.
     event: str | None = None
     # Whether the transition makes a stock release due. This includes rejecting or cancelling a pending order, because
     # inventory may already hold its stock.

@@ -212,7 +212,7 @@ async def _advance_pending(deps: Deps, order: Order) -> Order:
     return order
 
 
-# Why an order was rejected, in words for the client. OUT_OF_STOCK is left out: OutOfStock has the shortages, too. The
+# Why an order was rejected, in words for the client. OUT_OF_STOCK has no entry, because OutOfStock reports it. The
 # keys are text, because a newer version may have stored a reason that this one does not know.
 _REJECTION_CAUSES: Mapping[str | None, str] = {
     Reason.EXPIRED: "the order could not be processed in time and was rejected",

@@ -175,7 +175,7 @@ class OrderRepository:
         ]
 
         async def insert() -> None:
-            # Not insert_many, which does the same after checking every document for an _id.
+            # insert_many would do the same, but first check every document for an _id.
             await self.collection.pymongo_collection.bulk_write(inserts, ordered=False)
 
         try:
@@ -200,8 +200,8 @@ class OrderRepository:
 
         This read may miss a write that was acknowledged a moment ago; that of `get_latest` does not.
 
-        owner: return only an order of this user. MongoDB compares the user, so a look-up of another user's order takes
-            as long as one of an order that does not exist.
+        owner: return only an order of this user. MongoDB compares the user, so looking up another user's order takes as
+            long as looking up an order that does not exist.
         """
         return await self._reads(OrderLookup(order_id, owner))
 
@@ -243,8 +243,8 @@ class OrderRepository:
     ) -> PageOutline:
         """Return which orders are on a page of a user's list, or of the list of everybody's orders, newest first.
 
-        user: None: everybody's orders.
-        status: only orders with this status. None: all but rejected ones, including those with an unknown status.
+        user: whose orders. None: everybody's.
+        status: only orders with this status. None: all except rejected ones, including those with an unknown status.
         after: the position at which the previous page ends.
         """
         if user is not None:

@@ -82,7 +82,7 @@ class Auth(Section, frozen=True, kw_only=True):
 class ServiceIdentity(Section, frozen=True, kw_only=True):
     """The token that a service sends to others. It is read from a file, or requested with client credentials."""
 
-    # A projected service account token, for example. It is read again when the file changes.
+    # For example, the file of a projected service account token. It is read again about once a second.
     token_file: NonEmptyStr | None = None
     # RFC 6749 section 4.4. The secret must come from the environment: ${NAME}.
     client_id: NonEmptyStr | None = None

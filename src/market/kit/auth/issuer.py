@@ -16,8 +16,8 @@ from market.kit.auth.fetch import FetchError, fetch, tls_context_source
 T = TypeVar("T")
 
 _WELL_KNOWN = "/.well-known/openid-configuration"
-# Of the discovery document and of the keys. Kubernetes' API server serves the keys in the second one only, and responds
-# with 406 to a client that does not accept it.
+# The media types of the discovery document and of the keys. Kubernetes' API server serves the keys only in the second
+# type, and responds with 406 to a client that does not accept it.
 _MEDIA_TYPES = "application/json, application/jwk-set+json"
 _MAX_KEYS = 100
 # A smaller RSA key is too weak (RFC 7518 section 3.3). A larger one takes milliseconds for each token.
@@ -136,7 +136,7 @@ def _import_key(data: dict[str, Any]) -> SigningKey | None:
     if data.get("kty") not in ("RSA", "EC", "OKP") or data.get("use", "sig") != "sig":
         return None
     try:
-        # Only the public members, so that a private key that an issuer publishes by mistake is not kept.
+        # Import only the public members, so that a private key that an issuer publishes by mistake is not kept.
         key = import_key({name: value for name, value in data.items() if name not in _PRIVATE})
         if isinstance(key, RSAKey) and key.raw_value.key_size not in _RSA_BITS:
             return None

@@ -25,7 +25,7 @@ class Access:
     A caller with several roles has the widest of their permissions.
 
     anonymous: for a caller without a token.
-    callers: the names of the services that may call a gRPC method. If there are any, `service` applies to these alone.
+    callers: the names of the services that may call a gRPC method. If there are any, `service` applies only to them.
     """
 
     anonymous: Permission

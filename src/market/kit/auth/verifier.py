@@ -27,7 +27,7 @@ from market.kit.errors import Unavailable
 
 # A token is cached for at most this long, even if it expires later.
 _MAX_CACHED_SECONDS = 86_400.0
-# Longer key ids are rejected without a look-up, because `Keys` would remember them, which takes memory.
+# Longer key ids are rejected without a lookup, because `Keys` would remember them, which takes memory.
 _MAX_KEY_ID_CHARACTERS = 512
 
 

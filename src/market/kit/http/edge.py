@@ -257,7 +257,7 @@ class Edge:
             context.deadline.reset(deadline_token)
             seconds = time.perf_counter() - started
             self._count(scope["method"], route.path, status, seconds)
-            # At debug level, to follow one request id through the services.
+            # Logged at debug level, to follow one request id through the services.
             log.debug(
                 "request handled", method=scope["method"], route=route.path, status=status, seconds=round(seconds, 4)
             )
@@ -320,7 +320,7 @@ class Edge:
         token.set(authorization.partition(" ")[2].strip(" "))
 
     def _count_as_subject(self, address: str) -> str:
-        """Count the request for its subject instead of its address, if it has a subject. Return the caller."""
+        """Count the request for its subject, if it has one, instead of its address. Return the caller."""
         if not (subject := identity.get().subject):
             return address
         caller = subject_caller(subject)

@@ -120,7 +120,7 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Unchecked, because uvloop's transport is not a subclass.
+        # Cast without a check, because uvloop's transport is not a subclass.
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:

@@ -34,19 +34,19 @@ _HOST = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]*")
 class HttpProtocol(HttpToolsProtocol):
     """One connection. `connections`: all connections of its server, with their limits.
 
-    It waits for its client (between requests, in the headers or in a body), runs a request, or is closing. Pipelined
-    requests wait in uvicorn's `pipeline`, newest first.
+    A connection waits for its client (between requests, in the headers or in a body), runs a request, or is closing.
+    Pipelined requests wait in uvicorn's `pipeline`, newest first.
     """
 
     def __init__(self, connections: Connections, **uvicorn_arguments: Any) -> None:
         super().__init__(**uvicorn_arguments)
-        # Not uvicorn's `connections`, which is a plain set.
+        # uvicorn's own `connections` is a plain set.
         self._server_connections = connections
         self._limits = connections.limits
         self._parsing = _BETWEEN
         self._requests_begun = 0
         self._header_bytes = 0
-        # Bytes received of incomplete headers, trailers or chunk extensions.
+        # The number of bytes received of incomplete headers, trailers or chunk extensions.
         self._pending_bytes = 0
         # Whether the bytes that were last fed to the parser included bytes of a body.
         self._input_has_body = False
@@ -228,7 +228,7 @@ class HttpProtocol(HttpToolsProtocol):
         )
         super().on_headers_complete()
         if self._is_oversized:
-            # Its body is discarded from now on, even while the request waits for the responses to earlier ones.
+            # The body is discarded from now on, even while the request waits for the responses to earlier requests.
             self._discards_input = True
 
     def on_body(self, body: bytes) -> None:

@@ -106,7 +106,7 @@ def setup(service: str, config: Tracing) -> Tracer:
     """Return the process's tracer; it exports in the background to the OTLP endpoint (HTTP), if one is configured."""
     if not config.otlp_endpoint:
         return Tracer()
-    # Imported here, because they cost memory and start-up time that a process without tracing should not pay.
+    # Imported here, because these modules cost memory and start-up time, which a process without tracing does not need.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -147,7 +147,7 @@ def sampler(config: Tracing, clock: Callable[[], float] = time.monotonic) -> Any
     by_trace_id = TraceIdRatioBased(config.sample_ratio)
 
     class Limited(Sampler):
-        """Samples by trace id. The rate limit is there because a caller can pick ids that are always chosen."""
+        """Samples by trace id. The rate is limited, because a caller can pick ids that are always chosen."""
 
         second = -1
         traces = 0

@@ -65,7 +65,7 @@ class IdentityRefused(Unavailable):
 class _ChannelWithIdentity:
     """A channel for unary calls. It sends this service's token, if any, and reports whether the upstream accepts it.
 
-    Not a gRPC interceptor, because those create an asyncio task for each call.
+    It is not a gRPC interceptor, because interceptors create an asyncio task for each call.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ _REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
 def _with_token(method: Any, credentials: ServiceTokens) -> Callable[..., Awaitable[Any]]:
-    """Return the method with a token in its metadata. It raises IdentityRefused if there is none."""
+    """Return the method with a token in its metadata. It raises IdentityRefused if there is no token."""
 
     async def send(request: Any, *, timeout: float, metadata: Metadata | None = None) -> Any:
         expires_at = time.monotonic() + timeout

@@ -9,9 +9,10 @@ log = logs.get_logger("auth")
 
 
 class IdentityReport:
-    """Reports a refused call unless the call before it was refused for the same reason, and the next accepted call.
+    """Reports a refused call, unless the call before it was refused for the same reason.
 
-    A refusal does not make the process unready (docs/decisions/0017), since other requests still succeed.
+    Also reports the first call that is accepted again. A refusal does not make the process unready
+    (docs/decisions/0017), since other requests still succeed.
 
     upstream: its name in the log, in /readyz and in the metric of dependencies.
     """

@@ -40,7 +40,10 @@ def enable(server: grpc.aio.Server, service_names: Iterable[str]) -> None:
 
 
 def _describe_v1(pool: Any) -> None:
-    """Add the descriptor of v1 to the pool, unless it is there. It is that of v1alpha with the package renamed."""
+    """Add the descriptor of v1 to the pool, unless the pool has it already.
+
+    It is the descriptor of v1alpha, with the package renamed.
+    """
     try:
         pool.FindFileContainingSymbol(f"{_V1}.{_SERVICE}")
     except KeyError:

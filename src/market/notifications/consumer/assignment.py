@@ -139,7 +139,7 @@ class Assignment:
     def assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit the offsets to start from, and start to read the partitions. Raises KafkaException."""
         if partitions:
-            # Drop the cached ids before reading the committed offsets. The next look-up then reads the sent log again,
+            # Drop the cached ids before reading the committed offsets. The next lookup then reads the sent log again,
             # and so finds every mail that the previous owner had sent before its last commit.
             self._runner.loop.call_soon_threadsafe(self._sent_log.invalidate_sent_ids)
         topic_id = self._topic.topic_id() if partitions else ""

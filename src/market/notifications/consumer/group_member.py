@@ -309,7 +309,7 @@ class GroupMember:
             return
         message = to_message(record)
         tracker = self.assignment.trackers.get(message.partition)
-        # Without a tracker, the partition was revoked after the message was fetched.
+        # If there is no tracker, the partition was revoked after the message was fetched.
         if tracker is not None and tracker.add(message.offset):
             pending = self._to_pending(message)
             self._memory.acquire(pending.message.size)

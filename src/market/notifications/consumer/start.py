@@ -55,7 +55,7 @@ class StartOffsets:
         # True for the topic of deferred mails. Only this service writes it, so all of its messages are newer than the
         # first start.
         self._read_from_beginning = read_from_beginning
-        # Whether the topic did not exist when this process started. Then all of its events are mailed.
+        # True if the topic did not exist when this process started. Then all of its events are mailed.
         self.topic_is_new = False
         # Partitions that existed at the group's first start and have not been assigned yet.
         self._first_start_partitions: set[int] = set()

@@ -69,7 +69,7 @@ class MailComposer:
             "Message-ID": self.message_id(notification.event_id),
         }
         if notification.kind == "cancelled":
-            # So that mail clients show the two mails of an order as one conversation.
+            # With these headers, mail clients show the two mails of an order as one conversation.
             headers["In-Reply-To"] = headers["References"] = self.message_id(
                 str(events.event_id(notification.order_id, events.CREATED))
             )

@@ -40,7 +40,7 @@ def sent_log_topic_definition(kafka: config.Kafka) -> Topic:
     settings = {
         "cleanup.policy": "delete",
         "retention.ms": str(events.RETENTION_MS),
-        # So that the time of the first start is by the broker's clock.
+        # The broker sets the timestamps, so the time of the first start is by the broker's clock.
         "message.timestamp.type": "LogAppendTime",
         "min.insync.replicas": str(kafka.min_insync),
     }

@@ -133,11 +133,11 @@ def _find_holder(lookup: KeyLookup, of_subjects: _Holders, of_users: _Holders) -
 
 
 def _has_same_owner(order: Order, holder: documents.Document) -> bool:
-    """Return whether the key of the holder's document has the same owner as the key of the order to be stored."""
+    """Return whether the key in the stored document `holder` has the same owner as the key of the new order."""
     if order.key_subject is None:
         return bool(holder["user"] == order.user)
     if (subject := documents.key_subject(holder)) is not None:
         return subject == order.key_subject
-    # It is unknown who placed the holder's order.
+    # It is unknown who placed the stored order.
     same_request = holder["user"] == order.user and holder.get("digest") == order.digest
     return holder["user"] == order.key_subject or same_request

@@ -14,7 +14,7 @@ INDEXES = [
         [("user", ASCENDING), ("idempotency_key", ASCENDING)],
         name="user_key",
         unique=True,
-        # Without a digest, the order no longer has the key: see mongodb/documents.py.
+        # An order without a digest no longer has the key: see mongodb/documents.py.
         partialFilterExpression={"idempotency_key": {"$exists": True}, "digest": {"$exists": True}},
     ),
     # The keys of signed-in callers, which belong to the subject, no matter which user the order is for.

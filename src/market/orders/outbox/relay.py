@@ -131,7 +131,7 @@ class Relay:
             self.publish(order)
 
     async def run_once(self) -> float:
-        """Make one pass, and return the seconds until the next one.
+        """Make one pass, and return the seconds until the next one. Raises Unavailable.
 
         A pass leases and publishes the outboxes without a valid lease. Such an outbox remains if publishing failed, or
         if the instance that held its lease crashed.
@@ -257,7 +257,7 @@ class Relay:
             try:
                 await self._faults.fire_if_armed("orders.after-publish")
             except Unavailable:
-                # As if the acknowledgement had never arrived.
+                # Act as if the acknowledgement had never arrived.
                 for order_id, _ in published:
                     self._settle(order_id)
                 return
@@ -317,7 +317,7 @@ class Relay:
         try:
             await self.outbox.mark_stuck(order_id, entry.id, reason, self._clock())
         except Unavailable as e:
-            # It will be sent again, and Kafka will reject it again.
+            # The event will be sent again, and Kafka will reject it again.
             log.warning("stuck event not marked", order_id=str(order_id), reason=str(e))
         finally:
             self._settle(order_id)

@@ -33,7 +33,10 @@ _PUBLISHABLE = {
 
 
 class UnsentPage(Struct, frozen=True):
-    """Ids of orders with unsent events. Pass `next_after` as `after` to get the next page; None on the last."""
+    """Ids of orders with unsent events. Pass `next_after` as `after` to get the next page.
+
+    `next_after` is None on the last page.
+    """
 
     order_ids: list[UUID]
     next_after: datetime | None
@@ -106,7 +109,7 @@ class OutboxRepository:
         return UnsentPage([d["_id"] for d in found], found[-1]["unsent_since"] if len(found) == limit else None)
 
     async def remove_published(self, published: Sequence[tuple[UUID, UUID]]) -> list[Order]:
-        """Remove exactly these entries, given as (order id, event id). An outbox that is empty then loses its lease.
+        """Remove exactly these entries, given as (order id, event id). If an outbox is then empty, clear its lease.
 
         Return the orders that have more events, and whose lease this instance still holds.
         """

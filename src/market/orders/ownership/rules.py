@@ -49,7 +49,7 @@ class Attribution(Struct, frozen=True):
         return self.email is None and self.subject == self.user
 
     def key_lookup(self, idempotency_key: str | None) -> KeyLookup | None:
-        """Return the look-up of the order that has the idempotency key, or None if there is no key."""
+        """Return the lookup of the order that has the idempotency key, or None if there is no key."""
         if idempotency_key is None:
             return None
         return KeyLookup(self.user, idempotency_key, self.subject, self.request.digest())

@@ -103,7 +103,7 @@ class PriceChanged(Conflict):
 class CurrenciesDiffer(Conflict):
     """The products had the same currency and now have different ones. Without a common currency there is no total.
 
-    It has the same type as PriceChanged, because clients handle both in the same way.
+    The error has the same type as PriceChanged, because clients handle both in the same way.
     """
 
     type = "price-changed"

@@ -52,7 +52,7 @@ class DifferenceType(StrEnum):
 CAUSES = {
     DifferenceType.UNREADABLE: "the document was modified by hand, or written by a newer version of orders or by "
     "another program",
-    DifferenceType.UNKNOWN_STATUS: "a newer version of orders has stored it; reconcile with that version",
+    DifferenceType.UNKNOWN_STATUS: "a newer version of orders has stored the status; reconcile with that version",
     DifferenceType.PENDING: "recovery is not running, or cannot reach MongoDB",
     DifferenceType.NO_ORDER: "MongoDB was restored to a time before the order, or another program called inventory",
     DifferenceType.NOT_RELEASED: "inventory was restored to a time before the release, or release_due was removed by "
@@ -105,7 +105,7 @@ class Thresholds(Struct, frozen=True):
     # Unsent events from before this are overdue. This is earlier than `overdue_before`, because an event may also wait
     # for a lease to expire.
     unsent_before: datetime
-    # Events from before this need not be in the topic any more: its settings let Kafka delete them.
+    # Events from before this time may be missing from the topic, because its settings let Kafka delete them.
     retained_since: datetime
     # A missing event from this time or later is published again. An earlier one is not: it may have been deleted on
     # purpose, or be so old that consumers would not detect a duplicate.
@@ -118,7 +118,7 @@ def compare(
     """Yield each difference between an order, its reservation and its events.
 
     topic_state: which events the topic has for the order, and what is wrong with them (see topic_reader.py). 0 if the
-        topic has no events for it, None if the topic was not read.
+        topic has no events for the order, None if the topic was not read.
     """
     if order is None:
         if reservation is not None and reservation.active and reservation.created_at < thresholds.compared_before:

@@ -134,7 +134,7 @@ class _Run:
         self._unsent_age = self._overdue_age + timedelta(seconds=2 * recovery.lease_seconds)
         self._repair = repair
         self._topic = topic
-        # Whether a reservation holds units of a product, by product id. Cleared when it is written to `scratch`.
+        # By product id, whether a reservation holds units of the product. Cleared after it was written to `scratch`.
         self._reserved_by_product_id: dict[str, bool] = {}
         self.orders = self.reservations = self.differences = self.repaired = 0
 

@@ -34,7 +34,7 @@ class ScratchDatabase:
             os.close(descriptor)
             try:
                 self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-                # Not durable, because the database does not outlive the process.
+                # Nothing has to be durable, because the database does not outlive the process.
                 for pragma in ("journal_mode=OFF", "synchronous=OFF", "temp_store=MEMORY", f"cache_size=-{_CACHE_KIB}"):
                     self._connection.execute(f"PRAGMA {pragma}")
                 self._connection.executescript(

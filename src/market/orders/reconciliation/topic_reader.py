@@ -26,7 +26,7 @@ from market.orders.reconciliation.scratch import ScratchDatabase
 # The topic state of an order is a number of 63 bits. The low bits are flags. The bits from CONTENT_HASH_SHIFT upwards
 # are the `content_hash` of the order's first event. The flags:
 # CREATED_SEEN, CANCELLED_SEEN: the topic has such an event for the order.
-# OUT_OF_ORDER: the first order.created came after an order.cancelled, and no order.cancelled has come after it.
+# OUT_OF_ORDER: the first order.created came after an order.cancelled, and no other order.cancelled has followed.
 # ID_MISMATCH: an event's id or key does not match the order.
 # CONTENTS_DIFFER: the order's events have different contents.
 CREATED_SEEN, CANCELLED_SEEN, OUT_OF_ORDER, ID_MISMATCH, CONTENTS_DIFFER = 1, 2, 4, 8, 16
@@ -88,9 +88,10 @@ class Retention(Struct, frozen=True):
 
 
 class TopicReader:
-    """Reads the topic, and writes the topic state of every order with events in it to `scratch`.
+    """Reads the topic, and writes to `scratch` the topic state of every order that has events in the topic.
 
-    `messages`: the number of messages read. `retention`: known after the first `read_to_end`.
+    `messages`: the number of messages read. `retention`: known after the first `read_to_end`. Methods may raise
+    Unavailable.
     """
 
     def __init__(self, config: Kafka, scratch: ScratchDatabase) -> None:
@@ -176,7 +177,7 @@ class TopicReader:
                 if partition not in unfinished or offset >= ends[partition]:
                     continue
                 if offset > self._offsets[partition]:
-                    # The messages before it have been deleted, perhaps just now.
+                    # The messages before this one have been deleted, perhaps just now.
                     self._note_deletion(_time(message))
                 accepted.append(message)
                 self._offsets[partition] = offset + 1
@@ -218,7 +219,7 @@ class TopicReader:
 def _next_state(state: int | None, order_id: UUID, event: events.OrderEvent, key: bytes | None) -> int:
     """Return the order's topic state after this event.
 
-    state: its topic state before the event, None if the topic had no event for it
+    state: the order's topic state before the event, None if the topic had no event for the order
     """
     bit, content = EVENT_BITS[event.type], content_hash(event.data)
     if state is None:

@@ -61,7 +61,7 @@ async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]]
             return False
         if Result.ERROR not in results:
             return True
-        # Orders with an error stay at the front of the queue. Take the next page too, so that they do not block it.
+        # Orders with an error stay at the front of the queue. Take the next page too, so that they do not block others.
         page = await list_due(after=page.next_after)
 
 
@@ -88,7 +88,7 @@ async def _recover_each(deps: Deps, order_ids: list[UUID], *, overdue: bool) -> 
                 return Result.ERROR
             except Unavailable:
                 if not deps.inventory.circuit_is_open:
-                    # Move it to the end of the queue, so that it does not block the other orders.
+                    # Move the order to the end of the queue, so that it does not block the others.
                     await deps.orders.postpone_release(order_id)
                 return Result.UNAVAILABLE
             except Exception:
