@@ -315,16 +315,18 @@ async def earlier_port(
     products: RunningProducts, redis_server: Any, inventory_port: int, tmp_path: Path
 ) -> AsyncIterator[int]:
     """The port of an earlier version, on the same database."""
-    environment = earlier_version.unpack(earlier_version.GLOBAL_KEYS, tmp_path)
+    environment = await asyncio.to_thread(earlier_version.unpack, earlier_version.GLOBAL_KEYS, tmp_path)
     port = free_port()
     postgres = msgspec.to_builtins(products.config.postgres)
     settings = {
         "testing": True,
         "admin": {"port": free_port()},
         "http": {"port": port},
-        "postgres": {k: postgres[k] for k in ("host", "port", "database", "user", "password")},
+        "postgres": {k: postgres[k] for k in ("host", "port", "database", "user", "password")}
+        | {"timeout_seconds": 20},
         "redis": {"url": f"redis://{redis_server.host}:{redis_server.port}/0"},
-        "inventory": {"target": f"127.0.0.1:{inventory_port}"},
+        "inventory": {"target": f"127.0.0.1:{inventory_port}", "timeout_seconds": 20},
+        "request_seconds": 2 * PATIENCE,
     }
     process = ServiceProcess("products", settings, tmp_path, env=environment)
     try:
