@@ -27,6 +27,8 @@ LIMITS = {
     "max_large_weight": 5,
     "max_caller_weight": 12,
     "max_waiting_weight": 20,
+    # Longer than a test.
+    "max_wait_seconds": 40,
 }
 
 

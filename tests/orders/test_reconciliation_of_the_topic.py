@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from market.contracts import events
 from tests.support.servers import KafkaHandle, kafka_server, running
+from tests.support.waiting import wait_until
 
 from .catalogue import FakeCatalogue
 from .reconciliation import RECOVERY, copy_order, isolated_service, place_and_publish, reconcile
@@ -75,6 +76,14 @@ def set_topic(bootstrap_servers: str, settings: Mapping[str, str]) -> None:
     resource = ConfigResource(ConfigResource.Type.TOPIC, events.TOPIC, incremental_configs=entries)
     [altered] = admin.incremental_alter_configs([resource]).values()
     altered.result(60)
+
+    def in_force() -> bool:
+        [described] = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, events.TOPIC)]).values()
+        found = described.result(60)
+        return all(found[name].value == value for name, value in settings.items())
+
+    # The broker learns of it from the controller, a moment later.
+    wait_until(in_force, what=f"{settings} in force")
 
 
 async def test_the_topics_own_retention_decides_which_events_are_missing(

@@ -31,10 +31,15 @@ async def test_a_relay_slower_than_its_lease_publishes_a_duplicate_with_the_same
 ) -> None:
     lamp = catalogue.add()
     await stock.set(lamp, 5)
-    async with gated_service(new_settings(), tmp_path) as slow, serving(new_settings()) as other:
+    # Only the lease of the slow relay expires, even if Kafka takes long to acknowledge what the other one publishes.
+    async with (
+        gated_service(new_settings(**NOTHING_OVERDUE), tmp_path) as slow,
+        serving(new_settings(**NOTHING_OVERDUE)) as other,
+    ):
         publishing = gate_at(slow, "orders.before-publish")
         order = (await slow.place([(lamp, 2)])).json()
         await publishing.wait_until_reached()
+        await make_overdue(slow.documents, {"_id": UUID(order["id"])})
         await topic.wait_for(order["id"], "order.created")
         assert (await other.http.delete(f"/api/order/{order['id']}")).status_code == 204
         await topic.wait_for(order["id"], "order.created", "order.cancelled")
@@ -62,7 +67,8 @@ async def test_an_event_whose_delivery_result_is_lost_is_sent_again_by_the_same_
         await lost.wait_until_reached()
         await until(lambda: _is_outbox_empty(service), what="outbox empty")
         lost.open()
-        await until(lambda: len(topic.events_of(order_id)) == 2, what="the duplicate")
+        # More if Kafka takes longer than the lease to acknowledge the second one.
+        await until(lambda: len(topic.events_of(order_id)) >= 2, what="the duplicate")
 
 
 async def test_an_event_carries_the_trace_of_its_request(
@@ -130,7 +136,8 @@ async def test_a_relay_that_fails_after_leasing_publishes_in_a_later_pass(
         order = (await service.place([(lamp, 1)])).json()
         await topic.wait_for(order["id"], "order.created")
         assert reached(service, "orders.relay-after-lease")
-    assert len(topic.messages_of(order["id"])) == 1
+    # More than once if Kafka takes longer than the lease to acknowledge it.
+    assert len({e.id for e in topic.events_of(order["id"])}) == 1
 
 
 async def test_a_cancellation_between_publishing_and_removal_is_published_second_without_delay(
@@ -223,4 +230,3 @@ async def test_orders_are_placed_while_kafka_is_unavailable(
     async with serving(new_settings()):
         await topic.wait_for(order["id"], "order.created")
         await until(lambda: published._value.get() > published_before, what="counted")
-    assert published._value.get() == published_before + 1
