@@ -289,11 +289,11 @@ async def test_an_unavailable_cache_is_logged_once_and_a_single_slow_access_is_n
 
     class Slow:
         async def mget(self, ids: list[str]) -> list[bytes | None]:
-            await asyncio.sleep(1 if slow else 0)
+            await asyncio.sleep(PATIENCE if slow else 0)
             return [b"1"] * len(ids)
 
     clock = FakeClock()
-    cache = AvailabilityCache(Slow(), ttl_seconds=5, timeout_seconds=0.01, clock=clock)
+    cache = AvailabilityCache(Slow(), ttl_seconds=5, timeout_seconds=0.5, clock=clock)
     with capture_logs() as lines:
         await cache.get_many(["a"])
         slow = False

@@ -11,18 +11,20 @@ from market.contracts import inventory_pb2 as pb
 from .conftest import FakeInventory, RunningProducts, Start, serving
 
 
-async def test_stock_is_shown_only_on_request_and_follows_each_sale(products: RunningProducts, inventory_stub):
-    product = await products.create(stock=5)
-    id = product["id"]
-    assert "stock" not in product
-    assert "stock" not in await products.get(id)
-    assert await products.get(id, stock="true") == {**product, "stock": 5}
-    line = pb.Item(product_id=id, quantity=5)
-    assert (await inventory_stub.Reserve(pb.ReserveRequest(reservation_id=str(uuid4()), items=[line]))).reserved
-    # The cache still has the product as available; what is shown together agrees.
-    assert await products.redis.get(f"avail:{id}") == b"1"
-    assert await products.get(id, stock="true") == {**product, "available": False, "stock": 0}
-    assert await products.get(id, stock="true", availability="false") == {**product, "available": None, "stock": 0}
+async def test_stock_is_shown_only_on_request_and_follows_each_sale(start: Start, inventory_port, inventory_stub):
+    # Entries of its cache live for minutes.
+    async with start(inventory_port) as products:
+        product = await products.create(stock=5)
+        id = product["id"]
+        assert "stock" not in product
+        assert "stock" not in await products.get(id)
+        assert await products.get(id, stock="true") == {**product, "stock": 5}
+        line = pb.Item(product_id=id, quantity=5)
+        assert (await inventory_stub.Reserve(pb.ReserveRequest(reservation_id=str(uuid4()), items=[line]))).reserved
+        # The cache still has the product as available; what is shown together agrees.
+        assert await products.redis.get(f"avail:{id}") == b"1"
+        assert await products.get(id, stock="true") == {**product, "available": False, "stock": 0}
+        assert await products.get(id, stock="true", availability="false") == {**product, "available": None, "stock": 0}
 
 
 async def test_a_page_with_stock_costs_one_call(products_with_fake: RunningProducts, inventory: FakeInventory):
