@@ -2,6 +2,8 @@
 //
 //   mongosh "mongodb+srv://orders.mongodb.example.com/" --username admin mongodb.js
 //
+// A user has one password, so a second user, `orders_b`, takes turns with the first when it is changed: docs/operations.md.
+//
 // It may read and change orders, and create indexes, but neither remove orders nor see another database.
 const orders = db.getSiblingDB("orders");
 orders.createRole({
