@@ -74,9 +74,9 @@ INVALID = [
 ]
 NOBODY = Caller("no token", lambda _: None)
 BUYER = _signed_in("buyer", Role.BUYER, OWNER)
-ANOTHER_BUYER = _signed_in("another buyer", Role.BUYER, "bob")
+ANOTHER_BUYER = _signed_in("another buyer", Role.BUYER, "ben")
 MERCHANT = _signed_in("merchant", Role.MERCHANT, "mia")
-OPERATOR = _signed_in("operator", Role.OPERATOR, "otto")
+OPERATOR = _signed_in("operator", Role.OPERATOR, "olga")
 SERVICE = _signed_in("service", Role.SERVICE, "warehouse")
 SERVICES = [_signed_in(f"service {name}", Role.SERVICE, subject, name) for name, subject in SUBJECTS.items()]
 SIGNED_IN = [BUYER, ANOTHER_BUYER, MERCHANT, OPERATOR, SERVICE, *SERVICES]

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
+from tests.authorization.keycloak import KeycloakIssuer
 from tests.authorization.leaks import assert_nothing_leaked
 from tests.authorization.shop import Shop, running_shop
-from tests.support.issuer import Issuer
+from tests.support.issuer import ON_KEYCLOAK, Issuer
 
 
 @pytest.fixture(scope="package")
-async def issuer() -> AsyncIterator[Issuer]:
-    async with Issuer().serving() as issuer:
+async def issuer(server_directory: Path) -> AsyncIterator[Issuer]:
+    issuer = KeycloakIssuer(server_directory / "keycloak", server_directory / "logs") if ON_KEYCLOAK else Issuer()
+    async with issuer.serving():
         yield issuer
 
 
@@ -30,7 +32,9 @@ async def shop(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Shop]:
     directory: Path = tmp_path_factory.mktemp("signed-in-shop")
-    async with running_shop(issuer, postgres, redis_server, mongodb, kafka, mail, directory) as shop:
+    async with running_shop(
+        issuer, postgres, redis_server, mongodb, kafka, mail, directory, **issuer.configuration
+    ) as shop:
         yield shop
         # In the logs of the whole run.
         await assert_nothing_leaked(shop)

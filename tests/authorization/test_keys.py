@@ -1,17 +1,15 @@
-"""The issuer's keys change, or the issuer fails, while people use the shop."""
+"""The issuer's keys change, or the issuer responds wrongly, while people use the shop."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import grpc
 import pytest
 
-from tests.authorization.calls import create_target
 from tests.authorization.grpc_calls import inventory_code
+from tests.authorization.load import Load
 from tests.authorization.shop import SUBJECTS, Shop
 from tests.support.issuer import ELSEWHERE, JWKS, Fault, SigningKey
 from tests.support.waiting import until
@@ -19,48 +17,6 @@ from tests.support.waiting import until
 KEYS_UNAVAILABLE = "the issuer's keys cannot be fetched"
 # Sockets on both sides buffer this much of a response that nobody reads.
 BUFFERED_BYTES = 16 * 1024 * 1024
-
-
-class Load:
-    """Callers that read and write through REST and GraphQL without a pause. `token` is what they send."""
-
-    def __init__(self, shop: Shop, token: str) -> None:
-        self.shop = shop
-        self.token = token
-        self.handled = 0
-        self.failed: list[str] = []
-        self.slowest_seconds = 0.0
-
-    @asynccontextmanager
-    async def running(self, callers: int = 8) -> AsyncIterator[Load]:
-        target = await create_target(self.shop)
-        stopping = asyncio.Event()
-        tasks = [asyncio.create_task(self._call(n, target.product_id, stopping)) for n in range(callers)]
-        try:
-            yield self
-        finally:
-            stopping.set()
-            await asyncio.gather(*tasks)
-
-    async def handle(self, count: int) -> None:
-        """Return when `count` more requests were handled."""
-        wanted = self.handled + count
-        await until(lambda: self.handled >= wanted, what=f"{count} more requests")
-
-    async def _call(self, n: int, product_id: str, stopping: asyncio.Event) -> None:
-        items = [{"product_id": product_id, "quantity": 1}]
-        while not stopping.is_set():
-            started = time.monotonic()
-            if n % 4 == 0:
-                response = await self.shop.rest("orders", "POST", "/api/order", self.token, json={"items": items})
-            elif n % 4 == 1:
-                response = await self.shop.rest("products", "GET", f"/api/product/{product_id}", self.token)
-            else:
-                response = await self.shop.graphql("{orders(limit: 2) {items {id total}}}", self.token)
-            self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - started)
-            self.handled += 1
-            if not response.is_success or '"errors"' in response.text:
-                self.failed.append(response.text)
 
 
 async def test_keys_rotate_under_load_without_a_failed_request(shop: Shop) -> None:
@@ -105,25 +61,6 @@ async def test_two_published_keys_with_the_same_kid_are_both_accepted_and_a_thir
         response = await shop.rest("orders", "GET", "/api/order", issuer.token("ann", key=key))
         assert response.status_code == status
     issuer.keys.remove(second)
-
-
-async def test_signed_in_callers_do_not_notice_that_the_issuer_is_unavailable(shop: Shop) -> None:
-    issuer = shop.issuer
-    await until_known(shop, issuer.rotate())
-    logged = {service: len(log) for service, log in shop.logs.items()}
-    async with Load(shop, issuer.token("ann")).running() as load:
-        await load.handle(20)
-        async with issuer.away():
-            # Longer than auth.refresh_seconds, so that the services look for the issuer and do not find it.
-            ends = time.monotonic() + 12
-            while time.monotonic() < ends:
-                # New tokens of a known key are accepted, too.
-                load.token = issuer.token("ann")
-                await load.handle(10)
-        await load.handle(20)
-    assert load.failed == []
-    for service in ("products", "orders", "inventory", "graphql"):
-        assert KEYS_UNAVAILABLE in shop.logs[service][logged[service] :]
 
 
 async def until_known(shop: Shop, key: SigningKey) -> None:

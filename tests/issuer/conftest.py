@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,10 +14,10 @@ from market_dev.stack.topology import ports
 
 from market.kit.http.server import HttpServer
 from tests.issuer.signed_in_shop import SignedInShop, running_shop
+from tests.support.issuer import ON_KEYCLOAK
 from tests.support.ports import free_port, free_port_base
 
-# `make test-keycloak` sets it.
-ISSUERS = ["keycloak"] if os.environ.get("MARKET_KEYCLOAK") else ["local"]
+ISSUERS = ["keycloak"] if ON_KEYCLOAK else ["local"]
 
 
 @pytest.fixture(scope="package", params=ISSUERS)

@@ -1,6 +1,6 @@
-"""The main rows of the table of permissions, with tokens of a real issuer: the local one, or Keycloak.
+"""The main rows of the table of permissions, in the shop of `market up --sign-in` with the local issuer or Keycloak.
 
-`make test-keycloak` runs these tests on Keycloak. All rows, with a test issuer, are in tests/authorization.
+All rows are in tests/authorization. `make test-keycloak` runs both on Keycloak.
 """
 
 from __future__ import annotations

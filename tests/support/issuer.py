@@ -10,6 +10,7 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import secrets
 import time
 from collections import Counter
@@ -27,6 +28,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from tests.support.ports import free_port
 
+# Whether tokens come from a real Keycloak (`make test-keycloak`).
+ON_KEYCLOAK = bool(os.environ.get("MARKET_KEYCLOAK"))
 AUDIENCE = "market"
 # Tokens live this long unless a test says otherwise.
 LIFETIME_SECONDS = 600
@@ -70,16 +73,18 @@ class SigningKey:
     @property
     def public_pem(self) -> bytes:
         """The public key, as an attacker would use it as the secret of an HMAC."""
-        return self._private.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        return self.public_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+    @property
+    def public_key(self) -> Any:
+        return self._private.public_key()
 
     @property
     def jwk(self) -> dict[str, str]:
         return {"kid": self.kid, "use": "sig", "alg": self.algorithm, **self._parameters()}
 
     def _parameters(self) -> dict[str, str]:
-        public: Any = self._private.public_key()
+        public = self.public_key
         if isinstance(public, rsa.RSAPublicKey):
             numbers = public.public_numbers()
             return {"kty": "RSA", "n": _encode(_bytes(numbers.n)), "e": _encode(_bytes(numbers.e))}
@@ -134,6 +139,8 @@ class Issuer:
         self.requests: Counter[str] = Counter()
         # The `expires_in` of tokens for client credentials. The tokens themselves do not change.
         self.expires_in: float = LIFETIME_SECONDS
+        # What a service's section `auth` needs to read the tokens of this issuer, beside its URL.
+        self.configuration: dict[str, Any] = {}
         # Sent with every response.
         self.headers: dict[str, str] = {}
         # The bytes that the fault HUGE has sent in the largest response.

@@ -48,8 +48,7 @@ class ServerHandle:
             self.stop()
         deadline = time.monotonic() + seconds
         while True:
-            self.server.before_start()
-            self.process = processes.spawn(self.server.command(), log=self.server.log, cwd=self.server.cwd)
+            self.launch()
             if self._until(self.server.probe, deadline):
                 return
             self.kill()
@@ -57,6 +56,11 @@ class ServerHandle:
                 raise StartError(f"{self.server.name} did not start; its log ends with:\n{tail(self.server.log)}")
             # It exited at once, perhaps because its predecessor is not quite gone.
             time.sleep(0.2)
+
+    def launch(self) -> None:
+        """Start the process of a server that does not run, without waiting until the server is ready."""
+        self.server.before_start()
+        self.process = processes.spawn(self.server.command(), log=self.server.log, cwd=self.server.cwd)
 
     def _until(self, probe: Callable[[], bool], deadline: float) -> bool:
         assert self.process is not None

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -46,15 +47,27 @@ _MAIN = "io.quarkus.bootstrap.runner.QuarkusEntryPoint"
 
 
 class Keycloak(Server):
-    """The realm `market` in realm.json. Accounts and keys are kept until the realm or the secrets change."""
+    """The realm `market` in realm.json. Accounts and keys are kept until the realm or the secrets change.
+
+    realms: the realms in place of that one, as JSON, by name.
+    """
 
     def __init__(
-        self, port: int, management_port: int, directory: Path, logs: Path, sign_in: SignIn, *, web_port: int
+        self,
+        port: int,
+        management_port: int,
+        directory: Path,
+        logs: Path,
+        sign_in: SignIn,
+        *,
+        web_port: int,
+        realms: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__("issuer", port, directory, logs)
         self.management_port = management_port
         self._sign_in = sign_in
         self._web_port = web_port
+        self._realms = realms or {"market": REALM.read_text("utf-8")}
 
     @property
     def ports(self) -> dict[str, int]:
@@ -71,7 +84,7 @@ class Keycloak(Server):
 
     @property
     def _digest(self) -> str:
-        return _digest(VERSION, REALM.read_text("utf-8"), *(f"{k}={v}" for k, v in sorted(self._variables.items())))
+        return _digest(VERSION, *self._realms.values(), *(f"{k}={v}" for k, v in sorted(self._variables.items())))
 
     @property
     def _variables(self) -> dict[str, str]:
@@ -93,7 +106,8 @@ class Keycloak(Server):
             for name in ("data/import", "providers", "conf", "themes"):
                 (self._home / name).mkdir(parents=True)
             (self._home / "lib").symlink_to(cache_directory() / "lib")
-            shutil.copy(REALM, self._home / "data" / "import" / "market-realm.json")
+            for name, realm in self._realms.items():
+                write_text(self._home / "data" / "import" / f"{name}-realm.json", realm)
 
     def command(self) -> processes.Command:
         options = {

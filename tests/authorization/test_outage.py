@@ -1,0 +1,32 @@
+"""The issuer is unavailable while people use the shop; `make test-keycloak` stops Keycloak for a minute."""
+
+from __future__ import annotations
+
+import time
+
+from tests.authorization.load import Load
+from tests.authorization.shop import Shop
+from tests.support.issuer import ON_KEYCLOAK
+
+KEYS_UNAVAILABLE = "the issuer's keys cannot be fetched"
+# Longer than auth.refresh_seconds, so that the services look for the issuer and do not find it.
+AWAY_SECONDS = 60 if ON_KEYCLOAK else 12
+
+
+async def test_signed_in_callers_do_not_notice_that_the_issuer_is_unavailable(shop: Shop) -> None:
+    issuer = shop.issuer
+    logged = {service: len(log) for service, log in shop.logs.items()}
+    async with Load(shop, issuer.token("ann")).running() as load:
+        await load.handle(20)
+        async with issuer.away():
+            before, ends = load.handled, time.monotonic() + AWAY_SECONDS
+            while time.monotonic() < ends:
+                # A new token of a known key, unless Keycloak would have to make it.
+                load.token = issuer.token("ann")
+                await load.handle(10)
+            print(f"{load.handled - before} requests in {AWAY_SECONDS} s without the issuer")
+        await load.handle(20)
+    print(f"{load.handled} requests, {len(load.failed)} failed, the slowest took {load.slowest_seconds:.2f} s")
+    assert load.failed == []
+    for service in ("products", "orders", "inventory", "graphql"):
+        assert KEYS_UNAVAILABLE in shop.logs[service][logged[service] :]
