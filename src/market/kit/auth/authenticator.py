@@ -1,7 +1,7 @@
 """Authentication by bearer tokens (RFC 6750).
 
 async with authenticator(config.auth) as authentication:
-    identity = await authentication.authenticate(request.headers.get("authorization"))
+    identity = await authentication.authenticate(bearer_token(request.headers["authorization"]))
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from market.kit.auth import metrics
 from market.kit.auth.config import Auth
-from market.kit.auth.identity import ANONYMOUS, Identity
+from market.kit.auth.identity import Identity
 from market.kit.auth.rejection import TokenRejected
 from market.kit.auth.token_cache import TokenCache
 from market.kit.errors import Unauthenticated
@@ -35,36 +35,24 @@ class Authenticator:
         self._cache = cache
         self._clock = clock
 
-    async def authenticate(self, authorization: str | None) -> Identity:
-        """Return the identity that the header Authorization proves; ANONYMOUS without the header.
+    async def authenticate(self, token: str) -> Identity:
+        """Return the identity that the token proves.
 
-        Raises Unauthenticated, whose `reason` is the rule that the token breaks. Raises Unavailable until the issuer's
-        keys have been fetched for the first time.
+        Raises Unauthenticated, whose `reason` is the rule that the token breaks. Raises Unavailable if it is not known
+        yet whether the issuer has the token's key.
         """
-        if authorization is None:
-            return ANONYMOUS
         now = self._clock()
+        # The cache has no tokens, because whoever reads this process's memory could use them like passwords.
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        if cached := self._cache.get(digest, now):
+            return cached
         try:
-            token = _bearer_token(authorization)
-            # The cache has no tokens, because whoever reads this process's memory could use them like passwords. The
-            # digest is not that of the whole header, whose spaces may vary: one token could then fill the cache.
-            digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-            if cached := self._cache.get(digest, now):
-                return cached
             verified = await self._verifier.verify(token, now)
         except TokenRejected as e:
             metrics.INVALID_TOKENS.labels(e.rule).inc()
             raise Unauthenticated(e.reason) from None
         self._cache.put(digest, verified.identity, verified.expires_at, verified.thumbprint)
         return verified.identity
-
-
-def _bearer_token(authorization: str) -> str:
-    scheme, _, token = authorization.partition(" ")
-    token = token.strip(" ")
-    if scheme.lower() != "bearer" or not token:
-        raise TokenRejected("scheme", "must be sent as Authorization: Bearer")
-    return token
 
 
 @asynccontextmanager

@@ -17,6 +17,8 @@ from starlette.responses import Response
 
 from market.kit import context
 from market.kit.auth import metrics
+from market.kit.auth.bearer import bearer_token
+from market.kit.auth.config import is_loopback
 from market.kit.auth.identity import ANONYMOUS, UNRESTRICTED, identity, token
 from market.kit.auth.permissions import Access, check_table
 from market.kit.config import Http
@@ -310,14 +312,14 @@ class Edge:
         if value is None:
             return
         try:
-            if sum(name == b"authorization" for name, _ in all_headers) > 1:
+            if [name for name, _ in all_headers].count(b"authorization") > 1:
                 raise Unauthenticated("must be sent in a single Authorization header")
-            authorization = value.decode("latin-1")
-            identity.set(await authenticator.authenticate(authorization))
+            presented = bearer_token(value.decode("latin-1"))
+            identity.set(await authenticator.authenticate(presented))
         except Unauthenticated:
             metrics.REFUSED.labels("token").inc()
             raise
-        token.set(authorization.partition(" ")[2].strip(" "))
+        token.set(presented)
 
     def _count_as_subject(self, address: str) -> str:
         """Count the request for its subject, if it has one, instead of its address. Return the caller."""

@@ -14,6 +14,7 @@ from prometheus_client import Counter, Histogram
 
 from market.kit import context
 from market.kit.auth import metrics
+from market.kit.auth.bearer import bearer_token
 from market.kit.auth.identity import ANONYMOUS, UNRESTRICTED, identity
 from market.kit.auth.permissions import Access, check_table
 from market.kit.errors import INTERNAL_ERROR, Forbidden, Problem, Unauthenticated, Unavailable
@@ -126,7 +127,7 @@ async def _authorize(authenticator: Authenticator, access: Access, tokens: list[
     try:
         if len(tokens) > 1:
             raise Unauthenticated("must be sent once")
-        caller = await authenticator.authenticate(tokens[0] if tokens else None)
+        caller = await authenticator.authenticate(bearer_token(tokens[0])) if tokens else ANONYMOUS
         access.require(caller)
     except Forbidden:
         metrics.REFUSED.labels("role").inc()
