@@ -94,7 +94,8 @@ async def test_a_faulty_issuer_is_bounded_and_logged_and_the_old_keys_serve_on(s
         async with issuer.faulty(fault):
             started = time.monotonic()
             refused = await shop.rest("orders", "GET", "/api/order", unknown)
-            assert refused.status_code == 401, refused.text
+            # The issuer may have such a key.
+            assert (refused.status_code, int(refused.headers["retry-after"]) >= 1) == (503, True), refused.text
             assert time.monotonic() - started < 30
             assert sum(issuer.requests.values()) > fetched
             await load.handle(40)
@@ -112,6 +113,7 @@ async def test_tokens_of_unknown_keys_do_not_flood_the_issuer(shop: Shop) -> Non
     responses = await asyncio.gather(
         *(shop.rest("orders", "GET", "/api/order", shop.issuer.token(key=SigningKey("EdDSA"))) for _ in range(100))
     )
-    assert {response.status_code for response in responses} == {401}
+    # 503: so many wait for the next fetch that it was not decided whether the issuer has the key.
+    assert {response.status_code for response in responses} in ({401}, {401, 503})
     # At most one request per auth.min_refetch_seconds, and the periodic ones of the four services that verify tokens.
     assert shop.issuer.requests[JWKS] - before <= 5 + (time.monotonic() - started) / 0.2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -11,13 +12,16 @@ from contextvars import Context
 from market.kit.auth import metrics
 from market.kit.auth.fetch import FetchError
 from market.kit.auth.issuer import SigningKey
+from market.kit.errors import Unavailable
 from market.kit.process import logs
 
 log = logs.get_logger("auth")
 
-# The maximum number of requests that wait for the next fetch, and of key ids that are known to be absent.
+# The maximum number of requests that wait for the next fetch, and of key ids that are remembered as absent.
 _MAX_WAITING = 64
 _MAX_ABSENT = 1024
+# The Retry-After of requests with a token, in seconds, until there are keys.
+_RETRY_AFTER_WITHOUT_KEYS = 5
 # The pause after a failed fetch: without any keys yet, and with keys from an earlier fetch.
 _RETRY_SECONDS = 1.0
 _RETRY_WITH_KEYS_SECONDS = 15.0
@@ -46,7 +50,7 @@ class Keys:
         self._min_refetch_seconds = min_refetch_seconds
         self._clock = clock
         self._keys: tuple[SigningKey, ...] = ()
-        # Requested key ids that the last fetch did not return.
+        # Requested key ids that were not found by the last fetch, which may have failed.
         self._absent: set[str | None] = set()
         self._fetching: asyncio.Task[None] | None = None
         self._waiting = 0
@@ -55,10 +59,6 @@ class Keys:
         self._fetched_at: float | None = None
         self._is_failing = False
         metrics.KEYS_AGE.set_function(lambda: -1.0 if self._fetched_at is None else self._clock() - self._fetched_at)
-
-    def __bool__(self) -> bool:
-        """Whether keys have been fetched at least once."""
-        return bool(self._keys)
 
     def find(self, kid: str | None) -> list[SigningKey]:
         """Return the keys with this id. If `kid` is None, return the issuer's key if it has exactly one."""
@@ -70,25 +70,48 @@ class Keys:
         """Return the keys with this id, fetching the keys again if there are none yet. Waits at most `seconds`.
 
         All requests share one fetch, and there is a minimum pause between fetches. During the pause, a request gets no
-        keys, without waiting, if an earlier one has looked for the same id in vain, or if 64 requests are waiting.
+        keys, without waiting, if an earlier one has looked for the same id in vain.
+
+        Raises Unavailable if it is not known whether the issuer has such a key: the last fetch has failed, the next one
+        is still to come and 64 requests are waiting for it, or it took longer than `seconds`.
         """
         if found := self.find(kid):
             return found
         pause = self._refetched_at + self._min_refetch_seconds - self._clock()
-        if self._fetching is None and pause > 0 and (kid in self._absent or self._waiting >= _MAX_WAITING):
-            return []
+        if self._fetching is None and pause > 0:
+            if kid in self._absent:
+                return self._absent_or_unknown()
+            if self._waiting >= _MAX_WAITING:
+                raise self._unavailable()
         self._waiting += 1
         try:
             async with asyncio.timeout(seconds):
                 await self._await_fetch(kid)
         except TimeoutError:
-            pass
+            if found := self.find(kid):
+                return found
+            raise self._unavailable() from None
         finally:
             self._waiting -= 1
-        found = self.find(kid)
-        if not found and len(self._absent) < _MAX_ABSENT:
+        if found := self.find(kid):
+            return found
+        if len(self._absent) < _MAX_ABSENT:
             self._absent.add(kid)
-        return found
+        return self._absent_or_unknown()
+
+    def _absent_or_unknown(self) -> list[SigningKey]:
+        """Return no keys if the issuer does not have the key. Raises Unavailable if the last fetch has failed."""
+        if self._is_failing:
+            raise self._unavailable()
+        return []
+
+    def _unavailable(self) -> Unavailable:
+        if not self._keys:
+            return Unavailable("the keys of the issuer are not available yet", retry_after=_RETRY_AFTER_WITHOUT_KEYS)
+        pause = self._refetched_at + self._min_refetch_seconds - self._clock()
+        return Unavailable(
+            "it is not known yet whether the issuer has the key of this token", retry_after=max(1, math.ceil(pause))
+        )
 
     async def _await_fetch(self, kid: str | None) -> None:
         if self._fetching is not None:

@@ -23,7 +23,6 @@ from market.kit.auth.identity import Identity
 from market.kit.auth.issuer import SigningKey
 from market.kit.auth.keys import Keys
 from market.kit.auth.rejection import TokenRejected
-from market.kit.errors import Unavailable
 
 # A token is cached for at most this long, even if it expires later.
 _MAX_CACHED_SECONDS = 86_400.0
@@ -82,7 +81,7 @@ class Verifier:
             self._types |= {"jwt", "application/jwt", ""}
 
     async def verify(self, token: str, now: float) -> Verified:
-        """Return what the token proves. Raises TokenRejected, and Unavailable if the issuer's keys were never fetched.
+        """Return what the token proves. Raises TokenRejected, and Unavailable if its key cannot be looked up now.
 
         now: the time in seconds since 1970.
         """
@@ -121,8 +120,6 @@ class Verifier:
         seconds = context.remaining(2 * self._config.timeout_seconds) / 2
         if keys := await self._keys.find_or_fetch(kid, seconds):
             return keys
-        if not self._keys:
-            raise Unavailable("the keys of the issuer are not available yet", retry_after=5)
         raise TokenRejected("key", "was signed with an unknown key")
 
     def _check_signature(self, token: str, keys: list[SigningKey]) -> tuple[bytes, SigningKey]:
