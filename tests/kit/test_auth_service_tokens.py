@@ -302,6 +302,18 @@ async def test_a_rejected_token_is_replaced_and_the_call_repeated(issuer: Issuer
     assert issuer.requests[TOKEN] == 2
 
 
+async def test_a_rejected_token_without_a_replacement_is_a_refused_identity(issuer: Issuer) -> None:
+    """The upstream is available, so its circuit breaker and its callers must not be told otherwise."""
+
+    class WithoutReplacement(Fixed):
+        async def replace(self, rejected: str, seconds: float) -> str:
+            raise Unavailable("this service has no token: the issuer has not responded in time")
+
+    async with serving(issuer, {"orders-client": "orders"}) as server:
+        with pytest.raises(rpc.IdentityRefused, match=r"^this service has no token: the issuer has not responded"):
+            await server.call(WithoutReplacement(issuer.token("orders-client", expires_in=-300)))
+
+
 async def test_concurrent_calls_whose_token_was_rejected_share_one_new_token(issuer: Issuer) -> None:
     clock = Clock()
     tokens = credentials(issuer, clock)

@@ -114,12 +114,15 @@ _REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 def _with_token(method: Any, credentials: ServiceTokens) -> Callable[..., Awaitable[Any]]:
     """Return the method with a token in its metadata. It raises IdentityRefused if there is no token."""
 
-    async def send(request: Any, *, timeout: float, metadata: Metadata | None = None) -> Any:
-        expires_at = time.monotonic() + timeout
+    async def obtain(token: Awaitable[str]) -> str:
         try:
-            token = await credentials.get(timeout)
+            return await token
         except Unavailable as e:
             raise IdentityRefused(str(e)) from None
+
+    async def send(request: Any, *, timeout: float, metadata: Metadata | None = None) -> Any:
+        expires_at = time.monotonic() + timeout
+        token = await obtain(credentials.get(timeout))
         while True:
             seconds = max(0.0, expires_at - time.monotonic())
             authorization = ("authorization", f"Bearer {token}")
@@ -129,7 +132,7 @@ def _with_token(method: Any, credentials: ServiceTokens) -> Callable[..., Awaita
                 if e.code() is not grpc.StatusCode.UNAUTHENTICATED:
                     raise
                 # The key that signed the token may have been withdrawn. The call was refused, so it may be repeated.
-                rejected, token = token, await credentials.replace(token, seconds)
+                rejected, token = token, await obtain(credentials.replace(token, seconds))
                 if token == rejected:
                     raise
 
