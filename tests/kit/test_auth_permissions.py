@@ -210,6 +210,32 @@ async def test_each_subject_has_its_own_rate_limit() -> None:
     assert (other.status_code, nobody.status_code) == (200, 200)
 
 
+async def test_refused_requests_are_limited_by_address_without_a_valid_token_and_else_by_subject() -> None:
+    async with client(TABLE, max_requests_per_second_per_caller=0.01, max_burst_per_caller=2) as http:
+
+        async def place(text: str | None) -> tuple[int, str | None]:
+            response = await http.post("/orders", headers=bearer(text) if text else {})
+            return response.status_code, response.headers.get("retry-after")
+
+        assert [await place("forged"), await place(None)] == [(401, None)] * 2
+        assert [await place("forged-again"), await place(None)] == [(429, "100")] * 2
+        # Who has the same address and a valid token is served.
+        assert [await place("ann") for _ in range(3)] == [(200, None), (200, None), (429, "100")]
+        assert [await place("root") for _ in range(3)] == [(403, None), (403, None), (429, "100")]
+
+
+async def test_a_service_that_calls_on_its_own_behalf_has_no_rate_limit() -> None:
+    limits = {"max_requests_per_second_per_caller": 0.01, "max_burst_per_caller": 2}
+    async with client(TABLE, **limits, trusted_proxies=("203.0.113.0/24",)) as http:
+        assert {(await http.get("/open")).status_code for _ in range(5)} == {200}
+        # Others have, even if their requests come from the same address.
+        for headers in ({"x-forwarded-for": "198.51.100.1"}, bearer("ann")):
+            statuses = [(await http.get("/open", headers=headers)).status_code for _ in range(3)]
+            assert statuses == [200, 200, 429]
+    async with client(TABLE, **limits, trusted_proxies=("198.51.100.0/24",)) as http:
+        assert [(await http.get("/open")).status_code for _ in range(3)] == [200, 200, 429]
+
+
 async def test_a_method_is_only_for_the_services_of_its_entry() -> None:
     handled: list[str | None] = []
 

@@ -51,7 +51,6 @@ class ClientAddresses:
     def __init__(self, config: Http) -> None:
         self._trusted = config.trusted_networks
         self._header = config.forwarded_header.encode()
-        # By address: whether it belongs to a trusted proxy.
         self._trusts = lru_cache(maxsize=1024)(self._is_trusted)
 
     def find(self, scope: Any) -> str:
@@ -75,6 +74,10 @@ class ClientAddresses:
                 if not self._trusts(address):
                     break
         return address
+
+    def trusts(self, address: str) -> bool:
+        """Return whether the address belongs to a trusted proxy."""
+        return bool(self._trusted) and address != "unknown" and self._trusts(address)
 
     def _is_trusted(self, address: str) -> bool:
         parsed = ipaddress.ip_address(address)

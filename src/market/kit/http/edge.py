@@ -218,13 +218,18 @@ class Edge:
                     response = self._cors.preflight_response(route.allowed)
                 else:
                     operation = self._select_operation(route, scope["method"])
-                    if self._authenticator is not None:
-                        await self._authenticate(self._authenticator, headers, scope["headers"])
-                        caller = self._count_as_subject(caller)
-                        self._check_in_flight(self._in_flight_of[caller])
-                        _check_permission(operation)
-                    if self._rate_limit is not None:
-                        self._rate_limit.check(caller)
+                    try:
+                        if self._authenticator is not None:
+                            await self._authenticate(self._authenticator, headers, scope["headers"])
+                            caller = self._count_as_subject(caller)
+                            self._check_in_flight(self._in_flight_of[caller])
+                            _check_permission(operation)
+                    except Problem:
+                        # Refused requests are limited, too. A token is verified first, so that nobody can lock out
+                        # others who have the same address.
+                        self._check_rate(caller, address)
+                        raise
+                    self._check_rate(caller, address)
                     scope["path_params"] = parameters
                     if self._tracer.enabled:
                         with self._tracer.span(f"{scope['method']} {route.path}"):
@@ -283,6 +288,14 @@ class Edge:
             if not deadline.isdigit() or len(deadline) > 9:
                 raise BadInput("X-Deadline-Ms", "must be a whole number of milliseconds")
             milliseconds = int(deadline)
+    def _check_rate(self, caller: str, address: str) -> None:
+        """Count the request. Raises TooManyRequests, unless its client is a trusted proxy and has not signed in.
+
+        Such a client is another service that calls on its own behalf: one of its addresses has the calls of many.
+        """
+        if self._rate_limit is not None and (identity.get().signed_in or not self._client_addresses.trusts(address)):
+            self._rate_limit.check(caller)
+
             if milliseconds:
                 milliseconds = max(milliseconds, self._min_deadline_ms)
             context.deadline.set(time.monotonic() + milliseconds / 1000)
