@@ -18,7 +18,7 @@ from benchmarks.hostile import requests
 # What became of each connection or request: a status, "closed" by the server, "held" for two minutes, or "open" when
 # the client itself was stopped.
 Outcomes = Counter[str]
-_HOST = b"host: x\r\n"
+_HOST = b"host: localhost\r\n"
 _MIB = 1024 * 1024
 # The state of a TCP connection in the first byte of Linux' struct tcp_info.
 _ESTABLISHED = 1
@@ -251,7 +251,7 @@ def _large_orders(targets: Targets) -> Iterator[bytes]:
 
 def _oversized(path: str) -> Callable[[Targets], Iterator[bytes]]:
     def make(_: Targets) -> Iterator[bytes]:
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n".encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".encode()
         yield head + b"content-length: 2000000\r\n\r\n" + b"[" * 2_000_000
         yield head + b"transfer-encoding: chunked\r\n\r\n" + (b"10000\r\n" + b"[" * 65536 + b"\r\n") * 40
         yield head + b"content-length: 1000000\r\n\r\n" + b"[" * 1_000_000

@@ -104,7 +104,7 @@ def padded(path: str, body: dict[str, Any]) -> bytes:
 
 def malformed() -> list[bytes]:
     """Return requests that are not HTTP/1.1, or that servers understand differently."""
-    host = b"host: x\r\n"
+    host = b"host: localhost\r\n"
     return [
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + host * 2 + b"\r\n",

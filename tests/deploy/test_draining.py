@@ -24,7 +24,7 @@ async def test_a_draining_server_responds_and_closes_the_connection_with_each_re
     await server.start()
 
     async def get(path: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-        writer.write(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+        writer.write(b"GET " + path + b" HTTP/1.1\r\nhost: localhost\r\n\r\n")
         return await reader.readuntil(b"\r\n\r\n")
 
     reader, writer = await asyncio.open_connection(*socket.getsockname())

@@ -54,10 +54,8 @@ class LargestPages(FakeUpstream):
 
 def post(body: bytes, head: str = "") -> bytes:
     """Return a request with the body; `head` are further headers, each with its line break."""
-    lines = (
-        f"POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{head}content-length: {len(body)}\r\n"
-    )
-    return lines.encode() + b"\r\n" + body
+    first = "POST /graphql HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    return f"{first}{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 def call(query: str, **more: Any) -> bytes:

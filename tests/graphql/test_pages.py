@@ -90,7 +90,7 @@ async def test_every_image_of_the_demo_catalogue_is_served(gateway: Gateway) -> 
 )
 async def test_nothing_else_is_served(gateway: Gateway, path: str) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.http.base_url.port)
-    writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
     response = await reader.read()
     writer.close()
     assert b" 404 " in response.split(b"\r\n")[0]

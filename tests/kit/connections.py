@@ -19,7 +19,7 @@ from market.kit.http import edge
 from market.kit.http.responses import json_response
 from market.kit.http.server import HttpServer, bind
 
-HOST = b"Host: shop.example\r\n"
+HOST = b"Host: localhost\r\n"
 GET = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
 PAGE = b"p" * (8 << 20)
 

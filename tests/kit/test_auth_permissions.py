@@ -112,7 +112,7 @@ async def client(table: Mapping[str, Access] | None = None, **settings: object) 
         ROUTES, Http(port=1, **settings), authenticator=None if table is None else authenticator(), access=table
     )
     transport = httpx.ASGITransport(app=app, client=("203.0.113.7", 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://shop") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         yield http
 
 

@@ -26,7 +26,7 @@ async def seen(connection: str, *headers: tuple[str, str], **config: Any) -> dic
     """Return the caller and the address that an endpoint sees, for a connection from an address."""
     app = edge.application({"GET /": show}, Http(port=1, **config))
     transport = httpx.ASGITransport(app, client=(connection, 50_000))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         result: dict[str, str] = (await client.get("/", headers=list(headers))).json()
         return result
 

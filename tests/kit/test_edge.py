@@ -90,7 +90,7 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
         Http(port=1, max_body_bytes=2000, max_in_flight=2),
         timeouts={"PUT /one/{id}": 10},
     )
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         yield client
 
 
@@ -167,7 +167,7 @@ async def test_a_caller_above_its_requests_in_flight_gets_429_while_another_one_
 
     async def get(address: str) -> httpx.Response:
         transport = httpx.ASGITransport(app, client=(address, 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get("/slow")
 
     responses = await asyncio.gather(*map(get, ["203.0.113.1"] * 5), get("203.0.113.2"))

@@ -146,7 +146,7 @@ async def test_http_1_0_needs_no_host_and_a_known_method_without_a_route_gets_40
 async def test_spaces_behind_the_value_of_a_header_are_not_part_of_it() -> None:
     async with serving() as server:
         async with connected(server) as client:
-            await client.send(b"GET / HTTP/1.1\r\nHost: a \t\r\nX-Request-Id: abc-1 \t \r\n\r\n")
+            await client.send(b"GET / HTTP/1.1\r\nHost: localhost \t\r\nX-Request-Id: abc-1 \t \r\n\r\n")
             status, headers, _ = await client.response()
             assert (status, headers["x-request-id"]) == (200, "abc-1")
 

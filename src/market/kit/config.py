@@ -127,6 +127,9 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     trusted_proxies: tuple[NonEmptyStr, ...] = ()
     # The header with the client's address. The proxies must overwrite it or append to it.
     forwarded_header: ForwardedHeader = "x-forwarded-for"
+    # The names that requests may have in `Host`, in lower case and without a port, beside localhost and IP addresses.
+    # Only checked where nobody signs in and `host` is a loopback address.
+    allowed_hosts: tuple[NonEmptyStr, ...] = ()
     # The origins whose pages may call the API from a browser, such as https://www.example.com; "*" is any origin,
     # without credentials.
     cors_origins: tuple[NonEmptyStr, ...] = ()

@@ -230,6 +230,14 @@ class HeadersTooLarge(BadInput):
     status = 431
 
 
+class MisdirectedRequest(BadInput):
+    """The request names a host that is not this server's (RFC 9110 section 15.5.20)."""
+
+    type = "misdirected-request"
+    title = "Misdirected request"
+    status = 421
+
+
 class RequestTimeout(Problem):
     """The client did not send its request in time."""
 

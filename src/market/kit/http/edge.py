@@ -37,6 +37,7 @@ from market.kit.errors import (
 from market.kit.http.caller import ClientAddresses, address_caller, subject_caller
 from market.kit.http.compression import Compression, Reserve
 from market.kit.http.cors import Cors
+from market.kit.http.hosts import Hosts
 from market.kit.http.rate_limit import RateLimit
 from market.kit.http.responses import problem_response
 from market.kit.process import logs
@@ -176,6 +177,8 @@ class Edge:
         if per_second is None and authenticator is not None:
             per_second = DEFAULT_REQUESTS_PER_SECOND
         self._rate_limit = None if per_second is None else RateLimit(per_second, config.max_burst_per_caller)
+        # Where callers sign in, a page of another origin has no token. On a network, clients use any name.
+        self._hosts = Hosts(config.allowed_hosts) if authenticator is None and is_loopback(config.host) else None
         self._cors = Cors(config.cors_origins)
         self._compression = Compression(config.compression, reserve)
         # Counter and histogram by method, route and status.
@@ -270,6 +273,8 @@ class Edge:
             )
 
     def _check_limits(self, headers: dict[bytes, bytes], own_in_flight: int, body_bytes: int) -> None:
+        if self._hosts is not None:
+            self._hosts.check(headers.get(b"host"))
         self._check_in_flight(own_in_flight)
         if self._in_flight > self._max_in_flight:
             raise Overloaded("too many requests in flight")
@@ -283,11 +288,6 @@ class Edge:
         if own_in_flight > self._max_in_flight_per_caller:
             raise TooManyRequests(f"at most {self._max_in_flight_per_caller} requests from one caller may be in flight")
 
-    def _set_deadline(self, headers: dict[bytes, bytes]) -> None:
-        if deadline := headers.get(b"x-deadline-ms"):
-            if not deadline.isdigit() or len(deadline) > 9:
-                raise BadInput("X-Deadline-Ms", "must be a whole number of milliseconds")
-            milliseconds = int(deadline)
     def _check_rate(self, caller: str, address: str) -> None:
         """Count the request. Raises TooManyRequests, unless its client is a trusted proxy and has not signed in.
 
@@ -296,6 +296,11 @@ class Edge:
         if self._rate_limit is not None and (identity.get().signed_in or not self._client_addresses.trusts(address)):
             self._rate_limit.check(caller)
 
+    def _set_deadline(self, headers: dict[bytes, bytes]) -> None:
+        if deadline := headers.get(b"x-deadline-ms"):
+            if not deadline.isdigit() or len(deadline) > 9:
+                raise BadInput("X-Deadline-Ms", "must be a whole number of milliseconds")
+            milliseconds = int(deadline)
             if milliseconds:
                 milliseconds = max(milliseconds, self._min_deadline_ms)
             context.deadline.set(time.monotonic() + milliseconds / 1000)
