@@ -41,8 +41,14 @@ class Access:
             return Permission.YES
         if not identity.roles:
             return self.anonymous
-        permissions = [self._for_role(role, identity.service) for role in identity.roles]
-        return next((p for p in (Permission.YES, Permission.OWN) if p in permissions), Permission.NO)
+        widest = Permission.NO
+        for role in identity.roles:
+            permission = self._for_role(role, identity.service)
+            if permission is Permission.YES:
+                return permission
+            if permission is Permission.OWN:
+                widest = permission
+        return widest
 
     def require(self, identity: Identity) -> Permission:
         """Return what is permitted to the caller: OWN or YES.
