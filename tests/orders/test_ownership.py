@@ -129,6 +129,22 @@ async def test_operators_and_services_place_no_orders(
     assert await stock.available(lamp) == 50
 
 
+async def test_a_buyer_whose_order_is_refused_learns_what_is_left_of_the_products_that_are_short(
+    shop: Shop, ann: Caller, name: str, catalogue: FakeCatalogue, stock: Stock, lamp: str
+) -> None:
+    """Deliberately, although buyers may not see stock; the reasons are in docs/security.md."""
+    chair = catalogue.add()
+    await stock.set(chair, 7)
+    response = await ann.place([(lamp, 1), (chair, 8)])
+    assert problem(response)[:2] == (409, "out-of-stock")
+    # Not what is left of the lamp.
+    assert response.json()["shortages"] == [{"product_id": chair, "wanted": 8, "left": 7}]
+    assert lamp not in response.text
+    # Who tries leaves a trace.
+    [stored] = await shop.documents.find({"user": name}).to_list()
+    assert (stored["status"], stored["reason"]) == ("rejected", "out-of-stock")
+
+
 async def test_without_a_token_nothing_is_placed_read_listed_or_cancelled(
     shop: Shop, lamp: str, stock: Stock, anns_order: dict[str, Any]
 ) -> None:
