@@ -71,7 +71,7 @@ async def test_a_visitor_signs_in_places_an_order_and_signs_out(tmp_path: Path) 
         }
         assert len({len(asked[name]) for name in ("state", "nonce", "code_challenge")} | {43}) == 1
         assert "client_secret" not in exchanged
-        assert await page.evaluate("location.href") == f"{issuer.origin}/"
+        assert await page.evaluate("location.href") == f"{issuer.origin}/graphql"
         assert [url for url in page.requests for token in issuer.issued if token in url] == []
         in_session, in_local = json.loads(await page.evaluate(HELD))
         assert issuer.issued[0] in in_session["market.token"]
@@ -107,7 +107,7 @@ async def test_a_response_that_does_not_belong_to_the_sign_in_is_refused(tmp_pat
             await page.open(f"{gateway.http.base_url}/")
             await press(page, "Sign in")
             assert await page.until(f"{BAR}.includes('failed') && {BAR}") == f"Sign in or Sign-in failed: {reason}."
-            assert await page.evaluate("location.href") == f"{issuer.origin}/"
+            assert await page.evaluate("location.href") == f"{issuer.origin}/graphql"
             assert "market.token" not in await page.evaluate(HELD)
         issuer.wrong_response, issuer.wrong_claims, issuer.person = {}, {}, None
         await press(page, "Sign in")

@@ -97,21 +97,24 @@ async def test_nothing_else_is_served(gateway: Gateway, path: str) -> None:
     assert b"application/problem+json" in response
 
 
-async def test_a_browser_that_opens_the_endpoint_is_redirected_to_the_page(gateway: Gateway) -> None:
+async def test_a_browser_that_opens_the_endpoint_gets_the_page(gateway: Gateway) -> None:
+    page = await gateway.http.get("/")
     response = await gateway.http.get("/graphql", headers={"accept": "text/html,*/*;q=0.8"})
-    assert (response.status_code, response.headers["location"]) == (303, "/")
+    assert (response.status_code, response.content) == (200, page.content)
+    assert response.headers["content-security-policy"] == page.headers["content-security-policy"]
+    assert (response.headers["vary"], response.headers["cache-control"]) == ("accept, accept-encoding", "no-cache")
 
 
-async def test_a_browser_that_comes_back_from_the_issuer_is_redirected_to_the_page_with_its_response(
-    gateway: Gateway,
-) -> None:
+async def test_a_browser_that_comes_back_from_the_issuer_gets_the_page(gateway: Gateway) -> None:
+    page = await gateway.http.get("/")
     html = {"accept": "text/html,*/*;q=0.8"}
     for query in ("code=x%2Fy&state=z", "error=access_denied&state=z"):
         response = await gateway.http.get(f"/graphql?{query}", headers=html)
-        assert (response.status_code, response.headers["location"]) == (303, f"/?{query}")
+        assert (response.status_code, response.content) == (200, page.content)
         assert response.headers["cache-control"] == "no-store"
     for query in ("code=x", "state=x", "query={__typename}&code=x&state=y"):
-        assert (await gateway.http.get(f"/graphql?{query}", headers=html)).status_code != 303
+        response = await gateway.http.get(f"/graphql?{query}", headers=html)
+        assert "text/html" not in response.headers["content-type"]
 
 
 async def test_a_package_without_images_serves_none() -> None:

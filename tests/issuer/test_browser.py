@@ -43,7 +43,7 @@ async def test_ann_signs_in_from_graphiql_and_orders(shop: SignedInShop, tmp_pat
             ]
         )
         token = await page.evaluate(TOKEN)
-        assert await page.evaluate("location.href") == f"{shop.up.urls['graphql']}/"
+        assert await page.evaluate("location.href") == f"{shop.up.urls['graphql']}/graphql"
         line = f'{{productId: "{product["id"]}", quantity: 1}}'
         result = await run_query(page, f"mutation {{ createOrder(input: {{items: [{line}]}}) {{ user status }} }}")
         assert result == {"data": {"createOrder": {"user": shop.subjects["ann"], "status": "confirmed"}}}

@@ -126,10 +126,9 @@ def application(
     async def get(request: Request) -> Response:
         if b"text/html" in (read_header(request, b"accept") or b""):
             query_string = request.scope["query_string"].decode("latin-1")
-            if not query_string:
-                return Response(status_code=303, headers={"location": "/"})
-            if is_authorization_response(query_string):
-                return Response(status_code=303, headers={"location": f"/?{query_string}", "cache-control": "no-store"})
+            if not query_string or is_authorization_response(query_string):
+                # Behind an ingress, `/` is the shop; here is GraphiQL in either case.
+                return await files.get_page(request)
         media_type = _media_type(request.scope)
         reject_unsupported_preconditions(request)
         memory = budget.request()

@@ -72,7 +72,18 @@ class StaticFiles:
 
     async def get(self, request: Request) -> Response:
         """Return the file, compressed where the client accepts it, or 304. Raises NotFound."""
-        file = self._files.get(request.scope["path"])
+        return await self._respond(request, request.scope["path"])
+
+    async def get_page(self, request: Request) -> Response:
+        """Return the GraphiQL page as a browser gets it at the GraphQL endpoint. Raises NotFound."""
+        response = await self._respond(request, "/")
+        # The endpoint has another response for other clients. The address may have the issuer's code for a sign-in.
+        response.headers["vary"] = "accept, accept-encoding"
+        response.headers["cache-control"] = "no-store" if request.scope["query_string"] else "no-cache"
+        return response
+
+    async def _respond(self, request: Request, path: str) -> Response:
+        file = self._files.get(path)
         if file is None:
             raise NotFound("such address")
         headers = {
