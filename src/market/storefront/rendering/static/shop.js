@@ -54,7 +54,8 @@ document.addEventListener("submit", async (event) => {
   const fields = new URLSearchParams(new FormData(form, event.submitter));
   if (!fields.has("action")) fields.set("action", "set");
   try {
-    const response = await fetch(form.action, { method: "POST", body: fields });
+    // Not form.action, which is the button of that name.
+    const response = await fetch(form.getAttribute("action"), { method: "POST", body: fields });
     show(await response.text());
   } catch {
     location.reload();
