@@ -7,6 +7,7 @@ commit.
 
 python -m benchmarks.before 1fbfb31                     all scenarios, nine rounds
 python -m benchmarks.before 1fbfb31 order graphql-list  only these
+python -m benchmarks.before 1fbfb31 latency             each call alone, by REST and by GraphQL
 python -m benchmarks.before HEAD --rounds 15            this commit against itself: how much is noise
 """
 
@@ -21,7 +22,7 @@ import statistics
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ from benchmarks.measurements import Measurement, Spread, ratio
 from benchmarks.report import describe_machine
 from benchmarks.run import alternate
 from benchmarks.scenario import Contestants, Measurements, values
+from benchmarks.scenarios import latency
 from benchmarks.scenarios.gateway import LIST
 from benchmarks.testbed import outbox_drained, product_ids
 
@@ -114,6 +116,9 @@ COMPARISONS = {
     "order": Comparison("orders/s", "orders", _post_order, writes_orders=True),
     "graphql-order": Comparison("orders/s", "graphql", _create_order, writes_orders=True),
 }
+# The scenario in which one caller makes each call alone.
+LATENCY = "latency"
+NAMES = [*COMPARISONS, LATENCY]
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -188,7 +193,7 @@ async def compare(settings: Settings, commit: str, checkout: Path) -> Result:
                 builds.append(build)
                 print(f"{name}: {root} is ready", flush=True)
             for name in settings.names:
-                contestants = _prepare(COMPARISONS[name], builds)
+                contestants = _lone_calls(builds) if name == LATENCY else _prepare(COMPARISONS[name], builds)
                 result.measurements[name] = await alternate(name, contestants, settings.rounds, 120)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -213,17 +218,49 @@ def _prepare(comparison: Comparison, builds: list[Build]) -> Contestants:
     return {build.name: contestant(build) for build in builds}
 
 
+def _lone_calls(builds: Sequence[Build]) -> Contestants:
+    def contestant(build: Build) -> Callable[[], Awaitable[Measurement]]:
+        build.generator_cores = None
+        ports = {service: build.port(service) for service in ("products", "orders", "graphql")}
+        return lambda: latency.measure_calls(build, ports, build.product_ids)
+
+    assign_cores({f"{build.name} {name}": pid for build in builds for name, pid in build.pids.items()}, [])
+    return {build.name: contestant(build) for build in builds}
+
+
 def render(result: Result) -> str:
     """Return the comparison as Markdown: medians of the rounds, and ratios round by round."""
+    loads = {name: measured for name, measured in result.measurements.items() if name != LATENCY}
+    tables = [_render_loads(loads)] if loads else []
+    if LATENCY in result.measurements:
+        tables.append(_render_latency(result.measurements[LATENCY]))
+    title = f"Compared with {result.ref} ({result.commit}) on {result.machine}; rounds of {result.seconds:g} s."
+    return "\n\n".join([title, *tables]) + "\n"
+
+
+def _render_latency(measurements: Measurements) -> str:
+    ours, before = measurements["ours"], measurements["before"]
     lines = [
-        f"Compared with {result.ref} ({result.commit}) on {result.machine}; rounds of {result.seconds:g} s.",
+        f"Each call alone, {len(ours)} rounds: the median of the rounds' p50. A ratio below 1 is better.",
+        "",
+        "| call | ours | before | ratio |",
+        "|---|---|---|---|",
+    ]
+    for call in ours[0].notes["calls"]:
+        a, b = latency.p50(ours, call), latency.p50(before, call)
+        lines.append(f"| {call} | {statistics.median(a):.1f} ms | {statistics.median(b):.1f} ms | {_ratio(a, b)} |")
+    return "\n".join(lines)
+
+
+def _render_loads(loads: dict[str, Measurements]) -> str:
+    lines = [
         "A ratio is taken within each round: ours / before, median (min - max). Rates above 1 and CPU and p99 below 1 "
         "are better.",
         "",
         "| scenario | rounds | ours | before | rate: ratio | CPU per operation: ratio | p99: ratio |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, measurements in result.measurements.items():
+    for name, measurements in loads.items():
         ours, before = measurements["ours"], measurements["before"]
         rates = [f"{statistics.median(values(rounds)):,.0f} {COMPARISONS[name].unit}" for rounds in (ours, before)]
         ratios = [
@@ -234,7 +271,7 @@ def render(result: Result) -> str:
             ),
         ]
         lines.append(f"| {name} | {len(ours)} | {' | '.join(rates)} | {' | '.join(ratios)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _ratio(ours: Sequence[float], before: Sequence[float]) -> str:
@@ -245,7 +282,7 @@ def _ratio(ours: Sequence[float], before: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ref", help="a commit, tag or branch")
-    parser.add_argument("names", nargs="*", help=f"scenarios; default: all of {', '.join(COMPARISONS)}")
+    parser.add_argument("names", nargs="*", help=f"scenarios; default: all of {', '.join(NAMES)}")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--warmup", type=float, default=0.7)
@@ -253,9 +290,9 @@ def main() -> None:
     parser.add_argument("--port-base", type=int, default=29700, help=f"the first of {2 * PORTS} ports")
     parser.add_argument("--out", type=Path, default=ROOT / ".market" / "bench", help="directory of the results")
     settings = Settings(**vars(parser.parse_intermixed_args()))
-    if unknown := [name for name in settings.names if name not in COMPARISONS]:
+    if unknown := [name for name in settings.names if name not in NAMES]:
         parser.error(f"unknown scenarios: {', '.join(unknown)}")
-    settings.names = settings.names or list(COMPARISONS)
+    settings.names = settings.names or NAMES
     commit, checkout = install(settings.ref)
     result = asyncio.run(compare(settings, commit, checkout))
     text = render(result)

@@ -46,6 +46,18 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert last_line == f"| order | 3 | 900 orders/s | 1,000 orders/s | {ratios} |"
 
 
+def test_the_latency_of_each_call_has_a_row_of_its_own() -> None:
+    def rounds(*p50: float) -> list[Measurement]:
+        return [Measurement(value=ms, notes={"calls": {"REST POST": {"p50": ms, "p95": 2 * ms}}}) for ms in p50]
+
+    measurements = {"ours": rounds(5, 4, 6), "before": rounds(10, 10, 10)}
+    result = before.Result(
+        ref="v1", commit="abc", machine="a machine", seconds=3, measurements={"latency": measurements}
+    )
+
+    assert before.render(result).splitlines()[-1] == "| REST POST | 5.0 ms | 10.0 ms | 0.50 (0.40 - 0.60) |"
+
+
 def test_every_scenario_has_a_workload() -> None:
     class Build:
         product_ids = ("a", "b", "c", "d")
