@@ -199,6 +199,8 @@ async def test_the_user_of_mongodb_can_keep_orders_and_nothing_else(mongodb_with
         await plain.update_one({"user": "ann"}, {"$set": {"status": "confirmed"}})
         async with await plain.aggregate([{"$match": {"user": "ann"}}, {"$count": "n"}]) as cursor:
             assert [d["n"] async for d in cursor] == [1]
+        await collection.find_latest([{"_id": uuid4()}])
+        assert admin.orders.barriers.find_one({}) == {"_id": "orders", "count": 1}
         for refused in (
             plain.delete_one({"user": "ann"}),
             client["orders"]["other"].insert_one({}),
@@ -207,6 +209,15 @@ async def test_the_user_of_mongodb_can_keep_orders_and_nothing_else(mongodb_with
         ):
             with pytest.raises(OperationFailure, match="not authorized"):
                 await refused
+        # The role of an earlier version did not allow the barrier.
+        role = admin.orders.command("rolesInfo", "orders", showPrivileges=True)["roles"][0]
+        earlier = [p for p in role["privileges"] if p["resource"]["collection"] == "orders"]
+        admin.orders.command("updateRole", "orders", privileges=earlier)
+        ids = [uuid4(), uuid4()]
+        await plain.insert_one({"_id": ids[0], "user": "ben"})
+        found = await collection.find_latest([{"_id": order_id} for order_id in ids])
+        assert found == [{"_id": ids[0], "user": "ben"}]
+        assert admin.orders.barriers.find_one({}) == {"_id": "orders", "count": 1}
     admin.close()
 
 

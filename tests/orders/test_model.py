@@ -25,7 +25,8 @@ from .model_checker import INTENT, RULES, UNKNOWN, Rules, make_entry
 class Actor(NamedTuple):
     """A client or recovery.
 
-    `at`: its next operation, or "decide" (it holds an order and follows the rules), "idle", "done", "crashed".
+    `at`: its next operation, or "decide" (it holds an order and follows the rules), "idle", "done", "crashed". "read"
+        returns the latest state; "read any" may return an earlier one, as a server that is no longer the primary does.
     `held`: the order that it has read; at "transition" the order and the transition.
     `response`: what its client has got.
     """
@@ -37,7 +38,10 @@ class Actor(NamedTuple):
 
 
 class State(NamedTuple):
-    """The stores, the actors, the delayed requests, and how many faults and deliveries may still occur."""
+    """The stores, the actors, the delayed requests, and how many faults and deliveries may still occur.
+
+    `earlier`: the states of the order before, while an actor may read them.
+    """
 
     order: Order | None
     reservation: str  # none, reserved, cancelled
@@ -48,6 +52,7 @@ class State(NamedTuple):
     late: tuple[Any, ...]
     faults: int
     deliveries: int
+    earlier: tuple[Order | None, ...] = ()
 
 
 def apply(rules: Rules, state: State, operation: Any) -> tuple[State, Any]:
@@ -138,6 +143,16 @@ def response_for(order: Order) -> str:
 
 def next_states(rules: Rules, state: State) -> Iterator[State]:
     """Yield every state that one step leads to."""
+    for new in _next_states(rules, state):
+        if not any(actor.at == "read any" for actor in new.actors):
+            yield new._replace(earlier=())
+        elif new.order != state.order:
+            yield new._replace(earlier=(*state.earlier, state.order))
+        else:
+            yield new
+
+
+def _next_states(rules: Rules, state: State) -> Iterator[State]:
     for i, actor in enumerate(state.actors):
 
         def with_actor(new: State, actor: Actor, i: int = i) -> State:
@@ -152,6 +167,10 @@ def next_states(rules: Rules, state: State) -> Iterator[State]:
             order = state.order
             if order is not None and domain.next_step(order, overdue=True) in (Step.REJECT, Step.RELEASE):
                 yield with_actor(state, Actor("recovery", "decide", order))
+            continue
+        if actor.at == "read any":
+            for order in (*state.earlier, state.order):
+                yield with_actor(state, Actor(actor.kind, "read") if order is None else decide(actor, order))
             continue
         operation = next_operation(rules, actor)
         after, response = apply(rules, state, operation)
@@ -221,7 +240,7 @@ def explore(
 
 CREATE = Actor("create", "insert")
 REPEAT = Actor("repeat", "read")
-DELETE = Actor("delete", "read")
+DELETE = Actor("delete", "read any")
 RECOVERY = Actor("recovery", "idle")
 
 

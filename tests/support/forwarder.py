@@ -1,4 +1,4 @@
-"""An address whose server can be replaced, as DNS, a Service or a load balancer does it."""
+"""An address whose server can be replaced, as DNS, a Service or a load balancer does it, or cut off."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Forwarder:
         self.open: dict[int, int] = {}
         self.accepted = 0
         self._tls = tls
+        self._admitted = asyncio.Event()
+        self._admitted.set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     @asynccontextmanager
@@ -31,12 +33,27 @@ class Forwarder:
             yield self
         finally:
             server.close()
-            for writer in tuple(self._writers):
-                writer.transport.abort()
+            self.drop()
+            self.admit()
+
+    def drop(self) -> None:
+        """Close the connections that are open or held."""
+        for writer in tuple(self._writers):
+            writer.transport.abort()
+
+    def hold(self) -> None:
+        """Accept new connections, but forward nothing of them until `admit`."""
+        self._admitted.clear()
+
+    def admit(self) -> None:
+        """Forward new connections again, and those that were held."""
+        self._admitted.set()
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        target = self.target
         self.accepted += 1
+        self._writers.add(writer)
+        await self._admitted.wait()
+        target = self.target
         with suppress(OSError):
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", target)
             ends = {writer, server_writer}
@@ -44,7 +61,8 @@ class Forwarder:
             self.open[target] = self.open.get(target, 0) + 1
             await asyncio.gather(_copy(reader, server_writer), _copy(server_reader, writer))
             self.open[target] -= 1
-            self._writers -= ends
+            self._writers.discard(server_writer)
+        self._writers.discard(writer)
         writer.close()
 
 

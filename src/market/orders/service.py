@@ -275,7 +275,10 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     if the order has a status that only a newer version of the service knows.
     """
     with _explain_unknown_outcome("cancelled", order_id, _ADVICE_AFTER_CANCELLATION):
-        order = await deps.orders.get_latest(order_id, cancellable_owner())
+        # This read may miss the latest changes. The conditional update of the cancellation does not, and a cancelled or
+        # rejected order stays as it is. Only that there is no order has to be read with certainty.
+        owner = cancellable_owner()
+        order = await deps.orders.get(order_id, owner) or await deps.orders.get_latest(order_id, owner)
         if order is None:
             raise NotFound("order", order_id)
         order = await _cancel_until_ended(deps, order)

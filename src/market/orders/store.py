@@ -150,6 +150,9 @@ class OrderRepository:
         self._reads: Batcher[OrderLookup, Order | None] = Batcher(
             self._find_many, name="orders.get", max_batch_size=8, max_concurrency=2, dedupe=True
         )
+        self._latest_reads: Batcher[OrderLookup, Order | None] = Batcher(
+            self._find_latest, name="orders.get-latest", max_batch_size=8, max_concurrency=2, dedupe=True
+        )
 
     # Placing orders
 
@@ -205,13 +208,32 @@ class OrderRepository:
         """
         return await self._reads(OrderLookup(order_id, owner))
 
+    async def get_latest(self, order_id: UUID, owner: str | None = None) -> Order | None:
+        """Return the order, or None. Raises UnreadableOrder.
+
+        No acknowledged write is missed. This is slower than `get`, because it costs a write.
+
+        owner: return only an order of this user, as `get` does.
+        """
+        return await self._latest_reads(OrderLookup(order_id, owner))
+
     async def _find_many(self, lookups: list[OrderLookup]) -> Sequence[Order | BaseException | None]:
         filters = [documents.order_filter(order_id, owner) for order_id, owner in lookups]
         if all(owner is None for _, owner in lookups):
             where = {"_id": {"$in": [order_id for order_id, _ in lookups]}} if len(lookups) > 1 else filters[0]
         else:
             where = {"$or": filters} if len(lookups) > 1 else filters[0]
-        found = {document["_id"]: document for document in await self.collection.find(where)}
+        return self._read_orders(lookups, await self.collection.find(where))
+
+    async def _find_latest(self, lookups: list[OrderLookup]) -> Sequence[Order | BaseException | None]:
+        filters = [documents.order_filter(order_id, owner) for order_id, owner in lookups]
+        return self._read_orders(lookups, await self.collection.find_latest(filters))
+
+    def _read_orders(
+        self, lookups: list[OrderLookup], found_documents: list[documents.Document]
+    ) -> Sequence[Order | BaseException | None]:
+        """Return the order of each lookup among the documents, or the error if it is unreadable."""
+        found = {document["_id"]: document for document in found_documents}
         read: dict[UUID, Order | BaseException] = {}
         for order_id, document in found.items():
             try:
@@ -223,14 +245,6 @@ class OrderRepository:
             read.get(order_id) if owner is None or found.get(order_id, {}).get("user") == owner else None
             for order_id, owner in lookups
         ]
-
-    async def get_latest(self, order_id: UUID, owner: str | None = None) -> Order | None:
-        """Return the order, or None, with a linearizable read: no acknowledged write is missed. Slower than `get`.
-
-        owner: return only an order of this user, as `get` does. Raises UnreadableOrder.
-        """
-        document = await self.collection.find_latest(documents.order_filter(order_id, owner))
-        return self.collection.read_order(document) if document else None
 
     async def list_orders(
         self,

@@ -4,7 +4,8 @@
 //
 // A user has one password, so a second user, `orders_b`, takes turns with the first when it is changed: docs/operations.md.
 //
-// It may read and change orders, and create indexes, but neither remove orders nor see another database.
+// It may read and change orders, create indexes, and count in the collection `barriers`, but neither remove orders nor see
+// another database.
 const orders = db.getSiblingDB("orders");
 orders.createRole({
   role: "orders",
@@ -13,6 +14,7 @@ orders.createRole({
       resource: { db: "orders", collection: "orders" },
       actions: ["find", "insert", "update", "createCollection", "createIndex", "listIndexes", "dropIndex", "collStats", "indexStats"],
     },
+    { resource: { db: "orders", collection: "barriers" }, actions: ["find", "insert", "update"] },
   ],
   roles: [],
 });

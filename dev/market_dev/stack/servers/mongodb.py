@@ -1,4 +1,4 @@
-"""MongoDB from a wheel: a replica set with one member, because majority and linearizable reads need a replica set."""
+"""MongoDB from a wheel: a replica set with one member, because majority writes and sessions need a replica set."""
 
 from __future__ import annotations
 
