@@ -13,10 +13,10 @@ from market.graphql.config import GatewayHttp
 from market.kit.config import Admission
 from tests.graphql.graphql_gateway import Gateway, running_gateway
 from tests.support.ports import free_port
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 # One order of five lines, or one page of five orders, at a time; two of one caller may be in progress.
-LIMITS = Admission(small_weight=4, max_large_weight=5, max_caller_weight=12)
+LIMITS = Admission(small_weight=4, max_large_weight=5, max_caller_weight=12, max_wait_seconds=PATIENCE)
 CREATE = "mutation Create($input: CreateOrderInput!) { createOrder(input: $input) { status } }"
 PAGE = 'query Page($limit: Int) { orders(user: "ann", limit: $limit) { total } }'
 

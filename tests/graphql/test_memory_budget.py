@@ -15,6 +15,7 @@ from market.graphql.service import Deps
 from market.kit import context
 from market.kit.errors import BadInput, Overloaded
 from tests.graphql.upstreams import MIB, NOTHING, PRODUCTS, Upstream
+from tests.support.waiting import until
 
 
 def budget_of(**changes: int) -> MemoryBudget:
@@ -106,7 +107,7 @@ async def test_a_wait_for_memory_ends_at_the_deadline_and_takes_nothing() -> Non
     budget = budget_of()
     first, second, third = budget.request(), budget.request(), budget.request()
     await first.take(60_000)
-    with context.deadline_in(0.05), pytest.raises(Overloaded, match="too many large requests"):
+    with context.deadline_in(0.5), pytest.raises(Overloaded, match="too many large requests"):
         await second.take(50_000)
     waiting = asyncio.create_task(second.take(50_000))
     await asyncio.sleep(0.01)
@@ -133,7 +134,7 @@ async def test_a_response_that_waits_for_memory_is_requested_again_when_there_is
     await other.take(70 * MIB)
     prepared = await executor.prepare("{ products { items { name } } }", None, memory)
     execution = asyncio.create_task(executor.execute(prepared, {}, memory))
-    await asyncio.sleep(0.01)
+    await until(lambda: budget._waiters)
     assert (upstream.calls, execution.done()) == (1, False)
     other.close()
     assert len(json.loads((await execution).body)["data"]["products"]["items"]) == 100

@@ -150,7 +150,7 @@ async def honest(url: str, end: float, outcomes: Counter[str], headers: dict[str
     """Query small pages, and return the seconds that each took."""
     query = '{ products(limit: 3) { items { name price } } orders(user: "honest") { items { id items { quantity } } } }'
     seconds: list[float] = []
-    async with httpx.AsyncClient(timeout=60) as http:
+    async with httpx.AsyncClient(timeout=200) as http:
         while time.monotonic() < end:
             started = time.monotonic()
             response = await http.post(url, json={"query": query}, headers=headers)
