@@ -12,7 +12,8 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -22,8 +23,7 @@ import msgspec
 
 # Small enough for two cores that also run the cluster; MARKET_CLUSTER_LOAD=3 triples it.
 FACTOR = float(os.environ.get("MARKET_CLUSTER_LOAD", "1"))
-ORDERS_PER_SECOND = 5 * FACTOR
-READS_PER_SECOND = 10 * FACTOR
+ORDERS_PER_SECOND, READS_PER_SECOND = 5, 10
 
 
 class IngressError(Exception):
@@ -52,12 +52,19 @@ class Audit:
     repeated: keys without a response, whose requests were repeated at the end
     lost: orders that were in a response and do not exist
     duplicated: orders beyond one per key
+    sold: the confirmed units of each product
     """
 
     keys: int
     repeated: int
     lost: int
     duplicated: int
+    sold: Mapping[str, int]
+
+    @property
+    def orders(self) -> int:
+        """The confirmed orders; each has one unit."""
+        return sum(self.sold.values())
 
 
 @dataclass
@@ -67,6 +74,8 @@ class Load:
 
     url: str
     products: list[str]
+    # Times 5 orders and 10 reads per second.
+    factor: float = FACTOR
     succeeded: list[Request] = field(default_factory=list)
     failures: list[Request] = field(default_factory=list)
     # Start and end of the kill, see `kill`.
@@ -76,6 +85,11 @@ class Load:
     placed: dict[str, str] = field(default_factory=dict)
     user: str = field(default_factory=lambda: f"load-{uuid.uuid4().hex[:12]}")
 
+    @property
+    def email(self) -> str:
+        """The address that every order of this load is mailed to."""
+        return f"{self.user}@example.test"
+
     async def __aenter__(self) -> Load:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=15), connector=aiohttp.TCPConnector(limit=0)
@@ -83,11 +97,10 @@ class Load:
         self._started = time.monotonic()
         self._stopping = False
         self._in_flight: set[asyncio.Task[None]] = set()
+        orders, reads = ORDERS_PER_SECOND * self.factor, READS_PER_SECOND * self.factor
         self._drivers = [
-            asyncio.create_task(self._drive(1 / ORDERS_PER_SECOND, [self._order, self._graphql_order])),
-            asyncio.create_task(
-                self._drive(1 / READS_PER_SECOND, [self._product, self._list, self._orders, self._graphql])
-            ),
+            asyncio.create_task(self._drive(1 / orders, [self._order, self._graphql_order])),
+            asyncio.create_task(self._drive(1 / reads, [self._product, self._list, self._orders, self._graphql])),
         ]
         return self
 
@@ -107,6 +120,11 @@ class Load:
             task = asyncio.create_task(self._once(kinds[number % len(kinds)], number))
             self._in_flight.add(task)
             task.add_done_callback(self._in_flight.discard)
+
+    @property
+    def rejected(self) -> list[Request]:
+        """Return the failed requests to which the shop responded that it, or a part of it, is unavailable."""
+        return [f for f in self.failures if "503 " in f.reason or "UNAVAILABLE" in f.reason]
 
     @property
     def requests(self) -> int:
@@ -172,7 +190,7 @@ class Load:
         self.placed[key] = await self._place(key, product)
 
     async def _place(self, key: str, product: str) -> str:
-        body = {"user": self.user, "items": [{"product_id": product, "quantity": 1}]}
+        body = {"user": self.user, "email": self.email, "items": [{"product_id": product, "quantity": 1}]}
         order = await self._call("POST", "/api/order", body, {"Idempotency-Key": key})
         return str(order["id"])
 
@@ -181,7 +199,14 @@ class Load:
         order = await self._query(
             "mutation($input: CreateOrderInput!, $key: String) { createOrder(input: $input, idempotencyKey: $key) { id "
             "} }",
-            {"input": {"user": self.user, "items": [{"productId": product, "quantity": 1}]}, "key": key},
+            {
+                "input": {
+                    "user": self.user,
+                    "email": self.email,
+                    "items": [{"productId": product, "quantity": 1}],
+                },
+                "key": key,
+            },
         )
         self.placed[key] = order["createOrder"]["id"]
 
@@ -203,7 +228,7 @@ class Load:
             raise RuntimeError(str(result["errors"])[:300])
         return result["data"]
 
-    async def _orders(self) -> AsyncIterator[dict[str, Any]]:
+    async def _placed_orders(self) -> AsyncIterator[dict[str, Any]]:
         after = ""
         while True:
             page = await self._call("GET", f"/api/order?user={self.user}&limit=1000{after}")
@@ -219,10 +244,15 @@ class Load:
             unknown = [key for key in self.requested if key not in self.placed]
             for key in unknown:
                 self.placed[key] = await self._place(key, self.requested[key])
-            existing = [order["id"] async for order in self._orders() if order["status"] == "confirmed"]
+            existing = {
+                order["id"]: order["items"][0]["product_id"]
+                async for order in self._placed_orders()
+                if order["status"] == "confirmed"
+            }
         return Audit(
             keys=len(self.requested),
             repeated=len(unknown),
             lost=len(set(self.placed.values()) - set(existing)),
             duplicated=len(existing) - len(self.requested),
+            sold=Counter(existing.values()),
         )

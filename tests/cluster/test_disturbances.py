@@ -7,60 +7,18 @@ does not try the next pod when a connection is refused fails some until the endp
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.cluster import cluster
 from tests.cluster.conftest import Report
+from tests.cluster.disturbance import run_load
 from tests.cluster.load import FACTOR, Load
 
-# Until orders are accepted after the deletion of MongoDB's pod. If the server waited until DNS has the new address, it
-# would take 70 s.
-MONGODB_SECONDS = 30
 INGRESS_RETRIES = os.environ.get("MARKET_CLUSTER_INGRESS_RETRIES") == "1"
-
-
-async def run_load(
-    shop: str, products: list[str], report: Report, name: str, disturb: Callable[[Load], object]
-) -> Load:
-    """Return the load before, during and after the disturbance. All of its orders must exist exactly once."""
-    async with Load(shop, products) as load:
-        await asyncio.sleep(3)
-        started = asyncio.get_running_loop().time()
-        await asyncio.to_thread(disturb, load)
-        seconds = asyncio.get_running_loop().time() - started
-        await asyncio.sleep(5)
-    audit = await load.audit()
-    report[name] = {
-        "failed": len(load.failures),
-        "of": load.requests,
-        "seconds": round(seconds, 1),
-        "slowest": round(load.slowest, 2),
-        "repeated": audit.repeated,
-        "lost": audit.lost,
-        "duplicated": audit.duplicated,
-    } | kill_statistics(load)
-    if load.failures:
-        print(*map(str, load.failures[:20]), sep="\n")
-    assert (audit.lost, audit.duplicated) == (0, 0)
-    return load
-
-
-def kill_statistics(load: Load) -> dict[str, int]:
-    """Return the requests around the kill; an empty dictionary if nothing was killed."""
-    if load.killed[0] == float("inf"):
-        return {}
-    return {
-        "in flight": len(load.in_flight),
-        "in flight and failed": sum(f in load.failures for f in load.in_flight),
-        "failed later by the shop": len(load.failed_after_the_kill(by_shop=True)),
-        "failed later at the ingress": len(load.failed_after_the_kill(by_shop=False)),
-    }
 
 
 def assert_only_requests_in_flight_failed(load: Load) -> None:
@@ -158,28 +116,6 @@ async def test_draining_a_node_without_stores_fails_no_request(shop: str, produc
     finally:
         cluster.kubectl("uncordon", drained)
     assert load.failures == []
-
-
-async def test_deleting_mongodb_twice_in_a_row_interrupts_orders_for_seconds(
-    shop: str, products: list[str], report: Report
-) -> None:
-    """The replaced pod must become primary although DNS still returns the old pod's address for its name."""
-    interruptions = []
-
-    def delete_twice(load: Load) -> None:
-        for _ in range(2):
-            started = load.now()
-            # Returns when the pod is gone.
-            cluster.kubectl("delete", "pod", "mongodb-0")
-            gone = load.now()
-            cluster.seconds_until("an order is placed", lambda gone=gone: load.last_success("order") > gone)
-            interruptions.append(round(load.now() - started, 1))
-
-    load = await run_load(shop, products, report, "mongodb-0 deleted twice in a row", delete_twice)
-    report["seconds until an order was placed after a deletion of mongodb-0"] = interruptions
-    assert max(interruptions) < MONGODB_SECONDS
-    # Orders are rejected with 503, and only while MongoDB is replaced.
-    assert max(f.ended for f in load.failures) - min(f.started for f in load.failures) < 2 * MONGODB_SECONDS
 
 
 @pytest.mark.parametrize("name", [n for n in cluster.SERVICES if n != "notification-service"])

@@ -7,7 +7,7 @@ import json
 import uuid
 from pathlib import Path
 
-from tests.cluster import cluster
+from tests.cluster import books, cluster
 from tests.cluster.conftest import Report
 from tests.cluster.load import Load
 from tests.cluster.test_a_deploy import call, mails_to
@@ -35,20 +35,6 @@ def orders_of(shop: str, user: str) -> dict[str, str]:
         if page["next"] is None:
             return found
         after = f"&after={page['next']}"
-
-
-def reconcile() -> int:
-    command = ["kubectl", "-n", cluster.NAMESPACE, "exec", "deployment/order-service", "-c", "service", "--"]
-    done = cluster.run(*command, "python", "-m", "market.orders", "reconcile", check=False)
-    print(done.stdout, done.stderr)
-    return done.returncode
-
-
-def units_left(product: str) -> int:
-    """Return the units that are free to sell, which no API tells."""
-    query = f"SELECT quantity FROM inventory WHERE product_id = '{product}'"
-    psql = ["psql", "--host=/var/run/postgresql", "--username=postgres", "--dbname=inventory", "-Atc", query]
-    return int(cluster.kubectl("exec", "postgresql-0", "-c", "postgresql", "--", *psql))
 
 
 async def test_a_backup_taken_under_load_is_restored_and_reconciled(shop: str, report: Report, tmp_path: Path) -> None:
@@ -86,9 +72,9 @@ async def test_a_backup_taken_under_load_is_restored_and_reconciled(shop: str, r
     assert late_product not in names
 
     # The books: what is free plus what is sold is what there was.
-    for product in products:
-        assert units_left(product) == STOCK - sum(item == product for item in existing.values())
-    assert reconcile() == 0
+    sold = {product: sum(item == product for item in existing.values()) for product in products}
+    assert books.units_left(products) == {product: STOCK - units for product, units in sold.items()}
+    assert books.reconcile() == 0
     email = f"{uuid.uuid4().hex}@example.test"
     place(shop, products[0], "afterwards", email)
     assert len(mails_to(email)) == 1

@@ -9,52 +9,41 @@ import uuid
 import aiohttp
 import pytest
 
-from tests.cluster import cluster
+from tests.cluster import books, cluster
 from tests.cluster.conftest import Report
-from tests.cluster.test_a_deploy import call
+from tests.cluster.load import Load
 
 
-async def test_the_autoscaler_scales_products_under_load_and_back(shop: str, report: Report) -> None:
-    hpa = cluster.get("hpa", "product-service")
-    minimum = hpa["spec"]["minReplicas"]
-    if not any(c["type"] == "ScalingActive" and c["status"] == "True" for c in hpa["status"].get("conditions", [])):
+async def test_the_autoscalers_follow_180_requests_per_second_and_back(
+    shop: str, products: list[str], report: Report
+) -> None:
+    autoscalers = cluster.get("hpa")["items"]
+    minimums = {hpa["spec"]["scaleTargetRef"]["name"]: hpa["spec"]["minReplicas"] for hpa in autoscalers}
+    if not any(c["type"] == "ScalingActive" and c["status"] == "True" for c in autoscalers[0]["status"]["conditions"]):
         pytest.skip("no metrics in this cluster")
-    stopping = asyncio.Event()
 
-    async def read_lists(session: aiohttp.ClientSession) -> None:
-        while not stopping.is_set():
-            async with session.get(f"{shop}/api/product?limit=100") as response:
-                await response.read()
+    def pods() -> dict[str, int]:
+        deployments = {d["metadata"]["name"]: d["status"] for d in cluster.get("deployments")["items"]}
+        return {name: int(deployments[name].get("readyReplicas", 0)) for name in minimums}
 
-    def count() -> int:
-        return int(cluster.get("deployment", "product-service")["status"].get("readyReplicas", 0))
-
-    def target(cpu: str) -> None:
-        metric = (
-            f'{{"type": "Resource", "resource": {{"name": "cpu", "target": {{"type": "AverageValue", '
-            f'"averageValue": "{cpu}"}}}}}}'
+    cluster.seconds_until("all services have their minimum", lambda: pods() == minimums, 420)
+    async with Load(shop, products, factor=12) as load:
+        up = await asyncio.to_thread(
+            cluster.seconds_until, "a service has more pods", lambda: sum(pods().values()) > sum(minimums.values()), 240
         )
-        cluster.kubectl(
-            "patch", "hpa", "product-service", "--type=merge", "-p", f'{{"spec": {{"metrics": [{metric}]}}}}'
-        )
-
-    # A small machine has less than half a core per pod, so the target is lowered to a tenth of a core.
-    await asyncio.to_thread(target, "100m")
-    async with aiohttp.ClientSession() as session:
-        readers = [asyncio.create_task(read_lists(session)) for _ in range(24)]
-        try:
-            up = await asyncio.to_thread(
-                cluster.seconds_until, "products has more pods", lambda: count() > minimum, 180
-            )
-            maximum = count()
-        finally:
-            stopping.set()
-            await asyncio.gather(*readers, return_exceptions=True)
+        # The next steps up.
+        await asyncio.sleep(60)
+        most = await asyncio.to_thread(pods)
     down = await asyncio.to_thread(
-        cluster.seconds_until, "products has its minimum number of pods again", lambda: count() == minimum, 420
+        cluster.seconds_until, "all services have their minimum again", lambda: pods() == minimums, 600
     )
-    await asyncio.to_thread(target, hpa["spec"]["metrics"][0]["resource"]["target"]["averageValue"])
-    report["autoscaler of product-service"] = {"up after": round(up, 1), "to": maximum, "down after": round(down, 1)}
+    report["autoscalers at 180 requests/s"] = {
+        "up after": round(up, 1),
+        "pods after another minute": most,
+        "failed": len(load.failures),
+        "of": load.requests,
+        "down after": round(down, 1),
+    }
 
 
 def test_the_disruption_budget_refuses_a_second_eviction_until_another_pod_is_ready(shop: str, report: Report) -> None:
@@ -113,17 +102,10 @@ async def test_notifications_scaled_up_and_back_mails_every_order_once(
         stopping.set()
         await placing
 
-    def mails() -> list[str]:
-        found: list[str] = []
-        with cluster.forwarded("service/mail", 8025, 28026) as mail:
-            while page := call(f"{mail}/api/messages?to={email}&limit=500&offset={len(found)}")["items"]:
-                found += [item["message_id"] for item in page]
-        return found
-
     seconds = await asyncio.to_thread(
-        cluster.seconds_until, "every order is mailed", lambda: len(set(mails())) >= len(orders), 60
+        cluster.seconds_until, "every order is mailed", lambda: len(set(books.mails_to(email))) >= len(orders), 60
     )
-    found = mails()
+    found = books.mails_to(email)
     report["notifications scaled 2 to 4 and back, twice"] = {
         "orders": len(orders),
         "mails": len(found),
