@@ -54,7 +54,8 @@ def failures(soak: Soak) -> list[str]:
     if errors := sum(total.errors.values()):
         found.append(f"{errors} of {total.requests} honest requests failed: {total.errors}")
     # The stores' caches grow until they are full, longer than a soak takes.
-    for name in SERVICES:
+    # Pages of the storefront are not part of the load, nor of results from before there was one.
+    for name in (name for name in SERVICES if name in soak.memory):
         memory = soak.memory[name]
         if memory.peak >= memory.limit:
             found.append(f"{name}: {memory.peak:.0f} MiB exceed the limit of {memory.limit:.0f} MiB")
