@@ -77,7 +77,6 @@ DELAYS_MAILS = {"kafka", "mail", "notifications"}
 MAX_RECOVERY_SECONDS = 2.0
 # A measurement that took too long is repeated: the machine itself may stall for seconds.
 ATTEMPTS = 3
-STALL_SECONDS = 1.0
 # No call takes longer than its deadline plus some overhead.
 MAX_CALL_SECONDS = {"place": 10.5, "graphql create": 10.5}
 DEFAULT_MAX_CALL_SECONDS = 3.5
@@ -134,11 +133,7 @@ async def test_an_outage_affects_only_what_depends_on_the_process_and_ends_soon_
 
 
 async def take_down(stack: Stack, probe: Probe, name: str) -> tuple[str, list[str]]:
-    """Kill the process once and probe. Return the table's row, and the complaints that a stall of the machine may
-    explain.
-
-    Asserts on wrong results that came at once, which a stall does not explain.
-    """
+    """Kill the process once and probe. Return the table's row, and the complaints, which a stall may explain once."""
     await probe.prepare()
     usual = {call: results.seconds[0] for call, results in (await call_all(probe, rounds=1, pause_seconds=0)).items()}
     await probe.prepare()
@@ -164,13 +159,12 @@ async def take_down(stack: Stack, probe: Probe, name: str) -> tuple[str, list[st
     for call in HEALTHY:
         expected = expected_result(name, call)
         for word, seconds in zip(results[call].words, results[call].seconds, strict=True):
-            # A healthy upstream that stalls looks like one that is down, so a wrong result is accepted only if it took
-            # long.
-            assert word == expected or seconds - usual[call] > STALL_SECONDS, (
-                f"{call} without {name}: {word} instead of {expected}"
-            )
+            # A healthy upstream that stalls looks like one that is down.
             if word != expected or seconds - usual[call] > MAX_CALL_SECONDS.get(call, DEFAULT_MAX_CALL_SECONDS):
-                late.append(f"{call}: {word}, expected {expected}, after {seconds:.1f} s, usually {usual[call]:.1f} s")
+                late.append(
+                    f"{call} without {name}: {word}, expected {expected}, after {seconds:.1f} s, "
+                    f"usually {usual[call]:.1f} s"
+                )
         # The usual duration of a call on this machine, at this moment, is not part of the recovery.
         if recovery[call] - usual[call] > MAX_RECOVERY_SECONDS:
             late.append(

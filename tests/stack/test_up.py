@@ -124,7 +124,7 @@ def test_a_stop_leaves_no_process_no_port_and_no_file(up: MarketUp) -> None:
     up.process.send_signal(signal.SIGINT)
     assert up.exit_status() == 0
     assert not up.json_file.exists()
-    assert processes.wait_gone(trees, 1) == []
+    assert processes.wait_gone(trees, 60) == []
     logs = up.data / "logs"
     for name in topology.SERVICES:
         assert " stopped " in (logs / f"{name}.log").read_text().splitlines()[-1], f"{name} did not stop gracefully"
@@ -167,4 +167,4 @@ def test_two_shops_run_side_by_side_and_a_killed_one_keeps_its_data(make_up: Mak
     trees = again.process_trees()
     again.process.terminate()
     assert again.exit_status() == 0
-    assert processes.wait_gone(trees, 1) == []
+    assert processes.wait_gone(trees, 60) == []
