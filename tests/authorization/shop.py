@@ -193,7 +193,7 @@ def _configs(
         "notifications": {
             "kafka": {
                 "bootstrap_servers": kafka.bootstrap_servers,
-                "group": f"notifications-{uuid4().hex[:8]}",
+                "group": stores.group,
                 "dead_letter_topic": f"dead-letters-{uuid4().hex[:8]}",
                 "partitions": partitions,
                 "session_timeout_seconds": 20 if partitions else 6,

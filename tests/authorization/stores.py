@@ -27,11 +27,12 @@ _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 
 
 @dataclass
 class Stores:
-    """Databases of one shop. `postgres`, `mongodb` and `redis_url` are what the services' configurations need."""
+    """Databases of one shop. The first four are what the services' configurations need; `group` is of notifications."""
 
     postgres: dict[str, dict[str, Any]]
     mongodb: dict[str, Any]
     redis_url: str
+    group: str
     _connections: dict[str, asyncpg.Connection[Any]]
     _orders: Any
     _redis: redis.asyncio.Redis
@@ -69,13 +70,16 @@ class Stores:
             cache = redis.asyncio.from_url(redis_url)
             stack.push_async_callback(cache.aclose)
             await cache.flushdb()
-            consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": uuid4().hex, "log_level": 2})
+            # Reads what the group has committed, without joining it.
+            group = f"notifications-{uuid4().hex[:8]}"
+            consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": group, "log_level": 2})
             stack.callback(consumer.close)
             catcher = await stack.enter_async_context(httpx.AsyncClient(base_url=mail.url, timeout=PATIENCE))
             yield cls(
                 configs,
                 {"uri": mongodb.uri, "database": database},
                 redis_url,
+                group,
                 connections,
                 client[database].orders,
                 cache,
@@ -112,12 +116,16 @@ class Stores:
     async def settled(self) -> dict[str, Any]:
         """Return `everything`, once all events are published and mailed, and all stock is released."""
 
+        async def are_mailed() -> bool:
+            return await asyncio.to_thread(self._unmailed) == 0
+
         async def at_rest() -> bool:
             return not await self._orders.count_documents(
                 {"$or": [{"outbox.0": {"$exists": True}}, {"release_due": {"$exists": True}}]}
             )
 
         await until(at_rest, what="no work is left for the background loops")
+        await until(are_mailed, what="all events are mailed")
         before = await self.everything()
         while True:
             await asyncio.sleep(0.15)
@@ -161,8 +169,17 @@ class Stores:
 
     def _end_offsets(self) -> int:
         """Return how many records the topic has had."""
+        return sum(map(self._end_offset, self._partitions()))
+
+    def _unmailed(self) -> int:
+        """Return how many records of the topic notifications has not committed yet, which it does after the mail."""
+        committed = self._consumer.committed(self._partitions(), timeout=PATIENCE)
+        return sum(max(0, self._end_offset(partition) - max(0, partition.offset)) for partition in committed)
+
+    def _partitions(self) -> list[TopicPartition]:
         topic = self._consumer.list_topics(events.TOPIC, timeout=PATIENCE).topics[events.TOPIC]
-        return sum(
-            self._consumer.get_watermark_offsets(TopicPartition(events.TOPIC, n), timeout=PATIENCE)[1]
-            for n in topic.partitions
-        )
+        return [TopicPartition(events.TOPIC, n) for n in topic.partitions]
+
+    def _end_offset(self, partition: TopicPartition) -> int:
+        high: int = self._consumer.get_watermark_offsets(partition, timeout=PATIENCE)[1]
+        return high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import secrets
 
 import pytest
 
@@ -24,8 +25,16 @@ async def test_a_signed_in_run_writes_no_token_anywhere(shop: Shop) -> None:
     await shop.graphql('{product(id: "x") {id}}', token)
     await shop.rest("orders", "DELETE", f"/api/order/{target.order_id}", token)
     await shop.stores.settled()
-    exported = len(shop.collector.exports)
-    await until(lambda: len(shop.collector.exports) > exported, what="the spans of the run")
+    # Each service exports its spans in sequence, so those of the run come before these.
+    last = secrets.token_bytes(16)
+    traced = {"traceparent": f"00-{last.hex()}-{'1' * 16}-01"}
+    for service, path in (
+        ("products", "/api/product?limit=1&availability=false"),
+        ("orders", "/api/order?limit=1"),
+        ("graphql", "/graphql?query={__typename}"),
+    ):
+        await shop.rest(service, "GET", path, token, headers=traced)
+    await until(lambda: sum(last in export for export in shop.collector.exports) >= 3, what="the spans of the run")
 
     written = await outputs(shop)
     # All of it is really read: each log, and spans of each service that serves requests.
