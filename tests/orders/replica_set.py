@@ -15,11 +15,12 @@ import pymongo
 from market_dev.stack import processes
 from market_dev.stack.servers.mongodb import Mongodb
 from pymongo.errors import PyMongoError
+from pymongo.write_concern import WriteConcern
 
 from tests.support.forwarder import Forwarder
 from tests.support.ports import free_port
 from tests.support.servers import UriHandle, running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 _NAME = "rs0"
 # Members neither call an election nor step down because the others do not respond: only the test decides.
@@ -54,14 +55,16 @@ class Member:
         self.server = UriHandle(server)
         self.uri = server.uri
         self.address = Forwarder(server.port)
-        self.client: pymongo.AsyncMongoClient[dict[str, Any]] = pymongo.AsyncMongoClient(self.uri)
+        self.client: pymongo.AsyncMongoClient[dict[str, Any]] = pymongo.AsyncMongoClient(
+            self.uri, uuidRepresentation="standard"
+        )
 
     async def is_primary(self) -> bool:
         """Return whether the member considers itself the primary."""
         return bool((await self.client.admin.command("hello"))["isWritablePrimary"])
 
     async def elect(self) -> None:
-        """Make the member the primary."""
+        """Make the member the primary, and wait until a majority acknowledges its writes."""
 
         async def is_elected() -> bool:
             with suppress(PyMongoError):
@@ -71,6 +74,9 @@ class Member:
             return False
 
         await until(is_elected, what=f"{self.server.server.name} is the primary")
+        acknowledged = WriteConcern("majority", j=True)
+        with pymongo.timeout(PATIENCE):
+            await self.client.test.get_collection("elections", write_concern=acknowledged).insert_one({})
 
 
 class ReplicaSet:
@@ -109,17 +115,21 @@ class ReplicaSet:
         self.old.server.resume()
 
     async def reconnect(self) -> None:
-        """Connect the old primary to the others again, and wait until it follows the new one."""
+        """Connect the old primary to the others again, and wait until it has what a majority has acknowledged.
+
+        It has then rolled back what only it had.
+        """
         for member in self.members:
             member.address.admit()
+        await self.new.client.test.last.insert_one({"_id": "reconnected"})
 
         async def follows() -> bool:
             # A member that rolls back closes connections.
             with suppress(PyMongoError):
-                return bool((await self.old.client.admin.command("hello"))["secondary"])
+                return await self.old.client.test.last.find_one({"_id": "reconnected"}) is not None
             return False
 
-        await until(follows, what="the old primary is a secondary")
+        await until(follows, what="the old primary follows the new one")
 
 
 @asynccontextmanager
