@@ -231,7 +231,7 @@ async def test_another_key_with_the_same_id_ends_the_tokens_of_the_first(issuer:
 
 
 async def test_the_issuer_must_be_the_one_that_the_document_names(issuer: Issuer) -> None:
-    with pytest.raises(FetchError, match="the discovery document is that of another issuer"):
+    with pytest.raises(FetchError, match="the discovery document belongs to another issuer"):
         await IssuerClient(Auth(mode="required", issuer=f"{issuer.url}/")).fetch_keys()
 
 

@@ -1,8 +1,10 @@
-"""The committed offset is that of the first unsettled message, in whatever order messages are settled."""
+"""The committed offset, in whatever order messages are settled; and the bounds of what is held in memory."""
 
 from __future__ import annotations
 
 import random
+from collections import deque
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -20,6 +22,8 @@ from market.notifications.consumer.offsets import (
     encode_metadata,
     start_position,
 )
+from market.notifications.domain import Message
+from market.notifications.sent_log.log import put_back
 
 
 @given(
@@ -139,6 +143,19 @@ def test_the_topic_id_is_kept_with_the_offset() -> None:
     assert decode_metadata(*point) == (9, [7])
     assert decode_topic_id(point.metadata) == "T"
     assert decode_topic_id("1;2;0") == decode_topic_id("") == decode_topic_id(None) == ""
+
+
+def test_the_size_of_a_message_includes_the_content_of_its_headers() -> None:
+    plain = Message("orders", 0, 0, b"key", b"value")
+    with_headers = replace(plain, headers=(("baggage", b"x" * 8_000), ("empty", None)))
+    assert with_headers.size - plain.size == 8_000 + len("baggage") + len("empty")
+
+
+def test_a_batch_that_fits_only_in_part_loses_its_oldest_digests() -> None:
+    for later, kept in ((0, b"abc"), (2, b"abc"), (3, b"bc"), (4, b"c"), (5, b"")):
+        unwritten = deque([b"x"] * later, maxlen=5)
+        put_back([b"a", b"b", b"c"], unwritten)
+        assert b"".join(unwritten) == kept + b"x" * later
 
 
 def test_memory_is_exhausted_at_its_limit_and_available_again_at_half_of_it() -> None:

@@ -247,7 +247,7 @@ class Batcher(Generic[Item, Result]):
 class BatcherBySize(Generic[Item, Result]):
     """Batches large items separately, so that small items neither share a call with them nor wait for them.
 
-    The arguments are those of Batcher, and:
+    Takes the arguments of Batcher, and:
 
     small_cost: an item that costs more is large.
     max_large_cost: the maximum cost of a call with large items. Only one such call is in flight at a time.

@@ -114,13 +114,15 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     max_in_flight_per_caller: Annotated[int, Meta(ge=1)] = 512
     # The sustained rate, in requests per second, that one caller may send to one process; `max_burst_per_caller`
     # requests may come at once. Above that, the caller gets 429. By default 1000 if callers sign in, and unlimited if
-    # they do not.
+    # they do not. Some requests are not counted: preflights, requests with an unknown path or method, and requests
+    # without sign-in from the address of a trusted proxy.
     max_requests_per_second_per_caller: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
     max_burst_per_caller: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
     # Bytes of the bodies of requests in flight; above that, requests with a body get 503 at once.
     max_in_flight_body_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432
     # A shorter deadline in X-Deadline-Ms is raised to this, because work with so little time would only be started and
-    # aborted. The value 0 is not raised: then the deadline has already passed, and no work is started.
+    # aborted. The value 0 is not raised: it means that the deadline has already passed, so no work is
+    # started.
     min_deadline_ms: Annotated[int, Meta(ge=0, le=10_000)] = 100
     # Networks of the proxies that connect to this process, such as 10.0.0.0/8. `forwarded_header` is ignored unless a
     # proxy in one of these networks sent it.
@@ -201,7 +203,7 @@ class ServiceConfig(Section, frozen=True, kw_only=True):
 
 
 class Tls(Section, frozen=True, kw_only=True):
-    """TLS to a server. The modes are those of libpq's `sslmode`; a file that changes is read again."""
+    """TLS to a server. The modes are named as in libpq's `sslmode`. A file that changes is read again."""
 
     # prefer: encrypted if the server offers it. require: encrypted, but the server is not verified. verify-ca: its
     # certificate is signed by a CA in `ca_file`. verify-full: like verify-ca, and it matches the host name.

@@ -122,7 +122,7 @@ class Malformed(BadInput):
 class Unauthenticated(Problem):
     """The request has no token, or a token that is not valid.
 
-    reason: which rule the token breaks, worded to follow "the token": "has expired". None: there is no token.
+    reason: which rule the token breaks, worded to follow "the token", such as "has expired". None if there is no token.
     """
 
     type = "unauthenticated"
@@ -277,7 +277,8 @@ class IdempotencyKeyReused(BadInput):
 class Unavailable(Problem):
     """The outcome is unknown, or nothing was done. The request may be retried later with the same ids.
 
-    retry_after: seconds, sent as Retry-After. extension_members: those of the problem document.
+    retry_after: seconds, sent as Retry-After.
+    extension_members: additional members of the problem document.
     """
 
     type = "unavailable"

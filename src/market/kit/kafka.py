@@ -183,7 +183,7 @@ class Producer(Generic[Token]):
     ) -> bool:
         """Queue a message; `on_delivery` gets its delivery result, with `token`, which may be any value.
 
-        Return False if the local queue is full. Then the message was not accepted, and no result follows.
+        Return False if the local queue is full: the message was not accepted, and no result follows.
         """
 
         def delivered(error: KafkaError | None, _: object) -> None:

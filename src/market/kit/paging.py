@@ -50,7 +50,7 @@ _decoder = msgspec.json.Decoder(_Cursor)
 def write_cursor(position: Struct, *list_definition: str | None) -> str:
     """Return the cursor of a position.
 
-    list_definition: what determines the list's items and their sequence: its name, the filters and the sort.
+    list_definition: the list's name, the filters and the sort, which determine the items and their sequence.
     """
     cursor = _Cursor(_VERSION, _list_id(list_definition), msgspec.Raw(msgspec.json.encode(position)))
     return _to_text(msgspec.json.encode(cursor))

@@ -48,14 +48,16 @@ def reraise_if_cancelled() -> None:
 
 
 class CircuitBreaker:
-    """Opens after `failure_threshold` consecutive failures, and refuses calls for `open_seconds`.
+    """Opens after `failure_threshold` failures without a success in between, and refuses calls for `open_seconds`.
 
-    Then it is half-open: one trial call decides whether it closes.
+    After that, it is half-open: it lets one call at a time through as a trial. It closes if the trial succeeds, and
+    opens again if the trial fails. An exception that is not among `failure_types` is neither a success nor a failure:
+    if a trial raises one, the circuit stays half-open.
 
     upstream: the name in metrics and errors.
     failure_types: the exceptions that count as failures.
-    ignore_deadlines_below_seconds: a DeadlineExceeded raised sooner than this does not count as a failure: the caller
-        had little time left, which says nothing about the upstream.
+    ignore_deadlines_below_seconds: a DeadlineExceeded raised sooner than this does not count as a failure, because
+        the caller had little time left, which says nothing about the upstream.
     clock: returns seconds, like time.monotonic.
     """
 

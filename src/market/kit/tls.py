@@ -27,7 +27,8 @@ class ReloadingContext:
         return self._cached[1]
 
 
-# Two changes may have the same modification time, whose resolution is a few milliseconds, or that a copy has kept.
+# The modification time alone is not enough: its resolution is a few milliseconds, and a copied file may keep the old
+# one. So size and inode are compared as well.
 _Version = tuple[int, int, int]
 
 

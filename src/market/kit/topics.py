@@ -1,4 +1,4 @@
-"""Creates the topics of a service. Settings that an operator has overridden on an existing topic are never changed.
+"""Creates the topics of a service. A setting that an existing topic already has is never changed.
 
 topics = TopicKeeper(config.kafka, "market.orders", [Topic("orders", partitions=12, replication_factor=3)])
 producer = Producer(config.kafka, "market.orders", ..., on_failure=topics.check_soon)
@@ -91,8 +91,8 @@ async def ensure_topics(
 ) -> bool:
     """Create the topics that do not exist. Return False, and log the reason, if that failed or took too long.
 
-    Existing topics keep their partitions and replicas. With `apply_settings`, they get those of `Topic.settings` that
-    no operator has overridden. Concurrent calls are safe.
+    Existing topics keep their partitions and replicas. With `apply_settings`, they get each of `Topic.settings` that
+    they do not have yet; a value that an operator or an earlier release has set is kept. Concurrent calls are safe.
     """
     return not topics or await asyncio.to_thread(
         _ensure_topics, config, client_id, topics, timeout_seconds, apply_settings

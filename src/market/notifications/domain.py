@@ -36,7 +36,8 @@ class Message:
     @property
     def size(self) -> int:
         """The approximate memory use of the message, in bytes."""
-        return len(self.key or b"") + len(self.value or b"") + _OVERHEAD_BYTES
+        headers = sum(len(name) + len(value or b"") for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers + _OVERHEAD_BYTES
 
     def header(self, name: str, encoding: str = "latin-1") -> str:
         """Return the last header of that name as text, or an empty string if there is none."""
@@ -61,7 +62,7 @@ class DeadLetterReason:
 class Deferral:
     """What is stored with a deferred mail.
 
-    first_deferred_at: when the mail was first deferred, or when processing it first failed
+    first_deferred_at: when the mail was first deferred or held back, or when processing it first failed
     due_at: when the next attempt may be made
     attempts: how many attempts have failed
     reserved: whether the attempt at `due_at` already counts against the rate limit of the mail's throttled domain

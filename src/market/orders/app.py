@@ -174,7 +174,7 @@ def _topics(config: Kafka) -> list[Topic]:
 async def migrate(config: Config, _: list[str]) -> int:
     """Create the indexes and the topic, and return the exit status, 0.
 
-    Topic settings that an operator has overridden are kept. If Kafka stays unavailable for `kafka.create_seconds`, the
+    Settings that an existing topic already has are kept. If Kafka stays unavailable for `kafka.create_seconds`, the
     service creates the topic later. Raises PyMongoError.
     """
     client = create_client(config.mongodb)

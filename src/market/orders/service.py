@@ -55,7 +55,7 @@ from market.orders.store import OrderRepository
 
 log = logs.get_logger("orders")
 
-# The pause before a retry: of a step whose outcome is unknown, or of storing an order whose key is taken.
+# The pause before retrying a step whose outcome is unknown, or storing an order whose key is taken.
 _RETRY_SECONDS = 0.05
 # The deadline of work that continues after the response.
 _BACKGROUND_SECONDS = 5.0
@@ -183,8 +183,8 @@ async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
         if order is None or order.idempotency_key != lookup.key:
             return None
         order = await _advance_pending(deps, order)
-    # A cancelled order keeps its key. So does an order whose status only a newer version knows. Return such an order as
-    # it is.
+    # Cancelled orders, and orders with a status that only a newer version knows, keep their keys. Return them as they
+    # are.
     return_as_is = order.status in (Status.CANCELLED, Status.UNKNOWN)
     return PlacedOrder(order if return_as_is else _require_confirmed(order), replayed=True)
 

@@ -91,7 +91,7 @@ class PageOutline(Struct, frozen=True):
     page_filter: the MongoDB filter of the page; for a page after a cursor, it matches only what follows the cursor
     skip: how many of the matching orders come before the page
     limit: the maximum number of orders on the page
-    sizes: the stored bytes of each order by id, newest first: the page's orders, and the first one after them
+    sizes: the stored bytes of the page's orders, and of the first one after them, by id, newest first
     total: the number of orders in the whole list; a lower bound if `total_exact` is False
     """
 
@@ -201,7 +201,7 @@ class OrderRepository:
     async def get(self, order_id: UUID, owner: str | None = None) -> Order | None:
         """Return the order, or None. Raises UnreadableOrder.
 
-        This read may miss a write that was acknowledged a moment ago; that of `get_latest` does not.
+        Unlike `get_latest`, this may miss a write that was acknowledged a moment ago.
 
         owner: return only an order of this user. MongoDB compares the user, so looking up another user's order takes as
             long as looking up an order that does not exist.

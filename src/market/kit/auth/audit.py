@@ -9,15 +9,15 @@ import structlog
 
 from market.kit.auth.identity import identity
 
-# Entries are written at every `log.level`.
+# Entries are written no matter what `log.level` is.
 log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO), component="audit")
 
 
 def record(action: str, *, target: str, before: Any = None, after: Any = None) -> None:
     """Write one entry: subject, roles, action, target, and its state before and after.
 
-    action: a static phrase in the past tense: "price changed".
-    target: the kind and the id of what was changed: "product 0198...".
+    action: a static phrase in the past tense, such as "price changed".
+    target: the kind and the id of what was changed, such as "product 0198...".
 
     The request id is added to every line of the log. Neither `before` nor `after` may contain a token or a password.
     """

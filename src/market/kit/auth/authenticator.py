@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 class Authenticator:
-    """Verifies tokens, and caches valid ones until they expire.
+    """Verifies tokens, and caches valid ones until they expire, but for at most 24 hours.
+
+    If the cache is full, the least recently used tokens are dropped from it.
 
     clock: returns the time in seconds since 1970.
     """
@@ -42,7 +44,7 @@ class Authenticator:
         yet whether the issuer has the token's key.
         """
         now = self._clock()
-        # The cache has no tokens, because whoever reads this process's memory could use them like passwords.
+        # The cache's keys are digests, not tokens: whoever reads this process's memory could use tokens like passwords.
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         if cached := self._cache.get(digest, now):
             return cached
@@ -61,7 +63,7 @@ async def authenticator(
 ) -> AsyncIterator[Authenticator | None]:
     """Yield an Authenticator whose keys are kept up to date; None in mode `open`.
 
-    callers: the known services: the subject of each service's token, and the service's name.
+    callers: maps the subject of each known service's token to the service's name.
 
     If the first fetch of the keys fails, it is logged and retried. Until it succeeds, requests with a token get
     Unavailable.

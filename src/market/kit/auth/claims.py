@@ -56,9 +56,12 @@ def _rule(claim: str, value: object) -> tuple[str, str]:
 
 
 def identify(claims: Mapping[str, Any], config: Auth, callers: Mapping[str, str]) -> Identity:
-    """Return the identity that the claims prove. An e-mail address that is not valid or not verified is ignored.
+    """Return the identity that the claims prove.
 
-    callers: the known services: the subject of each service's token, and the service's name.
+    An e-mail address is ignored if the issuer has not verified it, or if it is shorter than 3 or longer than 254
+    characters. Its syntax is not checked.
+
+    callers: maps the subject of each known service's token to the service's name.
 
     Raises TokenRejected if the subject or the roles are not valid.
     """

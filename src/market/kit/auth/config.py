@@ -63,7 +63,7 @@ class Auth(Section, frozen=True, kw_only=True):
     min_refetch_seconds: Annotated[float, Meta(ge=0.1, le=300)] = 2.0
     max_token_bytes: Annotated[int, Meta(ge=512, le=65_536)] = 8192
     # The maximum number of verified tokens in the cache, and the maximum memory that they take. A token is cached until
-    # it expires.
+    # it expires, but for at most 24 hours. If the cache is full, the least recently used tokens are dropped.
     max_cached_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] = 10_000
     max_cached_token_bytes: Annotated[int, Meta(ge=0)] = 8_388_608
 

@@ -21,8 +21,8 @@ class Identity:
     """A caller. Without a token it has no subject, and it has roles only in mode `open`.
 
     subject: the token's `sub`, 1 to 200 characters; "" if the caller has not signed in.
-    email: the token's e-mail address, if the issuer has verified it.
-    service: the name of the calling service, if the subject is that of a known service (inventory's setting
+    email: the token's e-mail address, if the issuer has verified it. Its syntax has not been checked.
+    service: the name of the calling service, if the subject belongs to a known service (inventory's setting
         `auth.callers`); None otherwise.
     """
 

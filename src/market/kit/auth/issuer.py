@@ -76,7 +76,7 @@ class Issuer:
     async def _discover(self) -> _Discovery:
         found = await self._fetch(self.url.rstrip("/") + _WELL_KNOWN, _Discovery)
         if found.issuer != self.url:
-            raise FetchError("the discovery document is that of another issuer")
+            raise FetchError("the discovery document belongs to another issuer")
         return found
 
     def _check_url(self, name: str, url: str | None) -> str:

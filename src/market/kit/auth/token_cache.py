@@ -36,7 +36,7 @@ class TokenCache:
         return entry[0]
 
     def put(self, digest: bytes, identity: Identity, expires_at: float, thumbprint: str) -> None:
-        """Cache a token until it expires. If the cache is full, drop the least recently used tokens."""
+        """Cache a token until `expires_at`. If the cache is full, drop the least recently used tokens."""
         size = _ENTRY_BYTES + _CHARACTER_BYTES * (len(identity.subject) + len(identity.email or ""))
         if digest in self._entries:
             self._remove(digest)

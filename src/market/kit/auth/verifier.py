@@ -68,7 +68,7 @@ class _Registry(jws.JWSRegistry):
 class Verifier:
     """Verifies tokens with the issuer's keys.
 
-    callers: the known services: the subject of each service's token, and the service's name.
+    callers: maps the subject of each known service's token to the service's name.
     """
 
     def __init__(self, config: Auth, keys: Keys, callers: Mapping[str, str]) -> None:

@@ -57,12 +57,12 @@ def accepted_codings(request: Request) -> Sequence[Coding]:
 
 
 def etag_for_coding(etag: str, coding: Coding) -> str:
-    """Return the entity tag of the body in this coding, given that of the uncompressed body."""
+    """Return the entity tag of the body in this coding. `etag`: the entity tag of the uncompressed body."""
     return f'{etag[:-1]}-{coding}"'
 
 
 def etag_without_coding(etag: str) -> str:
-    """Return the entity tag of the uncompressed body, given that of the body in any coding."""
+    """Return the entity tag of the uncompressed body. `etag`: the entity tag of the body in any coding."""
     return _SUFFIX.sub("", etag)
 
 

@@ -71,7 +71,7 @@ class Cors:
         )
 
     def preflight_response(self, methods: str) -> Response:
-        """Return the response to a preflight request; `methods` are those of the path."""
+        """Return the response to a preflight request. `methods`: the methods of the path."""
         return Response(
             status_code=204,
             headers={
@@ -82,7 +82,7 @@ class Cors:
         )
 
     def apply(self, response: Response, headers: dict[bytes, bytes]) -> None:
-        """Add the CORS headers to a response. `headers` are those of the request."""
+        """Add the CORS headers to a response. `headers`: the headers of the request."""
         response_headers = response.raw_headers
         if self._depends_on_origin:
             # Added even if the origin is absent or not allowed: a cache must not use that response for an allowed one.

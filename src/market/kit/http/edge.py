@@ -1,4 +1,4 @@
-"""The HTTP layer of products, orders and graphql: an ASGI app with routing, deadlines, limits and problem documents.
+"""The HTTP layer of all services that have one: an ASGI app with routing, deadlines, limits and problem documents.
 
 Requests and responses are Starlette's. Its router and middleware are not used, because they take more time than a small
 endpoint itself (docs/decisions/0010).

@@ -136,7 +136,10 @@ _CHALLENGES = {401: {"WWW-Authenticate": "Which rule the token breaks (RFC 6750)
 
 
 def _security_schemes(issuer: str | None) -> dict[str, Any]:
-    """Return the security schemes by name: the first one that an operation lists is what simple clients use."""
+    """Return the security schemes by name.
+
+    `bearer` is first, because simple clients use the first one that an operation lists.
+    """
     schemes: dict[str, Any] = {
         "bearer": {
             "type": "http",

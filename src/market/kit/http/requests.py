@@ -212,7 +212,10 @@ def _parsers(query_type: Any) -> dict[str, Callable[[str], Any]]:
 
 
 def _parser(name: str, field_type: inspect.Type, advice: str = "") -> Callable[[str], Any] | None:
-    """Return the parser of a type, or None for text. `advice`: what the error of a number says after the rule."""
+    """Return the parser of a type, or None for text.
+
+    advice: text to append to the error message for an invalid number.
+    """
     if isinstance(field_type, inspect.Metadata):
         return _parser(name, field_type.type, (field_type.extra or {}).get("advice", ""))
     if isinstance(field_type, inspect.IntType):

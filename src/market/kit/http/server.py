@@ -20,8 +20,9 @@ from market.kit.http.protocol import HttpProtocol
 class HttpServer:
     """Serves an ASGI app on an address, or on a socket that is already bound.
 
-    limits: timeouts and size limits for clients; by default those of HttpLimits. Raises OSError if the address cannot
-    be bound.
+    limits: timeouts and size limits for clients; by default, the defaults of HttpLimits.
+
+    Raises OSError if the address cannot be bound.
     """
 
     def __init__(
@@ -92,8 +93,8 @@ class _Uvicorn(uvicorn.Server):
 def bind(host: str, port: int, *, new_socket: Callable[..., socket.socket] = socket.socket) -> socket.socket:
     """Return a TCP socket that is bound to the address; the server listens on it later. Port 0 takes a free one.
 
-    The host `::` is every address of this machine, of IPv6 and of IPv4; where there is no IPv6, those of IPv4. Raises
-    OSError, with the address in its message.
+    The host `::` is every IPv6 and IPv4 address of this machine, or every IPv4 address if it has no IPv6.
+    Raises OSError, with the address in its message.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

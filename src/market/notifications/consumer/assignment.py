@@ -129,7 +129,7 @@ class Assignment:
         return [(parked.tracker, parked.pending) for parked in due]
 
     def is_assigned(self, tracker: OffsetTracker) -> bool:
-        """Return whether the tracker is that of an assigned partition, and not of an earlier assignment."""
+        """Return whether the tracker belongs to an assigned partition, and not to an earlier assignment."""
         return self.trackers.get(tracker.partition) is tracker
 
     @property

@@ -45,8 +45,8 @@ class KeyQueue:
 
     def __init__(self, key: Hashable, domain: str, tracker: OffsetTracker) -> None:
         self.key = key
-        # The mail domain of the first message, which is usually also that of the others: messages with the same key are
-        # about the same order.
+        # The mail domain of the first message. The others usually have the same one, because messages with the same key
+        # are about the same order.
         self.domain = domain
         self.tracker = tracker
         self.messages: deque[PendingMessage] = deque()

@@ -32,7 +32,7 @@ class LagObserver:
 
     read_offsets: returns the offsets of each partition of the topic; blocks
     read_positions: returns the next offset to read of each partition that is assigned to this process and not paused
-    stalled_after_seconds: how long a partition may have unread messages without one being read
+    stalled_after_seconds: how long a partition with unread messages may make no progress
     health: reports the process as unready while a partition is stalled; None if that does not affect readiness
     lag_metric, stalled_metric: gauges with the label `partition`
     """

@@ -1,8 +1,8 @@
 """Which messages of a partition are settled, and which offset may be committed.
 
-Mails are sent concurrently, so the messages of a partition are settled out of order. The committed offset is that of
-the first unsettled message. The commit's metadata lists the unsettled messages at higher offsets, so that after a
-restart the settled ones between them are not mailed again.
+Mails are sent concurrently, so the messages of a partition are settled out of order. The committed offset is the
+offset of the first unsettled message. The commit's metadata lists the unsettled messages at higher offsets, so that
+after a restart the settled ones between them are not mailed again.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class OffsetTracker:
 
     @property
     def next_to_read(self) -> int:
-        """The offset of the next message to read, without those that were settled before the assignment."""
+        """The offset of the next message to read. Messages that were settled before the assignment are skipped."""
         with self._lock:
             return self._expected[0] if self._expected else self._read_to
 
@@ -194,7 +194,7 @@ class PartitionState:
     first_start: bool = False
 
     def is_same_topic(self, topic_id: str) -> bool:
-        """Return whether the id is that of this topic. An empty (unknown) id matches any topic."""
+        """Return whether the id belongs to this topic. An empty (unknown) id matches any topic."""
         return not topic_id or not self.topic_id or topic_id == self.topic_id
 
 

@@ -147,9 +147,9 @@ async def _replay_or_drop(
 
 
 async def _mail(deps: Deps, reader: DeadLetterReader, letter: DeadLetter) -> str | None:
-    """Mail a dead letter, or skip it if its event needs no mail. Return None then.
+    """Mail a dead letter, or skip it if its event needs no mail. Return None if that succeeded.
 
-    Return the reason if it could not be mailed; the dead letter then stays open. Raises KafkaException.
+    Otherwise return the reason; the dead letter stays open. Raises KafkaException.
     """
     try:
         await api.replay(deps, await asyncio.to_thread(reader.original_message, letter))

@@ -81,7 +81,7 @@ class DeferredMailRestorer:
     """Restores deferred mails from their records, and reports the age of the oldest one.
 
     cycle_seconds: the maximum time between two attempts at a deferred mail, so that each is read at least once in a
-        cycle of this length. The age reported is that of the oldest mail read in the current or the previous cycle.
+        cycle of this length. The reported age is the age of the oldest mail read in the current or previous cycle.
     clock: returns Unix time in seconds
     """
 

@@ -152,7 +152,7 @@ class SentLog:
                     await self._write(None, b"".join(batch))
                 except BaseException:
                     metrics.SENT_LOG_FAILURES.inc()
-                    self._unwritten.extendleft(reversed(batch[: _MAX_UNWRITTEN - len(self._unwritten)]))
+                    put_back(batch, self._unwritten)
                     raise
         return _FLUSH_INTERVAL_SECONDS
 
@@ -178,6 +178,13 @@ class SentLog:
         for value in reader.read_values(self._config):
             ids.add(value[n : n + _DIGEST_BYTES] for n in range(0, len(value), _DIGEST_BYTES))
         return ids
+
+
+def put_back(batch: list[bytes], unwritten: deque[bytes]) -> None:
+    """Put a batch back before the later digests. If not all fit into the bounded deque, drop the oldest."""
+    assert unwritten.maxlen is not None
+    free = unwritten.maxlen - len(unwritten)
+    unwritten.extendleft(reversed(batch[max(0, len(batch) - free) :]))
 
 
 def _digest(event_id: str) -> bytes:

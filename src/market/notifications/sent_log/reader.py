@@ -14,7 +14,7 @@ from market.kit.kafka import consumer_settings
 from market.notifications import config
 from market.notifications.domain import FirstStart
 
-# The keys of records without ids. The timestamp of STARTED is that of the group's first start. RESUMED is written
+# The keys of records without ids. The timestamp of STARTED is the time of the group's first start. RESUMED is written
 # instead if the group had offsets before the log existed.
 STARTED, RESUMED = b"started", b"continued"
 # All records are in one partition, so that the partition's first record is the first one in the log.
@@ -40,7 +40,10 @@ def read_first_start(kafka: config.Kafka) -> FirstStart:
 
 
 def read_values(kafka: config.Kafka) -> Iterator[bytes]:
-    """Yield the values of the records that are not older than the retention of the events. Raises KafkaException."""
+    """Yield the values of the records. Raises KafkaException.
+
+    Records older than the retention of the events are skipped, unless the log has no newer ones; they do no harm.
+    """
     since_ms = int(time.time() * 1000) - events.RETENTION_MS
     with _consumer(kafka) as consumer:
         low, high = _offsets(consumer, kafka)

@@ -118,7 +118,7 @@ class IdempotencyKeyRepository:
 
 
 def _find_holder(lookup: KeyLookup, of_subjects: _Holders, of_users: _Holders) -> KeyHolder | None:
-    """Return the order that has the key. The rules are those of `_has_same_owner`."""
+    """Return the order that has the key, by the rules of `_has_same_owner`."""
     of_user = of_users.get((lookup.user, lookup.key))
     if lookup.subject is None:
         return of_user

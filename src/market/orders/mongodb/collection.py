@@ -1,7 +1,7 @@
 """The collection `orders`, as all repositories use it: with deadline, circuit breaker and error mapping.
 
 Writes are acknowledged once a majority of the servers has them in its journal. Reads return only majority-committed
-data, which may be old if the server is no longer the primary; `find_latest` misses no acknowledged write.
+data, which may be old if the server is no longer the primary. Only `find_latest` misses no acknowledged write.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class OrdersCollection:
     """Runs every operation within the caller's deadline (at most `timeout_seconds`) and behind one circuit breaker.
 
     Methods may raise DeadlineExceeded or Unavailable; the outcome of a write is then unknown. `pymongo_collection` is
-    PyMongo's own collection, to be called inside `run`; only indexes.py does without, before the service starts.
+    PyMongo's own collection, to be called inside `run`. Only indexes.py calls it outside of `run`, before the service
+    starts.
     """
 
     def __init__(self, database: AsyncDatabase[Document], *, timeout_seconds: float) -> None:
@@ -158,21 +159,21 @@ class OrdersCollection:
         return await self.run(lambda: self.pymongo_collection.find_one(where, projection, sort=sort))
 
     async def find_latest(self, filters: Sequence[Mapping[str, Any]]) -> list[Document]:
-        """Return the documents that match one of the filters. No write that was acknowledged before the call is missed.
+        """Return the documents that match one of the filters, including every write acknowledged before the call.
 
-        First increments a counter (the barrier). Only the current primary can get that acknowledged by a majority. Then
-        reads in the same causally consistent session, so the server's data includes the increment, and with it every
-        earlier write. A server that was replaced as the primary without noticing it cannot do the first: the call then
-        raises DeadlineExceeded or Unavailable. See docs/decisions/0020.
+        Increments a counter (the barrier), and then reads in the same causally consistent session. So the data read
+        includes the increment, and with it every earlier write. A majority acknowledges only the current primary's
+        increment: if the server was replaced as the primary without noticing it, the call raises DeadlineExceeded or
+        Unavailable. See docs/decisions/0020.
 
-        filters: each has an `_id`
+        filters: each has an `_id`.
         """
 
         async def read() -> list[Document]:
             async with self._database.client.start_session(causal_consistency=True) as session:
                 try:
-                    # It has to change something. An update that changes nothing is acknowledged without asking the
-                    # other members, if these already have everything that this server has.
+                    # The update has to change something: one that changes nothing is acknowledged without asking the
+                    # other members, if they already have everything that this server has.
                     await self._barriers.update_one(
                         {"_id": "orders"}, {"$inc": {"count": 1}}, upsert=True, session=session
                     )
@@ -186,7 +187,10 @@ class OrdersCollection:
         return await self.run(read)
 
     async def _find_linearizable(self, filters: Sequence[Mapping[str, Any]]) -> list[Document]:
-        """`find_latest` for a user that an earlier version's role keeps from writing the barrier. Takes 0.1 s."""
+        """Return what `find_latest` returns, without the barrier. Takes 0.1 s.
+
+        Used if MongoDB's user has the role of an earlier version, which does not permit writing the barrier.
+        """
         if not self._logged_unauthorized:
             self._logged_unauthorized = True
             log.warning("barrier not written, reads are slow", collection=self._barriers.name, reason="not authorized")

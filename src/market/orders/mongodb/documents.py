@@ -2,7 +2,7 @@
 
 Besides the fields of the order itself, a document has:
 - `digest`: the SHA-256 of the request. The order has an idempotency key only while `digest` is present. An earlier
-  version that rejects the order removes `digest` and those of the next three fields that it knows; the others stay.
+  version that rejects the order removes `digest`, and the next three fields as far as it knows them.
 - `subject_key`: the key of a signed-in caller, as `{"subject": ..., "key": ...}`. It is unique: a key belongs to the
   subject, no matter which user the order is for. If the field is absent, the key belongs to the user.
 - `idempotency_key`: the same key, unique among the orders of the user. Earlier versions and mode `open` know only the

@@ -12,7 +12,7 @@ from market.orders.domain import Order, OutboxEntry, Transition, to_milliseconds
 def new_entry(order: Order, transition: Transition, at: datetime) -> OutboxEntry | None:
     """Return the entry with the transition's event, or None if the transition has no event.
 
-    at: when the order's status changes. The request id and the trace are those of the current context.
+    at: when the order's status changes. The request id and the trace are taken from the current context.
     """
     if transition.event is None:
         return None

@@ -86,8 +86,8 @@ class Relay:
         self._in_flight: dict[UUID, float] = {}
         # The orders in `_in_flight` that the loop retries. They count as recovered once Kafka has acknowledged them.
         self._retried: set[UUID] = set()
-        # Orders that were leased again while in flight: their first event has been removed from the outbox, but
-        # `_remove` has not returned yet.
+        # Orders that were leased again while in flight. Either their first event has been removed from the outbox, but
+        # `_remove` has not returned yet; or their lease has been released, but they have not been settled yet.
         self._reclaimed: set[UUID] = set()
         # Set whenever an order leaves `_in_flight`.
         self._settled = asyncio.Event()

@@ -20,7 +20,7 @@ from market.contracts import events
 from market.orders.domain import KNOWN_STATUSES, Order, OutboxEntry, UnreadableOrder
 from market.orders.mongodb.collection import EPOCH, OrdersCollection, documents
 
-# The fields of a lease, and those of an outbox, for $unset.
+# The fields of a lease, and the fields of an outbox, for $unset.
 _LEASE = {"claimed_by": 1, "claimed_at": 1}
 _OUTBOX = {"outbox": 1, "unsent_since": 1, "stuck_since": 1, **_LEASE}
 

@@ -61,9 +61,9 @@ def attribute_order(new: NewOrder) -> Attribution:
     If the request names no user, the order is for the caller. If an order for the caller names no `email`, its mails go
     to the address that the issuer has verified, if there is one.
 
-    Raises Forbidden if the caller may not place orders, or if one who may only place their own names another user, or
-    another address than the verified one. Raises BadInput if a merchant names a user that contains @ but is not an
-    e-mail address, without an `email`.
+    Raises Forbidden if the caller may not place orders. Also raises it if the caller may place orders only for
+    themselves, and the request names another user, or an address other than the verified one.
+    Raises BadInput if a merchant names a user that contains @ but is not an e-mail address, without an `email`.
     """
     caller = identity.get()
     for_anybody = PLACE_ORDERS.require(caller) is Permission.YES

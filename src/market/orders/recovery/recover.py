@@ -37,9 +37,11 @@ class Result(Enum):
 async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds: float, limit: int = 200) -> bool:
     """Reject orders that have been pending for `reject_after_seconds`, and retry stock releases after `retry_seconds`.
 
-    A pass takes pages of `limit` overdue orders until a page has no ERROR result, and then pages of `limit` stock
-    releases in the same way. Return whether the next pass should follow at once, because more orders are due. Raises
-    Unavailable if MongoDB is unavailable.
+    A pass recovers one page of up to `limit` overdue orders. It takes a further page only if the last one had an ERROR
+    result, because such orders stay at the front of the queue. After that, it does the same with stock releases.
+
+    Return whether the next pass should follow at once, because more orders are due. Raises Unavailable if MongoDB is
+    unavailable.
     """
     now = await deps.orders.collection.server_time()
     overdue = partial(deps.due.list_pending, now - timedelta(seconds=reject_after_seconds), limit)
@@ -50,9 +52,9 @@ async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds:
 
 
 async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]], *, overdue: bool) -> bool:
-    """Recover the due orders page by page, until a page has no ERROR result. Return whether more orders are due.
+    """Recover a page of due orders, and further pages while the last one had an ERROR result.
 
-    Return False if a result is UNAVAILABLE: a dependency is unavailable, so the next pass has to wait.
+    Return whether more orders are due; False if a result is UNAVAILABLE, so that the next pass waits.
     """
     page = await list_due()
     while True:
