@@ -27,7 +27,7 @@ from benchmarks import workloads
 from benchmarks.hostile import __main__ as hostile
 from benchmarks.load import ROOT, kill
 from benchmarks.market_up import MarketUp, market_up
-from benchmarks.memory_limits import MemoryGroup
+from benchmarks.memory_limits import MemoryGroup, memory_limits
 from benchmarks.report import RESULTS
 from benchmarks.soak import honest, memory, report
 from benchmarks.testbed import product_ids
@@ -46,9 +46,9 @@ async def run(args: argparse.Namespace) -> report.Soak:
     groups: dict[str, MemoryGroup] = {}
     try:
         async with market_up(directory / "shop", args.port_base, kafka=args.kafka, empty=True) as shop:
-            pids = {name: pid for name, pid in shop.pids.items() if name in topology.ROWS}
-            limited = memory.memory_limits().keys() & set(topology.SERVICES)
-            groups = memory.enforce({name: pids[name] for name in sorted(limited)})
+            # The processes that the load reaches; the storefront is not among them.
+            pids = {name: pid for name, pid in shop.pids.items() if name in memory_limits()}
+            groups = memory.enforce({name: pids[name] for name in topology.SERVICES if name in pids})
             return await _measure(args, shop, pids, set(groups), directory / "shop")
     finally:
         for group in groups.values():
