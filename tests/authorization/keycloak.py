@@ -14,7 +14,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric import rsa
 from market_dev.stack.keycloak import server as keycloak
 from market_dev.stack.keycloak.server import Keycloak
-from market_dev.stack.sign_in import CALLERS, CLI, TOOLS, SignIn
+from market_dev.stack.sign_in import CALLERS, CLI, SHOP, TOOLS, SignIn
 
 from tests.authorization.shop import SECRETS, SUBJECTS
 from tests.support.issuer import AUDIENCE, LIFETIME_SECONDS, Issuer, SigningKey, sign
@@ -43,12 +43,12 @@ class KeycloakIssuer(Issuer):
         port = free_port()
         super().__init__(port, f"http://127.0.0.1:{port}/realms/{REALM}")
         self.configuration = {"roles_claim": "realm_access.roles", "leeway_seconds": 0}
-        secrets = {TOOLS: "the-secret-of-the-tools", **SECRETS}
+        secrets = {TOOLS: "the-secret-of-the-tools", SHOP: "the-secret-of-the-shop", **SECRETS}
         sign_in = SignIn(kind="keycloak", issuer=self.url, port_base=0, people=(), secrets=secrets, password=PASSWORD)
         realms = {name: json.dumps(_realm(name)) for name in (REALM, ANOTHER_REALM)}
-        self._server = ServerHandle(
-            Keycloak(self.port, free_port(), directory, logs, sign_in, web_port=free_port(), realms=realms)
-        )
+        names = ("issuer management", "graphql", "storefront")
+        ports = {"issuer": port} | {name: free_port() for name in names}
+        self._server = ServerHandle(Keycloak(ports, directory, logs, sign_in, realms=realms))
         # By realm, client and subject.
         self._tokens: dict[tuple[str, str, str], str] = {}
 

@@ -35,7 +35,7 @@ async def sign_in(tmp_path: Path) -> AsyncIterator[SignIn]:
     port_base = free_port_base()
     port_of = ports(port_base)
     sign_in = SignIn.of_stack("local", tmp_path, port_of, port_base)
-    settings = sign_in.provider_settings(port_of["graphql"])
+    settings = sign_in.provider_settings(port_of)
     server = HttpServer(app(settings, keys.load_or_create(tmp_path), sign_in.issuer), "127.0.0.1", port_of["issuer"])
     await server.start()
     yield sign_in

@@ -21,6 +21,7 @@ from joserfc.jwk import KeySet
 from market_dev.issuer import keys
 from market_dev.issuer.memory import MAX_ENTRIES, Expiring
 from market_dev.stack.sign_in import CLI, TOOLS, WEB, SignIn
+from market_dev.stack.topology import ports
 
 from tests.support.clocks import FakeClock
 
@@ -235,7 +236,7 @@ async def test_a_program_without_its_secret_gets_no_token(
 
 
 async def test_the_page_names_everybody_who_can_sign_in(http: aiohttp.ClientSession, sign_in: SignIn) -> None:
-    web = sign_in.provider_settings(8080)
+    web = sign_in.provider_settings(ports(8080))
     (redirect_uri, _) = next(client for client in web.clients if client.id == WEB).redirect_uris
     assert redirect_uri == "http://127.0.0.1:8080/graphql"
     async with http.get(f"{sign_in.issuer}/authorize", params=request()) as response:

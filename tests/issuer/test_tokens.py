@@ -16,6 +16,7 @@ from market_dev import tokens
 from market_dev.shop_client import RequestRejected, ShopClient, ShopUnavailable, SignInRequired
 from market_dev.stack import sign_in as stack_sign_in
 from market_dev.stack.sign_in import SignIn
+from market_dev.stack.topology import ports
 from market_dev.tokens import Credentials, SignInFailed
 
 
@@ -99,7 +100,7 @@ def test_secrets_are_kept_and_are_in_no_representation(sign_in: SignIn, tmp_path
     again = SignIn.of_stack("local", tmp_path, {"issuer": 1}, 1)
     assert again.secrets == sign_in.secrets
     assert stat.S_IMODE((tmp_path / "client-secrets.json").stat().st_mode) == 0o600
-    shown = repr(sign_in) + repr(sign_in.provider_settings(1)) + repr(Credentials.of_stack(sign_in))
+    shown = repr(sign_in) + repr(sign_in.provider_settings(ports(8080))) + repr(Credentials.of_stack(sign_in))
     assert not any(secret in shown for secret in sign_in.secrets.values())
 
 

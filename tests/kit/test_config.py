@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     "MARKET_LOG_FORMAT": "json",
     "MARKET_POSTGRES_PASSWORD": "secret",
-    "MARKET_COOKIE_SECRET": "a secret of at least 32 characters",
+    "MARKET_COOKIE_SECRETS_FILE": "/run/secrets/cookies",
     "MARKET_KAFKA_PARTITIONS": "12",
     **{
         f"MARKET_{n}PORT": str(21000 + i)

@@ -22,6 +22,7 @@ from market_dev.issuer.settings import Client, Person, Settings
 SCOPES = ("openid", "email", "roles")
 GRANT_TYPES = ("authorization_code", "refresh_token", "client_credentials")
 _CODE_SECONDS = 60.0
+_SECRET_METHODS = ("client_secret_basic", "client_secret_post")
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ class KnownClient(ClientMixin):
         return (method == "none") == self.is_public
 
     def check_response_type(self, response_type: str) -> bool:
-        return self.is_public and response_type == "code"
+        return self.settings.is_for_people and response_type == "code"
 
     def check_grant_type(self, grant_type: str) -> bool:
-        return (grant_type == "client_credentials") != self.is_public
+        if grant_type == "client_credentials":
+            return not (self.is_public or self.settings.is_for_people)
+        return self.settings.is_for_people
 
 
 def _without_port(uri: str) -> str:
@@ -109,7 +112,7 @@ def authorization_code_grant(registry: Registry) -> type[AuthorizationCodeGrant]
     """Return the grant in which a person signs in (RFC 6749, section 4.1)."""
 
     class Grant(AuthorizationCodeGrant):
-        TOKEN_ENDPOINT_AUTH_METHODS = ("none",)
+        TOKEN_ENDPOINT_AUTH_METHODS = ("none", *_SECRET_METHODS)
 
         def save_authorization_code(self, code: str, request: OAuth2Request) -> None:
             data = request.payload.data
@@ -142,7 +145,7 @@ def refresh_token_grant(registry: Registry) -> type[RefreshTokenGrant]:
     """Return the grant that renews a person's tokens (RFC 6749, section 6). Each refresh token is used once."""
 
     class Grant(RefreshTokenGrant):
-        TOKEN_ENDPOINT_AUTH_METHODS = ("none",)
+        TOKEN_ENDPOINT_AUTH_METHODS = ("none", *_SECRET_METHODS)
         INCLUDE_NEW_REFRESH_TOKEN = True
 
         def authenticate_refresh_token(self, refresh_token: str) -> RefreshToken | None:
@@ -160,7 +163,7 @@ def refresh_token_grant(registry: Registry) -> type[RefreshTokenGrant]:
 class ClientCredentials(ClientCredentialsGrant):
     """The grant in which a program signs in as itself (RFC 6749, section 4.4)."""
 
-    TOKEN_ENDPOINT_AUTH_METHODS = ("client_secret_basic", "client_secret_post")
+    TOKEN_ENDPOINT_AUTH_METHODS = _SECRET_METHODS
 
 
 class RequiredCodeChallenge(CodeChallenge):

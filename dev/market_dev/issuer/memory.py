@@ -81,3 +81,7 @@ class Expiring(Generic[T]):
 
     def remove(self, key: str) -> None:
         self._entries.pop(key, None)
+
+    def remove_if(self, condition: Callable[[T], bool]) -> None:
+        """Remove the entries that meet the condition."""
+        self._entries = {key: (at, value) for key, (at, value) in self._entries.items() if not condition(value)}

@@ -24,9 +24,11 @@ class Person(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A program that requests tokens.
 
-    secret: None for a public client, in which people sign in; others sign in as themselves, with their secret
+    secret: None for a public client
     audience, roles: what its tokens are for, and the roles of the client itself
-    redirect_uris: where people may be sent back to; a URI of the loopback address without a port allows each port
+    redirect_uris: where people may be sent back to; a URI of the loopback address without a port allows each port.
+        People sign in at a client with such URIs; a client without signs in as itself, with its secret.
+    sign_out_uris: where people may be sent back to after they have signed out
     """
 
     id: str
@@ -34,6 +36,11 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     audience: str
     roles: tuple[str, ...] = ()
     redirect_uris: tuple[str, ...] = ()
+    sign_out_uris: tuple[str, ...] = ()
+
+    @property
+    def is_for_people(self) -> bool:
+        return bool(self.redirect_uris)
 
     def __repr__(self) -> str:
         """Leave the secret out."""

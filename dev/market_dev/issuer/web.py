@@ -21,6 +21,7 @@ from market_dev.issuer.grants import GRANT_TYPES, SCOPES, Registry
 from market_dev.issuer.keys import ALGORITHM
 from market_dev.issuer.server import FormRequest, Provider, TooLarge
 from market_dev.issuer.settings import Person, Settings
+from market_dev.issuer.sign_out import InvalidSignOut, end_session
 
 
 def app(settings: Settings, keys: KeySet, issuer: str) -> Starlette:
@@ -36,6 +37,7 @@ def app(settings: Settings, keys: KeySet, issuer: str) -> Starlette:
                 "issuer": issuer,
                 "authorization_endpoint": f"{issuer}/authorize",
                 "token_endpoint": f"{issuer}/token",
+                "end_session_endpoint": f"{issuer}/sign-out",
                 "jwks_uri": f"{issuer}/keys",
                 "response_types_supported": ["code"],
                 "response_modes_supported": ["query"],
@@ -90,6 +92,13 @@ def app(settings: Settings, keys: KeySet, issuer: str) -> Starlette:
             return JSONResponse({"error": "invalid_request", "error_description": "The form is too large."}, 400)
         return response
 
+    async def sign_out(request: Request) -> Response:
+        """Forget the refresh tokens of a person, and send them back (OpenID Connect RP-Initiated Logout 1.0)."""
+        try:
+            return end_session((await FormRequest.read(request)).query, registry, issuer, keys)
+        except (InvalidSignOut, TooLarge) as e:
+            return _refused(e)
+
     async def healthz(_: Request) -> Response:
         return JSONResponse({"status": "alive"})
 
@@ -99,6 +108,7 @@ def app(settings: Settings, keys: KeySet, issuer: str) -> Starlette:
         Route("/authorize", choose, methods=["GET"]),
         Route("/authorize", sign_in, methods=["POST"]),
         Route("/token", token, methods=["POST"]),
+        Route("/sign-out", sign_out, methods=["GET"]),
         Route("/healthz", healthz),
     ]
     middleware = [
@@ -110,8 +120,8 @@ def app(settings: Settings, keys: KeySet, issuer: str) -> Starlette:
 
 
 def _origins(settings: Settings) -> list[str]:
-    """Return the origins of the pages in which people sign in."""
-    parts = [urlsplit(uri) for client in settings.clients for uri in client.redirect_uris]
+    """Return the origins of the pages that request tokens: those of public clients."""
+    parts = [urlsplit(uri) for client in settings.clients if client.secret is None for uri in client.redirect_uris]
     return sorted({f"{p.scheme}://{p.netloc}" for p in parts if p.port is not None})
 
 
@@ -124,7 +134,10 @@ def _button(person: Person) -> str:
     )
 
 
-def _refused(error: OAuth2Error | TooLarge) -> Response:
-    """Say in words why the authorization request is invalid. Nobody is redirected, as the target may be invalid."""
-    reason = "The request is too large." if isinstance(error, TooLarge) else error.description or error.error
+def _refused(error: OAuth2Error | InvalidSignOut | TooLarge) -> Response:
+    """Say in words why the request is invalid. Nobody is redirected, as the target may be invalid."""
+    if isinstance(error, OAuth2Error):
+        reason = error.description or error.error
+    else:
+        reason = str(error) or "The request is too large."
     return HTMLResponse(f"<!doctype html><title>Sign-in</title><p>{escape(str(reason))}</p>", 400)

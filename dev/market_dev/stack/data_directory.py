@@ -81,17 +81,17 @@ class DataDirectory:
 
     def password(self) -> str:
         """Return PostgreSQL's password, generated at the first start."""
-        return self._secret("password")
+        return self._secret_file("password").read_text()
 
-    def cookie_secret(self) -> str:
-        """Return the secret that signs the storefront's cookies, generated at the first start."""
-        return self._secret("cookie-secret")
+    def cookie_secrets_file(self) -> Path:
+        """Return the file with the secrets of the storefront's cookies, one per line, generated at the first start."""
+        return self._secret_file("cookie-secret")
 
-    def _secret(self, name: str) -> str:
+    def _secret_file(self, name: str) -> Path:
         path = self.path / name
         if not path.exists():
             write_text(path, secrets.token_hex(16), mode=0o600)
-        return path.read_text()
+        return path
 
     def versions(self) -> dict[str, str]:
         """Return what wrote the data, by server, as `package version`."""

@@ -27,6 +27,8 @@ AUDIENCE = "market"
 INVENTORY_AUDIENCE = "market-inventory"
 # The clients in which people sign in: with a browser, and by `market token`.
 WEB, CLI = "market-web", "market-cli"
+# The client as which the storefront signs people in.
+SHOP = "market-storefront"
 # The client as which `market import`, `market replay` and the demo catalogue sign in.
 TOOLS = "market-tools"
 # The services that call inventory.
@@ -39,6 +41,8 @@ SUBJECTS: Mapping[Kind, Mapping[str, str]] = {
         "orders": "00000000-0000-4000-8000-000000000003",
     },
 }
+# The clients with a secret.
+_PROGRAMS = (TOOLS, SHOP, *CALLERS)
 _FILE = "sign-in.json"
 _SECRETS_FILE = "client-secrets.json"
 _PASSWORD = "people"  # noqa: S105 (a name)
@@ -84,18 +88,26 @@ class SignIn(msgspec.Struct, frozen=True, kw_only=True):
             issuer=address if kind == "local" else f"{address}/realms/market",
             port_base=port_base,
             people=people,
-            secrets={client: known[client] for client in (TOOLS, *CALLERS)},
+            secrets={client: known[client] for client in _PROGRAMS},
             password=known[_PASSWORD] if kind == "keycloak" else None,
             token_seconds=token_seconds,
         )
 
-    def provider_settings(self, web_port: int) -> Settings:
-        """Return the settings of the local provider. `web_port`: of the page in which people sign in."""
+    def provider_settings(self, ports: Mapping[str, int]) -> Settings:
+        """Return the settings of the local provider of a stack with these ports."""
+        graphiql, shop = (_addresses(ports[name]) for name in ("graphql", "storefront"))
         clients = (
             Client(
                 id=WEB,
                 audience=AUDIENCE,
-                redirect_uris=tuple(f"http://{host}:{web_port}/graphql" for host in ("127.0.0.1", "localhost")),
+                redirect_uris=tuple(f"{address}/graphql" for address in graphiql),
+            ),
+            Client(
+                id=SHOP,
+                secret=self.secrets[SHOP],
+                audience=AUDIENCE,
+                redirect_uris=tuple(f"{address}/sign-in/callback" for address in shop),
+                sign_out_uris=tuple(f"{address}/" for address in shop),
             ),
             Client(id=CLI, audience=AUDIENCE, redirect_uris=("http://127.0.0.1/",)),
             Client(id=TOOLS, secret=self.secrets[TOOLS], audience=AUDIENCE, roles=("merchant",)),
@@ -117,12 +129,15 @@ class SignIn(msgspec.Struct, frozen=True, kw_only=True):
         if service in CALLERS:
             identity = {"client_id": service, "client_secret": "${MARKET_CLIENT_SECRET}"}
             return {"auth": auth, "service_identity": identity}
+        if service == "storefront":
+            return {"auth": auth, "sign_in": {"client_id": SHOP, "client_secret": "${MARKET_CLIENT_SECRET}"}}
         # With the client's id, GraphiQL has a button to sign in.
         return {"auth": auth, "graphiql": {"client_id": WEB}} if service == "graphql" else {}
 
     def environment(self, service: str) -> dict[str, str]:
         """Return the environment variables that the configuration of the service refers to."""
-        return {"MARKET_CLIENT_SECRET": self.secrets[service]} if service in CALLERS else {}
+        client = SHOP if service == "storefront" else service
+        return {"MARKET_CLIENT_SECRET": self.secrets[client]} if client in (SHOP, *CALLERS) else {}
 
     def write(self, directory: Path) -> None:
         """Write the file that the commands read; only its owner can read it."""
@@ -145,7 +160,14 @@ def remove(directory: Path) -> None:
 
 def _secrets(directory: Path) -> dict[str, str]:
     path = directory / _SECRETS_FILE
-    if not path.exists():
-        generated = {name: secrets.token_urlsafe(24) for name in (TOOLS, *CALLERS, _PASSWORD)}
-        write_text(path, msgspec.json.encode(generated).decode() + "\n", mode=_OWNER_ONLY)
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    known = msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.exists() else {}
+    # An earlier version may have written the file, for fewer clients.
+    if missing := [name for name in (*_PROGRAMS, _PASSWORD) if name not in known]:
+        known |= {name: secrets.token_urlsafe(24) for name in missing}
+        write_text(path, msgspec.json.encode(known).decode() + "\n", mode=_OWNER_ONLY)
+    return known
+
+
+def _addresses(port: int) -> tuple[str, ...]:
+    """Return how browsers on this machine reach a port."""
+    return tuple(f"http://{host}:{port}" for host in ("127.0.0.1", "localhost"))

@@ -131,7 +131,7 @@ class Stack:
             service,
             self.ports,
             password=self.directory.password(),
-            cookie_secret=self.directory.cookie_secret(),
+            cookie_secrets_file=self.directory.cookie_secrets_file(),
             kafka=self.kafka_kind,
             log_format=self.options.log_format,
             routes=self.options.routes,

@@ -101,7 +101,7 @@ def environment(
     ports: Mapping[str, int],
     *,
     password: str = "",
-    cookie_secret: str = "",
+    cookie_secrets_file: Path | None = None,
     kafka: str = "apache",
     log_format: str = "console",
     routes: Mapping[tuple[str, str], int] | None = None,
@@ -110,7 +110,7 @@ def environment(
 
     ports: by name, as `ports()` returns them
     password: PostgreSQL's
-    cookie_secret: signs the cookies of the storefront
+    cookie_secrets_file: the secrets of the storefront's cookies
     kafka: "apache" or "embedded"
     routes: replaces the port of a dependency, by (service, port name); a proxy of the chaos test, for example
     """
@@ -121,7 +121,7 @@ def environment(
         # The embedded broker creates its topics itself.
         "MARKET_KAFKA_PARTITIONS": "12" if kafka == "apache" else "0",
         "MARKET_POSTGRES_PASSWORD": password,
-        "MARKET_COOKIE_SECRET": cookie_secret,
+        "MARKET_COOKIE_SECRETS_FILE": str(cookie_secrets_file or ""),
     }
     if service in ports:
         env["MARKET_PORT"] = str(ports[service])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from market.kit.auth.config import Auth
 from market.kit.http.client import HttpClient
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process
@@ -18,8 +21,12 @@ from market.storefront.rendering.assets import Assets
 from market.storefront.rendering.html import Renderer
 from market.storefront.service import Deps
 from market.storefront.session.cookies import CookieJar
+from market.storefront.session.secrets import read_secrets
 from market.storefront.session.session import Sessions
 from market.storefront.texts import languages
+
+if TYPE_CHECKING:
+    from market.storefront.sign_in.sign_in import SignIn
 
 
 @dataclass(frozen=True)
@@ -35,17 +42,39 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     secure = config.public_url is not None and config.public_url.startswith("https:")
     # The gateway must see the visitor, not the storefront, as the caller: the address, and the token of who signs in.
     header = config.http.forwarded_header
-    async with HttpClient("graphql", config.gateway, forwarded_header=header, forward_token=True) as gateway:
-        clients = clients or Clients(GatewayClient(gateway))
-        cookies = CookieJar(config.cookies.secrets, secure=secure)
+    cookies = CookieJar(read_secrets(config.cookies.secrets_file), secure=secure)
+    async with AsyncExitStack() as stack:
+        upstream = HttpClient("graphql", config.gateway, forwarded_header=header, forward_token=True)
+        clients = clients or Clients(GatewayClient(await stack.enter_async_context(upstream)))
         site = Site(
             deps=Deps(gateway=clients.gateway),
-            renderer=Renderer(languages.load(), Assets(), secure=secure),
+            renderer=Renderer(languages.load(), Assets(), secure=secure, sign_out_origin=_origin(config.auth)),
             cookies=cookies,
             sessions=Sessions(cookies),
             baskets=Baskets(cookies),
             public_url=config.public_url,
-            is_open=not config.auth.is_required,
+            sign_in=await _sign_in(config, cookies, process, stack),
         )
         app = api.application(site, config.http, process.tracer, process.health)
         yield HttpServer(app, config.http.host, config.http.port, limits=config.http)
+
+
+async def _sign_in(config: Config, cookies: CookieJar, process: Process, stack: AsyncExitStack) -> SignIn | None:
+    """Return the sign-in at the issuer; None in mode `open`."""
+    if config.sign_in is None or not config.auth.is_required:
+        return None
+    # Imported here, because loading the cryptography library takes a tenth of a second and 12 MB.
+    from market.storefront.sign_in.sign_in import sign_in
+
+    def clock() -> float:
+        return process.clock().timestamp()
+
+    return await stack.enter_async_context(sign_in(config.auth, config.sign_in, cookies, clock=clock))
+
+
+def _origin(auth: Auth) -> str | None:
+    """Return scheme and host of the issuer; None in mode `open`."""
+    if not auth.is_required:
+        return None
+    parts = urlsplit(auth.issuer or "")
+    return f"{parts.scheme}://{parts.netloc}"

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta
 
 from market.kit.auth.config import SignInConfig
-from market.kit.config import Http, HttpUpstream, Section, check_url
-
-Secret = Annotated[str, Meta(min_length=32)]
+from market.kit.config import Http, HttpUpstream, NonEmptyStr, Section, check_url
 
 
 class Cookies(Section, frozen=True, kw_only=True):
-    """The signatures of the cookies."""
+    """The signatures and the encryption of the cookies."""
 
-    # The first one signs; cookies that any of them has signed are accepted. To rotate, put a new one in front.
-    secrets: Annotated[tuple[Secret, ...], Meta(min_length=1)]
+    # One secret of at least 32 characters per line. The first one signs and encrypts; cookies of any of them are
+    # accepted (docs/security.md, "Rotating keys and secrets"). Read at start.
+    secrets_file: NonEmptyStr
+
+
+class SignIn(Section, frozen=True, kw_only=True):
+    """The storefront as a client of the issuer (docs/security.md, "The storefront's sign-in")."""
+
+    client_id: NonEmptyStr
+    # None: a public client. The secret must come from the environment: ${NAME}.
+    client_secret: NonEmptyStr | None = None
+    scope: NonEmptyStr = "openid email"
+    # What the issuer requires besides: Auth0, for example, the audience of the token.
+    authorization_parameters: dict[str, str] = msgspec.field(default_factory=dict)
+    # After this time people sign in again, however often their token was renewed.
+    max_session_seconds: Annotated[int, Meta(ge=60, le=2_592_000)] = 43_200
+
+    def __post_init__(self) -> None:
+        if "openid" not in self.scope.split():
+            raise ValueError(f"scope must contain openid, got {self.scope}")
 
     def __repr__(self) -> str:
-        return "Cookies()"
+        """Leave the secret out."""
+        return f"SignIn({self.client_id!r})"
 
 
 class Config(SignInConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -27,12 +45,19 @@ class Config(SignInConfig, frozen=True, forbid_unknown_fields=True, kw_only=True
     # The public GraphQL API, through which the storefront reaches the shop.
     gateway: HttpUpstream
     cookies: Cookies
+    # Must be set if auth.mode is required. Otherwise it is not used.
+    sign_in: SignIn | None = None
     # The address under which browsers reach the shop, such as https://shop.example.com. With https, browsers send the
     # cookies over TLS only. Without it, the address is http and the request's own host.
     public_url: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.auth.is_required and self.sign_in is None:
+            raise ValueError("sign_in must be set if auth.mode is required")
+        if self.sign_in is not None and self.sign_in.client_id == self.auth.audience:
+            # It is the audience of the ID tokens, which would be accepted as access tokens.
+            raise ValueError("sign_in.client_id must not be auth.audience, got the same for both")
         if self.public_url is not None:
             check_url(self.public_url, "https", "http")
             if self.public_url.count("/") != 2:

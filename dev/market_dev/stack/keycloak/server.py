@@ -14,7 +14,7 @@ from market_dev.stack import java, processes
 from market_dev.stack.files import write_text
 from market_dev.stack.servers.base import Server, StartError
 from market_dev.stack.servers.mail import http_ok
-from market_dev.stack.sign_in import CALLERS, TOOLS, SignIn
+from market_dev.stack.sign_in import CALLERS, SHOP, TOOLS, SignIn
 
 VERSION = "26.7.3"
 _SHA256 = "27a6535553c3cdcd083872ba40629efafb3475e3b758e0c6f691395561dd0f1f"
@@ -54,19 +54,18 @@ class Keycloak(Server):
 
     def __init__(
         self,
-        port: int,
-        management_port: int,
+        ports: Mapping[str, int],
         directory: Path,
         logs: Path,
         sign_in: SignIn,
         *,
-        web_port: int,
         realms: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__("issuer", port, directory, logs)
-        self.management_port = management_port
+        """`ports`: those of the stack, by name."""
+        super().__init__("issuer", ports["issuer"], directory, logs)
+        self.management_port = ports["issuer management"]
         self._sign_in = sign_in
-        self._web_port = web_port
+        self._web_ports = {name: ports[name] for name in ("graphql", "storefront")}
         self._realms = realms or {"market": REALM.read_text("utf-8")}
 
     @property
@@ -94,7 +93,9 @@ class Keycloak(Server):
             **secrets,
             "MARKET_TOOLS_SECRET": self._sign_in.secrets[TOOLS],
             "MARKET_PEOPLE_PASSWORD": self._sign_in.password or "",
-            "MARKET_WEB_PORT": str(self._web_port),
+            "MARKET_STOREFRONT_SECRET": self._sign_in.secrets[SHOP],
+            "MARKET_WEB_PORT": str(self._web_ports["graphql"]),
+            "MARKET_STOREFRONT_PORT": str(self._web_ports["storefront"]),
         }
 
     def prepare(self) -> None:

@@ -41,7 +41,6 @@ class Issuer(Server):
 
 def issuer(sign_in: SignIn, ports: Mapping[str, int], directory: Path, logs: Path) -> Server:
     """Return the issuer of a stack with these ports."""
-    port, web_port = ports["issuer"], ports["graphql"]
     if sign_in.kind == "keycloak":
-        return Keycloak(port, ports["issuer management"], directory, logs, sign_in, web_port=web_port)
-    return Issuer(port, directory, logs, sign_in.provider_settings(web_port))
+        return Keycloak(ports, directory, logs, sign_in)
+    return Issuer(ports["issuer"], directory, logs, sign_in.provider_settings(ports))

@@ -28,10 +28,21 @@ class _Discovery(msgspec.Struct, frozen=True):
     issuer: str
     jwks_uri: str | None = None
     token_endpoint: str | None = None
+    authorization_endpoint: str | None = None
+    end_session_endpoint: str | None = None
 
 
 class _KeySet(msgspec.Struct, frozen=True):
     keys: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """The URLs that a web application needs for sign-in. `end_session`: None if one cannot sign out at the issuer."""
+
+    authorization: str
+    token: str
+    end_session: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,16 @@ class Issuer:
     async def token_endpoint(self) -> str:
         """Return the URL at which tokens are requested. Raises FetchError."""
         return self._check_url("token_endpoint", (await self._discover()).token_endpoint)
+
+    async def endpoints(self) -> Endpoints:
+        """Return the URLs at which people sign in and out, and tokens are requested. Raises FetchError."""
+        found = await self._discover()
+        end_session = found.end_session_endpoint
+        return Endpoints(
+            authorization=self._check_url("authorization_endpoint", found.authorization_endpoint),
+            token=self._check_url("token_endpoint", found.token_endpoint),
+            end_session=None if end_session is None else self._check_url("end_session_endpoint", end_session),
+        )
 
     async def _discover(self) -> _Discovery:
         found = await self._fetch(self.url.rstrip("/") + _WELL_KNOWN, _Discovery)

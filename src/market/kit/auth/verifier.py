@@ -85,6 +85,12 @@ class Verifier:
 
         now: the time in seconds since 1970.
         """
+        claims, key = await self.read_claims(token, now)
+        expires_at = min(claims["exp"] + self._config.leeway_seconds, now + _MAX_CACHED_SECONDS)
+        return Verified(identify(claims, self._config, self._callers), expires_at, key.thumbprint)
+
+    async def read_claims(self, token: str, now: float) -> tuple[dict[str, Any], SigningKey]:
+        """Return the claims of a valid token, and the key that has signed it. Raises the same errors as `verify`."""
         if len(token) > self._config.max_token_bytes:
             raise TokenRejected("size", f"is longer than {self._config.max_token_bytes} bytes")
         header = self._header(token)
@@ -94,8 +100,7 @@ class Verifier:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             raise _not_a_jwt() from None
         check_claims(claims, self._config, now)
-        expires_at = min(claims["exp"] + self._config.leeway_seconds, now + _MAX_CACHED_SECONDS)
-        return Verified(identify(claims, self._config, self._callers), expires_at, key.thumbprint)
+        return claims, key
 
     def _header(self, token: str) -> _Header:
         """Return the header, which is not verified yet. Raises TokenRejected if it breaks a rule."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from market.storefront.pages import basket, catalogue, checkout, language, orders, pictures, robots
+from market.storefront.pages import basket, catalogue, checkout, language, orders, pictures, robots, sign_in
 from market.storefront.pages.visit import Page
 
 ROUTES: Mapping[str, Page] = {
@@ -20,8 +20,20 @@ ROUTES: Mapping[str, Page] = {
     "GET /orders": orders.list_orders,
     "GET /orders/{id}": orders.get_order,
     "POST /orders/{id}/cancellation": orders.cancel_order,
+    "GET /sign-in": sign_in.begin,
+    "GET /sign-in/callback": sign_in.finish,
+    "POST /sign-out": sign_in.sign_out,
     "POST /language": language.choose_language,
     "GET /images/{name}": pictures.get_picture,
     "GET /robots.txt": robots.get_robots,
     "GET /sitemap.xml": robots.get_sitemap,
 }
+
+# Where auth.mode is `required`, one signs in for these addresses and those below them. The catalogue is public.
+_NEEDS_SIGN_IN = ("/checkout", "/orders")
+
+
+def needs_sign_in(route: str) -> bool:
+    """Return whether one has to sign in for a route, such as "GET /orders/{id}"."""
+    path = route.partition(" ")[2]
+    return any(path == prefix or path.startswith(f"{prefix}/") for prefix in _NEEDS_SIGN_IN)

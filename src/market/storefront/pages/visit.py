@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from market.kit.errors import BadInput, Forbidden, Malformed, Problem, Unavailable, UnsupportedMediaType
+from market.kit.auth.identity import token
+from market.kit.errors import (
+    BadInput,
+    Forbidden,
+    Malformed,
+    Problem,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedMediaType,
+)
 from market.kit.http.edge import Endpoint
 from market.kit.http.requests import parse_pairs, read_header
 from market.kit.process import logs
@@ -24,6 +33,10 @@ from market.storefront.service import Deps
 from market.storefront.session.cookies import CookieJar
 from market.storefront.session.session import Session, Sessions
 from market.storefront.texts.languages import Language, choose
+
+if TYPE_CHECKING:
+    from market.storefront.sign_in.records import Person
+    from market.storefront.sign_in.sign_in import Recognised, SignIn
 
 log = logs.get_logger("storefront")
 
@@ -38,7 +51,7 @@ class Site:
     """What all visits share.
 
     public_url: scheme and host under which browsers reach the shop; None: http and the request's host.
-    is_open: nobody signs in.
+    sign_in: how visitors sign in; None: nobody does.
     """
 
     deps: Deps
@@ -47,18 +60,27 @@ class Site:
     sessions: Sessions
     baskets: Baskets
     public_url: str | None = None
-    is_open: bool = True
+    sign_in: SignIn | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody signs in."""
+        return self.sign_in is None
 
 
 @dataclass
 class Visit:
-    """A request. A page may replace `session` and `basket`; they are kept in the visitor's browser."""
+    """A request. A page may replace `session` and `basket`; they are kept in the visitor's browser.
+
+    person: who has signed in; None if nobody has.
+    """
 
     site: Site
     request: Request
     language: Language
     session: Session
     basket: Basket
+    person: Person | None = None
     form: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -105,6 +127,12 @@ class Visit:
         return f"{path}?{query_string}" if query_string else path
 
     @property
+    def sign_in_path(self) -> str:
+        """Where the visitor signs in, and then returns to this page."""
+        is_page = self.request.method in ("GET", "HEAD") and not self.request.scope["path"].startswith("/sign-in")
+        return "/sign-in?" + urlencode({"next": self.path if is_page else "/"})
+
+    @property
     def languages(self) -> tuple[Language, ...]:
         return tuple(self.site.renderer.languages.values())
 
@@ -125,20 +153,32 @@ def local_path(path: str) -> str:
     return path
 
 
-def endpoint(site: Site, page: Page) -> Endpoint:
-    """Return the endpoint of a page."""
+def endpoint(site: Site, page: Page, *, needs_sign_in: bool = False) -> Endpoint:
+    """Return the endpoint of a page. `needs_sign_in`: visitors are sent to sign in, unless nobody has to."""
 
     async def respond(request: Request) -> Response:
         session, is_new = site.sessions.read(request)
         visit = Visit(site, request, _language(site, request), session, site.baskets.read(request))
         basket = visit.basket
+        recognised = None
         try:
+            recognised = await _recognise(visit)
             if request.method == "POST":
                 visit.form = await _read_form(request)
                 _check_origin(visit)
-            response = await page(visit)
+            if needs_sign_in and visit.person is None and site.sign_in is not None:
+                response = _ask_to_sign_in(visit, recognised)
+            else:
+                response = await page(visit)
         except Problem as e:
             response = problem_page(visit, e)
+            if isinstance(e, Unauthenticated) and site.sign_in is not None:
+                # The shop does not accept the token, so a page that shows somebody as signed in would be wrong.
+                site.sign_in.end_session(response)
+                recognised = None
+        # First, because a page may have replaced these cookies.
+        if site.sign_in is not None and recognised is not None and visit.session == session:
+            site.sign_in.keep(response, recognised)
         # A new session is kept only if the visitor gets a page, in which its forms are.
         if visit.session != session or (is_new and response.media_type == "text/html"):
             site.sessions.write(response, visit.session)
@@ -147,6 +187,27 @@ def endpoint(site: Site, page: Page) -> Endpoint:
         return response
 
     return respond
+
+
+async def _recognise(visit: Visit) -> Recognised | None:
+    """Find out who the visitor is, and let the calls of this request have their token."""
+    if visit.site.sign_in is None:
+        return None
+    recognised = await visit.site.sign_in.recognise(visit.request, visit.session.id)
+    visit.person = recognised.person
+    token.set(recognised.token)
+    return recognised
+
+
+def _ask_to_sign_in(visit: Visit, recognised: Recognised | None) -> Response:
+    """Send the visitor to sign in and back to the page, or say that what they have sent was not done."""
+    if recognised is not None and recognised.is_unknown:
+        raise Unavailable("the issuer is unavailable", retry_after=5)
+    # A script of the page cannot follow a redirection to the issuer.
+    is_navigation = visit.request.headers.get("sec-fetch-mode", "navigate") == "navigate"
+    if visit.request.method == "POST" or not is_navigation:
+        return visit.page("sign_in.html", status=401, reason="needed")
+    return redirect(visit.sign_in_path)
 
 
 def problem_page(visit: Visit, problem: Problem) -> Response:
@@ -162,7 +223,10 @@ def stateless_problem_page(site: Site, scope: Any, problem: Problem) -> Response
     """Return the page for an error of a request that has reached no page."""
     request = Request(scope)
     session, _ = site.sessions.read(request)
-    return problem_page(Visit(site, request, _language(site, request), session, site.baskets.read(request)), problem)
+    visit = Visit(site, request, _language(site, request), session, site.baskets.read(request))
+    if site.sign_in is not None:
+        visit.person = site.sign_in.peek(request, session.id)
+    return problem_page(visit, problem)
 
 
 def _language(site: Site, request: Request) -> Language:

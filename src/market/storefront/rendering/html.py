@@ -15,10 +15,9 @@ from market.storefront.texts.languages import Language
 # merchants may name such addresses.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' https:; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
 )
 _HEADERS = {
-    "content-security-policy": _POLICY,
     "x-frame-options": "DENY",
     "x-content-type-options": "nosniff",
     # Not no-referrer: then browsers would send forms with the origin null.
@@ -33,12 +32,27 @@ _STRICT_TRANSPORT = "max-age=31536000"
 
 
 class Renderer:
-    """Renders the templates of `templates/`. One environment per language, so that each has its own texts."""
+    """Renders the templates of `templates/`. One environment per language, so that each has its own texts.
 
-    def __init__(self, languages: Mapping[str, Language], assets: Assets, *, secure: bool = False) -> None:
+    secure: whether browsers reach the shop by https
+    sign_out_origin: where the form for signing out leads to: the issuer's scheme and host; None if nobody signs in
+    """
+
+    def __init__(
+        self,
+        languages: Mapping[str, Language],
+        assets: Assets,
+        *,
+        secure: bool = False,
+        sign_out_origin: str | None = None,
+    ) -> None:
         self.languages = languages
         self.assets = assets
-        self._headers = {**_HEADERS, "strict-transport-security": _STRICT_TRANSPORT} if secure else _HEADERS
+        # Browsers apply form-action to the redirection that follows a form, too.
+        policy = _POLICY if sign_out_origin is None else f"{_POLICY} {sign_out_origin}"
+        self._headers = {**_HEADERS, "content-security-policy": policy}
+        if secure:
+            self._headers["strict-transport-security"] = _STRICT_TRANSPORT
         self._environments = {code: _environment(language, assets) for code, language in languages.items()}
 
     def page(self, template: str, language: Language, values: Mapping[str, Any], *, status: int = 200) -> Response:

@@ -55,6 +55,10 @@ class CookieJar:
         text = self._signer(purpose).sign(base64_encode(zlib.compress(msgspec.json.encode(value), 9))).decode("ascii")
         if len(text) > MAX_COOKIE_BYTES - _ROOM_FOR_ATTRIBUTES:
             raise ValueError(f"the cookie {purpose} has {len(text)} bytes")
+        self.set(response, purpose, text, max_age=max_age)
+
+    def set(self, response: Response, purpose: str, text: str, *, max_age: int) -> None:
+        """Set a cookie to a text that was signed or encrypted."""
         response.set_cookie(
             self.name(purpose), text, max_age=max_age, path="/", secure=self.secure, httponly=True, samesite="lax"
         )

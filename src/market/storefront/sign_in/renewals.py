@@ -1,0 +1,106 @@
+"""Renewing tokens: one request to the issuer for all requests of a session that come meanwhile, or shortly after."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from dataclasses import dataclass
+
+from market.kit.errors import Unavailable
+from market.kit.process import logs
+from market.storefront.sign_in.issuer_client import Refused
+from market.storefront.sign_in.records import Grant, Person
+
+log = logs.get_logger("sign-in")
+
+# A request whose cookie is older than the renewal gets its result for this long: a browser may have sent it before it
+# got the new cookies.
+_REMEMBERED_SECONDS = 60.0
+# The pause after an issuer that did not respond.
+_RETRY_SECONDS = 5.0
+# The results that are remembered, some 4 kB each, and the renewals that run at the same time.
+_MAX_REMEMBERED = 2000
+_MAX_RUNNING = 200
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """The token was renewed."""
+
+    grant: Grant
+
+
+class RenewalRefused:
+    """The issuer has refused the renewal, and will refuse it again."""
+
+
+class RenewalFailed:
+    """The issuer has not responded, or not in time."""
+
+
+Outcome = Renewed | RenewalRefused | RenewalFailed
+
+
+class Renewals:
+    """Renews tokens. Of those with the same refresh token one runs at a time, and its result is shared.
+
+    renew: requests a grant for a refresh token; raises Refused and Unavailable. clock: returns seconds.
+    """
+
+    def __init__(
+        self, renew: Callable[[str, Person], Awaitable[Grant]], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._renew = renew
+        self._clock = clock
+        # By the digest of the refresh token.
+        self._running: dict[bytes, asyncio.Task[Outcome]] = {}
+        self._remembered: dict[bytes, tuple[float, Outcome]] = {}
+
+    async def renew(self, refresh_token: str, person: Person, seconds: float) -> Outcome:
+        """Return the outcome; RenewalFailed if there is none within `seconds`. Then the renewal goes on."""
+        key = hashlib.sha256(refresh_token.encode()).digest()
+        until, outcome = self._remembered.get(key, (0.0, RenewalFailed()))
+        if self._clock() < until:
+            return outcome
+        task = self._running.get(key)
+        if task is None:
+            if len(self._running) >= _MAX_RUNNING:
+                return RenewalFailed()
+            # In an empty context, and not ended with the request that starts it: others wait for it, too.
+            work = self._run(key, refresh_token, person)
+            task = self._running[key] = asyncio.get_running_loop().create_task(work, context=Context())
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            return RenewalFailed()
+
+    async def close(self) -> None:
+        """Cancel what is running."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, key: bytes, refresh_token: str, person: Person) -> Outcome:
+        seconds = _REMEMBERED_SECONDS
+        outcome: Outcome
+        try:
+            outcome = Renewed(await self._renew(refresh_token, person))
+        except Refused as e:
+            log.info("a token was not renewed", reason=str(e))
+            outcome = RenewalRefused()
+        except Unavailable as e:
+            log.warning("a token cannot be renewed", error=str(e))
+            outcome, seconds = RenewalFailed(), _RETRY_SECONDS
+        finally:
+            del self._running[key]
+        while len(self._remembered) >= _MAX_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+        # Behind the others, because the oldest ones are dropped first.
+        self._remembered.pop(key, None)
+        self._remembered[key] = (self._clock() + seconds, outcome)
+        return outcome

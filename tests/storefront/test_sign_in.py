@@ -1,0 +1,246 @@
+"""Signing in at the storefront: the way to the issuer and back, the cookies, renewals, and signing out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from tests.issuer.signed_in_shop import subject_of
+from tests.storefront.signed_in import NEW_SECRET, OLD_SECRET, Browser, SigningIn, signing_in
+from tests.storefront.visitor import Document, Form
+
+# Tokens are valid for an hour.
+SOON, LATER = 3000, 700
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the provider's key is, which takes a while to make."""
+    return tmp_path_factory.mktemp("provider")
+
+
+@pytest.fixture
+async def world(directory: Path) -> AsyncIterator[SigningIn]:
+    async with signing_in(directory) as world:
+        yield world
+
+
+@pytest.fixture
+async def browser(world: SigningIn) -> AsyncIterator[Browser]:
+    async with world.new_browser() as browser:
+        yield browser
+
+
+def cookies_set(response: httpx.Response) -> dict[str, str]:
+    """Return the attributes of the cookies that a response sets, by name."""
+    pairs = (header.partition("=") for header in response.headers.get_list("set-cookie"))
+    return {name: rest.partition(";")[2].lower() for name, _, rest in pairs}
+
+
+def token_of(world: SigningIn) -> str:
+    """Return the token of the last call to the gateway."""
+    header = world.gateway.authorizations[-1]
+    assert header is not None
+    return header.removeprefix("Bearer ")
+
+
+async def test_a_visitor_signs_in_and_returns_to_the_page(world: SigningIn, browser: Browser) -> None:
+    catalogue = await browser.get("/")
+    assert (catalogue.status_code, "Sign in" in Document(catalogue.text).text) == (200, True)
+    assert world.gateway.authorizations == [None]
+    before = browser.http.cookies["market_session"]
+    address = await browser.reach_provider("/orders?after=x")
+    query = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
+    assert query["redirect_uri"] == f"{world.url}/sign-in/callback"
+    assert (query["response_type"], query["code_challenge_method"]) == ("code", "S256")
+    answer = await browser.follow(await browser.choose(address, "ann"))
+    assert (answer.status_code, answer.headers["location"]) == (303, "/orders?after=x")
+    for name in ("market_session", "market_access", "market_renewal"):
+        assert "httponly" in cookies_set(answer)[name]
+        assert "samesite=lax" in cookies_set(answer)[name]
+    assert browser.http.cookies["market_session"] != before
+    page = await browser.follow(answer)
+    assert "Signed in as ann" in Document(page.text).text
+    assert subject_of(token_of(world)) == "ann"
+    # What the browser has of the token cannot be read in it.
+    assert token_of(world) not in page.text + "".join(browser.http.cookies.values())
+
+
+async def test_a_merchant_sees_the_role(browser: Browser) -> None:
+    page = await browser.follow(await browser.sign_in(person="mia"))
+    assert "Signed in as mia merchant" in Document(page.text).text
+
+
+async def test_an_answer_that_this_browser_has_not_asked_for_signs_nobody_in(
+    world: SigningIn, browser: Browser
+) -> None:
+    answers = await browser.choose(await browser.reach_provider("/orders"), "ann")
+    location = answers.headers["location"]
+    async with world.new_browser() as other:
+        await other.reach_provider("/orders")
+        for wrong in (location, f"{world.url}/sign-in/callback?code=c", f"{world.url}/sign-in/callback?error=e"):
+            response = await other.get(wrong)
+            assert (response.status_code, "market_access" in cookies_set(response)) == (400, False)
+            assert "You were not signed in" in response.text
+    assert (await browser.get(location)).status_code == 303
+    # A code and its state are good for one answer.
+    assert (await browser.get(location)).status_code == 400
+
+
+async def test_answers_with_another_nonce_or_another_issuer_are_refused(browser: Browser) -> None:
+    address = await browser.reach_provider("/orders")
+    [nonce] = parse_qs(urlsplit(address).query)["nonce"]
+    response = await browser.follow(await browser.choose(address.replace(nonce, "another"), "ann"))
+    assert (response.status_code, "market_access" in cookies_set(response)) == (400, False)
+    answer = await browser.choose(await browser.reach_provider("/orders"), "ann")
+    response = await browser.get(answer.headers["location"] + "&iss=https://other.example")
+    assert (response.status_code, "market_access" in cookies_set(response)) == (400, False)
+
+
+@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example/", "/\\evil.example/", "/" * 2000])
+async def test_one_returns_to_pages_of_the_shop_only(browser: Browser, target: str) -> None:
+    response = await browser.http.get("/sign-in", params={"next": target})
+    answer = await browser.follow(await browser.choose(response.headers["location"], "ann"))
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
+async def test_a_token_is_renewed_once_for_all_requests_of_a_session(world: SigningIn, browser: Browser) -> None:
+    await browser.follow(await browser.sign_in())
+    first = token_of(world)
+    world.clock.advance(SOON)
+    world.provider.may_answer.clear()
+    requests = [asyncio.create_task(browser.get("/orders")) for _ in range(8)]
+    await world.provider.arrived.wait()
+    world.provider.may_answer.set()
+    assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
+    assert (await browser.get("/orders")).status_code == 200
+    assert (world.provider.renewals, subject_of(token_of(world))) == (1, "ann")
+    assert token_of(world) != first
+
+
+async def test_two_copies_renew_the_same_session_without_ending_it(world: SigningIn, browser: Browser) -> None:
+    other = await world.add_storefront(OLD_SECRET)
+    await browser.follow(await browser.sign_in())
+    world.clock.advance(SOON)
+    old = dict(browser.http.cookies)
+    assert (await browser.get("/orders")).status_code == 200
+    # With the cookies of before, as if both had been asked at the same time. The provider refuses the second renewal.
+    async with world.new_browser(other) as late:
+        late.http.cookies.update(old)
+        response = await late.get("/orders")
+        assert (response.status_code, cookies_set(response)) == (200, {})
+    assert world.provider.renewals == 2
+
+
+async def test_the_session_ends_when_the_issuer_refuses_the_renewal(world: SigningIn, browser: Browser) -> None:
+    page = Document((await browser.follow(await browser.sign_in())).text)
+    world.provider.forget()
+    world.clock.advance(SOON)
+    assert (await browser.get("/orders")).status_code == 200
+    world.clock.advance(LATER)
+    response = await browser.send(page.form("/language"), language="en")
+    assert "max-age=0" in cookies_set(response)["market_access"]
+    assert "max-age=0" in cookies_set(response)["market_renewal"]
+    assert (await browser.get("/orders")).headers["location"] == "/sign-in?next=%2Forders"
+    form = Form("/checkout", "post", page.form("/language").fields)
+    response = await browser.send(form)
+    assert (response.status_code, "what you have sent was not done" in response.text) == (401, True)
+
+
+async def test_an_unavailable_issuer_ends_no_session(world: SigningIn, browser: Browser) -> None:
+    await browser.follow(await browser.sign_in())
+    first = token_of(world)
+    await world.provider.stop()
+    world.clock.advance(SOON)
+    assert (await browser.get("/orders")).status_code == 200
+    await world.provider.start()
+    world.clock.advance(10)
+    assert (await browser.get("/orders")).status_code == 200
+    assert (world.provider.renewals, token_of(world) == first) == (1, False)
+    await world.provider.stop()
+    world.clock.advance(LATER)
+    response = await browser.get("/orders")
+    assert (response.status_code, cookies_set(response)) == (503, {})
+    response = await browser.get("/")
+    assert (response.status_code, cookies_set(response)) == (200, {})
+    assert world.gateway.authorizations[-1] is None
+
+
+async def test_people_sign_in_again_after_the_longest_session(world: SigningIn, browser: Browser) -> None:
+    await browser.follow(await browser.sign_in())
+    # It is limited to half an hour here, which is shorter than a token is valid.
+    short = await world.add_storefront(OLD_SECRET, max_session_seconds=1800)
+    async with world.new_browser(short) as again:
+        again.http.cookies.update(browser.http.cookies)
+        world.clock.advance(1700)
+        assert (await again.get("/orders")).status_code == 200
+        world.clock.advance(200)
+        assert (await again.get("/orders")).headers["location"] == "/sign-in?next=%2Forders"
+
+
+async def test_signing_out_ends_the_session_here_and_at_the_issuer(world: SigningIn, browser: Browser) -> None:
+    page = await browser.follow(await browser.sign_in())
+    copied = dict(browser.http.cookies)
+    assert f"form-action 'self' http://127.0.0.1:{world.port_of['issuer']}" in page.headers["content-security-policy"]
+    form = Document(page.text).form("/sign-out")
+    assert (await browser.send(form, form_token="guessed")).status_code == 403
+    response = await browser.send(form)
+    assert response.headers["location"].startswith(f"http://127.0.0.1:{world.port_of['issuer']}/sign-out?")
+    back = await browser.follow(response)
+    assert (back.status_code, back.headers["location"]) == (303, f"{world.url}/")
+    assert "Signed in" not in (await browser.follow(back)).text
+    # Whoever has copied the cookies cannot renew the token.
+    world.clock.advance(SOON + LATER)
+    async with world.new_browser() as thief:
+        thief.http.cookies.update(copied)
+        assert (await thief.get("/orders")).status_code == 303
+
+
+async def test_one_signs_out_here_while_the_issuer_is_unavailable(world: SigningIn, browser: Browser) -> None:
+    other = await world.add_storefront(OLD_SECRET)
+    form = Document((await browser.follow(await browser.sign_in())).text).form("/sign-out")
+    await world.provider.stop()
+    # This copy has not asked the issuer yet where one signs out.
+    async with world.new_browser(other) as again:
+        again.http.cookies.update(browser.http.cookies)
+        response = await again.send(form)
+        assert "You have signed out of this shop" in response.text
+        assert (await again.get("/orders")).headers["location"] == "/sign-in?next=%2Forders"
+
+
+async def test_tokens_belong_to_one_session(world: SigningIn, browser: Browser) -> None:
+    await browser.sign_in()
+    async with world.new_browser() as other:
+        await other.get("/")
+        for name in ("market_access", "market_renewal"):
+            other.http.cookies.set(name, browser.http.cookies[name])
+        assert "Signed in" not in (await other.get("/")).text
+
+
+async def test_the_secrets_of_the_cookies_are_rotated_without_signing_anybody_out(
+    world: SigningIn, browser: Browser
+) -> None:
+    rotated, finished = await world.add_storefront(NEW_SECRET, OLD_SECRET), await world.add_storefront(NEW_SECRET)
+    await browser.sign_in()
+    async with world.new_browser(rotated) as again:
+        again.http.cookies.update(browser.http.cookies)
+        assert (await again.get("/orders")).status_code == 200
+    async with world.new_browser(finished) as again:
+        again.http.cookies.update(browser.http.cookies)
+        assert (await again.get("/orders")).status_code == 303
+
+
+async def test_cookies_of_a_shop_with_https_are_sent_over_tls_only(world: SigningIn) -> None:
+    url = await world.add_storefront(OLD_SECRET, public_url="https://shop.example.com")
+    async with world.new_browser(url) as browser:
+        response = await browser.get("/sign-in?next=/")
+    [(name, attributes)] = cookies_set(response).items()
+    assert (name, "secure" in attributes, "httponly" in attributes) == ("__Host-market_attempt", True, True)
+    assert parse_qs(urlsplit(response.headers["location"]).query)["redirect_uri"] == [
+        "https://shop.example.com/sign-in/callback"
+    ]
