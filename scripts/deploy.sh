@@ -109,7 +109,7 @@ fi
   step "note: this cluster has no metrics, so the autoscalers stay at their minimum"
 
 # --- images ------------------------------------------------------------------------------------------------
-images=(products orders inventory notifications graphql)
+images=(products orders inventory notifications graphql storefront)
 [ "$overlay" = production ] || images+=(testbed)
 [ -n "$render" ] || provide_images
 
@@ -133,7 +133,8 @@ postgresql_inventory 24
 redis 24
 mongodb_root 24
 mongodb_orders 24
-mongodb_keyfile 96'
+mongodb_keyfile 96
+storefront_cookies 32'
   if [ $new = yes ]; then
     inside create secret generic passwords --from-file="$work/passwords" --dry-run=client -o yaml > "$work/passwords.yaml"
     cluster label --local -f "$work/passwords.yaml" "$OURS" -o yaml | inside apply -f - >/dev/null
@@ -152,6 +153,7 @@ secrets() {
   printf 'ROOT_PASSWORD=%s\nORDERS_PASSWORD=%s\n' "$(<"$p/mongodb_root")" "$(<"$p/mongodb_orders")" > "$to/mongodb.env"
   printf 'requirepass %s\n' "$(<"$p/redis")" > "$to/password.conf"
   cp "$p/mongodb_keyfile" "$to/keyfile"
+  cp "$p/storefront_cookies" "$to/cookie-secrets"
   printf 'components: [secrets]\n'
 }
 # render FOLDER: the overlay's manifests with our images, and with Secrets if the shop has its own stores

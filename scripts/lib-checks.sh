@@ -20,6 +20,9 @@ check_sign_in() {
   [[ $issuer =~ ^https://[^[:space:]]+$ ]] || missing+=("the issuer: MARKET_ISSUER in $where must be an https URL, got '$issuer'")
   [[ $issuer != *example.com* ]] || missing+=("the issuer: MARKET_ISSUER in $where is still that of the example, $issuer")
   [ -n "$(sign_in MARKET_AUDIENCE)" ] || missing+=("the audience: MARKET_AUDIENCE in $where is missing")
+  [[ $(sign_in MARKET_PUBLIC_URL) =~ ^https://[^/[:space:]]+$ ]] ||
+    missing+=("the shop's address: MARKET_PUBLIC_URL in $where must be an https URL without a path, got '$(sign_in MARKET_PUBLIC_URL)'")
+  [ -n "$(sign_in MARKET_STOREFRONT_CLIENT_ID)" ] || missing+=("the storefront's client: MARKET_STOREFRONT_CLIENT_ID in $where is missing")
   [ -z "$render" ] || return 0
   # The API server says which issuer it is.
   cluster_issuer=$(cluster get --raw /.well-known/openid-configuration 2>/dev/null | sed -n 's/.*"issuer":"\([^"]*\)".*/\1/p') || cluster_issuer=''
@@ -47,10 +50,10 @@ check_storage_class() {
 }
 
 check_production() {
-  local service
-  for service in product-service order-service inventory-service notification-service; do
-    [ -z "$render" ] && grep -qx '  - secrets' "$folder/kustomization.yaml" && [ ! -f "$folder/secrets/$service.env" ] || continue
-    missing+=("deploy/overlays/production/secrets/$service.env: copy $service.env.example and fill it in, or let an operator create the Secrets (docs/operations.md)")
+  local file
+  for file in {product,order,inventory,notification,storefront}-service.env cookie-secrets; do
+    [ -z "$render" ] && grep -qx '  - secrets' "$folder/kustomization.yaml" && [ ! -f "$folder/secrets/$file" ] || continue
+    missing+=("deploy/overlays/production/secrets/$file: copy $file.example and fill it in, or let an operator create the Secrets (docs/operations.md)")
   done
   check_sign_in
 }

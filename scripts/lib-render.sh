@@ -4,12 +4,12 @@
 RENDERED='# Rendered by scripts/deploy.sh --render, which replaces all files that are listed here.'
 
 # Copy the overlay, with `secrets` replaced by the component of that name (or by none), and set `folder` to the copy. The
-# values in secrets/*.env stay where they are.
+# values in secrets/ stay where they are.
 overlay_with_secrets() {
   local component=''
   [ "$1" = none ] || component="  - ../../components/secrets/$1"
   cp -R "$root/deploy" "$work/deploy"
-  rm -f "$work"/deploy/overlays/production/secrets/*.env
+  rm -f "$work"/deploy/overlays/production/secrets/{*.env,cookie-secrets}
   folder=$work/deploy/${folder#"$root/deploy/"}
   sed "s|^  - secrets\$|$component|" "$folder/kustomization.yaml" > "$work/replaced"
   mv "$work/replaced" "$folder/kustomization.yaml"

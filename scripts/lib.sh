@@ -5,7 +5,7 @@ OURS=app.kubernetes.io/part-of=market
 # All kinds that deploy.sh creates (except the namespace) and those that its objects create.
 KINDS=deployments.apps,statefulsets.apps,daemonsets.apps,jobs.batch,cronjobs.batch,pods,services,configmaps,secrets,serviceaccounts,persistentvolumeclaims,ingresses.networking.k8s.io,networkpolicies.networking.k8s.io,horizontalpodautoscalers.autoscaling,poddisruptionbudgets.policy
 STORES=(postgresql redis mongodb kafka mail)
-SERVICES=(inventory-service product-service order-service notification-service graphql-service)
+SERVICES=(inventory-service product-service order-service notification-service graphql-service storefront-service)
 # Exit codes: failed rollout, wrong usage, missing prerequisite.
 FAILED=1 USAGE=2 MISSING=3
 export FAILED USAGE MISSING KINDS OURS STORES SERVICES

@@ -40,7 +40,7 @@ def free_port() -> int:
     raise NotImplementedError
 """
 _LABELS = {"app.kubernetes.io/part-of": "market"}
-_CALLERS = ("product-service", "order-service", "graphql-service")
+_CALLERS = ("product-service", "order-service", "graphql-service", "storefront-service")
 
 
 def add_sign_in(deploy: Path, cluster_issuer: str) -> None:
@@ -56,6 +56,7 @@ def add_sign_in(deploy: Path, cluster_issuer: str) -> None:
         "MARKET_AUDIENCE": "market",
         "MARKET_ROLES_CLAIM": "roles",
         "MARKET_CLUSTER_ISSUER": cluster_issuer,
+        "MARKET_STOREFRONT_CLIENT_ID": "market-storefront",
     }
     kustomization["resources"].append("issuer.yaml")
     kustomization["components"] = ["../components/sign-in"]
@@ -76,6 +77,9 @@ def _require_sign_in(path: Path, production: Path) -> None:
     config["auth"] = required["auth"]
     if "service_identity" in required:
         config["service_identity"] = required["service_identity"]
+    if "sign_in" in required:
+        # A public client: the pod has no secret for it.
+        config["sign_in"] = {"client_id": required["sign_in"]["client_id"]}
     if config["auth"]["issuer"] == "${MARKET_ISSUER}":
         # The pod has no certificate.
         config["auth"]["insecure_issuer"] = True

@@ -11,6 +11,7 @@ from tests.cluster import cluster
 from tests.cluster.conftest import Report
 
 ALLOWED = [
+    ("storefront-service", "graphql-service", 8080),
     ("graphql-service", "product-service", 8080),
     ("graphql-service", "order-service", 8080),
     ("product-service", "postgresql", 5432),
@@ -25,6 +26,9 @@ ALLOWED = [
     ("notification-service", "mail", 1025),
 ]
 DENIED = [
+    ("storefront-service", "product-service", 8080),
+    ("storefront-service", "order-service", 8080),
+    ("storefront-service", "redis", 6379),
     ("graphql-service", "mongodb-0.mongodb", 27017),
     ("graphql-service", "postgresql", 5432),
     ("graphql-service", "redis", 6379),
@@ -52,6 +56,7 @@ DENIED = [
     ("stranger", "kafka-0.kafka", 9092),
     ("stranger", "product-service", 8080),
     ("stranger", "order-service", 8080),
+    ("stranger", "storefront-service", 8080),
     ("stranger", "mail", 8025),
 ]
 # Connects to all targets at once. Resolves names first, so that a failure is the network's and not the name server's.

@@ -26,6 +26,7 @@ SERVICES = {
     "inventory-service": "inventory",
     "notification-service": "notifications",
     "graphql-service": "graphql",
+    "storefront-service": "storefront",
 }
 STORES = ("postgresql", "redis", "mongodb", "kafka", "mail")
 
@@ -184,6 +185,11 @@ def test_every_service_accepts_its_configuration(deploy: Path, overlay: str, nam
             for source in spec["containers"][0]["envFrom"]:
                 kind, reference = ("Secret", "secretRef") if "secretRef" in source else ("ConfigMap", "configMapRef")
                 found |= by_name(documents, kind)[source[reference]["name"]]["data"].keys()
+            entries = (entry for entry in spec["containers"][0]["env"] if "valueFrom" in entry)
+            for entry in entries:
+                key = entry["valueFrom"]["secretKeyRef"]
+                assert key["key"] in by_name(documents, "Secret")[key["name"]]["data"]
+                found.add(entry["name"])
             assert variables <= found
         else:
             assert all(name in (ROOT / "scripts/deploy.sh").read_text() for name in variables)
@@ -226,11 +232,14 @@ def test_a_changed_secret_rolls_the_pods_that_use_it_and_no_others(deploy: Path,
 @pytest.mark.parametrize("overlay", ["base", "overlays/production"])
 def test_the_ingress_depends_on_no_controller_and_has_a_certificate_in_production(deploy: Path, overlay: str) -> None:
     ingress = by_name(rendered(deploy, overlay), "Ingress")["market"]
-    assert "annotations" not in ingress["metadata"]
+    # One for ingress-nginx, which others ignore.
+    buffer = {"nginx.ingress.kubernetes.io/proxy-buffer-size": "16k"} if overlay == "overlays/production" else {}
+    assert ingress["metadata"].get("annotations", {}) == buffer
     paths = {p["path"]: p["backend"]["service"]["name"] for p in ingress["spec"]["rules"][0]["http"]["paths"]}
     assert paths == {
-        "/": "graphql-service",
+        "/": "storefront-service",
         "/graphql": "graphql-service",
+        "/graphiql": "graphql-service",
         "/api/product": "product-service",
         "/api/order": "order-service",
     }

@@ -13,7 +13,13 @@ from tests.deploy.conftest import KUBECTL, ROOT, FakeCommands
 from tests.deploy.test_manifests import by_name, check_manifests
 
 pytestmark = pytest.mark.skipif(KUBECTL is None, reason="kubectl, which renders the manifests, is not installed")
-PRODUCTION_SECRETS = ["inventory-service", "notification-service", "order-service", "product-service"]
+PRODUCTION_SECRETS = [
+    "inventory-service",
+    "notification-service",
+    "order-service",
+    "product-service",
+    "storefront-service",
+]
 # As sops 3.11 writes it, without the keys of the file.
 ENCRYPTED = "ENC[AES256_GCM,data:rpDFSF4=,iv:bG585BrEJ8+gHs82/734CwAz/0+aGo+Y1v0gQtzIcAQ=,tag:CJpwSHE=,type:str]"
 
@@ -24,7 +30,8 @@ def project(tmp_path: Path) -> Path:
     root = tmp_path / "project"
     shutil.copytree(ROOT / "scripts", root / "scripts")
     deploy = check_manifests.copy_with_examples(root)
-    for file in (deploy / "overlays/production/secrets").glob("*.env"):
+    secrets = deploy / "overlays/production/secrets"
+    for file in (*secrets.glob("*.env"), secrets / "cookie-secrets"):
         file.unlink()
     sign_in = deploy / "overlays/production/sign-in.env"
     sign_in.write_text(sign_in.read_text().replace("id.example.com", "id.shop.test"))
@@ -42,17 +49,21 @@ def secrets_used(documents: list[dict[str, Any]]) -> set[str]:
     """Return the names of the Secrets that the services' containers use."""
     specs = [d["spec"]["template"]["spec"] for d in by_name(documents, "Deployment").values()]
     sources = [s for spec in specs for container in spec["containers"] for s in container.get("envFrom", [])]
-    return {source["secretRef"]["name"] for source in sources if "secretRef" in source}
+    volumes = [volume for spec in specs for volume in spec.get("volumes", [])]
+    return {
+        *(source["secretRef"]["name"] for source in sources if "secretRef" in source),
+        *(volume["secret"]["secretName"] for volume in volumes if "secret" in volume),
+    }
 
 
 @pytest.mark.parametrize(
     ("options", "kind", "needed"),
     [
-        ([], None, "inventory-service, mongodb, order-service, postgresql, product-service, redis"),
+        ([], None, "inventory-service, mongodb, order-service, postgresql, product-service, redis, storefront-service"),
         (
             ["--overlay", "minikube"],
             None,
-            "inventory-service, mongodb, order-service, postgresql, product-service, redis",
+            "inventory-service, mongodb, order-service, postgresql, product-service, redis, storefront-service",
         ),
         (["--overlay", "production"], None, ", ".join([*PRODUCTION_SECRETS, "shop-tls"])),
         (["--overlay", "production", "--secrets", "external-secrets"], "ExternalSecret", "shop-tls"),
@@ -82,7 +93,8 @@ def test_rendered_manifests_are_valid_and_have_no_secret_and_no_cluster_is_conta
             keys = spec["encryptedData"] if kind == "SealedSecret" else [entry["secretKey"] for entry in spec["data"]]
             example = ROOT / f"deploy/overlays/production/secrets/{name}.env.example"
             lines = [line for line in example.read_text().splitlines() if not line.startswith("#")]
-            assert sorted(keys) == sorted(line.partition("=")[0] for line in lines)
+            files = ["cookie-secrets"] if name == "storefront-service" else []
+            assert sorted(keys) == sorted([line.partition("=")[0] for line in lines] + files)
             # The name stays the same when the value changes, so something must restart the pods.
             assert deployments[name]["metadata"]["annotations"] == {"reloader.stakater.com/auto": "true"}
 
@@ -173,6 +185,7 @@ def test_secrets_encrypted_by_sops_render_with_hashed_names(project: Path) -> No
     for name in PRODUCTION_SECRETS:
         text = f"MARKET_POSTGRES_PASSWORD={ENCRYPTED}\nsops_mac={ENCRYPTED}\nsops_version=3.11.0\n"
         (deploy / f"overlays/production/secrets/{name}.env").write_text(text)
+    (deploy / "overlays/production/secrets/cookie-secrets").write_text(f'{{"data": "{ENCRYPTED}"}}')
     documents = check_manifests.render(deploy, "overlays/production")
     assert [error for document in documents for error in check_manifests.find_errors(document)] == []
     assert secrets_used(documents) == set(by_name(documents, "Secret"))

@@ -13,7 +13,7 @@ import yaml
 from tests.deploy.conftest import ROOT, FakeCommands
 
 SCRIPTS = ("deploy.sh", "undeploy.sh", "restart.sh")
-IMAGES = ("products", "orders", "inventory", "notifications", "graphql", "testbed")
+IMAGES = ("products", "orders", "inventory", "notifications", "graphql", "storefront", "testbed")
 
 
 def builds(commands: FakeCommands) -> list[str]:

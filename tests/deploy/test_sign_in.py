@@ -136,7 +136,7 @@ def egress(documents: list[dict[str, Any]], name: str) -> set[int]:
 
 def test_the_network_lets_each_service_reach_its_issuer(deploy: Path) -> None:
     production, base = rendered(deploy, "overlays/production"), rendered(deploy, "base")
-    for name in ("product-service", "order-service", "graphql-service"):
+    for name in ("product-service", "order-service", "graphql-service", "storefront-service"):
         assert 443 in egress(production, name)
     assert {443, 6443} <= egress(production, "inventory-service")
     assert 443 not in egress(production, "notification-service")
