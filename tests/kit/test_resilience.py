@@ -89,6 +89,17 @@ async def test_an_error_that_is_not_a_failure_of_the_upstream_does_not_count() -
     assert not circuit.is_open
 
 
+async def test_any_response_to_the_trial_call_closes_the_circuit(clock: FakeClock) -> None:
+    circuit = CircuitBreaker("test", failure_threshold=2, open_seconds=0.1, clock=clock)
+    await fail(circuit, Upstream(*[Unavailable("down")] * 2), 2)
+    clock.advance(0.2)
+    with pytest.raises(Conflict):
+        await circuit(Upstream(Conflict("short")))
+    # The upstream has responded, so one more failure is the first again.
+    await fail(circuit, Upstream(Unavailable("down")), 1)
+    assert not circuit.is_open
+
+
 async def test_an_early_deadline_does_not_open_the_circuit_but_a_slow_upstream_does(
     clock: FakeClock,
 ) -> None:

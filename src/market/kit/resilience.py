@@ -51,11 +51,11 @@ class CircuitBreaker:
     """Opens after `failure_threshold` failures without a success in between, and refuses calls for `open_seconds`.
 
     After that, it is half-open: it lets one call at a time through as a trial. It closes if the trial succeeds, and
-    opens again if the trial fails. An exception that is not among `failure_types` is neither a success nor a failure:
-    if a trial raises one, the circuit stays half-open.
+    opens again if the trial fails. If the trial is cancelled, the circuit stays half-open.
 
     upstream: the name in metrics and errors.
-    failure_types: the exceptions that count as failures.
+    failure_types: the exceptions that count as failures. Any other Exception counts as a success, because the upstream
+        has responded.
     ignore_deadlines_below_seconds: a DeadlineExceeded raised sooner than this does not count as a failure, because
         the caller had little time left, which says nothing about the upstream.
     clock: returns seconds, like time.monotonic.
@@ -106,15 +106,20 @@ class CircuitBreaker:
                     self._open_until = self._clock() + self._open_seconds
                     self._gauge.set(1)
             raise
+        except Exception:
+            self._close()
+            raise
         else:
-            # The first success closes the circuit.
-            if self._failures:
-                self._failures = 0
-                self._gauge.set(0)
+            self._close()
             return result
         finally:
             if is_trial:
                 self._trial_in_flight = False
+
+    def _close(self) -> None:
+        if self._failures:
+            self._failures = 0
+            self._gauge.set(0)
 
 
 class RetryBudget:
