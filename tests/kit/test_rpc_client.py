@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -15,8 +16,9 @@ from market.kit.errors import BadInput, NotFound
 from market.kit.process.health import Health
 from market.kit.rpc import client as rpc
 from market.kit.rpc.client import problem_from_status
-from market.kit.rpc.server import GrpcServer, endpoint
+from market.kit.rpc.server import REQUESTS, GrpcServer, endpoint
 from tests.support.ports import free_port
+from tests.support.waiting import until
 
 
 @pytest.mark.parametrize("sentence", ["there is no reservation 7", "no stock row for product 7"])
@@ -68,3 +70,32 @@ async def test_request_id_and_trace_travel_with_a_call(state: str, bag: str) -> 
     finally:
         await server.stop(0)
     assert seen == [("abc-1", trace)] * 20
+
+
+async def test_a_call_that_the_client_cancels_is_counted_as_cancelled() -> None:
+    started = asyncio.Event()
+
+    async def handler(request: Any) -> StringValue:
+        started.set()
+        await asyncio.Event().wait()
+        return StringValue()
+
+    method = grpc.unary_unary_rpc_method_handler(
+        endpoint("Wait", handler), StringValue.FromString, StringValue.SerializeToString
+    )
+    port = free_port()
+    services = {"test.Wait": grpc.method_handlers_generic_handler("test.Wait", {"Wait": method})}
+    server = GrpcServer("127.0.0.1", port, Health(), services)
+    await server.start()
+    try:
+        async with rpc.channel(GrpcUpstream(target=f"127.0.0.1:{port}")) as channel:
+            call = channel.unary_unary("/test.Wait/Wait", StringValue.SerializeToString, StringValue.FromString)
+            calling = asyncio.create_task(rpc.call(call, StringValue(), 60))
+            await started.wait()
+            calling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await calling
+            await until(lambda: REQUESTS.labels("Wait", "CANCELLED")._value.get() == 1)
+    finally:
+        await server.stop(0)
+    assert REQUESTS.labels("Wait", "OK")._value.get() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,10 @@ def endpoint(
         except Exception:
             log.exception("call failed", method=name)
             status, detail = grpc.StatusCode.INTERNAL, INTERNAL_ERROR
+        except asyncio.CancelledError:
+            # The client has cancelled the call, or its deadline has passed.
+            status = grpc.StatusCode.CANCELLED
+            raise
         finally:
             duration.observe(time.perf_counter() - started)
             if status.name not in counters:
