@@ -121,6 +121,7 @@ async def test_invalid_events_become_dead_letters_and_the_next_event_is_mailed(m
                 {**good, "data": {**good["data"], "currency": "<b>"}},
                 {**good, "data": {**good["data"], "id": "7"}},
                 {**good, "data": {**good["data"], "created_at": "yesterday"}},
+                {**good, "data": {**good["data"], "created_at": "0001-01-01T00:00:00+14:00"}},
             )
         ),
     ]

@@ -101,8 +101,8 @@ def parse_notification(message: Message) -> Notification | None:
     except ValueError as e:
         raise InvalidEvent(f"data.total: {e}") from None
     try:
-        ordered_at = datetime.fromisoformat(order.created_at)
-    except ValueError:
+        ordered_at = _in_utc(datetime.fromisoformat(order.created_at))
+    except (ValueError, OverflowError):
         raise InvalidEvent("data.created_at: must be a time in ISO 8601 format") from None
     request_id = message.header(events.REQUEST_ID_HEADER)
     addresses = [] if event.nomail is True else [a for a in (order.email, order.user) if a]
@@ -116,7 +116,7 @@ def parse_notification(message: Message) -> Notification | None:
         lines=lines,
         total=total,
         currency=order.currency,
-        ordered_at=_in_utc(ordered_at),
+        ordered_at=ordered_at,
         occurred_at=_time_of(event.time),
         request_id=request_id if context.valid_request_id(request_id) else "",
     )
