@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -15,6 +16,8 @@ from market.contracts import events
 from market.kit.process.tracing import Tracer
 from market.notifications import config
 from market.notifications.api import handle
+from market.notifications.dead_letters import command
+from market.notifications.dead_letters.reader import DeadLetter
 from market.notifications.deferral.orders import OrdersWithDeferredMail
 from market.notifications.domain import DeadLetterReason, Message, PendingMessage
 from market.notifications.service import DeferralDeps, Deps
@@ -120,3 +123,17 @@ async def test_later_mails_of_an_order_are_sent_after_a_dead_letter_was_written_
     assert orders.holds_back(order_id, 2)
     assert await handle(deps, pending) is None
     assert not orders.holds_back(order_id, 2)
+
+
+class UnreadableLetters:
+    """A reader whose letters cannot be processed, by a fault of the service."""
+
+    def original_message(self, letter: DeadLetter) -> Message:
+        raise ValueError("broken")
+
+
+async def test_a_dead_letter_that_fails_unexpectedly_is_reported_and_stays_open() -> None:
+    letter = DeadLetter(partition=0, offset=7, key=None, value_size=0, headers=())
+    deps: Any = None
+    reader: Any = UnreadableLetters()
+    assert await command._mail(deps, reader, letter) == "internal error: ValueError: broken"

@@ -16,6 +16,7 @@ import msgspec
 from confluent_kafka import KafkaException
 
 from market.kit.clock import clock
+from market.kit.process.logs import get_logger
 from market.kit.process.tracing import Tracer
 from market.notifications import api
 from market.notifications.config import Config
@@ -24,6 +25,8 @@ from market.notifications.dead_letters.writer import DeadLetterWriter
 from market.notifications.domain import InvalidEvent, MailDeferred, MailRejected, MailServerUnavailable
 from market.notifications.mail.mailer import Mailer
 from market.notifications.service import Deps
+
+log = get_logger("dead-letters")
 
 _OK, _FAILED, _USAGE_ERROR = 0, 1, 2
 
@@ -161,8 +164,14 @@ async def _mail(deps: Deps, reader: DeadLetterReader, letter: DeadLetter) -> str
         return f"deferred: {e}"
     except MailServerUnavailable as e:
         return f"mail server unavailable: {e}"
+    except KafkaException:
+        raise
     except LookupError as e:
         return str(e)
+    except Exception as e:
+        # A dead letter may exist because of a fault in this service. It must not keep the others from being replayed.
+        log.exception("replay failed", dead_letter=letter.id)
+        return f"internal error: {type(e).__name__}: {e}"
     return None
 
 
