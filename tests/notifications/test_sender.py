@@ -11,6 +11,7 @@ import pytest
 from aiosmtplib import SMTP, SMTPResponseException
 
 from market.kit.process.tasks import FAILURES
+from market.notifications import metrics
 from market.notifications.app import Clients
 from market.notifications.config import Config
 from market.notifications.domain import MailServerUnavailable
@@ -62,6 +63,21 @@ async def test_a_rejected_sender_pauses_consumption_and_no_mail_becomes_a_dead_l
         assert not is_paused()
     assert sorted(m["message_id"] for m in await mailing.mails()) == message_ids(mine)
     assert mailing.dead_letters() == []
+
+
+async def test_a_server_that_closes_every_new_connection_is_unavailable_and_no_domain_defers_mails(
+    mailing: Mailing,
+) -> None:
+    mine = [event(email=mailing.mailbox) for _ in range(10)]
+    retries = metrics.RETRIES.labels("deferred")._value.get()
+    await mailing.inject_faults({"mode": "421 4.3.2 shutting down", "stage": "mail"})
+    async with mailing.running():
+        mailing.publish(*mine)
+        await until(is_paused)
+        await mailing.inject_faults()
+        await mailing.wait_committed(10)
+    assert sorted(m["message_id"] for m in await mailing.mails()) == message_ids(mine)
+    assert metrics.RETRIES.labels("deferred")._value.get() == retries
 
 
 @pytest.mark.parametrize(("reply", "stage"), [("550 5.7.1 policy", "rcpt"), ("550 5.4.5 limit", "data")])

@@ -113,8 +113,7 @@ class SmtpClient:
                     connection.close()
                     continue
                 await self._reset(connection, e.code)
-                if replies.is_about_sender(e):
-                    raise SenderRejected(f"MAIL FROM: {_describe(e)}") from None
+                _raise_unless_about_mail(e)
                 self._confirm_recovery()
                 raise _error_of(e) from None
             except (SMTPException, OSError, TimeoutError) as e:
@@ -208,8 +207,7 @@ class SmtpClient:
             await connection.rset()
         except SMTPSenderRefused as e:
             await self._reset(connection, e.code)
-            if replies.is_about_sender(e):
-                raise SenderRejected(f"MAIL FROM: {_describe(e)}") from None
+            _raise_unless_about_mail(e)
         except (SMTPException, OSError, TimeoutError) as e:
             connection.close()
             raise MailServerUnavailable(f"no reply to MAIL FROM: {_describe(e)}") from None
@@ -280,6 +278,14 @@ async def _greet(smtp: SMTP) -> None:
         if not (500 <= e.code <= 599 and smtp.is_connected):
             raise
         await smtp.helo()
+
+
+def _raise_unless_about_mail(e: SMTPSenderRefused) -> None:
+    """Raise SenderRejected or MailServerUnavailable if the reply to MAIL FROM concerns the sender or the server."""
+    if replies.is_about_sender(e):
+        raise SenderRejected(f"MAIL FROM: {_describe(e)}") from None
+    if e.code == _CLOSING:
+        raise MailServerUnavailable(f"MAIL FROM: {_describe(e)}") from None
 
 
 def _host_name() -> str:
