@@ -65,7 +65,7 @@ def secrets_used(documents: list[dict[str, Any]]) -> set[str]:
             None,
             "inventory-service, mongodb, order-service, postgresql, product-service, redis, storefront-service",
         ),
-        (["--overlay", "production"], None, ", ".join([*PRODUCTION_SECRETS, "shop-tls"])),
+        (["--overlay", "production"], None, ", ".join(sorted([*PRODUCTION_SECRETS, "shop-tls"]))),
         (["--overlay", "production", "--secrets", "external-secrets"], "ExternalSecret", "shop-tls"),
         (["--overlay", "production", "--secrets", "sealed-secrets"], "SealedSecret", "shop-tls"),
     ],
@@ -169,6 +169,7 @@ def render_with_passwords(folder: Path, password: str) -> dict[str, Any]:
         "postgresql",
         "product-service",
         "redis",
+        "storefront-service",
     ]
     workloads = by_name(documents, "Deployment") | by_name(documents, "StatefulSet")
     return {name: workload["spec"]["template"] for name, workload in workloads.items()}
