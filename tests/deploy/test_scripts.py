@@ -49,11 +49,11 @@ def test_deploy_to_minikube_builds_the_images_there_and_uses_its_overlay(minikub
 
 def test_images_that_minikube_has_are_rebuilt_only_on_request(minikube: FakeCommands) -> None:
     assert minikube.run("deploy.sh", "--image-tag", "t1").returncode == 0
-    assert len(builds(minikube)) == 6
+    assert len(builds(minikube)) == len(IMAGES)
     assert minikube.run("deploy.sh", "--image-tag", "t1").returncode == 0
-    assert len(builds(minikube)) == 6
+    assert len(builds(minikube)) == len(IMAGES)
     assert minikube.run("deploy.sh", "--image-tag", "t1", "--build").returncode == 0
-    assert len(builds(minikube)) == 12
+    assert len(builds(minikube)) == 2 * len(IMAGES)
 
 
 def test_deploy_fails_if_minikube_reports_success_but_built_no_image(minikube: FakeCommands) -> None:
@@ -152,6 +152,7 @@ def test_passwords_are_generated_once_and_never_on_a_command_line(minikube: Fake
         "postgresql",
         "product-service",
         "redis",
+        "storefront-service",
     ]
     line = "\n".join(minikube.calls())
     for secret in secrets:
