@@ -167,6 +167,7 @@ def test_passwords_are_generated_once_and_never_on_a_command_line(minikube: Fake
             "mongodb_root",
             "mongodb_orders",
             "mongodb_keyfile",
+            "storefront_cookies",
         )
     )
     (minikube.folder / "calls").unlink()
