@@ -14,7 +14,7 @@ from market.kit.process.tasks import FAILURES
 from market.notifications import metrics
 from market.notifications.app import Clients
 from market.notifications.config import Config
-from market.notifications.domain import MailServerUnavailable
+from market.notifications.domain import Mail, MailServerUnavailable
 from market.notifications.mail import replies
 from market.notifications.mail.smtp import SmtpClient
 from tests.notifications.conftest import Mailing, event, is_paused, message_ids
@@ -167,3 +167,18 @@ async def test_the_probe_of_the_mail_server_goes_on_after_an_unexpected_error(ma
         assert not is_paused()
     assert FAILURES.labels("mail-server-probe")._value.get() == before + 2
     assert len(await mailing.mails()) == 1
+
+
+async def test_a_connection_whose_probe_is_refused_for_now_is_kept_once(mailing: Mailing) -> None:
+    # Two mails that share a connection would mix their recipients.
+    client = FlakyClient(msgspec.convert(mailing.config(), Config, strict=False))
+    client.failures = [MailServerUnavailable("refused")]
+    await mailing.inject_faults({"mode": "451 4.3.0 try again", "stage": "mail"})
+    with pytest.raises(MailServerUnavailable):
+        await client.send(Mail(mailing.mailbox, b"Subject: test\r\n\r\n"))
+    await client.wait_until_available()
+    try:
+        assert len(client._idle) == 1
+    finally:
+        await mailing.inject_faults()
+        await client.close()

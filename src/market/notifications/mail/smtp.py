@@ -74,7 +74,8 @@ class SmtpClient:
                 await connection.rcpt(mail.recipient, encoding="utf-8")
                 await connection.data(mail.content)
         except SMTPResponseException as e:
-            await self._reset(connection, e.code)
+            await self._abort(connection, e.code)
+            self._release(connection)
             self._raise_if_sender_rejected(e)
             raise _error_of(e) from None
         except (SMTPException, OSError, TimeoutError) as e:
@@ -112,7 +113,8 @@ class SmtpClient:
                 if e.code == _CLOSING and reused is not None:
                     connection.close()
                     continue
-                await self._reset(connection, e.code)
+                await self._abort(connection, e.code)
+                self._release(connection)
                 _raise_unless_about_mail(e)
                 self._confirm_recovery()
                 raise _error_of(e) from None
@@ -181,12 +183,11 @@ class SmtpClient:
         while self._idle and time.monotonic() - self._idle[0][1] >= self._config.keepalive_seconds - 0.01:
             self._idle.pop(0)[0].close()
 
-    async def _reset(self, connection: SMTP, code: int) -> None:
-        """Abort the mail to which the server replied with `code`, and keep the connection if it is still usable."""
+    async def _abort(self, connection: SMTP, code: int) -> None:
+        """Abort the mail to which the server replied with `code`. Close the connection if it is no longer usable."""
         if code != _CLOSING:
             with suppress(SMTPException, OSError, TimeoutError):
                 await connection.rset()
-                self._release(connection)
                 return
         connection.close()
 
@@ -198,7 +199,7 @@ class SmtpClient:
         await connection.mail(self._sender, options=options)
 
     async def _check_sender(self, connection: SMTP) -> None:
-        """Check that the server accepts the sender, without sending a mail.
+        """Check that the server accepts the sender, without sending a mail. The connection stays the caller's.
 
         Raises SenderRejected or MailServerUnavailable.
         """
@@ -206,8 +207,12 @@ class SmtpClient:
             await self._mail_from(connection, 1)
             await connection.rset()
         except SMTPSenderRefused as e:
-            await self._reset(connection, e.code)
-            _raise_unless_about_mail(e)
+            await self._abort(connection, e.code)
+            try:
+                _raise_unless_about_mail(e)
+            except MailServerUnavailable:
+                connection.close()
+                raise
         except (SMTPException, OSError, TimeoutError) as e:
             connection.close()
             raise MailServerUnavailable(f"no reply to MAIL FROM: {_describe(e)}") from None
