@@ -137,3 +137,33 @@ async def test_a_dead_letter_that_fails_unexpectedly_is_reported_and_stays_open(
     deps: Any = None
     reader: Any = UnreadableLetters()
     assert await command._mail(deps, reader, letter) == "internal error: ValueError: broken"
+
+
+async def test_a_dead_letter_that_could_not_be_written_is_written_later_although_its_event_cannot_be_parsed() -> None:
+    letters: Any = FailingOnce()
+    orders = OrdersWithDeferredMail()
+    deferral: Any = DeferralDeps(store=None, throttle=None, orders_with_deferred_mail=orders)
+    deps = Deps(None, letters, config.Retry(), lambda: datetime.now(UTC), Tracer(), deferral_deps=deferral)
+    not_bytes: Any = 7
+    message = Message("orders", 0, 7, b"key", not_bytes, ())
+    pending = PendingMessage(message, 7, dead_letter=DeadLetterReason("retries-exhausted", "TypeError"))
+    assert await handle(deps, pending) > 0
+    assert await handle(deps, pending) is None
+    assert letters.writes == 2
+
+
+async def test_headers_of_a_message_cannot_mark_dead_letters_as_done(mailing: Mailing) -> None:
+    async with mailing.running():
+        mailing.publish_raw(b"k", b"not json", headers={"dead-letter-done": "0-0", "kept": "yes"}, partition=0)
+        [letter] = await mailing.wait_for_dead_letters(1)
+    assert letter["headers"]["kept"] == "yes"
+    assert "dead-letter-done" not in letter["headers"]
+    assert len(json_lines((await mailing.dead_letters_command("list", "--json"))[1])) == 1
+
+
+async def test_a_topic_that_kafka_refuses_is_an_error_and_not_an_empty_list(mailing: Mailing) -> None:
+    if mailing.broker != "apache":
+        pytest.skip("the embedded broker accepts every name of a topic")
+    status, output = await mailing.dead_letters_command("list", kafka={"dead_letter_topic": "not a topic"})
+    assert status == 1
+    assert "0 dead letters" not in output

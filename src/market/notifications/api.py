@@ -57,8 +57,8 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
     _enter_context(message)
     notification: Notification | None = None
     if pending.dead_letter is not None:
-        # An earlier call failed to write the dead letter. Only writing it is tried again.
-        with suppress(InvalidEvent):
+        # An earlier call failed to write the dead letter. Only writing it is tried again, for any reason.
+        with suppress(Exception):
             notification = parse_notification(message)
     else:
         try:

@@ -144,6 +144,8 @@ class DeadLetterReader:
         topic = self._consumer.list_topics(self._topic, timeout=_READ_SECONDS).topics[self._topic]
         if topic.error is not None and topic.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return
+        if topic.error is not None:
+            raise KafkaException(topic.error)
         starts, ends = {}, {}
         for partition in topic.partitions:
             low, high = self._consumer.get_watermark_offsets(

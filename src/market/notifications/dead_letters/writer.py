@@ -15,14 +15,15 @@ from market.notifications.domain import Message
 
 _CLIENT_ID = "market.notifications"
 
+_PREFIX = "dead-letter-"
 # Headers of a dead letter, in addition to those of the original message.
 REASON, TIME, TOPIC, PARTITION, OFFSET = (
-    f"dead-letter-{name}" for name in ("reason", "time", "topic", "partition", "offset")
+    f"{_PREFIX}{name}" for name in ("reason", "time", "topic", "partition", "offset")
 )
 # Set if the value was omitted, because it was too large for the dead letter topic. It is still in the original topic.
-OMITTED = "dead-letter-value-omitted"
+OMITTED = f"{_PREFIX}value-omitted"
 # Headers of a mark: a record without a value that marks an earlier dead letter of the same partition as done.
-MARK_OF, MARK_ACTION = "dead-letter-done", "dead-letter-action"
+MARK_OF, MARK_ACTION = f"{_PREFIX}done", f"{_PREFIX}action"
 
 # Larger than the topic's limit, which the broker checks: if it rejects the message, the value is omitted.
 _MAX_MESSAGE_BYTES = events.MAX_MESSAGE_BYTES + 65_536
@@ -55,7 +56,8 @@ class DeadLetterWriter:
     async def write(self, message: Message, reason: str, now: datetime) -> None:
         """Write the message as a dead letter, and wait until Kafka has acknowledged it. Raises KafkaException."""
         headers: _Headers = [
-            *message.headers,
+            # The publisher of the message must not set headers that only this service may set.
+            *((name, value) for name, value in message.headers if not name.startswith(_PREFIX)),
             (REASON, reason.encode()[:1_000]),
             (TIME, now.isoformat(timespec="milliseconds").encode()),
             (TOPIC, message.topic.encode()),
