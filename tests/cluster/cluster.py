@@ -16,7 +16,14 @@ from typing import Any
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("product-service", "order-service", "inventory-service", "notification-service", "graphql-service")
+SERVICES = (
+    "product-service",
+    "order-service",
+    "inventory-service",
+    "notification-service",
+    "graphql-service",
+    "storefront-service",
+)
 NAMESPACE = "market"
 # Options of deploy.sh that name the images; none on minikube and kind.
 DEPLOY = shlex.split(os.environ.get("MARKET_CLUSTER_DEPLOY", ""))

@@ -100,7 +100,9 @@ class Load:
         orders, reads = ORDERS_PER_SECOND * self.factor, READS_PER_SECOND * self.factor
         self._drivers = [
             asyncio.create_task(self._drive(1 / orders, [self._order, self._graphql_order])),
-            asyncio.create_task(self._drive(1 / reads, [self._product, self._list, self._orders, self._graphql])),
+            asyncio.create_task(
+                self._drive(1 / reads, [self._product, self._list, self._orders, self._graphql, self._page])
+            ),
         ]
         return self
 
@@ -172,13 +174,17 @@ class Load:
         else:
             self.succeeded.append(Request(started, self.now(), what))
 
-    async def _call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+    async def _request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> bytes:
         async with self._session.request(method, self.url + path, json=body, headers=headers) as response:
             content = await response.read()
             if response.status not in (200, 201):
-                kind = RuntimeError if "json" in response.headers.get("content-type", "") else IngressError
+                # Every response of the shop has this header.
+                kind = RuntimeError if "x-request-id" in response.headers else IngressError
                 raise kind(f"{response.status} {content[:200].decode('utf-8', 'replace')}")
-            return msgspec.json.decode(content)
+            return content
+
+    async def _call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+        return msgspec.json.decode(await self._request(method, path, body, headers))
 
     def _new(self, number: int) -> tuple[str, str]:
         key, product = str(uuid.uuid4()), self.products[number % len(self.products)]
@@ -221,6 +227,9 @@ class Load:
 
     async def _graphql(self, _: int) -> None:
         await self._query("{ products(limit: 20) { items { id name price available } total } }", {})
+
+    async def _page(self, _: int) -> None:
+        await self._request("GET", "/")
 
     async def _query(self, query: str, variables: dict[str, Any]) -> Any:
         result = await self._call("POST", "/graphql", {"query": query, "variables": variables})

@@ -193,7 +193,7 @@ def test_the_issuer_is_reached_by_those_that_verify_peoples_tokens(signed_in: Sh
     target = ("issuer", PORT)
     found = {name: connect(name, [target])[target] for name in cluster.SERVICES}
     report["connections to the issuer"] = found
-    expected = dict.fromkeys(("product-service", "order-service", "graphql-service"), "open")
+    expected = dict.fromkeys(("product-service", "order-service", "graphql-service", "storefront-service"), "open")
     assert found == {**dict.fromkeys(cluster.SERVICES, "closed"), **expected}
 
 
