@@ -15,10 +15,10 @@ overlay_with_secrets() {
   mv "$work/replaced" "$folder/kustomization.yaml"
 }
 
-# The Secrets that pods in this file use and that are not in it.
+# The Secrets that pods and the Ingress in this file use, and that nothing in it creates.
 expected_secrets() {
   awk '/^kind: /{kind = $2} /^  name: /{if (kind ~ /^(Secret|ExternalSecret|SealedSecret)$/) made[$2] = 1}
-    /secretName: /{used[$NF] = 1} /secret(Key)?Ref:$/{want = 1; next} want && /name: /{used[$NF] = 1; want = 0}
+    /secretName: /{if (kind == "Certificate") made[$NF] = 1; else used[$NF] = 1} /secret(Key)?Ref:$/{want = 1; next} want && /name: /{used[$NF] = 1; want = 0}
     END {for (name in used) if (!(name in made)) print name}' "$1" | sort
 }
 

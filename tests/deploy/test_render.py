@@ -99,6 +99,18 @@ def test_rendered_manifests_are_valid_and_have_no_secret_and_no_cluster_is_conta
             assert deployments[name]["metadata"]["annotations"] == {"reloader.stakater.com/auto": "true"}
 
 
+def test_the_certificate_of_cert_manager_is_not_among_the_secrets_that_something_else_must_create(
+    fake_commands: FakeCommands, project: Path, tmp_path: Path
+) -> None:
+    overlay = project / "deploy/overlays/production/kustomization.yaml"
+    overlay.write_text(overlay.read_text().replace("  - secrets\n", "  - secrets\n  - ../../components/cert-manager\n"))
+    options = ["--render", str(tmp_path / "out"), "--overlay", "production"]
+    done = fake_commands.run("deploy.sh", *options, root=project)
+    assert done.stdout.splitlines()[1:] == [
+        f"Something else must create these Secrets: {', '.join(PRODUCTION_SECRETS)}"
+    ]
+
+
 def test_rendering_again_replaces_the_files_and_another_folder_is_left_alone(
     fake_commands: FakeCommands, project: Path, tmp_path: Path
 ) -> None:
