@@ -40,7 +40,7 @@ ARG SERVICE
 ARG VERSION=dev
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="market-${SERVICE}" \
-      org.opencontainers.image.description="Market, an online shop of five small services: ${SERVICE}" \
+      org.opencontainers.image.description="Market, an online shop of six small services: ${SERVICE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
