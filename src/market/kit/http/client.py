@@ -94,7 +94,7 @@ class HttpClient:
 
         `accept_size` is called with the size of a response's body before the body is read; if the size is not known in
         advance, after each part of the body, with the bytes read so far. If it returns False or raises, reading stops.
-        Unlike an unavailable upstream, that is neither retried nor counted by the circuit breaker.
+        That is neither retried nor counted as a failure by the circuit breaker.
 
         Raises CircuitOpen or UpstreamUnreachable if the upstream has not seen the request, DeadlineExceeded or
         Unavailable if the outcome is unknown, and ResponseTooLarge if `accept_size` returned False.
