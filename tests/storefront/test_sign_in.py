@@ -226,10 +226,12 @@ async def test_the_secrets_of_the_cookies_are_rotated_without_signing_anybody_ou
     world: SigningIn, browser: Browser
 ) -> None:
     rotated, finished = await world.add_storefront(NEW_SECRET, OLD_SECRET), await world.add_storefront(NEW_SECRET)
-    await browser.sign_in()
+    page = Document((await browser.follow(await browser.sign_in())).text)
     async with world.new_browser(rotated) as again:
         again.http.cookies.update(browser.http.cookies)
         assert (await again.get("/orders")).status_code == 200
+        # A form of a page that the copy with the earlier secret has made.
+        assert (await again.send(page.form("/language"), language="en")).status_code == 303
     async with world.new_browser(finished) as again:
         again.http.cookies.update(browser.http.cookies)
         assert (await again.get("/orders")).status_code == 303

@@ -67,11 +67,15 @@ class CookieJar:
         """Remove a cookie from the browser."""
         response.delete_cookie(self.name(purpose), path="/", secure=self.secure, httponly=True, samesite="lax")
 
-    def digest(self, purpose: str, text: str) -> str:
-        """Return a code for the text that only the holder of the secret can compute."""
-        key = hashlib.sha256(f"{purpose}:{self.secrets[0]}".encode()).digest()
-        return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:32]
+    def digests(self, purpose: str, text: str) -> tuple[str, ...]:
+        """Return a code for the text from each secret, which only its holder can compute; the current one is first."""
+        return tuple(_digest(secret, purpose, text) for secret in self.secrets)
 
     def _signer(self, purpose: str) -> TimestampSigner:
         # The library expects the oldest first, and signs with the last. A cookie is not valid for another purpose.
         return TimestampSigner(list(reversed(self.secrets)), salt=f"market.{purpose}", digest_method=hashlib.sha256)
+
+
+def _digest(secret: str, purpose: str, text: str) -> str:
+    key = hashlib.sha256(f"{purpose}:{secret}".encode()).digest()
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:32]
