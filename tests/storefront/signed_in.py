@@ -99,12 +99,15 @@ class Provider:
 
 @dataclass
 class Gateway:
-    """Answers every query with empty lists. `authorizations`: the header of each call."""
+    """Answers every query with empty lists, or with the error `code`. `authorizations`: the header of each call."""
 
     authorizations: list[str | None] = field(default_factory=list)
+    code: str | None = None
 
     async def answer(self, request: Request) -> Response:
         self.authorizations.append(request.headers.get("authorization"))
+        if self.code is not None:
+            return JSONResponse({"errors": [{"message": "refused", "extensions": {"code": self.code}}]})
         query = (await request.json())["query"]
         return JSONResponse({"data": {"orders": _ORDERS} if "orders(" in query else {"products": _PRODUCTS}})
 

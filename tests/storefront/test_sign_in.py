@@ -201,6 +201,23 @@ async def test_signing_out_ends_the_session_here_and_at_the_issuer(world: Signin
         assert (await thief.get("/orders")).status_code == 303
 
 
+async def test_an_order_whose_outcome_is_unknown_is_placed_for_nobody_else(world: SigningIn, browser: Browser) -> None:
+    page = Document((await browser.follow(await browser.sign_in())).text)
+    order = {"key": "k", "currency": "GBP", "line": "00000000-0000-4000-8000-000000000001:1:19.90"}
+    world.gateway.code = "UNAVAILABLE"
+    response = await browser.send(Form("/checkout", "post", page.form("/sign-out").fields), **order)
+    assert response.headers["location"] == "/checkout/pending?wait=1"
+    # Somebody else at the same computer.
+    await browser.follow(await browser.send(page.form("/sign-out")))
+    await browser.sign_in(person="mia")
+    calls = len(world.gateway.authorizations)
+    assert (await browser.get("/checkout/pending")).headers["location"] == "/orders"
+    assert len(world.gateway.authorizations) == calls
+    await browser.sign_in(path="/sign-in?next=/")
+    assert (await browser.get("/checkout/pending")).status_code == 202
+    assert (len(world.gateway.authorizations), subject_of(token_of(world))) == (calls + 1, "ann")
+
+
 async def test_one_signs_out_here_while_the_issuer_is_unavailable(world: SigningIn, browser: Browser) -> None:
     other = await world.add_storefront(OLD_SECRET)
     form = Document((await browser.follow(await browser.sign_in())).text).form("/sign-out")

@@ -138,6 +138,7 @@ class Draft(Struct, frozen=True, kw_only=True):
     """An order that a buyer has confirmed. Sent again with the same key, it is the same order.
 
     currency: of the prices that the buyer saw. user, email: None where the buyer has signed in.
+    subject: who has confirmed it; None where nobody signs in.
     """
 
     key: str
@@ -145,6 +146,7 @@ class Draft(Struct, frozen=True, kw_only=True):
     currency: str
     user: str | None = None
     email: str | None = None
+    subject: str | None = None
 
     @property
     def total(self) -> Decimal:

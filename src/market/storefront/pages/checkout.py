@@ -156,7 +156,13 @@ def _still_unknown(visit: Visit) -> Response:
 
 
 def _unknown(visit: Visit) -> Draft | None:
-    return visit.site.cookies.read(visit.request, _UNKNOWN, Draft, max_age=_UNKNOWN_MAX_AGE_SECONDS)
+    """Return the visitor's order whose outcome is not known. Whoever signs in later does not place it."""
+    draft = visit.site.cookies.read(visit.request, _UNKNOWN, Draft, max_age=_UNKNOWN_MAX_AGE_SECONDS)
+    return draft if draft is not None and draft.subject == _subject(visit) else None
+
+
+def _subject(visit: Visit) -> str | None:
+    return None if visit.person is None else visit.person.subject
 
 
 def _read_draft(visit: Visit) -> Draft:
@@ -170,7 +176,7 @@ def _read_draft(visit: Visit) -> Draft:
     if not (currency.isascii() and currency.isalpha() and len(currency) == 3):
         raise BadInput("currency", "must be the code of a currency")
     if not visit.site.is_open:
-        return Draft(key=key, lines=lines, currency=currency)
+        return Draft(key=key, lines=lines, currency=currency, subject=_subject(visit))
     return Draft(key=key, lines=lines, currency=currency, user=visit.value("name"), email=visit.value("email"))
 
 
