@@ -152,6 +152,15 @@ async def test_the_session_ends_when_the_issuer_refuses_the_renewal(world: Signi
     assert (response.status_code, "what you have sent was not done" in response.text) == (401, True)
 
 
+async def test_a_token_that_the_shop_refuses_ends_the_session(world: SigningIn, browser: Browser) -> None:
+    await browser.sign_in()
+    world.gateway.code = "UNAUTHENTICATED"
+    response = await browser.get("/orders")
+    text = Document(response.text).text
+    assert (response.status_code, "Signed in as" in text, "Please sign in" in text) == (401, False, True)
+    assert (await browser.get("/orders")).headers["location"] == "/sign-in?next=%2Forders"
+
+
 async def test_an_unavailable_issuer_ends_no_session(world: SigningIn, browser: Browser) -> None:
     await browser.follow(await browser.sign_in())
     first = token_of(world)

@@ -170,13 +170,15 @@ def endpoint(site: Site, page: Page, *, needs_sign_in: bool = False) -> Endpoint
                 response = _ask_to_sign_in(visit, recognised)
             else:
                 response = await page(visit)
+        except Unauthenticated as e:
+            # The shop does not accept the token, so a page that shows somebody as signed in would be wrong.
+            visit.person = recognised = None
+            response = problem_page(visit, e)
+            if site.sign_in is not None:
+                site.sign_in.end_session(response)
         except Problem as e:
             response = problem_page(visit, e)
-            if isinstance(e, Unauthenticated) and site.sign_in is not None:
-                # The shop does not accept the token, so a page that shows somebody as signed in would be wrong.
-                site.sign_in.end_session(response)
-                recognised = None
-        # First, because a page may have replaced these cookies.
+        # A page that has replaced the session has replaced these cookies, too.
         if site.sign_in is not None and recognised is not None and visit.session == session:
             site.sign_in.keep(response, recognised)
         # A new session is kept only if the visitor gets a page, in which its forms are.
