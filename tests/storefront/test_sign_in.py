@@ -123,6 +123,14 @@ async def test_a_token_is_renewed_once_for_all_requests_of_a_session(world: Sign
     assert token_of(world) != first
 
 
+async def test_responses_that_caches_may_store_set_no_cookies(world: SigningIn, browser: Browser) -> None:
+    await browser.sign_in()
+    world.clock.advance(SOON)
+    response = await browser.get("/robots.txt")
+    assert (response.headers["cache-control"], cookies_set(response)) == ("public, max-age=3600", {})
+    assert "market_access" in cookies_set(await browser.get("/"))
+
+
 async def test_two_copies_renew_the_same_session_without_ending_it(world: SigningIn, browser: Browser) -> None:
     other = await world.add_storefront(OLD_SECRET)
     await browser.follow(await browser.sign_in())

@@ -11,7 +11,7 @@ from market.kit.http import edge
 from market.kit.http.edge import Endpoint
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
-from market.storefront.pages.routes import ROUTES, needs_sign_in
+from market.storefront.pages.routes import ROUTES, SHARED, needs_sign_in
 from market.storefront.pages.visit import Page, Site, endpoint, stateless_problem_page
 
 # Longer than the deadlines of the gateway's upstreams, so that the gateway can say which of them did not respond.
@@ -34,7 +34,8 @@ def application(site: Site, config: Http, tracer: Tracer, health: Health) -> Any
     """Return the ASGI application."""
     pages: Mapping[str, Page] = ROUTES
     routes: dict[str, Endpoint] = {
-        key: endpoint(site, page, needs_sign_in=needs_sign_in(key)) for key, page in pages.items()
+        key: endpoint(site, page, needs_sign_in=needs_sign_in(key), is_shared=key in SHARED)
+        for key, page in pages.items()
     }
     routes["GET /static/{name}"] = site.renderer.assets.get
     timeouts = {key: SLOW_TIMEOUT_SECONDS if key in _SLOW else TIMEOUT_SECONDS for key in routes}

@@ -29,6 +29,9 @@ ROUTES: Mapping[str, Page] = {
     "GET /sitemap.xml": robots.get_sitemap,
 }
 
+# What is the same for all visitors.
+SHARED = frozenset({"GET /images/{name}", "GET /robots.txt", "GET /sitemap.xml"})
+
 # Where auth.mode is `required`, one signs in for these addresses and those below them. The catalogue is public.
 _NEEDS_SIGN_IN = ("/checkout", "/orders")
 

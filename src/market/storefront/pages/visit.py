@@ -153,8 +153,12 @@ def local_path(path: str) -> str:
     return path
 
 
-def endpoint(site: Site, page: Page, *, needs_sign_in: bool = False) -> Endpoint:
-    """Return the endpoint of a page. `needs_sign_in`: visitors are sent to sign in, unless nobody has to."""
+def endpoint(site: Site, page: Page, *, needs_sign_in: bool = False, is_shared: bool = False) -> Endpoint:
+    """Return the endpoint of a page.
+
+    needs_sign_in: visitors are sent to sign in, unless nobody has to
+    is_shared: caches may store the response, so it is the same for all visitors and does not depend on who they are
+    """
 
     async def respond(request: Request) -> Response:
         session, is_new = site.sessions.read(request)
@@ -162,7 +166,8 @@ def endpoint(site: Site, page: Page, *, needs_sign_in: bool = False) -> Endpoint
         basket = visit.basket
         recognised = None
         try:
-            recognised = await _recognise(visit)
+            if not is_shared:
+                recognised = await _recognise(visit)
             if request.method == "POST":
                 visit.form = await _read_form(request)
                 _check_origin(visit)
