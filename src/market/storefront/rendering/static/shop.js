@@ -84,7 +84,7 @@ async function ask(address) {
         location.replace(response.url);
         return;
       }
-      if (response.status !== 202 && response.status < 500) {
+      if (response.status !== 202 && response.status !== 429 && response.status < 500) {
         show(await response.text());
         return;
       }
