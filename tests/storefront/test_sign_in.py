@@ -158,6 +158,10 @@ async def test_the_session_ends_when_the_issuer_refuses_the_renewal(world: Signi
     form = Form("/checkout", "post", page.form("/language").fields)
     response = await browser.send(form)
     assert (response.status_code, "what you have sent was not done" in response.text) == (401, True)
+    # The script of the page with a pending order, which was sent before.
+    response = await browser.http.get("/checkout/pending", headers={"sec-fetch-mode": "cors"})
+    assert (response.status_code, "was not done" in response.text) == (401, False)
+    assert "/sign-in?next=%2Fcheckout%2Fpending" in Document(response.text).links
 
 
 async def test_a_token_that_the_shop_refuses_ends_the_session(world: SigningIn, browser: Browser) -> None:

@@ -210,10 +210,11 @@ def _ask_to_sign_in(visit: Visit, recognised: Recognised | None) -> Response:
     """Send the visitor to sign in and back to the page, or say that what they have sent was not done."""
     if recognised is not None and recognised.is_unknown:
         raise Unavailable("the issuer is unavailable", retry_after=5)
-    # A script of the page cannot follow a redirection to the issuer.
-    is_navigation = visit.request.headers.get("sec-fetch-mode", "navigate") == "navigate"
-    if visit.request.method == "POST" or not is_navigation:
+    if visit.request.method == "POST":
         return visit.page("sign_in.html", status=401, reason="needed")
+    if visit.request.headers.get("sec-fetch-mode", "navigate") != "navigate":
+        # A script of the page cannot follow a redirection to the issuer.
+        return problem_page(visit, Unauthenticated())
     return redirect(visit.sign_in_path)
 
 
