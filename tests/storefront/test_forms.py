@@ -27,6 +27,7 @@ async def basket_of(visitor: Visitor) -> str | None:
         {"origin": "https://evil.example"},
         {"origin": "null"},
         {"origin": "http://127.0.0.1:1"},
+        {"origin": "http://["},
         {"referer": "https://evil.example/page"},
         {"sec-fetch-site": "cross-site"},
     ],
