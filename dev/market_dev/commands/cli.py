@@ -58,7 +58,7 @@ def main_options(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Market: an online shop of five small services, on this machine.
+    """Market: an online shop of six small services, on this machine.
 
     Start with `market up`, open the address that it prints, and place an order.
     """

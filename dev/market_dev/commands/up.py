@@ -88,7 +88,7 @@ def run(
         Path | None, typer.Option(hidden=True, help="YAML file by service, merged into its configuration; for tests.")
     ] = None,
 ) -> None:
-    """Run the shop on this machine, real servers and all five services, until Ctrl-C.
+    """Run the shop on this machine, real servers and all six services, until Ctrl-C.
 
     A process that exits is restarted. No process outlives the command; the data stays in DIR for the next start, and
     logs are in DIR/logs.
