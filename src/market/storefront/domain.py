@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal
 
 from msgspec import Struct
 
@@ -180,9 +179,8 @@ class OrderChanged(Conflict):
     type = "order-changed"
     title = "Order changed"
 
-    def __init__(self, reason: Literal["price", "stock", "products"], available: dict[str, int] | None = None) -> None:
+    def __init__(self, available: dict[str, int] | None = None) -> None:
         super().__init__("the order is not what the buyer saw")
-        self.reason = reason
         self.available = available or {}
 
 

@@ -115,17 +115,17 @@ async def place_order(deps: Deps, draft: Draft, *, seconds: float = PLACING_SECO
 
 def _refusal(error: FieldRefused) -> Exception:
     if error.refusal == "PRICE_CHANGED":
-        return OrderChanged("price")
+        return OrderChanged()
     if error.refusal == "OUT_OF_STOCK":
         shortages = error.extensions.get("shortages") or ()
-        return OrderChanged("stock", {str(s.get("productId")): int(s.get("left", 0)) for s in shortages})
+        return OrderChanged({str(s.get("productId")): int(s.get("left", 0)) for s in shortages})
     if error.refusal == "ORDER_CANCELLED":
         return PlacedAndCancelled(str(error.extensions.get("orderId", "")))
     for field, reason in error.fields:
         if field == "idempotencyKey":
             return KeyUsed(str(error))
         if reason.startswith("unknown product"):
-            return OrderChanged("products")
+            return OrderChanged()
     return error
 
 

@@ -32,7 +32,6 @@ async def get_catalogue(visit: Visit) -> Response:
         "catalogue.html",
         q=q,
         sort=sort,
-        sorts=SORTS,
         page=page,
         next_path=next_path,
         first_path=first_path if visit.query("after") else None,
@@ -42,7 +41,7 @@ async def get_catalogue(visit: Visit) -> Response:
 async def get_product(visit: Visit) -> Response:
     """Show a product."""
     product = await service.get_product(visit.deps, product_id=visit.parameter("id"))
-    return visit.page("product.html", product=product, q="", structured_data=_structured_data(visit, product))
+    return visit.page("product.html", product=product, structured_data=_structured_data(visit, product))
 
 
 async def get_suggestions(visit: Visit) -> Response:

@@ -239,7 +239,7 @@ def stateless_problem_page(site: Site, scope: Any, problem: Problem) -> Response
 
 def _language(site: Site, request: Request) -> Language:
     chosen = request.cookies.get(LANGUAGE_COOKIE, "")
-    return choose(dict(site.renderer.languages), chosen, request.headers.get("accept-language", ""))
+    return choose(site.renderer.languages, chosen, request.headers.get("accept-language", ""))
 
 
 async def _read_form(request: Request) -> dict[str, list[str]]:

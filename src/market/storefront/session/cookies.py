@@ -19,6 +19,8 @@ T = TypeVar("T")
 # What browsers store at least of one cookie, with its name and attributes (RFC 6265, section 6.1).
 MAX_COOKIE_BYTES = 4096
 _ROOM_FOR_ATTRIBUTES = 128
+# The longest value of a cookie that is set.
+MAX_TEXT_BYTES = MAX_COOKIE_BYTES - _ROOM_FOR_ATTRIBUTES
 # A value is compressed, so that fifty lines fit; a longer one is not unpacked.
 _MAX_VALUE_BYTES = 16_384
 
@@ -53,7 +55,7 @@ class CookieJar:
     def write(self, response: Response, purpose: str, value: object, *, max_age: int) -> None:
         """Set a cookie. Raises ValueError if browsers would not store it."""
         text = self._signer(purpose).sign(base64_encode(zlib.compress(msgspec.json.encode(value), 9))).decode("ascii")
-        if len(text) > MAX_COOKIE_BYTES - _ROOM_FOR_ATTRIBUTES:
+        if len(text) > MAX_TEXT_BYTES:
             raise ValueError(f"the cookie {purpose} has {len(text)} bytes")
         self.set(response, purpose, text, max_age=max_age)
 

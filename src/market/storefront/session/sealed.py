@@ -15,11 +15,10 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from starlette.requests import Request
 from starlette.responses import Response
 
-from market.storefront.session.cookies import MAX_COOKIE_BYTES, CookieJar
+from market.storefront.session.cookies import MAX_COOKIE_BYTES, MAX_TEXT_BYTES, CookieJar
 
 T = TypeVar("T")
 
-_ROOM_FOR_ATTRIBUTES = 128
 # A longer value is not unpacked.
 _MAX_VALUE_BYTES = 32_768
 
@@ -53,7 +52,7 @@ class SealedCookies:
         """Return the text of a cookie; None if browsers would not store it."""
         packed = zlib.compress(msgspec.json.encode(value), 9)
         text = self._keys(purpose).encrypt_at_time(packed, int(self._clock())).decode("ascii")
-        return text if len(text) <= MAX_COOKIE_BYTES - _ROOM_FOR_ATTRIBUTES else None
+        return text if len(text) <= MAX_TEXT_BYTES else None
 
     def write(self, response: Response, purpose: str, text: str, *, max_age: int) -> None:
         """Set a cookie to a text that `seal` has returned."""

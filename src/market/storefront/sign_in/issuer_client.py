@@ -54,15 +54,17 @@ class _ErrorResponse(msgspec.Struct, frozen=True):
 
 
 class IssuerClient:
-    """Signs people in at the issuer that `auth` names.
+    """Signs people in at an issuer.
 
-    keys: the issuer's. clock: returns the time in seconds since 1970.
+    issuer: the one that `auth` names. keys: its keys. clock: returns the time in seconds since 1970.
     """
 
-    def __init__(self, auth: Auth, settings: Settings, keys: Keys, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, auth: Auth, settings: Settings, issuer: Issuer, keys: Keys, *, clock: Callable[[], float] = time.time
+    ) -> None:
         self._auth = auth
         self._settings = settings
-        self._issuer = Issuer(auth)
+        self._issuer = issuer
         self._clock = clock
         self._access_tokens = Verifier(auth, keys, {})
         # ID tokens are issued for the client, and have another type than access tokens.
@@ -210,15 +212,16 @@ async def issuer_client(
     auth: Auth, settings: Settings, *, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[IssuerClient]:
     """Yield a client whose keys of the issuer are kept up to date."""
+    issuer = Issuer(auth)
     keys = Keys(
-        Issuer(auth).fetch_keys,
+        issuer.fetch_keys,
         on_removed=lambda _: None,
         refresh_seconds=auth.refresh_seconds,
         min_refetch_seconds=auth.min_refetch_seconds,
     )
     try:
         async with periodic_tasks({"issuer-keys": keys.refresh}):
-            yield IssuerClient(auth, settings, keys, clock=clock)
+            yield IssuerClient(auth, settings, issuer, keys, clock=clock)
     finally:
         await keys.close()
 

@@ -7,6 +7,7 @@ are read at start, so there is no compiled file that could be out of date.
 from __future__ import annotations
 
 import gettext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -72,7 +73,7 @@ def load() -> dict[str, Language]:
     }
 
 
-def choose(languages: dict[str, Language], chosen: str, accepted: str) -> Language:
+def choose(languages: Mapping[str, Language], chosen: str, accepted: str) -> Language:
     """Return the language that the visitor has chosen; else the one that the browser prefers; else the default.
 
     accepted: the header Accept-Language (RFC 9110, section 12.5.4).
