@@ -137,12 +137,13 @@ class Retry(Section, frozen=True, kw_only=True):
     # deferral, so that it grows with the age of the mail.
     min_deferral_seconds: Seconds = 5.0
     max_deferral_seconds: Seconds = 300.0
-    # The maximum number of deferred mails per second that each process reads after they became due. This lets other
-    # mails be sent even if many deferred ones become due at the same time. A mail that is read earlier waits in memory,
-    # one per partition, and is not counted.
+    # The maximum number of deferred mails per second that each process takes from the topic when they are already due.
+    # This lets other mails be sent even if many deferred ones become due at the same time. A mail that is read before
+    # it is due does not count; it waits in memory, at most one per partition.
     max_deferred_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 200
-    # A domain that defers this many mails in a row is throttled until it accepts one: its mails wait in the topic, and
-    # each process makes at most `domain_attempts_per_second` delivery attempts to it.
+    # A domain is throttled after this many deferrals in a row, until a mail to it is accepted: its mails wait in the
+    # topic, and each process makes at most `domain_attempts_per_second` delivery attempts to it. A connection that
+    # breaks or times out while a mail is sent counts as a deferral.
     domain_threshold: Annotated[int, Meta(ge=1, le=1_000)] = 5
     domain_attempts_per_second: Annotated[float, Meta(ge=0.01, le=1_000)] = 5.0
     # The event becomes a dead letter if an attempt fails at least this long after the first failure, or after the mail

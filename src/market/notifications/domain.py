@@ -88,7 +88,7 @@ class PendingMessage:
     # The offset of the record that was read. For a deferred mail, this is not `message.offset`, which is the offset of
     # the original message.
     offset: int
-    # How many attempts have failed since it was read.
+    # How many attempts have failed since it was read, including attempts to write its dead letter.
     attempts: int = 0
     # When it was first deferred, or when processing it first failed; None if neither has happened.
     first_deferred_at: datetime | None = None
@@ -131,8 +131,10 @@ class Notification:
     """What a mail says about an order event, and to whom it goes.
 
     sequence: the number of the event within its order; later events have higher numbers
-    recipient: the address, in the form in which it is sent to mail servers; None if the order has no valid address
-    has_address: whether the order has anything that contains an @, even if it is not a valid address
+    recipient: the address, in the form in which it is sent to mail servers; None if the order has no valid address, or
+        if the event says that no mail is to be sent (`nomail`)
+    has_address: whether the order has anything that contains an @, even if it is not a valid address; False if the
+        event says that no mail is to be sent
     """
 
     event_id: str

@@ -61,10 +61,10 @@ class DeferredMailStore(Protocol):
 
 
 class Throttle(Protocol):
-    """Limits delivery attempts to domains that defer mails. In production: deferral.throttle.DomainThrottle."""
+    """Limits delivery attempts to domains whose mails are deferred. In production: deferral.throttle.DomainThrottle."""
 
     def record_deferred(self, domain: str) -> None:
-        """Record that the mail server deferred a mail for the domain."""
+        """Record that a mail for the domain was deferred: by the mail server, or because the connection to it broke."""
 
     def record_accepted(self, domain: str) -> None:
         """Record that the mail server accepted a mail for the domain."""

@@ -82,7 +82,8 @@ class Dispatcher:
         self._memory = memory
         self._max_waiting = max_waiting
         self._waiting = 0
-        # The time.monotonic() when an attempt last finished.
+        # The time.monotonic() since which no attempt has finished. Also set when there was nothing to do, or when the
+        # mail server was unavailable, because such times do not count.
         self._progress_at = time.monotonic()
         self._queues: dict[Hashable, KeyQueue] = {}
         self._ready: ReadyItems[KeyQueue] = ReadyItems(max_per_domain)

@@ -81,7 +81,8 @@ class GroupMember:
     to_pending: returns the pending message of a record. If that is a deferred mail that is not due yet, the partition
         is paused until the mail is due.
     mail_server: partitions are paused while it is unavailable
-    rate_limiter: limits how many messages are read per second; None: no limit
+    rate_limiter: limits how many messages are read per second; None: no limit. A message that is not due when it is
+        read does not count.
     on_assignment: called in the member's thread with the number of assigned partitions
     health: reports the process as unready until the member has joined and while its partitions are lost, and Kafka as
         unavailable while all brokers are down; None if the member does not affect readiness

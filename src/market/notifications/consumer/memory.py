@@ -21,7 +21,10 @@ class MemoryBudget:
         self._exhausted = False
 
     def acquire(self, size: int) -> None:
-        """Add a message of `size` bytes. Never blocks, since the message has been read: the limits may be exceeded."""
+        """Add a message of `size` bytes.
+
+        Never blocks. The message has been read already, so it is counted even if that exceeds a limit.
+        """
         self._change(1, size)
 
     def release(self, size: int) -> None:

@@ -182,7 +182,8 @@ class PartitionState:
     committed: the group's offset and metadata, or None
     last_position: the first unsettled offset when this process last owned the partition, or None
     first_start: True if the partition existed when the group started for the first time, and has not been assigned
-        since; in the topic of deferred mails, if the partition has never had a message
+        since. In the topic of deferred mails it means something else: the partition has never had a message, so it is
+        normal that it has no committed offset
     """
 
     topic_id: str

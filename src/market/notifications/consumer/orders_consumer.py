@@ -122,7 +122,9 @@ class OrdersConsumer:
             lag_metric=metrics.DEFERRED,
             stalled_metric=metrics.DEFERRED_STALLED,
         )
-        # One attempt makes up to four calls to the mail server; the fifth timeout is a margin.
+        # One attempt makes several calls to the mail server, most of which have a timeout of their own. Five timeouts
+        # are enough unless many of the calls are slow. If all of them are, and no other attempt finishes meanwhile,
+        # processing is reported as stalled.
         self._stalled_seconds = max(kafka.stalled_after_seconds, 5 * config.smtp.timeout_seconds)
         self._processing_stalled = False
         self._starting_deferred: asyncio.Task[None] | None = None

@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 class ReadyItems(Generic[T]):
-    """Items by mail domain. `get` returns an item of the domain that has waited longest. For use in one event loop.
+    """Items by mail domain. For use in one event loop.
+
+    `get` returns the next item of the domain that has waited longest for its turn, among the domains below
+    `max_per_domain`.
 
     max_per_domain: how many items of one domain may be in flight, from `get` to `release`
     """

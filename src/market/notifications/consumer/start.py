@@ -52,8 +52,8 @@ class StartOffsets:
         self._config = kafka
         self._sent_log = sent_log
         self._topic = topic
-        # True for the topic of deferred mails. Only this service writes it, so all of its messages are newer than the
-        # first start.
+        # True for the topic of deferred mails. Only this service writes to that topic, so all messages in it are newer
+        # than the first start, and reading from its beginning is right.
         self._read_from_beginning = read_from_beginning
         # True if the topic did not exist when this process started. Then all of its events are mailed.
         self.topic_is_new = False

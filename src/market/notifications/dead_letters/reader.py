@@ -129,7 +129,8 @@ class DeadLetterReader:
     def original_message(self, letter: DeadLetter) -> Message:
         """Return the message as it was before it became a dead letter.
 
-        Raises KafkaException, or LookupError if the topic no longer has it.
+        Raises KafkaException, or LookupError if it cannot be read: the topic no longer has it, or Kafka has not
+        returned it within 10 s, or has reported an error.
         """
         position = RecordPosition(self._topic, letter.partition, letter.offset)
         if letter.header(writer.OMITTED):
@@ -174,5 +175,7 @@ class DeadLetterReader:
         self._consumer.assign([TopicPartition(topic, partition, offset)])
         record = self._consumer.poll(_READ_SECONDS)
         if record is None or record.error() is not None or record.offset() != offset:
-            raise LookupError(f"{topic} no longer has the message at {partition}-{offset}")
+            raise LookupError(
+                f"the message at {partition}-{offset} of {topic} is no longer there or cannot be read now"
+            )
         return to_message(record)

@@ -1,7 +1,8 @@
 """The topic of deferred mails, which wait in Kafka instead of in memory.
 
-Each record is the original message, with headers that say when it is due and where it was read. If the mail is deferred
-again, it is appended again. The records of a partition are read one after another, and each waits until it is due.
+Each record is the original message, with headers that say when it is due, and the topic, partition and offset of the
+original message. If the mail is deferred again, it is appended again. The records of a partition are read one after
+another, and each waits until it is due.
 """
 
 from __future__ import annotations
@@ -80,18 +81,20 @@ class DeferredMailWriter:
 class DeferredMailRestorer:
     """Restores deferred mails from their records, and reports the age of the oldest one.
 
-    cycle_seconds: the maximum time between two attempts at a deferred mail, so that each is read at least once in a
-        cycle of this length. The reported age is the age of the oldest mail read in the current or previous cycle.
+    window_seconds: the length of a window. The reported age is that of the oldest mail read in this window or the one
+        before. At least the maximum time between two attempts at a mail, so that every deferred mail is normally read
+        once in each window. While the mail server is unavailable, or while many mails are due at once, a mail may wait
+        longer. Then the reported age may be too low, and is 0 if nothing was read in two windows.
     clock: returns Unix time in seconds
     """
 
-    def __init__(self, cycle_seconds: float, *, clock: Callable[[], float] = time.time) -> None:
-        self._cycle_seconds = cycle_seconds
+    def __init__(self, window_seconds: float, *, clock: Callable[[], float] = time.time) -> None:
+        self._window_seconds = window_seconds
         self._clock = clock
-        # The earliest first deferral of the current and the previous cycle, in Unix seconds.
+        # The earliest first deferral of the current and the previous window, in Unix seconds.
         self._current: float | None = None
         self._previous: float | None = None
-        self._cycle_began = clock()
+        self._window_began = clock()
 
     def restore(self, record: Message) -> PendingMessage:
         """Return the deferred mail in a record: the original message, and its deferral.
@@ -124,8 +127,8 @@ class DeferredMailRestorer:
         now = self._clock()
         if empty:
             self._current = self._previous = None
-        if now - self._cycle_began >= self._cycle_seconds:
-            self._current, self._previous, self._cycle_began = None, self._current, now
+        if now - self._window_began >= self._window_seconds:
+            self._current, self._previous, self._window_began = None, self._current, now
         known = [first for first in (self._current, self._previous) if first is not None]
         metrics.DEFERRED_OLDEST.set(max(0.0, now - min(known)) if known else 0.0)
 

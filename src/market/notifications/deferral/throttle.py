@@ -1,4 +1,4 @@
-"""Limits delivery attempts to domains that defer mails."""
+"""Limits delivery attempts to domains whose mails are deferred."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_DOMAINS = 10_000
 
 @dataclass(slots=True)
 class _DeferringDomain:
-    """A domain that deferred its last mail.
+    """A domain whose last mail was deferred.
 
     deferred: the number of consecutive deferrals
     next_attempt_at: when the next attempt may be made, in seconds of the throttle's clock
@@ -28,7 +28,7 @@ class _DeferringDomain:
 
 
 class DomainThrottle:
-    """Counts the consecutive deferrals of each domain, for the latest 10,000 domains that deferred a mail.
+    """Counts the consecutive deferrals of each domain, for the latest 10,000 domains with a deferred mail.
 
     threshold: after this many consecutive deferrals, the domain is throttled until it accepts a mail
     attempts_per_second: the maximum rate of delivery attempts to a throttled domain
@@ -46,7 +46,7 @@ class DomainThrottle:
         metrics.THROTTLED_DOMAINS.set(0)
 
     def record_deferred(self, domain: str) -> None:
-        """Record that the mail server deferred a mail for the domain."""
+        """Record that a mail for the domain was deferred: by the mail server, or because the connection to it broke."""
         state = self._domains.setdefault(domain, _DeferringDomain())
         self._domains.move_to_end(domain)
         state.deferred += 1

@@ -84,7 +84,7 @@ def parse_notification(message: Message) -> Notification | None:
     order = event.data
     if not _EVENT_ID.fullmatch(event.id) or len(event.id) > 200:
         raise InvalidEvent(
-            "id: must consist of at most 200 letters, digits, - and _, which may be separated by single dots"
+            "id: must be at most 200 characters: parts of 1 to 128 letters, digits, - and _, separated by single dots"
         )
     if not _CURRENCY.fullmatch(order.currency):
         raise InvalidEvent("data.currency: must be three capital letters")
@@ -123,7 +123,12 @@ def parse_notification(message: Message) -> Notification | None:
 
 
 def domain_of(message: Message) -> str:
-    """Return the domain of the recipient in lower case, or an empty string. The event is not validated."""
+    """Return the domain of the event's `email`, or of its `user` if there is no `email`, in lower case.
+
+    Return an empty string if there is none. The event is not validated, so this may be another domain than that of the
+    recipient: if `email` is invalid and the mail goes to `user`, if the domain is internationalized, or if the event
+    has `nomail`.
+    """
     try:
         data = _decode_recipient_fields(message.value or b"").data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -42,7 +42,8 @@ def read_first_start(kafka: config.Kafka) -> FirstStart:
 def read_values(kafka: config.Kafka) -> Iterator[bytes]:
     """Yield the values of the records. Raises KafkaException.
 
-    Records older than the retention of the events are skipped, unless the log has no newer ones; they do no harm.
+    Records older than the retention of the events are skipped. If the log has only such records, they are read, which
+    does no harm.
     """
     since_ms = int(time.time() * 1000) - events.RETENTION_MS
     with _consumer(kafka) as consumer:
