@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge
 
+# Not counted: requests that the edge refuses before the handler, and requests that end in an unexpected error.
 OUTCOMES = Counter(
     "market_order_requests_total",
     "Requests to POST /api/order, by outcome: confirmed, replayed or a problem type.",

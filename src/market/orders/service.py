@@ -157,9 +157,9 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
                 assert lookup is not None
                 if replay := await _replay(deps, lookup):
                     return replay
-                # Try again. Either the order that had the key was rejected, so the key is free again. Or a pending
-                # order of another owner has the same key in a field of earlier versions (idempotency/keys.py), but
-                # only until that order is confirmed or rejected.
+                # Try again, until the deadline. Either the order that had the key was rejected, so the key is free
+                # again. Or an order of another owner has the same key in a field of earlier versions
+                # (idempotency/keys.py), and is still pending or has a status that only a newer version knows.
                 await asyncio.sleep(_RETRY_SECONDS)
         await deps.failure_point("orders.after-intent")
         order = await _advance_pending(deps, order)
@@ -276,7 +276,7 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     """
     with _explain_unknown_outcome("cancelled", order_id, _ADVICE_AFTER_CANCELLATION):
         # This read may miss the latest changes. The conditional update of the cancellation does not, and a cancelled or
-        # rejected order stays as it is. Only that there is no order has to be read with certainty.
+        # rejected order stays as it is. Only the absence of an order has to be certain, so `get_latest` confirms it.
         owner = cancellable_owner()
         order = await deps.orders.get(order_id, owner) or await deps.orders.get_latest(order_id, owner)
         if order is None:

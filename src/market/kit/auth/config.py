@@ -82,7 +82,8 @@ class Auth(Section, frozen=True, kw_only=True):
 class ServiceIdentity(Section, frozen=True, kw_only=True):
     """The token that a service sends to others. It is read from a file, or requested with client credentials."""
 
-    # For example, the file of a projected service account token. It is read again about once a second.
+    # For example, the file of a projected service account token. It is read again about once a second,
+    # and when an upstream has rejected the token.
     token_file: NonEmptyStr | None = None
     # RFC 6749 section 4.4. The secret must come from the environment: ${NAME}.
     client_id: NonEmptyStr | None = None

@@ -18,7 +18,9 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller. Without a token it has no subject, and it has roles only in mode `open`.
+    """A caller.
+
+    A caller without a token has no subject. It has no roles either, except in mode `open`, where it has all of them.
 
     subject: the token's `sub`, 1 to 200 characters; "" if the caller has not signed in.
     email: the token's e-mail address, if the issuer has verified it. Its syntax has not been checked.

@@ -131,8 +131,8 @@ class Issuer:
     def _may_see_token(self, url: str) -> bool:
         """Return whether the token may be sent to the URL.
 
-        Only the issuer's host and `keys_url` get it, which the operator has configured. The discovery document could
-        name any host.
+        It is sent only to the issuer's host and to `keys_url`, both of which the operator has configured. The discovery
+        document could name any host.
         """
         return _origin(url) == _origin(self.url) or url == self._config.keys_url
 

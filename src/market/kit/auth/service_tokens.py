@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 log = logs.get_logger("auth")
 
 _MAX_TOKEN_BYTES = 65_536
-# The minimum time between two reads of the file. Kubernetes replaces a projected token when a fifth of its lifetime is
-# left.
+# The minimum time between two reads of the file, unless an upstream has rejected the token. Kubernetes replaces a
+# projected token when a fifth of its lifetime is left.
 _FILE_SECONDS = 1.0
 # A token is renewed in the background when this part of its lifetime has passed.
 _RENEW_AFTER = 0.8
@@ -55,7 +55,10 @@ class ServiceTokens(Protocol):
 
 
 class FileTokens:
-    """A token in a file. The file is read again at most once a second, because it may have changed.
+    """A token in a file.
+
+    The file is read again at most once a second, because it may have changed. It is also read again whenever an
+    upstream has rejected the token.
 
     clock: returns seconds, like time.monotonic.
     """

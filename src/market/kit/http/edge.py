@@ -177,7 +177,8 @@ class Edge:
         if per_second is None and authenticator is not None:
             per_second = DEFAULT_REQUESTS_PER_SECOND
         self._rate_limit = None if per_second is None else RateLimit(per_second, config.max_burst_per_caller)
-        # Where callers sign in, a page of another origin has no token. On a network, clients use any name.
+        # Only needed where nobody signs in: otherwise a page of another origin has no token. Only possible on a
+        # loopback address: over a network, clients may reach the service under any name.
         self._hosts = Hosts(config.allowed_hosts) if authenticator is None and is_loopback(config.host) else None
         self._cors = Cors(config.cors_origins)
         self._compression = Compression(config.compression, reserve)
@@ -291,7 +292,8 @@ class Edge:
     def _check_rate(self, caller: str, address: str) -> None:
         """Count the request. Raises TooManyRequests, unless its client is a trusted proxy and has not signed in.
 
-        Such a client is another service that calls on its own behalf: one of its addresses has the calls of many.
+        Such a client is another service that calls on its own behalf. Many callers cause its requests, which all come
+        from its one address.
         """
         if self._rate_limit is not None and (identity.get().signed_in or not self._client_addresses.trusts(address)):
             self._rate_limit.check(caller)

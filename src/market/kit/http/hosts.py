@@ -1,4 +1,4 @@
-"""Which hosts requests may name where nobody signs in and only this machine can connect.
+"""Checks the Host header of requests, in services where nobody signs in and only this machine can connect.
 
 A web page in a browser on this machine can send requests to 127.0.0.1, but it can neither read the responses nor send
 JSON, because that is another origin. An attacker gets around this with a page whose own name resolves to 127.0.0.1

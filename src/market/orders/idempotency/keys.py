@@ -6,9 +6,10 @@ versions place orders at the same time. So a key is stored in up to three fields
 (mongodb/documents.py):
 
 - `subject_key` is unique for each signed-in caller.
-- `idempotency_key` is unique among the orders of one user. Instances that know only the user check this one, so a
-  request and its repetition place one order no matter which instances handle them. If another subject's order for this
-  user has the key, the field is left out of the document, and the key is found by `subject_key` alone.
+- `idempotency_key` is unique among the orders of one user. Instances in mode `open` and of earlier versions know no
+  subjects; they check this field. So a request and its repetition place one order no matter which instances handle
+  them. If another subject's order for this user has the key, the field is left out of the document, and the key is
+  found by `subject_key` alone.
 - `key` does the same for even earlier versions, in which a key is unique across users.
 
 A document without `subject_key` was stored by an instance that does not know who placed the order. Its key stays valid
@@ -31,7 +32,10 @@ from market.orders.mongodb.collection import OrdersCollection, documents
 
 
 class IdempotencyKeyTaken(Exception):
-    """Another order has the idempotency key: one of the same owner or, temporarily, a pending one of another owner."""
+    """Another order has the idempotency key: one of the same owner, or an undecided one of another owner.
+
+    Undecided means that it is pending, or has a status that only a newer version knows.
+    """
 
 
 class KeyFieldTaken(IdempotencyKeyTaken):
@@ -108,7 +112,8 @@ class IdempotencyKeyRepository:
         """Return whether an order of another owner has the order's key in the field and will keep it.
 
         False while the other order is pending: if it is rejected, the field becomes free, and an instance that finds
-        keys only by this field would place our order a second time.
+        keys only by this field would place our order a second time. Also False if only a newer version knows the other
+        order's status.
         """
         where: documents.Document = {field: order.idempotency_key}
         if field == "idempotency_key":

@@ -5,10 +5,10 @@ Besides the fields of the order itself, a document has:
   version that rejects the order removes `digest`, and the next three fields as far as it knows them.
 - `subject_key`: the key of a signed-in caller, as `{"subject": ..., "key": ...}`. It is unique: a key belongs to the
   subject, no matter which user the order is for. If the field is absent, the key belongs to the user.
-- `idempotency_key`: the same key, unique among the orders of the user. Earlier versions and mode `open` know only the
-  user. So during an upgrade, this field is what prevents them and a signed-in caller from placing one order twice. It
-  is absent if another subject's order for this user has it: for example, if a merchant and the user have chosen the
-  same key.
+- `idempotency_key`: the same key, unique among the orders of the user. During an upgrade, this field keeps a
+  repeated request from being placed twice: once by an instance that knows only the user (of an earlier version, or in
+  mode `open`), and once by an instance that requires sign-in. It is absent if another subject's order for this user
+  has it: for example, if a merchant and the user have chosen the same key.
 - `key`: the same key, for even earlier versions. In them, a key is unique across users, so `key` is absent if another
   user's order has it.
 - `placed_by`: the subject that placed the order, if that is not the user.
@@ -16,7 +16,7 @@ Besides the fields of the order itself, a document has:
 - `since`: the server's time when the pending order was stored.
 - `release_due`: the server's time when the stock release became due, or was last postponed. Absent if none is due.
 - `outbox`: the events that Kafka has not acknowledged. `unsent_since`: the time of the oldest one, or when they were
-  requeued; absent if they are stuck.
+  requeued. It is removed if an event becomes stuck, and set again if an event is added later.
 - `stuck_since`: when Kafka permanently rejected an event. The event's outbox entry has the reason in `refused`.
 - `claimed_by`, `claimed_at`: the owner of the outbox lease, and the server's time when it was taken.
 """

@@ -51,7 +51,7 @@ class Relay:
 
     `publish` adds an order to `_in_flight` and sends its first event. Depending on the delivery result, the event is
     removed from the outbox (`_removals`), the lease is released (`_lease_releases`), or the event is marked as
-    stuck. `_settle` then removes the order from `_in_flight` and sets `_settled`. If the order was leased again
+    stuck. `_settle` then removes the order from `_in_flight` and sets `_settled`. If `publish` was called for the order
     meanwhile (`_reclaimed`), its remaining events are sent.
 
     Must be constructed inside a running event loop. `outbox` holds the events to publish; `faults` is None outside of
@@ -86,14 +86,15 @@ class Relay:
         self._in_flight: dict[UUID, float] = {}
         # The orders in `_in_flight` that the loop retries. They count as recovered once Kafka has acknowledged them.
         self._retried: set[UUID] = set()
-        # Orders that were leased again while in flight. Either their first event has been removed from the outbox, but
-        # `_remove` has not returned yet; or their lease has been released, but they have not been settled yet.
+        # Orders for which `publish` was called while one of their events was in flight. `_settle` has their lease
+        # renewed, and what is left of their outbox sent.
         self._reclaimed: set[UUID] = set()
         # Set whenever an order leaves `_in_flight`.
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failing = False
-        # How many messages were not delivered, or not accepted by the producer.
+        # How many messages were not delivered, or not accepted by the producer. Permanently rejected ones do not count,
+        # because they are not retried.
         self._failures = 0
         # Where the last pass over the outboxes stopped; None if it reached the end. The next pass continues there, so
         # that an order that keeps failing (its partition is unavailable) does not block those not tried yet.
@@ -160,7 +161,7 @@ class Relay:
             self.publish(order)
         if leased:
             await self._wait_settled(leased)
-        # Continue at once while there are more orders and Kafka accepts all of their events.
+        # Continue at once while there are more orders and no event has to be retried.
         return 0.0 if self._position is not None and self._failures == failures else self._interval_seconds
 
     async def close(self, timeout_seconds: float) -> None:

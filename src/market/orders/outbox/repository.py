@@ -142,7 +142,11 @@ class OutboxRepository:
         return None
 
     async def mark_stuck(self, order_id: UUID, event_id: UUID, reason: str, at: datetime) -> None:
-        """Record that Kafka permanently rejected the event. It stays in the outbox and is not retried automatically."""
+        """Record that Kafka permanently rejected the event, and release the lease.
+
+        The event stays in the outbox. It is not sent again automatically, unless the order is cancelled later: the new
+        event makes the outbox due, and this one is before it.
+        """
         await self._collection.update_one(
             {"_id": order_id, "outbox.id": event_id},
             {

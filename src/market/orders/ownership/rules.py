@@ -63,7 +63,7 @@ def attribute_order(new: NewOrder) -> Attribution:
 
     Raises Forbidden if the caller may not place orders. Also raises it if the caller may place orders only for
     themselves, and the request names another user, or an address other than the verified one.
-    Raises BadInput if a merchant names a user that contains @ but is not an e-mail address, without an `email`.
+    Raises BadInput if a merchant names no `email`, and a user that contains @ but is not an e-mail address.
     """
     caller = identity.get()
     for_anybody = PLACE_ORDERS.require(caller) is Permission.YES

@@ -90,7 +90,8 @@ async def _recover_each(deps: Deps, order_ids: list[UUID], *, overdue: bool) -> 
                 return Result.ERROR
             except Unavailable:
                 if not deps.inventory.circuit_is_open:
-                    # Move the order to the end of the queue, so that it does not block the others.
+                    # Move a stock release to the end of its queue, so that it does not block the others. This leaves
+                    # an overdue pending order where it is.
                     await deps.orders.postpone_release(order_id)
                 return Result.UNAVAILABLE
             except Exception:
