@@ -46,5 +46,5 @@ def test_only_the_development_wheel_installs_a_command(
 def test_the_development_wheel_contains_the_configuration_and_all_data_files(tmp_path: Path) -> None:
     with build_wheel(ROOT / "dev", tmp_path) as wheel:
         data = {name for name in wheel.namelist() if not name.endswith(".py") and ".dist-info/" not in name}
-    assert len(CONFIG_FILES) == 5
+    assert len(CONFIG_FILES) == 6
     assert data == CONFIG_FILES | DATA_FILES

@@ -65,7 +65,7 @@ def test_the_rules_for_public_stores_cover_each_port_and_no_private_address(
 @pytest.mark.parametrize(("overlay", "window"), [("base", 120), ("overlays/production", 300)])
 def test_autoscalers_double_in_half_a_minute_and_shrink_pod_by_pod(deploy: Path, overlay: str, window: int) -> None:
     scalers = by_name(check_manifests.render(deploy, overlay), "HorizontalPodAutoscaler")
-    assert len(scalers) == 4
+    assert len(scalers) == 5
     for scaler in scalers.values():
         assert scaler["spec"]["behavior"] == {
             "scaleUp": {

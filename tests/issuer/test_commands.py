@@ -138,7 +138,7 @@ def test_no_secret_is_an_argument_of_a_process_or_in_a_configuration_file(shop: 
     shown = [argument for process in shop.up.process_trees() for argument in process.cmdline()]
     files = [path.read_text() for path in (shop.up.data / "config").glob("*.yaml")]
     logs = [path.read_text() for path in (shop.up.data / "logs").glob("*.log")]
-    assert len(files) == 4
+    assert len(files) == 5
     for text in (*shown, *files, *logs):
         assert not any(secret in text for secret in secrets)
     assert yaml.safe_load((shop.up.data / "config" / "orders.yaml").read_text())["auth"]["mode"] == "required"
@@ -180,6 +180,6 @@ def test_the_realm_has_the_people_of_the_local_provider_and_no_secret() -> None:
     secrets = [client["secret"] for client in realm["clients"] if "secret" in client]
     secrets += [credential["value"] for user in people.values() for credential in user["credentials"]]
     assert all(re.fullmatch(r"\$\{MARKET_[A-Z_]+\}", secret) for secret in secrets)
-    assert len(secrets) == 7
+    assert len(secrets) == 8
     accounts = {u["id"]: u["serviceAccountClientId"] for u in realm["users"] if "serviceAccountClientId" in u}
     assert accounts.items() >= {(i, name) for name, i in sign_in.SUBJECTS["keycloak"].items()}
