@@ -37,7 +37,7 @@ async def authentication(issuer: Issuer) -> AsyncIterator[Authenticator]:
 
         async def has_keys() -> bool:
             try:
-                await one.authenticate(f"Bearer {issuer.token()}")
+                await one.authenticate(issuer.token())
             except Unavailable:
                 # The first fetch took too long, and is repeated.
                 return False
