@@ -44,7 +44,7 @@ class Authenticator:
         yet whether the issuer has the token's key.
         """
         now = self._clock()
-        # The cache's keys are digests, not tokens: whoever reads this process's memory could use tokens like passwords.
+        # The cache's keys are digests, not tokens: a reader of this process's memory could use tokens like passwords.
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         if cached := self._cache.get(digest, now):
             return cached

@@ -2,7 +2,7 @@
 
 Reports each difference with its likely cause, and repairs those that have an unambiguous repair. Safe on a live system:
 only orders older than `recovery.reject_after_seconds` are compared with their reservations and events, and such a
-difference is reported only if a second check, a moment later, finds it as well. What does not change by itself is
+difference is reported only if a second check, a moment later, finds it as well. What lasts until it is repaired is
 checked once: unreadable documents and messages, unknown statuses, and stock rows.
 """
 

@@ -156,7 +156,7 @@ def _still_unknown(visit: Visit) -> Response:
 
 
 def _unknown(visit: Visit) -> Draft | None:
-    """Return the visitor's order whose outcome is not known. Whoever signs in later does not place it."""
+    """Return the visitor's order whose outcome is not known. A person who signs in later does not place it."""
     draft = visit.site.cookies.read(visit.request, _UNKNOWN, Draft, max_age=_UNKNOWN_MAX_AGE_SECONDS)
     return draft if draft is not None and draft.subject == _subject(visit) else None
 
