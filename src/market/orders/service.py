@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -25,8 +24,6 @@ from market.orders.domain import (
     InsufficientStock,
     NewOrder,
     Order,
-    OrderCancelled,
-    OutOfStock,
     Reason,
     ReservationRejected,
     Shortage,
@@ -42,6 +39,14 @@ from market.orders.idempotency.keys import IdempotencyKeyRepository, Idempotency
 from market.orders.metrics import RECOVERED
 from market.orders.outbox.entries import new_entry
 from market.orders.outbox.relay import Relay
+from market.orders.outcomes.explanations import (
+    ADVICE_AFTER_CANCELLATION,
+    ADVICE_WITH_KEY,
+    ADVICE_WITHOUT_KEY,
+    explain_unknown_outcome,
+    require_confirmed,
+    unknown_status,
+)
 from market.orders.ownership.rules import (
     act_as_service,
     attribute_order,
@@ -146,8 +151,8 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
         placed_by=attribution.placed_by,
         without_mail=attribution.without_mail,
     )
-    advice = _ADVICE_WITH_KEY if idempotency_key is not None else _ADVICE_WITHOUT_KEY
-    with _explain_unknown_outcome("placed", order.id, advice):
+    advice = ADVICE_WITH_KEY if idempotency_key is not None else ADVICE_WITHOUT_KEY
+    with explain_unknown_outcome("placed", order.id, advice):
         await deps.failure_point("orders.before-intent")
         while True:
             try:
@@ -164,7 +169,7 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
         await deps.failure_point("orders.after-intent")
         order = await _advance_pending(deps, order)
         await deps.failure_point("orders.before-response")
-    return PlacedOrder(_require_confirmed(order), replayed=False)
+    return PlacedOrder(require_confirmed(order), replayed=False)
 
 
 async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
@@ -178,7 +183,7 @@ async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
         return None
     if holder.digest != lookup.digest:
         raise IdempotencyKeyReused()
-    with _explain_unknown_outcome("placed", holder.order_id, _ADVICE_WITH_KEY):
+    with explain_unknown_outcome("placed", holder.order_id, ADVICE_WITH_KEY):
         order = await deps.orders.get_latest(holder.order_id)
         if order is None or order.idempotency_key != lookup.key:
             return None
@@ -186,7 +191,7 @@ async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
     # Cancelled orders, and orders with a status that only a newer version knows, keep their keys. Return them as they
     # are.
     return_as_is = order.status in (Status.CANCELLED, Status.UNKNOWN)
-    return PlacedOrder(order if return_as_is else _require_confirmed(order), replayed=True)
+    return PlacedOrder(order if return_as_is else require_confirmed(order), replayed=True)
 
 
 async def _advance_pending(deps: Deps, order: Order) -> Order:
@@ -212,61 +217,6 @@ async def _advance_pending(deps: Deps, order: Order) -> Order:
     return order
 
 
-# Why an order was rejected, in words for the client. OUT_OF_STOCK has no entry, because OutOfStock reports it. The
-# keys are text, because a newer version may have stored a reason that this one does not know.
-_REJECTION_CAUSES: Mapping[str | None, str] = {
-    Reason.EXPIRED: "the order could not be processed in time and was rejected",
-    Reason.RESERVATION_REJECTED: "inventory rejected the order's reservation, so the order was rejected",
-}
-
-
-def _require_confirmed(order: Order) -> Order:
-    """Return the order if it is confirmed, otherwise raise the error that says why it is not."""
-    if order.status is Status.CONFIRMED:
-        return order
-    if order.status is Status.CANCELLED:
-        raise OrderCancelled(order.id)
-    if order.status is Status.UNKNOWN:
-        raise _unknown_status(order)
-    if order.shortages:
-        raise OutOfStock(order.shortages)
-    cause = _REJECTION_CAUSES.get(order.reason, "the order was rejected")
-    raise Unavailable(f"{cause}; place it again", order_id=str(order.id))
-
-
-def _unknown_status(order: Order) -> Unavailable:
-    return Unavailable(
-        f'the order has the status "{order.unknown_status}", which this version of the service does not know',
-        order_id=str(order.id),
-    )
-
-
-# What the client can do if it is unknown whether the order was placed or cancelled.
-_ADVICE_WITH_KEY = "repeat the request with the same Idempotency-Key for the final result, or read the order by its id"
-_ADVICE_WITHOUT_KEY = (
-    "read the order by its id for the result; without an Idempotency-Key, ordering again may place a second order"
-)
-_ADVICE_AFTER_CANCELLATION = "cancel it again, or read the order by its id for the result"
-
-
-@contextmanager
-def _explain_unknown_outcome(action: Literal["placed", "cancelled"], order_id: UUID, advice: str) -> Iterator[None]:
-    """Explain an Unavailable that the block raises: what is unknown, the order's id, and what the client can do.
-
-    An Unavailable that has an order id already is raised unchanged.
-    """
-    try:
-        yield
-    except Unavailable as e:
-        if e.extension_members().get("order_id"):
-            raise
-        raise Unavailable(
-            f"it is unknown whether the order was {action}: {e}; {advice}",
-            retry_after=e.retry_after,
-            order_id=str(order_id),
-        ) from e
-
-
 async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     """Cancel the order, or leave it as it is if it was rejected.
 
@@ -274,7 +224,7 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     there is no order that the caller may cancel. Raises Unavailable if it is unknown whether the order is cancelled, or
     if the order has a status that only a newer version of the service knows.
     """
-    with _explain_unknown_outcome("cancelled", order_id, _ADVICE_AFTER_CANCELLATION):
+    with explain_unknown_outcome("cancelled", order_id, ADVICE_AFTER_CANCELLATION):
         # This read may miss the latest changes. The conditional update of the cancellation does not, and a cancelled or
         # rejected order stays as it is. Only the absence of an order has to be certain, so `get_latest` confirms it.
         owner = cancellable_owner()
@@ -285,7 +235,7 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
         if order.status is Status.REJECTED:
             return True
         if order.status is Status.UNKNOWN:
-            raise _unknown_status(order)
+            raise unknown_status(order)
     if order.outbox and order.lease_owner is None:
         deps.run_in_background(Step.PUBLISH, order.id, deps.relay.publish_now(order.id))
     if not order.release_due:
