@@ -179,7 +179,7 @@ async def test_a_caller_above_its_requests_in_flight_gets_429_while_another_one_
         "1",
     )
     assert (await get("203.0.113.1")).status_code == 200
-    assert app._in_flight_of == {}
+    assert app.in_flight.requests_by_caller == {}
 
 
 async def test_requests_above_max_in_flight_get_503_at_once(http):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -28,16 +28,15 @@ from market.kit.errors import (
     Forbidden,
     MethodNotAllowed,
     NotFound,
-    Overloaded,
     Problem,
     TooLarge,
-    TooManyRequests,
     Unauthenticated,
 )
 from market.kit.http.caller import ClientAddresses, address_caller, subject_caller
 from market.kit.http.compression import Compression, Reserve
 from market.kit.http.cors import Cors
 from market.kit.http.hosts import Hosts
+from market.kit.http.in_flight import InFlight
 from market.kit.http.rate_limit import RateLimit
 from market.kit.http.responses import problem_response
 from market.kit.process import logs
@@ -56,7 +55,6 @@ DURATION = Histogram(
     ["method", "route"],
     buckets=[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
 )
-IN_FLIGHT = Gauge("market_http_requests_in_flight", "HTTP requests in flight.")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 # Turns a Problem into a response, given the ASGI scope.
@@ -160,15 +158,9 @@ class Edge:
         self._plain = {r.path: r for r in routes if r.pattern is None}
         self._patterns = [(r.pattern, r) for r in routes if r.pattern is not None]
         self._max_body_bytes = config.max_body_bytes
-        self._max_in_flight = config.max_in_flight
         self._min_deadline_ms = config.min_deadline_ms
         self._client_addresses = ClientAddresses(config)
-        self._max_in_flight_per_caller = config.max_in_flight_per_caller
-        self._max_in_flight_body_bytes = config.max_in_flight_body_bytes
-        self._in_flight_body_bytes = 0
-        self._in_flight = 0
-        # By caller; a caller without requests has no entry.
-        self._in_flight_of: dict[str, int] = {}
+        self.in_flight = InFlight(config)
         self._tracer = tracer
         self._health = health
         self._render_problem = render_problem
@@ -206,16 +198,13 @@ class Edge:
         deadline_token = context.deadline.set(None)
         # The size of the body, which the connection has received completely (market.kit.http.protocol).
         body_bytes: int = scope.get("state", {}).get("body_bytes", 0)
-        self._in_flight_body_bytes += body_bytes
-        self._in_flight += 1
-        IN_FLIGHT.inc()
         caller = address_caller(address)
-        own_in_flight = self._change_in_flight(caller, 1)
+        self.in_flight.add(caller, body_bytes)
         route = _NO_ROUTE
         status = _CLIENT_CLOSED_REQUEST
         try:
             try:
-                self._check_limits(headers, own_in_flight, body_bytes)
+                self._check_limits(headers, caller, body_bytes)
                 self._set_deadline(headers)
                 route, parameters = self._find(scope["path"])
                 if self._cors.is_enabled and self._cors.is_preflight(scope["method"], headers):
@@ -226,7 +215,7 @@ class Edge:
                         if self._authenticator is not None:
                             await self._authenticate(self._authenticator, headers, scope["headers"])
                             caller = self._count_as_subject(caller)
-                            self._check_in_flight(self._in_flight_of[caller])
+                            self.in_flight.check_caller(caller)
                             _check_permission(operation)
                     except Problem:
                         # Refused requests are limited, too. A token is verified first, so that nobody can lock out
@@ -261,10 +250,7 @@ class Edge:
             status = response.status_code
             await response(scope, receive, send)
         finally:
-            self._in_flight_body_bytes -= body_bytes
-            self._in_flight -= 1
-            IN_FLIGHT.dec()
-            self._change_in_flight(caller, -1)
+            self.in_flight.remove(caller, body_bytes)
             context.deadline.reset(deadline_token)
             seconds = time.perf_counter() - started
             self._count(scope["method"], route.path, status, seconds)
@@ -273,21 +259,13 @@ class Edge:
                 "request handled", method=scope["method"], route=route.path, status=status, seconds=round(seconds, 4)
             )
 
-    def _check_limits(self, headers: dict[bytes, bytes], own_in_flight: int, body_bytes: int) -> None:
+    def _check_limits(self, headers: dict[bytes, bytes], caller: str, body_bytes: int) -> None:
         if self._hosts is not None:
             self._hosts.check(headers.get(b"host"))
-        self._check_in_flight(own_in_flight)
-        if self._in_flight > self._max_in_flight:
-            raise Overloaded("too many requests in flight")
-        if body_bytes and self._in_flight_body_bytes > self._max_in_flight_body_bytes:
-            raise Overloaded("the request bodies in flight exceed the limit on their total size")
+        self.in_flight.check(caller, body_bytes)
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 15 or int(length) > self._max_body_bytes):
             raise TooLarge("body", f"must be at most {self._max_body_bytes} bytes")
-
-    def _check_in_flight(self, own_in_flight: int) -> None:
-        if own_in_flight > self._max_in_flight_per_caller:
-            raise TooManyRequests(f"at most {self._max_in_flight_per_caller} requests from one caller may be in flight")
 
     def _check_rate(self, caller: str, address: str) -> None:
         """Count the request. Raises TooManyRequests, unless its client is a trusted proxy and has not signed in.
@@ -341,23 +319,16 @@ class Edge:
             raise
         token.set(presented)
 
-    def _count_as_subject(self, address: str) -> str:
-        """Count the request for its subject, if it has one, instead of its address. Return the caller."""
-        if not (subject := identity.get().subject):
-            return address
-        caller = subject_caller(subject)
-        self._change_in_flight(caller, 1)
-        self._change_in_flight(address, -1)
-        return caller
+    def _count_as_subject(self, caller: str) -> str:
+        """Count the request in flight for its subject, if it has one, and return the caller that it is counted for.
 
-    def _change_in_flight(self, caller: str, change: int) -> int:
-        """Change the number of the caller's requests in flight by `change`, and return the new number."""
-        count = self._in_flight_of.get(caller, 0) + change
-        if count:
-            self._in_flight_of[caller] = count
-        else:
-            del self._in_flight_of[caller]
-        return count
+        caller: the client's address, for which the request was counted so far.
+        """
+        if not (subject := identity.get().subject):
+            return caller
+        signed_in_caller = subject_caller(subject)
+        self.in_flight.reassign(caller, signed_in_caller)
+        return signed_in_caller
 
     async def _respond(self, endpoint: Endpoint, headers: dict[bytes, bytes], scope: Any, receive: Any) -> Response:
         if b"content-length" in headers or b"transfer-encoding" in headers:

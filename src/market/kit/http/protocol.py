@@ -326,7 +326,7 @@ class HttpProtocol(HttpToolsProtocol):
         cycle.waiting_for_100_continue = False
         cycle.message_event.set()
         if cycle.body:
-            # For the limit on the bytes of bodies in flight (market.kit.http.edge).
+            # For the limit on the bytes of bodies in flight (market.kit.http.in_flight).
             cycle.scope["state"]["body_bytes"] = len(cycle.body)
         self._server_connections.waiting.pop(self, None)
         super()._start_asgi_task(cycle, self.app)
