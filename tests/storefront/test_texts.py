@@ -15,7 +15,7 @@ from babel.messages.pofile import read_po
 from market.storefront.texts import languages
 
 STOREFRONT = Path(languages.__file__).parents[1]
-TRANSLATED = sorted(path.parents[1].name for path in STOREFRONT.glob("texts/locales/*/LC_MESSAGES/messages.po"))
+TRANSLATED = sorted(path.name for path in STOREFRONT.glob("texts/locales/*"))
 Text = str | tuple[str, ...]
 
 
@@ -27,10 +27,14 @@ def used() -> set[Text]:
 
 
 def catalogue(code: str) -> dict[Text, tuple[str, ...]]:
-    """Return a catalogue: the translations by text, several of them for a text with a plural."""
-    file = STOREFRONT / "texts/locales" / code / "LC_MESSAGES/messages.po"
-    messages = [message for message in read_po(BytesIO(file.read_bytes()), locale=code) if message.id]
-    return {m.id: m.string if isinstance(m.string, tuple) else (m.string,) for m in messages}
+    """Return the translations by text, several of them for a text with a plural. A text has one, in all catalogues."""
+    found: dict[Text, tuple[str, ...]] = {}
+    for file in sorted(STOREFRONT.glob(f"texts/locales/{code}/LC_MESSAGES/*.po")):
+        for message in read_po(BytesIO(file.read_bytes()), locale=code):
+            if message.id:
+                translations = message.string if isinstance(message.string, tuple) else (message.string,)
+                assert found.setdefault(message.id, translations) == translations, f"{file.name}: {message.id}"
+    return found
 
 
 def fields(text: str) -> Iterator[str]:

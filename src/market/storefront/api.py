@@ -11,6 +11,7 @@ from market.kit.http import edge
 from market.kit.http.edge import Endpoint
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
+from market.storefront.desk import routes as desk
 from market.storefront.pages.routes import ROUTES, SHARED, needs_sign_in
 from market.storefront.pages.visit import Page, Site, endpoint, stateless_problem_page
 
@@ -32,13 +33,13 @@ _SLOW = frozenset(
 
 def application(site: Site, config: Http, tracer: Tracer, health: Health) -> Any:
     """Return the ASGI application."""
-    pages: Mapping[str, Page] = ROUTES
+    pages: Mapping[str, Page] = {**ROUTES, **desk.ROUTES}
     routes: dict[str, Endpoint] = {
         key: endpoint(site, page, needs_sign_in=needs_sign_in(key), is_shared=key in SHARED)
         for key, page in pages.items()
     }
     routes["GET /static/{name}"] = site.renderer.assets.get
-    timeouts = {key: SLOW_TIMEOUT_SECONDS if key in _SLOW else TIMEOUT_SECONDS for key in routes}
+    timeouts = {key: SLOW_TIMEOUT_SECONDS if key in _SLOW | desk.SLOW else TIMEOUT_SECONDS for key in routes}
     return edge.application(
         routes,
         config,

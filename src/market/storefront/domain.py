@@ -12,6 +12,8 @@ from market.kit.errors import GRPC_INVALID_ARGUMENT, Conflict, Problem, Unavaila
 
 # The products on one page of the catalogue.
 PAGE_SIZE = 20
+# The longest search that the shop accepts, in characters.
+MAX_SEARCH = 200
 # The orders on one page of "my orders".
 ORDERS_PAGE_SIZE = 20
 # The lines of a basket, which a cookie has to hold.
@@ -36,6 +38,28 @@ class ProductPage(Struct, frozen=True, kw_only=True, rename="camel"):
     """A page of the catalogue. `suggested`: the search found nothing, and these products have similar words."""
 
     items: tuple[Product, ...]
+    total: int = 0
+    total_exact: bool = True
+    next: str | None = None
+    suggested: bool = False
+
+
+class DeskProduct(Struct, frozen=True, kw_only=True, rename="camel"):
+    """A product as merchants see it. stock: the units that are free to sell; None if that is unknown at the moment."""
+
+    id: str
+    name: str
+    price: str
+    currency: str
+    updated_at: datetime
+    image_url: str | None = None
+    stock: int | None = None
+
+
+class DeskProductPage(Struct, frozen=True, kw_only=True, rename="camel"):
+    """A page of the desk's products, as ProductPage has them."""
+
+    items: tuple[DeskProduct, ...]
     total: int = 0
     total_exact: bool = True
     next: str | None = None

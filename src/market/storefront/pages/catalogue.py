@@ -9,12 +9,10 @@ from starlette.responses import Response
 
 from market.kit.http.responses import json_response
 from market.storefront import service
-from market.storefront.domain import Product
+from market.storefront.domain import MAX_SEARCH, Product
 from market.storefront.pages.visit import Visit
 
 SORTS = ("-created_at", "price", "-price", "name")
-# The longest search that the shop accepts, in characters.
-MAX_SEARCH = 200
 
 
 async def get_catalogue(visit: Visit) -> Response:

@@ -11,7 +11,7 @@ from market.storefront.pages.visit import Visit
 
 _HEADERS = {"cache-control": "public, max-age=3600", "x-content-type-options": "nosniff"}
 # Pages that belong to one visitor, and addresses that change nothing but the order of the catalogue.
-_PRIVATE = ("/basket", "/checkout", "/orders", "/sign-in", "/suggestions", "/*sort=", "/*after=")
+_PRIVATE = ("/basket", "/checkout", "/desk", "/orders", "/sign-in", "/suggestions", "/*sort=", "/*after=")
 
 
 async def get_robots(visit: Visit) -> Response:

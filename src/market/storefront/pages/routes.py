@@ -33,7 +33,7 @@ ROUTES: Mapping[str, Page] = {
 SHARED = frozenset({"GET /images/{name}", "GET /robots.txt", "GET /sitemap.xml"})
 
 # Where auth.mode is `required`, one signs in for these addresses and those below them. The catalogue is public.
-_NEEDS_SIGN_IN = ("/checkout", "/orders")
+_NEEDS_SIGN_IN = ("/checkout", "/orders", "/desk")
 
 
 def needs_sign_in(route: str) -> bool:

@@ -43,6 +43,8 @@ log = logs.get_logger("storefront")
 LANGUAGE_COOKIE = "market_language"
 # A checkout of 50 lines has some 60 fields.
 _MAX_FIELDS = 300
+# The roles of those who may enter the desk.
+STAFF = ("merchant", "operator")
 _FORM = b"application/x-www-form-urlencoded"
 
 
@@ -73,6 +75,7 @@ class Visit:
     """A request. A page may replace `session` and `basket`; they are kept in the visitor's browser.
 
     person: who has signed in; None if nobody has.
+    context: further values that every template of this request gets.
     """
 
     site: Site
@@ -82,6 +85,7 @@ class Visit:
     basket: Basket
     person: Person | None = None
     form: Mapping[str, list[str]] = field(default_factory=dict)
+    context: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def deps(self) -> Deps:
@@ -111,7 +115,8 @@ class Visit:
 
     def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """Return a page."""
-        return self.site.renderer.page(template, self.language, {"visit": self, **values}, status=status)
+        values = {"visit": self, **self.context, **values}
+        return self.site.renderer.page(template, self.language, values, status=status)
 
     # What every template uses.
 
@@ -131,6 +136,13 @@ class Visit:
         """Where the visitor signs in, and then returns to this page."""
         is_page = self.request.method in ("GET", "HEAD") and not self.request.scope["path"].startswith("/sign-in")
         return "/sign-in?" + urlencode({"next": self.path if is_page else "/"})
+
+    @property
+    def may_enter_desk(self) -> bool:
+        """Whether the visitor may enter the desk, /desk. Where nobody signs in, everybody may."""
+        if self.site.is_open:
+            return True
+        return self.person is not None and not set(STAFF).isdisjoint(self.person.roles)
 
     @property
     def languages(self) -> tuple[Language, ...]:

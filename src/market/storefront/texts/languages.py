@@ -1,7 +1,7 @@
 """The languages of the shop: their texts, from gettext catalogues, and how they write money and dates.
 
-English is the language of the sources, so it has no catalogue. The others are `locales/LANGUAGE/LC_MESSAGES/*.po`. They
-are read at start, so there is no compiled file that could be out of date.
+English is the language of the sources, so it has no catalogue. The others are `locales/LANGUAGE/LC_MESSAGES/*.po`:
+messages.po has the buyer's pages, desk_*.po the desk. They are read at start, so no compiled file can be out of date.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from io import BytesIO
 
 from babel import Locale
 from babel.dates import format_date, format_time
+from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from babel.numbers import format_currency, format_decimal
@@ -56,11 +57,21 @@ def _money(amount: str, currency: str, locale: Locale) -> str:
     return str(format_currency(Decimal(amount), currency, locale=locale))
 
 
+def N_(text: str) -> str:
+    """Return the text. Marks it for the catalogues where it is not translated yet, because there is no language."""
+    return text
+
+
 def _read(code: str) -> gettext.NullTranslations:
-    """Return the texts of a language."""
-    catalogue = files("market.storefront.texts").joinpath("locales", code, "LC_MESSAGES", "messages.po")
+    """Return the texts of a language, from all its catalogues."""
+    texts = Catalog(locale=code)
+    for file in files("market.storefront.texts").joinpath("locales", code, "LC_MESSAGES").iterdir():
+        if file.name.endswith(".po"):
+            for message in read_po(BytesIO(file.read_bytes()), locale=code):
+                if message.id:
+                    texts.add(message.id, message.string)
     compiled = BytesIO()
-    write_mo(compiled, read_po(BytesIO(catalogue.read_bytes()), locale=code))
+    write_mo(compiled, texts)
     compiled.seek(0)
     return Translations(compiled)
 

@@ -1,0 +1,65 @@
+"""The addresses of the desk's pages, and what its pages have in common.
+
+A module of pages has a tuple SECTIONS, which is added to the one below; navigation and start page follow from it. Its
+templates extend desk/layout.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from market.kit.errors import Forbidden, Problem, Unauthenticated, Unavailable
+from market.storefront.desk import notices, products, start
+from market.storefront.desk.sections import Section
+from market.storefront.pages.visit import STAFF, Page, Visit
+
+SECTIONS: tuple[Section, ...] = (*products.SECTIONS,)
+
+
+def _page_of(section: Section | None, page: Page) -> Page:
+    """Return the page for those who may use the section, with the desk's navigation. None: the start page."""
+
+    async def respond(visit: Visit) -> Response:
+        notice = notices.read(visit)
+        sections = tuple(s for s in SECTIONS if s.is_open_to(visit))
+        visit.context = {"sections": sections, "section": section, "notice": notice}
+        try:
+            may_enter = visit.may_enter_desk if section is None else section.is_open_to(visit)
+            response = await page(visit) if may_enter else _forbidden_page(visit, section)
+        except Unauthenticated:
+            raise
+        except Forbidden:
+            response = _forbidden_page(visit, section)
+        except Problem as e:
+            response = _problem_page(visit, e)
+        response.headers["x-robots-tag"] = "noindex"
+        if notice is not None and response.media_type == "text/html":
+            notices.remove(visit, response)
+        return response
+
+    return respond
+
+
+def _forbidden_page(visit: Visit, section: Section | None) -> Response:
+    """Return the page that says who may do this."""
+    roles: Any = STAFF if section is None else section.roles
+    return visit.page("desk/forbidden.html", status=403, roles=roles)
+
+
+def _problem_page(visit: Visit, problem: Problem) -> Response:
+    status = 400 if problem.status == 422 else problem.status
+    response = visit.page("desk/problem.html", status=status, problem=problem)
+    if isinstance(problem, Unavailable):
+        response.headers["retry-after"] = str(problem.retry_after)
+    return response
+
+
+ROUTES: Mapping[str, Page] = {
+    "GET /desk": _page_of(None, start.get_start),
+    **{key: _page_of(section, page) for section in SECTIONS for key, page in section.routes.items()},
+}
+
+SLOW: frozenset[str] = frozenset().union(*(section.slow for section in SECTIONS))

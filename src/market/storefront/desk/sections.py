@@ -1,0 +1,39 @@
+"""A section of the desk: its place in the navigation, its pages, and who may use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from market.kit.auth.permissions import Access, Permission
+from market.storefront.pages.visit import STAFF, Page, Visit
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section.
+
+    path: of its first page
+    title, explanation: in English, marked with N_ for the catalogues
+    access: who may use it, from market.contracts.access. The services decide; this hides what they would refuse.
+    routes: its pages by method and path: {"GET /desk/products": list_products}
+    slow: those of its routes that may take longer than other pages
+    """
+
+    path: str
+    title: str
+    explanation: str
+    access: Access
+    routes: Mapping[str, Page]
+    slow: frozenset[str] = frozenset()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that may use it for everybody's data, not only for their own."""
+        return tuple(role for role in STAFF if getattr(self.access, role) is Permission.YES)
+
+    def is_open_to(self, visit: Visit) -> bool:
+        """Return whether the visitor may use it."""
+        if visit.site.is_open:
+            return True
+        return visit.person is not None and not set(self.roles).isdisjoint(visit.person.roles)
