@@ -6,14 +6,14 @@ import csv
 import random
 from pathlib import Path
 
-from market_dev.commands import retail
+from market.storefront.importing import online_retail
 
 
 def write_catalogue(path: Path, prefix: str, products: int) -> None:
     """Write a file that sells each of so many products once."""
     with path.open("w", newline="") as file:
         out = csv.writer(file)
-        out.writerow(retail.COLUMNS)
+        out.writerow(online_retail.COLUMNS)
         for n in range(products):
             name = f"WHITE HANGING HEART T-LIGHT HOLDER {prefix}{n}"
             out.writerow(
@@ -29,7 +29,7 @@ def write_invoices(source: Path | None, path: Path, prefix: str, times: int, lim
     """
     with path.open("w", newline="") as file:
         out = csv.writer(file)
-        out.writerow(retail.COLUMNS)
+        out.writerow(online_retail.COLUMNS)
         for turn in range(times):
             for row in _rows(source, limit):
                 # A C at the beginning marks a cancellation.

@@ -20,6 +20,7 @@ from benchmarks.cpu import cpu_ms_per_operation
 from benchmarks.measurements import Measurement, Row
 from benchmarks.scenario import Contestants, Measurements, Scenario, compare
 from benchmarks.testbed import Testbed, outbox_drained
+from market.storefront.importing import online_retail
 
 GOAL = ">= 50 % of the load generator"
 REPLAY_STOCK = 100_000_000
@@ -94,7 +95,7 @@ async def prepare_replay(testbed: Testbed) -> Contestants:
     path = testbed.directory / "invoices.csv"
     retail_data.write_invoices(testbed.data, path, f"P{next(numbers)}", 1, limit)
     await _run_command(testbed, "import", str(path), "--stock", str(REPLAY_STOCK))
-    survey = retail.survey(path)
+    survey = online_retail.survey(path)
     async with ShopClient.at(port_base=testbed.port_base, url=None) as shop:
         catalogue = await import_.create_or_find(shop, survey.articles, Progress(disable=True), "", stock=REPLAY_STOCK)
 
@@ -135,7 +136,7 @@ def _write_bodies(invoices: Path, file: Path, ids: dict[str, str]) -> int:
     """Write the requests that `market replay` makes of the invoices, for the workload `bodies`. Return their number."""
     count = 0
     with file.open("w") as out:
-        for invoice in retail.invoices(invoices, retail.survey(invoices)):
+        for invoice in retail.invoices(invoices, online_retail.survey(invoices)):
             out.write(json.dumps({"body": replay.order(invoice, ids), "key": invoice.number}) + "\n")
             count += 1
     return count

@@ -11,18 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from market_dev.commands import retail
-from market_dev.commands.retail import Article, InvalidFile
+
+from market.storefront.importing import online_retail
+from market.storefront.importing.online_retail import Article, InvalidFile
 
 Write = Callable[..., Path]
 
 
 def test_stock_codes_are_case_insensitive(write: Write) -> None:
-    survey = retail.survey(write("1;85123A;HOLDER;6;2.55;17850", "1;85123a;HOLDER;2;2.55;17850"))
+    survey = online_retail.survey(write("1;85123A;HOLDER;6;2.55;17850", "1;85123a;HOLDER;2;2.55;17850"))
     assert survey.articles == [Article("85123A", "HOLDER", Decimal("2.55"), 8)]
 
 
 def test_the_most_frequent_description_wins_and_the_first_of_equally_frequent_ones(write: Write) -> None:
-    survey = retail.survey(
+    survey = online_retail.survey(
         write(
             "1;1;CLOCHE;1;1;",
             "1;1;BELL  JAR;1;1;",
@@ -37,18 +39,18 @@ def test_the_most_frequent_description_wins_and_the_first_of_equally_frequent_on
 
 
 def test_the_median_price_is_rounded_half_up(write: Write) -> None:
-    survey = retail.survey(write("1;A1;X;1;1.11;", "1;A1;X;1;1.12;"))
+    survey = online_retail.survey(write("1;A1;X;1;1.11;", "1;A1;X;1;1.12;"))
     assert survey.articles[0].price == Decimal("1.12")
 
 
 @given(st.lists(st.decimals(min_value=0, max_value=999, places=3), min_size=1, max_size=20))
 def test_the_median_of_counted_prices_is_the_median_of_their_list(prices: list[Decimal]) -> None:
     middle = sorted(prices)[(len(prices) - 1) // 2] + sorted(prices)[len(prices) // 2]
-    assert retail.median(Counter(prices)) == (middle / 2).quantize(Decimal("0.01"), "ROUND_HALF_UP")
+    assert online_retail.median(Counter(prices)) == (middle / 2).quantize(Decimal("0.01"), "ROUND_HALF_UP")
 
 
 def test_each_line_that_is_not_a_sale_is_skipped_with_a_reason(write: Write) -> None:
-    survey = retail.survey(
+    survey = online_retail.survey(
         write(
             "1;10;GOOD;3;1.00;",
             "C2;10;GOOD;-1;1.00;",
@@ -61,27 +63,34 @@ def test_each_line_that_is_not_a_sale_is_skipped_with_a_reason(write: Write) -> 
             "7;20;;1;0;",
         )
     )
-    assert survey.skipped == {retail.RETURNED: 2, retail.CHARGE: 3, retail.UNDESCRIBED: 2, retail.FREE: 1}
+    assert survey.skipped == {
+        online_retail.RETURNED: 2,
+        online_retail.CHARGE: 3,
+        online_retail.UNDESCRIBED: 2,
+        online_retail.FREE: 1,
+    }
     assert survey.articles == [Article("10", "GOOD", Decimal("1.00"), 3)]
     assert (survey.lines, survey.invoices, len(survey.last_lines), survey.incomplete) == (9, 1, 7, 1)
 
 
 def test_an_article_that_is_only_returned_is_a_product_without_stock(write: Write) -> None:
-    assert retail.survey(write("C1;10;DOORMAT;-1;6.75;5")).articles == [Article("10", "DOORMAT", Decimal("6.75"), 0)]
+    assert online_retail.survey(write("C1;10;DOORMAT;-1;6.75;5")).articles == [
+        Article("10", "DOORMAT", Decimal("6.75"), 0)
+    ]
 
 
 def test_an_invoice_is_one_order_without_the_skipped_lines(write: Write) -> None:
     path = write(
         "1;10a;X;1;1;", "1;POST;POSTAGE;1;5;", "1;20;Y;2;1;", "1;10A;X;3;1;", "2;10A;X;1;1;17850", "C3;10A;X;-1;1;17850"
     )
-    first, second = retail.invoices(path, retail.survey(path))
+    first, second = retail.invoices(path, online_retail.survey(path))
     assert (first.number, first.user, first.units) == ("1", "guest-1", {"10A": 4, "20": 2})
     assert (second.number, second.user, second.units) == ("2", "17850", {"10A": 1})
 
 
 def test_an_invoice_with_scattered_lines_is_one_order(write: Write) -> None:
     path = write("1;10;X;1;1;", "2;10;X;5;1;", "1;20;Y;2;1;", "1;POST;POSTAGE;1;5;")
-    assert [(i.number, i.units) for i in retail.invoices(path, retail.survey(path))] == [
+    assert [(i.number, i.units) for i in retail.invoices(path, online_retail.survey(path))] == [
         ("2", {"10": 5}),
         ("1", {"10": 1, "20": 2}),
     ]
@@ -105,7 +114,7 @@ def test_an_invoice_with_scattered_lines_is_one_order(write: Write) -> None:
 )
 def test_an_invalid_value_is_reported_with_line_and_column(write: Write, line: str, message: str) -> None:
     with pytest.raises(InvalidFile) as e:
-        retail.survey(write(line))
+        online_retail.survey(write(line))
     assert f"retail.csv, {message}" in str(e.value)
 
 
@@ -150,12 +159,12 @@ def test_a_file_in_another_format_is_rejected(tmp_path: Path, data: bytes, messa
     path = tmp_path / "retail.csv"
     path.write_bytes(data)
     with pytest.raises(InvalidFile, match=f"retail.csv.*{message}"):
-        retail.survey(path)
+        online_retail.survey(path)
 
 
 def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InvalidFile, match="cannot be read: No such file"):
-        retail.survey(tmp_path / "none.csv")
+        online_retail.survey(tmp_path / "none.csv")
 
 
 def test_the_export_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
@@ -164,5 +173,5 @@ def test_the_export_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
         b"\xef\xbb\xbfInvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\r\n"
         b'1,10,"MUG, ""BIG""",1,12/1/2010 8:26,2.55,17850,France\r\n'
     )
-    assert retail.survey(path).articles == [Article("10", 'MUG, "BIG"', Decimal("2.55"), 1)]
-    assert next(retail.invoices(path, retail.survey(path))).at.isoformat() == "2010-12-01T08:26:00"
+    assert online_retail.survey(path).articles == [Article("10", 'MUG, "BIG"', Decimal("2.55"), 1)]
+    assert next(retail.invoices(path, online_retail.survey(path))).at.isoformat() == "2010-12-01T08:26:00"

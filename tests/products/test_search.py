@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from market_dev.commands.import_ import create_or_find
-from market_dev.commands.retail import Article
 from market_dev.shop_client import ShopClient
 from rich.progress import Progress
 
@@ -22,6 +21,7 @@ from market.products.search.pages import SearchQuery, read_page_by_sort
 from market.products.search.ranking import read_positions
 from market.products.search.ranks import ranks_of
 from market.products.search.sampling import Sample, is_common, take_sample
+from market.storefront.importing.online_retail import Article
 from tests.support.databases import own_database, superuser
 from tests.support.servers import PostgresHandle
 

@@ -14,10 +14,10 @@ import asyncpg
 import httpx
 import pytest
 from market_dev.commands import retail
-from market_dev.commands.retail import COLUMNS
 from pymongo import AsyncMongoClient
 
 from market.contracts import events
+from market.storefront.importing import online_retail
 from tests.support.waiting import until
 from tests.system.whole_shop import ROOT, Mails, System
 
@@ -41,7 +41,7 @@ def part_of_the_excerpt(prefix: str, invoices: int) -> list[dict[str, str]]:
 
 
 def _code(prefix: str, code: str) -> str:
-    return code if code in retail.CHARGES else prefix + code
+    return code if code in online_retail.CHARGES else prefix + code
 
 
 def generated(prefix: str, invoices: int) -> list[dict[str, str]]:
@@ -76,7 +76,7 @@ def generated(prefix: str, invoices: int) -> list[dict[str, str]]:
 
 def write(path: Path, rows: list[dict[str, str]]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, online_retail.COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return path
@@ -124,7 +124,7 @@ async def test_the_initial_stock_is_sold_or_left_and_each_order_has_one_mail(
     shop: System, http: httpx.AsyncClient, mails: Mails, tmp_path: Path, prefix: str, stock: int | None
 ) -> None:
     path = write(tmp_path / "part.csv", (part_of_the_excerpt if EXCERPT.exists() else generated)(prefix, 40))
-    survey = retail.survey(path)
+    survey = online_retail.survey(path)
     invoices = {i.number: i for i in retail.invoices(path, survey)}
     assert max(len(i.units) for i in invoices.values()) > 450
 

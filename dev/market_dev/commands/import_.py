@@ -22,9 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from market.contracts import money
-from market_dev.commands import retail
-from market_dev.commands.retail import Article, InvalidFile, Survey
+from market.storefront.importing import online_retail, rows
+from market.storefront.importing.online_retail import Article, InvalidFile, Survey
 from market_dev.shop_client import (
     InvalidAddress,
     RequestRejected,
@@ -32,12 +31,10 @@ from market_dev.shop_client import (
     ShopNotRunning,
     ShopUnavailable,
     SignInRequired,
-    idempotency_key,
 )
 from market_dev.stack.topology import DEFAULT_DATA, DEFAULT_PORT_BASE, LAST_PORT_BASE
 from market_dev.tokens import SignInFailed
 
-CURRENCY = "GBP"
 CONCURRENCY = 64
 
 FileArgument = Annotated[
@@ -91,7 +88,7 @@ def run(
             help="Units in stock of each product; default: what the file sells of it.",
             metavar="N",
             min=0,
-            max=retail.MAX_QUANTITY,
+            max=online_retail.MAX_QUANTITY,
         ),
     ] = None,
     port_base: PortBaseOption = DEFAULT_PORT_BASE,
@@ -161,7 +158,7 @@ async def create_or_find(
 
 async def _create_or_find(shop: ShopClient, article: Article, stock: int, catalogue: Catalogue) -> None:
     try:
-        created = await shop.create_product(product(article, stock), idempotency_key(f"import:{article.code}"))
+        created = await shop.create_product(product(article, stock), rows.creation_key(article.code))
     except RequestRejected as e:
         if e.kind != "idempotency-key-reused":
             raise
@@ -176,10 +173,8 @@ async def _create_or_find(shop: ShopClient, article: Article, stock: int, catalo
 
 
 async def _find(shop: ShopClient, code: str) -> str:
-    ending = f"Stock code {code}."
-    # As a phrase: elsewhere a hyphen in the code could exclude a word.
-    phrase = '"{}"'.format(ending.replace('"', " "))
-    for item in await shop.search_products(phrase):
+    ending = rows.ending(code)
+    for item in await shop.search_products(rows.search_phrase(code)):
         if item["description"].endswith(ending):
             return str(item["id"])
     raise NoSuchProduct(f"was imported before, but no product's description ends with {ending!r} now")
@@ -187,12 +182,13 @@ async def _find(shop: ShopClient, code: str) -> str:
 
 def product(article: Article, stock: int) -> dict[str, Any]:
     """Return the request that creates the product; the same file gives the same bytes, as the key requires."""
+    row = rows.of_article(article, stock)
     return {
-        "name": article.name,
-        "description": f"{article.name}. Stock code {article.code}.",
-        "price": money.write(article.price, CURRENCY),
-        "currency": CURRENCY,
-        "stock": stock,
+        "name": row.name,
+        "description": row.description,
+        "price": row.price,
+        "currency": row.currency,
+        "stock": row.stock,
     }
 
 
@@ -200,7 +196,7 @@ def read(file: Path, bars: Progress) -> Survey:
     """Return the survey of the file, showing a progress bar. Raises InvalidFile."""
     size = file.stat().st_size if file.is_file() else None
     task = bars.add_task("Reading the file", total=size, unit="bytes")
-    survey = retail.survey(file, lambda read: bars.update(task, completed=read))
+    survey = online_retail.survey(file, lambda read: bars.update(task, completed=read))
     bars.update(task, completed=size)
     return survey
 

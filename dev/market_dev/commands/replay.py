@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from market.storefront.importing import online_retail
+from market.storefront.importing.online_retail import Survey
 from market_dev.commands import retail
 from market_dev.commands.import_ import (
     Catalogue,
@@ -34,7 +36,7 @@ from market_dev.commands.import_ import (
     require_running,
     two_columns,
 )
-from market_dev.commands.retail import Invoice, Survey
+from market_dev.commands.retail import Invoice
 from market_dev.shop_client import RequestRejected, ShopClient, idempotency_key
 from market_dev.stack.topology import DEFAULT_DATA, DEFAULT_PORT_BASE
 
@@ -191,7 +193,7 @@ def table(survey: Survey, catalogue: Catalogue, report: Report) -> Table:
     table.add_section()
     table.add_row("invoices without a sale", f"{len(survey.last_lines) - survey.invoices:,}")
     table.add_row("lines skipped", f"{survey.skipped.total():,} of {survey.lines:,}")
-    for reason in retail.SKIPPED:
+    for reason in online_retail.SKIPPED:
         table.add_row(f"  {reason}", f"{survey.skipped[reason]:,}")
     if catalogue.created:
         table.add_row("products created", f"{catalogue.created:,}")

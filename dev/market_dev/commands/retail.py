@@ -1,98 +1,17 @@
-"""Reads files in the Online Retail format: CSV with the columns COLUMNS, one line per article of an invoice.
+"""The invoices of a file in the Online Retail format, for `market replay`.
 
-A file is read as a stream, at most twice; memory grows with the number of articles and invoices, not of lines. The
-data set is described at https://archive.ics.uci.edu/dataset/352/online+retail.
+A file is read twice: the first time for its survey.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
-from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from pathlib import Path
 
-COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country")
-
-# Stock codes that are not articles: postage, discounts, carriage, manual corrections, fees, samples.
-CHARGES = frozenset(
-    [
-        "POST",
-        "DOT",
-        "C2",
-        "C3",
-        "D",
-        "M",
-        "S",
-        "B",
-        "BANK CHARGES",
-        "AMAZONFEE",
-        "AMAZON FEE",
-        "CRUK",
-        "ADJUST",
-        "ADJUST2",
-        "GIFT",
-    ]
-)
-
-# Why a line is not a sale, in the order of the checks.
-RETURNED, CHARGE, UNDESCRIBED, FREE = "returns", "charges", "lines without a description", "zero prices"
-SKIPPED = (RETURNED, CHARGE, UNDESCRIBED, FREE)
-
-MAX_QUANTITY = 2_147_483_647
-_MAX_PRICE = Decimal("99999999.99")
-_CENT = Decimal("0.01")
-_CUSTOMER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}", re.ASCII)
-# As in the files of the data set, and as spreadsheets export the original.
-_DATES = ("%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M")
-
-
-class InvalidFile(Exception):
-    """The file cannot be used; the message names the file, the line, the column and the reason."""
-
-    def __init__(self, path: Path, line: int | None, column: str | None, reason: str) -> None:
-        where = "" if line is None else f", line {line}"
-        super().__init__(f"{path}{where}{f', column {column}' if column else ''}: {reason}")
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of an invoice. `code` is in upper case, `price` is as in the file, `customer` may be empty."""
-
-    number: int
-    invoice: str
-    code: str
-    description: str
-    quantity: int
-    at: datetime
-    price: Decimal
-    customer: str
-
-    def skip_reason(self) -> str | None:
-        """Return why the line is not a sale, one of SKIPPED, or None if it is one."""
-        if self.quantity <= 0 or self.invoice[:1] in "Cc":
-            return RETURNED
-        if self.code in CHARGES:
-            return CHARGE
-        if not self.description:
-            return UNDESCRIBED
-        if self.price <= 0:
-            return FREE
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Article:
-    """One stock code: its most frequent description, its median price in GBP, and the units that the file sells."""
-
-    code: str
-    name: str
-    price: Decimal
-    sold: int
+from market.storefront.importing import online_retail
+from market.storefront.importing.online_retail import Survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,71 +24,10 @@ class Invoice:
     units: dict[str, int]
 
 
-@dataclass(slots=True)
-class Survey:
-    """Summary of a whole file.
-
-    invoices: the number of invoices that sell something
-    incomplete: the number of stock codes that no line gives both a description and a price
-    skipped: the number of lines by reason, see SKIPPED
-    last_lines: the last line of each invoice, after which it is complete
-    """
-
-    articles: list[Article]
-    lines: int
-    invoices: int
-    incomplete: int
-    skipped: Counter[str]
-    last_lines: dict[str, int] = field(repr=False)
-
-
-Progress = Callable[[int], None]
-
-
-def survey(path: Path, progress: Progress | None = None) -> Survey:
-    """Read the whole file once, so that errors are found before the first request. Raises InvalidFile.
-
-    `progress` is called with the number of bytes read so far.
-    """
-    names: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    prices: defaultdict[str, Counter[Decimal]] = defaultdict(Counter)
-    sold: Counter[str] = Counter()
-    skipped: Counter[str] = Counter()
-    last_lines: dict[str, int] = {}
-    selling: set[str] = set()
-    count = 0
-    for line in lines(path, progress):
-        count += 1
-        last_lines[line.invoice] = line.number
-        skip_reason = line.skip_reason()
-        if line.code not in CHARGES:
-            sold[line.code] += 0
-            # Returns show the price too; notes on write-offs are not descriptions.
-            if line.description and line.price > 0:
-                names[line.code][line.description] += 1
-                prices[line.code][line.price] += 1
-        if skip_reason is not None:
-            skipped[skip_reason] += 1
-            continue
-        selling.add(line.invoice)
-        sold[line.code] += line.quantity
-        if sold[line.code] > MAX_QUANTITY:
-            raise InvalidFile(
-                path, line.number, "Quantity", f"the file sells more than {MAX_QUANTITY:,} units of {line.code}"
-            )
-    # Counter.most_common prefers the first seen of equally frequent ones, so the same file gives the same articles.
-    articles = [
-        Article(code, names[code].most_common(1)[0][0], median(prices[code]), units)
-        for code, units in sold.items()
-        if code in names
-    ]
-    return Survey(articles, count, len(selling), len(sold) - len(articles), skipped, last_lines)
-
-
 def invoices(path: Path, survey: Survey) -> Iterator[Invoice]:
     """Yield the invoices that sell something, each when it is complete; only incomplete ones are kept in memory."""
     open_: dict[str, Invoice] = {}
-    for line in lines(path):
+    for line in online_retail.lines(path):
         if line.skip_reason() is None:
             invoice = open_.get(line.invoice)
             if invoice is None:
@@ -178,145 +36,3 @@ def invoices(path: Path, survey: Survey) -> Iterator[Invoice]:
             invoice.units[line.code] = invoice.units.get(line.code, 0) + line.quantity
         if survey.last_lines[line.invoice] == line.number and line.invoice in open_:
             yield open_.pop(line.invoice)
-
-
-def median(prices: Counter[Decimal]) -> Decimal:
-    """Return the median of the prices, rounded half up to two decimals."""
-    total = prices.total()
-    # The indexes of the one or two prices in the middle.
-    low, high = (total - 1) // 2, total // 2
-    middle: list[Decimal] = []
-    seen = 0
-    for price in sorted(prices):
-        upto = seen + prices[price]
-        middle += [price for place in (low, high) if seen <= place < upto]
-        seen = upto
-    return (sum(middle, Decimal(0)) / 2).quantize(_CENT, ROUND_HALF_UP)
-
-
-def lines(path: Path, progress: Progress | None = None) -> Iterator[Line]:
-    """Yield the file's lines as a stream. Raises InvalidFile."""
-    read = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal read
-        for number, data in enumerate(file, 1):
-            read += len(data)
-            if number == 1 and (reason := _other_format(data)):
-                raise InvalidFile(path, None, None, reason)
-            try:
-                yield data.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                raise InvalidFile(
-                    path, number, None, "is not UTF-8 (iconv -f ISO-8859-1 -t UTF-8 FILE > NEW converts the original)"
-                ) from None
-
-    try:
-        with path.open("rb") as file:
-            reader = csv.reader(texts(), strict=True)
-            try:
-                header = next(reader, None)
-                if not header:
-                    raise InvalidFile(path, None, None, "is empty")
-                parse = _Parser(path, [name.strip() for name in header])
-                for row in reader:
-                    if row:
-                        yield parse(reader.line_num, row)
-                        if progress and reader.line_num % 512 == 0:
-                            progress(read)
-            except csv.Error as e:
-                raise InvalidFile(path, reader.line_num, None, f"is not CSV: {e}") from None
-    except OSError as e:
-        raise InvalidFile(path, None, None, f"cannot be read: {e.strerror}") from None
-    if progress:
-        progress(read)
-
-
-def _other_format(beginning: bytes) -> str | None:
-    """Return the format of a file that is not text in UTF-8, recognised by its first line; None if it may be UTF-8."""
-    if beginning.startswith(b"PK\x03\x04"):
-        return "is an Excel workbook; save it as CSV in UTF-8"
-    # With a byte order mark iconv knows the order, and removes the mark. That of UTF-32 may begin with that of UTF-16.
-    if beginning.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        name = "UTF-32"
-    elif beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        name = "UTF-16"
-    elif b"\0" in beginning[:100]:
-        name = "UTF-16BE" if beginning.startswith(b"\0") else "UTF-16LE"
-    else:
-        return None
-    return f"is in {name[:6]}, and must be in UTF-8 (iconv -f {name} -t UTF-8 FILE > NEW converts it)"
-
-
-def _other_separator(header: list[str]) -> str | None:
-    """Return why the first line cannot be read if its fields are separated by other characters than commas."""
-    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
-        if len(header) == 1 and separator in header[0]:
-            return f"its fields are separated by {name}, and must be separated by commas, with a point in decimals"
-    return None
-
-
-class _Parser:
-    """Converts a row into a Line, or raises InvalidFile with the column."""
-
-    def __init__(self, path: Path, header: list[str]) -> None:
-        self._path = path
-        self._width = len(header)
-        if reason := _other_separator(header):
-            raise InvalidFile(path, 1, None, reason)
-        if missing := [name for name in COLUMNS if name not in header]:
-            raise InvalidFile(path, 1, missing[0], f"is missing; the first line must name {','.join(COLUMNS)}")
-        self._indexes = [header.index(name) for name in COLUMNS]
-
-    def __call__(self, number: int, row: list[str]) -> Line:
-        if len(row) != self._width:
-            raise InvalidFile(self._path, number, None, f"has {len(row)} fields, not {self._width}")
-        invoice, code, description, quantity, date, price, customer = (row[i].strip() for i in self._indexes[:7])
-        if not _CUSTOMER.fullmatch(invoice):
-            raise self._error(number, "InvoiceNo", "1 to 50 letters and digits", invoice)
-        if not code or len(code) > 50 or not code.isprintable():
-            raise self._error(number, "StockCode", "1 to 50 printable characters", code)
-        if customer and not _CUSTOMER.fullmatch(customer):
-            raise self._error(number, "CustomerID", "empty or 1 to 50 letters and digits", customer)
-        description = " ".join(description.split())
-        if len(description) > 200 or not description.isprintable():
-            raise self._error(number, "Description", "at most 200 printable characters", description)
-        try:
-            units = int(quantity)
-        except ValueError:
-            units = MAX_QUANTITY + 1
-        if abs(units) > MAX_QUANTITY:
-            raise self._error(number, "Quantity", "a whole number", quantity)
-        return Line(
-            number,
-            invoice,
-            code.upper(),
-            description,
-            units,
-            self._date(number, date),
-            self._price(number, price),
-            customer,
-        )
-
-    def _price(self, number: int, text: str) -> Decimal:
-        try:
-            price = Decimal(text)
-        except InvalidOperation:
-            price = Decimal("NaN")
-        if not price.is_finite() or abs(price) > _MAX_PRICE:
-            raise self._error(number, "UnitPrice", "a price such as 2.55, at most 99999999.99", text)
-        return price
-
-    def _date(self, number: int, text: str) -> datetime:
-        try:
-            return datetime.fromisoformat(text).replace(tzinfo=None)
-        except ValueError:
-            for form in _DATES:
-                try:
-                    return datetime.strptime(text, form)  # noqa: DTZ007 (local time of the shop; only differences are used)
-                except ValueError:
-                    continue
-        raise self._error(number, "InvoiceDate", "a time such as 2010-12-01T08:26:00", text)
-
-    def _error(self, number: int, column: str, allowed: str, value: str) -> InvalidFile:
-        return InvalidFile(self._path, number, column, f"must be {allowed}, got {value[:60]!r}")
