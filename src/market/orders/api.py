@@ -39,7 +39,7 @@ _RESPONSE_SECONDS = 0.2
 # The minimum time for a handler, even if the caller's deadline has almost passed.
 _MIN_HANDLER_SECONDS = 0.05
 
-# The weight of a body is at least one line per this many bytes. In JSON, a line takes 60 to 120 bytes.
+# The weight of a body is at least one line per this many bytes. (In JSON, a line usually takes 60 to 120 bytes.)
 _BYTES_PER_LINE = 256
 # The weight of a page of orders is one line per this many stored bytes.
 _PAGE_BYTES_PER_LINE = 2048
@@ -112,8 +112,8 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             str,
             Meta(
                 description="The currency of the prices that the customer has seen, as an ISO 4217 code. If a product "
-                "has another currency, the order is not placed (409). Send it with `expected_total`: 100 yen and 100 "
-                "dollars are the same amount.",
+                "has another currency, the order is not placed (409). Send it together with `expected_total`, which is "
+                "100 both for 100 yen and for 100 dollars.",
                 extra_json_schema={"minLength": 3, "maxLength": 3, "enum": list(currency.CODES)},
             ),
         ]
@@ -122,7 +122,7 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Page(Struct, frozen=True):
-    """A page of orders. It has fewer than `limit` items if they would exceed 8 MiB; `next` continues after them."""
+    """A page of orders. It has fewer than `limit` items if more would exceed 8 MiB; the rest is on the next page."""
 
     items: list[events.Order]
     total: Annotated[int, Meta(ge=0, description="The number of orders in the whole list, or a lower bound of it.")]
@@ -230,7 +230,7 @@ def parse_order(body: CreateOrder) -> NewOrder:
 def weigh(body: bytes) -> int:
     """Return the weight of a request: an estimate of the number of its lines, made before the body is parsed.
 
-    Each line is a JSON object inside the object of the order.
+    In the JSON, the order and each of its lines begin with a brace.
     """
     return max(1, body.count(b"{") - 1, len(body) // _BYTES_PER_LINE)
 
@@ -243,9 +243,10 @@ def _placed_response(placed: service.PlacedOrder) -> Response:
 
 
 def _weigh_page(outline: PageOutline) -> int:
-    """Return the weight of a page: its stored bytes, capped at twice the maximum page size, converted to lines.
+    """Return the weight of a page in lines, estimated from its stored bytes.
 
-    Usually no more than that is read, because a page ends before it exceeds MAX_PAGE_BYTES of JSON.
+    At most twice MAX_PAGE_BYTES count: usually no more than that is read, because a page ends before its JSON exceeds
+    MAX_PAGE_BYTES.
     """
     return min(sum(outline.sizes.values()), 2 * MAX_PAGE_BYTES) // _PAGE_BYTES_PER_LINE
 
@@ -297,7 +298,7 @@ def routes(
     async def get(request: Request) -> Response:
         reject_unsupported_preconditions(request)
         parse_query(request, _NoParameters)
-        # Another user's order is not found, like one that does not exist.
+        # The response for an order that the caller may not read is the same as for one that does not exist.
         order = await deps.orders.get(text.parse_path_id("order", request.path_params["id"]), readable_owner())
         if order is None:
             raise NotFound("order", request.path_params["id"])
@@ -317,13 +318,14 @@ def routes(
             after = read_cursor(query.after, Position, *definition)
         status = Status(query.status) if query.status else None
         outline = await deps.orders.list_orders(user, status, limit=query.limit, offset=query.offset, after=after)
-        # The orders themselves are read only now, so that waiting requests need little memory.
+        # So far only sizes were read. The orders are read after admission, so that a waiting request needs little
+        # memory.
         async with admission(request, _weigh_page(outline)):
             encoded, last, has_next = await _encode_items(deps, outline)
             next_cursor = None
             if last is not None and has_next:
                 next_cursor = write_cursor(Position.of(last), *definition)
-            # The items are encoded already.
+            # The items are encoded already: encode the page without items, and insert them.
             rest = _encoder.encode(Page([], outline.total, query.limit, query.offset, outline.total_exact, next_cursor))
             return json_response(b'{"items":[' + b",".join(encoded) + rest.removeprefix(b'{"items":['))
 
@@ -353,8 +355,10 @@ def app(
     default_timeout_seconds: float,
     authenticator: Authenticator | None = None,
 ) -> Any:
-    """Return the ASGI app. The timeouts are the deadlines of POST and of every other request.
+    """Return the ASGI app.
 
+    create_order_timeout_seconds: the deadline of POST /api/order
+    default_timeout_seconds: the deadline of every other request
     authenticator: verifies the callers' tokens. None: mode `open`, in which nobody signs in.
     """
     endpoints = routes(deps, admission, create_order_timeout_seconds, default_timeout_seconds)

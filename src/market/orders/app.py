@@ -58,9 +58,8 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     async with connect(config, process, clients) as deps, authenticator(config.auth) as authentication:
         await wait_for_store(process.health, deps)
         if config.service_identity is not None and config.service_identity.token_file is not None:
-            # A rolling update with a wrong identity stops at its first pod. With client credentials there is no such
-            # check, because it would keep a pod from starting while the issuer is unavailable, although much of what a
-            # pod does needs no token.
+            # So a rolling update with a wrong token stops at its first pod. A token from the issuer is not checked: a
+            # pod must be able to start while the issuer is unavailable, because much of its work needs no token.
             await process.health.wait_for("inventory-identity", deps.inventory.check_identity)
         async with periodic_tasks(background_tasks(config, deps)):
             yield http_server(config, process, deps, authentication)
@@ -77,8 +76,8 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         instance_id = uuid4().hex
         outbox = OutboxRepository(collection, instance_id=instance_id)
         keys = IdempotencyKeyRepository(collection)
-        # The service calls inventory with its own identity, no matter who placed the order. Prices are public, so
-        # products gets no token.
+        # The service calls inventory with its own token, no matter who placed the order. It calls products without a
+        # token, because prices are public.
         tokens = await stack.enter_async_context(service_tokens(config.service_identity, config.auth))
         products = clients.products or ProductsClient(
             await stack.enter_async_context(HttpClient("products", config.products))
@@ -101,8 +100,8 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         try:
             yield deps
         finally:
-            # Wait for the background work of requests first, then close the relay, and then the connections that both
-            # use.
+            # The background tasks use the relay, and both use the connections. So the tasks end first, then the relay
+            # is closed, and the connections (by the stack) last.
             if deps.tasks:
                 await asyncio.wait(deps.tasks, timeout=3)
             await deps.relay.close(5)

@@ -61,7 +61,7 @@ class _Page(Struct):
 
 
 class ProductsClient:
-    """Fetches names and prices, at most 100 per request.
+    """Fetches the names and prices of products, at most 100 products per request.
 
     An order with up to 100 products shares requests with others. At most four of these requests are in flight. A larger
     order has requests of its own, so that smaller orders do not wait for it. At most four of these are in flight, too.
@@ -97,7 +97,7 @@ class ProductsClient:
         return found
 
     async def _fetch(self, product_ids: Sequence[str]) -> Sequence[Product | BaseException | None]:
-        # Availability is not requested, so that prices do not depend on its cache.
+        # Availability is not requested, because pricing does not need it, and products would have to look it up.
         response = await self._http.request("GET", f"/api/product?availability=false&ids={join_ids(product_ids)}")
         if response.status != 200:
             raise Unavailable(f"products responded with status {response.status}")
@@ -110,7 +110,7 @@ class ProductsClient:
 
 
 def _parse_product(item: msgspec.Raw) -> tuple[str, Product | Unavailable]:
-    """Return a product's id, and the product or, if it is invalid, the error for the callers that requested it.
+    """Return a product's id and the product. In place of an invalid product, return the error for those who need it.
 
     Raises msgspec.DecodeError if the item has no id.
     """
@@ -127,7 +127,8 @@ def _parse_product(item: msgspec.Raw) -> tuple[str, Product | Unavailable]:
 class Reservation(Struct, frozen=True):
     """A reservation as inventory lists it.
 
-    `active`: it holds stock; otherwise it was cancelled. `items`: (product id, quantity), sorted by product id.
+    active: True if it holds stock, False if it was cancelled
+    items: (product id, quantity), sorted by product id
     """
 
     id: UUID
@@ -137,7 +138,7 @@ class Reservation(Struct, frozen=True):
 
 
 class InventoryClient:
-    """Reserves and releases stock; a reservation has the same id as its order. Every call is idempotent."""
+    """Reserves and releases stock. A reservation has the same id as its order. Every call is idempotent."""
 
     def __init__(self, channel: grpc.aio.Channel, config: GrpcUpstream) -> None:
         self._stub: Any = InventoryStub(channel)
@@ -161,7 +162,7 @@ class InventoryClient:
         return self._circuit.is_open
 
     async def check_identity(self) -> None:
-        """Raise IdentityRefused if inventory does not accept this service. Return if inventory is unavailable."""
+        """Raise IdentityRefused if inventory refuses this service's token. If inventory is unavailable, just return."""
         await rpc.check_identity(self._stub.GetStock, pb.GetStockRequest(), self._timeout_seconds)
 
     async def _call(self, method: Callable[..., Awaitable[T]], request: Any) -> T:
@@ -186,15 +187,18 @@ class InventoryClient:
         return [_batch_result(result) for result in response.results]
 
     async def release(self, order_id: UUID) -> bool:
-        """Release the order's stock; later reservations with this id are rejected. Return whether any stock was held.
+        """Release the order's stock, and return whether any stock was held. Raises Unavailable.
 
-        Raises Unavailable.
+        From then on, inventory rejects reservations with this id.
         """
         response = await self._call(self._stub.CancelReserve, pb.CancelReserveRequest(reservation_id=str(order_id)))
         return bool(response.released)
 
     async def list_reservations(self, after: UUID | None, limit: int) -> list[Reservation]:
-        """Return up to `limit` reservations by ascending id, beginning after `after`. Raises Unavailable."""
+        """Return up to `limit` reservations by ascending id. Raises Unavailable.
+
+        after: only reservations with a greater id. None: from the beginning
+        """
         request = pb.ListReservationsRequest(after_id=str(after) if after else "", limit=limit)
         response = await self._call(self._stub.ListReservations, request)
         return [_reservation(r) for r in response.reservations]

@@ -14,7 +14,7 @@ from market.kit.config import Admission, GrpcUpstream, Http, HttpUpstream, NonEm
 
 
 class MongoDB(Section, frozen=True, kw_only=True):
-    """The order store. `timeout_seconds` limits one operation, including the driver's own retries."""
+    """The database of the orders. `timeout_seconds` limits one operation, including the driver's own retries."""
 
     uri: NonEmptyStr
     database: Annotated[
@@ -31,7 +31,8 @@ class MongoDB(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 2.5
 
     def __post_init__(self) -> None:
-        # The error omits the URI, which may contain a password. mongodb+srv is not checked: that needs a DNS query.
+        # The error does not show the URI, which may contain a password. A mongodb+srv URI is not checked, because that
+        # needs a DNS query.
         if not self.uri.startswith("mongodb+srv://"):
             try:
                 parse_uri(self.uri, validate=True)
@@ -42,14 +43,15 @@ class MongoDB(Section, frozen=True, kw_only=True):
 class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     """Where events are published, and how their topic is created."""
 
-    # The partitions of the topic. 0 leaves the creation of the topic to the broker.
+    # The number of partitions of the topic. With 0, the service does not create the topic: the broker has to.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
     # The topic's replication factor and its setting min.insync.replicas.
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
-    # How long an event may wait for its acknowledgement. Must be less than `recovery.lease_seconds`.
+    # The maximum time for delivering an event to Kafka, including retries. Must be less than `recovery.lease_seconds`.
     delivery_seconds: Seconds = 20.0
-    # How long the command `migrate` waits for Kafka. After that, the service creates the topic once Kafka is available.
+    # How long the command `migrate` waits for Kafka. If Kafka is not available by then, the service creates the topic
+    # later.
     create_seconds: Seconds = 30.0
 
 
@@ -70,13 +72,13 @@ class Config(SignInConfig, frozen=True, kw_only=True):
     """The service's configuration file."""
 
     http: Http
-    # Limits on concurrent requests that place or list orders. The weight is in order lines: for placing, it is
-    # estimated from the request's body; for listing, from the stored bytes of the page.
+    # Limits on concurrent requests that place or list orders. The weight of a request is its number of order lines,
+    # estimated from the body (when placing an order) or from the stored bytes of the page (when listing orders).
     admission: Admission = Admission()
     mongodb: MongoDB
     inventory: GrpcUpstream
     products: HttpUpstream
-    # The token that is sent to inventory. None: inventory does not require sign-in.
+    # Where the service gets the token that it sends to inventory. None: inventory does not require sign-in.
     service_identity: ServiceIdentity | None = None
     kafka: Kafka
     recovery: Recovery = Recovery()

@@ -2,7 +2,7 @@
 
 The state machine is data: `TRANSITIONS`, with the pure functions `next_step`, `transition_after_reservation` and
 `apply_transition`. The store builds its conditional updates from the transitions, and the model checker in the tests
-explores exactly the same ones.
+explores the same transitions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FAILURE_POINTS = (
     "orders.before-reserve",
     "orders.after-reserve",
     "orders.before-confirm",
-    "orders.after-confirm",  # acknowledged by MongoDB; `fail` makes the handler lose the acknowledgement
+    "orders.after-confirm",  # acknowledged by MongoDB; the action `fail` stands for a lost acknowledgement
     "orders.before-response",
     "orders.before-publish",
     "orders.after-publish",  # acknowledged by Kafka, but still in the outbox
@@ -60,8 +60,8 @@ class Status(StrEnum):
     CONFIRMED = "confirmed"
     REJECTED = "rejected"
     CANCELLED = "cancelled"
-    # Stands for a stored status that this version does not know, because a newer version has added it. Such an order is
-    # shown, but never changed, published or released. UNKNOWN itself is never stored.
+    # Stands for a stored status that only a newer version knows. This version shows such an order, but does not change
+    # it, publish its events or release its stock. UNKNOWN itself is never stored.
     UNKNOWN = "unknown"
 
 
@@ -75,8 +75,8 @@ class Reason(StrEnum):
     """Why an order was rejected."""
 
     OUT_OF_STOCK = "out-of-stock"
-    # Inventory rejected the reservation: it was cancelled, or exists with different items. The value is stored in
-    # documents, so it cannot be renamed.
+    # Inventory rejected the reservation, because it already has one with this id, cancelled or with other items. The
+    # value `refused` is stored in documents, so it cannot be renamed.
     RESERVATION_REJECTED = "refused"
     EXPIRED = "expired"
 
@@ -84,7 +84,7 @@ class Reason(StrEnum):
 class RequestedLine(Struct, frozen=True):
     """A line of a request, before pricing.
 
-    After `merge_lines`, the product id is in lower case, and no other line has the same one.
+    After `merge_lines`, the product id is in lower case, and no other line of the request has the same product id.
     """
 
     product_id: str
@@ -112,7 +112,7 @@ class Shortage(Struct, frozen=True):
 
 
 class OutboxEntry(Struct, frozen=True):
-    """An event in the outbox. Its content is built from the order when it is published."""
+    """An event in the outbox, without its content, which is built from the order when the event is published."""
 
     id: UUID
     event_type: str
@@ -139,7 +139,7 @@ class Order(Struct, frozen=True):
     status: Status = Status.PENDING
     # Stored in up to three fields (mongodb/documents.py).
     idempotency_key: str | None = None
-    # The signed-in caller that the key belongs to. None: it belongs to the user.
+    # The subject that the idempotency key belongs to. None: the key belongs to the user.
     key_subject: str | None = None
     # SHA-256 of the parsed request, stored with the idempotency key.
     digest: bytes | None = None
@@ -211,7 +211,7 @@ class InsufficientStock(Struct, frozen=True):
 
 
 class ReservationRejected(Struct, frozen=True):
-    """Inventory will never accept this reservation: it was cancelled, or exists with different items."""
+    """Inventory will never accept a reservation with this id: it already has one, cancelled or with other items."""
 
     detail: str
 
@@ -236,8 +236,8 @@ def next_step(order: Order, *, overdue: bool = False) -> Step:
 def next_event(order: Order) -> OutboxEntry | None:
     """Return the outbox entry that has to be published next.
 
-    None if the outbox is empty, or if only a newer version can publish it, because this version does not know the
-    order's status or the event's type.
+    Return None if the outbox is empty. Also return None if only a newer version can publish the event, because this
+    version does not know the order's status or the event's type.
     """
     if not order.outbox or order.status is Status.UNKNOWN or order.outbox[0].event_type not in events.SEQUENCE:
         return None
@@ -268,17 +268,18 @@ def apply_transition(order: Order, transition: Transition, entry: OutboxEntry | 
 class NewOrder(Struct, frozen=True, omit_defaults=True):
     """A parsed request.
 
-    user: None if the request does not name one; then the order is for the signed-in caller
+    user: who the order is for. None: the signed-in caller
     email: as in the request
-    expected_total, expected_currency: what the customer has seen, or None
+    expected_total, expected_currency: what the customer has seen, or None if the request does not contain them
 
-    A new field needs a default. `digest` leaves out fields that have their default, so a request without the new field
-    has the digest that earlier versions have stored.
+    A new field needs a default. `digest` leaves out fields that are equal to their default, so a request without the
+    new field has the same digest as in earlier versions.
     """
 
     user: str | None
     email: str | None
-    # The digest is stored and covers the field's name: renaming it would break replays across a deployment.
+    # The name `wanted` is part of the digest, and digests are stored. With another name, a request that is repeated
+    # after an upgrade would have another digest than the stored one.
     lines: tuple[RequestedLine, ...] = field(name="wanted")
     expected_total: Decimal | None
     expected_currency: str | None = None

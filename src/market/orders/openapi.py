@@ -15,8 +15,8 @@ _ID = parameter("id", "path", "The order's id.", {"type": "string", "format": "u
 _KEY = parameter(
     "Idempotency-Key",
     "header",
-    "Repeating the request with the same key and body returns the order that the first one placed. The key belongs to "
-    "the subject of the token, or to the order's `user` where sign-in is not required: others may use the same key.",
+    "Repeating the request with the same key and body returns the order that the first request placed. The key belongs "
+    "to the subject of the token, or to the order's `user` where sign-in is not required. Others may use the same key.",
     {"type": "string", "pattern": "^[!-~]{1,255}$"},
 )
 
@@ -84,7 +84,7 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "createOrder",
                 "Place an order: reserve all items or none.",
                 {
-                    201: ("Confirmed; Location is its URL.", events.Order),
+                    201: ("The confirmed order. Location is its URL.", events.Order),
                     200: (
                         "The order that was placed with this Idempotency-Key before (Idempotency-Replayed: true).",
                         events.Order,
@@ -173,8 +173,8 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "cancelOrder",
                 "Cancel an order; it stays readable as cancelled.",
                 {
-                    202: ("Cancelled. Inventory is unavailable; the stock will be released later.", None),
-                    204: ("Cancelled, and the stock is released; a rejected order stays as it is.", None),
+                    202: ("The order is cancelled. Its stock will be released when inventory is available.", None),
+                    204: ("The order is cancelled and its stock released, or it was rejected and stays so.", None),
                     404: ("There is no such order, or the caller may not see it.", None),
                     422: ("A parameter is unknown.", None),
                     **unavailable,

@@ -1,4 +1,4 @@
-"""The use cases: place and cancel orders. Both call `advance`, as recovery does, to perform an order's next step."""
+"""The use cases: place and cancel orders. They call `advance` to perform an order's steps, as recovery does."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ from market.orders.store import OrderRepository
 
 log = logs.get_logger("orders")
 
-# The pause before retrying a step whose outcome is unknown, or storing an order whose key is taken.
+# The pause before a retry: of a step whose outcome is unknown, or of storing an order whose key is taken.
 _RETRY_SECONDS = 0.05
-# The deadline of work that continues after the response.
+# The time limit of work that continues after the response was sent.
 _BACKGROUND_SECONDS = 5.0
 # During DELETE, the stock release ends this long before the deadline, so that the service can still respond with 202 if
 # inventory does not respond.
@@ -93,7 +93,7 @@ class Deps:
             await self.faults.fire_if_armed(name)
 
     def run_in_background(self, step: Step, order_id: UUID, work: Coroutine[Any, Any, object]) -> None:
-        """Start the work and return at once. If it fails, recovery retries it; publishing is retried by the relay.
+        """Start the work and return at once. If it fails, recovery retries the step, or the relay if it is publishing.
 
         `step` and `order_id` identify the work in the log.
         """
@@ -106,9 +106,9 @@ class Deps:
                     with context.deadline_in(_BACKGROUND_SECONDS):
                         await work
                 except Unavailable as e:
-                    log.warning("step deferred to recovery", step=step.value, order_id=str(order_id), reason=str(e))
+                    log.warning("step failed, will be retried", step=step.value, order_id=str(order_id), reason=str(e))
                 except Exception:
-                    log.exception("step failed, deferred to recovery", step=step.value, order_id=str(order_id))
+                    log.exception("step failed, will be retried", step=step.value, order_id=str(order_id))
 
         task = asyncio.get_running_loop().create_task(run())
         self.tasks.add(task)
@@ -162,9 +162,9 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
                 assert lookup is not None
                 if replay := await _replay(deps, lookup):
                     return replay
-                # Try again, until the deadline. Either the order that had the key was rejected, so the key is free
-                # again. Or an order of another owner has the same key in a field of earlier versions
-                # (idempotency/keys.py), and is still pending or has a status that only a newer version knows.
+                # The key was taken when the order was inserted, but `_replay` finds no order that has it. Either the
+                # key has become free meanwhile, or an undecided order of another owner has it in a field of earlier
+                # versions (idempotency/keys.py). Insert the order again, until the deadline.
                 await asyncio.sleep(_RETRY_SECONDS)
         await deps.failure_point("orders.after-intent")
         order = await _advance_pending(deps, order)
@@ -175,8 +175,8 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
 async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
     """Return the order that has the idempotency key, or None if the key is free. A pending order is advanced first.
 
-    Raises IdempotencyKeyReused if the key was used with a different request, and the same errors as `place_order` if
-    the order is rejected.
+    Raises IdempotencyKeyReused if the key was used with a different request. Raises OutOfStock or Unavailable if the
+    pending order was rejected, and Unavailable if its outcome is unknown.
     """
     holder = await deps.keys.find(lookup)
     if holder is None:
@@ -186,6 +186,7 @@ async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
     with explain_unknown_outcome("placed", holder.order_id, ADVICE_WITH_KEY):
         order = await deps.orders.get_latest(holder.order_id)
         if order is None or order.idempotency_key != lookup.key:
+            # The order was rejected after `find`, which made the key free.
             return None
         order = await _advance_pending(deps, order)
     # Cancelled orders, and orders with a status that only a newer version knows, keep their keys. Return them as they
@@ -197,8 +198,8 @@ async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
 async def _advance_pending(deps: Deps, order: Order) -> Order:
     """Advance the order until it is no longer pending, and return it. Raises Unavailable if the outcome is unknown.
 
-    Also start the next step, but do not wait until it is finished: release the stock, or publish the event if this
-    instance holds the lease.
+    If a stock release is due then, start it without waiting for its end. If an event is due and this instance holds the
+    lease on the outbox, start publishing it.
     """
     was_pending = order.status is Status.PENDING
     try:
@@ -220,13 +221,13 @@ async def _advance_pending(deps: Deps, order: Order) -> Order:
 async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     """Cancel the order, or leave it as it is if it was rejected.
 
-    Return False if the stock of the cancelled order is not released yet; recovery will release it. Raises NotFound if
-    there is no order that the caller may cancel. Raises Unavailable if it is unknown whether the order is cancelled, or
-    if the order has a status that only a newer version of the service knows.
+    Return False if the order is cancelled, but its stock could not be released yet. Recovery will release it. Raises
+    NotFound if there is no order that the caller may cancel. Raises Unavailable if it is unknown whether the order is
+    cancelled, or if the order has a status that only a newer version of the service knows.
     """
     with explain_unknown_outcome("cancelled", order_id, ADVICE_AFTER_CANCELLATION):
-        # This read may miss the latest changes. The conditional update of the cancellation does not, and a cancelled or
-        # rejected order stays as it is. Only the absence of an order has to be certain, so `get_latest` confirms it.
+        # `get` may return an outdated order. That does no harm, because a cancellation is applied only if the stored
+        # status is still the same. But it may also miss a new order, so `get_latest` confirms that there is none.
         owner = cancellable_owner()
         order = await deps.orders.get(order_id, owner) or await deps.orders.get_latest(order_id, owner)
         if order is None:
@@ -284,8 +285,11 @@ async def _apply_cancellation(deps: Deps, order: Order, transition: Transition) 
 async def advance(deps: Deps, order: Order, *, overdue: bool = False) -> Order:
     """Perform the order's next step and return the order as it is afterwards.
 
-    Any instance may repeat a step at any time, except for Step.PUBLISH, for which this instance must hold the lease.
-    Publishing is only started. Raises Unavailable if the step's outcome is unknown.
+    Any instance may perform a step at any time, and may repeat it. The exception is Step.PUBLISH: it requires that this
+    instance holds the lease on the outbox. Publishing is started, but not awaited. Raises Unavailable if the step's
+    outcome is unknown.
+
+    overdue: as for `next_step`
     """
     step = next_step(order, overdue=overdue)
     if step is Step.RESERVE:

@@ -36,7 +36,7 @@ from market.orders.idempotency.keys import IdempotencyKeyRepository, Idempotency
 from market.orders.mongodb.collection import EPOCH, OrdersCollection, documents
 
 _DUPLICATE_KEY = 11000
-# The maximum number of stored bytes that are read at a time. Decoded, an order takes four times its stored size.
+# The maximum number of stored bytes that are read at a time. A decoded order takes four times as many bytes in memory.
 _CHUNK_BYTES = 1_048_576
 
 
@@ -91,7 +91,7 @@ class PageOutline(Struct, frozen=True):
     page_filter: the MongoDB filter of the page; for a page after a cursor, it matches only what follows the cursor
     skip: how many of the matching orders come before the page
     limit: the maximum number of orders on the page
-    sizes: the stored bytes of the page's orders, and of the first one after them, by id, newest first
+    sizes: by order id, newest first, the stored bytes of each order on the page, and of the first order after the page
     total: the number of orders in the whole list; a lower bound if `total_exact` is False
     """
 
@@ -211,7 +211,7 @@ class OrderRepository:
     async def get_latest(self, order_id: UUID, owner: str | None = None) -> Order | None:
         """Return the order, or None. Raises UnreadableOrder.
 
-        No acknowledged write is missed. This is slower than `get`, because it costs a write.
+        Misses no acknowledged write, but is slower than `get`, because it has to write to MongoDB first.
 
         owner: return only an order of this user, as `get` does.
         """
@@ -232,7 +232,7 @@ class OrderRepository:
     def _read_orders(
         self, lookups: list[OrderLookup], found_documents: list[documents.Document]
     ) -> Sequence[Order | BaseException | None]:
-        """Return the order of each lookup among the documents, or the error if it is unreadable."""
+        """Return each lookup's order: None if the documents do not contain it, or the error if it is unreadable."""
         found = {document["_id"]: document for document in found_documents}
         read: dict[UUID, Order | BaseException] = {}
         for order_id, document in found.items():
@@ -240,7 +240,7 @@ class OrderRepository:
                 read[order_id] = self.collection.read_order(document)
             except UnreadableOrder as e:
                 read[order_id] = e
-        # Compare the owner again: an order may have been found for another caller in this batch.
+        # Compare the owner again: another lookup of the batch may have found the order.
         return [
             read.get(order_id) if owner is None or found.get(order_id, {}).get("user") == owner else None
             for order_id, owner in lookups
@@ -277,8 +277,8 @@ class OrderRepository:
     async def _listed_statuses(self) -> list[str]:
         """Return the stored statuses except for `rejected`, including those that only a newer version knows.
 
-        This is cheap, because MongoDB reads only one index entry per status. In a query for these statuses, it merges
-        their parts of the index, which are sorted by time. For "not rejected" it would have to read and sort all
+        Listing them is cheap, because MongoDB reads only one index entry per status. A query for these statuses merges
+        their parts of the index, each of which is sorted by time. A query for "not rejected" would read and sort all
         orders.
         """
         statuses = await self.collection.run(lambda: self.collection.pymongo_collection.distinct("status"))
@@ -301,10 +301,10 @@ class OrderRepository:
         return await self.collection.run(run)
 
     async def read_page(self, outline: PageOutline) -> AsyncIterator[Order]:
-        """Yield the readable orders of a page. In place of each unreadable one, yield a further order of the list.
+        """Yield the readable orders of the page. If some are unreadable, also yield orders that follow in the list.
 
-        More orders than the page has may be yielded: the caller stops after `limit` orders. At most 1 MiB of stored
-        orders is read at a time, or a single larger order.
+        May yield more than `limit` orders; the caller has to stop. At most 1 MiB of stored orders, or a single larger
+        order, is read at a time.
         """
         skip, sizes = outline.skip, outline.sizes
         while sizes:
@@ -330,10 +330,10 @@ class OrderRepository:
         reason: Reason | None = None,
         shortages: Sequence[Shortage] = (),
     ) -> bool:
-        """Apply the transition if the order is in its source status. Return True if it was applied.
+        """Apply the transition if the order is in the transition's source status. Return True if it was applied.
 
-        False means that it may or may not have been applied: the caller has to read the order. CONFIRM also leases the
-        order's outbox to this instance.
+        False means that the transition may or may not have been applied: the caller has to read the order. CONFIRM also
+        leases the order's outbox to this instance.
         """
         update = documents.transition_update(
             order_id, transition, at=at, entry=entry, reason=reason, shortages=shortages

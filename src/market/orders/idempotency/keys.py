@@ -1,21 +1,22 @@
 """IdempotencyKeyRepository: which order has an idempotency key. The orders' documents contain the keys.
 
-The key of a signed-in caller belongs to the subject, no matter which user the order is for; in mode `open` it belongs
-to the user. During an upgrade, instances that require sign-in, instances in mode `open`, and instances of earlier
-versions place orders at the same time. So a key is stored in up to three fields, each with a unique index
-(mongodb/documents.py):
+The key of a signed-in caller belongs to the subject of the caller's token, no matter which user the order is for. In
+mode `open`, a key belongs to the user.
 
-- `subject_key` is unique for each signed-in caller.
-- `idempotency_key` is unique among the orders of one user. Instances in mode `open` and of earlier versions know no
-  subjects; they check this field. So a request and its repetition place one order no matter which instances handle
-  them. If another subject's order for this user has the key, the field is left out of the document, and the key is
-  found by `subject_key` alone.
-- `key` does the same for even earlier versions, in which a key is unique across users.
+During an upgrade, instances that require sign-in, instances in mode `open`, and instances of earlier versions place
+orders at the same time. A request that is repeated must place only one order, no matter which instances handle it. So a
+key is stored in up to three fields, each with a unique index (mongodb/documents.py):
 
-A document without `subject_key` was stored by an instance that does not know who placed the order. Its key stays valid
-for its user, and for a caller who sends exactly the same request: for example, a merchant who is now signed in, and
-repeats a request from before sign-in was required. The request must name the order's user, so only callers who may
-order for others can find another user's order in this way.
+- `subject_key` contains the subject and the key.
+- `idempotency_key` is unique among the orders of one user. It is for instances in mode `open` and of earlier versions,
+  which know no subjects. If another subject's order for the same user already has the key, this field is left out, and
+  the order is found by `subject_key` alone.
+- `key` is unique across users. It is for even earlier versions.
+
+A document without `subject_key` was stored by an instance that does not know who placed the order. Its key is found by
+two kinds of callers: by its user; and by a caller who sends exactly the same request, such as a merchant who repeats,
+now signed in, a request from before sign-in was required. The request must name the order's user, so only callers who
+may order for others can find another user's order in this way.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from market.orders.mongodb.collection import OrdersCollection, documents
 
 
 class IdempotencyKeyTaken(Exception):
-    """Another order has the idempotency key: one of the same owner, or an undecided one of another owner.
+    """Another order has the idempotency key. It has the same owner, or it is undecided and has another owner.
 
-    Undecided means that it is pending, or has a status that only a newer version knows.
+    An order is undecided if it is pending, or has a status that only a newer version knows.
     """
 
 
 class KeyFieldTaken(IdempotencyKeyTaken):
-    """Another order has the key in `field`: `idempotency_key` or `key`, neither of which tells whose key it is."""
+    """Another order has the key in `field`: `idempotency_key` or `key`. The field does not tell whose key it is."""
 
     def __init__(self, field: str) -> None:
         self.field = field
@@ -49,7 +50,7 @@ class KeyLookup(NamedTuple):
     """An idempotency key, and the request that was sent with it.
 
     user: the user of the order
-    subject: the signed-in caller that the key belongs to. None: it belongs to the user
+    subject: the subject that the key belongs to. None: the key belongs to the user
     digest: the SHA-256 of the request
     """
 
@@ -62,7 +63,7 @@ class KeyLookup(NamedTuple):
 class KeyHolder(Struct, frozen=True):
     """The order that has an idempotency key, and the digest of the request that placed it.
 
-    subject: the signed-in caller that the key belongs to. None: it belongs to the user
+    subject: the subject that the key belongs to. None: the key belongs to the user
     """
 
     order_id: UUID
@@ -70,7 +71,7 @@ class KeyHolder(Struct, frozen=True):
     subject: str | None
 
 
-# By owner and key.
+# By (owner, idempotency key).
 _Holders = Mapping[tuple[str, str], KeyHolder]
 
 
@@ -111,9 +112,9 @@ class IdempotencyKeyRepository:
     async def is_permanently_taken_by_another(self, order: Order, field: str) -> bool:
         """Return whether an order of another owner has the order's key in the field and will keep it.
 
-        False while the other order is pending: if it is rejected, the field becomes free, and an instance that finds
-        keys only by this field would place our order a second time. Also False if only a newer version knows the other
-        order's status.
+        If so, our order has to be stored without the field. Return False while the other order is undecided: if it is
+        rejected, it frees the key, and an instance that looks only at this field would then place our order a second
+        time.
         """
         where: documents.Document = {field: order.idempotency_key}
         if field == "idempotency_key":

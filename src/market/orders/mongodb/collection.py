@@ -1,7 +1,8 @@
 """The collection `orders`, as all repositories use it: with deadline, circuit breaker and error mapping.
 
-Writes are acknowledged once a majority of the servers has them in its journal. Reads return only majority-committed
-data, which may be old if the server is no longer the primary. Only `find_latest` misses no acknowledged write.
+Writes are acknowledged once a majority of the servers has written them to the journal. Reads return only
+majority-committed data. If the server is no longer the primary, this data may be outdated, except for `find_latest`,
+which misses no acknowledged write.
 """
 
 from __future__ import annotations
@@ -114,7 +115,10 @@ class OrdersCollection:
             raise
 
     async def run(self, operation: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return the operation's result. Raises BulkWriteError unchanged, because the server did respond."""
+        """Run the operation and return its result.
+
+        Raises BulkWriteError unchanged, because the server has responded: the caller knows what the errors mean.
+        """
 
         async def timed() -> T:
             seconds = context.remaining(self._timeout_seconds)
@@ -162,18 +166,18 @@ class OrdersCollection:
         """Return the documents that match one of the filters, including every write acknowledged before the call.
 
         Increments a counter (the barrier), and then reads in the same causally consistent session. So the data read
-        includes the increment, and with it every earlier write. A majority acknowledges only the current primary's
-        increment: if the server was replaced as the primary without noticing it, the call raises DeadlineExceeded or
-        Unavailable. See docs/decisions/0020.
+        includes the increment, and with it every earlier write. The increment has to be acknowledged by a majority of
+        the servers, and only the current primary can achieve that. If the server was replaced as the primary without
+        noticing it, the call raises DeadlineExceeded or Unavailable. See docs/decisions/0020.
 
-        filters: each has an `_id`.
+        filters: each must contain an `_id`.
         """
 
         async def read() -> list[Document]:
             async with self._database.client.start_session(causal_consistency=True) as session:
                 try:
-                    # The update has to change something: one that changes nothing is acknowledged without asking the
-                    # other members, if they already have everything that this server has.
+                    # The update has to change something. MongoDB may acknowledge an update that changes nothing without
+                    # asking the other servers.
                     await self._barriers.update_one(
                         {"_id": "orders"}, {"$inc": {"count": 1}}, upsert=True, session=session
                     )
@@ -187,7 +191,7 @@ class OrdersCollection:
         return await self.run(read)
 
     async def _find_linearizable(self, filters: Sequence[Mapping[str, Any]]) -> list[Document]:
-        """Return what `find_latest` returns, without the barrier. Takes 0.1 s.
+        """Return what `find_latest` returns, without using the barrier. Takes about 0.1 s.
 
         Used if MongoDB's user has the role of an earlier version, which does not permit writing the barrier.
         """
@@ -242,7 +246,7 @@ class OrdersCollection:
         try:
             response = await self._database.command("hello")
         except PyMongoError as e:
-            # The rest of PyMongo's message contains elapsed times, which differ on every attempt: each would be logged
+            # Leave out the rest of PyMongo's message. It contains elapsed times, so that every attempt would be logged
             # as a new reason.
             raise Unavailable(str(e).partition(" (configured timeouts")[0]) from e
         if not response.get("isWritablePrimary"):

@@ -1,22 +1,22 @@
 """The order's document: converts domain data to BSON values and back, and a transition to a conditional update.
 
 Besides the fields of the order itself, a document has:
-- `digest`: the SHA-256 of the request. The order has an idempotency key only while `digest` is present. An earlier
-  version that rejects the order removes `digest`, and the next three fields as far as it knows them.
-- `subject_key`: the key of a signed-in caller, as `{"subject": ..., "key": ...}`. It is unique: a key belongs to the
-  subject, no matter which user the order is for. If the field is absent, the key belongs to the user.
-- `idempotency_key`: the same key, unique among the orders of the user. During an upgrade, this field keeps a
-  repeated request from being placed twice: once by an instance that knows only the user (of an earlier version, or in
-  mode `open`), and once by an instance that requires sign-in. It is absent if another subject's order for this user
-  has it: for example, if a merchant and the user have chosen the same key.
-- `key`: the same key, for even earlier versions. In them, a key is unique across users, so `key` is absent if another
-  user's order has it.
+- `digest`: the SHA-256 of the request. The order has its idempotency key only while `digest` is present. An earlier
+  version that rejects the order removes `digest`, and those of the next three fields that it knows.
+- `subject_key`: the key of a signed-in caller, as `{"subject": ..., "key": ...}`. No two orders have the same value. If
+  the field is absent, the key belongs to the user.
+- `idempotency_key`: the same key, unique among the orders of the user. It is for instances that know only the user:
+  those in mode `open` and of earlier versions (see idempotency/keys.py). It is absent if another order for this user
+  already has this key, for example because a merchant and the user have chosen the same one.
+- `key`: the same key, unique across users. It is for even earlier versions, and absent if another user's order already
+  has this key.
 - `placed_by`: the subject that placed the order, if that is not the user.
 - `without_mail`: true if no mails are sent, even if the user's name looks like an address. Otherwise absent.
 - `since`: the server's time when the pending order was stored.
 - `release_due`: the server's time when the stock release became due, or was last postponed. Absent if none is due.
-- `outbox`: the events that Kafka has not acknowledged. `unsent_since`: the time of the oldest one, or when they were
-  requeued. It is removed if an event becomes stuck, and set again if an event is added later.
+- `outbox`: the events that Kafka has not acknowledged.
+- `unsent_since`: the time of the oldest event in the outbox, or when the events were requeued. The field is removed if
+  an event becomes stuck, and set again if an event is added later.
 - `stuck_since`: when Kafka permanently rejected an event. The event's outbox entry has the reason in `refused`.
 - `claimed_by`, `claimed_at`: the owner of the outbox lease, and the server's time when it was taken.
 """

@@ -17,7 +17,7 @@ INDEXES = [
         # An order without a digest no longer has the key: see mongodb/documents.py.
         partialFilterExpression={"idempotency_key": {"$exists": True}, "digest": {"$exists": True}},
     ),
-    # The keys of signed-in callers, which belong to the subject, no matter which user the order is for.
+    # The keys of signed-in callers.
     IndexModel(
         [("subject_key", ASCENDING)],
         name="subject_key",
@@ -30,8 +30,8 @@ INDEXES = [
     IndexModel(
         [("user", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING), ("status", ASCENDING)], name="user"
     ),
-    # For the list of everybody's orders. The status comes first, so that the list of a rare status is one short scan;
-    # the list of several statuses merges one scan of each.
+    # For the list of everybody's orders. The status comes first: a list of one status is one scan of the index, and a
+    # list of several statuses merges one scan per status.
     IndexModel([("status", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="status"),
     IndexModel([("since", ASCENDING)], name="pending", partialFilterExpression={"status": Status.PENDING.value}),
     IndexModel(

@@ -1,4 +1,4 @@
-"""The relay: publishes events from the outbox to Kafka, and removes each once it is acknowledged.
+"""The relay: publishes the events in the outboxes to Kafka, and removes each event that Kafka has acknowledged.
 
 The events of an order are published one after the other, so that they stay in sequence.
 
@@ -37,7 +37,7 @@ from market.orders.outbox.repository import OutboxRepository
 
 log = logs.get_logger("outbox")
 
-# The order's id, and the outbox entry that was sent. The producer passes it on with the delivery result.
+# The order's id, and the outbox entry that was sent. The producer returns both with the delivery result.
 SentEvent = tuple[UUID, OutboxEntry]
 
 _ENCODER = msgspec.json.Encoder()
@@ -51,11 +51,14 @@ class Relay:
 
     `publish` adds an order to `_in_flight` and sends its first event. Depending on the delivery result, the event is
     removed from the outbox (`_removals`), the lease is released (`_lease_releases`), or the event is marked as
-    stuck. `_settle` then removes the order from `_in_flight` and sets `_settled`. If `publish` was called for the order
-    meanwhile (`_reclaimed`), its remaining events are sent.
+    stuck. `_settle` then removes the order from `_in_flight` and sets `_settled`. If `publish` was called again for the
+    order in the meantime (`_reclaimed`), the order's remaining events are sent.
 
-    Must be constructed inside a running event loop. `outbox` holds the events to publish; `faults` is None outside of
-    tests. If Kafka does not accept an event, `topics` checks whether the topic exists.
+    Must be constructed inside a running event loop.
+
+    outbox: the events to publish
+    faults: None outside of tests
+    topics: checks whether the topic exists whenever Kafka has not accepted an event
     """
 
     def __init__(
@@ -86,8 +89,8 @@ class Relay:
         self._in_flight: dict[UUID, float] = {}
         # The orders in `_in_flight` that the loop retries. They count as recovered once Kafka has acknowledged them.
         self._retried: set[UUID] = set()
-        # Orders for which `publish` was called while one of their events was in flight. `_settle` has their lease
-        # renewed, and what is left of their outbox sent.
+        # Orders for which `publish` was called while one of their events was in flight. When that event is settled, the
+        # lease is renewed and the remaining events are sent.
         self._reclaimed: set[UUID] = set()
         # Set whenever an order leaves `_in_flight`.
         self._settled = asyncio.Event()
@@ -96,8 +99,8 @@ class Relay:
         # How many messages were not delivered, or not accepted by the producer. Permanently rejected ones do not count,
         # because they are not retried.
         self._failures = 0
-        # Where the last pass over the outboxes stopped; None if it reached the end. The next pass continues there, so
-        # that an order that keeps failing (its partition is unavailable) does not block those not tried yet.
+        # Where the last pass over the outboxes stopped. None: it reached the end. The next pass continues there, so
+        # that an order that keeps failing (because its partition is unavailable) does not block other orders.
         self._position: datetime | None = None
 
     @property
@@ -110,14 +113,14 @@ class Relay:
         if not order.outbox:
             return
         if next_event(order) is None:
-            # Only a newer version can publish the event, so its relay needs the lease.
+            # Only the relay of a newer version can publish the event. Release the lease for it.
             self._spawn(self._release_lease_to_newer_version(order.id))
             return
         if (sent_at := self._in_flight.get(order.id)) is not None:
             if time.monotonic() - sent_at < self._lease_seconds:
                 self._reclaimed.add(order.id)
                 return
-            # The producer gives up before the lease expires, so the delivery result was lost.
+            # The producer reports a delivery result before the lease expires, so this one was lost.
             log.error("delivery result overdue, sending the event again", order_id=str(order.id))
         self._in_flight[order.id] = time.monotonic()
         if self._faults:
@@ -134,8 +137,8 @@ class Relay:
     async def run_once(self) -> float:
         """Make one pass, and return the seconds until the next one. Raises Unavailable.
 
-        A pass leases and publishes the outboxes without a valid lease. Such an outbox remains if publishing failed, or
-        if the instance that held its lease crashed.
+        A pass leases the outboxes that have no valid lease, and publishes their events. An outbox has no valid lease if
+        publishing failed, or if the instance that held the lease crashed.
         """
         failures = self._failures
         now = await self.outbox.server_time()
@@ -201,7 +204,7 @@ class Relay:
             self._spawn(self._release_leases([order.id]))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        # In an empty context: the work does not belong to the request that happens to start it.
+        # In an empty context, because the work does not belong to the request that happens to start it.
         task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -291,7 +294,7 @@ class Relay:
     async def _release_leases(self, order_ids: Sequence[UUID]) -> None:
         """Release the leases, so that any relay may retry.
 
-        The orders stay in flight until then, so that this relay does not send any of them without a lease.
+        The orders are settled only after that, so that this relay does not send their events without a lease.
         """
         self._failures += len(order_ids)
         try:

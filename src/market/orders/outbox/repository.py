@@ -1,9 +1,10 @@
-"""OutboxRepository: the events in an order's document, until Kafka has acknowledged them, and the lease on them.
+"""OutboxRepository: the events in an order's document that Kafka has not acknowledged yet, and the lease on them.
 
 A relay publishes an order's events only while it holds the lease on the order's outbox. A lease belongs to one instance
-of the service, and expires `lease_seconds` after it was taken, by the server's clock. Then any relay may take it.
+of the service, and expires `lease_seconds` after it was taken, by the clock of MongoDB's server. After that, any relay
+may take a new lease.
 
-The lease is stored in `claimed_by` (the owner) and `claimed_at`.
+A lease is stored in the fields `claimed_by` (the instance) and `claimed_at` (when it was taken).
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ from market.contracts import events
 from market.orders.domain import KNOWN_STATUSES, Order, OutboxEntry, UnreadableOrder
 from market.orders.mongodb.collection import EPOCH, OrdersCollection, documents
 
-# The fields of a lease, and the fields of an outbox, for $unset.
+# The fields of a lease, and all fields of an outbox, for $unset.
 _LEASE = {"claimed_by": 1, "claimed_at": 1}
 _OUTBOX = {"outbox": 1, "unsent_since": 1, "stuck_since": 1, **_LEASE}
-
-
-# Matches the orders for which `domain.next_event` returns an event. Only a newer version can publish the others.
+# Matches the orders for which `domain.next_event` returns an event. Other outboxes are empty, or only a newer version
+# can publish their events.
 _PUBLISHABLE = {
     "status": {"$in": [status.value for status in KNOWN_STATUSES]},
     "outbox.0.type": {"$in": list(events.SEQUENCE)},
@@ -53,7 +53,7 @@ class OutboxRepository:
         self._collection = collection
 
     async def server_time(self) -> datetime:
-        """Return the server's current time in UTC, which decides when leases expire."""
+        """Return the current time of MongoDB's server in UTC. By this time, leases expire."""
         return await self._collection.server_time()
 
     async def lease(self, order_id: UUID, lease_seconds: float, now: datetime) -> Order | None:
@@ -123,7 +123,7 @@ class OutboxRepository:
             return []
         remaining = []
         for order_id, event_id in published:
-            # The other orders of the batch are not affected.
+            # An unreadable order does not affect the other orders of the batch.
             with suppress(UnreadableOrder):
                 if order := await self._remove_one(order_id, event_id):
                     remaining.append(order)
@@ -144,8 +144,8 @@ class OutboxRepository:
     async def mark_stuck(self, order_id: UUID, event_id: UUID, reason: str, at: datetime) -> None:
         """Record that Kafka permanently rejected the event, and release the lease.
 
-        The event stays in the outbox. It is not sent again automatically, unless the order is cancelled later: the new
-        event makes the outbox due, and this one is before it.
+        The event stays in the outbox. It is not sent again automatically, unless the order is cancelled later: the
+        event of the cancellation makes the outbox due again, and the stuck event is sent first, because it is older.
         """
         await self._collection.update_one(
             {"_id": order_id, "outbox.id": event_id},
@@ -156,10 +156,11 @@ class OutboxRepository:
         )
 
     async def requeue(self, order_id: UUID, entry: OutboxEntry | None, at: datetime) -> bool:
-        """Make the order's events due again, including stuck ones, and clear the lease. Also add `entry`, if any.
+        """Make the order's events due again, including stuck ones, and clear the lease.
 
-        Return False if there is nothing to do: the order does not exist, its outbox is empty, or the outbox already has
-        the entry.
+        Return False, and change nothing, if the order does not exist or has no events.
+
+        entry: also add this entry to the outbox, which may be empty. Return False if the outbox already contains it
         """
         change: documents.Document = {"$set": {"unsent_since": at}, "$unset": {"stuck_since": 1, **_LEASE}}
         where: documents.Document = {"_id": order_id, "outbox.0": {"$exists": True}}

@@ -10,7 +10,7 @@ from uuid import UUID
 from market.kit.errors import Unavailable
 from market.orders.domain import Order, OrderCancelled, OutOfStock, Reason, Status
 
-# The client can do this if it is unknown whether the order was placed or cancelled.
+# Advice for the client if it is unknown whether the order was placed or cancelled.
 ADVICE_WITH_KEY = "repeat the request with the same Idempotency-Key for the final result, or read the order by its id"
 ADVICE_WITHOUT_KEY = (
     "read the order by its id for the result; without an Idempotency-Key, ordering again may place a second order"

@@ -90,9 +90,9 @@ def attribute_order(new: NewOrder) -> Attribution:
 
 
 def check_recipient(user: str, email: str | None) -> None:
-    """Raise BadInput if there is no e-mail address, and the user's name contains @ but is not a valid address.
+    """Raise BadInput if there is no `email`, and the user's name contains @ but is not an e-mail address.
 
-    Without an address, mails go to the user's name.
+    Without an `email`, mails go to the user's name, if that is an address.
     """
     if email is None and "@" in user and parse_mail_address(user) is None:
         # Otherwise the order would be placed, but no mail could be sent.
@@ -100,7 +100,7 @@ def check_recipient(user: str, email: str | None) -> None:
 
 
 def _verified_address(caller: Identity) -> str | None:
-    """Return the caller's verified address, or None if there is none to which a mail can be sent."""
+    """Return the caller's verified address. Return None if there is none, or if it is not a valid address."""
     return caller.email if caller.email is not None and parse_mail_address(caller.email) is not None else None
 
 
@@ -163,8 +163,10 @@ def record_placed(order: Order, *, outcome_is_known: bool = True) -> None:
 def record_cancelled(order: Order, after: Order | None) -> None:
     """Write to the audit log that the caller has cancelled an order of somebody else.
 
-    order: as it was before; if it was cancelled already, nothing is recorded
-    after: as it is now; None if the outcome is unknown
+    Nothing is recorded if the order had been cancelled before, or is not cancelled now.
+
+    order: as it was before
+    after: as it is now. None if the outcome is unknown
     """
     if order.status is Status.CANCELLED or (after is not None and after.status is not Status.CANCELLED):
         return

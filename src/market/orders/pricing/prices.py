@@ -22,7 +22,7 @@ class PricedLines(Struct, frozen=True):
 
 
 def merge_lines(lines: Sequence[RequestedLine]) -> tuple[RequestedLine, ...]:
-    """Return one line per product, in the sequence of first occurrence, with product ids in lower case.
+    """Return one line per product, in the sequence in which the products first occur, with ids in lower case.
 
     Raises BadInput if a product's merged quantity exceeds MAX_QUANTITY.
     """

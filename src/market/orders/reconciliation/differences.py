@@ -105,10 +105,10 @@ class Thresholds(Struct, frozen=True):
     # Unsent events from before this are overdue. This is earlier than `overdue_before`, because an event may also wait
     # for a lease to expire.
     unsent_before: datetime
-    # Events from before this time may be missing from the topic, because its settings let Kafka delete them.
+    # Events from before this time may be missing from the topic, because the topic's settings let Kafka delete them.
     retained_since: datetime
-    # A missing event from this time or later is published again. An earlier one is not: it may have been deleted on
-    # purpose, or be so old that consumers would not detect a duplicate.
+    # A missing event from this time or later is published again. An earlier one is not: Kafka may have deleted it by
+    # the topic's settings, or it is so old that consumers would not recognize a duplicate.
     republished_since: datetime
 
 
@@ -117,8 +117,8 @@ def compare(
 ) -> Iterable[Finding]:
     """Yield each difference between an order, its reservation and its events.
 
-    topic_state: which events the topic has for the order, and what is wrong with them (see topic_reader.py). 0 if the
-        topic has no events for the order, None if the topic was not read.
+    topic_state: which events the topic contains for the order, and what is wrong with them (see topic_reader.py). 0 if
+        it contains no events for the order. None if the topic was not read
     """
     if order is None:
         if reservation is not None and reservation.active and reservation.created_at < thresholds.compared_before:

@@ -1,9 +1,11 @@
 """Reconciliation of orders with their reservations, outboxes and, optionally, events in the topic.
 
-Reports each difference with its likely cause, and repairs those that have an unambiguous repair. Safe on a live system:
-only orders older than `recovery.reject_after_seconds` are compared with their reservations and events, and such a
-difference is reported only if a second check, a moment later, finds it as well. What lasts until it is repaired is
-checked once: unreadable documents and messages, unknown statuses, and stock rows.
+It reports each difference with its likely cause, and on request repairs those that have an unambiguous repair.
+
+It is safe on a live system. Only orders older than `recovery.reject_after_seconds` are compared with their reservations
+and events, and a difference between them is reported only if a second check, some seconds later, finds it as well.
+Other problems do not go away by themselves, so they are checked once: unreadable documents and messages, unknown
+statuses, and wrong stock rows.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ _MAX_CONCURRENCY = 32
 # the scratch database.
 _MAX_SUSPECTS = 10_000
 _MAX_PRODUCTS = 10_000
-# Consumers detect duplicates only of events younger than this.
+# Consumers recognize an event as a duplicate only if it is younger than this.
 _DEDUPLICATION_WINDOW = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
 # How far the clocks of brokers, stores and services may differ, and how long publishing may take.
 _CLOCK_MARGIN = timedelta(minutes=10)
@@ -134,7 +136,7 @@ class _Run:
         self._unsent_age = self._overdue_age + timedelta(seconds=2 * recovery.lease_seconds)
         self._repair = repair
         self._topic = topic
-        # By product id, whether a reservation holds units of the product. Cleared after it was written to `scratch`.
+        # By product id: whether a reservation holds units of the product. Moved to `scratch` when it becomes large.
         self._reserved_by_product_id: dict[str, bool] = {}
         self.orders = self.reservations = self.differences = self.repaired = 0
 
@@ -232,8 +234,8 @@ class _Run:
     ) -> AsyncIterator[tuple[UUID, Order | UnreadableOrder | None, Reservation | None, int | None]]:
         """Merge orders, reservations and topic states, all by ascending id.
 
-        Yield (id, order, reservation, topic state). The order is None if there is none, and so is the reservation. The
-        topic state is None if the topic was not read, and 0 if the topic has no events for the order.
+        Yield (id, order, reservation, topic state). The order or the reservation is None if there is none with this id.
+        The topic state is None if the topic was not read, and 0 if it contains no events for the order.
         """
         orders, reservations = aiter(self._scans.orders()), aiter(self._all_reservations())
         states = aiter(self._topic.all_topic_states()) if self._topic is not None else None
@@ -278,7 +280,7 @@ class _Run:
                 # Read after the orders: an event that has left its order's outbox is in the topic by then.
                 await self._topic.read_to_end(lambda *_: None)
                 found = self._topic.topic_states(batch)
-            # The topic may have lost events while it was read.
+            # Determined again, because Kafka may have deleted events while the topic was read.
             thresholds = self._thresholds(now)
             states = [None if self._topic is None else found.get(order_id, 0) for order_id in batch]
             checked = await asyncio.gather(
@@ -310,7 +312,7 @@ class _Run:
             return [self._difference(DifferenceType.UNREADABLE, str(order_id), order.reason)]
         reservation = await self._get_reservation(order_id)
         if await self._get_latest(order_id) != order:
-            # The order has changed meanwhile, so the two reads may show different states.
+            # The order has changed meanwhile, so the reservation may belong to a later state than `order`.
             return []
         found = []
         for finding in compare(order, reservation, topic_state, thresholds):
@@ -322,6 +324,7 @@ class _Run:
         return found
 
     async def _get_reservation(self, order_id: UUID) -> Reservation | None:
+        # The list contains the reservations after the id that is passed.
         previous = UUID(int=order_id.int - 1) if order_id.int else None
         page = await self._deps.inventory.list_reservations(previous, 1)
         return page[0] if page and page[0].id == order_id else None

@@ -18,7 +18,7 @@ from market.orders.service import Deps, advance
 
 
 class RepairRequest(Struct, frozen=True):
-    """A difference to repair, with `detail` and `event_type` from its Finding. `order`: None if it does not exist."""
+    """A difference to repair, with the `detail` and `event_type` of its Finding. `order`: None if there is no order."""
 
     deps: Deps
     order_id: UUID
@@ -63,7 +63,7 @@ async def reserve_again(request: RepairRequest) -> RepairResult:
         )
         return RepairResult(False, f"{request.detail}; out of stock: {shortages}")
     if isinstance(result, ReservationRejected):
-        return RepairResult(False, f"{request.detail}; inventory rejected it: {result.detail}")
+        return RepairResult(False, f"{request.detail}; inventory rejected the reservation: {result.detail}")
     current = await request.deps.orders.get_latest(request.order_id)
     if current is None or current.status is Status.CANCELLED:
         # The order needs no stock, and its own release may have come before this reservation.
@@ -91,13 +91,13 @@ async def requeue_missing_event(request: RepairRequest) -> RepairResult:
     assert request.event_type is not None
     queued = await _requeue(request, request.event_type)
     if request.event_type == events.CREATED and request.order is not None and request.order.status is Status.CANCELLED:
-        # Otherwise the last event in the topic would be the creation.
+        # order.cancelled has to be the last event in the topic, so publish it again, too.
         queued = await _requeue(request, events.CANCELLED) and queued
     return _requeue_result(request, queued)
 
 
 async def requeue_cancellation(request: RepairRequest) -> RepairResult:
-    """Requeue order.cancelled, which must be the last event: in the topic, order.created came after it."""
+    """Add order.cancelled to the outbox again, because it must be the last event, but order.created came after it."""
     return _requeue_result(request, await _requeue(request, events.CANCELLED))
 
 

@@ -1,4 +1,4 @@
-"""Reads the whole collection in pages, including documents that are not orders."""
+"""Reads the whole collection in pages, including documents that cannot be read as orders."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ class Scans:
         return await self._collection.server_time()
 
     async def orders(self) -> AsyncIterator[tuple[UUID, Order | UnreadableOrder]]:
-        """Yield (id, order) of all orders by ascending id.
+        """Yield (id, order) of all orders by ascending id. In place of an unreadable order, yield its error.
 
-        Only a few documents are in memory at a time, because one may have a thousand lines.
+        Only a few documents are in memory at a time, because an order may have a thousand lines.
         """
         last: UUID | None = None
         while True:
             above = {"$gt": last} if last else {"$gte": _FIRST_ID}
-            # A cursor per page, because the server would close one that is idle during a second check.
+            # Each page has a cursor of its own. The server would close one cursor for all pages during a second check,
+            # because it is idle then.
             page = self._collection.stream(
                 {"_id": {**above, "$lte": _LAST_ID}}, sort=[("_id", 1)], limit=_PAGE_SIZE, batch_size=_BATCH_SIZE
             )

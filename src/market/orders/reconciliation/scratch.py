@@ -1,6 +1,6 @@
 """The scratch database keeps a reconciliation's data about the topic and the products on disk, to save memory.
 
-The topic state of an order is a number that says which events the topic has for it (see topic_reader.py).
+The topic state of an order is a number that says which events the topic contains for the order (see topic_reader.py).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _MAX_PARAMETERS = 500
 
 
 class ScratchDatabase:
-    """A temporary SQLite database, which is deleted when it is closed or when the process ends.
+    """A temporary SQLite database. It is deleted when it is closed or when the process ends.
 
-    It needs about 40 bytes of disk for each order with events in the topic. Every method may raise Unavailable, for
-    example if the disk is full. Not thread-safe.
+    It takes about 40 bytes of disk space for each order that has events in the topic. Every method may raise
+    Unavailable, for example if the disk is full. Not thread-safe.
 
     directory: where the file is created; by default, in the system's directory for temporary files
     """
@@ -56,7 +56,7 @@ class ScratchDatabase:
             raise Unavailable(f"the scratch database in {self._directory} failed: {e}") from None
 
     def topic_states(self, order_ids: Sequence[UUID]) -> dict[UUID, int]:
-        """Return the topic states of those orders that have one."""
+        """Return the topic states by order id. Orders without a topic state are left out."""
         found: dict[UUID, int] = {}
         with self._errors():
             for start in range(0, len(order_ids), _MAX_PARAMETERS):
@@ -81,7 +81,10 @@ class ScratchDatabase:
             self._connection.execute("COMMIT")
 
     def topic_states_after(self, order_id: UUID | None, limit: int) -> list[tuple[UUID, int]]:
-        """Return up to `limit` topic states by ascending order id, beginning after `order_id`."""
+        """Return up to `limit` pairs (order id, topic state) by ascending order id.
+
+        order_id: only orders with a greater id. None: from the beginning
+        """
         with self._errors():
             rows = self._connection.execute(
                 "SELECT order_id, state FROM topic_states WHERE order_id > ? ORDER BY order_id LIMIT ?",
@@ -119,7 +122,10 @@ class ScratchDatabase:
             self._connection.execute("COMMIT")
 
     def products_after(self, product_id: str, limit: int) -> dict[str, bool]:
-        """Return up to `limit` ascending product ids, beginning after `product_id`, and whether each is reserved."""
+        """Return up to `limit` products by ascending id: whether a reservation holds units of it, by product id.
+
+        product_id: only products with a greater id
+        """
         with self._errors():
             rows = self._connection.execute(
                 "SELECT id, is_reserved FROM products WHERE id > ? ORDER BY id LIMIT ?", (product_id, limit)

@@ -25,7 +25,7 @@ from market.orders.reconciliation.scratch import ScratchDatabase
 
 # The topic state of an order is a number of 63 bits. The low bits are flags. The bits from CONTENT_HASH_SHIFT upwards
 # are the `content_hash` of the order's first event. The flags:
-# CREATED_SEEN, CANCELLED_SEEN: the topic has such an event for the order.
+# CREATED_SEEN, CANCELLED_SEEN: the topic contains such an event for the order.
 # OUT_OF_ORDER: the first order.created came after an order.cancelled, and no other order.cancelled has followed.
 # ID_MISMATCH: an event's id or key does not match the order.
 # CONTENTS_DIFFER: the order's events have different contents.
@@ -33,7 +33,7 @@ CREATED_SEEN, CANCELLED_SEEN, OUT_OF_ORDER, ID_MISMATCH, CONTENTS_DIFFER = 1, 2,
 CONTENT_HASH_SHIFT = 7
 EVENT_BITS = {events.CREATED: CREATED_SEEN, events.CANCELLED: CANCELLED_SEEN}
 _TIMEOUT_SECONDS = 10.0
-# A hundred years, which counts as unlimited.
+# A hundred years. A longer retention counts as unlimited.
 _MAX_RETENTION_MS = 100 * 365 * 24 * 3600 * 1000
 _MAX_MESSAGES_PER_POLL = 1_000
 # The maximum time of a poll, and the number of polls without a message after which reading fails.
@@ -52,7 +52,8 @@ class _Envelope(msgspec.Struct):
 def content_hash(order: events.Order) -> int:
     """Return a 56-bit hash of an event's content without the status, which depends on when the event was published.
 
-    Versions that wrote all money with two decimals have published 1.25 KWD instead of 1.250: both have the same hash.
+    Earlier versions wrote all money with two decimals, so they published 1.25 KWD where this one publishes 1.250. Both
+    have the same hash.
     """
     if currency.written_decimals(order.currency) > 2:
         order = replace(
@@ -77,9 +78,10 @@ class Retention(Struct, frozen=True):
     seconds: the setting `retention.ms`, in seconds; None if it is unlimited or unknown.
     may_end_early: whether Kafka may delete events before `seconds` have passed, because of the setting
         `retention.bytes` or of compaction.
-    deleted_until: messages from before this time may have been deleted. For a partition that has lost messages, this is
-        the time of its oldest remaining message; the latest time of all partitions counts. None if no partition has
-        lost messages.
+    deleted_until: messages from before this time may have been deleted. It is determined from the partitions whose
+    first
+        messages have been deleted: the latest of the times of their oldest remaining messages. None if there are no
+        such partitions.
     """
 
     seconds: float | None
@@ -90,8 +92,8 @@ class Retention(Struct, frozen=True):
 class TopicReader:
     """Reads the topic, and writes to `scratch` the topic state of every order that has events in the topic.
 
-    `messages`: the number of messages read. `retention`: known after the first `read_to_end`. Methods may raise
-    Unavailable.
+    `messages` is the number of messages that have been read. `retention` is known after the first `read_to_end`.
+    Methods may raise Unavailable.
     """
 
     def __init__(self, config: Kafka, scratch: ScratchDatabase) -> None:
@@ -117,7 +119,7 @@ class TopicReader:
         )
 
     def topic_states(self, order_ids: Sequence[UUID]) -> dict[UUID, int]:
-        """Return the topic states of those orders that have events in the topic."""
+        """Return the topic states by order id. Orders without events in the topic are left out."""
         return self._scratch.topic_states(order_ids)
 
     async def all_topic_states(self) -> AsyncIterator[TopicState]:
@@ -251,8 +253,8 @@ def _describe_retention(config: Kafka) -> Retention:
     except KafkaException as e:
         if e.args[0].code() not in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
             raise
-        # The local stack's embedded broker (librdkafka's mock cluster) has no such settings. It keeps what fits into
-        # its memory.
+        # This is the embedded broker of the local stack (librdkafka's mock cluster), which reports no settings. It
+        # keeps as many messages as fit into its memory.
         return Retention(None, may_end_early=True)
     milliseconds = int(settings["retention.ms"])
     compacted = "compact" in settings["cleanup.policy"]

@@ -1,8 +1,8 @@
 """Recovery of orders that a crash or an outage interrupted.
 
-Rejects orders that have been pending for too long, and releases the stock of rejected and cancelled ones. (The relay
-publishes their events.) It runs in every instance at the same time, since each step is conditional or idempotent. An
-error in one order does not affect the others.
+Recovery rejects orders that have been pending for too long, and releases the stock of rejected and cancelled orders.
+It does not publish events; that is what the relay does. All instances may recover the same orders at the same time,
+because each step is conditional or idempotent. An error in one order does not affect the others.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ class Result(Enum):
     DONE = auto()
     # A dependency is unavailable.
     UNAVAILABLE = auto()
-    # The order is unreadable, or an unexpected error occurred: retrying does not help.
+    # The order is unreadable, or an unexpected error occurred, which will probably occur again.
     ERROR = auto()
 
 
 async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds: float, limit: int = 200) -> bool:
     """Reject orders that have been pending for `reject_after_seconds`, and retry stock releases after `retry_seconds`.
 
-    A pass recovers one page of up to `limit` overdue orders. It takes a further page only if the last one had an ERROR
-    result, because such orders stay at the front of the queue. After that, it does the same with stock releases.
+    A call recovers one page of up to `limit` overdue orders. If recovering one of them ended with an ERROR, it recovers
+    the next page as well, because orders with errors stay at the front of the queue. After that, it does the same with
+    stock releases.
 
-    Return whether the next pass should follow at once, because more orders are due. Raises Unavailable if MongoDB is
+    Return whether to call this again at once, because more orders are due. Raises Unavailable if MongoDB is
     unavailable.
     """
     now = await deps.orders.collection.server_time()
@@ -52,9 +53,10 @@ async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds:
 
 
 async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]], *, overdue: bool) -> bool:
-    """Recover a page of due orders, and further pages while the last one had an ERROR result.
+    """Recover a page of due orders, and further pages as long as a page ends with an ERROR for one of its orders.
 
-    Return whether more orders are due; False if a result is UNAVAILABLE, so that the next pass waits.
+    Return whether more orders are due. Return False if a dependency is unavailable, so that the next attempt is made
+    after a pause.
     """
     page = await list_due()
     while True:
@@ -63,7 +65,7 @@ async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]]
             return False
         if Result.ERROR not in results:
             return True
-        # Orders with an error stay at the front of the queue. Take the next page too, so that they do not block others.
+        # Orders with errors stay at the front of the queue. Continue with the next page, so that they do not block it.
         page = await list_due(after=page.next_after)
 
 
@@ -90,8 +92,8 @@ async def _recover_each(deps: Deps, order_ids: list[UUID], *, overdue: bool) -> 
                 return Result.ERROR
             except Unavailable:
                 if not deps.inventory.circuit_is_open:
-                    # Move a stock release to the end of its queue, so that it does not block the others. This leaves
-                    # an overdue pending order where it is.
+                    # Inventory may fail for this order only. Put its stock release at the end of the queue, so that it
+                    # does not block the others. (This has no effect on a pending order.)
                     await deps.orders.postpone_release(order_id)
                 return Result.UNAVAILABLE
             except Exception:

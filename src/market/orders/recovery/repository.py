@@ -25,7 +25,7 @@ class DuePage(Struct, frozen=True):
 
 
 class Statistics(Struct, frozen=True):
-    """Counts and ages of unfinished work. Counts stop at 10,000; an age is 0 if there is no such work."""
+    """Counts and ages of unfinished work. Counting stops at 10,000. An age is 0 if there is no such work."""
 
     pending: int
     oldest_pending_seconds: float
