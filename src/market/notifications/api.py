@@ -1,4 +1,4 @@
-"""The inbound edge: processes Kafka messages. Each is mailed, skipped, retried, deferred or stored as a dead letter."""
+"""The inbound edge: decides for each Kafka message whether to mail, skip, retry or defer it, or store a dead letter."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def orders_consumer(
 async def handle(deps: Deps, pending: PendingMessage) -> float | None:
     """Make one attempt at processing a message.
 
-    Return None if the message is settled, otherwise the seconds until the next attempt. Raises MailServerUnavailable;
-    the next attempt is then due once the mail server is available.
+    Return None if the message is settled, otherwise the seconds until the next attempt. Raises MailServerUnavailable if
+    the next attempt has to wait until the mail server is available.
     """
     message = pending.message
     _enter_context(message)
     notification: Notification | None = None
     if pending.dead_letter is not None:
-        # An earlier call failed to write the dead letter. Only writing it is tried again, for any reason.
+        # An earlier call could not write the dead letter. Try only that again. The message may be impossible to parse.
         with suppress(Exception):
             notification = parse_notification(message)
     else:
@@ -81,8 +81,7 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
             if pending.dead_letter is None:
                 return delay
         except Exception as e:
-            # Like a deferral, retried only for a limited time: a bug must not block the messages with the same key
-            # forever.
+            # Retried only for a limited time, because a bug must not block the messages with the same key forever.
             log.exception("processing failed", **origin(message))
             delay = await service.retry_later(deps, pending, "internal-error", f"{type(e).__name__}: {e}", notification)
             if pending.dead_letter is None:
@@ -109,7 +108,7 @@ async def replay(deps: Deps, message: Message) -> None:
 
 
 def _skip(message: Message) -> None:
-    # Producers may add event types at any time.
+    # A newer version of orders may publish further types.
     metrics.SKIPPED_EVENTS.labels("unknown-type").inc()
     log.info("event of unknown type skipped", **origin(message))
 

@@ -70,8 +70,8 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         async with periodic_tasks(tasks):
             yield consumer
     finally:
-        # The lifecycle has already stopped the consumer, unless the start failed. The consumer's threads must not
-        # outlive the event loop.
+        # If the consumer was started, it has been stopped by now. If its start failed, stop it here, because its
+        # threads must not outlive the event loop.
         await consumer.stop(0)
         await sent_log.close()
         await deferred_mail_writer.close()

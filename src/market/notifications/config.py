@@ -19,20 +19,21 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     group: NonEmptyStr = "notifications"
     topic: NonEmptyStr = events.TOPIC
     dead_letter_topic: NonEmptyStr = events.DEAD_LETTER_TOPIC
-    # Partitions of the topics of dead letters and deferred mails; the sent log always has one. 0 means that the broker
-    # is the embedded one.
+    # The number of partitions of the topics of dead letters and of deferred mails. (The sent log has one partition.) 0
+    # means that the broker is the embedded one.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
-    # Replication factor and min.insync.replicas of these topics, and of the sent log.
+    # The replication factor and the setting min.insync.replicas of these topics and of the sent log.
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
-    # A member that sends no heartbeat for this long is removed from the group. Brokers reject less than 6 s by default.
+    # A member that sends no heartbeat for this long is removed from the group. By default, brokers reject a value below
+    # 6 s.
     session_timeout_seconds: Annotated[float, Meta(ge=1, le=300)] = 10.0
     # The topic of the sent log; by default the group's name followed by .sent.
     sent_log_topic: NonEmptyStr | None = None
     # The topic of deferred mails; by default the group's name followed by .deferred.
     deferred_topic: NonEmptyStr | None = None
-    # The maximum number of mailed event ids cached in memory, about 100 bytes each. They are loaded at the first lookup
-    # and dropped 10 min after the last lookup.
+    # How many ids of mailed events are cached in memory, at about 100 bytes each. They are loaded by the first lookup
+    # and dropped 10 minutes after the last lookup.
     sent_log_max_ids: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 500_000
     # Events that are older than this are looked up in the sent log before they are mailed.
     sent_log_min_age_seconds: Annotated[float, Meta(ge=0)] = 60.0
@@ -44,14 +45,14 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     # If false, consumption starts at the end of the topic, so that events published while the service was down are not
     # mailed.
     replay_missed: bool = True
-    # How long messages in flight may take to finish when their partition is revoked. Then the offset is committed.
+    # When a partition is revoked, its messages in flight have this long to finish before its offset is committed.
     revoke_timeout_seconds: Seconds = 10.0
 
     @property
     def is_embedded_broker(self) -> bool:
         """Whether the broker is the embedded one (librdkafka's mock cluster).
 
-        It creates topics automatically, and has no topic ids.
+        The embedded broker creates topics automatically, and does not support topic ids.
         """
         return self.partitions == 0
 
@@ -84,7 +85,7 @@ class Smtp(Section, frozen=True, kw_only=True):
     host: NonEmptyStr
     port: Port = 25
     tls: Literal["none", "starttls", "tls"] = "none"
-    # A PEM file of certificates to trust in addition to the system's; read again when it changes.
+    # A PEM file of certificates to trust in addition to those of the system. It is read again when it changes.
     ca_file: NonEmptyStr | None = None
     username: NonEmptyStr | None = None
     password: NonEmptyStr | None = None
@@ -98,10 +99,10 @@ class Smtp(Section, frozen=True, kw_only=True):
     ) = None
     # How long to wait for a single reply from the mail server.
     timeout_seconds: Seconds = 30.0
-    # Mails sent at the same time, each over a connection of its own.
+    # How many mails are sent at the same time. Each needs a connection of its own.
     max_connections: Annotated[int, Meta(ge=1, le=100)] = 8
-    # How many of these may be used for recipients in one domain, so that a domain with slow replies does not take them
-    # all. By default three quarters, but at least one.
+    # How many of these connections may be used for recipients in one domain, so that a domain with slow replies does
+    # not occupy all of them. By default three quarters, but at least one.
     max_connections_per_domain: Annotated[int, Meta(ge=1, le=100)] | None = None
     # How long an idle connection is kept.
     keepalive_seconds: Seconds = 20.0
@@ -133,21 +134,21 @@ class Retry(Section, frozen=True, kw_only=True):
     in_memory_seconds: Annotated[float, Meta(ge=0)] = 30.0
     # How many messages may wait in memory for a retry at the same time.
     max_in_memory: Annotated[int, Meta(ge=0, le=100_000)] = 100
-    # Limits on the delay until a deferred mail is attempted again. Within them, the delay is the time since the first
-    # deferral, so that it grows with the age of the mail.
+    # The minimum and the maximum delay before a deferred mail is attempted again. Between them, the delay is the time
+    # since the first deferral, so that it grows with the age of the mail.
     min_deferral_seconds: Seconds = 5.0
     max_deferral_seconds: Seconds = 300.0
     # The maximum number of deferred mails per second that each process takes from the topic when they are already due.
-    # This lets other mails be sent even if many deferred ones become due at the same time. A mail that is read before
-    # it is due does not count; it waits in memory, at most one per partition.
+    # So other mails are sent even if many deferred mails become due at the same time. A mail that is read before it is
+    # due does not count. (Each partition has at most one such mail: it waits in memory.)
     max_deferred_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 200
-    # A domain is throttled after this many deferrals in a row, until a mail to it is accepted: its mails wait in the
-    # topic, and each process makes at most `domain_attempts_per_second` delivery attempts to it. A connection that
-    # breaks or times out while a mail is sent counts as a deferral.
+    # A domain is throttled after this many deferrals in a row, until a mail to it is accepted. While it is throttled,
+    # its mails wait in the topic, and each process makes at most `domain_attempts_per_second` delivery attempts to it.
+    # A connection that breaks or times out while a mail is sent counts as a deferral.
     domain_threshold: Annotated[int, Meta(ge=1, le=1_000)] = 5
     domain_attempts_per_second: Annotated[float, Meta(ge=0.01, le=1_000)] = 5.0
-    # The event becomes a dead letter if an attempt fails at least this long after the first failure, or after the mail
-    # was first held back without an attempt, and at least five attempts have failed.
+    # An event becomes a dead letter if its attempts have failed for this long, and at least five of them have failed.
+    # The time begins with the first failed attempt, or earlier if the mail was held back before any attempt.
     give_up_seconds: Seconds = 86_400.0
 
 

@@ -88,13 +88,13 @@ class PendingMessage:
     # The offset of the record that was read. For a deferred mail, this is not `message.offset`, which is the offset of
     # the original message.
     offset: int
-    # How many attempts have failed since it was read, including attempts to write its dead letter.
+    # How many attempts have failed since the message was read, including attempts to write its dead letter.
     attempts: int = 0
-    # When it was first deferred, or when processing it first failed; None if neither has happened.
+    # When the mail was first deferred or held back, or when processing first failed. None if nothing of this happened.
     first_deferred_at: datetime | None = None
-    # Set if it was read from the topic of deferred mails.
+    # Set if the message was read from the topic of deferred mails.
     deferral: Deferral | None = None
-    # Whether it may wait in memory for its next attempt. False if too many messages already do.
+    # Whether the message may wait in memory for its next attempt. False if too many messages already wait.
     may_wait: bool = True
     # Set once the message has to become a dead letter. Writing the dead letter may take several attempts.
     dead_letter: DeadLetterReason | None = None
@@ -105,7 +105,7 @@ class PendingMessage:
 
     @property
     def total_attempts(self) -> int:
-        """How many attempts have failed, including those before it was deferred."""
+        """How many attempts have failed, including those before the message was deferred."""
         return self.attempts + (self.deferral.attempts if self.deferral else 0)
 
     def seconds_until_due(self, now: float) -> float:
@@ -130,10 +130,10 @@ class Line:
 class Notification:
     """What a mail says about an order event, and to whom it goes.
 
-    sequence: the number of the event within its order; later events have higher numbers
-    recipient: the address, in the form in which it is sent to mail servers; None if the order has no valid address, or
+    sequence: the number of the event within its order. Later events have higher numbers
+    recipient: the address, in the form in which it is sent to mail servers. None if the order has no valid address, or
         if the event says that no mail is to be sent (`nomail`)
-    has_address: whether the order has anything that contains an @, even if it is not a valid address; False if the
+    has_address: whether the order's `email` or `user` contains an @, even if it is not a valid address. False if the
         event says that no mail is to be sent
     """
 
@@ -158,7 +158,7 @@ class Notification:
 
     @property
     def short_id(self) -> str:
-        """The last 8 hex digits of the order's id. (The first ones are a timestamp, so many orders share them.)"""
+        """The last 8 hex digits of the order's id. (The first digits are a timestamp, so many orders share them.)"""
         return self.order_id.hex[-8:].upper()
 
 
@@ -178,8 +178,8 @@ class Mail:
 class FirstStart(NamedTuple):
     """What the sent log records about the group's first start.
 
-    empty: the log has no records; then this is the first start, unless the group has committed offsets
-    started_ms: the time of the first start, in Unix milliseconds by the broker's clock; None if it is unknown
+    empty: True if the log has no records. Then this is the first start, unless the group has committed offsets
+    started_ms: the time of the first start, in Unix milliseconds by the broker's clock. None if it is unknown
     """
 
     empty: bool
@@ -202,7 +202,7 @@ class MailHeldBack(Exception):
     """The mail must not be sent yet, so no attempt was made. It becomes a deferred mail, due in `seconds`.
 
     cause: `throttled` (its domain is throttled) or `order` (an earlier mail of the order is deferred)
-    reserved: whether an attempt is reserved for it at that time (see Deferral)
+    reserved: whether the attempt at that time already counts against the domain's rate limit
     """
 
     def __init__(self, cause: Literal["throttled", "order"], seconds: float, *, reserved: bool = False) -> None:
@@ -213,8 +213,8 @@ class MailHeldBack(Exception):
 
 
 class MailServerUnavailable(Exception):
-    """The mail server cannot be reached, or rejects our account and not only a single mail."""
+    """No mail can be sent: the mail server cannot be reached, or rejects our account."""
 
 
 class SenderRejected(MailServerUnavailable):
-    """The mail server rejects our account (login, policy or sending limit), and so every mail."""
+    """The mail server rejects our account (its login, or because of a policy or a sending limit), and so every mail."""

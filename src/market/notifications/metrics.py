@@ -54,7 +54,7 @@ DEFERRALS = Counter(
 )
 THROTTLED_DOMAINS = Gauge(
     "market_notifications_throttled_domains",
-    "Throttled mail domains. They have deferred several mails in a row, so delivery attempts to them are limited.",
+    "Throttled mail domains. Several mails to them in a row were deferred, so delivery attempts to them are limited.",
 )
 DEFERRED_STALLED = Gauge(
     "market_notifications_deferred_stalled",
@@ -72,7 +72,7 @@ UNSETTLED = Gauge(
 UNSETTLED_BYTES = Gauge("market_notifications_unsettled_bytes", "Size of the messages read but not settled.")
 OFFSET_RESETS = Counter(
     "market_notifications_offset_resets_total",
-    "Offsets that were out of range. The partition is then read again from the first message after the group's first "
+    "Offsets that were out of range. The partition was then read again from the first message after the group's first "
     "start.",
 )
 STARTS_WITHOUT_OFFSET = Counter(
@@ -81,7 +81,7 @@ STARTS_WITHOUT_OFFSET = Counter(
     ["reason"],
 )
 SENT_LOG_FAILURES = Counter(
-    "market_notifications_sent_log_failures_total", "Failed reads and writes of the sent log: mails may be repeated."
+    "market_notifications_sent_log_failures_total", "Failed reads and writes of the sent log. Mails may be repeated."
 )
 COMMIT_FAILURES = Counter(
     "market_notifications_commit_failures_total", "Failed commits of an offset. They are retried."

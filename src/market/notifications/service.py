@@ -50,7 +50,7 @@ class SentLogForMailing(Protocol):
         """Record that the event was mailed."""
 
     async def contains(self, event_id: str) -> bool:
-        """Return whether the log has the event. False if the log cannot be read."""
+        """Return whether the log contains the event. Return False if the log cannot be read."""
 
 
 class DeferredMailStore(Protocol):
@@ -129,9 +129,9 @@ class Deps:
     tracer: Tracer
     faults: Faults | None = None
     recent: RecentNotifications = field(default_factory=RecentNotifications)
-    # None if an operator replays a dead letter: then no mail is deferred.
+    # None while an operator replays a dead letter: its mail is attempted once, and not deferred.
     deferral_deps: DeferralDeps | None = None
-    # None if an operator replays a dead letter: its event is mailed even if it was mailed before.
+    # None while an operator replays a dead letter: its event is mailed even if it was mailed before.
     sent_log: SentLogForMailing | None = None
     # Events that are older than this are looked up in the sent log.
     sent_log_min_age: timedelta = timedelta(0)
@@ -178,9 +178,9 @@ async def notify(deps: Deps, notification: Notification, deferral: Deferral | No
 
 
 async def _was_sent(deps: Deps, notification: Notification) -> bool:
-    """Return whether the sent log has the event. Events younger than `sent_log_min_age` are not looked up.
+    """Return whether the sent log contains the event. Events younger than `sent_log_min_age` are not looked up.
 
-    Nearly all younger events are new. A younger one that was mailed just before a crash may be mailed again.
+    Nearly all of these are new. (One that was mailed just before a crash may be mailed again.)
     """
     if deps.sent_log is None:
         return False
@@ -207,7 +207,7 @@ def _hold_back_if_necessary(
 def _deferral_seconds(deps: Deps, first_deferred_at: datetime | None) -> float:
     """Return the seconds until the next attempt: the time since the first deferral, within the configured limits.
 
-    So the delay grows with the age of the mail.
+    In this way, the delay grows with the age of the mail.
     """
     age = 0.0 if first_deferred_at is None else (deps.clock() - first_deferred_at).total_seconds()
     return max(deps.retry.min_deferral_seconds, min(deps.retry.max_deferral_seconds, age))
@@ -218,8 +218,8 @@ async def retry_later(
 ) -> float | None:
     """Count a failed attempt, and decide when to make the next one.
 
-    Return the seconds until the next call of the handler if the message stays in memory. Otherwise return None: it was
-    stored as a deferred mail, or the retries are exhausted and `pending.dead_letter` is set.
+    If the message stays in memory, return the seconds until the handler has to be called again. Otherwise return None:
+    the message was stored as a deferred mail, or its retries are exhausted, and `pending.dead_letter` is set.
 
     reason: the metric label, deferred or internal-error
     notification: None if the message could not be parsed
@@ -245,7 +245,7 @@ async def retry_later(
         max_delay = min(deps.retry.max_seconds, deps.retry.initial_seconds * 2.0 ** min(pending.attempts - 1, 30))
         # Equal jitter: between half of the delay and all of it.
         delay = random.uniform(max_delay / 2, max_delay)
-        # Cap the delay, so that a last attempt is made when the limit is reached.
+        # Make the last attempt when `give_up_seconds` have passed, not later.
         return min(remaining, delay) if remaining > 0 else delay
     seconds = _deferral_seconds(deps, pending.first_deferred_at)
     deferral = Deferral(
@@ -282,8 +282,8 @@ async def _defer(
     """Store a deferred mail. Return None once it is stored. If that fails, return the seconds until the next try."""
     assert deps.deferral_deps is not None
     if notification is not None:
-        # The entry expires some time after the mail is due. Another process may send the mail, and this one does not
-        # learn of it.
+        # The entry expires some time after the mail is due, because another process may send the mail without this one
+        # learning of it.
         wait = (deferral.due_at - deps.clock()).total_seconds() + deps.retry.max_deferral_seconds
         deps.deferral_deps.orders_with_deferred_mail.add(notification.order_id, notification.sequence, wait)
     try:
@@ -301,8 +301,8 @@ async def _defer(
 async def write_dead_letter(deps: Deps, pending: PendingMessage) -> float | None:
     """Write the message to the dead letter topic. Return None once it is stored.
 
-    If that fails, return the seconds until the next try. The number of tries is unlimited: the offset is not committed
-    before Kafka has the dead letter, so that no message is lost.
+    If that fails, return the seconds until the next try. The number of tries is unlimited, because no message may be
+    lost: its offset is committed only after Kafka has stored the dead letter.
     """
     reason = pending.dead_letter
     assert reason is not None

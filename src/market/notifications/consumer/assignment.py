@@ -1,6 +1,6 @@
 """The partitions that are assigned to this process, and what happens when they are assigned, revoked or lost.
 
-All methods run in the consumer's thread, except for those that are thread-safe.
+All methods must be called in the consumer's thread, except for those that are documented as thread-safe.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ T = TypeVar("T")
 log = logs.get_logger("consumer")
 
 _CALL_TIMEOUT_SECONDS = 5.0
-# Pausing a partition drops its prefetched messages, which are then fetched again. So a parked message pauses its
-# partition for at least this long.
+# A parked message pauses its partition for at least this long. Pausing is expensive: it drops the prefetched messages
+# of the partition, which have to be fetched again.
 _MIN_PARK_SECONDS = 0.5
 
 
@@ -40,7 +40,7 @@ class ParkedMessage(NamedTuple):
 
 
 class EventLoopRunner:
-    """Runs coroutines in the event loop in which this object was constructed, for the consumer's thread."""
+    """Lets the consumer's thread run coroutines in the event loop. Must be constructed inside that event loop."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -59,7 +59,7 @@ class Assignment:
 
     on_changed: called with the number of assigned partitions after it may have changed
     on_assigned: called after partitions (possibly none) were assigned
-    on_lost: called when partitions were lost, before they are removed
+    on_lost: called when partitions were lost, before their trackers are removed
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class Assignment:
         self._on_lost = on_lost
         self.trackers: dict[int, OffsetTracker] = {}
         self.paused: set[int] = set()
-        # Messages that were read, but may not be processed yet: at most one per partition, which is paused meanwhile.
+        # By partition: a message that was read, but may not be processed yet. Until then, the partition is paused.
         self._parked: dict[int, ParkedMessage] = {}
-        # How long messages in flight may take to finish when their partition is revoked.
+        # When a partition is revoked, its messages in flight have this long to finish.
         self.revoke_seconds = kafka.revoke_timeout_seconds
 
     def positions(self) -> dict[int, int]:
-        """Return the next offset to read of each partition that is not paused. Thread-safe."""
+        """Return the next offset to read, by partition, for the partitions that are not paused. Thread-safe."""
         trackers = list(self.trackers.items())
         return {partition: tracker.next_to_read for partition, tracker in trackers if partition not in self.paused}
 
@@ -139,8 +139,8 @@ class Assignment:
     def assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit the offsets to start from, and start to read the partitions. Raises KafkaException."""
         if partitions:
-            # Drop the cached ids before reading the committed offsets. The next lookup then reads the sent log again,
-            # and so finds every mail that the previous owner had sent before its last commit.
+            # Drop the cached ids before reading the committed offsets, so that the next lookup reads the sent log
+            # again. Then it finds every mail that the partition's previous owner had sent before its last commit.
             self._runner.loop.call_soon_threadsafe(self._sent_log.invalidate_sent_ids)
         topic_id = self._topic.topic_id() if partitions else ""
         starts = self._starts.commit_start_offsets(consumer, partitions, topic_id) if partitions else []
@@ -161,7 +161,7 @@ class Assignment:
         revoked = [p.partition for p in partitions if p.partition in self.trackers]
         trackers = [self.trackers[partition] for partition in revoked]
         if trackers:
-            # No message arrives while this thread waits, because it is the thread that polls.
+            # This thread is the one that polls, so no further message arrives while it waits.
             self._drop_queued(trackers, self.revoke_seconds)
             self._committer.commit(consumer, trackers, wait=True)
             self.remove(revoked)
@@ -170,7 +170,7 @@ class Assignment:
             log.info("partitions revoked", topic=self._config.topic, partitions=sorted(revoked))
 
     def lose(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Stop reading partitions that were lost. Another member may already be mailing what is in flight here."""
+        """Stop reading partitions that were lost. Another member may already be mailing the messages in flight here."""
         lost = [p.partition for p in partitions]
         log.warning(
             "partitions lost, mails in flight may be repeated", topic=self._config.topic, partitions=sorted(lost)
@@ -180,7 +180,10 @@ class Assignment:
         consumer.incremental_unassign(partitions)
 
     def remove(self, partitions: list[int], *, drop_messages: bool = False) -> None:
-        """Remove the partitions' trackers. With `drop_messages`, drop their messages without waiting for any."""
+        """Remove the trackers of the partitions.
+
+        drop_messages: also drop the partitions' messages, without waiting for those in flight
+        """
         trackers = [self.trackers.pop(partition) for partition in partitions if partition in self.trackers]
         for tracker in trackers:
             self._starts.record_position(tracker)

@@ -15,7 +15,7 @@ CommitPoints = dict[OffsetTracker, CommitPoint]
 class OffsetCommitter:
     """Commits offsets in the consumer's thread, with at most one asynchronous commit in flight.
 
-    If a commit fails, the next one includes what the failed one should have committed.
+    If a commit fails, the next commit includes the same partitions.
 
     before_commit: called before each commit; it may block
     on_failure: called with the error if a commit fails

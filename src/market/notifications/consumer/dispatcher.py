@@ -1,7 +1,7 @@
-"""Processes messages concurrently, but those with the same key one at a time, in the sequence of their offsets.
+"""Processes messages concurrently, except for messages with the same key: one at a time, by ascending offset.
 
-The messages of a key are in one queue, and a free worker takes the first message of the next queue that is ready. A
-message that waits for a retry blocks only the messages with the same key. Mail domains take turns.
+The messages with the same key are in one queue. A free worker takes the first message of the next queue that is ready.
+A message that waits for a retry blocks only its own queue. Mail domains take turns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from market.notifications.domain import MailServerUnavailable, Message, PendingM
 
 log = logs.get_logger("dispatcher")
 
-# Makes one attempt at processing a message. Returns None if it is settled, or the seconds until the next attempt.
+# Makes one attempt at processing a message. Returns None if the message is settled, otherwise the seconds until the
+# next attempt.
 Handler = Callable[[PendingMessage], Awaitable[float | None]]
 # Returns the domain of a message's recipient, or an empty string.
 DomainOf = Callable[[Message], str]
@@ -45,8 +46,8 @@ class KeyQueue:
 
     def __init__(self, key: Hashable, domain: str, tracker: OffsetTracker) -> None:
         self.key = key
-        # The mail domain of the first message. The others usually have the same one, because messages with the same key
-        # are about the same order.
+        # The mail domain of the first message. The other messages usually have the same domain, because messages with
+        # the same key are about the same order.
         self.domain = domain
         self.tracker = tracker
         self.messages: deque[PendingMessage] = deque()
@@ -82,8 +83,8 @@ class Dispatcher:
         self._memory = memory
         self._max_waiting = max_waiting
         self._waiting = 0
-        # The time.monotonic() since which no attempt has finished. Also set when there was nothing to do, or when the
-        # mail server was unavailable, because such times do not count.
+        # When an attempt last finished, in seconds of time.monotonic(). Times without work, and outages of the mail
+        # server, do not count as being without progress, so this is also set while they last.
         self._progress_at = time.monotonic()
         self._queues: dict[Hashable, KeyQueue] = {}
         self._ready: ReadyItems[KeyQueue] = ReadyItems(max_per_domain)
@@ -91,11 +92,11 @@ class Dispatcher:
         self._workers = [loop.create_task(supervise("mail-worker", self._work)) for _ in range(max_concurrency)]
 
     def submit(self, messages: Iterable[tuple[OffsetTracker, PendingMessage]]) -> None:
-        """Queue messages. The caller has acquired memory for each of them, which the dispatcher releases."""
+        """Queue messages. The caller must have acquired memory for each of them; the dispatcher releases it."""
         for tracker, pending in messages:
             message = pending.message
-            # By tracker, not by partition: a partition that is assigned again must not share queues with its earlier
-            # assignment. A message without a key has a queue of its own.
+            # The key contains the tracker, not the partition: if a partition is assigned again, it must not share
+            # queues with the earlier assignment. A message without a key has a queue of its own.
             key = (id(tracker), pending.offset if message.key is None else message.key)
             queue = self._queues.get(key)
             if queue is None:
@@ -104,7 +105,7 @@ class Dispatcher:
             queue.messages.append(pending)
 
     def seconds_without_progress(self) -> float:
-        """Return for how long no attempt has finished, although messages are ready or in flight; 0 if there are none.
+        """Return for how many seconds messages have been ready or in flight without any attempt finishing.
 
         Outages of the mail server do not count.
         """

@@ -1,8 +1,8 @@
 """A member of a consumer group.
 
-It polls, commits and rebalances in a thread of its own, so that slow mail delivery delays none of this. It uses the
-classic group protocol, which both Apache Kafka 4 and the embedded broker (librdkafka's mock cluster) support.
-Rebalancing is cooperative: it does not interrupt partitions that stay assigned.
+The member polls, commits and rebalances in a thread of its own, so that slow mail delivery does not delay any of this.
+It uses the classic group protocol, because both Apache Kafka 4 and the embedded broker (librdkafka's mock cluster)
+support it. Rebalancing is cooperative: partitions that stay assigned are read without interruption.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _REJOIN_SECONDS = 1.0
 _MAX_BATCH_SIZE = 100
 _FAULT_TIMEOUT_SECONDS = 300
 _MAX_BURST_SECONDS = 0.5
-# The fetch size of a rate-limited member. A larger message is still fetched, but alone.
+# The fetch size of a rate-limited member, in bytes per partition. A larger message is fetched alone.
 _RATE_LIMITED_FETCH_BYTES = 262_144
 
 
 class RateLimiter:
-    """Limits the messages per second. A burst has at most half a second's messages.
+    """Limits the number of messages per second. A burst contains at most the messages of half a second.
 
     clock: returns seconds, like time.monotonic
     """
@@ -76,16 +76,16 @@ class RejoinRequested(Exception):
 class GroupMember:
     """Reads the partitions that the group assigns to it, and passes their messages to the dispatcher.
 
-    Must be constructed inside a running event loop. The construction connects to nothing.
+    Must be constructed inside a running event loop. Does not connect before `start`.
 
     to_pending: returns the pending message of a record. If that is a deferred mail that is not due yet, the partition
-        is paused until the mail is due.
-    mail_server: partitions are paused while it is unavailable
-    rate_limiter: limits how many messages are read per second; None: no limit. A message that is not due when it is
-        read does not count.
+        is paused until the mail is due
+    mail_server: partitions are paused while the mail server is unavailable
+    rate_limiter: limits how many messages are read per second. A message that is not due when it is read does not
+        count. None: no limit
     on_assignment: called in the member's thread with the number of assigned partitions
-    health: reports the process as unready until the member has joined and while its partitions are lost, and Kafka as
-        unavailable while all brokers are down; None if the member does not affect readiness
+    health: reports the process as unready until the member has joined the group and while its partitions are lost.
+        Reports Kafka as unavailable while all brokers are down. None: the member does not affect readiness
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class GroupMember:
         # Set when the group has assigned partitions, possibly none, for the first time.
         self.joined = asyncio.Event()
         self._stopping = threading.Event()
-        # Why the member has to rejoin the group; empty if it does not have to.
+        # Why the member has to rejoin the group. Empty if it does not have to.
         self._rejoin_reason = ""
         self._brokers_down = False
         # What a rebalance callback raised; see _keep_exception.
@@ -167,7 +167,7 @@ class GroupMember:
         """Return whether the topic exists. Raises KafkaException."""
 
         def describe() -> bool:
-            # A new client each time, because librdkafka backs off after a failed connection.
+            # A new client each time: after a failed connection, librdkafka would wait longer and longer.
             consumer = Consumer(self._settings())
             try:
                 topic = consumer.list_topics(self._config.topic, timeout=2).topics[self._config.topic]
@@ -190,7 +190,7 @@ class GroupMember:
         )
         return {
             **settings,
-            # The rate limit often pauses partitions, and pausing one drops its prefetched messages. So prefetch little.
+            # Fetch little in advance: the rate limit often pauses partitions, which drops their prefetched messages.
             **({"max.partition.fetch.bytes": _RATE_LIMITED_FETCH_BYTES} if self._rate_limiter is not None else {}),
             "group.protocol": "classic",
             "partition.assignment.strategy": "cooperative-sticky",
@@ -201,8 +201,8 @@ class GroupMember:
             # Report the end of a partition, to distinguish a fully read partition from a stalled one.
             "enable.partition.eof": True,
             "allow.auto.create.topics": self._config.is_embedded_broker,
-            # librdkafka's buffers are not part of the memory budget. These settings limit them; a message may be up
-            # to 4 MiB.
+            # librdkafka's buffers are not part of the memory budget, so these settings limit them. A message may have
+            # up to 4 MiB.
             "fetch.max.bytes": 16 * 1024 * 1024,
             "receive.message.max.bytes": 24 * 1024 * 1024,
             "queued.min.messages": 1_000,
@@ -226,7 +226,7 @@ class GroupMember:
                 self._stopping.wait(_REJOIN_SECONDS)
 
     def _consume(self) -> None:
-        """Join the group, consume until this process stops, and leave. Any exception is raised after leaving."""
+        """Join the group, consume until the member is stopped, and leave the group. Raises exceptions after leaving."""
         self._rebalance_error = None
         self._rejoin_reason = ""
         self._committer.reset()
@@ -264,7 +264,7 @@ class GroupMember:
     def _read(self, consumer: Consumer, batch: list[tuple[OffsetTracker, PendingMessage]]) -> None:
         """Fetch messages, and add them to the batch. Calls the rebalance callbacks.
 
-        Raises what a rebalance callback raised, RejoinRequested if `rejoin` was called, and KafkaException.
+        Raises RejoinRequested if `rejoin` was called, KafkaException, and the exception of a rebalance callback.
         """
         record = consumer.poll(_POLL_SECONDS)
         if self._rebalance_error is not None:
@@ -278,9 +278,9 @@ class GroupMember:
             record = consumer.poll(0)
 
     def _submit(self, batch: list[tuple[OffsetTracker, PendingMessage]]) -> None:
-        """Pass the batch to the dispatcher, but not the messages of partitions that have been revoked meanwhile.
+        """Pass the batch to the dispatcher, without the messages of partitions that have been revoked meanwhile.
 
-        Another member may already have read those messages, and will mail them.
+        These will be mailed by the member that the partition is assigned to now.
         """
         assigned = []
         for tracker, pending in batch:
@@ -320,7 +320,7 @@ class GroupMember:
             if wait <= 0:
                 batch.append((tracker, pending))
             else:
-                # The partition is paused, so no further message of it is read until this one may be processed.
+                # Pause the partition, so that no further message of it is read until this one may be processed.
                 self.assignment.park(consumer, tracker, pending, wait)
 
     def _pause_or_resume(self, consumer: Consumer) -> None:
@@ -333,7 +333,7 @@ class GroupMember:
         )
 
     def _keep_exception(self, callback: RebalanceCallback) -> RebalanceCallback:
-        """Wrap a rebalance callback so that `_poll` raises its exception, which confluent-kafka would ignore."""
+        """Wrap a rebalance callback: keep its exception, which confluent-kafka would ignore, for `_read` to raise."""
 
         def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
             try:
@@ -379,7 +379,7 @@ class GroupMember:
             log.warning("waiting for dependency", dependency="kafka", reason="all brokers are down")
 
     def _warn_once(self, event: str, reason: str) -> None:
-        """Log each event and reason once, until partitions are assigned or the broker is available again."""
+        """Log a warning, but not again with the same reason until partitions are assigned or a broker is available."""
         if (event, reason) not in self._warned and len(self._warned) < 100:
             self._warned.add((event, reason))
             log.warning(event, reason=reason[:300])

@@ -21,19 +21,19 @@ _INTERVAL_SECONDS = 5.0
 
 
 class _Unread(NamedTuple):
-    """A partition with unread messages. position: the next offset to read. since: when it last changed."""
+    """A partition with unread messages. position: the next offset to read. since: when the position last changed."""
 
     position: int
     since: float
 
 
 class LagObserver:
-    """Compares the end offsets with the committed offsets, and with the offsets up to which this process has read.
+    """Compares the end of each partition with the committed offset and with this process's position in it.
 
     read_offsets: returns the offsets of each partition of the topic; blocks
     read_positions: returns the next offset to read of each partition that is assigned to this process and not paused
     stalled_after_seconds: how long a partition with unread messages may make no progress
-    health: reports the process as unready while a partition is stalled; None if that does not affect readiness
+    health: reports the process as unready while a partition is stalled. None: that does not affect readiness
     lag_metric, stalled_metric: gauges with the label `partition`
     """
 
@@ -55,19 +55,19 @@ class LagObserver:
         self._clock = clock
         self._lag_metric = lag_metric
         self._stalled_metric = stalled_metric
-        # By partition; only those with unread messages.
+        # By partition. Contains only partitions with unread messages.
         self._unread: dict[int, _Unread] = {}
         self._stalled: dict[int, str] = {}
         # The lag at the last observation, by partition.
         self.lag: dict[int, int] = {}
-        # Tests create several observers in one process.
+        # Tests create several observers in one process, which share the metrics.
         lag_metric.clear()
         stalled_metric.clear()
 
     async def observe(self) -> float:
         """Update the metrics and the readiness. Return the seconds until the next call. Raises KafkaException."""
-        # First the end offsets, then the positions (in `_find_stalled`), so that messages that arrive in between do not
-        # count as unread.
+        # Read the end offsets before the positions (in `_find_stalled`), so that messages that arrive between the two
+        # reads do not count as unread.
         offsets = await asyncio.to_thread(self._read_offsets)
         for partition in self.lag.keys() - offsets.keys():
             self._lag_metric.remove(str(partition))

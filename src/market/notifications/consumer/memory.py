@@ -10,7 +10,8 @@ from market.notifications import metrics
 class MemoryBudget:
     """Counts the messages held in memory, and their bytes. Thread-safe.
 
-    The budget is exhausted once either count reaches its limit, until both are at half of their limits or less.
+    The budget becomes exhausted when one of the two counts reaches its limit. It stays exhausted until both counts have
+    fallen to half of their limits.
     """
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
@@ -23,7 +24,7 @@ class MemoryBudget:
     def acquire(self, size: int) -> None:
         """Add a message of `size` bytes.
 
-        Never blocks. The message has been read already, so it is counted even if that exceeds a limit.
+        Does not wait: the message has been read already, so it is counted even if that exceeds a limit.
         """
         self._change(1, size)
 

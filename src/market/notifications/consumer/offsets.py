@@ -1,8 +1,8 @@
 """Which messages of a partition are settled, and which offset may be committed.
 
-Mails are sent concurrently, so the messages of a partition are settled out of order. The committed offset is the
-offset of the first unsettled message. The commit's metadata lists the unsettled messages at higher offsets, so that
-after a restart the settled ones between them are not mailed again.
+Mails are sent concurrently, so the messages of a partition are settled out of order. The committed offset is that of
+the first unsettled message. The commit's metadata lists the unsettled messages, as many as fit. So after a restart, the
+settled messages between them are not mailed again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def encode_metadata(offset: int, read_to: int, unsettled: list[int], topic_id: s
     """
     suffix = f";{topic_id}" if topic_id else ""
     if read_to - offset == len(unsettled):
-        # No message at a higher offset is settled.
+        # No message from `offset` on is settled, so there is nothing to list.
         return f"1;0;{suffix}" if suffix else ""
     parts: list[str] = []
     length = _FIXED_LENGTH
@@ -41,7 +41,7 @@ def encode_metadata(offset: int, read_to: int, unsettled: list[int], topic_id: s
         part = str(unsettled_offset - offset)
         length += len(part) + 1
         if length > MAX_METADATA_LENGTH:
-            # The rest does not fit. After a restart, all messages from here on are processed again.
+            # The rest of the list does not fit. After a restart, all messages from here on are processed again.
             read_to = unsettled_offset
             break
         parts.append(part)
@@ -54,7 +54,7 @@ def decode_topic_id(metadata: str | None) -> str:
 
 
 def decode_metadata(offset: int, metadata: str | None) -> tuple[int, list[int]]:
-    """Return (read_to, unsettled) of a commit at `offset`, or (offset, []) if the metadata is malformed."""
+    """Return (read_to, unsettled), as for `encode_metadata`, or (offset, []) if the metadata is malformed."""
     try:
         version, read_to_text, unsettled_text, *_ = (metadata or "").split(";")
         unsettled = [offset + int(part) for part in unsettled_text.split(",")] if unsettled_text else []
@@ -82,16 +82,17 @@ class OffsetTracker:
         self.topic_id = topic_id
         self._lock = Lock()
         self._read_to, expected = decode_metadata(offset, metadata)
-        # Ascending, because messages are read by ascending offset.
+        # The unsettled offsets as a sorted set: a dict keeps insertion order, and messages are read by ascending
+        # offset.
         self._unsettled: dict[int, None] = dict.fromkeys(expected)
-        # Unsettled according to the metadata, and not read yet.
+        # The offsets of messages that are unsettled according to the metadata, and have not been read yet.
         self._expected = deque(expected)
         self._committed = CommitPoint(offset, metadata or "")
 
     def add(self, offset: int) -> bool:
         """Record that a message was read. Return False if it was settled before the partition was assigned."""
         with self._lock:
-            # Messages that the metadata lists, but that the broker has deleted, are never read.
+            # The metadata lists earlier messages, but the broker has deleted them.
             while self._expected and self._expected[0] < offset:
                 self._unsettled.pop(self._expected.popleft(), None)
             if self._expected and self._expected[0] == offset:
@@ -160,9 +161,10 @@ class Position(NamedTuple):
 class StartPosition:
     """Where consumption of a partition begins.
 
-    no_offset_reason: why the group had no committed offset of this topic, to be logged and counted. None if there was a
-        committed offset, if an offset was reset, or if consumption starts at the end because `replay_missed` is false.
-    reset_reason: the offset that was out of range, and the range that the broker has; None if no offset was reset
+    no_offset_reason: why the group had no committed offset of this topic. None if there was a committed offset, if an
+        offset was out of range, or if consumption starts at the end because `replay_missed` is false
+    reset_reason: the offset that was out of range, and the range that the broker has. None if no offset was out of
+        range
     """
 
     offset: int
@@ -175,15 +177,15 @@ class StartPosition:
 class PartitionState:
     """What is known about a partition when it is assigned.
 
-    topic_id: the id of the topic, empty if the broker has none
-    low, high: the first offset that the broker has, and the one after the last
+    topic_id: the id of the topic. Empty if the broker does not support topic ids
+    low, high: the first offset that the broker has, and the offset after the last one
     offset_after_first_start: the offset of the first message published after the group's first start, minus the
         configured tolerance; `low` if the time of the first start is unknown
-    committed: the group's offset and metadata, or None
-    last_position: the first unsettled offset when this process last owned the partition, or None
-    first_start: True if the partition existed when the group started for the first time, and has not been assigned
-        since. In the topic of deferred mails it means something else: the partition has never had a message, so it is
-        normal that it has no committed offset
+    committed: the group's committed offset and metadata. None if there is no committed offset
+    last_position: the first unsettled offset when this process last owned the partition. None if it never did
+    first_start: whether it is normal that the partition has no committed offset. In the topic of orders: the
+        partition existed at the group's first start, and has not been assigned since. In the topic of deferred mails:
+        the partition has never had a message
     """
 
     topic_id: str
@@ -202,7 +204,7 @@ class PartitionState:
 def start_position(state: PartitionState, *, topic_is_new: bool, replay_missed: bool) -> StartPosition:
     """Return where consumption of a partition starts.
 
-    topic_is_new: the topic did not exist when this process started, so all of its events are mailed
+    topic_is_new: True if the topic did not exist when this process started. Then all of its events are mailed
     """
     last = state.last_position
     if state.committed is not None and (replay_missed or last is not None):

@@ -35,20 +35,20 @@ class DeferredMails(Protocol):
         """Return the deferred mail in a record."""
 
     def observe(self, *, empty: bool) -> None:
-        """Update the metrics. `empty`: no mail is deferred in the partitions that this process reads."""
+        """Update the metrics. `empty`: the partitions that this process reads contain no deferred mail."""
 
 
 class OrdersConsumer:
     """Reads the topics of orders and of deferred mails. Must be constructed inside a running event loop.
 
-    The topic of deferred mails has a group of its own, because members of an earlier version do not know the topic. The
-    process is ready even if that topic cannot be read, since other mails can be sent.
+    The topic of deferred mails is read by a group of its own, because members of an earlier version do not know the
+    topic. The process is ready even if that topic cannot be read, because other mails can still be sent.
 
     handler: makes one attempt at processing a message, in the event loop
     deferred_mails: restores deferred mails from their records
     domain_of: returns the domain of a message's recipient
-    mail_server: partitions are paused while it is unavailable
-    sent_log: the group's first start is recorded there
+    mail_server: partitions are paused while the mail server is unavailable
+    sent_log: contains the group's first start
     """
 
     def __init__(
@@ -122,9 +122,8 @@ class OrdersConsumer:
             lag_metric=metrics.DEFERRED,
             stalled_metric=metrics.DEFERRED_STALLED,
         )
-        # One attempt makes several calls to the mail server, most of which have a timeout of their own. Five timeouts
-        # are enough unless many of the calls are slow. If all of them are, and no other attempt finishes meanwhile,
-        # processing is reported as stalled.
+        # An attempt makes several calls to the mail server. Only if many of them are slow does it take longer than five
+        # timeouts. If it does, and no other attempt finishes meanwhile, processing is reported as stalled.
         self._stalled_seconds = max(kafka.stalled_after_seconds, 5 * config.smtp.timeout_seconds)
         self._processing_stalled = False
         self._starting_deferred: asyncio.Task[None] | None = None
@@ -135,7 +134,7 @@ class OrdersConsumer:
         After that, lost connections and rebalances are handled in the background.
         """
         self._health.set_unready("kafka", "connecting")
-        # A topic that does not exist yet has no events from before the start, so all of its events are mailed.
+        # If the topic does not exist yet, all of its events will be published after the start, so all are mailed.
         self._starts.topic_is_new = not await self._health.wait_for("kafka", self._orders.topic_exists)
         if self._starts.topic_is_new:
             await self._health.wait_for(f"topic {self._config.topic}", self._require_topic)

@@ -1,4 +1,4 @@
-"""Queues that are ready to be processed. The mail domains take turns, so that none of them delays the others."""
+"""Items that are ready to be processed. Mail domains take turns, so that none of them delays the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ReadyItems(Generic[T]):
 
     def __init__(self, max_per_domain: int) -> None:
         self._max_per_domain = max_per_domain
-        # Only domains that have items, in the sequence of their turns.
+        # The domains that have items, in the sequence of their turns.
         self._domains: OrderedDict[str, deque[T]] = OrderedDict()
         self._in_flight: Counter[str] = Counter()
         self._waiters: deque[asyncio.Future[None]] = deque()
@@ -36,7 +36,7 @@ class ReadyItems(Generic[T]):
         self._wake()
 
     async def get(self) -> T:
-        """Return the next item, and wait for one if necessary. Call `release` once it has been processed."""
+        """Wait for the next item and return it. Call `release` once the item has been processed."""
         while True:
             for domain, items in self._domains.items():
                 if self._in_flight[domain] < self._max_per_domain:
@@ -46,7 +46,7 @@ class ReadyItems(Generic[T]):
             try:
                 await waiter
             except asyncio.CancelledError:
-                # If it was woken up just before, another waiter has to be woken up instead.
+                # If this waiter had already been woken up, wake up another one in its place.
                 if waiter.done() and not waiter.cancelled():
                     self._wake()
                 raise

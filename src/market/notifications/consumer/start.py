@@ -29,17 +29,17 @@ class SentLogForConsumer(Protocol):
     """What the consumer needs from the sent log. In production: sent_log.log.SentLog."""
 
     async def read_first_start(self) -> FirstStart:
-        """Return what is recorded about the first start. Raises an exception if that fails; the call is retried."""
+        """Return what is recorded about the first start. If it raises an exception, the call is retried."""
 
     async def record_start(self, *, first: bool) -> None:
-        """Record a start of the group. Raises an exception if that fails; the call is retried."""
+        """Record a start of the group. If it raises an exception, the call is retried."""
 
     def invalidate_sent_ids(self) -> None:
         """Drop the cached ids of mailed events, because a partition's previous owner may have mailed more."""
 
 
 class StartOffsets:
-    """Determines the offsets to start from. Knows the group's first start and this process's last positions."""
+    """Determines the offsets to start from: by committed offsets, this process's last positions or the first start."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class StartOffsets:
         self._read_from_beginning = read_from_beginning
         # True if the topic did not exist when this process started. Then all of its events are mailed.
         self.topic_is_new = False
-        # Partitions that existed at the group's first start and have not been assigned yet.
+        # The partitions that existed at the group's first start and have not been assigned since.
         self._first_start_partitions: set[int] = set()
         self._first_started_ms: int | None = None
-        # The last position in each partition that this process owned before. If such a partition is assigned again
-        # without a committed offset, consumption continues there.
+        # This process's last position in each partition that it owned before. If such a partition is assigned again and
+        # has no committed offset, consumption continues at this position.
         self._last_positions: dict[int, Position] = {}
 
     async def prepare(self) -> None:
@@ -76,7 +76,7 @@ class StartOffsets:
         if not has_offsets:
             self._first_start_partitions = set(offsets)
 
-    # These methods block: they are called in the consumer's thread.
+    # The following methods block. They are called in the consumer's thread.
 
     def record_position(self, tracker: OffsetTracker) -> None:
         """Record the position of a partition that is no longer assigned."""
@@ -107,7 +107,7 @@ class StartOffsets:
     def offset_after_first_start(self, consumer: Consumer, partition: int, topic_id: str) -> int:
         """Return the offset of the first message published after the group's first start, minus the tolerance.
 
-        Return the first offset if the time of the first start is unknown. Raises KafkaException.
+        If the time of the first start is unknown, return the first offset that the broker has. Raises KafkaException.
         """
         return self._state(consumer, TopicPartition(self._config.topic, partition), topic_id).offset_after_first_start
 

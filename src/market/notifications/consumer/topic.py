@@ -19,8 +19,8 @@ _CALL_TIMEOUT_SECONDS = 5.0
 class PartitionOffsets(NamedTuple):
     """The offsets of a partition.
 
-    low, high: the first offset that the broker has, and the one after the last
-    committed: the group's offset, or None
+    low, high: the first offset that the broker has, and the offset after the last one
+    committed: the group's committed offset. None if there is none
     """
 
     low: int
@@ -66,8 +66,8 @@ class TopicDescriber:
             settings = consumer_settings(
                 self._config, _CLIENT_ID, self._config.group, max_message_bytes=events.MAX_MESSAGE_BYTES
             )
-            # This consumer reads the group's offsets without joining it. With read_uncommitted, the end offset includes
-            # the messages of open transactions.
+            # This consumer reads the group's offsets without joining the group. With read_uncommitted, the end offset
+            # includes the messages of open transactions.
             self._consumer = Consumer({**settings, "isolation.level": "read_uncommitted"})
         consumer = self._consumer
         topic = consumer.list_topics(self._topic, timeout=_CALL_TIMEOUT_SECONDS).topics[self._topic]

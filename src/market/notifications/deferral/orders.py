@@ -13,15 +13,14 @@ _MAX_ORDERS = 10_000
 class OrdersWithDeferredMail:
     """The earliest deferred notification of each order, for the latest 10,000 orders that have one.
 
-    Entries expire: another process may mail a notification that this one has deferred, and this one does not learn of
-    it.
+    Entries expire, because another process may mail the notification without this one learning of it.
 
     clock: returns seconds, like time.monotonic
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        # The sequence number, and when the entry expires.
+        # By order id: the notification's sequence number, and when the entry expires.
         self._orders: OrderedDict[UUID, tuple[int, float]] = OrderedDict()
 
     def add(self, order_id: UUID, sequence: int, seconds: float) -> None:

@@ -1,8 +1,8 @@
 """The topic of deferred mails, which wait in Kafka instead of in memory.
 
-Each record is the original message, with headers that say when it is due, and the topic, partition and offset of the
-original message. If the mail is deferred again, it is appended again. The records of a partition are read one after
-another, and each waits until it is due.
+Each record contains the original message. Its headers say when the mail is due, and give the topic, partition and
+offset of the original message. If the mail is deferred again, a new record is appended. The records of a partition are
+processed one after another: a record that is not due yet makes the later ones wait.
 """
 
 from __future__ import annotations
@@ -81,10 +81,12 @@ class DeferredMailWriter:
 class DeferredMailRestorer:
     """Restores deferred mails from their records, and reports the age of the oldest one.
 
-    window_seconds: the length of a window. The reported age is that of the oldest mail read in this window or the one
-        before. At least the maximum time between two attempts at a mail, so that every deferred mail is normally read
-        once in each window. While the mail server is unavailable, or while many mails are due at once, a mail may wait
-        longer. Then the reported age may be too low, and is 0 if nothing was read in two windows.
+    The reported age is that of the oldest mail that was read in the current or the previous window of time. Normally,
+    every deferred mail is read at least once in a window. While the mail server is unavailable, or while many mails are
+    due at once, a mail may wait longer. Then the reported age may be too low; it is 0 if nothing was read in two
+    windows.
+
+    window_seconds: the length of a window, at least the maximum time between two attempts at a mail
     clock: returns Unix time in seconds
     """
 
@@ -99,7 +101,7 @@ class DeferredMailRestorer:
     def restore(self, record: Message) -> PendingMessage:
         """Return the deferred mail in a record: the original message, and its deferral.
 
-        If the headers are missing or malformed, the mail counts as first deferred now, and as due.
+        If the headers are missing or malformed, the mail counts as first deferred now, and as due now.
         """
         headers = tuple((name, value) for name, value in record.headers if name not in _ADDED_HEADERS)
         original = Message(

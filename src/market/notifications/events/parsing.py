@@ -123,11 +123,11 @@ def parse_notification(message: Message) -> Notification | None:
 
 
 def domain_of(message: Message) -> str:
-    """Return the domain of the event's `email`, or of its `user` if there is no `email`, in lower case.
+    """Return the domain of the order's `email`, or of its `user` if there is no `email`, in lower case.
 
-    Return an empty string if there is none. The event is not validated, so this may be another domain than that of the
-    recipient: if `email` is invalid and the mail goes to `user`, if the domain is internationalized, or if the event
-    has `nomail`.
+    Return an empty string if there is no domain. The event is not validated, so this may differ from the domain of the
+    recipient's address: if `email` is invalid and the mail goes to `user`, if the domain is internationalized, or if no
+    mail is to be sent (`nomail`).
     """
     try:
         data = _decode_recipient_fields(message.value or b"").data

@@ -19,7 +19,7 @@ _SENDING_LIMIT = "4.5"
 
 
 def is_about_sender(reply: SMTPResponseException) -> bool:
-    """Return whether an error reply to MAIL FROM is about our account, so that every mail would get it.
+    """Return whether an error reply to MAIL FROM is about our account, so that every mail would get the same reply.
 
     True for all permanent errors (5xx) except those about the size or the recipient, and for temporary errors (4xx)
     about a policy or a sending limit.
@@ -35,7 +35,8 @@ def is_about_sender(reply: SMTPResponseException) -> bool:
 def is_policy_or_limit(reply: SMTPResponseException) -> bool:
     """Return whether the reply is about a policy (x.7.x) or a sending limit of our account (x.4.5).
 
-    Such a reply to RCPT TO or DATA may be about the recipient only, so the caller acts only on several in a row.
+    A single such reply to RCPT TO or DATA may be about the recipient only. So the caller has to count them, and act
+    only on several in a row.
     """
     enhanced = _enhanced_code(reply)
     return enhanced.startswith("7.") or enhanced == _SENDING_LIMIT

@@ -39,8 +39,8 @@ class SmtpClient:
             # Fail at startup if the file is unreadable.
             self._tls.get()
         self._ehlo_hostname = smtp.ehlo_hostname or _host_name()
-        # Idle connections, each with the time.monotonic() at which it became idle. The last one is used first, so that
-        # surplus connections expire when there is little to send.
+        # Idle connections, each with the time.monotonic() at which it became idle. The connection that became idle last
+        # is used first, so that surplus connections expire when there is little to send.
         self._idle: list[tuple[SMTP, float]] = []
         self._available = asyncio.Event()
         self._available.set()
@@ -52,7 +52,7 @@ class SmtpClient:
 
     @property
     def available(self) -> bool:
-        """Whether mails can be sent. False from an outage or a rejection of the sender until reconnecting succeeds."""
+        """Whether mails can be sent. False after an outage or a rejected sender, until reconnecting succeeds."""
         return self._available.is_set()
 
     async def wait_until_available(self) -> None:
@@ -179,7 +179,7 @@ class SmtpClient:
         asyncio.get_running_loop().call_later(self._config.keepalive_seconds, self._close_idle)
 
     def _close_idle(self) -> None:
-        """Close connections that have been idle for too long; the oldest come first."""
+        """Close the connections that have been idle for too long."""
         while self._idle and time.monotonic() - self._idle[0][1] >= self._config.keepalive_seconds - 0.01:
             self._idle.pop(0)[0].close()
 
@@ -199,9 +199,9 @@ class SmtpClient:
         await connection.mail(self._sender, options=options)
 
     async def _check_sender(self, connection: SMTP) -> None:
-        """Check that the server accepts the sender, without sending a mail. The connection stays the caller's.
+        """Check that the server accepts the sender, without sending a mail.
 
-        Raises SenderRejected or MailServerUnavailable.
+        Raises SenderRejected or MailServerUnavailable, and then closes the connection.
         """
         try:
             await self._mail_from(connection, 1)
@@ -246,7 +246,7 @@ class SmtpClient:
             return
         self._available.clear()
         metrics.PAUSED.labels("mail-server").set(1)
-        # In an empty context: reconnecting does not belong to the mail that failed first.
+        # In an empty context, because reconnecting does not belong to the mail that failed first.
         work = supervise("mail-server-probe", self._reconnect)
         self._reconnecting = asyncio.get_running_loop().create_task(work, context=Context())
 
@@ -267,8 +267,7 @@ class SmtpClient:
             return
 
     def _confirm_recovery(self) -> None:
-        # Only a reply to a mail confirms the recovery. A server that accepts connections and then closes them has not
-        # recovered.
+        # Called only after a reply to a mail: a server that accepts connections, but closes them, has not recovered.
         self._failures = 0
         if self._outage_reason:
             log.info("mail server recovered")

@@ -1,7 +1,7 @@
 """The sent log: which events were mailed, and when the group started for the first time.
 
-It is a topic of its own, so it does not depend on the group's offsets or on the topic of the events. If an event is
-read again because offsets were lost, or is published again, the log shows whether it was mailed.
+The log is a topic of its own, so it does not depend on the group's offsets or on the topic of the events. An event may
+be read again because offsets were lost, or because it was published again. Then the log tells whether it was mailed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def sent_log_topic_definition(kafka: config.Kafka) -> Topic:
 
 
 class RecentDigests:
-    """64-bit digests of the latest event ids, at most `max_ids`. When it is full, the older half is dropped."""
+    """64-bit digests of the latest event ids. Contains at most `max_ids`; when it is full, it drops the older half."""
 
     def __init__(self, max_ids: int) -> None:
         self._generation_size = max(1, max_ids // 2)
@@ -84,7 +84,7 @@ class SentLog:
         self._on_failure = on_failure
         self._max_ids = max_ids
         self._producer: Producer[None] | None = None
-        # Bounded: while Kafka is unavailable, the oldest are dropped.
+        # If it is full, because Kafka is unavailable, the oldest digests are dropped.
         self._unwritten: deque[bytes] = deque(maxlen=_MAX_UNWRITTEN)
         self._ids: RecentDigests | None = None
         self._used_at = 0.0
@@ -119,7 +119,7 @@ class SentLog:
             self._ids.add([digest])
 
     async def contains(self, event_id: str) -> bool:
-        """Return whether the log has the event. Read the log first if necessary; return False if that fails."""
+        """Return whether the log contains the event. The log is read first if necessary. Return False if that fails."""
         async with self._loading:
             while self._ids is None:
                 self._invalidated = False
@@ -181,7 +181,7 @@ class SentLog:
 
 
 def put_back(batch: list[bytes], unwritten: deque[bytes]) -> None:
-    """Put a batch back before the later digests. If not all fit into the bounded deque, drop the oldest."""
+    """Put a batch back at the front of `unwritten`. If not all digests fit, drop the oldest ones."""
     assert unwritten.maxlen is not None
     free = unwritten.maxlen - len(unwritten)
     unwritten.extendleft(reversed(batch[max(0, len(batch) - free) :]))

@@ -42,15 +42,15 @@ def read_first_start(kafka: config.Kafka) -> FirstStart:
 def read_values(kafka: config.Kafka) -> Iterator[bytes]:
     """Yield the values of the records. Raises KafkaException.
 
-    Records older than the retention of the events are skipped. If the log has only such records, they are read, which
-    does no harm.
+    Records older than the retention of the events are skipped, because they are not needed. If the log contains only
+    such records, they are yielded.
     """
     since_ms = int(time.time() * 1000) - events.RETENTION_MS
     with _consumer(kafka) as consumer:
         low, high = _offsets(consumer, kafka)
         partition = TopicPartition(kafka.sent_log_topic_name, PARTITION, since_ms)
         [found] = consumer.offsets_for_times([partition], timeout=_CALL_TIMEOUT_SECONDS)
-        # The embedded broker cannot look up offsets by time; its log is read from the beginning.
+        # The embedded broker cannot look up offsets by time, so its log is read from the beginning.
         start = max(low, found.offset) if found.error is None and found.offset >= 0 else low
         for record in _records(consumer, kafka, start, high):
             value = record.value()
@@ -84,7 +84,7 @@ def _consumer(kafka: config.Kafka) -> Iterator[Consumer]:
 
 
 def _offsets(consumer: Consumer, kafka: config.Kafka) -> tuple[int, int]:
-    """Return the first offset, and the one after the last."""
+    """Return the first offset, and the offset after the last one."""
     partition = TopicPartition(kafka.sent_log_topic_name, PARTITION)
     low, high = consumer.get_watermark_offsets(partition, timeout=_CALL_TIMEOUT_SECONDS)
     return low, high
