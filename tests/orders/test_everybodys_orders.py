@@ -13,7 +13,7 @@ import pytest
 from market.kit.ids import new_id
 from market.orders.domain import Order, OrderLine, Status
 from market.orders.mongodb.documents import order_to_document
-from market.orders.store import Position
+from market.orders.store import Position, Selection
 from tests.support.issuer import Issuer
 
 from .service import MakeSettings, on_new_database, serving
@@ -107,9 +107,9 @@ async def test_a_page_reads_only_its_own_part_of_the_index(own_shop: Shop, statu
     statuses = ["confirmed"] * 50 + ["rejected"] * 49 + ["cancelled"]
     await own_shop.documents.insert_many([stored_order(n, statuses[n % 100]) for n in range(4000)])
     orders = own_shop.service.deps.orders
-    outline = await orders.list_orders(None, status, limit=10)
+    outline = await orders.list_orders(Selection(None, status), limit=10)
     last = [order async for order in orders.read_page(outline)][9]
-    following = await orders.list_orders(None, status, limit=10, after=Position.of(last))
+    following = await orders.list_orders(Selection(None, status), limit=10, after=Position.of(last))
     for page in (outline, following):
         listing = [{"$match": page.page_filter}, {"$sort": {"created_at": -1, "_id": -1}}, {"$limit": 11}]
         stages, statistics = await explain(own_shop, listing)

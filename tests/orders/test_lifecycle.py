@@ -93,6 +93,7 @@ async def test_the_service_is_not_ready_until_its_indexes_exist(make_process: An
         "subject_key",
         "key",
         "user",
+        "user_ended",
         "status",
         "pending",
         "release_due",

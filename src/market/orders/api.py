@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from market.contracts import access, currency, events, money
+from market.contracts import access, currency, money
 from market.kit import context, text
 from market.kit.auth.authenticator import Authenticator
 from market.kit.auth.identity import identity
@@ -25,13 +25,16 @@ from market.kit.mail_address import parse_mail_address
 from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_cursor
 from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
+from market.kit.times import parse_interval
 from market.orders import service
-from market.orders.domain import MAX_LINES, MAX_QUANTITY, NewOrder, Order, RequestedLine, Status, to_contract
+from market.orders.domain import MAX_LINES, MAX_QUANTITY, NewOrder, Order, RequestedLine, Status, timestamp
+from market.orders.history import representation
+from market.orders.history.representation import to_representation
 from market.orders.metrics import OUTCOMES
 from market.orders.ownership.rules import check_recipient, listed_user, readable_owner
 from market.orders.pricing.prices import merge_lines
 from market.orders.service import Deps
-from market.orders.store import PageOutline, Position
+from market.orders.store import PageOutline, Position, Selection
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 # Subtracted from the caller's deadline, to leave time for sending the response.
@@ -124,7 +127,7 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 class Page(Struct, frozen=True):
     """A page of orders. It has fewer than `limit` items if more would exceed 8 MiB; the rest is on the next page."""
 
-    items: list[events.Order]
+    items: list[representation.Order]
     total: Annotated[int, Meta(ge=0, description="The number of orders in the whole list, or a lower bound of it.")]
     limit: int
     offset: int
@@ -147,13 +150,9 @@ class _ListQuery(Struct, frozen=True, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     offset: Offset = 0
     after: Cursor | None = None
-    status: Literal["pending", "confirmed", "cancelled"] | None = None
-
-
-class _ListQueryInOpenMode(_ListQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The parameters in mode `open`, in which `user` is required."""
-
-    user: _UserText
+    status: Literal["pending", "confirmed", "cancelled", "rejected"] | None = None
+    created_from: str | None = None
+    created_to: str | None = None
 
 
 class _NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
@@ -239,7 +238,7 @@ def _placed_response(placed: service.PlacedOrder) -> Response:
     headers = {"Location": f"/api/order/{placed.order.id}"}
     if placed.replayed:
         headers["Idempotency-Replayed"] = "true"
-    return json_response(to_contract(placed.order), 200 if placed.replayed else 201, headers)
+    return json_response(to_representation(placed.order), 200 if placed.replayed else 201, headers)
 
 
 def _weigh_page(outline: PageOutline) -> int:
@@ -259,7 +258,7 @@ async def _encode_items(deps: Deps, outline: PageOutline) -> tuple[list[bytes], 
     async for order in deps.orders.read_page(outline):
         if len(encoded) == outline.limit:
             return encoded, last, True
-        data = _encoder.encode(to_contract(order))
+        data = _encoder.encode(to_representation(order))
         size += len(data) + 1
         # The first order always fits, so that every page makes progress.
         if encoded and size > MAX_PAGE_BYTES:
@@ -267,6 +266,16 @@ async def _encode_items(deps: Deps, outline: PageOutline) -> tuple[list[bytes], 
         encoded.append(data)
         last = order
     return encoded, last, False
+
+
+def _list_definition(selection: Selection) -> tuple[str | None, ...]:
+    """Return what defines the list, for its cursors."""
+    definition = ("orders", selection.user, selection.status)
+    if selection.created_from is None and selection.created_to is None:
+        # As in the cursors of earlier versions, which clients may still have.
+        return definition
+    interval = (selection.created_from, selection.created_to)
+    return (*definition, *(None if at is None else timestamp(at) for at in interval))
 
 
 def _handler_seconds(limit: float) -> float:
@@ -302,22 +311,25 @@ def routes(
         order = await deps.orders.get(text.parse_path_id("order", request.path_params["id"]), readable_owner())
         if order is None:
             raise NotFound("order", request.path_params["id"])
-        return json_response(to_contract(order))
+        return json_response(to_representation(order))
 
     async def list_orders(request: Request) -> Response:
         reject_unsupported_preconditions(request)
-        query = parse_query(request, _ListQuery if identity.get().signed_in else _ListQueryInOpenMode)
+        query = parse_query(request, _ListQuery)
         if query.user is not None:
             text.validate_text("user", query.user, min_length=1, max_length=200)
-        user = listed_user(query.user)
-        definition = ("orders", user, query.status)
+        selection = Selection(
+            listed_user(query.user),
+            Status(query.status) if query.status else None,
+            *parse_interval("created_from", query.created_from, "created_to", query.created_to),
+        )
+        definition = _list_definition(selection)
         after = None
         if query.after is not None:
             if query.offset:
                 raise BadInput("offset", "cannot be combined with `after`")
             after = read_cursor(query.after, Position, *definition)
-        status = Status(query.status) if query.status else None
-        outline = await deps.orders.list_orders(user, status, limit=query.limit, offset=query.offset, after=after)
+        outline = await deps.orders.list_orders(selection, limit=query.limit, offset=query.offset, after=after)
         # So far only sizes were read. The orders are read after admission, so that a waiting request needs little
         # memory.
         async with admission(request, _weigh_page(outline)):

@@ -6,10 +6,11 @@ import json
 import sys
 from typing import Any
 
-from market.contracts import access, events
+from market.contracts import access
 from market.kit.http.openapi import Operation, document, parameter
 from market.kit.paging import MAX_CURSOR_LENGTH, MAX_OFFSET
 from market.orders.api import CreateOrder, Page
+from market.orders.history.representation import Order
 
 _ID = parameter("id", "path", "The order's id.", {"type": "string", "format": "uuid"})
 _KEY = parameter(
@@ -84,10 +85,10 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "createOrder",
                 "Place an order: reserve all items or none.",
                 {
-                    201: ("The confirmed order. Location is its URL.", events.Order),
+                    201: ("The confirmed order. Location is its URL.", Order),
                     200: (
                         "The order that was placed with this Idempotency-Key before (Idempotency-Replayed: true).",
-                        events.Order,
+                        Order,
                     ),
                     400: ("The body is not JSON.", None),
                     409: (
@@ -110,7 +111,7 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "GET",
                 "/api/order",
                 "listOrders",
-                "List a customer's orders or everybody's, newest first, without rejected ones and unreadable ones.",
+                "List a customer's orders or everybody's, newest first, without unreadable ones.",
                 {
                     200: ("A page of orders.", Page),
                     422: ("A parameter is missing, unknown or out of range.", None),
@@ -120,9 +121,8 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                     parameter(
                         "user",
                         "query",
-                        "The customer, compared exactly. Where sign-in is required, it may be left out: then buyers "
-                        "get their own orders, and merchants and operators get everybody's. Buyers may name only the "
-                        "subject of their token. Where sign-in is not required, `user` must be present.",
+                        "The customer, compared exactly. Without it, everybody's orders are listed; where sign-in is "
+                        "required, buyers get their own. Buyers may name only the subject of their token.",
                         {"type": "string", "minLength": 1, "maxLength": 200},
                     ),
                     parameter(
@@ -140,15 +140,27 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                     parameter(
                         "after",
                         "query",
-                        "The `next` of the previous page. `user` and `status` must be the same as for that page, and "
-                        "`offset` must be absent.",
+                        "The `next` of the previous page. The filters must be the same as for that page, and `offset` "
+                        "must be absent.",
                         {"type": "string", "minLength": 1, "maxLength": MAX_CURSOR_LENGTH},
                     ),
                     parameter(
                         "status",
                         "query",
-                        "Only orders with this status.",
-                        {"type": "string", "enum": ["pending", "confirmed", "cancelled"]},
+                        "Only orders with this status. Without it, rejected orders are not listed.",
+                        {"type": "string", "enum": ["pending", "confirmed", "cancelled", "rejected"]},
+                    ),
+                    parameter(
+                        "created_from",
+                        "query",
+                        "Only orders that were placed at this time or later.",
+                        {"type": "string", "format": "date-time"},
+                    ),
+                    parameter(
+                        "created_to",
+                        "query",
+                        "Only orders that were placed before this time.",
+                        {"type": "string", "format": "date-time"},
                     ),
                 ],
                 headers=_RETRY,
@@ -159,7 +171,7 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "getOrder",
                 "Get an order with any status. Newer versions may add statuses; clients must tolerate them.",
                 {
-                    200: ("The order.", events.Order),
+                    200: ("The order.", Order),
                     404: ("There is no such order, or the caller may not see it.", None),
                     422: ("A parameter is unknown.", None),
                     **unavailable,

@@ -78,11 +78,44 @@ class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
         """Return the position of an order."""
         return cls((order.created_at - EPOCH) // _MILLISECOND, order.id)
 
+    @property
+    def time(self) -> datetime:
+        """The time of the last order."""
+        return EPOCH + self.created_at * _MILLISECOND
+
     def filter_following(self) -> documents.Document:
-        """Return the filter for the orders that follow in the list: the older ones."""
-        time = EPOCH + self.created_at * _MILLISECOND
-        # The first condition bounds the scan of the index; the second decides between orders of the same time.
-        return {"created_at": {"$lte": time}, "$or": [{"created_at": {"$lt": time}}, {"_id": {"$lt": self.order_id}}]}
+        """Return a filter that, of the orders that are not newer than `time`, matches those that follow in the list."""
+        return {"$or": [{"created_at": {"$lt": self.time}}, {"_id": {"$lt": self.order_id}}]}
+
+
+class Selection(Struct, frozen=True):
+    """Which orders a list has.
+
+    user: whose orders. None: everybody's.
+    status: only orders with this status. None: all except rejected ones, including those with an unknown status.
+    created_from, created_to: only orders that were placed in this half-open interval, in whole milliseconds. None:
+        without this limit.
+    """
+
+    user: str | None
+    status: Status | None = None
+    created_from: datetime | None = None
+    created_to: datetime | None = None
+
+    def filter_times(self, after: Position | None = None) -> documents.Document:
+        """Return the filter for the time of orders: those in the interval that follow `after`, if it is given."""
+        times: documents.Document = {}
+        if self.created_from is not None:
+            times["$gte"] = self.created_from
+        if self.created_to is not None:
+            times["$lt"] = self.created_to
+        if after is None:
+            return {"created_at": times} if times else {}
+        # The upper limit bounds the scan of the index; the position decides between orders of the same time.
+        if self.created_to is None or after.time < self.created_to:
+            times.pop("$lt", None)
+            times["$lte"] = after.time
+        return {"created_at": times, **after.filter_following()}
 
 
 class PageOutline(Struct, frozen=True):
@@ -247,30 +280,24 @@ class OrderRepository:
         ]
 
     async def list_orders(
-        self,
-        user: str | None,
-        status: Status | None,
-        *,
-        limit: int,
-        offset: int = 0,
-        after: Position | None = None,
+        self, selection: Selection, *, limit: int, offset: int = 0, after: Position | None = None
     ) -> PageOutline:
-        """Return which orders are on a page of a user's list, or of the list of everybody's orders, newest first.
+        """Return which orders are on a page of a list, newest first.
 
-        user: whose orders. None: everybody's.
-        status: only orders with this status. None: all except rejected ones, including those with an unknown status.
         after: the position at which the previous page ends.
         """
-        if user is not None:
+        status = selection.status
+        if selection.user is not None:
             where: documents.Document = {
-                "user": user,
+                "user": selection.user,
                 "status": status.value if status else {"$ne": Status.REJECTED.value},
             }
         else:
             where = {"status": status.value if status else {"$in": await self._listed_statuses()}}
-        page_filter = where if after is None else where | after.filter_following()
+        page_filter = where | selection.filter_times(after)
         total, sizes = await asyncio.gather(
-            self.collection.count(where, limit=MAX_COUNT + 1), self._measure(page_filter, offset, limit + 1)
+            self.collection.count(where | selection.filter_times(), limit=MAX_COUNT + 1),
+            self._measure(page_filter, offset, limit + 1),
         )
         return PageOutline(page_filter, offset, limit, sizes, min(total, MAX_COUNT), total <= MAX_COUNT)
 

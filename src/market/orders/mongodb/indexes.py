@@ -30,6 +30,13 @@ INDEXES = [
     IndexModel(
         [("user", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING), ("status", ASCENDING)], name="user"
     ),
+    # For a user's cancelled or rejected orders, which may be a few among many. Not for the other statuses: most orders
+    # of a user are confirmed, and few are pending at a time. So placing an order does not write to this index.
+    IndexModel(
+        [("user", ASCENDING), ("status", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)],
+        name="user_ended",
+        partialFilterExpression={"status": {"$in": [Status.CANCELLED.value, Status.REJECTED.value]}},
+    ),
     # For the list of everybody's orders. The status comes first: a list of one status is one scan of the index, and a
     # list of several statuses merges one scan per status.
     IndexModel([("status", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="status"),

@@ -42,8 +42,8 @@ public final class BuyThings {
             placed.add(place(user, plenty, 2, null).getId());
         }
         Order read = orders.getOrder(placed.get(0));
-        Page first = orders.listOrders(user, 2, null, null, "confirmed");
-        Page second = orders.listOrders(user, 2, null, first.getNext(), "confirmed");
+        Page first = orders.listOrders(user, 2, null, null, "confirmed", null, null);
+        Page second = orders.listOrders(user, 2, null, first.getNext(), "confirmed", null, null);
         List<UUID> listed = new ArrayList<>();
         first.getItems().forEach(order -> listed.add(order.getId()));
         second.getItems().forEach(order -> listed.add(order.getId()));

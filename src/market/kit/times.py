@@ -1,0 +1,42 @@
+"""Times in requests: points in time (RFC 3339) and half-open intervals."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from market.kit.errors import BadInput
+
+_MILLISECOND = timedelta(milliseconds=1)
+_MAX_LENGTH = 64
+
+
+def parse_time(field: str, value: str) -> datetime:
+    """Return the time in UTC, in whole milliseconds: rounded up, as times are stored in milliseconds.
+
+    So the times that are not before it, and those that are, are the same as without rounding. Raises BadInput unless
+    the text is a time with an offset (RFC 3339).
+    """
+    try:
+        at: datetime = msgspec.convert(value[:_MAX_LENGTH], Annotated[datetime, Meta(tz=True)]).astimezone(UTC)
+        excess = timedelta(microseconds=at.microsecond % 1000)
+        return at + (_MILLISECOND - excess if excess else excess)
+    except (msgspec.ValidationError, OverflowError):
+        raise BadInput(field, "must be a time with an offset (RFC 3339), such as 2026-01-31T12:00:00Z") from None
+
+
+def parse_interval(
+    from_field: str, from_value: str | None, to_field: str, to_value: str | None
+) -> tuple[datetime | None, datetime | None]:
+    """Return the limits of a half-open interval; None: without this limit.
+
+    Raises BadInput for a limit that is not a time, and unless the first limit is before the second.
+    """
+    begin = None if from_value is None else parse_time(from_field, from_value)
+    end = None if to_value is None else parse_time(to_field, to_value)
+    if begin is not None and end is not None and begin >= end:
+        raise BadInput(from_field, f"must be before `{to_field}`")
+    return begin, end
