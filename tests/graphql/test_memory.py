@@ -157,6 +157,9 @@ EXECUTIONS = {
     "lines five times": '{ orders(user: "a") { items { '
     + " ".join(f"a{i}: items {{ productId name quantity unitPrice }}" for i in range(5))
     + "}}}",
+    "50 lists of shortages": '{ orders(user: "a") { items { confirmedAt rejectionReason '
+    + " ".join(f"a{i}: shortages {{ productId }}" for i in range(50))
+    + "}}}",
     "joined": '{ orders(user: "a") { items { items { quantity product { name } } } } }',
     "joined descriptions": '{ orders(user: "a", limit: 1) { items { items { product { id description } } } } }',
     "the schema": "{ __schema { types { name description fields { name description args { name description } } } } }",

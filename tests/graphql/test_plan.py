@@ -42,6 +42,12 @@ ORDERS = [
 ]
 # The product of one line has been deleted.
 ORDERS[1]["items"][0]["product_id"] = "00000000-0000-4000-8000-0000000fffff"
+ORDERS[2] |= {
+    "status": "rejected",
+    "rejected_at": "2026-01-31T12:00:01.000Z",
+    "rejection_reason": "out-of-stock",
+    "shortages": [{"product_id": IDS[0], "wanted": 3, "left": 1}, {"product_id": IDS[1], "wanted": 2, "left": 0}],
+}
 UNKNOWN = "00000000-0000-4000-8000-00000000ffff"
 
 

@@ -114,6 +114,41 @@ async def test_arguments_of_products_are_sent_to_rest(gateway: Gateway) -> None:
     assert gateway.orders.calls[0][1] == "user=ann&after=x%3D"
 
 
+async def test_the_filters_of_orders_are_sent_to_rest(gateway: Gateway) -> None:
+    await gateway.run(
+        '{ orders(status: "rejected", createdFrom: "2026-01-31T12:00:00Z", createdTo: "2026-02-01T00:00:00+01:00") '
+        "{ total } }"
+    )
+    assert gateway.orders.calls[0][1] == (
+        "status=rejected&created_from=2026-01-31T12%3A00%3A00Z&created_to=2026-02-01T00%3A00%3A00%2B01%3A00"
+    )
+
+
+async def test_an_order_has_its_history_and_of_what_has_not_happened_null(gateway: Gateway) -> None:
+    history = "id confirmedAt cancelledAt rejectedAt rejectionReason shortages { productId wanted left }"
+    [first, second, *_] = [t for t in gateway.orders.resources.values() if t["user"] == "ann"]
+    rejected = {
+        "rejected_at": "2026-01-31T12:00:01.000Z",
+        "rejection_reason": "out-of-stock",
+        "shortages": [{"product_id": "p", "wanted": 3, "left": 1}],
+    }
+    gateway.orders.resources[second["id"]] = {**second, **rejected}
+    try:
+        result = await gateway.run(f'{{ orders(user: "ann") {{ items {{ {history} }} }} }}')
+    finally:
+        gateway.orders.resources[second["id"]] = second
+    found = {o["id"]: o for o in result["data"]["orders"]["items"]}
+    nothing = {"confirmedAt": None, "cancelledAt": None, "rejectedAt": None, "rejectionReason": None}
+    assert found[first["id"]] == {"id": first["id"], **nothing, "shortages": []}
+    assert found[second["id"]] == {
+        "id": second["id"],
+        **nothing,
+        "rejectedAt": "2026-01-31T12:00:01.000Z",
+        "rejectionReason": "out-of-stock",
+        "shortages": [{"productId": "p", "wanted": 3, "left": 1}],
+    }
+
+
 async def test_the_pages_of_the_previous_version_of_the_services_have_no_cursor(gateway: Gateway) -> None:
     result = await gateway.run('{ products { totalExact next } orders(user: "ann") { totalExact next } }')
     assert result["data"]["products"] == {"totalExact": True, "next": None}

@@ -41,6 +41,12 @@ class OrderItem(Struct, frozen=True, gc=False):
     unit_price: str
 
 
+class Shortage(Struct, frozen=True, gc=False):
+    product_id: str
+    wanted: int
+    left: int
+
+
 class Order(Struct, frozen=True, gc=False):
     id: str
     user: str
@@ -50,6 +56,12 @@ class Order(Struct, frozen=True, gc=False):
     currency: str
     status: str
     created_at: str
+    # Absent if it has not happened. The previous version of the services does not have them.
+    confirmed_at: str | None = None
+    cancelled_at: str | None = None
+    rejected_at: str | None = None
+    rejection_reason: str | None = None
+    shortages: list[Shortage] = []
 
 
 class OrderPage(Struct, frozen=True, gc=False):
@@ -63,7 +75,9 @@ class OrderPage(Struct, frozen=True, gc=False):
 
 
 # The REST resources by the name of their GraphQL type.
-RESOURCES: dict[str, type[Struct]] = {t.__name__: t for t in (Product, ProductPage, OrderItem, Order, OrderPage)}
+RESOURCES: dict[str, type[Struct]] = {
+    t.__name__: t for t in (Product, ProductPage, OrderItem, Shortage, Order, OrderPage)
+}
 
 
 class FieldError(Exception):

@@ -114,9 +114,19 @@ async def list_orders(
     offset: int | None = None,
     after: str | None = None,
     status: str | None = None,
+    created_from: str | None = None,
+    created_to: str | None = None,
 ) -> bytes:
     """Return a page of the user's orders, the newest first. Without a user, orders decides whose they are."""
-    query = {"user": user, "limit": limit, "offset": offset, "after": after, "status": status}
+    query = {
+        "user": user,
+        "limit": limit,
+        "offset": offset,
+        "after": after,
+        "status": status,
+        "created_from": created_from,
+        "created_to": created_to,
+    }
     return await deps.orders.list(query)
 
 

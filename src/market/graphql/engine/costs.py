@@ -15,7 +15,7 @@ _TRANSPORT_FACTOR = 2.0
 # Decoded: a character may take four bytes; objects of short texts take less than three times their JSON.
 _DECODED_FACTOR = 4.0
 # Bytes of the shortest JSON of a resource. A page is one object, and not counted.
-_MIN_BYTES = {"Product": 230, "Order": 180, "OrderItem": 95}
+_MIN_BYTES = {"Product": 230, "Order": 180, "OrderItem": 95, "Shortage": 70}
 _OBJECT_BYTES, _FIELD_BYTES, _LIST_BYTES = 24, 8, 72
 # Quotes, colon and comma of a key, or of `__typename`'s value.
 _PUNCTUATION_BYTES = 4

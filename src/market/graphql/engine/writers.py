@@ -15,6 +15,8 @@ from market.graphql.engine.costs import response_factor
 from market.graphql.engine.plan import ListStep, ProductJoin, Write
 from market.graphql.engine.selections import SelectedField
 
+# The members that are lists of resources.
+_LISTS = ("items", "shortages")
 # The members to read of a resource, each with the members of what is in it.
 Members = dict[str, "Members"]
 # Replaces one member of each response object. The second argument is that of Write.
@@ -50,10 +52,11 @@ def reader(type_name: str, needed: Members) -> type[Struct]:
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     for member in msgspec.structs.fields(RESOURCES[type_name]):
         if member.name in needed:
-            item_type = member.type.__args__[0].__name__ if member.name == "items" else None
+            item_type = member.type.__args__[0].__name__ if member.name in _LISTS else None
             kind = list[reader(item_type, needed[member.name])] if item_type else member.type  # type: ignore[misc]
-            required = member.default is msgspec.NODEFAULT
-            fields.append((member.name, kind) if required else (member.name, kind, member.default))
+            # A list that may be absent has a factory, not a default.
+            default = member.default if item_type is None else msgspec.field(default_factory=list)
+            fields.append((member.name, kind) if member.required else (member.name, kind, default))
     return defstruct(type_name, fields, frozen=True, gc=False, namespace={"__typename": type_name})
 
 
