@@ -34,6 +34,7 @@ def product(n: int, **changes: Any) -> dict[str, Any]:
         "currency": "GBP",
         "image_url": None if n % 3 == 0 else f"/images/{n}.svg",
         "available": [True, False, None][n % 3],
+        "version": 1,
         "created_at": NOW,
         "updated_at": NOW,
         **changes,
@@ -73,8 +74,6 @@ class FakeUpstream:
         self.failures: list[tuple[int, dict[str, Any], dict[str, str]]] = []
         self.fail_always: tuple[int, dict[str, Any], dict[str, str]] | None = None
         self.keys: dict[str, str] = {}
-        # By resource id; a test that modifies a resource behind the gateway's back counts it up.
-        self.versions: dict[str, int] = {}
         # Called with the resource before each PUT.
         self.before_update: Callable[[dict[str, Any]], None] | None = None
         # If set, requests get their responses once it is set.
@@ -171,19 +170,19 @@ class FakeUpstream:
                 "detail": f"there is no {self.kind} {resource_id}",
             }
             return 404, problem, {}
-        etag = {"etag": f'"{resource_id}-{self.versions.get(resource_id, 0)}"'}
         if method == "PUT":
             if "image_url" not in body:
                 error = {"field": "image_url", "reason": "is missing"}
                 return 422, {"type": "urn:market:problem:bad-input", "status": 422, "errors": [error]}, {}
             if self.before_update is not None:
                 self.before_update(resource)
-                etag = {"etag": f'"{resource_id}-{self.versions.get(resource_id, 0)}"'}
-            if headers.get("if-match") not in (None, etag["etag"]):
-                problem = {"type": "urn:market:problem:precondition-failed", "status": 412, "detail": "another version"}
-                return 412, problem, {}
+        etag = {"etag": f'"{resource.get("version")}"'} if self.kind == "product" else {}
+        if headers.get("if-match") not in (None, etag.get("etag")):
+            problem = {"type": "urn:market:problem:precondition-failed", "status": 412, "detail": "another version"}
+            return 412, problem | {"version": resource["version"]}, {}
+        if method == "PUT":
             body.pop("stock", None)
-            resource.update(body)
+            resource.update(body, version=resource["version"] + 1)
             return 200, resource, {}
         if method == "DELETE":
             if self.kind == "product":

@@ -151,7 +151,7 @@ async def test_an_update_without_an_image_keeps_the_one_that_another_update_sets
         nonlocal races
         if races:
             races -= 1
-            gateway.products.versions[product_id] = gateway.products.versions.get(product_id, 0) + 1
+            resource["version"] += 1
             resource["image_url"] = f"/images/race-{races}.svg"
 
     gateway.products.before_update = race
@@ -166,6 +166,75 @@ async def test_an_update_without_an_image_keeps_the_one_that_another_update_sets
         assert races == 995
     finally:
         gateway.products.resources[product_id] = before
+
+
+@pytest.mark.parametrize("changes", [{}, {"imageUrl": "/images/9.svg"}], ids=["image kept", "image replaced"])
+async def test_an_update_that_expects_another_version_changes_nothing_and_says_which_the_product_has(
+    gateway: Gateway, changes: dict[str, Any]
+) -> None:
+    product_id = product(4)["id"]
+    before = dict(gateway.products.resources[product_id])
+    try:
+        gateway.products.resources[product_id]["version"] = 7
+        result = await gateway.run(UPDATE, update_of(product_id, expectedVersion=6, **changes))
+        assert result["data"] == {"updateProduct": None}
+        assert result["errors"][0]["extensions"] == {"code": "PRECONDITION_FAILED", "version": 7}
+        assert gateway.products.resources[product_id] == {**before, "version": 7}
+        result = await gateway.run(UPDATE, update_of(product_id, expectedVersion=7, **changes))
+        image = changes.get("imageUrl", before["image_url"])
+        assert result == {"data": {"updateProduct": {"name": "New", "imageUrl": image}}}
+        sent = [(headers.get("if-match"), body) for call, _, body, headers in gateway.products.calls if "PUT" in call]
+        assert [tag for tag, _ in sent] == ['"6"', '"7"']
+        assert all("expected_version" not in body for _, body in sent)
+    finally:
+        gateway.products.resources[product_id] = before
+
+
+async def test_an_update_that_expects_a_version_is_not_retried(gateway: Gateway) -> None:
+    product_id = product(4)["id"]
+    gateway.products.fail_always = (502, {"not": "a problem"}, {"content-type": "text/html"})
+    result = await gateway.run(UPDATE, update_of(product_id, expectedVersion=1, imageUrl=None))
+    assert code(result) == "UNAVAILABLE"
+    assert len(gateway.products.calls) == 1
+
+
+async def test_a_null_expected_version_is_not_compared(gateway: Gateway) -> None:
+    product_id = product(4)["id"]
+    before = dict(gateway.products.resources[product_id])
+    try:
+        result = await gateway.run(UPDATE, update_of(product_id, expectedVersion=None, imageUrl=None))
+        assert result == {"data": {"updateProduct": {"name": "New", "imageUrl": None}}}
+        [(_, _, body, headers)] = gateway.products.calls
+        assert "if-match" not in headers
+        assert "expected_version" not in body
+    finally:
+        gateway.products.resources[product_id] = before
+
+
+async def test_a_deletion_that_expects_another_version_deletes_nothing(gateway: Gateway) -> None:
+    text = "mutation ($id: ID!, $version: Int) { deleteProduct(id: $id, expectedVersion: $version) }"
+    product_id = product(4)["id"]
+    before = dict(gateway.products.resources[product_id])
+    try:
+        result = await gateway.run(text, {"id": product_id, "version": 2})
+        assert result["data"] == {"deleteProduct": None}
+        assert result["errors"][0]["extensions"] == {"code": "PRECONDITION_FAILED", "version": 1}
+        assert gateway.products.resources[product_id] == before
+        assert await gateway.run(text, {"id": product_id, "version": 1}) == {"data": {"deleteProduct": product_id}}
+    finally:
+        gateway.products.resources[product_id] = before
+
+
+async def test_a_product_of_the_previous_version_of_products_has_a_version_that_no_product_has(
+    gateway: Gateway,
+) -> None:
+    product_id = product(4)["id"]
+    version = gateway.products.resources[product_id].pop("version")
+    try:
+        result = await gateway.run("query ($id: ID!) { product(id: $id) { version } }", {"id": product_id})
+        assert result == {"data": {"product": {"version": 0}}}
+    finally:
+        gateway.products.resources[product_id]["version"] = version
 
 
 async def test_an_update_of_an_unknown_product_without_an_image_is_not_found(gateway: Gateway) -> None:

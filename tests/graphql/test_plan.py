@@ -149,7 +149,7 @@ ARGUMENTS: dict[str, list[str]] = {
     ],
     "order": ["id: $order", f'id: "{ORDERS[1]["id"]}"', f'id: "{ORDERS[5]["id"]}"', f'id: "{UNKNOWN}"'],
     "orders": ['user: "ann"', "user: $user", 'user: "bob", limit: $n', 'user: "ann", status: "confirmed", limit: 400'],
-    "deleteProduct": [f'id: "{IDS[0]}"', "id: $id", 'id: "x"'],
+    "deleteProduct": [f'id: "{IDS[0]}"', "id: $id", 'id: "x"', "id: $id, expectedVersion: $n"],
     "deleteOrder": ["id: $order", f'id: "{UNKNOWN}"'],
     "createOrder": [
         f'input: {{user: "zoe", items: [{{productId: "{IDS[1]}", quantity: 2}}, {{productId: "{IDS[3]}", quantity: '
@@ -160,7 +160,8 @@ ARGUMENTS: dict[str, list[str]] = {
     ],
     "createProduct": ['input: {name: "n", description: "", price: "1", currency: $user}'],
     "updateProduct": [
-        f'input: {{id: "{IDS[1]}", name: $user, description: "d", price: "1", currency: "GBP", imageUrl: null}}'
+        f'input: {{id: "{IDS[1]}", name: $user, description: "d", price: "1", currency: "GBP", imageUrl: null}}',
+        f'input: {{id: "{IDS[1]}", name: "n", description: "d", price: "1", currency: "GBP", expectedVersion: $n}}',
     ],
 }
 HEADER = (

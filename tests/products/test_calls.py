@@ -27,6 +27,7 @@ async def test_creating_a_product_returns_it_with_its_location_and_entity_tag(
         "currency": "GBP",
         "image_url": "/images/lamp.svg",
         "available": True,
+        "version": 1,
         "created_at": created["created_at"],
         "updated_at": created["created_at"],
     }
@@ -70,6 +71,7 @@ async def test_put_replaces_every_writable_field_and_leaves_the_stock_unchanged(
         **changed,
         "price": "3.00",
         "available": True,
+        "version": 2,
         "created_at": created["created_at"],
         "updated_at": body["updated_at"],
     }
@@ -82,7 +84,7 @@ async def test_the_body_of_get_can_be_sent_back_by_put(products: RunningProducts
     created = await products.create()
     response = await products.http.put("/api/product", json=created)
     assert response.status_code == 200
-    assert response.json() == {**created, "updated_at": response.json()["updated_at"]}
+    assert response.json() == {**created, "version": 2, "updated_at": response.json()["updated_at"]}
     odd = await products.http.put(
         "/api/product", json={**created, "available": "perhaps", "created_at": 7, "updated_at": None}
     )
@@ -129,8 +131,22 @@ async def test_put_with_an_outdated_tag_gets_412_and_changes_neither_product_nor
     )
     assert second.status_code == 412
     assert second.json()["type"] == "urn:market:problem:precondition-failed"
+    assert second.json()["version"] == first.json()["version"] == 2
     assert (await products.get(created["id"]))["name"] == "First"
     assert await stock_of(inventory_stub, created["id"]) == 1
+
+
+async def test_every_response_with_a_product_has_the_version_of_its_entity_tag(products: RunningProducts):
+    created = await products.create(name="Versioned")
+    assert created["version"] == 1
+    # A client sends back what it has read: its version is not a condition.
+    put = await products.http.put("/api/product", json={**created, "version": 9})
+    assert (put.json()["version"], put.headers["etag"]) == (2, '"2.unavailable"')
+    for parameters in ({"ids": created["id"]}, {"q": "versioned"}, {"limit": 1}):
+        page = (await products.http.get("/api/product", params=parameters)).json()
+        assert [p["version"] for p in page["items"]] == [2]
+    got = await products.http.get(f"/api/product/{created['id']}")
+    assert (got.json()["version"], got.headers["etag"]) == (2, '"2.unavailable"')
 
 
 async def test_one_of_many_concurrent_puts_with_the_same_tag_succeeds(products: RunningProducts):
@@ -225,7 +241,10 @@ async def test_if_none_match_with_the_current_tag_gets_304(products: RunningProd
 async def test_if_match_counts_for_delete(products: RunningProducts, tag, status):
     created = await products.create()
     path = f"/api/product/{created['id']}"
-    assert (await products.http.delete(path, headers={"If-Match": tag})).status_code == status
+    response = await products.http.delete(path, headers={"If-Match": tag})
+    assert response.status_code == status
+    if status == 412:
+        assert response.json()["version"] == 1
     assert (await products.http.get(path)).status_code == (404 if status == 204 else 200)
     if status == 204:
         assert (await products.http.delete(path, headers={"If-Match": tag})).status_code == 404

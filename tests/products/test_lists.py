@@ -214,7 +214,7 @@ async def test_the_indexes_serve_every_sort(products: RunningProducts):
     ):
         found = await plans(PageQuery(20, 0, sort))
         assert found.count(f"using {index} on products") == 2, found
-        position = position_type(sort).of(Product(uuid4(), "Lamp", "", Decimal(1), "GBP", None, None, DAY, DAY))
+        position = position_type(sort).of(Product(uuid4(), "Lamp", "", Decimal(1), "GBP", None, None, 1, DAY, DAY))
         found = await plans(PageQuery(20, 0, sort, position))
         # As a condition of the index: without one, it would be read from its beginning.
         assert re.findall(rf"using {index} on products .*\n +Index Cond: \(ROW\(", found)[1:], found

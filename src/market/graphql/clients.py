@@ -99,10 +99,12 @@ class _RestClient:
     async def _get(self, resource_id: UUID, query: str = "") -> bytes:
         return self._body(await self._request("GET", f"{self._path}/{resource_id}{query}"))
 
-    async def _delete(self, resource_id: UUID, *, idempotent: bool) -> None:
+    async def _delete(self, resource_id: UUID, *, idempotent: bool, etag: str | None = None) -> None:
         # Its response is empty or a short problem document.
         await self._prepay(_PROBLEM_BYTES)
-        self._body(await self._http.request("DELETE", f"{self._path}/{resource_id}", idempotent=idempotent))
+        path = f"{self._path}/{resource_id}"
+        headers = _if_match(etag)
+        self._body(await self._http.request("DELETE", path, headers=headers, idempotent=idempotent))
 
     async def _request(self, method: str, path: str, **options: Any) -> HttpResponse:
         """Call the upstream, and charge the response to the request's memory before it is read.
@@ -160,17 +162,17 @@ class ProductsClient(_RestClient):
         With an entity tag it is replaced only in that version; in another one the FieldError has the code
         PRECONDITION_FAILED.
         """
-        headers = {"if-match": etag} if etag else None
+        headers = _if_match(etag)
         data = msgspec.json.encode(body)
         # The response has what was sent, times and a currency; charged before, because it cannot be requested again.
         await self._prepay(len(data) + _PROBLEM_BYTES)
         response = await self._http.request("PUT", self._path, body=data, headers=headers, idempotent=idempotent)
         return self._body(response, "input")
 
-    async def delete(self, product_id: UUID) -> None:
-        """Delete the product."""
+    async def delete(self, product_id: UUID, *, etag: str | None = None) -> None:
+        """Delete the product; with an entity tag, only in that version, as `update` does."""
         # Not retried: the second attempt would return 404 for what the first one deleted.
-        await self._delete(product_id, idempotent=False)
+        await self._delete(product_id, idempotent=False, etag=etag)
 
 
 class OrdersClient(_RestClient):
@@ -186,6 +188,10 @@ class OrdersClient(_RestClient):
     async def cancel(self, order_id: UUID) -> None:
         """Cancel the order; cancelling it again changes nothing."""
         await self._delete(order_id, idempotent=True)
+
+
+def _if_match(etag: str | None) -> dict[str, str] | None:
+    return {"if-match": etag} if etag else None
 
 
 def _header_value(key: str) -> str:

@@ -19,6 +19,8 @@ class Product(Struct, frozen=True, gc=False):
     available: bool | None
     created_at: str
     updated_at: str
+    # The previous version of products does not have it. 0 is no product's version, so an update that expects it fails.
+    version: int = 0
     # Absent unless it was requested.
     stock: int | None = None
 

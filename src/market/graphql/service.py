@@ -156,14 +156,22 @@ async def _update_product(deps: Deps, product: dict[str, Any]) -> bytes:
     """Replace a product's writable fields by an UpdateProductInput and return it.
 
     An absent imageUrl or stock is left as it is; a null imageUrl removes the image. Raises FieldError with the code
-    PRECONDITION_FAILED if the product was modified by others at each of five attempts to keep its image.
+    PRECONDITION_FAILED if the product does not have the expected version, or if it was modified by others at each of
+    five attempts to keep its image.
     """
     product_id = parse_path_id("product", product["id"])
     body = _rest_body(product, nullable={"imageUrl"})
-    # A stock-take is not retried: units sold between two attempts would be back in stock.
-    idempotent = "stock" not in body
+    expected = _entity_tag(body.pop("expected_version", None))
+    # A stock-take is not retried: units sold between two attempts would be back in stock. Neither is an update that
+    # expects a version: the first attempt may have replaced it.
+    idempotent = "stock" not in body and expected is None
     if "image_url" in body:
-        return await deps.products.update(body, idempotent=idempotent)
+        return await deps.products.update(body, idempotent=idempotent, etag=expected)
+    if expected is not None:
+        # In another version than the expected one, the update fails whatever image was read.
+        current, _ = await deps.products.get_version(product_id)
+        body["image_url"] = _decode_image(current).image_url
+        return await deps.products.update(body, idempotent=False, etag=expected)
     # REST replaces the image, too. It is read, and written back only if nobody has changed the product since.
     for attempt in range(1, _UPDATE_ATTEMPTS + 1):
         current, etag = await deps.products.get_version(product_id)
@@ -176,10 +184,10 @@ async def _update_product(deps: Deps, product: dict[str, Any]) -> bytes:
     raise AssertionError("unreachable")
 
 
-async def delete_product(deps: Deps, *, product_id: str) -> str:
-    """Delete the product and return its id."""
+async def delete_product(deps: Deps, *, product_id: str, expected_version: int | None = None) -> str:
+    """Delete the product, if it has the expected version (None: any), and return its id."""
     parsed = parse_path_id("product", product_id)
-    await deps.products.delete(parsed)
+    await deps.products.delete(parsed, etag=_entity_tag(expected_version))
     return str(parsed)
 
 
@@ -228,6 +236,11 @@ async def products_by_id(
         )
         fetched.append(ProductBatch(excess, BadInput("query", reason)))
     return fetched
+
+
+def _entity_tag(version: int | None) -> str | None:
+    """Return what REST has in `If-Match` for a version of a product."""
+    return None if version is None else f'"{version}"'
 
 
 def _rest_body(fields: dict[str, Any], nullable: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:

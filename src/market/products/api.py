@@ -33,7 +33,7 @@ from market.kit.http.requests import (
 from market.kit.http.responses import json_response, problem_response
 from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_cursor
 from market.products import domain, service
-from market.products.domain import Draft, Product, ProductExists, ProductModified, Sort, StoredProduct, entity_tag
+from market.products.domain import Draft, Product, ProductExists, ProductModified, Sort, entity_tag
 from market.products.search.pages import SearchQuery
 from market.products.service import Deps
 from market.products.store import CallerKey, PageQuery
@@ -120,6 +120,7 @@ class ChangedProduct(WritableFields, forbid_unknown_fields=True, kw_only=True):
     id: Id
     stock: Annotated[Stock, Meta(description="the units to sell; unchanged if absent")] | UnsetType = UNSET
     available: Ignored = None
+    version: Ignored = None
     created_at: Ignored = None
     updated_at: Ignored = None
 
@@ -169,7 +170,7 @@ _EVALUATED = (b"if-match", b"if-none-match")
 def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
     """Return the endpoints by method and path. `admission`: of reads, by number of products."""
     # Concurrent reads share a query.
-    find: Batcher[UUID, StoredProduct | None] = Batcher(
+    find: Batcher[UUID, Product | None] = Batcher(
         deps.products.get_many, name="products.get", max_batch_size=128, max_concurrency=2, dedupe=True
     )
 
@@ -183,15 +184,14 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
             return await respond_with_one(request, product_id, query)
 
     async def respond_with_one(request: Request, product_id: UUID, query: ProductQuery) -> Response:
-        stored = await find(product_id)
-        if stored is None:
+        found = await find(product_id)
+        if found is None:
             raise NotFound("product", product_id)
         versions = parse_if_match(read_header(request, b"if-match"))
-        if versions is not None and stored.version not in versions:
-            raise ProductModified(product_id)
-        [product] = await service.look_up(deps, [stored.product], availability=query.availability, stock=query.stock)
-        shown = StoredProduct(product, stored.version)
-        tag = representation_tag(shown, availability=query.availability)
+        if versions is not None and found.version not in versions:
+            raise ProductModified(product_id, found.version)
+        [product] = await service.look_up(deps, [found], availability=query.availability, stock=query.stock)
+        tag = representation_tag(product, availability=query.availability)
         headers = {"ETag": tag, **_cache_headers(stock=query.stock)}
         known_tags = read_header(request, b"if-none-match")
         if known_tags is not None:
@@ -222,10 +222,10 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
         body = await read_body(request, _NEW, FIELD_CHECKS)
         caller_key = None if key is None else CallerKey(caller(request), key, identity.get().signed_in)
         creation = await service.create(deps, body.to_draft(body.stock), caller_key)
-        headers = {"Location": f"/api/product/{creation.stored.product.id}"}
+        headers = {"Location": f"/api/product/{creation.product.id}"}
         if creation.replayed:
             headers["Idempotency-Replayed"] = "true"
-        return _product_response(creation.stored, 200 if creation.replayed else 201, headers)
+        return _product_response(creation.product, 200 if creation.replayed else 201, headers)
 
     async def put(request: Request) -> Response:
         parse_query(request, NoQuery)
@@ -312,13 +312,13 @@ async def _page_of_ids(deps: Deps, query: ListQuery) -> ProductPage:
         if value is not None:
             raise BadInput(name, "cannot be combined with `ids`")
     product_ids = domain.parse_ids(query.ids)
-    products = [stored.product for stored in await deps.products.get_many(product_ids) if stored]
+    products = [product for product in await deps.products.get_many(product_ids) if product]
     return ProductPage(products, len(products), len(product_ids), 0, True, None)
 
 
-def _product_response(stored: StoredProduct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    tag = representation_tag(stored, availability=True)
-    return json_response(stored.product, status, {"ETag": tag, **(headers or {})})
+def _product_response(product: Product, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    tag = representation_tag(product, availability=True)
+    return json_response(product, status, {"ETag": tag, **(headers or {})})
 
 
 async def _check_absence(request: Request, deps: Deps, product_id: UUID) -> None:
@@ -351,16 +351,15 @@ _VERSION_TAG = re.compile(r'"([1-9][0-9]{0,17})(?:\.[a-z]+)?(?:\.[a-z0-9]+)?"')
 _AVAILABILITY = {True: ".available", False: ".unavailable", None: ".unknown"}
 
 
-def representation_tag(shown: StoredProduct, *, availability: bool) -> str:
+def representation_tag(product: Product, *, availability: bool) -> str:
     """Return the entity tag of a body: that of its version, extended by `available` and `stock` where it has them.
 
     So a body that shows an outdated availability is never confirmed by a 304.
     """
-    product = shown.product
     extension = _AVAILABILITY[product.available] if availability or product.stock is not UNSET else ""
     if product.stock is not UNSET:
         extension += ".unknown" if product.stock is None else f".{product.stock}"
-    return f'{entity_tag(shown.version)[:-1]}{extension}"'
+    return f'{entity_tag(product.version)[:-1]}{extension}"'
 
 
 def parse_if_match(header: bytes | None) -> list[int] | None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -39,6 +39,9 @@ Price = Annotated[
     ),
 ]
 Time = Annotated[datetime, Meta(tz=True)]
+Version = Annotated[
+    int, Meta(ge=1, description="each change of the product increases it; the entity tag begins with it")
+]
 FreeUnits = Annotated[int, Meta(ge=0, le=MAX_STOCK, description="units that are free to sell")]
 Sort = Literal["created_at", "-created_at", "price", "-price", "name", "-name"]
 DEFAULT_SORT: Sort = "-created_at"
@@ -57,16 +60,10 @@ class Product(Struct, frozen=True, gc=False):
     currency: str
     image_url: str | None
     available: bool | None
+    version: Version
     created_at: Time
     updated_at: Time
     stock: FreeUnits | UnsetType | None = UNSET
-
-
-class StoredProduct(Struct, frozen=True, gc=False):
-    """A product with its version, which each change increases by one."""
-
-    product: Product
-    version: int
 
 
 class Summary(Struct, frozen=True, gc=False):
@@ -78,10 +75,9 @@ class Summary(Struct, frozen=True, gc=False):
     version: int
 
     @classmethod
-    def of(cls, stored: StoredProduct) -> Self:
+    def of(cls, product: Product) -> Self:
         """Return the summary of a product."""
-        product = stored.product
-        return cls(product.name, product.price, product.currency, stored.version)
+        return cls(product.name, product.price, product.currency, product.version)
 
 
 class Draft(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -262,10 +258,16 @@ def validate_search(words: str) -> str:
 
 
 class ProductModified(PreconditionFailed):
-    """The product no longer has the version that `If-Match` requires."""
+    """The product does not have the version that `If-Match` requires. `version`: the one that it has."""
 
-    def __init__(self, product_id: UUID) -> None:
-        super().__init__(f"product {product_id} was modified by another request; read it again")
+    def __init__(self, product_id: UUID, version: int) -> None:
+        super().__init__(
+            f"product {product_id} was modified by another request and has version {version} now; read it again"
+        )
+        self.version = version
+
+    def extension_members(self) -> dict[str, Any]:
+        return {"version": self.version}
 
 
 class ProductExists(PreconditionFailed):

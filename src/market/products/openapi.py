@@ -33,7 +33,9 @@ _IF_MATCH = parameter(
 _IF_NONE_MATCH = parameter(
     "If-None-Match", "header", "only `*`, which refuses the change of a product that exists", {"type": "string"}
 )
-_MODIFIED: dict[int, tuple[str, Any]] = {412: ("the product was modified by another request, or exists", None)}
+_MODIFIED: dict[int, tuple[str, Any]] = {
+    412: ("the product was modified by another request, and has `version`; or it exists", None)
+}
 
 # Responses of every operation: an invalid body or parameter, too many requests, an unavailable database.
 _ANY: dict[int, tuple[str, Any]] = {
@@ -83,7 +85,7 @@ OPERATIONS = [
             304: ("If-None-Match has the current tag", None),
             **_STOCK_REFUSED,
             **_ABSENT,
-            412: ("the product has another version than If-Match requires", None),
+            412: ("the product has `version`, which is not one that If-Match requires", None),
             **_ANY,
         },
         [
@@ -183,7 +185,11 @@ OPERATIONS = [
             200: ("the product after the change", Product),
             **_BODY,
             **_ABSENT,
-            412: ("the product was modified by another request; neither its fields nor its stock were changed", None),
+            412: (
+                "the product was modified by another request, and has `version`; neither its fields nor its stock were "
+                "changed",
+                None,
+            ),
             **_ANY,
             503: (
                 "the service is temporarily unavailable; retry after `Retry-After` seconds. If the body has a stock, "
@@ -225,6 +231,7 @@ def products() -> dict[str, Any]:
             "fields": _CHANGE | {"description": "of a PUT with a stock: what has happened to the product's fields"},
             "stock": _CHANGE | {"description": "of a PUT with a stock: what has happened to the product's stock"},
             "etag": {"type": "string", "description": "the entity tag of the product's version since"},
+            "version": {"type": "integer", "description": "with status 412: the version that the product has"},
         },
         access=access.PRODUCTS,
     )

@@ -31,7 +31,6 @@ from market.products.domain import (
     Draft,
     Product,
     ProductModified,
-    StoredProduct,
     Summary,
     not_replaced,
 )
@@ -53,7 +52,7 @@ class Deps:
 class Creation(Struct, frozen=True):
     """The product; `replayed` if an earlier request with the same Idempotency-Key has created it."""
 
-    stored: StoredProduct
+    product: Product
     replayed: bool
 
 
@@ -66,41 +65,41 @@ async def create(deps: Deps, draft: Draft, key: CallerKey | None) -> Creation:
 
     Raises IdempotencyKeyReused, DeadlineExceeded, Unavailable.
     """
-    if key is not None and (stored := await _find_replay(deps, draft, key)):
-        return Creation(stored, replayed=True)
+    if key is not None and (product := await _find_replay(deps, draft, key)):
+        return Creation(product, replayed=True)
     product_id = new_id()
     in_force = await _set_stock(deps, product_id, draft.stock or 0, FIRST_VERSION)
     requested = {"name": draft.name, "price": str(draft.price), "currency": draft.currency, "stock": in_force.quantity}
     with _audited_if_unknown("product created", product_id, requested):
-        stored = await deps.products.insert(product_id, draft, key)
-    if stored is None:
+        product = await deps.products.insert(product_id, draft, key)
+    if product is None:
         assert key is not None
         if replay := await _find_replay(deps, draft, key):
             return Creation(replay, replayed=True)
         with _audited_if_unknown("product created", product_id, requested):
-            stored = await deps.products.insert_beside(product_id, draft, key)
-        if stored is None:
+            product = await deps.products.insert_beside(product_id, draft, key)
+        if product is None:
             if replay := await _find_replay(deps, draft, key):
                 return Creation(replay, replayed=True)
             raise Unavailable("the product created with this Idempotency-Key has just been deleted")
     audit.record(
         "product created",
         target=f"product {product_id}",
-        after=msgspec.to_builtins(Summary.of(stored)) | {"stock": in_force.quantity},
+        after=msgspec.to_builtins(Summary.of(product)) | {"stock": in_force.quantity},
     )
-    return Creation(_with_available(stored, in_force.quantity > 0), replayed=False)
+    return Creation(_with_available(product, in_force.quantity > 0), replayed=False)
 
 
-async def _find_replay(deps: Deps, draft: Draft, key: CallerKey) -> StoredProduct | None:
+async def _find_replay(deps: Deps, draft: Draft, key: CallerKey) -> Product | None:
     found = await deps.products.get_by_key(key)
     if found is None:
         return None
     if found.request_hash != draft.fingerprint():
         raise IdempotencyKeyReused
-    return await look_up_availability(deps, found.stored)
+    return await look_up_availability(deps, found.product)
 
 
-async def replace_product(deps: Deps, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> StoredProduct:
+async def replace_product(deps: Deps, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> Product:
     """Replace the writable fields of the product, if it has one of the versions (None: any), and return it.
 
     Raises NotFound and ProductModified, which change nothing; DeadlineExceeded and Unavailable, which say what has
@@ -115,66 +114,65 @@ async def replace_product(deps: Deps, product_id: UUID, draft: Draft, versions: 
     except Unavailable as e:
         raise not_replaced(e, fields="unchanged", stock="unchanged", version=current.version) from None
     try:
-        stored = await _replace_fields(deps, product_id, draft, versions)
+        product = await _replace_fields(deps, product_id, draft, versions)
     except Unavailable as e:
         raise not_replaced(e, fields="unknown", stock="unchanged") from None
     try:
-        return await _replace_stock(deps, stored, draft.stock, before=quantities[str(product_id)])
+        return await _replace_stock(deps, product, draft.stock, before=quantities[str(product_id)])
     except Unavailable as e:
-        raise not_replaced(e, fields="replaced", stock="unknown", version=stored.version) from None
+        raise not_replaced(e, fields="replaced", stock="unknown", version=product.version) from None
 
 
-async def _replace_fields(deps: Deps, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> StoredProduct:
+async def _replace_fields(deps: Deps, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> Product:
     requested = {"name": draft.name, "price": str(draft.price), "currency": draft.currency}
     with _audited_if_unknown("product replaced", product_id, requested):
         replacement = await deps.products.update(product_id, draft, versions)
     if replacement is None:
-        _require_version(product_id, await deps.products.get(product_id), versions)
-        raise ProductModified(product_id)
+        current = _require_version(product_id, await deps.products.get(product_id), versions)
+        raise ProductModified(product_id, current.version)
     audit.record(
         "product replaced",
         target=f"product {product_id}",
         before=msgspec.to_builtins(replacement.before),
-        after=msgspec.to_builtins(Summary.of(replacement.stored)),
+        after=msgspec.to_builtins(Summary.of(replacement.product)),
     )
-    return replacement.stored
+    return replacement.product
 
 
-async def _replace_stock(deps: Deps, stored: StoredProduct, quantity: int, *, before: int) -> StoredProduct:
+async def _replace_stock(deps: Deps, product: Product, quantity: int, *, before: int) -> Product:
     """Set the stock of the product's version, unless a newer version has set it; return the product as it is now.
 
     before: the stock before, for the audit log.
     """
-    with _audited_if_unknown("stock set", stored.product.id, {"stock": quantity}, before={"stock": before}):
-        stored, in_force = await _set_stock_of(deps, stored, quantity)
-    if in_force.version == stored.version:
+    with _audited_if_unknown("stock set", product.id, {"stock": quantity}, before={"stock": before}):
+        product, in_force = await _set_stock_of(deps, product, quantity)
+    if in_force.version == product.version:
         audit.record(
             "stock set",
-            target=f"product {stored.product.id}",
+            target=f"product {product.id}",
             before={"stock": before},
             after={"stock": in_force.quantity, "version": in_force.version},
         )
-    return _with_available(stored, in_force.quantity > 0)
+    return _with_available(product, in_force.quantity > 0)
 
 
-async def _set_stock_of(deps: Deps, stored: StoredProduct, quantity: int) -> tuple[StoredProduct, StockInForce]:
-    product_id = stored.product.id
-    in_force = await _set_stock(deps, product_id, quantity, stored.version)
-    if in_force.version > stored.version:
+async def _set_stock_of(deps: Deps, product: Product, quantity: int) -> tuple[Product, StockInForce]:
+    in_force = await _set_stock(deps, product.id, quantity, product.version)
+    if in_force.version > product.version:
         # Usually a newer version has replaced this one. If none has, inventory is ahead of the table of products, which
         # was restored from a backup.
-        ahead = await deps.products.raise_version(product_id, stored.version, in_force.version + 1)
+        ahead = await deps.products.raise_version(product.id, product.version, in_force.version + 1)
         if ahead is not None:
-            stored, in_force = ahead, await _set_stock(deps, product_id, quantity, ahead.version)
-    return stored, in_force
+            product, in_force = ahead, await _set_stock(deps, product.id, quantity, ahead.version)
+    return product, in_force
 
 
-def _require_version(product_id: UUID, stored: StoredProduct | None, versions: Sequence[int] | None) -> StoredProduct:
-    if stored is None:
+def _require_version(product_id: UUID, product: Product | None, versions: Sequence[int] | None) -> Product:
+    if product is None:
         raise NotFound("product", product_id)
-    if versions is not None and stored.version not in versions:
-        raise ProductModified(product_id)
-    return stored
+    if versions is not None and product.version not in versions:
+        raise ProductModified(product_id, product.version)
+    return product
 
 
 async def delete(deps: Deps, product_id: UUID, versions: Sequence[int] | None) -> None:
@@ -186,9 +184,8 @@ async def delete(deps: Deps, product_id: UUID, versions: Sequence[int] | None) -
     with _audited_if_unknown("product deleted", product_id):
         deleted = await deps.products.delete(product_id, versions)
     if deleted is None:
-        if versions is not None:
-            _require_version(product_id, await deps.products.get(product_id), versions)
-        raise NotFound("product", product_id)
+        current = _require_version(product_id, await deps.products.get(product_id), versions)
+        raise ProductModified(product_id, current.version)
     audit.record("product deleted", target=f"product {product_id}", before=msgspec.to_builtins(deleted))
 
 
@@ -203,10 +200,10 @@ async def _set_stock(deps: Deps, product_id: UUID, quantity: int, version: int) 
     return in_force
 
 
-async def look_up_availability(deps: Deps, stored: StoredProduct) -> StoredProduct:
+async def look_up_availability(deps: Deps, product: Product) -> Product:
     """Return the product with `available` as it is now; None if that is unknown."""
-    [product] = await look_up(deps, [stored.product])
-    return StoredProduct(product, stored.version)
+    [shown] = await look_up(deps, [product])
+    return shown
 
 
 async def look_up(
@@ -251,5 +248,5 @@ def _audited_if_unknown(
         raise
 
 
-def _with_available(stored: StoredProduct, available: bool | None) -> StoredProduct:
-    return StoredProduct(replace(stored.product, available=available), stored.version)
+def _with_available(product: Product, available: bool | None) -> Product:
+    return replace(product, available=available)

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from market.contracts import money
 from market.kit.postgres import Pool, acquire
-from market.products.domain import Draft, Position, Product, Sort, StoredProduct, Summary
+from market.products.domain import Draft, Position, Product, Sort, Summary
 
 # The columns are named like the fields. `stock` is inventory's, and unset.
 _FIELDS = tuple(f for f in Product.__struct_fields__ if f != "stock")
@@ -26,7 +26,7 @@ _INSERTED = f"id, idempotency_key, request_hash, caller, caller_key, {', '.join(
 _VALUES = ", ".join(f"${n}" for n in range(1, 6 + len(_WRITTEN)))
 # Each of the two indexes may have the key already.
 _INSERT = f"""
-    INSERT INTO products ({_INSERTED}) VALUES ({_VALUES}) ON CONFLICT DO NOTHING RETURNING {COLUMNS}, version
+    INSERT INTO products ({_INSERTED}) VALUES ({_VALUES}) ON CONFLICT DO NOTHING RETURNING {COLUMNS}
 """
 # The lock keeps the other caller's row from being deleted before this row is there, to which its key would pass on.
 _INSERT_BESIDE = f"""
@@ -36,10 +36,10 @@ _INSERT_BESIDE = f"""
         FOR KEY SHARE
     )
     INSERT INTO products ({_INSERTED}) SELECT {_VALUES} FROM other ON CONFLICT DO NOTHING
-    RETURNING {COLUMNS}, version
+    RETURNING {COLUMNS}
 """
 _SELECT_BY_KEY = f"""
-    SELECT {COLUMNS}, version, request_hash FROM products
+    SELECT {COLUMNS}, request_hash FROM products
     WHERE (caller_key = $1 AND caller = $2) OR (idempotency_key = $1 AND caller IS NULL AND NOT $3::boolean)
 """
 # The lock of the subquery makes its values those that the update replaces.
@@ -51,13 +51,13 @@ _UPDATE = f"""
     UPDATE products SET {", ".join(f"{column} = ${n}" for n, column in enumerate(_WRITTEN, 3))},
         version = version + 1, updated_at = greatest(now(), updated_at)
     FROM replaced WHERE id = replaced_id
-    RETURNING {COLUMNS}, version, {", ".join(f"replaced_{f}" for f in Summary.__struct_fields__)}
+    RETURNING {COLUMNS}, {", ".join(f"replaced_{f}" for f in Summary.__struct_fields__)}
 """
 _DELETE = f"""
     DELETE FROM products WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2))
     RETURNING {", ".join(Summary.__struct_fields__)}
 """
-_RAISE_VERSION = f"UPDATE products SET version = $3 WHERE id = $1 AND version = $2 RETURNING {COLUMNS}, version"
+_RAISE_VERSION = f"UPDATE products SET version = $3 WHERE id = $1 AND version = $2 RETURNING {COLUMNS}"
 
 
 # What a column is sorted by, given its value. Each of these expressions has an index, with the id.
@@ -103,14 +103,14 @@ class CallerKey(NamedTuple):
 class ProductOfKey(Struct, frozen=True):
     """The product that was created with an Idempotency-Key, and the fingerprint of the request that created it."""
 
-    stored: StoredProduct
+    product: Product
     request_hash: bytes
 
 
 class Replacement(Struct, frozen=True):
     """A product after a change, and what it was before."""
 
-    stored: StoredProduct
+    product: Product
     before: Summary
 
 
@@ -182,16 +182,16 @@ class ProductRepository:
         found = [read_product(row) for row in rows if row["id"] is not None]
         return Page(found[: query.limit], len(found) > query.limit, rows[0][0])
 
-    async def get(self, product_id: UUID) -> StoredProduct | None:
+    async def get(self, product_id: UUID) -> Product | None:
         """Return the product, or None if there is none."""
-        [stored] = await self.get_many([product_id])
-        return stored
+        [product] = await self.get_many([product_id])
+        return product
 
-    async def get_many(self, product_ids: Sequence[UUID]) -> list[StoredProduct | None]:
+    async def get_many(self, product_ids: Sequence[UUID]) -> list[Product | None]:
         """Return the product of each id, in the order of the ids; None if there is none."""
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
-            rows = await conn.fetch(f"SELECT {COLUMNS}, version FROM products WHERE id = ANY($1::uuid[])", product_ids)
-        by_id = {row["id"]: _stored(row) for row in rows}
+            rows = await conn.fetch(f"SELECT {COLUMNS} FROM products WHERE id = ANY($1::uuid[])", product_ids)
+        by_id = {row["id"]: read_product(row) for row in rows}
         return [by_id.get(product_id) for product_id in product_ids]
 
     async def get_by_key(self, key: CallerKey) -> ProductOfKey | None:
@@ -201,36 +201,36 @@ class ProductRepository:
         """
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             row = await conn.fetchrow(_SELECT_BY_KEY, key.key, key.caller, key.signed_in)
-        return None if row is None else ProductOfKey(_stored(row), row["request_hash"])
+        return None if row is None else ProductOfKey(read_product(row), row["request_hash"])
 
-    async def insert(self, product_id: UUID, draft: Draft, key: CallerKey | None) -> StoredProduct | None:
+    async def insert(self, product_id: UUID, draft: Draft, key: CallerKey | None) -> Product | None:
         """Insert and return the new product; None if the Idempotency-Key has a product already, of any caller."""
         if key is None:
             return await self._insert(_INSERT, product_id, None, None, None, None, *_written(draft))
         values = (product_id, key.key, draft.fingerprint(), key.caller, key.key, *_written(draft))
         return await self._insert(_INSERT, *values)
 
-    async def insert_beside(self, product_id: UUID, draft: Draft, key: CallerKey) -> StoredProduct | None:
+    async def insert_beside(self, product_id: UUID, draft: Draft, key: CallerKey) -> Product | None:
         """Insert and return the new product if the Idempotency-Key has one of another caller, but none of this one."""
         values = (product_id, key.scoped, draft.fingerprint(), key.caller, key.key, *_written(draft))
         return await self._insert(_INSERT_BESIDE, *values, key.signed_in)
 
-    async def _insert(self, statement: str, *values: object) -> StoredProduct | None:
+    async def _insert(self, statement: str, *values: object) -> Product | None:
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             row = await conn.fetchrow(statement, *values)
-        return None if row is None else _stored(row)
+        return None if row is None else read_product(row)
 
     async def update(self, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> Replacement | None:
         """Update and return the product; None if there is none in one of these versions (`versions` None: in any)."""
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             row = await conn.fetchrow(_UPDATE, product_id, versions, *_written(draft))
-        return None if row is None else Replacement(_stored(row), _summary(row, "replaced_"))
+        return None if row is None else Replacement(read_product(row), _summary(row, "replaced_"))
 
-    async def raise_version(self, product_id: UUID, version: int, new_version: int) -> StoredProduct | None:
+    async def raise_version(self, product_id: UUID, version: int, new_version: int) -> Product | None:
         """Give the product another version, and return it; None if it no longer has this version."""
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             row = await conn.fetchrow(_RAISE_VERSION, product_id, version, new_version)
-        return None if row is None else _stored(row)
+        return None if row is None else read_product(row)
 
     async def delete(self, product_id: UUID, versions: Sequence[int] | None) -> Summary | None:
         """Delete the product if it has one of the versions (None: any), and return what it was; otherwise None."""
@@ -241,10 +241,6 @@ class ProductRepository:
 
 def _written(draft: Draft) -> list[object]:
     return [getattr(draft, column) for column in _WRITTEN]
-
-
-def _stored(row: Record) -> StoredProduct:
-    return StoredProduct(read_product(row), row["version"])
 
 
 def _summary(row: Record, prefix: str = "") -> Summary:
