@@ -115,7 +115,7 @@ def test_every_service_has_probes_a_disruption_budget_and_an_account(deploy: Pat
         deployment = by_name(documents, "Deployment")[name]
         spec = deployment["spec"]["template"]["spec"]
         container = spec["containers"][0]
-        assert {"startupProbe", "readinessProbe", "livenessProbe", "lifecycle"} <= container.keys()
+        assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
         assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
         assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
         assert spec["serviceAccountName"] == name
@@ -133,16 +133,15 @@ def test_every_service_has_probes_a_disruption_budget_and_an_account(deploy: Pat
 
 
 @pytest.mark.parametrize("overlay", ["base", "overlays/minikube", "overlays/production"])
-def test_the_termination_grace_period_is_longer_than_a_shutdown_may_take(deploy: Path, overlay: str) -> None:
+def test_a_deleted_pod_serves_until_the_ingress_has_noticed_and_may_finish(deploy: Path, overlay: str) -> None:
     documents = rendered(deploy, overlay)
     for name, package in SERVICES.items():
         spec = by_name(documents, "Deployment")[name]["spec"]["template"]["spec"]
         config = loaded(documents, name, package)
-        pre_stop = float(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-        assert (
-            spec["terminationGracePeriodSeconds"]
-            > pre_stop + config.shutdown.drain_seconds + config.shutdown.grace_seconds
-        )
+        # Unready from the first moment. On busy nodes an ingress controller noticed after 12.5 s (decision 8).
+        assert "lifecycle" not in spec["containers"][0]
+        assert config.shutdown.drain_seconds >= 20
+        assert spec["terminationGracePeriodSeconds"] > config.shutdown.drain_seconds + config.shutdown.grace_seconds
         # The longest deadline is an order's.
         assert config.shutdown.grace_seconds > 10
 
