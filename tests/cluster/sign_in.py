@@ -10,31 +10,11 @@ from typing import Any
 import yaml
 
 from tests.cluster.cluster import ROOT
+from tests.cluster.issuer_program import PORT, STOREFRONT, URL
 
-PORT = 8096
-URL = f"http://issuer:{PORT}"
-SECRET = "only-for-tests"
-# Who can sign in, by subject, with their roles. They are clients, so that a test needs no browser.
+# Who can sign in, by subject, with their roles. They are clients, too, so that most tests need no browser.
 PEOPLE = {"ann": [], "ben": [], "mia": ["merchant"], "olga": ["operator"]}
 
-_PROGRAM = f"""
-import asyncio
-import json
-from pathlib import Path
-
-from tests.support.issuer import Client, Issuer
-
-
-async def main():
-    issuer = Issuer({PORT}, {URL!r})
-    people = json.loads(Path("/srv/people.json").read_text())
-    issuer.clients = {{name: Client({SECRET!r}, {{"roles": roles}}) for name, roles in people.items()}}
-    await issuer.start("0.0.0.0")
-    await asyncio.Event().wait()
-
-
-asyncio.run(main())
-"""
 _PORTS = """
 def free_port() -> int:
     raise NotImplementedError
@@ -56,7 +36,7 @@ def add_sign_in(deploy: Path, cluster_issuer: str) -> None:
         "MARKET_AUDIENCE": "market",
         "MARKET_ROLES_CLAIM": "roles",
         "MARKET_CLUSTER_ISSUER": cluster_issuer,
-        "MARKET_STOREFRONT_CLIENT_ID": "market-storefront",
+        "MARKET_STOREFRONT_CLIENT_ID": STOREFRONT,
     }
     kustomization["resources"].append("issuer.yaml")
     kustomization["components"] = ["../components/sign-in"]
@@ -90,7 +70,7 @@ def _copy_issuer(folder: Path) -> None:
     folder.mkdir()
     shutil.copy(ROOT / "tests/support/issuer.py", folder)
     (folder / "ports.py").write_text(_PORTS)
-    (folder / "program.py").write_text(_PROGRAM)
+    shutil.copy(ROOT / "tests/cluster/issuer_program.py", folder / "program.py")
     (folder / "people.json").write_text(json.dumps(PEOPLE))
 
 

@@ -14,22 +14,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.cluster import cluster
 from tests.cluster.conftest import Report
-from tests.cluster.sign_in import ADDED, PEOPLE, PORT, SECRET, add_sign_in
-from tests.cluster.test_a_deploy import copy_project
+from tests.cluster.issuer_program import PORT, SECRET, STOREFRONT, URL
+from tests.cluster.sign_in import ADDED, PEOPLE, add_sign_in
+from tests.cluster.test_a_deploy import copy_project, mails_to
 from tests.cluster.test_network import connect
+from tests.storefront.test_purchase import sent
+from tests.storefront.visitor import Document, Visitor
 
 LAMP = {"name": "Lamp", "description": "", "price": "2.50", "currency": "GBP", "image_url": None}
 
 
 @dataclass
 class Shop:
-    """The shop behind the ingress. `tokens`: by person."""
+    """The shop behind the ingress. `tokens`: by person. `issuer`: where the issuer is reached from here."""
 
     url: str
+    issuer: str
     tokens: dict[str, str]
 
     def call(self, who: str, method: str, path: str, body: Any = None, *, token: str | None = None) -> tuple[int, Any]:
@@ -65,7 +70,7 @@ def signed_in(shop: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         cluster.wait_for_rollout("issuer", "statefulset")
         cluster.wait_until_all_are_ready()
         with cluster.forwarded("service/issuer", PORT, 28096) as issuer:
-            yield Shop(cluster.address(), {name: request_token(issuer, name) for name in PEOPLE})
+            yield Shop(cluster.address(), issuer, {name: request_token(issuer, name) for name in PEOPLE})
     finally:
         cluster.deploy("--overlay", "base")
         cluster.kubectl("delete", "--ignore-not-found", *ADDED)
@@ -150,6 +155,37 @@ def test_the_gateway_forwards_the_callers_own_token(signed_in: Shop) -> None:
     read = f'{{ order(id: "{placed["createOrder"]["id"]}") {{ user }} }}'
     assert signed_in.graphql("ann", read) == {"order": {"user": "ann"}}
     assert signed_in.graphql("ben", read) in ({"order": None}, "NOT_FOUND")
+
+
+async def sign_in_at_the_issuer(shop: Shop, visitor: Visitor, path: str, person: str) -> Document:
+    """Open a page that asks the visitor to sign in, let them do so as the person, and return the page."""
+    response = await visitor.get(path)
+    while response.is_redirect and not response.headers["location"].startswith(URL):
+        response = await visitor.get(response.headers["location"])
+    location = response.headers["location"]
+    assert f"client_id={STOREFRONT}" in location
+    answer = await visitor.get(f"{location.replace(URL, shop.issuer)}&person={person}")
+    return await visitor.open(answer.headers["location"])
+
+
+async def test_a_person_signs_in_at_the_storefront_and_buys(signed_in: Shop) -> None:
+    product = create_product(signed_in)
+    async with httpx.AsyncClient(base_url=signed_in.url, timeout=60) as http:
+        visitor = Visitor(http, signed_in.url)
+        page = await visitor.open(f"/products/{product['id']}")
+        assert "Sign in" in page.text
+        response = await visitor.send(page.form("/basket"), ("action", "add"), quantity="2")
+        assert (response.status_code, response.headers["location"]) == (303, "/basket")
+        checkout = await sign_in_at_the_issuer(signed_in, visitor, "/checkout", "ann")
+        assert "Signed in as ann" in checkout.text
+        response = await sent(visitor, checkout.form("/checkout"))
+        page = await visitor.open(response.headers["location"])
+        assert "Thank you for your order" in page.text
+        order = response.headers["location"].split("/")[2].split("?")[0]
+    status, placed = signed_in.call("ann", "GET", f"/api/order/{order}")
+    assert (status, placed["user"], placed["status"], placed["total"]) == (200, "ann", "confirmed", "5.00")
+    assert signed_in.status("ben", "GET", f"/api/order/{order}") == 404
+    assert order in json.dumps(mails_to("ann@example.test"))
 
 
 # Calls a method of inventory from a pod, and prints the status. `own`: with the pod's token.
