@@ -143,7 +143,7 @@ async def create_products(shop: str, count: int) -> list[str]:
 
 
 async def heavy_load(shop: str, products: list[str], seconds: float) -> collections.Counter[int]:
-    """Send requests without a pause: small orders, some of a thousand lines, long lists, the join in GraphQL.
+    """Send requests without a pause: small orders, some of a thousand lines, long lists, the join in GraphQL, pages.
 
     Return the number of responses by status.
     """
@@ -156,6 +156,8 @@ async def heavy_load(shop: str, products: list[str], seconds: float) -> collecti
         ("POST", "/api/order", small),
         ("POST", "/graphql", {"query": join}),
         ("GET", "/api/order?user=heavy&limit=100", None),
+        ("GET", "/", None),
+        ("GET", f"/products/{products[0]}", None),
     ]
     statuses: collections.Counter[int] = collections.Counter()
 

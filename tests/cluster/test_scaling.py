@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
+from collections.abc import Iterator
 
 import aiohttp
 import pytest
@@ -44,6 +46,83 @@ async def test_the_autoscalers_follow_180_requests_per_second_and_back(
         "of": load.requests,
         "down after": round(down, 1),
     }
+
+
+SCALED = ("product-service", "order-service", "inventory-service", "graphql-service", "storefront-service")
+# Prints the requests that a pod has handled, without those of probes.
+HANDLED = """
+import urllib.request
+text = urllib.request.urlopen("http://localhost:9090/metrics").read().decode()
+counters = ("market_http_requests_total{", "market_grpc_requests_total{")
+lines = [line for line in text.splitlines() if line.startswith(counters) and "Health" not in line]
+print(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
+"""
+
+
+@pytest.fixture
+def eager_autoscalers(shop: str) -> Iterator[None]:
+    """Autoscalers whose targets this load exceeds, so that there is room for the pods that they add."""
+    for name in SCALED:
+        target = {
+            "type": "Resource",
+            "resource": {"name": "cpu", "target": {"type": "AverageValue", "averageValue": "8m"}},
+        }
+        behavior = {
+            "scaleDown": {
+                "stabilizationWindowSeconds": 15,
+                "policies": [{"type": "Pods", "value": 1, "periodSeconds": 15}],
+            }
+        }
+        patch = {"spec": {"maxReplicas": 4, "metrics": [target], "behavior": behavior}}
+        cluster.kubectl("patch", "hpa", name, "--type=merge", "-p", json.dumps(patch))
+    yield
+    cluster.deploy()
+    cluster.wait_until_all_are_ready()
+
+
+async def test_pods_that_the_autoscalers_add_and_remove_fail_no_request(
+    shop: str, products: list[str], report: Report, eager_autoscalers: None
+) -> None:
+    before = {name: set(cluster.names(name)) for name in SCALED}
+
+    def ready(name: str) -> set[str]:
+        return {p["metadata"]["name"] for p in cluster.pods(name) if cluster.is_ready(p)}
+
+    def handled(pod: str) -> float:
+        return float(cluster.kubectl("exec", pod, "-c", "service", "--", "python", "-c", HANDLED))
+
+    def all_have_more_pods_with_requests() -> bool:
+        added = {name: ready(name) - before[name] for name in SCALED}
+        return all(any(handled(pod) > 0 for pod in pods) for pods in added.values()) and all(added.values())
+
+    def relax() -> None:
+        """Give the autoscalers back a target that the load does not reach."""
+        for name in SCALED:
+            patch = [{"op": "replace", "path": "/spec/metrics/0/resource/target/averageValue", "value": "2"}]
+            cluster.kubectl("patch", "hpa", name, "--type=json", "-p", json.dumps(patch))
+
+    def have_their_minimum() -> bool:
+        return all(len(cluster.get("pods", "-l", f"app.kubernetes.io/name={name}")["items"]) == 2 for name in SCALED)
+
+    async with Load(shop, products, factor=2) as load:
+        up = await asyncio.to_thread(
+            cluster.seconds_until, "new pods of all services handle requests", all_have_more_pods_with_requests, 300
+        )
+        most = {name: len(await asyncio.to_thread(ready, name)) for name in SCALED}
+        await asyncio.to_thread(relax)
+        down = await asyncio.to_thread(cluster.seconds_until, "all are at their minimum", have_their_minimum, 600)
+    audit = await load.audit()
+    report["autoscalers with targets that 30 requests/s exceed"] = {
+        "new pods handle requests after": round(up, 1),
+        "pods": most,
+        "back at two pods after": round(down, 1),
+        "failed": len(load.failures),
+        "of": load.requests,
+        "lost": audit.lost,
+    }
+    print(*map(str, load.failures[:20]), sep="\n")
+    assert load.failures == []
+    assert (audit.lost, audit.duplicated) == (0, 0)
 
 
 def test_the_disruption_budget_refuses_a_second_eviction_until_another_pod_is_ready(shop: str, report: Report) -> None:
