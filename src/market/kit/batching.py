@@ -34,7 +34,7 @@ BATCH_ITEMS = Histogram(
 
 
 class _Entry(Generic[Item, Result]):
-    """A pending item with the callers that wait for it; with `dedupe`, equal items share one entry."""
+    """A pending item, and the callers that wait for its result. With `dedupe`, equal items share one entry."""
 
     __slots__ = ("callers", "cost", "deadline", "item", "request_id", "tracer", "traces")
 
@@ -66,19 +66,19 @@ class _Entry(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Collects the items of concurrent callers, and sends them in batches, in the sequence of their arrival.
 
-    Each call of `flush` has a context of its own: the latest of its callers' deadlines (none if one of them has none),
-    the request id if all callers have the same, and a span. With one caller, the span is a child of the caller's span;
-    with several callers, it is linked to their spans.
+    Each call of `flush` has a context of its own. Its deadline is the latest one of the callers of the batch; there is
+    none if a caller has none. Its request id is that of the callers, if all have the same. It has a span: with one
+    caller, a child of the caller's span; with several callers, one that is linked to their spans.
 
-    flush: makes one call. Takes a list of items, and returns a list of the same length with each item's result, or the
-        exception for that item's caller. If it raises, every caller of the batch gets that exception.
+    flush: makes one call. Takes a list of items, and returns a list of the same length: each item's result, or the
+        exception for that item's caller. If it raises an exception, every caller of the batch gets it.
     name: the label in metrics, and in the name of the span that each call gets.
     max_batch_size: the maximum number of items in one call.
     max_concurrency: the maximum number of calls in flight. If it is more than 1, a later call may complete before an
         earlier one.
-    cost, max_cost: `cost` returns an item's cost. A batch ends before its total cost would exceed `max_cost`, but it
-        always has at least one item.
-    dedupe: equal (hashable) items that are pending together are sent once and share the result.
+    cost, max_cost: `cost` returns an item's cost. The total cost of a batch is at most `max_cost`, except that a single
+        item may cost more.
+    dedupe: if equal items are pending, send one of them, and return its result for all. Items must be hashable.
     """
 
     def __init__(
@@ -133,7 +133,8 @@ class Batcher(Generic[Item, Result]):
             if timer is not None:
                 timer.cancel()
             for future in futures:
-                # Items after a failure are cancelled. An exception must be retrieved, or asyncio logs it.
+                # Cancel the items after a failed one. If one of them has failed as well, its exception must be
+                # retrieved, because asyncio would log it otherwise.
                 if not future.cancel() and not future.cancelled():
                     future.exception()
 
@@ -175,10 +176,11 @@ class Batcher(Generic[Item, Result]):
         return future
 
     def _start(self) -> None:
+        # Start another call only if those that have not taken their batch yet will leave items for it.
         while self._free_slots and len(self._pending) > self._unstarted * self._max_batch_size:
             self._free_slots -= 1
             self._unstarted += 1
-            # In an empty context: a batch does not belong to the caller that happens to start it.
+            # In an empty context, because a batch does not belong to the caller that happens to start it.
             task = asyncio.get_running_loop().create_task(self._run(), context=Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -249,7 +251,7 @@ class BatcherBySize(Generic[Item, Result]):
 
     Takes the arguments of Batcher, and:
 
-    small_cost: an item that costs more is large.
+    small_cost: the maximum cost of a small item. An item that costs more is large.
     max_large_cost: the maximum cost of a call with large items. Only one such call is in flight at a time.
     """
 

@@ -51,7 +51,8 @@ class HttpLimits(Section, frozen=True, kw_only=True):
     # The request line and all headers together.
     max_header_bytes: Annotated[int, Meta(ge=1024, le=1_048_576)] = 32_768
     max_headers: Annotated[int, Meta(ge=10, le=10_000)] = 100
-    # At the limit, a new connection replaces the one that has been waiting longest for its client.
+    # The maximum number of connections. At the limit, a new connection replaces the one that has waited longest for its
+    # client.
     max_connections: Annotated[int, Meta(ge=1)] = 4096
     # From the first byte of a request to the end of its headers.
     header_timeout_seconds: Seconds = 20.0
@@ -76,21 +77,21 @@ class Admission(Section, frozen=True, kw_only=True):
 
     # Up to this weight, a request is small.
     small_weight: Annotated[int, Meta(ge=1)] = 100
-    # The maximum total weight of the requests that are handled at the same time: of the small ones, and of the large
-    # ones. If none is being handled, one of any weight is admitted.
+    # The maximum total weight of the small requests, and of the large requests, that are handled at the same time. If
+    # no other request of the same size is being handled, a request is admitted even if it exceeds the limit.
     max_small_weight: Annotated[int, Meta(ge=1)] = 10_000
     max_large_weight: Annotated[int, Meta(ge=1)] = 2_000
     # The maximum total weight of the requests that wait, in each of the two queues.
     max_waiting_weight: Annotated[int, Meta(ge=1)] = 400_000
-    # The maximum total weight of one caller's requests that wait or are being handled. It applies to the small and to
-    # the large ones separately.
+    # The maximum total weight of one caller's requests that wait or are being handled. It applies to small and to large
+    # requests separately.
     max_caller_weight: Annotated[int, Meta(ge=1)] = 100_000
     # A request that has waited for this long gets 503.
     max_wait_seconds: Seconds = 6.0
 
 
 class Compression(Section, frozen=True, kw_only=True):
-    """Compression of responses, if the client accepts it. Disable it if a proxy in front of the service does it."""
+    """Compression of responses, if the client accepts it. Disable it if a proxy in front of the service compresses."""
 
     enabled: bool = True
     # A smaller body is not compressed, because it fits into one packet.
@@ -110,27 +111,26 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     # The maximum number of requests in flight in one process; above that, requests get 503 at once. A request is in
     # flight once it has been received completely.
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
-    # How many of them one caller may have; above that, its requests get 429.
+    # The maximum number of requests in flight of one caller; above that, its requests get 429.
     max_in_flight_per_caller: Annotated[int, Meta(ge=1)] = 512
-    # The sustained rate, in requests per second, that one caller may send to one process; `max_burst_per_caller`
-    # requests may come at once. Above that, the caller gets 429. By default 1000 if callers sign in, and unlimited if
-    # they do not. Some requests are not counted: preflights, requests with an unknown path or method, and requests
-    # without sign-in from the address of a trusted proxy.
+    # The maximum average rate, in requests per second, at which one caller may send requests to one process. Up to
+    # `max_burst_per_caller` requests may come at once. Above these limits, the caller gets 429. By default, the rate is
+    # 1000 if callers sign in, and unlimited otherwise. Some requests are not counted: preflights, requests with an
+    # unknown path or method, and requests without sign-in from the address of a trusted proxy.
     max_requests_per_second_per_caller: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
     max_burst_per_caller: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
-    # Bytes of the bodies of requests in flight; above that, requests with a body get 503 at once.
+    # The maximum total size of the bodies of requests in flight; above that, requests with a body get 503 at once.
     max_in_flight_body_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432
-    # A shorter deadline in X-Deadline-Ms is raised to this, because work with so little time would only be started and
-    # aborted. The value 0 is not raised: it means that the deadline has already passed, so no work is
-    # started.
+    # A shorter deadline in X-Deadline-Ms is raised to this, because work with so little time would be started only to
+    # be aborted. The value 0 is not raised: it means that the deadline has already passed, so no work is started.
     min_deadline_ms: Annotated[int, Meta(ge=0, le=10_000)] = 100
     # Networks of the proxies that connect to this process, such as 10.0.0.0/8. `forwarded_header` is ignored unless a
     # proxy in one of these networks sent it.
     trusted_proxies: tuple[NonEmptyStr, ...] = ()
     # The header with the client's address. The proxies must overwrite it or append to it.
     forwarded_header: ForwardedHeader = "x-forwarded-for"
-    # The names that requests may have in `Host`, in lower case and without a port, beside localhost and IP addresses.
-    # Only checked where nobody signs in and `host` is a loopback address.
+    # The names that the header `Host` may contain besides localhost and IP addresses, in lower case and without a port.
+    # The header is checked only if nobody signs in and `host` is a loopback address.
     allowed_hosts: tuple[NonEmptyStr, ...] = ()
     # The origins whose pages may call the API from a browser, such as https://www.example.com; "*" is any origin,
     # without credentials.
@@ -239,8 +239,8 @@ class Migrations(Section, frozen=True, kw_only=True):
 class Postgres(Section, frozen=True, kw_only=True):
     """A PostgreSQL database, and the pool of connections to it."""
 
-    # One host, or several separated by commas: the one that accepts writes is used. Each may have a port of its own, as
-    # in "db-0.example.com,db-1.example.com:5433".
+    # One host, or several separated by commas, of which the one that accepts writes is used. Each may have a port of
+    # its own, as in "db-0.example.com,db-1.example.com:5433".
     host: NonEmptyStr
     port: Port = 5432
     database: NonEmptyStr
@@ -252,7 +252,8 @@ class Postgres(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 2.5
     # The timeout for establishing a connection; several hosts share it.
     connect_timeout_seconds: Seconds = 2.0
-    # How long a connection is used, plus or minus a tenth. A change in DNS takes effect within that time.
+    # How long a connection is used before it is replaced, plus or minus a tenth. A change in DNS takes effect within
+    # that time.
     max_connection_age_seconds: Seconds = 600.0
     migrations: Migrations = Migrations()
 

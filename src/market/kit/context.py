@@ -27,7 +27,7 @@ tracestate: ContextVar[str] = ContextVar("tracestate", default="")
 baggage: ContextVar[str] = ContextVar("baggage", default="")
 # The address of the client whose request is being handled; empty outside of requests.
 client_address: ContextVar[str] = ContextVar("client_address", default="")
-# An instant of time.monotonic(), in seconds; None: no deadline.
+# A time of time.monotonic(), in seconds. None: no deadline.
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@~-]{0,127}")
@@ -72,8 +72,8 @@ def parse_traceparent(text: str) -> str:
 def set_trace(parent: str, state: str = "", bag: str = "") -> None:
     """Set the caller's `traceparent`, `tracestate` and `baggage`.
 
-    Each is dropped if it is invalid. `tracestate` and `baggage` are also dropped if they exceed the size up to which
-    their specifications require them to be forwarded, or if there is no valid `traceparent`.
+    An invalid value is dropped. `tracestate` and `baggage` are also dropped if there is no valid `traceparent`, or if
+    they are larger than what their specifications require a service to forward.
     """
     parent = parse_traceparent(parent) if parent else ""
     traceparent.set(parent)
@@ -135,7 +135,7 @@ def outgoing_headers(limit: float) -> dict[str, str]:
 
 
 def propagation_headers() -> dict[str, str]:
-    """Return the request id and the trace as HTTP headers or gRPC metadata. What is not set is left out."""
+    """Return the request id and the trace as HTTP headers or gRPC metadata. Values that are not set are left out."""
     headers: dict[str, str] = {}
     if current_request_id := request_id.get():
         headers[REQUEST_ID_HEADER] = current_request_id

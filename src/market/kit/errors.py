@@ -1,7 +1,7 @@
 """Errors with their HTTP status, gRPC status and GraphQL code.
 
 A service's errors are subclasses of these, each with a stable `type`. Code that raises an error does not mention HTTP
-or gRPC statuses: the error's class has them, and the servers and clients in market.kit translate errors.
+or gRPC statuses: they are attributes of the error's class, and the servers and clients in market.kit translate errors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TYPE_PREFIX = "urn:market:problem:"
 # The detail that clients of REST, gRPC and GraphQL get for an error that is not a Problem.
 INTERNAL_ERROR = "internal error; the server log has the details"
 
-# The numeric values of grpc.StatusCode, so that services without gRPC do not need grpcio.
+# The numeric values of grpc.StatusCode, written here so that services without gRPC do not need grpcio.
 GRPC_CANCELLED, GRPC_INVALID_ARGUMENT, GRPC_DEADLINE_EXCEEDED, GRPC_NOT_FOUND, GRPC_ALREADY_EXISTS = 1, 3, 4, 5, 6
 GRPC_RESOURCE_EXHAUSTED, GRPC_FAILED_PRECONDITION, GRPC_ABORTED, GRPC_INTERNAL, GRPC_UNAVAILABLE = 8, 9, 10, 13, 14
 GRPC_PERMISSION_DENIED, GRPC_UNAUTHENTICATED = 7, 16

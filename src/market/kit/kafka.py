@@ -28,7 +28,7 @@ Token = TypeVar("Token")
 Headers = Sequence[tuple[str, str | bytes | None]]
 log = logs.get_logger("kafka")
 
-# What the framing of a batch may add to the largest message, when a consumer fetches it.
+# An allowance for the framing of a batch, which a consumer fetches in addition to the largest message.
 _OVERHEAD_BYTES = 65_536
 # The minimum time between two replacements of a librdkafka producer.
 _MIN_REPLACE_SECONDS = 1.0
@@ -52,8 +52,8 @@ def client_settings(config: Kafka, client_id: str) -> dict[str, Any]:
     return {
         "bootstrap.servers": config.bootstrap_servers,
         "client.id": client_id,
-        # Log critical errors only: librdkafka repeats the others at each connection attempt. A producer's callers get
-        # each failed delivery; a consumer reports outages in its `error_cb`.
+        # Let librdkafka log only critical errors, because it repeats the others at each connection attempt. They are
+        # not lost: a producer's callers get each failed delivery, and a consumer reports outages in its `error_cb`.
         "log_level": 2,
         "socket.connection.setup.timeout.ms": 3_000,
         "reconnect.backoff.ms": 50,
@@ -84,7 +84,7 @@ def producer_settings(
         **client_settings(config, client_id),
         "acks": "all",
         "enable.idempotence": True,
-        # Pinned, because Kafka's clients differ in their defaults, and a key must stay in its partition.
+        # Set explicitly, because Kafka's clients have different defaults, and a key must stay in its partition.
         "partitioner": "murmur2_random",
     }
 
@@ -92,7 +92,7 @@ def producer_settings(
 def consumer_settings(config: Kafka, client_id: str, group: str, *, max_message_bytes: int) -> dict[str, Any]:
     """Return the settings of a consumer that never commits automatically. Callers add their own: `{**settings, ...}`.
 
-    group: the consumer group; librdkafka requires one even if the consumer never joins it.
+    group: the consumer group. librdkafka requires one, even if the consumer never joins it.
     """
     return {
         "max.partition.fetch.bytes": max_message_bytes + _OVERHEAD_BYTES,
@@ -120,16 +120,18 @@ class Producer(Generic[Token]):
     """A librdkafka producer, and the thread that polls it. Must be constructed inside a running event loop.
 
     client_id: the name of this client in the broker's logs and metrics.
-    max_message_bytes: the maximum size of a message, with key and headers; a larger one fails at once, permanently.
+    max_message_bytes: the maximum size of a message, including key and headers. A larger message is rejected
+        permanently, without being sent.
     delivery_seconds: how long a message may wait for its acknowledgement, retries included.
     linger_seconds: how long a message may wait to be sent in a batch with others.
-    on_delivery: awaited in the event loop with `(token, result)` of every message that `send` accepted.
-        One call gets all results that arrived since the previous call. An exception that it raises is logged.
+    on_delivery: awaited in the event loop with a list of `(token, result)`, which contains every message that `send`
+        accepted. One call gets all results that arrived since the previous call. If it raises an exception, the
+        exception is logged.
     on_failure: called, in any thread, when a delivery has failed but may be retried. Pass `TopicKeeper.check_soon`,
         because the topic may be missing.
 
-    A fatal error makes librdkafka's idempotent producer unusable. Its pending messages fail, with a delivery result for
-    each, and a new producer replaces it, at most once a second.
+    A fatal error makes librdkafka's idempotent producer unusable. Then each of its pending messages fails, and a new
+    producer replaces it, at most once a second.
     """
 
     def __init__(
@@ -181,9 +183,9 @@ class Producer(Generic[Token]):
         headers: Headers = (),
         partition: int = -1,
     ) -> bool:
-        """Queue a message; `on_delivery` gets its delivery result, with `token`, which may be any value.
+        """Queue a message. Return False if the local queue is full; then the message was not accepted.
 
-        Return False if the local queue is full: the message was not accepted, and no result follows.
+        token: any value. `on_delivery` gets it with the delivery result of the message.
         """
 
         def delivered(error: KafkaError | None, _: object) -> None:
@@ -196,7 +198,7 @@ class Producer(Generic[Token]):
         except BufferError:
             return False
         except KafkaException as e:
-            # Rejected before it was sent: the message is too large, or the producer has had a fatal error.
+            # The message was rejected before it was sent: it is too large, or the producer has had a fatal error.
             self._report(token, DeliveryResult(e.args[0]))
             self._replace_if_fatal(e.args[0], self._librdkafka)
         return True
@@ -244,7 +246,7 @@ class Producer(Generic[Token]):
             self._waiters.discard(waiter)
 
     def fail_pending(self) -> None:
-        """Report every pending message as failed, although Kafka may have received it, and stop sending it."""
+        """Stop sending the pending messages, and report them as failed. Kafka may have received some of them."""
         self._librdkafka.purge()
 
     async def close(self, timeout_seconds: float) -> None:
@@ -290,7 +292,8 @@ class Producer(Generic[Token]):
 
     def _report(self, token: Token, result: DeliveryResult) -> None:
         self._notify_failure(result)
-        # Called in the polling thread or in the event loop. One wake-up of the loop is enough for several results.
+        # This is called in the polling thread or in the event loop. Only the first of several results wakes the loop
+        # up.
         with self._lock:
             self._results.append((token, result))
             first = len(self._results) == 1
@@ -314,14 +317,16 @@ class Producer(Generic[Token]):
             log.warning("delivery callback failed", messages=len(results), error=str(e)[:200])
 
     def _replace_if_fatal(self, error: KafkaError, failed: _Librdkafka) -> None:
-        # An error may be reported twice or late. It must not replace the successor of the producer that had it.
+        # An error may be reported twice or late. Ignore it if the producer that had the error has been replaced
+        # already.
         if not error.fatal() or failed is not self._librdkafka or self._replacing:
             return
         log.error("fatal producer error, recreating producer", error=str(error))
         self._replacing = True
-        # This fails what is queued and in flight. Some of these results arrive later, from librdkafka's broker threads.
+        # This makes all messages fail that are queued or in flight. Some of their results arrive later, from
+        # librdkafka's broker threads.
         self._librdkafka.purge()
-        # An error that does not go away, such as a missing permission, must not keep the processor busy.
+        # Wait, because a lasting error, such as a missing permission, must not keep the processor busy.
         self._loop.call_at(self._created_at + _MIN_REPLACE_SECONDS, self._replace)
 
     def _replace(self) -> None:

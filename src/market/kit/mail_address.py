@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import idna
 
-# The maximum number of octets of an address, in the form in which it is sent, and of its local part.
+# The maximum number of octets of an address (in the form in which it is sent), and of its local part.
 _MAX_OCTETS = 254
 _MAX_LOCAL_OCTETS = 64
 _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+")

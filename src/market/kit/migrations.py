@@ -1,15 +1,15 @@
 """Forward-only migrations of a PostgreSQL database: the SQL files of a package.
 
-A file with a number, `NNNN_name.sql`, is applied once. A file without one, such as `functions.sql`, is versioned: its
-first line is `-- version N`. The whole file is applied again, after the numbered ones, whenever N has been raised.
+A file with a number, `NNNN_name.sql`, is applied once. A file without a number, such as `functions.sql`, is versioned:
+its first line is `-- version N`. Whenever N has been raised, the whole file is applied again, after the numbered files.
 
-The table `schema_migrations` has a row for each applied file (and version), with the checksum of its text. A released
-file with a number never changes: a change of the schema is a new file.
+The table `schema_migrations` contains a row for each applied file (and version), with the checksum of its text. A
+numbered file must not be changed once it is released: to change the schema, add a file.
 
-A file is applied in one transaction, unless its first line is `-- concurrently`. Then each of its statements (they end
-with a semicolon at the end of a line) is executed outside of a transaction, as CREATE INDEX CONCURRENTLY requires. If
-one fails, the whole file is applied again later, so its statements must be idempotent: for example, DROP INDEX
-CONCURRENTLY IF EXISTS comes before CREATE INDEX CONCURRENTLY.
+A file is applied in one transaction, unless its first line is `-- concurrently`. Then each of its statements is
+executed outside of a transaction, as CREATE INDEX CONCURRENTLY requires. A statement ends with a semicolon at the end
+of a line. If a statement fails, the whole file is applied again later, so all statements must be idempotent: for
+example, DROP INDEX CONCURRENTLY IF EXISTS comes before CREATE INDEX CONCURRENTLY.
 
 A file whose first line is `-- repeatedly` changes many rows, a few at a time: its only statement is executed again and
 again, each time in a transaction of its own, until it changes no row. So no row is locked for long, and after a failure
@@ -63,7 +63,10 @@ class _Migration(NamedTuple):
     version: int = 0
 
     def is_applied(self, applied: Collection[str]) -> bool:
-        """Return whether the file is applied, given the names of the applied files. A higher version counts as well."""
+        """Return whether the file, or a higher version of it, is among the applied files.
+
+        applied: the names of the applied files
+        """
         if not self.version:
             return self.name in applied
         prefix = f"{self.file}, version "
@@ -107,9 +110,9 @@ async def wait_for_schema(pool: Pool, package: str, health: Health) -> None:
 async def migrate(config: Postgres, package: str, health: Health | None = None) -> list[str]:
     """Apply the pending files of the package one after another, and return their names.
 
-    Concurrent calls are safe (advisory lock); a newer schema is accepted. Each file must be compatible with the version
-    of the service that is still running. Raises MigrationError if a file fails, takes too long or has changed since it
-    was applied, or if another process keeps the lock for longer than the configured time.
+    Concurrent calls are safe, because an advisory lock is taken. A newer schema is accepted. Each file must be
+    compatible with the version of the service that is still running. Raises MigrationError if a file fails, takes too
+    long or has changed since it was applied, or if another process keeps the lock for longer than the configured time.
     """
     connector = Connector(config, settings=_SETTINGS, timeout_seconds=_STATEMENT_SECONDS)
     conn = await (health or Health()).wait_for("postgres", connector)
@@ -144,7 +147,8 @@ async def _create_table(conn: DirectConnection) -> None:
         "CREATE TABLE IF NOT EXISTS schema_migrations "
         "(name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now(), checksum text)"
     )
-    # Earlier versions had no checksums. ADD COLUMN IF NOT EXISTS would lock the table at every run.
+    # Tables of earlier versions have no checksums. Not ADD COLUMN IF NOT EXISTS, which would lock the table at every
+    # run.
     if not await conn.fetchval(
         "SELECT true FROM pg_attribute "
         "WHERE attrelid = 'schema_migrations'::regclass AND attname = 'checksum' AND NOT attisdropped"
@@ -157,7 +161,7 @@ async def _create_table(conn: DirectConnection) -> None:
 async def _verify_applied(conn: DirectConnection, migrations: list[_Migration]) -> set[str]:
     """Return the names of all applied migrations. Raises MigrationError if a file differs from what was applied.
 
-    A row without a checksum was written by an earlier version of `migrate`; the file's checksum is stored in it.
+    A row without a checksum was written by an earlier version of `migrate`. The checksum of the file is added to it.
     """
     applied = {row["name"]: row["checksum"] for row in await conn.fetch("SELECT name, checksum FROM schema_migrations")}
     for name, text, file, version in migrations:
@@ -194,8 +198,8 @@ async def _apply(conn: DirectConnection, name: str, text: str, seconds: float) -
 
 async def _execute(conn: DirectConnection, name: str, text: str, seconds: float) -> None:
     async with conn.transaction():
-        # A migration that cannot get its lock in time must not block requests behind it; the next run of `migrate`
-        # retries it.
+        # While a migration waits for a lock, the requests behind it wait as well. So it gives up soon, and the next run
+        # of `migrate` tries again.
         await conn.execute("SET LOCAL lock_timeout = '5s'")
         await conn.execute(text, timeout=seconds)
         await _record(conn, name, text)

@@ -5,7 +5,8 @@ A cursor is the position at which a page ends, as opaque text that the client se
     write_cursor(Position(...), "products", sort, q)        # "WzEsIlVHZ..."
     read_cursor(text, Position, "products", sort, q)        # Position(...)
 
-A cursor is neither secret nor signed: if a client modifies it, it is invalid or another position in the same list.
+A cursor is neither secret nor signed. If a client modifies it, it becomes invalid, or another position in the same
+list.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from market.kit.errors import BadInput
 
 T = TypeVar("T", bound=Struct)
 
-# The database has to read every row that an offset skips, but finds a cursor's position in an index.
+# Offsets are limited, because the database has to read every row that it skips. (It finds a cursor's position in an
+# index.)
 MAX_OFFSET = 10_000
 # The items of a list are counted up to this number.
 MAX_COUNT = 10_000
@@ -32,7 +34,7 @@ MAX_CURSOR_LENGTH = 2000
 Offset = Annotated[int, Meta(ge=0, le=MAX_OFFSET, extra={"advice": "to skip more, use the parameter `after`"})]
 Cursor = Annotated[str, Meta(min_length=1, max_length=MAX_CURSOR_LENGTH)]
 
-# Increase it when the meaning of positions changes.
+# The version of cursors. Increase it when the meaning of positions changes.
 _VERSION = 1
 _LIST_ID_BYTES = 6
 

@@ -33,7 +33,7 @@ else:
     DirectConnection = Connection = asyncpg.Connection
     AcquireContext = PoolAcquireContext
 
-# Errors that mean that the server is unavailable, or that it is unknown whether the statement took effect. The last one
+# After these errors, the server is unavailable, or it is unknown whether the statement took effect. InternalClientError
 # occurs on an idle connection that has received the server's shutdown message, but is not closed yet.
 CONNECTION_ERRORS = (
     asyncpg.PostgresConnectionError,
@@ -56,11 +56,11 @@ _CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InternalClientError)
 
 
 class DatabaseUnreachable(ConnectionError):
-    """No host accepted a new connection. The message has the reason of each host, such as "no response within 2 s"."""
+    """No host accepted a new connection. The message gives a reason for each, such as "no response within 2 s"."""
 
 
 class PooledConnection(DirectConnection):
-    """A connection, and when it is to be replaced, in seconds of time.monotonic()."""
+    """A connection, and when it has to be replaced, in seconds of time.monotonic()."""
 
     replace_at: float = float("inf")
 
@@ -75,7 +75,8 @@ class PooledConnection(DirectConnection):
 class Connector:
     """Opens connections to the server that accepts writes, trying first the host that accepted the last connection.
 
-    settings: run-time parameters of each connection. timeout_seconds: the timeout of each statement; None: no timeout.
+    settings: the run-time parameters of each connection
+    timeout_seconds: the timeout of each statement. None: no timeout
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Connector:
     async def __call__(self, **options: Any) -> PooledConnection:
         """Return a new connection; `options` are further arguments of asyncpg.connect. Raises DatabaseUnreachable."""
         failures: dict[tuple[str, int], str] = {}
-        # The hosts share the timeout equally, so that one that does not respond leaves time for the others.
+        # The hosts share the timeout equally, so that a host that does not respond leaves time for the others.
         seconds = self._config.connect_timeout_seconds / len(self._addresses)
         for address in tuple(self._addresses):
             try:
@@ -102,7 +103,7 @@ class Connector:
                 self._move_to_end(address)
                 failures[address] = _reason(e, seconds)
             except asyncio.CancelledError:
-                # The caller's deadline may have passed because this host does not respond.
+                # The caller's deadline may have passed because this host does not respond. So try it last next time.
                 self._move_to_end(address)
                 raise
             else:
@@ -191,9 +192,10 @@ class _Pool(Pool):
         return _AcquireContext(self, timeout)
 
     async def close_if_expired(self, conn: PooledConnection) -> None:
-        """Close a connection on its release if it is too old or read-only. This runs in place of a reset.
+        """Close a connection that is released if it is too old or read-only. This runs in place of asyncpg's reset.
 
-        A reset would add a quarter to the time of a small query, and no statement leaves session state behind.
+        The reset is not needed, because no statement leaves session state behind. It would add a quarter to the time of
+        a small query.
         """
         if time.monotonic() >= conn.replace_at:
             conn.terminate()
@@ -207,7 +209,7 @@ class _AcquireContext(AcquireContext):
     """Expires all connections after a write that failed because the server is read-only."""
 
     async def __aexit__(self, *exc: object) -> None:
-        # This is needed if a proxy does not forward the server's report (PooledConnection.is_read_only).
+        # Needed behind a proxy that does not forward what PooledConnection.is_read_only relies on.
         if exc and isinstance(exc[1], asyncpg.ReadOnlySQLTransactionError):
             await self.pool.expire_connections()
         await super().__aexit__(*exc)
@@ -224,7 +226,7 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
     async def connect() -> Pool:
         new_pool = _Pool(
             connect=connector,  # type: ignore[arg-type]  # The stubs expect its signature to be asyncpg.connect's.
-            # With a minimum, the pool would keep reopening connections to reach it, and log every failed attempt.
+            # If it had a minimum size, the pool would reopen connections to reach it, and log every failed attempt.
             min_size=0,
             max_size=config.pool_size,
             max_queries=50_000,
@@ -246,7 +248,7 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
 
     async def check() -> None:
         async with pool.acquire(timeout=1) as conn:
-            # A standby reports "on" as well.
+            # "on" is also what a standby reports.
             if await conn.fetchval("SELECT current_setting('transaction_read_only')", timeout=1) == "on":
                 await pool.expire_connections()
                 raise Unavailable("the database accepts no writes")

@@ -40,8 +40,8 @@ def backoff(retry_number: int, *, base_seconds: float = 0.05, max_seconds: float
 def reraise_if_cancelled() -> None:
     """Raise CancelledError if the current task was cancelled.
 
-    Call it in an `except` block that does not re-raise. A library may have replaced CancelledError by an error of its
-    own: PyMongo raises a network error instead.
+    Call this in an `except` block that does not re-raise the exception. The exception may be a CancelledError that a
+    library has replaced by an error of its own: PyMongo, for example, raises a network error instead.
     """
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError
@@ -50,14 +50,15 @@ def reraise_if_cancelled() -> None:
 class CircuitBreaker:
     """Opens after `failure_threshold` failures without a success in between, and refuses calls for `open_seconds`.
 
-    After that, it is half-open: it lets one call at a time through as a trial. It closes if the trial succeeds, and
-    opens again if the trial fails. If the trial is cancelled, the circuit stays half-open.
+    After that, it is half-open: it permits one call at a time, as a trial. It closes if the trial succeeds, and opens
+    again if the trial fails. If the trial is cancelled, it stays half-open.
 
     upstream: the name in metrics and errors.
     failure_types: the exceptions that count as failures. Any other Exception counts as a success, because the upstream
         has responded.
-    ignore_deadlines_below_seconds: a DeadlineExceeded raised sooner than this does not count as a failure, because
-        the caller had little time left, which says nothing about the upstream.
+    ignore_deadlines_below_seconds: a DeadlineExceeded that is raised sooner than this counts neither as a failure nor
+    as
+        a success, because the caller had too little time left to tell anything about the upstream.
     clock: returns seconds, like time.monotonic.
     """
 
@@ -66,7 +67,7 @@ class CircuitBreaker:
         upstream: str,
         *,
         failure_threshold: int = 5,
-        # Short, because calls keep failing until the trial call, even if the upstream has recovered.
+        # Short, because calls are refused during this time even if the upstream has recovered.
         open_seconds: float = 0.3,
         failure_types: tuple[type[BaseException], ...] = (Unavailable,),
         ignore_deadlines_below_seconds: float = 0.0,
@@ -123,7 +124,7 @@ class CircuitBreaker:
 
 
 class RetryBudget:
-    """A token bucket that limits retries to a share of the calls, so that they cannot overload a slow upstream.
+    """A token bucket that limits retries to a share of the calls, so that retries cannot overload a slow upstream.
 
     upstream: the name in metrics.
     ratio: tokens that each call adds. A retry takes one.
@@ -161,8 +162,10 @@ async def retry(
 ) -> T:
     """Make an idempotent call and return its result. If it raises one of `retry_on`, retry it with back-off.
 
-    Raises the call's error once `attempts` (the first one included), the budget or the deadline is used up. Raises the
-    errors in `do_not_retry_on` at once: retrying a call that an open circuit refused would only use up the budget.
+    Raises the call's error if all `attempts` (including the first one) have been made, if the budget is used up, or if
+    the deadline is too close.
+
+    do_not_retry_on: raised at once. Retrying a call that an open circuit has refused would only use up the budget.
     """
     budget.record_call()
     for attempt in range(1, attempts + 1):

@@ -11,8 +11,8 @@ from market.kit.errors import BadInput, NotFound
 # C0 and C1 controls, line and paragraph separators, and surrogates.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _CONTROL_BUT_NEWLINE_AND_TAB = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-# Embeddings, overrides and isolates (Unicode Standard Annex #9). LRM, RLM and ALM are allowed: they reorder no other
-# text.
+# Embeddings, overrides and isolates (Unicode Standard Annex #9). The marks LRM, RLM and ALM are allowed, because they
+# do not reorder other text.
 _DIRECTIONAL = re.compile("[\u202a-\u202e\u2066-\u2069]")
 # Characters that render as blank although their Unicode category is letter or symbol: Hangul fillers and the empty
 # Braille pattern.
@@ -55,7 +55,7 @@ def validate_display_text(field: str, value: str, *, min_length: int, max_length
 def _is_visible(character: str) -> bool:
     category = unicodedata.category(character)
     if category in (_UNASSIGNED, _PRIVATE_USE):
-        # May be a new emoji, assigned in a later version of Unicode than Python knows. Tags and noncharacters are
+        # The character may be an emoji of a later Unicode version than Python knows. Tags and noncharacters are
         # invisible.
         return not 0xE0000 <= ord(character) <= 0xE0FFF and ord(character) & 0xFFFE != 0xFFFE
     return category[0] in _VISIBLE and character not in _BLANK
@@ -79,5 +79,5 @@ def parse_path_id(kind: str, value: str) -> UUID:
 
 
 def pluralize(number: int, noun: str) -> str:
-    """Return the number and the noun, in the singular or with an s: "1 order", "2 orders"."""
+    """Return the number and the noun, with an s if the number is not 1: "1 order", "2 orders"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -10,7 +10,8 @@ from pathlib import Path
 class ReloadingContext:
     """A TLS context that is rebuilt when one of its files has changed. Open connections keep the old context.
 
-    build: returns a new context. files: the files that `build` reads; None is ignored.
+    build: returns a new context
+    files: the files that `build` reads. None is ignored
     """
 
     def __init__(self, build: Callable[[], ssl.SSLContext], *files: str | None) -> None:
@@ -20,7 +21,7 @@ class ReloadingContext:
         self._cached: tuple[list[_Version], ssl.SSLContext] | None = None
 
     def get(self) -> ssl.SSLContext:
-        """Return the context. Raises OSError if a file is unreadable or is not a certificate or key."""
+        """Return the context. Raises OSError if a file is unreadable, or is not a certificate or a key."""
         versions = [_version(file) for file in self._files]
         if self._cached is None or self._cached[0] != versions:
             self._cached = versions, self._build()

@@ -1,4 +1,4 @@
-"""Creates the topics of a service. A setting that an existing topic already has is never changed.
+"""Creates the topics of a service. The settings that have been set on an existing topic are never changed.
 
 topics = TopicKeeper(config.kafka, "market.orders", [Topic("orders", partitions=12, replication_factor=3)])
 producer = Producer(config.kafka, "market.orders", ..., on_failure=topics.check_soon)
@@ -77,7 +77,7 @@ class TopicKeeper:
                 self._config, self._client_id, self._topics, _TIMEOUT_SECONDS, apply_settings=self._apply_settings
             )
         finally:
-            # Another delivery may have failed meanwhile, so `_check_requested` is not reset here.
+            # `_check_requested` is not reset here, because another delivery may have failed meanwhile.
             if done:
                 self._apply_settings = False
             else:
@@ -91,8 +91,10 @@ async def ensure_topics(
 ) -> bool:
     """Create the topics that do not exist. Return False, and log the reason, if that failed or took too long.
 
-    Existing topics keep their partitions and replicas. With `apply_settings`, they get each of `Topic.settings` that
-    they do not have yet; a value that an operator or an earlier release has set is kept. Concurrent calls are safe.
+    Existing topics keep their partitions and replicas. Concurrent calls are safe.
+
+    apply_settings: also apply `Topic.settings` to existing topics, except for settings that an operator or an earlier
+        release has set on the topic. False if that failed
     """
     return not topics or await asyncio.to_thread(
         _ensure_topics, config, client_id, topics, timeout_seconds, apply_settings
@@ -102,7 +104,7 @@ async def ensure_topics(
 def _ensure_topics(
     config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, apply_settings: bool
 ) -> bool:
-    # Kept in a variable: a temporary client would be garbage-collected, and its requests lost.
+    # Kept in a variable, because a client without a reference is garbage-collected, and its requests are lost.
     admin = AdminClient(client_settings(config, client_id))
     new = [
         NewTopic(t.name, num_partitions=t.partitions, replication_factor=t.replication_factor, config=dict(t.settings))

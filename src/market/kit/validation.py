@@ -48,8 +48,8 @@ _FORMATS = {"uuid": "must be a UUID", "email": "must be an e-mail address"}
 def explain(error: msgspec.ValidationError, expected_type: Any, data: Any, at: str = "") -> tuple[str, str]:
     """Return (path, reason): the path of the wrong field, empty for the top level, and what is wrong with it.
 
-    data: what was validated, as JSON values. The reason may quote a number from it, or the length of a text.
-    at: the path of the value that was validated, if it is only a part of `data`: ".items[0]".
+    data: the data that was validated, as JSON values. The reason may quote a number from it, or the length of a text.
+    at: if only a part of `data` was validated, the path of that part, such as ".items[0]".
     """
     message = str(error)
     found = _PATH.search(message)
@@ -75,7 +75,7 @@ def explain(error: msgspec.ValidationError, expected_type: Any, data: Any, at: s
     if message.startswith(("Invalid UUID", "Invalid RFC3339", "Invalid date", "Invalid decimal")):
         kind = "UUID" if "UUID" in message else "decimal number" if "decimal" in message else "date or time (RFC 3339)"
         return field, f"must be a {kind}"
-    # Raised by the struct's own `__post_init__`, whose text is already worded for the caller.
+    # The struct's own `__post_init__` has raised the error, so its text is already worded for the caller.
     return field, message[:1].lower() + message[1:]
 
 
@@ -148,7 +148,7 @@ def _in_words(names: str) -> str:
 
 
 def _alternatives(node: inspect.Type, rule: str | None = None) -> Iterator[tuple[inspect.Type, str | None]]:
-    """Yield (type, rule) for each alternative of a union, with the rule in its metadata, if any."""
+    """Yield (type, rule) for each alternative of a union. The rule is that in the type's metadata, or None."""
     if isinstance(node, inspect.Metadata):
         stated = (node.extra or {}).get("rule") or _FORMATS.get((node.extra_json_schema or {}).get("format", ""))
         yield from _alternatives(node.type, stated or rule)

@@ -14,12 +14,13 @@ log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_l
 
 
 def record(action: str, *, target: str, before: Any = None, after: Any = None) -> None:
-    """Write one entry: subject, roles, action, target, and its state before and after.
+    """Write one entry: the caller's subject and roles, the action, the target, and the target's state before and after.
 
     action: a static phrase in the past tense, such as "price changed".
     target: the kind and the id of what was changed, such as "product 0198...".
 
-    The request id is added to every line of the log. Neither `before` nor `after` may contain a token or a password.
+    The entry also contains the request id, like every line of the log. Neither `before` nor `after` may contain a token
+    or a password.
     """
     who = identity.get()
     log.info(

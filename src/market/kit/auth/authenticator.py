@@ -40,11 +40,12 @@ class Authenticator:
     async def authenticate(self, token: str) -> Identity:
         """Return the identity that the token proves.
 
-        Raises Unauthenticated, whose `reason` is the rule that the token breaks. Raises Unavailable if it is not known
-        yet whether the issuer has the token's key.
+        Raises Unauthenticated, whose `reason` is the rule that the token breaks. Raises Unavailable if the token's key
+        is unknown, and it cannot be determined now whether the issuer has such a key.
         """
         now = self._clock()
-        # The cache's keys are digests, not tokens: a reader of this process's memory could use tokens like passwords.
+        # The cache contains digests instead of tokens, because tokens could be used like passwords by anybody who
+        # manages to read this process's memory.
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         if cached := self._cache.get(digest, now):
             return cached
@@ -65,8 +66,8 @@ async def authenticator(
 
     callers: maps the subject of each known service's token to the service's name.
 
-    If the first fetch of the keys fails, it is logged and retried. Until it succeeds, requests with a token get
-    Unavailable.
+    If the first fetch of the keys fails, this is logged, and the fetch is retried. Until a fetch succeeds, requests
+    with a token get Unavailable.
     """
     if not config.is_required:
         yield None
@@ -87,7 +88,8 @@ async def authenticator(
     pauses: list[float] = []
 
     async def refresh() -> float:
-        # The first run fetches nothing, because the keys have just been fetched: it returns the pause after that fetch.
+        # Before the first run, the keys have just been fetched. So the first run only returns the pause after that
+        # fetch.
         return pauses.pop() if pauses else await keys.refresh()
 
     try:

@@ -7,7 +7,7 @@ from market.kit.errors import Unauthenticated
 
 
 def bearer_token(authorization: str) -> str:
-    """Return the token in the header's value. Raises Unauthenticated if there is none, or if the scheme is another."""
+    """Return the token in the header's value. Raises Unauthenticated if there is none, or the scheme is not Bearer."""
     scheme, _, token = authorization.partition(" ")
     token = token.strip(" ")
     if scheme.lower() != "bearer" or not token:

@@ -43,7 +43,7 @@ def check_claims(claims: Mapping[str, Any], config: Auth, now: float) -> None:
 
 
 def _rule(claim: str, value: object) -> tuple[str, str]:
-    """Return the rule, and the reason in words, for a claim that joserfc does not accept."""
+    """Return (rule, reason) for a claim that joserfc does not accept, as TokenRejected takes them."""
     if claim == "iss":
         return "issuer", "was issued by another issuer"
     if claim == "aud":
@@ -88,7 +88,7 @@ def _verified_email(claims: Mapping[str, Any]) -> str | None:
 def _role_names(claims: Mapping[str, Any], path: str) -> list[str]:
     """Return the issuer's names of the roles; none if the claim is absent. Raises TokenRejected."""
     value: Any = claims
-    # A claim whose own name has dots, such as https://example.com/roles, takes precedence over a path.
+    # A claim whose name itself contains dots, such as https://example.com/roles, takes precedence over a path.
     for name in [path] if path in claims else path.split("."):
         if not isinstance(value, Mapping):
             raise TokenRejected("claims", "has roles that are not a list of strings")

@@ -28,8 +28,8 @@ class Auth(Section, frozen=True, kw_only=True):
     open_on_purpose: bool = False
     # The tokens' `iss`, and the URL under which the issuer publishes its discovery document.
     issuer: NonEmptyStr | None = None
-    # A value that the tokens' `aud` must contain. It must not be the id of a client, or that client's ID tokens would
-    # be accepted.
+    # A value that the tokens' `aud` must contain. It must not be the id of a client, because the `aud` of the client's
+    # ID tokens contains that id, so they would be accepted as well.
     audience: NonEmptyStr = "market"
     algorithms: Annotated[tuple[Algorithm, ...], Meta(min_length=1)] = (
         "RS256",
@@ -40,11 +40,11 @@ class Auth(Section, frozen=True, kw_only=True):
     )
     # How far the issuer's clock may differ from ours.
     leeway_seconds: Annotated[int, Meta(ge=0, le=120)] = 30
-    # Accept only tokens of the type `at+jwt` (RFC 9068). Otherwise `JWT` and tokens without a type are accepted, too.
+    # Accept only tokens of the type `at+jwt` (RFC 9068). If false, the type `JWT` and no type are accepted as well.
     require_access_token_type: bool = False
-    # The claim with the roles, or a path to it: realm_access.roles.
+    # The claim that contains the roles, or a path to it, such as realm_access.roles.
     roles_claim: NonEmptyStr = "roles"
-    # The shop's roles, by the issuer's names for them. The issuer's other roles are ignored.
+    # The shop's roles, by the names that the issuer has for them. Other names in tokens are ignored.
     roles: dict[str, Role] = msgspec.field(default_factory=lambda: {role.value: role for role in Role})
     # CA certificates to trust (PEM) when the keys are fetched; the system's trust store by default.
     issuer_ca_file: NonEmptyStr | None = None
@@ -57,8 +57,8 @@ class Auth(Section, frozen=True, kw_only=True):
     # How long fetching one document may take, and how large it may be.
     timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 5.0
     max_document_bytes: Annotated[int, Meta(ge=1024, le=16_777_216)] = 262_144
-    # How often the keys are fetched again, and the minimum pause between two fetches for tokens that an unknown key has
-    # signed.
+    # How often the keys are fetched again. They are also fetched again for a token that an unknown key has signed,
+    # after the minimum pause `min_refetch_seconds`.
     refresh_seconds: Annotated[float, Meta(ge=10, le=86_400)] = 300.0
     min_refetch_seconds: Annotated[float, Meta(ge=0.1, le=300)] = 2.0
     max_token_bytes: Annotated[int, Meta(ge=512, le=65_536)] = 8192
@@ -82,10 +82,11 @@ class Auth(Section, frozen=True, kw_only=True):
 class ServiceIdentity(Section, frozen=True, kw_only=True):
     """The token that a service sends to others. It is read from a file, or requested with client credentials."""
 
-    # For example, the file of a projected service account token. It is read again about once a second,
-    # and when an upstream has rejected the token.
+    # For example, the file of a projected service account token. It is read again at most once a second, and when an
+    # upstream has rejected the token.
     token_file: NonEmptyStr | None = None
-    # RFC 6749 section 4.4. The secret must come from the environment: ${NAME}.
+    # The client credentials (RFC 6749 section 4.4). Write the secret as a reference to an environment variable:
+    # ${NAME}.
     client_id: NonEmptyStr | None = None
     client_secret: NonEmptyStr | None = None
     # The URL of the token endpoint, in place of the one in the discovery document of `auth.issuer`.

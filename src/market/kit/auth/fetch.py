@@ -32,9 +32,9 @@ async def fetch(
     headers: Mapping[str, str] | None = None,
     body: bytes | None = None,
 ) -> HttpResponse:
-    """Return the response, whose body has at most `max_bytes`. Raises FetchError, including for a redirect.
+    """Return the response, whose body has at most `max_bytes`. Raises FetchError.
 
-    A redirect is not followed, because it could lead to a host that nobody has configured.
+    A redirect raises FetchError, too. It is not followed, because it could lead to a host that nobody has configured.
     """
     parts = urlsplit(url)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

@@ -20,7 +20,8 @@ _WELL_KNOWN = "/.well-known/openid-configuration"
 # type, and responds with 406 to a client that does not accept it.
 _MEDIA_TYPES = "application/json, application/jwk-set+json"
 _MAX_KEYS = 100
-# A smaller RSA key is too weak (RFC 7518 section 3.3). A larger one takes milliseconds for each token.
+# The sizes of RSA keys that are accepted. A smaller key is too weak (RFC 7518 section 3.3). With a larger one,
+# verifying a token would take milliseconds.
 _RSA_BITS = range(2048, 8193)
 
 
@@ -38,7 +39,7 @@ class _KeySet(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """The URLs that a web application needs for sign-in. `end_session`: None if one cannot sign out at the issuer."""
+    """The URLs that a web application needs for sign-in. `end_session`: None if the issuer offers no sign-out."""
 
     authorization: str
     token: str
@@ -49,7 +50,7 @@ class Endpoints:
 class SigningKey:
     """A public key that verifies the signatures of tokens.
 
-    `thumbprint` identifies it even if its `kid` is used again (RFC 7638).
+    `thumbprint` (RFC 7638) identifies the key, even if the issuer uses its `kid` again for another key.
     """
 
     kid: str | None
@@ -131,8 +132,8 @@ class Issuer:
     def _may_see_token(self, url: str) -> bool:
         """Return whether the token may be sent to the URL.
 
-        It is sent only to the issuer's host and to `keys_url`, both of which the operator has configured. The discovery
-        document could name any host.
+        It is sent only to the issuer's host and to `keys_url`, both of which the operator has configured. Other URLs
+        come from the discovery document, which could name any host.
         """
         return _origin(url) == _origin(self.url) or url == self._config.keys_url
 
@@ -150,9 +151,9 @@ def _origin(url: str) -> tuple[str, str]:
 
 
 def _import_key(data: dict[str, Any]) -> SigningKey | None:
-    """Return the key. None if it cannot verify tokens (RFC 7517 section 5).
+    """Return the key, or None if it cannot verify tokens (RFC 7517 section 5).
 
-    That is a key that is symmetric, is meant for encryption, has an unsuitable size, or is not understood.
+    Such a key is symmetric, meant for encryption, malformed, of an unknown type, or an RSA key of an unsuitable size.
     """
     if data.get("kty") not in ("RSA", "EC", "OKP") or data.get("use", "sig") != "sig":
         return None

@@ -20,9 +20,9 @@ log = logs.get_logger("auth")
 # The maximum number of requests that wait for the next fetch, and of key ids that are remembered as absent.
 _MAX_WAITING = 64
 _MAX_ABSENT = 1024
-# The Retry-After of requests with a token, in seconds, until there are keys.
+# The Retry-After, in seconds, for requests with a token until the first keys have been fetched.
 _RETRY_AFTER_WITHOUT_KEYS = 5
-# The pause after a failed fetch: without any keys yet, and with keys from an earlier fetch.
+# The pauses after a failed fetch: if no keys have been fetched so far, and if there are keys from an earlier fetch.
 _RETRY_SECONDS = 1.0
 _RETRY_WITH_KEYS_SECONDS = 15.0
 
@@ -61,19 +61,19 @@ class Keys:
         metrics.KEYS_AGE.set_function(lambda: -1.0 if self._fetched_at is None else self._clock() - self._fetched_at)
 
     def find(self, kid: str | None) -> list[SigningKey]:
-        """Return the keys with this id. If `kid` is None, return the issuer's key if it has exactly one."""
+        """Return the keys with this id. If `kid` is None, return the issuer's only key; none if it has several."""
         if kid is None:
             return list(self._keys) if len(self._keys) == 1 else []
         return [key for key in self._keys if key.kid == kid]
 
     async def find_or_fetch(self, kid: str | None, seconds: float) -> list[SigningKey]:
-        """Return the keys with this id, fetching the keys again if there are none yet. Waits at most `seconds`.
+        """Return the keys with this id. If none is known, fetch the issuer's keys again, for at most `seconds`.
 
-        All requests share one fetch, and there is a minimum pause between fetches. During the pause, a request gets no
-        keys, without waiting, if an earlier one has looked for the same id in vain.
+        Concurrent requests share one fetch, and there is a minimum pause between two fetches. During the pause, a
+        request waits for the next fetch. If the last fetch did not find the id, however, return no keys at once.
 
-        Raises Unavailable if it is not known whether the issuer has such a key: the last fetch has failed, the next one
-        is still to come and 64 requests are waiting for it, or it took longer than `seconds`.
+        Raises Unavailable if it is not known whether the issuer has such a key: the last fetch has failed, 64 requests
+        are already waiting for the next fetch, or the fetch takes longer than `seconds`.
         """
         if found := self.find(kid):
             return found
@@ -100,7 +100,7 @@ class Keys:
         return self._absent_or_unknown()
 
     def _absent_or_unknown(self) -> list[SigningKey]:
-        """Return no keys if the issuer does not have the key. Raises Unavailable if the last fetch has failed."""
+        """Return no keys, because the issuer does not have the key. Raises Unavailable if the last fetch has failed."""
         if self._is_failing:
             raise self._unavailable()
         return []
@@ -115,7 +115,7 @@ class Keys:
 
     async def _await_fetch(self, kid: str | None) -> None:
         if self._fetching is not None:
-            # This fetch may have started before the issuer published the key, so another one may follow.
+            # This fetch may have started before the issuer published the key. Then another fetch is needed.
             await asyncio.shield(self._fetching)
             if self.find(kid):
                 return

@@ -11,7 +11,7 @@ from market.kit.errors import Forbidden, Unauthenticated
 
 
 class Permission(StrEnum):
-    """Whether a role may call an operation: not at all, for what is the caller's own, or for everything."""
+    """Whether a role may call an operation: not at all, only for the caller's own data, or for all data."""
 
     NO = "no"
     OWN = "own"
@@ -20,12 +20,12 @@ class Permission(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may call one operation, by role. The service that owns the data decides what is the caller's own.
+    """Who may call one operation, by role. The service that owns the data decides which data is the caller's own.
 
     A caller with several roles has the widest of their permissions.
 
     anonymous: for a caller without a token.
-    callers: the names of the services that may call a gRPC method. If there are any, `service` applies only to them.
+    callers: if not empty, `service` applies only to the services with these names.
     """
 
     anonymous: Permission

@@ -85,7 +85,7 @@ class FileTokens:
         return await self.get(seconds)
 
     def _read(self) -> None:
-        """Read the file. The last token stays in use if that fails, since it may still be valid."""
+        """Read the file. If that fails, the last token stays in use, because it may still be valid."""
         try:
             with self._path.open("rb") as file:
                 token = file.read(_MAX_TOKEN_BYTES + 1).decode("ascii").strip()
@@ -106,10 +106,10 @@ class _TokenResponse(msgspec.Struct, frozen=True):
 
 
 class ClientCredentials:
-    """Tokens from the issuer's token endpoint, for client id and secret (RFC 6749 section 4.4).
+    """Tokens that the issuer's token endpoint issues for a client id and its secret (RFC 6749 section 4.4).
 
-    Concurrent calls share one fetch, which starts before the token expires. A failed fetch is retried with back-off.
-    Meanwhile the last token is used as long as it is valid.
+    A new token is fetched before the last one expires, and concurrent calls share one fetch. A failed fetch is retried
+    with back-off. Meanwhile, the last token is used until it expires.
 
     endpoint: returns the URL of the token endpoint; raises FetchError. clock: like time.monotonic.
     """
@@ -146,7 +146,7 @@ class ClientCredentials:
     async def replace(self, rejected: str, seconds: float) -> str:
         if self._token == rejected:
             if self._fetching is None and self._clock() >= self._retry_at:
-                # Limited like retries: an upstream that rejects every token must not cause many fetches.
+                # An upstream that rejects every token must not cause many fetches, so there is a pause between them.
                 self._retry_at = self._clock() + _MIN_RETRY_SECONDS
                 self._start()
             # Wait for the fetch, even if another call has started it.
@@ -170,7 +170,7 @@ class ClientCredentials:
             raise Unavailable(f"this service has no token: {self._error}")
 
     def _start(self) -> None:
-        # In an empty context: the fetch does not belong to the request that starts it.
+        # In an empty context, because the fetch does not belong to the request that starts it.
         self._fetching = asyncio.get_running_loop().create_task(self._fetch(), context=Context())
 
     async def _fetch(self) -> None:
@@ -202,7 +202,8 @@ class ClientCredentials:
         config = self._config
         url = config.token_url or await self._endpoint()
         form = {"grant_type": "client_credentials", "scope": config.scope, "audience": config.audience}
-        # RFC 6749 section 2.3.1: both parts are form-encoded first. Some issuers do not decode a space sent as "+".
+        # Both parts must be form-encoded (RFC 6749 section 2.3.1). A space becomes %20, because some issuers do not
+        # decode a "+".
         pair = f"{quote(config.client_id or '', safe='')}:{quote(config.client_secret or '', safe='')}"
         response = await fetch(
             url,
@@ -232,7 +233,7 @@ class ClientCredentials:
 
 @asynccontextmanager
 async def service_tokens(config: ServiceIdentity | None, auth: Auth) -> AsyncIterator[ServiceTokens | None]:
-    """Yield this service's own tokens; None if it has no identity.
+    """Yield the source of this service's own tokens; None if no identity is configured.
 
     auth: names the issuer whose token endpoint is used, unless `token_url` is set.
     """

@@ -14,13 +14,14 @@ _CHARACTER_BYTES = 4
 
 
 class TokenCache:
-    """Identities by the digest of their token; bounded in number and in bytes."""
+    """Identities by the digest of their token. The number of entries and their bytes are limited."""
 
     def __init__(self, max_count: int, max_bytes: int) -> None:
         self._max_count = max_count
         self._max_bytes = max_bytes
         self._bytes = 0
-        # Identity, expiry, the key's thumbprint and the size in bytes. The least recently used entry is the first.
+        # By digest: identity, expiry, the key's thumbprint, and the size in bytes. The least recently used entry is
+        # first.
         self._entries: OrderedDict[bytes, tuple[Identity, float, str, int]] = OrderedDict()
         metrics.CACHED_TOKENS.set_function(lambda: len(self._entries))
 

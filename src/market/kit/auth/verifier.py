@@ -32,9 +32,9 @@ _MAX_KEY_ID_CHARACTERS = 512
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Whom a valid token identifies, and the key that has signed it.
+    """The identity that a valid token proves, and the thumbprint of the key that has signed it.
 
-    expires_at: until when it may be cached, in seconds since 1970
+    expires_at: until when the token may be cached, in seconds since 1970
     """
 
     identity: Identity
@@ -51,12 +51,12 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 class _Registry(jws.JWSRegistry):
-    """The configured algorithms. Unlike the base class, it gives no warning for EdDSA, a name that is deprecated."""
+    """The configured algorithms. Unlike the base class, it does not warn that the name EdDSA is deprecated."""
 
     def __init__(self, algorithms: Collection[str], max_token_bytes: int) -> None:
         # Unknown header parameters must be ignored (RFC 7515 section 4).
         super().__init__(algorithms=algorithms, strict_check_header=False)
-        # The header may have the certificate chain, x5c.
+        # As large as the token may be: the header may contain a certificate chain (x5c).
         self.max_header_length = self.max_payload_length = max_token_bytes
 
     def get_alg(self, name: str) -> Any:
@@ -81,7 +81,7 @@ class Verifier:
             self._types |= {"jwt", "application/jwt", ""}
 
     async def verify(self, token: str, now: float) -> Verified:
-        """Return what the token proves. Raises TokenRejected, and Unavailable if its key cannot be looked up now.
+        """Return what the token proves. Raises TokenRejected, or Unavailable if its key cannot be looked up now.
 
         now: the time in seconds since 1970.
         """
@@ -121,7 +121,7 @@ class Verifier:
     async def _find_keys(self, kid: str | None) -> list[SigningKey]:
         if keys := self._keys.find(kid):
             return keys
-        # Half of the remaining time, so that there is some left for the request itself.
+        # Wait for at most half of the remaining time, so that the request itself has some left.
         seconds = context.remaining(2 * self._config.timeout_seconds) / 2
         if keys := await self._keys.find_or_fetch(kid, seconds):
             return keys

@@ -63,11 +63,11 @@ class Admission:
         self._large = _SizeClass("large", limits.max_large_weight, limits, unit, clock)
 
     def __call__(self, request: Request, weight: int) -> Ticket:
-        """Return a context manager. Entering waits until the request is admitted; the request is in flight until exit.
+        """Return a context manager that waits until the request is admitted. The request is in flight in its block.
 
-        The request's body must have been read. Entering raises TooManyRequests if the caller's requests exceed its
-        limit, Overloaded if the queue is full or the request has waited too long, DeadlineExceeded at the request's
-        deadline, and ClientDisconnect if the client has disconnected while it waited. In each case, nothing was done.
+        The request's body must have been read before. Entering the block raises TooManyRequests if the caller's
+        requests exceed its limit, Overloaded if the queue is full or the request has waited too long, DeadlineExceeded
+        at the request's deadline, and ClientDisconnect if the client has disconnected meanwhile. Nothing was done then.
         """
         return Ticket(self, request, weight)
 
@@ -84,7 +84,7 @@ class Ticket:
         self._request = request
         self._caller = caller(request)
         self._weight = weight
-        # The size class in which it was admitted; None while it is not admitted.
+        # The size class in which the request was admitted. None while it is not admitted.
         self._size_class: _SizeClass | None = None
 
     async def __aenter__(self) -> Ticket:
@@ -130,10 +130,10 @@ class _SizeClass:
         self._limits = limits
         self._unit = unit
         self._clock = clock
-        # The total weight of the requests that are in flight, and of those that wait.
+        # The total weight of the requests in flight, and that of the requests that wait.
         self._in_flight = 0
         self._waiting = 0
-        # How long the request that was admitted last had waited.
+        # How many seconds the request that was admitted last had waited.
         self._last_wait = 0.0
         # A heap of (arrival time plus penalty, number, weight, future that is done once the request is admitted).
         self._queue: list[tuple[float, int, int, asyncio.Future[None]]] = []
@@ -192,7 +192,7 @@ class _SizeClass:
                 await turn
         except BaseException as e:
             if turn.done() and not turn.cancelled():
-                # Admitted and cancelled at the same moment.
+                # The request was admitted and cancelled at the same moment.
                 self._in_flight -= weight
             else:
                 turn.cancel()

@@ -1,7 +1,7 @@
-"""Who sent a request: the subject of its token, or else the address of its client, also behind trusted proxies.
+"""Who sent a request: the subject of its token or, without a token, the address of its client.
 
-A header with the client's address is trusted only if it comes from a proxy in `http.trusted_proxies`; anyone else could
-spoof it.
+A proxy sends the client's address in a header. The header is trusted only if the proxy is in `http.trusted_proxies`,
+because anybody else could forge it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from starlette.requests import Request
 from market.kit.auth.identity import identity
 from market.kit.config import ForwardedHeader, Http
 
-# A longer text is not an address, and would fill the caches.
+# A longer text is not an address. It must not get into the caches, because it takes memory.
 _MAX_ADDRESS_CHARACTERS = 64
 # A subscriber usually has a whole /64 (RFC 6177), so a longer prefix would count one subscriber as many callers.
 _IPV6_PREFIX = 64
 
 
 def caller(request: Request) -> str:
-    """Return who sent the request: `subject:ann`, or `address:203.0.113.7`, or `address:2001:db8:1:2::/64` for IPv6.
+    """Return who sent the request: `subject:ann`, `address:203.0.113.7` or `address:2001:db8:1:2::/64` (IPv6).
 
     All clients that have not signed in and share an address are one caller.
     """
@@ -54,7 +54,7 @@ class ClientAddresses:
         self._trusts = lru_cache(maxsize=1024)(self._is_trusted)
 
     def find(self, scope: Any) -> str:
-        """Return the client's address without a port, "unknown" if the ASGI scope has none.
+        """Return the client's address without a port. Return "unknown" if the ASGI scope contains no address.
 
         This is the peer's address or, if the peer is a trusted proxy, the right-most address in the forwarded header
         that is not a trusted proxy's. Each proxy appends the address of its own client, and that client may have forged
@@ -85,7 +85,7 @@ class ClientAddresses:
 
 
 def forwarded_value(header: ForwardedHeader, address: str) -> str:
-    """Return the value of the header in which an upstream gets the client's address."""
+    """Return the value with which the header passes the client's address on to an upstream."""
     if header == "x-forwarded-for":
         return address
     # RFC 7239 section 6.

@@ -21,8 +21,8 @@ from market.kit.resilience import RETRIES, CircuitBreaker, CircuitOpen, RetryBud
 
 __all__ = ["AcceptSize", "HttpClient", "HttpResponse", "ResponseTooLarge", "UpstreamUnreachable", "join_ids"]
 
-# A Kubernetes Service routes each connection to a random pod. For about a second after a pod has crashed, that may be
-# the dead one. Connecting is therefore tried up to seven times, with pauses of 0.7 to 1.4 s in total.
+# A Kubernetes Service routes each connection to a random pod. For about a second after a pod has crashed, this may be
+# the crashed pod. Connecting is therefore tried up to seven times, with pauses of 0.7 to 1.4 s in total.
 _CONNECT_ATTEMPTS = 7
 
 
@@ -31,13 +31,13 @@ class UpstreamUnreachable(Unavailable):
 
 
 class HttpClient:
-    """Owns a pool of keep-alive connections to one upstream, with its circuit breaker and its retry budget.
+    """Owns a pool of keep-alive connections to one upstream, and the circuit breaker and retry budget for it.
 
     upstream: the name in metrics and errors.
-    forwarded_header: if set, each call has this header, with the address of the client whose request caused the call.
-        The upstream trusts it if this process is in its `http.trusted_proxies`.
-    forward_token: whether each call has the bearer token of the client whose request caused it, so that the upstream
-        decides itself what that client may do.
+    forwarded_header: the header in which each call sends the address of the client whose request caused the call. The
+        upstream trusts it if this process is in the upstream's `http.trusted_proxies`. None: the address is not sent.
+    forward_token: whether each call sends the bearer token of the client whose request caused the call, so that the
+        upstream decides what this client may do.
     sleep: waits between connection attempts.
     """
 
@@ -86,18 +86,20 @@ class HttpClient:
         idempotent: bool | None = None,
         accept_size: AcceptSize | None = None,
     ) -> HttpResponse:
-        """Return the response. Raises Unavailable for the statuses 502, 503 and 504 without a problem document.
+        """Return the response.
 
-        An idempotent request (by default every method but POST) is retried. If no connection can be established,
-        connecting is retried for about a second, for any request. The timeout of an attempt is `timeout_seconds`
-        (by default the configured one), or less if the deadline comes sooner.
+        If no connection can be established, connecting is retried for about a second. A request that was sent is
+        retried only if it is idempotent.
 
-        `accept_size` is called with the size of a response's body before the body is read; if the size is not known in
-        advance, after each part of the body, with the bytes read so far. If it returns False or raises, reading stops.
-        That is neither retried nor counted as a failure by the circuit breaker.
+        timeout_seconds: the timeout of an attempt, by default the configured one. The deadline may shorten it.
+        idempotent: by default, True for every method but POST.
+        accept_size: decides by its size whether the body is read (see AcceptSize). If it returns False or raises an
+            exception, reading stops, and the request is not retried. The circuit breaker does not count this as a
+            failure.
 
-        Raises CircuitOpen or UpstreamUnreachable if the upstream has not seen the request, DeadlineExceeded or
-        Unavailable if the outcome is unknown, and ResponseTooLarge if `accept_size` returned False.
+        Raises CircuitOpen or UpstreamUnreachable if the upstream has not seen the request. Raises DeadlineExceeded or
+        Unavailable if the outcome is unknown; Unavailable also stands for a status of 502, 503 or 504 without a problem
+        document. Raises ResponseTooLarge if `accept_size` returned False.
         """
         timeout = timeout_seconds or self._timeout_seconds
         if idempotent is None:
@@ -124,7 +126,8 @@ class HttpClient:
         timeout: float,
         accept_size: AcceptSize | None,
     ) -> HttpResponse:
-        # All attempts count as one call for the circuit breaker: one dead pod does not mean that the upstream is down.
+        # The circuit breaker counts all attempts as one call, because one dead pod does not mean that the upstream is
+        # down.
         for attempt in range(1, _CONNECT_ATTEMPTS + 1):
             try:
                 return await self._send(method, path, body, headers, timeout, accept_size)

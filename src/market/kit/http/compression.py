@@ -27,11 +27,13 @@ else:
     from backports import zstd
 
 Coding = Literal["zstd", "gzip"]
-# Reserves this many bytes of memory for compressing a response. Returns False if the request may not use that many.
+# Takes a response and a number of bytes, and reserves this much memory for compressing the response. Returns False if
+# the request may not use so much.
 Reserve = Callable[[Response, int], bool]
 Compressor = Callable[[bytes, Coding], bytes]
 
-# Best first: zstd takes less time, and its output is smaller. The sequence decides if the client prefers neither.
+# The best coding comes first: zstd takes less time than gzip, and its output is smaller. This sequence matters if the
+# client has no preference.
 CODINGS: tuple[Coding, ...] = get_args(Coding)
 # Higher levels save another tenth of the bytes, but take several times as long.
 _GZIP_LEVEL, _ZSTD_LEVEL = 1, 3
@@ -45,7 +47,8 @@ _MAX_WAIT_SECONDS = 2.0
 # A limit on the bytes of the larger bodies that wait for a thread or are being compressed. A body that would exceed it
 # is sent uncompressed, unless it is the only one.
 _MAX_WAITING_BYTES = 16 * 1024 * 1024
-# The bytes of memory that compression needs per byte of the body: for the output, and for the buffers joined into it.
+# The bytes of memory that compression needs per byte of the body: one for the output, and one for the buffers from
+# which the output is joined.
 _MEMORY_FACTOR = 2
 _MAX_CACHED_LENGTH = 256
 _SUFFIX = re.compile(rf'-(?:{"|".join(CODINGS)})(?="$)')
@@ -120,7 +123,8 @@ class Compression:
         if not await self._acquire_thread(len(body)):
             return None
         thread = asyncio.get_running_loop().run_in_executor(None, self._compressor, body, coding)
-        # A thread cannot be interrupted: if the request is cancelled, its thread counts until it has finished.
+        # A thread cannot be interrupted. Even if the request is cancelled, its thread counts as used until it has
+        # finished.
         thread.add_done_callback(lambda _: self._release_thread(len(body)))
         return await asyncio.shield(thread)
 
@@ -171,7 +175,7 @@ def _parse(text: str) -> Sequence[Coding]:
         qualities["gzip" if name == "x-gzip" else name] = parse_quality(parameters)
     others = qualities.get("*", 0.0)
     found: list[tuple[float, Coding]] = [(-qualities.get(coding, others), coding) for coding in CODINGS]
-    # A client that does not mention the uncompressed body (identity) is taken to prefer a compressed one.
+    # "identity" is the uncompressed body. A client that does not mention it is assumed to prefer a compressed one.
     identity = qualities.get("identity", 0.0)
     return [coding for quality, coding in sorted(found, key=lambda f: f[0]) if quality < 0 and -quality >= identity]
 

@@ -26,22 +26,23 @@ REFUSED = Counter(
 
 # File descriptors that are not HTTP connections: stores, brokers, upstreams, the admin port.
 _RESERVED_DESCRIPTORS = 256
-# A client's read rate is measured over at least this long, so that a response that was just sent does not look stalled.
+# The rate at which a client reads is measured over at least this time, so that a client that has had no time to read
+# does not seem to be slow.
 _MIN_MEASURED_SECONDS = 0.5
 
 
 class Connections:
     """Limits the number of connections, and the memory for incomplete requests and unsent responses.
 
-    At a limit, a connection is closed. If there are too many connections, it is the one that has waited longest for its
-    client: it is idle, or its client sends slowly. If the memory is used up, it is the connection with the oldest
-    incomplete request, or the one whose client reads slowest.
+    If there are too many connections, the one that has waited longest for its client is closed: it is idle, or its
+    client sends slowly. If incomplete requests take too much memory, the connection with the oldest one is closed. If
+    unsent responses take too much memory, the connection whose client reads slowest is closed.
     """
 
     def __init__(self, limits: HttpLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.clock = clock
-        # When the next sweep is due. A timeout may be enforced late: by 1 s, or by a quarter of the shortest timeout if
+        # When the next sweep is due. A timeout may be enforced up to 1 s late, or a quarter of the shortest timeout if
         # that is less.
         self._sweep_at = 0.0
         self._sweep_seconds = min(
@@ -56,12 +57,12 @@ class Connections:
         )
         self._max_connections = min(limits.max_connections, max(1, _raise_open_files_limit() - _RESERVED_DESCRIPTORS))
         self._open: set[HttpProtocol] = set()
-        # Connections that wait for their client, the longest wait first.
+        # Connections that wait for their client. The one that has waited longest is first.
         self.waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
-        # The bytes of each incomplete request by connection, the oldest request first.
+        # By connection: the bytes received of its incomplete request. The oldest request is first.
         self._receiving: OrderedDict[HttpProtocol, int] = OrderedDict()
         self._receive_buffer_bytes = 0
-        # Connections whose client reads more slowly than the response is written, until all of it has been sent.
+        # Connections whose client has fallen behind in reading the response, until all of the response has been sent.
         self._sending: set[HttpProtocol] = set()
 
     def add(self, connection: HttpProtocol) -> bool:
@@ -97,7 +98,7 @@ class Connections:
             self._receive_buffer_bytes -= self._receiving.pop(connection, 0)
 
     def writing_paused(self, connection: HttpProtocol) -> None:
-        """Record that the connection has unsent bytes; close the slowest ones while the total exceeds the limit."""
+        """Record that the connection's client has fallen behind. Close the slowest others if a limit is exceeded."""
         self._sending.add(connection)
         buffered = {c: c.buffered_response_bytes for c in self._sending}
         total = sum(buffered.values())

@@ -53,7 +53,8 @@ _MAX_AGE_SECONDS = 7200
 class Cors:
     """The headers for pages of the configured origins.
 
-    Any origin, `*`, is allowed without credentials; an origin that is listed is allowed with them.
+    With the origin `*`, every origin is allowed, but without credentials. An origin that is itself configured is
+    allowed with credentials.
     """
 
     def __init__(self, origins: Sequence[str]) -> None:
@@ -85,7 +86,8 @@ class Cors:
         """Add the CORS headers to a response. `headers`: the headers of the request."""
         response_headers = response.raw_headers
         if self._depends_on_origin:
-            # Added even if the origin is absent or not allowed: a cache must not use that response for an allowed one.
+            # Added even if the request's origin is absent or not allowed. Otherwise a cache could use this response,
+            # which lacks the CORS headers, for a request from an allowed origin.
             response_headers.append((b"vary", b"origin"))
         origin = self._allowed_origin(headers)
         if origin is None:

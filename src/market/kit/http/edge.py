@@ -111,7 +111,7 @@ def application(
 
 
 class _Operation(NamedTuple):
-    """An endpoint, its timeout in seconds, and who may use it; `access` is None only if nobody signs in."""
+    """An endpoint, its timeout in seconds, and who may use it. `access` is None only if nobody signs in."""
 
     endpoint: Endpoint
     timeout: float
@@ -169,8 +169,8 @@ class Edge:
         if per_second is None and authenticator is not None:
             per_second = DEFAULT_REQUESTS_PER_SECOND
         self._rate_limit = None if per_second is None else RateLimit(per_second, config.max_burst_per_caller)
-        # Only needed where nobody signs in: otherwise a page of another origin has no token. Only possible on a
-        # loopback address: over a network, clients may reach the service under any name.
+        # The check is needed only where nobody signs in, because elsewhere a page of another origin has no token. It is
+        # possible only on a loopback address, because over a network, clients may use any name for the service.
         self._hosts = Hosts(config.allowed_hosts) if authenticator is None and is_loopback(config.host) else None
         self._cors = Cors(config.cors_origins)
         self._compression = Compression(config.compression, reserve)
@@ -218,8 +218,8 @@ class Edge:
                             self.in_flight.check_caller(caller)
                             _check_permission(operation)
                     except Problem:
-                        # Refused requests are limited, too. A token is verified first, so that nobody can lock out
-                        # others who have the same address.
+                        # Refused requests count for the rate limit as well. The token has been verified before, so a
+                        # signed-in caller is not affected by the requests of others with the same address.
                         self._check_rate(caller, address)
                         raise
                     self._check_rate(caller, address)
@@ -268,10 +268,10 @@ class Edge:
             raise TooLarge("body", f"must be at most {self._max_body_bytes} bytes")
 
     def _check_rate(self, caller: str, address: str) -> None:
-        """Count the request. Raises TooManyRequests, unless its client is a trusted proxy and has not signed in.
+        """Count the request for its caller. Raises TooManyRequests if the caller has sent too many.
 
-        Such a client is another service that calls on its own behalf. Many callers cause its requests, which all come
-        from its one address.
+        The rate of a trusted proxy that has not signed in is not limited: it is another service, whose requests many
+        callers have caused.
         """
         if self._rate_limit is not None and (identity.get().signed_in or not self._client_addresses.trusts(address)):
             self._rate_limit.check(caller)
@@ -350,7 +350,8 @@ class Edge:
         return limited
 
     def _count(self, method: str, route: str, status: int, seconds: float) -> None:
-        # Cached, because looking up a label costs more than counting. Unknown methods must not create new labels.
+        # The metrics are cached, because looking up labels takes more time than counting. An unknown method is counted
+        # as "-", so that clients cannot create labels.
         key = (method if method in _METHODS else "-", route, status)
         metrics = self._metrics.get(key)
         if metrics is None:

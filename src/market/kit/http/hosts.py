@@ -1,8 +1,8 @@
 """Checks the Host header of requests, in services where nobody signs in and only this machine can connect.
 
 A web page in a browser on this machine can send requests to 127.0.0.1, but it can neither read the responses nor send
-JSON, because that is another origin. An attacker gets around this with a page whose own name resolves to 127.0.0.1
-(DNS rebinding). The requests of such a page have the attacker's name as their host.
+JSON, because 127.0.0.1 is another origin than the page's. An attacker can get around this by making the name of the
+page resolve to 127.0.0.1 (DNS rebinding). The requests of such a page have the attacker's name in the header Host.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from market.kit.errors import MisdirectedRequest
 
 
 class Hosts:
-    """Addresses, localhost and its subdomains, and `names`, in lower case. The port does not matter."""
+    """Accepts IP addresses, localhost and its subdomains, and `names`, with any port.
+
+    names: in lower case, without a port
+    """
 
     def __init__(self, names: Collection[str] = ()) -> None:
         self._names = frozenset(names)
         self._is_allowed = lru_cache(maxsize=64)(self._is_known)
 
     def check(self, host: bytes | None) -> None:
-        """Raise MisdirectedRequest for another host. A request without Host is not from a browser."""
+        """Raise MisdirectedRequest if the host is not accepted. A request without Host is: no browser has sent it."""
         if host is not None and not self._is_allowed(host):
             raise MisdirectedRequest(
                 "Host",

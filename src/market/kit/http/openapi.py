@@ -38,7 +38,9 @@ PROBLEM_SCHEMA: dict[str, Any] = {
 class Operation:
     """One method of one path.
 
-    responses: description and struct (or None) by status; statuses from 400 on are problem documents.
+    responses: by status, the description and the struct of the body (or None). From status 400 on, the body is a
+    problem
+        document.
     parameters: parameter objects, as `parameter` returns them. body: the request's struct, or None.
     headers: for each status, the names of response headers and their descriptions.
     """
@@ -156,7 +158,7 @@ def _security_schemes(issuer: str | None) -> dict[str, Any]:
 
 
 def _with_refusals(responses: dict[int, tuple[str, Any]], allowed: Access) -> dict[int, tuple[str, Any]]:
-    """Return the responses with 401, and with 403 if some role may not do all that the operation offers."""
+    """Return the responses and 401, and 403 if a role may not call the operation, or only for the caller's own data."""
     missing = (
         "The token is not valid."
         if allowed.anonymous is not Permission.NO

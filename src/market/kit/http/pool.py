@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 
 import httptools
 
-# Below the servers' HttpLimits.keep_alive_seconds (75 s), so that no request races with the close.
+# Less than the servers' HttpLimits.keep_alive_seconds (75 s), so that a server does not close a connection on which a
+# request is just being sent.
 _MAX_IDLE_SECONDS = 60.0
 # Older connections are replaced, so that new pods of the upstream get their share of the requests.
 _MAX_AGE_SECONDS = 120.0
-# Short, because a connection to a dead node is never refused, and the next attempt may reach another pod.
+# Short, because an attempt to connect to a dead node gets no reply, and the next attempt may reach another pod.
 _CONNECT_TIMEOUT_SECONDS = 1.0
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _MAX_HEADER_BYTES = 1024 * 1024
@@ -55,7 +56,7 @@ class ResponseTooLarge(Exception):
 
 
 # Returns whether the caller accepts a response with a body of this many bytes. It is called before the body is read. If
-# the length is not known in advance, it is called after each part of the body, with the number of bytes read so far.
+# the size of the body is not known in advance, it is called after each part, with the number of bytes read so far.
 AcceptSize = Callable[[int], bool]
 
 
@@ -73,14 +74,14 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._size = 0
         self._header_bytes = 0
-        # Between the headers and the end of a response.
+        # True between the headers and the end of a response.
         self._in_body = False
         self._keep_alive = True
         self.opened_at = self.idle_since = self._loop.time()
 
     @property
     def is_reusable(self) -> bool:
-        """Whether it can take another request."""
+        """Whether another request can be sent on the connection."""
         return self._keep_alive and self._transport is not None and not self._transport.is_closing()
 
     async def send(self, data: bytes, seconds: float, accept_size: AcceptSize | None = None) -> HttpResponse:
@@ -125,7 +126,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None:
-            # Bytes that belong to no request: the connection cannot be used any further.
+            # The bytes belong to no request, so the connection cannot be used any further.
             self.close()
             return
         if not self._in_body:
@@ -224,7 +225,7 @@ class ConnectionPool:
         self._max_connections = max_connections
         self._open = 0
         self._idle: deque[Connection] = deque()
-        # Each future gets a connection, or None: a slot in which the caller may open one.
+        # Each future gets a connection, or None: then the caller may open a connection.
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
 
     async def request(
@@ -238,7 +239,7 @@ class ConnectionPool:
     ) -> HttpResponse:
         """Return the response. HEAD is not supported.
 
-        headers: called when the request is written, since one of the headers states how much time is left.
+        headers: called when the request is written, because one of the headers states how much time is left.
         seconds: the total timeout, including the wait for a connection.
 
         Raises ConnectError, TimeoutError, ProtocolError, ResponseTooLarge, any exception that `accept_size` raises, and
@@ -267,14 +268,14 @@ class ConnectionPool:
         if body is not None:
             lines.append(f"content-length: {len(body)}\r\n")
         text = "".join(lines)
-        # A line break in a path or a value would inject a header. The first entry has two line breaks: the request
-        # line's and the Host header's.
+        # A line break in a path or a value would inject a header. Each entry of `lines` must contain one line break;
+        # the first entry, which consists of the request line and the header Host, two.
         if text.count("\n") != len(lines) + 1 or text.count("\r") != len(lines) + 1 or " " in path:
             raise ValueError("a path or a header contains a forbidden character")
         return text.encode("latin-1") + b"\r\n" + (body or b"")
 
     def _take_idle(self) -> Connection | None:
-        """Return the idle connection that was used most recently, so that others can expire; None if none is idle."""
+        """Return the idle connection that was used last, so that the others can expire. Return None if none is idle."""
         while self._idle:
             connection = self._idle.pop()
             if connection.is_reusable and self.loop.time() - connection.idle_since < _MAX_IDLE_SECONDS:
@@ -293,7 +294,7 @@ class ConnectionPool:
             connection = await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                # The caller has just been given a connection or a slot: pass it on to the next one.
+                # The caller has just got a connection or the permission to open one. Pass it on to the next caller.
                 granted = waiter.result()
                 self._release(granted) if granted is not None else self._release_slot()
             raise

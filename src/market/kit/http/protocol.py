@@ -22,7 +22,7 @@ log = logs.get_logger("http")
 
 # The parser's state: between requests, in the headers, or in the body.
 _BETWEEN, _HEADERS, _BODY = range(3)
-# Maximum number of pipelined requests: those received while an earlier response is pending.
+# The maximum number of pipelined requests, which are received before the response to an earlier request was sent.
 _MAX_PIPELINED = 100
 # How long the rest of a refused request is read and discarded. Closing a connection with unread input resets it, and
 # the client may lose the response (RFC 9112 section 9.6).
@@ -40,29 +40,29 @@ class HttpProtocol(HttpToolsProtocol):
 
     def __init__(self, connections: Connections, **uvicorn_arguments: Any) -> None:
         super().__init__(**uvicorn_arguments)
-        # uvicorn's own `connections` is a plain set.
+        # The name `connections` is taken: in uvicorn's protocol, it is a set.
         self._server_connections = connections
         self._limits = connections.limits
         self._parsing = _BETWEEN
         self._requests_begun = 0
         self._header_bytes = 0
-        # The number of bytes received of incomplete headers, trailers or chunk extensions.
+        # How many bytes of headers, trailers or a chunk extension were received so far, while these are incomplete.
         self._pending_bytes = 0
         # Whether the bytes that were last fed to the parser included bytes of a body.
         self._input_has_body = False
-        # When the connection entered its current state; deadlines count from then.
+        # When the connection entered its current state. Its deadlines are counted from then on.
         self._since = 0.0
         # The next request to run. It waits for its body, or for the client to read the previous response.
         self._next_cycle: RequestResponseCycle | None = None
         self._is_running = False
         self._offers_upgrade = False
-        # Further input is discarded instead of parsed.
+        # True if further input is discarded, not parsed.
         self._discards_input = False
         self._is_oversized = False
         self._is_lingering = False
-        # The error response to the request being parsed; sent after the responses to earlier requests.
+        # The error in the request that is being parsed. It is sent after the responses to earlier requests.
         self._refusal: Problem | None = None
-        # When the client fell behind (the write buffer was full), and the bytes that were unsent at that time.
+        # When the client fell behind (the write buffer was full), and how many bytes were unsent at that time.
         self._sending_since: float | None = None
         self._sending_bytes = 0
 
@@ -133,7 +133,10 @@ class HttpProtocol(HttpToolsProtocol):
         return max(unsent, self._sending_bytes) if unsent else 0
 
     def send_rate(self, now: float, min_seconds: float) -> float:
-        """Return the bytes per second that the client has read since it fell behind, over at least `min_seconds`."""
+        """Return the rate at which the client has read since it fell behind, in bytes per second.
+
+        A shorter time than `min_seconds` counts as `min_seconds`.
+        """
         seconds = max(min_seconds, now - (self._sending_since or now))
         return (self._sending_bytes - self.unsent_bytes) / seconds
 
@@ -188,7 +191,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._parsing != _HEADERS:
-            # A trailer, which may be dropped (RFC 9110 section 6.5.1). It must not be taken for a header.
+            # This is a trailer. It may be dropped (RFC 9110 section 6.5.1), and must not be treated as a header.
             return
         self._header_bytes += len(name) + len(value) + len(": \r\n")
         self.headers.append((name.lower(), value.rstrip(b" \t")))
@@ -228,7 +231,7 @@ class HttpProtocol(HttpToolsProtocol):
         )
         super().on_headers_complete()
         if self._is_oversized:
-            # The body is discarded from now on, even while the request waits for the responses to earlier requests.
+            # Discard the body from now on, even if the request has to wait for the responses to earlier requests.
             self._discards_input = True
 
     def on_body(self, body: bytes) -> None:

@@ -17,8 +17,8 @@ _MAX_RETRY_SECONDS = 3600
 class RateLimit:
     """Allows each caller `per_second` requests per second, and bursts of up to `burst` requests.
 
-    If there are more callers than the table has room for, the one that was seen longest ago is dropped. Its next bucket
-    is full again.
+    If there are more callers than the table has room for, the one whose last request is oldest is dropped. When it
+    sends another request, its bucket is full again.
 
     clock: returns seconds, like time.monotonic.
     """
@@ -39,7 +39,7 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def check(self, caller: str) -> None:
-        """Count a request of the caller. Raises TooManyRequests, and does not count it, if it exceeds the limit."""
+        """Count a request of the caller. If it exceeds the limit, raise TooManyRequests and do not count it."""
         now = self._clock()
         left, updated_at = self._buckets.get(caller, (float(self._burst), now))
         left = min(float(self._burst), left + (now - updated_at) * self._per_second)

@@ -87,9 +87,9 @@ async def read_body(
 ) -> T:
     """Return the decoded JSON body. Raises Malformed, BadInput, UnsupportedMediaType, TooLarge.
 
-    checks: by field, a function that raises BadInput if the value breaks a further rule. They are called only if the
-        body is invalid, for the fields that are valid, so that the error lists all wrong fields. If the body is valid,
-        the caller has to call them.
+    checks: by field, a function that raises BadInput if the value breaks a further rule. If the body is invalid, these
+        functions are called for its valid fields, so that the error lists all wrong fields. If the body is valid, they
+        are not called: the caller has to do that.
     """
     content_type = read_header(request, b"content-type")
     if content_type != b"application/json":
@@ -101,7 +101,7 @@ async def read_body(
         try:
             return decoder.decode(data)
         except msgspec.ValidationError as e:
-            # The decoder stops at the first invalid field. What follows may not be JSON: then Malformed is raised.
+            # The decoder has stopped at the first invalid field. If the rest of the body is not JSON, raise Malformed.
             raise _bad_input(e, decoder.type, msgspec.json.decode(data), checks) from None
     except UnicodeDecodeError:
         raise Malformed("body", "is not valid UTF-8") from None
@@ -197,9 +197,9 @@ def _lists(query_type: Any) -> frozenset[str]:
 
 @lru_cache
 def _parsers(query_type: Any) -> dict[str, Callable[[str], Any]]:
-    """Return a parser by name for each field that is not text.
+    """Return the parsers of the fields that are not text, by field name.
 
-    msgspec's lax mode would accept 1e2 and 20.0 as an int.
+    msgspec's lax mode would do without them, but it accepts 1e2 and 20.0 as an int.
     """
     info = inspect.type_info(query_type)
     assert isinstance(info, inspect.StructType)

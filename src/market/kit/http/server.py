@@ -20,7 +20,7 @@ from market.kit.http.protocol import HttpProtocol
 class HttpServer:
     """Serves an ASGI app on an address, or on a socket that is already bound.
 
-    limits: timeouts and size limits for clients; by default, the defaults of HttpLimits.
+    limits: the timeouts and size limits for clients. None: the defaults of HttpLimits.
 
     Raises OSError if the address cannot be bound.
     """
@@ -35,7 +35,7 @@ class HttpServer:
         limits: HttpLimits | None = None,
     ) -> None:
         connections = Connections(limits or HttpLimits())
-        # uvicorn expects a class, but only calls it, so a factory will do.
+        # uvicorn expects a class, but only calls it, so a function that creates the protocol is enough.
         protocol: Any = partial(HttpProtocol, connections)
         self._socket = sock or bind(host, port)
         settings = uvicorn.Config(
@@ -91,7 +91,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 def bind(host: str, port: int, *, new_socket: Callable[..., socket.socket] = socket.socket) -> socket.socket:
-    """Return a TCP socket that is bound to the address; the server listens on it later. Port 0 takes a free one.
+    """Return a TCP socket that is bound to the address, but does not listen yet. Port 0 stands for any free port.
 
     The host `::` is every IPv6 and IPv4 address of this machine, or every IPv4 address if it has no IPv6.
     Raises OSError, with the address in its message.

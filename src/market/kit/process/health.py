@@ -25,10 +25,11 @@ Check = Callable[[], Awaitable[None]]
 class Health:
     """The readiness of a process: it has started, is not draining, and no part of it has failed.
 
-    A store that becomes unavailable after the start does not affect readiness, because all instances share it
-    (docs/decisions/0017). It is reported nevertheless.
+    A store that becomes unavailable after the start is reported, but does not affect readiness, because all instances
+    share it (docs/decisions/0017).
 
-    started: set by the process once it serves. draining: set on shutdown, before the process stops serving.
+    started: set by the process once it serves
+    draining: set on shutdown, before the process stops serving
     """
 
     def __init__(self) -> None:
@@ -62,7 +63,7 @@ class Health:
         self._unready.pop(name, None)
 
     def unready_reasons(self) -> dict[str, str]:
-        """Return why the process is not ready, by the name of the dependency or part; empty if it is ready."""
+        """Return why the process is not ready, by the name of the dependency or part. Empty if the process is ready."""
         if self.draining:
             return {"process": "draining"}
         if not self.started:
@@ -70,7 +71,7 @@ class Health:
         return dict(self._unready)
 
     async def unavailable_dependencies(self) -> dict[str, str]:
-        """Return which dependencies are unavailable, with the reasons, and update the metric. Each check has 1 s."""
+        """Return the reasons why dependencies are unavailable, by name, and update the metric. Takes up to 1 s."""
         reasons = dict(self._unavailable)
 
         async def run(name: str, check: Check) -> None:
@@ -87,8 +88,8 @@ class Health:
     async def wait_for(self, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """Retry `attempt` with back-off until it succeeds, and return its result.
 
-        Meanwhile the process is reported as not ready because of `name`. Each reason is logged once, at most five
-        in total.
+        Meanwhile, the process is reported as not ready because of `name`. Each reason is logged once, and at most five
+        reasons are logged.
         """
         tries = 0
         logged: set[str] = set()
@@ -104,7 +105,7 @@ class Health:
                 if reason not in logged and len(logged) < 5:
                     logged.add(reason)
                     log.warning("waiting for dependency", dependency=name, reason=reason)
-                # Several attempts a second, because every start waits for the stores.
+                # Several attempts are made each second, so that a start takes no longer than the store needs.
                 await asyncio.sleep(0.02 + backoff(tries, base_seconds=0.02, max_seconds=0.25))
             else:
                 self.set_ready(name)

@@ -133,7 +133,7 @@ async def serve(name: str, config: C, build: Build[C]) -> int:
         stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not health.started and not serving.done():
-            # Still waiting for a dependency: nothing is in flight.
+            # The process is still waiting for a dependency, so nothing is in flight.
             serving.cancel()
         stopped.cancel()
         with suppress(asyncio.CancelledError):
@@ -147,14 +147,14 @@ async def serve(name: str, config: C, build: Build[C]) -> int:
 async def _serve_until(stopping: asyncio.Event, config: C, build: Build[C], process: Process) -> None:
     async with build(config, process) as server:
         await server.start()
-        # The objects created so far live as long as the process. If garbage collections scanned them, that would pause
-        # all requests for 50 ms each time.
+        # Exclude the objects created so far from garbage collections, because they live as long as the process.
+        # Scanning them would pause all requests for 50 ms each time.
         gc.freeze()
         process.health.started = True
         log.info("ready")
         await stopping.wait()
         log.info("draining")
         process.health.draining = True
-        # The ingress and the Kubernetes endpoints take a while to notice, and send requests until then.
+        # It takes a while until the ingress and the Kubernetes endpoints notice this. Until then, they send requests.
         await asyncio.sleep(config.shutdown.drain_seconds)
         await server.stop(config.shutdown.grace_seconds)

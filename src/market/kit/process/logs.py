@@ -22,7 +22,7 @@ def _add_request(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Stderr:
-    """Standard error that ignores errors: a full disk or a closed pipe behind the log must not fail a request."""
+    """Writes to standard error, and ignores errors: a full disk or a closed pipe must not make a request fail."""
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):

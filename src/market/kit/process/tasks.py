@@ -19,13 +19,13 @@ PeriodicTask = Callable[[], Awaitable[float]]
 
 FAILURES = Counter(
     "market_background_task_failures_total",
-    "Exceptions that background tasks raised, by task; `unsupervised`: any other exception that nothing handled.",
+    "Exceptions that background tasks raised, by task. `unsupervised` stands for all other unhandled exceptions.",
     ["task"],
 )
 
 _PAUSE_AFTER_ERROR_SECONDS = 1.0
 _MAX_RESTART_SECONDS = 30.0
-# If a task has run at least this long before it fails, the back-off starts from the shortest pause again.
+# If a task has run for at least this long before it fails, the back-off starts again with the shortest pause.
 _HEALTHY_SECONDS = 60.0
 
 
@@ -110,8 +110,8 @@ async def run_periodically(name: str, task: PeriodicTask, *, stopping: asyncio.E
 async def periodic_tasks(tasks: Mapping[str, PeriodicTask], *, stop_seconds: float = 3.0) -> AsyncIterator[None]:
     """Run each task periodically while the block runs. The keys of `tasks` are the names in logs and metrics.
 
-    At the end of the block, runs in progress get up to `stop_seconds` to finish, and are then cancelled. They are not
-    cancelled at once, because a driver that is cancelled during a call closes its connection.
+    At the end of the block, runs in progress have up to `stop_seconds` to finish; after that, they are cancelled. They
+    are not cancelled at once, because a driver that is cancelled during a call closes its connection.
     """
     stopping = asyncio.Event()
     running = [asyncio.create_task(run_periodically(name, task, stopping=stopping)) for name, task in tasks.items()]

@@ -18,7 +18,7 @@ from market.kit.config import Tracing
 MAX_LINKS = 128
 
 _propagator = TraceContextTextMapPropagator()
-# The trace id whose sampling decision a new root span must share.
+# The id of a trace. A new root span must get the same sampling decision as this trace.
 _sampled_as: ContextVar[int | None] = ContextVar("sampled_as", default=None)
 
 
@@ -46,8 +46,9 @@ class Tracer:
     def batch_span(self, name: str, callers: Sequence[context.Trace]) -> Iterator[None]:
         """Run the block in a span for work that several callers share.
 
-        With one caller, the span is a child of the caller's span. Otherwise it is the root of a trace of its own, and
-        linked to the callers' spans that are sampled; if none of them is, no span is created.
+        With one caller, the span is a child of the caller's span. With several callers, it is the root of a trace of
+        its own, and linked to those of the callers' spans that are sampled. If none of these is sampled, no span is
+        created.
         """
         if self._tracer is None:
             yield
@@ -103,7 +104,7 @@ def _parse(caller: context.Trace, *, is_remote: bool = True) -> Any:
 
 
 def setup(service: str, config: Tracing) -> Tracer:
-    """Return the process's tracer; it exports in the background to the OTLP endpoint (HTTP), if one is configured."""
+    """Return the tracer of the process. It exports in the background to the OTLP endpoint (HTTP), if there is one."""
     if not config.otlp_endpoint:
         return Tracer()
     # Imported here, because these modules cost memory and start-up time, which a process without tracing does not need.
@@ -138,9 +139,9 @@ def id_generator() -> Any:
 def sampler(config: Tracing, clock: Callable[[], float] = time.monotonic) -> Any:
     """Return the sampler of a process: `sample_ratio` of the traces, and at most `max_traces_per_second`.
 
-    A trace's id alone decides whether it is in the ratio, so all services choose the same traces. A caller can pick an
-    id that is always chosen, but cannot exceed the rate. If the sampled flag in the caller's `traceparent` is set, both
-    limits still apply; if it is not set, the trace is not sampled.
+    Whether a trace belongs to the sampled share depends on its id alone, so all services choose the same traces. A
+    caller can pick an id that is always chosen, but cannot exceed the rate. If the sampled flag in the caller's
+    `traceparent` is not set, the trace is not sampled. If it is set, both limits still apply.
     """
     from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
 

@@ -32,7 +32,8 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     # An upstream that has recovered is used again within half a second, not after minutes of back-off.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 300),
-    # Despite its name, the timeout of one connection attempt. A busy machine must be able to finish the handshake.
+    # Despite its name, this is the timeout of one connection attempt. Even a busy machine has to finish the handshake
+    # in this time.
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -58,7 +59,7 @@ def channel(
 class IdentityRefused(Unavailable):
     """The upstream does not accept this service's identity, or this service has no token.
 
-    To this service's own caller, the upstream is unavailable: signing in again would not help.
+    This service's own caller gets Unavailable, not an error about tokens, because signing in again would not help.
     """
 
 
@@ -131,7 +132,8 @@ def _with_token(method: Any, credentials: ServiceTokens) -> Callable[..., Awaita
             except grpc.aio.AioRpcError as e:
                 if e.code() is not grpc.StatusCode.UNAUTHENTICATED:
                     raise
-                # The key that signed the token may have been withdrawn. The call was refused, so it may be repeated.
+                # The key that signed the token may have been withdrawn. Try again with another token, if there is one.
+                # This is safe, because the upstream has refused the call.
                 rejected, token = token, await obtain(credentials.replace(token, seconds))
                 if token == rejected:
                     raise
@@ -187,7 +189,7 @@ def problem_from_status(code: int, message: str) -> Problem:
     if code == errors.GRPC_DEADLINE_EXCEEDED:
         return DeadlineExceeded("the upstream did not respond in time")
     if code in (errors.GRPC_UNAUTHENTICATED, errors.GRPC_PERMISSION_DENIED):
-        # The upstream has refused this service, not its caller, who can do nothing about that.
+        # The upstream has refused this service. This service's caller can do nothing about that.
         return IdentityRefused(f"the upstream does not accept this service's identity: {message}"[:200])
     if code in (errors.GRPC_CANCELLED, errors.GRPC_UNAVAILABLE, errors.GRPC_RESOURCE_EXHAUSTED, errors.GRPC_ABORTED):
         return Unavailable(message or "the upstream is unavailable")

@@ -21,9 +21,9 @@ _pb2: Any = health_pb2
 
 
 class HealthService(health.aio.HealthServicer):
-    """Reports SERVING, for the process ("") and each service name, while the process is ready.
+    """Reports SERVING while the process is ready, for each service name, and for "", which stands for the process.
 
-    `Check` and `List` reflect the current readiness; `Watch` sees a change within `poll_seconds`.
+    `Check` and `List` report the current readiness. `Watch` reports a change within `poll_seconds`.
     """
 
     def __init__(self, readiness: Health, service_names: Iterable[str], *, poll_seconds: float = 1.0) -> None:
@@ -69,7 +69,7 @@ class HealthService(health.aio.HealthServicer):
         try:
             await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not watching.done():
-                # Give it time to write NOT_SERVING.
+                # Give the stream time to send NOT_SERVING.
                 await asyncio.wait((watching,), timeout=0.1)
         finally:
             stopping.cancel()

@@ -9,12 +9,12 @@ log = logs.get_logger("auth")
 
 
 class IdentityReport:
-    """Reports a refused call, unless the call before it was refused for the same reason.
+    """Reports a call that was refused, unless the call before it was refused for the same reason.
 
-    Also reports the first call that is accepted again. A refusal does not make the process unready
-    (docs/decisions/0017), since other requests still succeed.
+    Also reports the first accepted call after refused ones. A refusal does not make the process unready
+    (docs/decisions/0017), because other requests still succeed.
 
-    upstream: its name in the log, in /readyz and in the metric of dependencies.
+    upstream: the upstream's name in the log, in /readyz and in the metric of dependencies.
     """
 
     def __init__(self, health: Health, upstream: str) -> None:

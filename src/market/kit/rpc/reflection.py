@@ -1,6 +1,7 @@
 """gRPC server reflection in both versions: v1, and its predecessor v1alpha, which many clients still use.
 
-grpcio-reflection has only v1alpha. The messages of v1 are the same on the wire, so one servicer serves both.
+The library grpcio-reflection supports only v1alpha. The messages of v1 are the same on the wire, so one servicer serves
+both versions.
 Source: the gRPC Server Reflection Protocol (grpc/grpc, doc/server-reflection.md).
 """
 
@@ -40,9 +41,9 @@ def enable(server: grpc.aio.Server, service_names: Iterable[str]) -> None:
 
 
 def _describe_v1(pool: Any) -> None:
-    """Add the descriptor of v1 to the pool, unless the pool has it already.
+    """Add the descriptor of v1 to the pool, unless the pool already contains it.
 
-    It is the descriptor of v1alpha, with the package renamed.
+    The descriptor of v1 is that of v1alpha, with the package renamed.
     """
     try:
         pool.FindFileContainingSymbol(f"{_V1}.{_SERVICE}")

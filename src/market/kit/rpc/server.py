@@ -49,7 +49,8 @@ SERVER_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # By default, calls with more than 8 KiB of metadata may be rejected; tracestate and baggage take up to 8.7 kB.
+    # By default, calls with more than 8 KiB of metadata may be rejected, but tracestate and baggage alone take up to
+    # 8.7 kB.
     ("grpc.max_metadata_size", 16_384),
     ("grpc.absolute_max_metadata_size", 32_768),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -76,7 +77,7 @@ def endpoint(
     authenticator: verifies the callers' tokens, in the metadata `authorization`. `access` says, by `name`, who may call
         the method. Without an authenticator, everybody may call it.
 
-    Raises ValueError if there is an authenticator and `access` does not have the method.
+    Raises ValueError if there is an authenticator, but no entry for the method in `access`.
     """
     if authenticator is not None:
         check_table(access or {}, (name,))
@@ -165,7 +166,8 @@ class GrpcServer:
     """A gRPC server with the given services, the health service and reflection.
 
     services: handlers by fully qualified service name.
-    max_in_flight: concurrent calls; above that, calls fail immediately with RESOURCE_EXHAUSTED. None: no limit.
+    max_in_flight: the maximum number of concurrent calls. Further calls fail at once with RESOURCE_EXHAUSTED. None: no
+        limit.
     """
 
     def __init__(
