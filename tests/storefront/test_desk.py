@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
 
 from tests.storefront.signed_in import Browser, SigningIn, signing_in
-from tests.storefront.visitor import Document, Shop, Visitor
+from tests.storefront.visitor import Document, Form, Shop, Visitor
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,22 @@ async def test_somebody_who_has_not_signed_in_is_sent_to_sign_in(world: SigningI
         response = await browser.get(path)
         assert (response.status_code, response.headers["location"].partition("?")[0]) == (303, "/sign-in")
     assert world.gateway.authorizations == []
+
+
+@pytest.mark.parametrize(("person", "status"), [(None, 401), ("ann", 403), ("olga", 403)])
+async def test_forms_for_products_are_refused_from_everybody_but_merchants(
+    world: SigningIn, browser: Browser, person: str | None, status: int
+) -> None:
+    if person is not None:
+        await browser.sign_in("/desk", person)
+    page = Document((await browser.get("/")).text)
+    token = dict(page.form("/language").fields)["form_token"]
+    calls = len(world.gateway.authorizations)
+    path = f"/desk/products/{uuid4()}"
+    for action in ("/desk/products", path, f"{path}/deletion", f"{path}/stock-take"):
+        form = Form(action, "post", [("form_token", token), ("version", "1"), ("key", "a"), ("counted", "1")])
+        assert (await browser.send(form, name="x", stock="1")).status_code == status
+    assert len(world.gateway.authorizations) == calls
 
 
 async def test_what_the_shop_refuses_is_the_page_that_says_who_may(world: SigningIn, browser: Browser) -> None:

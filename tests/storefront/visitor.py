@@ -42,6 +42,8 @@ class Document(HTMLParser):
         self._texts: list[str] = []
         self._open_form: Form | None = None
         self._select = ""
+        # The name of the open textarea, and its text.
+        self._textarea: tuple[str, list[str]] | None = None
         self._hidden_depth = 0
         self.feed(html)
 
@@ -75,18 +77,28 @@ class Document(HTMLParser):
             form.fields.append((name, named.get("value", "")))
         elif tag == "button" and name:
             form.buttons.append((name, named.get("value", "")))
+        elif tag == "textarea":
+            self._textarea = (name, [])
         elif tag == "select":
             self._select = name
         elif tag == "option" and "selected" in named:
             form.fields.append((self._select, named.get("value", "")))
 
     def handle_endtag(self, tag: str) -> None:
+        if tag == "textarea" and self._open_form is not None and self._textarea is not None:
+            name, texts = self._textarea
+            # A line end at the beginning belongs to the markup.
+            self._open_form.fields.append((name, "".join(texts).removeprefix("\n")))
+            self._textarea = None
         if tag == "form":
             self._open_form = None
         if tag in ("script", "style"):
             self._hidden_depth -= 1
 
     def handle_data(self, data: str) -> None:
+        if self._textarea is not None:
+            self._textarea[1].append(data)
+            return
         if not self._hidden_depth:
             self._texts.append(data)
 

@@ -45,14 +45,20 @@ class ProductPage(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class DeskProduct(Struct, frozen=True, kw_only=True, rename="camel"):
-    """A product as merchants see it. stock: the units that are free to sell; None if that is unknown at the moment."""
+    """A product as merchants see it.
+
+    version: increased by each change, but not by sales
+    stock: the units that are free to sell; None if that is unknown at the moment
+    """
 
     id: str
     name: str
     price: str
     currency: str
     updated_at: datetime
+    description: str = ""
     image_url: str | None = None
+    version: int = 0
     stock: int | None = None
 
 
@@ -227,7 +233,7 @@ class PlacedAndCancelled(Conflict):
 
 
 class OutcomeUnknown(Unavailable):
-    """Whether the order exists is not known yet. Sending it again with the same key finds out."""
+    """Whether the order was placed, or the change made, is not known yet. Sending it again finds out."""
 
     type = "outcome-unknown"
     title = "Outcome unknown"

@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from market.contracts.access import CHANGE_PRODUCTS
+from market.storefront.desk import editing, stocking
 from market.storefront.desk.sections import Section
 from market.storefront.documents import desk_products as documents
 from market.storefront.domain import MAX_SEARCH, PAGE_SIZE, DeskProductPage
@@ -45,6 +46,6 @@ SECTIONS = (
         title=N_("Products"),
         explanation=N_("What the shop sells: names, prices, pictures and stock."),
         access=CHANGE_PRODUCTS,
-        routes={"GET /desk/products": list_products},
+        routes={"GET /desk/products": list_products, **editing.ROUTES, **stocking.ROUTES},
     ),
 )

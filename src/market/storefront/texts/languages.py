@@ -46,6 +46,10 @@ class Language:
         """Return a whole number with the language's separators."""
         return str(format_decimal(number, locale=self.locale))
 
+    def currency_name(self, code: str) -> str:
+        """Return the name of a currency: "British Pound". Its code if the language has no name for it."""
+        return str(self.locale.currencies.get(code, code))
+
     def time(self, moment: datetime) -> str:
         """Return a date with the time of day, in UTC."""
         utc = moment.astimezone(UTC)

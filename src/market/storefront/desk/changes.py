@@ -1,0 +1,118 @@
+"""The changes of products that merchants make: one function each.
+
+None of them is sent again without a means to recognise it: a new product has an idempotency key, and every other
+change the version that it expects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from market.kit.errors import Conflict, Unavailable
+from market.storefront.clients import FieldRefused
+from market.storefront.desk.product_form import Values
+from market.storefront.documents import desk_products as documents
+from market.storefront.domain import DeskProduct, OutcomeUnknown
+from market.storefront.service import Deps
+
+
+class ProductChanged(Conflict):
+    """Nothing was done, because somebody else has changed the product since it was read. current: as it is now."""
+
+    type = "product-changed"
+    title = "Product changed"
+
+    def __init__(self, current: DeskProduct) -> None:
+        super().__init__("the product was changed since it was read")
+        self.current = current
+
+
+class KeyReused(Conflict):
+    """The page's key has already created a product with other values."""
+
+    type = "key-reused"
+    title = "Key reused"
+
+
+async def get_product(deps: Deps, *, product_id: str) -> DeskProduct:
+    """Return the product. Raises NotFound."""
+    return await deps.gateway.execute(documents.GET_PRODUCT, {"id": product_id}, DeskProduct)
+
+
+async def create_product(deps: Deps, values: Values, *, stock: int, key: str) -> DeskProduct:
+    """Create the product, or return the one that the key has created.
+
+    Raises KeyReused, RequestRefused for values that the shop does not accept, and OutcomeUnknown.
+    """
+    variables = {"input": {**values.as_input(), "stock": stock}, "key": key}
+    try:
+        return await deps.gateway.execute(documents.CREATE_PRODUCT, variables, DeskProduct)
+    except FieldRefused as e:
+        if any(field == "idempotencyKey" for field, _ in e.fields):
+            raise KeyReused(str(e)) from None
+        raise
+    except Unavailable as e:
+        raise OutcomeUnknown(str(e)) from None
+
+
+async def change_product(deps: Deps, values: Values, *, product_id: str, version: int) -> DeskProduct:
+    """Replace the values of the product, if it has the version, and return it. It may have these values already.
+
+    Raises NotFound, ProductChanged, RequestRefused and OutcomeUnknown.
+    """
+    try:
+        return await _update(deps, product_id, version, values)
+    except ProductChanged as e:
+        if not values.differing(Values.of(e.current)):
+            return e.current
+        raise
+
+
+async def delete_product(deps: Deps, *, product_id: str, version: int) -> None:
+    """Delete the product, if it has the version. Raises NotFound, ProductChanged and OutcomeUnknown."""
+    variables = {"id": product_id, "expectedVersion": version}
+    try:
+        await deps.gateway.execute(documents.DELETE_PRODUCT, variables, str, idempotent=False)
+    except FieldRefused as e:
+        raise await _refusal(deps, product_id, e) from None
+    except Unavailable as e:
+        raise OutcomeUnknown(str(e)) from None
+
+
+async def take_stock(deps: Deps, *, product_id: str, counted: int, version: int, seen: int | None) -> DeskProduct:
+    """Set the stock to what was counted, and return the product as it was before.
+
+    version, seen: the version and the stock that the merchant saw when they counted. If the stock is what was counted
+    already, it is not set again. Raises NotFound, ProductChanged, RequestRefused and OutcomeUnknown.
+    """
+    current = await _read(deps, product_id)
+    if current.stock == counted:
+        return current
+    if (current.version, current.stock) != (version, seen):
+        raise ProductChanged(current)
+    await _update(deps, product_id, current.version, Values.of(current), stock=counted)
+    return current
+
+
+async def _read(deps: Deps, product_id: str) -> DeskProduct:
+    try:
+        return await get_product(deps, product_id=product_id)
+    except Unavailable as e:
+        raise OutcomeUnknown(str(e)) from None
+
+
+async def _update(deps: Deps, product_id: str, version: int, values: Values, **stock: Any) -> DeskProduct:
+    product = {"id": product_id, "expectedVersion": version, **values.as_input(), **stock}
+    try:
+        # Not repeated: an attempt without a response may have changed the version.
+        return await deps.gateway.execute(documents.UPDATE_PRODUCT, {"input": product}, DeskProduct, idempotent=False)
+    except FieldRefused as e:
+        raise await _refusal(deps, product_id, e) from None
+    except Unavailable as e:
+        raise OutcomeUnknown(str(e)) from None
+
+
+async def _refusal(deps: Deps, product_id: str, error: FieldRefused) -> Exception:
+    if error.refusal == "PRECONDITION_FAILED":
+        return ProductChanged(await _read(deps, product_id))
+    return error

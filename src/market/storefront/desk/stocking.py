@@ -1,0 +1,82 @@
+"""The stock of a product: a stock take, which sets what was counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from starlette.responses import Response
+
+from market.storefront.desk import changes
+from market.storefront.desk.changes import ProductChanged
+from market.storefront.desk.editing import MAX_STOCK, parse_units, path_of, product_id_of, read_version
+from market.storefront.desk.notices import redirect_with_notice
+from market.storefront.desk.unknown import outcome_unknown
+from market.storefront.domain import DeskProduct, OutcomeUnknown, RequestRefused
+from market.storefront.pages.visit import Page, Visit
+from market.storefront.texts.languages import N_
+
+
+@dataclass(frozen=True)
+class Stock:
+    """The page with the form.
+
+    counted: as it was typed
+    mistakes: the shop's own words on what is wrong, or "" for a number that is none, by field
+    seen: what the shop thought the stock was when the merchant counted, if it thinks otherwise now
+    was_changed: a stock take was not saved, because the product has been changed meanwhile
+    """
+
+    product: DeskProduct
+    counted: str = ""
+    mistakes: Mapping[str, str] | None = None
+    was_changed: bool = False
+    seen: int | None = None
+
+
+async def get_stock(visit: Visit) -> Response:
+    """Show the stock with the form."""
+    product = await changes.get_product(visit.deps, product_id=visit.parameter("id"))
+    return _show(visit, Stock(product))
+
+
+async def take_stock(visit: Visit) -> Response:
+    """Set the stock to what was counted, unless the stock is not what the merchant saw when they counted."""
+    product_id, version = product_id_of(visit), read_version(visit)
+    seen, counted = parse_units(visit.value("seen_stock")), parse_units(visit.value("counted"))
+    if counted is None:
+        return await _correct(visit, product_id, counted=visit.value("counted"), mistakes={"counted": ""})
+    try:
+        before = await changes.take_stock(
+            visit.deps, product_id=product_id, counted=counted, version=version, seen=seen
+        )
+    except RequestRefused as e:
+        return await _correct(visit, product_id, counted=visit.value("counted"), mistakes={"counted": str(e)})
+    except ProductChanged as e:
+        stock = Stock(e.current, counted=str(counted), was_changed=True, seen=seen)
+        return _show(visit, stock, status=409)
+    except OutcomeUnknown:
+        return outcome_unknown(visit, look_path=f"{path_of(product_id)}/stock")
+    return redirect_with_notice(
+        visit,
+        f"{path_of(product_id)}/stock",
+        N_("The stock of %(name)s is %(now)s."),
+        name=before.name,
+        now=visit.language.number(counted),
+    )
+
+
+async def _correct(visit: Visit, product_id: str, *, counted: str, mistakes: Mapping[str, str]) -> Response:
+    """Show the page again, with what was typed and what has to be corrected."""
+    product = await changes.get_product(visit.deps, product_id=product_id)
+    return _show(visit, Stock(product, counted, mistakes), status=400)
+
+
+def _show(visit: Visit, stock: Stock, *, status: int = 200) -> Response:
+    return visit.page("desk/stock.html", status=status, stock=stock, max_stock=MAX_STOCK)
+
+
+ROUTES: Mapping[str, Page] = {
+    "GET /desk/products/{id}/stock": get_stock,
+    "POST /desk/products/{id}/stock-take": take_stock,
+}
