@@ -13,7 +13,7 @@ help: ## list the commands
 
 install: $(VENV)/.installed ## create the environment in .venv (locked versions and hashes)
 
-$(VENV)/.installed: requirements.lock pyproject.toml dev/pyproject.toml
+$(VENV)/.installed: requirements.lock tests/requirements.lock pyproject.toml dev/pyproject.toml
 	@PYTHON=$(PYTHON) scripts/install.sh
 	@touch $@
 

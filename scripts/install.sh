@@ -35,7 +35,7 @@ if command -v uv >/dev/null; then
 else
   install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
 fi
-if ! "${install[@]}" --require-hashes -r requirements.lock 2>"$log"; then
+if ! { "${install[@]}" --require-hashes -r requirements.lock && "${install[@]}" --require-hashes --no-deps -r tests/requirements.lock; } 2>"$log"; then
   cat "$log" >&2
   echo "The packages could not be installed. If this machine has no access to the package registry, set PIP_INDEX_URL or a proxy (HTTPS_PROXY) and try again." >&2
   exit 1

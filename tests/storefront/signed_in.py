@@ -163,8 +163,11 @@ class SigningIn:
 
 
 @asynccontextmanager
-async def signing_in(directory: Path) -> AsyncIterator[SigningIn]:
-    """Yield a provider, a gateway and a storefront at the address that the provider knows."""
+async def signing_in(directory: Path, *, gateway_url: str | None = None) -> AsyncIterator[SigningIn]:
+    """Yield a provider, a gateway and a storefront at the address that the provider knows.
+
+    gateway_url: of another gateway, which the storefront uses instead.
+    """
     base = free_port_base()
     port_of = ports(base)
     sign_in = SignIn.of_stack("local", directory, port_of, base)
@@ -178,7 +181,7 @@ async def signing_in(directory: Path) -> AsyncIterator[SigningIn]:
         await issuer.start()
         stack.push_async_callback(issuer.stop)
         url = f"http://127.0.0.1:{port_of['storefront']}"
-        gateway_url = f"http://127.0.0.1:{port_of['graphql']}"
+        gateway_url = gateway_url or f"http://127.0.0.1:{port_of['graphql']}"
         world = SigningIn(issuer, gateway, Clock(), port_of, url, sign_in, gateway_url, directory, stack)
         await world.start_storefront(world.config(port_of["storefront"], (OLD_SECRET,)))
         yield world

@@ -23,6 +23,8 @@ from tests.support.waiting import until
 
 # The code of the protocol's errors, as in JSON-RPC, for a page that is no longer there.
 _SERVER_ERROR = -32000
+# The sources of the log's entries that are about a page's own faults.
+_COMPLAINTS = ("security", "violation", "javascript", "rendering", "deprecation")
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 
 
@@ -83,6 +85,8 @@ class Tab:
         self._ids = count(1)
         # The URLs of all requests of the tab's pages, as they were sent.
         self.requests: list[str] = []
+        # What the console says of the Content-Security-Policy and of scripts that fail.
+        self.complaints: list[str] = []
 
     async def call(self, method: str, **parameters: Any) -> Any:
         """Call a method of the protocol, and return its result."""
@@ -97,6 +101,8 @@ class Tab:
             message = await self._socket.receive_json(timeout=60)
             if message.get("method") == "Network.requestWillBeSent":
                 self.requests.append(message["params"]["request"]["url"])
+            if message.get("method") == "Log.entryAdded" and message["params"]["entry"]["source"] in _COMPLAINTS:
+                self.complaints.append(message["params"]["entry"]["text"])
             if message.get("id") == call_id:
                 return dict(message)
 
@@ -159,6 +165,7 @@ async def tab(profile: Path, *options: str) -> AsyncIterator[Tab]:
                 it = Tab(socket)
                 await it.call("Page.enable")
                 await it.call("Network.enable")
+                await it.call("Log.enable")
                 yield it
     finally:
         process.terminate()

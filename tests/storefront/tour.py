@@ -1,0 +1,307 @@
+"""The tour: every page of the shop in a browser, in every state that looks different.
+
+`STOPS` is the one list of pages. The tests of accessibility and the screenshots of the documentation both follow it, so
+a new page needs a stop here, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from market_dev.stack.stack import Stack
+
+from market.kit.config import Http, HttpUpstream, Listen
+from market.kit.http.server import HttpServer
+from market.kit.process.lifecycle import Process
+from market.storefront.app import build
+from market.storefront.config import Config, Cookies
+from tests.storefront.faulty_gateway import FaultyGateway
+from tests.storefront.visitor import Shop
+from tests.support.browser import Tab
+from tests.support.ports import free_port
+
+_ATTEMPTS = 5
+
+
+@dataclass
+class Tour:
+    """A visitor with a browser, and the storefront that they visit.
+
+    products: the ids of the products that the stops show, by a name. `gateway` lets parts of the shop fail.
+    """
+
+    shop: Shop
+    url: str
+    tab: Tab
+    gateway: FaultyGateway
+    products: Mapping[str, str]
+    # The order that one stop places, for later ones.
+    order_path: str = ""
+
+    @property
+    def buyer(self) -> dict[str, str]:
+        return {"name": self.gateway.user, "email": "ann@example.com"}
+
+    async def go(self, path: str) -> None:
+        """Open a page of the shop, and wait until it is there."""
+        await self._leave(f"location.assign({json.dumps(self.url + path)})")
+
+    async def send(self, action: str, button: str = "", **values: str) -> None:
+        """Send the form with that address, whatever the browser thinks of its values.
+
+        button: the value of the button named `action`.
+        """
+        fields = {**values, **({"action": button} if button else {})}
+        await self._leave(f"""(() => {{
+            const form = document.querySelector('main form[action={json.dumps(action)}]');
+            for (const [name, value] of Object.entries({json.dumps(fields)})) {{
+                const field = form.querySelector(`input[name="${{name}}"]`) || document.createElement("input");
+                Object.assign(field, {{name, value}});
+                if (!field.form) form.append(Object.assign(field, {{type: "hidden"}}));
+            }}
+            HTMLFormElement.prototype.submit.call(form);
+        }})()""")
+
+    async def put_into_basket(self, product_id: str, quantity: int = 1) -> None:
+        """Put units of a product into the basket, as the form of its page does, without opening that page."""
+        fields = {"product": product_id, "quantity": str(quantity), "action": "add"}
+        status = await self.tab.evaluate(f"""(async () => {{
+            const form_token = document.querySelector('[name=form_token]').value;
+            const body = new URLSearchParams({{...{json.dumps(fields)}, form_token}});
+            return (await fetch("/basket", {{method: "POST", body}})).status;
+        }})()""")
+        assert status == 200, status
+
+    async def forget(self, *cookies: str) -> None:
+        """Remove cookies from the browser, such as the basket's."""
+        for name in cookies:
+            await self.tab.call("Network.deleteCookies", name=f"market_{name}", url=self.url)
+
+    async def choose_language(self, code: str) -> None:
+        await self.tab.call("Network.setCookie", name="market_language", value=code, url=self.url)
+
+    async def visit(self, stop: Stop) -> None:
+        """Go to a stop. A page that a busy machine could not show in time is opened again."""
+        self.gateway.off = set(stop.off)
+        for _ in range(_ATTEMPTS):
+            await stop.go(self)
+            if await self.tab.evaluate(f"document.querySelector({json.dumps(stop.shows)}) !== null"):
+                return
+        raise AssertionError(
+            f"{stop.name} does not show {stop.shows}: {await self.tab.evaluate('document.body.innerText')}"
+        )
+
+    async def _leave(self, script: str) -> None:
+        """Run a script that leads to another page, and wait for that page."""
+        await self.tab.evaluate("window.isLeft = true")
+        await self.tab.evaluate(script)
+        await self.tab.until(
+            "!window.isLeft && document.readyState === 'complete' && document.querySelector('h1') !== null"
+        )
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A page in one state.
+
+    go: leads there. shows: a selector of what only this state shows. off: the parts of the shop that are switched off.
+    """
+
+    name: str
+    go: Callable[[Tour], Awaitable[None]]
+    shows: str = "h1"
+    off: frozenset[str] = frozenset()
+
+
+def _at(path: str) -> Callable[[Tour], Awaitable[None]]:
+    """Return a way to the path, in which {NAME} is a product's id."""
+    return lambda tour: tour.go(path.format_map(tour.products))
+
+
+async def _second_page(tour: Tour) -> None:
+    await tour.go("/?q=tour")
+    await tour._leave("document.querySelector('a[rel=next]').click()")
+
+
+async def _fill_basket(tour: Tour) -> None:
+    await tour.forget("basket")
+    for product in ("teapot", "long", "plain"):
+        await tour.put_into_basket(tour.products[product], 2)
+    # A product that does not exist any more.
+    await tour.put_into_basket(str(uuid4()))
+    await tour.go("/basket")
+
+
+async def _two_currencies(tour: Tour) -> None:
+    await tour.forget("basket")
+    await tour.put_into_basket(tour.products["teapot"])
+    await tour.put_into_basket(tour.products["euro"])
+    await tour.go("/basket")
+
+
+async def _wrong_quantity(tour: Tour) -> None:
+    await tour.put_into_basket(tour.products["teapot"])
+    await tour.go("/basket")
+    await tour.send("/basket", "set", quantity="1.5")
+
+
+async def _checkout(tour: Tour, *products: str) -> None:
+    await tour.forget("basket")
+    for product in products or ("teapot", "long"):
+        await tour.put_into_basket(tour.products[product], 2)
+    await tour.go("/checkout")
+
+
+async def _mistakes(tour: Tour) -> None:
+    await _checkout(tour)
+    await tour.send("/checkout", name="", email="ann")
+
+
+async def _changed(tour: Tour) -> None:
+    await _checkout(tour, "teapot", "scarce")
+    await tour.send("/checkout", **tour.buyer, line=f"{tour.products['teapot']}:2:1.00")
+
+
+async def _nothing_left(tour: Tour) -> None:
+    await _checkout(tour, "teapot")
+    await tour.send("/checkout", **tour.buyer, line=f"{tour.products['sold_out']}:1:5.00")
+
+
+async def _pending(tour: Tour) -> None:
+    await _checkout(tour, "teapot")
+    await tour.send("/checkout", **tour.buyer)
+
+
+async def _placed(tour: Tour) -> None:
+    await tour.forget("unknown_order")
+    await _checkout(tour)
+    await tour.send("/checkout", **tour.buyer)
+    tour.order_path = await tour.tab.evaluate("location.pathname")
+
+
+async def _key_used(tour: Tour) -> None:
+    await _checkout(tour, "teapot")
+    key = uuid4().hex
+    await tour.send("/checkout", **tour.buyer, key=key)
+    await _checkout(tour, "teapot")
+    await tour.send("/checkout", **{**tour.buyer, "email": "other@example.com"}, key=key)
+
+
+async def _cancelled(tour: Tour) -> None:
+    await tour.go(tour.order_path)
+    if await tour.tab.evaluate("document.querySelector('main form') !== null"):
+        await tour.send(f"{tour.order_path}/cancellation")
+
+
+async def _old_form(tour: Tour) -> None:
+    await tour.go(f"/products/{tour.products['teapot']}")
+    await tour.send("/basket", "add", form_token="old")
+
+
+async def _empty_basket(tour: Tour) -> None:
+    await tour.forget("basket")
+    await tour.go("/basket")
+
+
+STOPS = (
+    Stop("catalogue", _at("/"), ".grid"),
+    Stop("search", _at("/?q=tour"), "nav.pages"),
+    Stop("search-next-page", _second_page, "a.secondary"),
+    Stop("search-similar", _at("/?q=tuor+teapott"), "p.hint[role=status]"),
+    Stop("search-nothing", _at("/?q=zzqxwvk"), "main p a"),
+    Stop("product", _at("/products/{teapot}"), ".product-picture img"),
+    Stop("product-long-words", _at("/products/{long}")),
+    Stop("product-without-picture", _at("/products/{plain}"), ".product-picture .no-picture"),
+    Stop("product-sold-out", _at("/products/{sold_out}"), ".sold-out"),
+    Stop("product-unknown", _at("/products/{teapot}"), ".unknown", off=frozenset({"inventory"})),
+    Stop("catalogue-unknown", _at("/?q=tour"), ".unknown", off=frozenset({"inventory"})),
+    Stop("basket-empty", _empty_basket),
+    Stop("basket", _fill_basket, ".line .changed"),
+    Stop("basket-during-an-outage", _at("/basket"), ".box.warn", off=frozenset({"products"})),
+    Stop("basket-mistake", _wrong_quantity, "[role=alert]"),
+    Stop("basket-two-currencies", _two_currencies, ".box.warn"),
+    Stop("checkout", _checkout, "#email"),
+    Stop("checkout-mistakes", _mistakes, ".box.bad"),
+    Stop("checkout-changed", _changed, ".box.warn"),
+    Stop("checkout-nothing-left", _nothing_left, ".box.warn"),
+    Stop("pending", _pending, "[data-pending]", off=frozenset({"orders"})),
+    Stop("order-placed", _placed, ".box.good"),
+    Stop("key-used", _key_used, "main a[href='/orders']"),
+    Stop("orders", _at("/orders"), ".orders"),
+    Stop("orders-none", _at("/orders?name=nobody"), "main p"),
+    Stop("order-cancelled", _cancelled, ".status.cancelled"),
+    Stop("not-found", _at("/products/nothing"), ".message"),
+    Stop("wrong-address", _at("/?after=x"), ".message"),
+    Stop("old-form", _old_form, ".message"),
+    Stop("outage", _at("/"), ".message", off=frozenset({"products"})),
+    Stop("desk", _at("/desk")),
+    Stop("desk-products", _at("/desk/products"), "main table"),
+    Stop("desk-outage", _at("/desk/products"), off=frozenset({"products"})),
+)
+
+
+async def _sign_in(tour: Tour) -> None:
+    await tour.go("/sign-in?next=/")
+    if await tour.tab.evaluate("document.querySelector('button[value=mia]') !== null"):
+        await tour._leave("document.querySelector('button[value=mia]').click()")
+
+
+async def _sent_without_sign_in(tour: Tour) -> None:
+    await _sign_in(tour)
+    await _checkout(tour)
+    await tour.forget("access", "renewal")
+    await tour.send("/checkout")
+
+
+# Where `auth.mode` is `required`. Those after the second stop are for the person who has signed in there.
+SIGN_IN_STOPS = (
+    Stop("sign-in-failed", _at("/sign-in/callback?error=access_denied"), "main a[href^='/sign-in']"),
+    Stop("signed-in", _sign_in, ".role"),
+    Stop("signed-in-checkout", _checkout, "form[action='/checkout']:not(:has(#email))"),
+    Stop("signed-in-orders", _at("/orders")),
+    Stop("sign-in-needed", _sent_without_sign_in, "main a[href='/sign-in?next=/checkout']"),
+)
+
+
+async def create_products(shop: Shop) -> dict[str, str]:
+    """Create the products that the stops show, and return their ids by name."""
+    picture = "/images/teapot.svg"
+    fields: dict[str, dict[str, Any]] = {
+        "teapot": {"name": "Tour teapot", "description": "For four cups.\n\nDishwasher-safe.", "image_url": picture},
+        "long": {
+            "name": "Tour " + "Donaudampfschifffahrtsgesellschaftskapitän" * 4,
+            "description": "Rindfleischetikettierungsüberwachungsaufgaben" * 20,
+            "price": "9999999.99",
+        },
+        "plain": {"name": "Tour bowl without a picture"},
+        "sold_out": {"name": "Tour jug", "price": "5.00", "stock": 0, "image_url": picture},
+        "scarce": {"name": "Tour vase", "stock": 1, "image_url": picture},
+        "euro": {"name": "Tour plate", "currency": "EUR", "image_url": picture},
+    }
+    for number in range(16):
+        fields[f"more_{number}"] = {"name": f"Tour spoon {number}", "image_url": picture}
+    return {name: (await shop.create_product(**values))["id"] for name, values in fields.items()}
+
+
+@asynccontextmanager
+async def storefront(stack: Stack, gateway: FaultyGateway) -> AsyncIterator[str]:
+    """Serve a storefront in this process, and yield its address."""
+    port = free_port()
+    config = Config(
+        admin=Listen(port=free_port()),
+        http=Http(port=port),
+        gateway=HttpUpstream(url=gateway.url, timeout_seconds=5),
+        cookies=Cookies(secrets_file=stack.environment("storefront")["MARKET_COOKIE_SECRETS_FILE"]),
+    )
+    async with build(config, Process()) as server:
+        assert isinstance(server, HttpServer)
+        await server.start()
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            await server.stop(0)
