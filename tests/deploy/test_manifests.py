@@ -231,9 +231,10 @@ def test_a_changed_secret_rolls_the_pods_that_use_it_and_no_others(deploy: Path,
 @pytest.mark.parametrize("overlay", ["base", "overlays/production"])
 def test_the_ingress_depends_on_no_controller_and_has_a_certificate_in_production(deploy: Path, overlay: str) -> None:
     ingress = by_name(rendered(deploy, overlay), "Ingress")["market"]
-    # One for ingress-nginx, which others ignore.
-    buffer = {"nginx.ingress.kubernetes.io/proxy-buffer-size": "16k"} if overlay == "overlays/production" else {}
-    assert ingress["metadata"].get("annotations", {}) == buffer
+    # For ingress-nginx; others ignore them.
+    sizes = {"proxy-buffer-size": "16k", "proxy-body-size": "4m"} if overlay == "overlays/production" else {}
+    expected = {f"nginx.ingress.kubernetes.io/{name}": size for name, size in sizes.items()}
+    assert ingress["metadata"].get("annotations", {}) == expected
     paths = {p["path"]: p["backend"]["service"]["name"] for p in ingress["spec"]["rules"][0]["http"]["paths"]}
     assert paths == {
         "/": "storefront-service",

@@ -72,6 +72,21 @@ async def test_an_operator_enters_the_desk_but_not_the_pages_of_merchants(world:
     assert "This page is for merchants of the shop." in Document(response.text).text
 
 
+async def test_the_import_is_for_merchants(world: SigningIn, browser: Browser) -> None:
+    await browser.sign_in("/desk/import", "ann")
+    assert (await browser.get("/desk/import")).status_code == 403
+    token = Document((await browser.get("/")).text).form("/language").fields
+    calls = len(world.gateway.authorizations)
+    response = await browser.http.post(
+        "/desk/import",
+        data={**dict(token), "step": "read"},
+        files={"file": ("a.csv", b"InvoiceNo")},
+        headers={"origin": world.url},
+    )
+    assert (response.status_code, len(world.gateway.authorizations)) == (403, calls)
+    assert "This page is for merchants of the shop." in Document(response.text).text
+
+
 async def test_a_buyer_is_told_who_may_enter_the_desk(browser: Browser) -> None:
     response = await browser.follow(await browser.sign_in("/desk", "ann"))
     assert response.status_code == 403

@@ -263,7 +263,7 @@ def _table(survey: Survey, catalogue: Catalogue) -> Table:
     if catalogue.differing:
         table.add_row("existing products with another name, price or stock", f"{catalogue.differing:,}")
     if survey.incomplete:
-        table.add_row("stock codes without a description or a price", f"{survey.incomplete:,}")
+        table.add_row(online_retail.INCOMPLETE, f"{survey.incomplete:,}")
     for reason in catalogue.failed:
         table.add_row(f"rejected: {reason}", "1")
     table.add_section()

@@ -35,7 +35,9 @@ def application(site: Site, config: Http, tracer: Tracer, health: Health) -> Any
     """Return the ASGI application."""
     pages: Mapping[str, Page] = {**ROUTES, **desk.ROUTES}
     routes: dict[str, Endpoint] = {
-        key: endpoint(site, page, needs_sign_in=needs_sign_in(key), is_shared=key in SHARED)
+        key: endpoint(
+            site, page, needs_sign_in=needs_sign_in(key), is_shared=key in SHARED, takes_files=key in desk.TAKES_FILES
+        )
         for key, page in pages.items()
     }
     routes["GET /static/{name}"] = site.renderer.assets.get

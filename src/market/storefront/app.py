@@ -16,6 +16,7 @@ from market.storefront import api
 from market.storefront.basket.basket import Baskets
 from market.storefront.clients import GatewayClient
 from market.storefront.config import Config
+from market.storefront.importing.importer import Importer
 from market.storefront.pages.visit import Site
 from market.storefront.rendering.assets import Assets
 from market.storefront.rendering.html import Renderer
@@ -52,6 +53,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
             cookies=cookies,
             sessions=Sessions(cookies),
             baskets=Baskets(cookies),
+            importer=Importer(clients.gateway, cookies, config.imports, max_body_bytes=config.http.max_body_bytes),
             public_url=config.public_url,
             sign_in=await _sign_in(config, cookies, process, stack),
         )

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from market.kit.errors import Forbidden, NotFound, Overloaded, Unauthenticated, Unavailable
-from market.kit.http.client import HttpClient
+from market.kit.http.client import HttpClient, HttpResponse
 from market.storefront.domain import RequestRefused
 
 T = TypeVar("T")
@@ -70,6 +70,23 @@ class GatewayClient:
         Raises NotFound, Unauthenticated, Forbidden, FieldRefused and Unavailable, by the error's code. An error below
         the root field is ignored: what it concerns is null.
         """
+        response, result = await self._send(document, variables, idempotent, timeout_seconds)
+        for raw in (result.data or {}).values():
+            if bytes(raw) != _NULL:
+                return _value(raw, result_type, response)
+        raise _first_error(result, response)
+
+    async def execute_all(self, document: str, variables: dict[str, Any], result_type: type[T]) -> dict[str, T]:
+        """Return the values of all root fields of a query, by alias. Raises as `execute` if one has an error."""
+        response, result = await self._send(document, variables, True, None)
+        raws = result.data or {}
+        if not raws or any(bytes(raw) == _NULL for raw in raws.values()):
+            raise _first_error(result, response)
+        return {name: _value(raw, result_type, response) for name, raw in raws.items()}
+
+    async def _send(
+        self, document: str, variables: dict[str, Any], idempotent: bool, timeout_seconds: float | None
+    ) -> tuple[HttpResponse, _Response]:
         given = {name: value for name, value in variables.items() if value is not None}
         body = msgspec.json.encode({"query": document, "variables": given})
         response = await self._http.request(
@@ -82,17 +99,9 @@ class GatewayClient:
             accept_size=lambda size: size <= _MAX_BYTES,
         )
         try:
-            result = _decode(response.body)
-            for raw in (result.data or {}).values():
-                if bytes(raw) != _NULL:
-                    return msgspec.json.decode(raw, type=result_type)
+            return response, _decode(response.body)
         except msgspec.DecodeError:
-            raise Unavailable(
-                f"the gateway returned an unreadable response with the status {response.status}"
-            ) from None
-        raise _error(
-            result.errors[0] if result.errors else GraphQLError("the gateway returned no value"), response.status
-        )
+            raise _unreadable(response) from None
 
     async def get_picture(self, path: str) -> tuple[bytes, str] | None:
         """Return a picture that the gateway serves, with its media type; None if there is none."""
@@ -102,7 +111,29 @@ class GatewayClient:
         return response.body, response.headers.get("content-type", "application/octet-stream")
 
 
-def _error(error: GraphQLError, status: int) -> Exception:
+def _value(raw: msgspec.Raw, result_type: type[T], response: HttpResponse) -> T:
+    try:
+        return msgspec.json.decode(raw, type=result_type)
+    except msgspec.DecodeError:
+        raise _unreadable(response) from None
+
+
+def _unreadable(response: HttpResponse) -> Unavailable:
+    return Unavailable(f"the gateway returned an unreadable response with the status {response.status}")
+
+
+def _first_error(result: _Response, response: HttpResponse) -> Exception:
+    error = result.errors[0] if result.errors else GraphQLError("the gateway returned no value")
+    return _error(error, response.status, _retry_after(error, response))
+
+
+def _retry_after(error: GraphQLError, response: HttpResponse) -> int:
+    """Return the seconds after which the gateway, or the service behind it, wants to be called again."""
+    seconds = error.extensions.get("retryAfter", response.headers.get("retry-after", ""))
+    return int(seconds) if str(seconds).isascii() and str(seconds).isdigit() and len(str(seconds)) < 4 else 1
+
+
+def _error(error: GraphQLError, status: int, retry_after: int) -> Exception:
     code = error.code
     if code == "NOT_FOUND":
         return NotFound("such page")
@@ -111,7 +142,7 @@ def _error(error: GraphQLError, status: int) -> Exception:
     if code == "FORBIDDEN":
         return Forbidden(error.message)
     if code in ("TOO_MANY_REQUESTS", "OVERLOADED"):
-        return Overloaded(error.message)
+        return Overloaded(error.message, retry_after=retry_after)
     if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNREADABLE_ORDER", "INTERNAL", "") or status >= 500:
-        return Unavailable(error.message)
+        return Unavailable(error.message, retry_after=retry_after)
     return FieldRefused(error)

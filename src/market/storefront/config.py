@@ -40,13 +40,32 @@ class SignIn(Section, frozen=True, kw_only=True):
         return f"SignIn({self.client_id!r})"
 
 
+class Pages(Http, frozen=True, kw_only=True):
+    # An import's file, or its rows between two pages. Other forms may have 1 MiB.
+    max_body_bytes: Annotated[int, Meta(ge=1024)] = 4_194_304
+
+
+class Imports(Section, frozen=True, kw_only=True):
+    """The import of files at the desk (docs/storefront.md, "Importing a file")."""
+
+    # The bytes of one file, if http.max_body_bytes permits as many.
+    max_file_bytes: Annotated[int, Meta(ge=1024)] = 3_145_728
+    # The products and the invalid rows of one file.
+    max_rows: Annotated[int, Meta(ge=1, le=100_000)] = 20_000
+    # The requests with a file or with rows that one process handles at the same time. Others wait, and then get 503.
+    max_in_flight: Annotated[int, Meta(ge=1, le=100)] = 2
+    # The calls to the gateway that each of them makes at the same time.
+    max_calls: Annotated[int, Meta(ge=1, le=64)] = 4
+
+
 class Config(SignInConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    http: Http
+    http: Pages
     # The public GraphQL API, through which the storefront reaches the shop.
     gateway: HttpUpstream
     cookies: Cookies
     # Must be set if auth.mode is required. Otherwise it is not used.
     sign_in: SignIn | None = None
+    imports: Imports = Imports()
     # The address under which browsers reach the shop, such as https://shop.example.com. With https, browsers send the
     # cookies over TLS only. Without it, the address is http and the request's own host.
     public_url: str | None = None

@@ -12,11 +12,11 @@ from typing import Any
 from starlette.responses import Response
 
 from market.kit.errors import Forbidden, Problem, Unauthenticated, Unavailable
-from market.storefront.desk import notices, products, start
+from market.storefront.desk import importing, notices, products, start
 from market.storefront.desk.sections import Section
 from market.storefront.pages.visit import STAFF, Page, Visit
 
-SECTIONS: tuple[Section, ...] = (*products.SECTIONS,)
+SECTIONS: tuple[Section, ...] = (*products.SECTIONS, *importing.SECTIONS)
 
 
 def _page_of(section: Section | None, page: Page) -> Page:
@@ -63,3 +63,4 @@ ROUTES: Mapping[str, Page] = {
 }
 
 SLOW: frozenset[str] = frozenset().union(*(section.slow for section in SECTIONS))
+TAKES_FILES: frozenset[str] = frozenset().union(*(section.takes_files for section in SECTIONS))

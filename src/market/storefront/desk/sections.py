@@ -18,6 +18,7 @@ class Section:
     access: who may use it, from market.contracts.access. The services decide; this hides what they would refuse.
     routes: its pages by method and path: {"GET /desk/products": list_products}
     slow: those of its routes that may take longer than other pages
+    takes_files: those of its routes to which files, and forms larger than others, may be sent
     """
 
     path: str
@@ -26,6 +27,7 @@ class Section:
     access: Access
     routes: Mapping[str, Page]
     slow: frozenset[str] = frozenset()
+    takes_files: frozenset[str] = frozenset()
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -43,6 +43,8 @@ CHARGES = frozenset(
 # Why a line is not a sale, in the order of the checks.
 RETURNED, CHARGE, UNDESCRIBED, FREE = "returns", "charges", "lines without a description", "zero prices"
 SKIPPED = (RETURNED, CHARGE, UNDESCRIBED, FREE)
+# Why a stock code is not a product.
+INCOMPLETE = "stock codes without a description or a price"
 
 CURRENCY = "GBP"
 MAX_QUANTITY = 2_147_483_647

@@ -20,6 +20,7 @@ from market.kit.errors import (
     Forbidden,
     Malformed,
     Problem,
+    TooLarge,
     Unauthenticated,
     Unavailable,
     UnsupportedMediaType,
@@ -28,6 +29,8 @@ from market.kit.http.edge import Endpoint
 from market.kit.http.requests import parse_pairs, read_header
 from market.kit.process import logs
 from market.storefront.basket.basket import Basket, Baskets
+from market.storefront.importing.importer import Importer
+from market.storefront.pages.uploads import MULTIPART, Upload, read_multipart
 from market.storefront.rendering.html import Renderer
 from market.storefront.service import Deps
 from market.storefront.session.cookies import CookieJar
@@ -43,6 +46,7 @@ log = logs.get_logger("storefront")
 LANGUAGE_COOKIE = "market_language"
 # A checkout of 50 lines has some 60 fields.
 _MAX_FIELDS = 300
+_MAX_FORM_BYTES = 1_048_576
 # The roles of those who may enter the desk.
 STAFF = ("merchant", "operator")
 _FORM = b"application/x-www-form-urlencoded"
@@ -61,6 +65,7 @@ class Site:
     cookies: CookieJar
     sessions: Sessions
     baskets: Baskets
+    importer: Importer
     public_url: str | None = None
     sign_in: SignIn | None = None
 
@@ -85,6 +90,7 @@ class Visit:
     basket: Basket
     person: Person | None = None
     form: Mapping[str, list[str]] = field(default_factory=dict)
+    upload: Upload | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -165,11 +171,14 @@ def local_path(path: str) -> str:
     return path
 
 
-def endpoint(site: Site, page: Page, *, needs_sign_in: bool = False, is_shared: bool = False) -> Endpoint:
+def endpoint(
+    site: Site, page: Page, *, needs_sign_in: bool = False, is_shared: bool = False, takes_files: bool = False
+) -> Endpoint:
     """Return the endpoint of a page.
 
     needs_sign_in: visitors are sent to sign in, unless nobody has to
     is_shared: caches may store the response, so it is the same for all visitors and does not depend on who they are
+    takes_files: its forms may have a file, and more than 1 MiB
     """
 
     async def respond(request: Request) -> Response:
@@ -181,7 +190,7 @@ def endpoint(site: Site, page: Page, *, needs_sign_in: bool = False, is_shared: 
             if not is_shared:
                 recognised = await _recognise(visit)
             if request.method == "POST":
-                visit.form = await _read_form(request)
+                visit.form, visit.upload = await _read_form(request, takes_files=takes_files)
                 _check_origin(visit)
             if needs_sign_in and visit.person is None and site.sign_in is not None:
                 response = _ask_to_sign_in(visit, recognised)
@@ -254,18 +263,23 @@ def _language(site: Site, request: Request) -> Language:
     return choose(site.renderer.languages, chosen, request.headers.get("accept-language", ""))
 
 
-async def _read_form(request: Request) -> dict[str, list[str]]:
+async def _read_form(request: Request, *, takes_files: bool) -> tuple[dict[str, list[str]], Upload | None]:
     content_type = (read_header(request, b"content-type") or b"").partition(b";")[0].strip().lower()
+    if takes_files and content_type == MULTIPART:
+        return await read_multipart(request)
     if content_type != _FORM:
         raise UnsupportedMediaType("Content-Type", f"must be {_FORM.decode()}")
+    body = await request.body()
+    if len(body) > _MAX_FORM_BYTES and not takes_files:
+        raise TooLarge("body", f"must be at most {_MAX_FORM_BYTES} bytes")
     form: dict[str, list[str]] = {}
     try:
-        pairs = parse_pairs(await request.body(), _MAX_FIELDS)
+        pairs = parse_pairs(body, _MAX_FIELDS)
     except BadInput:
         raise Malformed("body", "is not a form") from None
     for name, value in pairs:
         form.setdefault(name, []).append(value)
-    return form
+    return form, None
 
 
 def _check_origin(visit: Visit) -> None:

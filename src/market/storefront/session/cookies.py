@@ -73,6 +73,17 @@ class CookieJar:
         """Return a code for the text from each secret, which only its holder can compute; the current one is first."""
         return tuple(_digest(secret, purpose, text) for secret in self.secrets)
 
+    def sign(self, purpose: str, value: bytes) -> str:
+        """Return ASCII text with its time and signature, for a form. Who has it can read it."""
+        return self._signer(purpose).sign(value).decode("ascii")
+
+    def unsign(self, purpose: str, text: str, *, max_age: int) -> bytes | None:
+        """Return what was signed; None if it was not signed by us, was changed, or is older than `max_age` seconds."""
+        try:
+            return self._signer(purpose).unsign(text, max_age)
+        except BadData:
+            return None
+
     def _signer(self, purpose: str) -> TimestampSigner:
         # The library expects the oldest first, and signs with the last. A cookie is not valid for another purpose.
         return TimestampSigner(list(reversed(self.secrets)), salt=f"market.{purpose}", digest_method=hashlib.sha256)

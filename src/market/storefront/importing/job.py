@@ -1,0 +1,167 @@
+"""An import between two requests: its rows, what would happen with each, and what has happened.
+
+The storefront keeps nothing. The browser has the job, signed, in the form of the page, and sends it with each step. So
+any copy of the storefront can do the next step. A job that is sent twice does no harm, because each step is idempotent.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from market.kit.errors import Malformed, TooLarge
+from market.storefront.importing.files import Contents
+from market.storefront.importing.online_retail import InvalidRow
+from market.storefront.importing.rows import Row
+from market.storefront.session.cookies import CookieJar
+
+# What the dry run says: the product would be created or changed, is as the file has it, or the row cannot be imported.
+Plan = Literal["create", "change", "keep", "refuse"]
+# What has happened: as planned; the product is no longer as the dry run has seen it; or the shop has refused the row.
+Outcome = Literal["created", "changed", "conflict", "refused"]
+# Why there is a conflict.
+Conflict = Literal["modified", "deleted", "exists", "key_used"]
+
+_PURPOSE = "import"
+_MAX_AGE_SECONDS = 24 * 3600
+# A job is compressed to a tenth. A longer one is not unpacked.
+_MAX_UNPACKED_BYTES = 16 * 1024 * 1024
+
+
+class Item(Struct, array_like=True):
+    """A row, and what becomes of it.
+
+    plan: None until the row was compared with the shop
+    product_id, version: of the product that exists
+    before: the fields that would change, as they are in the shop
+    field, reason: why the row was refused
+    """
+
+    row: Row
+    plan: Plan | None = None
+    product_id: str | None = None
+    version: int | None = None
+    before: dict[str, str | None] = {}
+    field: str = ""
+    reason: str = ""
+    outcome: Outcome | None = None
+    conflict: Conflict | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the import still has to create or change the product."""
+        return self.outcome is None and self.plan in ("create", "change")
+
+
+class Job(Struct, kw_only=True):
+    """An import. It belongs to one session.
+
+    lines, skipped: as in Contents
+    is_started: whether its merchant has seen the dry run and started it
+    seconds: how long the calls to the shop have taken so far, of the current phase
+    """
+
+    session_id: str
+    file_name: str
+    items: list[Item]
+    lines: int
+    skipped: dict[str, int]
+    is_started: bool = False
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, contents: Contents, file_name: str, session_id: str) -> Job:
+        items = [Item(row) for row in contents.rows]
+        items += [_refused(row) for row in contents.invalid]
+        items.sort(key=lambda item: item.row.number)
+        return cls(
+            session_id=session_id,
+            file_name=file_name,
+            items=items,
+            lines=contents.lines,
+            skipped=dict(contents.skipped),
+        )
+
+    @property
+    def is_compared(self) -> bool:
+        return all(item.plan is not None for item in self.items)
+
+    @property
+    def is_done(self) -> bool:
+        return self.is_compared and not any(item.is_due for item in self.items)
+
+    @property
+    def plans(self) -> Counter[str | None]:
+        """The number of rows by plan."""
+        return Counter(item.plan for item in self.items)
+
+    @property
+    def outcomes(self) -> Counter[str | None]:
+        """The number of rows by outcome, of those that are to be created or changed."""
+        return Counter(item.outcome for item in self.items if item.plan in ("create", "change"))
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many rows of the current phase are done, and how many there are."""
+        if not self.is_started:
+            return sum(item.plan is not None for item in self.items), len(self.items)
+        planned = [item for item in self.items if item.plan in ("create", "change")]
+        return sum(not item.is_due for item in planned), len(planned)
+
+    @property
+    def seconds_left(self) -> int | None:
+        """How long the current phase will take at its present speed; None if it has none yet."""
+        done, total = self.progress
+        # Invalid rows are done from the beginning.
+        if not self.is_started:
+            refused = sum(bool(item.reason) for item in self.items)
+            done, total = done - refused, total - refused
+        return None if done <= 0 or self.seconds <= 0 else round(self.seconds / done * (total - done))
+
+
+def select(items: Iterable[Item], view: str) -> list[Item]:
+    """Return the items with that plan or outcome; all for an unknown one."""
+    if view in ("create", "change", "keep", "refuse"):
+        return [item for item in items if item.plan == view]
+    if view in ("created", "changed", "conflict", "refused"):
+        return [item for item in items if item.outcome == view]
+    if view == "due":
+        return [item for item in items if item.is_due]
+    return list(items)
+
+
+def pack(job: Job, jar: CookieJar, max_bytes: int) -> str:
+    """Return the job as signed text. Raises TooLarge."""
+    packed = zlib.compress(msgspec.json.encode(job), 6)
+    text = jar.sign(_PURPOSE, base64.urlsafe_b64encode(packed))
+    if len(text) > max_bytes:
+        raise TooLarge("file", f"has too much text: packed it must have at most {max_bytes} bytes, and has {len(text)}")
+    return text
+
+
+def unpack(text: str, jar: CookieJar, session_id: str) -> Job:
+    """Return the job of this session. Raises Malformed if the text is not one, or is a day old."""
+    signed = jar.unsign(_PURPOSE, text, max_age=_MAX_AGE_SECONDS)
+    if signed is None:
+        raise Malformed("job", "is not one of this shop, or is a day old")
+    try:
+        decompressor = zlib.decompressobj()
+        data = decompressor.decompress(base64.urlsafe_b64decode(signed), _MAX_UNPACKED_BYTES)
+        job = msgspec.json.decode(data, type=Job)
+    except (binascii.Error, zlib.error, msgspec.DecodeError):
+        raise Malformed("job", "is incomplete") from None
+    if job.session_id != session_id:
+        raise Malformed("job", "belongs to another session")
+    return job
+
+
+def _refused(row: InvalidRow) -> Item:
+    empty = Row(number=row.line or 0, code="", name="", description="", price="", currency="", stock=0)
+    return Item(empty, plan="refuse", field=row.column or "", reason=row.reason)
