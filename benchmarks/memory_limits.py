@@ -18,6 +18,7 @@ _WORKLOADS = {
     "inventory": "inventory-service",
     "notifications": "notification-service",
     "graphql": "graphql-service",
+    "storefront": "storefront-service",
     "postgres": "postgresql",
     "redis": "redis",
     "mongodb": "mongodb",

@@ -84,15 +84,16 @@ sbom() {
 
 push() {
   need docker "https://docs.docker.com/engine/install/"
-  local image metadata
+  local image
+  # Not local, because the trap runs after the function.
   metadata=$(mktemp)
+  trap 'rm -f "$metadata"' EXIT
   for image in "${images[@]}"; do
     docker buildx build --platform "$platforms" --provenance=mode=max --sbom=true --push --metadata-file "$metadata" \
       --build-arg SERVICE="$image" --build-arg VERSION="$tag" --build-arg REVISION="${tag%%-*}" \
       --tag "$(image_name "$image"):$tag" "$root" >&2 || die "$FAILED" "building or pushing the image $image failed"
     say "$(image_name "$image")@$(sed -nE 's/.*"containerimage\.digest": *"(sha256:[0-9a-f]+)".*/\1/p' "$metadata")"
   done
-  rm -f "$metadata"
 }
 
 "$action"

@@ -4,11 +4,13 @@ NAMESPACE=market
 OURS=app.kubernetes.io/part-of=market
 # All kinds that deploy.sh creates (except the namespace) and those that its objects create.
 KINDS=deployments.apps,statefulsets.apps,daemonsets.apps,jobs.batch,cronjobs.batch,pods,services,configmaps,secrets,serviceaccounts,persistentvolumeclaims,ingresses.networking.k8s.io,networkpolicies.networking.k8s.io,horizontalpodautoscalers.autoscaling,poddisruptionbudgets.policy
+# Those that only a cluster with the Gateway API or cert-manager has: kubectl fails for a kind that it does not know.
+OPTIONAL_KINDS=(httproutes.gateway.networking.k8s.io certificates.cert-manager.io issuers.cert-manager.io)
 STORES=(postgresql redis mongodb kafka mail)
 SERVICES=(inventory-service product-service order-service notification-service graphql-service storefront-service)
 # Exit codes: failed rollout, wrong usage, missing prerequisite.
 FAILED=1 USAGE=2 MISSING=3
-export FAILED USAGE MISSING KINDS OURS STORES SERVICES
+export FAILED USAGE MISSING KINDS OPTIONAL_KINDS OURS STORES SERVICES
 context=''
 
 say() { printf '%s\n' "$*"; }

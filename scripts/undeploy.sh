@@ -77,6 +77,10 @@ done
 if [ $keep = yes ] || [ -n "$foreign" ]; then
   work=horizontalpodautoscalers.autoscaling,ingresses.networking.k8s.io,deployments.apps,statefulsets.apps,cronjobs.batch,jobs.batch
   rest=services,configmaps,serviceaccounts,networkpolicies.networking.k8s.io,poddisruptionbudgets.policy
+  known=$(cluster api-resources --namespaced -o name 2>/dev/null || true)
+  for kind in "${OPTIONAL_KINDS[@]}"; do
+    if grep -qx "$kind" <<<"$known"; then work=$kind,$work; fi
+  done
   watching delete "$work" -l "$OURS" --wait=true --timeout="$(remaining)s" --ignore-not-found | sed 's/^/  /'
   until all_gone pods; do
     [ "$SECONDS" -lt "$timeout" ] || die "$FAILED" "pods still exist after $timeout s: kubectl --context $context -n $NAMESPACE get pods"

@@ -224,6 +224,23 @@ def test_undeploy_removes_the_objects_outside_of_the_namespace(minikube: FakeCom
     assert deletions[0] == "priorityclasses.scheduling.k8s.io -l app.kubernetes.io/part-of=market --ignore-not-found"
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_undeploy_that_keeps_the_data_removes_routes_and_certificates_where_there_are_any(
+    minikube: FakeCommands, known: bool
+) -> None:
+    kinds = ["httproutes.gateway.networking.k8s.io", "certificates.cert-manager.io", "issuers.cert-manager.io"]
+    minikube.results |= {
+        "get namespace -l": "namespace/market",
+        "get namespace market --ignore-not-found": "namespace/market",
+        "api-resources": "\n".join(["pods", *kinds] if known else ["pods"]) + "\n",
+    }
+    done = minikube.run("undeploy.sh", "--yes", "--keep-data", "--timeout", "3")
+    assert done.returncode == 0, done.stderr
+    deleted = {kind for call in minikube.calls() if " delete " in call for kind in call.split()[6].split(",")}
+    assert deleted & set(kinds) == (set(kinds) if known else set())
+    assert "deployments.apps" in deleted
+
+
 def test_undeploy_does_not_touch_a_namespace_that_deploy_did_not_create(minikube: FakeCommands) -> None:
     minikube.results = {
         "config current-context": "minikube",
