@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
 import pytest
 
+from market.storefront.desk import routes as desk
+from market.storefront.pages.routes import ROUTES
+from tests.storefront.signed_in import SigningIn, signing_in
 from tests.storefront.visitor import Document, Shop, Visitor
 from tests.system.whole_shop import retried
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[SigningIn]:
+    async with signing_in(tmp_path) as world:
+        yield world
 
 
 async def form_fields(visitor: Visitor, shop: Shop) -> dict[str, str]:
@@ -80,6 +91,47 @@ async def test_the_language_switch_leads_to_no_other_host(visitor: Visitor, targ
     form = (await visitor.open("/")).form("/language")
     response = await visitor.send(form, ("language", "ru"), next=target)
     assert (response.status_code, response.headers["location"]) == (303, "/")
+
+
+async def test_the_language_switch_of_a_page_that_only_a_form_shows_leads_to_a_page(
+    shop: Shop, visitor: Visitor
+) -> None:
+    order = str(uuid4())
+    token = (await form_fields(visitor, shop))["form_token"]
+    for path, there in {
+        f"/orders/{order}/cancellation": f"/orders/{order}",
+        "/language": "/",
+        "/basket": "/basket",
+        "/basket?q=a": "/basket?q=a",
+    }.items():
+        data = {"form_token": "wrong" if path == "/language" else token}
+        response = await visitor.http.post(path, data=data, headers={"origin": shop.url})
+        assert response.status_code in (400, 403, 404), path
+        assert ("next", there) in Document(response.text).form("/language").fields
+    # An address that no page has.
+    for path in ("/language", f"/orders/{order}/cancellation"):
+        response = await visitor.get(path)
+        assert response.status_code == 405
+        assert ("next", path.rpartition("/")[0] or "/") in Document(response.text).form("/language").fields
+
+
+def test_every_page_that_only_a_form_shows_is_below_one_with_an_address() -> None:
+    routes = {*ROUTES, *desk.ROUTES}
+    for route in routes:
+        path = route.removeprefix("POST ")
+        if route.startswith("POST ") and f"GET {path}" not in routes:
+            assert f"GET {path.rpartition('/')[0] or '/'}" in routes, route
+
+
+async def test_what_the_shop_does_not_permit_is_not_called_an_old_form(world: SigningIn) -> None:
+    async with world.new_browser() as browser:
+        await browser.sign_in()
+        world.gateway.code = "FORBIDDEN"
+        response = await browser.get("/orders")
+    assert response.status_code == 403
+    text = Document(response.text).text
+    assert "The shop does not let you see or change this." in text
+    assert "The form is too old" not in text
 
 
 async def test_the_language_is_the_browsers_until_it_is_chosen(shop: Shop, visitor: Visitor) -> None:

@@ -36,7 +36,12 @@ def application(site: Site, config: Http, tracer: Tracer, health: Health) -> Any
     pages: Mapping[str, Page] = {**ROUTES, **desk.ROUTES}
     routes: dict[str, Endpoint] = {
         key: endpoint(
-            site, page, needs_sign_in=needs_sign_in(key), is_shared=key in SHARED, takes_files=key in desk.TAKES_FILES
+            site,
+            page,
+            needs_sign_in=needs_sign_in(key),
+            is_shared=key in SHARED,
+            takes_files=key in desk.TAKES_FILES,
+            has_page=key.replace("POST ", "GET ", 1) in pages,
         )
         for key, page in pages.items()
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -12,11 +13,12 @@ from market.kit.auth.config import Auth
 from market.kit.http.client import HttpClient
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process
-from market.storefront import api
+from market.storefront import api, service
 from market.storefront.basket.basket import Baskets
 from market.storefront.clients import GatewayClient
 from market.storefront.config import Config
 from market.storefront.importing.importer import Importer
+from market.storefront.pages.listing import Listing
 from market.storefront.pages.visit import Site
 from market.storefront.rendering.assets import Assets
 from market.storefront.rendering.html import Renderer
@@ -47,8 +49,10 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     async with AsyncExitStack() as stack:
         upstream = HttpClient("graphql", config.gateway, forwarded_header=header, forward_token=True)
         clients = clients or Clients(GatewayClient(await stack.enter_async_context(upstream)))
+        deps = Deps(gateway=clients.gateway)
         site = Site(
-            deps=Deps(gateway=clients.gateway),
+            deps=deps,
+            listing=Listing(partial(service.list_all_products, deps)),
             renderer=Renderer(languages.load(), Assets(), secure=secure, sign_out_origin=_origin(config.auth)),
             cookies=cookies,
             sessions=Sessions(cookies),

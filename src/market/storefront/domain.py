@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from msgspec import Struct
 
-from market.kit.errors import GRPC_INVALID_ARGUMENT, Conflict, Problem, Unavailable
+from market.kit.errors import GRPC_INVALID_ARGUMENT, Conflict, Forbidden, Problem, Unavailable
 
 # The products on one page of the catalogue.
 PAGE_SIZE = 20
@@ -181,6 +181,13 @@ class Draft(Struct, frozen=True, kw_only=True):
     def total(self) -> Decimal:
         """What the buyer saw as the total."""
         return sum((Decimal(line.price) * line.quantity for line in self.lines), Decimal(0))
+
+
+class FormRefused(Forbidden):
+    """A form was not sent by a page of this shop, or not by one of this session."""
+
+    type = "form-refused"
+    title = "Form refused"
 
 
 class RequestRefused(Problem):

@@ -6,7 +6,6 @@ from xml.sax.saxutils import escape
 
 from starlette.responses import Response
 
-from market.storefront import service
 from market.storefront.pages.visit import Visit
 
 _HEADERS = {"cache-control": "public, max-age=3600", "x-content-type-options": "nosniff"}
@@ -23,7 +22,7 @@ async def get_robots(visit: Visit) -> Response:
 async def get_sitemap(visit: Visit) -> Response:
     """Return the addresses of the catalogue and its newest products."""
     entries = [f"<url><loc>{escape(visit.origin)}/</loc></url>"]
-    for product in await service.list_all_products(visit.deps):
+    for product in await visit.site.listing.get():
         location = escape(f"{visit.origin}/products/{product.id}")
         entries.append(f"<url><loc>{location}</loc><lastmod>{escape(product.updated_at)}</lastmod></url>")
     xml = '<?xml version="1.0" encoding="UTF-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n'

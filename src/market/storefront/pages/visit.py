@@ -17,8 +17,8 @@ from starlette.responses import Response
 from market.kit.auth.identity import token
 from market.kit.errors import (
     BadInput,
-    Forbidden,
     Malformed,
+    MethodNotAllowed,
     Problem,
     TooLarge,
     Unauthenticated,
@@ -29,7 +29,9 @@ from market.kit.http.edge import Endpoint
 from market.kit.http.requests import parse_pairs, read_header
 from market.kit.process import logs
 from market.storefront.basket.basket import Basket, Baskets
+from market.storefront.domain import FormRefused
 from market.storefront.importing.importer import Importer
+from market.storefront.pages.listing import Listing
 from market.storefront.pages.uploads import MULTIPART, Upload, read_multipart
 from market.storefront.rendering.html import Renderer
 from market.storefront.service import Deps
@@ -56,11 +58,13 @@ _FORM = b"application/x-www-form-urlencoded"
 class Site:
     """What all visits share.
 
+    listing: the products of the sitemap
     public_url: scheme and host under which browsers reach the shop; None: http and the request's host.
     sign_in: how visitors sign in; None: nobody does.
     """
 
     deps: Deps
+    listing: Listing
     renderer: Renderer
     cookies: CookieJar
     sessions: Sessions
@@ -80,6 +84,7 @@ class Visit:
     """A request. A page may replace `session` and `basket`; they are kept in the visitor's browser.
 
     person: who has signed in; None if nobody has.
+    has_page: whether GET shows a page at the path, too.
     context: further values that every template of this request gets.
     """
 
@@ -91,6 +96,7 @@ class Visit:
     person: Person | None = None
     form: Mapping[str, list[str]] = field(default_factory=dict)
     upload: Upload | None = None
+    has_page: bool = True
     context: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -138,6 +144,13 @@ class Visit:
         return f"{path}?{query_string}" if query_string else path
 
     @property
+    def page_path(self) -> str:
+        """The address of this page, or, if only a form leads here, of the page above: one that GET shows."""
+        if self.has_page:
+            return self.path
+        return quote(self.request.scope["path"]).rpartition("/")[0] or "/"
+
+    @property
     def sign_in_path(self) -> str:
         """Where the visitor signs in, and then returns to this page."""
         is_page = self.request.method in ("GET", "HEAD") and not self.request.scope["path"].startswith("/sign-in")
@@ -172,18 +185,26 @@ def local_path(path: str) -> str:
 
 
 def endpoint(
-    site: Site, page: Page, *, needs_sign_in: bool = False, is_shared: bool = False, takes_files: bool = False
+    site: Site,
+    page: Page,
+    *,
+    needs_sign_in: bool = False,
+    is_shared: bool = False,
+    takes_files: bool = False,
+    has_page: bool = True,
 ) -> Endpoint:
     """Return the endpoint of a page.
 
     needs_sign_in: visitors are sent to sign in, unless nobody has to
     is_shared: caches may store the response, so it is the same for all visitors and does not depend on who they are
     takes_files: its forms may have a file, and more than 1 MiB
+    has_page: whether GET shows a page at the path, too
     """
 
     async def respond(request: Request) -> Response:
         session, is_new = site.sessions.read(request)
         visit = Visit(site, request, _language(site, request), session, site.baskets.read(request))
+        visit.has_page = has_page
         basket = visit.basket
         recognised = None
         try:
@@ -255,6 +276,7 @@ def stateless_problem_page(site: Site, scope: Any, problem: Problem) -> Response
     visit = Visit(site, request, _language(site, request), session, site.baskets.read(request))
     if site.sign_in is not None:
         visit.person = site.sign_in.peek(request, session.id)
+    visit.has_page = not isinstance(problem, MethodNotAllowed)
     return problem_page(visit, problem)
 
 
@@ -283,11 +305,11 @@ async def _read_form(request: Request, *, takes_files: bool) -> tuple[dict[str, 
 
 
 def _check_origin(visit: Visit) -> None:
-    """Raise Forbidden unless a page of this shop, made for this session, has sent the form."""
+    """Raise FormRefused unless a page of this shop, made for this session, has sent the form."""
     if not _is_own(visit):
-        raise Forbidden("the form was sent by a page of another site")
+        raise FormRefused("the form was sent by a page of another site")
     if not visit.site.sessions.is_form_token(visit.session, visit.value("form_token")):
-        raise Forbidden("the form is not of this session")
+        raise FormRefused("the form is not of this session")
 
 
 def _is_own(visit: Visit) -> bool:
