@@ -26,11 +26,11 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 @pytest.fixture(scope="module")
 async def guide(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tour]:
-    products = await tour.create_products(shop)
+    products = await tour.create_products(shop, more=16)
     gateway = FaultyGateway(str(shop.stack.urls["graphql"]), shop.http, user=new_user())
     async with gateway.serving(), tour.storefront(shop.stack, gateway) as url:
         async with tab(tmp_path_factory.mktemp("profile")) as page:
-            yield Tour(shop, url, page, gateway, products)
+            yield Tour(shop, url, page, gateway, {**products, "word": "tour"})
 
 
 @pytest.mark.parametrize("language", ["en", "ru"])

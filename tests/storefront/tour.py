@@ -208,9 +208,27 @@ async def _empty_basket(tour: Tour) -> None:
     await tour.go("/basket")
 
 
+async def _wrong_product(tour: Tour) -> None:
+    await tour.go("/desk/products/new")
+    await tour.send("/desk/products", name="", price="a lot")
+
+
+async def _two_editors(tour: Tour) -> None:
+    path = f"/desk/products/{tour.products['edited']}"
+    await tour.go(path)
+    price = float(await tour.tab.evaluate("document.querySelector('main input[name=price]').value"))
+    # Another editor saves, while the page is open.
+    await tour.tab.evaluate(f"""(async () => {{
+        const body = new URLSearchParams(new FormData(document.querySelector('main form[action="{path}"]')));
+        body.set("price", "{price + 1:.2f}");
+        await fetch("{path}", {{method: "POST", body}});
+    }})()""")
+    await tour.send(path, price=f"{price + 2:.2f}")
+
+
 STOPS = (
     Stop("catalogue", _at("/"), ".grid"),
-    Stop("search", _at("/?q=tour"), "nav.pages"),
+    Stop("search", _at("/?q={word}"), ".grid"),
     Stop("search-next-page", _second_page, "a.secondary"),
     Stop("search-similar", _at("/?q=tuor+teapott"), "p.hint[role=status]"),
     Stop("search-nothing", _at("/?q=zzqxwvk"), "main p a"),
@@ -241,6 +259,12 @@ STOPS = (
     Stop("outage", _at("/"), ".message", off=frozenset({"products"})),
     Stop("desk", _at("/desk")),
     Stop("desk-products", _at("/desk/products"), "main table"),
+    Stop("desk-product-new", _at("/desk/products/new"), "#name"),
+    Stop("desk-product-mistakes", _wrong_product, "[role=alert]"),
+    Stop("desk-product", _at("/desk/products/{teapot}"), "#name"),
+    Stop("desk-product-conflict", _two_editors, "[role=alert]"),
+    Stop("desk-product-deletion", _at("/desk/products/{teapot}/deletion"), "main form"),
+    Stop("desk-stock", _at("/desk/products/{teapot}/stock"), "main form"),
     Stop("desk-outage", _at("/desk/products"), off=frozenset({"products"})),
 )
 
@@ -268,24 +292,35 @@ SIGN_IN_STOPS = (
 )
 
 
-async def create_products(shop: Shop) -> dict[str, str]:
-    """Create the products that the stops show, and return their ids by name."""
-    picture = "/images/teapot.svg"
+async def create_products(shop: Shop, *, prefix: str = "Tour ", more: int = 0) -> dict[str, str]:
+    """Create the products that the stops show, and so many more, and return their ids by name."""
     fields: dict[str, dict[str, Any]] = {
-        "teapot": {"name": "Tour teapot", "description": "For four cups.\n\nDishwasher-safe.", "image_url": picture},
+        "teapot": {
+            "name": "Teapot",
+            "description": "For four cups.\n\nDishwasher-safe.",
+            "image_url": _picture("teapot"),
+        },
         "long": {
-            "name": "Tour " + "Donaudampfschifffahrtsgesellschaftskapitän" * 4,
+            "name": "Donaudampfschifffahrtsgesellschaftskapitän" * 4,
             "description": "Rindfleischetikettierungsüberwachungsaufgaben" * 20,
             "price": "9999999.99",
         },
-        "plain": {"name": "Tour bowl without a picture"},
-        "sold_out": {"name": "Tour jug", "price": "5.00", "stock": 0, "image_url": picture},
-        "scarce": {"name": "Tour vase", "stock": 1, "image_url": picture},
-        "euro": {"name": "Tour plate", "currency": "EUR", "image_url": picture},
+        "plain": {"name": "Bowl without a picture"},
+        "sold_out": {"name": "Carafe", "price": "5.00", "stock": 0, "image_url": _picture("glass-carafe")},
+        "scarce": {"name": "Vase", "stock": 1, "image_url": _picture("tulips-in-a-vase")},
+        "euro": {"name": "Plate", "currency": "EUR", "image_url": _picture("dinner-plate")},
+        "edited": {"name": "Mug", "image_url": _picture("enamel-mug")},
     }
-    for number in range(16):
-        fields[f"more_{number}"] = {"name": f"Tour spoon {number}", "image_url": picture}
-    return {name: (await shop.create_product(**values))["id"] for name, values in fields.items()}
+    for number in range(more):
+        fields[f"more_{number}"] = {"name": f"Spoon {number}", "image_url": _picture("teapot")}
+    ids = {}
+    for name, values in fields.items():
+        ids[name] = (await shop.create_product(**{**values, "name": prefix + values["name"]}))["id"]
+    return ids
+
+
+def _picture(name: str) -> str:
+    return f"/images/{name}.svg"
 
 
 @asynccontextmanager
