@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-cluster test-clients test-keycloak chaos check format generate lock clean bench bench-quick bench-before soak
+.PHONY: help install run test test-cluster test-clients test-keycloak screenshots chaos check format generate lock clean bench bench-quick bench-before soak
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ run: install ## run the shop on this machine (ARGS="--empty ..." passes options)
 
 test: install ## run all tests, on real servers
 	@$(BIN)/python -m pytest $(ARGS)
+
+screenshots: install ## take the pictures of docs/screenshots (needs Chromium; ARGS="basket" for some pages)
+	@$(BIN)/python -m tests.storefront.screenshots docs/screenshots $(ARGS)
 
 chaos: install ## run the chaos test: three runs of 200 kills, about an hour (ARGS="--seed 2 ..."); report in docs/chaos
 	@$(BIN)/market chaos --seed 1 --seed 2 --seed 3 --kills 200 --report docs/chaos/report.md $(ARGS)
