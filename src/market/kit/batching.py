@@ -66,9 +66,10 @@ class _Entry(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Collects the items of concurrent callers, and sends them in batches, in the sequence of their arrival.
 
-    Each call of `flush` has a context of its own. Its deadline is the latest one of the callers of the batch; there is
-    none if a caller has none. Its request id is that of the callers, if all have the same. It has a span: with one
-    caller, a child of the caller's span; with several callers, one that is linked to their spans.
+    Each call of `flush` has a context of its own:
+    - a deadline: the latest deadline of its callers; none if one of them has no deadline
+    - the request id, if all callers have the same one
+    - a span: a child of the caller's span or, if there are several callers, linked to their spans
 
     flush: makes one call. Takes a list of items, and returns a list of the same length: each item's result, or the
         exception for that item's caller. If it raises an exception, every caller of the batch gets it.
@@ -176,7 +177,7 @@ class Batcher(Generic[Item, Result]):
         return future
 
     def _start(self) -> None:
-        # Start another call only if those that have not taken their batch yet will leave items for it.
+        # Start another call only if the calls that are scheduled already will not take all pending items.
         while self._free_slots and len(self._pending) > self._unstarted * self._max_batch_size:
             self._free_slots -= 1
             self._unstarted += 1

@@ -91,7 +91,7 @@ class Admission(Section, frozen=True, kw_only=True):
 
 
 class Compression(Section, frozen=True, kw_only=True):
-    """Compression of responses, if the client accepts it. Disable it if a proxy in front of the service compresses."""
+    """Compression of responses, if the client accepts it. Disable it if a proxy compresses the responses."""
 
     enabled: bool = True
     # A smaller body is not compressed, because it fits into one packet.
@@ -206,7 +206,8 @@ class Tls(Section, frozen=True, kw_only=True):
     """TLS to a server. The modes are named as in libpq's `sslmode`. A file that changes is read again."""
 
     # prefer: encrypted if the server offers it. require: encrypted, but the server is not verified. verify-ca: its
-    # certificate is signed by a CA in `ca_file`. verify-full: like verify-ca, and it matches the host name.
+    # certificate must be signed by a CA in `ca_file`. verify-full: like verify-ca, and the certificate must be for the
+    # server's host name.
     mode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
     # CA certificates to trust (PEM); the system's trust store by default.
     ca_file: NonEmptyStr | None = None

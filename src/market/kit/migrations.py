@@ -147,8 +147,8 @@ async def _create_table(conn: DirectConnection) -> None:
         "CREATE TABLE IF NOT EXISTS schema_migrations "
         "(name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now(), checksum text)"
     )
-    # Tables of earlier versions have no checksums. Not ADD COLUMN IF NOT EXISTS, which would lock the table at every
-    # run.
+    # In tables of earlier versions, the column for checksums is missing. ADD COLUMN IF NOT EXISTS is not used, because
+    # it would lock the table at every run.
     if not await conn.fetchval(
         "SELECT true FROM pg_attribute "
         "WHERE attrelid = 'schema_migrations'::regclass AND attname = 'checksum' AND NOT attisdropped"

@@ -192,7 +192,7 @@ class _Pool(Pool):
         return _AcquireContext(self, timeout)
 
     async def close_if_expired(self, conn: PooledConnection) -> None:
-        """Close a connection that is released if it is too old or read-only. This runs in place of asyncpg's reset.
+        """When a connection is released, close it if it is too old or read-only. This runs in place of asyncpg's reset.
 
         The reset is not needed, because no statement leaves session state behind. It would add a quarter to the time of
         a small query.
@@ -209,7 +209,7 @@ class _AcquireContext(AcquireContext):
     """Expires all connections after a write that failed because the server is read-only."""
 
     async def __aexit__(self, *exc: object) -> None:
-        # Needed behind a proxy that does not forward what PooledConnection.is_read_only relies on.
+        # Behind a proxy, PooledConnection.is_read_only may always be False.
         if exc and isinstance(exc[1], asyncpg.ReadOnlySQLTransactionError):
             await self.pool.expire_connections()
         await super().__aexit__(*exc)
@@ -248,7 +248,7 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
 
     async def check() -> None:
         async with pool.acquire(timeout=1) as conn:
-            # "on" is also what a standby reports.
+            # A standby also returns "on".
             if await conn.fetchval("SELECT current_setting('transaction_read_only')", timeout=1) == "on":
                 await pool.expire_connections()
                 raise Unavailable("the database accepts no writes")

@@ -57,8 +57,7 @@ class CircuitBreaker:
     failure_types: the exceptions that count as failures. Any other Exception counts as a success, because the upstream
         has responded.
     ignore_deadlines_below_seconds: a DeadlineExceeded that is raised sooner than this counts neither as a failure nor
-    as
-        a success, because the caller had too little time left to tell anything about the upstream.
+        as a success, because the caller had too little time left to tell anything about the upstream.
     clock: returns seconds, like time.monotonic.
     """
 

@@ -15,10 +15,9 @@ _MAX_LENGTH = 64
 
 
 def parse_time(field: str, value: str) -> datetime:
-    """Return the time in UTC, in whole milliseconds: rounded up, as times are stored in milliseconds.
+    """Return the time in UTC, rounded up to milliseconds. Raises BadInput unless it has an offset (RFC 3339).
 
-    So the times that are not before it, and those that are, are the same as without rounding. Raises BadInput unless
-    the text is a time with an offset (RFC 3339).
+    Stored times are in whole milliseconds, so exactly the same ones are earlier than the rounded time.
     """
     try:
         at: datetime = msgspec.convert(value[:_MAX_LENGTH], Annotated[datetime, Meta(tz=True)]).astimezone(UTC)
@@ -31,9 +30,9 @@ def parse_time(field: str, value: str) -> datetime:
 def parse_interval(
     from_field: str, from_value: str | None, to_field: str, to_value: str | None
 ) -> tuple[datetime | None, datetime | None]:
-    """Return the limits of a half-open interval; None: without this limit.
+    """Return the limits of a half-open interval. A limit of None means that there is none.
 
-    Raises BadInput for a limit that is not a time, and unless the first limit is before the second.
+    Raises BadInput if a limit is not a time, or if the first limit is not before the second.
     """
     begin = None if from_value is None else parse_time(from_field, from_value)
     end = None if to_value is None else parse_time(to_field, to_value)

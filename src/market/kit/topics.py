@@ -94,7 +94,7 @@ async def ensure_topics(
     Existing topics keep their partitions and replicas. Concurrent calls are safe.
 
     apply_settings: also apply `Topic.settings` to existing topics, except for settings that an operator or an earlier
-        release has set on the topic. False if that failed
+        release has set on the topic. If that fails, return False as well
     """
     return not topics or await asyncio.to_thread(
         _ensure_topics, config, client_id, topics, timeout_seconds, apply_settings

@@ -148,7 +148,7 @@ def _in_words(names: str) -> str:
 
 
 def _alternatives(node: inspect.Type, rule: str | None = None) -> Iterator[tuple[inspect.Type, str | None]]:
-    """Yield (type, rule) for each alternative of a union. The rule is that in the type's metadata, or None."""
+    """Yield (type, rule) for each alternative of a union. `rule` is from the type's metadata, or None."""
     if isinstance(node, inspect.Metadata):
         stated = (node.extra or {}).get("rule") or _FORMATS.get((node.extra_json_schema or {}).get("format", ""))
         yield from _alternatives(node.type, stated or rule)

@@ -90,7 +90,8 @@ class PendingMessage:
     offset: int
     # How many attempts have failed since the message was read, including attempts to write its dead letter.
     attempts: int = 0
-    # When the mail was first deferred or held back, or when processing first failed. None if nothing of this happened.
+    # When the mail was first deferred or held back, or when processing first failed. None if none of these has
+    # happened.
     first_deferred_at: datetime | None = None
     # Set if the message was read from the topic of deferred mails.
     deferral: Deferral | None = None
@@ -217,4 +218,4 @@ class MailServerUnavailable(Exception):
 
 
 class SenderRejected(MailServerUnavailable):
-    """The mail server rejects our account (its login, or because of a policy or a sending limit), and so every mail."""
+    """The mail server rejects all mails of our account, because of its login, a policy or a sending limit."""

@@ -269,10 +269,10 @@ async def _encode_items(deps: Deps, outline: PageOutline) -> tuple[list[bytes], 
 
 
 def _list_definition(selection: Selection) -> tuple[str | None, ...]:
-    """Return what defines the list, for its cursors."""
+    """Return the definition of the list, which its cursors contain (kit/paging.py)."""
     definition = ("orders", selection.user, selection.status)
     if selection.created_from is None and selection.created_to is None:
-        # As in the cursors of earlier versions, which clients may still have.
+        # The same definition as in earlier versions, because clients may still have their cursors.
         return definition
     interval = (selection.created_from, selection.created_to)
     return (*definition, *(None if at is None else timestamp(at) for at in interval))

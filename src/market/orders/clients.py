@@ -110,7 +110,7 @@ class ProductsClient:
 
 
 def _parse_product(item: msgspec.Raw) -> tuple[str, Product | Unavailable]:
-    """Return a product's id and the product. In place of an invalid product, return the error for those who need it.
+    """Return (product id, product). In place of an invalid product, return the error for those that requested it.
 
     Raises msgspec.DecodeError if the item has no id.
     """

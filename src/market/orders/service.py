@@ -93,7 +93,7 @@ class Deps:
             await self.faults.fire_if_armed(name)
 
     def run_in_background(self, step: Step, order_id: UUID, work: Coroutine[Any, Any, object]) -> None:
-        """Start the work and return at once. If it fails, recovery retries the step, or the relay if it is publishing.
+        """Start the work and return at once. If it fails, recovery retries the step; the relay retries publishing.
 
         `step` and `order_id` identify the work in the log.
         """

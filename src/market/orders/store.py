@@ -84,17 +84,17 @@ class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
         return EPOCH + self.created_at * _MILLISECOND
 
     def filter_following(self) -> documents.Document:
-        """Return a filter that, of the orders that are not newer than `time`, matches those that follow in the list."""
+        """Return the filter for the orders that follow in the list. Must be combined with `created_at` <= `time`."""
         return {"$or": [{"created_at": {"$lt": self.time}}, {"_id": {"$lt": self.order_id}}]}
 
 
 class Selection(Struct, frozen=True):
-    """Which orders a list has.
+    """The orders that a list contains.
 
     user: whose orders. None: everybody's.
     status: only orders with this status. None: all except rejected ones, including those with an unknown status.
-    created_from, created_to: only orders that were placed in this half-open interval, in whole milliseconds. None:
-        without this limit.
+    created_from, created_to: only orders that were placed in this half-open interval. The limits are in whole
+        milliseconds. None: no limit.
     """
 
     user: str | None
@@ -103,7 +103,7 @@ class Selection(Struct, frozen=True):
     created_to: datetime | None = None
 
     def filter_times(self, after: Position | None = None) -> documents.Document:
-        """Return the filter for the time of orders: those in the interval that follow `after`, if it is given."""
+        """Return the filter for the orders in the interval. `after`: only orders that follow this position."""
         times: documents.Document = {}
         if self.created_from is not None:
             times["$gte"] = self.created_from
@@ -111,7 +111,7 @@ class Selection(Struct, frozen=True):
             times["$lt"] = self.created_to
         if after is None:
             return {"created_at": times} if times else {}
-        # The upper limit bounds the scan of the index; the position decides between orders of the same time.
+        # The upper limit bounds the scan of the index. `filter_following` decides between orders of the same time.
         if self.created_to is None or after.time < self.created_to:
             times.pop("$lt", None)
             times["$lte"] = after.time

@@ -1,4 +1,4 @@
-"""The audit log: who changed data that is not only their own."""
+"""The audit log: who changed shared data, or the data of others."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ class Auth(Section, frozen=True, kw_only=True):
     )
     # How far the issuer's clock may differ from ours.
     leeway_seconds: Annotated[int, Meta(ge=0, le=120)] = 30
-    # Accept only tokens of the type `at+jwt` (RFC 9068). If false, the type `JWT` and no type are accepted as well.
+    # Accept only tokens of the type `at+jwt` (RFC 9068). If false, tokens of the type `JWT` and tokens without a type
+    # are accepted as well.
     require_access_token_type: bool = False
     # The claim that contains the roles, or a path to it, such as realm_access.roles.
     roles_claim: NonEmptyStr = "roles"
@@ -57,8 +58,8 @@ class Auth(Section, frozen=True, kw_only=True):
     # How long fetching one document may take, and how large it may be.
     timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 5.0
     max_document_bytes: Annotated[int, Meta(ge=1024, le=16_777_216)] = 262_144
-    # How often the keys are fetched again. They are also fetched again for a token that an unknown key has signed,
-    # after the minimum pause `min_refetch_seconds`.
+    # How often the keys are fetched again. They are also fetched when an unknown key has signed a token, but with at
+    # least `min_refetch_seconds` between two such fetches.
     refresh_seconds: Annotated[float, Meta(ge=10, le=86_400)] = 300.0
     min_refetch_seconds: Annotated[float, Meta(ge=0.1, le=300)] = 2.0
     max_token_bytes: Annotated[int, Meta(ge=512, le=65_536)] = 8192

@@ -67,7 +67,8 @@ class Admission:
 
         The request's body must have been read before. Entering the block raises TooManyRequests if the caller's
         requests exceed its limit, Overloaded if the queue is full or the request has waited too long, DeadlineExceeded
-        at the request's deadline, and ClientDisconnect if the client has disconnected meanwhile. Nothing was done then.
+        at the request's deadline, and ClientDisconnect if the client has disconnected meanwhile. In each case, nothing
+        was done.
         """
         return Ticket(self, request, weight)
 
@@ -239,5 +240,5 @@ class _SizeClass:
 
     @property
     def _retry_after(self) -> int:
-        """The seconds that the request admitted last had waited: an estimate of the current wait, from 1 to 30."""
+        """An estimate of the current wait in seconds, from 1 to 30: that of the request that was admitted last."""
         return min(_MAX_RETRY_SECONDS, max(1, math.ceil(self._last_wait)))

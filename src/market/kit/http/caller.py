@@ -17,7 +17,8 @@ from market.kit.config import ForwardedHeader, Http
 
 # A longer text is not an address. It must not get into the caches, because it takes memory.
 _MAX_ADDRESS_CHARACTERS = 64
-# A subscriber usually has a whole /64 (RFC 6177), so a longer prefix would count one subscriber as many callers.
+# A subscriber usually gets a whole /64 network (RFC 6177). With a longer prefix, one subscriber would count as many
+# callers.
 _IPV6_PREFIX = 64
 
 

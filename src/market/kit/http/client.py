@@ -93,7 +93,8 @@ class HttpClient:
 
         timeout_seconds: the timeout of an attempt, by default the configured one. The deadline may shorten it.
         idempotent: by default, True for every method but POST.
-        accept_size: decides by its size whether the body is read (see AcceptSize). If it returns False or raises an
+        accept_size: decides by the size of the body whether it is read (see AcceptSize). If it returns False or raises
+        an
             exception, reading stops, and the request is not retried. The circuit breaker does not count this as a
             failure.
 

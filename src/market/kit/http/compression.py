@@ -123,8 +123,7 @@ class Compression:
         if not await self._acquire_thread(len(body)):
             return None
         thread = asyncio.get_running_loop().run_in_executor(None, self._compressor, body, coding)
-        # A thread cannot be interrupted. Even if the request is cancelled, its thread counts as used until it has
-        # finished.
+        # A thread cannot be interrupted. If the request is cancelled, the thread still counts as used until it ends.
         thread.add_done_callback(lambda _: self._release_thread(len(body)))
         return await asyncio.shield(thread)
 

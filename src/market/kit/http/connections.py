@@ -24,7 +24,7 @@ REFUSED = Counter(
     "market_http_requests_refused_total", "HTTP requests refused before they reached a route.", ["status"]
 )
 
-# File descriptors that are not HTTP connections: stores, brokers, upstreams, the admin port.
+# File descriptors that are left for other purposes than HTTP connections: stores, brokers, upstreams, the admin port.
 _RESERVED_DESCRIPTORS = 256
 # The rate at which a client reads is measured over at least this time, so that a client that has had no time to read
 # does not seem to be slow.

@@ -93,7 +93,7 @@ def application(
     authenticator: verifies the callers' tokens, and `access` says who may use each route. Without an authenticator,
         everybody may use all of them.
 
-    Raises ValueError if `access` lacks one of the routes.
+    Raises ValueError if there is an authenticator, and `access` lacks one of the routes.
     """
     if authenticator is not None:
         check_table(access or {}, routes)

@@ -25,7 +25,7 @@ class Hosts:
         self._is_allowed = lru_cache(maxsize=64)(self._is_known)
 
     def check(self, host: bytes | None) -> None:
-        """Raise MisdirectedRequest if the host is not accepted. A request without Host is: no browser has sent it."""
+        """Raise MisdirectedRequest if the host is not accepted. None is accepted: the request is not from a browser."""
         if host is not None and not self._is_allowed(host):
             raise MisdirectedRequest(
                 "Host",

@@ -39,8 +39,7 @@ class Operation:
     """One method of one path.
 
     responses: by status, the description and the struct of the body (or None). From status 400 on, the body is a
-    problem
-        document.
+        problem document.
     parameters: parameter objects, as `parameter` returns them. body: the request's struct, or None.
     headers: for each status, the names of response headers and their descriptions.
     """

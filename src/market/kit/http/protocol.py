@@ -110,7 +110,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._run_next()
 
     def shutdown(self) -> None:
-        """Close once the requests in flight have their responses."""
+        """Close the connection once the requests in flight have got their responses."""
         if self._is_running or self.pipeline:
             super().shutdown()
         else:
@@ -260,8 +260,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _parse_without_upgrade(self) -> None:
         """Re-parse a request that offered an upgrade, without the offer (RFC 9110 section 7.8).
 
-        The parser assumes that the bytes after the headers belong to the new protocol, but they are the request's
-        body.
+        The parser assumes that the bytes after the headers belong to the new protocol, but they are the request's body.
         """
         head = [self.parser.get_method(), b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
         for name, value in self.headers:

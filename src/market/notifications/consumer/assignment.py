@@ -57,7 +57,7 @@ class EventLoopRunner:
 class Assignment:
     """The offset trackers of the assigned partitions, and which partitions are paused.
 
-    on_changed: called with the number of assigned partitions after it may have changed
+    on_changed: called with the number of assigned partitions whenever it may have changed
     on_assigned: called after partitions (possibly none) were assigned
     on_lost: called when partitions were lost, before their trackers are removed
     """
@@ -213,7 +213,7 @@ class Assignment:
     def _assign(self, consumer: Consumer, starts: list[TopicPartition]) -> None:
         """Assign the partitions at their offsets, and resume them."""
         partitions = [TopicPartition(start.topic, start.partition, start.offset) for start in starts]
-        # librdkafka keeps the pause of an earlier assignment.
+        # In librdkafka, a partition that was paused in an earlier assignment is still paused.
         consumer.resume(partitions)
         consumer.incremental_assign(partitions)
         self.paused -= {start.partition for start in starts}

@@ -83,8 +83,8 @@ class Dispatcher:
         self._memory = memory
         self._max_waiting = max_waiting
         self._waiting = 0
-        # When an attempt last finished, in seconds of time.monotonic(). Times without work, and outages of the mail
-        # server, do not count as being without progress, so this is also set while they last.
+        # When an attempt last finished, in seconds of time.monotonic(). Also set while there is nothing to do and while
+        # the mail server is unavailable, because such times do not count as a lack of progress.
         self._progress_at = time.monotonic()
         self._queues: dict[Hashable, KeyQueue] = {}
         self._ready: ReadyItems[KeyQueue] = ReadyItems(max_per_domain)

@@ -63,7 +63,7 @@ class RateLimiter:
         self._next_at = clock()
 
     def reserve(self) -> float:
-        """Return how long the next message has to wait; 0 or less if it may be processed now."""
+        """Return for how many seconds the next message has to wait; 0 or less if it may be processed now."""
         now = self._clock()
         self._next_at = max(self._next_at, now - _MAX_BURST_SECONDS) + self._interval_seconds
         return self._next_at - now
@@ -240,7 +240,7 @@ class GroupMember:
             )
             self._poll(consumer)
         finally:
-            # Calls assignment.revoke for the partitions that are still assigned.
+            # This calls assignment.revoke for the partitions that are still assigned.
             with contextlib.suppress(Exception):
                 consumer.close()
             self.assignment.remove(list(self.assignment.trackers), drop_messages=True)
@@ -333,7 +333,7 @@ class GroupMember:
         )
 
     def _keep_exception(self, callback: RebalanceCallback) -> RebalanceCallback:
-        """Wrap a rebalance callback: keep its exception, which confluent-kafka would ignore, for `_read` to raise."""
+        """Wrap a rebalance callback. confluent-kafka ignores its exceptions, so keep them for `_read` to raise."""
 
         def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
             try:

@@ -179,13 +179,13 @@ class PartitionState:
 
     topic_id: the id of the topic. Empty if the broker does not support topic ids
     low, high: the first offset that the broker has, and the offset after the last one
-    offset_after_first_start: the offset of the first message published after the group's first start, minus the
-        configured tolerance; `low` if the time of the first start is unknown
+    offset_after_first_start: the offset of the first message that was published after the time of the group's first
+        start, from which a configured tolerance is subtracted. `low` if that time is unknown
     committed: the group's committed offset and metadata. None if there is no committed offset
     last_position: the first unsettled offset when this process last owned the partition. None if it never did
-    first_start: whether it is normal that the partition has no committed offset. In the topic of orders: the
-        partition existed at the group's first start, and has not been assigned since. In the topic of deferred mails:
-        the partition has never had a message
+    first_start: whether it is normal that the partition has no committed offset. In the topic of orders: the partition
+        existed at the group's first start, and has not been assigned since. In the topic of deferred mails: the
+        partition has never had a message
     """
 
     topic_id: str

@@ -105,9 +105,10 @@ class StartOffsets:
         return starts
 
     def offset_after_first_start(self, consumer: Consumer, partition: int, topic_id: str) -> int:
-        """Return the offset of the first message published after the group's first start, minus the tolerance.
+        """Return the offset of the first message that was published after the time of the group's first start.
 
-        If the time of the first start is unknown, return the first offset that the broker has. Raises KafkaException.
+        The configured tolerance is subtracted from that time. If the time is unknown, return the first offset that the
+        broker has. Raises KafkaException.
         """
         return self._state(consumer, TopicPartition(self._config.topic, partition), topic_id).offset_after_first_start
 

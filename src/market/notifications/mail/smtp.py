@@ -201,7 +201,7 @@ class SmtpClient:
     async def _check_sender(self, connection: SMTP) -> None:
         """Check that the server accepts the sender, without sending a mail.
 
-        Raises SenderRejected or MailServerUnavailable, and then closes the connection.
+        Closes the connection, and raises SenderRejected or MailServerUnavailable, if mails cannot be sent.
         """
         try:
             await self._mail_from(connection, 1)

@@ -1,4 +1,4 @@
-"""The order as REST represents it: as in events, and what happened to it when."""
+"""The order in REST responses: as in events, and additionally when it was confirmed, cancelled or rejected, and why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from market.orders.domain import Reason, Status, timestamp, to_contract
 
 
 class Shortage(Struct, frozen=True):
-    """A product with fewer units available than requested, with the members that it has in the problem of a 409."""
+    """A product with fewer units available than requested. The problem document of a 409 has the same members."""
 
     product_id: events.IdText
     wanted: int
@@ -23,7 +23,7 @@ class Shortage(Struct, frozen=True):
 
 
 class Order(events.Order, frozen=True, kw_only=True):
-    """An order. The times of what has not happened, and of orders that early versions have stored, are absent."""
+    """An order. A time is absent if the change has not happened, or if an early version has not stored it."""
 
     confirmed_at: events.TimeText | UnsetType = UNSET
     cancelled_at: events.TimeText | UnsetType = UNSET
@@ -47,7 +47,7 @@ class Order(events.Order, frozen=True, kw_only=True):
     ) = UNSET
 
 
-# The stored reasons whose public names differ.
+# The API's names of the stored reasons, where they differ.
 _PUBLIC_REASONS: Mapping[str, str] = {
     Reason.EXPIRED: "not-confirmed-in-time",
     Reason.RESERVATION_REJECTED: "reservation-rejected",
@@ -73,7 +73,7 @@ def to_representation(order: domain.Order) -> Order:
 
 
 def public_reason(stored: str) -> str:
-    """Return the API's name of a stored reason. One that only a newer version knows is returned as it is."""
+    """Return the API's name of a stored reason. A reason that only a newer version knows is returned unchanged."""
     return _PUBLIC_REASONS.get(stored, stored)
 
 

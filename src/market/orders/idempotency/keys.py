@@ -14,8 +14,8 @@ key is stored in up to three fields, each with a unique index (mongodb/documents
 - `key` is unique across users. It is for even earlier versions.
 
 A document without `subject_key` was stored by an instance that does not know who placed the order. Its key is found by
-two kinds of callers: by its user; and by a caller who sends exactly the same request, such as a merchant who repeats,
-now signed in, a request from before sign-in was required. The request must name the order's user, so only callers who
+the order's user, and by anybody who sends exactly the same request: for example, by a merchant who sent a request
+before sign-in was required, and now repeats it signed in. The request must name the order's user, so only callers who
 may order for others can find another user's order in this way.
 """
 

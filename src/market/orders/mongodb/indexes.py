@@ -30,8 +30,8 @@ INDEXES = [
     IndexModel(
         [("user", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING), ("status", ASCENDING)], name="user"
     ),
-    # For a user's cancelled or rejected orders, which may be a few among many. Not for the other statuses: most orders
-    # of a user are confirmed, and few are pending at a time. So placing an order does not write to this index.
+    # For the list of a user's cancelled or rejected orders, which may be a few among many. Lists of the other statuses
+    # use the index `user`, so placing an order does not have to write to this index.
     IndexModel(
         [("user", ASCENDING), ("status", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)],
         name="user_ended",

@@ -50,9 +50,9 @@ class Relay:
     """Owns the producer, and knows which orders' events are in flight.
 
     `publish` adds an order to `_in_flight` and sends its first event. Depending on the delivery result, the event is
-    removed from the outbox (`_removals`), the lease is released (`_lease_releases`), or the event is marked as
-    stuck. `_settle` then removes the order from `_in_flight` and sets `_settled`. If `publish` was called again for the
-    order in the meantime (`_reclaimed`), the order's remaining events are sent.
+    removed from the outbox (`_removals`), the lease is released (`_lease_releases`), or the event is marked as stuck.
+    `_settle` then removes the order from `_in_flight` and sets `_settled`. If `publish` was called again for the order
+    in the meantime (`_reclaimed`), the order's remaining events are sent.
 
     Must be constructed inside a running event loop.
 

@@ -53,7 +53,7 @@ class OutboxRepository:
         self._collection = collection
 
     async def server_time(self) -> datetime:
-        """Return the current time of MongoDB's server in UTC. By this time, leases expire."""
+        """Return the current time of MongoDB's server in UTC. It determines when leases expire."""
         return await self._collection.server_time()
 
     async def lease(self, order_id: UUID, lease_seconds: float, now: datetime) -> Order | None:

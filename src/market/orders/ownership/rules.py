@@ -27,7 +27,7 @@ class Attribution(Struct, frozen=True):
         digest does not depend on the address in the token
     user: the user that the order is for
     email: the address for its mails, or None
-    subject: the signed-in caller who places it, to whom its idempotency key belongs. None in mode `open`
+    subject: the signed-in caller who places the order, and to whom its idempotency key belongs. None in mode `open`
     """
 
     request: NewOrder

@@ -84,7 +84,7 @@ class Summary(Struct, frozen=True, tag_field="kind", tag="summary"):
     error: str | None = None
 
 
-# With --json, each is printed as one line of JSON.
+# With --json, each record is printed as one line of JSON.
 OutputRecord = Difference | Progress | Summary
 
 

@@ -122,7 +122,7 @@ class ScratchDatabase:
             self._connection.execute("COMMIT")
 
     def products_after(self, product_id: str, limit: int) -> dict[str, bool]:
-        """Return up to `limit` products by ascending id: whether a reservation holds units of it, by product id.
+        """Return up to `limit` products by ascending id. The value says whether a reservation holds units of a product.
 
         product_id: only products with a greater id
         """

@@ -79,9 +79,8 @@ class Retention(Struct, frozen=True):
     may_end_early: whether Kafka may delete events before `seconds` have passed, because of the setting
         `retention.bytes` or of compaction.
     deleted_until: messages from before this time may have been deleted. It is determined from the partitions whose
-    first
-        messages have been deleted: the latest of the times of their oldest remaining messages. None if there are no
-        such partitions.
+        first messages have been deleted: the latest of the times of their oldest remaining messages. None if there are
+        no such partitions.
     """
 
     seconds: float | None

@@ -53,7 +53,7 @@ async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds:
 
 
 async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]], *, overdue: bool) -> bool:
-    """Recover a page of due orders, and further pages as long as a page ends with an ERROR for one of its orders.
+    """Recover a page of due orders, and then the next page, as long as an order of the last page had an ERROR.
 
     Return whether more orders are due. Return False if a dependency is unavailable, so that the next attempt is made
     after a pause.
@@ -65,7 +65,7 @@ async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]]
             return False
         if Result.ERROR not in results:
             return True
-        # Orders with errors stay at the front of the queue. Continue with the next page, so that they do not block it.
+        # Orders with errors stay at the front of the queue. Continue with the orders behind them.
         page = await list_due(after=page.next_after)
 
 
