@@ -228,7 +228,7 @@ async def test_signing_out_ends_the_session_here_and_at_the_issuer(world: Signin
     back = await browser.follow(response)
     assert (back.status_code, back.headers["location"]) == (303, f"{world.url}/")
     assert "Signed in" not in (await browser.follow(back)).text
-    # Whoever has copied the cookies cannot renew the token.
+    # Somebody who has copied the cookies cannot renew the token.
     world.clock.advance(SOON + LATER)
     async with world.new_browser() as thief:
         thief.http.cookies.update(copied)

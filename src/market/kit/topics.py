@@ -155,4 +155,4 @@ def _apply_settings(admin: AdminClient, topic: Topic, timeout_seconds: float) ->
     change = ConfigResource(ConfigResource.Type.TOPIC, topic.name, incremental_configs=changes)
     [altered] = admin.incremental_alter_configs([change], request_timeout=timeout_seconds).values()
     altered.result()
-    log.info("topic settings set", topic=topic.name, settings=missing)
+    log.info("topic settings applied", topic=topic.name, settings=missing)

@@ -13,8 +13,8 @@ const SETTINGS = '/graphiql/settings.json';
 const CONFIRMATION = {
   open: `# See the variables below: the confirmation
 # goes to that e-mail address.`,
-  required: `# Whoever has signed in is the buyer, and gets
-# the confirmation.`,
+  required: `# The person who has signed in is the buyer,
+# and gets the confirmation.`,
 };
 
 const example = (confirmation) => `# Choose one of the two at the play button.
