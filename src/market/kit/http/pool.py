@@ -296,7 +296,10 @@ class ConnectionPool:
             if waiter.done() and not waiter.cancelled():
                 # The caller has just got a connection or the permission to open one. Pass it on to the next caller.
                 granted = waiter.result()
-                self._release(granted) if granted is not None else self._release_slot()
+                if granted is not None:
+                    self._release(granted)
+                else:
+                    self._release_slot()
             raise
         if connection is not None:
             if connection.is_reusable:

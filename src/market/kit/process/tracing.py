@@ -16,6 +16,7 @@ from market.kit.config import Tracing
 
 # The maximum number of links of a span, which is also the SDK's default limit.
 MAX_LINKS = 128
+_LOWER_64_BITS = (1 << 64) - 1
 
 _propagator = TraceContextTextMapPropagator()
 # The id of a trace. A new root span must get the same sampling decision as this trace.
@@ -131,7 +132,9 @@ def id_generator() -> Any:
         def generate_trace_id(self) -> int:
             trace_id = super().generate_trace_id()
             shared = _sampled_as.get()
-            return trace_id if shared is None else trace_id >> 64 << 64 | shared & (1 << 64) - 1
+            if shared is None:
+                return trace_id
+            return (trace_id & ~_LOWER_64_BITS) | (shared & _LOWER_64_BITS)
 
     return SharedSampling()
 
