@@ -16,7 +16,7 @@ PATH="$bin:$PATH" "$bin/python" -m grpc_tools.protoc \
   proto/market/inventory/v1/inventory.proto
 
 mkdir -p "$out/openapi"
-for service in products orders; do
+for service in products orders notifications; do
   if [ -f "src/market/$service/openapi.py" ]; then
     "$bin/python" -m market.$service.openapi > "$out/openapi/$service.json"
   fi
@@ -40,6 +40,7 @@ $out/market/contracts/inventory_pb2_grpc.py src/market/contracts/inventory_pb2_g
 $out/market/contracts/inventory_pb2_grpc.pyi src/market/contracts/inventory_pb2_grpc.pyi
 $out/openapi/products.json openapi/products.json
 $out/openapi/orders.json openapi/orders.json
+$out/openapi/notifications.json openapi/notifications.json
 $out/asyncapi/orders.json asyncapi/orders.json
 $out/asyncapi/order-event.schema.json asyncapi/order-event.schema.json
 $out/security.md docs/security.md

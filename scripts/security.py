@@ -21,6 +21,7 @@ HEAD = "| | anonymous | buyer | merchant | operator | service |\n|---|---|---|--
 SECTIONS: Mapping[str, tuple[str, Mapping[str, Access]]] = {
     "REST of products": ("", access.PRODUCTS),
     "REST of orders": ("", access.ORDERS),
+    "REST of notifications": ("", access.NOTIFICATIONS),
     "GraphQL": ("", access.GRAPHQL_FIELDS),
     "Other routes of the gateway": ("", access.GRAPHQL_ROUTES),
     "gRPC of inventory": ("market.inventory.v1.Inventory/", access.INVENTORY),

@@ -23,10 +23,14 @@ class Outcome(StrEnum):
 
 @dataclass
 class Target:
-    """What an operation is called for: a product, and an order of the owner for one unit of it."""
+    """What an operation is called for: a product, an order of the owner for one unit of it, and a dead letter about it.
+
+    dead_letter_id: of the dead letter
+    """
 
     product: dict[str, Any]
     order: dict[str, Any]
+    dead_letter_id: str
 
     @property
     def product_id(self) -> str:
@@ -69,9 +73,10 @@ class Call:
 
 
 async def create_target(shop: Shop) -> Target:
-    """Create a product, and place an order of the owner for it."""
+    """Create a product, place an order of the owner for it, and write a dead letter about the order."""
     product = await shop.create_product(name=f"Lamp {uuid4().hex[:8]}")
-    return Target(product, await shop.place_order(shop.token(OWNER), product["id"], user=OWNER))
+    order = await shop.place_order(shop.token(OWNER), product["id"], user=OWNER)
+    return Target(product, order, await shop.stores.add_dead_letter(order))
 
 
 _STATUSES = {401: Outcome.UNAUTHENTICATED, 403: Outcome.FORBIDDEN, 404: Outcome.NOT_FOUND}

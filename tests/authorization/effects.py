@@ -73,3 +73,18 @@ async def order_is_cancelled(shop: Shop, target: Target, value: Any) -> None:
 
 async def is_not_empty(shop: Shop, target: Target, value: Any) -> None:
     assert value
+
+
+async def shows_dead_letters(shop: Shop, target: Target, value: Any) -> None:
+    [letter] = [item for item in value["items"] if item["id"] == target.dead_letter_id]
+    assert (letter["order_id"], letter["status"]) == (target.order_id, "open")
+    # Whose it is can be seen in the order.
+    assert OWNER not in str(letter).replace(target.order_id, "")
+
+
+async def dead_letter_is_mailed(shop: Shop, target: Target, value: Any) -> None:
+    assert (value["id"], value["result"]) == (target.dead_letter_id, "mailed")
+
+
+async def dead_letter_is_dropped(shop: Shop, target: Target, value: Any) -> None:
+    assert (value["id"], value["result"]) == (target.dead_letter_id, "dropped")

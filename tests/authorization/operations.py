@@ -25,6 +25,7 @@ _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 TABLES: Mapping[str, Mapping[str, Access]] = {
     "products": access.PRODUCTS,
     "orders": access.ORDERS,
+    "notifications": access.NOTIFICATIONS,
     "graphql": access.GRAPHQL_FIELDS,
     "gateway": access.GRAPHQL_ROUTES,
     "inventory": access.INVENTORY,
@@ -54,6 +55,7 @@ def operations() -> list[Operation]:
     keys = {
         "products": _rest("products"),
         "orders": _rest("orders"),
+        "notifications": _rest("notifications"),
         "graphql": _graphql_fields(),
         "gateway": (*StaticFiles.routes, *(f"{method} {path}" for method in ("GET", "POST") for path in _paths())),
         "inventory": (method.name for method in pb.DESCRIPTOR.services_by_name["Inventory"].methods),

@@ -11,13 +11,15 @@ from tests.authorization.calls import Call, Outcome, Reply, Send, Target, http_r
 from tests.authorization.operations import SERVICES
 from tests.authorization.shop import Shop, bearer
 
+_SERVICES = {"/api/product": "products", "/api/order": "orders", "/api/dead-letters": "notifications"}
+
 
 def _rest(method: str, path: str, body: Callable[[Target], Any] | None = None) -> Send:
-    """Return a request; `{product}` and `{order}` in the path are the target's ids."""
-    service = "products" if path.startswith("/api/product") else "orders"
+    """Return a request; `{product}`, `{order}` and `{letter}` in the path are the target's ids."""
+    service = next(name for prefix, name in _SERVICES.items() if path.startswith(prefix))
 
     async def send(shop: Shop, target: Target, token: str | None) -> Reply:
-        url = path.format(product=target.product_id, order=target.order_id)
+        url = path.format(product=target.product_id, order=target.order_id, letter=target.dead_letter_id)
         return http_reply(await shop.rest(service, method, url, token, json=body(target) if body else None))
 
     return send
@@ -74,6 +76,13 @@ CALLS: dict[str, Call] = {
     "orders: GET /api/order": Call(_rest("GET", f"/api/order?user={OWNER}"), effects.shows_orders),
     "orders: DELETE /api/order/{id}": Call(
         _rest("DELETE", "/api/order/{order}"), effects.order_is_cancelled, changes=True, other=Outcome.NOT_FOUND
+    ),
+    "notifications: GET /api/dead-letters": Call(_rest("GET", "/api/dead-letters"), effects.shows_dead_letters),
+    "notifications: POST /api/dead-letters/{id}/replay": Call(
+        _rest("POST", "/api/dead-letters/{letter}/replay"), effects.dead_letter_is_mailed, changes=True
+    ),
+    "notifications: POST /api/dead-letters/{id}/drop": Call(
+        _rest("POST", "/api/dead-letters/{letter}/drop"), effects.dead_letter_is_dropped, changes=True
     ),
     **{
         f"admin of {service}: GET {path}": Call(_admin(service, path), effects.is_not_empty, reads_token=False)

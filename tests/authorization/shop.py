@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import grpc.aio
 import httpx
@@ -120,7 +119,7 @@ async def running_shop(
         yield Shop(
             issuer,
             processes,
-            {name: f"http://127.0.0.1:{ports[name]}" for name in ("products", "orders", "graphql")},
+            {name: f"http://127.0.0.1:{ports[name]}" for name in ("products", "orders", "notifications", "graphql")},
             {name: f"http://127.0.0.1:{process.admin_port}" for name, process in processes.items()},
             http,
             await stack.enter_async_context(channel),
@@ -191,10 +190,12 @@ def _configs(
             "postgres": stores.postgres["inventory"],
         },
         "notifications": {
+            "http": {"port": ports["notifications"]},
+            "auth": auth,
             "kafka": {
                 "bootstrap_servers": kafka.bootstrap_servers,
                 "group": stores.group,
-                "dead_letter_topic": f"dead-letters-{uuid4().hex[:8]}",
+                "dead_letter_topic": stores.dead_letter_topic,
                 "partitions": partitions,
                 "session_timeout_seconds": 20 if partitions else 6,
             },

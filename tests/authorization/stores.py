@@ -6,16 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
+import msgspec
 import redis.asyncio
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from pymongo import AsyncMongoClient
 
 from market.contracts import events
+from market.notifications.dead_letters import writer
 from tests.support.databases import superuser
 from tests.support.waiting import PATIENCE, until
 
@@ -27,16 +30,21 @@ _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 
 
 @dataclass
 class Stores:
-    """Databases of one shop. The first four are what the services' configurations need; `group` is of notifications."""
+    """Databases of one shop. The first five are what the services' configurations need.
+
+    group, dead_letter_topic: of notifications
+    """
 
     postgres: dict[str, dict[str, Any]]
     mongodb: dict[str, Any]
     redis_url: str
     group: str
+    dead_letter_topic: str
     _connections: dict[str, asyncpg.Connection[Any]]
     _orders: Any
     _redis: redis.asyncio.Redis
     _consumer: Consumer
+    _producer: Producer
     _mail: httpx.AsyncClient
 
     @classmethod
@@ -74,21 +82,24 @@ class Stores:
             group = f"notifications-{uuid4().hex[:8]}"
             consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": group, "log_level": 2})
             stack.callback(consumer.close)
+            producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 2})
             catcher = await stack.enter_async_context(httpx.AsyncClient(base_url=mail.url, timeout=PATIENCE))
             yield cls(
                 configs,
                 {"uri": mongodb.uri, "database": database},
                 redis_url,
                 group,
+                f"dead-letters-{uuid4().hex[:8]}",
                 connections,
                 client[database].orders,
                 cache,
                 consumer,
+                producer,
                 catcher,
             )
 
     async def everything(self) -> dict[str, Any]:
-        """Return all rows, documents, cache entries, the end of the topic and the number of mails, to compare them."""
+        """Return all rows, documents, cache entries, the topics' ends and the number of mails, to compare them."""
         products, inventory, orders, cache, offsets, mails = await asyncio.gather(
             self._rows("products"),
             self._rows("inventory"),
@@ -167,18 +178,42 @@ class Stores:
         page = await self._mail.get("/api/messages", params={"to": address, "limit": 100})
         return list(page.json()["items"])
 
-    def _end_offsets(self) -> int:
-        """Return how many records the topic has had."""
-        return sum(map(self._end_offset, self._partitions()))
+    async def add_dead_letter(self, order: dict[str, Any]) -> str:
+        """Write a dead letter about an order, as notifications does, and return its id."""
+        event = {
+            "specversion": "1.0",
+            "id": uuid4().hex,
+            "type": events.CREATED,
+            "subject": order["id"],
+            "time": datetime.now(UTC).isoformat(),
+            "sequence": "1",
+            "data": {**order, "email": f"{order['user']}@people.example"},
+        }
+        headers = {writer.REASON: "rejected: 550 no such user", writer.TIME: event["time"], writer.TOPIC: events.TOPIC}
+        written: list[str] = []
+        self._producer.produce(
+            self.dead_letter_topic,
+            msgspec.json.encode(event),
+            order["id"],
+            headers={name: value.encode() for name, value in headers.items()},
+            on_delivery=lambda error, record: written.append(error or f"{record.partition()}-{record.offset()}"),
+        )
+        assert await asyncio.to_thread(self._producer.flush, PATIENCE) == 0
+        return written[0]
+
+    def _end_offsets(self) -> tuple[int, int]:
+        """Return how many records the topics of events and of dead letters have had."""
+        events_, letters = self._partitions(), self._partitions(self.dead_letter_topic)
+        return sum(map(self._end_offset, events_)), sum(map(self._end_offset, letters))
 
     def _unmailed(self) -> int:
         """Return how many records of the topic notifications has not committed yet, which it does after the mail."""
         committed = self._consumer.committed(self._partitions(), timeout=PATIENCE)
         return sum(max(0, self._end_offset(partition) - max(0, partition.offset)) for partition in committed)
 
-    def _partitions(self) -> list[TopicPartition]:
-        topic = self._consumer.list_topics(events.TOPIC, timeout=PATIENCE).topics[events.TOPIC]
-        return [TopicPartition(events.TOPIC, n) for n in topic.partitions]
+    def _partitions(self, name: str = events.TOPIC) -> list[TopicPartition]:
+        topic = self._consumer.list_topics(name, timeout=PATIENCE).topics[name]
+        return [TopicPartition(name, n) for n in topic.partitions]
 
     def _end_offset(self, partition: TopicPartition) -> int:
         high: int = self._consumer.get_watermark_offsets(partition, timeout=PATIENCE)[1]

@@ -19,7 +19,8 @@ DECIDED: dict[str, tuple[str, str, str, str]] = {
     "place an order": ("no", "own", "yes", "no"),
     "read, list an order": ("no", "own", "yes", "yes"),
     "cancel an order": ("no", "own", "yes", "no"),
-    "reconcile, dead letters": ("no", "no", "no", "yes"),
+    "list dead letters": ("no", "no", "yes", "yes"),
+    "reconcile, settle dead letters": ("no", "no", "no", "yes"),
 }
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "read products": (
@@ -47,7 +48,10 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
         "graphql Query.orders",
     ),
     "cancel an order": ("orders DELETE /api/order/{id}", "graphql Mutation.deleteOrder"),
-    "reconcile, dead letters": (
+    "list dead letters": ("notifications GET /api/dead-letters",),
+    "reconcile, settle dead letters": (
+        "notifications POST /api/dead-letters/{id}/replay",
+        "notifications POST /api/dead-letters/{id}/drop",
         "commands orders reconcile",
         "commands notifications dead-letters",
         "commands orders migrate",
@@ -59,7 +63,10 @@ CALLERS: dict[str, set[str]] = {
     "products": {"CheckAvaliable", "GetStock", "SetStock"},
     "orders": {"Reserve", "ReserveMany", "CancelReserve", "GetStock", "ListReservations"},
 }
-_BY_NAME = {**{name: TABLES[name] for name in ("products", "orders", "graphql")}, "commands": access.COMMANDS}
+_BY_NAME = {
+    **{name: TABLES[name] for name in ("products", "orders", "notifications", "graphql")},
+    "commands": access.COMMANDS,
+}
 
 
 def columns(entry: Access) -> tuple[str, str, str, str]:

@@ -20,7 +20,7 @@ def free_port() -> int:
     raise NotImplementedError
 """
 _LABELS = {"app.kubernetes.io/part-of": "market"}
-_CALLERS = ("product-service", "order-service", "graphql-service", "storefront-service")
+_CALLERS = ("product-service", "order-service", "notification-service", "graphql-service", "storefront-service")
 
 
 def add_sign_in(deploy: Path, cluster_issuer: str) -> None:

@@ -12,6 +12,7 @@ from tests.cluster.conftest import Report
 
 ALLOWED = [
     ("storefront-service", "graphql-service", 8080),
+    ("storefront-service", "notification-service", 8080),
     ("graphql-service", "product-service", 8080),
     ("graphql-service", "order-service", 8080),
     ("product-service", "postgresql", 5432),
@@ -34,6 +35,7 @@ DENIED = [
     ("graphql-service", "redis", 6379),
     ("graphql-service", "inventory-service", 50051),
     ("graphql-service", "kafka-0.kafka", 9092),
+    ("graphql-service", "notification-service", 8080),
     ("product-service", "mongodb-0.mongodb", 27017),
     ("product-service", "kafka-0.kafka", 9092),
     ("product-service", "order-service", 8080),
@@ -56,6 +58,7 @@ DENIED = [
     ("stranger", "kafka-0.kafka", 9092),
     ("stranger", "product-service", 8080),
     ("stranger", "order-service", 8080),
+    ("stranger", "notification-service", 8080),
     ("stranger", "storefront-service", 8080),
     ("stranger", "mail", 8025),
 ]

@@ -17,8 +17,6 @@ from tests.deploy.test_manifests import SERVICES, by_name, check_manifests, load
 
 pytestmark = pytest.mark.skipif(KUBECTL is None, reason="kubectl, which renders the manifests, is not installed")
 
-# Notifications listens for no requests.
-SIGN_IN = {name: package for name, package in SERVICES.items() if package != "notifications"}
 CALLERS = {"products": "product-service", "orders": "order-service"}
 SERVICE_ACCOUNT = "system:serviceaccount:market"
 MOUNT = "/var/run/secrets/market"
@@ -46,7 +44,7 @@ def projected(documents: list[dict[str, Any]], name: str) -> dict[str, list[dict
 @pytest.mark.parametrize("overlay", ["base", "overlays/minikube"])
 def test_a_test_cluster_is_open_on_purpose(deploy: Path, overlay: str) -> None:
     documents = rendered(deploy, overlay)
-    for name, package in SIGN_IN.items():
+    for name, package in SERVICES.items():
         auth = loaded(documents, name, package).auth
         assert (auth.mode, auth.open_on_purpose) == ("open", True), name
         assert projected(documents, name) == {}
@@ -55,7 +53,7 @@ def test_a_test_cluster_is_open_on_purpose(deploy: Path, overlay: str) -> None:
 def test_production_requires_sign_in_at_the_issuer_of_the_setting(deploy: Path) -> None:
     documents = rendered(deploy, "overlays/production")
     settings = dict(re.findall(r"(?m)^(\w+)=(.*)$", (deploy / "overlays/production/sign-in.env").read_text()))
-    for name, package in SIGN_IN.items():
+    for name, package in SERVICES.items():
         auth = loaded(documents, name, package).auth
         assert (auth.mode, auth.open_on_purpose, auth.insecure_issuer) == ("required", False, False), name
         if name == "inventory-service":
@@ -65,15 +63,15 @@ def test_production_requires_sign_in_at_the_issuer_of_the_setting(deploy: Path) 
             assert (auth.audience, auth.roles_claim) == (settings["MARKET_AUDIENCE"], settings["MARKET_ROLES_CLAIM"])
 
 
-@pytest.mark.parametrize("name", SIGN_IN)
+@pytest.mark.parametrize("name", SERVICES)
 def test_production_does_not_start_open_without_the_line_that_says_so(deploy: Path, tmp_path: Path, name: str) -> None:
     copy = Path(check_manifests.copy_with_examples(tmp_path))
     path = copy / "overlays/production/config" / f"{name}.yaml"
     path.write_text(path.read_text().replace("mode: required", "mode: open"))
     with pytest.raises(ConfigError, match=r"anybody could change everything.*open_on_purpose"):
-        loaded(check_manifests.render(copy, "overlays/production"), name, SIGN_IN[name])
+        loaded(check_manifests.render(copy, "overlays/production"), name, SERVICES[name])
     path.write_text(path.read_text().replace("mode: open", "mode: open\n  open_on_purpose: true"))
-    assert not loaded(check_manifests.render(copy, "overlays/production"), name, SIGN_IN[name]).auth.is_required
+    assert not loaded(check_manifests.render(copy, "overlays/production"), name, SERVICES[name]).auth.is_required
 
 
 def test_the_callers_of_inventory_are_the_service_accounts_of_those_that_call_it(deploy: Path) -> None:
@@ -136,10 +134,9 @@ def egress(documents: list[dict[str, Any]], name: str) -> set[int]:
 
 def test_the_network_lets_each_service_reach_its_issuer(deploy: Path) -> None:
     production, base = rendered(deploy, "overlays/production"), rendered(deploy, "base")
-    for name in ("product-service", "order-service", "graphql-service", "storefront-service"):
+    for name in ("product-service", "order-service", "notification-service", "graphql-service", "storefront-service"):
         assert 443 in egress(production, name)
     assert {443, 6443} <= egress(production, "inventory-service")
-    assert 443 not in egress(production, "notification-service")
     assert all(egress(base, name) == set() for name in SERVICES)
 
 
@@ -207,7 +204,7 @@ def test_the_manifests_of_the_cluster_test_are_valid_and_require_sign_in(tmp_pat
     add_sign_in(copy, "https://kubernetes.default.svc.cluster.local")
     documents = check_manifests.render(copy, "base")
     assert [error for document in documents for error in check_manifests.find_errors(document)] == []
-    for name, package in SIGN_IN.items():
+    for name, package in SERVICES.items():
         auth = loaded(documents, name, package).auth
         assert auth.is_required
         assert auth.issuer == ("https://kubernetes.default.svc.cluster.local" if package == "inventory" else URL)

@@ -40,6 +40,7 @@ ENVIRONMENT = {
                 "KAFKA_",
                 "SMTP_",
                 "GRAPHQL_",
+                "NOTIFICATIONS_",
             )
         )
     },

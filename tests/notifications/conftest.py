@@ -200,6 +200,7 @@ class Mailing:
         """Return a configuration for this topic; of a section, only the given keys are changed."""
         config: dict[str, Any] = {
             "admin": {"port": free_port()},
+            "http": {"port": free_port()},
             "log": {"level": "info", "format": "console"},
             "shutdown": {"drain_seconds": 0, "grace_seconds": 30},
             "kafka": {

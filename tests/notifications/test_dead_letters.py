@@ -16,8 +16,9 @@ from market.contracts import events
 from market.kit.process.tracing import Tracer
 from market.notifications import config
 from market.notifications.api import handle
-from market.notifications.dead_letters import command
-from market.notifications.dead_letters.reader import DeadLetter
+from market.notifications.dead_letters import replaying
+from market.notifications.dead_letters.letters import DeadLetter
+from market.notifications.dead_letters.replaying import Outcome
 from market.notifications.deferral.orders import OrdersWithDeferredMail
 from market.notifications.domain import DeadLetterReason, Message, PendingMessage
 from market.notifications.service import DeferralDeps, Deps
@@ -103,7 +104,7 @@ class FailingOnce:
     def __init__(self) -> None:
         self.writes = 0
 
-    async def write(self, message: Message, reason: str, now: datetime) -> None:
+    async def write(self, message: Message, reason: DeadLetterReason, now: datetime) -> None:
         self.writes += 1
         if self.writes == 1:
             raise KafkaException(KafkaError(KafkaError._MSG_TIMED_OUT))
@@ -136,7 +137,7 @@ async def test_a_dead_letter_that_fails_unexpectedly_is_reported_and_stays_open(
     letter = DeadLetter(partition=0, offset=7, key=None, value_size=0, headers=())
     deps: Any = None
     reader: Any = UnreadableLetters()
-    assert await command._mail(deps, reader, letter) == "internal error: ValueError: broken"
+    assert await replaying._mail(deps, reader, letter) == Outcome("open", "internal-error", "ValueError: broken")
 
 
 async def test_a_dead_letter_that_could_not_be_written_is_written_later_although_its_event_cannot_be_parsed() -> None:

@@ -125,7 +125,7 @@ def test_the_ports_are_the_documented_ones() -> None:
         8084,
         8085,
     ]
-    assert len(set(base.values())) == len(base) == topology.PORT_COUNT == 20
+    assert len(set(base.values())) == len(base) == topology.PORT_COUNT == 21
 
 
 def test_a_route_replaces_the_port_of_a_dependency() -> None:

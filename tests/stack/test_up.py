@@ -28,6 +28,7 @@ URLS = {
     "products",
     "orders",
     "inventory",
+    "notifications",
     "mail",
     "smtp",
     "kafka",

@@ -68,7 +68,7 @@ def run(
     port_base: Annotated[
         int,
         typer.Option(
-            help="The first of 20 ports: GraphQL N, products N+1, orders N+2, inventory N+3, mail page N+4, SMTP N+5, "
+            help="The first of 21 ports: GraphQL N, products N+1, orders N+2, inventory N+3, mail page N+4, SMTP N+5, "
             "then the rest.",
             metavar="N",
             min=1,
@@ -249,7 +249,7 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
         "products": f"{urls['products']}/api/product",
         "orders": f"{urls['orders']}/api/order",
         "inventory": urls["inventory"],
-        "notifications": f"{urls['admin']['notifications']}/readyz",
+        "notifications": f"{urls['notifications']}/api/dead-letters",
         "mail": f"{urls['mail']}/",
         "postgres": f"127.0.0.1:{stack.ports['postgres']}",
         "redis": f"127.0.0.1:{stack.ports['redis']}",

@@ -132,7 +132,7 @@ class SignIn(msgspec.Struct, frozen=True, kw_only=True):
         if service == "storefront":
             return {"auth": auth, "sign_in": {"client_id": SHOP, "client_secret": "${MARKET_CLIENT_SECRET}"}}
         # With the client's id, GraphiQL has a button to sign in.
-        return {"auth": auth, "graphiql": {"client_id": WEB}} if service == "graphql" else {}
+        return {"auth": auth, "graphiql": {"client_id": WEB}} if service == "graphql" else {"auth": auth}
 
     def environment(self, service: str) -> dict[str, str]:
         """Return the environment variables that the configuration of the service refers to."""

@@ -106,7 +106,10 @@ class Stack:
         password = self.directory.password()
         p = self.ports
         return {
-            **{name: f"http://{host}:{p[name]}" for name in ("storefront", "graphql", "products", "orders")},
+            **{
+                name: f"http://{host}:{p[name]}"
+                for name in ("storefront", "graphql", "products", "orders", "notifications")
+            },
             "inventory": f"{host}:{p['inventory']}",
             "mail": f"http://{host}:{p['mail']}",
             "smtp": f"smtp://{host}:{p['smtp']}",

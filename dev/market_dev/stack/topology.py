@@ -12,9 +12,9 @@ from market_dev.stack.sign_in import PEOPLE, Kind
 
 DEFAULT_PORT_BASE = 8080
 DEFAULT_DATA = Path(".market")
-# Ports are base + offset; the highest offset in the table is 19.
-PORT_COUNT = 20
-LAST_PORT_BASE = 65_516
+# Ports are base + offset; the highest offset in the table is 20.
+PORT_COUNT = 21
+LAST_PORT_BASE = 65_515
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,12 @@ ROWS = {
             *("mongodb", "kafka", "inventory", "products", "issuer"),
             migrates=True,
         ),
-        _service("notifications", "mails about orders", {"notifications admin": 14}, "kafka", "mail"),
+        _service(
+            "notifications",
+            "mails about orders; REST: dead letters",
+            {"notifications": 20, "notifications admin": 14},
+            *("kafka", "mail", "issuer"),
+        ),
         _service(
             "graphql",
             "GraphQL and GraphiQL",
@@ -143,7 +148,7 @@ class Options:
     """How to start a stack.
 
     data: the data directory, created if it does not exist
-    port_base: the first of 20 ports
+    port_base: the first of 21 ports
     kafka: "apache", "embedded", or "auto" (Apache Kafka if this machine can run it)
     log_format: of the services, "console" or "json"
     services: False starts the servers that the services use, without the services

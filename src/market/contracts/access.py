@@ -22,6 +22,8 @@ SEE_STOCK = Access(anonymous=NO, buyer=NO, merchant=YES, operator=NO, service=NO
 PLACE_ORDERS = Access(anonymous=NO, buyer=OWN, merchant=YES, operator=NO, service=NO)
 READ_ORDERS = Access(anonymous=NO, buyer=OWN, merchant=YES, operator=YES, service=NO)
 CANCEL_ORDERS = Access(anonymous=NO, buyer=OWN, merchant=YES, operator=NO, service=NO)
+# Merchants can tell their customers what no mail has told them; what to do about the mails is for operators.
+SEE_DEAD_LETTERS = Access(anonymous=NO, buyer=NO, merchant=YES, operator=YES, service=NO)
 OPERATE = Access(anonymous=NO, buyer=NO, merchant=NO, operator=YES, service=NO)
 
 
@@ -46,6 +48,11 @@ ORDERS: Mapping[str, Access] = {
     "GET /api/order/{id}": READ_ORDERS,
     "GET /api/order": READ_ORDERS,
     "DELETE /api/order/{id}": CANCEL_ORDERS,
+}
+NOTIFICATIONS: Mapping[str, Access] = {
+    "GET /api/dead-letters": SEE_DEAD_LETTERS,
+    "POST /api/dead-letters/{id}/replay": OPERATE,
+    "POST /api/dead-letters/{id}/drop": OPERATE,
 }
 
 # The gateway's own routes: everybody may send a document. The services decide about each of its fields.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from market.kit.auth.authenticator import authenticator
+from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process, Server
 from market.kit.process.tasks import periodic_tasks
 from market.kit.topics import Topic, TopicKeeper
 from market.notifications import api
 from market.notifications.config import Config, Kafka
+from market.notifications.consumer.orders_consumer import OrdersConsumer
+from market.notifications.dead_letters.replaying import ReplayDeps
 from market.notifications.dead_letters.writer import DeadLetterWriter, dead_letter_topic_definition
 from market.notifications.deferral.orders import OrdersWithDeferredMail
 from market.notifications.deferral.queue import (
@@ -32,9 +37,26 @@ class Clients:
     mail_server: MailServer | None = None
 
 
+@dataclass(frozen=True)
+class ConsumerAndApi:
+    """The process's two servers: the consumer of events, and the REST API for operators."""
+
+    consumer: OrdersConsumer
+    api: HttpServer
+
+    async def start(self) -> None:
+        """Start the API, which needs nothing, and then the consumer, which waits for Kafka."""
+        await self.api.start()
+        await self.consumer.start()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Stop both at the same time, so that a slow request does not keep partitions from another process."""
+        await asyncio.gather(self.api.stop(grace_seconds), self.consumer.stop(grace_seconds))
+
+
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
-    """Yield the consumer, not yet started. Waits for nothing; the consumer's `start` waits for Kafka.
+    """Yield the consumer and the REST API, not yet started. Waits for nothing; `start` waits for Kafka.
 
     The connection to the mail server is opened when the first mail is sent.
     """
@@ -58,6 +80,10 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     deferred_mails = DeferredMailRestorer(config.retry.max_deferral_seconds)
     consumer = api.orders_consumer(config, deps, deferred_mails, sent_log, process.health)
 
+    # An operator learns the result of a replay immediately, so its mail is neither deferred nor held back.
+    mailing = replace(deps, deferral_deps=None, sent_log=None)
+    replay_deps = ReplayDeps(config.kafka, config.dead_letters, dead_letters, sent_log, mailing)
+
     tasks = {
         "topics": topics.check,
         "sent-log": sent_log.flush,
@@ -67,11 +93,17 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     }
 
     try:
-        async with periodic_tasks(tasks):
-            yield consumer
+        async with authenticator(config.auth) as authentication, periodic_tasks(tasks):
+            app = api.rest_api(config, replay_deps, process.tracer, process.health, authenticator=authentication)
+            server = ConsumerAndApi(consumer, HttpServer(app, config.http.host, config.http.port, limits=config.http))
+            try:
+                yield server
+            finally:
+                # The lifecycle has already stopped them, unless the start failed.
+                await server.stop(0)
     finally:
-        # If the consumer was started, it has been stopped by now. If its start failed, stop it here, because its
-        # threads must not outlive the event loop.
+        # If the consumer was started, it has been stopped by now. If not (the port may be taken), stop it here, because
+        # its threads must not outlive the event loop.
         await consumer.stop(0)
         await sent_log.close()
         await deferred_mail_writer.close()

@@ -9,7 +9,8 @@ from msgspec import Meta, field
 
 from market.contracts import events
 from market.kit import config as kit_config
-from market.kit.config import NonEmptyStr, Port, Seconds, Section, ServiceConfig
+from market.kit.auth.config import SignInConfig
+from market.kit.config import Admission, Http, NonEmptyStr, Port, Seconds, Section
 from market.kit.mail_address import parse_mail_address
 
 
@@ -179,11 +180,47 @@ class Mail(Section, frozen=True, kw_only=True):
         return str(parse_mail_address(address) or address)
 
 
-class Config(ServiceConfig, frozen=True, kw_only=True):
+class OperatorHttp(Http, frozen=True, kw_only=True):
+    """The HTTP edge, with less memory than by default: there are few callers, and requests have no bodies."""
+
+    max_body_bytes: Annotated[int, Meta(ge=1024)] = 16_384
+    max_connections: Annotated[int, Meta(ge=1)] = 256
+    max_in_flight: Annotated[int, Meta(ge=1)] = 64
+    max_in_flight_per_caller: Annotated[int, Meta(ge=1)] = 32
+    max_in_flight_body_bytes: Annotated[int, Meta(ge=1_048_576)] = 1_048_576
+    max_receive_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 1_048_576
+    max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 4_194_304
+
+
+class OneAtATime(Admission, frozen=True, kw_only=True):
+    """Admits one request at a time, each of weight 1. A few others wait."""
+
+    max_small_weight: Annotated[int, Meta(ge=1)] = 1
+    max_waiting_weight: Annotated[int, Meta(ge=1)] = 16
+    max_caller_weight: Annotated[int, Meta(ge=1)] = 8
+
+
+class DeadLetters(Section, frozen=True, kw_only=True):
+    """Reading and replaying dead letters."""
+
+    # How many records of the dead letter topic are read to list the newest dead letters.
+    max_records: Annotated[int, Meta(ge=100, le=1_000_000)] = 5_000
+    # How long one read of the topic may take.
+    read_seconds: Seconds = 5.0
+    # How long sending the mail of a dead letter may take.
+    mail_seconds: Seconds = 30.0
+
+
+class Config(SignInConfig, frozen=True, kw_only=True):
     """The service's configuration file."""
 
+    # The API for operators: dead letters.
+    http: OperatorHttp
+    # Of its requests: each reads the dead letter topic, which takes memory.
+    admission: OneAtATime = OneAtATime()
     kafka: Kafka
     smtp: Smtp
     mail: Mail
+    dead_letters: DeadLetters = DeadLetters()
     retry: Retry = Retry()
     memory: Memory = Memory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -49,10 +50,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterReason:
-    """Why a message becomes a dead letter. `code` is a metric label, `detail` is for operators."""
+    """Why a message becomes a dead letter.
+
+    code: a metric label
+    detail: for operators
+    attempts: how many attempts to send the mail have failed
+    """
 
     code: Literal["invalid-event", "rejected", "retries-exhausted"]
     detail: str
+    attempts: int = 0
 
     def __str__(self) -> str:
         return f"{self.code}: {self.detail}"
@@ -164,6 +171,18 @@ class Notification:
 
 
 @dataclass(frozen=True, slots=True)
+class EventSummary:
+    """What an event is about, as far as it can be read, for operators. None: unknown.
+
+    recipient: the address to which the mail goes, masked
+    """
+
+    kind: Kind | None = None
+    order_id: UUID | None = None
+    recipient: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Mail:
     """A composed mail. `content` is the complete RFC 5322 message."""
 
@@ -174,6 +193,21 @@ class Mail:
     def needs_smtputf8(self) -> bool:
         """Whether the recipient's address is not ASCII, so that the mail server must offer SMTPUTF8 (RFC 6531)."""
         return not self.recipient.isascii()
+
+
+# An e-mail address anywhere in a text, such as a mail server's reply.
+_ADDRESS = re.compile(r"""("[^"]*"|[^\s<>"'`(),;:\[\]]+)@([^\s<>"'`(),;:\[\]]+)""")
+_QUOTE = '"'
+
+
+def mask_addresses(text: str) -> str:
+    """Return the text with each e-mail address masked: its first character and its domain remain."""
+    return _ADDRESS.sub(_masked, text)
+
+
+def _masked(address: re.Match[str]) -> str:
+    local_part, domain = address.groups()
+    return f"{local_part.strip(_QUOTE)[:1]}***@{domain}"
 
 
 class FirstStart(NamedTuple):

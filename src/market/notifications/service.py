@@ -6,7 +6,7 @@ import random
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Literal, Protocol
 from uuid import UUID
 
 from market.kit.clock import Clock
@@ -36,7 +36,7 @@ _MIN_ATTEMPTS = 5
 class DeadLetters(Protocol):
     """Stores dead letters. In production: dead_letters.writer.DeadLetterWriter."""
 
-    async def write(self, message: Message, reason: str, now: datetime) -> None:
+    async def write(self, message: Message, reason: DeadLetterReason, now: datetime) -> None:
         """Write the dead letter, and return once it is stored. Raises KafkaException."""
 
 
@@ -131,30 +131,33 @@ class Deps:
     recent: RecentNotifications = field(default_factory=RecentNotifications)
     # None while an operator replays a dead letter: its mail is attempted once, and not deferred.
     deferral_deps: DeferralDeps | None = None
-    # None while an operator replays a dead letter: its event is mailed even if it was mailed before.
+    # None while an operator replays a dead letter: then dead_letters/replaying.py looks the event up, and adds it.
     sent_log: SentLogForMailing | None = None
     # Events that are older than this are looked up in the sent log.
     sent_log_min_age: timedelta = timedelta(0)
 
 
-async def notify(deps: Deps, notification: Notification, deferral: Deferral | None = None) -> None:
-    """Mail the notification, unless it was mailed before or has no recipient.
+NotifyResult = Literal["mailed", "duplicate", "no-recipient"]
+
+
+async def notify(deps: Deps, notification: Notification, deferral: Deferral | None = None) -> NotifyResult:
+    """Mail the notification, unless it was mailed before (`duplicate`) or has no recipient. Return what was done.
 
     Raises MailRejected, MailDeferred, MailHeldBack or MailServerUnavailable.
     """
     if notification in deps.recent or await _was_sent(deps, notification):
         metrics.SKIPPED_EVENTS.labels("duplicate").inc()
         log.info("duplicate event skipped", order_id=str(notification.order_id), kind=notification.kind)
-        return
+        return "duplicate"
     if notification.recipient is None and notification.has_address:
         # The event is from an earlier version of orders. The current one rejects such addresses.
         metrics.SKIPPED_EVENTS.labels("invalid-recipient").inc()
         log.error("event with an invalid address skipped", order_id=str(notification.order_id), kind=notification.kind)
-        return
+        return "no-recipient"
     if notification.recipient is None:
         metrics.SKIPPED_EVENTS.labels("no-recipient").inc()
         log.info("event without recipient skipped", order_id=str(notification.order_id), kind=notification.kind)
-        return
+        return "no-recipient"
     if deps.deferral_deps is not None:
         _hold_back_if_necessary(deps, deps.deferral_deps, notification, deferral)
     with deps.tracer.span(f"mail {notification.kind}"), metrics.MAIL_DURATION.time():
@@ -175,6 +178,7 @@ async def notify(deps: Deps, notification: Notification, deferral: Deferral | No
     deps.recent.add(notification)
     if deps.sent_log is not None:
         deps.sent_log.add(notification.event_id)
+    return "mailed"
 
 
 async def _was_sent(deps: Deps, notification: Notification) -> bool:
@@ -233,7 +237,7 @@ async def retry_later(
     remaining = deps.retry.give_up_seconds - age
     # Attempts are made only while the mail server is available, so an outage alone does not end the retries.
     if remaining <= 0 and pending.total_attempts >= _MIN_ATTEMPTS:
-        pending.dead_letter = DeadLetterReason("retries-exhausted", detail)
+        pending.dead_letter = DeadLetterReason("retries-exhausted", detail, pending.total_attempts)
         return None
     metrics.RETRIES.labels(reason).inc()
     throttled = (
@@ -307,7 +311,7 @@ async def write_dead_letter(deps: Deps, pending: PendingMessage) -> float | None
     reason = pending.dead_letter
     assert reason is not None
     try:
-        await deps.dead_letters.write(pending.message, str(reason), deps.clock())
+        await deps.dead_letters.write(pending.message, reason, deps.clock())
     except Exception as e:
         pending.attempts += 1
         metrics.RETRIES.labels("dead-letter").inc()

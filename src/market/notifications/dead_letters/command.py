@@ -1,7 +1,6 @@
 """`python -m market.notifications dead-letters`: list, show, replay or drop dead letters.
 
-`replay` does not publish the event again, but sends the mail itself, with its original Message-ID. So the result is
-known immediately, and no other consumer of the topic gets a duplicate.
+Replaying and dropping are the use cases of replaying.py, as in the REST API.
 """
 
 from __future__ import annotations
@@ -16,17 +15,15 @@ import msgspec
 from confluent_kafka import KafkaException
 
 from market.kit.clock import clock
-from market.kit.process.logs import get_logger
 from market.kit.process.tracing import Tracer
-from market.notifications import api
 from market.notifications.config import Config
-from market.notifications.dead_letters.reader import DeadLetter, DeadLetterReader
+from market.notifications.dead_letters.letters import DeadLetter, DeadLetterLog
+from market.notifications.dead_letters.reader import DeadLetterReader
+from market.notifications.dead_letters.replaying import Action, Outcome, ReplayDeps, open_reader, settle
 from market.notifications.dead_letters.writer import DeadLetterWriter
-from market.notifications.domain import InvalidEvent, MailDeferred, MailRejected, MailServerUnavailable
 from market.notifications.mail.mailer import Mailer
+from market.notifications.sent_log.log import SentLog
 from market.notifications.service import Deps
-
-log = get_logger("dead-letters")
 
 _OK, _FAILED, _USAGE_ERROR = 0, 1, 2
 
@@ -40,27 +37,30 @@ async def dead_letters(config: Config, args: list[str]) -> int:
         options = _parser().parse_args(args)
     except SystemExit as e:
         return int(e.code or 0)
-    reader = DeadLetterReader(config.kafka)
     try:
-        letters = await asyncio.to_thread(reader.read_all)
-        if options.subcommand == "list":
-            return _list([x for x in letters if options.all or x.resolution is None], options.json)
-        if options.subcommand in ("replay", "drop") and options.all == bool(options.ids):
-            return _fail("give either the ids of dead letters or --all")
-        by_id = {letter.id: letter for letter in letters}
-        chosen = [x for x in letters if x.resolution is None] if options.subcommand != "show" and options.all else []
-        for letter_id in options.ids:
-            if letter_id not in by_id:
-                return _fail(f"there is no dead letter {letter_id}")
-            chosen.append(by_id[letter_id])
-        if options.subcommand == "show":
-            return await _show(reader, chosen, options.json)
-        return await _replay_or_drop(config, reader, chosen, options.subcommand, options.json)
-    except (KafkaException, TimeoutError, LookupError) as e:
+        async with open_reader(config.kafka, config.dead_letters) as reader:
+            return await _run(config, reader, options)
+    except (KafkaException, TimeoutError) as e:
         reason = e.args[0].str() if isinstance(e, KafkaException) else str(e)
         return _fail(f"Kafka at {config.kafka.bootstrap_servers}: {reason}", status=_FAILED)
-    finally:
-        await asyncio.to_thread(reader.close)
+
+
+async def _run(config: Config, reader: DeadLetterReader, options: argparse.Namespace) -> int:
+    found = await asyncio.to_thread(reader.read_all)
+    letters = found.oldest_first()
+    if options.subcommand == "list":
+        return _list([x for x in letters if options.all or x.resolution is None], options.json)
+    if options.subcommand in ("replay", "drop") and options.all == bool(options.ids):
+        return _fail("give either the ids of dead letters or --all")
+    chosen = [x for x in letters if x.resolution is None] if options.subcommand != "show" and options.all else []
+    for letter_id in options.ids:
+        if letter_id not in found.letters:
+            return _fail(f"there is no dead letter {letter_id}")
+        chosen.append(found.letters[letter_id])
+    if options.subcommand == "show":
+        return await _show(reader, chosen, options.json)
+    action: Action = "dropped" if options.subcommand == "drop" else "replayed"
+    return await _settle(config, reader, found, chosen, action, options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,8 +117,13 @@ async def _show(reader: DeadLetterReader, letters: list[DeadLetter], as_json: bo
     return _OK
 
 
-async def _replay_or_drop(
-    config: Config, reader: DeadLetterReader, letters: list[DeadLetter], subcommand: str, as_json: bool
+async def _settle(
+    config: Config,
+    reader: DeadLetterReader,
+    found: DeadLetterLog,
+    letters: list[DeadLetter],
+    action: Action,
+    as_json: bool,
 ) -> int:
     """Replay or drop dead letters, and return the exit status.
 
@@ -127,52 +132,37 @@ async def _replay_or_drop(
     """
     mailer = Mailer(config)
     writer = DeadLetterWriter(config.kafka)
-    deps = Deps(mailer, writer, config.retry, clock(config.faults), Tracer())
+    sent_log = SentLog(config.kafka, max_ids=config.kafka.sent_log_max_ids)
+    mailing = Deps(mailer, writer, config.retry, clock(config.faults), Tracer())
+    deps = ReplayDeps(config.kafka, config.dead_letters, writer, sent_log, mailing)
     status = _OK
     try:
         for letter in letters:
-            result = {"id": letter.id, "result": "dropped" if subcommand == "drop" else "replayed"}
-            if letter.resolution is not None:
-                result["result"] = f"already {letter.resolution.action}"
-            elif subcommand == "replay" and (reason := await _mail(deps, reader, letter)) is not None:
+            outcome = await settle(deps, reader, found, letter, action)
+            if outcome.result == "open":
                 status = _FAILED
-                result |= {"result": "open", "reason": reason}
-            else:
-                await writer.mark(letter.partition, letter.offset, letter.key, result["result"], deps.clock())
+            result = _describe(letter, outcome)
             if as_json:
                 _print_json([result])
             else:
                 _print(": ".join(result.values()))
     finally:
         await mailer.close()
+        await sent_log.close()
         await writer.close()
     return status
 
 
-async def _mail(deps: Deps, reader: DeadLetterReader, letter: DeadLetter) -> str | None:
-    """Mail a dead letter, or skip it if its event needs no mail. Return None if that succeeded.
-
-    Otherwise return the reason; the dead letter stays open. Raises KafkaException.
-    """
-    try:
-        await api.replay(deps, await asyncio.to_thread(reader.original_message, letter))
-    except InvalidEvent as e:
-        return f"invalid event: {e}"
-    except MailRejected as e:
-        return f"rejected: {e}"
-    except MailDeferred as e:
-        return f"deferred: {e}"
-    except MailServerUnavailable as e:
-        return f"mail server unavailable: {e}"
-    except KafkaException:
-        raise
-    except LookupError as e:
-        return str(e)
-    except Exception as e:
-        # A dead letter may exist because of a fault in this service. It must not keep the others from being replayed.
-        log.exception("replay failed", dead_letter=letter.id)
-        return f"internal error: {type(e).__name__}: {e}"
-    return None
+def _describe(letter: DeadLetter, outcome: Outcome) -> dict[str, str]:
+    """Return the fields that `replay --json` and `drop --json` print."""
+    if outcome.reason is not None:
+        return {"id": letter.id, "result": "open", "reason": f"{outcome.reason.replace('-', ' ')}: {outcome.detail}"}
+    if outcome.result == "mailed":
+        return {"id": letter.id, "result": "replayed"}
+    if outcome.result in ("mailed-before", "not-needed"):
+        words = {"mailed-before": "it was mailed before", "not-needed": "it needs no mail"}
+        return {"id": letter.id, "result": "replayed", "reason": words[outcome.result]}
+    return {"id": letter.id, "result": outcome.result.replace("-", " ")}
 
 
 def _fail(reason: str, status: int = _USAGE_ERROR) -> int:

@@ -1,100 +1,37 @@
-"""Reads dead letters, and whether they were replayed or dropped.
-
-Kafka cannot delete a single message. If a dead letter is replayed or dropped, a mark is written instead: a record in
-the same partition, without a value, that refers to the dead letter (writer.MARK_OF). A dead letter without a mark is
-open. Both expire with the topic's retention, the mark after its dead letter.
-"""
+"""Reads the dead letter topic, without joining a group or committing offsets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import threading
+import time
+from collections.abc import Mapping
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka import Message as KafkaMessage
 
 from market.contracts import events
 from market.kit.kafka import consumer_settings
 from market.notifications import config
 from market.notifications.dead_letters import writer
+from market.notifications.dead_letters.letters import ADDED_HEADERS, DeadLetter, DeadLetterLog, RecordPosition
 from market.notifications.domain import Message
 from market.notifications.events.parsing import to_message
 
-_ADDED_HEADERS = {writer.REASON, writer.TIME, writer.TOPIC, writer.PARTITION, writer.OFFSET, writer.OMITTED}
-_READ_SECONDS = 10.0
-
-
-class RecordPosition(NamedTuple):
-    """Where a record is in Kafka."""
-
-    topic: str
-    partition: int
-    offset: int
-
-
-class Resolution(NamedTuple):
-    """What an operator did with a dead letter: the action (replayed or dropped), and its time in ISO 8601."""
-
-    action: str
-    at: str
-
-
-@dataclass(slots=True)
-class DeadLetter:
-    """A dead letter, except for its value, which `original_message` reads.
-
-    `id` is its position in the dead letter topic: PARTITION-OFFSET.
-    """
-
-    partition: int
-    offset: int
-    key: bytes | None
-    # In bytes.
-    value_size: int
-    headers: tuple[tuple[str, bytes | None], ...]
-    # None while the dead letter is open.
-    resolution: Resolution | None = None
-
-    @property
-    def id(self) -> str:
-        return f"{self.partition}-{self.offset}"
-
-    def header(self, name: str) -> str:
-        """Return the last header of that name as text, or an empty string if there is none."""
-        values = (value for key, value in reversed(self.headers) if key == name and value is not None)
-        return next((value.decode("utf-8", "replace") for value in values), "")
-
-    @property
-    def origin(self) -> RecordPosition:
-        """The position of the original message; -1 for a number that is missing or malformed."""
-        return RecordPosition(self.header(writer.TOPIC), self._number(writer.PARTITION), self._number(writer.OFFSET))
-
-    def summary(self) -> dict[str, Any]:
-        """Return the fields that `list --json` prints, as JSON types."""
-        return {
-            "id": self.id,
-            "time": self.header(writer.TIME),
-            "reason": self.header(writer.REASON),
-            "key": None if self.key is None else self.key.decode("utf-8", "replace"),
-            "origin": self.origin._asdict(),
-            "bytes": self.value_size,
-            "status": self.resolution.action if self.resolution else "open",
-            "done_at": self.resolution.at if self.resolution else None,
-        }
-
-    def _number(self, name: str) -> int:
-        with suppress(ValueError):
-            return int(self.header(name))
-        return -1
+# Limits what one fetch may bring, beside which the consumers of the service need memory, too.
+_FETCH_BYTES = 8 * 1024 * 1024
+_MAX_POLL_SECONDS = 0.5
+# librdkafka goes on by itself after these.
+_TRANSIENT = frozenset({KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE})
 
 
 class DeadLetterReader:
-    """Reads the dead letter topic without joining a group or committing offsets. Its methods block."""
+    """A reader of the dead letter topic. Its methods block, and only one of them runs at a time.
 
-    def __init__(self, kafka: config.Kafka) -> None:
+    seconds: how long a method may take before it raises TimeoutError
+    """
+
+    def __init__(self, kafka: config.Kafka, *, seconds: float) -> None:
         self._topic = kafka.dead_letter_topic
+        self._seconds = seconds
         settings = consumer_settings(
             kafka, "market.notifications", f"{kafka.group}-dead-letters", max_message_bytes=events.MAX_MESSAGE_BYTES
         )
@@ -104,78 +41,167 @@ class DeadLetterReader:
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
                 "allow.auto.create.topics": False,
+                "fetch.max.bytes": _FETCH_BYTES,
+                "queued.max.messages.kbytes": _FETCH_BYTES // 1024,
             }
         )
+        # A caller that was cancelled may close the reader while its last call is still running.
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connections to Kafka."""
-        self._consumer.close()
+        with self._lock:
+            self._consumer.close()
 
-    def read_all(self) -> list[DeadLetter]:
-        """Return all dead letters in the topic, oldest first. Raises KafkaException or TimeoutError."""
-        found: dict[str, DeadLetter] = {}
-        for record in self._records():
-            message = to_message(record)
-            letter = DeadLetter(
-                message.partition, message.offset, message.key, len(message.value or b""), message.headers
-            )
-            if marked := letter.header(writer.MARK_OF):
-                if marked in found and found[marked].resolution is None:
-                    found[marked].resolution = Resolution(letter.header(writer.MARK_ACTION), letter.header(writer.TIME))
-            else:
-                found[letter.id] = letter
-        return sorted(found.values(), key=lambda letter: (letter.header(writer.TIME), letter.partition, letter.offset))
+    def read_all(self) -> DeadLetterLog:
+        """Return all dead letters in the topic. Raises KafkaException or TimeoutError.
+
+        `seconds` limits the pauses between two records, not the whole call.
+        """
+        log, _ = self._read_newest(None)
+        return log
+
+    def read_newest(self, max_records: int) -> tuple[DeadLetterLog, bool]:
+        """Return the newest dead letters, and whether these are all in the topic.
+
+        max_records: how many records are read at most, marks and claims included. Each partition has the same share,
+            and what a partition does not need is shared by the others.
+
+        Raises KafkaException or TimeoutError.
+        """
+        return self._read_newest(max_records)
+
+    def read_from(self, partition: int, offset: int) -> DeadLetterLog:
+        """Return the dead letter at that position and all later ones of the partition.
+
+        Return an empty log if the topic does not have that partition. Raises KafkaException or TimeoutError.
+        """
+        with self._lock:
+            log = DeadLetterLog()
+            if partition in self._partitions(deadline=self._deadline()):
+                log.next_offsets[partition] = offset
+                self._read(log, self._ends([partition]), deadline=self._deadline())
+            return log
+
+    def read_on(self, log: DeadLetterLog, partition: int) -> None:
+        """Add the records of the partition that were written since. Raises KafkaException or TimeoutError."""
+        with self._lock:
+            self._read(log, self._ends([partition]), deadline=self._deadline())
 
     def original_message(self, letter: DeadLetter) -> Message:
         """Return the message as it was before it became a dead letter.
 
-        Raises KafkaException, or LookupError if it cannot be read: the topic no longer has it, or Kafka has not
-        returned it within 10 s, or has reported an error.
+        Raises LookupError if Kafka no longer has it, and KafkaException or TimeoutError if it cannot be read now.
         """
         position = RecordPosition(self._topic, letter.partition, letter.offset)
         if letter.header(writer.OMITTED):
             # The value was omitted, so it is read from the original topic.
             position = letter.origin
-        message = self._read_one(position)
-        headers = tuple((name, value) for name, value in letter.headers if name not in _ADDED_HEADERS)
+        with self._lock:
+            message = self._read_one(position)
+        headers = tuple((name, value) for name, value in letter.headers if name not in ADDED_HEADERS)
         return Message(*letter.origin, message.key, message.value, headers)
 
-    def _records(self) -> Iterator[KafkaMessage]:
-        """Yield the records of every partition, up to its end at the time of the call."""
-        topic = self._consumer.list_topics(self._topic, timeout=_READ_SECONDS).topics[self._topic]
+    def _deadline(self) -> float:
+        return time.monotonic() + self._seconds
+
+    def _read_newest(self, max_records: int | None) -> tuple[DeadLetterLog, bool]:
+        with self._lock:
+            log = DeadLetterLog()
+            deadline = self._deadline()
+            ranges = self._ends(self._partitions(deadline=deadline))
+            lengths = {partition: high - low for partition, (low, high) in ranges.items()}
+            shares = lengths if max_records is None else share(lengths, max_records)
+            for partition, (_, high) in ranges.items():
+                log.next_offsets[partition] = high - shares[partition]
+            self._read(log, ranges, deadline=None if max_records is None else deadline)
+            return log, shares == lengths
+
+    def _partitions(self, *, deadline: float) -> list[int]:
+        """Return the topic's partitions; none if the topic does not exist."""
+        seconds = max(0.1, deadline - time.monotonic())
+        topic = self._consumer.list_topics(self._topic, timeout=seconds).topics[self._topic]
         if topic.error is not None and topic.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            return
+            return []
         if topic.error is not None:
             raise KafkaException(topic.error)
-        starts, ends = {}, {}
-        for partition in topic.partitions:
-            low, high = self._consumer.get_watermark_offsets(
-                TopicPartition(self._topic, partition), timeout=_READ_SECONDS
-            )
-            if low < high:
-                starts[partition], ends[partition] = low, high
-        self._consumer.assign([TopicPartition(self._topic, partition, low) for partition, low in starts.items()])
+        return sorted(topic.partitions)
+
+    def _ends(self, partitions: list[int]) -> dict[int, tuple[int, int]]:
+        """Return the first offset of each partition, and the one after its last."""
+        found = {}
+        for partition in partitions:
+            position = TopicPartition(self._topic, partition)
+            low, high = self._consumer.get_watermark_offsets(position, timeout=self._seconds)
+            found[partition] = low, high
+        return found
+
+    def _read(self, log: DeadLetterLog, ranges: Mapping[int, tuple[int, int]], *, deadline: float | None) -> None:
+        """Add the records from the log's next offsets up to the ends of the ranges.
+
+        deadline: of the whole call, as time.monotonic(); None: of the pause before each record
+        """
+        ends = {partition: high for partition, (_, high) in ranges.items() if log.next_offsets[partition] < high}
+        self._consumer.assign([TopicPartition(self._topic, p, log.next_offsets[p]) for p in ends])
+        next_by = deadline or self._deadline()
         while ends:
-            record = self._consumer.poll(_READ_SECONDS)
+            seconds = next_by - time.monotonic()
+            if seconds <= 0:
+                raise TimeoutError(f"{self._topic} was not read within {self._seconds:g} s")
+            record = self._consumer.poll(min(seconds, _MAX_POLL_SECONDS))
             if record is None:
-                raise TimeoutError(f"{self._topic}: no response within {_READ_SECONDS:.0f} s")
+                continue
             error, partition, offset = record.error(), record.partition(), record.offset() or 0
+            if error is not None and error.code() in _TRANSIENT:
+                continue
             if error is not None and error.code() != KafkaError._PARTITION_EOF:
                 raise KafkaException(error)
             if partition not in ends:
                 continue
+            next_by = deadline or self._deadline()
             end = ends[partition]
             if error is None and offset < end:
-                yield record
+                log.add(to_message(record))
             if error is not None or offset >= end - 1:
                 del ends[partition]
 
     def _read_one(self, position: RecordPosition) -> Message:
         topic, partition, offset = position
+        deadline = self._deadline()
+        missing = LookupError(f"the message at {partition}-{offset} of {topic} is no longer there")
+        if partition < 0 or offset < 0:
+            raise missing
         self._consumer.assign([TopicPartition(topic, partition, offset)])
-        record = self._consumer.poll(_READ_SECONDS)
-        if record is None or record.error() is not None or record.offset() != offset:
-            raise LookupError(
-                f"the message at {partition}-{offset} of {topic} is no longer there or cannot be read now"
-            )
-        return to_message(record)
+        while (seconds := deadline - time.monotonic()) > 0:
+            record = self._consumer.poll(min(seconds, _MAX_POLL_SECONDS))
+            if record is None:
+                continue
+            error = record.error()
+            if error is None:
+                # If the offset is out of range, the consumer goes on at the first one that is there.
+                if record.offset() != offset:
+                    raise missing
+                return to_message(record)
+            if error.code() in (
+                KafkaError._PARTITION_EOF,
+                KafkaError.UNKNOWN_TOPIC_OR_PART,
+                KafkaError._UNKNOWN_TOPIC,
+                KafkaError._UNKNOWN_PARTITION,
+            ):
+                raise missing
+            if error.code() not in _TRANSIENT:
+                raise KafkaException(error)
+        raise TimeoutError(f"{topic} was not read within {self._seconds:g} s")
+
+
+def share(lengths: Mapping[int, int], total: int) -> dict[int, int]:
+    """Return how many of its records each partition may have read, `total` in all.
+
+    The shares are equal, except that a partition gets no more than it has.
+    """
+    shares: dict[int, int] = {}
+    remaining = total
+    for number, partition in enumerate(sorted(lengths, key=lambda p: lengths[p])):
+        shares[partition] = min(lengths[partition], remaining // (len(lengths) - number))
+        remaining -= shares[partition]
+    return shares

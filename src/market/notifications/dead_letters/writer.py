@@ -1,4 +1,4 @@
-"""Writes dead letters to their topic, and marks them as done."""
+"""Writes dead letters to their topic, marks them as done, and claims them (see letters.py)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from market.contracts import events
 from market.kit.kafka import Producer
 from market.kit.topics import Topic
 from market.notifications import config
-from market.notifications.domain import Message
+from market.notifications.domain import DeadLetterReason, Message
 
 _CLIENT_ID = "market.notifications"
 
@@ -20,10 +20,16 @@ _PREFIX = "dead-letter-"
 REASON, TIME, TOPIC, PARTITION, OFFSET = (
     f"{_PREFIX}{name}" for name in ("reason", "time", "topic", "partition", "offset")
 )
+ATTEMPTS = f"{_PREFIX}attempts"
 # Set if the value was omitted, because it was too large for the dead letter topic. It is still in the original topic.
 OMITTED = f"{_PREFIX}value-omitted"
 # Headers of a mark: a record without a value that marks an earlier dead letter of the same partition as done.
 MARK_OF, MARK_ACTION = f"{_PREFIX}done", f"{_PREFIX}action"
+# Headers of a claim: a record without a value that claims an earlier dead letter of the same partition, or releases it.
+# It is also a mark of a dead letter that does not exist, so that earlier versions, which know no claims, ignore it.
+CLAIM_OF, CLAIM_TOKEN, CLAIM_UNTIL = (f"{_PREFIX}{name}" for name in ("claim", "claim-token", "claim-until"))
+CLAIMED, RELEASED = "claimed", "released"
+_MARK_OF_CLAIMS = b"claim"
 
 # Larger than the topic's limit, which the broker checks: if it rejects the message, the value is omitted.
 _MAX_MESSAGE_BYTES = events.MAX_MESSAGE_BYTES + 65_536
@@ -53,13 +59,14 @@ class DeadLetterWriter:
         self._on_failure = on_failure
         self._producer: Producer[None] | None = None
 
-    async def write(self, message: Message, reason: str, now: datetime) -> None:
+    async def write(self, message: Message, reason: DeadLetterReason, now: datetime) -> None:
         """Write the message as a dead letter, and wait until Kafka has acknowledged it. Raises KafkaException."""
         headers: _Headers = [
             # The publisher of the message must not set headers that only this service may set.
             *((name, value) for name, value in message.headers if not name.startswith(_PREFIX)),
-            (REASON, reason.encode()[:1_000]),
-            (TIME, now.isoformat(timespec="milliseconds").encode()),
+            (REASON, str(reason).encode()[:1_000]),
+            (ATTEMPTS, str(reason.attempts).encode()),
+            (TIME, _time(now)),
             (TOPIC, message.topic.encode()),
             (PARTITION, str(message.partition).encode()),
             (OFFSET, str(message.offset).encode()),
@@ -79,7 +86,40 @@ class DeadLetterWriter:
         headers: _Headers = [
             (MARK_OF, f"{partition}-{offset}".encode()),
             (MARK_ACTION, action.encode()),
-            (TIME, now.isoformat(timespec="milliseconds").encode()),
+            (TIME, _time(now)),
+        ]
+        await self._deliver(key, None, headers, partition)
+
+    async def claim(
+        self, partition: int, offset: int, key: bytes | None, token: str, now: datetime, until: datetime
+    ) -> None:
+        """Claim the dead letter at `offset` until a time. Raises KafkaException.
+
+        Whether the claim holds is known once the records up to it have been read.
+        """
+        await self._write_claim(CLAIMED, partition, offset, key, token, now, (CLAIM_UNTIL, _time(until)))
+
+    async def release(self, partition: int, offset: int, key: bytes | None, token: str, now: datetime) -> None:
+        """Release the claim with that token. Raises KafkaException."""
+        await self._write_claim(RELEASED, partition, offset, key, token, now)
+
+    async def _write_claim(
+        self,
+        action: str,
+        partition: int,
+        offset: int,
+        key: bytes | None,
+        token: str,
+        now: datetime,
+        *others: tuple[str, bytes],
+    ) -> None:
+        headers: _Headers = [
+            (MARK_OF, _MARK_OF_CLAIMS),
+            (CLAIM_OF, f"{partition}-{offset}".encode()),
+            (CLAIM_TOKEN, token.encode()),
+            (MARK_ACTION, action.encode()),
+            (TIME, _time(now)),
+            *others,
         ]
         await self._deliver(key, None, headers, partition)
 
@@ -96,3 +136,7 @@ class DeadLetterWriter:
         await self._producer.send_and_wait(
             self._config.dead_letter_topic, value, key=key, headers=headers, partition=partition
         )
+
+
+def _time(moment: datetime) -> bytes:
+    return moment.isoformat(timespec="milliseconds").encode()

@@ -16,7 +16,7 @@ from market.contracts import events, money
 from market.kit import context, text
 from market.kit.errors import BadInput
 from market.kit.mail_address import parse_mail_address
-from market.notifications.domain import InvalidEvent, Kind, Line, Message, Notification
+from market.notifications.domain import EventSummary, InvalidEvent, Kind, Line, Message, Notification, mask_addresses
 
 _KINDS: dict[str, Kind] = {events.CREATED: "created", events.CANCELLED: "cancelled"}
 # A dot-atom (RFC 5322), because the id becomes the part of a Message-ID before the @.
@@ -40,7 +40,19 @@ class _RecipientFields(Struct):
     data: Data = msgspec.field(default_factory=Data)
 
 
+class _SummaryFields(Struct):
+    class Data(Struct):
+        id: str = ""
+        user: str = ""
+        email: str | None = None
+
+    type: str = ""
+    nomail: bool | None = None
+    data: Data = msgspec.field(default_factory=Data)
+
+
 _decode_recipient_fields = msgspec.json.Decoder(_RecipientFields).decode
+_decode_summary_fields = msgspec.json.Decoder(_SummaryFields).decode
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_event = msgspec.json.Decoder(events.OrderEvent).decode
 
@@ -134,6 +146,30 @@ def domain_of(message: Message) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     return (data.email or data.user).rpartition("@")[2].lower()[:255]
+
+
+def summarize(message: Message) -> EventSummary:
+    """Return what the event is about. The event is not validated; what cannot be read is None.
+
+    Without a readable value the order's id is taken from the message's key.
+    """
+    try:
+        event = _decode_summary_fields(message.value or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        event = _SummaryFields()
+    addresses = [] if event.nomail else [event.data.email, event.data.user]
+    return EventSummary(
+        kind=_KINDS.get(event.type),
+        order_id=_uuid(event.data.id) or _uuid((message.key or b"").decode("utf-8", "replace")),
+        recipient=next((mask_addresses(address[:254]) for address in addresses if address and "@" in address), None),
+    )
+
+
+def _uuid(value: str) -> UUID | None:
+    try:
+        return text.parse_uuid("id", value)
+    except BadInput:
+        return None
 
 
 def _in_utc(moment: datetime) -> datetime:

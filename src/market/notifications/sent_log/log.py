@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from datetime import datetime
 
 from confluent_kafka import KafkaException
 
@@ -136,6 +137,16 @@ class SentLog:
         self._used_at = time.monotonic()
         return _digest(event_id) in self._ids
 
+    async def was_mailed(self, event_id: str, since: datetime | None) -> bool:
+        """Return whether the log has the event, as Kafka has it now. Raises KafkaException.
+
+        Unlike `contains`, it keeps no ids in memory, and reads the log each time.
+
+        since: no record before this time has the event; None: the log is read from its beginning
+        """
+        digest = _digest(event_id)
+        return digest in self._unwritten or await asyncio.to_thread(self._has, digest, since)
+
     def invalidate_sent_ids(self) -> None:
         """Drop the cached ids, because the previous owner of a newly assigned partition may have mailed more events."""
         self._ids = None
@@ -176,8 +187,11 @@ class SentLog:
     def _load(self) -> RecentDigests:
         ids = RecentDigests(self._max_ids)
         for value in reader.read_values(self._config):
-            ids.add(value[n : n + _DIGEST_BYTES] for n in range(0, len(value), _DIGEST_BYTES))
+            ids.add(_digests_in(value))
         return ids
+
+    def _has(self, digest: bytes, since: datetime | None) -> bool:
+        return any(digest in _digests_in(value) for value in reader.read_values(self._config, since))
 
 
 def put_back(batch: list[bytes], unwritten: deque[bytes]) -> None:
@@ -185,6 +199,10 @@ def put_back(batch: list[bytes], unwritten: deque[bytes]) -> None:
     assert unwritten.maxlen is not None
     free = unwritten.maxlen - len(unwritten)
     unwritten.extendleft(reversed(batch[max(0, len(batch) - free) :]))
+
+
+def _digests_in(value: bytes) -> Iterable[bytes]:
+    return (value[n : n + _DIGEST_BYTES] for n in range(0, len(value), _DIGEST_BYTES))
 
 
 def _digest(event_id: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
@@ -39,19 +40,23 @@ def read_first_start(kafka: config.Kafka) -> FirstStart:
         return FirstStart(empty=False, started_ms=timestamp if known else None)
 
 
-def read_values(kafka: config.Kafka) -> Iterator[bytes]:
+def read_values(kafka: config.Kafka, since: datetime | None = None) -> Iterator[bytes]:
     """Yield the values of the records. Raises KafkaException.
 
-    Records older than the retention of the events are skipped, because they are not needed. If the log contains only
-    such records, they are yielded.
+    Records from before `since`, or older than the retention of the events, are skipped. The embedded broker cannot look
+    up offsets by time; its log is read from the beginning.
     """
     since_ms = int(time.time() * 1000) - events.RETENTION_MS
+    if since is not None:
+        since_ms = max(since_ms, int(since.timestamp() * 1000))
     with _consumer(kafka) as consumer:
         low, high = _offsets(consumer, kafka)
         partition = TopicPartition(kafka.sent_log_topic_name, PARTITION, since_ms)
         [found] = consumer.offsets_for_times([partition], timeout=_CALL_TIMEOUT_SECONDS)
-        # The embedded broker cannot look up offsets by time, so its log is read from the beginning.
-        start = max(low, found.offset) if found.error is None and found.offset >= 0 else low
+        if found.error is not None or kafka.is_embedded_broker:
+            start = low
+        else:
+            start = max(low, found.offset) if found.offset >= 0 else high
         for record in _records(consumer, kafka, start, high):
             value = record.value()
             if isinstance(value, bytes):
