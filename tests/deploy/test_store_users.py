@@ -335,6 +335,7 @@ async def test_the_users_of_kafka_can_publish_and_mail_and_nothing_else(
         "notifications",
         {
             "admin": {"port": free_port()},
+            "http": {"port": free_port()},
             "kafka": {
                 "bootstrap_servers": kafka.services,
                 "options": kafka.options("notifications"),
