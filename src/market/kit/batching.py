@@ -308,6 +308,49 @@ class BatcherBySize(Generic[Item, Result]):
         return self._cost(item) > self._small_cost
 
 
+class SharedReads(Generic[Item, Result]):
+    """Lets concurrent callers that read the same share one call.
+
+    A caller shares only a call that starts after it has called, so it reads everything that was written before. One
+    call for each item is in flight; callers that arrive meanwhile share the next one. Different items do not wait for
+    each other.
+
+    read: takes the item, which must be hashable, and returns its result. Its context is that of a batch (see Batcher):
+        it belongs to no caller.
+    name: as for Batcher.
+    """
+
+    def __init__(self, read: Callable[[Item], Awaitable[Result]], *, name: str) -> None:
+        self._read = read
+        self._name = name
+        # By item, with the number of its callers; removed by the last one.
+        self._batchers: dict[Item, tuple[Batcher[Item, Result], int]] = {}
+
+    async def __call__(self, item: Item) -> Result:
+        """Return the item's result. Raises what `read` raises, and DeadlineExceeded at the caller's deadline."""
+        batcher, callers = self._batchers.get(item) or (
+            Batcher(self._flush, name=self._name, max_batch_size=1, dedupe=True),
+            0,
+        )
+        self._batchers[item] = batcher, callers + 1
+        try:
+            return await batcher(item)
+        finally:
+            _, callers = self._batchers[item]
+            if callers == 1:
+                del self._batchers[item]
+            else:
+                self._batchers[item] = batcher, callers - 1
+
+    @property
+    def items(self) -> int:
+        """The number of different items that callers wait for."""
+        return len(self._batchers)
+
+    async def _flush(self, items: list[Item]) -> list[Result]:
+        return [await self._read(item) for item in items]
+
+
 def _deadline_timer(futures: Sequence[asyncio.Future[Result]]) -> asyncio.TimerHandle | None:
     """Return a timer that fails the futures at the caller's deadline, or None if there is none."""
     expires_at = context.deadline.get()

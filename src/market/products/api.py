@@ -17,7 +17,7 @@ from market.contracts import access, currency
 from market.contracts.money import PriceText
 from market.kit import text
 from market.kit.auth.identity import identity
-from market.kit.batching import Batcher
+from market.kit.batching import Batcher, SharedReads
 from market.kit.errors import BadInput, InputErrors, NotFound, Unavailable
 from market.kit.http import compression
 from market.kit.http.admission import Admission
@@ -149,7 +149,7 @@ class ProductQuery(Struct, forbid_unknown_fields=True):
     stock: bool = False
 
 
-class ListQuery(Struct, forbid_unknown_fields=True):
+class ListQuery(Struct, frozen=True, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=100)] = 20
     offset: Offset = 0
     after: Cursor | None = None
@@ -205,15 +205,24 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
                 return Response(status_code=304, headers={**headers, "ETag": known, "Vary": vary})
         return json_response(product, 200, headers)
 
+    async def read_page(query: ListQuery) -> bytes:
+        page = await _page(deps, query)
+        items = await service.look_up(deps, page.items, availability=query.availability, stock=query.stock)
+        return msgspec.json.encode(replace(page, items=items))
+
+    # Most visitors read the same few pages. Concurrent requests for the same page share one query.
+    shared_pages = SharedReads(read_page, name="products.get-page")
+
     async def get_page(request: Request) -> Response:
         reject_unsupported_preconditions(request)
         query = parse_query(request, ListQuery)
         if query.stock:
             access.PRODUCTS["GET /api/product?stock=true"].require(identity.get())
         async with admission(request, _weigh(query)):
-            page = await _page(deps, query)
-            items = await service.look_up(deps, page.items, availability=query.availability, stock=query.stock)
-            return json_response(replace(page, items=items), 200, _cache_headers(stock=query.stock))
+            # Lists of ids differ from caller to caller. The stock is not for everybody.
+            shared = query.ids is None and not query.stock
+            body = await (shared_pages(query) if shared else read_page(query))
+            return json_response(body, 200, _cache_headers(stock=query.stock))
 
     async def post(request: Request) -> Response:
         parse_query(request, NoQuery)

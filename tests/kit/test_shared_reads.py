@@ -1,0 +1,112 @@
+"""Shared reads: concurrent callers share a call, and none gets a result that was read before it called."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from market.kit import context
+from market.kit.batching import SharedReads
+from market.kit.errors import DeadlineExceeded
+
+
+class Register:
+    """Values that are read by name. A read returns the value that it found at its start, once `release` is called."""
+
+    def __init__(self) -> None:
+        self.values = {"a": 1, "b": 1}
+        self.started: list[str] = []
+        self._gates: list[asyncio.Future[None]] = []
+        self._starts: asyncio.Queue[str] = asyncio.Queue()
+
+    async def read(self, name: str) -> int:
+        value = self.values[name]
+        gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gates.append(gate)
+        self.started.append(name)
+        self._starts.put_nowait(name)
+        await gate
+        return value
+
+    async def next_start(self) -> str:
+        return await self._starts.get()
+
+    def release(self, number: int, error: Exception | None = None) -> None:
+        """End the read that has started as the `number`th, with an error if there is one."""
+        if error is None:
+            self._gates[number].set_result(None)
+        else:
+            self._gates[number].set_exception(error)
+
+
+async def _call(reads: SharedReads[str, int], name: str) -> asyncio.Task[int]:
+    """Start a call, and return it once it waits."""
+    waits = asyncio.Event()
+
+    async def call() -> int:
+        waits.set()
+        return await reads(name)
+
+    task = asyncio.create_task(call())
+    await waits.wait()
+    return task
+
+
+async def test_callers_that_come_during_a_read_share_the_next_one_and_see_what_was_written_meanwhile() -> None:
+    register = Register()
+    reads: SharedReads[str, int] = SharedReads(register.read, name="test")
+    first = await _call(reads, "a")
+    await register.next_start()
+    register.values["a"] = 2
+    later = [await _call(reads, "a") for _ in range(3)]
+    register.release(0)
+    assert await first == 1
+    await register.next_start()
+    register.release(1)
+    assert await asyncio.gather(*later) == [2, 2, 2]
+    assert register.started == ["a", "a"]
+
+
+async def test_different_items_do_not_wait_for_each_other() -> None:
+    register = Register()
+    reads: SharedReads[str, int] = SharedReads(register.read, name="test")
+    slow = await _call(reads, "a")
+    await register.next_start()
+    quick = await _call(reads, "b")
+    assert await register.next_start() == "b"
+    register.release(1)
+    assert await quick == 1
+    assert not slow.done()
+    register.release(0)
+    assert await slow == 1
+
+
+async def test_an_error_reaches_all_callers_of_the_read_and_the_next_caller_reads_again() -> None:
+    register = Register()
+    reads: SharedReads[str, int] = SharedReads(register.read, name="test")
+    callers = [asyncio.create_task(reads("a")) for _ in range(2)]
+    await register.next_start()
+    register.release(0, LookupError("none"))
+    results = await asyncio.gather(*callers, return_exceptions=True)
+    assert [type(result) for result in results] == [LookupError, LookupError]
+    again = await _call(reads, "a")
+    await register.next_start()
+    register.release(1)
+    assert await again == 1
+
+
+async def test_nothing_is_kept_for_an_item_that_nobody_waits_for() -> None:
+    register = Register()
+    reads: SharedReads[str, int] = SharedReads(register.read, name="test")
+    cancelled, kept = asyncio.create_task(reads("a")), asyncio.create_task(reads("a"))
+    await register.next_start()
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    register.release(0)
+    assert await kept == 1
+    context.deadline.set(time.monotonic())
+    with pytest.raises(DeadlineExceeded):
+        await reads("b")
+    assert reads.items == 0
