@@ -178,7 +178,7 @@ class DeadLetterPage(Struct, frozen=True):
 
 
 class Settlement(Struct, frozen=True):
-    """What became of the request to replay or drop a dead letter."""
+    """The result of a request to replay or drop a dead letter."""
 
     id: str
     result: Annotated[
@@ -195,7 +195,7 @@ class Settlement(Struct, frozen=True):
 
 
 class AttemptInProgress(Conflict):
-    """Somebody else has claimed the dead letter."""
+    """Another attempt to replay or drop the dead letter has claimed it."""
 
     type = "attempt-in-progress"
     title = "Attempt in progress"
@@ -218,7 +218,7 @@ class _NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _LETTER_ID = re.compile(r"(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,17})")
-# Kafka may be unavailable for longer, but an operator who waits should learn soon that it is back.
+# The Retry-After while Kafka is unavailable. Short, because an operator is waiting.
 _RETRY_AFTER_SECONDS = 5
 
 
@@ -236,7 +236,7 @@ def rest_api(
     """
     endpoints = routes(deps, Admission(config.admission, unit="requests"))
     limits = config.dead_letters
-    # A request may wait for its turn, and then reads the topic up to three times.
+    # A request may have to wait for admission, and then reads the topic up to three times.
     list_seconds = config.admission.max_wait_seconds + 3 * limits.read_seconds
     settle_seconds = list_seconds + limits.mail_seconds + replaying.OTHER_SECONDS
     return edge.application(
@@ -251,7 +251,7 @@ def rest_api(
 
 
 def routes(deps: ReplayDeps, admission: Admission) -> Mapping[str, edge.Endpoint]:
-    """Return the endpoints by method and path. `admission` limits how many read the topic at the same time."""
+    """Return the endpoints by method and path. `admission` limits how many requests read the topic at the same time."""
 
     async def list_dead_letters(request: Request) -> Response:
         reject_unsupported_preconditions(request)

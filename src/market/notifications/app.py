@@ -39,18 +39,18 @@ class Clients:
 
 @dataclass(frozen=True)
 class ConsumerAndApi:
-    """The process's two servers: the consumer of events, and the REST API for operators."""
+    """The two servers of the process: the consumer of events, and the REST API for operators."""
 
     consumer: OrdersConsumer
     api: HttpServer
 
     async def start(self) -> None:
-        """Start the API, which needs nothing, and then the consumer, which waits for Kafka."""
+        """Start the API, and then the consumer. The consumer waits for Kafka, but the API does not have to."""
         await self.api.start()
         await self.consumer.start()
 
     async def stop(self, grace_seconds: float) -> None:
-        """Stop both at the same time, so that a slow request does not keep partitions from another process."""
+        """Stop both at the same time, so that a slow request does not delay handing the partitions over."""
         await asyncio.gather(self.api.stop(grace_seconds), self.consumer.stop(grace_seconds))
 
 
@@ -99,11 +99,11 @@ async def build(config: Config, process: Process, clients: Clients | None = None
             try:
                 yield server
             finally:
-                # The lifecycle has already stopped them, unless the start failed.
+                # If the start succeeded, the lifecycle has already stopped the servers.
                 await server.stop(0)
     finally:
-        # If the consumer was started, it has been stopped by now. If not (the port may be taken), stop it here, because
-        # its threads must not outlive the event loop.
+        # By now the consumer has been stopped, unless the API could not be created (because its port is taken, for
+        # example). The consumer must not outlive the event loop.
         await consumer.stop(0)
         await sent_log.close()
         await deferred_mail_writer.close()

@@ -181,7 +181,7 @@ class Mail(Section, frozen=True, kw_only=True):
 
 
 class OperatorHttp(Http, frozen=True, kw_only=True):
-    """The HTTP edge, with less memory than by default: there are few callers, and requests have no bodies."""
+    """The address and the limits of the HTTP API. They are low, because it has few callers, who send no bodies."""
 
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 16_384
     max_connections: Annotated[int, Meta(ge=1)] = 256
@@ -193,7 +193,7 @@ class OperatorHttp(Http, frozen=True, kw_only=True):
 
 
 class OneAtATime(Admission, frozen=True, kw_only=True):
-    """Admits one request at a time, each of weight 1. A few others wait."""
+    """Admission of one request at a time. Every request has the weight 1. A few others may wait."""
 
     max_small_weight: Annotated[int, Meta(ge=1)] = 1
     max_waiting_weight: Annotated[int, Meta(ge=1)] = 16
@@ -214,9 +214,9 @@ class DeadLetters(Section, frozen=True, kw_only=True):
 class Config(SignInConfig, frozen=True, kw_only=True):
     """The service's configuration file."""
 
-    # The API for operators: dead letters.
+    # The API in which operators list, replay and drop dead letters.
     http: OperatorHttp
-    # Of its requests: each reads the dead letter topic, which takes memory.
+    # The requests to this API are admitted one at a time, because each reads the dead letter topic, which takes memory.
     admission: OneAtATime = OneAtATime()
     kafka: Kafka
     smtp: Smtp

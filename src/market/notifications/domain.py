@@ -172,7 +172,7 @@ class Notification:
 
 @dataclass(frozen=True, slots=True)
 class EventSummary:
-    """What an event is about, as far as it can be read, for operators. None: unknown.
+    """What an event is about, for operators. A field is None if it cannot be read.
 
     recipient: the address to which the mail goes, masked
     """

@@ -26,9 +26,9 @@ def build(issuer: str | None = None) -> dict[str, Any]:
     issuer: the URL of the OpenID Connect issuer. None for the published document, which does not depend on an issuer.
     """
     settled: dict[int, tuple[str, Any]] = {
-        200: ("What became of it.", Settlement),
+        200: ("The result.", Settlement),
         404: ("There is no such dead letter.", None),
-        409: ("Another request, or the command, is replaying or dropping it. Nothing was done.", None),
+        409: ("Another request, or the command, is replaying or dropping the dead letter. Nothing was done.", None),
         422: ("A parameter is unknown.", None),
         429: _TOO_MANY,
         503: (

@@ -131,7 +131,7 @@ class Deps:
     recent: RecentNotifications = field(default_factory=RecentNotifications)
     # None while an operator replays a dead letter: its mail is attempted once, and not deferred.
     deferral_deps: DeferralDeps | None = None
-    # None while an operator replays a dead letter: then dead_letters/replaying.py looks the event up, and adds it.
+    # None while an operator replays a dead letter: then dead_letters/replaying.py uses the sent log itself.
     sent_log: SentLogForMailing | None = None
     # Events that are older than this are looked up in the sent log.
     sent_log_min_age: timedelta = timedelta(0)

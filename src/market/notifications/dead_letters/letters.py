@@ -5,8 +5,9 @@ are in its partition, so everybody reads them in the same order:
 
 - A dead letter is the original message with additional headers.
 - A mark refers to a dead letter that was replayed or dropped. A dead letter without a mark is open.
-- A claim refers to a dead letter that somebody is about to replay or drop. The first one holds until it is released or
-  expires; claims that come meanwhile have no effect. So of several attempts at the same time only one is made.
+- A claim refers to a dead letter that somebody is about to replay or drop. The first claim holds until it is released
+  or expires. Until then, further claims have no effect. So if several attempts begin at the same time, only one of them
+  goes on.
 
 Marks and claims have no value, and expire after their dead letter. The headers are defined in writer.py.
 """
@@ -90,7 +91,7 @@ class DeadLetter:
 
     @property
     def reason(self) -> tuple[str, str]:
-        """The code of the reason, and its detail."""
+        """Why the message became a dead letter: the code of the reason, and its detail."""
         code, _, detail = self.header(writer.REASON).partition(": ")
         return code, detail
 
@@ -168,13 +169,13 @@ def _apply_claim(letter: DeadLetter, record: Message) -> None:
             letter.claim = None
         return
     made_at, until = (_time(_header(record.headers, name)) for name in (writer.TIME, writer.CLAIM_UNTIL))
-    # The times are those of the records, so all who read them agree on which claim holds.
+    # Times in the records are compared, not the current time, so that all readers agree on which claim holds.
     if letter.claim is None or made_at > letter.claim.until:
         letter.claim = Claim(token, until)
 
 
 def _time(text: str) -> datetime:
-    """Return the time, or the earliest one if the text has none: then the claim has expired."""
+    """Return the time. If the text is not a time, return the earliest one, so that the claim counts as expired."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):

@@ -16,10 +16,10 @@ from market.notifications.dead_letters.letters import ADDED_HEADERS, DeadLetter,
 from market.notifications.domain import Message
 from market.notifications.events.parsing import to_message
 
-# Limits what one fetch may bring, beside which the consumers of the service need memory, too.
+# The maximum number of bytes of a fetch. It is small, because the consumers in the same process need memory, too.
 _FETCH_BYTES = 8 * 1024 * 1024
 _MAX_POLL_SECONDS = 0.5
-# librdkafka goes on by itself after these.
+# After these errors, librdkafka continues automatically.
 _TRANSIENT = frozenset({KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE})
 
 
@@ -64,8 +64,8 @@ class DeadLetterReader:
     def read_newest(self, max_records: int) -> tuple[DeadLetterLog, bool]:
         """Return the newest dead letters, and whether these are all in the topic.
 
-        max_records: how many records are read at most, marks and claims included. Each partition has the same share,
-            and what a partition does not need is shared by the others.
+        max_records: the maximum number of records to read, including marks and claims. They are divided equally among
+            the partitions; if a partition has fewer records than its share, the others get the rest.
 
         Raises KafkaException or TimeoutError.
         """
@@ -74,7 +74,7 @@ class DeadLetterReader:
     def read_from(self, partition: int, offset: int) -> DeadLetterLog:
         """Return the dead letter at that position and all later ones of the partition.
 
-        Return an empty log if the topic does not have that partition. Raises KafkaException or TimeoutError.
+        Return an empty log if the partition does not exist. Raises KafkaException or TimeoutError.
         """
         with self._lock:
             log = DeadLetterLog()
@@ -84,7 +84,7 @@ class DeadLetterReader:
             return log
 
     def read_on(self, log: DeadLetterLog, partition: int) -> None:
-        """Add the records of the partition that were written since. Raises KafkaException or TimeoutError."""
+        """Add the partition's records that were written since the last read. Raises KafkaException or TimeoutError."""
         with self._lock:
             self._read(log, self._ends([partition]), deadline=self._deadline())
 
@@ -128,7 +128,7 @@ class DeadLetterReader:
         return sorted(topic.partitions)
 
     def _ends(self, partitions: list[int]) -> dict[int, tuple[int, int]]:
-        """Return the first offset of each partition, and the one after its last."""
+        """Return the first offset of each partition, and the offset after its last one."""
         found = {}
         for partition in partitions:
             position = TopicPartition(self._topic, partition)
@@ -139,7 +139,8 @@ class DeadLetterReader:
     def _read(self, log: DeadLetterLog, ranges: Mapping[int, tuple[int, int]], *, deadline: float | None) -> None:
         """Add the records from the log's next offsets up to the ends of the ranges.
 
-        deadline: of the whole call, as time.monotonic(); None: of the pause before each record
+        deadline: when the whole call has to end, in seconds of time.monotonic(). None: no record may take longer than
+            `seconds`, but the whole call may
         """
         ends = {partition: high for partition, (_, high) in ranges.items() if log.next_offsets[partition] < high}
         self._consumer.assign([TopicPartition(self._topic, p, log.next_offsets[p]) for p in ends])
@@ -178,7 +179,7 @@ class DeadLetterReader:
                 continue
             error = record.error()
             if error is None:
-                # If the offset is out of range, the consumer goes on at the first one that is there.
+                # If the record no longer exists, the consumer returns the first one that does.
                 if record.offset() != offset:
                     raise missing
                 return to_message(record)
@@ -195,9 +196,11 @@ class DeadLetterReader:
 
 
 def share(lengths: Mapping[int, int], total: int) -> dict[int, int]:
-    """Return how many of its records each partition may have read, `total` in all.
+    """Divide `total` records equally among the partitions. Return the number of records of each partition.
 
-    The shares are equal, except that a partition gets no more than it has.
+    If a partition has fewer records than its share, the others get the rest.
+
+    lengths: the number of records that each partition has
     """
     shares: dict[int, int] = {}
     remaining = total

@@ -3,10 +3,10 @@
 Replaying does not publish the event again, but sends the mail itself, with its original Message-ID. So the result is
 known immediately, and no other consumer of the topic gets a duplicate.
 
-A dead letter is claimed before it is replayed or dropped (letters.py), so of several attempts at the same time, also in
-different processes, one sends the mail. If that process crashes, the claim expires, and the sent log shows whether the
-mail was sent. A mail is repeated only if the process crashed after the mail server had accepted the mail and before
-Kafka had its event's id, or if the mail server's reply was lost.
+A dead letter is claimed before it is replayed or dropped (letters.py). So if several attempts are made at the same
+time, even in different processes, only one of them sends the mail. If its process crashes, the claim expires, and the
+sent log shows whether the mail was sent. A mail is repeated only in two cases: if the process crashed after the mail
+server had accepted the mail, but before Kafka had stored its event's id; or if the mail server's reply was lost.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logs.get_logger("dead-letters")
 
 Action = Literal["replayed", "dropped"]
 # `mailed`: the mail server has accepted the mail. `mailed-before`: it had accepted it earlier. `not-needed`: the event
-# needs no mail. `already-...`: the dead letter was done before. `open`: it still is open, for the reason given.
+# needs no mail. `already-...`: the dead letter was done before. `open`: it is still open, for the reason given.
 Result = Literal["mailed", "mailed-before", "not-needed", "dropped", "already-replayed", "already-dropped", "open"]
 ReasonCode = Literal[
     "rejected",
@@ -50,14 +50,14 @@ ReasonCode = Literal[
 
 # How long everything but sending the mail may take while a dead letter is claimed.
 OTHER_SECONDS = 30.0
-# How long a claim outlasts its attempt: the clocks of the processes may differ by this.
+# How much longer than its attempt a claim holds, because the clocks of the processes may differ.
 _MARGIN_SECONDS = 30.0
-# An event cannot have been mailed before it occurred, except that clocks differ.
+# The sent log is read from the time at which the event occurred, minus this tolerance, because clocks may differ.
 _CLOCK_TOLERANCE = timedelta(minutes=5)
 
 
 class Outcome(NamedTuple):
-    """What became of an attempt to replay or drop a dead letter. A reason is only given for `open`."""
+    """The result of an attempt to replay or drop a dead letter. It has a reason only if the result is `open`."""
 
     result: Result
     reason: ReasonCode | None = None
@@ -79,15 +79,15 @@ class SentLogForReplaying(Protocol):
         """Write what was recorded. Raises KafkaException."""
 
     async def was_mailed(self, event_id: str, since: datetime | None) -> bool:
-        """Return whether the log has the event, as Kafka has it now. Raises KafkaException.
+        """Return whether the log that Kafka has now contains the event. Raises KafkaException.
 
-        since: no record before this time has the event
+        since: the log is read from this time on. None: from its beginning
         """
 
 
 @dataclass(frozen=True)
 class ReplayDeps:
-    """The dependencies of these use cases. `mailing` has neither a sent log nor deferral."""
+    """The dependencies of these use cases. In `mailing`, `sent_log` and `deferral_deps` are None."""
 
     kafka: config.Kafka
     limits: config.DeadLetters
@@ -213,11 +213,11 @@ async def _mail(deps: ReplayDeps, reader: DeadLetterReader, letter: DeadLetter) 
     try:
         await deps.sent_log.flush()
     except KafkaException as e:
-        # The mark that follows prevents a second mail, too.
+        # This is not an error, because the mark that follows prevents a second mail as well.
         log.warning("writing the sent log failed", dead_letter=letter.id, reason=e.args[0].str())
     return Outcome("mailed")
 
 
 async def _in_thread(call: Callable[[], T]) -> T:
-    # Shielded, because a thread cannot be stopped: without it, its result would be lost, but it would go on.
+    # A thread cannot be stopped, so it is shielded from cancellation.
     return await asyncio.shield(asyncio.to_thread(call))

@@ -26,7 +26,8 @@ OMITTED = f"{_PREFIX}value-omitted"
 # Headers of a mark: a record without a value that marks an earlier dead letter of the same partition as done.
 MARK_OF, MARK_ACTION = f"{_PREFIX}done", f"{_PREFIX}action"
 # Headers of a claim: a record without a value that claims an earlier dead letter of the same partition, or releases it.
-# It is also a mark of a dead letter that does not exist, so that earlier versions, which know no claims, ignore it.
+# Earlier versions, which know no claims, take it for a mark. It marks a dead letter that does not exist, so they ignore
+# it.
 CLAIM_OF, CLAIM_TOKEN, CLAIM_UNTIL = (f"{_PREFIX}{name}" for name in ("claim", "claim-token", "claim-until"))
 CLAIMED, RELEASED = "claimed", "released"
 _MARK_OF_CLAIMS = b"claim"
@@ -93,9 +94,9 @@ class DeadLetterWriter:
     async def claim(
         self, partition: int, offset: int, key: bytes | None, token: str, now: datetime, until: datetime
     ) -> None:
-        """Claim the dead letter at `offset` until a time. Raises KafkaException.
+        """Claim the dead letter at `offset` until `until`. Raises KafkaException.
 
-        Whether the claim holds is known once the records up to it have been read.
+        To learn whether the claim holds, the caller has to read the records of the partition up to the claim.
         """
         await self._write_claim(CLAIMED, partition, offset, key, token, now, (CLAIM_UNTIL, _time(until)))
 

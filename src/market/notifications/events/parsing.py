@@ -149,9 +149,9 @@ def domain_of(message: Message) -> str:
 
 
 def summarize(message: Message) -> EventSummary:
-    """Return what the event is about. The event is not validated; what cannot be read is None.
+    """Return what the event is about. The event is not validated. A field that cannot be read is None.
 
-    Without a readable value the order's id is taken from the message's key.
+    If the value does not contain the order's id, the id is taken from the message's key.
     """
     try:
         event = _decode_summary_fields(message.value or b"")

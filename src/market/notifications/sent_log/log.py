@@ -138,11 +138,11 @@ class SentLog:
         return _digest(event_id) in self._ids
 
     async def was_mailed(self, event_id: str, since: datetime | None) -> bool:
-        """Return whether the log has the event, as Kafka has it now. Raises KafkaException.
+        """Return whether the log that Kafka has now contains the event. Raises KafkaException.
 
-        Unlike `contains`, it keeps no ids in memory, and reads the log each time.
+        Unlike `contains`, this keeps no ids in memory, but reads the log each time.
 
-        since: no record before this time has the event; None: the log is read from its beginning
+        since: the log is read from this time on. None: from its beginning
         """
         digest = _digest(event_id)
         return digest in self._unwritten or await asyncio.to_thread(self._has, digest, since)

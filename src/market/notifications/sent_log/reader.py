@@ -43,8 +43,8 @@ def read_first_start(kafka: config.Kafka) -> FirstStart:
 def read_values(kafka: config.Kafka, since: datetime | None = None) -> Iterator[bytes]:
     """Yield the values of the records. Raises KafkaException.
 
-    Records from before `since`, or older than the retention of the events, are skipped. The embedded broker cannot look
-    up offsets by time; its log is read from the beginning.
+    Records from before `since`, and records older than the retention of the events, are skipped. The embedded broker
+    cannot look up offsets by time, so its log is read from the beginning.
     """
     since_ms = int(time.time() * 1000) - events.RETENTION_MS
     if since is not None:
