@@ -309,21 +309,20 @@ class BatcherBySize(Generic[Item, Result]):
 
 
 class SharedReads(Generic[Item, Result]):
-    """Lets concurrent callers that read the same share one call.
+    """Lets concurrent callers that read the same item share one call.
 
-    A caller shares only a call that starts after it has called, so it reads everything that was written before. One
-    call for each item is in flight; callers that arrive meanwhile share the next one. Different items do not wait for
-    each other.
+    For each item, one call is in flight at a time. Callers that arrive while it is in flight share the next call, which
+    reads everything that was written before they arrived. Callers with different items do not wait for each other.
 
-    read: takes the item, which must be hashable, and returns its result. Its context is that of a batch (see Batcher):
-        it belongs to no caller.
+    read: takes an item, which must be hashable, and returns its result. It runs in the context of a batch (see
+        Batcher), not in the context of a caller.
     name: as for Batcher.
     """
 
     def __init__(self, read: Callable[[Item], Awaitable[Result]], *, name: str) -> None:
         self._read = read
         self._name = name
-        # By item, with the number of its callers; removed by the last one.
+        # By item: its batcher, and the number of its callers. The last caller removes the entry.
         self._batchers: dict[Item, tuple[Batcher[Item, Result], int]] = {}
 
     async def __call__(self, item: Item) -> Result:

@@ -113,7 +113,7 @@ _REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
 def _with_token(method: Any, credentials: ServiceTokens) -> Callable[..., Awaitable[Any]]:
-    """Return the method with a token in its metadata. It raises IdentityRefused if there is no token."""
+    """Return a method that sends a token in its metadata, and raises IdentityRefused if there is no token."""
 
     async def obtain(token: Awaitable[str]) -> str:
         try:
