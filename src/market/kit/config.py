@@ -108,18 +108,18 @@ class Http(HttpLimits, frozen=True, kw_only=True):
 
     host: NonEmptyStr = "127.0.0.1"
     port: Port
-    # The maximum number of requests in flight in one process; above that, requests get 503 at once. A request is in
+    # The maximum number of requests in flight in one process; above that, requests get 503 immediately. A request is in
     # flight once it has been received completely.
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
     # The maximum number of requests in flight of one caller; above that, its requests get 429.
     max_in_flight_per_caller: Annotated[int, Meta(ge=1)] = 512
     # The maximum average rate, in requests per second, at which one caller may send requests to one process. Up to
-    # `max_burst_per_caller` requests may come at once. Above these limits, the caller gets 429. By default, the rate is
-    # 1000 if callers sign in, and unlimited otherwise. Some requests are not counted: preflights, requests with an
-    # unknown path or method, and requests without sign-in from the address of a trusted proxy.
+    # `max_burst_per_caller` requests may come at the same time. Above these limits, the caller gets 429. By default,
+    # the rate is 1000 if callers sign in, and unlimited otherwise. Some requests are not counted: preflights, requests
+    # with an unknown path or method, and requests without sign-in from the address of a trusted proxy.
     max_requests_per_second_per_caller: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
     max_burst_per_caller: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
-    # The maximum total size of the bodies of requests in flight; above that, requests with a body get 503 at once.
+    # The maximum total size of the bodies of requests in flight; above that, requests with a body get 503 immediately.
     max_in_flight_body_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432
     # A shorter deadline in X-Deadline-Ms is raised to this, because work with so little time would be started only to
     # be aborted. The value 0 is not raised: it means that the deadline has already passed, so no work is started.

@@ -81,7 +81,7 @@ class BadInput(Problem):
 
 
 class InputErrors:
-    """Collects the errors of several fields, so that a client gets all of them at once.
+    """Collects the errors of several fields, so that a client gets all of them together.
 
     errors = InputErrors()
     with errors:

@@ -70,7 +70,7 @@ class Keys:
         """Return the keys with this id. If none is known, fetch the issuer's keys again, for at most `seconds`.
 
         Concurrent requests share one fetch, and there is a minimum pause between two fetches. During the pause, a
-        request waits for the next fetch. If the last fetch did not find the id, however, return no keys at once.
+        request waits for the next fetch. But if the last fetch did not find the id, the result is empty immediately.
 
         Raises Unavailable if it is not known whether the issuer has such a key: the last fetch has failed, 64 requests
         are already waiting for the next fetch, or the fetch takes longer than `seconds`.

@@ -108,7 +108,7 @@ class Connection(asyncio.Protocol):
             self._headers, self._body = {}, []
 
     def close(self) -> None:
-        """Close the connection at once; a request on it fails with ProtocolError."""
+        """Close the connection immediately. A request on it fails with ProtocolError."""
         self._keep_alive = False
         if self._transport is not None:
             self._transport.abort()

@@ -35,7 +35,7 @@ class RateLimit:
         self._burst = burst
         self._max_callers = max_callers
         self._clock = clock
-        # By caller: how many requests it may send at once (the tokens in its bucket), and when that was computed.
+        # By caller: how many requests it may send now (the tokens in its bucket), and when that was computed.
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def check(self, caller: str) -> None:

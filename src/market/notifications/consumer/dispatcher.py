@@ -61,7 +61,7 @@ class KeyQueue:
 class Dispatcher:
     """Queues the unsettled messages, and passes them to the handler. Must be constructed inside a running event loop.
 
-    max_concurrency: how many messages are in flight at once
+    max_concurrency: how many messages may be in flight at the same time
     max_per_domain: how many of them may be for recipients in one domain
     max_waiting: how many messages may wait for a retry at the same time
     """
@@ -169,7 +169,7 @@ class Dispatcher:
         try:
             delay = await self._handler(pending)
         except MailServerUnavailable:
-            # The queue is ready again at once; the workers wait until the mail server is available.
+            # The queue is ready again immediately, but the workers wait until the mail server is available.
             pass
         except Exception:
             log.exception("handler failed")

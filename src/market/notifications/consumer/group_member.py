@@ -43,7 +43,7 @@ _POLL_SECONDS = 0.05
 _COMMIT_INTERVAL_SECONDS = 0.1
 _BROKER_CHECK_INTERVAL_SECONDS = 1.0
 _REJOIN_SECONDS = 1.0
-# The maximum number of messages that are passed to the event loop at once.
+# The maximum number of messages that are passed to the event loop together.
 _MAX_BATCH_SIZE = 100
 _FAULT_TIMEOUT_SECONDS = 300
 _MAX_BURST_SECONDS = 0.5

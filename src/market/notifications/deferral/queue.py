@@ -83,8 +83,8 @@ class DeferredMailRestorer:
 
     The reported age is that of the oldest mail that was read in the current or the previous window of time. Normally,
     every deferred mail is read at least once in a window. While the mail server is unavailable, or while many mails are
-    due at once, a mail may wait longer. Then the reported age may be too low; it is 0 if nothing was read in two
-    windows.
+    due at the same time, a mail may wait longer. Then the reported age may be too low; it is 0 if nothing was read in
+    two windows.
 
     window_seconds: the length of a window, at least the maximum time between two attempts at a mail
     clock: returns Unix time in seconds

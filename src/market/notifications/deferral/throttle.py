@@ -70,7 +70,7 @@ class DomainThrottle:
         return state is not None and state.deferred >= self._threshold
 
     def reserve(self, domain: str, max_seconds: float) -> float | None:
-        """Reserve the next delivery attempt to the domain. Return the seconds until it may be made; 0: at once.
+        """Reserve the next delivery attempt to the domain. Return the seconds until it may be made, 0 for immediately.
 
         Return None, and reserve nothing, if that is more than `max_seconds`.
         """
