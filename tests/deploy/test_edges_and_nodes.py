@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -93,6 +94,22 @@ def test_the_certificate_is_the_one_that_the_ingress_uses(tmp_path: Path) -> Non
         policies["acme-challenge"]["spec"]["ingress"][0]["from"]
         == (policies["ingress-controller"]["spec"]["ingress"][0]["from"])
     )
+
+
+def test_mutual_tls_gives_inventory_and_its_callers_a_certificate_each(tmp_path: Path) -> None:
+    documents = production_with(tmp_path, "mutual-tls")
+    certificates = by_name(documents, "Certificate")
+    for name in ("product-service", "order-service", "inventory-service"):
+        pod = by_name(documents, "Deployment")[name]["spec"]["template"]["spec"]
+        assert {"name": "grpc", "mountPath": "/var/run/secrets/grpc", "readOnly": True} in pod["containers"][0][
+            "volumeMounts"
+        ]
+        [volume] = [volume for volume in pod["volumes"] if volume["name"] == "grpc"]
+        assert certificates[f"{name}-grpc"]["spec"]["secretName"] == volume["secret"]["secretName"]
+        assert certificates[f"{name}-grpc"]["spec"]["issuerRef"]["name"] in by_name(documents, "Issuer")
+    # Callers verify the name by which they call.
+    target = urlsplit(loaded(documents, "order-service", "orders").inventory.target)
+    assert certificates["inventory-service-grpc"]["spec"]["dnsNames"] == [target.path.strip("/").split(":")[0]]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -70,6 +70,7 @@ def server(config: Config, process: Process, deps: Deps, callers: Authenticator 
         process.health,
         {api.NAME: api.handlers(deps, process.tracer, callers)},
         max_in_flight=config.grpc.max_in_flight,
+        tls=config.grpc.tls,
     )
 
 

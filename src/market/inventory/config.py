@@ -16,6 +16,8 @@ class Grpc(kit.Listen, frozen=True, kw_only=True):
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
     # Reservations waiting for a transaction in one process; beyond this, calls are refused in the same way.
     max_pending: Annotated[int, Meta(ge=1)] = 16_384
+    # None: unencrypted. Otherwise clients must present a certificate.
+    tls: kit.MutualTls | None = None
 
 
 class Batching(kit.Section, frozen=True, kw_only=True):

@@ -319,11 +319,27 @@ class HttpUpstream(Section, frozen=True, kw_only=True):
         check_url(self.url, "http", "https")
 
 
+class MutualTls(Section, frozen=True, kw_only=True):
+    """TLS in which both sides present a certificate. A file that changes is read again.
+
+    ca_file: the authorities (PEM) one of which must have signed the other side's certificate. cert_file, key_file: this
+    side's own certificate and its key (PEM).
+    """
+
+    ca_file: NonEmptyStr
+    cert_file: NonEmptyStr
+    key_file: NonEmptyStr
+
+
 class GrpcUpstream(Section, frozen=True, kw_only=True):
-    """An upstream that is called over gRPC; `target` is a gRPC target, such as dns:///host:port."""
+    """An upstream that is called over gRPC; `target` is a gRPC target, such as dns:///host:port.
+
+    tls: None: unencrypted. The upstream's certificate must have the host name of `target`.
+    """
 
     target: NonEmptyStr
     timeout_seconds: Seconds = 3.0
+    tls: MutualTls | None = None
 
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")

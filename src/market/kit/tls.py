@@ -18,11 +18,11 @@ class ReloadingContext:
         self._build = build
         self._files = [Path(file) for file in files if file is not None]
         # The versions of the files, and the context that was built from them.
-        self._cached: tuple[list[_Version], ssl.SSLContext] | None = None
+        self._cached: tuple[list[FileVersion], ssl.SSLContext] | None = None
 
     def get(self) -> ssl.SSLContext:
         """Return the context. Raises OSError if a file is unreadable, or is not a certificate or a key."""
-        versions = [_version(file) for file in self._files]
+        versions = [file_version(file) for file in self._files]
         if self._cached is None or self._cached[0] != versions:
             self._cached = versions, self._build()
         return self._cached[1]
@@ -30,9 +30,10 @@ class ReloadingContext:
 
 # The modification time alone is not enough: its resolution is a few milliseconds, and a copied file may keep the old
 # one. So size and inode are compared as well.
-_Version = tuple[int, int, int]
+FileVersion = tuple[int, int, int]
 
 
-def _version(file: Path) -> _Version:
+def file_version(file: Path) -> FileVersion:
+    """Return what changes when the file changes. Raises OSError if it is unreadable."""
     found = file.stat()
     return found.st_mtime_ns, found.st_size, found.st_ino

@@ -12,6 +12,7 @@ import grpc.aio
 from market.kit import context, errors
 from market.kit.config import GrpcUpstream
 from market.kit.errors import AlreadyExists, BadInput, Conflict, DeadlineExceeded, NotFound, Problem, Unavailable
+from market.kit.rpc.tls import ReloadingChannel
 
 if TYPE_CHECKING:
     from market.kit.auth.service_tokens import ServiceTokens
@@ -49,8 +50,14 @@ def channel(
 
     credentials: provides this service's token, which is sent with every call. Calls must then have a timeout.
     report: records whether the upstream accepts this service.
+
+    Raises OSError if the files of `config.tls` cannot be used.
     """
-    plain = grpc.aio.insecure_channel(config.target, options=CHANNEL_OPTIONS)
+    plain = (
+        grpc.aio.insecure_channel(config.target, options=CHANNEL_OPTIONS)
+        if config.tls is None
+        else cast(grpc.aio.Channel, ReloadingChannel(config.target, config.tls, CHANNEL_OPTIONS))
+    )
     if credentials is None and report is None:
         return plain
     return cast(grpc.aio.Channel, _ChannelWithIdentity(plain, credentials, report))

@@ -18,6 +18,7 @@ from market.kit.auth import metrics
 from market.kit.auth.bearer import bearer_token
 from market.kit.auth.identity import ANONYMOUS, UNRESTRICTED, identity
 from market.kit.auth.permissions import Access, check_table
+from market.kit.config import MutualTls
 from market.kit.errors import INTERNAL_ERROR, Forbidden, Problem, Unauthenticated, Unavailable
 from market.kit.process import logs
 from market.kit.process.health import Health
@@ -25,6 +26,7 @@ from market.kit.process.tracing import Tracer
 from market.kit.rpc import reflection
 from market.kit.rpc.client import MAX_MESSAGE_BYTES
 from market.kit.rpc.health import HealthService
+from market.kit.rpc.tls import server_credentials
 
 if TYPE_CHECKING:
     from market.kit.auth.authenticator import Authenticator
@@ -169,6 +171,7 @@ class GrpcServer:
     max_in_flight: the maximum number of concurrent calls. Further calls fail immediately with RESOURCE_EXHAUSTED. None:
     no
         limit.
+    tls: clients must present a certificate. None: unencrypted.
     """
 
     def __init__(
@@ -179,8 +182,10 @@ class GrpcServer:
         services: Mapping[str, grpc.GenericRpcHandler],
         *,
         max_in_flight: int | None = None,
+        tls: MutualTls | None = None,
     ) -> None:
         self._host = host
+        self._tls = tls
         self._port = port
         self._health = HealthService(health, services)
         self._server = grpc.aio.server(
@@ -191,10 +196,14 @@ class GrpcServer:
         reflection.enable(self._server, (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name))
 
     async def start(self) -> None:
-        """Start serving. Raises OSError if it cannot listen on the address."""
+        """Start serving. Raises OSError if it cannot listen on the address, or cannot use the files of `tls`."""
         host = f"[{self._host}]" if ":" in self._host else self._host
+        credentials = None if self._tls is None else server_credentials(self._tls)
         try:
-            self._server.add_insecure_port(f"{host}:{self._port}")
+            if credentials is None:
+                self._server.add_insecure_port(f"{host}:{self._port}")
+            else:
+                self._server.add_secure_port(f"{host}:{self._port}", credentials)
         except RuntimeError:
             raise OSError(0, f"cannot listen on {host}:{self._port}") from None
         await self._health.start()

@@ -1,0 +1,146 @@
+"""Mutual TLS for gRPC: both sides present a certificate, and read their files again when these change.
+
+A server looks at its files at each handshake. A client's channel cannot change its certificate, so a client gets a new
+channel. Connections that are open keep the old certificates; the server closes each after a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+
+from market.kit.config import MutualTls
+from market.kit.process import logs
+from market.kit.tls import FileVersion, file_version
+
+log = logs.get_logger("grpc")
+# How often a client looks at its files, in seconds.
+_CHECK_SECONDS = 1.0
+# How long calls on a channel that was replaced may take, in seconds. No call has a longer deadline.
+_GRACE_SECONDS = 30.0
+
+
+class Certificates:
+    """The contents of the files, in PEM: the authorities of the other side, this side's key and its certificate."""
+
+    def __init__(self, config: MutualTls) -> None:
+        """Raises OSError if a file is unreadable, or if certificate and key do not belong together."""
+        self._config = config
+        self._versions = self._current_versions()
+        self.authorities, self.key, self.certificate = self._read()
+
+    def reload(self) -> bool:
+        """Read the files again if one has changed, and return whether they were replaced.
+
+        Files that cannot be used, such as a certificate whose key is not there yet, are logged, and the old contents
+        stay.
+        """
+        try:
+            versions = self._current_versions()
+            if versions == self._versions:
+                return False
+            self.authorities, self.key, self.certificate = self._read()
+        except OSError as e:
+            log.error("certificates not reloaded", file=self._config.cert_file, reason=str(e))
+            return False
+        self._versions = versions
+        log.info("certificates reloaded", file=self._config.cert_file)
+        return True
+
+    def _current_versions(self) -> list[FileVersion]:
+        return [file_version(Path(file)) for file in self._files]
+
+    @property
+    def _files(self) -> tuple[str, str, str]:
+        return self._config.ca_file, self._config.key_file, self._config.cert_file
+
+    def _read(self) -> tuple[bytes, bytes, bytes]:
+        # gRPC accepts a key of another certificate, and fails at the handshake. This raises ssl.SSLError, an OSError.
+        context = ssl.create_default_context(cafile=self._config.ca_file)
+        context.load_cert_chain(self._config.cert_file, self._config.key_file)
+        authorities, key, certificate = (Path(file).read_bytes() for file in self._files)
+        return authorities, key, certificate
+
+
+def server_credentials(config: MutualTls) -> grpc.ServerCredentials:
+    """Return the credentials of a server that accepts only clients with a certificate of its authorities.
+
+    Raises OSError if the files cannot be used.
+    """
+    certificates = Certificates(config)
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration(
+            [(certificates.key, certificates.certificate)], root_certificates=certificates.authorities
+        )
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        return configuration() if certificates.reload() else None
+
+    # None means: as before. The stubs do not know that.
+    fetcher = cast(Callable[[], grpc.ServerCertificateConfiguration], fetch)
+    return grpc.dynamic_ssl_server_credentials(configuration(), fetcher, require_client_authentication=True)
+
+
+class ReloadingChannel:
+    """A channel for unary calls with mutual TLS. Calls after a change of the files use a new connection."""
+
+    def __init__(self, target: str, config: MutualTls, options: list[tuple[str, Any]]) -> None:
+        """Raises OSError if the files cannot be used."""
+        self._target = target
+        self._options = options
+        self._certificates = Certificates(config)
+        self._channel = self._open()
+        self._next_check = time.monotonic() + _CHECK_SECONDS
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> ReloadingChannel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def unary_unary(self, *args: Any, **settings: Any) -> Callable[..., Awaitable[Any]]:
+        channel = self._channel
+        method: Any = channel.unary_unary(*args, **settings)
+
+        def send(request: Any, **call: Any) -> Awaitable[Any]:
+            nonlocal channel, method
+            self._reload()
+            if channel is not self._channel:
+                channel = self._channel
+                method = channel.unary_unary(*args, **settings)
+            sent: Awaitable[Any] = method(request, **call)
+            return sent
+
+        return send
+
+    def _open(self) -> grpc.aio.Channel:
+        credentials = grpc.ssl_channel_credentials(
+            self._certificates.authorities, self._certificates.key, self._certificates.certificate
+        )
+        return grpc.aio.secure_channel(self._target, credentials, options=self._options)
+
+    def _reload(self) -> None:
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + _CHECK_SECONDS
+        if self._certificates.reload():
+            old, self._channel = self._channel, self._open()
+            task = asyncio.create_task(old.close(_GRACE_SECONDS))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
