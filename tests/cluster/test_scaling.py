@@ -49,7 +49,13 @@ async def test_the_autoscalers_follow_180_requests_per_second_and_back(
 
 
 # Targets that 30 requests per second exceed, in millicores per pod: a page costs less than the other requests.
-TARGETS = {"product-service": 8, "order-service": 8, "inventory-service": 6, "graphql-service": 5, "storefront-service": 3}
+TARGETS = {
+    "product-service": 8,
+    "order-service": 8,
+    "inventory-service": 6,
+    "graphql-service": 5,
+    "storefront-service": 3,
+}
 SCALED = tuple(TARGETS)
 # Prints the requests that a pod has handled, without those of probes.
 HANDLED = """
