@@ -142,10 +142,10 @@ async def create_products(shop: str, count: int) -> list[str]:
     return created
 
 
-async def heavy_load(shop: str, products: list[str], seconds: float) -> collections.Counter[int]:
+async def heavy_load(shop: str, products: list[str], seconds: float) -> collections.Counter[str]:
     """Send requests without a pause: small orders, some of a thousand lines, long lists, the join in GraphQL, pages.
 
-    Return the number of responses by status.
+    Return the number of responses by request and status.
     """
     stopping = asyncio.get_running_loop().time() + seconds
     join = '{ orders(user: "heavy", limit: 20) { items { id items { quantity product { name price } } } } }'
@@ -159,14 +159,15 @@ async def heavy_load(shop: str, products: list[str], seconds: float) -> collecti
         ("GET", "/", None),
         ("GET", f"/products/{products[0]}", None),
     ]
-    statuses: collections.Counter[int] = collections.Counter()
+    statuses: collections.Counter[str] = collections.Counter()
 
     async def run(session: aiohttp.ClientSession, call: tuple[str, str, Any]) -> None:
         method, path, body = call
         while asyncio.get_running_loop().time() < stopping:
             async with session.request(method, shop + path, json=body) as response:
                 await response.read()
-                statuses[response.status] += 1
+                name = path.partition("?")[0].replace(products[0], "{id}")
+                statuses[f"{method} {name} {response.status}"] += 1
 
     async with aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=30), connector=aiohttp.TCPConnector(limit=0)
