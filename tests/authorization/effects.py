@@ -88,3 +88,19 @@ async def dead_letter_is_mailed(shop: Shop, target: Target, value: Any) -> None:
 
 async def dead_letter_is_dropped(shop: Shop, target: Target, value: Any) -> None:
     assert (value["id"], value["result"]) == (target.dead_letter_id, "dropped")
+
+
+async def is_page(shop: Shop, target: Target, value: Any) -> None:
+    assert isinstance(value["items"], list)
+    assert value["next"] is None
+
+
+async def shows_all_kinds_of_unfinished_orders(shop: Shop, target: Target, value: Any) -> None:
+    assert [kind["kind"] for kind in value["kinds"]] == ["pending", "release-due", "unsent", "stuck"]
+
+
+async def order_stays_confirmed(shop: Shop, target: Target, value: Any) -> None:
+    """Nothing was due for the order, so retrying it has changed nothing."""
+    stored = await shop.stores.order(target.order_id)
+    assert stored is not None
+    assert stored["status"] == "confirmed"

@@ -11,7 +11,13 @@ from tests.authorization.calls import Call, Outcome, Reply, Send, Target, http_r
 from tests.authorization.operations import SERVICES
 from tests.authorization.shop import Shop, bearer
 
-_SERVICES = {"/api/product": "products", "/api/order": "orders", "/api/dead-letters": "notifications"}
+_SERVICES = {
+    "/api/product": "products",
+    "/api/order": "orders",
+    "/api/shortages": "orders",
+    "/api/unfinished-orders": "orders",
+    "/api/dead-letters": "notifications",
+}
 
 
 def _rest(method: str, path: str, body: Callable[[Target], Any] | None = None) -> Send:
@@ -83,6 +89,13 @@ CALLS: dict[str, Call] = {
     ),
     "notifications: POST /api/dead-letters/{id}/drop": Call(
         _rest("POST", "/api/dead-letters/{letter}/drop"), effects.dead_letter_is_dropped, changes=True
+    ),
+    "orders: GET /api/shortages": Call(_rest("GET", "/api/shortages"), effects.is_page),
+    "orders: GET /api/unfinished-orders": Call(
+        _rest("GET", "/api/unfinished-orders"), effects.shows_all_kinds_of_unfinished_orders
+    ),
+    "orders: POST /api/unfinished-orders/{id}/retry": Call(
+        _rest("POST", "/api/unfinished-orders/{order}/retry"), effects.order_stays_confirmed
     ),
     **{
         f"admin of {service}: GET {path}": Call(_admin(service, path), effects.is_not_empty, reads_token=False)

@@ -19,6 +19,7 @@ DECIDED: dict[str, tuple[str, str, str, str]] = {
     "place an order": ("no", "own", "yes", "no"),
     "read, list an order": ("no", "own", "yes", "yes"),
     "cancel an order": ("no", "own", "yes", "no"),
+    "see what could not be sold and what is unfinished": ("no", "no", "yes", "yes"),
     "list dead letters": ("no", "no", "yes", "yes"),
     "reconcile, settle dead letters": ("no", "no", "no", "yes"),
 }
@@ -49,9 +50,14 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     ),
     "cancel an order": ("orders DELETE /api/order/{id}", "graphql Mutation.deleteOrder"),
     "list dead letters": ("notifications GET /api/dead-letters",),
+    "see what could not be sold and what is unfinished": (
+        "orders GET /api/shortages",
+        "orders GET /api/unfinished-orders",
+    ),
     "reconcile, settle dead letters": (
         "notifications POST /api/dead-letters/{id}/replay",
         "notifications POST /api/dead-letters/{id}/drop",
+        "orders POST /api/unfinished-orders/{id}/retry",
         "commands orders reconcile",
         "commands notifications dead-letters",
         "commands orders migrate",

@@ -73,6 +73,9 @@ async def test_each_rest_operation_is_permitted_by_the_table(shop: SignedInShop,
         "PUT /api/product": ("/api/product", {"json": changed}, 200),
         "GET /api/order/{id}": (f"/api/order/{order['id']}", {}, 200),
         "DELETE /api/order/{id}": (f"/api/order/{order['id']}", {}, 204),
+        "GET /api/shortages": ("/api/shortages", {}, 200),
+        "GET /api/unfinished-orders": ("/api/unfinished-orders", {}, 200),
+        "POST /api/unfinished-orders/{id}/retry": (f"/api/unfinished-orders/{order['id']}/retry", {}, 202),
         # Last: then the product is gone.
         "DELETE /api/product/{id}": (one, {}, 204),
     }

@@ -50,7 +50,15 @@ def test_the_document_names_the_server_of_the_local_stack() -> None:
 def test_each_operation_names_the_token_and_its_refusals() -> None:
     document = openapi.build()
     operations = {o["operationId"]: o for path in document["paths"].values() for o in path.values()}
-    assert sorted(operations) == ["cancelOrder", "createOrder", "getOrder", "listOrders"]
+    assert sorted(operations) == [
+        "cancelOrder",
+        "createOrder",
+        "getOrder",
+        "listOrders",
+        "listShortages",
+        "listUnfinishedOrders",
+        "retryUnfinishedOrder",
+    ]
     for name, operation in operations.items():
         assert operation["security"] == [{"bearer": []}], name
         for status in ("401", "403"):

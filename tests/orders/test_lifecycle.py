@@ -98,6 +98,7 @@ async def test_the_service_is_not_ready_until_its_indexes_exist(make_process: An
         "pending",
         "release_due",
         "unsent",
+        "shortages",
         "stuck",
     }
     client.close()

@@ -24,6 +24,8 @@ READ_ORDERS = Access(anonymous=NO, buyer=OWN, merchant=YES, operator=YES, servic
 CANCEL_ORDERS = Access(anonymous=NO, buyer=OWN, merchant=YES, operator=NO, service=NO)
 # Merchants can tell their customers what no mail has told them; what to do about the mails is for operators.
 SEE_DEAD_LETTERS = Access(anonymous=NO, buyer=NO, merchant=YES, operator=YES, service=NO)
+# What could not be sold, and which orders are unfinished.
+SEE_PROBLEMS = Access(anonymous=NO, buyer=NO, merchant=YES, operator=YES, service=NO)
 OPERATE = Access(anonymous=NO, buyer=NO, merchant=NO, operator=YES, service=NO)
 
 
@@ -48,6 +50,9 @@ ORDERS: Mapping[str, Access] = {
     "GET /api/order/{id}": READ_ORDERS,
     "GET /api/order": READ_ORDERS,
     "DELETE /api/order/{id}": CANCEL_ORDERS,
+    "GET /api/shortages": SEE_PROBLEMS,
+    "GET /api/unfinished-orders": SEE_PROBLEMS,
+    "POST /api/unfinished-orders/{id}/retry": OPERATE,
 }
 NOTIFICATIONS: Mapping[str, Access] = {
     "GET /api/dead-letters": SEE_DEAD_LETTERS,

@@ -1,8 +1,8 @@
-"""Times in requests: points in time (RFC 3339) and half-open intervals."""
+"""Times in requests: points in time (RFC 3339), half-open intervals of them, and days."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated
 
 import msgspec
@@ -39,3 +39,21 @@ def parse_interval(
     if begin is not None and end is not None and begin >= end:
         raise BadInput(from_field, f"must be before `{to_field}`")
     return begin, end
+
+
+# Far enough from the limits of dates for calculations with them.
+_FIRST_DAY, _LAST_DAY = date(1970, 1, 1), date(9998, 12, 31)
+
+
+def parse_day(field: str, value: str) -> date:
+    """Return the day. Raises BadInput unless the text is a date such as 2026-01-31."""
+    try:
+        day = date.fromisoformat(value[:_MAX_LENGTH])
+    except ValueError:
+        raise BadInput(field, "must be a date such as 2026-01-31") from None
+    # Other forms, such as 20260131, are not accepted.
+    if day.isoformat() != value:
+        raise BadInput(field, "must be a date such as 2026-01-31")
+    if not _FIRST_DAY <= day <= _LAST_DAY:
+        raise BadInput(field, f"must be from {_FIRST_DAY} to {_LAST_DAY}, got {day}")
+    return day

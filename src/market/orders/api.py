@@ -27,6 +27,8 @@ from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
 from market.kit.times import parse_interval
 from market.orders import service
+from market.orders.config import Recovery
+from market.orders.desk import endpoints as desk
 from market.orders.domain import MAX_LINES, MAX_QUANTITY, NewOrder, Order, RequestedLine, Status, timestamp
 from market.orders.history import representation
 from market.orders.history.representation import to_representation
@@ -363,19 +365,24 @@ def app(
     health: Health,
     admission: Admission,
     *,
+    recovery: Recovery,
     create_order_timeout_seconds: float,
     default_timeout_seconds: float,
     authenticator: Authenticator | None = None,
 ) -> Any:
     """Return the ASGI app.
 
+    recovery: after which times orders count as unfinished
     create_order_timeout_seconds: the deadline of POST /api/order
     default_timeout_seconds: the deadline of every other request
     authenticator: verifies the callers' tokens. None: mode `open`, in which nobody signs in.
     """
-    endpoints = routes(deps, admission, create_order_timeout_seconds, default_timeout_seconds)
+    endpoints = {
+        **routes(deps, admission, create_order_timeout_seconds, default_timeout_seconds),
+        **desk.routes(deps, recovery),
+    }
     timeouts = {
-        route: create_order_timeout_seconds if route.startswith("POST") else default_timeout_seconds
+        route: create_order_timeout_seconds if route == "POST /api/order" else default_timeout_seconds
         for route in endpoints
     }
     return edge.application(

@@ -125,6 +125,7 @@ def http_server(
         process.tracer,
         process.health,
         Admission(config.admission, unit="lines"),
+        recovery=config.recovery,
         create_order_timeout_seconds=config.create_order_timeout_seconds,
         default_timeout_seconds=config.default_timeout_seconds,
         authenticator=authentication,

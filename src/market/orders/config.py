@@ -64,6 +64,8 @@ class Recovery(Section, frozen=True, kw_only=True):
     interval_seconds: Seconds = 5.0
     # How long a lease on an order's outbox is valid.
     lease_seconds: Seconds = 30.0
+    # Unsent events and stock releases that are older than this are listed as unfinished orders.
+    unfinished_after_seconds: Seconds = 30.0
     # The pause between two passes of the relay.
     relay_interval_seconds: Seconds = 1.0
 

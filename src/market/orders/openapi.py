@@ -10,6 +10,7 @@ from market.contracts import access
 from market.kit.http.openapi import Operation, document, parameter
 from market.kit.paging import MAX_CURSOR_LENGTH, MAX_OFFSET
 from market.orders.api import CreateOrder, Page
+from market.orders.desk.endpoints import MAX_PERIOD_DAYS, ShortagePage, UnfinishedPage
 from market.orders.history.representation import Order
 
 _ID = parameter("id", "path", "The order's id.", {"type": "string", "format": "uuid"})
@@ -20,6 +21,18 @@ _KEY = parameter(
     "to the subject of the token, or to the order's `user` where sign-in is not required. Others may use the same key.",
     {"type": "string", "pattern": "^[!-~]{1,255}$"},
 )
+
+
+def _limit(items: str) -> dict[str, Any]:
+    schema = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
+    return parameter("limit", "query", f"Maximum number of {items} to return.", schema)
+
+
+def _after(filters: str) -> dict[str, Any]:
+    schema = {"type": "string", "minLength": 1, "maxLength": MAX_CURSOR_LENGTH}
+    text = f"The `next` of the previous page; {filters} must be the same as for that page."
+    return parameter("after", "query", text, schema)
+
 
 _RETRY = {status: {"Retry-After": "Seconds to wait before retrying."} for status in (429, 503)}
 
@@ -188,6 +201,69 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                     202: ("The order is cancelled. Its stock will be released when inventory is available.", None),
                     204: ("The order is cancelled and its stock released, or it was rejected and stays so.", None),
                     404: ("There is no such order, or the caller may not see it.", None),
+                    422: ("A parameter is unknown.", None),
+                    **unavailable,
+                },
+                [_ID],
+                headers=_RETRY,
+            ),
+            Operation(
+                "GET",
+                "/api/shortages",
+                "listShortages",
+                "List what could not be sold, by day (UTC) and product, the latest day first. Counts the orders that "
+                "were rejected for lack of stock and are still stored.",
+                {
+                    200: ("A page of shortages.", ShortagePage),
+                    422: ("A parameter is unknown or out of range.", None),
+                    **unavailable,
+                },
+                [
+                    parameter(
+                        "from",
+                        "query",
+                        f"The first day. By default the 30th day up to `to`; at most {MAX_PERIOD_DAYS} days up to it.",
+                        {"type": "string", "format": "date"},
+                    ),
+                    parameter("to", "query", "The last day; by default today.", {"type": "string", "format": "date"}),
+                    parameter("product", "query", "Only this product.", {"type": "string", "format": "uuid"}),
+                    _limit("shortages"),
+                    _after("`product`, `from` and `to`"),
+                ],
+                headers=_RETRY,
+            ),
+            Operation(
+                "GET",
+                "/api/unfinished-orders",
+                "listUnfinishedOrders",
+                "List orders with work that should be done by now: pending for too long, stock not released, events "
+                "unsent or stuck. By kind, and then the oldest first.",
+                {
+                    200: ("The number of unfinished orders by kind, and a page of them.", UnfinishedPage),
+                    422: ("A parameter is unknown or out of range.", None),
+                    **unavailable,
+                },
+                [
+                    parameter(
+                        "kind",
+                        "query",
+                        "Only orders of this kind. An order may be of several kinds, and is then listed several times.",
+                        {"type": "string", "enum": ["pending", "release-due", "unsent", "stuck"]},
+                    ),
+                    _limit("unfinished orders"),
+                    _after("`kind`"),
+                ],
+                headers=_RETRY,
+            ),
+            Operation(
+                "POST",
+                "/api/unfinished-orders/{id}/retry",
+                "retryUnfinishedOrder",
+                "Do at once what is due for the order: reject it if it is overdue, release its stock, publish its "
+                "events, including stuck ones. Can be repeated; does nothing if nothing is due.",
+                {
+                    202: ("Done; publishing has begun.", None),
+                    404: ("There is no such order.", None),
                     422: ("A parameter is unknown.", None),
                     **unavailable,
                 },

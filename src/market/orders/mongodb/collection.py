@@ -144,9 +144,21 @@ class OrdersCollection:
         *,
         sort: Sort | None = None,
         limit: int = 0,
+        skip: int = 0,
     ) -> list[Document]:
-        """Return all matching documents, or the first `limit`."""
-        return await self.run(lambda: self.pymongo_collection.find(where, projection, sort=sort, limit=limit).to_list())
+        """Return all matching documents, or the first `limit` after `skip`."""
+        return await self.run(
+            lambda: self.pymongo_collection.find(where, projection, sort=sort, limit=limit, skip=skip).to_list()
+        )
+
+    async def aggregate(self, pipeline: Sequence[Document]) -> list[Document]:
+        """Return all documents that the pipeline returns."""
+
+        async def run() -> list[Document]:
+            async with await self.pymongo_collection.aggregate(pipeline) as cursor:
+                return await cursor.to_list()
+
+        return await self.run(run)
 
     async def stream(
         self, where: Mapping[str, Any], *, sort: Sort, limit: int, batch_size: int

@@ -49,6 +49,12 @@ INDEXES = [
         name="unsent",
         partialFilterExpression={"unsent_since": {"$exists": True}},
     ),
+    # For the report on shortages, which reads the orders of a period that were rejected for lack of stock.
+    IndexModel(
+        [("rejected_at", ASCENDING), ("shortages.product_id", ASCENDING)],
+        name="shortages",
+        partialFilterExpression={"shortages": {"$exists": True}},
+    ),
     IndexModel([("stuck_since", ASCENDING)], name="stuck", partialFilterExpression={"stuck_since": {"$exists": True}}),
 ]
 

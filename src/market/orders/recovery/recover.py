@@ -75,35 +75,43 @@ async def _recover_each(deps: Deps, order_ids: list[UUID], *, overdue: bool) -> 
 
     async def recover_one(order_id: UUID) -> Result:
         async with concurrency:
-            try:
-                order = await deps.orders.get_latest(order_id)
-            except UnreadableOrder:
-                return Result.ERROR
-            if order is None:
-                return Result.DONE
-            try:
-                if next_step(order, overdue=overdue) is Step.REJECT:
-                    # The order is not rejected if it has just been confirmed or cancelled.
-                    order = await advance(deps, order, overdue=True)
-                if next_step(order) is Step.RELEASE:
-                    await advance(deps, order)
-                    RECOVERED.labels("released").inc()
-            except UnreadableOrder:
-                return Result.ERROR
-            except Unavailable:
-                if not deps.inventory.circuit_is_open:
-                    # Inventory may fail for this order only. Put its stock release at the end of the queue, so that it
-                    # does not block the others. (This has no effect on a pending order.)
-                    await deps.orders.postpone_release(order_id)
-                return Result.UNAVAILABLE
-            except Exception:
-                RECOVERY_ERRORS.inc()
-                log.exception("order not recovered", order_id=str(order_id))
-                return Result.ERROR
-            return Result.DONE
+            return await recover_order(deps, order_id, overdue=overdue)
 
     results = await asyncio.gather(*(recover_one(order_id) for order_id in order_ids), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
     return [result for result in results if isinstance(result, Result)]
+
+
+async def recover_order(deps: Deps, order_id: UUID, *, overdue: bool) -> Result:
+    """Reject the order if it is pending and overdue, and release its stock if that is due.
+
+    Raises Unavailable if MongoDB is unavailable.
+    """
+    try:
+        order = await deps.orders.get_latest(order_id)
+    except UnreadableOrder:
+        return Result.ERROR
+    if order is None:
+        return Result.DONE
+    try:
+        if next_step(order, overdue=overdue) is Step.REJECT:
+            # The order is not rejected if it has just been confirmed or cancelled.
+            order = await advance(deps, order, overdue=True)
+        if next_step(order) is Step.RELEASE:
+            await advance(deps, order)
+            RECOVERED.labels("released").inc()
+    except UnreadableOrder:
+        return Result.ERROR
+    except Unavailable:
+        if not deps.inventory.circuit_is_open:
+            # Inventory may fail for this order only. Put its stock release at the end of the queue, so that it does not
+            # block the others. (This has no effect on a pending order.)
+            await deps.orders.postpone_release(order_id)
+        return Result.UNAVAILABLE
+    except Exception:
+        RECOVERY_ERRORS.inc()
+        log.exception("order not recovered", order_id=str(order_id))
+        return Result.ERROR
+    return Result.DONE
