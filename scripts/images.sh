@@ -50,6 +50,11 @@ for lock in "$root"/requirements/*.lock; do
 done
 need() { command -v "$1" >/dev/null || die "$MISSING" "$1 is missing: $2"; }
 
+need_buildx() {
+  need docker "https://docs.docker.com/engine/install/"
+  docker buildx version >/dev/null 2>&1 || die "$MISSING" "docker's plug-in buildx is missing: https://docs.docker.com/go/buildx/"
+}
+
 # Files with the names of images of others, and the names: NAME:TAG, without a digest.
 files=("$root/Dockerfile" "$root/compose.yaml")
 while read -r file; do files+=("$file"); done < <(grep -rlE --include='*.yaml' '^ +(- )?image: ' "$root/deploy")
@@ -58,7 +63,7 @@ others() {
 }
 
 pin() {
-  need docker "https://docs.docker.com/engine/install/"
+  need_buildx
   local name digest pattern
   for name in $(others); do
     digest=$(docker buildx imagetools inspect "$name" --format '{{.Manifest.Digest}}') || die "$FAILED" "the digest of $name cannot be read from its registry"
@@ -83,7 +88,7 @@ sbom() {
 }
 
 push() {
-  need docker "https://docs.docker.com/engine/install/"
+  need_buildx
   local image
   # Not local, because the trap runs after the function.
   metadata=$(mktemp)

@@ -67,6 +67,16 @@ def test_pin_fails_if_a_registry_gives_no_digest(
     assert named(project) == named(ROOT)
 
 
+@pytest.mark.parametrize("action", [["pin"], ["push", "--registry", "r.example.com/shop"]])
+def test_without_buildx_it_says_so_and_changes_nothing(
+    fake_commands: FakeCommands, project: Path, action: list[str]
+) -> None:
+    fake_commands.results = {"buildx version": (1, "docker: unknown command: docker buildx")}
+    done = fake_commands.run("images.sh", *action, root=project)
+    assert (done.returncode, "docker's plug-in buildx is missing" in done.stderr) == (3, True)
+    assert named(project) == named(ROOT)
+
+
 def test_push_builds_each_image_for_both_processors_and_prints_its_digest(
     fake_commands: FakeCommands, project: Path
 ) -> None:
@@ -76,7 +86,7 @@ def test_push_builds_each_image_for_both_processors_and_prints_its_digest(
         "images.sh", "push", "--registry", "r.example.com/shop/", "--image-tag", "t1", root=project
     )
     assert done.returncode == 0, done.stderr
-    calls = fake_commands.calls()
+    calls = [call for call in fake_commands.calls() if "buildx version" not in call]
     assert [call.partition("SERVICE=")[2].split()[0] for call in calls] == IMAGES
     for call in calls:
         assert "--platform linux/amd64,linux/arm64 --provenance=mode=max --sbom=true --push" in call
