@@ -107,7 +107,7 @@ class Stores:
         await self._inventory.fetch("SELECT quantity FROM inventory WHERE product_id = ANY($1)", self._chosen[:1])
         await self.put()
         stock = self._rng.randint(1_900_000_000, 2_000_000_000)
-        await self._inventory.fetchrow("SELECT * FROM set_stock_many($1, $2, $3)", self._chosen[:1], [stock], [None])
+        await self._inventory.fetchrow("SELECT * FROM write_stock_many($1, $2, $3)", self._chosen[:1], [stock], [None])
 
 
 async def main(spec: dict[str, Any]) -> Result:

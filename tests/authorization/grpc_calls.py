@@ -114,6 +114,11 @@ async def _is_counted(shop: Shop, target: Target, value: Any) -> None:
     assert await shop.stores.stock(target.product_id) == value.quantity == effects.COUNTED_STOCK
 
 
+async def _is_delivered(shop: Shop, target: Target, value: Any) -> None:
+    assert value.outcome == pb.DELIVERY_OUTCOME_ADDED
+    assert await shop.stores.stock(target.product_id) == value.quantity
+
+
 async def _shows_quantity(shop: Shop, target: Target, value: Any) -> None:
     assert [item.quantity for item in value.items] == [await shop.stores.stock(target.product_id)]
 
@@ -140,6 +145,16 @@ CALLS: dict[str, Call] = {
     "inventory: SetStock": Call(
         _inventory("SetStock", lambda t: pb.SetStockRequest(product_id=t.product_id, quantity=effects.COUNTED_STOCK)),
         _is_counted,
+        changes=True,
+    ),
+    "inventory: AddDelivery": Call(
+        _inventory(
+            "AddDelivery",
+            lambda t: pb.AddDeliveryRequest(
+                product_id=t.product_id, delivery_id=_own_id(t), quantity=5, product_version=2
+            ),
+        ),
+        _is_delivered,
         changes=True,
     ),
     "inventory: AddStock": Call(

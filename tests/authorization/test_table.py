@@ -66,7 +66,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 CALLERS: dict[str, set[str]] = {
-    "products": {"CheckAvaliable", "GetStock", "SetStock"},
+    "products": {"CheckAvaliable", "GetStock", "SetStock", "AddDelivery"},
     "orders": {"Reserve", "ReserveMany", "CancelReserve", "GetStock", "ListReservations"},
 }
 _BY_NAME = {

@@ -16,6 +16,7 @@ RELEASED = {
     "inventory": {
         "0001_stock_and_reservations.sql": "485fd808ebbc",
         "0002_product_version.sql": "73cdad53f2cd",
+        "0003_deliveries.sql": "a651067e5750",
     },
     "products": {
         "0001_products.sql": "db81c961a00b",

@@ -17,7 +17,16 @@ from market.contracts.inventory_pb2_grpc import InventoryStub
 from market.inventory import service
 from market.inventory.app import MIGRATIONS, SETTINGS, build, make_deps
 from market.inventory.config import Batching, Config, Grpc, Retention
-from market.inventory.domain import Movement, Reservation, Shortages, StockInForce, StockWrite, merge_lines
+from market.inventory.domain import (
+    Delivery,
+    DeliveryResult,
+    Movement,
+    Reservation,
+    Shortages,
+    StockInForce,
+    StockWrite,
+    merge_lines,
+)
 from market.inventory.service import Deps
 from market.inventory.store import Database, ReservationRepository, StockRepository
 from market.kit import config as kit_config
@@ -83,7 +92,7 @@ class Tables:
     async def everything(self) -> list[list[tuple[Any, ...]]]:
         return [
             [tuple(row) for row in await self.conn.fetch(f"SELECT * FROM {table} ORDER BY 1")]
-            for table in ("inventory", "reservations", "movements")
+            for table in ("inventory", "reservations", "movements", "deliveries")
         ]
 
 
@@ -144,7 +153,7 @@ async def connected(database: kit_config.Postgres) -> AsyncIterator[asyncpg.Conn
 async def tables(migrated_database) -> AsyncIterator[Tables]:
     """The tables, emptied before the test."""
     async with connected(migrated_database) as conn:
-        await conn.execute("TRUNCATE inventory, reservations, movements")
+        await conn.execute("TRUNCATE inventory, reservations, movements, deliveries")
         yield Tables(conn)
 
 
@@ -174,7 +183,13 @@ class Inventory:
         return (await self.write_stock(StockWrite(product_id, quantity))).quantity
 
     async def write_stock(self, write: StockWrite) -> StockInForce:
-        return await service.set_stock(self._deps, write)
+        return (await service.set_stock(self._deps, write)).in_force
+
+    async def add_delivery(self, delivery: Delivery) -> DeliveryResult:
+        return await service.add_delivery(self._deps, delivery)
+
+    async def check_delivery(self, delivery: Delivery) -> DeliveryResult:
+        return await service.check_delivery(self._deps, delivery)
 
     async def add_stock(self, movement: Movement) -> int:
         return await service.add_stock(self._deps, movement)

@@ -8,13 +8,18 @@ from uuid import UUID
 
 from market.inventory.domain import (
     MAX_STOCK,
+    Delivery,
+    DeliveryResult,
     Movement,
     MovementMismatch,
+    Outcome,
     Reservation,
     ReservationCancelled,
     ReservationMismatch,
     Shortage,
+    StockInForce,
     StockOutOfRange,
+    StockWrite,
 )
 
 
@@ -30,8 +35,12 @@ class Cancel:
 
 @dataclass(frozen=True)
 class SetStock:
-    product_id: UUID
-    quantity: int
+    write: StockWrite
+
+
+@dataclass(frozen=True)
+class AddDelivery:
+    delivery: Delivery
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class AddStock:
     movement: Movement
 
 
-Step = Reserve | Cancel | SetStock | AddStock
+Step = Reserve | Cancel | SetStock | AddDelivery | AddStock
 
 
 @dataclass
@@ -49,9 +58,19 @@ class Model:
     stock: dict[UUID, int] = field(default_factory=dict)
     reservations: dict[UUID, tuple[str, Reservation | None]] = field(default_factory=dict)
     movements: dict[UUID, Movement] = field(default_factory=dict)
+    # By product, the highest version that has set the stock.
+    versions: dict[UUID, int] = field(default_factory=dict)
+    # Those that were added, by product and id.
+    deliveries: dict[tuple[UUID, UUID], Delivery] = field(default_factory=dict)
 
     def copy(self) -> Model:
-        return Model(dict(self.stock), dict(self.reservations), dict(self.movements))
+        return Model(
+            dict(self.stock),
+            dict(self.reservations),
+            dict(self.movements),
+            dict(self.versions),
+            dict(self.deliveries),
+        )
 
     def apply(self, step: Step) -> object:
         match step:
@@ -65,9 +84,10 @@ class Model:
                 for product_id, quantity in lines(reservation):
                     self.stock[product_id] += quantity
                 return True
-            case SetStock(product_id, quantity):
-                self.stock[product_id] = quantity
-                return quantity
+            case SetStock(write):
+                return self._set_stock(write)
+            case AddDelivery(delivery):
+                return self._add_delivery(delivery)
             case AddStock(movement):
                 return self._add_stock(movement)
 
@@ -87,6 +107,40 @@ class Model:
             for product_id, quantity in lines(reservation):
                 self.stock[product_id] -= quantity
         return shortages
+
+    def _set_stock(self, write: StockWrite) -> StockInForce:
+        product_id, version = write.product_id, write.product_version
+        if version is None:
+            self.stock[product_id] = write.quantity
+        elif version > self.versions.get(product_id, 0):
+            later = [d.quantity for d in self._deliveries_of(product_id) if d.product_version > version]
+            self.stock[product_id] = write.quantity + sum(later)
+            self.versions[product_id] = version
+        return self._in_force(product_id)
+
+    def _add_delivery(self, delivery: Delivery) -> DeliveryResult:
+        product_id = delivery.product_id
+        known = self.deliveries.get((product_id, delivery.id))
+        self.stock.setdefault(product_id, 0)
+        if known is not None:
+            outcome = Outcome.REPEATED if known.quantity == delivery.quantity else Outcome.MISMATCH
+        elif delivery.product_version < self.versions.get(product_id, 0):
+            outcome = Outcome.SUPERSEDED
+        elif self.stock[product_id] + delivery.quantity > MAX_STOCK:
+            outcome = Outcome.REJECTED
+        else:
+            outcome = Outcome.DONE
+            self.deliveries[product_id, delivery.id] = delivery
+            self.stock[product_id] += delivery.quantity
+        return DeliveryResult(outcome, self._in_force(product_id))
+
+    def _deliveries_of(self, product_id: UUID) -> list[Delivery]:
+        return [d for d in self.deliveries.values() if d.product_id == product_id]
+
+    def _in_force(self, product_id: UUID) -> StockInForce:
+        versions = [d.product_version for d in self._deliveries_of(product_id)]
+        highest = max(versions, default=0)
+        return StockInForce(min(self.stock[product_id], MAX_STOCK), max(self.versions.get(product_id, 0), highest))
 
     def _add_stock(self, movement: Movement) -> object:
         before = self.stock.get(movement.product_id, 0)

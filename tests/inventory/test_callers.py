@@ -85,6 +85,7 @@ def requests() -> dict[str, Any]:
         "CheckAvaliable": pb.CheckAvaliableRequest(product_ids=[A]),
         "GetStock": pb.GetStockRequest(product_ids=[A]),
         "SetStock": pb.SetStockRequest(product_id=A, quantity=7),
+        "AddDelivery": pb.AddDeliveryRequest(product_id=A, delivery_id=str(uuid4()), quantity=1, product_version=1),
         "AddStock": pb.AddStockRequest(movement_id=str(uuid4()), product_id=A, delta=1),
         "Reserve": reservation,
         "ReserveMany": pb.ReserveManyRequest(reservations=[reservation]),

@@ -70,6 +70,30 @@ async def test_each_conflict_has_its_status(server):
     assert code is grpc.StatusCode.FAILED_PRECONDITION
 
 
+async def test_a_delivery_over_grpc(server, tables):
+    stub = server.stub
+    stock = pb.SetStockRequest(product_id=A, quantity=10, product_version=4)
+    assert await stub.SetStock(stock) == pb.SetStockResponse(quantity=10, product_version=4, applied=True)
+    assert await stub.SetStock(stock) == pb.SetStockResponse(quantity=10, product_version=4, applied=False)
+    id = str(uuid4())
+
+    async def deliver(quantity: int, version: int, delivery_id: str = id, **fields) -> tuple:
+        request = pb.AddDeliveryRequest(
+            product_id=A, delivery_id=delivery_id, quantity=quantity, product_version=version, **fields
+        )
+        response = await stub.AddDelivery(request)
+        return response.outcome, response.quantity, response.product_version
+
+    assert await deliver(5, 3) == (pb.DELIVERY_OUTCOME_SUPERSEDED, 10, 4)
+    assert await deliver(5, 0, validate_only=True) == (pb.DELIVERY_OUTCOME_ADDED, 10, 4)
+    assert await deliver(5, 5) == (pb.DELIVERY_OUTCOME_ADDED, 15, 5)
+    assert await deliver(5, 6) == (pb.DELIVERY_OUTCOME_REPEATED, 15, 5)
+    assert await deliver(6, 6) == (pb.DELIVERY_OUTCOME_MISMATCH, 15, 5)
+    assert await deliver(2_147_483_647, 6, str(uuid4())) == (pb.DELIVERY_OUTCOME_TOO_LARGE, 15, 5)
+    late = pb.SetStockRequest(product_id=A, quantity=10, product_version=3)
+    assert await stub.SetStock(late) == pb.SetStockResponse(quantity=15, product_version=5, applied=False)
+
+
 async def test_reserve_many_returns_for_each_what_reserve_would(server, tables):
     stub = server.stub
     await stub.SetStock(pb.SetStockRequest(product_id=A, quantity=5))

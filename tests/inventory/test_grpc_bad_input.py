@@ -104,6 +104,26 @@ MANY = [str(UUID(int=n)) for n in range(1001)]
             pb.SetStockRequest(product_id=A, quantity=-1),
             "quantity: must be between 0 and 2147483647, got -1",
         ),
+        (
+            "AddDelivery",
+            pb.AddDeliveryRequest(product_id="", delivery_id=ID, quantity=1, product_version=1),
+            "product_id: must be a UUID",
+        ),
+        (
+            "AddDelivery",
+            pb.AddDeliveryRequest(product_id=A, delivery_id="x", quantity=1, product_version=1),
+            "delivery_id: must be a UUID",
+        ),
+        (
+            "AddDelivery",
+            pb.AddDeliveryRequest(product_id=A, delivery_id=ID, product_version=1),
+            "quantity: must be between 1 and 2147483647, got 0",
+        ),
+        (
+            "AddDelivery",
+            pb.AddDeliveryRequest(product_id=A, delivery_id=ID, quantity=1),
+            "product_version: must be between 1 and 9223372036854775807, got 0",
+        ),
         ("AddStock", pb.AddStockRequest(movement_id="", product_id=A, delta=1), "movement_id: must be a UUID"),
         ("AddStock", pb.AddStockRequest(movement_id=ID, product_id="", delta=1), "product_id: must be a UUID"),
         (
@@ -138,7 +158,7 @@ MANY = [str(UUID(int=n)) for n in range(1001)]
 )
 async def test_bad_input_names_the_field_and_changes_nothing(server, tables, method, request_, details):
     assert await refused(getattr(server.stub, method)(request_)) == (grpc.StatusCode.INVALID_ARGUMENT, details)
-    assert await tables.everything() == [[], [], []]
+    assert not any(await tables.everything())
 
 
 async def test_bad_input_has_error_details_that_programs_can_read(server):
@@ -221,4 +241,4 @@ async def test_bytes_that_are_not_a_message_are_invalid(server, tables):
         )
     code, _ = await refused(server.channel.unary_unary(f"/{SERVICE}/Steal")(b""))
     assert code is grpc.StatusCode.UNIMPLEMENTED
-    assert await tables.everything() == [[], [], []]
+    assert not any(await tables.everything())

@@ -8,12 +8,13 @@ from uuid import UUID, uuid4
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from market.inventory.config import Batching
-from market.inventory.domain import Movement
+from market.inventory.domain import MAX_STOCK, Delivery, Movement, StockWrite
 
 from .conftest import Inventory, Tables, opened, reservation
-from .model import AddStock, Cancel, Model, Reserve, SetStock, Step, decision_order
+from .model import AddDelivery, AddStock, Cancel, Model, Reserve, SetStock, Step, decision_order
 
 PRODUCTS, IDS = 3, 4
 QUANTITY = st.integers(1, 4)
@@ -24,8 +25,19 @@ reserves = st.tuples(
     st.just("reserve"), st.integers(0, IDS - 1), st.dictionaries(st.integers(0, PRODUCTS - 1), QUANTITY, min_size=1)
 )
 cancels = st.tuples(st.just("cancel"), st.integers(0, IDS - 1))
-sets = st.tuples(st.just("set"), st.integers(0, PRODUCTS - 1), st.integers(0, 6))
+VERSIONS = range(1, 7)
+VERSION = st.sampled_from(VERSIONS)
+sets = st.tuples(
+    st.just("set"), st.integers(0, PRODUCTS - 1), st.integers(0, 6) | st.just(MAX_STOCK - 1), st.none() | VERSION
+)
+# Few ids, so that most are repeated, with another version or another quantity.
+deliveries = st.tuples(st.just("deliver"), st.integers(0, 1), st.integers(0, PRODUCTS - 1), st.integers(1, 2), VERSION)
 adds = st.tuples(st.just("add"), st.integers(0, 1), st.integers(0, PRODUCTS - 1), st.integers(-3, 3).filter(bool))
+steps = reserves | cancels | sets | deliveries | adds
+# Changes of the stock of one product alone, whose calls arrive in another order than that of their versions.
+of_one_product = st.tuples(st.just("set"), st.just(0), st.integers(0, 6), VERSION) | st.tuples(
+    st.just("deliver"), st.integers(0, 2), st.just(0), st.integers(1, 3), VERSION
+)
 initial_stock = st.lists(st.none() | st.integers(0, 8), min_size=PRODUCTS, max_size=PRODUCTS)
 
 
@@ -44,8 +56,10 @@ class Example:
                 return Reserve(reservation(*lines, reservation_id=self.ids[n]))
             case ("cancel", n):
                 return Cancel(self.ids[n])
-            case ("set", p, quantity):
-                return SetStock(self.product_ids[p], quantity)
+            case ("set", p, quantity, version):
+                return SetStock(StockWrite(self.product_ids[p], quantity, version))
+            case ("deliver", n, p, quantity, version):
+                return AddDelivery(Delivery(self.ids[n], self.product_ids[p], quantity, version))
             case ("add", n, p, delta):
                 return AddStock(Movement(self.ids[n], self.product_ids[p], delta))
         raise AssertionError(drawn)
@@ -53,14 +67,17 @@ class Example:
     async def fill(self, inventory: Inventory, quantities: list[int | None]) -> None:
         for product_id, quantity in zip(self.product_ids, quantities, strict=True):
             if quantity is not None:
-                self.model.apply(SetStock(product_id, quantity))
+                self.model.apply(SetStock(StockWrite(product_id, quantity)))
                 await inventory.set_stock(product_id, quantity)
 
     async def stored_state(self, tables: Tables) -> tuple:
         rows = await tables.conn.fetch("SELECT * FROM reservations WHERE id = ANY ($1)", self.ids)
         reservations = {row["id"]: (row["status"], row["product_ids"], row["quantities"]) for row in rows}
         rows = await tables.conn.fetch("SELECT id FROM movements WHERE id = ANY ($1)", self.ids)
-        return await tables.stock(*self.product_ids), reservations, {row["id"] for row in rows}
+        movements = {row["id"] for row in rows}
+        rows = await tables.conn.fetch("SELECT * FROM deliveries WHERE product_id = ANY ($1)", self.product_ids)
+        added = {(row["product_id"], row["id"]): (row["quantity"], row["product_version"]) for row in rows}
+        return await tables.stock(*self.product_ids), reservations, movements, added
 
     def expected_state(self, model: Model) -> tuple:
         reservations = {
@@ -71,7 +88,9 @@ class Example:
             )
             for reservation_id, (status, reservation) in model.reservations.items()
         }
-        return [model.stock.get(product_id) for product_id in self.product_ids], reservations, set(model.movements)
+        added = {key: (d.quantity, d.product_version) for key, d in model.deliveries.items()}
+        stock = [model.stock.get(product_id) for product_id in self.product_ids]
+        return stock, reservations, set(model.movements), added
 
 
 async def perform(inventory: Inventory, step: Step) -> object:
@@ -82,8 +101,10 @@ async def perform(inventory: Inventory, step: Step) -> object:
                 return await inventory.reserve(reservation)
             case Cancel(reservation_id):
                 return await inventory.cancel(reservation_id)
-            case SetStock(product_id, quantity):
-                return await inventory.set_stock(product_id, quantity)
+            case SetStock(write):
+                return await inventory.write_stock(write)
+            case AddDelivery(delivery):
+                return await inventory.add_delivery(delivery)
             case AddStock(movement):
                 return await inventory.add_stock(movement)
     except Exception as e:
@@ -95,12 +116,28 @@ def result_or_class(result: object) -> object:
 
 
 @settings(ON_POSTGRES, max_examples=80)
-@given(initial_stock, st.lists(reserves | cancels | sets | adds, min_size=1, max_size=8))
+@given(initial_stock, st.lists(steps, min_size=1, max_size=8))
 async def test_sequential_calls_behave_as_the_model(shared_inventory, shared_tables, quantities, drawn):
     example = Example()
     await example.fill(shared_inventory, quantities)
     for step in map(example.step, drawn):
         assert await perform(shared_inventory, step) == example.model.apply(step)
+    assert await example.stored_state(shared_tables) == example.expected_state(example.model)
+
+
+@settings(ON_POSTGRES, max_examples=150)
+@given(st.lists(of_one_product, min_size=2, max_size=8))
+async def test_late_and_repeated_changes_of_a_stock_behave_as_the_model(shared_inventory, shared_tables, drawn):
+    example = Example()
+    for step in map(example.step, drawn):
+        assert await perform(shared_inventory, step) == example.model.apply(step)
+        if isinstance(step, AddDelivery):
+            before = await example.stored_state(shared_tables)
+            checked = await shared_inventory.check_delivery(step.delivery)
+            # A check knows no version: what it would add is not superseded.
+            expected = example.model.copy().apply(AddDelivery(replace(step.delivery, product_version=max(VERSIONS))))
+            assert checked.outcome == expected.outcome
+            assert await example.stored_state(shared_tables) == before
     assert await example.stored_state(shared_tables) == example.expected_state(example.model)
 
 
@@ -127,7 +164,7 @@ async def test_a_batch_behaves_as_the_model_deciding_in_rounds(shared_inventory,
 @given(
     initial_stock,
     st.lists(
-        st.lists(st.tuples(st.booleans(), reserves | cancels | sets | adds), min_size=2, max_size=5),
+        st.lists(st.tuples(st.booleans(), steps), min_size=2, max_size=5),
         min_size=1,
         max_size=3,
     ),

@@ -163,6 +163,9 @@ async def test_inventory_knows_its_callers(shop: SignedInShop, caller: str) -> N
         "Reserve": inventory_pb2.ReserveRequest(
             reservation_id=str(uuid4()), items=[inventory_pb2.Item(product_id=product, quantity=1)]
         ),
+        "AddDelivery": inventory_pb2.AddDeliveryRequest(
+            product_id=product, delivery_id=str(uuid4()), quantity=1, product_version=1
+        ),
         "AddStock": inventory_pb2.AddStockRequest(movement_id=str(uuid4()), product_id=product, delta=1),
     }
     async with grpc.aio.insecure_channel(shop.up.urls["inventory"]) as channel:

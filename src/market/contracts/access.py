@@ -88,12 +88,13 @@ GRAPHQL_FIELDS: Mapping[str, Access] = {
 INVENTORY: Mapping[str, Access] = {
     "CheckAvaliable": _only("products"),
     "SetStock": _only("products"),
+    "AddDelivery": _only("products"),
     "GetStock": _only("products", "orders"),
     "Reserve": _only("orders"),
     "ReserveMany": _only("orders"),
     "CancelReserve": _only("orders"),
     "ListReservations": _only("orders"),
-    # No service books deliveries yet.
+    # No service books movements: products adds deliveries.
     "AddStock": _only(),
 }
 # gRPC methods that every server has, by service and name: probes and clients without a token use them.

@@ -25,15 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n market/contracts/inventory.proto\x12\x13market.inventory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x15\x43heckAvaliableRequest\x12\x13\n\x0bproduct_ids\x18\x01 \x03(\t\"G\n\x0c\x41vailability\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x10\n\x08quantity\x18\x03 \x01(\x05\"J\n\x16\x43heckAvaliableResponse\x12\x30\n\x05items\x18\x01 \x03(\x0b\x32!.market.inventory.v1.Availability\",\n\x04Item\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x05\"<\n\x08Shortage\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x0e\n\x06wanted\x18\x02 \x01(\x05\x12\x0c\n\x04left\x18\x03 \x01(\x05\"R\n\x0eReserveRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12(\n\x05items\x18\x02 \x03(\x0b\x32\x19.market.inventory.v1.Item\"U\n\x0fReserveResponse\x12\x10\n\x08reserved\x18\x01 \x01(\x08\x12\x30\n\tshortages\x18\x02 \x03(\x0b\x32\x1d.market.inventory.v1.Shortage\".\n\x14\x43\x61ncelReserveRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\")\n\x15\x43\x61ncelReserveResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\"O\n\x12ReserveManyRequest\x12\x39\n\x0creservations\x18\x01 \x03(\x0b\x32#.market.inventory.v1.ReserveRequest\"h\n\x11ReserveManyResult\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x34\n\x06\x61nswer\x18\x03 \x01(\x0b\x32$.market.inventory.v1.ReserveResponse\"N\n\x13ReserveManyResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.market.inventory.v1.ReserveManyResult\"i\n\x0fSetStockRequest\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x05\x12\x1c\n\x0fproduct_version\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x12\n\x10_product_version\"V\n\x10SetStockResponse\x12\x10\n\x08quantity\x18\x01 \x01(\x05\x12\x1c\n\x0fproduct_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x12\n\x10_product_version\"I\n\x0f\x41\x64\x64StockRequest\x12\x13\n\x0bmovement_id\x18\x01 \x01(\t\x12\x12\n\nproduct_id\x18\x02 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x05\"$\n\x10\x41\x64\x64StockResponse\x12\x10\n\x08quantity\x18\x01 \x01(\x05\"&\n\x0fGetStockRequest\x12\x13\n\x0bproduct_ids\x18\x01 \x03(\t\"<\n\x10GetStockResponse\x12(\n\x05items\x18\x01 \x03(\x0b\x32\x19.market.inventory.v1.Item\"\xb7\x01\n\x0bReservation\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x36\n\x06status\x18\x02 \x01(\x0e\x32&.market.inventory.v1.ReservationStatus\x12(\n\x05items\x18\x03 \x03(\x0b\x32\x19.market.inventory.v1.Item\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x17ListReservationsRequest\x12\x10\n\x08\x61\x66ter_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"R\n\x18ListReservationsResponse\x12\x36\n\x0creservations\x18\x01 \x03(\x0b\x32 .market.inventory.v1.Reservation*z\n\x11ReservationStatus\x12\"\n\x1eRESERVATION_STATUS_UNSPECIFIED\x10\x00\x12\x1f\n\x1bRESERVATION_STATUS_RESERVED\x10\x01\x12 \n\x1cRESERVATION_STATUS_CANCELLED\x10\x02\x32\x92\x06\n\tInventory\x12i\n\x0e\x43heckAvaliable\x12*.market.inventory.v1.CheckAvaliableRequest\x1a+.market.inventory.v1.CheckAvaliableResponse\x12T\n\x07Reserve\x12#.market.inventory.v1.ReserveRequest\x1a$.market.inventory.v1.ReserveResponse\x12\x66\n\rCancelReserve\x12).market.inventory.v1.CancelReserveRequest\x1a*.market.inventory.v1.CancelReserveResponse\x12`\n\x0bReserveMany\x12\'.market.inventory.v1.ReserveManyRequest\x1a(.market.inventory.v1.ReserveManyResponse\x12W\n\x08SetStock\x12$.market.inventory.v1.SetStockRequest\x1a%.market.inventory.v1.SetStockResponse\x12W\n\x08\x41\x64\x64Stock\x12$.market.inventory.v1.AddStockRequest\x1a%.market.inventory.v1.AddStockResponse\x12W\n\x08GetStock\x12$.market.inventory.v1.GetStockRequest\x1a%.market.inventory.v1.GetStockResponse\x12o\n\x10ListReservations\x12,.market.inventory.v1.ListReservationsRequest\x1a-.market.inventory.v1.ListReservationsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n market/contracts/inventory.proto\x12\x13market.inventory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x15\x43heckAvaliableRequest\x12\x13\n\x0bproduct_ids\x18\x01 \x03(\t\"G\n\x0c\x41vailability\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x10\n\x08quantity\x18\x03 \x01(\x05\"J\n\x16\x43heckAvaliableResponse\x12\x30\n\x05items\x18\x01 \x03(\x0b\x32!.market.inventory.v1.Availability\",\n\x04Item\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x05\"<\n\x08Shortage\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x0e\n\x06wanted\x18\x02 \x01(\x05\x12\x0c\n\x04left\x18\x03 \x01(\x05\"R\n\x0eReserveRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12(\n\x05items\x18\x02 \x03(\x0b\x32\x19.market.inventory.v1.Item\"U\n\x0fReserveResponse\x12\x10\n\x08reserved\x18\x01 \x01(\x08\x12\x30\n\tshortages\x18\x02 \x03(\x0b\x32\x1d.market.inventory.v1.Shortage\".\n\x14\x43\x61ncelReserveRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\")\n\x15\x43\x61ncelReserveResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\"O\n\x12ReserveManyRequest\x12\x39\n\x0creservations\x18\x01 \x03(\x0b\x32#.market.inventory.v1.ReserveRequest\"h\n\x11ReserveManyResult\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x34\n\x06\x61nswer\x18\x03 \x01(\x0b\x32$.market.inventory.v1.ReserveResponse\"N\n\x13ReserveManyResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.market.inventory.v1.ReserveManyResult\"i\n\x0fSetStockRequest\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x05\x12\x1c\n\x0fproduct_version\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x12\n\x10_product_version\"x\n\x10SetStockResponse\x12\x10\n\x08quantity\x18\x01 \x01(\x05\x12\x1c\n\x0fproduct_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07\x61pplied\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x12\n\x10_product_versionB\n\n\x08_applied\"\x7f\n\x12\x41\x64\x64\x44\x65liveryRequest\x12\x12\n\nproduct_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65livery_id\x18\x02 \x01(\t\x12\x10\n\x08quantity\x18\x03 \x01(\x05\x12\x17\n\x0fproduct_version\x18\x04 \x01(\x03\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"w\n\x13\x41\x64\x64\x44\x65liveryResponse\x12\x35\n\x07outcome\x18\x01 \x01(\x0e\x32$.market.inventory.v1.DeliveryOutcome\x12\x10\n\x08quantity\x18\x02 \x01(\x05\x12\x17\n\x0fproduct_version\x18\x03 \x01(\x03\"I\n\x0f\x41\x64\x64StockRequest\x12\x13\n\x0bmovement_id\x18\x01 \x01(\t\x12\x12\n\nproduct_id\x18\x02 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x05\"$\n\x10\x41\x64\x64StockResponse\x12\x10\n\x08quantity\x18\x01 \x01(\x05\"&\n\x0fGetStockRequest\x12\x13\n\x0bproduct_ids\x18\x01 \x03(\t\"<\n\x10GetStockResponse\x12(\n\x05items\x18\x01 \x03(\x0b\x32\x19.market.inventory.v1.Item\"\xb7\x01\n\x0bReservation\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x36\n\x06status\x18\x02 \x01(\x0e\x32&.market.inventory.v1.ReservationStatus\x12(\n\x05items\x18\x03 \x03(\x0b\x32\x19.market.inventory.v1.Item\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x17ListReservationsRequest\x12\x10\n\x08\x61\x66ter_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"R\n\x18ListReservationsResponse\x12\x36\n\x0creservations\x18\x01 \x03(\x0b\x32 .market.inventory.v1.Reservation*\xce\x01\n\x0f\x44\x65liveryOutcome\x12 \n\x1c\x44\x45LIVERY_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45LIVERY_OUTCOME_ADDED\x10\x01\x12\x1d\n\x19\x44\x45LIVERY_OUTCOME_REPEATED\x10\x02\x12\x1f\n\x1b\x44\x45LIVERY_OUTCOME_SUPERSEDED\x10\x03\x12\x1e\n\x1a\x44\x45LIVERY_OUTCOME_TOO_LARGE\x10\x04\x12\x1d\n\x19\x44\x45LIVERY_OUTCOME_MISMATCH\x10\x05*z\n\x11ReservationStatus\x12\"\n\x1eRESERVATION_STATUS_UNSPECIFIED\x10\x00\x12\x1f\n\x1bRESERVATION_STATUS_RESERVED\x10\x01\x12 \n\x1cRESERVATION_STATUS_CANCELLED\x10\x02\x32\xf4\x06\n\tInventory\x12i\n\x0e\x43heckAvaliable\x12*.market.inventory.v1.CheckAvaliableRequest\x1a+.market.inventory.v1.CheckAvaliableResponse\x12T\n\x07Reserve\x12#.market.inventory.v1.ReserveRequest\x1a$.market.inventory.v1.ReserveResponse\x12\x66\n\rCancelReserve\x12).market.inventory.v1.CancelReserveRequest\x1a*.market.inventory.v1.CancelReserveResponse\x12`\n\x0bReserveMany\x12\'.market.inventory.v1.ReserveManyRequest\x1a(.market.inventory.v1.ReserveManyResponse\x12W\n\x08SetStock\x12$.market.inventory.v1.SetStockRequest\x1a%.market.inventory.v1.SetStockResponse\x12`\n\x0b\x41\x64\x64\x44\x65livery\x12\'.market.inventory.v1.AddDeliveryRequest\x1a(.market.inventory.v1.AddDeliveryResponse\x12W\n\x08\x41\x64\x64Stock\x12$.market.inventory.v1.AddStockRequest\x1a%.market.inventory.v1.AddStockResponse\x12W\n\x08GetStock\x12$.market.inventory.v1.GetStockRequest\x1a%.market.inventory.v1.GetStockResponse\x12o\n\x10ListReservations\x12,.market.inventory.v1.ListReservationsRequest\x1a-.market.inventory.v1.ListReservationsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'market.contracts.inventory_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESERVATIONSTATUS']._serialized_start=1662
-  _globals['_RESERVATIONSTATUS']._serialized_end=1784
+  _globals['_DELIVERYOUTCOME']._serialized_start=1947
+  _globals['_DELIVERYOUTCOME']._serialized_end=2153
+  _globals['_RESERVATIONSTATUS']._serialized_start=2155
+  _globals['_RESERVATIONSTATUS']._serialized_end=2277
   _globals['_CHECKAVALIABLEREQUEST']._serialized_start=90
   _globals['_CHECKAVALIABLEREQUEST']._serialized_end=134
   _globals['_AVAILABILITY']._serialized_start=136
@@ -61,21 +63,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETSTOCKREQUEST']._serialized_start=922
   _globals['_SETSTOCKREQUEST']._serialized_end=1027
   _globals['_SETSTOCKRESPONSE']._serialized_start=1029
-  _globals['_SETSTOCKRESPONSE']._serialized_end=1115
-  _globals['_ADDSTOCKREQUEST']._serialized_start=1117
-  _globals['_ADDSTOCKREQUEST']._serialized_end=1190
-  _globals['_ADDSTOCKRESPONSE']._serialized_start=1192
-  _globals['_ADDSTOCKRESPONSE']._serialized_end=1228
-  _globals['_GETSTOCKREQUEST']._serialized_start=1230
-  _globals['_GETSTOCKREQUEST']._serialized_end=1268
-  _globals['_GETSTOCKRESPONSE']._serialized_start=1270
-  _globals['_GETSTOCKRESPONSE']._serialized_end=1330
-  _globals['_RESERVATION']._serialized_start=1333
-  _globals['_RESERVATION']._serialized_end=1516
-  _globals['_LISTRESERVATIONSREQUEST']._serialized_start=1518
-  _globals['_LISTRESERVATIONSREQUEST']._serialized_end=1576
-  _globals['_LISTRESERVATIONSRESPONSE']._serialized_start=1578
-  _globals['_LISTRESERVATIONSRESPONSE']._serialized_end=1660
-  _globals['_INVENTORY']._serialized_start=1787
-  _globals['_INVENTORY']._serialized_end=2573
+  _globals['_SETSTOCKRESPONSE']._serialized_end=1149
+  _globals['_ADDDELIVERYREQUEST']._serialized_start=1151
+  _globals['_ADDDELIVERYREQUEST']._serialized_end=1278
+  _globals['_ADDDELIVERYRESPONSE']._serialized_start=1280
+  _globals['_ADDDELIVERYRESPONSE']._serialized_end=1399
+  _globals['_ADDSTOCKREQUEST']._serialized_start=1401
+  _globals['_ADDSTOCKREQUEST']._serialized_end=1474
+  _globals['_ADDSTOCKRESPONSE']._serialized_start=1476
+  _globals['_ADDSTOCKRESPONSE']._serialized_end=1512
+  _globals['_GETSTOCKREQUEST']._serialized_start=1514
+  _globals['_GETSTOCKREQUEST']._serialized_end=1552
+  _globals['_GETSTOCKRESPONSE']._serialized_start=1554
+  _globals['_GETSTOCKRESPONSE']._serialized_end=1614
+  _globals['_RESERVATION']._serialized_start=1617
+  _globals['_RESERVATION']._serialized_end=1800
+  _globals['_LISTRESERVATIONSREQUEST']._serialized_start=1802
+  _globals['_LISTRESERVATIONSREQUEST']._serialized_end=1860
+  _globals['_LISTRESERVATIONSRESPONSE']._serialized_start=1862
+  _globals['_LISTRESERVATIONSRESPONSE']._serialized_end=1944
+  _globals['_INVENTORY']._serialized_start=2280
+  _globals['_INVENTORY']._serialized_end=3164
 # @@protoc_insertion_point(module_scope)

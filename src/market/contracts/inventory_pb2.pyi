@@ -20,6 +20,37 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _DeliveryOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeliveryOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeliveryOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DELIVERY_OUTCOME_UNSPECIFIED: _DeliveryOutcome.ValueType  # 0
+    DELIVERY_OUTCOME_ADDED: _DeliveryOutcome.ValueType  # 1
+    DELIVERY_OUTCOME_REPEATED: _DeliveryOutcome.ValueType  # 2
+    """Added by an earlier request with the same id and quantity."""
+    DELIVERY_OUTCOME_SUPERSEDED: _DeliveryOutcome.ValueType  # 3
+    """Not added: a newer version of the product has set the stock. The id may be used again."""
+    DELIVERY_OUTCOME_TOO_LARGE: _DeliveryOutcome.ValueType  # 4
+    """Not added: the stock would be larger than 2147483647. The id may be used again."""
+    DELIVERY_OUTCOME_MISMATCH: _DeliveryOutcome.ValueType  # 5
+    """Not added: an earlier request with the same id had another quantity."""
+
+class DeliveryOutcome(_DeliveryOutcome, metaclass=_DeliveryOutcomeEnumTypeWrapper): ...
+
+DELIVERY_OUTCOME_UNSPECIFIED: DeliveryOutcome.ValueType  # 0
+DELIVERY_OUTCOME_ADDED: DeliveryOutcome.ValueType  # 1
+DELIVERY_OUTCOME_REPEATED: DeliveryOutcome.ValueType  # 2
+"""Added by an earlier request with the same id and quantity."""
+DELIVERY_OUTCOME_SUPERSEDED: DeliveryOutcome.ValueType  # 3
+"""Not added: a newer version of the product has set the stock. The id may be used again."""
+DELIVERY_OUTCOME_TOO_LARGE: DeliveryOutcome.ValueType  # 4
+"""Not added: the stock would be larger than 2147483647. The id may be used again."""
+DELIVERY_OUTCOME_MISMATCH: DeliveryOutcome.ValueType  # 5
+"""Not added: an earlier request with the same id had another quantity."""
+Global___DeliveryOutcome: _TypeAlias = DeliveryOutcome  # noqa: Y015
+
 class _ReservationStatus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -339,25 +370,98 @@ class SetStockResponse(_message.Message):
 
     QUANTITY_FIELD_NUMBER: _builtins.int
     PRODUCT_VERSION_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
     quantity: _builtins.int
     """The stock that is in force."""
     product_version: _builtins.int
-    """The version that it belongs to, if the request has one. Higher than the request's: a newer stock is in force."""
+    """The version that it belongs to, if the request has one. Higher than the request's: a newer version has set the stock, or
+    has added a delivery to it.
+    """
+    applied: _builtins.bool
+    """Whether the request's stock was set; false if it is late or repeated. Deliveries of newer versions are added to it."""
     def __init__(
         self,
         *,
         quantity: _builtins.int = ...,
         product_version: _builtins.int | None = ...,
+        applied: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_product_version", b"_product_version", "product_version", b"product_version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_applied", b"_applied", "_product_version", b"_product_version", "applied", b"applied", "product_version", b"product_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_product_version", b"_product_version", "product_version", b"product_version", "quantity", b"quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_applied", b"_applied", "_product_version", b"_product_version", "applied", b"applied", "product_version", b"product_version", "quantity", b"quantity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__applied: _TypeAlias = _typing.Literal["applied"]  # noqa: Y015
+    _WhichOneofArgType__applied: _TypeAlias = _typing.Literal["_applied", b"_applied"]  # noqa: Y015
     _WhichOneofReturnType__product_version: _TypeAlias = _typing.Literal["product_version"]  # noqa: Y015
     _WhichOneofArgType__product_version: _TypeAlias = _typing.Literal["_product_version", b"_product_version"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__applied) -> _WhichOneofReturnType__applied | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__product_version) -> _WhichOneofReturnType__product_version | None: ...
 
 Global___SetStockResponse: _TypeAlias = SetStockResponse  # noqa: Y015
+
+@_typing.final
+class AddDeliveryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    DELIVERY_ID_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    PRODUCT_VERSION_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.str
+    delivery_id: _builtins.str
+    """Made by whoever records the delivery. The units of an id are added once, whatever version a repeated request has."""
+    quantity: _builtins.int
+    """1 or higher."""
+    product_version: _builtins.int
+    """The version of the product that the delivery belongs to, 1 or higher."""
+    validate_only: _builtins.bool
+    """Change nothing, and return what would happen if no newer version had set the stock. product_version is ignored."""
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.str = ...,
+        delivery_id: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+        product_version: _builtins.int = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery_id", b"delivery_id", "product_id", b"product_id", "product_version", b"product_version", "quantity", b"quantity", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddDeliveryRequest: _TypeAlias = AddDeliveryRequest  # noqa: Y015
+
+@_typing.final
+class AddDeliveryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    PRODUCT_VERSION_FIELD_NUMBER: _builtins.int
+    outcome: Global___DeliveryOutcome.ValueType
+    quantity: _builtins.int
+    """The stock that is in force."""
+    product_version: _builtins.int
+    """The highest version that has set it, or has added a delivery to it; 0: none has."""
+    def __init__(
+        self,
+        *,
+        outcome: Global___DeliveryOutcome.ValueType = ...,
+        quantity: _builtins.int = ...,
+        product_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "product_version", b"product_version", "quantity", b"quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddDeliveryResponse: _TypeAlias = AddDeliveryResponse  # noqa: Y015
 
 @_typing.final
 class AddStockRequest(_message.Message):

@@ -30,7 +30,7 @@ class InventoryStub:
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
 
     Where sign-in is required (auth.mode), callers send a service's own token as the metadata `authorization: Bearer ...`:
-    products may call CheckAvaliable, GetStock and SetStock, orders Reserve, ReserveMany, CancelReserve, GetStock and
+    products may call CheckAvaliable, GetStock, SetStock and AddDelivery, orders Reserve, ReserveMany, CancelReserve, GetStock and
     ListReservations, and nobody AddStock. Others get UNAUTHENTICATED (no token, or an invalid one) or PERMISSION_DENIED.
     """
 
@@ -65,6 +65,11 @@ class InventoryStub:
                 request_serializer=market_dot_contracts_dot_inventory__pb2.SetStockRequest.SerializeToString,
                 response_deserializer=market_dot_contracts_dot_inventory__pb2.SetStockResponse.FromString,
                 _registered_method=True)
+        self.AddDelivery = channel.unary_unary(
+                '/market.inventory.v1.Inventory/AddDelivery',
+                request_serializer=market_dot_contracts_dot_inventory__pb2.AddDeliveryRequest.SerializeToString,
+                response_deserializer=market_dot_contracts_dot_inventory__pb2.AddDeliveryResponse.FromString,
+                _registered_method=True)
         self.AddStock = channel.unary_unary(
                 '/market.inventory.v1.Inventory/AddStock',
                 request_serializer=market_dot_contracts_dot_inventory__pb2.AddStockRequest.SerializeToString,
@@ -87,7 +92,7 @@ class InventoryServicer:
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
 
     Where sign-in is required (auth.mode), callers send a service's own token as the metadata `authorization: Bearer ...`:
-    products may call CheckAvaliable, GetStock and SetStock, orders Reserve, ReserveMany, CancelReserve, GetStock and
+    products may call CheckAvaliable, GetStock, SetStock and AddDelivery, orders Reserve, ReserveMany, CancelReserve, GetStock and
     ListReservations, and nobody AddStock. Others get UNAUTHENTICATED (no token, or an invalid one) or PERMISSION_DENIED.
     """
 
@@ -127,8 +132,16 @@ class InventoryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddDelivery(self, request, context):
+        """Add the units of a delivery to the stock, if no newer version of the product has set the stock. Idempotent by product_id
+        and delivery_id, for 30 days.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AddStock(self, request, context):
-        """Change the stock by a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id.
+        """Change the stock by a number of units, without a product version. Idempotent by movement_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,6 +189,11 @@ def add_InventoryServicer_to_server(servicer, server):
                     request_deserializer=market_dot_contracts_dot_inventory__pb2.SetStockRequest.FromString,
                     response_serializer=market_dot_contracts_dot_inventory__pb2.SetStockResponse.SerializeToString,
             ),
+            'AddDelivery': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddDelivery,
+                    request_deserializer=market_dot_contracts_dot_inventory__pb2.AddDeliveryRequest.FromString,
+                    response_serializer=market_dot_contracts_dot_inventory__pb2.AddDeliveryResponse.SerializeToString,
+            ),
             'AddStock': grpc.unary_unary_rpc_method_handler(
                     servicer.AddStock,
                     request_deserializer=market_dot_contracts_dot_inventory__pb2.AddStockRequest.FromString,
@@ -204,7 +222,7 @@ class Inventory:
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
 
     Where sign-in is required (auth.mode), callers send a service's own token as the metadata `authorization: Bearer ...`:
-    products may call CheckAvaliable, GetStock and SetStock, orders Reserve, ReserveMany, CancelReserve, GetStock and
+    products may call CheckAvaliable, GetStock, SetStock and AddDelivery, orders Reserve, ReserveMany, CancelReserve, GetStock and
     ListReservations, and nobody AddStock. Others get UNAUTHENTICATED (no token, or an invalid one) or PERMISSION_DENIED.
     """
 
@@ -333,6 +351,33 @@ class Inventory:
             '/market.inventory.v1.Inventory/SetStock',
             market_dot_contracts_dot_inventory__pb2.SetStockRequest.SerializeToString,
             market_dot_contracts_dot_inventory__pb2.SetStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddDelivery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/market.inventory.v1.Inventory/AddDelivery',
+            market_dot_contracts_dot_inventory__pb2.AddDeliveryRequest.SerializeToString,
+            market_dot_contracts_dot_inventory__pb2.AddDeliveryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -31,7 +31,7 @@ class InventoryStub:
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
 
     Where sign-in is required (auth.mode), callers send a service's own token as the metadata `authorization: Bearer ...`:
-    products may call CheckAvaliable, GetStock and SetStock, orders Reserve, ReserveMany, CancelReserve, GetStock and
+    products may call CheckAvaliable, GetStock, SetStock and AddDelivery, orders Reserve, ReserveMany, CancelReserve, GetStock and
     ListReservations, and nobody AddStock. Others get UNAUTHENTICATED (no token, or an invalid one) or PERMISSION_DENIED.
     """
 
@@ -51,8 +51,12 @@ class InventoryStub:
     """Replace the stock of a product, as after a stock take. Reservations are unchanged. With a product_version, only if no
     newer version of the product has set the stock.
     """
+    AddDelivery: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.AddDeliveryRequest, _inventory_pb2.AddDeliveryResponse]
+    """Add the units of a delivery to the stock, if no newer version of the product has set the stock. Idempotent by product_id
+    and delivery_id, for 30 days.
+    """
     AddStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.AddStockRequest, _inventory_pb2.AddStockResponse]
-    """Change the stock by a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id."""
+    """Change the stock by a number of units, without a product version. Idempotent by movement_id."""
     GetStock: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.GetStockRequest, _inventory_pb2.GetStockResponse]
     """Return the stock of products that have ever had one."""
     ListReservations: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.ListReservationsRequest, _inventory_pb2.ListReservationsResponse]
@@ -64,7 +68,7 @@ class InventoryAsyncStub(InventoryStub):
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
 
     Where sign-in is required (auth.mode), callers send a service's own token as the metadata `authorization: Bearer ...`:
-    products may call CheckAvaliable, GetStock and SetStock, orders Reserve, ReserveMany, CancelReserve, GetStock and
+    products may call CheckAvaliable, GetStock, SetStock and AddDelivery, orders Reserve, ReserveMany, CancelReserve, GetStock and
     ListReservations, and nobody AddStock. Others get UNAUTHENTICATED (no token, or an invalid one) or PERMISSION_DENIED.
     """
 
@@ -81,8 +85,12 @@ class InventoryAsyncStub(InventoryStub):
     """Replace the stock of a product, as after a stock take. Reservations are unchanged. With a product_version, only if no
     newer version of the product has set the stock.
     """
+    AddDelivery: _aio.UnaryUnaryMultiCallable[_inventory_pb2.AddDeliveryRequest, _inventory_pb2.AddDeliveryResponse]  # type: ignore[assignment]
+    """Add the units of a delivery to the stock, if no newer version of the product has set the stock. Idempotent by product_id
+    and delivery_id, for 30 days.
+    """
     AddStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.AddStockRequest, _inventory_pb2.AddStockResponse]  # type: ignore[assignment]
-    """Change the stock by a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id."""
+    """Change the stock by a number of units, without a product version. Idempotent by movement_id."""
     GetStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.GetStockRequest, _inventory_pb2.GetStockResponse]  # type: ignore[assignment]
     """Return the stock of products that have ever had one."""
     ListReservations: _aio.UnaryUnaryMultiCallable[_inventory_pb2.ListReservationsRequest, _inventory_pb2.ListReservationsResponse]  # type: ignore[assignment]
@@ -93,7 +101,7 @@ class InventoryServicer(metaclass=_abc_1.ABCMeta):
     Ids are UUIDs in their canonical text form. Quantities are 0..2147483647.
 
     Where sign-in is required (auth.mode), callers send a service's own token as the metadata `authorization: Bearer ...`:
-    products may call CheckAvaliable, GetStock and SetStock, orders Reserve, ReserveMany, CancelReserve, GetStock and
+    products may call CheckAvaliable, GetStock, SetStock and AddDelivery, orders Reserve, ReserveMany, CancelReserve, GetStock and
     ListReservations, and nobody AddStock. Others get UNAUTHENTICATED (no token, or an invalid one) or PERMISSION_DENIED.
     """
 
@@ -140,12 +148,22 @@ class InventoryServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def AddDelivery(
+        self,
+        request: _inventory_pb2.AddDeliveryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inventory_pb2.AddDeliveryResponse, _abc.Awaitable[_inventory_pb2.AddDeliveryResponse]]:
+        """Add the units of a delivery to the stock, if no newer version of the product has set the stock. Idempotent by product_id
+        and delivery_id, for 30 days.
+        """
+
+    @_abc_1.abstractmethod
     def AddStock(
         self,
         request: _inventory_pb2.AddStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inventory_pb2.AddStockResponse, _abc.Awaitable[_inventory_pb2.AddStockResponse]]:
-        """Change the stock by a delivery (delta > 0) or a loss (delta < 0). Idempotent by movement_id."""
+        """Change the stock by a number of units, without a product version. Idempotent by movement_id."""
 
     @_abc_1.abstractmethod
     def GetStock(

@@ -25,7 +25,9 @@ from market.inventory.domain import (
     MAX_RESERVATIONS,
     MAX_STOCK,
     MAX_VERSION,
+    Delivery,
     Movement,
+    Outcome,
     Reservation,
     Shortages,
     StockWrite,
@@ -44,6 +46,13 @@ log = logs.get_logger("inventory")
 
 NAME = pb.DESCRIPTOR.services_by_name["Inventory"].full_name
 _STATUSES = {"reserved": pb.RESERVATION_STATUS_RESERVED, "cancelled": pb.RESERVATION_STATUS_CANCELLED}
+_DELIVERY_OUTCOMES = {
+    Outcome.DONE: pb.DELIVERY_OUTCOME_ADDED,
+    Outcome.REPEATED: pb.DELIVERY_OUTCOME_REPEATED,
+    Outcome.SUPERSEDED: pb.DELIVERY_OUTCOME_SUPERSEDED,
+    Outcome.REJECTED: pb.DELIVERY_OUTCOME_TOO_LARGE,
+    Outcome.MISMATCH: pb.DELIVERY_OUTCOME_MISMATCH,
+}
 _RESERVED = pb.ReserveResponse(reserved=True)
 _RESULT_RESERVED = pb.ReserveManyResult(answer=_RESERVED)
 
@@ -100,9 +109,27 @@ async def set_stock(deps: Deps, request: pb.SetStockRequest) -> pb.SetStockRespo
     version = request.product_version if request.HasField("product_version") else None
     if version is not None and version < 1:
         raise BadInput("product_version", f"must be absent, or between 1 and {MAX_VERSION}, got {version}")
-    in_force = await service.set_stock(deps, StockWrite(product_id, request.quantity, version))
+    change = await service.set_stock(deps, StockWrite(product_id, request.quantity, version))
     return pb.SetStockResponse(
-        quantity=in_force.quantity, product_version=None if version is None else in_force.product_version
+        quantity=change.in_force.quantity,
+        product_version=None if version is None else change.in_force.product_version,
+        applied=change.applied,
+    )
+
+
+async def add_delivery(deps: Deps, request: pb.AddDeliveryRequest) -> pb.AddDeliveryResponse:
+    product_id = parse_id("product_id", request.product_id)
+    delivery_id = parse_id("delivery_id", request.delivery_id)
+    if request.quantity < 1:
+        raise BadInput("quantity", f"must be between 1 and {MAX_STOCK}, got {request.quantity}")
+    if request.product_version < 1 and not request.validate_only:
+        raise BadInput("product_version", f"must be between 1 and {MAX_VERSION}, got {request.product_version}")
+    decide = service.check_delivery if request.validate_only else service.add_delivery
+    result = await decide(deps, Delivery(delivery_id, product_id, request.quantity, request.product_version))
+    return pb.AddDeliveryResponse(
+        outcome=_DELIVERY_OUTCOMES[result.outcome],
+        quantity=result.in_force.quantity,
+        product_version=result.in_force.product_version,
     )
 
 
@@ -149,6 +176,7 @@ _METHODS: dict[str, tuple[Callable[[Deps, Any], Awaitable[Any]], Any, Any]] = {
     "CancelReserve": (cancel_reserve, pb.CancelReserveRequest, pb.CancelReserveResponse),
     "ReserveMany": (reserve_many, pb.ReserveManyRequest, pb.ReserveManyResponse),
     "SetStock": (set_stock, pb.SetStockRequest, pb.SetStockResponse),
+    "AddDelivery": (add_delivery, pb.AddDeliveryRequest, pb.AddDeliveryResponse),
     "AddStock": (add_stock, pb.AddStockRequest, pb.AddStockResponse),
     "GetStock": (get_stock, pb.GetStockRequest, pb.GetStockResponse),
     "ListReservations": (list_reservations, pb.ListReservationsRequest, pb.ListReservationsResponse),

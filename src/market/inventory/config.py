@@ -28,9 +28,13 @@ class Batching(kit.Section, frozen=True, kw_only=True):
 
 
 class Retention(kit.Section, frozen=True, kw_only=True):
-    """How long a cancelled reservation is kept. As long as it is, a late duplicate of it is rejected."""
+    """How long cancelled reservations and deliveries are kept.
+
+    As long as they are, a late duplicate of a reservation is rejected, and a repeated delivery is not added again.
+    """
 
     cancelled_days: Annotated[float, Meta(gt=0, le=36_500)] = 30
+    deliveries_days: Annotated[float, Meta(gt=0, le=36_500)] = 30
     # The pause between two passes.
     interval_seconds: kit.Seconds = 3600
     # Rows deleted by one transaction.

@@ -61,7 +61,7 @@ Shortages = list[Shortage]
 
 
 class Movement(Struct, frozen=True):
-    """A delivery (delta > 0) or a loss (delta < 0)."""
+    """Units that are added (delta > 0) or lost (delta < 0), whatever version the product has."""
 
     id: UUID
     product_id: UUID
@@ -80,18 +80,46 @@ class StockWrite(Struct, frozen=True, gc=False):
     product_version: int | None = None
 
 
+class Delivery(Struct, frozen=True):
+    """Units that have arrived. Deliveries of a product with the same id are one delivery.
+
+    product_version: the version of the product that it belongs to; it is not added to the stock of a newer version.
+    """
+
+    id: UUID
+    product_id: UUID
+    quantity: int
+    product_version: int
+
+
+class DeliveryResult(Struct, frozen=True):
+    """How a delivery was decided, and what is in force afterwards."""
+
+    outcome: Outcome
+    in_force: StockInForce
+
+
 class StockInForce(Struct, frozen=True, gc=False):
-    """A product's stock after a write, and the version that it belongs to; 0: it was never set with a version."""
+    """A product's stock after a write, and the version that it belongs to.
+
+    product_version: the highest version that has set the stock or added a delivery to it; 0: none has.
+    """
 
     quantity: int
     product_version: int
 
 
 class StockChange(Struct, frozen=True, gc=False):
-    """The result of a StockWrite. `before`: the stock when its transaction began; None: the product had none."""
+    """The result of a StockWrite.
+
+    before: the stock when its transaction began; None: the product had none.
+    applied: False if a newer version had set the stock. If True, `in_force` may nevertheless have a newer version:
+        that of a delivery, whose units are kept.
+    """
 
     before: int | None
     in_force: StockInForce
+    applied: bool
 
 
 class StoredReservation(Struct, frozen=True):
@@ -103,7 +131,7 @@ class StoredReservation(Struct, frozen=True):
 
 
 class Outcome(IntEnum):
-    """How a reservation or a movement was decided. The numbers are those of the SQL functions in migrations/."""
+    """How a reservation, a movement or a delivery was decided. The numbers are those of the SQL functions."""
 
     ROW_DELETED = 0  # the row was deleted between two statements: try again
     DONE = 1
@@ -111,6 +139,7 @@ class Outcome(IntEnum):
     REJECTED = 3
     MISMATCH = 4
     CANCELLED = 5
+    SUPERSEDED = 6
 
 
 class ReservationMismatch(AlreadyExists):

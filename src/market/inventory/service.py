@@ -10,12 +10,14 @@ from market.inventory import metrics
 from market.inventory.batching.transactions import MAX_ATTEMPTS, TransactionBatcher
 from market.inventory.config import Retention
 from market.inventory.domain import (
+    Delivery,
+    DeliveryResult,
     Movement,
     MovementMismatch,
     Outcome,
     Reservation,
     Shortages,
-    StockInForce,
+    StockChange,
     StockOutOfRange,
     StockWrite,
     StoredReservation,
@@ -60,16 +62,15 @@ async def cancel(deps: Deps, reservation_id: UUID) -> bool:
     return released
 
 
-async def set_stock(deps: Deps, write: StockWrite) -> StockInForce:
-    """Replace the units that are free to sell, unless those of a newer version of the product are in force.
+async def set_stock(deps: Deps, write: StockWrite) -> StockChange:
+    """Replace the units that are free to sell, unless a newer version of the product has set them. Deliveries of later
+    versions are kept.
 
-    Return what is in force afterwards. Raises DeadlineExceeded, Unavailable.
+    Return the stock before and what is in force afterwards. Raises DeadlineExceeded, Unavailable.
     """
     change = await deps.batcher.stock_writes(write)
     in_force = change.in_force
-    if write.product_version is not None and in_force.product_version > write.product_version:
-        metrics.STOCK_WRITES_SUPERSEDED.inc()
-    else:
+    if change.applied:
         # In the caller's own context: the transaction may have had the writes of other callers, too.
         audit.record(
             "stock set",
@@ -77,7 +78,37 @@ async def set_stock(deps: Deps, write: StockWrite) -> StockInForce:
             before=None if change.before is None else {"stock": change.before},
             after={"stock": in_force.quantity, "product_version": in_force.product_version},
         )
-    return in_force
+    elif write.product_version is not None and in_force.product_version > write.product_version:
+        metrics.STOCK_WRITES_SUPERSEDED.inc()
+    return change
+
+
+async def add_delivery(deps: Deps, delivery: Delivery) -> DeliveryResult:
+    """Add the units of the delivery to the stock, once for each id of the product; return how it was decided.
+
+    Nothing is added if a newer version of the product has set the stock (SUPERSEDED), if the stock would be larger than
+    MAX_STOCK (REJECTED), or if the id has been used for another quantity (MISMATCH). Raises DeadlineExceeded,
+    Unavailable; the delivery may be repeated, with any version.
+    """
+    result = await deps.stock.add_delivery(delivery)
+    metrics.deliveries[result.outcome].inc()
+    if result.outcome is Outcome.DONE:
+        audit.record(
+            "delivery added",
+            target=f"product {delivery.product_id}",
+            before={"stock": result.in_force.quantity - delivery.quantity},
+            after={
+                "stock": result.in_force.quantity,
+                "product_version": result.in_force.product_version,
+                "delivery": str(delivery.id),
+            },
+        )
+    return result
+
+
+async def check_delivery(deps: Deps, delivery: Delivery) -> DeliveryResult:
+    """Return how the delivery would be decided now if its version were the newest. Raises as `add_delivery`."""
+    return await deps.stock.add_delivery(delivery, check_only=True)
 
 
 async def add_stock(deps: Deps, movement: Movement) -> int:
@@ -121,11 +152,14 @@ async def list_reservations(deps: Deps, after: UUID | None, limit: int) -> list[
 
 
 async def delete_expired(deps: Deps, retention: Retention) -> float:
-    """Delete one batch of reservations whose cancellation has expired; return the seconds until the next pass."""
-    count = await deps.reservations.delete_cancelled(retention.cancelled_days, retention.batch_size)
-    metrics.RESERVATIONS_DELETED.inc(count)
+    """Delete one batch of reservations whose cancellation has expired, and one of deliveries; return the seconds until
+    the next pass."""
+    reservations = await deps.reservations.delete_cancelled(retention.cancelled_days, retention.batch_size)
+    metrics.RESERVATIONS_DELETED.inc(reservations)
+    deliveries = await deps.stock.delete_deliveries(retention.deliveries_days, retention.batch_size)
+    metrics.DELIVERIES_DELETED.inc(deliveries)
     # A pause between two full batches leaves the disk to the other transactions.
-    return retention.interval_seconds if count < retention.batch_size else 0.05
+    return retention.interval_seconds if max(reservations, deliveries) < retention.batch_size else 0.05
 
 
 def _check_capacity(deps: Deps) -> None:

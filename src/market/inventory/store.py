@@ -14,6 +14,8 @@ from market.inventory import metrics
 from market.inventory.domain import (
     MAX_PAGE_LINES,
     MAX_STOCK,
+    Delivery,
+    DeliveryResult,
     Movement,
     Outcome,
     Reservation,
@@ -98,7 +100,8 @@ class Booking(Struct, frozen=True):
 
 
 class StockRepository:
-    """The units of each product that are free to sell (table inventory), and the movements that changed them."""
+    """The units of each product that are free to sell (table inventory), and the movements and deliveries that changed
+    them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -119,7 +122,7 @@ class StockRepository:
                     FROM unnest($1::uuid[]) WITH ORDINALITY AS u (id, n) LEFT JOIN inventory i ON i.product_id = u.id
                     ORDER BY u.n
                 ) AS before
-                FROM set_stock_many($1, $2, $3)
+                FROM write_stock_many($1, $2, $3)
                 """,
                 [writes[n].product_id for n in order],
                 [writes[n].quantity for n in order],
@@ -130,10 +133,11 @@ class StockRepository:
         changes: dict[int, StockChange] = {}
         # The stock that the writes of this call have left so far, by product.
         left: dict[UUID, int] = {}
-        for n, quantity, version, before in zip(order, row["quantities"], row["in_force"], row["before"], strict=True):
+        columns = (row["quantities"], row["in_force"], row["applied"], row["before"])
+        for n, quantity, version, applied, before in zip(order, *columns, strict=True):
             product_id = writes[n].product_id
             in_force = StockInForce(min(quantity, MAX_STOCK), version)
-            changes[n] = StockChange(left.get(product_id, before), in_force)
+            changes[n] = StockChange(left.get(product_id, before), in_force, applied)
             left[product_id] = quantity
         return [changes[n] for n in range(len(writes))]
 
@@ -164,6 +168,46 @@ class StockRepository:
         )
         assert row is not None
         return Booking(Outcome(row["outcome"]), min(row["available"] or 0, MAX_STOCK))
+
+    async def add_delivery(self, delivery: Delivery, *, check_only: bool = False) -> DeliveryResult:
+        """Add the units to the stock, unless the delivery has been added before or belongs to an older version.
+
+        check_only: change nothing; return what would happen if no newer version had set the stock. Raises Unavailable.
+        """
+        version = None if check_only else delivery.product_version
+        row = await self._database.run(
+            lambda conn: conn.fetchrow(
+                "SELECT * FROM add_delivery($1, $2, $3, $4, $5)",
+                delivery.id,
+                delivery.product_id,
+                delivery.quantity,
+                version,
+                MAX_STOCK,
+            )
+        )
+        assert row is not None
+        in_force = StockInForce(min(row["available"], MAX_STOCK), row["in_force"])
+        return DeliveryResult(Outcome(row["outcome"]), in_force)
+
+    async def delete_deliveries(self, days: float, limit: int) -> int:
+        """Delete up to `limit` deliveries that were added more than `days` ago, oldest first; return how many.
+
+        Raises Unavailable.
+        """
+        status = await self._database.run(
+            lambda conn: conn.execute(
+                """
+                DELETE FROM deliveries WHERE (product_id, id) IN (
+                    SELECT product_id, id FROM deliveries
+                    WHERE created_at < now() - make_interval(secs => $1 * 86400.0)
+                    ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+                )
+                """,
+                days,
+                limit,
+            )
+        )
+        return int(status.rpartition(" ")[2])
 
 
 class Decision(Struct, frozen=True, gc=False):

@@ -1,4 +1,4 @@
--- version 1
+-- version 2
 -- The functions in their current form. A function that pods of the previous version call keeps its parameters, and
 -- returns what they understand. The numbered files contain earlier forms.
 
@@ -176,14 +176,61 @@ BEGIN
     END IF;
 END $$;
 
--- Set stock, one entry after another; entries of the same product keep their order. The products are sorted, so that two
--- calls cannot deadlock. An entry without a version is always applied, and leaves the product's version as it is; one
--- with a version only if it is newer. For each entry: the stock and the version that are then in force.
-CREATE OR REPLACE FUNCTION set_stock_many(
-    products uuid[], wanted bigint[], versions bigint[], OUT quantities bigint[], OUT in_force bigint[]
+-- Add the units of a delivery, once for each id, under the product's version that it belongs to. Version NULL: only check.
+-- outcome: 1 added, 2 added before, 3 would make the stock larger than `most`, 4 added before with another quantity,
+-- 6 not added, because the stock of a newer version is in force; its id stays free. `available` is the stock now,
+-- in_force the version that it belongs to.
+CREATE OR REPLACE FUNCTION add_delivery(
+    delivery uuid, product uuid, units int, version bigint, most bigint,
+    OUT outcome int, OUT available bigint, OUT in_force bigint
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    current inventory;
+    stock_version bigint;
+    known int;
+BEGIN
+    IF version IS NOT NULL THEN
+        INSERT INTO inventory (product_id, quantity) VALUES (product, 0) ON CONFLICT DO NOTHING;
+        -- Every delivery of the product takes this lock, and so does every SetStock. The statements below see what
+        -- those before have committed.
+        PERFORM 1 FROM inventory WHERE product_id = product FOR UPDATE;
+    END IF;
+    SELECT i.quantity, i.product_version, greatest(i.product_version, i.delivery_version)
+    INTO available, stock_version, in_force FROM inventory i WHERE i.product_id = product;
+    IF NOT FOUND THEN
+        available := 0;
+        stock_version := 0;
+        in_force := 0;
+    END IF;
+    SELECT d.quantity INTO known FROM deliveries d WHERE d.product_id = product AND d.id = delivery;
+    outcome := CASE
+        WHEN known = units THEN 2
+        WHEN known IS NOT NULL THEN 4
+        WHEN version < stock_version THEN 6
+        WHEN available + units > most THEN 3
+        ELSE 1
+    END;
+    IF outcome = 1 AND version IS NOT NULL THEN
+        INSERT INTO deliveries (product_id, id, quantity, product_version) VALUES (product, delivery, units, version);
+        UPDATE inventory i SET quantity = i.quantity + units, delivery_version = greatest(i.delivery_version, version)
+        WHERE i.product_id = product
+        RETURNING i.quantity, greatest(i.product_version, i.delivery_version) INTO available, in_force;
+    END IF;
+END $$;
+
+-- Set stock, one entry after another; entries of the same product keep their order. The products are sorted, so that two
+-- calls cannot deadlock. An entry without a version is always applied, and leaves the product's version as it is; one
+-- with a version only if it is newer than the version that has set the stock. It keeps the units of deliveries of later
+-- versions, which have arrived before it. For each entry: the stock and the version that are then in force, and whether
+-- the entry was applied.
+CREATE OR REPLACE FUNCTION write_stock_many(
+    products uuid[], wanted bigint[], versions bigint[],
+    OUT quantities bigint[], OUT in_force bigint[], OUT applied boolean[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    stock bigint;
+    stock_version bigint;
+    last_delivery bigint;
+    is_applied boolean;
 BEGIN
     FOR entry IN 1..cardinality(products) LOOP
         INSERT INTO inventory AS i (product_id, quantity, product_version)
@@ -191,12 +238,30 @@ BEGIN
         ON CONFLICT (product_id) DO UPDATE
         SET quantity = excluded.quantity, product_version = greatest(i.product_version, excluded.product_version)
         WHERE versions[entry] IS NULL OR i.product_version < versions[entry]
-        RETURNING * INTO current;
-        IF NOT FOUND THEN
+        RETURNING i.quantity, i.product_version, i.delivery_version INTO stock, stock_version, last_delivery;
+        is_applied := FOUND;
+        IF NOT is_applied THEN
             -- Locked by the statement above, although it was not changed.
-            SELECT * INTO current FROM inventory WHERE product_id = products[entry];
+            SELECT i.quantity, i.product_version, i.delivery_version INTO stock, stock_version, last_delivery
+            FROM inventory i WHERE i.product_id = products[entry];
+        ELSIF last_delivery > versions[entry] THEN
+            -- A statement of its own: it sees the deliveries that were committed before the row was locked.
+            UPDATE inventory i SET quantity = i.quantity + (
+                SELECT coalesce(sum(d.quantity), 0) FROM deliveries d
+                WHERE d.product_id = products[entry] AND d.product_version > versions[entry]
+            )
+            WHERE i.product_id = products[entry] RETURNING i.quantity INTO stock;
         END IF;
-        quantities := quantities || current.quantity;
-        in_force := in_force || current.product_version;
+        quantities := quantities || stock;
+        in_force := in_force || greatest(stock_version, last_delivery);
+        applied := applied || is_applied;
     END LOOP;
+END $$;
+
+-- What pods of the previous version call.
+CREATE OR REPLACE FUNCTION set_stock_many(
+    products uuid[], wanted bigint[], versions bigint[], OUT quantities bigint[], OUT in_force bigint[]
+) LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT w.quantities, w.in_force INTO quantities, in_force FROM write_stock_many(products, wanted, versions) AS w;
 END $$;
