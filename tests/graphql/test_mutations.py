@@ -198,6 +198,41 @@ async def test_an_update_that_expects_a_version_is_not_retried(gateway: Gateway)
     assert len(gateway.products.calls) == 1
 
 
+async def test_a_delivery_is_retried_with_the_same_id(gateway: Gateway) -> None:
+    product_id = product(4)["id"]
+    before = dict(gateway.products.resources[product_id])
+    gateway.products.failures += [(502, {"not": "a problem"}, {"content-type": "text/html"})] * 2
+    delivery = {"id": "00000000-0000-4000-8000-0000000000d1", "quantity": 5}
+    try:
+        result = await gateway.run(UPDATE, update_of(product_id, delivery=delivery, imageUrl=None))
+        assert result == {"data": {"updateProduct": {"name": "New", "imageUrl": None}}}
+        sent = [body for _, _, body, _ in gateway.products.calls]
+        assert [body["delivery"] for body in sent] == [delivery] * 3
+    finally:
+        gateway.products.resources[product_id] = before
+
+
+async def test_a_null_delivery_is_none(gateway: Gateway) -> None:
+    product_id = product(4)["id"]
+    before = dict(gateway.products.resources[product_id])
+    try:
+        result = await gateway.run(UPDATE, update_of(product_id, delivery=None, imageUrl=None))
+        assert result == {"data": {"updateProduct": {"name": "New", "imageUrl": None}}}
+        [(_, _, body, _)] = gateway.products.calls
+        assert "delivery" not in body
+    finally:
+        gateway.products.resources[product_id] = before
+
+
+async def test_a_wrong_delivery_is_named_as_in_the_input(gateway: Gateway) -> None:
+    errors = [{"field": "delivery.quantity", "reason": "must be at most 3, got 4"}]
+    gateway.products.fail(422, "bad-input", errors=errors)
+    delivery = {"id": "00000000-0000-4000-8000-0000000000d1", "quantity": 4}
+    result = await gateway.run(UPDATE, update_of(product(4)["id"], delivery=delivery, imageUrl=None))
+    assert result["errors"][0]["message"] == "input.delivery.quantity: must be at most 3, got 4"
+    assert result["errors"][0]["extensions"]["field"] == "input.delivery.quantity"
+
+
 async def test_a_null_expected_version_is_not_compared(gateway: Gateway) -> None:
     product_id = product(4)["id"]
     before = dict(gateway.products.resources[product_id])

@@ -320,6 +320,27 @@ async def test_after_a_crash_while_a_product_is_replaced_the_request_is_repeated
     assert await stock_of(inventory_stub, product["id"]) == 1
 
 
+@pytest.mark.parametrize(("point", "stock"), [("products.before-add-delivery", 9), ("products.after-add-delivery", 14)])
+async def test_after_a_crash_while_a_delivery_is_added_its_repeat_adds_it_once(
+    process: ServiceProcess, products: RunningProducts, inventory_stub, point, stock
+):
+    product = await products.create(stock=9)
+    change = {**product, "name": "New", "delivery": {"id": str(uuid4()), "quantity": 5}}
+
+    async def put(http: httpx.AsyncClient) -> httpx.Response:
+        return await http.put("/api/product", json=change)
+
+    await crash(process, point, put)
+    assert await stock_of(inventory_stub, product["id"]) == stock
+    # Another change, so that the version of the product has moved.
+    assert (await products.http.put("/api/product", json={**product, "name": "Another"})).status_code == 200
+    async with calling(process) as http:
+        for _ in range(3):
+            assert (await decided(put, http))[0].status_code == 200
+    assert (await products.get(product["id"]))["name"] == "New"
+    assert await stock_of(inventory_stub, product["id"]) == 14
+
+
 async def test_sigterm_exits_with_zero(process: ServiceProcess):
     assert await process.stop() == 0
 

@@ -155,15 +155,15 @@ async def _with_stock(deps: Deps, written: bytes) -> bytes:
 async def _update_product(deps: Deps, product: dict[str, Any]) -> bytes:
     """Replace a product's writable fields by an UpdateProductInput and return it.
 
-    An absent imageUrl or stock is left as it is; a null imageUrl removes the image. Raises FieldError with the code
-    PRECONDITION_FAILED if the product does not have the expected version, or if it was modified by others at each of
-    five attempts to keep its image.
+    An absent imageUrl or stock is left as it is, and a delivery is added to the stock; a null imageUrl removes the
+    image. Raises FieldError with the code PRECONDITION_FAILED if the product does not have the expected version, or if
+    it was modified by others at each of five attempts to keep its image.
     """
     product_id = parse_path_id("product", product["id"])
     body = _rest_body(product, nullable={"imageUrl"})
     expected = _entity_tag(body.pop("expected_version", None))
-    # A stock-take is not retried: units sold between two attempts would be back in stock. Neither is an update that
-    # expects a version: the first attempt may have replaced it.
+    # A stock take is not retried: units sold between two attempts would be back in stock. Neither is an update that
+    # expects a version: the first attempt may have replaced it. A delivery is added once, by its id.
     idempotent = "stock" not in body and expected is None
     if "image_url" in body:
         return await deps.products.update(body, idempotent=idempotent, etag=expected)

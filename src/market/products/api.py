@@ -119,6 +119,7 @@ class ChangedProduct(WritableFields, forbid_unknown_fields=True, kw_only=True):
 
     id: Id
     stock: Annotated[Stock, Meta(description="the units to sell; unchanged if absent")] | UnsetType = UNSET
+    delivery: domain.Delivery | UnsetType = UNSET
     available: Ignored = None
     version: Ignored = None
     created_at: Ignored = None
@@ -243,9 +244,12 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
         product_id = text.parse_uuid("id", body.id)
         await _check_absence(request, deps, product_id)
         draft = body.to_draft(None if body.stock is UNSET else body.stock)
+        delivery = None if body.delivery is UNSET else body.delivery
+        if draft.stock is not None and delivery is not None:
+            raise BadInput("delivery", "cannot be combined with `stock`")
         try:
-            return _product_response(await service.replace_product(deps, product_id, draft, versions))
-        except Unavailable as e:
+            return _product_response(await service.replace_product(deps, product_id, draft, versions, delivery))
+        except (Unavailable, domain.DeliveryRefused) as e:
             response = problem_response(e)
             if tag := e.extension_members().get("etag"):
                 response.headers["ETag"] = tag

@@ -10,12 +10,14 @@ from uuid import UUID
 import grpc.aio
 from msgspec import Struct
 
-from market.contracts.inventory_pb2 import CheckAvaliableRequest, GetStockRequest, SetStockRequest
+from market.contracts import inventory_pb2 as pb
+from market.contracts.inventory_pb2 import AddDeliveryRequest, CheckAvaliableRequest, GetStockRequest, SetStockRequest
 from market.contracts.inventory_pb2_grpc import InventoryStub
 from market.kit import context
 from market.kit.errors import Problem, Unavailable
 from market.kit.resilience import CircuitBreaker, RetryBudget, retry
 from market.kit.rpc import client as rpc
+from market.products.domain import Delivery, DeliveryIdReused, StockTooLarge
 
 T = TypeVar("T")
 
@@ -24,10 +26,14 @@ MAX_IDS_PER_CALL = 1000
 
 
 class StockInForce(Struct, frozen=True, gc=False):
-    """The units of a product that are free to sell, and the version of the product that they belong to."""
+    """The units of a product that are free to sell, and the version of the product that they belong to.
+
+    applied: whether the call has changed them.
+    """
 
     quantity: int
     version: int
+    applied: bool
 
 
 class InventoryClient:
@@ -83,9 +89,52 @@ class InventoryClient:
             raise Unavailable(f"inventory rejected the stock: {e}") from None
         # An inventory that does not know versions yet has set the stock.
         in_force = response.product_version if response.HasField("product_version") else version
-        return StockInForce(response.quantity, in_force)
+        applied = response.applied if response.HasField("applied") else in_force == version
+        return StockInForce(response.quantity, in_force, applied)
+
+    async def check_delivery(self, product_id: UUID, delivery: Delivery) -> int:
+        """Return the product's stock if the delivery can be added to it, or was added before.
+
+        Raises DeliveryIdReused, StockTooLarge, Unavailable.
+        """
+        request = AddDeliveryRequest(
+            product_id=str(product_id), delivery_id=str(delivery.id), quantity=delivery.quantity, validate_only=True
+        )
+        response = await self._read(lambda: rpc.call(self._stub.AddDelivery, request, self._read_seconds))
+        _require_accepted(response, delivery)
+        return response.quantity
+
+    async def add_delivery(self, product_id: UUID, delivery: Delivery, version: int) -> StockInForce:
+        """Add the delivery to the stock, unless it was added before, or a newer version of the product has set the
+        stock.
+
+        Return what is in force afterwards. Never retried automatically. Raises DeliveryIdReused and StockTooLarge,
+        which add nothing, and Unavailable; whether the delivery was added is then unknown.
+        """
+        request = AddDeliveryRequest(
+            product_id=str(product_id),
+            delivery_id=str(delivery.id),
+            quantity=delivery.quantity,
+            product_version=version,
+        )
+        try:
+            response = await rpc.call(self._stub.AddDelivery, request, self._write_seconds)
+        except Unavailable as e:
+            raise Unavailable(f"the delivery could not be added: {e}") from None
+        except Problem as e:
+            # The request satisfies the rules of products, so a rejection is not the caller's mistake.
+            raise Unavailable(f"inventory rejected the delivery: {e}") from None
+        _require_accepted(response, delivery)
+        return StockInForce(response.quantity, response.product_version, response.outcome == pb.DELIVERY_OUTCOME_ADDED)
 
     async def _read(self, call: Callable[[], Awaitable[T]]) -> T:
         """Return the result of a read, which is retried once. Raises Unavailable."""
         with context.deadline_in(self._read_seconds):
             return await self._circuit(lambda: retry(call, budget=self._retries, attempts=2))
+
+
+def _require_accepted(response: pb.AddDeliveryResponse, delivery: Delivery) -> None:
+    if response.outcome == pb.DELIVERY_OUTCOME_MISMATCH:
+        raise DeliveryIdReused
+    if response.outcome == pb.DELIVERY_OUTCOME_TOO_LARGE:
+        raise StockTooLarge(delivery, response.quantity)

@@ -15,11 +15,16 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from market.contracts import currency, money
 from market.kit import text
-from market.kit.errors import BadInput, PreconditionFailed, Unavailable
+from market.kit.errors import BadInput, Conflict, PreconditionFailed, Unavailable
 from market.kit.text import pluralize
 
 # The failure points of this service (kit/faults.py).
-FAILURE_POINTS = ("products.before-set-stock", "products.after-set-stock")
+FAILURE_POINTS = (
+    "products.before-set-stock",
+    "products.after-set-stock",
+    "products.before-add-delivery",
+    "products.after-add-delivery",
+)
 
 # Ids in one request of the list.
 MAX_IDS = 100
@@ -98,6 +103,15 @@ class Draft(Struct, frozen=True, gc=False, omit_defaults=True):
         """Return the SHA-256 of the request's content: the same for 2.5 and 2.50, and for a field omitted or at its
         default."""
         return hashlib.sha256(msgspec.json.encode(self)).digest()
+
+
+class Delivery(Struct, frozen=True, forbid_unknown_fields=True):
+    """Units that have arrived and are added to the stock, as the body of PUT has them."""
+
+    id: Annotated[
+        UUID, Meta(description="made by the client: the units of an id are added once, however often it is sent")
+    ]
+    quantity: Annotated[int, Meta(ge=1, le=MAX_STOCK)]
 
 
 class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -268,6 +282,39 @@ class ProductModified(PreconditionFailed):
 
     def extension_members(self) -> dict[str, Any]:
         return {"version": self.version}
+
+
+class DeliveryIdReused(BadInput):
+    """The id has been used for a delivery of the same product with another quantity."""
+
+    def __init__(self) -> None:
+        super().__init__("delivery.id", "was already used for a delivery of another quantity")
+
+
+class StockTooLarge(BadInput):
+    """With the delivery, the stock would be larger than MAX_STOCK. `stock`: what it is without."""
+
+    def __init__(self, delivery: Delivery, stock: int) -> None:
+        super().__init__(
+            "delivery.quantity",
+            f"must be at most {MAX_STOCK - stock}, because the stock is {stock} and may be at most {MAX_STOCK}, "
+            f"got {delivery.quantity}",
+        )
+
+
+class DeliveryRefused(Conflict):
+    """Another request has changed the stock after the delivery was checked: the product's fields are replaced already,
+    and the delivery is not added.
+
+    version: that of the product since.
+    """
+
+    def __init__(self, reason: BadInput, version: int) -> None:
+        super().__init__(f"{reason}; the fields of the product are replaced, its stock is unchanged")
+        self._members = {"fields": "replaced", "stock": "unchanged", "etag": entity_tag(version)}
+
+    def extension_members(self) -> dict[str, Any]:
+        return self._members
 
 
 class ProductExists(PreconditionFailed):

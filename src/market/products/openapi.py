@@ -179,12 +179,18 @@ OPERATIONS = [
         "PUT",
         "/api/product",
         "replaceProduct",
-        "Replace a product; with `stock`, set its stock too. Of concurrent requests, the one with the highest version "
-        "in its ETag has both its fields and its stock in force",
+        "Replace a product; with `stock`, set its stock too, or with `delivery`, add units to it. Of concurrent "
+        "requests, the one with the highest version in its ETag has both its fields and its stock in force",
         {
             200: ("the product after the change", Product),
             **_BODY,
             **_ABSENT,
+            409: (
+                "another request has changed the stock meanwhile: the delivery would make it too large, or its id has "
+                "been used for another quantity. `fields` is `replaced`, `stock` is `unchanged`, and `etag` is the "
+                "product's entity tag since",
+                None,
+            ),
             412: (
                 "the product was modified by another request, and has `version`; neither its fields nor its stock were "
                 "changed",
@@ -192,9 +198,9 @@ OPERATIONS = [
             ),
             **_ANY,
             503: (
-                "the service is temporarily unavailable; retry after `Retry-After` seconds. If the body has a stock, "
-                "`fields` and `stock` are each `replaced`, `unchanged` or `unknown`, and `etag` is the product's "
-                "entity tag since, if it is known",
+                "the service is temporarily unavailable; retry after `Retry-After` seconds. If the body has a stock or "
+                "a delivery, `fields` and `stock` are each `replaced`, `unchanged` or `unknown`, and `etag` is the "
+                "product's entity tag since, if it is known",
                 None,
             ),
         },
@@ -203,7 +209,12 @@ OPERATIONS = [
             _IF_NONE_MATCH,
         ],
         ChangedProduct,
-        {200: _ETAG, **_RETRY, 503: {**_RETRY[503], "ETag": "the product's version since, if it is known"}},
+        {
+            200: _ETAG,
+            409: {"ETag": "the product's version since"},
+            **_RETRY,
+            503: {**_RETRY[503], "ETag": "the product's version since, if it is known"},
+        },
     ),
     Operation(
         "DELETE",
@@ -228,8 +239,10 @@ def products() -> dict[str, Any]:
         "http://127.0.0.1:8081",
         OPERATIONS,
         {
-            "fields": _CHANGE | {"description": "of a PUT with a stock: what has happened to the product's fields"},
-            "stock": _CHANGE | {"description": "of a PUT with a stock: what has happened to the product's stock"},
+            "fields": _CHANGE
+            | {"description": "of a PUT with a stock or a delivery: what has happened to the product's fields"},
+            "stock": _CHANGE
+            | {"description": "of a PUT with a stock or a delivery: what has happened to the product's stock"},
             "etag": {"type": "string", "description": "the entity tag of the product's version since"},
             "version": {"type": "integer", "description": "with status 412: the version that the product has"},
         },

@@ -2,8 +2,9 @@
 
 A new product gets its stock first: after a crash in between there is the stock of a product that does not exist, which
 nobody can buy. A product that is replaced gets its fields first, in a statement that decides between concurrent
-requests. Its stock follows under the version that this statement has assigned, and inventory does not replace the stock
-of a newer version: the request that was decided last has both its fields and its stock in force.
+requests. Its stock, or the delivery that is added to it, follows under the version that this statement has assigned,
+and inventory does not replace the stock of a newer version: the request that was decided last has both its fields and
+its stock in force.
 
 The audit log has each change of a price or a stock, and each attempt whose outcome is unknown.
 """
@@ -11,7 +12,7 @@ The audit log has each change of a price or a stock, and each attempt whose outc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID
@@ -28,9 +29,13 @@ from market.products.availability.lookup import AvailabilityLookup
 from market.products.clients import InventoryClient, StockInForce
 from market.products.domain import (
     FIRST_VERSION,
+    Delivery,
+    DeliveryIdReused,
+    DeliveryRefused,
     Draft,
     Product,
     ProductModified,
+    StockTooLarge,
     Summary,
     not_replaced,
 )
@@ -99,18 +104,23 @@ async def _find_replay(deps: Deps, draft: Draft, key: CallerKey) -> Product | No
     return await look_up_availability(deps, found.product)
 
 
-async def replace_product(deps: Deps, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> Product:
+async def replace_product(
+    deps: Deps, product_id: UUID, draft: Draft, versions: Sequence[int] | None, delivery: Delivery | None = None
+) -> Product:
     """Replace the writable fields of the product, if it has one of the versions (None: any), and return it.
 
-    Raises NotFound and ProductModified, which change nothing; DeadlineExceeded and Unavailable, which say what has
-    changed if the draft has a stock (domain.not_replaced).
+    delivery: is added to the stock; the draft has no stock then.
+
+    Raises NotFound, ProductModified, DeliveryIdReused and StockTooLarge, which change nothing; DeliveryRefused,
+    DeadlineExceeded and Unavailable, which say what has changed if there is a stock or a delivery
+    (domain.not_replaced).
     """
-    if draft.stock is None:
+    if draft.stock is None and delivery is None:
         return await look_up_availability(deps, await _replace_fields(deps, product_id, draft, versions))
     current = _require_version(product_id, await deps.products.get(product_id), versions)
     try:
         # While inventory is unavailable, nothing is replaced instead of one half.
-        quantities = await deps.inventory.get_stock([str(product_id)])
+        before = await _check_stock(deps, product_id, delivery)
     except Unavailable as e:
         raise not_replaced(e, fields="unchanged", stock="unchanged", version=current.version) from None
     try:
@@ -118,9 +128,22 @@ async def replace_product(deps: Deps, product_id: UUID, draft: Draft, versions: 
     except Unavailable as e:
         raise not_replaced(e, fields="unknown", stock="unchanged") from None
     try:
-        return await _replace_stock(deps, product, draft.stock, before=quantities[str(product_id)])
+        if delivery is not None:
+            return await _add_delivery(deps, product, delivery, before=before)
+        assert draft.stock is not None
+        return await _replace_stock(deps, product, draft.stock, before=before)
+    except (DeliveryIdReused, StockTooLarge) as e:
+        raise DeliveryRefused(e, product.version) from None
     except Unavailable as e:
         raise not_replaced(e, fields="replaced", stock="unknown", version=product.version) from None
+
+
+async def _check_stock(deps: Deps, product_id: UUID, delivery: Delivery | None) -> int:
+    """Return the stock as it is now. Raises DeliveryIdReused or StockTooLarge for a delivery that cannot be added."""
+    if delivery is not None:
+        return await deps.inventory.check_delivery(product_id, delivery)
+    quantities = await deps.inventory.get_stock([str(product_id)])
+    return quantities[str(product_id)]
 
 
 async def _replace_fields(deps: Deps, product_id: UUID, draft: Draft, versions: Sequence[int] | None) -> Product:
@@ -145,8 +168,10 @@ async def _replace_stock(deps: Deps, product: Product, quantity: int, *, before:
     before: the stock before, for the audit log.
     """
     with _audited_if_unknown("stock set", product.id, {"stock": quantity}, before={"stock": before}):
-        product, in_force = await _set_stock_of(deps, product, quantity)
-    if in_force.version == product.version:
+        product, in_force = await _change_stock(
+            deps, product, lambda version: _set_stock(deps, product.id, quantity, version)
+        )
+    if in_force.applied:
         audit.record(
             "stock set",
             target=f"product {product.id}",
@@ -156,14 +181,40 @@ async def _replace_stock(deps: Deps, product: Product, quantity: int, *, before:
     return _with_available(product, in_force.quantity > 0)
 
 
-async def _set_stock_of(deps: Deps, product: Product, quantity: int) -> tuple[Product, StockInForce]:
-    in_force = await _set_stock(deps, product.id, quantity, product.version)
+async def _add_delivery(deps: Deps, product: Product, delivery: Delivery, *, before: int) -> Product:
+    """Add the delivery under the product's version, unless it was added before or a newer version has set the stock;
+    return the product as it is now.
+
+    before: the stock before, for the audit log.
+    """
+    requested = {"delivery": str(delivery.id), "units": delivery.quantity}
+    with _audited_if_unknown("delivery added", product.id, requested, before={"stock": before}):
+        product, in_force = await _change_stock(
+            deps, product, lambda version: _send_delivery(deps, product.id, delivery, version)
+        )
+    if in_force.applied:
+        audit.record(
+            "delivery added",
+            target=f"product {product.id}",
+            before={"stock": in_force.quantity - delivery.quantity},
+            after={"stock": in_force.quantity, "version": in_force.version, **requested},
+        )
+    return _with_available(product, in_force.quantity > 0)
+
+
+async def _change_stock(
+    deps: Deps, product: Product, change: Callable[[int], Awaitable[StockInForce]]
+) -> tuple[Product, StockInForce]:
+    """Call `change` with the product's version; return the product, and the stock that is in force afterwards."""
+    in_force = await change(product.version)
     if in_force.version > product.version:
-        # Usually a newer version has replaced this one. If none has, inventory is ahead of the table of products, which
-        # was restored from a backup.
+        # Usually there is a newer version of the product. If there is none, inventory is ahead of the table of
+        # products, which was restored from a backup.
         ahead = await deps.products.raise_version(product.id, product.version, in_force.version + 1)
         if ahead is not None:
-            product, in_force = ahead, await _set_stock(deps, product.id, quantity, ahead.version)
+            applied = in_force.applied
+            product, in_force = ahead, await change(ahead.version)
+            in_force = replace(in_force, applied=applied or in_force.applied)
     return product, in_force
 
 
@@ -196,6 +247,17 @@ async def _set_stock(deps: Deps, product_id: UUID, quantity: int, version: int) 
     in_force = await deps.inventory.set_stock(product_id, quantity, version)
     if deps.faults:
         await deps.faults.fire_if_armed("products.after-set-stock")
+    await deps.availability.store(product_id, in_force.quantity)
+    return in_force
+
+
+async def _send_delivery(deps: Deps, product_id: UUID, delivery: Delivery, version: int) -> StockInForce:
+    """Add the delivery in inventory, unless it was added or replaced already; return and cache what is in force."""
+    if deps.faults:
+        await deps.faults.fire_if_armed("products.before-add-delivery")
+    in_force = await deps.inventory.add_delivery(product_id, delivery, version)
+    if deps.faults:
+        await deps.faults.fire_if_armed("products.after-add-delivery")
     await deps.availability.store(product_id, in_force.quantity)
     return in_force
 
