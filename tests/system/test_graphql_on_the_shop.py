@@ -142,9 +142,8 @@ async def test_invalid_input_is_reported_with_the_field_names_of_the_schema(
         ('{ orders(user: "a", after: "x") { total } }', "after"),
         ('{ products(sort: "size") { total } }', "sort"),
         ('{ orders(user: "a", limit: 1001) { total } }', "limit"),
-        ('{ orders(user: "a", status: "rejected") { total } }', "status"),
+        ('{ orders(user: "a", status: "lost") { total } }', "status"),
         ('{ orders(user: "") { total } }', "user"),
-        ("{ orders { total } }", "user"),
     ):
         response = await http.post(shop.urls["graphql"] + "/graphql", json={"query": query})
         [error] = response.json()["errors"]
