@@ -126,6 +126,11 @@ class SigningIn:
     _directory: Path
     _stack: AsyncExitStack
 
+    @property
+    def issuer(self) -> str:
+        """The provider's address."""
+        return self._sign_in.issuer
+
     def config(
         self, port: int, secrets: tuple[str, ...], *, public_url: str | None = None, max_session_seconds: int = 43_200
     ) -> Config:

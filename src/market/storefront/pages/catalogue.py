@@ -47,7 +47,8 @@ async def get_suggestions(visit: Visit) -> Response:
     q = visit.query("q").strip()[:MAX_SEARCH]
     found = await service.suggest_products(visit.deps, q=q) if q else ()
     return json_response(
-        {"names": [product.name for product in found]}, headers={"cache-control": "private, max-age=60"}
+        {"names": [product.name for product in found]},
+        headers={"cache-control": "private, max-age=60", "x-content-type-options": "nosniff"},
     )
 
 

@@ -45,7 +45,7 @@ class SealedCookies:
             packed = self._keys(purpose).decrypt_at_time(text, max_age, int(self._clock()))
             value = zlib.decompressobj().decompress(packed, _MAX_VALUE_BYTES)
             return msgspec.json.decode(value, type=value_type)
-        except (InvalidToken, msgspec.DecodeError, zlib.error, UnicodeError):
+        except (InvalidToken, msgspec.DecodeError, zlib.error, ValueError):
             return None
 
     def seal(self, purpose: str, value: object) -> str | None:
