@@ -200,7 +200,10 @@ async def test_quantities_are_changed_and_lines_removed(shop: Shop, visitor: Vis
     for wrong in ("-1", "1.5", "many", "1000001", ""):
         response = await visitor.send(page.form("/basket", product=first["id"]), ("action", "set"), quantity=wrong)
         assert response.status_code == 400
-        assert "Please enter a whole number from 1 to 1,000,000." in Document(response.text).text
+        document = Document(response.text)
+        assert "Please enter a whole number from 1 to 1,000,000." in document.text
+        [field] = [attributes for _, attributes in document.elements if "aria-invalid" in attributes]
+        assert field["id"] == f"quantity-{first['id']}"
     assert "Total £12.00" in (await visitor.open("/basket")).text
 
 

@@ -267,7 +267,7 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
     console.print(f"The shop is ready after {seconds:.1f} s.\n", style="bold green", highlight=False)
     console.print(table, highlight=False)
     if product is None:
-        title, path = "Create a product:", addresses["products"]
+        title, path = "Create a product without a browser:", addresses["products"]
         body: dict[str, Any] = {
             "name": "Teapot",
             "description": "Holds a litre.",
@@ -276,25 +276,25 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
             "stock": 10,
         }
     else:
-        title, path = "Place an order:", addresses["orders"]
+        title, path = "Place an order without a browser:", addresses["orders"]
         body = {"user": "ann", "email": "ann@example.test", "items": [{"product_id": product, "quantity": 1}]}
     authorization = ""
     if stack.sign_in is not None:
         # An order is its buyer's, and the mail goes to the address that the issuer has verified.
         body = {key: value for key, value in body.items() if key not in ("user", "email")}
         authorization = f' -H "Authorization: Bearer $({_token_command(stack, "mia" if product is None else "ann")})"'
+    console.print("\nOpen the shop:", style="bold", end=" ")
+    console.print(addresses["storefront"], highlight=False)
+    console.print("Read the mails:", style="bold", end=" ")
+    console.print(addresses["mail"], highlight=False)
+    console.print("Use GraphQL:", style="bold", end=" ")
+    console.print(addresses["graphql"], highlight=False)
     text = json.dumps(body)
     console.print(f"\n{title}", style="bold")
     # One line, however narrow the terminal is, so that it can be copied.
     print(f"  curl -sS {path} -H 'Content-Type: application/json'{authorization} -d {shlex.quote(text)}")
     if stack.sign_in is not None:
         _announce_people(stack.sign_in, console)
-    console.print("\nOpen the shop:", style="bold", end=" ")
-    console.print(addresses["storefront"], highlight=False)
-    console.print("Use GraphQL:", style="bold", end=" ")
-    console.print(addresses["graphql"], highlight=False)
-    console.print("Read the mails:", style="bold", end=" ")
-    console.print(addresses["mail"], highlight=False)
     data = stack.directory.path
     console.print(
         f"\nData in {data}, logs in {stack.directory.logs}. Ctrl-C stops everything.",

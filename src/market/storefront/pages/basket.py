@@ -26,7 +26,7 @@ async def change_basket(visit: Visit) -> Response:
     action = visit.value("action")
     quantity = 0 if action == "remove" else parse_quantity(visit.value("quantity"), least=1 if action == "add" else 0)
     if quantity is None:
-        return await _show(visit, "quantity")
+        return await _show(visit, "quantity", product_id)
     try:
         if action == "add":
             visit.basket = visit.basket.add(product_id, quantity)
@@ -45,11 +45,12 @@ def parse_quantity(text: str, *, least: int = 1) -> int | None:
     return quantity if least <= quantity <= MAX_QUANTITY else None
 
 
-async def _show(visit: Visit, mistake: Mistake | None = None) -> Response:
+async def _show(visit: Visit, mistake: Mistake | None = None, wrong_product: str | None = None) -> Response:
+    """Show the basket, and what was wrong with a change. wrong_product: the line that it was about."""
     status = 200 if mistake is None else 400
-    limits = {"max_lines": MAX_LINES, "max_quantity": MAX_QUANTITY}
+    shown = {"mistake": mistake, "wrong_product": wrong_product, "max_lines": MAX_LINES, "max_quantity": MAX_QUANTITY}
     try:
         lines = await service.price_lines(visit.deps, visit.basket.lines)
     except Unavailable:
-        return visit.page("basket.html", status=503, lines=None, totals=None, mistake=mistake, **limits)
-    return visit.page("basket.html", status=status, lines=lines, totals=Totals.of(lines), mistake=mistake, **limits)
+        return visit.page("basket.html", status=503, lines=None, totals=None, **shown)
+    return visit.page("basket.html", status=status, lines=lines, totals=Totals.of(lines), **shown)
