@@ -16,7 +16,7 @@ from tests.support.ports import free_port_base
 
 @pytest.fixture(scope="session")
 async def shop(server_directory: Path) -> AsyncIterator[Shop]:
-    options = Options(server_directory / "storefront", port_base=free_port_base(), kafka="embedded")
+    options = Options(server_directory / "storefront", port_base=free_port_base(), kafka="embedded", mail_testing=True)
     async with Stack(options) as stack:
         await stack.start()
         async with httpx.AsyncClient(timeout=60) as http:

@@ -140,6 +140,7 @@ class SigningIn:
             admin=Listen(port=free_port()),
             http=Http(port=port),
             gateway=HttpUpstream(url=self._gateway_url),
+            notifications=HttpUpstream(url=f"http://127.0.0.1:{self.port_of['notifications']}"),
             auth=Auth(mode="required", issuer=self._sign_in.issuer),
             sign_in=SignInSettings(
                 client_id=SHOP,

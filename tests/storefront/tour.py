@@ -331,6 +331,7 @@ async def storefront(stack: Stack, gateway: FaultyGateway) -> AsyncIterator[str]
         admin=Listen(port=free_port()),
         http=Http(port=port),
         gateway=HttpUpstream(url=gateway.url, timeout_seconds=5),
+        notifications=HttpUpstream(url=str(stack.urls["notifications"]), timeout_seconds=5),
         cookies=Cookies(secrets_file=stack.environment("storefront")["MARKET_COOKIE_SECRETS_FILE"]),
     )
     async with build(config, Process()) as server:

@@ -87,7 +87,10 @@ ROWS = {
             *("products", "orders", "issuer"),
         ),
         _service(
-            "storefront", "the shop, for a browser", {"storefront": 18, "storefront admin": 19}, "graphql", "issuer"
+            "storefront",
+            "the shop, for a browser",
+            {"storefront": 18, "storefront admin": 19},
+            *("graphql", "notifications", "issuer"),
         ),
     )
 }

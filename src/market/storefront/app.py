@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from market.kit.auth.config import Auth
+from market.kit.config import HttpUpstream
 from market.kit.http.client import HttpClient
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process
 from market.storefront import api, service
 from market.storefront.basket.basket import Baskets
-from market.storefront.clients import GatewayClient
+from market.storefront.clients import GatewayClient, NotificationsClient, RestClient
 from market.storefront.config import Config
 from market.storefront.importing.importer import Importer
 from market.storefront.pages.listing import Listing
@@ -34,22 +35,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clients:
-    """The storefront's upstream. Tests pass their own to `build`."""
+    """The storefront's upstreams. Tests pass their own to `build`."""
 
     gateway: GatewayClient
+    notifications: NotificationsClient
 
 
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[HttpServer]:
     """Wire the storefront and yield its server. It owns no store, so it is ready as soon as it serves."""
     secure = config.public_url is not None and config.public_url.startswith("https:")
-    # The gateway must see the visitor, not the storefront, as the caller: the address, and the token of who signs in.
-    header = config.http.forwarded_header
     cookies = CookieJar(read_secrets(config.cookies.secrets_file), secure=secure)
     async with AsyncExitStack() as stack:
-        upstream = HttpClient("graphql", config.gateway, forwarded_header=header, forward_token=True)
-        clients = clients or Clients(GatewayClient(await stack.enter_async_context(upstream)))
-        deps = Deps(gateway=clients.gateway)
+        clients = clients or await _clients(config, stack)
+        deps = Deps(gateway=clients.gateway, notifications=clients.notifications)
         site = Site(
             deps=deps,
             listing=Listing(partial(service.list_all_products, deps)),
@@ -63,6 +62,19 @@ async def build(config: Config, process: Process, clients: Clients | None = None
         )
         app = api.application(site, config.http, process.tracer, process.health)
         yield HttpServer(app, config.http.host, config.http.port, limits=config.http)
+
+
+async def _clients(config: Config, stack: AsyncExitStack) -> Clients:
+    async def http(upstream: str, upstream_config: HttpUpstream) -> HttpClient:
+        # Upstreams must see the visitor, not the storefront, as the caller: the address, and the token of who signs in.
+        header = config.http.forwarded_header
+        client = HttpClient(upstream, upstream_config, forwarded_header=header, forward_token=True)
+        return await stack.enter_async_context(client)
+
+    return Clients(
+        GatewayClient(await http("graphql", config.gateway)),
+        NotificationsClient(RestClient(await http("notifications", config.notifications))),
+    )
 
 
 async def _sign_in(config: Config, cookies: CookieJar, process: Process, stack: AsyncExitStack) -> SignIn | None:

@@ -1,15 +1,19 @@
-"""Calls to the shop's public GraphQL API, with the token of the person whose request caused them."""
+"""Calls to the shop's public GraphQL API, and to the REST APIs made for the desk.
+
+Each call has the token of the person whose request caused it.
+"""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
 
 import msgspec
 from msgspec import Struct
 
-from market.kit.errors import Forbidden, NotFound, Overloaded, Unauthenticated, Unavailable
+from market.kit.errors import TYPE_PREFIX, Forbidden, NotFound, Overloaded, Unauthenticated, Unavailable
 from market.kit.http.client import HttpClient, HttpResponse
-from market.storefront.domain import RequestRefused
+from market.storefront.domain import DeadLetterPage, RequestRefused, Settlement
 
 T = TypeVar("T")
 
@@ -109,6 +113,76 @@ class GatewayClient:
         if response.status != 200:
             return None
         return response.body, response.headers.get("content-type", "application/octet-stream")
+
+
+class _Problem(Struct, frozen=True):
+    type: str = ""
+    detail: str = ""
+
+
+class RestClient:
+    """A REST API that only the desk uses."""
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http = http
+
+    async def get(self, path: str, parameters: dict[str, Any], result_type: type[T]) -> T:
+        """Return the resource. Parameters that are None are left out. Raises the same errors as `post`."""
+        query = urlencode({name: value for name, value in parameters.items() if value is not None})
+        return await self._send("GET", f"{path}?{query}" if query else path, result_type)
+
+    async def post(self, path: str, result_type: type[T], *, timeout_seconds: float | None = None) -> T:
+        """Return what the request, which has no body, has done.
+
+        Raises NotFound, Unauthenticated, Forbidden, Overloaded, Unavailable, and RequestRefused for other refusals.
+        """
+        return await self._send("POST", path, result_type, timeout_seconds)
+
+    async def _send(self, method: str, path: str, result_type: type[T], timeout_seconds: float | None = None) -> T:
+        response = await self._http.request(
+            method, path, timeout_seconds=timeout_seconds, accept_size=lambda size: size <= _MAX_BYTES
+        )
+        try:
+            if response.status < 300:
+                return msgspec.json.decode(response.body, type=result_type)
+            problem = msgspec.json.decode(response.body, type=_Problem)
+        except msgspec.DecodeError:
+            raise Unavailable(f"unreadable response with the status {response.status}") from None
+        raise _refusal(problem, response.status)
+
+
+class NotificationsClient:
+    """The dead letters of notifications: events that could not be mailed."""
+
+    def __init__(self, rest: RestClient) -> None:
+        self._rest = rest
+
+    async def list_dead_letters(self, *, limit: int, after: str | None = None) -> DeadLetterPage:
+        """Return a page of the open dead letters, the newest first. `after`: the `next` of the previous page."""
+        parameters = {"status": "open", "limit": limit, "after": after}
+        return await self._rest.get("/api/dead-letters", parameters, DeadLetterPage)
+
+    async def settle(self, letter_id: str, action: str, *, timeout_seconds: float) -> Settlement:
+        """Replay or drop a dead letter. Raises NotFound, RequestRefused if somebody else is doing so, and Unavailable.
+
+        action: `replay` or `drop`
+        """
+        path = f"/api/dead-letters/{quote(letter_id, safe='')}/{action}"
+        return await self._rest.post(path, Settlement, timeout_seconds=timeout_seconds)
+
+
+def _refusal(problem: _Problem, status: int) -> Exception:
+    if status == 401:
+        return Unauthenticated()
+    if status == 403:
+        return Forbidden(problem.detail)
+    if status == 404:
+        return NotFound("such page")
+    if status == 429:
+        return Overloaded(problem.detail)
+    if status >= 500:
+        return Unavailable(problem.detail)
+    return RequestRefused(problem.detail, problem.type.removeprefix(TYPE_PREFIX))
 
 
 def _value(raw: msgspec.Raw, result_type: type[T], response: HttpResponse) -> T:

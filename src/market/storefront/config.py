@@ -62,6 +62,8 @@ class Config(SignInConfig, frozen=True, forbid_unknown_fields=True, kw_only=True
     http: Pages
     # The public GraphQL API, through which the storefront reaches the shop.
     gateway: HttpUpstream
+    # What the desk shows of the mails that could not be sent.
+    notifications: HttpUpstream
     cookies: Cookies
     # Must be set if auth.mode is required. Otherwise it is not used.
     sign_in: SignIn | None = None

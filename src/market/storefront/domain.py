@@ -118,6 +118,44 @@ class OrderPage(Struct, frozen=True):
     next: str | None = None
 
 
+class DeadLetter(Struct, frozen=True, kw_only=True):
+    """An event that could not be mailed, as notifications returns it. Addresses in it are masked."""
+
+    id: str
+    # In ISO 8601; "" if it is unknown.
+    time: str
+    reason: str
+    detail: str = ""
+    order_id: str | None = None
+    event: str | None = None
+    attempts: int | None = None
+    recipient: str | None = None
+
+    @property
+    def written_at(self) -> datetime | None:
+        try:
+            return datetime.fromisoformat(self.time)
+        except ValueError:
+            return None
+
+
+class DeadLetterPage(Struct, frozen=True):
+    """A page of dead letters. `complete`: whether all dead letters are in the list, not only the newest."""
+
+    items: tuple[DeadLetter, ...]
+    next: str | None = None
+    complete: bool = True
+
+
+class Settlement(Struct, frozen=True):
+    """What became of the request to replay or drop a dead letter (openapi/notifications.json)."""
+
+    id: str
+    result: str
+    reason: str | None = None
+    detail: str | None = None
+
+
 @dataclass(frozen=True)
 class Line:
     """What a buyer wants: so many units of a product."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from market.contracts import money
 from market.kit import context
 from market.kit.errors import Unavailable
-from market.storefront.clients import FieldRefused, GatewayClient
+from market.storefront.clients import FieldRefused, GatewayClient, NotificationsClient
 from market.storefront.documents import operations
 from market.storefront.domain import (
     ORDERS_PAGE_SIZE,
@@ -43,6 +43,7 @@ class Deps:
     """What the use cases need."""
 
     gateway: GatewayClient
+    notifications: NotificationsClient
 
 
 async def list_products(

@@ -1,0 +1,136 @@
+"""The mails that could not be sent: the dead letters of notifications, which an operator replays or drops."""
+
+from __future__ import annotations
+
+import time
+from urllib.parse import urlencode
+
+from msgspec import Struct
+from starlette.responses import Response
+
+from market.contracts.access import OPERATE, SEE_DEAD_LETTERS
+from market.kit.errors import BadInput, Forbidden, NotFound, Unavailable
+from market.storefront.desk.sections import Section
+from market.storefront.domain import RequestRefused, Settlement
+from market.storefront.pages.visit import Visit
+from market.storefront.texts.languages import N_
+
+# Also how many can be replayed at once.
+PAGE_SIZE = 20
+# How long all replays of one request may take, and the least that another one needs.
+_SECONDS, _LEAST_SECONDS = 10.0, 1.0
+
+REASONS = {
+    "rejected": N_("The mail server has refused the mail."),
+    "retries-exhausted": N_("The mail server has put the mail off for too long."),
+    "invalid-event": N_("The shop could not read the event that the mail is about."),
+}
+MAILS = {"created": N_("Order confirmed"), "cancelled": N_("Order cancelled")}
+_RESULTS = {
+    "mailed": N_("The mail was sent."),
+    "mailed-before": N_("The mail had been sent before. It was not sent again."),
+    "not-needed": N_("No mail is needed."),
+    "dropped": N_("Dropped. No mail is sent."),
+    "already-replayed": N_("It had been replayed before. No mail was sent now."),
+    "already-dropped": N_("It had been dropped before. No mail was sent."),
+}
+_STILL_OPEN = {
+    "rejected": N_("The mail server has refused the mail again."),
+    "deferred": N_("The mail server has put the mail off. Try again later."),
+    "mail-server-unavailable": N_("The mail server is not available. Try again later."),
+    "no-reply": N_("The mail server has not replied in time. It may have the mail nevertheless."),
+    "invalid-event": REASONS["invalid-event"],
+    "unreadable": N_("The event is no longer stored."),
+    "attempt-in-progress": N_("Somebody else is replaying or dropping it at the moment."),
+    "gone": N_("It is no longer stored."),
+    "unknown": N_("The result is not known. Try again: a mail that was sent is not sent again."),
+    "not-tried": N_("There was no time left for it. Try again."),
+}
+_OTHER_REASON = N_("It could not be mailed.")
+
+
+class Outcome(Struct, frozen=True):
+    """What became of a dead letter. text: in English, for the catalogues. is_done: it is no longer open."""
+
+    letter_id: str
+    text: str
+    detail: str
+    is_done: bool
+
+
+async def list_dead_letters(visit: Visit) -> Response:
+    """Show a page of the open dead letters."""
+    after = visit.query("after")
+    page = await visit.deps.notifications.list_dead_letters(limit=PAGE_SIZE, after=after or None)
+    return visit.page(
+        "desk/dead_letters.html",
+        page=page,
+        reasons=REASONS,
+        other_reason=_OTHER_REASON,
+        mails=MAILS,
+        may_settle=_may_settle(visit),
+        next_path=None if page.next is None else "/desk/dead-letters?" + urlencode({"after": page.next}),
+        first_path="/desk/dead-letters" if after else None,
+    )
+
+
+async def settle_dead_letters(visit: Visit) -> Response:
+    """Replay or drop dead letters one after another, and show what became of each.
+
+    Sending the form again, by a reload for example, sends no mail twice.
+    """
+    if not _may_settle(visit):
+        raise Forbidden("this is for operators")
+    action, letter_ids = visit.value("action"), visit.values("letter")
+    if action not in ("replay", "drop"):
+        raise BadInput("action", "must be replay or drop")
+    if not letter_ids or len(letter_ids) > PAGE_SIZE:
+        raise BadInput("letter", f"must be present 1 to {PAGE_SIZE} times")
+    outcomes: list[Outcome] = []
+    ends_at = time.monotonic() + _SECONDS
+    for letter_id in letter_ids:
+        seconds = ends_at - time.monotonic()
+        outcomes.append(await _settle(visit, letter_id, action, seconds))
+    return visit.page("desk/dead_letters_settled.html", outcomes=outcomes)
+
+
+async def _settle(visit: Visit, letter_id: str, action: str, seconds: float) -> Outcome:
+    if seconds < _LEAST_SECONDS:
+        return _open(letter_id, "not-tried")
+    try:
+        settled = await visit.deps.notifications.settle(letter_id, action, timeout_seconds=seconds)
+    except NotFound:
+        return _open(letter_id, "gone")
+    except RequestRefused as e:
+        return _open(letter_id, e.refusal)
+    except Unavailable:
+        return _open(letter_id, "unknown")
+    return _outcome(settled)
+
+
+def _outcome(settled: Settlement) -> Outcome:
+    if (text := _RESULTS.get(settled.result)) is not None:
+        return Outcome(settled.id, text, "", is_done=True)
+    return _open(settled.id, settled.reason or "", settled.detail or "")
+
+
+def _open(letter_id: str, reason: str, detail: str = "") -> Outcome:
+    return Outcome(letter_id, _STILL_OPEN.get(reason, _OTHER_REASON), detail, is_done=False)
+
+
+def _may_settle(visit: Visit) -> bool:
+    return SETTLING.is_open_to(visit)
+
+
+# Not a section of its own: who may do more than look.
+SETTLING = Section(path="/desk/dead-letters", title="", explanation="", access=OPERATE, routes={})
+SECTIONS = (
+    Section(
+        path="/desk/dead-letters",
+        title=N_("Unsent mails"),
+        explanation=N_("Mails that could not be sent, with the reason. Operators can try again."),
+        access=SEE_DEAD_LETTERS,
+        routes={"GET /desk/dead-letters": list_dead_letters, "POST /desk/dead-letters": settle_dead_letters},
+        slow=frozenset({"GET /desk/dead-letters", "POST /desk/dead-letters"}),
+    ),
+)
