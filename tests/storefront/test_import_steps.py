@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 from msgspec import convert
 
 from market.kit.errors import Forbidden, Malformed, NotFound, Overloaded, Problem, TooLarge, Unavailable
 from market.storefront.clients import FieldRefused, GatewayClient, GraphQLError
-from market.storefront.config import Imports
+from market.storefront.config import Imports, Pages
 from market.storefront.importing import files, job, shop, steps
 from market.storefront.importing.importer import Importer
 from market.storefront.importing.job import Job
@@ -180,8 +183,36 @@ def test_a_job_that_is_packed_is_the_same_when_it_is_unpacked_and_too_large_ones
     work = new_job(*codes("w", 20), "x;invalid;many;1")
     text = job.pack(work, JAR, 100_000)
     assert job.unpack(text, JAR, SESSION) == work
+    # Something is left for what the comparison finds.
     with pytest.raises(TooLarge):
-        job.pack(work, JAR, len(text) - 1)
+        job.pack(work, JAR, len(text))
+
+
+async def test_an_import_of_as_many_rows_as_permitted_fits_into_a_form_from_beginning_to_end() -> None:
+    words = string.ascii_uppercase
+    names = [" ".join(random.Random(i).sample(words, 15)) for i in range(20_000)]
+    lines = [f"{i}A;{name} FRÜHSTÜCK;{i % 900 + 1};{i % 90 + 1}.95" for i, name in enumerate(names)]
+    limits = Imports()
+    data = retail(*lines)
+    assert len(data) < limits.max_file_bytes
+    work = Job.of(files.read(data, "a.csv", max_rows=limits.max_rows), "a.csv", SESSION)
+    largest = Pages(port=1).max_body_bytes - 16_384
+    first = len(job.pack(work, JAR, largest))
+    outcomes: tuple[job.Outcome | None, ...] = (None, "changed")
+    for outcome in outcomes:
+        for item in work.items:
+            before = {"name": f"{uuid4()} {'Ж' * 200}", "description": f"{uuid4()} {'Ж' * 200}", "price": "1.00"}
+            item.compare(str(uuid4()), 1, before)
+            item.outcome = outcome
+        text = job.pack(work, JAR, largest)
+        assert len(text) > first
+    assert job.unpack(text, JAR, SESSION) == work
+
+
+def test_what_is_shown_of_earlier_values_is_shortened() -> None:
+    item = new_job("1;MUG;1;1.00").items[0]
+    item.compare("id", 1, {"name": "x" * 101, "description": "y" * 100, "image_url": None})
+    assert item.before == {"name": "x" * 99 + "…", "description": "y" * 100, "image_url": None}
 
 
 def test_a_job_of_another_session_another_shop_or_another_purpose_is_refused() -> None:

@@ -10,7 +10,7 @@ import base64
 import binascii
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -31,8 +31,13 @@ Conflict = Literal["modified", "deleted", "exists", "key_used"]
 
 _PURPOSE = "import"
 _MAX_AGE_SECONDS = 24 * 3600
-# A job is compressed to a tenth. A longer one is not unpacked.
-_MAX_UNPACKED_BYTES = 16 * 1024 * 1024
+# A longer job is neither packed nor unpacked.
+_MAX_UNPACKED_BYTES = 32 * 1024 * 1024
+# The bytes by which a row may still grow, unpacked and packed: when it is compared, and when it is done. A file for
+# which a form has no room is refused at the beginning, not in the middle.
+_GROWTH_COMPARED, _GROWTH_DONE = (1000, 100), (100, 40)
+# The characters of a field's earlier value, which is shown only.
+_MAX_SHOWN = 100
 
 
 class Item(Struct, array_like=True):
@@ -40,7 +45,7 @@ class Item(Struct, array_like=True):
 
     plan: None until the row was compared with the shop
     product_id, version: of the product that exists
-    before: the fields that would change, as they are in the shop
+    before: the fields that would change, as they are in the shop, shortened
     field, reason: why the row was refused
     """
 
@@ -53,6 +58,12 @@ class Item(Struct, array_like=True):
     reason: str = ""
     outcome: Outcome | None = None
     conflict: Conflict | None = None
+
+    def compare(self, product_id: str, version: int, before: Mapping[str, str | None]) -> None:
+        """Note the product that exists, and the fields in which it differs."""
+        self.product_id, self.version = product_id, version
+        self.before = {name: _shorten(value) for name, value in before.items()}
+        self.plan = "change" if self.before else "keep"
 
     @property
     def is_due(self) -> bool:
@@ -138,11 +149,15 @@ def select(items: Iterable[Item], view: str) -> list[Item]:
 
 
 def pack(job: Job, jar: CookieJar, max_bytes: int) -> str:
-    """Return the job as signed text. Raises TooLarge."""
-    packed = zlib.compress(msgspec.json.encode(job), 6)
-    text = jar.sign(_PURPOSE, base64.urlsafe_b64encode(packed))
-    if len(text) > max_bytes:
-        raise TooLarge("file", f"has too much text: packed it must have at most {max_bytes} bytes, and has {len(text)}")
+    """Return the job as signed text. Raises TooLarge if it, or what may become of it, is too long."""
+    data = msgspec.json.encode(job)
+    open_items = [item for item in job.items if item.plan is None or item.is_due]
+    growth = [_GROWTH_COMPARED if item.plan is None else _GROWTH_DONE for item in open_items]
+    if len(data) + sum(unpacked for unpacked, _ in growth) > _MAX_UNPACKED_BYTES:
+        raise TooLarge("file", "has too much text for one import, and must be split")
+    text = jar.sign(_PURPOSE, base64.urlsafe_b64encode(zlib.compress(data, 6)))
+    if len(text) + sum(packed for _, packed in growth) > max_bytes:
+        raise TooLarge("file", "has too much text for one import, and must be split")
     return text
 
 
@@ -160,6 +175,10 @@ def unpack(text: str, jar: CookieJar, session_id: str) -> Job:
     if job.session_id != session_id:
         raise Malformed("job", "belongs to another session")
     return job
+
+
+def _shorten(value: str | None) -> str | None:
+    return value if value is None or len(value) <= _MAX_SHOWN else value[: _MAX_SHOWN - 1] + "…"
 
 
 def _refused(row: InvalidRow) -> Item:

@@ -44,9 +44,7 @@ async def compare(gateway: GatewayClient, job: Job, pace: Pace) -> Unavailable |
             if product is None:
                 item.plan = "create"
             else:
-                item.product_id, item.version = product.id, product.version
-                item.before = shop.differences(item.row, product)
-                item.plan = "change" if item.before else "keep"
+                item.compare(product.id, product.version, shop.differences(item.row, product))
 
     return await _in_turn(job, waiting, compare_some, pace)
 
