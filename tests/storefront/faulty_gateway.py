@@ -70,7 +70,7 @@ class FaultyGateway:
 def _forget_availability(value: Any) -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
-            if name == "available":
+            if name in ("available", "stock"):
                 value[name] = None
             else:
                 _forget_availability(inner)

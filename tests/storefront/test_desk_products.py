@@ -11,6 +11,7 @@ import pytest
 
 from tests.storefront.test_outages import dead
 from tests.storefront.visitor import Document, Form, Shop, Visitor
+from tests.support.waiting import until
 from tests.system.whole_shop import retried
 
 
@@ -19,10 +20,15 @@ def product_values(**values: str) -> dict[str, str]:
 
 
 async def read(shop: Shop, product_id: str) -> dict[str, Any]:
-    """Return the product with its stock, as REST has it."""
+    """Return the product with its stock, as REST has it, once the stock is known."""
     url = f"{shop.stack.urls['products']}/api/product/{product_id}"
-    response = await retried(lambda: shop.http.get(url, params={"stock": "true"}), 503)
-    return dict(response.raise_for_status().json())
+
+    async def known() -> dict[str, Any] | None:
+        response = await retried(lambda: shop.http.get(url, params={"stock": "true"}), 503)
+        product = dict(response.raise_for_status().json())
+        return None if product["stock"] is None else product
+
+    return await until(known, what="a known stock")
 
 
 async def found(shop: Shop, name: str) -> list[dict[str, Any]]:

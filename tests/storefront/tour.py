@@ -226,6 +226,32 @@ async def _two_editors(tour: Tour) -> None:
     await tour.send(path, price=f"{price + 2:.2f}")
 
 
+async def _deletion_of_a_changed_product(tour: Tour) -> None:
+    path = f"/desk/products/{tour.products['edited']}/deletion"
+    await tour.go(path)
+    await tour.send(path, version="99", seen_name="Cup", seen_image_url="/images/teapot.svg")
+
+
+async def _wrong_count(tour: Tour) -> None:
+    path = f"/desk/products/{tour.products['edited']}"
+    await tour.go(f"{path}/stock")
+    await tour.send(f"{path}/stock-take", counted="ten")
+
+
+async def _stock_take_of_a_changed_product(tour: Tour) -> None:
+    path = f"/desk/products/{tour.products['edited']}"
+    await tour.go(f"{path}/stock")
+    await tour.send(f"{path}/stock-take", version="99", seen_stock="12", counted="9")
+
+
+async def _unknown_outcome(tour: Tour) -> None:
+    path = f"/desk/products/{tour.products['edited']}"
+    tour.gateway.off = set()
+    await tour.go(path)
+    tour.gateway.off = {"products"}
+    await tour.send(path, name="Tour cup")
+
+
 STOPS = (
     Stop("catalogue", _at("/"), ".grid"),
     Stop("search", _at("/?q={word}"), ".grid"),
@@ -264,6 +290,10 @@ STOPS = (
     Stop("desk-product", _at("/desk/products/{teapot}"), "#name"),
     Stop("desk-product-conflict", _two_editors, "[role=alert]"),
     Stop("desk-product-deletion", _at("/desk/products/{teapot}/deletion"), "main form"),
+    Stop("desk-product-deletion-conflict", _deletion_of_a_changed_product, "del"),
+    Stop("desk-outcome-unknown", _unknown_outcome, "main input[name=seen_name]", off=frozenset({"products"})),
+    Stop("desk-stock-mistake", _wrong_count, ".box.bad"),
+    Stop("desk-stock-conflict", _stock_take_of_a_changed_product, ".box.warn"),
     Stop("desk-stock", _at("/desk/products/{teapot}/stock"), "main form"),
     Stop("desk-outage", _at("/desk/products"), off=frozenset({"products"})),
 )

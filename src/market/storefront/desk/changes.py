@@ -1,7 +1,7 @@
 """The changes of products that merchants make: one function each.
 
-None of them is sent again without a means to recognise it: a new product has an idempotency key, and every other
-change the version that it expects.
+None of them is sent again without a means to recognise it: a new product has an idempotency key, a delivery an id, and
+every other change the version that it expects.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from market.storefront.desk.product_form import Values
 from market.storefront.documents import desk_products as documents
 from market.storefront.domain import DeskProduct, OutcomeUnknown
 from market.storefront.service import Deps
+
+# How often a delivery reads the product again because somebody has changed it at that moment.
+_DELIVERY_ATTEMPTS = 5
 
 
 class ProductChanged(Conflict):
@@ -83,15 +86,34 @@ async def take_stock(deps: Deps, *, product_id: str, counted: int, version: int,
     """Set the stock to what was counted, and return the product as it was before.
 
     version, seen: the version and the stock that the merchant saw when they counted. If the stock is what was counted
-    already, it is not set again. Raises NotFound, ProductChanged, RequestRefused and OutcomeUnknown.
+    already, it is not set again. Raises NotFound, ProductChanged, RequestRefused, and OutcomeUnknown, also while the
+    stock is unknown: then nothing is set.
     """
     current = await _read(deps, product_id)
+    if current.stock is None:
+        raise OutcomeUnknown("the stock is unknown, so it cannot be compared")
     if current.stock == counted:
         return current
     if (current.version, current.stock) != (version, seen):
         raise ProductChanged(current)
     await _update(deps, product_id, current.version, Values.of(current), stock=counted)
     return current
+
+
+async def book_delivery(deps: Deps, *, product_id: str, delivery_id: str, quantity: int) -> DeskProduct:
+    """Add the units of a delivery to the stock, once for each delivery id, and return the product.
+
+    Raises NotFound, ProductChanged if others change it all the time, RequestRefused and OutcomeUnknown.
+    """
+    delivery = {"id": delivery_id, "quantity": quantity}
+    for attempt in range(1, _DELIVERY_ATTEMPTS + 1):
+        current = await _read(deps, product_id)
+        try:
+            return await _update(deps, product_id, current.version, Values.of(current), delivery=delivery)
+        except ProductChanged:
+            if attempt == _DELIVERY_ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
 
 
 async def _read(deps: Deps, product_id: str) -> DeskProduct:

@@ -1,12 +1,14 @@
-"""The stock of a product: a stock take, which sets what was counted."""
+"""The stock of a product: a stock take, which sets what was counted, and a delivery, which adds to it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from uuid import uuid4
 
 from starlette.responses import Response
 
+from market.kit.text import parse_uuid
 from market.storefront.desk import changes
 from market.storefront.desk.changes import ProductChanged
 from market.storefront.desk.editing import MAX_STOCK, parse_units, path_of, product_id_of, read_version
@@ -19,25 +21,28 @@ from market.storefront.texts.languages import N_
 
 @dataclass(frozen=True)
 class Stock:
-    """The page with the form.
+    """The page with both forms.
 
-    counted: as it was typed
-    mistakes: the shop's own words on what is wrong, or "" for a number that is none, by field
+    delivery_id: of the form for a delivery; another page has another one
+    counted, quantity: as they were typed
+    mistakes: which of them is wrong, with the shop's own words, or "" for a number that is none
     seen: what the shop thought the stock was when the merchant counted, if it thinks otherwise now
     was_changed: a stock take was not saved, because the product has been changed meanwhile
     """
 
     product: DeskProduct
+    delivery_id: str
     counted: str = ""
+    quantity: str = ""
     mistakes: Mapping[str, str] | None = None
     was_changed: bool = False
     seen: int | None = None
 
 
 async def get_stock(visit: Visit) -> Response:
-    """Show the stock with the form."""
+    """Show the stock with both forms."""
     product = await changes.get_product(visit.deps, product_id=visit.parameter("id"))
-    return _show(visit, Stock(product))
+    return _show(visit, Stock(product, str(uuid4())))
 
 
 async def take_stock(visit: Visit) -> Response:
@@ -53,7 +58,7 @@ async def take_stock(visit: Visit) -> Response:
     except RequestRefused as e:
         return await _correct(visit, product_id, counted=visit.value("counted"), mistakes={"counted": str(e)})
     except ProductChanged as e:
-        stock = Stock(e.current, counted=str(counted), was_changed=True, seen=seen)
+        stock = Stock(e.current, str(uuid4()), counted=str(counted), was_changed=True, seen=seen)
         return _show(visit, stock, status=409)
     except OutcomeUnknown:
         return outcome_unknown(visit, look_path=f"{path_of(product_id)}/stock")
@@ -66,10 +71,44 @@ async def take_stock(visit: Visit) -> Response:
     )
 
 
-async def _correct(visit: Visit, product_id: str, *, counted: str, mistakes: Mapping[str, str]) -> Response:
+async def book_delivery(visit: Visit) -> Response:
+    """Add the units of a delivery. However often the page is sent, they are added once."""
+    product_id, delivery_id = product_id_of(visit), visit.value("delivery_id")
+    parse_uuid("delivery_id", delivery_id)
+    quantity = parse_units(visit.value("quantity"))
+    if not quantity:
+        return await _correct(
+            visit, product_id, delivery_id, quantity=visit.value("quantity"), mistakes={"quantity": ""}
+        )
+    try:
+        product = await changes.book_delivery(
+            visit.deps, product_id=product_id, delivery_id=delivery_id, quantity=quantity
+        )
+    except RequestRefused as e:
+        return await _correct(visit, product_id, quantity=visit.value("quantity"), mistakes={"quantity": str(e)})
+    except (OutcomeUnknown, ProductChanged):
+        return outcome_unknown(visit, look_path=f"{path_of(product_id)}/stock")
+    return redirect_with_notice(
+        visit,
+        f"{path_of(product_id)}/stock",
+        N_("A delivery of %(quantity)s was added to the stock of %(name)s."),
+        name=product.name,
+        quantity=visit.language.number(quantity),
+    )
+
+
+async def _correct(
+    visit: Visit,
+    product_id: str,
+    delivery_id: str = "",
+    *,
+    counted: str = "",
+    quantity: str = "",
+    mistakes: Mapping[str, str],
+) -> Response:
     """Show the page again, with what was typed and what has to be corrected."""
     product = await changes.get_product(visit.deps, product_id=product_id)
-    return _show(visit, Stock(product, counted, mistakes), status=400)
+    return _show(visit, Stock(product, delivery_id or str(uuid4()), counted, quantity, mistakes), status=400)
 
 
 def _show(visit: Visit, stock: Stock, *, status: int = 200) -> Response:
@@ -79,4 +118,5 @@ def _show(visit: Visit, stock: Stock, *, status: int = 200) -> Response:
 ROUTES: Mapping[str, Page] = {
     "GET /desk/products/{id}/stock": get_stock,
     "POST /desk/products/{id}/stock-take": take_stock,
+    "POST /desk/products/{id}/deliveries": book_delivery,
 }
