@@ -15,8 +15,10 @@ from market.notifications.app import Clients
 from market.notifications.dead_letters import writer
 from market.notifications.domain import Mail
 from tests.notifications.conftest import Mailing, event, json_lines
+from tests.support import servers
 from tests.support.ports import free_port
 from tests.support.schemathesis import check_with_schemathesis
+from tests.support.servers import KafkaHandle, running
 from tests.support.waiting import until
 
 FILE = Path(__file__).parents[2] / "openapi" / "notifications.json"
@@ -125,7 +127,7 @@ async def test_of_two_replays_at_the_same_time_in_two_processes_one_sends_the_ma
         await rejected(mailing, event(email=mailing.mailbox))
         [letter] = await wait_for_letters(client, 1)
     async with serving(mailing, gates[0]) as first, serving(mailing, gates[1]) as second:
-        running = asyncio.create_task(replay(first, letter["id"]))
+        replaying = asyncio.create_task(replay(first, letter["id"]))
         await until(lambda: gates[0].waiting == 1)
         for action in ("replay", "drop"):
             refused = await second.post(f"/api/dead-letters/{letter['id']}/{action}")
@@ -134,7 +136,7 @@ async def test_of_two_replays_at_the_same_time_in_two_processes_one_sends_the_ma
         assert status == 1
         assert json_lines(output)[0]["reason"].startswith("claimed: ")
         gates[0].open.set()
-        assert (await running)["result"] == "mailed"
+        assert (await replaying)["result"] == "mailed"
         assert (await replay(second, letter["id"]))["result"] == "already-replayed"
     assert (len(gates[0].mails), gates[1].waiting) == (1, 0)
     assert await mailing.mails() == []
@@ -257,14 +259,46 @@ async def test_requests_that_wait_too_long_get_503_while_one_is_served(mailing: 
         [letter] = await wait_for_letters(client, 1)
     gate = Gate()
     async with serving(mailing, gate, admission={"max_wait_seconds": 0.1}) as client:
-        running = asyncio.create_task(replay(client, letter["id"]))
+        replaying = asyncio.create_task(replay(client, letter["id"]))
         await until(lambda: gate.waiting == 1)
         refused = await client.get("/api/dead-letters")
         assert (refused.status_code, refused.json()["type"]) == (503, "urn:market:problem:overloaded")
         assert int(refused.headers["retry-after"]) >= 1
         gate.open.set()
-        assert (await running)["result"] == "mailed"
+        assert (await replaying)["result"] == "mailed"
         assert (await client.get("/api/dead-letters")).status_code == 200
+
+
+async def test_without_kafka_requests_get_503_with_retry_after_and_nothing_is_sent(
+    mail: Any, catcher: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    kafka = KafkaHandle(servers.kafka_server(tmp_path / "kafka", tmp_path / "logs"))
+    with running(kafka):
+        mailing = Mailing(kafka.bootstrap_servers, mail.smtp_port, catcher, tmp_path, kafka.kind, 6)
+        mailing.create_topic()
+        mailing.create_topic(mailing.dead_letter_topic)
+        async with serving(mailing, dead_letters={"read_seconds": 2}) as client:
+            await rejected(mailing, event(email=mailing.mailbox))
+            [letter] = await wait_for_letters(client, 1)
+            await mailing.inject_faults()
+            kafka.pause()
+            try:
+                for method, path in (
+                    ("GET", "/api/dead-letters"),
+                    ("POST", f"/api/dead-letters/{letter['id']}/replay"),
+                ):
+                    refused = await client.request(method, path)
+                    assert (refused.status_code, refused.headers["retry-after"]) == (503, "5"), refused.text
+            finally:
+                kafka.resume()
+            assert await mailing.mails() == []
+
+            async def settled() -> str:
+                response = await client.post(f"/api/dead-letters/{letter['id']}/replay")
+                return str(response.json()["result"]) if response.status_code == 200 else ""
+
+            assert await until(settled, what="Kafka is available again") == "mailed"
+        assert len(await mailing.mails()) == 1
 
 
 async def test_schemathesis_finds_no_500_and_no_undocumented_response(mailing: Mailing, tmp_path: Path) -> None:
