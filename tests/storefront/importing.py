@@ -8,6 +8,7 @@ from uuid import uuid4
 import httpx
 
 from tests.storefront.visitor import Document, Form, Shop, Visitor
+from tests.support.waiting import until
 from tests.system.whole_shop import retried
 
 PATH = "/desk/import"
@@ -79,9 +80,17 @@ def job_form(page: Document) -> Form:
 
 
 async def products_with(shop: Shop, word: str) -> list[dict[str, Any]]:
-    """Return all products whose text has the word, with their stock, sorted by name. At most 100."""
+    """Return all products whose text has the word, sorted by name, as they are in the stores. At most 100."""
     url = f"{shop.stack.urls['products']}/api/product"
-    params = {"q": f'"{word}"', "limit": 100, "sort": "name", "stock": "true"}
-    response = await retried(lambda: shop.http.get(url, params=params), 503)
-    page = response.raise_for_status().json()
-    return [] if page.get("suggested") else list(page["items"])
+    params = {"q": f'"{word}"', "limit": 100, "sort": "name", "stock": "true", "availability": "false"}
+    found: list[dict[str, Any]] = []
+
+    async def are_known() -> bool:
+        response = await retried(lambda: shop.http.get(url, params=params), 503)
+        page = response.raise_for_status().json()
+        found[:] = [] if page.get("suggested") else page["items"]
+        # On a busy machine, the stock may be unknown for a moment.
+        return all(product["stock"] is not None for product in found)
+
+    await until(are_known, what="the stock of each product")
+    return found

@@ -182,11 +182,6 @@ async def test_a_form_without_a_file_or_with_a_wrong_stock_is_refused_with_the_r
     assert "The stock must be a whole number from 0 to 2,147,483,647." in Document(response.text).text
 
 
-async def test_a_request_that_no_form_can_hold_is_refused(visitor: Visitor) -> None:
-    response = await upload(visitor, b"x" * 4_194_304)
-    assert response.status_code == 413
-
-
 async def test_large_bodies_are_accepted_by_the_import_only(visitor: Visitor) -> None:
     form = (await visitor.open("/")).form("/language")
     fields = [*form.fields, ("filler", "x" * 1_048_576)]

@@ -25,6 +25,17 @@ async def page(tmp_path: Path) -> AsyncIterator[Tab]:
         yield page
 
 
+# Lets the next step of the page wait, so that the page does not change while it is looked at.
+HOLD = """(() => {
+  const send = window.fetch;
+  window.fetch = async (...request) => {
+    window.held = true;
+    while (!window.mayGoOn) await new Promise((resolve) => setTimeout(resolve, 50));
+    return send(...request);
+  };
+})()"""
+
+
 async def choose_file(page: Tab, data: bytes) -> None:
     """Put a file into the form, as a visitor does who chooses one."""
     await page.evaluate(
@@ -63,8 +74,10 @@ async def test_an_import_goes_on_by_itself_through_an_outage_until_it_is_done_an
         await page.evaluate(click("start"))
         await page.until(shown("form[data-step=run]"))
         await page.until(f"{MAIN}.includes('The shop does not respond. Nothing is lost')")
+        await page.evaluate(HOLD)
+        await page.until("window.held")
         await look("the progress")
-        await page.evaluate("window.untouched = true")
+        await page.evaluate("window.mayGoOn = window.untouched = true")
     # Nobody presses a button.
     await page.until(f"{MAIN}.includes('The import is done.')")
     assert await page.evaluate("window.untouched")

@@ -76,7 +76,7 @@ class Importer:
         """
         phase = steps.run if work.is_started else steps.compare
         interruption = await phase(self._gateway, work, steps.Pace(seconds, self._max_calls))
-        return None if interruption is None else interruption.retry_after
+        return None if interruption is None else max(1, interruption.retry_after)
 
     async def pack(self, work: Job) -> str:
         """Return the job as text for the page. Raises TooLarge."""
