@@ -322,8 +322,8 @@ class HttpUpstream(Section, frozen=True, kw_only=True):
 class MutualTls(Section, frozen=True, kw_only=True):
     """TLS in which both sides present a certificate. A file that changes is read again.
 
-    ca_file: the authorities (PEM) one of which must have signed the other side's certificate. cert_file, key_file: this
-    side's own certificate and its key (PEM).
+    ca_file: certificates of authorities (PEM). One of them must have signed the other side's certificate
+    cert_file, key_file: this side's own certificate and its key (PEM)
     """
 
     ca_file: NonEmptyStr
@@ -334,7 +334,7 @@ class MutualTls(Section, frozen=True, kw_only=True):
 class GrpcUpstream(Section, frozen=True, kw_only=True):
     """An upstream that is called over gRPC; `target` is a gRPC target, such as dns:///host:port.
 
-    tls: None: unencrypted. The upstream's certificate must have the host name of `target`.
+    tls: the upstream's certificate must be for the host name of `target`. None: calls are not encrypted
     """
 
     target: NonEmptyStr

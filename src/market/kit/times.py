@@ -41,7 +41,7 @@ def parse_interval(
     return begin, end
 
 
-# Far enough from the limits of dates for calculations with them.
+# The first and the last day that are accepted. Calculations with them do not exceed the limits of dates.
 _FIRST_DAY, _LAST_DAY = date(1970, 1, 1), date(9998, 12, 31)
 
 
@@ -51,7 +51,7 @@ def parse_day(field: str, value: str) -> date:
         day = date.fromisoformat(value[:_MAX_LENGTH])
     except ValueError:
         raise BadInput(field, "must be a date such as 2026-01-31") from None
-    # Other forms, such as 20260131, are not accepted.
+    # date.fromisoformat also accepts other forms, such as 20260131.
     if day.isoformat() != value:
         raise BadInput(field, "must be a date such as 2026-01-31")
     if not _FIRST_DAY <= day <= _LAST_DAY:

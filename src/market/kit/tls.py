@@ -34,6 +34,6 @@ FileVersion = tuple[int, int, int]
 
 
 def file_version(file: Path) -> FileVersion:
-    """Return what changes when the file changes. Raises OSError if it is unreadable."""
+    """Return a value that is different after the file has changed. Raises OSError if the file does not exist."""
     found = file.stat()
     return found.st_mtime_ns, found.st_size, found.st_ino

@@ -372,7 +372,7 @@ def app(
 ) -> Any:
     """Return the ASGI app.
 
-    recovery: after which times orders count as unfinished
+    recovery: determines when an order counts as unfinished
     create_order_timeout_seconds: the deadline of POST /api/order
     default_timeout_seconds: the deadline of every other request
     authenticator: verifies the callers' tokens. None: mode `open`, in which nobody signs in.

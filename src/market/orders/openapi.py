@@ -222,7 +222,7 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                     parameter(
                         "from",
                         "query",
-                        f"The first day. By default the 30th day up to `to`; at most {MAX_PERIOD_DAYS} days up to it.",
+                        f"The first day. The period has 30 days by default, and at most {MAX_PERIOD_DAYS}.",
                         {"type": "string", "format": "date"},
                     ),
                     parameter("to", "query", "The last day; by default today.", {"type": "string", "format": "date"}),
@@ -236,8 +236,8 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "GET",
                 "/api/unfinished-orders",
                 "listUnfinishedOrders",
-                "List orders with work that should be done by now: pending for too long, stock not released, events "
-                "unsent or stuck. By kind, and then the oldest first.",
+                "List orders with work that should have been done by now: pending for too long, stock not released, "
+                "events unsent or stuck. Sorted by kind, and then the oldest first.",
                 {
                     200: ("The number of unfinished orders by kind, and a page of them.", UnfinishedPage),
                     422: ("A parameter is unknown or out of range.", None),
@@ -262,7 +262,7 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "Do at once what is due for the order: reject it if it is overdue, release its stock, publish its "
                 "events, including stuck ones. Can be repeated; does nothing if nothing is due.",
                 {
-                    202: ("Done; publishing has begun.", None),
+                    202: ("Done. Publishing has been started.", None),
                     404: ("There is no such order.", None),
                     422: ("A parameter is unknown.", None),
                     **unavailable,

@@ -171,7 +171,7 @@ class GrpcServer:
     max_in_flight: the maximum number of concurrent calls. Further calls fail immediately with RESOURCE_EXHAUSTED. None:
     no
         limit.
-    tls: clients must present a certificate. None: unencrypted.
+    tls: with mutual TLS, clients must present a certificate. None: calls are not encrypted.
     """
 
     def __init__(

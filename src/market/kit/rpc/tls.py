@@ -1,7 +1,8 @@
-"""Mutual TLS for gRPC: both sides present a certificate, and read their files again when these change.
+"""Mutual TLS for gRPC: both sides present a certificate, and read their files again when the files change.
 
-A server looks at its files at each handshake. A client's channel cannot change its certificate, so a client gets a new
-channel. Connections that are open keep the old certificates; the server closes each after a while.
+A server checks at each handshake whether its files have changed. The certificate of a client's channel cannot be
+changed, so the client opens a new channel. Open connections keep the old certificates until the server closes them, at
+an age of about a minute (see server.py).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from market.kit.process import logs
 from market.kit.tls import FileVersion, file_version
 
 log = logs.get_logger("grpc")
-# How often a client looks at its files, in seconds.
+# The minimum time between two checks whether a client's files have changed.
 _CHECK_SECONDS = 1.0
-# How long calls on a channel that was replaced may take, in seconds. No call has a longer deadline.
+# How long the calls in flight on a replaced channel may still take. No call has a longer deadline.
 _GRACE_SECONDS = 30.0
 
 
@@ -31,16 +32,16 @@ class Certificates:
     """The contents of the files, in PEM: the authorities of the other side, this side's key and its certificate."""
 
     def __init__(self, config: MutualTls) -> None:
-        """Raises OSError if a file is unreadable, or if certificate and key do not belong together."""
+        """Read the files. Raises OSError if one is unreadable, or if certificate and key do not belong together."""
         self._config = config
         self._versions = self._current_versions()
         self.authorities, self.key, self.certificate = self._read()
 
     def reload(self) -> bool:
-        """Read the files again if one has changed, and return whether they were replaced.
+        """Read the files again if one has changed. Return whether there are new contents.
 
-        Files that cannot be used, such as a certificate whose key is not there yet, are logged, and the old contents
-        stay.
+        If the files cannot be used, because the key of a new certificate has not been written yet, for example, log
+        that and keep the old contents.
         """
         try:
             versions = self._current_versions()
@@ -62,7 +63,8 @@ class Certificates:
         return self._config.ca_file, self._config.key_file, self._config.cert_file
 
     def _read(self) -> tuple[bytes, bytes, bytes]:
-        # gRPC accepts a key of another certificate, and fails at the handshake. This raises ssl.SSLError, an OSError.
+        # Check the files: this raises ssl.SSLError, an OSError, if the key belongs to another certificate. gRPC would
+        # accept the files, and fail at each handshake.
         context = ssl.create_default_context(cafile=self._config.ca_file)
         context.load_cert_chain(self._config.cert_file, self._config.key_file)
         authorities, key, certificate = (Path(file).read_bytes() for file in self._files)
@@ -84,7 +86,7 @@ def server_credentials(config: MutualTls) -> grpc.ServerCredentials:
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         return configuration() if certificates.reload() else None
 
-    # None means: as before. The stubs do not know that.
+    # If `fetch` returns None, gRPC keeps the old certificates. The type stubs do not permit None.
     fetcher = cast(Callable[[], grpc.ServerCertificateConfiguration], fetch)
     return grpc.dynamic_ssl_server_credentials(configuration(), fetcher, require_client_authentication=True)
 
@@ -93,7 +95,7 @@ class ReloadingChannel:
     """A channel for unary calls with mutual TLS. Calls after a change of the files use a new connection."""
 
     def __init__(self, target: str, config: MutualTls, options: list[tuple[str, Any]]) -> None:
-        """Raises OSError if the files cannot be used."""
+        """Read the files, but do not connect. Raises OSError if the files cannot be used."""
         self._target = target
         self._options = options
         self._certificates = Certificates(config)

@@ -1,4 +1,4 @@
-"""The endpoints for those who run the shop: shortages by day and product, and unfinished orders."""
+"""The endpoints for merchants and operators: shortages by day and product, and unfinished orders."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ShortagePage(Struct, frozen=True, rename={"first": "from", "last": "to"}):
 
 
 class UnfinishedPage(Struct, frozen=True):
-    """How many orders are unfinished, by kind, and a page of them."""
+    """The number of unfinished orders by kind, and a page of unfinished orders."""
 
     kinds: list[KindSummary]
     items: list[UnfinishedOrder]
@@ -74,7 +74,10 @@ class _NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse_period(first: str | None, last: str | None, today: date) -> tuple[date, date]:
-    """Return the first and the last day of a period: by default the 30 days that end today. Raises BadInput."""
+    """Return the first and the last day of a period, by default the 30 days up to `last`. Raises BadInput.
+
+    first, last: the days in the request, or None. `last` is today by default
+    """
     end = today if last is None else parse_day("to", last)
     begin = end - timedelta(days=DEFAULT_PERIOD_DAYS - 1) if first is None else parse_day("from", first)
     days = (end - begin).days + 1

@@ -15,7 +15,7 @@ _DAY = timedelta(days=1)
 
 
 class DailyShortage(Struct, frozen=True):
-    """What could not be sold of a product on a day in UTC: the day on which the orders were rejected."""
+    """The units of a product that could not be sold on one day: the day in UTC on which the orders were rejected."""
 
     day: Annotated[str, Meta(extra_json_schema={"format": "date"})]
     product_id: events.IdText
@@ -40,10 +40,11 @@ class ShortageRepository:
     async def list_daily(
         self, first: date, last: date, *, product_id: str | None, limit: int, after: ShortagePosition | None = None
     ) -> list[DailyShortage]:
-        """Return up to `limit` shortages of the days from `first` to `last`, the latest day first, then by product id.
+        """Return up to `limit` shortages of the days from `first` to `last`: the latest day first, then by product id.
 
-        Only the days that are returned are read: there are two queries for each of them.
+        Makes two queries for each day that is returned, and reads no other days.
 
+        product_id: only shortages of this product. None: of all products
         after: the position at which the previous page ends
         """
         found: list[DailyShortage] = []
@@ -62,7 +63,7 @@ class ShortageRepository:
         return found
 
     async def _latest_day(self, first: date, before: date, product_id: str | None) -> date | None:
-        """Return the latest day on which an order was rejected for lack of stock; None if there is none."""
+        """Return the latest day before `before` on which an order was rejected for lack of stock, or None."""
         where = _rejected_between(first, before, product_id)
         found = await self._collection.find_one(where, {"rejected_at": 1}, sort=[("rejected_at", -1)])
         return found["rejected_at"].date() if found else None
@@ -95,7 +96,7 @@ class ShortageRepository:
 
 
 def _rejected_between(first: date, before: date, product_id: str | None) -> documents.Document:
-    # The condition for `shortages` permits MongoDB to use the index, which has only such orders.
+    # Because of the condition for `shortages`, MongoDB can use the index, which contains only orders with this field.
     where: documents.Document = {
         "status": Status.REJECTED.value,
         "shortages": {"$exists": True},

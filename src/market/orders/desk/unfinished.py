@@ -1,4 +1,4 @@
-"""Unfinished orders: those with work that should be done by now, by kind, and taking one of them up at once."""
+"""Unfinished orders: lists orders with work that should have been done by now, and retries the work of one order."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from market.orders.mongodb.collection import EPOCH, MIN_TIMESTAMP, OrdersCollect
 from market.orders.recovery.recover import Result, recover_order
 from market.orders.service import Deps
 
-# Stock releases have no index by the time since when they are due: their times are read, but not of more than this.
+# There is no index by the time at which stock releases became due. To find the oldest one, the times of this many stock
+# releases are read.
 _MAX_RELEASE_TIMES = 1000
 
 
 class Kind(StrEnum):
-    """Why an order is unfinished. An order may be so in several ways."""
+    """Why an order is unfinished. There may be several reasons."""
 
     PENDING = "pending"
     RELEASE_DUE = "release-due"
@@ -35,7 +36,7 @@ class Kind(StrEnum):
     STUCK = "stuck"
 
 
-# The field by which the orders of a kind are sorted, and which has an index.
+# The field by which the orders of a kind are sorted. It has an index.
 _FIELDS: Mapping[Kind, str] = {
     Kind.PENDING: "since",
     Kind.RELEASE_DUE: "release_due",
@@ -45,7 +46,7 @@ _FIELDS: Mapping[Kind, str] = {
 
 
 class UnfinishedOrder(Struct, frozen=True):
-    """An order, one of the kinds in which it is unfinished, and since when."""
+    """An unfinished order of one kind, and since when it is unfinished."""
 
     order_id: events.IdText
     kind: Annotated[str, Meta(extra_json_schema={"enum": [kind.value for kind in Kind]})]
@@ -56,7 +57,7 @@ class UnfinishedOrder(Struct, frozen=True):
 
 
 class KindSummary(Struct, frozen=True):
-    """How many orders are unfinished in this way, and since when the first of them."""
+    """The number of unfinished orders of one kind, and since when the first of them is unfinished."""
 
     kind: Annotated[str, Meta(extra_json_schema={"enum": [kind.value for kind in Kind]})]
     total: Annotated[int, Meta(ge=0)]
@@ -67,8 +68,8 @@ class KindSummary(Struct, frozen=True):
 class UnfinishedPosition(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Where a page of unfinished orders ends. Cursors contain it, so its fields must not change.
 
-    time, increment: of the last order's sort field: milliseconds since 1970 and 0, or a BSON timestamp
-    repeats: how many orders with the same kind and time come before the next page
+    time, increment: the value of the sort field of the last order: milliseconds since 1970 and 0, or a BSON timestamp
+    repeats: how many orders with this kind and value come before the next page
     """
 
     kind: Kind
@@ -79,10 +80,10 @@ class UnfinishedPosition(Struct, frozen=True, array_like=True, forbid_unknown_fi
 
 @dataclass(frozen=True)
 class Ages:
-    """How old work has to be to count as unfinished, in seconds.
+    """How old work must be to count as unfinished, in seconds. A stuck event counts at once.
 
-    pending: of a pending order, after which recovery rejects it
-    other: of unsent events, and of stock releases. Stuck events count at once.
+    pending: the age of a pending order, after which recovery rejects it
+    other: the age of an unsent event or a stock release
     """
 
     pending: float
@@ -105,16 +106,19 @@ class UnfinishedOrders:
         self._ages = ages
 
     async def summarize(self) -> list[KindSummary]:
-        """Return the number of each kind, and since when the first of them is unfinished."""
+        """Return a summary of each kind."""
         now = await self._collection.server_time()
         return list(await asyncio.gather(*(self._summarize_kind(kind, now) for kind in Kind)))
 
     async def list_page(
         self, kinds: Sequence[Kind], *, limit: int, after: UnfinishedPosition | None = None
     ) -> tuple[list[UnfinishedOrder], UnfinishedPosition | None]:
-        """Return a page of unfinished orders, by kind and then the oldest first, and where it ends.
+        """Return a page of unfinished orders, and the position at which it ends (None on the last page).
 
-        The position is None on the last page. Stock releases are sorted by when they were last tried.
+        The orders are sorted by kind. In a kind, the oldest is first, but stock releases are sorted by when they were
+        last tried.
+
+        after: the position at which the previous page ends
         """
         now = await self._collection.server_time()
         found: list[_Found] = []
@@ -181,7 +185,7 @@ class UnfinishedOrders:
             return {"unsent_since": {"$gt": EPOCH, "$lt": oldest_recent}}
         if kind is Kind.STUCK:
             return {"stuck_since": {"$gt": EPOCH}}
-        # `release_due` itself is later, if the release was postponed.
+        # Not by `release_due`, because postponing a release sets it to a later time.
         is_recent = {"$gte": oldest_recent}
         return {
             "release_due": {"$gt": EPOCH},
@@ -204,7 +208,7 @@ def _key(found: _Found) -> tuple[str, int, int]:
 
 
 def _read(kind: Kind, d: documents.Document) -> _Found:
-    """Return the order of a document. The document may be unreadable as an order, so as little as possible is read."""
+    """Return the unfinished order in a document. Reads few fields, because other fields may be unreadable."""
     value = d[_FIELDS[kind]]
     since: Any = value
     if kind is Kind.RELEASE_DUE:
@@ -234,10 +238,11 @@ def _sort_value(kind: Kind, position: UnfinishedPosition) -> datetime | Timestam
 
 
 async def retry_order(deps: Deps, unfinished: UnfinishedOrders, order_id: UUID) -> None:
-    """Do for one order at once what recovery and the relay would do later. Does nothing if nothing is due.
+    """Do at once what is due for the order. Do nothing if nothing is due.
 
-    Rejects an overdue pending order, releases stock, and publishes events, including stuck ones. Publishing is only
-    started. Raises NotFound, and Unavailable if inventory or MongoDB is unavailable, or if the order is unreadable.
+    Rejects an overdue pending order, releases stock, and publishes events, including stuck ones. Publishing is started,
+    but not awaited. Raises NotFound if there is no such order. Raises Unavailable if inventory or MongoDB is
+    unavailable, or if the order is unreadable.
     """
     if await deps.orders.get_latest(order_id) is None:
         raise NotFound("order", order_id)

@@ -152,7 +152,7 @@ class OrdersCollection:
         )
 
     async def aggregate(self, pipeline: Sequence[Document]) -> list[Document]:
-        """Return all documents that the pipeline returns."""
+        """Run the aggregation pipeline, and return all documents of its result."""
 
         async def run() -> list[Document]:
             async with await self.pymongo_collection.aggregate(pipeline) as cursor:
