@@ -12,8 +12,8 @@ import pytest
 
 from market.kit.ids import new_id
 from market.orders.domain import Order, OrderLine, Status
+from market.orders.listing.pages import Position, Selection
 from market.orders.mongodb.documents import order_to_document
-from market.orders.store import Position, Selection
 from tests.support.issuer import Issuer
 
 from .service import MakeSettings, on_new_database, serving

@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from market.orders.domain import Status
-from market.orders.store import PageOutline, Selection
+from market.orders.listing.pages import PageOutline, Selection
 from tests.support.issuer import Issuer
 
 from .service import MakeSettings, on_new_database, serving

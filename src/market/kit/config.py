@@ -19,6 +19,7 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
+from market.kit.host_and_port import parse_host_and_port
 from market.kit.validation import explain
 
 T = TypeVar("T")
@@ -264,27 +265,7 @@ class Postgres(Section, frozen=True, kw_only=True):
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """The host and port of each server."""
-        return [_address(text.strip(), self.port) for text in self.host.split(",")]
-
-
-_BRACKETED = re.compile(r"\[([^\[\]]+)\](?::(.*))?", re.DOTALL)
-
-
-def _address(text: str, default_port: int) -> tuple[str, int]:
-    """Return host and port of `host`, `host:port`, `[IPv6]:port` or a plain IPv6 address. Raises ValueError."""
-    if found := _BRACKETED.fullmatch(text):
-        host, port = found[1], found[2]
-    elif text.count(":") == 1:
-        host, port = text.split(":")
-    else:
-        host, port = text, None
-    if not host or "[" in host:
-        raise ValueError(f"host must be a comma-separated list of host names or addresses; invalid entry {text!r}")
-    if port is None:
-        return host, default_port
-    if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):
-        raise ValueError(f"host: the port of {host} must be between 1 and 65535, got {port!r}")
-    return host, int(port)
+        return [parse_host_and_port(text.strip(), self.port) for text in self.host.split(",")]
 
 
 class Kafka(Section, frozen=True, kw_only=True):

@@ -32,11 +32,11 @@ from market.orders.desk import endpoints as desk
 from market.orders.domain import MAX_LINES, MAX_QUANTITY, NewOrder, Order, RequestedLine, Status, timestamp
 from market.orders.history import representation
 from market.orders.history.representation import to_representation
+from market.orders.listing.pages import PageOutline, Position, Selection
 from market.orders.metrics import OUTCOMES
 from market.orders.ownership.rules import check_recipient, listed_user, readable_owner
 from market.orders.pricing.prices import merge_lines
 from market.orders.service import Deps
-from market.orders.store import PageOutline, Position, Selection
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 # Subtracted from the caller's deadline, to leave time for sending the response.

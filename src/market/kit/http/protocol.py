@@ -133,10 +133,7 @@ class HttpProtocol(HttpToolsProtocol):
         return max(unsent, self._sending_bytes) if unsent else 0
 
     def send_rate(self, now: float, min_seconds: float) -> float:
-        """Return the rate at which the client has read since it fell behind, in bytes per second.
-
-        A shorter time than `min_seconds` counts as `min_seconds`.
-        """
+        """Return the client's read rate since it fell behind, in bytes per second over at least `min_seconds`."""
         seconds = max(min_seconds, now - (self._sending_since or now))
         return (self._sending_bytes - self.unsent_bytes) / seconds
 
