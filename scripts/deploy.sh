@@ -190,6 +190,10 @@ cluster apply -f "$root/deploy/base/services/namespace.yaml" >/dev/null
 [ "$overlay" = production ] || ensure_passwords
 render "$folder" > "$work/all.yaml"
 objects > "$work/before"
+# Classes cannot be changed, only replaced; pods keep what they have got. Those of an earlier version preempted other pods.
+preempting=$(cluster get priorityclasses -l "$OURS" -o 'jsonpath={range .items[?(@.preemptionPolicy!="Never")]}{.metadata.name}{" "}{end}')
+# shellcheck disable=SC2086
+[ -z "$preempting" ] || cluster delete priorityclass $preempting >/dev/null
 cluster apply -f "$work/all.yaml" >/dev/null || die "$FAILED" "the cluster rejected the manifests; see the lines above"
 objects > "$work/after"
 created=$(join -v 2 "$work/before" "$work/after" | awk '{print $1}')
