@@ -21,6 +21,7 @@ from market.kit.process.lifecycle import Process
 from market.storefront.app import build
 from market.storefront.config import Config, Cookies
 from tests.storefront.faulty_gateway import FaultyGateway
+from tests.storefront.importing import retail
 from tests.storefront.visitor import Shop
 from tests.support.browser import Tab
 from tests.support.ports import free_port
@@ -252,6 +253,20 @@ async def _unknown_outcome(tour: Tour) -> None:
     await tour.send(path, name="Tour cup")
 
 
+_IMPORTED = retail("22423;Cake stand;3;12.75", "84879;Bird ornament;40;1.69", "22720;Cake tins;5;4.95")
+
+
+async def _dry_run(tour: Tour) -> None:
+    await tour.go("/desk/import")
+    await tour._leave(f"""(() => {{
+        const files = new DataTransfer();
+        files.items.add(new File([{json.dumps(_IMPORTED.decode())}], "products.csv", {{type: "text/csv"}}));
+        document.getElementById("file").files = files.files;
+        document.querySelector("main form[action='/desk/import'] button").click();
+    }})()""")
+    await tour.tab.until("document.querySelector('main button[value=report]') !== null")
+
+
 STOPS = (
     Stop("catalogue", _at("/"), ".grid"),
     Stop("search", _at("/?q={word}"), ".grid"),
@@ -295,6 +310,8 @@ STOPS = (
     Stop("desk-stock-mistake", _wrong_count, ".box.bad"),
     Stop("desk-stock-conflict", _stock_take_of_a_changed_product, ".box.warn"),
     Stop("desk-stock", _at("/desk/products/{teapot}/stock"), "main form"),
+    Stop("desk-import", _at("/desk/import"), "#file"),
+    Stop("desk-import-dry-run", _dry_run, "main table"),
     Stop("desk-outage", _at("/desk/products"), off=frozenset({"products"})),
 )
 
