@@ -312,6 +312,7 @@ STOPS = (
     Stop("desk-stock", _at("/desk/products/{teapot}/stock"), "main form"),
     Stop("desk-import", _at("/desk/import"), "#file"),
     Stop("desk-import-dry-run", _dry_run, "main table"),
+    Stop("desk-dead-letters", _at("/desk/dead-letters")),
     Stop("desk-outage", _at("/desk/products"), off=frozenset({"products"})),
 )
 
