@@ -47,6 +47,9 @@ _LEFT_OUT = {
     "basket-two-currencies",
     "checkout-nothing-left",
     "signed-in-orders",
+    "desk-product-deletion-conflict",
+    "desk-stock-mistake",
+    "desk-stock-conflict",
 }
 _DESKTOP, _PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 # The longest part of a page that a picture shows, in pixels of the page.
