@@ -12,7 +12,7 @@ from benchmarks.load import ROOT
 PYTHON = "the packages of requirements/bench.lock"
 NODE = "Node and npm"
 MERCURIUS = ROOT / "benchmarks" / "peers" / "mercurius"
-_MODULES = ("fastapi", "sqlalchemy", "psycopg", "aiokafka", "strawberry", "ariadne", "aiodataloader")
+_MODULES = ("fastapi", "oscar", "sqlalchemy", "psycopg", "aiokafka", "strawberry", "ariadne", "aiodataloader")
 
 
 @cache

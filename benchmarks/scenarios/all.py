@@ -15,6 +15,7 @@ from benchmarks.scenarios import (
     products,
     search,
     sign_in,
+    storefront,
 )
 
 SCENARIOS: list[Scenario] = [
@@ -26,6 +27,7 @@ SCENARIOS: list[Scenario] = [
     *fairness.SCENARIOS,
     *inventory.SCENARIOS,
     *gateway.SCENARIOS,
+    *storefront.SCENARIOS,
     *sign_in.SCENARIOS,
     *mails.SCENARIOS,
     *deferred_mails.SCENARIOS,
