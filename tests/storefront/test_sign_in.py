@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 
 from tests.issuer.signed_in_shop import subject_of
 from tests.storefront.signed_in import NEW_SECRET, OLD_SECRET, Browser, SigningIn, signing_in
@@ -81,6 +82,38 @@ async def test_a_visitor_signs_in_and_returns_to_the_page(world: SigningIn, brow
     assert subject_of(token_of(world)) == "ann"
     # What the browser has of the token cannot be read in it.
     assert token_of(world) not in page.text + "".join(browser.http.cookies.values())
+
+
+async def test_sign_ins_and_renewals_are_counted(world: SigningIn, browser: Browser) -> None:
+    def counted() -> list[float]:
+        failed, renewals = "market_storefront_sign_ins_failed_total", "market_storefront_renewals_total"
+        values = [
+            REGISTRY.get_sample_value("market_storefront_sign_ins_started_total"),
+            REGISTRY.get_sample_value("market_storefront_sign_ins_completed_total"),
+            *(
+                REGISTRY.get_sample_value(failed, {"reason": reason})
+                for reason in ("attempt", "no_code", "unavailable")
+            ),
+            *(REGISTRY.get_sample_value(renewals, {"result": result}) for result in ("renewed", "refused")),
+        ]
+        return [value or 0.0 for value in values]
+
+    before = counted()
+    await browser.get("/sign-in/callback?code=c&state=s")
+    address = await browser.reach_provider("/orders")
+    [state] = parse_qs(urlsplit(address).query)["state"]
+    await browser.get(f"/sign-in/callback?error=access_denied&state={state}")
+    answer = await browser.choose(await browser.reach_provider("/orders"), "ann")
+    await world.provider.stop()
+    assert (await browser.follow(answer)).status_code == 503
+    await world.provider.start()
+    await browser.sign_in()
+    world.clock.advance(SOON)
+    await renewed(browser)
+    world.provider.forget()
+    world.clock.advance(2 * SOON)
+    await browser.get("/orders")
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [3, 1, 1, 1, 1, 1, 1]
 
 
 async def test_a_merchant_sees_the_role(browser: Browser) -> None:

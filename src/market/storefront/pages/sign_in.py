@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from market.kit.errors import NotFound, Unavailable
 from market.kit.process import logs
+from market.storefront import metrics
 from market.storefront.pages.visit import Visit, local_path, redirect
 from market.storefront.session.session import Session
 from market.storefront.sign_in.records import NotSignedIn
@@ -30,6 +31,7 @@ async def begin(visit: Visit) -> Response:
         next_path = "/"
     sign_in = _sign_in(visit)
     url, attempt = await sign_in.begin(visit.origin + _CALLBACK, next_path)
+    metrics.SIGN_INS_STARTED.inc()
     response = _redirect_away(url)
     sign_in.keep_attempt(response, attempt)
     return response
@@ -54,7 +56,12 @@ async def finish(visit: Visit) -> Response:
         response = redirect(next_path)
         sign_in.start_session(response, grant, session.id)
         visit.session = session
+        metrics.SIGN_INS_COMPLETED.inc()
+    except Unavailable:
+        metrics.SIGN_INS_FAILED.labels("unavailable").inc()
+        raise
     except NotSignedIn as e:
+        metrics.SIGN_INS_FAILED.labels(e.reason).inc()
         log.info("a visitor was not signed in", reason=str(e))
         response = visit.page("sign_in.html", status=400, reason="failed", next_path=next_path)
     sign_in.forget_attempt(response)

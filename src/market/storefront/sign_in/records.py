@@ -67,7 +67,11 @@ class Renewal(Struct, frozen=True, kw_only=True):
 
 
 class NotSignedIn(Exception):
-    """A visitor was not signed in. The text is for the log, and has no token in it."""
+    """A visitor was not signed in. The text is for the log, and has no token in it. reason: as in the metric."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class Attempt(Struct, frozen=True, kw_only=True):

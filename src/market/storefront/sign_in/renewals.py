@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from market.kit.errors import Unavailable
 from market.kit.process import logs
+from market.storefront import metrics
 from market.storefront.sign_in.issuer_client import Refused
 from market.storefront.sign_in.records import Grant, Person
 
@@ -90,11 +91,14 @@ class Renewals:
         outcome: Outcome
         try:
             outcome = Renewed(await self._renew(refresh_token, person))
+            metrics.RENEWALS.labels("renewed").inc()
         except Refused as e:
             log.info("a token was not renewed", reason=str(e))
+            metrics.RENEWALS.labels("refused").inc()
             outcome = RenewalRefused()
         except Unavailable as e:
             log.warning("a token cannot be renewed", error=str(e))
+            metrics.RENEWALS.labels("failed").inc()
             outcome, seconds = RenewalFailed(), _RETRY_SECONDS
         finally:
             del self._running[key]

@@ -113,21 +113,21 @@ class SignIn:
     ) -> Grant:
         """Return what the issuer's answer grants. Raises NotSignedIn and Unavailable."""
         if attempt is None or not secrets.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace")):
-            raise NotSignedIn("the answer does not belong to an attempt of this browser")
+            raise NotSignedIn("the answer does not belong to an attempt of this browser", "attempt")
         try:
             self._client.check_issuer(issuer)
             if error or not code or len(code) > _MAX_CODE_CHARACTERS:
-                raise NotSignedIn(f"the issuer's answer has no code, but {error[:64] or 'nothing'}")
+                raise NotSignedIn(f"the issuer's answer has no code, but {error[:64] or 'nothing'}", "no_code")
             return await self._client.exchange(code, attempt, redirect_uri)
         except Refused as e:
-            raise NotSignedIn(str(e)) from None
+            raise NotSignedIn(str(e), "refused") from None
 
     def start_session(self, response: Response, grant: Grant, session_id: str) -> None:
         """Keep the tokens in the browser, for this session. Raises NotSignedIn if they are too large for cookies."""
         ends_at = self._clock() + self._max_session_seconds
         access, renewal = _cookies_of(grant, session_id, ends_at, grant.id_token)
         if not self._keep(response, access, renewal):
-            raise NotSignedIn("the tokens of the issuer are too large for cookies")
+            raise NotSignedIn("the tokens of the issuer are too large for cookies", "size")
 
     # Signed in.
 
