@@ -90,7 +90,7 @@ ROWS = {
             "storefront",
             "the shop, for a browser",
             {"storefront": 18, "storefront admin": 19},
-            *("graphql", "notifications", "issuer"),
+            *("graphql", "orders", "notifications", "issuer"),
         ),
     )
 }

@@ -16,7 +16,7 @@ from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process
 from market.storefront import api, service
 from market.storefront.basket.basket import Baskets
-from market.storefront.clients import GatewayClient, NotificationsClient, RestClient
+from market.storefront.clients import GatewayClient, NotificationsClient, OrdersClient, RestClient
 from market.storefront.config import Config
 from market.storefront.importing.importer import Importer
 from market.storefront.pages.listing import Listing
@@ -39,6 +39,7 @@ class Clients:
 
     gateway: GatewayClient
     notifications: NotificationsClient
+    orders: OrdersClient | None = None
 
 
 @asynccontextmanager
@@ -48,7 +49,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     cookies = CookieJar(read_secrets(config.cookies.secrets_file), secure=secure)
     async with AsyncExitStack() as stack:
         clients = clients or await _clients(config, stack)
-        deps = Deps(gateway=clients.gateway, notifications=clients.notifications)
+        deps = Deps(gateway=clients.gateway, notifications=clients.notifications, orders=clients.orders)
         site = Site(
             deps=deps,
             listing=Listing(partial(service.list_all_products, deps)),
@@ -74,6 +75,7 @@ async def _clients(config: Config, stack: AsyncExitStack) -> Clients:
     return Clients(
         GatewayClient(await http("graphql", config.gateway)),
         NotificationsClient(RestClient(await http("notifications", config.notifications))),
+        None if config.orders is None else OrdersClient(RestClient(await http("orders", config.orders))),
     )
 
 

@@ -5,6 +5,7 @@ Each call has the token of the person whose request caused it.
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -13,7 +14,7 @@ from msgspec import Struct
 
 from market.kit.errors import TYPE_PREFIX, Forbidden, NotFound, Overloaded, Unauthenticated, Unavailable
 from market.kit.http.client import HttpClient, HttpResponse
-from market.storefront.domain import DeadLetterPage, RequestRefused, Settlement
+from market.storefront.domain import DeadLetterPage, RequestRefused, Settlement, ShortagePage, UnfinishedPage
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ class RestClient:
         return await self._send("GET", f"{path}?{query}" if query else path, result_type)
 
     async def post(self, path: str, result_type: type[T], *, timeout_seconds: float | None = None) -> T:
-        """Return what the request, which has no body, has done.
+        """Return what the request, which has no body, has done; None if the response is empty.
 
         Raises NotFound, Unauthenticated, Forbidden, Overloaded, Unavailable, and RequestRefused for other refusals.
         """
@@ -144,7 +145,7 @@ class RestClient:
         )
         try:
             if response.status < 300:
-                return msgspec.json.decode(response.body, type=result_type)
+                return msgspec.json.decode(response.body or b"null", type=result_type)
             problem = msgspec.json.decode(response.body, type=_Problem)
         except msgspec.DecodeError:
             raise Unavailable(f"unreadable response with the status {response.status}") from None
@@ -220,3 +221,24 @@ def _error(error: GraphQLError, status: int, retry_after: int) -> Exception:
     if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNREADABLE_ORDER", "INTERNAL", "") or status >= 500:
         return Unavailable(error.message, retry_after=retry_after)
     return FieldRefused(error)
+
+
+class OrdersClient:
+    """The interfaces of orders for the desk."""
+
+    def __init__(self, rest: RestClient) -> None:
+        self._rest = rest
+
+    async def list_shortages(self, *, first: str, last: str, limit: int, after: str | None = None) -> ShortagePage:
+        """Return what could not be sold from the first to the last day, by day and product."""
+        parameters = {"from": first, "to": last, "limit": limit, "after": after}
+        return await self._rest.get("/api/shortages", parameters, ShortagePage)
+
+    async def list_unfinished(self, *, kind: str | None, limit: int, after: str | None = None) -> UnfinishedPage:
+        """Return a page of the unfinished orders, and how many there are of each kind."""
+        parameters = {"kind": kind, "limit": limit, "after": after}
+        return await self._rest.get("/api/unfinished-orders", parameters, UnfinishedPage)
+
+    async def retry(self, order_id: str) -> None:
+        """Have the order's work that is due done at once. Raises NotFound."""
+        await self._rest.post(f"/api/unfinished-orders/{quote(order_id, safe='')}/retry", NoneType)

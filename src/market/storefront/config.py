@@ -64,6 +64,9 @@ class Config(SignInConfig, frozen=True, forbid_unknown_fields=True, kw_only=True
     gateway: HttpUpstream
     # What the desk shows of the mails that could not be sent.
     notifications: HttpUpstream
+    # The REST interfaces of orders for the desk, inside the cluster. None: the desk does not know what was not sold and
+    # which orders are unfinished.
+    orders: HttpUpstream | None = None
     cookies: Cookies
     # Must be set if auth.mode is required. Otherwise it is not used.
     sign_in: SignIn | None = None

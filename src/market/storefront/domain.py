@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 
 from msgspec import Struct
@@ -111,6 +111,78 @@ class Order(Struct, frozen=True, kw_only=True, rename="camel"):
     @property
     def can_be_cancelled(self) -> bool:
         return self.status in ("pending", "confirmed")
+
+
+class Shortage(Struct, frozen=True, rename="camel"):
+    """A product of which a rejected order wanted more units than were left."""
+
+    product_id: str
+    wanted: int
+    left: int
+
+
+class DeskOrder(Order, frozen=True, kw_only=True, rename="camel"):
+    """An order with what happened to it when. None: it has not happened, or an early version has not stored it."""
+
+    confirmed_at: datetime | None = None
+    cancelled_at: datetime | None = None
+    rejected_at: datetime | None = None
+    # out-of-stock, not-confirmed-in-time or reservation-rejected; later versions of the shop may have more.
+    rejection_reason: str | None = None
+    shortages: tuple[Shortage, ...] = ()
+
+
+class DeskOrderPage(Struct, frozen=True, kw_only=True, rename="camel"):
+    """A page of everybody's orders. `total` is a lower bound if `total_exact` is False."""
+
+    items: tuple[DeskOrder, ...]
+    total: int = 0
+    total_exact: bool = True
+    next: str | None = None
+
+
+class DailyShortage(Struct, frozen=True, kw_only=True):
+    """What could not be sold of a product on a day in UTC."""
+
+    day: date
+    product_id: str
+    orders_rejected: int
+    units_requested: int
+    units_short: int
+
+
+class ShortagePage(Struct, frozen=True, kw_only=True):
+    items: tuple[DailyShortage, ...]
+    next: str | None = None
+
+
+class UnfinishedOrder(Struct, frozen=True, kw_only=True):
+    """An order with work that should be done by now. `kind`: pending, release-due, unsent or stuck.
+
+    reason: why Kafka rejected an event, if it is stuck
+    """
+
+    order_id: str
+    kind: str
+    since: datetime
+    status: str
+    user: str
+    reason: str | None = None
+
+
+class UnfinishedKind(Struct, frozen=True, kw_only=True):
+    """How many orders are unfinished in this way, and since when. `total` is a lower bound if not exact."""
+
+    kind: str
+    total: int
+    total_exact: bool
+    since: datetime | None
+
+
+class UnfinishedPage(Struct, frozen=True, kw_only=True):
+    kinds: tuple[UnfinishedKind, ...]
+    items: tuple[UnfinishedOrder, ...]
+    next: str | None = None
 
 
 class OrderPage(Struct, frozen=True):

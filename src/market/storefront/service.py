@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from market.contracts import money
 from market.kit import context
 from market.kit.errors import Unavailable
-from market.storefront.clients import FieldRefused, GatewayClient, NotificationsClient
+from market.storefront.clients import FieldRefused, GatewayClient, NotificationsClient, OrdersClient
 from market.storefront.documents import operations
 from market.storefront.domain import (
     ORDERS_PAGE_SIZE,
@@ -44,6 +44,8 @@ class Deps:
 
     gateway: GatewayClient
     notifications: NotificationsClient
+    # None: the desk has no connection to orders.
+    orders: OrdersClient | None = None
 
 
 async def list_products(

@@ -12,11 +12,17 @@ from typing import Any
 from starlette.responses import Response
 
 from market.kit.errors import Forbidden, Problem, Unauthenticated, Unavailable
-from market.storefront.desk import dead_letters, importing, notices, products, start
+from market.storefront.desk import dead_letters, importing, notices, operations, orders, products, start
 from market.storefront.desk.sections import Section
 from market.storefront.pages.visit import STAFF, Page, Visit
 
-SECTIONS: tuple[Section, ...] = (*products.SECTIONS, *importing.SECTIONS, *dead_letters.SECTIONS)
+SECTIONS: tuple[Section, ...] = (
+    *products.SECTIONS,
+    *importing.SECTIONS,
+    *orders.SECTIONS,
+    *operations.SECTIONS,
+    *dead_letters.SECTIONS,
+)
 
 
 def _page_of(section: Section | None, page: Page) -> Page:

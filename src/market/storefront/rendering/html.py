@@ -74,6 +74,7 @@ def _environment(language: Language, assets: Assets) -> Environment:
     )
     # The extension adds these methods to the environment.
     environment.install_gettext_translations(language.translations, newstyle=True)  # type: ignore[attr-defined]
+    environment.filters["day"] = language.day
     environment.filters["time"] = language.time
     environment.filters["number"] = language.number
     environment.globals["money"] = language.money

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gettext
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import lru_cache
 from importlib.resources import files
@@ -49,6 +49,10 @@ class Language:
     def currency_name(self, code: str) -> str:
         """Return the name of a currency: "British Pound". Its code if the language has no name for it."""
         return str(self.locale.currencies.get(code, code))
+
+    def day(self, day: date) -> str:
+        """Return a date."""
+        return str(format_date(day, "long", self.locale))
 
     def time(self, moment: datetime) -> str:
         """Return a date with the time of day, in UTC."""
