@@ -6,18 +6,24 @@ a new page needs a stop here, and nothing else.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import msgspec
+from confluent_kafka import Producer
 from market_dev.stack.stack import Stack
 
+from market.contracts import events
 from market.kit.config import Http, HttpUpstream, Listen
 from market.kit.http.server import HttpServer
 from market.kit.process.lifecycle import Process
+from market.notifications.dead_letters import writer
 from market.storefront.app import build
 from market.storefront.config import Config, Cookies
 from tests.storefront.faulty_gateway import FaultyGateway
@@ -267,6 +273,30 @@ async def _dry_run(tour: Tour) -> None:
     await tour.tab.until("document.querySelector('main button[value=report]') !== null")
 
 
+async def _unsent_mails(tour: Tour) -> None:
+    await asyncio.to_thread(_write_dead_letter, str(tour.shop.stack.urls["kafka"]))
+    await tour.go("/desk/dead-letters")
+
+
+async def _unsent_mail_tried_again(tour: Tour) -> None:
+    await _unsent_mails(tour)
+    await tour.send("/desk/dead-letters", "replay")
+
+
+def _write_dead_letter(bootstrap_servers: str) -> None:
+    """Write a dead letter whose event is too short to be mailed, so that it stays open."""
+    event = {"type": events.CREATED, "data": {"id": str(uuid4()), "email": "ann@example.com"}}
+    headers = {
+        writer.REASON: "rejected: 550 5.1.1 <ann@example.com>: no such user",
+        writer.TIME: datetime.now(UTC).isoformat(),
+        writer.ATTEMPTS: "1",
+    }
+    producer = Producer({"bootstrap.servers": bootstrap_servers})
+    encoded = [(name, text.encode()) for name, text in headers.items()]
+    producer.produce(events.DEAD_LETTER_TOPIC, msgspec.json.encode(event), headers=encoded)
+    assert producer.flush(60) == 0
+
+
 STOPS = (
     Stop("catalogue", _at("/"), ".grid"),
     Stop("search", _at("/?q={word}"), ".grid"),
@@ -312,7 +342,8 @@ STOPS = (
     Stop("desk-stock", _at("/desk/products/{teapot}/stock"), "main form"),
     Stop("desk-import", _at("/desk/import"), "#file"),
     Stop("desk-import-dry-run", _dry_run, "main table"),
-    Stop("desk-dead-letters", _at("/desk/dead-letters")),
+    Stop("desk-dead-letters", _unsent_mails, "main table form"),
+    Stop("desk-dead-letters-settled", _unsent_mail_tried_again, ".outcomes"),
     Stop("desk-outage", _at("/desk/products"), off=frozenset({"products"})),
 )
 
