@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import asyncpg
 import httpx
-import psycopg
 
 from benchmarks import requirements
 from benchmarks.measurements import Measurement, Row, Spread, ratio
@@ -52,9 +52,12 @@ async def _start_peer(testbed: Testbed) -> int:
     port = testbed.peer_port(3)
     database_url = testbed.urls["postgres_products"]
     env = {"DATABASE_URL": database_url, "REDIS_URL": testbed.urls["redis"]}
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        exists = connection.execute("SELECT to_regnamespace('oscar') IS NOT NULL").fetchone() == (True,)
-        connection.execute("CREATE SCHEMA IF NOT EXISTS oscar")
+    connection = await asyncpg.connect(database_url)
+    try:
+        exists = await connection.fetchval("SELECT to_regnamespace('oscar') IS NOT NULL")
+        await connection.execute("CREATE SCHEMA IF NOT EXISTS oscar")
+    finally:
+        await connection.close()
     if not exists:
         found: list[Any] = []
         for offset in range(0, _PRODUCTS, 100):
