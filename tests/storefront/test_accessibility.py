@@ -36,7 +36,8 @@ async def guide(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
 @pytest.mark.parametrize("language", ["en", "ru"])
 async def test_no_page_has_a_barrier(guide: Tour, language: str) -> None:
     await follow(guide, STOPS, language)
-    assert {url for url in guide.tab.requests if not url.startswith(guide.url)} <= {"about:blank"}
+    # Chromium draws the calendar of a date field from an address of its own, with data:.
+    assert {url for url in guide.tab.requests if not url.startswith((guide.url, "data:"))} <= {"about:blank"}
 
 
 @pytest.mark.parametrize("language", ["en", "ru"])

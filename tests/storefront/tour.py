@@ -297,6 +297,16 @@ def _write_dead_letter(bootstrap_servers: str) -> None:
     assert producer.flush(60) == 0
 
 
+async def _desk_order(tour: Tour) -> None:
+    await tour.go("/desk/orders?status=confirmed")
+    await tour._leave("document.querySelector('main tbody a').click()")
+
+
+async def _desk_cancellation(tour: Tour) -> None:
+    await _desk_order(tour)
+    await tour._leave("document.querySelector('main a[href$=cancellation]').click()")
+
+
 STOPS = (
     Stop("catalogue", _at("/"), ".grid"),
     Stop("search", _at("/?q={word}"), ".grid"),
@@ -344,6 +354,11 @@ STOPS = (
     Stop("desk-import-dry-run", _dry_run, "main table"),
     Stop("desk-dead-letters", _unsent_mails, "main table form"),
     Stop("desk-dead-letters-settled", _unsent_mail_tried_again, ".outcomes"),
+    Stop("desk-orders", _at("/desk/orders"), "main table"),
+    Stop("desk-order", _desk_order, "main dl"),
+    Stop("desk-order-cancellation", _desk_cancellation, "button.danger"),
+    Stop("desk-shortages", _at("/desk/shortages"), ".filters"),
+    Stop("desk-unfinished", _at("/desk/unfinished"), "main table"),
     Stop("desk-outage", _at("/desk/products"), off=frozenset({"products"})),
 )
 
@@ -411,6 +426,7 @@ async def storefront(stack: Stack, gateway: FaultyGateway) -> AsyncIterator[str]
         http=Http(port=port),
         gateway=HttpUpstream(url=gateway.url, timeout_seconds=5),
         notifications=HttpUpstream(url=str(stack.urls["notifications"]), timeout_seconds=5),
+        orders=HttpUpstream(url=str(stack.urls["orders"]), timeout_seconds=5),
         cookies=Cookies(secrets_file=stack.environment("storefront")["MARKET_COOKIE_SECRETS_FILE"]),
     )
     async with build(config, Process()) as server:
