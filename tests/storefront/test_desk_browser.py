@@ -1,4 +1,4 @@
-"""The desk in a real browser, with and without JavaScript: create, change, two editors at once, stock."""
+"""The desk in a real browser, with and without JavaScript: create, change, two editors at once, stock, orders."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from tests.storefront.test_browser import MAIN, fill
+from tests.storefront.test_desk_orders import place_order
 from tests.storefront.test_desk_products import found, read
 from tests.storefront.visitor import Shop
 from tests.support.browser import CHROMIUM, Tab, tab
@@ -101,6 +102,26 @@ async def test_a_stock_take_sets_and_a_delivery_adds_once(shop: Shop, tmp_path: 
         await fill(page, quantity="5")
         await press(page, "form[action$='/deliveries'] button", text="A delivery of 5 was added", times=2)
     assert (await read(shop, product["id"]))["stock"] == 12
+
+
+@with_and_without_script
+async def test_an_order_is_found_by_a_filter_and_cancelled(shop: Shop, tmp_path: Path, has_script: bool) -> None:
+    product = await shop.create_product(name="Copper kettle", stock=5)
+    user = f"browser {uuid4()}"
+    order = (await place_order(shop, user, product, 2)).json()
+    path = f"/desk/orders/{order['id']}"
+    async with tab(tmp_path) as page:
+        await go(page, f"{shop.url}/desk/orders", "#filter-user", has_script=has_script)
+        await fill(page, **{"filter-status": "confirmed", "filter-user": user})
+        await press(page, "form.filters button", text="1 order")
+        await press(page, f"main a[href='{path}']", text="What happened when")
+        await press(page, f"main a[href='{path}/cancellation']", text="Cancel the order?")
+        await page.until(f"location.pathname === {json.dumps(path + '/cancellation')}")
+        await press(page, f"form[action='{path}/cancellation'] button", text="The order was cancelled.", times=2)
+        assert await page.evaluate("location.pathname") == path
+    url = f"{shop.stack.urls['orders']}/api/order/{order['id']}"
+    assert (await shop.http.get(url)).json()["status"] == "cancelled"
+    assert (await read(shop, product["id"]))["stock"] == 5
 
 
 async def test_no_page_of_the_desk_scrolls_sideways_or_breaks_the_policy(shop: Shop, tmp_path: Path) -> None:
