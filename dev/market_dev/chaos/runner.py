@@ -25,7 +25,7 @@ from market_dev.chaos.stock_workload import StockWorkload
 from market_dev.chaos.workload import OrderWorkload
 from market_dev.shop_client import ShopClient
 from market_dev.stack.stack import Stack
-from market_dev.stack.topology import Options, ports
+from market_dev.stack.topology import PORT_COUNT, Options, ports
 from market_dev.tokens import Credentials
 
 # Seconds, where production has minutes.
@@ -98,7 +98,7 @@ async def run(
         max_fault_seconds=settings.max_fault_seconds,
         also_kill=("issuer",) if settings.sign_in else (),
     )
-    network = Network(ports(settings.port_base), settings.port_base + 20)
+    network = Network(ports(settings.port_base), settings.port_base + PORT_COUNT)
     options = Options(
         data=settings.directory / "data",
         port_base=settings.port_base,
