@@ -59,7 +59,7 @@ async def test_a_standard_client_finds_and_calls_the_service_by_reflection(serve
     )
     response = await server.channel.unary_unary(f"/{SERVICE}/SetStock")(request.SerializeToString())
     response = message_factory.GetMessageClass(method.output_type).FromString(response)
-    assert json_format.MessageToDict(response) == {"quantity": 7}
+    assert json_format.MessageToDict(response) == {"quantity": 7, "applied": True}
 
 
 async def until_reported(watch, status) -> None:

@@ -138,7 +138,7 @@ def test_no_secret_is_an_argument_of_a_process_or_in_a_configuration_file(shop: 
     shown = [argument for process in shop.up.process_trees() for argument in process.cmdline()]
     files = [path.read_text() for path in (shop.up.data / "config").glob("*.yaml")]
     logs = [path.read_text() for path in (shop.up.data / "logs").glob("*.log")]
-    assert len(files) == 5
+    assert len(files) == 6
     for text in (*shown, *files, *logs):
         assert not any(secret in text for secret in secrets)
     assert yaml.safe_load((shop.up.data / "config" / "orders.yaml").read_text())["auth"]["mode"] == "required"
