@@ -31,6 +31,7 @@ from tests.storefront.importing import retail
 from tests.storefront.visitor import Shop
 from tests.support.browser import Tab
 from tests.support.ports import free_port
+from tests.system.whole_shop import retried
 
 _ATTEMPTS = 5
 
@@ -297,7 +298,22 @@ def _write_dead_letter(bootstrap_servers: str) -> None:
     assert producer.flush(60) == 0
 
 
+async def _place_order(tour: Tour, quantity: int) -> None:
+    """Order units of a product by REST. If they are too many, the order is rejected."""
+    url = f"{tour.shop.stack.urls['orders']}/api/order"
+    items = [{"product_id": tour.products["teapot"], "quantity": quantity}]
+    body = {"user": "ann@example.com", "items": items}
+    headers = {"Idempotency-Key": uuid4().hex}
+    await retried(lambda: tour.shop.http.post(url, json=body, headers=headers), 503)
+
+
+async def _desk_orders(tour: Tour) -> None:
+    await _place_order(tour, 1)
+    await tour.go("/desk/orders")
+
+
 async def _desk_order(tour: Tour) -> None:
+    await _place_order(tour, 1)
     await tour.go("/desk/orders?status=confirmed")
     await tour._leave("document.querySelector('main tbody a').click()")
 
@@ -305,6 +321,11 @@ async def _desk_order(tour: Tour) -> None:
 async def _desk_cancellation(tour: Tour) -> None:
     await _desk_order(tour)
     await tour._leave("document.querySelector('main a[href$=cancellation]').click()")
+
+
+async def _shortages(tour: Tour) -> None:
+    await _place_order(tour, 100_000)
+    await tour.go("/desk/shortages")
 
 
 STOPS = (
@@ -354,10 +375,10 @@ STOPS = (
     Stop("desk-import-dry-run", _dry_run, "main table"),
     Stop("desk-dead-letters", _unsent_mails, "main table form"),
     Stop("desk-dead-letters-settled", _unsent_mail_tried_again, ".outcomes"),
-    Stop("desk-orders", _at("/desk/orders"), "main table"),
+    Stop("desk-orders", _desk_orders, "main table"),
     Stop("desk-order", _desk_order, "main dl"),
     Stop("desk-order-cancellation", _desk_cancellation, "button.danger"),
-    Stop("desk-shortages", _at("/desk/shortages"), ".filters"),
+    Stop("desk-shortages", _shortages, "main table"),
     Stop("desk-unfinished", _at("/desk/unfinished"), "main table"),
     Stop("desk-outage", _at("/desk/products"), off=frozenset({"products"})),
 )
