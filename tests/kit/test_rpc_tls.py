@@ -13,6 +13,7 @@ import grpc.aio
 import pytest
 from cryptography import x509
 from google.protobuf.wrappers_pb2 import StringValue
+from structlog.testing import capture_logs
 
 from market.kit.config import GrpcUpstream, MutualTls
 from market.kit.errors import Unavailable
@@ -173,6 +174,30 @@ def test_files_that_do_not_belong_together_are_not_used_until_they_do(pki: Pki) 
     _replace(Path(files.cert_file), (new / "client.crt").read_text())
     assert (certificates.reload(), certificates.certificate) == (True, (new / "client.crt").read_bytes())
     assert certificates.key == (new / "client.key").read_bytes()
+
+
+def test_why_files_cannot_be_used_is_logged_once_until_they_can_be_used_again(pki: Pki) -> None:
+    files = pki.files("client-side", "client", "old")
+    certificates = Certificates(files)
+    key = Path(files.key_file)
+    old = key.read_text()
+
+    def reasons(text: str | None) -> list[str]:
+        """Replace the key, or delete it if the text is None, check three times, and return the reasons in the log."""
+        if text is None:
+            key.unlink()
+        else:
+            _replace(key, text)
+        with capture_logs() as lines:
+            for _ in range(3):
+                certificates.reload()
+        return [line["reason"] for line in lines if line["event"] == "certificates not reloaded"]
+
+    for _ in range(2):
+        [mismatch] = reasons((pki.directory / "new/client.key").read_text())
+        [absent] = reasons(None)
+        assert ("KEY_VALUES_MISMATCH" in mismatch, files.key_file in absent) == (True, True)
+        assert reasons(old) == []
 
 
 def test_files_that_cannot_be_used_are_an_error_at_the_start(pki: Pki) -> None:

@@ -36,20 +36,26 @@ class Certificates:
         self._config = config
         self._versions = self._current_versions()
         self.authorities, self.key, self.certificate = self._read()
+        # Why the files cannot be used now, as it was logged. Empty if they can be used.
+        self._logged_reason = ""
 
     def reload(self) -> bool:
         """Read the files again if one has changed. Return whether there are new contents.
 
-        If the files cannot be used, because the key of a new certificate has not been written yet, for example, log
-        that and keep the old contents.
+        If the files cannot be used, because the key of a new certificate has not been written yet, for example, keep the
+        old contents, and log the reason unless it is the one that was logged last.
         """
         try:
             versions = self._current_versions()
-            if versions == self._versions:
-                return False
-            self.authorities, self.key, self.certificate = self._read()
+            if versions != self._versions:
+                self.authorities, self.key, self.certificate = self._read()
         except OSError as e:
-            log.error("certificates not reloaded", file=self._config.cert_file, reason=str(e))
+            if str(e) != self._logged_reason:
+                self._logged_reason = str(e)
+                log.error("certificates not reloaded", file=self._config.cert_file, reason=self._logged_reason)
+            return False
+        self._logged_reason = ""
+        if versions == self._versions:
             return False
         self._versions = versions
         log.info("certificates reloaded", file=self._config.cert_file)
