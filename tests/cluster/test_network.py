@@ -13,6 +13,7 @@ from tests.cluster.conftest import Report
 ALLOWED = [
     ("storefront-service", "graphql-service", 8080),
     ("storefront-service", "notification-service", 8080),
+    ("storefront-service", "order-service", 8080),
     ("graphql-service", "product-service", 8080),
     ("graphql-service", "order-service", 8080),
     ("product-service", "postgresql", 5432),
@@ -28,7 +29,7 @@ ALLOWED = [
 ]
 DENIED = [
     ("storefront-service", "product-service", 8080),
-    ("storefront-service", "order-service", 8080),
+    ("storefront-service", "inventory-service", 50051),
     ("storefront-service", "redis", 6379),
     ("graphql-service", "mongodb-0.mongodb", 27017),
     ("graphql-service", "postgresql", 5432),
