@@ -94,8 +94,7 @@ class HttpClient:
         timeout_seconds: the timeout of an attempt, by default the configured one. The deadline may shorten it.
         idempotent: by default, True for every method but POST.
         accept_size: decides by the size of the body whether it is read (see AcceptSize). If it returns False or raises
-        an
-            exception, reading stops, and the request is not retried. The circuit breaker does not count this as a
+            an exception, reading stops, and the request is not retried. The circuit breaker does not count this as a
             failure.
 
         Raises CircuitOpen or UpstreamUnreachable if the upstream has not seen the request. Raises DeadlineExceeded or

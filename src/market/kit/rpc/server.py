@@ -168,9 +168,8 @@ class GrpcServer:
     """A gRPC server with the given services, the health service and reflection.
 
     services: handlers by fully qualified service name.
-    max_in_flight: the maximum number of concurrent calls. Further calls fail immediately with RESOURCE_EXHAUSTED. None:
-    no
-        limit.
+    max_in_flight: the maximum number of concurrent calls. Further calls fail immediately with RESOURCE_EXHAUSTED.
+        None: no limit.
     tls: with mutual TLS, clients must present a certificate. None: calls are not encrypted.
     """
 
