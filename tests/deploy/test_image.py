@@ -125,7 +125,7 @@ def test_the_programs_in_the_manifests_import_functions_that_exist() -> None:
     assert callable(importlib.import_module("market_dev.commands.demo").create_catalogue)
 
 
-def test_on_docker_every_service_has_its_configuration_and_finds_the_hosts_in_it() -> None:
+def test_on_docker_every_service_has_its_configuration_finds_the_hosts_in_it_and_may_finish() -> None:
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     networks = [service["networks"]["default"] for service in services.values() if "networks" in service]
     known = {*services, *(alias for network in networks for alias in network["aliases"])}
@@ -134,3 +134,6 @@ def test_on_docker_every_service_has_its_configuration_and_finds_the_hosts_in_it
         assert f"./deploy/base/services/config/{path.name}:/etc/market/config.yaml:ro" in volumes
         found = re.findall(r"([a-z][a-z0-9.-]*):\d|host: ([a-z][a-z0-9.-]*)", path.read_text())
         assert {host or name for host, name in found} <= known, path.stem
+        shutdown = yaml.safe_load(path.read_text())["shutdown"]
+        grace_seconds = int(services[path.stem]["stop_grace_period"].removesuffix("s"))
+        assert grace_seconds > shutdown["drain_seconds"] + shutdown["grace_seconds"], path.stem
