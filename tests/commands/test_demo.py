@@ -45,6 +45,13 @@ async def test_the_demo_catalogue_is_created_once(shop: InMemoryShop) -> None:
     assert sum(shop.stock.values()) == sum(p.stock for p in PRODUCTS)
 
 
+async def test_products_whose_first_response_was_lost_are_counted(shop: InMemoryShop) -> None:
+    shop.failures = ["lose"] * 4
+    assert await demo.create_catalogue(shop.url) == len(shop.products) == 40
+    # Each lost response was repeated.
+    assert shop.requests == 44
+
+
 async def test_a_shop_with_products_gets_no_demo_catalogue(shop: InMemoryShop) -> None:
     shop.products["1"] = {"id": "1", "name": "MUG", "description": ""}
     assert await demo.create_catalogue(shop.url) == 0
