@@ -9,6 +9,6 @@ compile=(uv pip compile --quiet --universal --python-version 3.11 --generate-has
 for service in products orders inventory notifications graphql storefront; do
   "${compile[@]}" pyproject.toml --extra "$service" -c requirements.lock -o "requirements/$service.lock"
 done
-"${compile[@]}" --no-deps tests/requirements.in -o tests/requirements.lock
+"${compile[@]}" "$@" --no-deps tests/requirements.in -o tests/requirements.lock
 "${compile[@]}" pyproject.toml requirements/testbed.in -c requirements.lock -o requirements/testbed.lock
 "${compile[@]}" dev/pyproject.toml --extra bench -c requirements.lock -o requirements/bench.lock
