@@ -203,8 +203,11 @@ def test_why_files_cannot_be_used_is_logged_once_until_they_can_be_used_again(pk
 def test_files_that_cannot_be_used_are_an_error_at_the_start(pki: Pki) -> None:
     files = pki.files("client-side", "client", "old")
     mixed = MutualTls(ca_file=files.ca_file, cert_file=files.cert_file, key_file=str(pki.directory / "new/client.key"))
-    with pytest.raises(OSError, match="KEY_VALUES_MISMATCH"):
+    with pytest.raises(OSError, match="KEY_VALUES_MISMATCH") as mismatch:
         rpc.channel(GrpcUpstream(target="localhost:1", tls=mixed))
+    # What the log of a process says that cannot serve.
+    assert f"cannot use {mixed.cert_file}, {mixed.key_file} and {mixed.ca_file}" in mismatch.value.args[1]
     absent = MutualTls(ca_file="/nowhere/ca.crt", cert_file=files.cert_file, key_file=files.key_file)
-    with pytest.raises(FileNotFoundError, match=r"/nowhere/ca\.crt"):
+    with pytest.raises(OSError, match="No such file") as missing:
         rpc.channel(GrpcUpstream(target="localhost:1", tls=absent))
+    assert "'/nowhere/ca.crt'" in missing.value.args[1]

@@ -34,16 +34,20 @@ class Certificates:
     def __init__(self, config: MutualTls) -> None:
         """Read the files. Raises OSError if one is unreadable, or if certificate and key do not belong together."""
         self._config = config
-        self._versions = self._current_versions()
-        self.authorities, self.key, self.certificate = self._read()
+        try:
+            self._versions = self._current_versions()
+            self.authorities, self.key, self.certificate = self._read()
+        except OSError as e:
+            # OpenSSL's errors do not name the files.
+            raise OSError(0, f"cannot use {config.cert_file}, {config.key_file} and {config.ca_file}: {e}") from None
         # Why the files cannot be used now, as it was logged. Empty if they can be used.
         self._logged_reason = ""
 
     def reload(self) -> bool:
         """Read the files again if one has changed. Return whether there are new contents.
 
-        If the files cannot be used, because the key of a new certificate has not been written yet, for example, keep the
-        old contents, and log the reason unless it is the one that was logged last.
+        If the files cannot be used, because the key of a new certificate has not been written yet, for example, keep
+        the old contents, and log the reason unless it is the one that was logged last.
         """
         try:
             versions = self._current_versions()
