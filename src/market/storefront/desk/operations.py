@@ -10,6 +10,7 @@ from starlette.responses import Response
 from market.contracts.access import OPERATE, SEE_PROBLEMS
 from market.kit.auth.permissions import Permission
 from market.kit.errors import Forbidden, NotFound, Overloaded, Unavailable
+from market.kit.text import parse_uuid
 from market.storefront.clients import OrdersClient
 from market.storefront.desk.notices import redirect_with_notice
 from market.storefront.desk.sections import Section
@@ -94,10 +95,10 @@ async def retry(visit: Visit) -> Response:
     """Have an order taken up at once, and return to the list."""
     if not _may_retry(visit):
         raise Forbidden("only operators may retry")
-    kind = visit.value("kind")
+    order_id, kind = parse_uuid("order", visit.value("order")), visit.value("kind")
     path = _path(_UNFINISHED, {"kind": kind if kind in KINDS else ""})
     try:
-        await _orders(visit).retry(visit.parameter("id"))
+        await _orders(visit).retry(str(order_id))
     except NotFound:
         return redirect_with_notice(visit, path, N_("There is no such order."), "warn")
     except (Unavailable, Overloaded):
@@ -147,6 +148,6 @@ SECTIONS = (
         title=N_("Unfinished orders"),
         explanation=N_("Orders with work that should be done by now, since when, and why."),
         access=SEE_PROBLEMS,
-        routes={f"GET {_UNFINISHED}": list_unfinished, f"POST {_UNFINISHED}/{{id}}/retry": retry},
+        routes={f"GET {_UNFINISHED}": list_unfinished, f"POST {_UNFINISHED}": retry},
     ),
 )
