@@ -166,6 +166,16 @@ async def test_a_basket_holds_fifty_products_and_no_more(shop: Shop, visitor: Vi
     assert len(visitor.http.cookies["market_basket"]) < 3900
 
 
+@pytest.mark.parametrize("charset", ["unicode_escape", "punycode", "utf-16"])
+async def test_a_form_with_a_file_is_read_as_utf_8_only(visitor: Visitor, charset: str) -> None:
+    body = '--b\r\ncontent-disposition: form-data; name="form_token"\r\n\r\n\\ud800\r\n--b--\r\n'
+    headers = {"origin": visitor.url, "content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+    response = await visitor.http.post("/desk/import", content=body, headers=headers)
+    assert response.status_code == 400
+    headers["content-type"] = "multipart/form-data; boundary=b; charset=UTF-8"
+    assert (await visitor.http.post("/desk/import", content=body, headers=headers)).status_code == 403
+
+
 async def test_wrong_input_never_ends_in_an_internal_error(shop: Shop, visitor: Visitor) -> None:
     token = (await form_fields(visitor, shop))["form_token"]
     wrong = ["", "x", "-1", "1e9", "\x00", "'\"<>", "🫖" * 300, "1:2:3", "9" * 30, str(uuid4())]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -35,6 +36,10 @@ async def read_multipart(request: Request) -> tuple[dict[str, list[str]], Upload
     async def body() -> AsyncIterator[bytes]:
         yield await request.body()
 
+    # Browsers send UTF-8. The parser would use any codec of Python, and some take quadratic time.
+    _, parameters = parse_options_header(request.headers["content-type"])
+    if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
+        raise Malformed("body", "must be in UTF-8")
     parser = _InMemoryParser(request.headers, body(), max_files=1, max_fields=_MAX_FIELDS)  # type: ignore[arg-type]
     fields: dict[str, list[str]] = {}
     upload = None
