@@ -9,6 +9,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from market.storefront.desk.product_form import FIELDS
 from tests.storefront.test_outages import dead
 from tests.storefront.visitor import Document, Form, Shop, Visitor
 from tests.support.waiting import until
@@ -330,11 +331,11 @@ async def test_a_notice_of_another_session_is_not_shown(shop: Shop, visitor: Vis
 async def test_wrong_input_never_ends_in_an_internal_error(shop: Shop, visitor: Visitor) -> None:
     product = await shop.create_product()
     path = f"/desk/products/{product['id']}"
-    names = ("name", "description", "price", "currency", "image_url", "stock", "key", "version", "action", "seen_name")
+    names = (*FIELDS, "stock", "key", "version", "action", "seen_name", "seen_price")
     token = dict((await visitor.open("/desk/products/new")).form("/desk/products").fields)["form_token"]
     paths = ("/desk/products", path, f"{path}/deletion", "/desk/products/x", f"/desk/products/{uuid4()}/deletion")
     for action in paths:
-        for value in ("", "x", "-1", "1e9", "\x00", "'\"<>", "🫖" * 300, "9" * 30, str(uuid4())):
+        for value in ("", "x", "-1", "1e9", "sNaN", "\x00", "'\"<>", "🫖" * 300, "9" * 30, str(uuid4())):
             for version in (value, "7"):
                 fields = {**dict.fromkeys(names, value), "version": version, "choice_name": value, "mine_name": value}
                 response = await visitor.http.post(

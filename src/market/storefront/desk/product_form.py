@@ -147,9 +147,11 @@ def _read(visit: Visit, field: str, name: str) -> str:
 
 def _amount(text: str) -> Decimal | None:
     try:
-        return Decimal(text)
+        amount = Decimal(text)
     except InvalidOperation:
         return None
+    # A signaling NaN cannot be compared.
+    return amount if amount.is_finite() else None
 
 
 def _price_in(code: str, price: str) -> str:
