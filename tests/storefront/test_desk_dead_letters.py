@@ -87,7 +87,7 @@ async def test_a_rejected_mail_is_listed_and_sent_once_after_the_mail_server_was
     for text in ("Order confirmed", "The mail server has refused the mail. 1 attempt.", "r***@example.test"):
         assert text in page.text
     assert address not in page.text
-    assert f"/orders/{order_id}" in page.links
+    assert f"/desk/orders/{order_id}" in page.links
 
     letters = (letter_of(form),)
     await settle(visitor, form, REPLAY, "The mail server has refused the mail again. 550", letters=letters)

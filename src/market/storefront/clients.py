@@ -172,6 +172,27 @@ class NotificationsClient:
         return await self._rest.post(path, Settlement, timeout_seconds=timeout_seconds)
 
 
+class OrdersClient:
+    """The interfaces of orders for the desk."""
+
+    def __init__(self, rest: RestClient) -> None:
+        self._rest = rest
+
+    async def list_shortages(self, *, first: str, last: str, limit: int, after: str | None = None) -> ShortagePage:
+        """Return what could not be sold from the first to the last day, by day and product."""
+        parameters = {"from": first, "to": last, "limit": limit, "after": after}
+        return await self._rest.get("/api/shortages", parameters, ShortagePage)
+
+    async def list_unfinished(self, *, kind: str | None, limit: int, after: str | None = None) -> UnfinishedPage:
+        """Return a page of the unfinished orders, and how many there are of each kind."""
+        parameters = {"kind": kind, "limit": limit, "after": after}
+        return await self._rest.get("/api/unfinished-orders", parameters, UnfinishedPage)
+
+    async def retry(self, order_id: str) -> None:
+        """Have the order's work that is due done at once. Raises NotFound."""
+        await self._rest.post(f"/api/unfinished-orders/{quote(order_id, safe='')}/retry", NoneType)
+
+
 def _refusal(problem: _Problem, status: int) -> Exception:
     if status == 401:
         return Unauthenticated()
@@ -221,24 +242,3 @@ def _error(error: GraphQLError, status: int, retry_after: int) -> Exception:
     if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNREADABLE_ORDER", "INTERNAL", "") or status >= 500:
         return Unavailable(error.message, retry_after=retry_after)
     return FieldRefused(error)
-
-
-class OrdersClient:
-    """The interfaces of orders for the desk."""
-
-    def __init__(self, rest: RestClient) -> None:
-        self._rest = rest
-
-    async def list_shortages(self, *, first: str, last: str, limit: int, after: str | None = None) -> ShortagePage:
-        """Return what could not be sold from the first to the last day, by day and product."""
-        parameters = {"from": first, "to": last, "limit": limit, "after": after}
-        return await self._rest.get("/api/shortages", parameters, ShortagePage)
-
-    async def list_unfinished(self, *, kind: str | None, limit: int, after: str | None = None) -> UnfinishedPage:
-        """Return a page of the unfinished orders, and how many there are of each kind."""
-        parameters = {"kind": kind, "limit": limit, "after": after}
-        return await self._rest.get("/api/unfinished-orders", parameters, UnfinishedPage)
-
-    async def retry(self, order_id: str) -> None:
-        """Have the order's work that is due done at once. Raises NotFound."""
-        await self._rest.post(f"/api/unfinished-orders/{quote(order_id, safe='')}/retry", NoneType)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from urllib.parse import urlencode
 
 from msgspec import Struct
 from starlette.responses import Response
 
 from market.contracts.access import OPERATE, SEE_DEAD_LETTERS
 from market.kit.errors import BadInput, Forbidden, NotFound, Unavailable
-from market.storefront.desk.sections import Section
+from market.storefront.desk.sections import Section, may
 from market.storefront.domain import RequestRefused, Settlement
+from market.storefront.pages.addresses import address
 from market.storefront.pages.visit import Visit
 from market.storefront.texts.languages import N_
 
+_PATH = "/desk/dead-letters"
 # Also how many can be replayed at once.
 PAGE_SIZE = 20
 # How long all replays of one request may take, and the least that another one needs.
@@ -68,9 +69,9 @@ async def list_dead_letters(visit: Visit) -> Response:
         reasons=REASONS,
         other_reason=_OTHER_REASON,
         mails=MAILS,
-        may_settle=_may_settle(visit),
-        next_path=None if page.next is None else "/desk/dead-letters?" + urlencode({"after": page.next}),
-        first_path="/desk/dead-letters" if after else None,
+        may_settle=may(visit, OPERATE),
+        next_path=None if page.next is None else address(_PATH, {"after": page.next}),
+        first_path=_PATH if after else None,
     )
 
 
@@ -79,7 +80,7 @@ async def settle_dead_letters(visit: Visit) -> Response:
 
     Sending the form again, by a reload for example, sends no mail twice.
     """
-    if not _may_settle(visit):
+    if not may(visit, OPERATE):
         raise Forbidden("this is for operators")
     action, letter_ids = visit.value("action"), visit.values("letter")
     if action not in ("replay", "drop"):
@@ -118,19 +119,13 @@ def _open(letter_id: str, reason: str, detail: str = "") -> Outcome:
     return Outcome(letter_id, _STILL_OPEN.get(reason, _OTHER_REASON), detail, is_done=False)
 
 
-def _may_settle(visit: Visit) -> bool:
-    return SETTLING.is_open_to(visit)
-
-
-# Not a section of its own: who may do more than look.
-SETTLING = Section(path="/desk/dead-letters", title="", explanation="", access=OPERATE, routes={})
 SECTIONS = (
     Section(
-        path="/desk/dead-letters",
+        path=_PATH,
         title=N_("Unsent mails"),
         explanation=N_("Mails that could not be sent, with the reason. Operators can try again."),
         access=SEE_DEAD_LETTERS,
-        routes={"GET /desk/dead-letters": list_dead_letters, "POST /desk/dead-letters": settle_dead_letters},
-        slow=frozenset({"GET /desk/dead-letters", "POST /desk/dead-letters"}),
+        routes={f"GET {_PATH}": list_dead_letters, f"POST {_PATH}": settle_dead_letters},
+        slow=frozenset({f"GET {_PATH}", f"POST {_PATH}"}),
     ),
 )

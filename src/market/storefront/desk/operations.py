@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
-from urllib.parse import urlencode
+from datetime import UTC, datetime, timedelta
 
 from starlette.responses import Response
 
 from market.contracts.access import OPERATE, SEE_PROBLEMS
-from market.kit.auth.permissions import Permission
-from market.kit.errors import Forbidden, NotFound, Overloaded, Unavailable
+from market.kit.errors import Forbidden, NotFound, Unavailable
 from market.kit.text import parse_uuid
 from market.storefront.clients import OrdersClient
 from market.storefront.desk.notices import redirect_with_notice
-from market.storefront.desk.sections import Section
+from market.storefront.desk.sections import Section, may
 from market.storefront.documents import desk_orders as documents
 from market.storefront.domain import ProductPage, RequestRefused, ShortagePage, UnfinishedPage
-from market.storefront.pages.visit import STAFF, Visit
+from market.storefront.pages.addresses import address, read_day
+from market.storefront.pages.visit import Visit
 from market.storefront.texts.languages import N_
 
 KINDS = ("pending", "release-due", "unsent", "stuck")
@@ -27,8 +26,8 @@ _DAYS, _MAX_DAYS = 30, 92
 
 async def list_shortages(visit: Visit) -> Response:
     """Show what could not be sold in a period, by day and product. Without products, with ids in place of names."""
-    last = _day(visit.query("to")) or datetime.now(UTC).date()
-    first = _day(visit.query("from")) or last - timedelta(days=_DAYS - 1)
+    last = read_day(visit.query("to")) or datetime.now(UTC).date()
+    first = read_day(visit.query("from")) or last - timedelta(days=_DAYS - 1)
     after = visit.query("after")
     period = {"from": first.isoformat(), "to": last.isoformat()}
     is_wrong = not 0 <= (last - first).days < _MAX_DAYS
@@ -39,7 +38,7 @@ async def list_shortages(visit: Visit) -> Response:
             page = await _orders(visit).list_shortages(
                 first=period["from"], last=period["to"], limit=_PAGE_SIZE, after=after or None
             )
-        except (Unavailable, Overloaded):
+        except Unavailable:
             is_unavailable = True
     names = await _names(visit, page)
     return visit.page(
@@ -51,8 +50,8 @@ async def list_shortages(visit: Visit) -> Response:
         is_unavailable=is_unavailable,
         page=page,
         names=names,
-        next_path=None if page.next is None else _path(_SHORTAGES, {**period, "after": page.next}),
-        first_path=_path(_SHORTAGES, period) if after else None,
+        next_path=None if page.next is None else address(_SHORTAGES, {**period, "after": page.next}),
+        first_path=address(_SHORTAGES, period) if after else None,
     )
 
 
@@ -63,7 +62,7 @@ async def _names(visit: Visit, page: ShortagePage) -> dict[str, str] | None:
         return {}
     try:
         products = await visit.deps.gateway.execute(documents.NAME_PRODUCTS, {"ids": ids}, ProductPage)
-    except (Unavailable, Overloaded, RequestRefused):
+    except (Unavailable, RequestRefused):
         return None
     return {product.id: product.name for product in products.items}
 
@@ -77,7 +76,7 @@ async def list_unfinished(visit: Visit) -> Response:
     is_unavailable = False
     try:
         page = await _orders(visit).list_unfinished(kind=kind or None, limit=_PAGE_SIZE, after=after or None)
-    except (Unavailable, Overloaded):
+    except Unavailable:
         is_unavailable = True
     return visit.page(
         "desk/unfinished.html",
@@ -85,23 +84,23 @@ async def list_unfinished(visit: Visit) -> Response:
         kind=kind,
         is_unavailable=is_unavailable,
         page=page,
-        may_retry=_may_retry(visit),
-        next_path=None if page.next is None else _path(_UNFINISHED, {"kind": kind, "after": page.next}),
-        first_path=_path(_UNFINISHED, {"kind": kind}) if after else None,
+        may_retry=may(visit, OPERATE),
+        next_path=None if page.next is None else address(_UNFINISHED, {"kind": kind, "after": page.next}),
+        first_path=address(_UNFINISHED, {"kind": kind}) if after else None,
     )
 
 
 async def retry(visit: Visit) -> Response:
     """Have an order taken up at once, and return to the list."""
-    if not _may_retry(visit):
+    if not may(visit, OPERATE):
         raise Forbidden("only operators may retry")
     order_id, kind = parse_uuid("order", visit.value("order")), visit.value("kind")
-    path = _path(_UNFINISHED, {"kind": kind if kind in KINDS else ""})
+    path = address(_UNFINISHED, {"kind": kind if kind in KINDS else ""})
     try:
         await _orders(visit).retry(str(order_id))
     except NotFound:
         return redirect_with_notice(visit, path, N_("There is no such order."), "warn")
-    except (Unavailable, Overloaded):
+    except Unavailable:
         text = N_("The order could not be finished, because a part of the shop does not respond.")
         return redirect_with_notice(visit, path, text, "warn")
     text = N_("The order was taken up. If it is still listed, look again in some seconds.")
@@ -112,27 +111,6 @@ def _orders(visit: Visit) -> OrdersClient:
     if visit.deps.orders is None:
         raise Unavailable("the storefront has no connection to orders")
     return visit.deps.orders
-
-
-def _may_retry(visit: Visit) -> bool:
-    if visit.site.is_open:
-        return True
-    roles = {role for role in STAFF if getattr(OPERATE, role) is Permission.YES}
-    return visit.person is not None and not roles.isdisjoint(visit.person.roles)
-
-
-def _day(text: str) -> date | None:
-    """Return the day as browsers send it, such as 2026-01-31; None if it is none."""
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
-        return None
-    return day if date(1971, 1, 1) <= day < date(9998, 1, 1) else None
-
-
-def _path(path: str, parameters: dict[str, str]) -> str:
-    query = urlencode({name: value for name, value in parameters.items() if value})
-    return f"{path}?{query}" if query else path
 
 
 SECTIONS = (

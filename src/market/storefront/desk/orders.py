@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
-from urllib.parse import urlencode
+from datetime import timedelta
 
 from starlette.responses import Response
 
 from market.contracts.access import CANCEL_ORDERS, READ_ORDERS
-from market.kit.auth.permissions import Permission
 from market.kit.errors import Forbidden, Unavailable
 from market.storefront.desk.notices import redirect_with_notice
-from market.storefront.desk.sections import Section
+from market.storefront.desk.sections import Section, may
 from market.storefront.documents import desk_orders as documents
 from market.storefront.domain import DeskOrder, DeskOrderPage
-from market.storefront.pages.visit import STAFF, Visit
+from market.storefront.pages.addresses import address, read_day
+from market.storefront.pages.visit import Visit
 from market.storefront.texts.languages import N_
 
 STATUSES = ("pending", "confirmed", "cancelled", "rejected")
@@ -26,21 +25,22 @@ _MAX_USER = 200
 async def list_orders(visit: Visit) -> Response:
     """Show a page of everybody's orders: of a status, of a user, and of days in UTC, both of them included."""
     status = visit.query("status")
+    first, last = read_day(visit.query("from")), read_day(visit.query("to"))
     filters = {
         "status": status if status in STATUSES else "",
         "user": visit.query("user").strip()[:_MAX_USER],
-        "from": _day(visit.query("from")),
-        "to": _day(visit.query("to")),
+        "from": "" if first is None else first.isoformat(),
+        "to": "" if last is None else last.isoformat(),
     }
     after = visit.query("after")
-    is_backwards = bool(filters["from"] and filters["to"] and filters["from"] > filters["to"])
+    is_backwards = first is not None and last is not None and first > last
     page = DeskOrderPage(items=())
     if not is_backwards:
         variables = {
             "status": filters["status"] or None,
             "user": filters["user"] or None,
-            "createdFrom": f"{filters['from']}T00:00:00Z" if filters["from"] else None,
-            "createdTo": f"{_day_after(filters['to'])}T00:00:00Z" if filters["to"] else None,
+            "createdFrom": None if first is None else f"{first}T00:00:00Z",
+            "createdTo": None if last is None else f"{last + timedelta(days=1)}T00:00:00Z",
             "limit": _PAGE_SIZE,
             "after": after or None,
         }
@@ -51,15 +51,15 @@ async def list_orders(visit: Visit) -> Response:
         statuses=STATUSES,
         is_backwards=is_backwards,
         page=page,
-        next_path=None if page.next is None else _path({**filters, "after": page.next}),
-        first_path=_path(filters) if after else None,
+        next_path=None if page.next is None else address(_PATH, {**filters, "after": page.next}),
+        first_path=address(_PATH, filters) if after else None,
     )
 
 
 async def get_order(visit: Visit) -> Response:
     """Show an order: its lines, who ordered, and what happened to it when."""
     order = await _read(visit)
-    return visit.page("desk/order.html", order=order, may_cancel=_may_cancel(visit))
+    return visit.page("desk/order.html", order=order, may_cancel=may(visit, CANCEL_ORDERS))
 
 
 async def confirm_cancellation(visit: Visit) -> Response:
@@ -102,34 +102,9 @@ async def _read(visit: Visit) -> DeskOrder:
     return await visit.deps.gateway.execute(documents.GET_ORDER, {"id": visit.parameter("id")}, DeskOrder)
 
 
-def _may_cancel(visit: Visit) -> bool:
-    if visit.site.is_open:
-        return True
-    roles = {role for role in STAFF if getattr(CANCEL_ORDERS, role) is Permission.YES}
-    return visit.person is not None and not roles.isdisjoint(visit.person.roles)
-
-
 def _require_merchant(visit: Visit) -> None:
-    if not _may_cancel(visit):
+    if not may(visit, CANCEL_ORDERS):
         raise Forbidden("only merchants may cancel orders")
-
-
-def _day(text: str) -> str:
-    """Return the day as browsers send it, such as 2026-01-31; "" if it is none."""
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
-        return ""
-    return day.isoformat() if date(1970, 1, 1) <= day < date(9999, 1, 1) else ""
-
-
-def _day_after(day: str) -> str:
-    return (date.fromisoformat(day) + timedelta(days=1)).isoformat()
-
-
-def _path(parameters: dict[str, str]) -> str:
-    query = urlencode({name: value for name, value in parameters.items() if value})
-    return f"{_PATH}?{query}" if query else _PATH
 
 
 SECTIONS = (

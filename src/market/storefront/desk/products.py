@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlencode
-
 from starlette.responses import Response
 
 from market.contracts.access import CHANGE_PRODUCTS
@@ -11,9 +9,11 @@ from market.storefront.desk import editing, stocking
 from market.storefront.desk.sections import Section
 from market.storefront.documents import desk_products as documents
 from market.storefront.domain import MAX_SEARCH, PAGE_SIZE, DeskProductPage
+from market.storefront.pages.addresses import address
 from market.storefront.pages.visit import Visit
 from market.storefront.texts.languages import N_
 
+_PATH = "/desk/products"
 SORTS = ("-created_at", "created_at", "name", "-name", "price", "-price")
 
 
@@ -30,22 +30,17 @@ async def list_products(visit: Visit) -> Response:
         q=q,
         sort=sort,
         page=page,
-        next_path=None if page.next is None else _path(q=q, sort=sort, after=page.next),
-        first_path=_path(q=q, sort=sort) if after else None,
+        next_path=None if page.next is None else address(_PATH, {"q": q, "sort": sort, "after": page.next}),
+        first_path=address(_PATH, {"q": q, "sort": sort}) if after else None,
     )
-
-
-def _path(**parameters: str) -> str:
-    query = urlencode({name: value for name, value in parameters.items() if value})
-    return f"/desk/products?{query}" if query else "/desk/products"
 
 
 SECTIONS = (
     Section(
-        path="/desk/products",
+        path=_PATH,
         title=N_("Products"),
         explanation=N_("What the shop sells: names, prices, pictures and stock."),
         access=CHANGE_PRODUCTS,
-        routes={"GET /desk/products": list_products, **editing.ROUTES, **stocking.ROUTES},
+        routes={f"GET {_PATH}": list_products, **editing.ROUTES, **stocking.ROUTES},
     ),
 )

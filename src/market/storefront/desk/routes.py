@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from market.kit.errors import Forbidden, Problem, Unauthenticated, Unavailable
 from market.storefront.desk import dead_letters, importing, notices, operations, orders, products, start
-from market.storefront.desk.sections import Section
+from market.storefront.desk.sections import Section, may, roles_of
 from market.storefront.pages.visit import STAFF, Page, Visit
 
 SECTIONS: tuple[Section, ...] = (
@@ -30,10 +30,10 @@ def _page_of(section: Section | None, page: Page) -> Page:
 
     async def respond(visit: Visit) -> Response:
         notice = notices.read(visit)
-        sections = tuple(s for s in SECTIONS if s.is_open_to(visit))
+        sections = tuple(s for s in SECTIONS if may(visit, s.access))
         visit.context = {"sections": sections, "section": section, "notice": notice}
         try:
-            may_enter = visit.may_enter_desk if section is None else section.is_open_to(visit)
+            may_enter = visit.may_enter_desk if section is None else may(visit, section.access)
             response = await page(visit) if may_enter else _forbidden_page(visit, section)
         except Unauthenticated:
             raise
@@ -51,7 +51,7 @@ def _page_of(section: Section | None, page: Page) -> Page:
 
 def _forbidden_page(visit: Visit, section: Section | None) -> Response:
     """Return the page that says who may do this."""
-    roles: Any = STAFF if section is None else section.roles
+    roles: Any = STAFF if section is None else roles_of(section.access)
     return visit.page("desk/forbidden.html", status=403, roles=roles)
 
 

@@ -9,6 +9,18 @@ from market.kit.auth.permissions import Access, Permission
 from market.storefront.pages.visit import STAFF, Page, Visit
 
 
+def roles_of(access: Access) -> tuple[str, ...]:
+    """Return the roles that have the access for everybody's data, not only for their own."""
+    return tuple(role for role in STAFF if getattr(access, role) is Permission.YES)
+
+
+def may(visit: Visit, access: Access) -> bool:
+    """Return whether the visitor has the access for everybody's data. Where nobody signs in, everybody has."""
+    if visit.site.is_open:
+        return True
+    return visit.person is not None and not set(roles_of(access)).isdisjoint(visit.person.roles)
+
+
 @dataclass(frozen=True)
 class Section:
     """A section.
@@ -28,14 +40,3 @@ class Section:
     routes: Mapping[str, Page]
     slow: frozenset[str] = frozenset()
     takes_files: frozenset[str] = frozenset()
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles that may use it for everybody's data, not only for their own."""
-        return tuple(role for role in STAFF if getattr(self.access, role) is Permission.YES)
-
-    def is_open_to(self, visit: Visit) -> bool:
-        """Return whether the visitor may use it."""
-        if visit.site.is_open:
-            return True
-        return visit.person is not None and not set(self.roles).isdisjoint(visit.person.roles)

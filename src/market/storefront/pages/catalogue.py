@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlencode
 
 from starlette.responses import Response
 
 from market.kit.http.responses import json_response
 from market.storefront import service
 from market.storefront.domain import MAX_SEARCH, Product
+from market.storefront.pages.addresses import address
 from market.storefront.pages.visit import Visit
 
 SORTS = ("-created_at", "price", "-price", "name")
@@ -23,16 +23,14 @@ async def get_catalogue(visit: Visit) -> Response:
     page = await service.list_products(visit.deps, q=q or None, sort=sort or None, after=visit.query("after") or None)
     next_path = None
     if page.next is not None:
-        parameters = {"q": q, "sort": sort, "after": page.next}
-        next_path = "/?" + urlencode({name: value for name, value in parameters.items() if value})
-    first_path = "/?" + urlencode({name: value for name, value in {"q": q, "sort": sort}.items() if value})
+        next_path = address("/", {"q": q, "sort": sort, "after": page.next})
     return visit.page(
         "catalogue.html",
         q=q,
         sort=sort,
         page=page,
         next_path=next_path,
-        first_path=first_path if visit.query("after") else None,
+        first_path=address("/", {"q": q, "sort": sort}) if visit.query("after") else None,
     )
 
 
