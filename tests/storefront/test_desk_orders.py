@@ -183,7 +183,7 @@ async def test_without_orders_the_desk_says_what_is_not_known(shop: Shop, visito
         assert (await visitor.get("/desk/products")).status_code == 200
     await recovered(visitor, "/desk/unfinished", "No order is unfinished.")
     await recovered(visitor, "/desk/shortages", "Each attempt to order counts.")
-    await recovered(visitor, "/desk/orders", "Buyer, exactly")
+    await recovered(visitor, "/desk/orders", "Buyer (exact)")
 
 
 async def test_without_products_the_shortages_have_ids_in_place_of_names(shop: Shop, visitor: Visitor) -> None:

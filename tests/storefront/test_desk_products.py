@@ -176,7 +176,7 @@ async def test_two_editors_are_shown_the_difference_and_choose(shop: Shop, visit
         assert response.status_code == 409
         page = Document(response.text)
         assert "Somebody else has changed this product since you opened it." in page.text
-        assert "My value My vase The other’s value Their vase" in page.text
+        assert "My value My vase The other editor’s value Their vase" in page.text
         radios = {
             (a["name"], a["value"]): "checked" in a
             for tag, a in page.elements
@@ -215,7 +215,7 @@ async def test_a_third_change_during_the_choice_is_shown_as_well(shop: Shop, vis
     form.fields = [(name, value) for name, value in form.fields if not name.startswith("choice_")]
     response = await visitor.send(form, choice_name="mine")
     assert response.status_code == 409
-    assert "My value My jug The other’s value Third jug" in Document(response.text).text
+    assert "My value My jug The other editor’s value Third jug" in Document(response.text).text
     assert (await read(shop, product["id"]))["name"] == "Third jug"
 
 
