@@ -6,6 +6,7 @@ The scripts run in the page, beside its Content-Security-Policy, which is not in
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 
 from tests.support.browser import Tab
@@ -107,12 +108,16 @@ async def set_screen(
     await tab.call("Emulation.setEmulatedMedia", features=features)
 
 
-async def find_violations(tab: Tab, *, rules: list[str] | None = None) -> list[str]:
-    """Return what axe-core finds in the page: the rule and the element. rules: only these; by default all of `TAGS`."""
+async def find_violations(tab: Tab, *, rules: list[str] | None = None, without: Sequence[str] = ()) -> list[str]:
+    """Return what axe-core finds in the page: the rule and the element.
+
+    rules: only these; by default all of `TAGS`, except those in `without`
+    """
     if not await tab.evaluate("typeof axe === 'object'"):
         await tab.evaluate(f"{AXE}; true")
     only = {"type": "tag", "values": TAGS} if rules is None else {"type": "rule", "values": rules}
-    options = {"only": only, "rules": {"target-size": {"enabled": True}} if rules is None else {}}
+    enabled = {"target-size": True, **dict.fromkeys(without, False)} if rules is None else {}
+    options = {"only": only, "rules": {rule: {"enabled": is_enabled} for rule, is_enabled in enabled.items()}}
     return await _found(tab, _VIOLATIONS % {name: json.dumps(value) for name, value in options.items()})
 
 
