@@ -13,11 +13,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import httpx
 import msgspec
 from confluent_kafka import Producer
 from market_dev.stack.stack import Stack
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from market.contracts import events
 from market.kit.config import Http, HttpUpstream, Listen
@@ -379,7 +384,7 @@ STOPS = (
     Stop("desk-order", _desk_order, "main dl"),
     Stop("desk-order-cancellation", _desk_cancellation, "button.danger"),
     Stop("desk-shortages", _shortages, "main table"),
-    Stop("desk-unfinished", _at("/desk/unfinished"), "main table"),
+    Stop("desk-unfinished", _at("/desk/unfinished"), "main table form"),
     Stop("desk-outage", _at("/desk/products"), off=frozenset({"products"})),
 )
 
@@ -438,22 +443,68 @@ def _picture(name: str) -> str:
     return f"/images/{name}.svg"
 
 
+# What a shop has only while a part of it fails, or after that.
+_KINDS = ("pending", "release-due", "unsent", "stuck")
+_UNFINISHED = {
+    "kinds": [{"kind": kind, "total": 1, "total_exact": True, "since": "2026-11-28T09:30:00Z"} for kind in _KINDS],
+    "items": [
+        {
+            "order_id": str(UUID(int=number)),
+            "kind": kind,
+            "since": "2026-11-28T09:30:00Z",
+            "status": "pending" if kind == "pending" else "cancelled",
+            "user": "Ann Example",
+            "reason": "the message is too large" if kind == "stuck" else None,
+        }
+        for number, kind in enumerate(_KINDS)
+    ],
+    "next": None,
+}
+
+
 @asynccontextmanager
-async def storefront(stack: Stack, gateway: FaultyGateway) -> AsyncIterator[str]:
-    """Serve a storefront in this process, and yield its address."""
-    port = free_port()
-    config = Config(
-        admin=Listen(port=free_port()),
-        http=Http(port=port),
-        gateway=HttpUpstream(url=gateway.url, timeout_seconds=5),
-        notifications=HttpUpstream(url=str(stack.urls["notifications"]), timeout_seconds=5),
-        orders=HttpUpstream(url=str(stack.urls["orders"]), timeout_seconds=5),
-        cookies=Cookies(secrets_file=stack.environment("storefront")["MARKET_COOKIE_SECRETS_FILE"]),
-    )
-    async with build(config, Process()) as server:
-        assert isinstance(server, HttpServer)
+async def _orders_with_unfinished_ones(upstream: str) -> AsyncIterator[str]:
+    """Serve the orders' interface for the desk in front of the shop's own, and yield its address."""
+    async with httpx.AsyncClient(base_url=upstream, timeout=60) as http:
+
+        async def list_unfinished(request: Request) -> Response:
+            return JSONResponse(_UNFINISHED)
+
+        async def pass_on(request: Request) -> Response:
+            response = await http.request(request.method, request.url.path, params=request.query_params)
+            return Response(
+                response.content, response.status_code, {"content-type": response.headers.get("content-type", "")}
+            )
+
+        routes = [
+            Route("/api/unfinished-orders", list_unfinished),
+            Route("/api/{path:path}", pass_on, methods=["GET", "POST"]),
+        ]
+        server = HttpServer(Starlette(routes=routes), "127.0.0.1", port := free_port())
         await server.start()
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
             await server.stop(0)
+
+
+@asynccontextmanager
+async def storefront(stack: Stack, gateway: FaultyGateway) -> AsyncIterator[str]:
+    """Serve a storefront in this process, and yield its address."""
+    port = free_port()
+    async with _orders_with_unfinished_ones(str(stack.urls["orders"])) as orders_url:
+        config = Config(
+            admin=Listen(port=free_port()),
+            http=Http(port=port),
+            gateway=HttpUpstream(url=gateway.url, timeout_seconds=5),
+            notifications=HttpUpstream(url=str(stack.urls["notifications"]), timeout_seconds=5),
+            orders=HttpUpstream(url=orders_url, timeout_seconds=5),
+            cookies=Cookies(secrets_file=stack.environment("storefront")["MARKET_COOKIE_SECRETS_FILE"]),
+        )
+        async with build(config, Process()) as server:
+            assert isinstance(server, HttpServer)
+            await server.start()
+            try:
+                yield f"http://127.0.0.1:{port}"
+            finally:
+                await server.stop(0)
