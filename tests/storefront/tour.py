@@ -100,6 +100,9 @@ class Tour:
 
     async def visit(self, stop: Stop) -> None:
         """Go to a stop. A page that a busy machine could not show in time is opened again."""
+        if self.gateway.off:
+            # A page that waits for the shop goes on as soon as the shop responds, which would be during this visit.
+            await self.go("/basket")
         self.gateway.off = set(stop.off)
         for _ in range(_ATTEMPTS):
             await stop.go(self)
