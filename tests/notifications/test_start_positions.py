@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
+import msgspec
 import pytest
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
+from market.kit.process.health import Health
 from market.notifications import metrics
+from market.notifications.config import Config
+from market.notifications.consumer.start import StartOffsets
+from market.notifications.consumer.topic import TopicDescriber
+from market.notifications.sent_log.log import SentLog
 from tests.notifications.conftest import PARTITIONS, Mailing, event, message_ids
 from tests.support.waiting import until
 
@@ -79,6 +86,34 @@ async def test_events_published_after_the_group_lost_its_offsets_are_mailed_and_
     async with mailing.running(kafka={"first_start_tolerance_seconds": 0}):
         await _is_mailed(mailing, [*mailed, *missed])
     assert _starts("no-offset") >= starts + PARTITIONS
+
+
+@pytest.mark.usefixtures("admin")
+async def test_a_reset_in_the_process_that_made_the_first_start_skips_the_events_before_it(mailing: Mailing) -> None:
+    hour_ago_ms = int(time.time() * 1000) - 3_600_000
+    for _ in range(3):
+        mailing.producer.produce(mailing.topic, b"{}", partition=0, timestamp=hour_ago_ms)
+    assert mailing.producer.flush(60) == 0
+    kafka = msgspec.convert(mailing.config(), Config, strict=False).kafka
+    topic, sent_log = TopicDescriber(kafka), SentLog(kafka, max_ids=10)
+    consumer = Consumer({"bootstrap.servers": mailing.bootstrap_servers, "group.id": mailing.topic, "log_level": 2})
+    starts = StartOffsets(kafka, topic, sent_log)
+
+    async def find_offset() -> int:
+        topic_id = await asyncio.to_thread(topic.topic_id)
+        assert topic_id
+        return await asyncio.to_thread(starts.offset_after_first_start, consumer, 0, topic_id)
+
+    try:
+        await Health().wait_for("sent log", starts.prepare)
+        for _ in range(2):
+            mailing.producer.produce(mailing.topic, b"{}", partition=0)
+        assert mailing.producer.flush(60) == 0
+        assert await Health().wait_for("offset", find_offset) == 3
+    finally:
+        consumer.close()
+        topic.close()
+        await sent_log.close()
 
 
 async def test_events_in_partitions_that_were_added_while_the_service_was_down_are_mailed(

@@ -75,6 +75,8 @@ class StartOffsets:
         await self._sent_log.record_start(first=not has_offsets)
         if not has_offsets:
             self._first_start_partitions = set(offsets)
+        # Read again: the broker sets the record's time, and another process may have written the first record.
+        self._first_started_ms = (await self._sent_log.read_first_start()).started_ms
 
     # The following methods block. They are called in the consumer's thread.
 
