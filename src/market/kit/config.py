@@ -79,7 +79,8 @@ class Admission(Section, frozen=True, kw_only=True):
     # Up to this weight, a request is small.
     small_weight: Annotated[int, Meta(ge=1)] = 100
     # The maximum total weight of the small requests, and of the large requests, that are handled at the same time. If
-    # no other request of the same size is being handled, a request is admitted even if it exceeds the limit.
+    # no other request of its class (small or large) is being handled, a request is admitted even if it exceeds the
+    # limit.
     max_small_weight: Annotated[int, Meta(ge=1)] = 10_000
     max_large_weight: Annotated[int, Meta(ge=1)] = 2_000
     # The maximum total weight of the requests that wait, in each of the two queues.

@@ -17,7 +17,7 @@ _MAX_LENGTH = 64
 def parse_time(field: str, value: str) -> datetime:
     """Return the time in UTC, rounded up to milliseconds. Raises BadInput unless it has an offset (RFC 3339).
 
-    Stored times are in whole milliseconds, so exactly the same ones are earlier than the rounded time.
+    Stored times are in whole milliseconds, so rounding up does not change which of them are earlier.
     """
     try:
         at: datetime = msgspec.convert(value[:_MAX_LENGTH], Annotated[datetime, Meta(tz=True)]).astimezone(UTC)

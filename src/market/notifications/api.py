@@ -141,10 +141,13 @@ class DeadLetterItem(Struct, frozen=True):
         str,
         Meta(
             description="`rejected`: the mail server has rejected the mail. `retries-exhausted`: the mail server has "
-            "deferred it for too long. `invalid-event`: the event cannot be read. Newer versions may add reasons."
+            "deferred it for too long, or internal errors have prevented it. `invalid-event`: the event cannot be "
+            "read. Newer versions may add reasons."
         ),
     ]
-    detail: Annotated[str, Meta(description="The mail server's last reply, or what is wrong with the event.")]
+    detail: Annotated[
+        str, Meta(description="The mail server's last reply, the last internal error, or what is wrong with the event.")
+    ]
     order_id: Annotated[str, Meta(extra_json_schema={"format": "uuid"})] | None
     event: Annotated[Literal["created", "cancelled"], Meta(description="Null if it is unknown.")] | None
     attempts: (

@@ -139,9 +139,9 @@ class Retry(Section, frozen=True, kw_only=True):
     # since the first deferral, so that it grows with the age of the mail.
     min_deferral_seconds: Seconds = 5.0
     max_deferral_seconds: Seconds = 300.0
-    # The maximum number of deferred mails per second that each process takes from the topic when they are already due.
-    # So other mails are sent even if many deferred mails become due at the same time. A mail that is read before it is
-    # due does not count. (Each partition has at most one such mail: it waits in memory.)
+    # How many deferred mails per second each process reads from the topic, so that other mails are sent even if many
+    # deferred mails become due at the same time. Only mails that are already due when they are read count. (Of the
+    # others, each partition has at most one in memory.)
     max_deferred_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 200
     # A domain is throttled after this many deferrals in a row, until a mail to it is accepted. While it is throttled,
     # its mails wait in the topic, and each process makes at most `domain_attempts_per_second` delivery attempts to it.

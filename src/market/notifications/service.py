@@ -184,7 +184,7 @@ async def notify(deps: Deps, notification: Notification, deferral: Deferral | No
 async def _was_sent(deps: Deps, notification: Notification) -> bool:
     """Return whether the sent log contains the event. Events younger than `sent_log_min_age` are not looked up.
 
-    Nearly all of these are new. (One that was mailed just before a crash may be mailed again.)
+    Nearly all of these have not been mailed yet. (One that was mailed just before a crash may be mailed again.)
     """
     if deps.sent_log is None:
         return False

@@ -44,9 +44,9 @@ _RESPONSE_SECONDS = 0.2
 # The minimum time for a handler, even if the caller's deadline has almost passed.
 _MIN_HANDLER_SECONDS = 0.05
 
-# The weight of a body is at least one line per this many bytes. (In JSON, a line usually takes 60 to 120 bytes.)
+# A body weighs at least its bytes divided by this, in lines. (In JSON, a line usually takes 60 to 120 bytes.)
 _BYTES_PER_LINE = 256
-# The weight of a page of orders is one line per this many stored bytes.
+# A page of orders weighs its stored bytes divided by this, in lines.
 _PAGE_BYTES_PER_LINE = 2048
 
 _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -246,8 +246,8 @@ def _placed_response(placed: service.PlacedOrder) -> Response:
 def _weigh_page(outline: PageOutline) -> int:
     """Return the weight of a page in lines, estimated from its stored bytes.
 
-    At most twice MAX_PAGE_BYTES count: usually no more than that is read, because a page ends before its JSON exceeds
-    MAX_PAGE_BYTES.
+    Bytes beyond twice MAX_PAGE_BYTES are not counted, because they are usually not read: the page ends before its JSON
+    exceeds MAX_PAGE_BYTES.
     """
     return min(sum(outline.sizes.values()), 2 * MAX_PAGE_BYTES) // _PAGE_BYTES_PER_LINE
 

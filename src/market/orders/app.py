@@ -186,5 +186,7 @@ async def migrate(config: Config, _: list[str]) -> int:
         await client.close()
     topics = _topics(config.kafka)
     if not await ensure_topics(config.kafka, "market.orders", topics, config.kafka.create_seconds, apply_settings=True):
-        log.warning("topic not created or not configured, the service will create it if it does not exist")
+        log.warning(
+            "kafka unavailable, the service will create the topic, but not change the settings of an existing one"
+        )
     return 0

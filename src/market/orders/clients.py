@@ -23,8 +23,8 @@ from market.kit.process import logs
 from market.kit.resilience import CircuitBreaker, RetryBudget, retry
 from market.kit.rpc import client as rpc
 from market.orders.domain import (
-    MAX_BATCH_LINES,
-    MAX_LARGE_BATCH_LINES,
+    MAX_LARGE_ORDERS_BATCH_LINES,
+    MAX_SMALL_ORDERS_BATCH_LINES,
     SMALL_ORDER_LINES,
     InsufficientStock,
     OrderLine,
@@ -152,8 +152,8 @@ class InventoryClient:
             max_concurrency=2,
             cost=_cost,
             small_cost=SMALL_ORDER_LINES,
-            max_cost=MAX_BATCH_LINES,
-            max_large_cost=MAX_LARGE_BATCH_LINES,
+            max_cost=MAX_SMALL_ORDERS_BATCH_LINES,
+            max_large_cost=MAX_LARGE_ORDERS_BATCH_LINES,
         )
 
     @property

@@ -27,9 +27,9 @@ MAX_QUANTITY = 1_000_000
 # Orders share calls to MongoDB and inventory. An order with more lines than this is large, and shares calls only with
 # other large ones.
 SMALL_ORDER_LINES = 100
-# The maximum number of lines in a call with small orders, and in one with large orders.
-MAX_BATCH_LINES = 4000
-MAX_LARGE_BATCH_LINES = 1000
+# The maximum number of lines in one call, for small orders and for large orders.
+MAX_SMALL_ORDERS_BATCH_LINES = 4000
+MAX_LARGE_ORDERS_BATCH_LINES = 1000
 
 # The failure points (kit/faults.py), in the sequence of an order's lifecycle.
 FAILURE_POINTS = (
@@ -38,7 +38,7 @@ FAILURE_POINTS = (
     "orders.before-reserve",
     "orders.after-reserve",
     "orders.before-confirm",
-    "orders.after-confirm",  # acknowledged by MongoDB; the action `fail` stands for a lost acknowledgement
+    "orders.after-confirm",  # acknowledged by MongoDB; a failure here simulates a lost acknowledgement
     "orders.before-response",
     "orders.before-publish",
     "orders.after-publish",  # acknowledged by Kafka, but still in the outbox

@@ -23,7 +23,7 @@ WITH_STUCK_EVENTS = Gauge(
 )
 RECOVERY_ERRORS = Counter(
     "market_orders_recovery_errors_total",
-    "Attempts to recover an order that ended in an unexpected error. Alert when it increases.",
+    "Attempts to recover an order that failed with an unexpected error. Alert when it increases.",
 )
 UNREADABLE = Counter(
     "market_orders_unreadable_total",

@@ -237,7 +237,8 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "/api/unfinished-orders",
                 "listUnfinishedOrders",
                 "List orders with work that should have been done by now: pending for too long, stock not released, "
-                "events unsent or stuck. Sorted by kind, and then the oldest first.",
+                "events unsent or stuck. Sorted by kind. In a kind, the oldest is first, but stock releases are sorted "
+                "by when they were last tried.",
                 {
                     200: ("The number of unfinished orders by kind, and a page of them.", UnfinishedPage),
                     422: ("A parameter is unknown or out of range.", None),

@@ -20,8 +20,8 @@ from market.kit.errors import Unavailable
 from market.kit.paging import MAX_COUNT
 from market.orders.domain import (
     CONFIRM,
-    MAX_BATCH_LINES,
-    MAX_LARGE_BATCH_LINES,
+    MAX_LARGE_ORDERS_BATCH_LINES,
+    MAX_SMALL_ORDERS_BATCH_LINES,
     SMALL_ORDER_LINES,
     Order,
     OutboxEntry,
@@ -93,8 +93,8 @@ class OrderRepository:
             max_concurrency=2,
             cost=_cost,
             small_cost=SMALL_ORDER_LINES,
-            max_cost=MAX_BATCH_LINES,
-            max_large_cost=MAX_LARGE_BATCH_LINES,
+            max_cost=MAX_SMALL_ORDERS_BATCH_LINES,
+            max_large_cost=MAX_LARGE_ORDERS_BATCH_LINES,
         )
         self._transitions: Batcher[documents.ConditionalUpdate, bool] = Batcher(
             self._update_many, name="orders.update", max_batch_size=128, max_concurrency=2

@@ -88,8 +88,7 @@ async def authenticator(
     pauses: list[float] = []
 
     async def refresh() -> float:
-        # Before the first run, the keys have just been fetched. So the first run only returns the pause after that
-        # fetch.
+        # The keys were fetched below, before the first run. So the first run only waits until the next fetch is due.
         return pauses.pop() if pauses else await keys.refresh()
 
     try:

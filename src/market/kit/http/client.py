@@ -97,9 +97,10 @@ class HttpClient:
             an exception, reading stops, and the request is not retried. The circuit breaker does not count this as a
             failure.
 
-        Raises CircuitOpen or UpstreamUnreachable if the upstream has not seen the request. Raises DeadlineExceeded or
-        Unavailable if the outcome is unknown; Unavailable also stands for a status of 502, 503 or 504 without a problem
-        document. Raises ResponseTooLarge if `accept_size` returned False.
+        Raises CircuitOpen or UpstreamUnreachable if the last attempt did not reach the upstream; earlier attempts of an
+        idempotent request may have reached it. Raises DeadlineExceeded or Unavailable if the outcome is unknown;
+        Unavailable also stands for a status of 502, 503 or 504 without a problem document. Raises ResponseTooLarge if
+        `accept_size` returned False.
         """
         timeout = timeout_seconds or self._timeout_seconds
         if idempotent is None:

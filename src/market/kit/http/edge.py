@@ -218,8 +218,8 @@ class Edge:
                             self.in_flight.check_caller(caller)
                             _check_permission(operation)
                     except Problem:
-                        # Refused requests count for the rate limit as well. The token has been verified before, so a
-                        # signed-in caller is not affected by the requests of others with the same address.
+                        # Refused requests count for the rate limit as well: those with a valid token for their
+                        # subject, the others for their address.
                         self._check_rate(caller, address)
                         raise
                     self._check_rate(caller, address)

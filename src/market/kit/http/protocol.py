@@ -126,8 +126,8 @@ class HttpProtocol(HttpToolsProtocol):
     def buffered_response_bytes(self) -> int:
         """The number of response bytes in memory.
 
-        The event loop keeps all bytes of a write in memory until the last one has been sent. Until then, this is the
-        number of bytes that were unsent when the client fell behind.
+        The event loop keeps all bytes of a write in memory until the last one has been sent. So this stays at the
+        number of bytes that were unsent when the client fell behind, until all have been sent.
         """
         unsent = self.unsent_bytes
         return max(unsent, self._sending_bytes) if unsent else 0

@@ -139,8 +139,7 @@ class Assignment:
     def assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit the offsets to start from, and start to read the partitions. Raises KafkaException."""
         if partitions:
-            # Drop the cached ids before reading the committed offsets, so that the next lookup reads the sent log
-            # again. Then it finds every mail that the partition's previous owner had sent before its last commit.
+            # The previous owner may have mailed more events, so the next lookup must read the sent log again.
             self._runner.loop.call_soon_threadsafe(self._sent_log.invalidate_sent_ids)
         topic_id = self._topic.topic_id() if partitions else ""
         starts = self._starts.commit_start_offsets(consumer, partitions, topic_id) if partitions else []

@@ -122,8 +122,8 @@ class OrdersConsumer:
             lag_metric=metrics.DEFERRED,
             stalled_metric=metrics.DEFERRED_STALLED,
         )
-        # An attempt makes several calls to the mail server. Only if many of them are slow does it take longer than five
-        # timeouts. If it does, and no other attempt finishes meanwhile, processing is reported as stalled.
+        # An attempt makes several calls to the mail server, and takes longer than this only if many of them are slow.
+        # If it does, and no other attempt finishes meanwhile, processing is reported as stalled.
         self._stalled_seconds = max(kafka.stalled_after_seconds, 5 * config.smtp.timeout_seconds)
         self._processing_stalled = False
         self._starting_deferred: asyncio.Task[None] | None = None

@@ -9,7 +9,8 @@ are in its partition, so everybody reads them in the same order:
   or expires. Until then, further claims have no effect. So if several attempts begin at the same time, only one of them
   goes on.
 
-Marks and claims have no value, and expire after their dead letter. The headers are defined in writer.py.
+Marks and claims have no value, and Kafka deletes them later than their dead letter. The headers are defined in
+writer.py.
 """
 
 from __future__ import annotations

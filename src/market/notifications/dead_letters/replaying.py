@@ -79,7 +79,7 @@ class SentLogForReplaying(Protocol):
         """Write what was recorded. Raises KafkaException."""
 
     async def was_mailed(self, event_id: str, since: datetime | None) -> bool:
-        """Return whether the log that Kafka has now contains the event. Raises KafkaException.
+        """Read the log from Kafka, and return whether it contains the event. Raises KafkaException.
 
         since: the log is read from this time on. None: from its beginning
         """
@@ -155,7 +155,9 @@ async def settle(
         if letter.claim is None or letter.claim.token != token:
             until = until if letter.claim is None else letter.claim.until
             return Outcome(
-                "open", "claimed", f"another attempt is made, or was broken off; it ends by {until:%H:%M:%S} UTC"
+                "open",
+                "claimed",
+                f"another attempt is in progress, or was interrupted; try again after {until:%H:%M:%S} UTC",
             )
         outcome = Outcome("dropped") if action == "dropped" else await _mail(deps, reader, letter)
         if outcome.result == "open":

@@ -138,9 +138,9 @@ class SentLog:
         return _digest(event_id) in self._ids
 
     async def was_mailed(self, event_id: str, since: datetime | None) -> bool:
-        """Return whether the log that Kafka has now contains the event. Raises KafkaException.
+        """Read the log from Kafka, and return whether it contains the event. Raises KafkaException.
 
-        Unlike `contains`, this keeps no ids in memory, but reads the log each time.
+        Unlike `contains`, this reads the log each time and keeps no ids in memory.
 
         since: the log is read from this time on. None: from its beginning
         """

@@ -69,13 +69,13 @@ class UnfinishedPosition(Struct, frozen=True, array_like=True, forbid_unknown_fi
     """Where a page of unfinished orders ends. Cursors contain it, so its fields must not change.
 
     time, increment: the value of the sort field of the last order: milliseconds since 1970 and 0, or a BSON timestamp
-    repeats: how many orders with this kind and value come before the next page
+    skip: how many orders of this kind with exactly this time were on this page or earlier ones
     """
 
     kind: Kind
     time: Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
     increment: Annotated[int, Meta(ge=0, lt=2**32)]
-    repeats: Annotated[int, Meta(ge=0, le=10_000)]
+    skip: Annotated[int, Meta(ge=0, le=10_000)]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class _Found(Struct, frozen=True):
 
 
 class UnfinishedOrders:
-    """The unfinished orders. Ages are measured by MongoDB's clock. Every method may raise Unavailable."""
+    """The unfinished orders. Every method may raise Unavailable."""
 
     def __init__(self, collection: OrdersCollection, ages: Ages) -> None:
         self._collection = collection
@@ -130,10 +130,10 @@ class UnfinishedOrders:
             if len(found) > limit:
                 last = found[limit - 1]
                 same = [f for f in found[:limit] if (f.order.kind, f.time, f.increment) == _key(last)]
-                repeats = len(same)
+                skip = len(same)
                 if after is not None and (after.kind, after.time, after.increment) == _key(last):
-                    repeats += after.repeats
-                position = UnfinishedPosition(Kind(last.order.kind), last.time, last.increment, repeats)
+                    skip += after.skip
+                position = UnfinishedPosition(Kind(last.order.kind), last.time, last.increment, skip)
                 return [f.order for f in found[:limit]], position
         return [f.order for f in found], None
 
@@ -153,7 +153,7 @@ class UnfinishedOrders:
             where = {**where, field: {**where[field], "$gte": _sort_value(kind, after)}}
             where[field].pop("$gt")
         found = await self._collection.find(
-            where, _PROJECTION | {field: 1}, sort=[(field, 1)], limit=limit, skip=after.repeats if after else 0
+            where, _PROJECTION | {field: 1}, sort=[(field, 1)], limit=limit, skip=after.skip if after else 0
         )
         return [_read(kind, document) for document in found]
 
@@ -180,13 +180,13 @@ class UnfinishedOrders:
         if kind is Kind.PENDING:
             before = Timestamp(now - timedelta(seconds=self._ages.pending), 0)
             return {"status": Status.PENDING.value, "since": {"$gt": MIN_TIMESTAMP, "$lt": before}}
-        oldest_recent = now - timedelta(seconds=self._ages.other)
+        overdue_before = now - timedelta(seconds=self._ages.other)
         if kind is Kind.UNSENT:
-            return {"unsent_since": {"$gt": EPOCH, "$lt": oldest_recent}}
+            return {"unsent_since": {"$gt": EPOCH, "$lt": overdue_before}}
         if kind is Kind.STUCK:
             return {"stuck_since": {"$gt": EPOCH}}
-        # Not by `release_due`, because postponing a release sets it to a later time.
-        is_recent = {"$gte": oldest_recent}
+        # The age is taken from when the order ended, not from `release_due`, which postponing sets to a later time.
+        is_recent = {"$gte": overdue_before}
         return {
             "release_due": {"$gt": EPOCH},
             "cancelled_at": {"$not": is_recent},

@@ -13,10 +13,10 @@ key is stored in up to three fields, each with a unique index (mongodb/documents
   the order is found by `subject_key` alone.
 - `key` is unique across users. It is for even earlier versions.
 
-A document without `subject_key` was stored by an instance that does not know who placed the order. Its key is found by
-the order's user, and by anybody who sends exactly the same request: for example, by a merchant who sent a request
+A document without `subject_key` was stored by an instance that does not know who placed the order. Its key counts for
+the order's user, and for anybody who sends exactly the same request: for example, for a merchant who sent a request
 before sign-in was required, and now repeats it signed in. The request must name the order's user, so only callers who
-may order for others can find another user's order in this way.
+may order for others can get another user's order in this way.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from market.orders.mongodb.collection import OrdersCollection, documents
 
 
 class IdempotencyKeyTaken(Exception):
-    """Another order has the idempotency key. It has the same owner, or it is undecided and has another owner.
+    """Another order has the idempotency key.
 
-    An order is undecided if it is pending, or has a status that only a newer version knows.
+    Either its key belongs to the same subject (or user), or the order is undecided: it is pending, or has a status that
+    only a newer version knows.
     """
 
 
@@ -71,7 +72,7 @@ class KeyHolder(Struct, frozen=True):
     subject: str | None
 
 
-# By (owner, idempotency key).
+# By (subject or user, idempotency key).
 _Holders = Mapping[tuple[str, str], KeyHolder]
 
 
@@ -85,7 +86,7 @@ class IdempotencyKeyRepository:
         )
 
     async def find(self, lookup: KeyLookup) -> KeyHolder | None:
-        """Return the order that has the key, or None if the key is free for its owner."""
+        """Return the order that has the key, or None if the key is free."""
         return await self._lookups(lookup)
 
     async def _find_many(self, lookups: list[KeyLookup]) -> Sequence[KeyHolder | None]:
@@ -110,11 +111,11 @@ class IdempotencyKeyRepository:
         return [_find_holder(lookup, of_subjects, of_users) for lookup in lookups]
 
     async def is_permanently_taken_by_another(self, order: Order, field: str) -> bool:
-        """Return whether an order of another owner has the order's key in the field and will keep it.
+        """Return whether another order has the order's key in the field for another subject or user, and will keep it.
 
-        If so, our order has to be stored without the field. Return False while the other order is undecided: if it is
-        rejected, it frees the key, and an instance that looks only at this field would then place our order a second
-        time.
+        If so, our order has to be stored without the field. Return False while the other order is undecided. If it were
+        rejected later, the field would be free although our order exists, and an instance that knows only this field
+        would place our order again.
         """
         where: documents.Document = {field: order.idempotency_key}
         if field == "idempotency_key":
@@ -139,7 +140,7 @@ def _find_holder(lookup: KeyLookup, of_subjects: _Holders, of_users: _Holders) -
 
 
 def _has_same_owner(order: Order, holder: documents.Document) -> bool:
-    """Return whether the key in the stored document `holder` has the same owner as the key of the new order."""
+    """Return whether the key in the stored document `holder` belongs to the same subject or user as the new order's."""
     if order.key_subject is None:
         return bool(holder["user"] == order.user)
     if (subject := documents.key_subject(holder)) is not None:

@@ -2,7 +2,7 @@
 
 Besides the fields of the order itself, a document has:
 - `digest`: the SHA-256 of the request. The order has its idempotency key only while `digest` is present. An earlier
-  version that rejects the order removes `digest`, and those of the next three fields that it knows.
+  version that rejects the order may leave some of the next three fields, but removes `digest`.
 - `subject_key`: the key of a signed-in caller, as `{"subject": ..., "key": ...}`. No two orders have the same value. If
   the field is absent, the key belongs to the user.
 - `idempotency_key`: the same key, unique among the orders of the user. It is for instances that know only the user:

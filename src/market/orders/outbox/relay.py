@@ -52,7 +52,7 @@ class Relay:
     `publish` adds an order to `_in_flight` and sends its first event. Depending on the delivery result, the event is
     removed from the outbox (`_removals`), the lease is released (`_lease_releases`), or the event is marked as stuck.
     `_settle` then removes the order from `_in_flight` and sets `_settled`. If `publish` was called again for the order
-    in the meantime (`_reclaimed`), the order's remaining events are sent.
+    meanwhile, the order is in `_publish_again`, and its remaining events are sent.
 
     Must be constructed inside a running event loop.
 
@@ -91,7 +91,7 @@ class Relay:
         self._retried: set[UUID] = set()
         # Orders for which `publish` was called while one of their events was in flight. When that event is settled, the
         # lease is renewed and the remaining events are sent.
-        self._reclaimed: set[UUID] = set()
+        self._publish_again: set[UUID] = set()
         # Set whenever an order leaves `_in_flight`.
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -118,7 +118,7 @@ class Relay:
             return
         if (sent_at := self._in_flight.get(order.id)) is not None:
             if time.monotonic() - sent_at < self._lease_seconds:
-                self._reclaimed.add(order.id)
+                self._publish_again.add(order.id)
                 return
             # The producer reports a delivery result before the lease expires, so this one was lost.
             log.error("delivery result overdue, sending the event again", order_id=str(order.id))
@@ -213,8 +213,8 @@ class Relay:
         self._in_flight.pop(order_id, None)
         self._retried.discard(order_id)
         self._settled.set()
-        if order_id in self._reclaimed:
-            self._reclaimed.discard(order_id)
+        if order_id in self._publish_again:
+            self._publish_again.discard(order_id)
             self._spawn(self._resume(order_id))
 
     async def _resume(self, order_id: UUID) -> None:

@@ -107,8 +107,8 @@ class Thresholds(Struct, frozen=True):
     unsent_before: datetime
     # Events from before this time may be missing from the topic, because the topic's settings let Kafka delete them.
     retained_since: datetime
-    # A missing event from this time or later is published again. An earlier one is not: Kafka may have deleted it by
-    # the topic's settings, or it is so old that consumers would not recognize a duplicate.
+    # A missing event from this time or later is published again. An earlier one is not: it may have been in the topic
+    # and been deleted since, or it is so old that consumers would not recognize a duplicate.
     republished_since: datetime
 
 

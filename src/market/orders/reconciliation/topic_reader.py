@@ -78,9 +78,9 @@ class Retention(Struct, frozen=True):
     seconds: the setting `retention.ms`, in seconds; None if it is unlimited or unknown.
     may_end_early: whether Kafka may delete events before `seconds` have passed, because of the setting
         `retention.bytes` or of compaction.
-    deleted_until: messages from before this time may have been deleted. It is determined from the partitions whose
-        first messages have been deleted: the latest of the times of their oldest remaining messages. None if there are
-        no such partitions.
+    deleted_until: messages from before this time may have been deleted. For each partition whose first messages are
+        gone, take the time of the first message that is left; this is the latest of these times. None if there is no
+        such partition.
     """
 
     seconds: float | None

@@ -1,4 +1,4 @@
-"""DueOrders: finds orders with work that is due, for recovery and the metrics. Ages are measured by MongoDB's clock."""
+"""DueOrders: finds orders with work that is due, for recovery and the metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class DuePage(Struct, frozen=True):
 
 
 class Statistics(Struct, frozen=True):
-    """Counts and ages of unfinished work. Counting stops at 10,000. An age is 0 if there is no such work."""
+    """Counts and ages of the work that is due or in progress. Counting stops at 10,000.
+
+    An age is 0 if there is no such work.
+    """
 
     pending: int
     oldest_pending_seconds: float
@@ -60,7 +63,7 @@ class DueOrders:
         return DuePage([d["_id"] for d in found], found[-1][sort] if len(found) == limit else None)
 
     async def statistics(self) -> Statistics:
-        """Return the counts and ages of unfinished work, for the metrics."""
+        """Return the counts and ages for the metrics."""
         now = await self._collection.server_time()
 
         async def first(where: documents.Document, sort: str) -> Any:
