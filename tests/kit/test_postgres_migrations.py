@@ -147,6 +147,24 @@ async def test_a_migration_that_fails_is_rolled_back_and_named(database: Postgre
     assert await migrate(database, make_package(first=FIRST, second=SECOND)) == ["0002_second.sql"]
 
 
+@pytest.mark.parametrize(
+    "file", ["002_second.sql", "0002_Second.sql", "0002-second.sql", "Functions.sql", "0002_a.SQL"]
+)
+async def test_a_file_whose_name_does_not_fit_is_named_and_nothing_is_applied(
+    database: Postgres, make_package: MakePackage, tmp_path: Path, file: str
+) -> None:
+    package = make_package(first=FIRST)
+    (tmp_path / package / file).write_text(SECOND)
+    with pytest.raises(MigrationError) as e:
+        await migrate(database, package)
+    assert str(e.value) == (
+        f"{file}: the name of a migration must be NNNN_name.sql (four digits) or name.sql, and the name may have only "
+        "lower-case letters, digits and underscores"
+    )
+    (tmp_path / package / file).unlink()
+    assert await migrate(database, package) == ["0001_first.sql"]
+
+
 async def test_a_migration_that_takes_too_long_is_rolled_back(
     postgres: PostgresHandle, make_package: MakePackage
 ) -> None:

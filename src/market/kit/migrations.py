@@ -2,6 +2,7 @@
 
 A file with a number, `NNNN_name.sql`, is applied once. A file without a number, such as `functions.sql`, is versioned:
 its first line is `-- version N`. Whenever N has been raised, the whole file is applied again, after the numbered files.
+The names have only lower-case letters, digits and underscores; an SQL file with another name is an error.
 
 The table `schema_migrations` contains a row for each applied file (and version), with the checksum of its text. A
 numbered file must not be changed once it is released: to change the schema, add a file.
@@ -85,6 +86,11 @@ def _migrations(package: str) -> list[_Migration]:
             if version is None:
                 raise MigrationError(f"{file}: the first line of a file without a number must be `-- version N`")
             versioned.append(_Migration(f"{file}, version {version[1]}", text, file, int(version[1])))
+        elif file.lower().endswith(".sql"):
+            raise MigrationError(
+                f"{file}: the name of a migration must be NNNN_name.sql (four digits) or name.sql, and the name may "
+                "have only lower-case letters, digits and underscores"
+            )
     return numbered + versioned
 
 
