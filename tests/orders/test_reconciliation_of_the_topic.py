@@ -10,12 +10,17 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.cimpl import NewTopic
 
 from market.contracts import events
+from market.kit.errors import Unavailable
+from market.orders.config import Kafka
+from market.orders.reconciliation.scratch import ScratchDatabase
+from market.orders.reconciliation.topic_reader import TopicReader
 from tests.support.servers import KafkaHandle, kafka_server, running
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 from .catalogue import FakeCatalogue
 from .reconciliation import RECOVERY, copy_order, isolated_service, place_and_publish, reconcile
@@ -27,10 +32,14 @@ MISSING, UNDECIDED = "event-not-in-topic", "event-possibly-deleted"
 
 
 @pytest.fixture
-def bootstrap_servers(kafka: Any, server_directory: Path) -> Iterator[str]:
+def broker_directory(server_directory: Path) -> Path:
+    return server_directory / f"kafka-{uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def bootstrap_servers(kafka: Any, server_directory: Path, broker_directory: Path) -> Iterator[str]:
     """The address of a broker whose topic has no other test's events."""
-    name = f"kafka-{uuid4().hex[:8]}"
-    server = kafka_server(server_directory / name, server_directory / "logs", kafka.kind)
+    server = kafka_server(broker_directory, server_directory / "logs", kafka.kind)
     with running(KafkaHandle(server)):
         yield f"127.0.0.1:{server.port}"
 
@@ -133,3 +142,35 @@ async def test_events_that_may_have_been_deleted_are_reported_and_not_published_
     # With a size limit, the broker itself may delete events, so this one is not reported as missing.
     set_topic(bootstrap_servers, {"retention.bytes": "1000000000"})
     assert (await reconcile(service, topic=True)).differences == []
+
+
+async def test_a_damaged_batch_ends_the_reading_with_its_error(
+    bootstrap_servers: str, broker_directory: Path, kafka: Any
+) -> None:
+    if kafka.kind == "embedded":
+        # It keeps its messages in memory.
+        return
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    admin.create_topics([NewTopic(events.TOPIC, 1)])[events.TOPIC].result(60)
+    producer = Producer({"bootstrap.servers": bootstrap_servers, "compression.type": "gzip", "log_level": 2})
+    failures: list[KafkaError] = []
+    producer.produce(
+        events.TOPIC, b"a" * 10_000, partition=0, on_delivery=lambda e, _: None if e is None else failures.append(e)
+    )
+    assert producer.flush(60) == 0
+    assert not failures
+    [path] = [p for p in broker_directory.rglob(f"{events.TOPIC}-*/*.log") if p.stat().st_size]
+    # The batch's header has 61 bytes. What follows it is no longer the compressed message.
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(61)
+        file.write(b"x" * (size - 61))
+    scratch = ScratchDatabase(str(broker_directory))
+    reader = TopicReader(Kafka(bootstrap_servers=bootstrap_servers), scratch, max_empty_polls=1)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(Unavailable, match=r"^the topic cannot be read to its end: Decompression "):
+                await reader.read_to_end(lambda *_: None)
+    finally:
+        await reader.close()
+        scratch.close()

@@ -36,9 +36,7 @@ _TIMEOUT_SECONDS = 10.0
 # A hundred years. A longer retention counts as unlimited.
 _MAX_RETENTION_MS = 100 * 365 * 24 * 3600 * 1000
 _MAX_MESSAGES_PER_POLL = 1_000
-# The maximum time of a poll, and the number of polls without a message after which reading fails.
 _POLL_SECONDS = 1.0
-_MAX_EMPTY_POLLS = 20
 # The maximum number of bytes that the consumer buffers, apart from one message per partition.
 _FETCH_BYTES = 8 * 1024 * 1024
 _PAGE_SIZE = 1_000
@@ -93,13 +91,16 @@ class TopicReader:
 
     `messages` is the number of messages that have been read. `retention` is known after the first `read_to_end`.
     Methods may raise Unavailable.
+
+    max_empty_polls: reading fails after more polls than this, of up to 1 s each, without a message
     """
 
-    def __init__(self, config: Kafka, scratch: ScratchDatabase) -> None:
+    def __init__(self, config: Kafka, scratch: ScratchDatabase, *, max_empty_polls: int = 20) -> None:
         self.messages = 0
         self.retention = Retention(None, may_end_early=True)
         self._config = config
         self._scratch = scratch
+        self._max_empty_polls = max_empty_polls
         self._decode = msgspec.json.Decoder(events.OrderEvent).decode
         self._decode_envelope = msgspec.json.Decoder(_Envelope).decode
         # By partition, the offset of the next message.
@@ -165,11 +166,17 @@ class TopicReader:
         unfinished = {p for p, end in ends.items() if starts[p] < end}
         self._consumer.assign([TopicPartition(events.TOPIC, p, starts[p]) for p in unfinished])
         done = empty_polls = 0
+        reason = ""
         while unfinished:
             messages = self._consumer.consume(_MAX_MESSAGES_PER_POLL, _POLL_SECONDS)
-            empty_polls = 0 if messages else empty_polls + 1
-            if empty_polls > _MAX_EMPTY_POLLS:
-                raise Unavailable("the topic cannot be read to its end")
+            errors = [error for message in messages if (error := message.error()) is not None]
+            if errors:
+                reason = f": {errors[-1].str()}"
+            # Errors do not count as messages: librdkafka fetches a damaged batch again and again, and reports an error
+            # each time.
+            empty_polls = empty_polls + 1 if len(errors) == len(messages) else 0
+            if empty_polls > self._max_empty_polls:
+                raise Unavailable(f"the topic cannot be read to its end{reason}")
             accepted: list[Message] = []
             for message in messages:
                 partition, offset = message.partition(), message.offset()
