@@ -250,9 +250,9 @@ def transition_after_reservation(result: ReservationResult) -> Transition:
 
 
 def apply_transition(order: Order, transition: Transition, entry: OutboxEntry | None = None) -> Order:
-    """Return the order after the transition, with `entry` added to its outbox.
+    """Return the order with its new status, the work that is due then, and `entry` added to its outbox.
 
-    The order must be in the transition's source status.
+    The order must be in the transition's source status. Its times and its reason are not changed.
     """
     assert order.status is transition.source, f"cannot {transition.name} an order that is {order.status}"
     return msgspec.structs.replace(

@@ -163,8 +163,8 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
                 if replay := await _replay(deps, lookup):
                     return replay
                 # The key was taken when the order was inserted, but `_replay` finds no order that has it. Either the
-                # key has become free meanwhile, or an undecided order of another owner has it in a field of earlier
-                # versions (idempotency/keys.py). Insert the order again, until the deadline.
+                # key has become free meanwhile, or an undecided order with another subject's key has it in a field of
+                # earlier versions (idempotency/keys.py). Insert the order again, until the deadline.
                 await asyncio.sleep(_RETRY_SECONDS)
         await deps.failure_point("orders.after-intent")
         order = await _advance_pending(deps, order)
@@ -198,7 +198,7 @@ async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
 async def _advance_pending(deps: Deps, order: Order) -> Order:
     """Advance the order until it is no longer pending, and return it. Raises Unavailable if the outcome is unknown.
 
-    If a stock release is due then, start it without waiting for its end. If an event is due and this instance holds the
+    If a stock release is due then, start it, but do not wait for it. If an event is due and this instance holds the
     lease on the outbox, start publishing it.
     """
     was_pending = order.status is Status.PENDING
@@ -283,7 +283,7 @@ async def _apply_cancellation(deps: Deps, order: Order, transition: Transition) 
 
 
 async def advance(deps: Deps, order: Order, *, overdue: bool = False) -> Order:
-    """Perform the order's next step and return the order as it is afterwards.
+    """Perform the order's next step, and return the order with its new status and the work that is due then.
 
     Any instance may perform a step at any time, and may repeat it. The exception is Step.PUBLISH: it requires that this
     instance holds the lease on the outbox. Publishing is started, but not awaited. Raises Unavailable if the step's

@@ -245,7 +245,7 @@ class OrdersCollection:
             raise Unavailable("the order store did not apply all changes") from e
 
     async def server_time(self) -> datetime:
-        """Return the server's current time in UTC. Ages are measured by it, not by the process's clock."""
+        """Return the server's current time in UTC."""
         response = await self.run(lambda: self._database.command("hello"))
         at: datetime = response["localTime"]
         return at if at.tzinfo else at.replace(tzinfo=UTC)

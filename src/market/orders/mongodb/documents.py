@@ -5,10 +5,10 @@ Besides the fields of the order itself, a document has:
   version that rejects the order may leave some of the next three fields, but removes `digest`.
 - `subject_key`: the key of a signed-in caller, as `{"subject": ..., "key": ...}`. No two orders have the same value. If
   the field is absent, the key belongs to the user.
-- `idempotency_key`: the same key, unique among the orders of the user. It is for instances that know only the user:
+- `idempotency_key`: the key alone, unique among the orders of the user. It is for instances that know only the user:
   those in mode `open` and of earlier versions (see idempotency/keys.py). It is absent if another order for this user
   already has this key, for example because a merchant and the user have chosen the same one.
-- `key`: the same key, unique across users. It is for even earlier versions, and absent if another user's order already
+- `key`: the key alone, unique across users. It is for even earlier versions, and absent if another user's order already
   has this key.
 - `placed_by`: the subject that placed the order, if that is not the user.
 - `without_mail`: true if no mails are sent, even if the user's name looks like an address. Otherwise absent.

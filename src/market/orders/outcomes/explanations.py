@@ -27,9 +27,9 @@ _REJECTION_CAUSES: Mapping[str | None, str] = {
 
 @contextmanager
 def explain_unknown_outcome(action: Literal["placed", "cancelled"], order_id: UUID, advice: str) -> Iterator[None]:
-    """Raise each Unavailable of the block again, with the order's id, what is unknown, and `advice`.
+    """Add the order's id, what is unknown, and `advice` to an Unavailable that the block raises.
 
-    An Unavailable that has an order id already is raised unchanged.
+    An Unavailable that already has an order id is not changed.
     """
     try:
         yield

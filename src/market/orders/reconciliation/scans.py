@@ -21,7 +21,7 @@ class Scans:
         self._collection = collection
 
     async def server_time(self) -> datetime:
-        """Return the server's current time in UTC, which is used for measuring ages."""
+        """Return the server's current time in UTC."""
         return await self._collection.server_time()
 
     async def orders(self) -> AsyncIterator[tuple[UUID, Order | UnreadableOrder]]:

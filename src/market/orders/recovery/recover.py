@@ -1,7 +1,7 @@
 """Recovery of orders that a crash or an outage interrupted.
 
 Recovery rejects orders that have been pending for too long, and releases the stock of rejected and cancelled orders.
-It does not publish events; that is what the relay does. All instances may recover the same orders at the same time,
+It does not publish events: the relay does. All instances may recover the same orders at the same time,
 because each step is conditional or idempotent. An error in one order does not affect the others.
 """
 
