@@ -109,30 +109,37 @@ class DeadLetterReader:
         with self._lock:
             log = DeadLetterLog()
             deadline = self._deadline()
-            ranges = self._ends(self._partitions(deadline=deadline))
+            partitions = self._partitions(deadline=deadline)
+            # See `read_all`: without a maximum, the whole call has no deadline.
+            read_by = None if max_records is None else deadline
+            ranges = self._ends(partitions, deadline=read_by)
             lengths = {partition: high - low for partition, (low, high) in ranges.items()}
             shares = lengths if max_records is None else share(lengths, max_records)
             for partition, (_, high) in ranges.items():
                 log.next_offsets[partition] = high - shares[partition]
-            self._read(log, ranges, deadline=None if max_records is None else deadline)
+            self._read(log, ranges, deadline=read_by)
             return log, shares == lengths
 
     def _partitions(self, *, deadline: float) -> list[int]:
         """Return the topic's partitions; none if the topic does not exist."""
-        seconds = max(0.1, deadline - time.monotonic())
-        topic = self._consumer.list_topics(self._topic, timeout=seconds).topics[self._topic]
+        topic = self._consumer.list_topics(self._topic, timeout=_seconds_until(deadline)).topics[self._topic]
         if topic.error is not None and topic.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return []
         if topic.error is not None:
             raise KafkaException(topic.error)
         return sorted(topic.partitions)
 
-    def _ends(self, partitions: list[int]) -> dict[int, tuple[int, int]]:
-        """Return the first offset of each partition, and the offset after its last one."""
+    def _ends(self, partitions: list[int], *, deadline: float | None = None) -> dict[int, tuple[int, int]]:
+        """Return the first offset of each partition, and the offset after its last one.
+
+        deadline: when the whole call has to end, in seconds of time.monotonic(). None: no partition may take longer
+            than `seconds`, but the whole call may
+        """
         found = {}
         for partition in partitions:
             position = TopicPartition(self._topic, partition)
-            low, high = self._consumer.get_watermark_offsets(position, timeout=self._seconds)
+            seconds = _seconds_until(deadline or self._deadline())
+            low, high = self._consumer.get_watermark_offsets(position, timeout=seconds)
             found[partition] = low, high
         return found
 
@@ -193,6 +200,11 @@ class DeadLetterReader:
             if error.code() not in _TRANSIENT:
                 raise KafkaException(error)
         raise TimeoutError(f"{topic} was not read within {self._seconds:g} s")
+
+
+def _seconds_until(deadline: float) -> float:
+    """Return the timeout of a call that has to end by the deadline; at least 0.1 s, so that it can still succeed."""
+    return max(0.1, deadline - time.monotonic())
 
 
 def share(lengths: Mapping[int, int], total: int) -> dict[int, int]:
