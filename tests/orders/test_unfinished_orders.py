@@ -206,7 +206,7 @@ async def test_retrying_releases_the_stock(own: Service, catalogue: FakeCatalogu
     assert (await totals(own))["release-due"] == 0
 
 
-async def test_without_inventory_retrying_says_that_the_stock_was_not_released(
+async def test_without_inventory_retrying_says_that_the_work_was_not_finished(
     make_settings: MakeSettings, migrated: None
 ) -> None:
     new = await on_new_database(make_settings)
@@ -216,7 +216,7 @@ async def test_without_inventory_retrying_says_that_the_stock_was_not_released(
         await service.documents.insert_one(document)
         response = await service.http.post(f"/api/unfinished-orders/{document['_id']}/retry")
         assert response.status_code == 503
-        assert response.json()["detail"] == "the stock was not released: inventory is unavailable"
+        assert response.json()["detail"] == "the work was not finished: inventory or MongoDB is unavailable"
         assert (await totals(service))["release-due"] == 1
 
 

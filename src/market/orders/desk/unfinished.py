@@ -249,7 +249,7 @@ async def retry_order(deps: Deps, unfinished: UnfinishedOrders, order_id: UUID) 
     audit.record("order retried", target=f"order {order_id}")
     result = await recover_order(deps, order_id, overdue=await unfinished.is_overdue(order_id))
     if result is Result.UNAVAILABLE:
-        raise Unavailable("the stock was not released: inventory is unavailable", order_id=str(order_id))
+        raise Unavailable("the work was not finished: inventory or MongoDB is unavailable", order_id=str(order_id))
     if result is Result.ERROR:
         raise Unavailable("the order could not be recovered; the log has the reason", order_id=str(order_id))
     if await unfinished.is_stuck(order_id):
