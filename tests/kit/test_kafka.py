@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource
 
 from market.kit.config import Kafka
@@ -18,6 +19,7 @@ from market.kit.kafka import (
     client_settings,
     consumer_settings,
     producer_settings,
+    watermark_offsets,
 )
 from market.kit.process.tasks import periodic_tasks
 from market.kit.topics import Topic, TopicKeeper, ensure_topics
@@ -327,3 +329,33 @@ def test_options_reach_every_client_but_cannot_weaken_what_correctness_needs() -
         assert settings["bootstrap.servers"] == "broker:9092"
     assert (producer["acks"], producer["linger.ms"]) == ("all", "50")
     assert consumer["enable.auto.commit"] is False
+
+
+class ConsumerWithErrors:
+    """Fails with the errors, one per call, and then returns offsets."""
+
+    def __init__(self, *codes: int) -> None:
+        self.codes = list(codes)
+
+    def get_watermark_offsets(self, partition: TopicPartition, timeout: float) -> tuple[int, int]:
+        assert timeout > 0
+        if self.codes:
+            raise KafkaException(KafkaError(self.codes.pop(0)))
+        return 3, 7
+
+
+def test_the_offsets_of_a_partition_are_read_as_soon_as_it_has_a_leader() -> None:
+    codes = KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError._UNKNOWN_PARTITION
+    consumer: Any = ConsumerWithErrors(*codes)
+    assert watermark_offsets(consumer, TopicPartition("topic", 0), deadline=time.monotonic() + 600) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds"), [(KafkaError.NOT_LEADER_FOR_PARTITION, 0), (KafkaError.TOPIC_AUTHORIZATION_FAILED, 600)]
+)
+def test_reading_offsets_fails_at_the_deadline_and_at_once_for_other_errors(code: int, seconds: int) -> None:
+    consumer: Any = ConsumerWithErrors(code)
+    with pytest.raises(KafkaException) as e:
+        watermark_offsets(consumer, TopicPartition("topic", 0), deadline=time.monotonic() + seconds)
+    assert e.value.args[0].code() == code
+    assert consumer.codes == []

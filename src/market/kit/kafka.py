@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Producer as _Librdkafka
 
 from market.kit.config import Kafka
@@ -45,6 +46,13 @@ _PERMANENT = frozenset(
         KafkaError._VALUE_SERIALIZATION,
     }
 )
+
+# The partition has no leader at the moment, or a new one that the client does not know yet. librdkafka may call a
+# partition without a leader unknown.
+_NO_LEADER = frozenset(
+    {KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError._UNKNOWN_PARTITION}
+)
+_NO_LEADER_RETRY_SECONDS = 0.1
 
 
 def client_settings(config: Kafka, client_id: str) -> dict[str, Any]:
@@ -102,6 +110,23 @@ def consumer_settings(config: Kafka, client_id: str, group: str, *, max_message_
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
     }
+
+
+def watermark_offsets(consumer: Consumer, partition: TopicPartition, *, deadline: float) -> tuple[int, int]:
+    """Return the first offset of the partition, and the offset after the last one. Blocks. Raises KafkaException.
+
+    Tries again while the partition has no leader: for example, while its broker is restarted.
+
+    deadline: when the call has to end, in seconds of time.monotonic(). An attempt has at least 0.1 s
+    """
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(partition, timeout=max(0.1, deadline - time.monotonic()))
+            return low, high
+        except KafkaException as e:
+            if e.args[0].code() not in _NO_LEADER or time.monotonic() + _NO_LEADER_RETRY_SECONDS > deadline:
+                raise
+            time.sleep(_NO_LEADER_RETRY_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)

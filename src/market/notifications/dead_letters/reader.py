@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from market.contracts import events
-from market.kit.kafka import consumer_settings
+from market.kit.kafka import consumer_settings, watermark_offsets
 from market.notifications import config
 from market.notifications.dead_letters import writer
 from market.notifications.dead_letters.letters import ADDED_HEADERS, DeadLetter, DeadLetterLog, RecordPosition
@@ -122,7 +122,8 @@ class DeadLetterReader:
 
     def _partitions(self, *, deadline: float) -> list[int]:
         """Return the topic's partitions; none if the topic does not exist."""
-        topic = self._consumer.list_topics(self._topic, timeout=_seconds_until(deadline)).topics[self._topic]
+        seconds = max(0.1, deadline - time.monotonic())
+        topic = self._consumer.list_topics(self._topic, timeout=seconds).topics[self._topic]
         if topic.error is not None and topic.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return []
         if topic.error is not None:
@@ -135,13 +136,12 @@ class DeadLetterReader:
         deadline: when the whole call has to end, in seconds of time.monotonic(). None: no partition may take longer
             than `seconds`, but the whole call may
         """
-        found = {}
-        for partition in partitions:
-            position = TopicPartition(self._topic, partition)
-            seconds = _seconds_until(deadline or self._deadline())
-            low, high = self._consumer.get_watermark_offsets(position, timeout=seconds)
-            found[partition] = low, high
-        return found
+        return {
+            partition: watermark_offsets(
+                self._consumer, TopicPartition(self._topic, partition), deadline=deadline or self._deadline()
+            )
+            for partition in partitions
+        }
 
     def _read(self, log: DeadLetterLog, ranges: Mapping[int, tuple[int, int]], *, deadline: float | None) -> None:
         """Add the records from the log's next offsets up to the ends of the ranges.
@@ -200,11 +200,6 @@ class DeadLetterReader:
             if error.code() not in _TRANSIENT:
                 raise KafkaException(error)
         raise TimeoutError(f"{topic} was not read within {self._seconds:g} s")
-
-
-def _seconds_until(deadline: float) -> float:
-    """Return the timeout of a call that has to end by the deadline; at least 0.1 s, so that it can still succeed."""
-    return max(0.1, deadline - time.monotonic())
 
 
 def share(lengths: Mapping[int, int], total: int) -> dict[int, int]:

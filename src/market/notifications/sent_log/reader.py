@@ -11,7 +11,7 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, Kafka
 from confluent_kafka import Message as KafkaMessage
 
 from market.contracts import events
-from market.kit.kafka import consumer_settings
+from market.kit.kafka import consumer_settings, watermark_offsets
 from market.notifications import config
 from market.notifications.domain import FirstStart
 
@@ -91,8 +91,7 @@ def _consumer(kafka: config.Kafka) -> Iterator[Consumer]:
 def _offsets(consumer: Consumer, kafka: config.Kafka) -> tuple[int, int]:
     """Return the first offset, and the offset after the last one."""
     partition = TopicPartition(kafka.sent_log_topic_name, PARTITION)
-    low, high = consumer.get_watermark_offsets(partition, timeout=_CALL_TIMEOUT_SECONDS)
-    return low, high
+    return watermark_offsets(consumer, partition, deadline=time.monotonic() + _CALL_TIMEOUT_SECONDS)
 
 
 def _records(consumer: Consumer, kafka: config.Kafka, start: int, min_end: int) -> Iterator[KafkaMessage]:
