@@ -220,12 +220,12 @@ async def test_every_topic_has_an_id(kafka: Any, topic: str) -> None:
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
 
     def topic_ids() -> list[str]:
-        # Creates the topic on the embedded broker.
-        admin.list_topics(topic, timeout=60)
         names = [topic, "orders"] if kafka.kind == "embedded" else [topic]
         described = admin.describe_topics(TopicCollection(names), request_timeout=60)
         return [str(future.result(60).topic_id) for future in described.values()]
 
+    # Creates the topic on the embedded broker. Apache Kafka's broker may learn of it later than the controller.
+    await until(lambda: admin.list_topics(topic, timeout=60).topics[topic].error is None)
     ids = await asyncio.to_thread(topic_ids)
     assert all(len(topic_id) == 22 for topic_id in ids)
     assert await asyncio.to_thread(topic_ids) == ids
