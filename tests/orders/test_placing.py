@@ -48,6 +48,7 @@ async def test_an_order_is_confirmed_stored_and_published(
         "currency": "GBP",
         "status": "confirmed",
         "created_at": order["created_at"],
+        "confirmed_at": order["confirmed_at"],
     }
     assert (await service.http.get(response.headers["location"])).json() == order
     assert await stock.available(lamp) == 2
