@@ -154,7 +154,9 @@ class Crawler:
         headers, text = response.headers, response.text
         if response.status_code >= 500 and response.status_code != 503:
             self.problems.append(request)
-        if "Traceback" in text or "<script>alert" in text:
+        # A JSON string is no markup: the response says its type, and that browsers must not guess another.
+        is_json = headers.get("content-type", "") == "application/json"
+        if "Traceback" in text or ("<script>alert" in text and not is_json):
             self.problems.append(f"{request}: {text[:200]}")
         if "injected" in headers.get("set-cookie", ""):
             self.problems.append(f"{request}: sets a cookie")
