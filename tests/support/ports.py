@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import random
+
 from market_dev.stack import processes, topology
 
-_ports = processes.free_ports()
-_reserved: set[int] = set()
+# Below the range from which the kernel takes ports for outgoing connections: one of those could occupy a port before
+# the test listens, or while its server is down.
+_FIRST, _END = 10_000, 30_000
+# Ports are handed out one after another, so that blocks of consecutive ones remain until the end of a long run. Runs
+# beside each other begin somewhere else.
+_next_port = random.SystemRandom().randrange(_FIRST, _END)
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on.
-
-    It is below the range from which the kernel takes ports for outgoing connections: one of those could occupy it
-    before the test listens.
-    """
-    while True:
-        if (port := next(_ports)) not in _reserved:
-            _reserved.add(port)
-            return port
+    """Return a port that nobody listens on."""
+    return free_port_base(1)
 
 
 def free_port_base(count: int = topology.PORT_COUNT) -> int:
-    """Return the first of `count` consecutive free ports, by default as many as `market up` needs."""
-    while True:
-        base = next(_ports)
-        block = set(range(base, base + count))
-        if not block & _reserved and all(map(processes.is_free, block)):
-            _reserved.update(block)
+    """Return the first of `count` consecutive free ports, by default as many as `market up` needs.
+
+    Raises RuntimeError if there are none.
+    """
+    global _next_port
+    tried = 0
+    while tried < _END - _FIRST:
+        base = _next_port
+        if base + count > _END:
+            tried += _END - base
+            _next_port = _FIRST
+            continue
+        occupied = next((port for port in range(base, base + count) if not processes.is_free(port)), None)
+        _next_port = base + count if occupied is None else occupied + 1
+        if occupied is None:
             return base
+        tried += _next_port - base
+    raise RuntimeError(f"no {count} consecutive ports between {_FIRST} and {_END - 1} are free")
