@@ -141,3 +141,17 @@ async def make_process(make_settings: MakeSettings, migrated: None, tmp_path: An
     yield make
     for process in made:
         await process.close()
+
+
+@pytest.fixture(scope="module")
+async def shop_of_module(make_settings: MakeSettings, migrated: None, issuer: Issuer) -> AsyncIterator[Shop]:
+    settings = await on_new_database(make_settings)
+    async with serving(settings(auth={"mode": "required", "issuer": issuer.url}), background=False) as service:
+        yield Shop(service, issuer)
+
+
+@pytest.fixture
+async def own_shop(shop_of_module: Shop) -> AsyncIterator[Shop]:
+    """An instance with a database of its own, in which everybody's orders are those of the test."""
+    yield shop_of_module
+    await shop_of_module.documents.delete_many({})

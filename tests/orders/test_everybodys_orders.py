@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,9 +13,7 @@ from market.kit.ids import new_id
 from market.orders.domain import Order, OrderLine, Status
 from market.orders.listing.pages import Position, Selection
 from market.orders.mongodb.documents import order_to_document
-from tests.support.issuer import Issuer
 
-from .service import MakeSettings, on_new_database, serving
 from .sign_in import Caller, Shop
 
 TIME = datetime(2026, 1, 1, tzinfo=UTC)
@@ -27,20 +24,6 @@ def stored_order(second: float, status: str = "confirmed") -> dict[str, Any]:
     line = OrderLine(str(uuid4()), "Lamp", 1, Decimal("1.00"))
     order = Order(new_id(), f"buyer {uuid4()}", None, (line,), Decimal(1), "GBP", TIME + timedelta(seconds=second))
     return {**order_to_document(order), "status": status}
-
-
-@pytest.fixture(scope="module")
-async def shop_of_module(make_settings: MakeSettings, migrated: None, issuer: Issuer) -> AsyncIterator[Shop]:
-    settings = await on_new_database(make_settings)
-    async with serving(settings(auth={"mode": "required", "issuer": issuer.url}), background=False) as service:
-        yield Shop(service, issuer)
-
-
-@pytest.fixture
-async def own_shop(shop_of_module: Shop) -> AsyncIterator[Shop]:
-    """An instance with a database of its own, in which everybody's orders are those of the test."""
-    yield shop_of_module
-    await shop_of_module.documents.delete_many({})
 
 
 @pytest.fixture

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
 from uuid import UUID
 
-import pytest
-
 from market.orders.domain import Status
 from market.orders.listing.pages import PageOutline, Selection
-from tests.support.issuer import Issuer
 
 from .service import MakeSettings, on_new_database, serving
 from .sign_in import Caller, Shop
@@ -20,19 +16,6 @@ from .test_everybodys_orders import explain, stored_order
 
 FROM, TO = "2026-01-01T00:00:10Z", "2026-01-01T00:00:20Z"
 BEGIN, END = datetime(2026, 1, 1, 0, 0, 10, tzinfo=UTC), datetime(2026, 1, 1, 0, 0, 14, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-async def shop_of_module(make_settings: MakeSettings, migrated: None, issuer: Issuer) -> AsyncIterator[Shop]:
-    settings = await on_new_database(make_settings)
-    async with serving(settings(auth={"mode": "required", "issuer": issuer.url}), background=False) as service:
-        yield Shop(service, issuer)
-
-
-@pytest.fixture
-async def own_shop(shop_of_module: Shop) -> AsyncIterator[Shop]:
-    yield shop_of_module
-    await shop_of_module.documents.delete_many({})
 
 
 def order_of(user: str, second: float, status: str = "confirmed") -> dict[str, Any]:

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from tests.support.issuer import Issuer
-
 from .catalogue import FakeCatalogue
-from .service import MakeSettings, Service, on_new_database, serving
+from .service import Service
 from .sign_in import Caller, Shop
 from .stock import Stock
 from .test_everybodys_orders import explain, stored_order
 
 LAMP, CHAIR, DESK = (f"00000000-0000-4000-8000-00000000000{n}" for n in "123")
-
-
-@pytest.fixture(scope="module")
-async def shop_of_module(make_settings: MakeSettings, migrated: None, issuer: Issuer) -> AsyncIterator[Shop]:
-    settings = await on_new_database(make_settings)
-    async with serving(settings(auth={"mode": "required", "issuer": issuer.url}), background=False) as service:
-        yield Shop(service, issuer)
-
-
-@pytest.fixture
-async def own_shop(shop_of_module: Shop) -> AsyncIterator[Shop]:
-    yield shop_of_module
-    await shop_of_module.documents.delete_many({})
 
 
 def rejected(at: str, **shortages: tuple[int, int]) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from market_dev.stack.topology import Options
 from tests.storefront.accessibility import set_screen
 from tests.storefront.faulty_gateway import FaultyGateway
 from tests.storefront.signed_in import signing_in
-from tests.storefront.tour import SIGN_IN_STOPS, STOPS, Stop, Tour, create_products, storefront
+from tests.storefront.stops import SIGN_IN_STOPS, STOPS
+from tests.storefront.tour import Stop, Tour, create_products, storefront
 from tests.storefront.visitor import Shop
 from tests.support.browser import Tab, tab
 from tests.support.ports import free_port_base

@@ -15,8 +15,9 @@ from tests.storefront import accessibility, tour
 from tests.storefront.accessibility import set_screen
 from tests.storefront.faulty_gateway import FaultyGateway
 from tests.storefront.signed_in import signing_in
+from tests.storefront.stops import SIGN_IN_STOPS, STOPS
 from tests.storefront.test_purchase import new_user
-from tests.storefront.tour import SIGN_IN_STOPS, STOPS, Stop, Tour
+from tests.storefront.tour import Stop, Tour
 from tests.storefront.visitor import Shop
 from tests.support.browser import CHROMIUM, Tab, page_on_another_origin, tab
 from tests.support.ports import free_port

@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from uuid import uuid4
 
 import httpx
 import pytest
 
-from tests.storefront.signed_in import Browser, SigningIn, signing_in
+from tests.storefront.signed_in import Browser, SigningIn
 from tests.storefront.visitor import Document, Form, Shop, Visitor
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the provider's key is, which takes a while to make."""
-    return tmp_path_factory.mktemp("provider")
-
-
-@pytest.fixture
-async def world(directory: Path) -> AsyncIterator[SigningIn]:
-    async with signing_in(directory) as world:
-        yield world
-
-
-@pytest.fixture
-async def browser(world: SigningIn) -> AsyncIterator[Browser]:
-    async with world.new_browser() as browser:
-        yield browser
 
 
 def section_links(response: httpx.Response) -> set[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +16,7 @@ from starlette.routing import Route
 
 from market.kit.errors import TYPE_PREFIX
 from market.kit.http.server import HttpServer
-from tests.storefront.signed_in import Browser, SigningIn, signing_in
+from tests.storefront.signed_in import Browser, SigningIn
 from tests.storefront.visitor import Document, Form, Shop, Visitor
 from tests.support.waiting import until
 
@@ -140,18 +139,18 @@ async def test_a_form_of_another_page_or_with_other_values_is_refused(shop: Shop
 
 @dataclass
 class Notifications:
-    """Answers like notifications.
+    """Responds as notifications does.
 
     calls: method, path and token of each call
-    answers: status and body of the next ones
+    responses: status and body of the next ones
     """
 
     calls: list[tuple[str, str, str | None]] = field(default_factory=list)
-    answers: list[tuple[int, Any]] = field(default_factory=list)
+    responses: list[tuple[int, Any]] = field(default_factory=list)
 
     async def answer(self, request: Request) -> Response:
         self.calls.append((request.method, request.url.path, request.headers.get("authorization")))
-        status, body = self.answers.pop(0)
+        status, body = self.responses.pop(0)
         media_type = "application/problem+json" if status >= 400 else "application/json"
         return Response(json.dumps(body), status, media_type=media_type)
 
@@ -169,18 +168,6 @@ LETTER = {
     "done_at": None,
 }
 PAGE = {"items": [LETTER, {**LETTER, "id": "3-8", "time": ""}], "limit": 20, "next": "abc", "complete": False}
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the provider's key is, which takes a while to make."""
-    return tmp_path_factory.mktemp("provider")
-
-
-@pytest.fixture
-async def world(directory: Path) -> AsyncIterator[SigningIn]:
-    async with signing_in(directory) as world:
-        yield world
 
 
 @pytest.fixture
@@ -202,21 +189,21 @@ async def test_an_operator_acts_with_their_own_token_and_sees_each_result(
 ) -> None:
     async with world.new_browser() as browser:
         await signed_in(browser, "olga")
-        notifications.answers = [(200, PAGE)]
+        notifications.responses = [(200, PAGE)]
         page = Document((response := await browser.get(PATH)).text)
         assert "<script>alert" not in response.text
         for text in ("It could not be mailed.", "There are more than this page can find.", "unknown"):
             assert text in page.text
         assert f"{PATH}?after=abc" in page.links
         busy = {"type": f"{TYPE_PREFIX}attempt-in-progress", "detail": "busy"}
-        notifications.answers = [(409, busy), (404, {"type": f"{TYPE_PREFIX}not-found"})]
+        notifications.responses = [(409, busy), (404, {"type": f"{TYPE_PREFIX}not-found"})]
         form = page.forms[-1]
         origin = str(browser.http.base_url).rstrip("/")
         data = {"form_token": dict(form.fields)["form_token"], "letter": ["3-7", "3-8"], "action": "replay"}
         result = Document((await browser.http.post(PATH, data=data, headers={"origin": origin})).text)
         assert "3-7: Somebody else is replaying or dropping it at the moment." in result.text
         assert "3-8: It is no longer stored." in result.text
-        notifications.answers = [(200, {"id": "3-7", "result": "mailed-before"}), (503, {"detail": "Kafka"})]
+        notifications.responses = [(200, {"id": "3-7", "result": "mailed-before"}), (503, {"detail": "Kafka"})]
         result = Document((await browser.http.post(PATH, data=data, headers={"origin": origin})).text)
         assert "3-7: The mail had been sent before. It was not sent again." in result.text
         assert "3-8: The result is not known." in result.text
@@ -232,7 +219,7 @@ async def test_an_operator_acts_with_their_own_token_and_sees_each_result(
 async def test_a_merchant_sees_the_list_and_may_not_replay(world: SigningIn, notifications: Notifications) -> None:
     async with world.new_browser() as browser:
         await signed_in(browser, "mia")
-        notifications.answers = [(200, PAGE)]
+        notifications.responses = [(200, PAGE)]
         page = Document((await browser.get(PATH)).text)
         assert all(form.action != PATH for form in page.forms)
         [form] = [form for form in page.forms if form.action == "/language"][:1]

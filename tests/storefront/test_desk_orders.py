@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID, uuid4
@@ -12,7 +10,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from tests.storefront.signed_in import SigningIn, signing_in
+from tests.storefront.signed_in import SigningIn
 from tests.storefront.test_outages import dead, recovered, shows
 from tests.storefront.visitor import Document, Shop, Visitor
 from tests.system.whole_shop import retried
@@ -123,17 +121,6 @@ async def test_unfinished_orders_have_a_count_by_kind(visitor: Visitor) -> None:
         assert kind in page.text
     page = await visitor.open("/desk/unfinished?kind=stuck")
     assert "No order is unfinished." in page.text
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("provider")
-
-
-@pytest.fixture
-async def world(directory: Path) -> AsyncIterator[SigningIn]:
-    async with signing_in(directory) as world:
-        yield world
 
 
 PAGES = ("/desk/orders", "/desk/shortages", "/desk/unfinished")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -11,15 +9,9 @@ import pytest
 
 from market.storefront.desk import routes as desk
 from market.storefront.pages.routes import ROUTES
-from tests.storefront.signed_in import SigningIn, signing_in
+from tests.storefront.signed_in import SigningIn
 from tests.storefront.visitor import Document, Shop, Visitor
 from tests.system.whole_shop import retried
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[SigningIn]:
-    async with signing_in(tmp_path) as world:
-        yield world
 
 
 async def form_fields(visitor: Visitor, shop: Shop) -> dict[str, str]:

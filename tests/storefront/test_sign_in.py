@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -12,30 +10,12 @@ import pytest
 from prometheus_client import REGISTRY
 
 from tests.issuer.signed_in_shop import subject_of
-from tests.storefront.signed_in import NEW_SECRET, OLD_SECRET, Browser, SigningIn, signing_in
+from tests.storefront.signed_in import NEW_SECRET, OLD_SECRET, Browser, SigningIn
 from tests.storefront.visitor import Document, Form
 from tests.support.waiting import until
 
 # Tokens are valid for an hour.
 SOON, LATER = 3000, 700
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the provider's key is, which takes a while to make."""
-    return tmp_path_factory.mktemp("provider")
-
-
-@pytest.fixture
-async def world(directory: Path) -> AsyncIterator[SigningIn]:
-    async with signing_in(directory) as world:
-        yield world
-
-
-@pytest.fixture
-async def browser(world: SigningIn) -> AsyncIterator[Browser]:
-    async with world.new_browser() as browser:
-        yield browser
 
 
 def cookies_set(response: httpx.Response) -> dict[str, str]:
