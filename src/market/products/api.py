@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -33,7 +32,8 @@ from market.kit.http.requests import (
 from market.kit.http.responses import json_response, problem_response
 from market.kit.paging import MAX_COUNT, Cursor, Offset, read_cursor, write_cursor
 from market.products import domain, service
-from market.products.domain import Draft, Product, ProductExists, ProductModified, Sort, entity_tag
+from market.products.domain import Draft, Product, ProductExists, ProductModified, Sort
+from market.products.preconditions.tags import find_if_none_match, parse_if_match, representation_tag
 from market.products.search.pages import SearchQuery
 from market.products.service import Deps
 from market.products.store import CallerKey, PageQuery
@@ -355,50 +355,3 @@ _REVALIDATE_PRIVATELY = {"Cache-Control": "private, no-cache", "Vary": "authoriz
 
 def _cache_headers(*, stock: bool) -> dict[str, str]:
     return _REVALIDATE_PRIVATELY if stock else _REVALIDATE
-
-
-# Entity tags (RFC 9110, section 8.8.3): the version, as domain.entity_tag writes it, then what else the body shows.
-_TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
-_TAG_LIST = re.compile(rf"\s*(?:{_TAG.pattern})?(?:\s*,\s*(?:{_TAG.pattern})?)*\s*")
-_VERSION_TAG = re.compile(r'"([1-9][0-9]{0,17})(?:\.[a-z]+)?(?:\.[a-z0-9]+)?"')
-_AVAILABILITY = {True: ".available", False: ".unavailable", None: ".unknown"}
-
-
-def representation_tag(product: Product, *, availability: bool) -> str:
-    """Return the entity tag of a body: that of its version, extended by `available` and `stock` where it has them.
-
-    So a body that shows an outdated availability is never confirmed by a 304.
-    """
-    extension = _AVAILABILITY[product.available] if availability or product.stock is not UNSET else ""
-    if product.stock is not UNSET:
-        extension += ".unknown" if product.stock is None else f".{product.stock}"
-    return f'{entity_tag(product.version)[:-1]}{extension}"'
-
-
-def parse_if_match(header: bytes | None) -> list[int] | None:
-    """Return the versions that `If-Match` allows; None: any. A weak or foreign tag allows none. Raises BadInput.
-
-    A sale does not modify a product, so whatever availability a tag has, it allows its version.
-    """
-    if header is None or header.strip() == b"*":
-        return None
-    value = header.decode("latin-1")
-    if not _TAG_LIST.fullmatch(value) or not value.strip(" \t,"):
-        raise BadInput("If-Match", "must be * or entity tags in quotes")
-    return [
-        int(match[1])
-        for tag in _TAG.findall(value)
-        if (match := _VERSION_TAG.fullmatch(compression.etag_without_coding(tag)))
-    ]
-
-
-def find_if_none_match(header: bytes, current: Sequence[str]) -> str | None:
-    """Return the current tag that `If-None-Match` has, by weak comparison; the first one for `*`.
-
-    current: the tags that the body may have now. An invalid tag matches nothing.
-    """
-    value = header.decode("latin-1")
-    if value.strip() == "*":
-        return current[0]
-    known = {tag.removeprefix("W/") for tag in _TAG.findall(value)}
-    return next((tag for tag in current if tag in known), None)
