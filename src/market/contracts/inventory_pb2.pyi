@@ -412,7 +412,7 @@ class AddDeliveryRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     product_id: _builtins.str
     delivery_id: _builtins.str
-    """Made by whoever records the delivery. The units of an id are added once, whatever version a repeated request has."""
+    """A UUID that the client makes for each delivery. The units of an id are added once, whatever version a repeated request has."""
     quantity: _builtins.int
     """1 or higher."""
     product_version: _builtins.int

@@ -27,7 +27,7 @@ class Listing:
         self._reading: asyncio.Future[Sequence[ListedProduct]] | None = None
 
     async def get(self) -> Sequence[ListedProduct]:
-        """Return the products. Raises what `read` raises, to everybody who waits for it."""
+        """Return the products. Raises what `read` raises, to all callers that wait for it."""
         if self._clock() - self._read_at < _MAX_AGE_SECONDS:
             return self._products
         if self._reading is None:

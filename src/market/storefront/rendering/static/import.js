@@ -1,4 +1,4 @@
-// An import goes on by itself, step by step, until it is done or stopped. Without this script one presses a button.
+// An import goes on by itself, step by step, until it is done or stopped. Without this script, the merchant presses a button for each step.
 "use strict";
 
 function pause(seconds) {
