@@ -7,6 +7,7 @@ the run: the servers are stopped at its end, and when the run is killed the kern
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import tempfile
@@ -36,6 +37,16 @@ settings.register_profile(
 # To search for more: `pytest --hypothesis-profile=search` has other examples in each run.
 settings.register_profile("search", parent=settings.get_profile("market"), derandomize=False, print_blob=True)
 settings.load_profile("market")
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what exists now from garbage collections: with thousands of tests, each full one takes half a second.
+
+    The services' own limits on time hold in this process too.
+    """
+    gc.collect()
+    gc.freeze()
+
 
 _PREFIX = "market-test-"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from typing import Any
 
@@ -108,6 +109,32 @@ def test_validation_ends_at_its_limit_of_cpu_time_and_the_error_says_so() -> Non
     [error] = short.get(document, None).errors
     assert error["message"] == "query: must be simpler: its validation would take more than 0.002 s"
     assert error["extensions"]["code"] == "BAD_INPUT"
+
+
+def test_a_garbage_collection_does_not_count_as_validation() -> None:
+    collections = 0
+
+    def collect_slowly(phase: str, _: dict[str, int]) -> None:
+        nonlocal collections
+        if phase == "start":
+            collections += 1
+            end = time.thread_time() + 0.02
+            while time.thread_time() < end:
+                pass
+
+    cache = DocumentCache(load_schema(), Limits(validation_seconds=1), DocumentCacheSize())
+    fields = " ".join(f'a{n}: product(id: "0") {{ id name }}' for n in range(15))
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(collect_slowly)
+    gc.set_threshold(100)
+    try:
+        prepared = cache.get("{ " + fields + " }", None)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(collect_slowly)
+    assert collections > 0
+    assert prepared.errors == []
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize(

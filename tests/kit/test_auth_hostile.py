@@ -49,7 +49,7 @@ async def authentication(issuer: Issuer) -> AsyncIterator[Authenticator]:
 
 async def outcome(authentication: Authenticator, authorization: str) -> str:
     """Return the subject, or the reason for the refusal. Nothing but Unauthenticated may be raised, or Unavailable."""
-    started = time.process_time()
+    started = time.thread_time()
     challenge = ""
     try:
         result = (await authentication.authenticate(bearer_token(authorization))).subject
@@ -60,7 +60,7 @@ async def outcome(authentication: Authenticator, authorization: str) -> str:
         result = "the token has an unknown key"
     assert challenge.isascii()
     assert challenge.isprintable()
-    assert time.process_time() - started < 1
+    assert time.thread_time() - started < 5
     return result
 
 
