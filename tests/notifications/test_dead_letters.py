@@ -18,7 +18,7 @@ from market.notifications import config
 from market.notifications.api import handle
 from market.notifications.dead_letters import replaying
 from market.notifications.dead_letters.letters import DeadLetter
-from market.notifications.dead_letters.replaying import Outcome
+from market.notifications.dead_letters.replaying import Outcome, ReplayDeps
 from market.notifications.deferral.orders import OrdersWithDeferredMail
 from market.notifications.domain import DeadLetterReason, Message, PendingMessage
 from market.notifications.service import DeferralDeps, Deps
@@ -138,6 +138,24 @@ async def test_a_dead_letter_that_fails_unexpectedly_is_reported_and_stays_open(
     deps: Any = None
     reader: Any = UnreadableLetters()
     assert await replaying._mail(deps, reader, letter) == Outcome("open", "internal-error", "ValueError: broken")
+
+
+class SilentWriter:
+    """A writer to which Kafka does not respond."""
+
+    async def claim(self, *args: Any) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_replay_that_takes_too_long_is_reported_with_the_time_that_it_had() -> None:
+    mailing_deps: Any = Deps(None, None, config.Retry(), lambda: datetime.now(UTC), Tracer())
+    limits = config.DeadLetters(mail_seconds=0.25)
+    writer: Any = SilentWriter()
+    nothing: Any = None
+    deps = ReplayDeps(nothing, limits, writer, nothing, mailing_deps, kafka_seconds=0.25)
+    letter = DeadLetter(partition=0, offset=7, key=None, value_size=0, headers=())
+    with pytest.raises(TimeoutError, match=r"^dead letter 0-7 was not replayed within 0\.5 s$"):
+        await replaying.resolve(deps, nothing, nothing, letter, "replayed")
 
 
 async def test_a_dead_letter_that_could_not_be_written_is_written_later_although_its_event_cannot_be_parsed() -> None:

@@ -117,8 +117,8 @@ def test_consumption_starts_at_the_committed_offset_if_the_broker_still_has_it()
 
 
 def test_without_a_committed_offset_consumption_starts_at_the_end_only_at_the_first_start() -> None:
-    assert _start(first_start=True) == (9, "first-start")
-    assert _start(first_start=True, topic_is_new=True) == (2, "first-start")
+    assert _start(may_lack_offset=True) == (9, "first-start")
+    assert _start(may_lack_offset=True, topic_is_new=True) == (2, "first-start")
     assert _start() == (3, "no-offset")
     assert _start(last_position=Position(4, "T")) == (4, "no-offset")
     assert _start(last_position=Position(4, "")) == (4, "no-offset")

@@ -1,7 +1,4 @@
-"""The inbound edge: Kafka messages, and the REST API for dead letters.
-
-For each Kafka message it decides whether to mail, skip, retry or defer it, or store a dead letter.
-"""
+"""The two ways into the service: the handler of Kafka messages, and the REST API for dead letters."""
 
 from __future__ import annotations
 
@@ -71,7 +68,7 @@ def orders_consumer(
 
 
 async def handle(deps: Deps, pending: PendingMessage) -> float | None:
-    """Make one attempt at processing a message.
+    """Make one attempt at processing a message: mail it, skip it, defer it, or write a dead letter.
 
     Return None if the message is settled, otherwise the seconds until the next attempt. Raises MailServerUnavailable if
     the next attempt has to wait until the mail server is available.
@@ -80,7 +77,8 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
     _enter_context(message)
     notification: Notification | None = None
     if pending.dead_letter is not None:
-        # An earlier call could not write the dead letter. Try only that again. The message may be impossible to parse.
+        # An earlier call could not write the dead letter, so only that is tried again. The event is parsed if possible,
+        # for the order's id.
         with suppress(Exception):
             notification = parse_notification(message)
     else:
@@ -104,7 +102,7 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
             if pending.dead_letter is None:
                 return delay
         except Exception as e:
-            # Retried only for a limited time, because a bug must not block the messages with the same key forever.
+            # `retry_later` limits the retries, so that a bug does not block the messages with the same key forever.
             log.exception("processing failed", **origin(message))
             delay = await service.retry_later(deps, pending, "internal-error", f"{type(e).__name__}: {e}", notification)
             if pending.dead_letter is None:
@@ -119,13 +117,13 @@ async def handle(deps: Deps, pending: PendingMessage) -> float | None:
 
 
 def _skip(message: Message) -> None:
-    # A newer version of orders may publish further types.
+    # A newer version of orders may publish events of types that this version does not know.
     metrics.SKIPPED_EVENTS.labels("unknown-type").inc()
     log.info("event of unknown type skipped", **origin(message))
 
 
 def _enter_context(message: Message) -> None:
-    """Set the request id and the trace, so that logs and spans belong to the request that caused the message."""
+    """Set the request id and the trace of logs and spans to those of the request that caused the message."""
     request_id = message.header(events.REQUEST_ID_HEADER)
     context.request_id.set(request_id if context.valid_request_id(request_id) else "")
     names = events.TRACE_HEADER, events.TRACE_STATE_HEADER, events.BAGGAGE_HEADER
@@ -155,7 +153,8 @@ class DeadLetterItem(Struct, frozen=True):
             int,
             Meta(
                 ge=0,
-                description="How many attempts to send the mail had failed. Null if an earlier version has written it.",
+                description="How many attempts to send the mail had failed. Null if the dead letter was written by an "
+                "earlier version.",
             ),
         ]
         | None
@@ -174,13 +173,13 @@ class DeadLetterPage(Struct, frozen=True):
     complete: Annotated[
         bool,
         Meta(
-            description="False if only the newest records of the topic were read, as many as `dead_letters.max_records`"
-            " allows: then older dead letters may be missing. The command `dead-letters list` shows all."
+            description="False if the topic has more records than `dead_letters.max_records`. Only the newest were "
+            "read, so older dead letters may be missing. The command `dead-letters list --all` shows all."
         ),
     ]
 
 
-class Settlement(Struct, frozen=True):
+class DeadLetterResult(Struct, frozen=True):
     """The result of a request to replay or drop a dead letter."""
 
     id: str
@@ -189,8 +188,8 @@ class Settlement(Struct, frozen=True):
         Meta(
             description="`mailed`: the mail server has accepted the mail. `mailed-before`: it had accepted it earlier, "
             "so nothing was sent. `not-needed`: the event needs no mail. `dropped`: done without a mail. "
-            "`already-replayed` and `already-dropped`: nothing was done, because it was done before. `open`: no mail "
-            "was accepted, and the dead letter stays open."
+            "`already-replayed` and `already-dropped`: the dead letter had been replayed or dropped before, so nothing "
+            "was done. `open`: no mail was accepted, and the dead letter stays open."
         ),
     ]
     reason: Annotated[ReasonCode, Meta(description="Why it is still open; null otherwise.")] | None
@@ -239,15 +238,15 @@ def rest_api(
     """
     endpoints = routes(deps, Admission(config.admission, unit="requests"))
     limits = config.dead_letters
-    # A request may have to wait for admission, and then reads the topic up to three times.
+    # To find a dead letter, the reader takes three steps of up to `read_seconds` (DeadLetterReader.read_from).
     list_seconds = config.admission.max_wait_seconds + 3 * limits.read_seconds
-    settle_seconds = list_seconds + limits.mail_seconds + replaying.OTHER_SECONDS
+    resolve_seconds = list_seconds + limits.mail_seconds + deps.kafka_seconds
     return edge.application(
         endpoints,
         config.http,
         tracer=tracer,
         health=health,
-        timeouts={route: settle_seconds if route.startswith("POST") else list_seconds for route in endpoints},
+        timeouts={route: resolve_seconds if route.startswith("POST") else list_seconds for route in endpoints},
         authenticator=authenticator,
         access=access.NOTIFICATIONS,
     )
@@ -259,8 +258,8 @@ def routes(deps: ReplayDeps, admission: Admission) -> Mapping[str, edge.Endpoint
     async def list_dead_letters(request: Request) -> Response:
         reject_unsupported_preconditions(request)
         query = parse_query(request, _ListQuery)
-        definition = "dead-letters", query.status
-        after = None if query.after is None else read_cursor(query.after, _Position, *definition)
+        list_definition = "dead-letters", query.status
+        after = None if query.after is None else read_cursor(query.after, _Position, *list_definition)
         async with admission(request, 1):
             with _kafka_errors_as_unavailable():
                 letters, complete = await replaying.list_newest(deps)
@@ -271,12 +270,12 @@ def routes(deps: ReplayDeps, admission: Admission) -> Mapping[str, edge.Endpoint
             and (after is None or _sort_key(letter) < (after.time, after.partition, after.offset))
         ]
         page = chosen[: query.limit]
-        following = None
+        next_cursor = None
         if len(chosen) > len(page):
-            following = write_cursor(_Position(*_sort_key(page[-1])), *definition)
-        return json_response(DeadLetterPage([_item(letter) for letter in page], query.limit, following, complete))
+            next_cursor = write_cursor(_Position(*_sort_key(page[-1])), *list_definition)
+        return json_response(DeadLetterPage([_item(letter) for letter in page], query.limit, next_cursor, complete))
 
-    async def settle(action: Action, request: Request) -> Response:
+    async def resolve(action: Action, request: Request) -> Response:
         reject_unsupported_preconditions(request)
         parse_query(request, _NoParameters)
         letter_id = request.path_params["id"]
@@ -285,17 +284,17 @@ def routes(deps: ReplayDeps, admission: Admission) -> Mapping[str, edge.Endpoint
             raise _no_letter(letter_id)
         async with admission(request, 1):
             with _kafka_errors_as_unavailable():
-                outcome = await replaying.settle_by_id(deps, int(parsed[1]), int(parsed[2]), action)
+                outcome = await replaying.resolve_by_id(deps, int(parsed[1]), int(parsed[2]), action)
         if outcome is None:
             raise _no_letter(letter_id)
         if outcome.reason == "claimed":
             raise AttemptInProgress(f"dead letter {letter_id}: {outcome.detail}")
-        return json_response(_settlement(letter_id, outcome))
+        return json_response(_result(letter_id, outcome))
 
     return {
         "GET /api/dead-letters": list_dead_letters,
-        "POST /api/dead-letters/{id}/replay": partial(settle, "replayed"),
-        "POST /api/dead-letters/{id}/drop": partial(settle, "dropped"),
+        "POST /api/dead-letters/{id}/replay": partial(resolve, "replayed"),
+        "POST /api/dead-letters/{id}/drop": partial(resolve, "dropped"),
     }
 
 
@@ -328,9 +327,9 @@ def _item(letter: DeadLetter) -> DeadLetterItem:
     )
 
 
-def _settlement(letter_id: str, outcome: Outcome) -> Settlement:
+def _result(letter_id: str, outcome: Outcome) -> DeadLetterResult:
     detail = mask_addresses(outcome.detail) if outcome.reason is not None else None
-    return Settlement(letter_id, outcome.result, outcome.reason, detail)
+    return DeadLetterResult(letter_id, outcome.result, outcome.reason, detail)
 
 
 @contextmanager

@@ -45,20 +45,20 @@ class ConsumerAndApi:
     api: HttpServer
 
     async def start(self) -> None:
-        """Start the API, and then the consumer. The consumer waits for Kafka, but the API does not have to."""
+        """Start the API, and then the consumer. So the API is served even while the consumer waits for Kafka."""
         await self.api.start()
         await self.consumer.start()
 
     async def stop(self, grace_seconds: float) -> None:
-        """Stop both at the same time, so that a slow request does not delay handing the partitions over."""
+        """Stop both at the same time, so that a slow request does not delay giving up the partitions."""
         await asyncio.gather(self.api.stop(grace_seconds), self.consumer.stop(grace_seconds))
 
 
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
-    """Yield the consumer and the REST API, not yet started. Waits for nothing; `start` waits for Kafka.
+    """Yield the consumer and the REST API, not yet started.
 
-    The connection to the mail server is opened when the first mail is sent.
+    Nothing is connected yet: `start` waits for Kafka, and the first mail opens a connection to the mail server.
     """
     mailer = Mailer(config, (clients or Clients()).mail_server)
     topics = TopicKeeper(config.kafka, "market.notifications", _own_topics(config.kafka), apply_settings=True)
@@ -80,9 +80,8 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     deferred_mails = DeferredMailRestorer(config.retry.max_deferral_seconds)
     consumer = api.orders_consumer(config, deps, deferred_mails, sent_log, process.health)
 
-    # An operator learns the result of a replay immediately, so its mail is neither deferred nor held back.
-    mailing = replace(deps, deferral_deps=None, sent_log=None)
-    replay_deps = ReplayDeps(config.kafka, config.dead_letters, dead_letters, sent_log, mailing)
+    mailing_deps = replace(deps, deferral_deps=None, sent_log=None)
+    replay_deps = ReplayDeps(config.kafka, config.dead_letters, dead_letters, sent_log, mailing_deps)
 
     tasks = {
         "topics": topics.check,
@@ -102,8 +101,8 @@ async def build(config: Config, process: Process, clients: Clients | None = None
                 # If the start succeeded, the lifecycle has already stopped the servers.
                 await server.stop(0)
     finally:
-        # By now the consumer has been stopped, unless the API could not be created (because its port is taken, for
-        # example). The consumer must not outlive the event loop.
+        # Needed if the API could not be created, for example because its port is taken. Otherwise the consumer has
+        # already been stopped, and this does nothing.
         await consumer.stop(0)
         await sent_log.close()
         await deferred_mail_writer.close()
@@ -112,7 +111,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
 
 
 def _own_topics(kafka: Kafka) -> list[Topic]:
-    """Return the topics that this service creates. The embedded broker creates topics itself."""
+    """Return the topics that this service creates. The embedded broker creates topics automatically."""
     if kafka.is_embedded_broker:
         return []
     return [dead_letter_topic_definition(kafka), sent_log_topic_definition(kafka), deferred_topic_definition(kafka)]

@@ -20,10 +20,10 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     group: NonEmptyStr = "notifications"
     topic: NonEmptyStr = events.TOPIC
     dead_letter_topic: NonEmptyStr = events.DEAD_LETTER_TOPIC
-    # The number of partitions of the topics of dead letters and of deferred mails. (The sent log has one partition.) 0
-    # means that the broker is the embedded one.
+    # The number of partitions of the dead letter topic and of the topic of deferred mails; 0 if the broker is the
+    # embedded one.
     partitions: Annotated[int, Meta(ge=0, le=1000)] = 12
-    # The replication factor and the setting min.insync.replicas of these topics and of the sent log.
+    # The replication factor and min.insync.replicas of the topics that this service creates.
     replication: Annotated[int, Meta(ge=1, le=9)] = 1
     min_insync: Annotated[int, Meta(ge=1, le=9)] = 1
     # A member that sends no heartbeat for this long is removed from the group. By default, brokers reject a value below
@@ -36,15 +36,15 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     # How many ids of mailed events are cached in memory, at about 100 bytes each. They are loaded by the first lookup
     # and dropped 10 minutes after the last lookup.
     sent_log_max_ids: Annotated[int, Meta(ge=1_000, le=100_000_000)] = 500_000
-    # Events that are older than this are looked up in the sent log before they are mailed.
+    # Events that are older than this are looked up in the sent log before they are mailed. Younger ones are not.
     sent_log_min_age_seconds: Annotated[float, Meta(ge=0)] = 60.0
-    # A partition that has lost its committed offset is read from the time of the group's first start, minus this
-    # tolerance, because the clocks of publishers and brokers may differ.
+    # A partition that has lost its committed offset is read again from the time of the group's first start. This
+    # tolerance is subtracted from that time, in case the clocks of publishers and brokers differ.
     first_start_tolerance_seconds: Annotated[float, Meta(ge=0)] = 60.0
     # The process is not ready if an assigned partition with unread messages makes no progress for this long.
     stalled_after_seconds: Seconds = 60.0
-    # If false, consumption starts at the end of the topic, so that events published while the service was down are not
-    # mailed.
+    # If false, a process starts at the end of each partition that is assigned to it for the first time. Then events
+    # published while the service was down, or while a partition moved to another process, are not mailed.
     replay_missed: bool = True
     # When a partition is revoked, its messages in flight have this long to finish before its offset is committed.
     revoke_timeout_seconds: Seconds = 10.0
@@ -102,8 +102,8 @@ class Smtp(Section, frozen=True, kw_only=True):
     timeout_seconds: Seconds = 30.0
     # How many mails are sent at the same time. Each needs a connection of its own.
     max_connections: Annotated[int, Meta(ge=1, le=100)] = 8
-    # How many of these connections may be used for recipients in one domain, so that a domain with slow replies does
-    # not occupy all of them. By default three quarters, but at least one.
+    # How many of these connections may be used for recipients in one domain, so that a slow domain does not occupy all
+    # of them. By default three quarters, but at least one.
     max_connections_per_domain: Annotated[int, Meta(ge=1, le=100)] | None = None
     # How long an idle connection is kept.
     keepalive_seconds: Seconds = 20.0
@@ -124,10 +124,11 @@ class Smtp(Section, frozen=True, kw_only=True):
 
 
 class Retry(Section, frozen=True, kw_only=True):
-    """Retries of mails that the mail server deferred (4xx), and of messages after internal errors.
+    """Retries after the mail server has deferred a mail (4xx), and after internal errors.
 
-    At first, a message is retried in memory, with a delay that doubles from `initial_seconds` to `max_seconds`. After
-    `in_memory_seconds`, or if the domain is throttled, it waits in the topic of deferred mails.
+    At first, the message waits in memory for its retries. The delay doubles from `initial_seconds` to `max_seconds`.
+    After `in_memory_seconds`, or at once if the recipient's domain is throttled, the message is written to the topic of
+    deferred mails, and waits there.
     """
 
     initial_seconds: Seconds = 1.0
@@ -135,21 +136,20 @@ class Retry(Section, frozen=True, kw_only=True):
     in_memory_seconds: Annotated[float, Meta(ge=0)] = 30.0
     # How many messages may wait in memory for a retry at the same time.
     max_in_memory: Annotated[int, Meta(ge=0, le=100_000)] = 100
-    # The minimum and the maximum delay before a deferred mail is attempted again. Between them, the delay is the time
-    # since the first deferral, so that it grows with the age of the mail.
+    # The delay before a deferred mail is attempted again is the time since its first deferral, but at least the minimum
+    # and at most the maximum.
     min_deferral_seconds: Seconds = 5.0
     max_deferral_seconds: Seconds = 300.0
-    # How many deferred mails per second each process reads from the topic, so that other mails are sent even if many
-    # deferred mails become due at the same time. Only mails that are already due when they are read count. (Of the
-    # others, each partition has at most one in memory.)
+    # How many due mails per second each process takes from the topic of deferred mails, so that other mails are sent
+    # even if many deferred mails become due at the same time.
     max_deferred_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 200
     # A domain is throttled after this many deferrals in a row, until a mail to it is accepted. While it is throttled,
-    # its mails wait in the topic, and each process makes at most `domain_attempts_per_second` delivery attempts to it.
-    # A connection that breaks or times out while a mail is sent counts as a deferral.
+    # each process makes at most `domain_attempts_per_second` delivery attempts to it. A connection that breaks or times
+    # out while a mail is sent counts as a deferral.
     domain_threshold: Annotated[int, Meta(ge=1, le=1_000)] = 5
     domain_attempts_per_second: Annotated[float, Meta(ge=0.01, le=1_000)] = 5.0
-    # An event becomes a dead letter if its attempts have failed for this long, and at least five of them have failed.
-    # The time begins with the first failed attempt, or earlier if the mail was held back before any attempt.
+    # An event becomes a dead letter when at least five attempts have failed, and this much time has passed since the
+    # first of them. (If the mail was held back before any attempt was made, the time begins then.)
     give_up_seconds: Seconds = 86_400.0
 
 
@@ -181,7 +181,7 @@ class Mail(Section, frozen=True, kw_only=True):
 
 
 class OperatorHttp(Http, frozen=True, kw_only=True):
-    """The address and the limits of the HTTP API. They are low, because it has few callers, who send no bodies."""
+    """The address and the limits of the HTTP API. The limits are low: it has few callers, and they send no bodies."""
 
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 16_384
     max_connections: Annotated[int, Meta(ge=1)] = 256
@@ -193,7 +193,7 @@ class OperatorHttp(Http, frozen=True, kw_only=True):
 
 
 class OneAtATime(Admission, frozen=True, kw_only=True):
-    """Admission of one request at a time. Every request has the weight 1. A few others may wait."""
+    """Admits one request at a time. Up to 16 requests may wait, 8 of them from the same caller."""
 
     max_small_weight: Annotated[int, Meta(ge=1)] = 1
     max_waiting_weight: Annotated[int, Meta(ge=1)] = 16
@@ -205,7 +205,7 @@ class DeadLetters(Section, frozen=True, kw_only=True):
 
     # How many records of the dead letter topic are read to list the newest dead letters.
     max_records: Annotated[int, Meta(ge=100, le=1_000_000)] = 5_000
-    # How long one read of the topic may take.
+    # The time limit of one step of reading the topic.
     read_seconds: Seconds = 5.0
     # How long sending the mail of a dead letter may take.
     mail_seconds: Seconds = 30.0
@@ -214,9 +214,9 @@ class DeadLetters(Section, frozen=True, kw_only=True):
 class Config(SignInConfig, frozen=True, kw_only=True):
     """The service's configuration file."""
 
-    # The API in which operators list, replay and drop dead letters.
+    # The API with which operators list, replay and drop dead letters.
     http: OperatorHttp
-    # The requests to this API are admitted one at a time, because each reads the dead letter topic, which takes memory.
+    # Requests to this API are admitted one at a time, because reading the dead letter topic takes memory.
     admission: OneAtATime = OneAtATime()
     kafka: Kafka
     smtp: Smtp

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 from uuid import UUID
 
-# The failure points (kit/faults.py), in the sequence in which a message reaches them.
+# The failure points (kit/faults.py), in the sequence in which a message passes them.
 FAILURE_POINTS = (
     "notifications.before-mail",
     "notifications.after-mail",
@@ -97,13 +97,12 @@ class PendingMessage:
     offset: int
     # How many attempts have failed since the message was read, including attempts to write its dead letter.
     attempts: int = 0
-    # When the mail was first deferred or held back, or when processing first failed. None if none of these has
-    # happened.
+    # When the mail was first deferred or held back, or when processing first failed. None before that.
     first_deferred_at: datetime | None = None
     # Set if the message was read from the topic of deferred mails.
     deferral: Deferral | None = None
-    # Whether the message may wait in memory for its next attempt. False if too many messages already wait.
-    may_wait: bool = True
+    # False if too many messages already wait in memory for their next attempt.
+    may_wait_in_memory: bool = True
     # Set once the message has to become a dead letter. Writing the dead letter may take several attempts.
     dead_letter: DeadLetterReason | None = None
 
@@ -140,9 +139,9 @@ class Notification:
 
     sequence: the number of the event within its order. Later events have higher numbers
     recipient: the address, in the form in which it is sent to mail servers. None if the order has no valid address, or
-        if the event says that no mail is to be sent (`nomail`)
-    has_address: whether the order's `email` or `user` contains an @, even if it is not a valid address. False if the
-        event says that no mail is to be sent
+        if no mail is to be sent, as the event's attribute `nomail` says
+    has_address: whether the order's `email` or `user` looks like an address, because it contains an @. It may still be
+        invalid. False if no mail is to be sent (`nomail`)
     """
 
     event_id: str
@@ -213,11 +212,11 @@ def _masked(address: re.Match[str]) -> str:
 class FirstStart(NamedTuple):
     """What the sent log records about the group's first start.
 
-    empty: True if the log has no records. Then this is the first start, unless the group has committed offsets
+    log_is_empty: True if the log has never had a record, so no start has been recorded
     started_ms: the time of the first start, in Unix milliseconds by the broker's clock. None if it is unknown
     """
 
-    empty: bool
+    log_is_empty: bool
     started_ms: int | None
 
 

@@ -77,7 +77,8 @@ OFFSET_RESETS = Counter(
 )
 STARTS_WITHOUT_OFFSET = Counter(
     "market_notifications_starts_without_offset_total",
-    "Partitions assigned without a committed offset, or with one of a deleted topic of the same name, by reason.",
+    "Partitions that had no committed offset when they were assigned, or one from before the topic was deleted and "
+    "created again, by reason.",
     ["reason"],
 )
 SENT_LOG_FAILURES = Counter(

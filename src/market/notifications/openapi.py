@@ -9,10 +9,10 @@ from typing import Any
 from market.contracts import access
 from market.kit.http.openapi import Operation, document, parameter
 from market.kit.paging import MAX_CURSOR_LENGTH
-from market.notifications.api import DeadLetterPage, Settlement
+from market.notifications.api import DeadLetterPage, DeadLetterResult
 
 _ID = parameter("id", "path", "The dead letter's id.", {"type": "string", "pattern": "^[0-9]+-[0-9]+$"})
-_RETRY = {status: {"Retry-After": "Seconds to wait before retrying."} for status in (429, 503)}
+_RETRY_AFTER = {status: {"Retry-After": "Seconds to wait before retrying."} for status in (429, 503)}
 _TOO_MANY = (
     "This caller has too many requests in progress, or sends too many per second; nothing was done. Retry after the "
     "number of seconds in Retry-After.",
@@ -25,15 +25,19 @@ def build(issuer: str | None = None) -> dict[str, Any]:
 
     issuer: the URL of the OpenID Connect issuer. None for the published document, which does not depend on an issuer.
     """
-    settled: dict[int, tuple[str, Any]] = {
-        200: ("The result.", Settlement),
+    replay_or_drop: dict[int, tuple[str, Any]] = {
+        200: ("The result.", DeadLetterResult),
         404: ("There is no such dead letter.", None),
-        409: ("Another request, or the command, is replaying or dropping the dead letter. Nothing was done.", None),
+        409: (
+            "Another request, or the command `dead-letters`, is replaying or dropping the dead letter, or was "
+            "interrupted while doing so. Nothing was done.",
+            None,
+        ),
         422: ("A parameter is unknown.", None),
         429: _TOO_MANY,
         503: (
-            "Kafka is unavailable, or too many requests are waiting. Retry after the number of seconds in Retry-After: "
-            "if the mail has been sent, it is not sent again.",
+            "Kafka is unavailable, or too many requests are waiting. Retry after the number of seconds in Retry-After. "
+            "If the mail has been sent, the retry does not send it again.",
             None,
         ),
     }
@@ -78,25 +82,25 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                         {"type": "string", "enum": ["open", "replayed", "dropped"]},
                     ),
                 ],
-                headers=_RETRY,
+                headers=_RETRY_AFTER,
             ),
             Operation(
                 "POST",
                 "/api/dead-letters/{id}/replay",
                 "replayDeadLetter",
                 "Send the mail of a dead letter now. Repeating the request does not send it again.",
-                settled,
+                replay_or_drop,
                 [_ID],
-                headers=_RETRY,
+                headers=_RETRY_AFTER,
             ),
             Operation(
                 "POST",
                 "/api/dead-letters/{id}/drop",
                 "dropDeadLetter",
                 "Mark a dead letter as done without sending its mail.",
-                settled,
+                replay_or_drop,
                 [_ID],
-                headers=_RETRY,
+                headers=_RETRY_AFTER,
             ),
         ],
         access=access.NOTIFICATIONS,

@@ -102,7 +102,7 @@ class DeferralDeps:
 
 
 class RecentNotifications:
-    """The latest 10,000 notifications that were mailed, so that a duplicate is not mailed again."""
+    """The latest 10,000 notifications that this process mailed, so that a duplicate is not mailed again."""
 
     def __init__(self) -> None:
         self._event_ids: OrderedDict[str, None] = OrderedDict()
@@ -129,9 +129,9 @@ class Deps:
     tracer: Tracer
     faults: Faults | None = None
     recent: RecentNotifications = field(default_factory=RecentNotifications)
-    # None while an operator replays a dead letter: its mail is attempted once, and not deferred.
+    # None while an operator replays a dead letter: then the mail is attempted once, and not deferred.
     deferral_deps: DeferralDeps | None = None
-    # None while an operator replays a dead letter: then dead_letters/replaying.py uses the sent log itself.
+    # None while an operator replays a dead letter: then dead_letters/replaying.py reads and writes the sent log.
     sent_log: SentLogForMailing | None = None
     # Events that are older than this are looked up in the sent log.
     sent_log_min_age: timedelta = timedelta(0)
@@ -150,7 +150,7 @@ async def notify(deps: Deps, notification: Notification, deferral: Deferral | No
         log.info("duplicate event skipped", order_id=str(notification.order_id), kind=notification.kind)
         return "duplicate"
     if notification.recipient is None and notification.has_address:
-        # The event is from an earlier version of orders. The current one rejects such addresses.
+        # An earlier version of orders has published the event. The current version rejects such addresses.
         metrics.SKIPPED_EVENTS.labels("invalid-recipient").inc()
         log.error("event with an invalid address skipped", order_id=str(notification.order_id), kind=notification.kind)
         return "no-recipient"
@@ -182,9 +182,9 @@ async def notify(deps: Deps, notification: Notification, deferral: Deferral | No
 
 
 async def _was_sent(deps: Deps, notification: Notification) -> bool:
-    """Return whether the sent log contains the event. Events younger than `sent_log_min_age` are not looked up.
+    """Return whether the sent log contains the event. Return False for an event younger than `sent_log_min_age`.
 
-    Nearly all of these have not been mailed yet. (One that was mailed just before a crash may be mailed again.)
+    Such an event is almost certainly new. (If the process that mailed it has just crashed, the mail is repeated.)
     """
     if deps.sent_log is None:
         return False
@@ -209,10 +209,7 @@ def _hold_back_if_necessary(
 
 
 def _deferral_seconds(deps: Deps, first_deferred_at: datetime | None) -> float:
-    """Return the seconds until the next attempt: the time since the first deferral, within the configured limits.
-
-    In this way, the delay grows with the age of the mail.
-    """
+    """Return the seconds until the next attempt: the time since the first deferral, within the configured limits."""
     age = 0.0 if first_deferred_at is None else (deps.clock() - first_deferred_at).total_seconds()
     return max(deps.retry.min_deferral_seconds, min(deps.retry.max_deferral_seconds, age))
 
@@ -235,7 +232,7 @@ async def retry_later(
     pending.attempts += 1
     age = (now - pending.first_deferred_at).total_seconds()
     remaining = deps.retry.give_up_seconds - age
-    # Attempts are made only while the mail server is available, so an outage alone does not end the retries.
+    # No attempts are made while the mail server is unavailable, so an outage alone does not exhaust the retries.
     if remaining <= 0 and pending.total_attempts >= _MIN_ATTEMPTS:
         pending.dead_letter = DeadLetterReason("retries-exhausted", detail, pending.total_attempts)
         return None
@@ -245,11 +242,11 @@ async def retry_later(
         and deps.deferral_deps is not None
         and deps.deferral_deps.throttle.is_throttled(notification.recipient_domain)
     )
-    if pending.deferral is None and pending.may_wait and age < deps.retry.in_memory_seconds and not throttled:
+    if pending.deferral is None and pending.may_wait_in_memory and age < deps.retry.in_memory_seconds and not throttled:
         max_delay = min(deps.retry.max_seconds, deps.retry.initial_seconds * 2.0 ** min(pending.attempts - 1, 30))
         # Equal jitter: between half of the delay and all of it.
         delay = random.uniform(max_delay / 2, max_delay)
-        # Make the last attempt when `give_up_seconds` have passed, not later.
+        # Do not wait beyond `give_up_seconds`: the last attempt is made then.
         return min(remaining, delay) if remaining > 0 else delay
     seconds = _deferral_seconds(deps, pending.first_deferred_at)
     deferral = Deferral(
@@ -286,10 +283,8 @@ async def _defer(
     """Store a deferred mail. Return None once it is stored. If that fails, return the seconds until the next try."""
     assert deps.deferral_deps is not None
     if notification is not None:
-        # The entry expires some time after the mail is due, because another process may send the mail without this one
-        # learning of it.
-        wait = (deferral.due_at - deps.clock()).total_seconds() + deps.retry.max_deferral_seconds
-        deps.deferral_deps.orders_with_deferred_mail.add(notification.order_id, notification.sequence, wait)
+        lifetime = (deferral.due_at - deps.clock()).total_seconds() + deps.retry.max_deferral_seconds
+        deps.deferral_deps.orders_with_deferred_mail.add(notification.order_id, notification.sequence, lifetime)
     try:
         await deps.deferral_deps.store.append(pending.message, deferral)
     except Exception as e:
@@ -305,8 +300,7 @@ async def _defer(
 async def write_dead_letter(deps: Deps, pending: PendingMessage) -> float | None:
     """Write the message to the dead letter topic. Return None once it is stored.
 
-    If that fails, return the seconds until the next try. The number of tries is unlimited, because no message may be
-    lost: its offset is committed only after Kafka has stored the dead letter.
+    If that fails, return the seconds until the next try. The number of tries is unlimited, so that no message is lost.
     """
     reason = pending.dead_letter
     assert reason is not None

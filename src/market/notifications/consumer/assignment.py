@@ -26,13 +26,13 @@ T = TypeVar("T")
 log = logs.get_logger("consumer")
 
 _CALL_TIMEOUT_SECONDS = 5.0
-# A parked message pauses its partition for at least this long. Pausing is expensive: it drops the prefetched messages
-# of the partition, which have to be fetched again.
+# A parked message pauses its partition for at least this long. Pausing is expensive, because librdkafka drops the
+# partition's prefetched messages, and fetches them again later.
 _MIN_PARK_SECONDS = 0.5
 
 
 class ParkedMessage(NamedTuple):
-    """A message that may not be processed before `until`, a time of time.monotonic()."""
+    """A message that was read, but may not be processed before `until`, a time of time.monotonic()."""
 
     tracker: OffsetTracker
     pending: PendingMessage
@@ -90,9 +90,9 @@ class Assignment:
         self._on_lost = on_lost
         self.trackers: dict[int, OffsetTracker] = {}
         self.paused: set[int] = set()
-        # By partition: a message that was read, but may not be processed yet. Until then, the partition is paused.
+        # By partition. A partition with a parked message is paused.
         self._parked: dict[int, ParkedMessage] = {}
-        # When a partition is revoked, its messages in flight have this long to finish.
+        # How long `revoke` waits for messages in flight.
         self.revoke_seconds = kafka.revoke_timeout_seconds
 
     def positions(self) -> dict[int, int]:
@@ -139,7 +139,7 @@ class Assignment:
     def assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit the offsets to start from, and start to read the partitions. Raises KafkaException."""
         if partitions:
-            # The previous owner may have mailed more events, so the next lookup must read the sent log again.
+            # The previous owner may have mailed events that the cache does not contain.
             self._runner.loop.call_soon_threadsafe(self._sent_log.invalidate_sent_ids)
         topic_id = self._topic.topic_id() if partitions else ""
         starts = self._starts.commit_start_offsets(consumer, partitions, topic_id) if partitions else []
@@ -160,7 +160,7 @@ class Assignment:
         revoked = [p.partition for p in partitions if p.partition in self.trackers]
         trackers = [self.trackers[partition] for partition in revoked]
         if trackers:
-            # This thread is the one that polls, so no further message arrives while it waits.
+            # No message is read meanwhile, because this thread is the one that polls.
             self._drop_queued(trackers, self.revoke_seconds)
             self._committer.commit(consumer, trackers, wait=True)
             self.remove(revoked)
@@ -169,7 +169,7 @@ class Assignment:
             log.info("partitions revoked", topic=self._config.topic, partitions=sorted(revoked))
 
     def lose(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Stop reading partitions that were lost. Another member may already be mailing the messages in flight here."""
+        """Stop reading partitions that were lost. Another member may already process the messages in flight here."""
         lost = [p.partition for p in partitions]
         log.warning(
             "partitions lost, mails in flight may be repeated", topic=self._config.topic, partitions=sorted(lost)
@@ -193,7 +193,7 @@ class Assignment:
             self._drop_queued(trackers, 0)
 
     def reset(self, consumer: Consumer, partition: int, reason: str) -> None:
-        """Read a partition again from the first message after the first start, because its offset is out of range.
+        """Read a partition from the first message after the group's first start, because its offset is out of range.
 
         Raises KafkaException.
         """
@@ -210,9 +210,9 @@ class Assignment:
         self._assign(consumer, [TopicPartition(self._config.topic, partition, offset)])
 
     def _assign(self, consumer: Consumer, starts: list[TopicPartition]) -> None:
-        """Assign the partitions at their offsets, and resume them."""
+        """Start reading the partitions at the given offsets."""
         partitions = [TopicPartition(start.topic, start.partition, start.offset) for start in starts]
-        # In librdkafka, a partition that was paused in an earlier assignment is still paused.
+        # A partition that was paused in an earlier assignment would otherwise still be paused in librdkafka.
         consumer.resume(partitions)
         consumer.incremental_assign(partitions)
         self.paused -= {start.partition for start in starts}

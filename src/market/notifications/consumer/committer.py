@@ -17,7 +17,7 @@ class OffsetCommitter:
 
     If a commit fails, the next commit includes the same partitions.
 
-    before_commit: called before each commit; it may block
+    before_commit: called before each commit. If it blocks, the commit waits
     on_failure: called with the error if a commit fails
     """
 

@@ -1,4 +1,4 @@
-"""Processes messages concurrently, except for messages with the same key: one at a time, by ascending offset.
+"""Processes messages concurrently. Messages with the same key are processed one at a time, by ascending offset.
 
 The messages with the same key are in one queue. A free worker takes the first message of the next queue that is ready.
 A message that waits for a retry blocks only its own queue. Mail domains take turns.
@@ -53,7 +53,7 @@ class KeyQueue:
         self.messages: deque[PendingMessage] = deque()
         # Set while the first message waits for a retry.
         self.timer: asyncio.TimerHandle | None = None
-        # While the first message is in flight, an event that is set when the attempt has finished; otherwise None.
+        # Set when the attempt at the first message has finished. None while that message is not in flight.
         self.attempt_finished: asyncio.Event | None = None
         self.revoked = False
 
@@ -83,8 +83,7 @@ class Dispatcher:
         self._memory = memory
         self._max_waiting = max_waiting
         self._waiting = 0
-        # When an attempt last finished, in seconds of time.monotonic(). Also set while there is nothing to do and while
-        # the mail server is unavailable, because such times do not count as a lack of progress.
+        # Seconds of time.monotonic(); see seconds_without_progress.
         self._progress_at = time.monotonic()
         self._queues: dict[Hashable, KeyQueue] = {}
         self._ready: ReadyItems[KeyQueue] = ReadyItems(max_per_domain)
@@ -95,8 +94,8 @@ class Dispatcher:
         """Queue messages. The caller must have acquired memory for each of them; the dispatcher releases it."""
         for tracker, pending in messages:
             message = pending.message
-            # The key contains the tracker, not the partition: if a partition is assigned again, it must not share
-            # queues with the earlier assignment. A message without a key has a queue of its own.
+            # The key contains the tracker instead of the partition, so that a partition that is assigned again does not
+            # share queues with its earlier assignment. A message without a key has a queue of its own.
             key = (id(tracker), pending.offset if message.key is None else message.key)
             queue = self._queues.get(key)
             if queue is None:
@@ -105,9 +104,9 @@ class Dispatcher:
             queue.messages.append(pending)
 
     def seconds_without_progress(self) -> float:
-        """Return for how many seconds messages have been ready or in flight without any attempt finishing.
+        """Return the seconds since an attempt last finished.
 
-        Outages of the mail server do not count.
+        Times without any message that is ready or in flight do not count, nor do outages of the mail server.
         """
         if self._ready.idle or not self._mail_server.available:
             self._progress_at = time.monotonic()
@@ -163,13 +162,13 @@ class Dispatcher:
 
     async def _process_first(self, queue: KeyQueue) -> None:
         pending = queue.messages[0]
-        pending.may_wait = self._waiting < self._max_waiting
+        pending.may_wait_in_memory = self._waiting < self._max_waiting
         queue.attempt_finished = asyncio.Event()
         delay: float | None = 0.0
         try:
             delay = await self._handler(pending)
         except MailServerUnavailable:
-            # The queue is ready again immediately, but the workers wait until the mail server is available.
+            # The queue is ready again immediately, because the workers wait until the mail server is available.
             pass
         except Exception:
             log.exception("handler failed")

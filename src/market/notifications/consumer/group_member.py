@@ -52,7 +52,7 @@ _RATE_LIMITED_FETCH_BYTES = 262_144
 
 
 class RateLimiter:
-    """Limits the number of messages per second. A burst contains at most the messages of half a second.
+    """Limits the number of messages per second. After a pause, the messages of half a second may follow without delay.
 
     clock: returns seconds, like time.monotonic
     """
@@ -78,14 +78,13 @@ class GroupMember:
 
     Must be constructed inside a running event loop. Does not connect before `start`.
 
-    to_pending: returns the pending message of a record. If that is a deferred mail that is not due yet, the partition
-        is paused until the mail is due
-    mail_server: partitions are paused while the mail server is unavailable
-    rate_limiter: limits how many messages are read per second. A message that is not due when it is read does not
-        count. None: no limit
+    to_pending: returns the pending message of a record. If it is a deferred mail that is not due yet, its partition is
+        paused until then
+    mail_server: all partitions are paused while the mail server is unavailable
+    rate_limiter: limits how many due messages are read per second. None: no limit
     on_assignment: called in the member's thread with the number of assigned partitions
-    health: reports the process as unready until the member has joined the group and while its partitions are lost.
-        Reports Kafka as unavailable while all brokers are down. None: the member does not affect readiness
+    health: reports the process as unready until the member has joined the group, and while its partitions are lost.
+        Reports Kafka as unavailable while all brokers are down. None: nothing is reported
     """
 
     def __init__(
@@ -133,15 +132,15 @@ class GroupMember:
         # Set when the group has assigned partitions, possibly none, for the first time.
         self.joined = asyncio.Event()
         self._stopping = threading.Event()
-        # Why the member has to rejoin the group. Empty if it does not have to.
+        # Set by `rejoin`, otherwise empty.
         self._rejoin_reason = ""
         self._brokers_down = False
-        # What a rebalance callback raised; see _keep_exception.
+        # The exception of a rebalance callback, for `_read` to raise.
         self._rebalance_error: Exception | None = None
         self._commit_at = self._check_brokers_at = 0.0
         self._warned: set[tuple[str, str]] = set()
 
-    # In the event loop.
+    # The following methods are called in the event loop.
 
     def start(self) -> None:
         """Join the group, in the member's thread."""
@@ -155,7 +154,7 @@ class GroupMember:
             await asyncio.to_thread(self._thread.join)
 
     def rejoin(self, reason: str) -> None:
-        """Make the member's thread leave the group, and join it again. Return at once. Thread-safe."""
+        """Request that the member's thread leaves the group and joins it again. Does not wait. Thread-safe."""
         self._rejoin_reason = reason
 
     @property
@@ -167,7 +166,7 @@ class GroupMember:
         """Return whether the topic exists. Raises KafkaException."""
 
         def describe() -> bool:
-            # A new client each time: after a failed connection, librdkafka would wait longer and longer.
+            # A new client each time, because librdkafka waits longer before each new attempt to connect.
             consumer = Consumer(self._settings())
             try:
                 topic = consumer.list_topics(self._config.topic, timeout=2).topics[self._config.topic]
@@ -181,7 +180,7 @@ class GroupMember:
 
         return await asyncio.to_thread(describe)
 
-    # In the member's thread.
+    # The following methods are called in the member's thread.
 
     def _settings(self) -> dict[str, Any]:
         session_ms = int(self._config.session_timeout_seconds * 1000)
@@ -190,7 +189,7 @@ class GroupMember:
         )
         return {
             **settings,
-            # Fetch little in advance: the rate limit often pauses partitions, which drops their prefetched messages.
+            # Fetch little in advance, because the rate limit often pauses partitions. See _MIN_PARK_SECONDS.
             **({"max.partition.fetch.bytes": _RATE_LIMITED_FETCH_BYTES} if self._rate_limiter is not None else {}),
             "group.protocol": "classic",
             "partition.assignment.strategy": "cooperative-sticky",
@@ -201,8 +200,8 @@ class GroupMember:
             # Report the end of a partition, to distinguish a fully read partition from a stalled one.
             "enable.partition.eof": True,
             "allow.auto.create.topics": self._config.is_embedded_broker,
-            # librdkafka's buffers are not part of the memory budget, so these settings limit them. A message may have
-            # up to 4 MiB.
+            # These settings limit librdkafka's buffers, which the memory budget does not include. A message may have up
+            # to 4 MiB.
             "fetch.max.bytes": 16 * 1024 * 1024,
             "receive.message.max.bytes": 24 * 1024 * 1024,
             "queued.min.messages": 1_000,
@@ -226,7 +225,7 @@ class GroupMember:
                 self._stopping.wait(_REJOIN_SECONDS)
 
     def _consume(self) -> None:
-        """Join the group, consume until the member is stopped, and leave the group. Raises exceptions after leaving."""
+        """Join the group, consume until the member is stopped, and leave the group, even if an exception is raised."""
         self._rebalance_error = None
         self._rejoin_reason = ""
         self._committer.reset()
@@ -262,10 +261,11 @@ class GroupMember:
                 self._check_brokers(consumer)
 
     def _read(self, consumer: Consumer, batch: list[tuple[OffsetTracker, PendingMessage]]) -> None:
-        """Fetch messages, and add them to the batch. Calls the rebalance callbacks.
+        """Fetch messages, and add them to the batch.
 
         Raises RejoinRequested if `rejoin` was called, KafkaException, and the exception of a rebalance callback.
         """
+        # This also calls the rebalance callbacks, if necessary.
         record = consumer.poll(_POLL_SECONDS)
         if self._rebalance_error is not None:
             raise self._rebalance_error
@@ -278,10 +278,7 @@ class GroupMember:
             record = consumer.poll(0)
 
     def _submit(self, batch: list[tuple[OffsetTracker, PendingMessage]]) -> None:
-        """Pass the batch to the dispatcher, without the messages of partitions that have been revoked meanwhile.
-
-        These will be mailed by the member that the partition is assigned to now.
-        """
+        """Pass the batch to the dispatcher, without the messages of partitions that are no longer assigned."""
         assigned = []
         for tracker, pending in batch:
             if self.assignment.is_assigned(tracker):
@@ -295,18 +292,8 @@ class GroupMember:
         self, consumer: Consumer, record: KafkaMessage, batch: list[tuple[OffsetTracker, PendingMessage]]
     ) -> None:
         error = record.error()
-        partition = record.partition()
         if error is not None:
-            if error.code() == KafkaError._PARTITION_EOF:
-                tracker, end = self.assignment.trackers.get(-1 if partition is None else partition), record.offset()
-                if tracker is not None and end is not None:
-                    tracker.reach_end(end)
-            elif error.code() == KafkaError._AUTO_OFFSET_RESET and partition is not None:
-                self.assignment.reset(consumer, partition, str(error.str()))
-            elif error.fatal():
-                raise KafkaException(error)
-            else:
-                self._warn_once("fetch failed", error.str())
+            self._handle_error(consumer, record, error)
             return
         message = to_message(record)
         tracker = self.assignment.trackers.get(message.partition)
@@ -320,8 +307,20 @@ class GroupMember:
             if wait <= 0:
                 batch.append((tracker, pending))
             else:
-                # Pause the partition, so that no further message of it is read until this one may be processed.
                 self.assignment.park(consumer, tracker, pending, wait)
+
+    def _handle_error(self, consumer: Consumer, record: KafkaMessage, error: KafkaError) -> None:
+        """Handle what `poll` returned instead of a message. Raises KafkaException."""
+        partition, offset = record.partition(), record.offset()
+        if error.code() == KafkaError._PARTITION_EOF and partition is not None and offset is not None:
+            if (tracker := self.assignment.trackers.get(partition)) is not None:
+                tracker.reach_end(offset)
+        elif error.code() == KafkaError._AUTO_OFFSET_RESET and partition is not None:
+            self.assignment.reset(consumer, partition, str(error.str()))
+        elif error.fatal():
+            raise KafkaException(error)
+        else:
+            self._warn_once("fetch failed", error.str())
 
     def _pause_or_resume(self, consumer: Consumer) -> None:
         """Apply backpressure: pause all partitions while memory is exhausted or the mail server is unavailable."""
@@ -333,7 +332,7 @@ class GroupMember:
         )
 
     def _keep_exception(self, callback: RebalanceCallback) -> RebalanceCallback:
-        """Wrap a rebalance callback. confluent-kafka ignores its exceptions, so keep them for `_read` to raise."""
+        """Wrap a rebalance callback. confluent-kafka ignores its exceptions, so they are kept for `_read` to raise."""
 
         def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
             try:
@@ -356,8 +355,6 @@ class GroupMember:
         self._set_ready("kafka")
         self._set_ready("partitions")
         self._runner.loop.call_soon_threadsafe(self.joined.set)
-
-    # The availability of the brokers, and failures.
 
     def _check_brokers(self, consumer: Consumer) -> None:
         if self._brokers_down:

@@ -21,7 +21,11 @@ _INTERVAL_SECONDS = 5.0
 
 
 class _Unread(NamedTuple):
-    """A partition with unread messages. position: the next offset to read. since: when the position last changed."""
+    """A partition with unread messages.
+
+    position: the next offset to read
+    since: when the position last changed, in seconds of the observer's clock
+    """
 
     position: int
     since: float
@@ -33,8 +37,9 @@ class LagObserver:
     read_offsets: returns the offsets of each partition of the topic; blocks
     read_positions: returns the next offset to read of each partition that is assigned to this process and not paused
     stalled_after_seconds: how long a partition with unread messages may make no progress
-    health: reports the process as unready while a partition is stalled. None: that does not affect readiness
+    health: reports the process as unready while a partition is stalled. None: nothing is reported
     lag_metric, stalled_metric: gauges with the label `partition`
+    clock: returns seconds, like time.monotonic
     """
 
     def __init__(
@@ -66,8 +71,8 @@ class LagObserver:
 
     async def observe(self) -> float:
         """Update the metrics and the readiness. Return the seconds until the next call. Raises KafkaException."""
-        # Read the end offsets before the positions (in `_find_stalled`), so that messages that arrive between the two
-        # reads do not count as unread.
+        # The ends are read before the positions (in `_find_stalled`), so that messages that arrive in between do not
+        # count as unread.
         offsets = await asyncio.to_thread(self._read_offsets)
         for partition in self.lag.keys() - offsets.keys():
             self._lag_metric.remove(str(partition))

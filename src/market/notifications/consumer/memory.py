@@ -37,7 +37,7 @@ class MemoryBudget:
             self._messages += messages
             self._bytes += size
             used = max(self._messages / self._max_messages, self._bytes / self._max_bytes)
-            # Hysteresis, so that partitions are not paused and resumed with every message.
+            # Two thresholds, so that partitions are not paused and resumed with every message.
             self._exhausted = used >= 1 or (self._exhausted and used > 0.5)
             metrics.UNSETTLED.set(self._messages)
             metrics.UNSETTLED_BYTES.set(self._bytes)

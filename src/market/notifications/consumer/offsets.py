@@ -1,8 +1,8 @@
 """Which messages of a partition are settled, and which offset may be committed.
 
 Mails are sent concurrently, so the messages of a partition are settled out of order. The committed offset is that of
-the first unsettled message. The commit's metadata lists the unsettled messages, as many as fit. So after a restart, the
-settled messages between them are not mailed again.
+the first unsettled message. Later messages may already be settled. So that these are not mailed again after a restart,
+the commit's metadata lists the unsettled messages, as many as fit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 # Kafka's default for offset.metadata.max.bytes is 4096.
 MAX_METADATA_LENGTH = 3_900
-# Room for everything but the list of unsettled offsets.
+# The maximum length of the rest of the metadata, without the list of unsettled offsets.
 _FIXED_LENGTH = 80
 
 
@@ -41,7 +41,7 @@ def encode_metadata(offset: int, read_to: int, unsettled: list[int], topic_id: s
         part = str(unsettled_offset - offset)
         length += len(part) + 1
         if length > MAX_METADATA_LENGTH:
-            # The rest of the list does not fit. After a restart, all messages from here on are processed again.
+            # The list is full. After a restart, all messages from here on are processed again.
             read_to = unsettled_offset
             break
         parts.append(part)
@@ -82,17 +82,16 @@ class OffsetTracker:
         self.topic_id = topic_id
         self._lock = Lock()
         self._read_to, expected = decode_metadata(offset, metadata)
-        # The unsettled offsets as a sorted set: a dict keeps insertion order, and messages are read by ascending
-        # offset.
+        # Used as a sorted set: a dict keeps insertion order, and messages are read by ascending offset.
         self._unsettled: dict[int, None] = dict.fromkeys(expected)
-        # The offsets of messages that are unsettled according to the metadata, and have not been read yet.
+        # The offsets that the metadata lists as unsettled, and that have not been read yet.
         self._expected = deque(expected)
         self._committed = CommitPoint(offset, metadata or "")
 
     def add(self, offset: int) -> bool:
         """Record that a message was read. Return False if it was settled before the partition was assigned."""
         with self._lock:
-            # The metadata lists earlier messages, but the broker has deleted them.
+            # The broker has deleted the expected messages before this one, so they will never be settled.
             while self._expected and self._expected[0] < offset:
                 self._unsettled.pop(self._expected.popleft(), None)
             if self._expected and self._expected[0] == offset:
@@ -107,7 +106,7 @@ class OffsetTracker:
     def reach_end(self, offset: int) -> None:
         """Record that everything before `offset` was read.
 
-        Control records, such as transaction markers, take offsets but are never added.
+        The last offsets may belong to control records, such as transaction markers, which are never added.
         """
         with self._lock:
             self._read_to = max(self._read_to, offset)
@@ -161,10 +160,8 @@ class Position(NamedTuple):
 class StartPosition:
     """Where consumption of a partition begins.
 
-    no_offset_reason: why the group had no committed offset of this topic. None if there was a committed offset, if an
-        offset was out of range, or if consumption starts at the end because `replay_missed` is false
-    reset_reason: the offset that was out of range, and the range that the broker has. None if no offset was out of
-        range
+    no_offset_reason: set if consumption starts here because the group has no committed offset of this topic
+    reset_reason: set if consumption starts here because an offset was out of range. Names the offset and the range
     """
 
     offset: int
@@ -179,13 +176,11 @@ class PartitionState:
 
     topic_id: the id of the topic. Empty if the broker does not support topic ids
     low, high: the first offset that the broker has, and the offset after the last one
-    offset_after_first_start: the offset of the first message that was published after the time of the group's first
-        start, from which a configured tolerance is subtracted. `low` if that time is unknown
+    offset_after_first_start: see StartOffsets.offset_after_first_start
     committed: the group's committed offset and metadata. None if there is no committed offset
     last_position: the first unsettled offset when this process last owned the partition. None if it never did
-    first_start: whether it is normal that the partition has no committed offset. In the topic of orders: the partition
-        existed at the group's first start, and has not been assigned since. In the topic of deferred mails: the
-        partition has never had a message
+    may_lack_offset: whether it is normal that there is no committed offset. True at the group's first start, and for a
+        partition that has never had a deferred mail
     """
 
     topic_id: str
@@ -194,7 +189,7 @@ class PartitionState:
     offset_after_first_start: int
     committed: tuple[int, str | None] | None = None
     last_position: Position | None = None
-    first_start: bool = False
+    may_lack_offset: bool = False
 
     def is_same_topic(self, topic_id: str) -> bool:
         """Return whether the id belongs to this topic. An empty (unknown) id matches any topic."""
@@ -223,7 +218,7 @@ def start_position(state: PartitionState, *, topic_is_new: bool, replay_missed: 
         return _out_of_range("position", last.offset, state)
     if not replay_missed:
         return StartPosition(state.high)
-    if not state.first_start:
+    if not state.may_lack_offset:
         return StartPosition(state.offset_after_first_start, no_offset_reason="no-offset")
     return StartPosition(state.low if topic_is_new else state.high, no_offset_reason="first-start")
 

@@ -35,20 +35,23 @@ class DeferredMails(Protocol):
         """Return the deferred mail in a record."""
 
     def observe(self, *, empty: bool) -> None:
-        """Update the metrics. `empty`: the partitions that this process reads contain no deferred mail."""
+        """Update the metrics.
+
+        empty: whether the partitions that this process reads contain no deferred mail
+        """
 
 
 class OrdersConsumer:
     """Reads the topics of orders and of deferred mails. Must be constructed inside a running event loop.
 
-    The topic of deferred mails is read by a group of its own, because members of an earlier version do not know the
-    topic. The process is ready even if that topic cannot be read, because other mails can still be sent.
+    The topic of deferred mails is read by a group of its own. The process is ready even if that topic cannot be read,
+    because other mails can still be sent. docs/decisions/0015-deferred-mails.md has the reasons.
 
     handler: makes one attempt at processing a message, in the event loop
     deferred_mails: restores deferred mails from their records
     domain_of: returns the domain of a message's recipient
     mail_server: partitions are paused while the mail server is unavailable
-    sent_log: contains the group's first start
+    sent_log: records when the group was first started
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class OrdersConsumer:
         )
         self._topic = TopicDescriber(kafka)
         self._starts = StartOffsets(kafka, self._topic, sent_log)
-        member = partial(
+        group_member = partial(
             GroupMember,
             dispatcher=self._dispatcher,
             memory=memory,
@@ -86,7 +89,7 @@ class OrdersConsumer:
             sent_log=sent_log,
             faults=faults,
         )
-        self._orders = member(
+        self._orders_member = group_member(
             kafka,
             topic=self._topic,
             starts=self._starts,
@@ -97,7 +100,7 @@ class OrdersConsumer:
         )
         self._orders_lag = LagObserver(
             self._topic.offsets,
-            self._orders.assignment.positions,
+            self._orders_member.assignment.positions,
             health,
             stalled_after_seconds=kafka.stalled_after_seconds,
         )
@@ -105,7 +108,7 @@ class OrdersConsumer:
             kafka, topic=kafka.deferred_topic_name, group=kafka.deferred_group, replay_missed=True
         )
         self._deferred_topic = TopicDescriber(deferred)
-        self._deferred = member(
+        self._deferred_member = group_member(
             deferred,
             topic=self._deferred_topic,
             starts=StartOffsets(deferred, self._deferred_topic, sent_log, read_from_beginning=True),
@@ -116,14 +119,13 @@ class OrdersConsumer:
         )
         self._deferred_lag = LagObserver(
             self._deferred_topic.offsets,
-            self._deferred.assignment.positions,
+            self._deferred_member.assignment.positions,
             None,
             stalled_after_seconds=kafka.stalled_after_seconds,
             lag_metric=metrics.DEFERRED,
             stalled_metric=metrics.DEFERRED_STALLED,
         )
-        # An attempt makes several calls to the mail server, and takes longer than this only if many of them are slow.
-        # If it does, and no other attempt finishes meanwhile, processing is reported as stalled.
+        # At least five times the timeout of the mail server, because an attempt waits for several replies.
         self._stalled_seconds = max(kafka.stalled_after_seconds, 5 * config.smtp.timeout_seconds)
         self._processing_stalled = False
         self._starting_deferred: asyncio.Task[None] | None = None
@@ -134,22 +136,22 @@ class OrdersConsumer:
         After that, lost connections and rebalances are handled in the background.
         """
         self._health.set_unready("kafka", "connecting")
-        # If the topic does not exist yet, all of its events will be published after the start, so all are mailed.
-        self._starts.topic_is_new = not await self._health.wait_for("kafka", self._orders.topic_exists)
+        # Events of a topic that does not exist yet will be published after this start, so all of them are mailed.
+        self._starts.topic_is_new = not await self._health.wait_for("kafka", self._orders_member.topic_exists)
         if self._starts.topic_is_new:
             await self._health.wait_for(f"topic {self._config.topic}", self._require_topic)
         await self._health.wait_for("sent log", self._starts.prepare)
         self._health.set_unready("partitions", "joining the group")
-        self._orders.start()
+        self._orders_member.start()
         self._starting_deferred = asyncio.create_task(supervise("deferred-mails", self._start_deferred))
-        await self._orders.joined.wait()
+        await self._orders_member.joined.wait()
 
     async def stop(self, grace_seconds: float) -> None:
         """Stop polling, wait up to `grace_seconds` for messages in flight, commit, and leave the groups."""
         if self._starting_deferred is not None:
             self._starting_deferred.cancel()
             await asyncio.gather(self._starting_deferred, return_exceptions=True)
-        await asyncio.gather(self._orders.stop(grace_seconds), self._deferred.stop(grace_seconds))
+        await asyncio.gather(self._orders_member.stop(grace_seconds), self._deferred_member.stop(grace_seconds))
         await self._dispatcher.close()
         await asyncio.gather(asyncio.to_thread(self._topic.close), asyncio.to_thread(self._deferred_topic.close))
 
@@ -159,7 +161,7 @@ class OrdersConsumer:
         Otherwise the member would continue at its old offset, and skip the beginning of the new topic. Return the
         seconds until the next check. Raises KafkaException.
         """
-        for member, topic in ((self._orders, self._topic), (self._deferred, self._deferred_topic)):
+        for member, topic in ((self._orders_member, self._topic), (self._deferred_member, self._deferred_topic)):
             if member.joined.is_set() and member.assignment.trackers:
                 topic_id = await asyncio.to_thread(topic.topic_id)
                 known = member.assignment.topic_ids()
@@ -169,16 +171,13 @@ class OrdersConsumer:
 
     async def observe_lag(self) -> float:
         """Update lag metrics and readiness. Return the seconds until the next call. Raises KafkaException."""
-        if not self._orders.consuming:
+        if not self._orders_member.consuming:
             return 0.1
         self._observe_progress()
         return await self._orders_lag.observe()
 
     def _observe_progress(self) -> None:
-        """Report the process as unready while messages are ready but no attempt finishes.
-
-        Outages of the mail server do not count.
-        """
+        """Report the process as unready while messages could be processed, but no attempt finishes."""
         seconds = self._dispatcher.seconds_without_progress()
         stalled = seconds >= self._stalled_seconds
         metrics.PROCESSING_STALLED.set(int(stalled))
@@ -192,25 +191,25 @@ class OrdersConsumer:
 
     async def observe_deferred(self) -> float:
         """Update the metrics of deferred mails. Return the seconds until the next call. Raises KafkaException."""
-        if not self._deferred.consuming:
+        if not self._deferred_member.consuming:
             return 0.1
         pause = await self._deferred_lag.observe()
-        assigned = set(self._deferred.assignment.trackers)
+        assigned = set(self._deferred_member.assignment.trackers)
         self._deferred_mails.observe(empty=not any(self._deferred_lag.lag.get(p) for p in assigned))
         return pause
 
     async def _start_deferred(self) -> None:
         """Join the group of the deferred mails, once their topic exists. Raises KafkaException."""
         waiting = False
-        while not await self._deferred.topic_exists():
+        while not await self._deferred_member.topic_exists():
             if not waiting:
                 log.info("waiting for topic", topic=self._config.deferred_topic_name)
             waiting = True
             await asyncio.sleep(_TOPIC_WAIT_SECONDS)
-        self._deferred.start()
+        self._deferred_member.start()
 
     async def _require_topic(self) -> None:
-        if not await self._orders.topic_exists():
+        if not await self._orders_member.topic_exists():
             raise LookupError("it does not exist yet")
 
 

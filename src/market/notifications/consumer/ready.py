@@ -12,10 +12,8 @@ T = TypeVar("T")
 class ReadyItems(Generic[T]):
     """Items by mail domain. For use in one event loop.
 
-    `get` returns the next item of the domain that has waited longest for its turn, among the domains below
-    `max_per_domain`.
-
-    max_per_domain: how many items of one domain may be in flight, from `get` to `release`
+    `get` returns the next item of the domain that has waited longest for its turn. It skips domains that already have
+    `max_per_domain` items in flight. An item is in flight from `get` to `release`.
     """
 
     def __init__(self, max_per_domain: int) -> None:

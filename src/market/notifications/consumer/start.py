@@ -35,11 +35,15 @@ class SentLogForConsumer(Protocol):
         """Record a start of the group. If it raises an exception, the call is retried."""
 
     def invalidate_sent_ids(self) -> None:
-        """Drop the cached ids of mailed events, because a partition's previous owner may have mailed more."""
+        """Drop the cached ids, so that the next lookup also finds the events that other processes have mailed since."""
 
 
 class StartOffsets:
-    """Determines the offsets to start from: by committed offsets, this process's last positions or the first start."""
+    """Determines where consumption starts, as `offsets.start_position` says, and commits these offsets.
+
+    read_from_beginning: True for the topic of deferred mails. Then a partition without a committed offset is read from
+        its beginning, and `prepare` is not called
+    """
 
     def __init__(
         self,
@@ -52,30 +56,27 @@ class StartOffsets:
         self._config = kafka
         self._sent_log = sent_log
         self._topic = topic
-        # True for the topic of deferred mails. Only this service writes to that topic, so all messages in it are newer
-        # than the first start, and reading from its beginning is right.
         self._read_from_beginning = read_from_beginning
         # True if the topic did not exist when this process started. Then all of its events are mailed.
         self.topic_is_new = False
-        # The partitions that existed at the group's first start and have not been assigned since.
-        self._first_start_partitions: set[int] = set()
+        # The partitions that existed at the group's first start, and have not been assigned since.
+        self._never_assigned: set[int] = set()
         self._first_started_ms: int | None = None
-        # This process's last position in each partition that it owned before. If such a partition is assigned again and
-        # has no committed offset, consumption continues at this position.
+        # This process's last position in each partition that it owned before.
         self._last_positions: dict[int, Position] = {}
 
     async def prepare(self) -> None:
         """Determine whether this is the group's first start, and record it. Raises KafkaException or TimeoutError."""
         recorded = await self._sent_log.read_first_start()
         self._first_started_ms = recorded.started_ms
-        if not recorded.empty:
+        if not recorded.log_is_empty:
             return
         offsets = await asyncio.to_thread(self._topic.offsets)
         has_offsets = any(partition.committed is not None for partition in offsets.values())
         await self._sent_log.record_start(first=not has_offsets)
         if not has_offsets:
-            self._first_start_partitions = set(offsets)
-        # Read again: the broker sets the record's time, and another process may have written the first record.
+            self._never_assigned = set(offsets)
+        # Read it again, because the broker sets the time, and another process may have written the first record.
         self._first_started_ms = (await self._sent_log.read_first_start()).started_ms
 
     # The following methods block. They are called in the consumer's thread.
@@ -87,7 +88,7 @@ class StartOffsets:
     def commit_start_offsets(
         self, consumer: Consumer, partitions: list[TopicPartition], topic_id: str
     ) -> list[TopicPartition]:
-        """Commit the offsets to start from. Return them with their metadata. Raises KafkaException."""
+        """Commit the offsets to start from, and return them with their metadata. Raises KafkaException."""
         starts, uncommitted = [], []
         for committed in consumer.committed(partitions, timeout=_CALL_TIMEOUT_SECONDS):
             if committed.error is not None:
@@ -103,14 +104,14 @@ class StartOffsets:
             for result in consumer.commit(offsets=uncommitted, asynchronous=False):
                 if result.error is not None:
                     raise KafkaException(result.error)
-        self._first_start_partitions -= {start.partition for start in starts}
+        self._never_assigned -= {start.partition for start in starts}
         return starts
 
     def offset_after_first_start(self, consumer: Consumer, partition: int, topic_id: str) -> int:
-        """Return the offset of the first message that was published after the time of the group's first start.
+        """Return the offset of the first message that was published after the group's first start.
 
-        The configured tolerance is subtracted from that time. If the time is unknown, return the first offset that the
-        broker has. Raises KafkaException.
+        `first_start_tolerance_seconds` are subtracted from the time of the first start. If that time is unknown, return
+        the first offset that the broker has. Raises KafkaException.
         """
         return self._state(consumer, TopicPartition(self._config.topic, partition), topic_id).offset_after_first_start
 
@@ -151,8 +152,7 @@ class StartOffsets:
             offset_after_first_start=offset_after_first_start,
             committed=(committed.offset, committed.metadata) if committed.offset >= 0 else None,
             last_position=self._last_positions.get(committed.partition),
-            # In the topic of deferred mails, it is normal that a partition without messages has no committed offset.
-            first_start=high == 0 if self._read_from_beginning else committed.partition in self._first_start_partitions,
+            may_lack_offset=high == 0 if self._read_from_beginning else committed.partition in self._never_assigned,
         )
 
 

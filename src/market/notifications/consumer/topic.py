@@ -44,9 +44,9 @@ class TopicDescriber:
         self._admin = AdminClient(client_settings(kafka, _CLIENT_ID))
 
     def topic_id(self) -> str:
-        """Return the topic's unique id, or an empty string if there is no topic or the broker has no ids (KIP-516).
+        """Return the topic's unique id (KIP-516). Raises KafkaException.
 
-        Raises KafkaException.
+        Return an empty string if the topic does not exist, or if the broker does not support topic ids.
         """
         described = self._admin.describe_topics(TopicCollection([self._topic]), request_timeout=_CALL_TIMEOUT_SECONDS)
         try:
@@ -66,8 +66,8 @@ class TopicDescriber:
             settings = consumer_settings(
                 self._config, _CLIENT_ID, self._config.group, max_message_bytes=events.MAX_MESSAGE_BYTES
             )
-            # This consumer reads the group's offsets without joining the group. With read_uncommitted, the end offset
-            # includes the messages of open transactions.
+            # The consumer does not subscribe, so it reads the group's offsets without joining the group. With
+            # read_uncommitted, the end offset includes the messages of open transactions.
             self._consumer = Consumer({**settings, "isolation.level": "read_uncommitted"})
         consumer = self._consumer
         topic = consumer.list_topics(self._topic, timeout=_CALL_TIMEOUT_SECONDS).topics[self._topic]

@@ -1,7 +1,4 @@
-"""`python -m market.notifications dead-letters`: list, show, replay or drop dead letters.
-
-Replaying and dropping are the use cases of replaying.py, as in the REST API.
-"""
+"""`python -m market.notifications dead-letters`: list, show, replay or drop dead letters."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from market.kit.process.tracing import Tracer
 from market.notifications.config import Config
 from market.notifications.dead_letters.letters import DeadLetter, DeadLetterLog
 from market.notifications.dead_letters.reader import DeadLetterReader
-from market.notifications.dead_letters.replaying import Action, Outcome, ReplayDeps, open_reader, settle
+from market.notifications.dead_letters.replaying import Action, Outcome, ReplayDeps, open_reader, resolve
 from market.notifications.dead_letters.writer import DeadLetterWriter
 from market.notifications.mail.mailer import Mailer
 from market.notifications.sent_log.log import SentLog
@@ -46,21 +43,21 @@ async def dead_letters(config: Config, args: list[str]) -> int:
 
 
 async def _run(config: Config, reader: DeadLetterReader, options: argparse.Namespace) -> int:
-    found = await asyncio.to_thread(reader.read_all)
-    letters = found.oldest_first()
+    letter_log = await asyncio.to_thread(reader.read_all)
+    letters = letter_log.oldest_first()
+    unresolved = [letter for letter in letters if letter.resolution is None]
     if options.subcommand == "list":
-        return _list([x for x in letters if options.all or x.resolution is None], options.json)
+        return _list(letters if options.all else unresolved, options.json)
     if options.subcommand in ("replay", "drop") and options.all == bool(options.ids):
         return _fail("give either the ids of dead letters or --all")
-    chosen = [x for x in letters if x.resolution is None] if options.subcommand != "show" and options.all else []
-    for letter_id in options.ids:
-        if letter_id not in found.letters:
-            return _fail(f"there is no dead letter {letter_id}")
-        chosen.append(found.letters[letter_id])
+    unknown = [letter_id for letter_id in options.ids if letter_id not in letter_log.letters]
+    if unknown:
+        return _fail(f"there is no dead letter {unknown[0]}")
+    chosen = [letter_log.letters[letter_id] for letter_id in options.ids]
     if options.subcommand == "show":
         return await _show(reader, chosen, options.json)
     action: Action = "dropped" if options.subcommand == "drop" else "replayed"
-    return await _settle(config, reader, found, chosen, action, options.json)
+    return await _resolve(config, reader, letter_log, chosen or unresolved, action, options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,28 +114,28 @@ async def _show(reader: DeadLetterReader, letters: list[DeadLetter], as_json: bo
     return _OK
 
 
-async def _settle(
+async def _resolve(
     config: Config,
     reader: DeadLetterReader,
-    found: DeadLetterLog,
+    letter_log: DeadLetterLog,
     letters: list[DeadLetter],
     action: Action,
     as_json: bool,
 ) -> int:
     """Replay or drop dead letters, and return the exit status.
 
-    Each is marked as done before the next one is replayed. So if the command is interrupted and run again, at most one
-    mail is repeated.
+    Each is marked as done before the next one is replayed, so that an interrupted command repeats at most one mail when
+    it is run again.
     """
     mailer = Mailer(config)
     writer = DeadLetterWriter(config.kafka)
     sent_log = SentLog(config.kafka, max_ids=config.kafka.sent_log_max_ids)
-    mailing = Deps(mailer, writer, config.retry, clock(config.faults), Tracer())
-    deps = ReplayDeps(config.kafka, config.dead_letters, writer, sent_log, mailing)
+    mailing_deps = Deps(mailer, writer, config.retry, clock(config.faults), Tracer())
+    deps = ReplayDeps(config.kafka, config.dead_letters, writer, sent_log, mailing_deps)
     status = _OK
     try:
         for letter in letters:
-            outcome = await settle(deps, reader, found, letter, action)
+            outcome = await resolve(deps, reader, letter_log, letter, action)
             if outcome.result == "open":
                 status = _FAILED
             result = _describe(letter, outcome)
@@ -171,7 +168,7 @@ def _fail(reason: str, status: int = _USAGE_ERROR) -> int:
 
 
 def _print(line: str) -> None:
-    # Untrusted text could contain control characters for the terminal.
+    # Text of others, such as a mail server's reply, could contain control characters for the terminal.
     print("".join(c if c.isprintable() else "\ufffd" for c in line))
 
 

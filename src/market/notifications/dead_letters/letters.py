@@ -1,16 +1,14 @@
 """Dead letters as their topic records them: what each is about, and what has been done with it.
 
-Kafka cannot change or delete a single message, so the topic has three kinds of records. All records about a dead letter
-are in its partition, so everybody reads them in the same order:
+Kafka cannot change or delete a single message, so the topic has three kinds of records:
 
 - A dead letter is the original message with additional headers.
-- A mark refers to a dead letter that was replayed or dropped. A dead letter without a mark is open.
-- A claim refers to a dead letter that somebody is about to replay or drop. The first claim holds until it is released
-  or expires. Until then, further claims have no effect. So if several attempts begin at the same time, only one of them
-  goes on.
+- A mark says that a dead letter was replayed or dropped. A dead letter without a mark is open.
+- A claim says that a dead letter is about to be replayed or dropped. Until it expires or is released by another record,
+  further claims of the dead letter have no effect. So if several attempts begin at the same time, only one continues.
 
-Marks and claims have no value, and Kafka deletes them later than their dead letter. The headers are defined in
-writer.py.
+Marks and claims are written to the partition of their dead letter. So all readers read them in the same order, and
+Kafka does not delete a mark before its dead letter. The headers are defined in writer.py.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ class Resolution(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """The claim that holds. `token` identifies the attempt that made it."""
+    """A claim that has taken effect. `token` identifies the attempt that made it, and `until` is when it expires."""
 
     token: str
     until: datetime
@@ -60,7 +58,7 @@ class Claim(NamedTuple):
 
 @dataclass(slots=True)
 class DeadLetter:
-    """A dead letter, except for its value, which DeadLetterReader.original_message reads.
+    """A dead letter without its value, which DeadLetterReader.original_message reads.
 
     `id` is its position in the dead letter topic: PARTITION-OFFSET.
     """
@@ -68,13 +66,13 @@ class DeadLetter:
     partition: int
     offset: int
     key: bytes | None
-    # In bytes.
+    # The size of the value, in bytes.
     value_size: int
     headers: tuple[tuple[str, bytes | None], ...]
     event: EventSummary = field(default_factory=EventSummary)
     # None while the dead letter is open.
     resolution: Resolution | None = None
-    # None if nobody has claimed it, or the claim was released.
+    # The last claim, which may have expired. None if there was no claim, or if it was released.
     claim: Claim | None = None
 
     @property
@@ -98,7 +96,7 @@ class DeadLetter:
 
     @property
     def attempts(self) -> int | None:
-        """How many attempts to send the mail had failed; None if an earlier version has written the dead letter."""
+        """How many attempts to send the mail had failed; None if the dead letter was written by an earlier version."""
         return self._number(writer.ATTEMPTS)
 
     @property
@@ -170,7 +168,7 @@ def _apply_claim(letter: DeadLetter, record: Message) -> None:
             letter.claim = None
         return
     made_at, until = (_time(_header(record.headers, name)) for name in (writer.TIME, writer.CLAIM_UNTIL))
-    # Times in the records are compared, not the current time, so that all readers agree on which claim holds.
+    # Only times in the records are compared, so that all readers agree on which claim takes effect.
     if letter.claim is None or made_at > letter.claim.until:
         letter.claim = Claim(token, until)
 

@@ -16,7 +16,7 @@ from market.notifications.dead_letters.letters import ADDED_HEADERS, DeadLetter,
 from market.notifications.domain import Message
 from market.notifications.events.parsing import to_message
 
-# The maximum number of bytes of a fetch. It is small, because the consumers in the same process need memory, too.
+# The maximum size of a fetch. It is small, because the process needs memory for its other consumers.
 _FETCH_BYTES = 8 * 1024 * 1024
 _MAX_POLL_SECONDS = 0.5
 # After these errors, librdkafka continues automatically.
@@ -24,9 +24,10 @@ _TRANSIENT = frozenset({KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, Kaf
 
 
 class DeadLetterReader:
-    """A reader of the dead letter topic. Its methods block, and only one of them runs at a time.
+    """Reads the dead letter topic. The methods block, and only one of them runs at a time.
 
-    seconds: how long a method may take before it raises TimeoutError
+    seconds: the time limit of `read_newest`, and of each step of the other methods. If it is exceeded, a method raises
+        TimeoutError or KafkaException
     """
 
     def __init__(self, kafka: config.Kafka, *, seconds: float) -> None:
@@ -45,7 +46,7 @@ class DeadLetterReader:
                 "queued.max.messages.kbytes": _FETCH_BYTES // 1024,
             }
         )
-        # A caller that was cancelled may close the reader while its last call is still running.
+        # If a caller in the event loop is cancelled, its call goes on in a thread, and `close` has to wait for it.
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -56,16 +57,15 @@ class DeadLetterReader:
     def read_all(self) -> DeadLetterLog:
         """Return all dead letters in the topic. Raises KafkaException or TimeoutError.
 
-        `seconds` limits the pauses between two records, not the whole call.
+        There is no time limit for the whole call: each record may take `seconds`.
         """
         log, _ = self._read_newest(None)
         return log
 
     def read_newest(self, max_records: int) -> tuple[DeadLetterLog, bool]:
-        """Return the newest dead letters, and whether these are all in the topic.
+        """Return the newest dead letters, and whether the topic has no others.
 
-        max_records: the maximum number of records to read, including marks and claims. They are divided equally among
-            the partitions; if a partition has fewer records than its share, the others get the rest.
+        max_records: the maximum number of records to read, including marks and claims; see `share`
 
         Raises KafkaException or TimeoutError.
         """
@@ -80,13 +80,13 @@ class DeadLetterReader:
             log = DeadLetterLog()
             if partition in self._partitions(deadline=self._deadline()):
                 log.next_offsets[partition] = offset
-                self._read(log, self._ends([partition]), deadline=self._deadline())
+                self._read_to_end(log, partition)
             return log
 
     def read_on(self, log: DeadLetterLog, partition: int) -> None:
         """Add the partition's records that were written since the last read. Raises KafkaException or TimeoutError."""
         with self._lock:
-            self._read(log, self._ends([partition]), deadline=self._deadline())
+            self._read_to_end(log, partition)
 
     def original_message(self, letter: DeadLetter) -> Message:
         """Return the message as it was before it became a dead letter.
@@ -95,7 +95,7 @@ class DeadLetterReader:
         """
         position = RecordPosition(self._topic, letter.partition, letter.offset)
         if letter.header(writer.OMITTED):
-            # The value was omitted, so it is read from the original topic.
+            # The dead letter has no value, so the value is read from the original topic.
             position = letter.origin
         with self._lock:
             message = self._read_one(position)
@@ -110,7 +110,7 @@ class DeadLetterReader:
             log = DeadLetterLog()
             deadline = self._deadline()
             partitions = self._partitions(deadline=deadline)
-            # See `read_all`: without a maximum, the whole call has no deadline.
+            # `read_all` has no time limit.
             read_by = None if max_records is None else deadline
             ranges = self._ends(partitions, deadline=read_by)
             lengths = {partition: high - low for partition, (low, high) in ranges.items()}
@@ -119,6 +119,10 @@ class DeadLetterReader:
                 log.next_offsets[partition] = high - shares[partition]
             self._read(log, ranges, deadline=read_by)
             return log, shares == lengths
+
+    def _read_to_end(self, log: DeadLetterLog, partition: int) -> None:
+        ends = self._ends([partition], deadline=self._deadline())
+        self._read(log, ends, deadline=self._deadline())
 
     def _partitions(self, *, deadline: float) -> list[int]:
         """Return the topic's partitions; none if the topic does not exist."""
@@ -130,11 +134,10 @@ class DeadLetterReader:
             raise KafkaException(topic.error)
         return sorted(topic.partitions)
 
-    def _ends(self, partitions: list[int], *, deadline: float | None = None) -> dict[int, tuple[int, int]]:
+    def _ends(self, partitions: list[int], *, deadline: float | None) -> dict[int, tuple[int, int]]:
         """Return the first offset of each partition, and the offset after its last one.
 
-        deadline: when the whole call has to end, in seconds of time.monotonic(). None: no partition may take longer
-            than `seconds`, but the whole call may
+        deadline: in seconds of time.monotonic(). None: each partition may take `seconds`
         """
         return {
             partition: watermark_offsets(
@@ -146,8 +149,7 @@ class DeadLetterReader:
     def _read(self, log: DeadLetterLog, ranges: Mapping[int, tuple[int, int]], *, deadline: float | None) -> None:
         """Add the records from the log's next offsets up to the ends of the ranges.
 
-        deadline: when the whole call has to end, in seconds of time.monotonic(). None: no record may take longer than
-            `seconds`, but the whole call may
+        deadline: in seconds of time.monotonic(). None: each record may take `seconds`
         """
         ends = {partition: high for partition, (_, high) in ranges.items() if log.next_offsets[partition] < high}
         self._consumer.assign([TopicPartition(self._topic, p, log.next_offsets[p]) for p in ends])
@@ -176,7 +178,7 @@ class DeadLetterReader:
     def _read_one(self, position: RecordPosition) -> Message:
         topic, partition, offset = position
         deadline = self._deadline()
-        missing = LookupError(f"the message at {partition}-{offset} of {topic} is no longer there")
+        missing = LookupError(f"Kafka no longer has the message at {partition}-{offset} of {topic}")
         if partition < 0 or offset < 0:
             raise missing
         self._consumer.assign([TopicPartition(topic, partition, offset)])

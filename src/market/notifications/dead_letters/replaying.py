@@ -1,22 +1,21 @@
 """The use cases for dead letters: list them, replay one, drop one. The REST API and the command share them.
 
-Replaying does not publish the event again, but sends the mail itself, with its original Message-ID. So the result is
-known immediately, and no other consumer of the topic gets a duplicate.
+A replay sends the mail, with its original Message-ID, instead of publishing the event again. So the result is known
+immediately, and other consumers of the topic do not get a duplicate.
 
-A dead letter is claimed before it is replayed or dropped (letters.py). So if several attempts are made at the same
-time, even in different processes, only one of them sends the mail. If its process crashes, the claim expires, and the
-sent log shows whether the mail was sent. A mail is repeated only in two cases: if the process crashed after the mail
-server had accepted the mail, but before Kafka had stored its event's id; or if the mail server's reply was lost.
+A dead letter is claimed before it is replayed or dropped (letters.py), so that only one of several attempts sends the
+mail. If the process crashes, the claim expires, and the next attempt finds out from the sent log whether the mail was
+sent. docs/operations.md says when a mail may nevertheless be repeated ("What a replay guarantees").
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol
 from uuid import uuid4
 
 from confluent_kafka import KafkaException
@@ -30,12 +29,10 @@ from market.notifications.dead_letters.writer import DeadLetterWriter
 from market.notifications.domain import InvalidEvent, MailDeferred, MailRejected, MailServerUnavailable
 from market.notifications.events.parsing import parse_notification
 
-T = TypeVar("T")
 log = logs.get_logger("dead-letters")
 
 Action = Literal["replayed", "dropped"]
-# `mailed`: the mail server has accepted the mail. `mailed-before`: it had accepted it earlier. `not-needed`: the event
-# needs no mail. `already-...`: the dead letter was done before. `open`: it is still open, for the reason given.
+# The meanings are in api.DeadLetterResult.
 Result = Literal["mailed", "mailed-before", "not-needed", "dropped", "already-replayed", "already-dropped", "open"]
 ReasonCode = Literal[
     "rejected",
@@ -48,11 +45,9 @@ ReasonCode = Literal[
     "claimed",
 ]
 
-# How long everything but sending the mail may take while a dead letter is claimed.
-OTHER_SECONDS = 30.0
-# How much longer than its attempt a claim holds, because the clocks of the processes may differ.
-_MARGIN_SECONDS = 30.0
-# The sent log is read from the time at which the event occurred, minus this tolerance, because clocks may differ.
+# A claim expires this long after its attempt must have ended, in case the clocks of the processes differ.
+_CLAIM_MARGIN_SECONDS = 30.0
+# The sent log is read from this long before the event occurred, in case the clocks of the processes differ.
 _CLOCK_TOLERANCE = timedelta(minutes=5)
 
 
@@ -76,7 +71,7 @@ class SentLogForReplaying(Protocol):
         """Record that the event was mailed."""
 
     async def flush(self) -> float:
-        """Write what was recorded. Raises KafkaException."""
+        """Write the recorded ids to Kafka. The result is not used. Raises KafkaException."""
 
     async def was_mailed(self, event_id: str, since: datetime | None) -> bool:
         """Read the log from Kafka, and return whether it contains the event. Raises KafkaException.
@@ -87,13 +82,19 @@ class SentLogForReplaying(Protocol):
 
 @dataclass(frozen=True)
 class ReplayDeps:
-    """The dependencies of these use cases. In `mailing`, `sent_log` and `deferral_deps` are None."""
+    """The dependencies of these use cases.
+
+    mailing_deps: for service.notify. Without `deferral_deps`, so that an operator learns the result immediately, and
+        without `sent_log`, which these use cases read and write
+    kafka_seconds: how long the reads and writes in Kafka may take while a dead letter is claimed
+    """
 
     kafka: config.Kafka
     limits: config.DeadLetters
     writer: DeadLetterWriter
     sent_log: SentLogForReplaying
-    mailing: service.Deps
+    mailing_deps: service.Deps
+    kafka_seconds: float = 30.0
 
 
 @asynccontextmanager
@@ -107,67 +108,89 @@ async def open_reader(kafka: config.Kafka, limits: config.DeadLetters) -> AsyncI
 
 
 async def list_newest(deps: ReplayDeps) -> tuple[list[DeadLetter], bool]:
-    """Return the newest dead letters, the newest first, and whether these are all. Raises KafkaException, TimeoutError.
+    """Return the newest dead letters, the newest first, and whether the topic has no others.
 
-    At most `limits.max_records` records are read.
+    At most `limits.max_records` records are read. Raises KafkaException or TimeoutError.
     """
     async with open_reader(deps.kafka, deps.limits) as reader:
-        found, complete = await _in_thread(lambda: reader.read_newest(deps.limits.max_records))
-    return found.oldest_first()[::-1], complete
+        letter_log, complete = await asyncio.to_thread(reader.read_newest, deps.limits.max_records)
+    return letter_log.oldest_first()[::-1], complete
 
 
-async def settle_by_id(deps: ReplayDeps, partition: int, offset: int, action: Action) -> Outcome | None:
+async def resolve_by_id(deps: ReplayDeps, partition: int, offset: int, action: Action) -> Outcome | None:
     """Replay or drop the dead letter at that position. Return None if there is none.
 
     Raises KafkaException or TimeoutError; whether the mail was sent is then unknown.
     """
     async with open_reader(deps.kafka, deps.limits) as reader:
-        found = await _in_thread(lambda: reader.read_from(partition, offset))
-        letter = found.letters.get(f"{partition}-{offset}")
+        letter_log = await asyncio.to_thread(reader.read_from, partition, offset)
+        letter = letter_log.letters.get(f"{partition}-{offset}")
         if letter is None:
             return None
-        outcome = await settle(deps, reader, found, letter, action)
+        outcome = await resolve(deps, reader, letter_log, letter, action)
     if outcome.is_done_now:
         audit.record(f"dead letter {action}", target=f"dead letter {letter.id}", before="open", after=outcome.result)
     return outcome
 
 
-async def settle(
-    deps: ReplayDeps, reader: DeadLetterReader, found: DeadLetterLog, letter: DeadLetter, action: Action
+async def resolve(
+    deps: ReplayDeps, reader: DeadLetterReader, letter_log: DeadLetterLog, letter: DeadLetter, action: Action
 ) -> Outcome:
     """Replay or drop a dead letter of the log, and mark it as done, or leave it open.
 
     Raises KafkaException or TimeoutError; whether the mail was sent is then unknown.
     """
-    if (done := _already(letter)) is not None:
-        return done
+    if (earlier := _earlier_outcome(letter)) is not None:
+        return earlier
+    seconds = deps.limits.mail_seconds + deps.kafka_seconds
+    attempt = asyncio.timeout(seconds)
+    try:
+        async with attempt:
+            return await _claim_and_resolve(deps, reader, letter_log, letter, action, seconds)
+    except TimeoutError:
+        if not attempt.expired():
+            raise
+        raise TimeoutError(f"dead letter {letter.id} was not {action} within {seconds:g} s") from None
+
+
+async def _claim_and_resolve(
+    deps: ReplayDeps,
+    reader: DeadLetterReader,
+    letter_log: DeadLetterLog,
+    letter: DeadLetter,
+    action: Action,
+    max_seconds: float,
+) -> Outcome:
+    """Claim the dead letter, and replay or drop it.
+
+    max_seconds: how long this call may take. The claim expires later
+    """
     token = uuid4().hex
     position = letter.partition, letter.offset, letter.key
-    now = deps.mailing.clock()
-    seconds = deps.limits.mail_seconds + OTHER_SECONDS
-    until = now + timedelta(seconds=seconds + _MARGIN_SECONDS)
-    # The attempt ends before its claim does.
-    async with asyncio.timeout(seconds):
-        await deps.writer.claim(*position, token, now, until)
-        await _in_thread(lambda: reader.read_on(found, letter.partition))
-        if (done := _already(letter)) is not None:
-            return done
-        if letter.claim is None or letter.claim.token != token:
-            until = until if letter.claim is None else letter.claim.until
-            return Outcome(
-                "open",
-                "claimed",
-                f"another attempt is in progress, or was interrupted; try again after {until:%H:%M:%S} UTC",
-            )
-        outcome = Outcome("dropped") if action == "dropped" else await _mail(deps, reader, letter)
-        if outcome.result == "open":
-            await deps.writer.release(*position, token, deps.mailing.clock())
-        else:
-            await deps.writer.mark(*position, action, deps.mailing.clock())
+    clock = deps.mailing_deps.clock
+    now = clock()
+    until = now + timedelta(seconds=max_seconds + _CLAIM_MARGIN_SECONDS)
+    await deps.writer.claim(*position, token, now, until)
+    await asyncio.to_thread(reader.read_on, letter_log, letter.partition)
+    if (earlier := _earlier_outcome(letter)) is not None:
+        return earlier
+    if letter.claim is None or letter.claim.token != token:
+        until = until if letter.claim is None else letter.claim.until
+        return Outcome(
+            "open",
+            "claimed",
+            f"another attempt is in progress, or was interrupted; try again after {until:%H:%M:%S} UTC",
+        )
+    outcome = Outcome("dropped") if action == "dropped" else await _mail(deps, reader, letter)
+    if outcome.result == "open":
+        await deps.writer.release(*position, token, clock())
+    else:
+        await deps.writer.mark(*position, action, clock())
     return outcome
 
 
-def _already(letter: DeadLetter) -> Outcome | None:
+def _earlier_outcome(letter: DeadLetter) -> Outcome | None:
+    """Return the outcome if the dead letter is already done."""
     if letter.resolution is None:
         return None
     return Outcome("already-dropped" if letter.resolution.action == "dropped" else "already-replayed")
@@ -177,19 +200,19 @@ async def _mail(deps: ReplayDeps, reader: DeadLetterReader, letter: DeadLetter) 
     """Mail a dead letter, unless it was mailed before or its event needs no mail."""
     try:
         try:
-            message = await _in_thread(lambda: reader.original_message(letter))
+            message = await asyncio.to_thread(reader.original_message, letter)
         except LookupError as e:
             return Outcome("open", "unreadable", str(e))
         notification = parse_notification(message)
         if notification is None:
             return Outcome("not-needed")
         since = notification.occurred_at and notification.occurred_at - _CLOCK_TOLERANCE
-        if notification in deps.mailing.recent or await deps.sent_log.was_mailed(notification.event_id, since):
+        if notification in deps.mailing_deps.recent or await deps.sent_log.was_mailed(notification.event_id, since):
             return Outcome("mailed-before")
         sending = asyncio.timeout(deps.limits.mail_seconds)
         try:
             async with sending:
-                result = await service.notify(deps.mailing, notification)
+                result = await service.notify(deps.mailing_deps, notification)
         except TimeoutError:
             if not sending.expired():
                 raise
@@ -206,7 +229,7 @@ async def _mail(deps: ReplayDeps, reader: DeadLetterReader, letter: DeadLetter) 
     except (KafkaException, TimeoutError):
         raise
     except Exception as e:
-        # A dead letter may exist because of a fault in this service. It must not keep the others from being replayed.
+        # A bug of this service may be why the dead letter exists. The other dead letters can be replayed nevertheless.
         log.exception("replay failed", dead_letter=letter.id)
         return Outcome("open", "internal-error", f"{type(e).__name__}: {e}")
     if result != "mailed":
@@ -215,11 +238,6 @@ async def _mail(deps: ReplayDeps, reader: DeadLetterReader, letter: DeadLetter) 
     try:
         await deps.sent_log.flush()
     except KafkaException as e:
-        # This is not an error, because the mark that follows prevents a second mail as well.
+        # This is not an error, because the mark, which is written next, also prevents a second mail.
         log.warning("writing the sent log failed", dead_letter=letter.id, reason=e.args[0].str())
     return Outcome("mailed")
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    # A thread cannot be stopped, so it is shielded from cancellation.
-    return await asyncio.shield(asyncio.to_thread(call))

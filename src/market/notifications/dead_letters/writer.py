@@ -23,16 +23,17 @@ REASON, TIME, TOPIC, PARTITION, OFFSET = (
 ATTEMPTS = f"{_PREFIX}attempts"
 # Set if the value was omitted, because it was too large for the dead letter topic. It is still in the original topic.
 OMITTED = f"{_PREFIX}value-omitted"
-# Headers of a mark: a record without a value that marks an earlier dead letter of the same partition as done.
+# Headers of a mark. MARK_OF is the id of the dead letter.
 MARK_OF, MARK_ACTION = f"{_PREFIX}done", f"{_PREFIX}action"
-# Headers of a claim: a record without a value that claims an earlier dead letter of the same partition, or releases it.
-# Earlier versions, which know no claims, take it for a mark. It marks a dead letter that does not exist, so they ignore
-# it.
+# Headers of a record that makes or releases a claim. CLAIM_OF is the id of the dead letter. The record also has
+# MARK_ACTION.
 CLAIM_OF, CLAIM_TOKEN, CLAIM_UNTIL = (f"{_PREFIX}{name}" for name in ("claim", "claim-token", "claim-until"))
 CLAIMED, RELEASED = "claimed", "released"
-_MARK_OF_CLAIMS = b"claim"
+# MARK_OF of a claim, which is not the id of any dead letter. An earlier version, which does not know claims, reads the
+# record as a mark of a dead letter that does not exist, and ignores it.
+_NO_DEAD_LETTER = b"claim"
 
-# Larger than the topic's limit, which the broker checks: if it rejects the message, the value is omitted.
+# The limit of the producer. It is larger than that of the topic, so that the broker checks the size of a dead letter.
 _MAX_MESSAGE_BYTES = events.MAX_MESSAGE_BYTES + 65_536
 _CLOSE_SECONDS = 2.0
 
@@ -50,9 +51,9 @@ def dead_letter_topic_definition(kafka: config.Kafka) -> Topic:
 
 
 class DeadLetterWriter:
-    """Writes and marks dead letters. The Kafka producer is created on first use.
+    """Writes dead letters, marks and claims. The Kafka producer is created on first use.
 
-    on_failure: passed to the producer
+    on_failure: called when a write has failed, but may be retried
     """
 
     def __init__(self, kafka: config.Kafka, on_failure: Callable[[], None] | None = None) -> None:
@@ -61,9 +62,12 @@ class DeadLetterWriter:
         self._producer: Producer[None] | None = None
 
     async def write(self, message: Message, reason: DeadLetterReason, now: datetime) -> None:
-        """Write the message as a dead letter, and wait until Kafka has acknowledged it. Raises KafkaException."""
+        """Write the message as a dead letter, and wait until Kafka has acknowledged it. Raises KafkaException.
+
+        If the broker rejects the dead letter because of its size, its value is omitted.
+        """
         headers: _Headers = [
-            # The publisher of the message must not set headers that only this service may set.
+            # Only this service may set headers with the prefix, not the publisher of the message.
             *((name, value) for name, value in message.headers if not name.startswith(_PREFIX)),
             (REASON, str(reason).encode()[:1_000]),
             (ATTEMPTS, str(reason.attempts).encode()),
@@ -80,10 +84,7 @@ class DeadLetterWriter:
             await self._deliver(message.key, None, [*headers, (OMITTED, b"1")])
 
     async def mark(self, partition: int, offset: int, key: bytes | None, action: str, now: datetime) -> None:
-        """Mark the dead letter at `offset` as done. `action` is "replayed" or "dropped". Raises KafkaException.
-
-        The mark is written to the same partition, so that it expires after the dead letter.
-        """
+        """Mark the dead letter at `offset` as done. `action` is "replayed" or "dropped". Raises KafkaException."""
         headers: _Headers = [
             (MARK_OF, f"{partition}-{offset}".encode()),
             (MARK_ACTION, action.encode()),
@@ -96,7 +97,7 @@ class DeadLetterWriter:
     ) -> None:
         """Claim the dead letter at `offset` until `until`. Raises KafkaException.
 
-        To learn whether the claim holds, the caller has to read the records of the partition up to the claim.
+        To learn whether the claim has taken effect, the caller has to read the partition up to the claim.
         """
         await self._write_claim(CLAIMED, partition, offset, key, token, now, (CLAIM_UNTIL, _time(until)))
 
@@ -115,7 +116,7 @@ class DeadLetterWriter:
         *others: tuple[str, bytes],
     ) -> None:
         headers: _Headers = [
-            (MARK_OF, _MARK_OF_CLAIMS),
+            (MARK_OF, _NO_DEAD_LETTER),
             (CLAIM_OF, f"{partition}-{offset}".encode()),
             (CLAIM_TOKEN, token.encode()),
             (MARK_ACTION, action.encode()),
@@ -125,7 +126,7 @@ class DeadLetterWriter:
         await self._deliver(key, None, headers, partition)
 
     async def close(self) -> None:
-        """Wait up to 2 s for acknowledgements that are outstanding, and close the producer."""
+        """Wait up to 2 s for outstanding acknowledgements, and close the producer."""
         if self._producer is not None:
             await self._producer.close(_CLOSE_SECONDS)
 

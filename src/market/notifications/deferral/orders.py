@@ -11,9 +11,9 @@ _MAX_ORDERS = 10_000
 
 
 class OrdersWithDeferredMail:
-    """The earliest deferred notification of each order, for the latest 10,000 orders that have one.
+    """The earliest deferred notification of each order. Up to 10,000 orders are remembered, the latest ones.
 
-    Entries expire, because another process may mail the notification without this one learning of it.
+    Entries expire, because this process does not learn of it when another process mails the notification.
 
     clock: returns seconds, like time.monotonic
     """

@@ -1,8 +1,8 @@
 """The topic of deferred mails, which wait in Kafka instead of in memory.
 
-Each record contains the original message. Its headers say when the mail is due, and give the topic, partition and
-offset of the original message. If the mail is deferred again, a new record is appended. The records of a partition are
-processed one after another: a record that is not due yet makes the later ones wait.
+Each record contains the original message. Its headers say when the mail is due, and where the original message is. If a
+mail is deferred again, a new record is appended. The records of a partition are read in order: a record that is not due
+yet makes the later ones wait. docs/decisions/0015-deferred-mails.md has the reasons.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FIRST, DUE, ATTEMPTS, RESERVED, REASON, TOPIC, PARTITION, OFFSET = (
     f"deferred-{name}" for name in ("first", "due", "attempts", "reserved", "reason", "topic", "partition", "offset")
 )
 _ADDED_HEADERS = {FIRST, DUE, ATTEMPTS, RESERVED, REASON, TOPIC, PARTITION, OFFSET}
-# Leaves room for the headers above.
+# A message of the maximum size, and the headers above.
 _MAX_MESSAGE_BYTES = events.MAX_MESSAGE_BYTES + 65_536
 _CLOSE_SECONDS = 2.0
 
@@ -43,7 +43,7 @@ def deferred_topic_definition(kafka: config.Kafka) -> Topic:
 class DeferredMailWriter:
     """Appends deferred mails to their topic. The Kafka producer is created on first use.
 
-    on_failure: passed to the producer
+    on_failure: called when a write has failed, but may be retried
     """
 
     def __init__(self, kafka: config.Kafka, on_failure: Callable[[], None] | None = None) -> None:
@@ -73,7 +73,7 @@ class DeferredMailWriter:
         )
 
     async def close(self) -> None:
-        """Wait up to 2 s for acknowledgements that are outstanding, and close the producer."""
+        """Wait up to 2 s for outstanding acknowledgements, and close the producer."""
         if self._producer is not None:
             await self._producer.close(_CLOSE_SECONDS)
 
@@ -81,10 +81,9 @@ class DeferredMailWriter:
 class DeferredMailRestorer:
     """Restores deferred mails from their records, and reports the age of the oldest one.
 
-    The reported age is that of the oldest mail that was read in the current or the previous window of time. Normally,
-    every deferred mail is read at least once in a window. While the mail server is unavailable, or while many mails are
-    due at the same time, a mail may wait longer. Then the reported age may be too low; it is 0 if nothing was read in
-    two windows.
+    Only the mails that were read in the current and the previous window of time count. Normally, that is every deferred
+    mail. While the mail server is unavailable, or while many mails are due at the same time, a mail may not be read for
+    longer. Then the reported age may be too low, or 0.
 
     window_seconds: the length of a window, at least the maximum time between two attempts at a mail
     clock: returns Unix time in seconds
@@ -125,7 +124,10 @@ class DeferredMailRestorer:
         return PendingMessage(original, record.offset, deferral=deferral)
 
     def observe(self, *, empty: bool) -> None:
-        """Update the metric. `empty`: there is no deferred mail in the partitions that this process reads."""
+        """Update the metric.
+
+        empty: whether the partitions that this process reads contain no deferred mail
+        """
         now = self._clock()
         if empty:
             self._current = self._previous = None

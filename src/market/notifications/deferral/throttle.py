@@ -28,7 +28,7 @@ class _DeferringDomain:
 
 
 class DomainThrottle:
-    """Counts the consecutive deferrals of each domain, for the latest 10,000 domains with a deferred mail.
+    """Counts the consecutive deferrals of each domain. Up to 10,000 domains are remembered, the latest ones.
 
     threshold: after this many consecutive deferrals, the domain is throttled until it accepts a mail
     attempts_per_second: the maximum rate of delivery attempts to a throttled domain

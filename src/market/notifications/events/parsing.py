@@ -19,7 +19,7 @@ from market.kit.mail_address import parse_mail_address
 from market.notifications.domain import EventSummary, InvalidEvent, Kind, Line, Message, Notification, mask_addresses
 
 _KINDS: dict[str, Kind] = {events.CREATED: "created", events.CANCELLED: "cancelled"}
-# A dot-atom (RFC 5322), because the id becomes the part of a Message-ID before the @.
+# A dot-atom (RFC 5322), because the id is used in the Message-ID, before the @.
 _EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}(\.[A-Za-z0-9_-]{1,128})*")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 # Control characters, line separators, and characters that change the direction of the text after them.
@@ -58,7 +58,7 @@ _decode_event = msgspec.json.Decoder(events.OrderEvent).decode
 
 
 def to_message(record: KafkaMessage) -> Message:
-    """Convert a record, which must not be an error, to a message."""
+    """Convert a record to a message. The record must not be an error."""
     partition, offset = record.partition(), record.offset()
     assert partition is not None
     assert offset is not None
@@ -74,7 +74,7 @@ def to_message(record: KafkaMessage) -> Message:
 
 
 def _as_bytes(value: str | bytes | None) -> bytes | None:
-    # Always bytes, because there is no deserializer, but the type stubs allow str.
+    # Without a deserializer, the value is always bytes, but the type stubs allow str.
     return value.encode() if isinstance(value, str) else value
 
 
@@ -137,9 +137,8 @@ def parse_notification(message: Message) -> Notification | None:
 def domain_of(message: Message) -> str:
     """Return the domain of the order's `email`, or of its `user` if there is no `email`, in lower case.
 
-    Return an empty string if there is no domain. The event is not validated, so this may differ from the domain of the
-    recipient's address: if `email` is invalid and the mail goes to `user`, if the domain is internationalized, or if no
-    mail is to be sent (`nomail`).
+    Return an empty string if there is no domain. The event is not validated, so this is not always the domain to which
+    the mail goes. That is good enough for scheduling.
     """
     try:
         data = _decode_recipient_fields(message.value or b"").data

@@ -35,8 +35,7 @@ def is_about_sender(reply: SMTPResponseException) -> bool:
 def is_policy_or_limit(reply: SMTPResponseException) -> bool:
     """Return whether the reply is about a policy (x.7.x) or a sending limit of our account (x.4.5).
 
-    A single such reply to RCPT TO or DATA may be about the recipient only. So the caller has to count them, and act
-    only on several in a row.
+    A single such reply to RCPT TO or DATA may be about the recipient only. So the caller has to count consecutive ones.
     """
     enhanced = _enhanced_code(reply)
     return enhanced.startswith("7.") or enhanced == _SENDING_LIMIT

@@ -21,7 +21,7 @@ from market.notifications.mail import replies
 
 log = logs.get_logger("smtp")
 
-# The server closes the connection (RFC 5321).
+# The reply of a server that is about to close the connection (RFC 5321).
 _CLOSING = 421
 
 
@@ -36,11 +36,11 @@ class SmtpClient:
         self._sender = sender
         self._tls = ReloadingContext(self._build_tls_context, smtp.ca_file) if smtp.tls != "none" else None
         if self._tls is not None:
-            # Fail at startup if the file is unreadable.
+            # Read the file now, so that the service does not start if it cannot be read.
             self._tls.get()
         self._ehlo_hostname = smtp.ehlo_hostname or _host_name()
-        # Idle connections, each with the time.monotonic() at which it became idle. The connection that became idle last
-        # is used first, so that surplus connections expire when there is little to send.
+        # Idle connections, each with the time.monotonic() at which it became idle. They are used from the end, so that
+        # the others expire when there is little to send.
         self._idle: list[tuple[SMTP, float]] = []
         self._available = asyncio.Event()
         self._available.set()
@@ -100,7 +100,10 @@ class SmtpClient:
             connection.close()
 
     async def _begin(self, mail: Mail) -> SMTP:
-        """Return a connection that accepted MAIL FROM: an idle one, or a new one if all were closed."""
+        """Return a connection on which the server has accepted MAIL FROM. It is new if no idle one can be used.
+
+        Raises MailRejected, MailDeferred or MailServerUnavailable.
+        """
         while True:
             reused = self._acquire_idle()
             connection = reused or await self._connect()
@@ -115,7 +118,7 @@ class SmtpClient:
                     continue
                 await self._abort(connection, e.code)
                 self._release(connection)
-                _raise_unless_about_mail(e)
+                _raise_if_not_about_mail(e)
                 self._confirm_recovery()
                 raise _error_of(e) from None
             except (SMTPException, OSError, TimeoutError) as e:
@@ -194,14 +197,14 @@ class SmtpClient:
     async def _mail_from(self, connection: SMTP, size: int, *, utf8: bool = False) -> None:
         options = [f"SIZE={size}"] if connection.supports_extension("size") else []
         if utf8:
-            # The headers of the mail have octets beyond ASCII.
+            # The mail's header To is not ASCII.
             options += ["SMTPUTF8", "BODY=8BITMIME"]
         await connection.mail(self._sender, options=options)
 
     async def _check_sender(self, connection: SMTP) -> None:
         """Check that the server accepts the sender, without sending a mail.
 
-        Closes the connection, and raises SenderRejected or MailServerUnavailable, if mails cannot be sent.
+        If it does not, close the connection and raise SenderRejected or MailServerUnavailable.
         """
         try:
             await self._mail_from(connection, 1)
@@ -209,7 +212,7 @@ class SmtpClient:
         except SMTPSenderRefused as e:
             await self._abort(connection, e.code)
             try:
-                _raise_unless_about_mail(e)
+                _raise_if_not_about_mail(e)
             except MailServerUnavailable:
                 connection.close()
                 raise
@@ -246,7 +249,7 @@ class SmtpClient:
             return
         self._available.clear()
         metrics.PAUSED.labels("mail-server").set(1)
-        # In an empty context, because reconnecting does not belong to the mail that failed first.
+        # In an empty context, so that logs of reconnecting do not have the request id of the mail that failed.
         work = supervise("mail-server-probe", self._reconnect)
         self._reconnecting = asyncio.get_running_loop().create_task(work, context=Context())
 
@@ -267,7 +270,7 @@ class SmtpClient:
             return
 
     def _confirm_recovery(self) -> None:
-        # Called only after a reply to a mail: a server that accepts connections, but closes them, has not recovered.
+        # Called only after a reply to a mail, because a server that accepts connections may still fail to accept mails.
         self._failures = 0
         if self._outage_reason:
             log.info("mail server recovered")
@@ -284,8 +287,8 @@ async def _greet(smtp: SMTP) -> None:
         await smtp.helo()
 
 
-def _raise_unless_about_mail(e: SMTPSenderRefused) -> None:
-    """Raise SenderRejected or MailServerUnavailable if the reply to MAIL FROM concerns the sender or the server."""
+def _raise_if_not_about_mail(e: SMTPSenderRefused) -> None:
+    """Raise SenderRejected or MailServerUnavailable if the reply to MAIL FROM is not about this mail."""
     if replies.is_about_sender(e):
         raise SenderRejected(f"MAIL FROM: {_describe(e)}") from None
     if e.code == _CLOSING:

@@ -1,7 +1,7 @@
 """The sent log: which events were mailed, and when the group started for the first time.
 
-The log is a topic of its own, so it does not depend on the group's offsets or on the topic of the events. An event may
-be read again because offsets were lost, or because it was published again. Then the log tells whether it was mailed.
+An event may be read again because offsets were lost, or because it was published again. Then the log tells whether it
+was mailed. The log is a topic of its own, so that it survives a loss of the group's offsets or of the events' topic.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def sent_log_topic_definition(kafka: config.Kafka) -> Topic:
     settings = {
         "cleanup.policy": "delete",
         "retention.ms": str(events.RETENTION_MS),
-        # The broker sets the timestamps, so the time of the first start is by the broker's clock.
+        # The broker sets the timestamps, including that of the first start.
         "message.timestamp.type": "LogAppendTime",
         "min.insync.replicas": str(kafka.min_insync),
     }
@@ -77,7 +77,7 @@ class SentLog:
     A mail may be repeated if the process crashes before its event's id is written. Must be used in one event loop.
 
     max_ids: how many ids are kept in memory
-    on_failure: passed to the producer
+    on_failure: called when a write has failed, but may be retried
     """
 
     def __init__(self, kafka: config.Kafka, *, max_ids: int, on_failure: Callable[[], None] | None = None) -> None:
@@ -85,11 +85,11 @@ class SentLog:
         self._on_failure = on_failure
         self._max_ids = max_ids
         self._producer: Producer[None] | None = None
-        # If it is full, because Kafka is unavailable, the oldest digests are dropped.
+        # Full only while Kafka is unavailable. Then the oldest digests are dropped.
         self._unwritten: deque[bytes] = deque(maxlen=_MAX_UNWRITTEN)
         self._ids: RecentDigests | None = None
         self._used_at = 0.0
-        # Set by `invalidate_sent_ids`, so that a read in progress is repeated.
+        # Set by `invalidate_sent_ids`. A read that is in progress then is repeated.
         self._invalidated = False
         self._loading = asyncio.Lock()
         self._writing = asyncio.Lock()
@@ -148,7 +148,7 @@ class SentLog:
         return digest in self._unwritten or await asyncio.to_thread(self._has, digest, since)
 
     def invalidate_sent_ids(self) -> None:
-        """Drop the cached ids, because the previous owner of a newly assigned partition may have mailed more events."""
+        """Drop the cached ids, so that the next lookup also finds the events that other processes have mailed since."""
         self._ids = None
         self._invalidated = True
 

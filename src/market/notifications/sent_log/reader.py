@@ -15,10 +15,10 @@ from market.kit.kafka import consumer_settings, watermark_offsets
 from market.notifications import config
 from market.notifications.domain import FirstStart
 
-# The keys of records without ids. The timestamp of STARTED is the time of the group's first start. RESUMED is written
-# instead if the group had offsets before the log existed.
+# The keys of records without ids. STARTED is written at the group's first start, which is the record's timestamp.
+# RESUMED is written instead if the group had offsets before the log existed.
 STARTED, RESUMED = b"started", b"continued"
-# All records are in one partition, so that the partition's first record is the first one in the log.
+# All records are in one partition, so that the first record of the log is known.
 PARTITION = 0
 MAX_RECORD_BYTES = 1_048_576
 
@@ -31,20 +31,21 @@ def read_first_start(kafka: config.Kafka) -> FirstStart:
     with _consumer(kafka) as consumer:
         low, high = _offsets(consumer, kafka)
         if high == 0:
-            return FirstStart(empty=True, started_ms=None)
+            return FirstStart(log_is_empty=True, started_ms=None)
         if low > 0:
-            return FirstStart(empty=False, started_ms=None)
+            # The record of the first start has expired.
+            return FirstStart(log_is_empty=False, started_ms=None)
         first = next(_records(consumer, kafka, 0, 1))
         kind, timestamp = first.timestamp()
         known = first.key() == STARTED and kind != TIMESTAMP_NOT_AVAILABLE
-        return FirstStart(empty=False, started_ms=timestamp if known else None)
+        return FirstStart(log_is_empty=False, started_ms=timestamp if known else None)
 
 
 def read_values(kafka: config.Kafka, since: datetime | None = None) -> Iterator[bytes]:
     """Yield the values of the records. Raises KafkaException.
 
-    Records from before `since`, and records older than the retention of the events, are skipped. The embedded broker
-    cannot look up offsets by time, so its log is read from the beginning.
+    Records that were written before `since`, or longer ago than Kafka keeps events, are skipped. (The embedded broker
+    cannot look up offsets by time, so its log is read from the beginning.)
     """
     since_ms = int(time.time() * 1000) - events.RETENTION_MS
     if since is not None:
@@ -77,7 +78,7 @@ def _consumer(kafka: config.Kafka) -> Iterator[Consumer]:
         }
     )
     try:
-        # Creates the topic, if the broker creates topics automatically.
+        # This also creates the topic if the broker is the embedded one.
         topic = consumer.list_topics(kafka.sent_log_topic_name, timeout=_CALL_TIMEOUT_SECONDS).topics[
             kafka.sent_log_topic_name
         ]
@@ -97,7 +98,7 @@ def _offsets(consumer: Consumer, kafka: config.Kafka) -> tuple[int, int]:
 def _records(consumer: Consumer, kafka: config.Kafka, start: int, min_end: int) -> Iterator[KafkaMessage]:
     """Yield the records from `start` to the current end of the log. Raises KafkaException.
 
-    min_end: a lower bound of the end offset. If `start` has reached it, there may be no record, so nothing is read.
+    min_end: the end offset, or an earlier one. Nothing is read if `start` is not before it
     """
     deadline = time.monotonic() + _READ_TIMEOUT_SECONDS
     if start >= min_end:
