@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge
 
 from market.kit.config import HttpLimits
+from market.kit.http.writes import WriteQueue
 from market.kit.process import logs
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Connections:
     def __init__(self, limits: HttpLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.clock = clock
+        # The responses of the current iteration of the event loop.
+        self.writes = WriteQueue()
         # When the next sweep is due. A timeout may be enforced up to 1 s late, or a quarter of the shortest timeout if
         # that is less.
         self._sweep_at = 0.0

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from market.kit.http.writes import WriteQueue
+
 # Less than the servers' HttpLimits.keep_alive_seconds (75 s), so that a server does not close a connection on which a
 # request is just being sent.
 _MAX_IDLE_SECONDS = 60.0
@@ -96,7 +98,7 @@ class Connection(asyncio.Protocol):
         self._accept_size = accept_size
         timer = self._loop.call_later(seconds, self._fail, TimeoutError())
         try:
-            self._transport.write(data)
+            self._pool.writes.write(self._transport, data)
             return await waiter
         except BaseException:
             self.close()
@@ -111,6 +113,7 @@ class Connection(asyncio.Protocol):
         """Close the connection immediately. A request on it fails with ProtocolError."""
         self._keep_alive = False
         if self._transport is not None:
+            self._pool.writes.discard(self._transport)
             self._transport.abort()
 
     def _fail(self, e: Exception) -> None:
@@ -224,6 +227,8 @@ class ConnectionPool:
         self._head = f" HTTP/1.1\r\nhost: {parts.netloc.rpartition('@')[2]}\r\n"
         self._max_connections = max_connections
         self._open = 0
+        # The requests of the current iteration of the event loop.
+        self.writes = WriteQueue()
         self._idle: deque[Connection] = deque()
         # Each future gets a connection, or None: then the caller may open a connection.
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()

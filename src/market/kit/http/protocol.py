@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from market.kit.errors import HeadersTooLarge, Malformed, NotImplementedByServer, Overloaded, Problem, RequestTimeout
 from market.kit.http import refusals
 from market.kit.http.connections import REFUSED, Connections
+from market.kit.http.writes import QueuedTransport
 from market.kit.process import logs
 
 log = logs.get_logger("http")
@@ -69,11 +70,11 @@ class HttpProtocol(HttpToolsProtocol):
     # The connection.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(QueuedTransport(transport, self._server_connections.writes))
         self._since = self._server_connections.clock()
         if not self._server_connections.add(self):
             self._refuse(Overloaded("too many connections"))
-            transport.close()
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
