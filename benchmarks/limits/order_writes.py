@@ -5,11 +5,9 @@ event to Kafka (acks=all) and its removal from the outbox. No HTTP, no gRPC, no 
 Reads a JSON object from stdin; prints begin, end and the result, as the generator does.
 """
 
-import asyncio
 import json
 import random
 import sys
-import threading
 import time
 import uuid
 from datetime import UTC, datetime
@@ -19,37 +17,17 @@ import asyncpg
 import msgspec
 import uvloop
 from bson import Binary, Decimal128
-from confluent_kafka import Producer
 from pymongo import AsyncMongoClient, WriteConcern
 
-from benchmarks.limits.program import Result, measure
+from benchmarks.limits.program import Publisher, Result, measure
 
 
 async def main(spec: dict[str, Any]) -> Result:
-    loop = asyncio.get_running_loop()
     mongo: Any = AsyncMongoClient(spec["mongodb"], maxPoolSize=100)
     orders = mongo["bare"].get_collection("orders", write_concern=WriteConcern("majority", j=True))
     pool = await asyncpg.create_pool(spec["postgres"], min_size=16, max_size=16)
-    producer = Producer({"bootstrap.servers": spec["kafka"], "acks": "all", "enable.idempotence": True, "linger.ms": 2})
-    closed = False
-
-    def poll() -> None:
-        while not closed:
-            producer.poll(0.1)
-
-    threading.Thread(target=poll, daemon=True).start()
+    publisher = Publisher(spec["kafka"], spec["topic"])
     rng = random.Random(1)
-
-    def publish(event: bytes, key: bytes) -> "asyncio.Future[None]":
-        done: asyncio.Future[None] = loop.create_future()
-
-        def delivered(error: Any, _: object) -> None:
-            loop.call_soon_threadsafe(
-                lambda: done.set_exception(RuntimeError(str(error))) if error else done.set_result(None)
-            )
-
-        producer.produce(spec["topic"], event, key, on_delivery=delivered)
-        return done
 
     async def place_order() -> list[float]:
         started = time.perf_counter()
@@ -79,12 +57,12 @@ async def main(spec: dict[str, Any]) -> Result:
         change = {"$set": {"status": "confirmed"}, "$push": {"outbox": {"id": event, "type": "order.created"}}}
         await orders.update_one({"_id": document["_id"], "status": "pending"}, change)
         data = {"id": str(order_id), "items": lines, "total": "12.75", "currency": "GBP"}
-        await publish(json.dumps({"id": event, "data": data}).encode(), str(order_id).encode())
+        await publisher.publish(json.dumps({"id": event, "data": data}).encode(), str(order_id).encode())
         await orders.update_one({"_id": document["_id"]}, {"$pull": {"outbox": {"id": event}}})
         return [time.perf_counter() - started]
 
     result = await measure([place_order] * spec["in_flight"], warmup=spec["warmup"], seconds=spec["seconds"])
-    closed = True
+    publisher.close()
     await pool.close()
     await mongo.close()
     return result

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
+from confluent_kafka import Producer
 
 from benchmarks.measurements import Latency, percentiles
 
@@ -44,3 +46,36 @@ async def measure(
     stopped = True
     await asyncio.gather(*loops)
     return Result(len(latencies) / elapsed, len(latencies), percentiles(latencies), cpu_share)
+
+
+class Publisher:
+    """Publishes events to a topic with acks=all. Owns the producer, and the thread that serves its callbacks."""
+
+    def __init__(self, kafka: str, topic: str) -> None:
+        self._topic = topic
+        self._loop = asyncio.get_running_loop()
+        self._producer = Producer(
+            {"bootstrap.servers": kafka, "acks": "all", "enable.idempotence": True, "linger.ms": 2}
+        )
+        self._closed = False
+        threading.Thread(target=self._poll, daemon=True).start()
+
+    def publish(self, event: bytes, key: bytes) -> asyncio.Future[None]:
+        """Return a future that is done once Kafka has acknowledged the event."""
+        done: asyncio.Future[None] = self._loop.create_future()
+
+        def delivered(error: object, _: object) -> None:
+            self._loop.call_soon_threadsafe(
+                lambda: done.set_exception(RuntimeError(str(error))) if error else done.set_result(None)
+            )
+
+        self._producer.produce(self._topic, event, key, on_delivery=delivered)
+        return done
+
+    def close(self) -> None:
+        """Stop serving callbacks."""
+        self._closed = True
+
+    def _poll(self) -> None:
+        while not self._closed:
+            self._producer.poll(0.1)
