@@ -90,6 +90,7 @@ async def test_a_rejected_mail_is_listed_and_sent_once_after_the_mail_server_was
 
     letters = (letter_of(form),)
     await settle(visitor, form, REPLAY, "The mail server has refused the mail again. 550", letters=letters)
+    assert f"Order {order_id}" in Document((await visitor.send(form, REPLAY)).text).text
     assert address not in (await visitor.send(form, REPLAY)).text
 
     await reject(shop)
@@ -131,6 +132,7 @@ async def test_a_form_of_another_page_or_with_other_values_is_refused(shop: Shop
         ({"origin": shop.url}, {"form_token": "x"}, 403),
         ({"origin": shop.url}, {"action": "delete"}, 400),
         ({"origin": shop.url}, {"letter": []}, 400),
+        ({"origin": shop.url}, {"order": "<b>"}, 400),
         ({"origin": shop.url}, {"letter": ["0-0"] * 21}, 400),
     ):
         response = await visitor.http.post(PATH, data={**fields, **changes}, headers=headers)
@@ -143,16 +145,19 @@ class Notifications:
 
     calls: method, path and token of each call
     responses: status and body of the next ones
+    retry_after: the header of all of them
     """
 
     calls: list[tuple[str, str, str | None]] = field(default_factory=list)
     responses: list[tuple[int, Any]] = field(default_factory=list)
+    retry_after: str | None = None
 
     async def answer(self, request: Request) -> Response:
         self.calls.append((request.method, request.url.path, request.headers.get("authorization")))
         status, body = self.responses.pop(0)
         media_type = "application/problem+json" if status >= 400 else "application/json"
-        return Response(json.dumps(body), status, media_type=media_type)
+        headers = {} if self.retry_after is None else {"retry-after": self.retry_after}
+        return Response(json.dumps(body), status, headers, media_type)
 
 
 LETTER = {
@@ -239,6 +244,44 @@ async def test_a_buyer_and_a_stranger_do_not_reach_notifications(
         await signed_in(browser, "ann")
         assert (await browser.get(PATH)).status_code == 403
     assert notifications.calls == []
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [("17", "17"), (None, "1"), ("-3", "1"), ("86400", "1"), ("Sat, 28 Nov 2026 10:00:00 GMT", "1")],
+)
+async def test_the_page_says_when_notifications_wants_to_be_called_again(
+    world: SigningIn, notifications: Notifications, header: str | None, expected: str
+) -> None:
+    notifications.retry_after = header
+    async with world.new_browser() as browser:
+        await signed_in(browser, "olga")
+        for status, body in (
+            (503, {"type": f"{TYPE_PREFIX}overloaded", "detail": "too many requests are waiting"}),
+            (429, {"type": f"{TYPE_PREFIX}too-many-requests", "detail": "too many requests"}),
+            (500, {"type": f"{TYPE_PREFIX}internal-error"}),
+        ):
+            notifications.responses = [(status, body)] * 4
+            response = await browser.get(PATH)
+            assert (response.status_code, response.headers.get("retry-after")) == (503, expected), body
+
+
+async def test_the_reason_and_the_result_are_said_in_both_languages(
+    world: SigningIn, notifications: Notifications
+) -> None:
+    failed = {**LETTER, "reason": "retries-exhausted", "detail": "RuntimeError: broken"}
+    still_open = {"id": "3-7", "result": "open", "reason": "internal-error", "detail": None}
+    for language, reason, result in (
+        ("en", "or an internal error has prevented it.", "3-7: An internal error has prevented it."),
+        ("ru", "или мешала внутренняя ошибка.", "3-7: Этому помешала внутренняя ошибка."),
+    ):
+        async with world.new_browser() as browser:
+            browser.http.headers["accept-language"] = language
+            await signed_in(browser, "olga")
+            notifications.responses = [(200, {**PAGE, "items": [failed]}), (200, still_open)]
+            page = Document((await browser.get(PATH)).text)
+            assert reason in page.text
+            assert result in Document((await browser.send(page.form(PATH), action="replay")).text).text
 
 
 async def test_without_notifications_the_page_says_that_a_part_of_the_shop_does_not_respond(world: SigningIn) -> None:

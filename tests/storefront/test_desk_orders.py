@@ -166,7 +166,8 @@ async def test_without_orders_the_desk_says_what_is_not_known(shop: Shop, visito
         await shows(visitor, "/desk/unfinished", "Which orders are unfinished is not known at the moment")
         await shows(visitor, "/desk/orders", "A part of the shop does not respond.")
         for path in ("/desk/shortages", "/desk/unfinished", "/desk/orders"):
-            assert (await visitor.get_once(path)).status_code == 503
+            response = await visitor.get_once(path)
+            assert (response.status_code, response.headers.get("retry-after", "").isdigit()) == (503, True), path
         assert (await visitor.get("/desk/products")).status_code == 200
     await recovered(visitor, "/desk/unfinished", "No order is unfinished.")
     await recovered(visitor, "/desk/shortages", "Each attempt to order counts.")

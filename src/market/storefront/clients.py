@@ -148,8 +148,11 @@ class RestClient:
                 return msgspec.json.decode(response.body or b"null", type=result_type)
             problem = msgspec.json.decode(response.body, type=_Problem)
         except msgspec.DecodeError:
-            raise Unavailable(f"unreadable response with the status {response.status}") from None
-        raise _refusal(problem, response.status)
+            raise Unavailable(
+                f"unreadable response with the status {response.status}",
+                retry_after=_seconds(response.headers.get("retry-after")),
+            ) from None
+        raise _refusal(problem, response)
 
 
 class NotificationsClient:
@@ -193,18 +196,19 @@ class OrdersClient:
         await self._rest.post(f"/api/unfinished-orders/{quote(order_id, safe='')}/retry", NoneType)
 
 
-def _refusal(problem: _Problem, status: int) -> Exception:
+def _refusal(problem: _Problem, response: HttpResponse) -> Exception:
+    status, refusal = response.status, problem.type.removeprefix(TYPE_PREFIX)
     if status == 401:
         return Unauthenticated()
     if status == 403:
         return Forbidden(problem.detail)
     if status == 404:
         return NotFound("such page")
-    if status == 429:
-        return Overloaded(problem.detail)
+    if status == 429 or refusal == Overloaded.type:
+        return Overloaded(problem.detail, retry_after=_seconds(response.headers.get("retry-after")))
     if status >= 500:
-        return Unavailable(problem.detail)
-    return RequestRefused(problem.detail, problem.type.removeprefix(TYPE_PREFIX))
+        return Unavailable(problem.detail, retry_after=_seconds(response.headers.get("retry-after")))
+    return RequestRefused(problem.detail, refusal)
 
 
 def _value(raw: msgspec.Raw, result_type: type[T], response: HttpResponse) -> T:
@@ -225,8 +229,13 @@ def _first_error(result: _Response, response: HttpResponse) -> Exception:
 
 def _retry_after(error: GraphQLError, response: HttpResponse) -> int:
     """Return the seconds after which the gateway, or the service behind it, wants to be called again."""
-    seconds = error.extensions.get("retryAfter", response.headers.get("retry-after", ""))
-    return int(seconds) if str(seconds).isascii() and str(seconds).isdigit() and len(str(seconds)) < 4 else 1
+    return _seconds(error.extensions.get("retryAfter", response.headers.get("retry-after")))
+
+
+def _seconds(value: object) -> int:
+    """Return a number of seconds that a service has sent; 1 if it has sent none, or more than 999."""
+    text = str(value)
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 1
 
 
 def _error(error: GraphQLError, status: int, retry_after: int) -> Exception:

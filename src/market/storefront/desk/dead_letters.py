@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from itertools import zip_longest
 
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from market.contracts.access import OPERATE, SEE_DEAD_LETTERS
 from market.kit.errors import BadInput, Forbidden, NotFound, Unavailable
+from market.kit.text import parse_uuid
 from market.storefront.desk.sections import Section, may
 from market.storefront.domain import RequestRefused, Settlement
 from market.storefront.pages.addresses import address
@@ -23,7 +26,9 @@ _SECONDS, _LEAST_SECONDS = 10.0, 1.0
 
 REASONS = {
     "rejected": N_("The mail server has refused the mail."),
-    "retries-exhausted": N_("The mail server has put the mail off for too long."),
+    "retries-exhausted": N_(
+        "All attempts have failed: the mail server has put the mail off, or an internal error has prevented it."
+    ),
     "invalid-event": N_("The shop could not read the event that the mail is about."),
 }
 MAILS = {"created": N_("Order confirmed"), "cancelled": N_("Order cancelled")}
@@ -41,6 +46,7 @@ _STILL_OPEN = {
     "mail-server-unavailable": N_("The mail server is not available. Try again later."),
     "no-reply": N_("The mail server has not replied in time. It may have the mail nevertheless."),
     "invalid-event": REASONS["invalid-event"],
+    "internal-error": N_("An internal error has prevented it."),
     "unreadable": N_("The event is no longer stored."),
     "attempt-in-progress": N_("Somebody else is replaying or dropping it at the moment."),
     "gone": N_("It is no longer stored."),
@@ -51,12 +57,18 @@ _OTHER_REASON = N_("It could not be mailed.")
 
 
 class Outcome(Struct, frozen=True):
-    """What became of a dead letter. text: in English, for the catalogues. is_done: it is no longer open."""
+    """What became of a dead letter.
+
+    text: in English, for the catalogues
+    is_done: it is no longer open
+    order_id: its order; "" if it is not known
+    """
 
     letter_id: str
     text: str
     detail: str
     is_done: bool
+    order_id: str = ""
 
 
 async def list_dead_letters(visit: Visit) -> Response:
@@ -87,11 +99,14 @@ async def settle_dead_letters(visit: Visit) -> Response:
         raise BadInput("action", "must be replay or drop")
     if not letter_ids or len(letter_ids) > PAGE_SIZE:
         raise BadInput("letter", f"must be present 1 to {PAGE_SIZE} times")
+    # They are only shown, to say which mail is which. Forms of older versions have none.
+    orders = [str(parse_uuid("order", text)) if text else "" for text in visit.values("order")[: len(letter_ids)]]
     outcomes: list[Outcome] = []
     ends_at = time.monotonic() + _SECONDS
-    for letter_id in letter_ids:
+    for letter_id, order_id in zip_longest(letter_ids, orders, fillvalue=""):
         seconds = ends_at - time.monotonic()
-        outcomes.append(await _settle(visit, letter_id, action, seconds))
+        outcome = await _settle(visit, letter_id, action, seconds)
+        outcomes.append(replace(outcome, order_id=order_id))
     return visit.page("desk/dead_letters_settled.html", outcomes=outcomes)
 
 

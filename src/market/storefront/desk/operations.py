@@ -32,22 +32,22 @@ async def list_shortages(visit: Visit) -> Response:
     period = {"from": first.isoformat(), "to": last.isoformat()}
     is_wrong = not 0 <= (last - first).days < _MAX_DAYS
     page = ShortagePage(items=())
-    is_unavailable = False
+    problem: Unavailable | None = None
     if not is_wrong:
         try:
             page = await _orders(visit).list_shortages(
                 first=period["from"], last=period["to"], limit=_PAGE_SIZE, after=after or None
             )
-        except Unavailable:
-            is_unavailable = True
+        except Unavailable as e:
+            problem = e
     names = await _names(visit, page)
     return visit.page(
         "desk/shortages.html",
-        status=503 if is_unavailable else 200,
+        status=200 if problem is None else 503,
+        problem=problem,
         period=period,
         max_days=_MAX_DAYS,
         is_wrong=is_wrong,
-        is_unavailable=is_unavailable,
         page=page,
         names=names,
         next_path=None if page.next is None else address(_SHORTAGES, {**period, "after": page.next}),
@@ -73,16 +73,16 @@ async def list_unfinished(visit: Visit) -> Response:
     kind = kind if kind in KINDS else ""
     after = visit.query("after")
     page = UnfinishedPage(kinds=(), items=())
-    is_unavailable = False
+    problem: Unavailable | None = None
     try:
         page = await _orders(visit).list_unfinished(kind=kind or None, limit=_PAGE_SIZE, after=after or None)
-    except Unavailable:
-        is_unavailable = True
+    except Unavailable as e:
+        problem = e
     return visit.page(
         "desk/unfinished.html",
-        status=503 if is_unavailable else 200,
+        status=200 if problem is None else 503,
+        problem=problem,
         kind=kind,
-        is_unavailable=is_unavailable,
         page=page,
         may_retry=may(visit, OPERATE),
         next_path=None if page.next is None else address(_UNFINISHED, {"kind": kind, "after": page.next}),

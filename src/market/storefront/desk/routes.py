@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from market.kit.errors import Forbidden, Problem, Unauthenticated, Unavailable
+from market.kit.errors import Forbidden, Problem, Unauthenticated
 from market.storefront.desk import dead_letters, importing, notices, operations, orders, products, start
 from market.storefront.desk.sections import Section, may, roles_of
 from market.storefront.pages.visit import STAFF, Page, Visit
@@ -57,10 +57,7 @@ def _forbidden_page(visit: Visit, section: Section | None) -> Response:
 
 def _problem_page(visit: Visit, problem: Problem) -> Response:
     status = 400 if problem.status == 422 else problem.status
-    response = visit.page("desk/problem.html", status=status, problem=problem)
-    if isinstance(problem, Unavailable):
-        response.headers["retry-after"] = str(problem.retry_after)
-    return response
+    return visit.page("desk/problem.html", status=status, problem=problem)
 
 
 ROUTES: Mapping[str, Page] = {

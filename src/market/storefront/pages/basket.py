@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from starlette.responses import Response
 
@@ -48,9 +48,14 @@ def parse_quantity(text: str, *, least: int = 1) -> int | None:
 async def _show(visit: Visit, mistake: Mistake | None = None, wrong_product: str | None = None) -> Response:
     """Show the basket, and what was wrong with a change. wrong_product: the line that it was about."""
     status = 200 if mistake is None else 400
-    shown = {"mistake": mistake, "wrong_product": wrong_product, "max_lines": MAX_LINES, "max_quantity": MAX_QUANTITY}
+    shown: dict[str, Any] = {
+        "mistake": mistake,
+        "wrong_product": wrong_product,
+        "max_lines": MAX_LINES,
+        "max_quantity": MAX_QUANTITY,
+    }
     try:
         lines = await service.price_lines(visit.deps, visit.basket.lines)
-    except Unavailable:
-        return visit.page("basket.html", status=503, lines=None, totals=None, **shown)
+    except Unavailable as e:
+        return visit.page("basket.html", status=503, problem=e, lines=None, totals=None, **shown)
     return visit.page("basket.html", status=status, lines=lines, totals=Totals.of(lines), **shown)

@@ -125,10 +125,13 @@ class Visit:
         """Return the values of a field that the form may have several times."""
         return list(self.form.get(name, ()))
 
-    def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
-        """Return a page."""
-        values = {"visit": self, **self.context, **values}
-        return self.site.renderer.page(template, self.language, values, status=status)
+    def page(self, template: str, *, status: int = 200, problem: Problem | None = None, **values: Any) -> Response:
+        """Return a page. If `problem` says when to try again, so does the response."""
+        values = {"visit": self, "problem": problem, **self.context, **values}
+        response = self.site.renderer.page(template, self.language, values, status=status)
+        if isinstance(problem, Unavailable):
+            response.headers["retry-after"] = str(problem.retry_after)
+        return response
 
     # What every template uses.
 
@@ -263,10 +266,7 @@ def _ask_to_sign_in(visit: Visit, recognised: Recognised | None) -> Response:
 def problem_page(visit: Visit, problem: Problem) -> Response:
     """Return the page that shows an error: what happened, and what still works."""
     status = 400 if problem.status == 422 else problem.status
-    response = visit.page("problem.html", status=status, problem=problem)
-    if isinstance(problem, Unavailable):
-        response.headers["retry-after"] = str(problem.retry_after)
-    return response
+    return visit.page("problem.html", status=status, problem=problem)
 
 
 def stateless_problem_page(site: Site, scope: Any, problem: Problem) -> Response:
