@@ -62,12 +62,12 @@ def test_money_numbers_and_dates_have_the_form_of_the_language() -> None:
     assert [english.money("1234.50", "GBP"), english.number(40_000), english.time(moment)] == [
         "£1,234.50",
         "40,000",
-        "28 November 2026, 19:05 UTC",
+        "28 November 2026, 19:05\N{NO-BREAK SPACE}UTC",
     ]
     assert [russian.money("1234.50", "GBP"), russian.number(40_000), russian.time(moment)] == [
         "1\xa0234,50\xa0£",
         "40\xa0000",
-        "28 ноября 2026\u202fг., 19:05 UTC",
+        "28 ноября 2026\u202fг., 19:05\N{NO-BREAK SPACE}UTC",
     ]
     # As many decimals as the currency has.
     assert english.money("1.250", "KWD").endswith("1.250")

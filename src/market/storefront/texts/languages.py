@@ -42,8 +42,8 @@ class Language:
         """Return an amount of money in the language's form: "£2.50", "2,50 £"."""
         return _money(str(amount), currency, self.locale)
 
-    def number(self, number: int) -> str:
-        """Return a whole number with the language's separators."""
+    def number(self, number: float) -> str:
+        """Return a number with the language's separators."""
         return str(format_decimal(number, locale=self.locale))
 
     def currency_name(self, code: str) -> str:
@@ -57,7 +57,9 @@ class Language:
     def time(self, moment: datetime) -> str:
         """Return a date with the time of day, in UTC."""
         utc = moment.astimezone(UTC)
-        return f"{format_date(utc, 'long', self.locale)}, {format_time(utc, 'short', locale=self.locale)} UTC"
+        day, time = format_date(utc, "long", self.locale), format_time(utc, "short", locale=self.locale)
+        # No line begins with "UTC".
+        return f"{day}, {time}\N{NO-BREAK SPACE}UTC"
 
 
 @lru_cache(maxsize=4096)
