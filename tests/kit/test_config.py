@@ -127,9 +127,13 @@ def test_postgres_may_have_several_hosts(host: str, addresses: list[tuple[str, i
         ),
         (
             ("${HOST}", "a,,b"),
-            "postgres: host must be a comma-separated list of host names or addresses; invalid entry ''",
+            "postgres: host must contain host names or addresses, got ''",
         ),
         (("${HOST}", "a,b:0"), "postgres: host: the port of b must be between 1 and 65535, got '0'"),
+        (
+            ("${HOST}", "a,b:0000199999"),
+            "postgres: host: the port of b must be between 1 and 65535, got '0000199999'",
+        ),
         (
             ("database: d", "database: d, tls: {mode: verified}"),
             "postgres.tls.mode: must be one of disable, prefer, require, verify-ca, verify-full, got",

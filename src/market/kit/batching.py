@@ -64,22 +64,22 @@ class _Entry(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Collects the items of concurrent callers, and sends them in batches, in the sequence of their arrival.
+    """Collects the items of concurrent callers, and sends them in batches, in order of arrival.
 
-    Each call of `flush` has a context of its own:
-    - a deadline: the latest deadline of its callers; none if one of them has no deadline
-    - the request id, if all callers have the same one
-    - a span: a child of the caller's span or, if there are several callers, linked to their spans
+    Each call of `flush` has its own context:
+    - a deadline: the latest deadline of its callers, or none if one of them has none
+    - a request id, if all callers have the same one
+    - a span: a child of the caller's span or, with several callers, linked to their spans
 
-    flush: makes one call. Takes a list of items, and returns a list of the same length: each item's result, or the
-        exception for that item's caller. If it raises an exception, every caller of the batch gets it.
+    flush: makes one call. It takes a list of items, and returns a list of the same length with the result or the
+        exception of each. If it raises an exception, every caller of the batch gets that exception.
     name: the label in metrics, and in the name of the span that each call gets.
     max_batch_size: the maximum number of items in one call.
     max_concurrency: the maximum number of calls in flight. If it is more than 1, a later call may complete before an
         earlier one.
-    cost, max_cost: `cost` returns an item's cost. The total cost of a batch is at most `max_cost`, except that a single
-        item may cost more.
-    dedupe: if equal items are pending, send one of them, and return its result for all. Items must be hashable.
+    cost, max_cost: `cost` returns an item's cost. The total cost of a batch is at most `max_cost`. An item that costs
+        more is sent alone.
+    dedupe: send only one of several equal pending items, and return its result for all. Items must be hashable.
     """
 
     def __init__(
@@ -121,9 +121,9 @@ class Batcher(Generic[Item, Result]):
                 timer.cancel()
 
     async def map(self, items: Iterable[Item]) -> list[Result]:
-        """Return the items' results, in the sequence of the items.
+        """Return the items' results, in the order of the items.
 
-        Raises the exception of the first item that failed; items that are still pending are then not sent.
+        Raises the exception of the first item that failed. Items that are still pending are then not sent.
         """
         futures = [self._enqueue(item) for item in items]
         self._start()
@@ -134,13 +134,13 @@ class Batcher(Generic[Item, Result]):
             if timer is not None:
                 timer.cancel()
             for future in futures:
-                # Cancel the items after a failed one. If one of them has failed as well, its exception must be
-                # retrieved, because asyncio would log it otherwise.
+                # After a failure, cancel the other items. If one of them has failed as well, retrieve its exception, or
+                # asyncio would log it.
                 if not future.cancel() and not future.cancelled():
                     future.exception()
 
     async def map_with_exceptions(self, items: Iterable[Item]) -> list[Result | BaseException]:
-        """Return each item's result or exception, in the sequence of the items. A failure affects no other item."""
+        """Return each item's result or exception, in the order of the items. A failure affects no other item."""
         futures = [self._enqueue(item) for item in items]
         self._start()
         timer = _deadline_timer(futures)
@@ -177,11 +177,11 @@ class Batcher(Generic[Item, Result]):
         return future
 
     def _start(self) -> None:
-        # Start another call only if the calls that are scheduled already will not take all pending items.
+        # Do not start another call if the scheduled ones will take all pending items.
         while self._free_slots and len(self._pending) > self._unstarted * self._max_batch_size:
             self._free_slots -= 1
             self._unstarted += 1
-            # In an empty context, because a batch does not belong to the caller that happens to start it.
+            # In an empty context, because the batch has items of several callers.
             task = asyncio.get_running_loop().create_task(self._run(), context=Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -197,8 +197,8 @@ class Batcher(Generic[Item, Result]):
             self._free_slots += 1
 
     def _enter_context(self, batch: list[_Entry[Item, Result]]) -> AbstractContextManager[None]:
-        """Set deadline, request id and trace of the batch, and return its span."""
-        # Each caller stops waiting at its own deadline, so the batch may go on until the latest one.
+        """Set the deadline, the request id and the trace of the batch, and return its span."""
+        # Each caller stops waiting at its own deadline, so the batch may take until the latest one.
         deadlines = [entry.deadline for entry in batch]
         context.deadline.set(None if None in deadlines else max(d for d in deadlines if d is not None))
         request_ids = {entry.request_id for entry in batch}
@@ -230,7 +230,7 @@ class Batcher(Generic[Item, Result]):
             if len(results) != len(batch):
                 raise RuntimeError(f"flush must return one result per item: {len(batch)} sent, {len(results)} returned")
         except asyncio.CancelledError:
-            # The loop is closing: the items that are still pending will not be sent either.
+            # The event loop is closing, so pending items will not be sent either.
             for entry in [*batch, *self._pending]:
                 for future in entry.callers:
                     future.cancel()
@@ -250,7 +250,7 @@ class Batcher(Generic[Item, Result]):
 class BatcherBySize(Generic[Item, Result]):
     """Batches large items separately, so that small items neither share a call with them nor wait for them.
 
-    Takes the arguments of Batcher, and:
+    Arguments in addition to those of Batcher:
 
     small_cost: the maximum cost of a small item. An item that costs more is large.
     max_large_cost: the maximum cost of a call with large items. Only one such call is in flight at a time.
@@ -287,7 +287,7 @@ class BatcherBySize(Generic[Item, Result]):
         return await (self._large if self._is_large(item) else self._small)(item)
 
     async def map_with_exceptions(self, items: Iterable[Item]) -> list[Result | BaseException]:
-        """Return each item's result or exception, in the sequence of the items, as Batcher does."""
+        """Return each item's result or exception, in the order of the items, as Batcher does."""
         items = list(items)
         large = [self._is_large(item) for item in items]
         if not any(large):
@@ -311,8 +311,8 @@ class BatcherBySize(Generic[Item, Result]):
 class SharedReads(Generic[Item, Result]):
     """Lets concurrent callers that read the same item share one call.
 
-    For each item, one call is in flight at a time. Callers that arrive while it is in flight share the next call, which
-    reads everything that was written before they arrived. Callers with different items do not wait for each other.
+    For each item, one call is in flight at a time. Callers that arrive meanwhile share the next call, so they see
+    everything that was written before they arrived. Callers with different items do not wait for each other.
 
     read: takes an item, which must be hashable, and returns its result. It runs in the context of a batch (see
         Batcher), not in the context of a caller.

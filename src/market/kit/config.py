@@ -2,8 +2,8 @@
 
     config = load(path, Config, os.environ)
 
-`${NAME}` in a value is replaced by the environment variable. Every mistake raises a ConfigError whose text names the
-file, the key and the reason in one line.
+`${NAME}` in a value is replaced by the environment variable NAME. A mistake raises a ConfigError. Its text is one line
+with the file, the key and the reason.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class HttpLimits(Section, frozen=True, kw_only=True):
     max_header_bytes: Annotated[int, Meta(ge=1024, le=1_048_576)] = 32_768
     max_headers: Annotated[int, Meta(ge=10, le=10_000)] = 100
     # The maximum number of connections. At the limit, a new connection replaces the one that has waited longest for its
-    # client.
+    # client: it is idle, or its request is incomplete.
     max_connections: Annotated[int, Meta(ge=1)] = 4096
     # From the first byte of a request to the end of its headers.
     header_timeout_seconds: Seconds = 20.0
@@ -64,7 +64,8 @@ class HttpLimits(Section, frozen=True, kw_only=True):
     # A slow client has send_timeout_seconds + unsent bytes / min_send_bytes_per_second to read a response.
     send_timeout_seconds: Seconds = 30.0
     min_send_bytes_per_second: Annotated[int, Meta(ge=1)] = 16_384
-    # The total bytes of all incomplete requests, and of all unsent responses, over all connections.
+    # The total size, over all connections, of the requests that have been received but not started, and of the unsent
+    # responses.
     max_receive_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16_777_216
     max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432
 
@@ -76,11 +77,10 @@ class Admission(Section, frozen=True, kw_only=True):
     ones never wait for large ones.
     """
 
-    # Up to this weight, a request is small.
+    # Requests up to this weight are small.
     small_weight: Annotated[int, Meta(ge=1)] = 100
-    # The maximum total weight of the small requests, and of the large requests, that are handled at the same time. If
-    # no other request of its class (small or large) is being handled, a request is admitted even if it exceeds the
-    # limit.
+    # The maximum total weight of the small requests that are handled at the same time, and of the large ones. A request
+    # that exceeds the limit alone is admitted when no other request of its class (small or large) is being handled.
     max_small_weight: Annotated[int, Meta(ge=1)] = 10_000
     max_large_weight: Annotated[int, Meta(ge=1)] = 2_000
     # The maximum total weight of the requests that wait, in each of the two queues.
@@ -101,8 +101,7 @@ class Compression(Section, frozen=True, kw_only=True):
 
 
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
-# By the first five characters of an origin.
-_DEFAULT_PORTS = {"http:": ":80", "https": ":443"}
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 class Http(HttpLimits, frozen=True, kw_only=True):
@@ -115,35 +114,36 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     max_in_flight: Annotated[int, Meta(ge=1)] = 1024
     # The maximum number of requests in flight of one caller; above that, its requests get 429.
     max_in_flight_per_caller: Annotated[int, Meta(ge=1)] = 512
-    # The maximum average rate, in requests per second, at which one caller may send requests to one process. Up to
-    # `max_burst_per_caller` requests may come at the same time. Above these limits, the caller gets 429. By default,
-    # the rate is 1000 if callers sign in, and unlimited otherwise. Some requests are not counted: preflights, requests
-    # with an unknown path or method, and requests without sign-in from the address of a trusted proxy.
+    # The maximum average rate of one caller's requests to one process, and the maximum burst. Above these limits, the
+    # caller gets 429. By default, the rate is 1000 requests per second if callers sign in, and unlimited otherwise.
+    # Not counted are preflights, requests with an unknown path or method, and requests without sign-in from the address
+    # of a trusted proxy.
     max_requests_per_second_per_caller: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
     max_burst_per_caller: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
     # The maximum total size of the bodies of requests in flight; above that, requests with a body get 503 immediately.
     max_in_flight_body_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432
-    # A shorter deadline in X-Deadline-Ms is raised to this, because work with so little time would be started only to
-    # be aborted. The value 0 is not raised: it means that the deadline has already passed, so no work is started.
+    # The minimum for the client's X-Deadline-Ms. With less time, work would be started and then aborted. Smaller values
+    # are raised to the minimum, except 0: then the deadline has already passed, and no work is started.
     min_deadline_ms: Annotated[int, Meta(ge=0, le=10_000)] = 100
-    # Networks of the proxies that connect to this process, such as 10.0.0.0/8. `forwarded_header` is ignored unless a
-    # proxy in one of these networks sent it.
+    # Networks of the proxies that connect to this process, such as 10.0.0.0/8. `forwarded_header` is ignored if another
+    # client sends it.
     trusted_proxies: tuple[NonEmptyStr, ...] = ()
-    # The header with the client's address. The proxies must overwrite it or append to it.
+    # The header in which a proxy sends the client's address. The proxy must overwrite the header or append to it.
     forwarded_header: ForwardedHeader = "x-forwarded-for"
     # The names that the header `Host` may contain besides localhost and IP addresses, in lower case and without a port.
     # The header is checked only if nobody signs in and `host` is a loopback address.
     allowed_hosts: tuple[NonEmptyStr, ...] = ()
-    # The origins whose pages may call the API from a browser, such as https://www.example.com; "*" is any origin,
-    # without credentials.
+    # The origins whose pages may call the API from a browser, such as https://www.example.com. "*" allows every origin,
+    # but without credentials.
     cors_origins: tuple[NonEmptyStr, ...] = ()
     compression: Compression = Compression()
 
     def __post_init__(self) -> None:
         _ = self.trusted_networks
         for origin in self.cors_origins:
-            # Browsers send an origin in lower case, without a path or a default port, and it is compared exactly.
-            if origin != "*" and (not _ORIGIN.fullmatch(origin) or origin.endswith(_DEFAULT_PORTS[origin[:5]])):
+            # Origins are compared exactly. Browsers send them in lower case, without a path or a default port.
+            scheme = origin.partition(":")[0]
+            if origin != "*" and (not _ORIGIN.fullmatch(origin) or origin.endswith(_DEFAULT_PORTS[scheme])):
                 raise ValueError(
                     "cors_origins must be * or origins such as https://www.example.com, in lower case, without a path "
                     f"or a default port; got {origin}"
@@ -166,7 +166,7 @@ class Log(Section, frozen=True, kw_only=True):
 
 
 class Tracing(Section, frozen=True, kw_only=True):
-    """OpenTelemetry. Without an endpoint no spans are created; `traceparent` is propagated either way."""
+    """OpenTelemetry. Without an endpoint, no spans are created. `traceparent` is always propagated."""
 
     otlp_endpoint: str | None = None
     sample_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.01
@@ -176,9 +176,9 @@ class Tracing(Section, frozen=True, kw_only=True):
 class Shutdown(Section, frozen=True, kw_only=True):
     """How long the process takes to shut down after SIGTERM."""
 
-    # How long the process keeps serving while it reports that it is not ready.
+    # How long the process reports that it is not ready, but still accepts requests.
     drain_seconds: Annotated[float, Meta(ge=0, le=300)] = 5.0
-    # How long requests in flight may take after that.
+    # How long the remaining requests in flight may take after that.
     grace_seconds: Seconds = 15.0
 
 
@@ -205,11 +205,13 @@ class ServiceConfig(Section, frozen=True, kw_only=True):
 
 
 class Tls(Section, frozen=True, kw_only=True):
-    """TLS to a server. The modes are named as in libpq's `sslmode`. A file that changes is read again."""
+    """TLS to a server. The modes are those of libpq's `sslmode`. A file that changes is read again."""
 
-    # prefer: encrypted if the server offers it. require: encrypted, but the server is not verified. verify-ca: its
-    # certificate must be signed by a CA in `ca_file`. verify-full: like verify-ca, and the certificate must be for the
-    # server's host name.
+    # disable: not encrypted.
+    # prefer: encrypted if the server supports it.
+    # require: encrypted, but the server's certificate is not verified.
+    # verify-ca: the certificate must be signed by a CA in `ca_file`.
+    # verify-full: like verify-ca, and the certificate must be for the server's host name.
     mode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
     # CA certificates to trust (PEM); the system's trust store by default.
     ca_file: NonEmptyStr | None = None
@@ -233,7 +235,7 @@ class Tls(Section, frozen=True, kw_only=True):
 class Migrations(Section, frozen=True, kw_only=True):
     """The timeouts of `migrate`."""
 
-    # How long `migrate` waits while another process applies migrations.
+    # How long `migrate` waits for another process that applies migrations.
     lock_timeout_seconds: Seconds = 60.0
     # The timeout for applying one migration.
     timeout_seconds: Seconds = 900.0
@@ -242,8 +244,8 @@ class Migrations(Section, frozen=True, kw_only=True):
 class Postgres(Section, frozen=True, kw_only=True):
     """A PostgreSQL database, and the pool of connections to it."""
 
-    # One host, or several separated by commas, of which the one that accepts writes is used. Each may have a port of
-    # its own, as in "db-0.example.com,db-1.example.com:5433".
+    # One host, or several separated by commas. The one that accepts writes is used. A host may have a port of its own,
+    # as in "db-0.example.com,db-1.example.com:5433".
     host: NonEmptyStr
     port: Port = 5432
     database: NonEmptyStr
@@ -253,10 +255,9 @@ class Postgres(Section, frozen=True, kw_only=True):
     pool_size: Annotated[int, Meta(ge=1, le=200)] = 16
     # The timeout of each statement.
     timeout_seconds: Seconds = 2.5
-    # The timeout for establishing a connection; several hosts share it.
+    # The timeout for establishing a connection. With several hosts, each gets an equal share of it.
     connect_timeout_seconds: Seconds = 2.0
-    # How long a connection is used before it is replaced, plus or minus a tenth. A change in DNS takes effect within
-    # that time.
+    # Connections are replaced at this age, plus or minus a tenth, so that a change in DNS takes effect.
     max_connection_age_seconds: Seconds = 600.0
     migrations: Migrations = Migrations()
 
@@ -304,8 +305,8 @@ class HttpUpstream(Section, frozen=True, kw_only=True):
 class MutualTls(Section, frozen=True, kw_only=True):
     """TLS in which both sides present a certificate. A file that changes is read again.
 
-    ca_file: certificates of authorities (PEM). One of them must have signed the other side's certificate
-    cert_file, key_file: this side's own certificate and its key (PEM)
+    ca_file: CA certificates (PEM), one of which must have signed the other side's certificate
+    cert_file, key_file: this side's certificate and its key (PEM)
     """
 
     ca_file: NonEmptyStr

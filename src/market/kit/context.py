@@ -22,19 +22,20 @@ TRACE_HEADERS = (TRACE_HEADER, TRACE_STATE_HEADER, BAGGAGE_HEADER)
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 traceparent: ContextVar[str] = ContextVar("traceparent", default="")
-# Data that callers attach to a trace. It is forwarded unchanged.
+# Data that callers attach to a trace. Both headers are forwarded unchanged.
 tracestate: ContextVar[str] = ContextVar("tracestate", default="")
 baggage: ContextVar[str] = ContextVar("baggage", default="")
 # The address of the client whose request is being handled; empty outside of requests.
 client_address: ContextVar[str] = ContextVar("client_address", default="")
-# A time of time.monotonic(), in seconds. None: no deadline.
+# In seconds of time.monotonic(). None: no deadline.
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@~-]{0,127}")
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 # The flags that Trace Context Level 2 defines: sampled, and random trace id.
 _KNOWN_TRACE_FLAGS = 0x03
-# The specifications' own limits: https://www.w3.org/TR/trace-context/#tracestate-header, https://www.w3.org/TR/baggage
+# Services must forward values up to these limits: https://www.w3.org/TR/trace-context/#tracestate-header and
+# https://www.w3.org/TR/baggage
 _TRACESTATE = re.compile(r"[ -~]{1,512}")
 _MAX_TRACESTATE_MEMBERS = 32
 _BAGGAGE = re.compile(r"[ -~]{1,8192}")
@@ -72,8 +73,8 @@ def parse_traceparent(text: str) -> str:
 def set_trace(parent: str, state: str = "", bag: str = "") -> None:
     """Set the caller's `traceparent`, `tracestate` and `baggage`.
 
-    An invalid value is dropped. `tracestate` and `baggage` are also dropped if there is no valid `traceparent`, or if
-    they are larger than what their specifications require a service to forward.
+    An invalid value is dropped. So are `tracestate` and `baggage` if there is no valid `traceparent`, or if they are
+    longer than what a service must forward.
     """
     parent = parse_traceparent(parent) if parent else ""
     traceparent.set(parent)
@@ -97,7 +98,7 @@ def current_trace() -> Trace:
 
 
 def remaining(limit: float) -> float:
-    """Return the seconds that a call may take: `limit` seconds, or less if the deadline comes sooner. Never below 0."""
+    """Return the seconds that a call may take: `limit`, or the time until the deadline if that is less; at least 0."""
     expires_at = deadline.get()
     return limit if expires_at is None else max(0.0, min(limit, expires_at - time.monotonic()))
 
@@ -117,7 +118,7 @@ def deadline_exceeded() -> DeadlineExceeded:
 
 @contextmanager
 def deadline_in(seconds: float) -> Iterator[None]:
-    """Set a deadline `seconds` from now for the calls inside the block; an earlier deadline stays in force."""
+    """Set a deadline `seconds` from now for the calls inside the block, unless there is an earlier deadline."""
     expires_at = time.monotonic() + seconds
     outer = deadline.get()
     token = deadline.set(expires_at if outer is None else min(outer, expires_at))

@@ -1,7 +1,7 @@
 """Errors with their HTTP status, gRPC status and GraphQL code.
 
-A service's errors are subclasses of these, each with a stable `type`. Code that raises an error does not mention HTTP
-or gRPC statuses: they are attributes of the error's class, and the servers and clients in market.kit translate errors.
+A service's errors are subclasses of these, each with a stable `type`. The statuses are attributes of the class, so code
+that raises an error does not mention them. The servers and clients in market.kit translate errors.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ GRPC_PERMISSION_DENIED, GRPC_UNAUTHENTICATED = 7, 16
 # The beginning of the header WWW-Authenticate.
 _CHALLENGE = 'Bearer realm="market"'
 
-# The maximum number of wrong fields that an error lists.
+# The maximum number of invalid fields that an error lists.
 MAX_INPUT_ERRORS = 20
 
 
 class Problem(Exception):
-    """Base class of all errors that are reported to the caller. `str()` is the `detail` that the caller gets."""
+    """Base class of all errors that are reported to the caller. `str(problem)` is the `detail` that the caller gets."""
 
     type: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
@@ -40,7 +40,10 @@ class Problem(Exception):
 
     @classmethod
     def code(cls) -> str:
-        """Return the GraphQL `extensions.code`: OUT_OF_STOCK for the type `out-of-stock`."""
+        """Return the GraphQL `extensions.code`, such as OUT_OF_STOCK for the type `out-of-stock`.
+
+        Related errors share a code, such as BAD_INPUT.
+        """
         return cls.type.upper().replace("-", "_")
 
     def document(self) -> dict[str, Any]:
@@ -66,7 +69,7 @@ class BadInput(Problem):
     grpc_status = GRPC_INVALID_ARGUMENT
 
     def __init__(self, field: str, reason: str, *others: tuple[str, str]) -> None:
-        """`others`: further wrong fields, each with its reason."""
+        """`others`: further invalid fields, each with its reason."""
         self.errors = ((field, reason), *others)
         super().__init__("; ".join(f"{f}: {r}" if f else r for f, r in self.errors))
         self.field = field
@@ -99,7 +102,7 @@ class InputErrors:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        # Subclasses are not collected, because they have another status or type.
+        # Subclasses are not collected, because their status or type is different.
         if type(error) is not BadInput:
             return False
         self.collected += error.errors
@@ -122,7 +125,7 @@ class Malformed(BadInput):
 class Unauthenticated(Problem):
     """The request has no token, or a token that is not valid.
 
-    reason: which rule the token breaks, worded to follow "the token", such as "has expired". None if there is no token.
+    reason: what is wrong with the token, worded to follow "the token": "has expired". None if there is no token.
     """
 
     type = "unauthenticated"
@@ -275,7 +278,7 @@ class IdempotencyKeyReused(BadInput):
 
 
 class Unavailable(Problem):
-    """The outcome is unknown, or nothing was done. The request may be retried later with the same ids.
+    """Nothing was done, or the outcome is unknown. The request may be retried later with the same ids.
 
     retry_after: seconds, sent as Retry-After.
     extension_members: additional members of the problem document.

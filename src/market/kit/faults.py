@@ -3,7 +3,7 @@
     if faults: await faults.fire_if_armed("after-intent")   # crash, pause or fail
     if faults: faults.crash_if_armed("after-intent")        # crash only, in synchronous code
 
-`faults` is None in production, so a failure point costs one comparison.
+In production, `faults` is None, so a failure point costs one comparison.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Faults:
     """The failure points of one process.
 
     A test arms a point by creating a file with the point's name in `directory`. The file's content is the action:
-    `crash` (the default, if the file is empty), `pause SECONDS` or `fail`. The point fires the next time that the code
-    reaches it, and only once: its file is renamed to NAME.done.
+    `crash` (the default, if the file is empty), `pause SECONDS` or `fail`. The point fires once, the next time that the
+    code reaches it. Its file is then renamed to NAME.done.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -53,7 +53,7 @@ class Faults:
         return action
 
     def crash_if_armed(self, name: str) -> None:
-        """Kill the process if the point is armed, no matter with which action."""
+        """Kill the process if the point is armed, whatever its action is."""
         if self._take(name) is not None:
             os.kill(os.getpid(), signal.SIGKILL)
 

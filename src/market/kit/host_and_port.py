@@ -1,4 +1,4 @@
-"""The host and the port of a server, as they are configured in one text."""
+"""Parses `host:port`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def parse_host_and_port(text: str, default_port: int) -> tuple[str, int]:
     else:
         host, port = text, None
     if not host or "[" in host:
-        raise ValueError(f"host must be a comma-separated list of host names or addresses; invalid entry {text!r}")
+        raise ValueError(f"host must contain host names or addresses, got {text!r}")
     if port is None:
         return host, default_port
-    if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise ValueError(f"host: the port of {host} must be between 1 and 65535, got {port!r}")
     return host, int(port)

@@ -45,11 +45,15 @@ def parse_mail_address(value: str) -> MailAddress | None:
 
     The local part must be a dot-atom, and the domain must have at least two labels.
     """
+    if len(value) > _MAX_OCTETS:
+        return None
     local_part, _, domain = value.rpartition("@")
-    if len(value) > _MAX_OCTETS or not _is_dot_atom(local_part):
+    # Normalize before checking the length, because the normal form can be longer.
+    local_part = unicodedata.normalize("NFC", local_part)
+    if not _is_dot_atom(local_part):
         return None
     ascii_domain = domain if domain.isascii() else _ascii_form(domain)
-    address = MailAddress(unicodedata.normalize("NFC", local_part), ascii_domain)
+    address = MailAddress(local_part, ascii_domain)
     # "=?" looks like an encoded word (RFC 2047): mail software would decode it and send the mail to someone else.
     if not _DOMAIN.fullmatch(ascii_domain) or "=?" in local_part or len(str(address).encode()) > _MAX_OCTETS:
         return None

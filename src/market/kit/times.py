@@ -11,16 +11,16 @@ from msgspec import Meta
 from market.kit.errors import BadInput
 
 _MILLISECOND = timedelta(milliseconds=1)
-_MAX_LENGTH = 64
+_Time = Annotated[datetime, Meta(tz=True)]
 
 
 def parse_time(field: str, value: str) -> datetime:
     """Return the time in UTC, rounded up to milliseconds. Raises BadInput unless it has an offset (RFC 3339).
 
-    Stored times are in whole milliseconds, so rounding up does not change which of them are earlier.
+    Stored times have whole milliseconds. Rounding the limit up does not change which of them are before it.
     """
     try:
-        at: datetime = msgspec.convert(value[:_MAX_LENGTH], Annotated[datetime, Meta(tz=True)]).astimezone(UTC)
+        at: datetime = msgspec.convert(value, _Time).astimezone(UTC)
         excess = timedelta(microseconds=at.microsecond % 1000)
         return at + (_MILLISECOND - excess if excess else excess)
     except (msgspec.ValidationError, OverflowError):
@@ -48,7 +48,7 @@ _FIRST_DAY, _LAST_DAY = date(1970, 1, 1), date(9998, 12, 31)
 def parse_day(field: str, value: str) -> date:
     """Return the day. Raises BadInput unless the text is a date such as 2026-01-31."""
     try:
-        day = date.fromisoformat(value[:_MAX_LENGTH])
+        day = date.fromisoformat(value)
     except ValueError:
         raise BadInput(field, "must be a date such as 2026-01-31") from None
     # date.fromisoformat also accepts other forms, such as 20260131.

@@ -1,4 +1,4 @@
-"""The audit log: who changed shared data, or the data of others."""
+"""The audit log: who changed shared data, or another caller's data."""
 
 from __future__ import annotations
 

@@ -40,12 +40,12 @@ class Authenticator:
     async def authenticate(self, token: str) -> Identity:
         """Return the identity that the token proves.
 
-        Raises Unauthenticated, whose `reason` is the rule that the token breaks. Raises Unavailable if the token's key
-        is unknown, and it cannot be determined now whether the issuer has such a key.
+        Raises Unauthenticated if the token is not valid. Raises Unavailable if the token's key is unknown, and
+        the issuer's keys cannot be fetched now.
         """
         now = self._clock()
-        # The cache contains digests instead of tokens, because tokens could be used like passwords by anybody who
-        # manages to read this process's memory.
+        # The cache contains digests instead of tokens, because anybody who can read this process's memory could use the
+        # tokens.
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         if cached := self._cache.get(digest, now):
             return cached
@@ -66,8 +66,8 @@ async def authenticator(
 
     callers: maps the subject of each known service's token to the service's name.
 
-    If the first fetch of the keys fails, this is logged, and the fetch is retried. Until a fetch succeeds, requests
-    with a token get Unavailable.
+    A failed fetch of the keys is logged and retried. Until the first fetch succeeds, requests with a token get
+    Unavailable.
     """
     if not config.is_required:
         yield None
@@ -85,14 +85,15 @@ async def authenticator(
         refresh_seconds=config.refresh_seconds,
         min_refetch_seconds=config.min_refetch_seconds,
     )
-    pauses: list[float] = []
-
-    async def refresh() -> float:
-        # The keys were fetched below, before the first run. So the first run only waits until the next fetch is due.
-        return pauses.pop() if pauses else await keys.refresh()
-
     try:
-        pauses.append(await keys.refresh())
+        seconds_until_refresh: float | None = await keys.refresh()
+
+        async def refresh() -> float:
+            # The keys have just been fetched, so the first run fetches nothing.
+            nonlocal seconds_until_refresh
+            seconds, seconds_until_refresh = seconds_until_refresh, None
+            return await keys.refresh() if seconds is None else seconds
+
         async with periodic_tasks({"issuer-keys": refresh}):
             yield Authenticator(Verifier(config, keys, callers or {}), cache, clock=clock)
     finally:

@@ -30,7 +30,7 @@ def check_claims(claims: Mapping[str, Any], config: Auth, now: float) -> None:
         exp={"essential": True},
         sub={"essential": True},
     )
-    # In a fixed sequence, so that the reason does not depend on the sequence of the token's claims.
+    # In a fixed order. Otherwise the reason would depend on the order of the claims in the token.
     checked = {name: claims[name] for name in ("iss", "aud", "exp", "nbf", "iat", "sub") if name in claims}
     try:
         rules.validate(checked)
@@ -43,7 +43,7 @@ def check_claims(claims: Mapping[str, Any], config: Auth, now: float) -> None:
 
 
 def _rule(claim: str, value: object) -> tuple[str, str]:
-    """Return (rule, reason) for a claim that joserfc does not accept, as TokenRejected takes them."""
+    """Return the arguments of TokenRejected, (rule, reason), for a claim that joserfc has rejected."""
     if claim == "iss":
         return "issuer", "was issued by another issuer"
     if claim == "aud":

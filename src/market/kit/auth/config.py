@@ -28,8 +28,8 @@ class Auth(Section, frozen=True, kw_only=True):
     open_on_purpose: bool = False
     # The tokens' `iss`, and the URL under which the issuer publishes its discovery document.
     issuer: NonEmptyStr | None = None
-    # A value that the tokens' `aud` must contain. It must not be the id of a client, because the `aud` of the client's
-    # ID tokens contains that id, so they would be accepted as well.
+    # A value that the tokens' `aud` must contain. Do not use the id of a client: the `aud` of its ID tokens is that id,
+    # so they would be accepted as well.
     audience: NonEmptyStr = "market"
     algorithms: Annotated[tuple[Algorithm, ...], Meta(min_length=1)] = (
         "RS256",
@@ -58,8 +58,8 @@ class Auth(Section, frozen=True, kw_only=True):
     # How long fetching one document may take, and how large it may be.
     timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 5.0
     max_document_bytes: Annotated[int, Meta(ge=1024, le=16_777_216)] = 262_144
-    # How often the keys are fetched again. They are also fetched when an unknown key has signed a token, but with at
-    # least `min_refetch_seconds` between two such fetches.
+    # How often the keys are fetched. They are also fetched when an unknown key has signed a token. Between two such
+    # fetches, there is a pause of at least `min_refetch_seconds`.
     refresh_seconds: Annotated[float, Meta(ge=10, le=86_400)] = 300.0
     min_refetch_seconds: Annotated[float, Meta(ge=0.1, le=300)] = 2.0
     max_token_bytes: Annotated[int, Meta(ge=512, le=65_536)] = 8192
@@ -132,7 +132,7 @@ class SignInConfig(ServiceConfig, frozen=True, kw_only=True):
 
 
 def check_issuer_url(name: str, url: str, *, insecure: bool) -> None:
-    """Raise ValueError unless the URL is https, or http on this machine. `insecure`: http is allowed everywhere."""
+    """Raise ValueError unless the URL is https, or http on this machine. If `insecure`, http is always allowed."""
     try:
         check_url(url, "https", "http")
     except ValueError:

@@ -153,12 +153,12 @@ def _origin(url: str) -> tuple[str, str]:
 def _import_key(data: dict[str, Any]) -> SigningKey | None:
     """Return the key, or None if it cannot verify tokens (RFC 7517 section 5).
 
-    Such a key is symmetric, meant for encryption, malformed, of an unknown type, or an RSA key of an unsuitable size.
+    It cannot if it is symmetric, for encryption, malformed, of an unknown type, or an RSA key of an unsuitable size.
     """
     if data.get("kty") not in ("RSA", "EC", "OKP") or data.get("use", "sig") != "sig":
         return None
     try:
-        # Import only the public members, so that a private key that an issuer publishes by mistake is not kept.
+        # Import only the public members, in case the issuer publishes a private key by mistake.
         key = import_key({name: value for name, value in data.items() if name not in _PRIVATE})
         if isinstance(key, RSAKey) and key.raw_value.key_size not in _RSA_BITS:
             return None

@@ -1,4 +1,4 @@
-"""The issuer's keys. They are kept while the issuer is unavailable, and fetched again for an unknown key id."""
+"""The issuer's keys. They are fetched periodically, and when a token has an unknown key id."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from market.kit.process import logs
 
 log = logs.get_logger("auth")
 
-# The maximum number of requests that wait for the next fetch, and of key ids that are remembered as absent.
+# The maximum number of requests that wait until another fetch is allowed.
 _MAX_WAITING = 64
-_MAX_ABSENT = 1024
+# The maximum number of key ids in `Keys._not_found`.
+_MAX_NOT_FOUND = 1024
 # The Retry-After, in seconds, for requests with a token until the first keys have been fetched.
 _RETRY_AFTER_WITHOUT_KEYS = 5
-# The pauses after a failed fetch: if no keys have been fetched so far, and if there are keys from an earlier fetch.
+# How long to wait after a failed fetch, without any keys and with the keys of an earlier fetch.
 _RETRY_SECONDS = 1.0
 _RETRY_WITH_KEYS_SECONDS = 15.0
 
 
 class Keys:
-    """Keys by `kid`.
+    """Finds keys by `kid`. If the issuer is unavailable, the keys of the last successful fetch are kept.
 
     fetch: returns the issuer's current keys; raises FetchError.
     on_removed: called with the thumbprints of keys that the issuer no longer has.
@@ -50,12 +51,14 @@ class Keys:
         self._min_refetch_seconds = min_refetch_seconds
         self._clock = clock
         self._keys: tuple[SigningKey, ...] = ()
-        # Requested key ids that were not found by the last fetch, which may have failed.
-        self._absent: set[str | None] = set()
+        # Key ids that were looked up without success since the last successful fetch. If the issuer cannot be reached,
+        # it may have these keys.
+        self._not_found: set[str | None] = set()
         self._fetching: asyncio.Task[None] | None = None
         self._waiting = 0
-        # When the last fetch for an unknown key id started, and when the keys were last fetched.
+        # When the last fetch for an unknown key id started.
         self._refetched_at = -float("inf")
+        # When the last successful fetch ended.
         self._fetched_at: float | None = None
         self._is_failing = False
         metrics.KEYS_AGE.set_function(lambda: -1.0 if self._fetched_at is None else self._clock() - self._fetched_at)
@@ -69,18 +72,19 @@ class Keys:
     async def find_or_fetch(self, kid: str | None, seconds: float) -> list[SigningKey]:
         """Return the keys with this id. If none is known, fetch the issuer's keys again, for at most `seconds`.
 
-        Concurrent requests share one fetch, and there is a minimum pause between two fetches. During the pause, a
-        request waits for the next fetch. But if the last fetch did not find the id, the result is empty immediately.
+        Concurrent requests share one fetch. Between two fetches, there is a pause of at least `min_refetch_seconds`. A
+        request that comes during the pause waits for the next fetch, unless the id was looked up before. Then the
+        result is empty immediately.
 
-        Raises Unavailable if it is not known whether the issuer has such a key: the last fetch has failed, 64 requests
-        are already waiting for the next fetch, or the fetch takes longer than `seconds`.
+        Raises Unavailable if the issuer may have the key: the last fetch has failed, the fetch takes longer than
+        `seconds`, or 64 other requests already wait during the pause.
         """
         if found := self.find(kid):
             return found
         pause = self._refetched_at + self._min_refetch_seconds - self._clock()
         if self._fetching is None and pause > 0:
-            if kid in self._absent:
-                return self._absent_or_unknown()
+            if kid in self._not_found:
+                return self._no_keys()
             if self._waiting >= _MAX_WAITING:
                 raise self._unavailable()
         self._waiting += 1
@@ -95,12 +99,12 @@ class Keys:
             self._waiting -= 1
         if found := self.find(kid):
             return found
-        if len(self._absent) < _MAX_ABSENT:
-            self._absent.add(kid)
-        return self._absent_or_unknown()
+        if len(self._not_found) < _MAX_NOT_FOUND:
+            self._not_found.add(kid)
+        return self._no_keys()
 
-    def _absent_or_unknown(self) -> list[SigningKey]:
-        """Return no keys, because the issuer does not have the key. Raises Unavailable if the last fetch has failed."""
+    def _no_keys(self) -> list[SigningKey]:
+        """Return an empty list. Raises Unavailable if the last fetch has failed: then the issuer may have the key."""
         if self._is_failing:
             raise self._unavailable()
         return []
@@ -115,7 +119,7 @@ class Keys:
 
     async def _await_fetch(self, kid: str | None) -> None:
         if self._fetching is not None:
-            # This fetch may have started before the issuer published the key. Then another fetch is needed.
+            # If this fetch started before the issuer published the key, another fetch is needed.
             await asyncio.shield(self._fetching)
             if self.find(kid):
                 return
@@ -142,7 +146,10 @@ class Keys:
             await asyncio.gather(self._fetching, return_exceptions=True)
 
     def _start(self) -> asyncio.Task[None]:
-        """Return the fetch in flight, or start one. It does not end with the request that started it."""
+        """Return the fetch in flight, or start one.
+
+        The fetch has a task of its own, so it continues if the request that started it is cancelled.
+        """
         if self._fetching is None:
             self._fetching = asyncio.get_running_loop().create_task(self._replace(), context=Context())
         return self._fetching
@@ -165,7 +172,7 @@ class Keys:
             self._fetched_at = self._clock()
             removed = _thumbprints(self._keys) - _thumbprints(keys)
             self._keys = tuple(keys)
-            self._absent.clear()
+            self._not_found.clear()
             if removed:
                 log.info("the issuer has withdrawn keys", removed=len(removed), keys=len(keys))
                 self._on_removed(removed)

@@ -6,7 +6,7 @@ from prometheus_client import Counter, Gauge
 
 REFUSED = Counter(
     "market_auth_refused_total",
-    "Requests refused, by reason: no_token (there is none, 401), token (it is not valid, 401) or role (403).",
+    "Requests refused, by reason: no_token (no token, 401), token (invalid token, 401) or role (missing role, 403).",
     ["reason"],
 )
 INVALID_TOKENS = Counter("market_auth_invalid_tokens_total", "Tokens refused, by the rule that they break.", ["rule"])

@@ -22,7 +22,7 @@ class Permission(StrEnum):
 class Access:
     """Who may call one operation, by role. The service that owns the data decides which data is the caller's own.
 
-    A caller with several roles has the widest of their permissions.
+    A caller with several roles has the widest permission of these roles.
 
     anonymous: for a caller without a token.
     callers: if not empty, `service` applies only to the services with these names.
@@ -69,7 +69,7 @@ class Access:
         return permission
 
     def _who(self) -> str:
-        """Return who may call the operation, in words: "the role merchant or operator"."""
+        """Return who may call the operation, for an error message: "the role merchant or operator"."""
         if self.callers:
             return f"the identity of a service: {' or '.join(sorted(self.callers))}"
         roles = [role.value for role in Role if getattr(self, role.value) is not Permission.NO]

@@ -6,7 +6,8 @@ from __future__ import annotations
 class TokenRejected(Exception):
     """The token breaks a rule.
 
-    rule: the label in metrics. reason: in words, to follow "the token"; printable ASCII without quotes and backslashes.
+    rule: the label in metrics.
+    reason: worded to follow "the token", in printable ASCII without quotes and backslashes.
     """
 
     def __init__(self, rule: str, reason: str) -> None:

@@ -34,9 +34,9 @@ _MAX_TOKEN_BYTES = 65_536
 # The minimum time between two reads of the file, unless an upstream has rejected the token. Kubernetes replaces a
 # projected token when a fifth of its lifetime is left.
 _FILE_SECONDS = 1.0
-# A token is renewed in the background when this part of its lifetime has passed.
+# A token is renewed in the background after this fraction of its lifetime.
 _RENEW_AFTER = 0.8
-# The lifetime that is assumed if the issuer does not state it (RFC 6749 section 5.1 recommends that it does).
+# The assumed lifetime of a token if the response has no `expires_in` (RFC 6749 section 5.1).
 _DEFAULT_LIFETIME_SECONDS = 60.0
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.5, 30.0
 
@@ -85,7 +85,7 @@ class FileTokens:
         return await self.get(seconds)
 
     def _read(self) -> None:
-        """Read the file. If that fails, the last token stays in use, because it may still be valid."""
+        """Read the file. If that fails, keep the current token, because it may still be valid."""
         try:
             with self._path.open("rb") as file:
                 token = file.read(_MAX_TOKEN_BYTES + 1).decode("ascii").strip()
@@ -108,8 +108,8 @@ class _TokenResponse(msgspec.Struct, frozen=True):
 class ClientCredentials:
     """Tokens that the issuer's token endpoint issues for a client id and its secret (RFC 6749 section 4.4).
 
-    A new token is fetched before the last one expires, and concurrent calls share one fetch. A failed fetch is retried
-    with back-off. Meanwhile, the last token is used until it expires.
+    A new token is fetched before the current one expires. Concurrent calls share one fetch. A failed fetch is retried
+    with back-off, and the current token is used until it expires.
 
     endpoint: returns the URL of the token endpoint; raises FetchError. clock: like time.monotonic.
     """
@@ -146,7 +146,7 @@ class ClientCredentials:
     async def replace(self, rejected: str, seconds: float) -> str:
         if self._token == rejected:
             if self._fetching is None and self._clock() >= self._retry_at:
-                # An upstream that rejects every token must not cause many fetches, so there is a pause between them.
+                # Pause before the next fetch, in case the upstream rejects every token.
                 self._retry_at = self._clock() + _MIN_RETRY_SECONDS
                 self._start()
             # Wait for the fetch, even if another call has started it.
@@ -202,8 +202,8 @@ class ClientCredentials:
         config = self._config
         url = config.token_url or await self._endpoint()
         form = {"grant_type": "client_credentials", "scope": config.scope, "audience": config.audience}
-        # Both parts must be form-encoded (RFC 6749 section 2.3.1). A space becomes %20, because some issuers do not
-        # decode a "+".
+        # Both parts must be form-encoded (RFC 6749 section 2.3.1). Spaces are encoded as %20, because some issuers do
+        # not decode "+".
         pair = f"{quote(config.client_id or '', safe='')}:{quote(config.client_secret or '', safe='')}"
         response = await fetch(
             url,

@@ -14,7 +14,7 @@ _CHARACTER_BYTES = 4
 
 
 class TokenCache:
-    """Identities by the digest of their token. The number of entries and their bytes are limited."""
+    """Caches the identity that a token proves, by the token's digest. The cache is limited in entries and bytes."""
 
     def __init__(self, max_count: int, max_bytes: int) -> None:
         self._max_count = max_count

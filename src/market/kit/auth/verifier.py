@@ -1,7 +1,7 @@
-"""Verification of one token: a signed JWT of the configured issuer (RFC 7519, RFC 9068).
+"""Verifies a token: a signed JWT of the configured issuer (RFC 7519, RFC 9068).
 
-The signature and the claims are checked by joserfc (docs/decisions/0018). This module loads joserfc and its
-cryptography library, so it is imported only where callers sign in.
+joserfc checks the signature and the claims (docs/decisions/0018). Import this module only if callers sign in, because
+it loads joserfc and its cryptography library.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_KEY_ID_CHARACTERS = 512
 class Verified:
     """The identity that a valid token proves, and the thumbprint of the key that has signed it.
 
-    expires_at: until when the token may be cached, in seconds since 1970
+    expires_at: when the token must be removed from the cache, in seconds since 1970
     """
 
     identity: Identity
@@ -121,7 +121,7 @@ class Verifier:
     async def _find_keys(self, kid: str | None) -> list[SigningKey]:
         if keys := self._keys.find(kid):
             return keys
-        # Wait for at most half of the remaining time, so that the request itself has some left.
+        # Wait for at most half of the remaining time. The other half is for the request itself.
         seconds = context.remaining(2 * self._config.timeout_seconds) / 2
         if keys := await self._keys.find_or_fetch(kid, seconds):
             return keys

@@ -3,10 +3,9 @@
     async with admission(request, weight=lines):
         ...
 
-One thread handles all requests, so a small request would wait for the work of all large ones in flight. Therefore only
-a few large requests are in flight at the same time. The others wait in a queue, from which lighter requests are usually
-admitted first. Small requests have a limit and a queue of their own. The reasons and measurements are in
-docs/decisions/0013.
+One thread handles all requests, so a small request would have to wait for all large ones in flight. Therefore only a
+few large requests are in flight at the same time, and the others wait in a queue. Small requests have a limit and a
+queue of their own. See docs/decisions/0013 for the reasons, the order of the queue, and measurements.
 """
 
 from __future__ import annotations
@@ -42,9 +41,8 @@ WAIT = Histogram(
     buckets=[0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
 )
 
-# Waiting requests are ordered by their arrival time plus a penalty of this many seconds per unit of weight. The penalty
-# counts the request's own weight plus the weights of its caller's other requests that are not heavier. So a request of
-# weight 1,000 whose caller has no others can be overtaken only by requests that arrive less than 2 s after it.
+# Waiting requests are admitted in the order of their arrival time plus a penalty of this many seconds per unit of
+# weight. The weight is that of the request and of its caller's other requests that are not heavier.
 _SECONDS_PER_WEIGHT = 0.002
 # The maximum for Retry-After.
 _MAX_RETRY_SECONDS = 30
@@ -53,7 +51,7 @@ _MAX_RETRY_SECONDS = 30
 class Admission:
     """Admits requests up to the limits.
 
-    unit: what is counted as weight, in the plural, for errors.
+    unit: what the weight counts, as a noun in the plural. It is used in error messages.
     clock: returns seconds, like time.monotonic.
     """
 
@@ -63,12 +61,13 @@ class Admission:
         self._large = _SizeClass("large", limits.max_large_weight, limits, unit, clock)
 
     def __call__(self, request: Request, weight: int) -> Ticket:
-        """Return a context manager that waits until the request is admitted. The request is in flight in its block.
+        """Return a context manager. Entering it waits until the request is admitted; leaving it admits the next one.
 
-        The request's body must have been read before. Entering the block raises TooManyRequests if the caller's
-        requests exceed its limit, Overloaded if the queue is full or the request has waited too long, DeadlineExceeded
-        at the request's deadline, and ClientDisconnect if the client has disconnected meanwhile. In each case, nothing
-        was done.
+        Read the request's body first, because the check whether the client has disconnected would discard it.
+
+        Entering raises TooManyRequests if the caller's requests exceed its limit, Overloaded if the queue is full or
+        the request has waited too long, DeadlineExceeded at the request's deadline, and ClientDisconnect if the client
+        has disconnected meanwhile. In each case, nothing was done.
         """
         return Ticket(self, request, weight)
 
@@ -78,7 +77,7 @@ class Admission:
 
 
 class Ticket:
-    """A context manager for one request, which is admitted while the block runs."""
+    """The context manager of one request. The request is admitted while the block runs."""
 
     def __init__(self, admission: Admission, request: Request, weight: int) -> None:
         self._admission = admission
@@ -96,7 +95,7 @@ class Ticket:
         self._leave()
 
     async def increase_weight(self, weight: int) -> None:
-        """Increase the weight, if `weight` is larger, and wait until the request is admitted with it.
+        """Increase the request's weight, and wait until it is admitted again. A smaller weight is ignored.
 
         Raises the same errors as entering.
         """
@@ -131,12 +130,13 @@ class _SizeClass:
         self._limits = limits
         self._unit = unit
         self._clock = clock
-        # The total weight of the requests in flight, and that of the requests that wait.
+        # The total weight of the requests in flight, and of the waiting requests.
         self._in_flight = 0
         self._waiting = 0
-        # How many seconds the request that was admitted last had waited.
+        # How long the last admitted request waited, in seconds.
         self._last_wait = 0.0
-        # A heap of (arrival time plus penalty, number, weight, future that is done once the request is admitted).
+        # A heap of (arrival time plus penalty, number, weight, future). The number makes entries with equal times
+        # comparable. The future is done once the request is admitted.
         self._queue: list[tuple[float, int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
         # The weights of each caller's requests, waiting or in flight. A caller without requests has no entry.
@@ -193,7 +193,7 @@ class _SizeClass:
                 await turn
         except BaseException as e:
             if turn.done() and not turn.cancelled():
-                # The request was admitted and cancelled at the same moment.
+                # The request was admitted just before it was cancelled.
                 self._in_flight -= weight
             else:
                 turn.cancel()
@@ -230,7 +230,7 @@ class _SizeClass:
         while self._queue:
             _, _, weight, turn = self._queue[0]
             if not turn.cancelled():
-                # A lighter request must not overtake the first one here, or the first might never be admitted.
+                # Do not admit a lighter request instead, or this one might never be admitted.
                 if not self._fits(weight):
                     return
                 self._waiting -= weight
@@ -240,5 +240,5 @@ class _SizeClass:
 
     @property
     def _retry_after(self) -> int:
-        """An estimate of the current wait in seconds, from 1 to 30: that of the request that was admitted last."""
+        """How long the last admitted request waited, as an estimate of the current wait: 1 to 30 seconds."""
         return min(_MAX_RETRY_SECONDS, max(1, math.ceil(self._last_wait)))

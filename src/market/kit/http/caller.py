@@ -15,17 +15,16 @@ from starlette.requests import Request
 from market.kit.auth.identity import identity
 from market.kit.config import ForwardedHeader, Http
 
-# A longer text is not an address. It must not get into the caches, because it takes memory.
+# A longer text is not an address, and is kept out of the caches.
 _MAX_ADDRESS_CHARACTERS = 64
-# A subscriber usually gets a whole /64 network (RFC 6177). With a longer prefix, one subscriber would count as many
-# callers.
+# A subscriber usually has a whole /64 network (RFC 6177), and must not count as many callers.
 _IPV6_PREFIX = 64
 
 
 def caller(request: Request) -> str:
     """Return who sent the request: `subject:ann`, `address:203.0.113.7` or `address:2001:db8:1:2::/64` (IPv6).
 
-    All clients that have not signed in and share an address are one caller.
+    Clients that have not signed in are one caller if they share an address.
     """
     if subject := identity.get().subject:
         return subject_caller(subject)
@@ -57,9 +56,9 @@ class ClientAddresses:
     def find(self, scope: Any) -> str:
         """Return the client's address without a port. Return "unknown" if the ASGI scope contains no address.
 
-        This is the peer's address or, if the peer is a trusted proxy, the right-most address in the forwarded header
-        that is not a trusted proxy's. Each proxy appends the address of its own client, and that client may have forged
-        everything to the left of it.
+        This is the address of the peer. If the peer is a trusted proxy, it is the right-most address in the forwarded
+        header that does not belong to a trusted proxy. The addresses to the left of it are ignored, because the client
+        may have forged them.
         """
         connection = scope.get("client")
         address = parse_address(connection[0]) if connection else None
@@ -86,7 +85,7 @@ class ClientAddresses:
 
 
 def forwarded_value(header: ForwardedHeader, address: str) -> str:
-    """Return the value with which the header passes the client's address on to an upstream."""
+    """Return the header's value for the client's address."""
     if header == "x-forwarded-for":
         return address
     # RFC 7239 section 6.
@@ -116,7 +115,7 @@ def parse_address(text: str) -> str | None:
 def _forwarded_for(element: str) -> str:
     """Return the node in the parameter `for` of an element of `Forwarded`, or "" (RFC 7239 section 4).
 
-    Quoted strings are not recognized: a client could open a quote, and so hide what the proxy appends.
+    Quoted strings are not recognized. Otherwise a client could open a quote, to hide what the proxy appends.
     """
     for parameter in element.split(";"):
         name, _, value = parameter.strip().partition("=")

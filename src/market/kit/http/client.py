@@ -21,8 +21,8 @@ from market.kit.resilience import RETRIES, CircuitBreaker, CircuitOpen, RetryBud
 
 __all__ = ["AcceptSize", "HttpClient", "HttpResponse", "ResponseTooLarge", "UpstreamUnreachable", "join_ids"]
 
-# A Kubernetes Service routes each connection to a random pod. For about a second after a pod has crashed, this may be
-# the crashed pod. Connecting is therefore tried up to seven times, with pauses of 0.7 to 1.4 s in total.
+# A Kubernetes Service routes each connection to a random pod. For about a second after a crash, this may be the crashed
+# pod. So connecting is tried up to seven times, with pauses of 0.7 to 1.4 s in total.
 _CONNECT_ATTEMPTS = 7
 
 
@@ -31,13 +31,13 @@ class UpstreamUnreachable(Unavailable):
 
 
 class HttpClient:
-    """Owns a pool of keep-alive connections to one upstream, and the circuit breaker and retry budget for it.
+    """A client for one upstream, with a pool of keep-alive connections, a circuit breaker and a retry budget.
 
     upstream: the name in metrics and errors.
-    forwarded_header: the header in which each call sends the address of the client whose request caused the call. The
-        upstream trusts it if this process is in the upstream's `http.trusted_proxies`. None: the address is not sent.
-    forward_token: whether each call sends the bearer token of the client whose request caused the call, so that the
-        upstream decides what this client may do.
+    forwarded_header: the header in which the address of the current request's client is sent to the upstream. The
+        upstream trusts it only from `http.trusted_proxies`. None: the address is not sent.
+    forward_token: whether the bearer token of the current request is sent to the upstream, which then checks what its
+        owner may do.
     sleep: waits between connection attempts.
     """
 
@@ -92,15 +92,15 @@ class HttpClient:
         retried only if it is idempotent.
 
         timeout_seconds: the timeout of an attempt, by default the configured one. The deadline may shorten it.
-        idempotent: by default, True for every method but POST.
-        accept_size: decides by the size of the body whether it is read (see AcceptSize). If it returns False or raises
-            an exception, reading stops, and the request is not retried. The circuit breaker does not count this as a
+        idempotent: by default, True unless the method is POST.
+        accept_size: decides whether a body of a given size is read (see AcceptSize). If it returns False or raises an
+            exception, reading stops, and the request is not retried. The circuit breaker does not count this as a
             failure.
 
-        Raises CircuitOpen or UpstreamUnreachable if the last attempt did not reach the upstream; earlier attempts of an
-        idempotent request may have reached it. Raises DeadlineExceeded or Unavailable if the outcome is unknown;
-        Unavailable also stands for a status of 502, 503 or 504 without a problem document. Raises ResponseTooLarge if
-        `accept_size` returned False.
+        Raises CircuitOpen or UpstreamUnreachable if the last attempt did not reach the upstream. Earlier attempts of an
+        idempotent request may have reached it. Raises DeadlineExceeded or Unavailable if the outcome is unknown, and
+        Unavailable for status 502, 503 or 504 without a problem document. Raises ResponseTooLarge if `accept_size`
+        returned False.
         """
         timeout = timeout_seconds or self._timeout_seconds
         if idempotent is None:
@@ -127,8 +127,7 @@ class HttpClient:
         timeout: float,
         accept_size: AcceptSize | None,
     ) -> HttpResponse:
-        # The circuit breaker counts all attempts as one call, because one dead pod does not mean that the upstream is
-        # down.
+        # For the circuit breaker, all attempts are one call, because the upstream is not down if one pod is.
         for attempt in range(1, _CONNECT_ATTEMPTS + 1):
             try:
                 return await self._send(method, path, body, headers, timeout, accept_size)

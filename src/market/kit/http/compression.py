@@ -1,7 +1,7 @@
 """Compression of responses (RFC 9110, section 8.4) with gzip or zstd (RFC 8878), if the client accepts it.
 
-A compressed body is a representation of its own, so it has an entity tag of its own: the tag `"3"` becomes `"3-gzip"`
-if the body is compressed with gzip. The header `Vary` of the response includes Accept-Encoding.
+A compressed body has its own entity tag: if the body is compressed with gzip, the tag `"3"` becomes `"3-gzip"`. The
+response's header `Vary` includes Accept-Encoding.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ else:
     from backports import zstd
 
 Coding = Literal["zstd", "gzip"]
-# Takes a response and a number of bytes, and reserves this much memory for compressing the response. Returns False if
-# the request may not use so much.
+# Takes a response and a number of bytes, and reserves that much memory for compressing the response. Returns False if
+# the request may not use more memory.
 Reserve = Callable[[Response, int], bool]
 Compressor = Callable[[bytes, Coding], bytes]
 
-# The best coding comes first: zstd takes less time than gzip, and its output is smaller. This sequence matters if the
-# client has no preference.
+# In order of preference: zstd takes less time than gzip, and its output is smaller. A client's preference comes first.
 CODINGS: tuple[Coding, ...] = get_args(Coding)
-# Higher levels save another tenth of the bytes, but take several times as long.
+# Higher levels produce a tenth fewer bytes, but take several times as long.
 _GZIP_LEVEL, _ZSTD_LEVEL = 1, 3
 _GZIP_WINDOW_BITS = 31
 # A body up to this size is compressed in the event loop, in about a millisecond. A larger body is compressed in a
@@ -44,11 +43,11 @@ _MAX_INLINE_BYTES = 65_536
 _MAX_THREADS = 2
 # If a larger body has waited this long for a thread, it is sent uncompressed.
 _MAX_WAIT_SECONDS = 2.0
-# A limit on the bytes of the larger bodies that wait for a thread or are being compressed. A body that would exceed it
-# is sent uncompressed, unless it is the only one.
+# The maximum total size of the larger bodies that wait for a thread or are being compressed. A body that would exceed
+# it is sent uncompressed, unless it is the only one.
 _MAX_WAITING_BYTES = 16 * 1024 * 1024
-# The bytes of memory that compression needs per byte of the body: one for the output, and one for the buffers from
-# which the output is joined.
+# How much memory compression needs, as a multiple of the body's size: the compressor collects the output in buffers,
+# and then joins them.
 _MEMORY_FACTOR = 2
 _MAX_CACHED_LENGTH = 256
 _SUFFIX = re.compile(rf'-(?:{"|".join(CODINGS)})(?="$)')
@@ -117,18 +116,18 @@ class Compression:
             _set(response, b"etag", etag_for_coding(tag.decode("latin-1"), coding).encode("latin-1"))
 
     async def _compress(self, body: bytes, coding: Coding) -> bytes | None:
-        """Return the compressed body, or None if no thread is free in time or if too many bytes already wait."""
+        """Return the compressed body, or None if no thread is free in time or too many bytes are waiting."""
         if len(body) <= _MAX_INLINE_BYTES:
             return compress(body, coding)
         if not await self._acquire_thread(len(body)):
             return None
         thread = asyncio.get_running_loop().run_in_executor(None, self._compressor, body, coding)
-        # A thread cannot be interrupted. If the request is cancelled, the thread still counts as used until it ends.
+        # A thread cannot be interrupted. If the request is cancelled, the thread counts as used until it has finished.
         thread.add_done_callback(lambda _: self._release_thread(len(body)))
         return await asyncio.shield(thread)
 
     async def _acquire_thread(self, size: int) -> bool:
-        """Wait for a thread for a body of this size. Return False if none is free in time or too many bytes wait."""
+        """Wait for a free thread. Return False if none is free in time or too many bytes are waiting."""
         if self._waiting_bytes and self._waiting_bytes + size > _MAX_WAITING_BYTES:
             return False
         self._waiting_bytes += size

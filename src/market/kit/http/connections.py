@@ -25,19 +25,20 @@ REFUSED = Counter(
     "market_http_requests_refused_total", "HTTP requests refused before they reached a route.", ["status"]
 )
 
-# File descriptors that are left for other purposes than HTTP connections: stores, brokers, upstreams, the admin port.
+# File descriptors for other purposes than HTTP connections: stores, brokers, upstreams, the admin port.
 _RESERVED_DESCRIPTORS = 256
-# The rate at which a client reads is measured over at least this time, so that a client that has had no time to read
-# does not seem to be slow.
+# A client's read rate is measured over at least this time. Otherwise a client that has just fallen behind would seem to
+# be the slowest.
 _MIN_MEASURED_SECONDS = 0.5
 
 
 class Connections:
     """Limits the number of connections, and the memory for incomplete requests and unsent responses.
 
-    If there are too many connections, the one that has waited longest for its client is closed: it is idle, or its
-    client sends slowly. If incomplete requests take too much memory, the connection with the oldest one is closed. If
-    unsent responses take too much memory, the connection whose client reads slowest is closed.
+    A connection waits for its client if it is idle or its request is incomplete.
+    - If there are too many connections, the one that has waited longest for its client is closed.
+    - If incomplete requests take too much memory, the connection with the oldest one is closed.
+    - If unsent responses take too much memory, the connection whose client reads slowest is closed.
     """
 
     def __init__(self, limits: HttpLimits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,8 +46,8 @@ class Connections:
         self.clock = clock
         # The responses of the current iteration of the event loop.
         self.writes = WriteQueue()
-        # When the next sweep is due. A timeout may be enforced up to 1 s late, or a quarter of the shortest timeout if
-        # that is less.
+        # When the next sweep is due. A timeout is enforced at most 1 s late, and at most a quarter of the shortest
+        # timeout late.
         self._sweep_at = 0.0
         self._sweep_seconds = min(
             1.0,
@@ -60,12 +61,12 @@ class Connections:
         )
         self._max_connections = min(limits.max_connections, max(1, _raise_open_files_limit() - _RESERVED_DESCRIPTORS))
         self._open: set[HttpProtocol] = set()
-        # Connections that wait for their client. The one that has waited longest is first.
+        # The connections that wait for their client. The one that has waited longest is first.
         self.waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
-        # By connection: the bytes received of its incomplete request. The oldest request is first.
+        # The number of bytes received of each connection's incomplete request. The oldest request is first.
         self._receiving: OrderedDict[HttpProtocol, int] = OrderedDict()
         self._receive_buffer_bytes = 0
-        # Connections whose client has fallen behind in reading the response, until all of the response has been sent.
+        # The connections whose client has fallen behind in reading a response. They stay here until all of it is sent.
         self._sending: set[HttpProtocol] = set()
 
     def add(self, connection: HttpProtocol) -> bool:
@@ -89,7 +90,7 @@ class Connections:
         self._sending.discard(connection)
 
     def add_received_bytes(self, connection: HttpProtocol, received_bytes: int) -> None:
-        """Count further bytes of an incomplete request."""
+        """Count bytes of an incomplete request. Close the connections with the oldest ones if a limit is exceeded."""
         self._receiving[connection] = self._receiving.get(connection, 0) + received_bytes
         self._receive_buffer_bytes += received_bytes
         while self._receive_buffer_bytes > self.limits.max_receive_buffer_bytes and len(self._receiving) > 1:

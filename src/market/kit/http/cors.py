@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 _ANY_ORIGIN = b"*"
 
-# The request headers that clients of the services send. Others would have no effect.
+# The request headers that pages may send: those that the services read, and those that GraphQL clients add.
 _REQUEST_HEADERS = ", ".join(
     [
         "Accept",
@@ -53,7 +53,7 @@ _MAX_AGE_SECONDS = 7200
 class Cors:
     """The headers for pages of the configured origins.
 
-    With the origin `*`, every origin is allowed, but without credentials. An origin that is itself configured is
+    If `*` is configured, every origin is allowed, but without credentials. Origins that are configured by name are
     allowed with credentials.
     """
 
@@ -64,7 +64,7 @@ class Cors:
         self.is_enabled = bool(origins)
 
     def is_preflight(self, method: str, headers: dict[bytes, bytes]) -> bool:
-        """Return whether this is a preflight request (a browser asks what it may send) from an allowed origin."""
+        """Return whether this is a browser's preflight request from an allowed origin."""
         return (
             method == "OPTIONS"
             and b"access-control-request-method" in headers
@@ -86,8 +86,8 @@ class Cors:
         """Add the CORS headers to a response. `headers`: the headers of the request."""
         response_headers = response.raw_headers
         if self._depends_on_origin:
-            # Added even if the request's origin is absent or not allowed. Otherwise a cache could use this response,
-            # which lacks the CORS headers, for a request from an allowed origin.
+            # Add it even if the request's origin is absent or not allowed. Otherwise a cache could return this
+            # response, which has no CORS headers, to a page of an allowed origin.
             response_headers.append((b"vary", b"origin"))
         origin = self._allowed_origin(headers)
         if origin is None:
@@ -99,7 +99,7 @@ class Cors:
             response_headers.append((b"access-control-expose-headers", _RESPONSE_HEADERS))
 
     def _allowed_origin(self, headers: dict[bytes, bytes]) -> bytes | None:
-        """Return what Access-Control-Allow-Origin must say, or None if the origin is absent or not allowed."""
+        """Return the value of Access-Control-Allow-Origin, or None if the origin is absent or not allowed."""
         origin = headers.get(b"origin")
         if origin is None:
             return None

@@ -1,7 +1,7 @@
-"""The HTTP layer of all services that have one: an ASGI app with routing, deadlines, limits and problem documents.
+"""The HTTP layer of the services: an ASGI app with routing, deadlines, limits and problem documents.
 
 Requests and responses are Starlette's. Its router and middleware are not used, because they take more time than a small
-endpoint itself (docs/decisions/0010).
+endpoint (docs/decisions/0010).
 """
 
 from __future__ import annotations
@@ -85,15 +85,15 @@ def application(
 
     routes: endpoints by method and path: {"GET /api/x/{id}": get_x}. A path's parameters are in `request.path_params`.
         HEAD uses the endpoint of GET unless the path has one for HEAD.
-    timeouts: seconds until a route's deadline, by the same key; 3 by default. The client's X-Deadline-Ms may shorten
+    timeouts: the timeout of a route in seconds, by the same key; 3 by default. The client's X-Deadline-Ms may shorten
         it.
     health: while the process is draining, every response closes its connection.
     render_problem: turns a Problem into a response; by default, into a problem document.
-    reserve: reserves memory for compressing a response; if it returns False, the response is sent uncompressed.
-    authenticator: verifies the callers' tokens, and `access` says who may use each route. Without an authenticator,
-        everybody may use all of them.
+    reserve: reserves memory for compressing a response. If it returns False, the response is sent uncompressed.
+    authenticator: verifies the callers' tokens. Without it, everybody may use every route.
+    access: who may use each route, by the same key.
 
-    Raises ValueError if there is an authenticator, and `access` lacks one of the routes.
+    Raises ValueError if there is an authenticator, but no `access` for one of the routes.
     """
     if authenticator is not None:
         check_table(access or {}, routes)
@@ -140,7 +140,7 @@ _NO_ROUTE = _Route("-")
 
 
 class Edge:
-    """The ASGI app: sets a request's context, enforces the limits, authenticates, and counts.
+    """The ASGI app: sets a request's context, enforces limits and permissions, and records metrics.
 
     Clients never get a stack trace.
     """
@@ -169,12 +169,11 @@ class Edge:
         if per_second is None and authenticator is not None:
             per_second = DEFAULT_REQUESTS_PER_SECOND
         self._rate_limit = None if per_second is None else RateLimit(per_second, config.max_burst_per_caller)
-        # The check is needed only where nobody signs in, because elsewhere a page of another origin has no token. It is
-        # possible only on a loopback address, because over a network, clients may use any name for the service.
+        # The header Host is checked only if nobody signs in and the address is a loopback address (see hosts.py).
         self._hosts = Hosts(config.allowed_hosts) if authenticator is None and is_loopback(config.host) else None
         self._cors = Cors(config.cors_origins)
         self._compression = Compression(config.compression, reserve)
-        # Counter and histogram by method, route and status.
+        # The counter and the histogram, by method, route and status.
         self._metrics: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -218,8 +217,8 @@ class Edge:
                             self.in_flight.check_caller(caller)
                             _check_permission(operation)
                     except Problem:
-                        # Refused requests count for the rate limit as well: those with a valid token for their
-                        # subject, the others for their address.
+                        # A refused request also counts towards the rate limit: that of its subject if its token is
+                        # valid, or else that of its address.
                         self._check_rate(caller, address)
                         raise
                     self._check_rate(caller, address)
@@ -245,7 +244,7 @@ class Edge:
                 self._cors.apply(response, headers)
             response.raw_headers.append((b"x-request-id", request_id.encode()))
             if self._health.draining:
-                # Callers that keep their connection open move to another pod before this one stops listening.
+                # So clients with open connections move to another pod before this one stops listening.
                 response.raw_headers.append((b"connection", b"close"))
             status = response.status_code
             await response(scope, receive, send)
@@ -254,7 +253,7 @@ class Edge:
             context.deadline.reset(deadline_token)
             seconds = time.perf_counter() - started
             self._count(scope["method"], route.path, status, seconds)
-            # Logged at debug level, to follow one request id through the services.
+            # With this line, a request id can be followed through the services.
             log.debug(
                 "request handled", method=scope["method"], route=route.path, status=status, seconds=round(seconds, 4)
             )
@@ -270,8 +269,8 @@ class Edge:
     def _check_rate(self, caller: str, address: str) -> None:
         """Count the request for its caller. Raises TooManyRequests if the caller has sent too many.
 
-        The rate of a trusted proxy that has not signed in is not limited: it is another service, whose requests many
-        callers have caused.
+        The rate of a trusted proxy that has not signed in is not limited: it is another service, which sends requests
+        for many callers.
         """
         if self._rate_limit is not None and (identity.get().signed_in or not self._client_addresses.trusts(address)):
             self._rate_limit.check(caller)
@@ -320,9 +319,11 @@ class Edge:
         token.set(presented)
 
     def _count_as_subject(self, caller: str) -> str:
-        """Count the request in flight for its subject, if it has one, and return the caller that it is counted for.
+        """Count the request for the caller's subject instead of its address, if the caller has signed in.
 
-        caller: the client's address, for which the request was counted so far.
+        Return the caller for which the request is counted now.
+
+        caller: the caller for which it was counted so far, named by its address.
         """
         if not (subject := identity.get().subject):
             return caller
@@ -353,11 +354,12 @@ class Edge:
         # The metrics are cached, because looking up labels takes more time than counting. An unknown method is counted
         # as "-", so that clients cannot create labels.
         key = (method if method in _METHODS else "-", route, status)
-        metrics = self._metrics.get(key)
-        if metrics is None:
-            metrics = self._metrics[key] = (REQUESTS.labels(*key), DURATION.labels(*key[:2]))
-        metrics[0].inc()
-        metrics[1].observe(seconds)
+        found = self._metrics.get(key)
+        if found is None:
+            found = self._metrics[key] = (REQUESTS.labels(*key), DURATION.labels(*key[:2]))
+        requests, duration = found
+        requests.inc()
+        duration.observe(seconds)
 
 
 def _check_permission(operation: _Operation) -> None:
@@ -374,6 +376,6 @@ def _check_permission(operation: _Operation) -> None:
 def _joined(headers: list[tuple[bytes, bytes]], wanted: bytes) -> str:
     """Return a header's values, joined by commas.
 
-    This makes a repeated `traceparent` invalid; `tracestate` and `baggage` may be split over several headers.
+    `tracestate` and `baggage` may be split over several headers. A repeated `traceparent` becomes invalid.
     """
     return b",".join(value for name, value in headers if name == wanted).decode("latin-1")

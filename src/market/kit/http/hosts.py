@@ -3,6 +3,9 @@
 A web page in a browser on this machine can send requests to 127.0.0.1, but it can neither read the responses nor send
 JSON, because 127.0.0.1 is another origin than the page's. An attacker can get around this by making the name of the
 page resolve to 127.0.0.1 (DNS rebinding). The requests of such a page have the attacker's name in the header Host.
+
+With sign-in, the check is not needed, because such a page has no token. If other machines can connect, the check is not
+possible, because they may use any name for the service.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ class Hosts:
         self._is_allowed = lru_cache(maxsize=64)(self._is_known)
 
     def check(self, host: bytes | None) -> None:
-        """Raise MisdirectedRequest if the host is not accepted. None is accepted: the request is not from a browser."""
+        """Raise MisdirectedRequest if the host is not accepted. None is accepted, because browsers send a host."""
         if host is not None and not self._is_allowed(host):
             raise MisdirectedRequest(
                 "Host",

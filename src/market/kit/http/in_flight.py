@@ -23,14 +23,14 @@ class InFlight:
         self._body_bytes = 0
 
     def add(self, caller: str, body_bytes: int) -> None:
-        """Count a request. Every request must be added, even if a check refuses it, and removed once."""
+        """Count a request, even if it will be refused. Call `remove` once when it ends."""
         self._requests += 1
         self._body_bytes += body_bytes
         self._change(caller, 1)
         IN_FLIGHT.inc()
 
     def remove(self, caller: str, body_bytes: int) -> None:
-        """Remove a request that was added for the caller or reassigned to it."""
+        """Stop counting a request that was added for the caller or reassigned to it."""
         self._requests -= 1
         self._body_bytes -= body_bytes
         self._change(caller, -1)

@@ -38,9 +38,10 @@ PROBLEM_SCHEMA: dict[str, Any] = {
 class Operation:
     """One method of one path.
 
-    responses: by status, the description and the struct of the body (or None). From status 400 on, the body is a
-        problem document.
-    parameters: parameter objects, as `parameter` returns them. body: the request's struct, or None.
+    responses: for each status, the description and the body's struct, or None if there is no body. For status 400 and
+        above, the body is a problem document.
+    parameters: parameter objects, as `parameter` returns them.
+    body: the struct of the request's body, or None.
     headers: for each status, the names of response headers and their descriptions.
     """
 
@@ -81,8 +82,8 @@ def document(
 
     server: the service's URL on the local stack.
     problem_members: the schemas of the extension members (RFC 9457) of the service's problems, by name.
-    access: who may call each operation, by method and path. It determines the operations' `security`, their responses
-        401 and 403, and a sentence about the roles.
+    access: who may call each operation, by method and path. From it, the operations get `security`, the responses 401
+        and 403, and a sentence about the roles.
     issuer: the URL of the OpenID Connect issuer, if it is known; tools then offer to sign in there.
     """
     structs = [s for o in operations for s in [o.body, *(s for _, s in o.responses.values())] if s is not None]
@@ -111,7 +112,7 @@ def document(
         entry: dict[str, Any] = {"operationId": o.operation_id, "summary": o.summary, "responses": responses}
         if allowed is not None:
             entry["description"] = _roles_in_words(allowed)
-            # `{}` means that no token is needed; a caller that sends one gets the permissions of its role.
+            # `{}` means that no token is needed. A caller may still send one.
             entry["security"] = [{}] if allowed.anonymous is not Permission.NO else []
             entry["security"] += [{name: []} for name in schemes]
         if o.parameters:
@@ -157,7 +158,7 @@ def _security_schemes(issuer: str | None) -> dict[str, Any]:
 
 
 def _with_refusals(responses: dict[int, tuple[str, Any]], allowed: Access) -> dict[int, tuple[str, Any]]:
-    """Return the responses and 401, and 403 if a role may not call the operation, or only for the caller's own data."""
+    """Return the responses, with 401 and 403 added. There is no 403 if every role has access to all data."""
     missing = (
         "The token is not valid."
         if allowed.anonymous is not Permission.NO
@@ -195,12 +196,12 @@ def _joined(words: list[str]) -> str:
 def _portable(schema: Any) -> Any:
     """Return the schema in the form that client generators understand.
 
-    - An enum of strings has a type, which msgspec omits.
-    - Defaults are removed from properties: openapi-typescript treats a property with a default as required, even in
+    - An enum of strings gets the type that msgspec omits.
+    - A property's default is removed, because openapi-typescript treats a property with a default as required, even in
       requests. The description states the default.
-    - The description of a nullable property is moved from one of its alternatives to the property: generators lose it
-      otherwise.
-    - A decimal is a string without `format: decimal`, which openapi-generator's Java client maps to a number.
+    - The description of a nullable property is moved from one of its alternatives to the property. Otherwise generators
+      lose it.
+    - `format: decimal` is removed from strings, because openapi-generator's Java client maps it to a number.
     """
     if isinstance(schema, list):
         return [_portable(item) for item in schema]

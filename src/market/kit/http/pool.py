@@ -1,7 +1,7 @@
 """A pool of HTTP/1.1 keep-alive connections to one upstream, with one request at a time on each.
 
-For calls between services: no redirects, cookies, proxies or compression (docs/decisions/0007). The parser is llhttp
-(httptools, as in uvicorn). A response that is not valid HTTP ends its connection.
+It is for calls between services, so it has no redirects, cookies, proxies or compression (docs/decisions/0007). The
+parser is llhttp (httptools, as in uvicorn). If a response is not valid HTTP, the connection is closed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import httptools
 
 from market.kit.http.writes import WriteQueue
 
-# Less than the servers' HttpLimits.keep_alive_seconds (75 s), so that a server does not close a connection on which a
-# request is just being sent.
+# Less than the servers' HttpLimits.keep_alive_seconds (75 s). Otherwise a server could close a connection just as a
+# request is sent on it.
 _MAX_IDLE_SECONDS = 60.0
-# Older connections are replaced, so that new pods of the upstream get their share of the requests.
+# Older connections are replaced, so that new pods of the upstream get requests.
 _MAX_AGE_SECONDS = 120.0
-# Short, because an attempt to connect to a dead node gets no reply, and the next attempt may reach another pod.
+# Short, because a dead node does not reply, and the next attempt may reach another pod.
 _CONNECT_TIMEOUT_SECONDS = 1.0
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _MAX_HEADER_BYTES = 1024 * 1024
@@ -57,8 +57,8 @@ class ResponseTooLarge(Exception):
         self.size = size
 
 
-# Returns whether the caller accepts a response with a body of this many bytes. It is called before the body is read. If
-# the size of the body is not known in advance, it is called after each part, with the number of bytes read so far.
+# Takes the size of a response's body, and returns whether the caller accepts it. It is called before the body is read.
+# If the size is not known in advance, it is called after each part, with the number of bytes read so far.
 AcceptSize = Callable[[int], bool]
 
 
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None:
-            # The bytes belong to no request, so the connection cannot be used any further.
+            # The bytes belong to no request, so the connection is unusable.
             self.close()
             return
         if not self._in_body:
@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
             self._fail(ProtocolError(f"the response is not HTTP: {e}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # A response without a length ends with its connection.
+        # Without a length, the end of the connection is the end of the response.
         if self._in_body and not {"content-length", "transfer-encoding"} & self._headers.keys() and exc is None:
             self._keep_alive = False
             self.on_message_complete()
@@ -190,7 +190,7 @@ class Connection(asyncio.Protocol):
             # An interim response (1xx): the final one follows.
             return
         waiter = self._waiter
-        # After a second response to one request the connection cannot be used any further.
+        # A second response to one request makes the connection unusable.
         if waiter is None or waiter.done() or not self._parser.should_keep_alive():
             self._keep_alive = False
         if waiter is not None and not waiter.done():
@@ -224,13 +224,13 @@ class ConnectionPool:
         self._host = parts.hostname
         self._port = parts.port or (443 if self._tls else 80)
         self._prefix = parts.path.rstrip("/")
-        self._head = f" HTTP/1.1\r\nhost: {parts.netloc.rpartition('@')[2]}\r\n"
+        self._host_header = f"host: {parts.netloc.rpartition('@')[2]}"
         self._max_connections = max_connections
         self._open = 0
         # The requests of the current iteration of the event loop.
         self.writes = WriteQueue()
         self._idle: deque[Connection] = deque()
-        # Each future gets a connection, or None: then the caller may open a connection.
+        # The result of each future is a connection, or None if the caller may open a new one.
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
 
     async def request(
@@ -244,7 +244,7 @@ class ConnectionPool:
     ) -> HttpResponse:
         """Return the response. HEAD is not supported.
 
-        headers: called when the request is written, because one of the headers states how much time is left.
+        headers: called when the request is sent, because one of the headers contains the remaining time.
         seconds: the total timeout, including the wait for a connection.
 
         Raises ConnectError, TimeoutError, ProtocolError, ResponseTooLarge, any exception that `accept_size` raises, and
@@ -262,22 +262,21 @@ class ConnectionPool:
             self._release(connection)
 
     def close(self) -> None:
-        """Close idle connections; those in use are closed when their request ends."""
+        """Close the idle connections. Those in use are closed when their request ends."""
         while self._idle:
             self._idle.pop().close()
         self._max_connections = 0
 
     def _encode(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
-        lines = [f"{method} {self._prefix}{path}{self._head}"]
-        lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
+        lines = [f"{method} {self._prefix}{path} HTTP/1.1", self._host_header]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         if body is not None:
-            lines.append(f"content-length: {len(body)}\r\n")
-        text = "".join(lines)
-        # A line break in a path or a value would inject a header. Each entry of `lines` must contain one line break;
-        # the first entry, which consists of the request line and the header Host, two.
+            lines.append(f"content-length: {len(body)}")
+        text = "\r\n".join([*lines, "", ""])
+        # A line break in a path or a header would inject another header.
         if text.count("\n") != len(lines) + 1 or text.count("\r") != len(lines) + 1 or " " in path:
             raise ValueError("a path or a header contains a forbidden character")
-        return text.encode("latin-1") + b"\r\n" + (body or b"")
+        return text.encode("latin-1") + (body or b"")
 
     def _take_idle(self) -> Connection | None:
         """Return the idle connection that was used last, so that the others can expire. Return None if none is idle."""
@@ -299,7 +298,7 @@ class ConnectionPool:
             connection = await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                # The caller has just got a connection or the permission to open one. Pass it on to the next caller.
+                # The caller has just got a connection, or may open one. Pass this on to the next caller.
                 granted = waiter.result()
                 if granted is not None:
                     self._release(granted)

@@ -1,7 +1,7 @@
 """One HTTP connection: uvicorn's protocol, with timeouts, size limits and stricter parsing.
 
-uvicorn starts the application as soon as it has the headers, and waits indefinitely for clients that send or read
-slowly. Here the application starts once the body is complete, so that only complete requests are in flight.
+uvicorn starts the application as soon as it has received the headers, and waits indefinitely for clients that send or
+read slowly. Here the application starts once the body is complete, so only complete requests are in flight.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ log = logs.get_logger("http")
 
 # The parser's state: between requests, in the headers, or in the body.
 _BETWEEN, _HEADERS, _BODY = range(3)
-# The maximum number of pipelined requests, which are received before the response to an earlier request was sent.
+# The maximum number of pipelined requests: those that the client sent before it got the response to an earlier one.
 _MAX_PIPELINED = 100
-# How long the rest of a refused request is read and discarded. Closing a connection with unread input resets it, and
-# the client may lose the response (RFC 9112 section 9.6).
+# How long the rest of a refused request is read and discarded. A connection that is closed with unread input is reset,
+# and the client may lose the response (RFC 9112 section 9.6).
 _LINGER_SECONDS = 2.0
 _UPGRADE_OPTIONS = (b"upgrade", b"http2-settings")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]*")
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. `connections`: all connections of its server, with their limits.
+    """One connection. It waits for its client, runs a request, or is closing.
 
-    A connection waits for its client (between requests, in the headers or in a body), runs a request, or is closing.
     Pipelined requests wait in uvicorn's `pipeline`, newest first.
+
+    connections: all connections of the server, with their limits.
     """
 
     def __init__(self, connections: Connections, **uvicorn_arguments: Any) -> None:
@@ -44,20 +45,21 @@ class HttpProtocol(HttpToolsProtocol):
         # The name `connections` is taken: in uvicorn's protocol, it is a set.
         self._server_connections = connections
         self._limits = connections.limits
-        self._parsing = _BETWEEN
-        self._requests_begun = 0
+        self._state = _BETWEEN
+        self._begun_requests = 0
         self._header_bytes = 0
-        # How many bytes of headers, trailers or a chunk extension were received so far, while these are incomplete.
-        self._pending_bytes = 0
+        # How many bytes were received of the header section, trailer section or chunk extension that is incomplete. The
+        # parser does not limit them.
+        self._section_bytes = 0
         # Whether the bytes that were last fed to the parser included bytes of a body.
         self._input_has_body = False
-        # When the connection entered its current state. Its deadlines are counted from then on.
+        # When the current deadline started.
         self._since = 0.0
         # The next request to run. It waits for its body, or for the client to read the previous response.
         self._next_cycle: RequestResponseCycle | None = None
         self._is_running = False
         self._offers_upgrade = False
-        # True if further input is discarded, not parsed.
+        # Whether further input is discarded without being parsed.
         self._discards_input = False
         self._is_oversized = False
         self._is_lingering = False
@@ -84,7 +86,8 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         rest = data
         while rest and not self._discards_input:
-            size, begun_before, parsing_before = len(rest), self._requests_begun, self._parsing
+            size = len(rest)
+            begun_before, state_before = self._begun_requests, self._state
             self._input_has_body = False
             try:
                 self.parser.feed_data(rest)
@@ -95,8 +98,8 @@ class HttpProtocol(HttpToolsProtocol):
             except httptools.HttpParserError as e:
                 self._refuse(self._refusal or refusals.from_parser_error(e))
                 return
-            if (self._parsing != _BETWEEN or self.pipeline) and not self._discards_input:
-                self._count_incomplete(size, self._requests_begun - begun_before, parsing_before)
+            if (self._state != _BETWEEN or self.pipeline) and not self._discards_input:
+                self._count_received(size, self._begun_requests - begun_before, state_before)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -115,7 +118,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_running or self.pipeline:
             super().shutdown()
         else:
-            # An incomplete request is not in flight: nothing has been done for it.
+            # Nothing has been done for an incomplete request.
             self.transport.close()
 
     @property
@@ -127,14 +130,14 @@ class HttpProtocol(HttpToolsProtocol):
     def buffered_response_bytes(self) -> int:
         """The number of response bytes in memory.
 
-        The event loop keeps all bytes of a write in memory until the last one has been sent. So this stays at the
-        number of bytes that were unsent when the client fell behind, until all have been sent.
+        The event loop frees a buffer only when all of it has been sent. So until then, this is the number of bytes that
+        were unsent when the client fell behind.
         """
         unsent = self.unsent_bytes
         return max(unsent, self._sending_bytes) if unsent else 0
 
     def send_rate(self, now: float, min_seconds: float) -> float:
-        """Return the client's read rate since it fell behind, in bytes per second over at least `min_seconds`."""
+        """Return the client's read rate since it fell behind, in bytes per second, over at least `min_seconds`."""
         seconds = max(min_seconds, now - (self._sending_since or now))
         return (self._sending_bytes - self.unsent_bytes) / seconds
 
@@ -157,13 +160,13 @@ class HttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
         elif self._is_running:
             if self._discards_input:
-                # The request is too large: the rest of its body is being discarded.
+                # The body is too large, and the rest of it is being discarded.
                 return self._cut_off_if_exceeded(limits.body_timeout_seconds, waited, "body_timeout_seconds")
-        elif self._parsing == _HEADERS:
+        elif self._state == _HEADERS:
             if waited > limits.header_timeout_seconds:
                 self._refuse(RequestTimeout(f"the headers must arrive within {limits.header_timeout_seconds:g} s"))
                 return "header_timeout_seconds"
-        elif self._parsing == _BODY:
+        elif self._state == _BODY:
             if waited > limits.body_timeout_seconds:
                 self._refuse(RequestTimeout(f"the body must arrive within {limits.body_timeout_seconds:g} s"))
                 return "body_timeout_seconds"
@@ -183,12 +186,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._requests_begun += 1
-        self._parsing = _HEADERS
-        self._header_bytes = self._pending_bytes = 0
+        self._begun_requests += 1
+        self._state = _HEADERS
+        self._header_bytes = self._section_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._parsing != _HEADERS:
+        if self._state != _HEADERS:
             # This is a trailer. It may be dropped (RFC 9110 section 6.5.1), and must not be treated as a header.
             return
         self._header_bytes += len(name) + len(value) + len(": \r\n")
@@ -218,8 +221,8 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if len(self.pipeline) >= _MAX_PIPELINED:
             self._raise_refusal(Overloaded(f"at most {_MAX_PIPELINED} requests may be pipelined"))
-        self._parsing = _BODY
-        self._pending_bytes = 0
+        self._state = _BODY
+        self._section_bytes = 0
         self._is_oversized = b"content-length" in names and int(self._header(b"content-length")) > limits.max_body_bytes
         # HTTP/1.0 clients do not understand 100 Continue (RFC 9110 section 10.1.1).
         self.expect_100_continue = (
@@ -229,7 +232,7 @@ class HttpProtocol(HttpToolsProtocol):
         )
         super().on_headers_complete()
         if self._is_oversized:
-            # Discard the body from now on, even if the request has to wait for the responses to earlier requests.
+            # Discard the body now, even if the request has to wait for the responses to earlier requests.
             self._discards_input = True
 
     def on_body(self, body: bytes) -> None:
@@ -245,20 +248,20 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._offers_upgrade or self._discards_input:
             return
-        self._parsing = _BETWEEN
+        self._state = _BETWEEN
         if not self.pipeline:
             self._server_connections.clear_received_bytes(self)
         self.cycle.more_body = False
         self._run_next()
 
     def _header(self, wanted: bytes) -> bytes:
-        """Return a header of the request that is being parsed, by its name in lower case; repeated ones are joined."""
+        """Return a header of the current request by its name in lower case. Repeated headers are joined."""
         return b", ".join(value for name, value in self.headers if name == wanted)
 
     def _parse_without_upgrade(self) -> None:
-        """Re-parse a request that offered an upgrade, without the offer (RFC 9110 section 7.8).
+        """Parse a request that offers an upgrade again, without the offer (RFC 9110 section 7.8).
 
-        The parser assumes that the bytes after the headers belong to the new protocol, but they are the request's body.
+        The parser has stopped after the headers, because it expects bytes of the new protocol. They are the body.
         """
         head = [self.parser.get_method(), b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
         for name, value in self.headers:
@@ -273,28 +276,29 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.parser.feed_data(b"".join(head))
 
-    def _count_incomplete(self, size: int, begun: int, parsing_before: int) -> None:
-        """Count the bytes just received as part of an incomplete request.
+    def _count_received(self, size: int, begun: int, state_before: int) -> None:
+        """Count bytes that have just been received of an incomplete request or of pipelined requests.
 
-        size: the number of bytes. begun: the number of requests that begin in them. parsing_before: the parser's state
-        before them.
+        size: the number of bytes.
+        begun: the number of requests that begin in these bytes.
+        state_before: the parser's state before these bytes.
         """
-        if (begun or parsing_before != self._parsing) and not self._is_running:
-            # A deadline starts: the one for the headers, or the one for the body.
+        if (begun or state_before != self._state) and not self._is_running:
+            # The deadline for the headers or for the body starts.
             self._since = self._server_connections.clock()
             if begun and self in self._server_connections.waiting:
                 self._server_connections.waiting.move_to_end(self)
-        if self._parsing == _HEADERS:
-            # If these bytes also contain the end of an earlier request, it is unknown how many belong to this one.
-            has_earlier_request = begun > (1 if parsing_before == _BETWEEN else 0)
-            if not has_earlier_request:
-                self._pending_bytes += size
-        elif self._input_has_body or begun or parsing_before != _BODY:
-            self._pending_bytes = 0
+        if self._state == _HEADERS:
+            requests = begun if state_before == _BETWEEN else begun + 1
+            # If there are several requests in these bytes, it is unknown how many bytes belong to the last one.
+            if requests == 1:
+                self._section_bytes += size
+        elif self._input_has_body or begun or state_before != _BODY:
+            self._section_bytes = 0
         else:
-            # Trailers, or the extension of a chunk.
-            self._pending_bytes += size
-        if self._pending_bytes > self._limits.max_header_bytes:
+            # A trailer section or a chunk extension.
+            self._section_bytes += size
+        if self._section_bytes > self._limits.max_header_bytes:
             self._refuse(self._headers_too_large())
             return
         self._server_connections.add_received_bytes(self, size)
@@ -307,7 +311,7 @@ class HttpProtocol(HttpToolsProtocol):
     # Running requests, one at a time.
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, _: Any) -> None:
-        # Called by uvicorn after the headers, unless an earlier request waits for its response.
+        # uvicorn calls this after the headers, unless an earlier request has no response yet.
         self._next_cycle = cycle
         if self._is_oversized and cycle is self.cycle:
             self._run_oversized(cycle)
@@ -326,13 +330,13 @@ class HttpProtocol(HttpToolsProtocol):
         cycle.waiting_for_100_continue = False
         cycle.message_event.set()
         if cycle.body:
-            # For the limit on the bytes of bodies in flight (market.kit.http.in_flight).
+            # Edge limits the total size of the bodies in flight (see in_flight.py).
             cycle.scope["state"]["body_bytes"] = len(cycle.body)
         self._server_connections.waiting.pop(self, None)
         super()._start_asgi_task(cycle, self.app)
 
     def _run_oversized(self, cycle: RequestResponseCycle) -> None:
-        """Pass a request with an oversized body to the application, which refuses it. Then close the connection."""
+        """Run a request with an oversized body. The application refuses it, and the connection is closed."""
         self._discards_input = True
         self._server_connections.clear_received_bytes(self)
         self._since = self._server_connections.clock()
@@ -355,7 +359,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._send_continue()
         elif self._refusal is not None:
             self._send_refusal()
-        elif self._parsing == _BETWEEN:
+        elif self._state == _BETWEEN:
             self._server_connections.clear_received_bytes(self)
 
     def _send_continue(self) -> None:
@@ -366,12 +370,12 @@ class HttpProtocol(HttpToolsProtocol):
     # Requests that are refused before they are complete.
 
     def _raise_refusal(self, problem: Problem) -> NoReturn:
-        """Refuse the request from a parser callback. The exception stops the parser."""
+        """Refuse the current request from a parser callback. The exception stops the parser."""
         self._refusal = problem
         raise ValueError(str(problem))
 
     def _refuse(self, problem: Problem) -> None:
-        """Refuse the request that is being parsed, after the responses to those before it, and read no more."""
+        """Refuse the current request once earlier requests have got their responses. Discard further input."""
         self._refusal = problem
         self._discards_input = True
         self._server_connections.clear_received_bytes(self)
@@ -392,7 +396,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.linger()
 
     def linger(self) -> None:
-        """Half-close the connection, and discard further input until the client has had time to read the response."""
+        """Half-close the connection, and discard further input, so that the client has time to read the response."""
         self._discards_input = self._is_lingering = True
         self._since = self._server_connections.clock()
         if not self.transport.is_closing():

@@ -17,8 +17,8 @@ _MAX_RETRY_SECONDS = 3600
 class RateLimit:
     """Allows each caller `per_second` requests per second, and bursts of up to `burst` requests.
 
-    If there are more callers than the table has room for, the one whose last request is oldest is dropped. When it
-    sends another request, its bucket is full again.
+    If there are more than `max_callers`, the one whose last request is oldest is dropped. If it sends another request,
+    it starts with a full bucket.
 
     clock: returns seconds, like time.monotonic.
     """
@@ -35,7 +35,7 @@ class RateLimit:
         self._burst = burst
         self._max_callers = max_callers
         self._clock = clock
-        # By caller: how many requests it may send now (the tokens in its bucket), and when that was computed.
+        # By caller: the tokens in its bucket, which is how many requests it may send, and when they were computed.
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def check(self, caller: str) -> None:

@@ -1,4 +1,4 @@
-"""Responses to requests that never reach the application, because they are incomplete or not valid HTTP."""
+"""Responses to requests that are refused before their body has been read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def from_parser_error(error: httptools.HttpParserError) -> Problem:
 
 
 class LingeringTransport:
-    """The transport for a response that is sent before its request was read. Its `close` calls HttpProtocol.linger."""
+    """A transport for a response to an oversized request. Its `close` calls HttpProtocol.linger instead of closing."""
 
     def __init__(self, connection: HttpProtocol) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""Parses requests: headers, and JSON bodies and query strings into structs (in msgspec's strict mode)."""
+"""Parses the headers of requests, and decodes JSON bodies and query strings into structs (in msgspec's strict mode)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from market.kit.validation import explain, explain_all
 
 T = TypeVar("T")
 
-# The maximum number of parameters in a query string. It is higher if a field is a list, because the list's items may be
-# sent as repeated parameters.
+# The maximum number of parameters in a query string, without and with a field that is a list: its items may be sent as
+# repeated parameters.
 _MAX_PARAMETERS, _MAX_PARAMETERS_WITH_LIST = 50, 150
 _STRAY_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,18})")
@@ -48,7 +48,7 @@ def reject_unsupported_preconditions(request: Request, *supported: bytes) -> Non
     for name, value in request.scope["headers"]:
         if name[:3] == b"if-" and name in _PRECONDITIONS and name not in supported:
             if name == b"if-none-match" and request.method in ("GET", "HEAD") and value.strip() != b"*":
-                # The responses have no entity tag, so no tag that the client sends can match.
+                # The response has no entity tag, so the condition is true.
                 continue
             raise BadInput(_PRECONDITIONS[name], f"is not supported for {request.method} {request.url.path}")
 
@@ -56,7 +56,8 @@ def reject_unsupported_preconditions(request: Request, *supported: bytes) -> Non
 def parse_quality(parameters: list[str]) -> float:
     """Return the quality value `q` (RFC 9110, section 12.4.2) among the parameters of one entry in a header.
 
-    The parameters must be in lower case. Return 1 if there is no `q`, 0 if it is invalid.
+    The parameters must be in lower case. Return 1 if there is no `q`, and 0 if it is not a number. A number below 0 or
+    above 1 is clamped.
     """
     for parameter in parameters:
         if parameter.startswith("q="):
@@ -87,9 +88,8 @@ async def read_body(
 ) -> T:
     """Return the decoded JSON body. Raises Malformed, BadInput, UnsupportedMediaType, TooLarge.
 
-    checks: by field, a function that raises BadInput if the value breaks a further rule. If the body is invalid, these
-        functions are called for its valid fields, so that the error lists all wrong fields. If the body is valid, they
-        are not called: the caller has to do that.
+    checks: by field, a function that raises BadInput for an invalid value. If the decoder finds an error, the functions
+        are called for the other fields, so that the error lists all invalid fields. Otherwise they are not called.
     """
     content_type = read_header(request, b"content-type")
     if content_type != b"application/json":
@@ -101,7 +101,7 @@ async def read_body(
         try:
             return decoder.decode(data)
         except msgspec.ValidationError as e:
-            # The decoder has stopped at the first invalid field. If the rest of the body is not JSON, raise Malformed.
+            # The decoder stops at the first invalid field. If the rest of the body is not JSON, Malformed is raised.
             raise _bad_input(e, decoder.type, msgspec.json.decode(data), checks) from None
     except UnicodeDecodeError:
         raise Malformed("body", "is not valid UTF-8") from None
@@ -148,7 +148,7 @@ def parse_query(request: Request, query_type: type[T]) -> T:
             with errors:
                 if name in values:
                     raise BadInput(name, "must not be repeated")
-                # Set even if parsing fails, so that the parameter does not count as missing.
+                # Set it even if parsing fails, or the parameter would be reported as missing.
                 values[name] = value
                 if parse := parsers.get(name):
                     values[name] = parse(value)
@@ -199,7 +199,7 @@ def _lists(query_type: Any) -> frozenset[str]:
 def _parsers(query_type: Any) -> dict[str, Callable[[str], Any]]:
     """Return the parsers of the fields that are not text, by field name.
 
-    msgspec's lax mode would do without them, but it accepts 1e2 and 20.0 as an int.
+    msgspec's lax mode is not used, because it accepts 1e2 and 20.0 as an int.
     """
     info = inspect.type_info(query_type)
     assert isinstance(info, inspect.StructType)

@@ -1,4 +1,4 @@
-"""The HTTP server of a process: uvicorn, with a socket of our own and without its signal handlers."""
+"""The HTTP server of a process: uvicorn, with our own socket and without its signal handlers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class HttpServer:
         limits: HttpLimits | None = None,
     ) -> None:
         connections = Connections(limits or HttpLimits())
-        # uvicorn expects a class, but only calls it, so a function that creates the protocol is enough.
+        # uvicorn expects a class, but only calls it, so a function that returns the protocol is enough.
         protocol: Any = partial(HttpProtocol, connections)
         self._socket = sock or bind(host, port)
         settings = uvicorn.Config(
@@ -91,9 +91,9 @@ class _Uvicorn(uvicorn.Server):
 
 
 def bind(host: str, port: int, *, new_socket: Callable[..., socket.socket] = socket.socket) -> socket.socket:
-    """Return a TCP socket that is bound to the address, but does not listen yet. Port 0 stands for any free port.
+    """Return a TCP socket that is bound to the address, but does not listen yet. Port 0 means any free port.
 
-    The host `::` is every IPv6 and IPv4 address of this machine, or every IPv4 address if it has no IPv6.
+    The host `::` means every IPv6 and IPv4 address of this machine, or every IPv4 address if it has no IPv6.
     Raises OSError, with the address in its message.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -102,7 +102,7 @@ def bind(host: str, port: int, *, new_socket: Callable[..., socket.socket] = soc
     except OSError as e:
         if host != "::" or e.errno != errno.EAFNOSUPPORT:
             raise OSError(e.errno, f"cannot listen on {host}:{port}: {e.strerror}") from None
-        return bind("0.0.0.0", port)  # noqa: S104  # What the operator has configured.
+        return bind("0.0.0.0", port)  # noqa: S104  # The operator has configured "::".
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if host == "::":
