@@ -4,8 +4,8 @@
     producer.send("orders", value, key=b"...", headers=[], token=order_id)   # the result is passed to clear_outbox
     await producer.send_and_wait("orders.dead-letter", value)                # returns once acknowledged
 
-librdkafka (https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md) runs callbacks in the thread that
-polls it; this module passes their results on to the event loop.
+librdkafka runs callbacks in the thread that polls it. This module passes the results on to the event loop. The settings
+are documented at https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Token = TypeVar("Token")
 Headers = Sequence[tuple[str, str | bytes | None]]
 log = logs.get_logger("kafka")
 
-# An allowance for the framing of a batch, which a consumer fetches in addition to the largest message.
+# Room for the header of a batch, which a consumer fetches together with its messages.
 _OVERHEAD_BYTES = 65_536
 # The minimum time between two replacements of a librdkafka producer.
 _MIN_REPLACE_SECONDS = 1.0
 
-# Kafka will never accept a message that failed with one of these. Every other error can be retried.
+# A message that failed with one of these errors will never be accepted. After other errors, it can be sent again.
 _PERMANENT = frozenset(
     {
         KafkaError.MSG_SIZE_TOO_LARGE,
@@ -47,8 +47,8 @@ _PERMANENT = frozenset(
     }
 )
 
-# The partition has no leader at the moment, or a new one that the client does not know yet. librdkafka may call a
-# partition without a leader unknown.
+# The partition has no leader at the moment, or a new one that the client does not know yet. For a partition without a
+# leader, librdkafka may report the error "unknown partition".
 _NO_LEADER = frozenset(
     {KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError._UNKNOWN_PARTITION}
 )
@@ -60,8 +60,8 @@ def client_settings(config: Kafka, client_id: str) -> dict[str, Any]:
     return {
         "bootstrap.servers": config.bootstrap_servers,
         "client.id": client_id,
-        # Let librdkafka log only critical errors, because it repeats the others at each connection attempt. They are
-        # not lost: a producer's callers get each failed delivery, and a consumer reports outages in its `error_cb`.
+        # librdkafka logs only critical errors, because it would repeat others at each connection attempt. A producer's
+        # caller gets each failed delivery, and a consumer reports outages in its `error_cb`.
         "log_level": 2,
         "socket.connection.setup.timeout.ms": 3_000,
         "reconnect.backoff.ms": 50,
@@ -76,7 +76,7 @@ def producer_settings(
 ) -> dict[str, Any]:
     """Return the settings of an idempotent producer.
 
-    `config.options` may override everything but acknowledgement, idempotence and partitioning.
+    `config.options` may override all settings but `acks`, `enable.idempotence` and `partitioner`.
     """
     delivery_ms = max(1, int(delivery_seconds * 1000))
     return {
@@ -86,19 +86,19 @@ def producer_settings(
         "request.timeout.ms": min(10_000, delivery_ms),
         "retry.backoff.ms": 50,
         "retry.backoff.max.ms": 1_000,
-        # When this queue is full, `send` does not accept the message, so that memory does not grow without limit.
+        # When this queue is full, `send` returns False.
         "queue.buffering.max.messages": 20_000,
         "queue.buffering.max.kbytes": 64 * 1024,
         **client_settings(config, client_id),
         "acks": "all",
         "enable.idempotence": True,
-        # Set explicitly, because Kafka's clients have different defaults, and a key must stay in its partition.
+        # Kafka's clients have different defaults, but messages with the same key must get to the same partition.
         "partitioner": "murmur2_random",
     }
 
 
 def consumer_settings(config: Kafka, client_id: str, group: str, *, max_message_bytes: int) -> dict[str, Any]:
-    """Return the settings of a consumer that never commits automatically. Callers add their own: `{**settings, ...}`.
+    """Return the settings of a consumer that never commits automatically. Callers may add other settings.
 
     group: the consumer group. librdkafka requires one, even if the consumer never joins it.
     """
@@ -115,9 +115,9 @@ def consumer_settings(config: Kafka, client_id: str, group: str, *, max_message_
 def watermark_offsets(consumer: Consumer, partition: TopicPartition, *, deadline: float) -> tuple[int, int]:
     """Return the first offset of the partition, and the offset after the last one. Blocks. Raises KafkaException.
 
-    Tries again while the partition has no leader: for example, while its broker is restarted.
+    While the partition has no leader, for example because its broker is restarting, the call is retried.
 
-    deadline: when the call has to end, in seconds of time.monotonic(). An attempt has at least 0.1 s
+    deadline: when to give up, in seconds of time.monotonic(). The last attempt may take until 0.1 s later
     """
     while True:
         try:
@@ -145,18 +145,17 @@ class Producer(Generic[Token]):
     """A librdkafka producer, and the thread that polls it. Must be constructed inside a running event loop.
 
     client_id: the name of this client in the broker's logs and metrics.
-    max_message_bytes: the maximum size of a message, including key and headers. A larger message is rejected
-        permanently, without being sent.
+    max_message_bytes: the maximum size of a message, including key and headers. A larger message is not sent, and its
+        delivery result is a permanent error.
     delivery_seconds: how long a message may wait for its acknowledgement, retries included.
     linger_seconds: how long a message may wait to be sent in a batch with others.
-    on_delivery: awaited in the event loop with a list of `(token, result)`, which contains every message that `send`
-        accepted. One call gets all results that arrived since the previous call. If it raises an exception, the
-        exception is logged.
+    on_delivery: awaited in the event loop with a list of `(token, result)`: the results that have arrived since the
+        last call. Each message that `send` accepted is in one of these lists. Exceptions are logged.
     on_failure: called, in any thread, when a delivery has failed but may be retried. Pass `TopicKeeper.check_soon`,
         because the topic may be missing.
 
-    A fatal error makes librdkafka's idempotent producer unusable. Then each of its pending messages fails, and a new
-    producer replaces it, at most once a second.
+    A fatal error makes a librdkafka producer unusable: all its pending messages fail. It is replaced by a new one, at
+    most once a second.
     """
 
     def __init__(
@@ -187,7 +186,7 @@ class Producer(Generic[Token]):
         self._stopping = False
         self._replacing = False
         self._created_at = 0.0
-        # Replaced producers, whose last results have not been polled yet.
+        # Replaced librdkafka producers whose last results have not been polled yet.
         self._retired: list[_Librdkafka] = []
         self._librdkafka = self._create()
         self._thread = threading.Thread(target=self._poll, name=f"kafka {client_id}", daemon=True)
@@ -208,7 +207,7 @@ class Producer(Generic[Token]):
         headers: Headers = (),
         partition: int = -1,
     ) -> bool:
-        """Queue a message. Return False if the local queue is full; then the message was not accepted.
+        """Queue a message. Return False if the queue is full, so the message was not accepted.
 
         token: any value. `on_delivery` gets it with the delivery result of the message.
         """
@@ -237,9 +236,9 @@ class Producer(Generic[Token]):
         headers: Headers = (),
         partition: int = -1,
     ) -> None:
-        """Send a message and return once all in-sync replicas have acknowledged it.
+        """Send a message, and return once all in-sync replicas have acknowledged it.
 
-        Raises KafkaException if they do not. If the caller is cancelled, the message is still sent.
+        Raises KafkaException if the delivery failed. If the caller is cancelled, the message is still sent.
         """
         waiter: asyncio.Future[None] = self._loop.create_future()
 
@@ -275,9 +274,9 @@ class Producer(Generic[Token]):
         self._librdkafka.purge()
 
     async def close(self, timeout_seconds: float) -> None:
-        """Wait for pending messages, for at most `timeout_seconds`, and stop.
+        """Wait up to `timeout_seconds` for the pending messages, and stop.
 
-        Messages that are still pending then are dropped, and `on_delivery` does not get their results.
+        Messages that are then still pending are dropped, and `on_delivery` does not get their results.
         """
         end = self._loop.time() + timeout_seconds
         while (self.pending or self._tasks) and self._loop.time() < end:  # noqa: ASYNC110 - results come from a thread
@@ -305,10 +304,10 @@ class Producer(Generic[Token]):
         try:
             librdkafka.poll(timeout_seconds)
         except KafkaException as e:
-            # A fatal error is raised here, once, and not passed to `error_cb`.
+            # librdkafka raises a fatal error here, once.
             self._loop.call_soon_threadsafe(self._replace_if_fatal, e.args[0], librdkafka)
         except Exception as e:
-            # A callback raised it. This thread must keep running, or no result would ever arrive.
+            # A callback raised it. This thread must keep running, or no more results would arrive.
             count_failure("kafka-producer", e)
 
     def _notify_failure(self, result: DeliveryResult) -> None:
@@ -317,13 +316,13 @@ class Producer(Generic[Token]):
 
     def _report(self, token: Token, result: DeliveryResult) -> None:
         self._notify_failure(result)
-        # This is called in the polling thread or in the event loop. Only the first of several results wakes the loop
-        # up.
+        # This is called in the polling thread or in the event loop. One wake-up of the loop is enough for all results
+        # until `_drain` runs.
         with self._lock:
             self._results.append((token, result))
             first = len(self._results) == 1
         if first:
-            # In an empty context, because these are results of several callers.
+            # In an empty context, because the results belong to several callers.
             self._loop.call_soon_threadsafe(self._drain, context=Context())
 
     def _drain(self) -> None:
@@ -342,16 +341,14 @@ class Producer(Generic[Token]):
             log.warning("delivery callback failed", messages=len(results), error=str(e)[:200])
 
     def _replace_if_fatal(self, error: KafkaError, failed: _Librdkafka) -> None:
-        # An error may be reported twice or late. Ignore it if the producer that had the error has been replaced
-        # already.
+        # An error may be reported twice or late. Ignore it if its producer has already been replaced.
         if not error.fatal() or failed is not self._librdkafka or self._replacing:
             return
         log.error("fatal producer error, recreating producer", error=str(error))
         self._replacing = True
-        # This makes all messages fail that are queued or in flight. Some of their results arrive later, from
-        # librdkafka's broker threads.
+        # All messages that are queued or in flight fail. Some of their results arrive later, from librdkafka's threads.
         self._librdkafka.purge()
-        # Wait, because a lasting error, such as a missing permission, must not keep the processor busy.
+        # Replace the producer at most once a second, because the error may be permanent, such as a missing permission.
         self._loop.call_at(self._created_at + _MIN_REPLACE_SECONDS, self._replace)
 
     def _replace(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import idna
 
-# The maximum number of octets of an address (in the form in which it is sent), and of its local part.
+# The maximum number of octets of an address and of its local part, in the form in which they are sent.
 _MAX_OCTETS = 254
 _MAX_LOCAL_OCTETS = 64
 _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+")
@@ -30,9 +30,9 @@ class MailAddress:
 
     @property
     def needs_smtputf8(self) -> bool:
-        """Whether the mail servers on the way need the extension SMTPUTF8, because the local part is not ASCII.
+        """Whether every mail server must support the extension SMTPUTF8, because the local part is not ASCII.
 
-        Unlike a domain, a local part has no ASCII form.
+        Unlike a domain, a local part cannot be converted to ASCII.
         """
         return not self.local_part.isascii()
 
@@ -54,7 +54,7 @@ def parse_mail_address(value: str) -> MailAddress | None:
         return None
     ascii_domain = domain if domain.isascii() else _ascii_form(domain)
     address = MailAddress(local_part, ascii_domain)
-    # "=?" looks like an encoded word (RFC 2047): mail software would decode it and send the mail to someone else.
+    # "=?" looks like an encoded word (RFC 2047). Mail software could decode it, and send the mail to someone else.
     if not _DOMAIN.fullmatch(ascii_domain) or "=?" in local_part or len(str(address).encode()) > _MAX_OCTETS:
         return None
     return address
@@ -70,9 +70,9 @@ def _is_dot_atom(local_part: str) -> bool:
 
 
 def _is_atom(text: str) -> bool:
-    # Visible characters beyond ASCII are allowed wherever a letter is (RFC 6531).
-    with_letters = "".join("a" if c > "\x7f" and unicodedata.category(c)[0] in _VISIBLE else c for c in text)
-    return _ATOM.fullmatch(with_letters) is not None
+    # A visible character outside ASCII is allowed wherever a letter is allowed (RFC 6531).
+    with_ascii_letters = "".join("a" if c > "\x7f" and unicodedata.category(c)[0] in _VISIBLE else c for c in text)
+    return _ATOM.fullmatch(with_ascii_letters) is not None
 
 
 def _ascii_form(domain: str) -> str:

@@ -1,20 +1,20 @@
 """Forward-only migrations of a PostgreSQL database: the SQL files of a package.
 
 A file with a number, `NNNN_name.sql`, is applied once. A file without a number, such as `functions.sql`, is versioned:
-its first line is `-- version N`. Whenever N has been raised, the whole file is applied again, after the numbered files.
-The names have only lower-case letters, digits and underscores; an SQL file with another name is an error.
+its first line is `-- version N`. When N has been raised, the whole file is applied again, after the numbered files.
+Names consist of lower-case letters, digits and underscores. An SQL file with another name is an error.
 
 The table `schema_migrations` contains a row for each applied file (and version), with the checksum of its text. A
 numbered file must not be changed once it is released: to change the schema, add a file.
 
 A file is applied in one transaction, unless its first line is `-- concurrently`. Then each of its statements is
 executed outside of a transaction, as CREATE INDEX CONCURRENTLY requires. A statement ends with a semicolon at the end
-of a line. If a statement fails, the whole file is applied again later, so all statements must be idempotent: for
-example, DROP INDEX CONCURRENTLY IF EXISTS comes before CREATE INDEX CONCURRENTLY.
+of a line. If a statement fails, the next run applies the whole file again, so all statements must be idempotent: for
+example, put DROP INDEX CONCURRENTLY IF EXISTS before CREATE INDEX CONCURRENTLY.
 
-A file whose first line is `-- repeatedly` changes many rows, a few at a time: its only statement is executed again and
-again, each time in a transaction of its own, until it changes no row. So no row is locked for long, and after a failure
-the next run of `migrate` continues.
+A file whose first line is `-- repeatedly` changes many rows, a few at a time. Its only statement is repeated, each time
+in its own transaction, until it changes no row. So no row is locked for long, and after a failure the next run of
+`migrate` continues.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logs.get_logger("migrations")
 
 # The timeout of each statement that is not part of a migration.
 _STATEMENT_SECONDS = 30.0
-# The server ends the session, and releases the lock, within a minute if the host running `migrate` disappears.
+# If the host that runs `migrate` disappears, the server ends the session and releases the lock within a minute.
 _SETTINGS = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
 _NAME = re.compile(r"\d{4}_[a-z0-9_]+\.sql")
 _VERSIONED_NAME = re.compile(r"[a-z][a-z0-9_]*\.sql")
@@ -56,7 +56,12 @@ class MigrationError(CommandError):
 
 
 class _Migration(NamedTuple):
-    """A file of a package. The name of a versioned file contains its version; other files have the version 0."""
+    """A file of a package.
+
+    name: the name in `schema_migrations`. For a versioned file, it includes the version
+    file: the name of the file
+    version: 0 for a numbered file
+    """
 
     name: str
     text: str
@@ -75,7 +80,7 @@ class _Migration(NamedTuple):
 
 
 def _migrations(package: str) -> list[_Migration]:
-    """Return the package's files in the sequence in which they are applied. Raises MigrationError."""
+    """Return the package's files in the order in which they are applied. Raises MigrationError."""
     numbered, versioned = [], []
     for file in sorted(f.name for f in files(package).iterdir()):
         text = (files(package) / file).read_text("utf-8") if file.endswith(".sql") else ""
@@ -117,8 +122,10 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
     """Apply the pending files of the package one after another, and return their names.
 
     Concurrent calls are safe, because an advisory lock is taken. A newer schema is accepted. Each file must be
-    compatible with the version of the service that is still running. Raises MigrationError if a file fails, takes too
-    long or has changed since it was applied, or if another process keeps the lock for longer than the configured time.
+    compatible with the previous version of the service, which is still running.
+
+    Raises MigrationError if a file fails, takes too long or has changed since it was applied, or if another process
+    holds the lock for too long.
     """
     connector = Connector(config, settings=_SETTINGS, timeout_seconds=_STATEMENT_SECONDS)
     conn = await (health or Health()).wait_for("postgres", connector)
@@ -137,8 +144,8 @@ async def migrate(config: Postgres, package: str, health: Health | None = None) 
 
 async def _lock(conn: DirectConnection, seconds: float) -> None:
     give_up_at = time.monotonic() + seconds
-    # pg_advisory_lock could deadlock: the process that holds the lock may run CREATE INDEX CONCURRENTLY, which waits
-    # for all running statements, including one that waits for the lock.
+    # pg_advisory_lock could deadlock: the other process may run CREATE INDEX CONCURRENTLY, which waits for all running
+    # statements. One of them would be the pg_advisory_lock of this process.
     while not await conn.fetchval("SELECT pg_try_advisory_lock(hashtext('market.migrations'))"):
         if time.monotonic() > give_up_at:
             raise MigrationError(
@@ -153,8 +160,8 @@ async def _create_table(conn: DirectConnection) -> None:
         "CREATE TABLE IF NOT EXISTS schema_migrations "
         "(name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now(), checksum text)"
     )
-    # In tables of earlier versions, the column for checksums is missing. ADD COLUMN IF NOT EXISTS is not used, because
-    # it would lock the table at every run.
+    # A table that an earlier version created has no column for checksums. ADD COLUMN IF NOT EXISTS would lock the table
+    # in every run, so check first.
     if not await conn.fetchval(
         "SELECT true FROM pg_attribute "
         "WHERE attrelid = 'schema_migrations'::regclass AND attname = 'checksum' AND NOT attisdropped"
@@ -204,8 +211,8 @@ async def _apply(conn: DirectConnection, name: str, text: str, seconds: float) -
 
 async def _execute(conn: DirectConnection, name: str, text: str, seconds: float) -> None:
     async with conn.transaction():
-        # While a migration waits for a lock, the requests behind it wait as well. So it gives up soon, and the next run
-        # of `migrate` tries again.
+        # While a migration waits for a lock on a table, all requests that use the table wait behind it. So it gives up
+        # soon, and the next run of `migrate` tries again.
         await conn.execute("SET LOCAL lock_timeout = '5s'")
         await conn.execute(text, timeout=seconds)
         await _record(conn, name, text)

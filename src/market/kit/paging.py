@@ -1,6 +1,6 @@
 """Paging: the parameters of a page, and cursors.
 
-A cursor is the position at which a page ends, as opaque text that the client sends to get the next page:
+A cursor is the position at which a page ends. The client sends it, as opaque text, to get the next page:
 
     write_cursor(Position(...), "products", sort, q)        # "WzEsIlVHZ..."
     read_cursor(text, Position, "products", sort, q)        # Position(...)
@@ -23,10 +23,9 @@ from market.kit.errors import BadInput
 
 T = TypeVar("T", bound=Struct)
 
-# Offsets are limited, because the database has to read every row that it skips. (It finds a cursor's position in an
-# index.)
+# Offsets are limited, because the database has to read all rows that it skips.
 MAX_OFFSET = 10_000
-# The items of a list are counted up to this number.
+# The `total` of a list is at most this number, because counting takes time.
 MAX_COUNT = 10_000
 MAX_CURSOR_LENGTH = 2000
 
@@ -41,7 +40,7 @@ _LIST_ID_BYTES = 6
 
 class _Cursor(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     version: int
-    # A hash of what defines the list.
+    # A hash of the list's definition.
     list_id: str
     position: msgspec.Raw
 
@@ -52,7 +51,7 @@ _decoder = msgspec.json.Decoder(_Cursor)
 def write_cursor(position: Struct, *list_definition: str | None) -> str:
     """Return the cursor of a position.
 
-    list_definition: the list's name, the filters and the sort, which determine the items and their sequence.
+    list_definition: what determines the items and their order: the list's name, its filters and its sort order.
     """
     cursor = _Cursor(_VERSION, _list_id(list_definition), msgspec.Raw(msgspec.json.encode(position)))
     return _to_text(msgspec.json.encode(cursor))

@@ -33,8 +33,8 @@ else:
     DirectConnection = Connection = asyncpg.Connection
     AcquireContext = PoolAcquireContext
 
-# After these errors, the server is unavailable, or it is unknown whether the statement took effect. InternalClientError
-# occurs on an idle connection that has received the server's shutdown message, but is not closed yet.
+# After these errors, the server is unavailable, or it is unknown whether the statement took effect. asyncpg raises
+# InternalClientError on an idle connection that has received the server's shutdown message, but is not closed yet.
 CONNECTION_ERRORS = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -44,7 +44,7 @@ CONNECTION_ERRORS = (
     asyncpg.InternalClientError,
 )
 
-# Errors of a server that is reachable, but rejects statements: it is full or read-only, or privileges were revoked.
+# The server is reachable, but rejects statements: it is out of resources or read-only, or privileges were revoked.
 _REJECTION_ERRORS = (
     asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
@@ -60,20 +60,23 @@ class DatabaseUnreachable(ConnectionError):
 
 
 class PooledConnection(DirectConnection):
-    """A connection, and when it has to be replaced, in seconds of time.monotonic()."""
+    """A connection of the pool.
+
+    replace_at: when it has to be replaced, in seconds of time.monotonic()
+    """
 
     replace_at: float = float("inf")
 
     def is_read_only(self) -> bool:
         """Return, without a round trip, whether the server has reported that this session cannot write.
 
-        A server of version 14 or later reports a change with the result of the next statement.
+        Servers from version 14 on report a change together with the result of the next statement.
         """
         return getattr(self.get_settings(), "default_transaction_read_only", "off") == "on"
 
 
 class Connector:
-    """Opens connections to the server that accepts writes, trying first the host that accepted the last connection.
+    """Opens connections to the server that accepts writes. It tries the host of the last connection first.
 
     settings: the run-time parameters of each connection
     timeout_seconds: the timeout of each statement. None: no timeout
@@ -94,7 +97,7 @@ class Connector:
     async def __call__(self, **options: Any) -> PooledConnection:
         """Return a new connection; `options` are further arguments of asyncpg.connect. Raises DatabaseUnreachable."""
         failures: dict[tuple[str, int], str] = {}
-        # The hosts share the timeout equally, so that a host that does not respond leaves time for the others.
+        # Each host gets an equal share of the timeout, so that one that does not respond leaves time for the others.
         seconds = self._config.connect_timeout_seconds / len(self._addresses)
         for address in tuple(self._addresses):
             try:
@@ -103,7 +106,7 @@ class Connector:
                 self._move_to_end(address)
                 failures[address] = _reason(e, seconds)
             except asyncio.CancelledError:
-                # The caller's deadline may have passed because this host does not respond. So try it last next time.
+                # The caller's deadline may have passed because this host does not respond. Next time, try it last.
                 self._move_to_end(address)
                 raise
             else:
@@ -116,7 +119,7 @@ class Connector:
         raise DatabaseUnreachable(reason)
 
     def _log_failure(self, reason: str) -> None:
-        # While the process starts, Health.wait_for logs the reason.
+        # Until the first connection, Health.wait_for logs the reason.
         if self._has_connected and reason not in self._logged and len(self._logged) < 5:
             self._logged.add(reason)
             log.warning("cannot connect to the database", reason=reason)
@@ -147,7 +150,7 @@ class Connector:
             **{"connection_class": PooledConnection, **options},
         )
         conn = cast(PooledConnection, connected)
-        # Jitter, so that connections made together are not replaced together.
+        # With jitter, so that connections opened together are not all replaced at the same time.
         conn.replace_at = time.monotonic() + random.uniform(0.9, 1.1) * config.max_connection_age_seconds
         return conn
 
@@ -168,7 +171,7 @@ class _Tls:
         self._context = ReloadingContext(self._build, config.ca_file, config.cert_file, config.key_file)
 
     def get(self) -> ssl.SSLContext | Literal["disable", "prefer"]:
-        """Return the context, or the mode if asyncpg handles it itself. Raises OSError if a file is unreadable."""
+        """Return the TLS context, or the name of a mode that needs none. Raises OSError if a file is unreadable."""
         if self._config.mode == "disable" or self._config.mode == "prefer":
             return self._config.mode
         return self._context.get()
@@ -186,30 +189,30 @@ class _Tls:
 
 
 class _Pool(Pool):
-    """A pool that closes connections that are too old, or whose server accepts no more writes."""
+    """A pool that replaces connections that are too old, or whose server no longer accepts writes."""
 
     def acquire(self, *, timeout: float | None = None) -> _AcquireContext:
         return _AcquireContext(self, timeout)
 
     async def close_if_expired(self, conn: PooledConnection) -> None:
-        """When a connection is released, close it if it is too old or read-only. This runs in place of asyncpg's reset.
+        """Close a connection that is being released if it is too old or read-only.
 
-        The reset is not needed, because no statement leaves session state behind. It would add a quarter to the time of
-        a small query.
+        This replaces asyncpg's reset of the session, which would make a small query a quarter slower. It is not needed,
+        because no statement changes the state of the session.
         """
         if time.monotonic() >= conn.replace_at:
             conn.terminate()
         elif conn.is_read_only():
             conn.terminate()
-            # The pool's other connections lead to the same server. Each is replaced when it is next acquired.
+            # The other connections have the same server. Each is replaced when it is acquired the next time.
             await self.expire_connections()
 
 
 class _AcquireContext(AcquireContext):
-    """Expires all connections after a write that failed because the server is read-only."""
+    """Expires all connections of the pool after a write that failed because the server is read-only."""
 
     async def __aexit__(self, *exc: object) -> None:
-        # Behind a proxy, PooledConnection.is_read_only may always be False.
+        # PooledConnection.is_read_only is not enough: behind a proxy, it may always return False.
         if exc and isinstance(exc[1], asyncpg.ReadOnlySQLTransactionError):
             await self.pool.expire_connections()
         await super().__aexit__(*exc)
@@ -217,7 +220,7 @@ class _AcquireContext(AcquireContext):
 
 @asynccontextmanager
 async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str] | None = None) -> AsyncIterator[Pool]:
-    """Open a pool of connections, waiting until the server accepts writes, and add the check `postgres` to `health`.
+    """Wait until the server accepts writes, open a pool of connections, and add the check `postgres` to `health`.
 
     settings: run-time parameters that each connection sets, such as {"plan_cache_mode": "force_generic_plan"}.
     """
@@ -226,7 +229,7 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
     async def connect() -> Pool:
         new_pool = _Pool(
             connect=connector,  # type: ignore[arg-type]  # The stubs expect its signature to be asyncpg.connect's.
-            # If it had a minimum size, the pool would reopen connections to reach it, and log every failed attempt.
+            # With a minimum size, the pool would log every failed attempt to open a connection.
             min_size=0,
             max_size=config.pool_size,
             max_queries=50_000,
@@ -248,7 +251,7 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
 
     async def check() -> None:
         async with pool.acquire(timeout=1) as conn:
-            # A standby also returns "on".
+            # This is also "on" on a standby.
             if await conn.fetchval("SELECT current_setting('transaction_read_only')", timeout=1) == "on":
                 await pool.expire_connections()
                 raise Unavailable("the database accepts no writes")
@@ -266,9 +269,9 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
 
 @asynccontextmanager
 async def acquire(pool: Pool, *, seconds: float = 3.0) -> AsyncIterator[Connection]:
-    """Borrow a connection, for at most `seconds` or until the deadline.
+    """Acquire a connection, for at most `seconds` or until the deadline.
 
-    Raises DeadlineExceeded or Unavailable; whether a write inside the block took effect is then unknown.
+    Raises DeadlineExceeded or Unavailable. It is then unknown whether a write inside the block took effect.
     """
     try:
         async with asyncio.timeout(context.remaining(seconds)) as limit, pool.acquire() as conn:
@@ -276,7 +279,7 @@ async def acquire(pool: Pool, *, seconds: float = 3.0) -> AsyncIterator[Connecti
     except TimeoutError:
         raise (DeadlineExceeded if limit.expired() else Unavailable)("the database did not respond in time") from None
     except asyncpg.DataError:
-        # asyncpg's DataError is a subclass of InterfaceError, but means a bug in this service.
+        # asyncpg's DataError is a subclass of InterfaceError, but its cause is a bug in this service.
         raise
     except (*CONNECTION_ERRORS, *_REJECTION_ERRORS) as e:
         raise Unavailable(f"the database is unavailable: {type(e).__name__}") from None

@@ -1,4 +1,4 @@
-"""Protection against upstreams that fail: retries with jitter and a budget, and a circuit breaker."""
+"""Protection against failing upstreams: retries with jitter and a budget, and a circuit breaker."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ def backoff(retry_number: int, *, base_seconds: float = 0.05, max_seconds: float
 def reraise_if_cancelled() -> None:
     """Raise CancelledError if the current task was cancelled.
 
-    Call this in an `except` block that does not re-raise the exception. The exception may be a CancelledError that a
-    library has replaced by an error of its own: PyMongo, for example, raises a network error instead.
+    Call this after catching an exception that is not re-raised. Some libraries replace a CancelledError by an error of
+    their own: PyMongo, for example, raises a network error.
     """
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError
 
 
 class CircuitBreaker:
-    """Opens after `failure_threshold` failures without a success in between, and refuses calls for `open_seconds`.
+    """Opens after `failure_threshold` consecutive failures, and refuses calls for `open_seconds`.
 
-    After that, it is half-open: it permits one call at a time, as a trial. It closes if the trial succeeds, and opens
-    again if the trial fails. If the trial is cancelled, it stays half-open.
+    Then it is half-open: it permits one call at a time, as a trial. It closes if the trial succeeds, and opens again if
+    the trial fails. If the trial is cancelled, it stays half-open.
 
     upstream: the name in metrics and errors.
     failure_types: the exceptions that count as failures. Any other Exception counts as a success, because the upstream
         has responded.
-    ignore_deadlines_below_seconds: a DeadlineExceeded that is raised sooner than this counts neither as a failure nor
-        as a success, because the caller had too little time left to tell anything about the upstream.
+    ignore_deadlines_below_seconds: a call that raises DeadlineExceeded sooner than this counts neither as a failure nor
+        as a success: its caller had so little time left that even a healthy upstream could have missed the deadline.
     clock: returns seconds, like time.monotonic.
     """
 
@@ -66,7 +66,7 @@ class CircuitBreaker:
         upstream: str,
         *,
         failure_threshold: int = 5,
-        # Short, because calls are refused during this time even if the upstream has recovered.
+        # Short, because calls are refused for this time even if the upstream has recovered.
         open_seconds: float = 0.3,
         failure_types: tuple[type[BaseException], ...] = (Unavailable,),
         ignore_deadlines_below_seconds: float = 0.0,
@@ -126,8 +126,8 @@ class RetryBudget:
     """A token bucket that limits retries to a share of the calls, so that retries cannot overload a slow upstream.
 
     upstream: the name in metrics.
-    ratio: tokens that each call adds. A retry takes one.
-    max_tokens: the size of the bucket, which is the largest burst of retries. The bucket is full at first.
+    ratio: how many tokens each call adds. A retry takes one.
+    max_tokens: the size of the bucket, which is also the largest burst of retries. The bucket is full at first.
 
     Source: the token bucket of gRPC's retry throttling, https://github.com/grpc/proposal/blob/master/A6-client-retries.md
     """
@@ -161,10 +161,11 @@ async def retry(
 ) -> T:
     """Make an idempotent call and return its result. If it raises one of `retry_on`, retry it with back-off.
 
-    Raises the call's error if all `attempts` (including the first one) have been made, if the budget is used up, or if
-    the deadline is too close.
+    Raises the call's error after the last attempt, and sooner if the budget is used up or the deadline is too close.
 
-    do_not_retry_on: raised at once. Retrying a call that an open circuit has refused would only use up the budget.
+    attempts: the maximum number of attempts, including the first one.
+    do_not_retry_on: exceptions that are raised at once. By default, a call that the circuit breaker refused is not
+        retried, because that would only use up the budget.
     """
     budget.record_call()
     for attempt in range(1, attempts + 1):

@@ -14,8 +14,7 @@ _CONTROL_BUT_NEWLINE_AND_TAB = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2
 # Embeddings, overrides and isolates (Unicode Standard Annex #9). The marks LRM, RLM and ALM are allowed, because they
 # do not reorder other text.
 _DIRECTIONAL = re.compile("[\u202a-\u202e\u2066-\u2069]")
-# Characters that render as blank although their Unicode category is letter or symbol: Hangul fillers and the empty
-# Braille pattern.
+# Blank characters whose Unicode category is letter or symbol: Hangul fillers and the empty Braille pattern.
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 # Unicode general categories.
 _UNASSIGNED, _PRIVATE_USE = "Cn", "Co"
@@ -38,15 +37,15 @@ def validate_text(field: str, value: str, *, min_length: int, max_length: int, m
 
 
 def validate_display_text(field: str, value: str, *, min_length: int, max_length: int, multiline: bool = False) -> str:
-    """Return the text unchanged. Stricter than `validate_text`, for text that is stored and displayed to others.
+    """Return the text unchanged, after stricter checks than `validate_text`: for text that others will see.
 
-    Also raises BadInput for a directional control, which could reorder the text around it, and for non-empty text
+    Also raises BadInput for a directional control, because it could reorder the text around it, and for non-empty text
     without a visible character.
     """
     validate_text(field, value, min_length=min_length, max_length=max_length, multiline=multiline)
     if found := _DIRECTIONAL.search(value):
         raise BadInput(field, f"must not contain directional controls, got U+{ord(found[0]):04X}")
-    # ASCII is checked first, because looking up each character's category is slow.
+    # Looking up the categories of characters is slow, so it is skipped for ASCII.
     if (value and not value.isascii() and not any(map(_is_visible, value))) or value.isspace():
         raise BadInput(field, "must contain a visible character")
     return value
@@ -55,7 +54,7 @@ def validate_display_text(field: str, value: str, *, min_length: int, max_length
 def _is_visible(character: str) -> bool:
     category = unicodedata.category(character)
     if category in (_UNASSIGNED, _PRIVATE_USE):
-        # The character may be an emoji of a later Unicode version than Python knows. Tags and noncharacters are
+        # It may be an emoji of a newer Unicode version than Python's. Only tags and noncharacters are known to be
         # invisible.
         return not 0xE0000 <= ord(character) <= 0xE0FFF and ord(character) & 0xFFFE != 0xFFFE
     return category[0] in _VISIBLE and character not in _BLANK

@@ -28,12 +28,12 @@ class ReloadingContext:
         return self._cached[1]
 
 
-# The modification time alone is not enough: its resolution is a few milliseconds, and a copied file may keep the old
-# one. So size and inode are compared as well.
+# Modification time, size and inode. The time alone is not enough: its resolution is a few milliseconds, and a copied
+# file may keep the time of the original.
 FileVersion = tuple[int, int, int]
 
 
 def file_version(file: Path) -> FileVersion:
-    """Return a value that is different after the file has changed. Raises OSError if the file does not exist."""
+    """Return a value that changes when the file changes. Raises OSError if the file does not exist."""
     found = file.stat()
     return found.st_mtime_ns, found.st_size, found.st_ino

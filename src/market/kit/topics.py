@@ -1,4 +1,4 @@
-"""Creates the topics of a service. The settings that have been set on an existing topic are never changed.
+"""Creates the topics of a service. On an existing topic, it may add settings, but does not change any.
 
 topics = TopicKeeper(config.kafka, "market.orders", [Topic("orders", partitions=12, replication_factor=3)])
 producer = Producer(config.kafka, "market.orders", ..., on_failure=topics.check_soon)
@@ -32,7 +32,7 @@ _CHECK_SECONDS = 3600.0
 _MIN_CHECK_SECONDS = 5.0
 _POLL_SECONDS = 1.0
 _TIMEOUT_SECONDS = 5.0
-# A warning is logged if one of these settings has a lower value than the service needs.
+# For these settings, a warning is logged if a topic has a lower value than the service needs.
 _MINIMUM_SETTINGS = frozenset({"max.message.bytes"})
 
 
@@ -49,7 +49,7 @@ class Topic:
 class TopicKeeper:
     """Creates topics that do not exist. Checks once an hour, and within seconds after a delivery has failed.
 
-    apply_settings: also apply `Topic.settings` to existing topics (see `ensure_topics`), until that has succeeded once.
+    apply_settings: also add `Topic.settings` to existing topics, once (see `ensure_topics`).
     """
 
     def __init__(self, config: Kafka, client_id: str, topics: Sequence[Topic], *, apply_settings: bool = False) -> None:
@@ -77,7 +77,7 @@ class TopicKeeper:
                 self._config, self._client_id, self._topics, _TIMEOUT_SECONDS, apply_settings=self._apply_settings
             )
         finally:
-            # `_check_requested` is not reset here, because another delivery may have failed meanwhile.
+            # Do not reset `_check_requested` here, because another delivery may have failed during the check.
             if done:
                 self._apply_settings = False
             else:
@@ -93,8 +93,8 @@ async def ensure_topics(
 
     Existing topics keep their partitions and replicas. Concurrent calls are safe.
 
-    apply_settings: also apply `Topic.settings` to existing topics, except for settings that an operator or an earlier
-        release has set on the topic. If that fails, return False as well
+    apply_settings: also add `Topic.settings` to existing topics. A setting that an operator or an earlier release has
+        set on the topic stays as it is. Return False if this fails
     """
     return not topics or await asyncio.to_thread(
         _ensure_topics, config, client_id, topics, timeout_seconds, apply_settings
@@ -104,7 +104,7 @@ async def ensure_topics(
 def _ensure_topics(
     config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, apply_settings: bool
 ) -> bool:
-    # Kept in a variable, because a client without a reference is garbage-collected, and its requests are lost.
+    # Keep a reference, or the client is garbage-collected, and its requests are lost.
     admin = AdminClient(client_settings(config, client_id))
     new = [
         NewTopic(t.name, num_partitions=t.partitions, replication_factor=t.replication_factor, config=dict(t.settings))

@@ -1,8 +1,8 @@
-"""Validation errors in plain words. (msgspec's own messages name Python types and quote regular expressions.)
+"""Validation errors in plain words. (msgspec's messages name Python types and quote regular expressions.)
 
     field, reason = explain(error, Order, data)     # ("items[0].quantity", "must be between 1 and 1000000, got 0")
 
-The rule of a pattern is given in words in `extra`: `Meta(pattern=..., extra={"rule": "must be a UUID"})`.
+A pattern is explained by the `rule` in its metadata: `Meta(pattern=..., extra={"rule": "must be a UUID"})`.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _FORMATS = {"uuid": "must be a UUID", "email": "must be an e-mail address"}
 
 
 def explain(error: msgspec.ValidationError, expected_type: Any, data: Any, at: str = "") -> tuple[str, str]:
-    """Return (path, reason): the path of the wrong field, empty for the top level, and what is wrong with it.
+    """Return (path, reason): the path of the invalid field, empty for the top level, and what is wrong with it.
 
-    data: the data that was validated, as JSON values. The reason may quote a number from it, or the length of a text.
-    at: if only a part of `data` was validated, the path of that part, such as ".items[0]".
+    data: JSON values. The reason may quote a number from it, or the length of a text or list.
+    at: the path of the part of `data` whose validation raised `error`, such as ".items[0]"; "" for all of it.
     """
     message = str(error)
     found = _PATH.search(message)
@@ -75,12 +75,12 @@ def explain(error: msgspec.ValidationError, expected_type: Any, data: Any, at: s
     if message.startswith(("Invalid UUID", "Invalid RFC3339", "Invalid date", "Invalid decimal")):
         kind = "UUID" if "UUID" in message else "decimal number" if "decimal" in message else "date or time (RFC 3339)"
         return field, f"must be a {kind}"
-    # The struct's own `__post_init__` has raised the error, so its text is already worded for the caller.
+    # A struct's `__post_init__` raised the error, so it is already in plain words.
     return field, message[:1].lower() + message[1:]
 
 
 def explain_all(expected_type: Any, data: Any, limit: int = MAX_INPUT_ERRORS) -> list[tuple[str, str]]:
-    """Return (path, reason) of each wrong field, up to `limit` of them. (msgspec itself stops at the first one.)
+    """Return (path, reason) of each invalid field, up to `limit` of them. msgspec itself stops at the first one.
 
     data: JSON values that are not valid as `expected_type`. They are validated again, field by field.
     """
@@ -88,6 +88,11 @@ def explain_all(expected_type: Any, data: Any, limit: int = MAX_INPUT_ERRORS) ->
 
 
 def _failures(whole_type: Any, whole: Any, value_type: Any, value: Any, at: str) -> Iterator[tuple[str, str]]:
+    """Yield (path, reason) of each invalid field in `value`.
+
+    whole: the data that contains the value, for `explain`.
+    at: the path of the value in it.
+    """
     try:
         msgspec.convert(value, value_type)
         return
@@ -121,10 +126,10 @@ def _failures_inside(whole_type: Any, whole: Any, value_type: Any, value: Any, a
 
 
 def _parts(value_type: Any) -> tuple[type[msgspec.Struct] | None, Any]:
-    """Return (struct, item type). Each is None if there is none.
+    """Return (struct, item type). Either may be None.
 
-    struct: `value_type` itself or, if that is a union, the first struct in it
-    item type: the type of the items if `value_type` is a list, or a union with a list in it
+    struct: `value_type` itself or, if it is a union, its first struct
+    item type: the type of the items, if `value_type` is a list or a union with a list
     """
     origin, arguments = get_origin(value_type), get_args(value_type)
     if origin is Annotated:
@@ -195,7 +200,7 @@ def _has_pattern(node: inspect.Type) -> bool:
 
 
 def _bounds(node: inspect.Type, value: Any) -> str | None:
-    """Return the type's limits in words, with the number or length that violates them; None if it has no limits."""
+    """Return the type's limits in words, and the number or length that violates them. None if it has no limits."""
     if isinstance(node, (inspect.IntType, inspect.FloatType)):
         got = f", got {value}" if isinstance(value, (int, float)) and len(str(value)) <= _MAX_SHOWN else ""
         if node.multiple_of is not None and isinstance(value, (int, float)) and _within_bounds(node, value):

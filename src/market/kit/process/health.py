@@ -23,10 +23,10 @@ Check = Callable[[], Awaitable[None]]
 
 
 class Health:
-    """The readiness of a process: it has started, is not draining, and no part of it has failed.
+    """The readiness of a process: it is ready once it has started, while it is not draining and no part has failed.
 
-    A store that becomes unavailable after the start is reported, but does not affect readiness, because all instances
-    share it (docs/decisions/0017).
+    If a store becomes unavailable after the start, this is reported, but the process stays ready, because all instances
+    share the store (docs/decisions/0017).
 
     started: set by the process once it serves
     draining: set on shutdown, before the process stops serving
@@ -50,7 +50,7 @@ class Health:
         _AVAILABLE.labels(name).set(0)
 
     def set_available(self, name: str) -> None:
-        """Withdraw the report of `set_unavailable` for `name`, if there is one."""
+        """Undo `set_unavailable` for `name`."""
         self._unavailable.pop(name, None)
         _AVAILABLE.labels(name).set(1)
 
@@ -59,7 +59,7 @@ class Health:
         self._unready[name] = reason
 
     def set_ready(self, name: str) -> None:
-        """Withdraw the report of `set_unready` for `name`, if there is one."""
+        """Undo `set_unready` for `name`."""
         self._unready.pop(name, None)
 
     def unready_reasons(self) -> dict[str, str]:
@@ -71,7 +71,7 @@ class Health:
         return dict(self._unready)
 
     async def unavailable_dependencies(self) -> dict[str, str]:
-        """Return the reasons why dependencies are unavailable, by name, and update the metric. Takes up to 1 s."""
+        """Run the checks, which take up to 1 s. Return why dependencies are unavailable, by name. Update the metric."""
         reasons = dict(self._unavailable)
 
         async def run(name: str, check: Check) -> None:
@@ -88,8 +88,8 @@ class Health:
     async def wait_for(self, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """Retry `attempt` with back-off until it succeeds, and return its result.
 
-        Meanwhile, the process is reported as not ready because of `name`. Each reason is logged once, and at most five
-        reasons are logged.
+        Meanwhile, the process is reported as not ready because of `name`. Each reason for a failure is logged once, and
+        at most five are logged.
         """
         tries = 0
         logged: set[str] = set()
@@ -101,11 +101,11 @@ class Health:
                 tries += 1
                 reason = _first_line(e)
                 self.set_unready(name, reason)
-                # The reason can change while waiting: refused connections first, then a wrong password.
+                # The reason can change: for example, from a refused connection to a wrong password.
                 if reason not in logged and len(logged) < 5:
                     logged.add(reason)
                     log.warning("waiting for dependency", dependency=name, reason=reason)
-                # Several attempts are made each second, so that a start takes no longer than the store needs.
+                # Attempts are frequent, so that the process starts as soon as the dependency is available.
                 await asyncio.sleep(0.02 + backoff(tries, base_seconds=0.02, max_seconds=0.25))
             else:
                 self.set_ready(name)

@@ -4,7 +4,7 @@
     run("products", Config, build, commands={"migrate": migrate})
 
 `build(config, process)` is an async context manager that yields the service's Server. While it waits for a store, the
-admin port already reports the process as alive and not ready.
+admin port reports that the process is alive, but not ready.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Server(Protocol):
 
 @dataclass
 class Process:
-    """What the parts of a process share. `serve` passes it to `build`. `faults` is None outside of tests."""
+    """Objects that the parts of a process share. `faults` is None except in tests."""
 
     health: Health = field(default_factory=Health)
     tracer: tracing.Tracer = field(default_factory=tracing.Tracer)
@@ -72,9 +72,9 @@ def run(
 ) -> None:
     """Run `python -m market.<name>`: serve, or run the command that the first argument names. Exits the process.
 
-    When serving, the exit status is 0 after SIGTERM or SIGINT, and 1 if the process cannot serve. A command returns its
-    own exit status; it is 1 if the command raises CommandError or OSError, and 130 after SIGINT. The status is 2 for an
-    invalid command or configuration.
+    The exit status of a server is 0 after SIGTERM or SIGINT, and 1 if it cannot serve. A command returns its own exit
+    status. It is 1 if the command raises CommandError or OSError, and 130 after SIGINT. For an invalid command or
+    configuration, the status is 2.
     """
     args = sys.argv[1:] if argv is None else argv
     commands = commands or {}
@@ -147,14 +147,15 @@ async def serve(name: str, config: C, build: Build[C]) -> int:
 async def _serve_until(stopping: asyncio.Event, config: C, build: Build[C], process: Process) -> None:
     async with build(config, process) as server:
         await server.start()
-        # Exclude the objects created so far from garbage collections, because they live as long as the process.
-        # Scanning them would pause all requests for 50 ms each time.
+        # Exclude the objects created so far from garbage collections, because they live as long as the process. Each
+        # scan of them would pause all requests for 50 ms.
         gc.freeze()
         process.health.started = True
         log.info("ready")
         await stopping.wait()
         log.info("draining")
         process.health.draining = True
-        # It takes a while until the ingress and the Kubernetes endpoints notice this. Until then, they send requests.
+        # It takes a while until the ingress and Kubernetes notice that the process is not ready. Until then, they send
+        # requests to it.
         await asyncio.sleep(config.shutdown.drain_seconds)
         await server.stop(config.shutdown.grace_seconds)

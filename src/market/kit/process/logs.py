@@ -22,7 +22,7 @@ def _add_request(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Stderr:
-    """Writes to standard error, and ignores errors: a full disk or a closed pipe must not make a request fail."""
+    """Writes to standard error, and ignores errors: requests must not fail because of a full disk or a closed pipe."""
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):
@@ -35,7 +35,7 @@ class _Stderr:
 
 
 def _printable(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Replace characters in untrusted text that could control the terminal or forge a log line."""
+    """Replace unprintable characters. In untrusted text, they could control the terminal or forge a log line."""
     for key, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             event[key] = "".join(c if c.isprintable() else "\ufffd" for c in value)
@@ -81,7 +81,7 @@ def setup(service: str, config: Log) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # Libraries log at level warning and above.
+    # Libraries log only warnings and errors.
     root.setLevel(max(level, logging.WARNING))
 
 

@@ -1,4 +1,4 @@
-"""Background tasks of a process. If one fails, that is logged and counted, and the task is run again."""
+"""Background tasks of a process. A failure is logged and counted, and the task is run again."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PeriodicTask = Callable[[], Awaitable[float]]
 
 FAILURES = Counter(
     "market_background_task_failures_total",
-    "Exceptions that background tasks raised, by task. `unsupervised` stands for all other unhandled exceptions.",
+    "Exceptions that background tasks raised, by task. The task `unsupervised` counts all other unhandled exceptions.",
     ["task"],
 )
 
 _PAUSE_AFTER_ERROR_SECONDS = 1.0
 _MAX_RESTART_SECONDS = 30.0
-# If a task has run for at least this long before it fails, the back-off starts again with the shortest pause.
+# If a task runs for at least this long before it fails, the back-off is reset.
 _HEALTHY_SECONDS = 60.0
 
 
@@ -80,8 +80,8 @@ def _describe(e: BaseException) -> str:
 async def run_periodically(name: str, task: PeriodicTask, *, stopping: asyncio.Event | None = None) -> None:
     """Run the task repeatedly until `stopping` is set or this call is cancelled. After an error, wait 1 s.
 
-    `stopping` takes effect between two runs, never during one. Each error is counted. It is logged unless the previous
-    run raised the same error.
+    If `stopping` is set during a run, the run is finished. Each error is counted, and logged unless the previous run
+    raised the same error.
     """
     stopping = stopping or asyncio.Event()
     last_error = ""
@@ -110,8 +110,8 @@ async def run_periodically(name: str, task: PeriodicTask, *, stopping: asyncio.E
 async def periodic_tasks(tasks: Mapping[str, PeriodicTask], *, stop_seconds: float = 3.0) -> AsyncIterator[None]:
     """Run each task periodically while the block runs. The keys of `tasks` are the names in logs and metrics.
 
-    At the end of the block, runs in progress have up to `stop_seconds` to finish; after that, they are cancelled. They
-    are not cancelled at once, because a driver that is cancelled during a call closes its connection.
+    At the end of the block, runs in progress have up to `stop_seconds` to finish. Then they are cancelled. They are not
+    cancelled at once, because a cancelled call to a store closes its connection.
     """
     stopping = asyncio.Event()
     running = [asyncio.create_task(run_periodically(name, task, stopping=stopping)) for name, task in tasks.items()]

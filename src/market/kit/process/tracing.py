@@ -1,4 +1,4 @@
-"""OpenTelemetry spans, if an endpoint is configured. `traceparent` is propagated either way."""
+"""OpenTelemetry spans, if an endpoint is configured. `traceparent` is always propagated."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ MAX_LINKS = 128
 _LOWER_64_BITS = (1 << 64) - 1
 
 _propagator = TraceContextTextMapPropagator()
-# The id of a trace. A new root span must get the same sampling decision as this trace.
-_sampled_as: ContextVar[int | None] = ContextVar("sampled_as", default=None)
+# For the root span of a batch: the id of the first trace that it links to. The span must get the same sampling decision
+# as that trace (see id_generator).
+_linked_trace_id: ContextVar[int | None] = ContextVar("linked_trace_id", default=None)
 
 
 class Tracer:
-    """Creates spans; without an OpenTelemetry tracer it does nothing."""
+    """Creates spans. Without an OpenTelemetry tracer, it does nothing."""
 
     def __init__(self, tracer: trace.Tracer | None = None) -> None:
         self._tracer = tracer
@@ -45,11 +46,10 @@ class Tracer:
 
     @contextmanager
     def batch_span(self, name: str, callers: Sequence[context.Trace]) -> Iterator[None]:
-        """Run the block in a span for work that several callers share.
+        """Run the block in a span for work that one or more callers wait for.
 
-        With one caller, the span is a child of the caller's span. With several callers, it is the root of a trace of
-        its own, and linked to those of the callers' spans that are sampled. If none of these is sampled, no span is
-        created.
+        With one caller, the span is a child of the caller's span. With several callers, it is the root of a new trace,
+        and is linked to the callers' spans that are sampled. If none is sampled, no span is created.
         """
         if self._tracer is None:
             yield
@@ -63,12 +63,12 @@ class Tracer:
         if not links:
             yield
             return
-        token = _sampled_as.set(links[0].context.trace_id)
+        token = _linked_trace_id.set(links[0].context.trace_id)
         try:
             with self._span(self._tracer, name, trace.SpanKind.INTERNAL, None, links):
                 yield
         finally:
-            _sampled_as.reset(token)
+            _linked_trace_id.reset(token)
 
     @contextmanager
     def _span(
@@ -108,7 +108,7 @@ def setup(service: str, config: Tracing) -> Tracer:
     """Return the tracer of the process. It exports in the background to the OTLP endpoint (HTTP), if there is one."""
     if not config.otlp_endpoint:
         return Tracer()
-    # Imported here, because these modules cost memory and start-up time, which a process without tracing does not need.
+    # Imported here, because these modules take memory and start-up time, and are not needed without tracing.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -123,18 +123,18 @@ def setup(service: str, config: Tracing) -> Tracer:
 def id_generator() -> Any:
     """Return the generator of span and trace ids.
 
-    The trace of a batch has the same lower 64 bits in its id as the first trace that it links to. The sampling decision
-    depends on these bits alone, so every service samples either both traces or neither.
+    Sampling depends only on the lower 64 bits of a trace's id. In the id of a batch's trace, these bits are copied from
+    the first trace that it links to. So every service samples either both traces or neither.
     """
     from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
     class SharedSampling(RandomIdGenerator):
         def generate_trace_id(self) -> int:
             trace_id = super().generate_trace_id()
-            shared = _sampled_as.get()
-            if shared is None:
+            linked = _linked_trace_id.get()
+            if linked is None:
                 return trace_id
-            return (trace_id & ~_LOWER_64_BITS) | (shared & _LOWER_64_BITS)
+            return (trace_id & ~_LOWER_64_BITS) | (linked & _LOWER_64_BITS)
 
     return SharedSampling()
 
@@ -142,24 +142,22 @@ def id_generator() -> Any:
 def sampler(config: Tracing, clock: Callable[[], float] = time.monotonic) -> Any:
     """Return the sampler of a process: `sample_ratio` of the traces, and at most `max_traces_per_second`.
 
-    Whether a trace belongs to the sampled share depends on its id alone, so all services choose the same traces. A
-    caller can pick an id that is always chosen, but cannot exceed the rate. If the sampled flag in the caller's
-    `traceparent` is not set, the trace is not sampled. If it is set, both limits still apply.
+    The share is chosen by trace id, so all services choose the same traces. A caller could pick ids that are always
+    chosen, so the rate is limited as well. If the caller's `traceparent` has no sampled flag, the trace is not sampled.
+    If it has the flag, both limits still apply.
     """
     from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
 
     by_trace_id = TraceIdRatioBased(config.sample_ratio)
 
     class Limited(Sampler):
-        """Samples by trace id. The rate is limited, because a caller can pick ids that are always chosen."""
-
         second = -1
         traces = 0
 
         def should_sample(self, *arguments: Any, **named: Any) -> SamplingResult:
             result = by_trace_id.should_sample(*arguments, **named)
-            if result.decision is Decision.DROP or _sampled_as.get() is not None:
-                # The callers of a batch have been counted already.
+            if result.decision is Decision.DROP or _linked_trace_id.get() is not None:
+                # A batch's trace does not count towards the rate: the traces of its callers did.
                 return result
             if self.second != (now := int(clock())):
                 self.second, self.traces = now, 0

@@ -30,11 +30,11 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # An upstream that has recovered is used again within half a second, not after minutes of back-off.
+    # Short, so that an upstream that has recovered is used again within half a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 300),
-    # Despite its name, this is the timeout of one connection attempt. Even a busy machine has to finish the handshake
-    # in this time.
+    # Despite its name, this is the timeout of one connection attempt. It is long enough for a handshake on a busy
+    # machine.
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -46,10 +46,10 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 def channel(
     config: GrpcUpstream, credentials: ServiceTokens | None = None, *, report: IdentityReport | None = None
 ) -> grpc.aio.Channel:
-    """Return a channel that balances calls over every pod behind the target, and reconnects automatically.
+    """Return a channel that balances calls over all pods of the target, and reconnects automatically.
 
     credentials: provides this service's token, which is sent with every call. Calls must then have a timeout.
-    report: records whether the upstream accepts this service.
+    report: is told whether the upstream accepts this service's identity.
 
     Raises OSError if the files of `config.tls` cannot be used.
     """
@@ -66,14 +66,14 @@ def channel(
 class IdentityRefused(Unavailable):
     """The upstream does not accept this service's identity, or this service has no token.
 
-    This service's own caller gets Unavailable, not an error about tokens, because signing in again would not help.
+    This service's caller gets Unavailable, not Unauthenticated, because signing in again would not help.
     """
 
 
 class _ChannelWithIdentity:
     """A channel for unary calls. It sends this service's token, if any, and reports whether the upstream accepts it.
 
-    It is not a gRPC interceptor, because interceptors create an asyncio task for each call.
+    This is not a gRPC interceptor, because an interceptor creates an asyncio task for each call.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ _REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
 def _with_token(method: Any, credentials: ServiceTokens) -> Callable[..., Awaitable[Any]]:
-    """Return a method that sends a token in its metadata, and raises IdentityRefused if there is no token."""
+    """Return a method that sends this service's token as metadata. It raises IdentityRefused if there is no token."""
 
     async def obtain(token: Awaitable[str]) -> str:
         try:
@@ -139,8 +139,8 @@ def _with_token(method: Any, credentials: ServiceTokens) -> Callable[..., Awaita
             except grpc.aio.AioRpcError as e:
                 if e.code() is not grpc.StatusCode.UNAUTHENTICATED:
                     raise
-                # The key that signed the token may have been withdrawn. Try again with another token, if there is one.
-                # This is safe, because the upstream has refused the call.
+                # The issuer may have withdrawn the key that signed the token. Try again with another token, if there is
+                # one. This is safe, because the upstream has not executed the call.
                 rejected, token = token, await obtain(credentials.replace(token, seconds))
                 if token == rejected:
                     raise
@@ -163,9 +163,9 @@ async def call(method: Callable[..., Awaitable[T]], request: Any, timeout_second
 
 
 async def check_identity(method: Callable[..., Awaitable[Any]], request: Any, timeout_seconds: float) -> None:
-    """Make the call, and raise IdentityRefused if the upstream does not accept this service.
+    """Make the call, and raise IdentityRefused if the upstream does not accept this service's identity.
 
-    Other errors are ignored: an unavailable upstream says nothing about the identity.
+    Other errors are ignored.
     """
     try:
         await call(method, request, timeout_seconds)
@@ -183,7 +183,7 @@ class UpstreamNotFound(NotFound):
 
 
 def problem_from_status(code: int, message: str) -> Problem:
-    """Return the error that a gRPC status code maps to: Unavailable if the outcome is unknown."""
+    """Return the error that a gRPC status code maps to. If the outcome of the call is unknown, this is Unavailable."""
     if code == errors.GRPC_INVALID_ARGUMENT:
         field, separator, reason = message.partition(": ")
         return BadInput(field, reason) if separator else BadInput("", message)
@@ -196,7 +196,7 @@ def problem_from_status(code: int, message: str) -> Problem:
     if code == errors.GRPC_DEADLINE_EXCEEDED:
         return DeadlineExceeded("the upstream did not respond in time")
     if code in (errors.GRPC_UNAUTHENTICATED, errors.GRPC_PERMISSION_DENIED):
-        # The upstream has refused this service. This service's caller can do nothing about that.
+        # The upstream has refused this service, not this service's caller.
         return IdentityRefused(f"the upstream does not accept this service's identity: {message}"[:200])
     if code in (errors.GRPC_CANCELLED, errors.GRPC_UNAVAILABLE, errors.GRPC_RESOURCE_EXHAUSTED, errors.GRPC_ABORTED):
         return Unavailable(message or "the upstream is unavailable")

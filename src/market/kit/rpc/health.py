@@ -21,7 +21,7 @@ _pb2: Any = health_pb2
 
 
 class HealthService(health.aio.HealthServicer):
-    """Reports SERVING while the process is ready, for each service name, and for "", which stands for the process.
+    """Reports SERVING while the process is ready, for each service name and for "", which means the whole server.
 
     `Check` and `List` report the current readiness. `Watch` reports a change within `poll_seconds`.
     """
@@ -40,7 +40,7 @@ class HealthService(health.aio.HealthServicer):
         self._polling = asyncio.create_task(supervise("grpc-health", self._poll))
 
     async def stop(self) -> None:
-        """Report NOT_SERVING from now on, send it to watchers as well, and end their streams."""
+        """Report NOT_SERVING from now on, also to the clients that watch, and end their streams."""
         if self._polling is not None:
             self._polling.cancel()
             with suppress(asyncio.CancelledError):

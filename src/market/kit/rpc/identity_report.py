@@ -9,10 +9,9 @@ log = logs.get_logger("auth")
 
 
 class IdentityReport:
-    """Reports a call that was refused, unless the call before it was refused for the same reason.
+    """Reports refused calls, and the first accepted call after them. A reason is not reported twice in a row.
 
-    Also reports the first accepted call after refused ones. A refusal does not make the process unready
-    (docs/decisions/0017), because other requests still succeed.
+    A refusal does not make the process unready, because other requests still succeed (docs/decisions/0017).
 
     upstream: the upstream's name in the log, in /readyz and in the metric of dependencies.
     """

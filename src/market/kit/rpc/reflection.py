@@ -1,7 +1,8 @@
 """gRPC server reflection in both versions: v1, and its predecessor v1alpha, which many clients still use.
 
-The library grpcio-reflection supports only v1alpha. The messages of v1 are the same on the wire, so one servicer serves
-both versions.
+The library grpcio-reflection supports only v1alpha. The messages of both versions are the same on the wire, so one
+servicer serves both.
+
 Source: the gRPC Server Reflection Protocol (grpc/grpc, doc/server-reflection.md).
 """
 
@@ -43,7 +44,7 @@ def enable(server: grpc.aio.Server, service_names: Iterable[str]) -> None:
 def _describe_v1(pool: Any) -> None:
     """Add the descriptor of v1 to the pool, unless the pool already contains it.
 
-    The descriptor of v1 is that of v1alpha, with the package renamed.
+    It is a copy of v1alpha's descriptor with another package name.
     """
     try:
         pool.FindFileContainingSymbol(f"{_V1}.{_SERVICE}")

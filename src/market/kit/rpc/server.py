@@ -1,4 +1,4 @@
-"""gRPC servers: plain handlers as servicer methods, errors as statuses, the health service and reflection."""
+"""gRPC servers: servicer methods from plain handlers, statuses from errors, the health service and reflection."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ SERVER_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # By default, calls with more than 8 KiB of metadata may be rejected, but tracestate and baggage alone take up to
-    # 8.7 kB.
+    # The default is 8 KiB, but tracestate and baggage alone may have 8.7 kB.
     ("grpc.max_metadata_size", 16_384),
     ("grpc.absolute_max_metadata_size", 32_768),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -71,15 +70,17 @@ def endpoint(
     authenticator: Authenticator | None = None,
     access: Mapping[str, Access] | None = None,
 ) -> Callable[[Any, Any], Awaitable[Any]]:
-    """Return a unary servicer method that runs `handler(request)` with deadline, request id, trace, metrics and span.
+    """Return a unary servicer method that runs `handler(request)` in the context of the call, with metrics and a span.
 
-    A Problem becomes its status; any other exception is logged and becomes INTERNAL.
+    If the handler raises a Problem, the call gets the Problem's status. Any other exception is logged, and the status
+    is INTERNAL.
 
     name: the method in metrics, logs and spans.
-    authenticator: verifies the callers' tokens, in the metadata `authorization`. `access` says, by `name`, who may call
-        the method. Without an authenticator, everybody may call it.
+    authenticator: verifies the callers' tokens in the metadata `authorization`. Without it, everybody may call the
+        method.
+    access: who may call each method, by its name.
 
-    Raises ValueError if there is an authenticator, but no entry for the method in `access`.
+    Raises ValueError if there is an authenticator, but no `access` for the method.
     """
     if authenticator is not None:
         check_table(access or {}, (name,))
@@ -147,7 +148,7 @@ async def _authorize(authenticator: Authenticator, access: Access, tokens: list[
 
 
 def error_details(problem: Problem) -> tuple[tuple[str, bytes], ...]:
-    """Return the trailing metadata with a google.rpc.Status: an ErrorInfo, and a BadRequest or RetryInfo if it applies.
+    """Return the trailing metadata: a google.rpc.Status with an ErrorInfo, and a BadRequest or RetryInfo if it applies.
 
     Source: https://google.aip.dev/193 and the richer error model in the gRPC documentation.
     """
@@ -209,6 +210,6 @@ class GrpcServer:
         await self._server.start()
 
     async def stop(self, grace_seconds: float) -> None:
-        """Report NOT_SERVING, so that callers go elsewhere, and finish the calls in flight within `grace_seconds`."""
+        """Report NOT_SERVING, so that clients use other servers. Finish the calls in flight within `grace_seconds`."""
         await self._health.stop()
         await self._server.stop(grace_seconds)

@@ -1,8 +1,8 @@
 """Mutual TLS for gRPC: both sides present a certificate, and read their files again when the files change.
 
-A server checks at each handshake whether its files have changed. The certificate of a client's channel cannot be
-changed, so the client opens a new channel. Open connections keep the old certificates until the server closes them, at
-an age of about a minute (see server.py).
+A server checks at each handshake whether its files have changed. A channel cannot change its certificate, so a client
+opens a new channel. Open connections keep the old certificates until the server closes them, at an age of about a
+minute (see server.py).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from market.kit.process import logs
 from market.kit.tls import FileVersion, file_version
 
 log = logs.get_logger("grpc")
-# The minimum time between two checks whether a client's files have changed.
+# How often a client checks whether its files have changed.
 _CHECK_SECONDS = 1.0
-# How long the calls in flight on a replaced channel may still take. No call has a longer deadline.
+# How long calls in flight on a replaced channel may take. All calls have shorter deadlines.
 _GRACE_SECONDS = 30.0
 
 
 class Certificates:
-    """The contents of the files, in PEM: the authorities of the other side, this side's key and its certificate."""
+    """The contents of the files, in PEM: CA certificates for the other side, and this side's key and certificate."""
 
     def __init__(self, config: MutualTls) -> None:
         """Read the files. Raises OSError if one is unreadable, or if certificate and key do not belong together."""
@@ -40,14 +40,14 @@ class Certificates:
         except OSError as e:
             # OpenSSL's errors do not name the files.
             raise OSError(0, f"cannot use {config.cert_file}, {config.key_file} and {config.ca_file}: {e}") from None
-        # Why the files cannot be used now, as it was logged. Empty if they can be used.
+        # The logged reason why the files cannot be used now. Empty if they can be used.
         self._logged_reason = ""
 
     def reload(self) -> bool:
         """Read the files again if one has changed. Return whether there are new contents.
 
-        If the files cannot be used, because the key of a new certificate has not been written yet, for example, keep
-        the old contents, and log the reason unless it is the one that was logged last.
+        If the files cannot be used now, keep the old contents and log the reason, but not twice in a row. This happens,
+        for example, while a new certificate has been written, but not its key.
         """
         try:
             versions = self._current_versions()
@@ -73,8 +73,8 @@ class Certificates:
         return self._config.ca_file, self._config.key_file, self._config.cert_file
 
     def _read(self) -> tuple[bytes, bytes, bytes]:
-        # Check the files: this raises ssl.SSLError, an OSError, if the key belongs to another certificate. gRPC would
-        # accept the files, and fail at each handshake.
+        # Check the files, because gRPC would accept a key that belongs to another certificate, and fail at each
+        # handshake. ssl.SSLError is an OSError.
         context = ssl.create_default_context(cafile=self._config.ca_file)
         context.load_cert_chain(self._config.cert_file, self._config.key_file)
         authorities, key, certificate = (Path(file).read_bytes() for file in self._files)
@@ -82,7 +82,7 @@ class Certificates:
 
 
 def server_credentials(config: MutualTls) -> grpc.ServerCredentials:
-    """Return the credentials of a server that accepts only clients with a certificate of its authorities.
+    """Return the credentials of a server that accepts only clients whose certificate a CA in `ca_file` has signed.
 
     Raises OSError if the files cannot be used.
     """
