@@ -64,7 +64,7 @@ class HttpLimits(Section, frozen=True, kw_only=True):
     # A slow client has send_timeout_seconds + unsent bytes / min_send_bytes_per_second to read a response.
     send_timeout_seconds: Seconds = 30.0
     min_send_bytes_per_second: Annotated[int, Meta(ge=1)] = 16_384
-    # The total size, over all connections, of the requests that have been received but not started, and of the unsent
+    # The total size, over all connections, of the requests that are incomplete or pipelined, and of the unsent
     # responses.
     max_receive_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16_777_216
     max_send_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 33_554_432

@@ -9,7 +9,7 @@ import structlog
 
 from market.kit.auth.identity import identity
 
-# Entries are written no matter what `log.level` is.
+# Entries are written at every `log.level`.
 log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO), component="audit")
 
 

@@ -40,8 +40,8 @@ class Authenticator:
     async def authenticate(self, token: str) -> Identity:
         """Return the identity that the token proves.
 
-        Raises Unauthenticated if the token is not valid. Raises Unavailable if the token's key is unknown, and
-        the issuer's keys cannot be fetched now.
+        Raises Unauthenticated if the token is not valid. Raises Unavailable if the token's key is unknown and the
+        issuer's keys cannot be fetched now.
         """
         now = self._clock()
         # The cache contains digests instead of tokens, because anybody who can read this process's memory could use the

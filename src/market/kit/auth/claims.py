@@ -74,7 +74,7 @@ def identify(claims: Mapping[str, Any], config: Auth, callers: Mapping[str, str]
     roles = {config.roles[name] for name in _role_names(claims, config.roles_claim) if name in config.roles}
     if service is not None:
         roles.add(Role.SERVICE)
-    # A person who signs in without a known role is a buyer.
+    # A caller without a known role is a buyer.
     return Identity(subject, frozenset(roles) or frozenset({Role.BUYER}), _verified_email(claims), service)
 
 

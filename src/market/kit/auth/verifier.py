@@ -26,7 +26,7 @@ from market.kit.auth.rejection import TokenRejected
 
 # A token is cached for at most this long, even if it expires later.
 _MAX_CACHED_SECONDS = 86_400.0
-# Longer key ids are rejected without a lookup, because `Keys` would remember them, which takes memory.
+# Longer key ids are rejected without a lookup, because `Keys` would keep them in memory.
 _MAX_KEY_ID_CHARACTERS = 512
 
 

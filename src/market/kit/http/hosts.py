@@ -28,7 +28,7 @@ class Hosts:
         self._is_allowed = lru_cache(maxsize=64)(self._is_known)
 
     def check(self, host: bytes | None) -> None:
-        """Raise MisdirectedRequest if the host is not accepted. None is accepted, because browsers send a host."""
+        """Raise MisdirectedRequest if the host is not accepted. None is accepted: a browser always sends the header."""
         if host is not None and not self._is_allowed(host):
             raise MisdirectedRequest(
                 "Host",

@@ -25,8 +25,8 @@ log = logs.get_logger("http")
 _BETWEEN, _HEADERS, _BODY = range(3)
 # The maximum number of pipelined requests: those that the client sent before it got the response to an earlier one.
 _MAX_PIPELINED = 100
-# How long the rest of a refused request is read and discarded. A connection that is closed with unread input is reset,
-# and the client may lose the response (RFC 9112 section 9.6).
+# How long the rest of a refused request is read and discarded. Closing a connection that has unread input resets it, so
+# the client could lose the response (RFC 9112 section 9.6).
 _LINGER_SECONDS = 2.0
 _UPGRADE_OPTIONS = (b"upgrade", b"http2-settings")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]*")
