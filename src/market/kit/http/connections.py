@@ -44,7 +44,7 @@ class Connections:
     def __init__(self, limits: HttpLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.clock = clock
-        # The responses of the current iteration of the event loop.
+        # The responses that are sent at the end of the current iteration of the event loop.
         self.writes = WriteQueue()
         # When the next sweep is due. A timeout is enforced at most 1 s late, and at most a quarter of the shortest
         # timeout late.

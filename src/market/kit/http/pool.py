@@ -227,7 +227,7 @@ class ConnectionPool:
         self._host_header = f"host: {parts.netloc.rpartition('@')[2]}"
         self._max_connections = max_connections
         self._open = 0
-        # The requests of the current iteration of the event loop.
+        # The requests that are sent at the end of the current iteration of the event loop.
         self.writes = WriteQueue()
         self._idle: deque[Connection] = deque()
         # The result of each future is a connection, or None if the caller may open a new one.

@@ -1,9 +1,8 @@
-"""Sends what is written to HTTP connections together, at the end of each iteration of the event loop.
+"""Collects the writes to HTTP connections, and sends them at the end of each iteration of the event loop.
 
-uvloop sends each write immediately. A response consists of two writes, the headers and the body, so it would take two
-system calls and wake its receiver twice. And if many requests get their responses at the same time, because they shared
-a batch, the receiver would handle the first response before the others have arrived. Responses that are sent together
-arrive together, so the requests that follow them are batched again (docs/decisions/0005).
+uvloop sends each write immediately. A response consists of two writes, its headers and its body, so sending it would
+take two system calls and wake the receiver twice. If several requests shared a batch, their responses are ready at the
+same time. Sent together, they arrive together, so the client's next requests share a batch again (docs/decisions/0005).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from market.kit.process import logs
 
 log = logs.get_logger("http")
 
-# If more than this is written to a connection, it is sent immediately, so that flow control notices a slow client.
+# More data than this is sent immediately, so that flow control notices a slow client.
 _MAX_BYTES = 65536
 
 
@@ -23,7 +22,7 @@ class WriteQueue:
     """The data that was written to connections in the current iteration of the event loop."""
 
     def __init__(self) -> None:
-        # The data by connection, in the sequence of the writes.
+        # By connection, its data in the order of the writes.
         self._parts: dict[asyncio.WriteTransport, list[bytes]] = {}
 
     def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
