@@ -60,7 +60,7 @@ class Build(LoadDriver):
         return self.shop.pids
 
     def port(self, service: str) -> int:
-        """Return the port of graphql, products or orders."""
+        """Return the port of graphql, products, orders or inventory."""
         return int(self.shop.urls[service].rpartition(":")[2])
 
     async def fill(self) -> None:
@@ -109,9 +109,15 @@ def _create_order(build: Build) -> dict[str, Any]:
     return {"workload": "graphql_orders", "params": {"ids": build.product_ids}}
 
 
+def _check_products(build: Build) -> dict[str, Any]:
+    load = {"kind": "grpc", "workload": "check", "connections": 8, "streams": 8}
+    return {**load, "params": {"ids": build.product_ids}}
+
+
 COMPARISONS = {
     "product-one": Comparison("requests/s", "products", _get_product, alone=("products",)),
     "product-list": Comparison("requests/s", "products", _get_products, alone=("products",)),
+    "check-100": Comparison("calls/s", "inventory", _check_products, alone=("inventory",)),
     "graphql-list": Comparison("queries/s", "graphql", _query_products),
     "order": Comparison("orders/s", "orders", _post_order, writes_orders=True),
     "graphql-order": Comparison("orders/s", "graphql", _create_order, writes_orders=True),

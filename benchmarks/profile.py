@@ -55,6 +55,7 @@ def _process_and_load(name: str, testbed: Testbed, ids: list[str]) -> tuple[str,
         "order-products": ("products", orders),
         "reserve-hot": ("inventory", {"port": inventory, **hot}),
         "reserve-one": ("inventory", {"port": inventory, **reserve}),
+        "check-100": ("inventory", {"port": inventory, **reserve, "workload": "check"}),
         "import": ("products", {"port": products, "workload": "catalogue", "params": {"prefix": "prof"}}),
         "graphql-order": ("graphql", {"port": graphql, "workload": "graphql_orders", "params": {"ids": ids}}),
         "graphql-list": (

@@ -195,7 +195,7 @@ class Inventory:
         return await service.add_stock(self._deps, movement)
 
     async def get_stock(self, product_ids: Sequence[UUID]) -> list[int | None]:
-        return await service.get_stock(self._deps, product_ids)
+        return await service.get_stock(self._deps, [str(product_id) for product_id in product_ids])
 
     async def delete_expired(self, retention: Retention) -> float:
         return await service.delete_expired(self._deps, retention)

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from market.contracts import access
 from market.contracts import inventory_pb2 as pb
 from market.inventory import service
+from market.inventory.availability import messages
 from market.inventory.domain import (
     DEFAULT_PAGE,
     MAX_IDS,
@@ -57,18 +58,10 @@ _RESERVED = pb.ReserveResponse(reserved=True)
 _RESULT_RESERVED = pb.ReserveManyResult(answer=_RESERVED)
 
 
-async def check_avaliable(deps: Deps, request: pb.CheckAvaliableRequest) -> pb.CheckAvaliableResponse:
+async def check_avaliable(deps: Deps, request: pb.CheckAvaliableRequest) -> bytes:
+    """Return the response encoded, see `messages`."""
     product_ids = parse_ids(request.product_ids)
-    quantities = await service.get_stock(deps, product_ids)
-    message = pb.Availability
-    return pb.CheckAvaliableResponse(
-        items=[
-            message(product_id=str(product_id), available=True, quantity=quantity)
-            if quantity
-            else message(product_id=str(product_id))
-            for product_id, quantity in zip(product_ids, quantities, strict=True)
-        ]
-    )
+    return messages.encode_response(product_ids, await service.get_stock(deps, product_ids))
 
 
 async def reserve(deps: Deps, request: pb.ReserveRequest) -> pb.ReserveResponse:
@@ -147,7 +140,7 @@ async def get_stock(deps: Deps, request: pb.GetStockRequest) -> pb.GetStockRespo
     quantities = await service.get_stock(deps, product_ids)
     return pb.GetStockResponse(
         items=[
-            pb.Item(product_id=str(product_id), quantity=quantity)
+            pb.Item(product_id=product_id, quantity=quantity)
             for product_id, quantity in zip(product_ids, quantities, strict=True)
             if quantity is not None
         ]
@@ -170,8 +163,9 @@ async def list_reservations(deps: Deps, request: pb.ListReservationsRequest) -> 
     return response
 
 
+# The handler, the request and the response; None for a response that the handler has encoded.
 _METHODS: dict[str, tuple[Callable[[Deps, Any], Awaitable[Any]], Any, Any]] = {
-    "CheckAvaliable": (check_avaliable, pb.CheckAvaliableRequest, pb.CheckAvaliableResponse),
+    "CheckAvaliable": (check_avaliable, pb.CheckAvaliableRequest, None),
     "Reserve": (reserve, pb.ReserveRequest, pb.ReserveResponse),
     "CancelReserve": (cancel_reserve, pb.CancelReserveRequest, pb.CancelReserveResponse),
     "ReserveMany": (reserve_many, pb.ReserveManyRequest, pb.ReserveManyResponse),
@@ -210,7 +204,7 @@ def handlers(deps: Deps, tracer: Tracer, authenticator: Authenticator | None = N
         return grpc.unary_unary_rpc_method_handler(
             endpoint(name, serve, tracer, authenticator=authenticator, access=access.INVENTORY),
             request_deserializer=parse,
-            response_serializer=response.SerializeToString,
+            response_serializer=None if response is None else response.SerializeToString,
         )
 
     return grpc.method_handlers_generic_handler(NAME, {name: unary(name, *entry) for name, entry in _METHODS.items()})
@@ -228,10 +222,12 @@ def parse_id(field: str, text: str) -> UUID:
     raise BadInput(field, "must be a UUID")
 
 
-def parse_ids(texts: Sequence[str]) -> list[UUID]:
-    """Return the UUIDs of the field `product_ids`, in their order, with repeats. Raises BadInput."""
+def parse_ids(texts: Sequence[str]) -> list[str]:
+    """Return the UUIDs of the field `product_ids` in lower case, in their order, with repeats. Raises BadInput."""
     _check_length("product_ids", texts, MAX_IDS)
-    return [parse_id(f"product_ids[{n}]", text) for n, text in enumerate(texts)]
+    texts = list(texts)
+    # One by one only if there is one to be named in the error.
+    return messages.canonical_ids(texts) or [str(parse_id(f"product_ids[{n}]", text)) for n, text in enumerate(texts)]
 
 
 def parse_reservation(message: pb.ReserveRequest) -> Reservation:

@@ -135,10 +135,10 @@ async def add_stock(deps: Deps, movement: Movement) -> int:
     raise Unavailable(f"movement {movement.id} was deleted while it was being decided")
 
 
-async def get_stock(deps: Deps, product_ids: Sequence[UUID]) -> list[int | None]:
+async def get_stock(deps: Deps, product_ids: Sequence[str]) -> list[int | None]:
     """Return the stock of each product, in the order of the ids; None for an unknown product.
 
-    Raises DeadlineExceeded, Unavailable.
+    product_ids: UUIDs in lower case. Raises DeadlineExceeded, Unavailable.
     """
     return await deps.batcher.stock_reads(product_ids)
 

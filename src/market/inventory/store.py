@@ -141,10 +141,10 @@ class StockRepository:
             left[product_id] = quantity
         return [changes[n] for n in range(len(writes))]
 
-    async def get_quantities(self, product_ids: Sequence[UUID]) -> list[int | None]:
+    async def get_quantities(self, product_ids: Sequence[str]) -> list[int | None]:
         """Return the stock of each product, in the order of the ids; None for an unknown product.
 
-        Raises Unavailable.
+        product_ids: UUIDs, which the driver encodes from their text. Raises Unavailable.
         """
         # One array instead of a thousand records, whose creation takes half of the time.
         quantities: list[int | None] | None = await self._database.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from uuid import UUID
 
 from market.inventory import metrics
@@ -25,6 +26,8 @@ MAX_BATCH_LINES = 4096
 # Larger reservations have transactions of their own, with at most so many lines, so that others do not wait for them.
 SMALL_RESERVATION_LINES = 100
 MAX_LARGE_BATCH_LINES = 1000
+# Product ids in one query of the stock, before repeated ones are removed.
+MAX_BATCH_IDS = 8192
 # Attempts of a reservation whose row was deleted by retention in the middle of the transaction.
 MAX_ATTEMPTS = 8
 
@@ -35,7 +38,8 @@ class TransactionBatcher:
     reservations: takes a Reservation, returns its Shortages. Raises ReservationMismatch, ReservationCancelled.
     cancellations: takes a reservation id, returns whether units were released.
     stock_writes: takes a StockWrite, returns its StockChange.
-    stock_reads: takes product ids, returns their quantities in the same order; None for an unknown product.
+    stock_reads: takes product ids in lower case, returns their quantities in the same order; None for an unknown
+        product.
 
     All raise DeadlineExceeded and Unavailable.
     """
@@ -63,8 +67,15 @@ class TransactionBatcher:
         self.stock_writes: Batcher[StockWrite, StockChange] = Batcher(
             self._write_batch, name="inventory.set-stock", max_batch_size=1024
         )
-        self.stock_reads: Batcher[Sequence[UUID], list[int | None]] = Batcher(
-            self._read_batch, name="inventory.get-stock", max_batch_size=32, max_concurrency=4
+        self.stock_reads: Batcher[Sequence[str], list[int | None]] = Batcher(
+            self._read_batch,
+            name="inventory.get-stock",
+            max_batch_size=64,
+            # One query at a time: PostgreSQL responds faster than gRPC delivers calls, so with several there would be
+            # one call in each.
+            max_concurrency=1,
+            cost=len,
+            max_cost=MAX_BATCH_IDS,
         )
 
     async def reserve_batch(self, batch: list[Reservation]) -> list[Shortages | BaseException]:
@@ -139,15 +150,11 @@ class TransactionBatcher:
     async def _write_batch(self, batch: list[StockWrite]) -> list[StockChange | BaseException]:
         return [*await self._stock.set_many(batch)]
 
-    async def _read_batch(self, batch: list[Sequence[UUID]]) -> list[list[int | None] | BaseException]:
-        product_ids = batch[0] if len(batch) == 1 else [product_id for ids in batch for product_id in ids]
-        quantities = await self._stock.get_quantities(product_ids)
-        results: list[list[int | None] | BaseException] = []
-        start = 0
-        for ids in batch:
-            results.append(quantities[start : start + len(ids)])
-            start += len(ids)
-        return results
+    async def _read_batch(self, batch: list[Sequence[str]]) -> list[list[int | None] | BaseException]:
+        # Callers often want the same products: each is read once.
+        product_ids = list(dict.fromkeys(chain.from_iterable(batch)))
+        quantities = dict(zip(product_ids, await self._stock.get_quantities(product_ids), strict=True))
+        return [list(map(quantities.__getitem__, ids)) for ids in batch]
 
 
 def _row_deleted(reservation_id: UUID) -> Unavailable:

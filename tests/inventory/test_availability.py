@@ -1,0 +1,103 @@
+"""The messages of CheckAvaliable in their encoded form, and how many products concurrent calls read together."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from market.contracts import inventory_pb2 as pb
+from market.inventory.availability.messages import canonical_ids, encode_response
+from market.inventory.batching.transactions import TransactionBatcher
+from market.inventory.domain import MAX_STOCK
+
+A, B, C = "aaaaaaaa-0000-4000-8000-000000000001", "bbbbbbbb-0000-4000-8000-000000000002", str(UUID(int=3))
+
+
+@given(st.lists(st.tuples(st.uuids(), st.none() | st.integers(0, MAX_STOCK)), max_size=20))
+def test_the_bytes_of_a_response_are_those_of_the_generated_code(stocks: list[tuple[UUID, int | None]]) -> None:
+    items = [pb.Availability(product_id=str(i), available=bool(q), quantity=q or 0) for i, q in stocks]
+
+    encoded = encode_response([str(i) for i, _ in stocks], [q for _, q in stocks])
+
+    assert encoded == pb.CheckAvaliableResponse(items=items).SerializeToString(deterministic=True)
+
+
+@given(st.lists(st.uuids(), max_size=20))
+def test_ids_become_lower_case(ids: list[UUID]) -> None:
+    assert canonical_ids([str(i).upper() for i in ids]) == [str(i) for i in ids]
+    assert canonical_ids([str(i) for i in ids]) == [str(i) for i in ids]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        A[:-1],
+        A + "0",
+        A.replace("-", ""),
+        A.replace("-", "0"),
+        A[:-1] + "g",
+        A[:-1] + "-",
+        A[:-1] + " ",
+        A[:-2] + "\u00b9\u00b9",
+        " " + A[:-1],
+        A[1:] + "0",
+        "{" + A[1:],
+    ],
+)
+def test_a_text_of_another_form_is_not_an_id(text: str) -> None:
+    assert canonical_ids([A, text, B]) is None
+    assert canonical_ids([text]) is None
+
+
+class Stock:
+    """A repository with 1 unit of A and 2 of B, whose reads wait until they are released."""
+
+    def __init__(self) -> None:
+        self.reads: list[list[str]] = []
+        self.released = asyncio.Event()
+
+    async def get_quantities(self, product_ids: Sequence[str]) -> list[int | None]:
+        self.reads.append(list(product_ids))
+        await self.released.wait()
+        return [{A: 1, B: 2}.get(product_id) for product_id in product_ids]
+
+
+async def test_calls_that_wait_read_each_product_once_and_get_their_own() -> None:
+    stock = Stock()
+    repository: Any = stock
+    reads = TransactionBatcher(repository, repository).stock_reads
+    first = asyncio.create_task(reads([A]))
+    while not stock.reads:
+        await asyncio.sleep(0)
+    waiting = [asyncio.create_task(reads(ids)) for ids in ([B, A, B], [C, A], [], [B])]
+    while reads.pending < len(waiting):
+        await asyncio.sleep(0)
+
+    stock.released.set()
+
+    assert await first == [1]
+    assert await asyncio.gather(*waiting) == [[2, 1, 2], [None, 1], [], [2]]
+    assert stock.reads == [[A], [B, A, C]]
+
+
+async def test_calls_with_very_many_products_do_not_share_a_query() -> None:
+    stock = Stock()
+    repository: Any = stock
+    reads = TransactionBatcher(repository, repository).stock_reads
+    first = asyncio.create_task(reads([A]))
+    while not stock.reads:
+        await asyncio.sleep(0)
+    large = [[str(uuid4()) for _ in range(1000)] for _ in range(9)]
+    waiting = [asyncio.create_task(reads(ids)) for ids in large]
+    while reads.pending < len(waiting):
+        await asyncio.sleep(0)
+
+    stock.released.set()
+    await asyncio.gather(first, *waiting)
+
+    assert [len(ids) for ids in stock.reads] == [1, 8000, 1000]
