@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pymongo
 import pytest
 import redis.asyncio
 import redis.exceptions
 import yaml
 from market_dev.stack import processes
+from market_dev.stack.servers.postgres import Postgres
 from pymongo.errors import OperationFailure
 
 from market.orders.config import MongoDB
 from market.orders.mongodb.collection import create_client
 from market.products.availability.cache import AvailabilityCache, connect
+from tests.deploy.conftest import ROOT
 from tests.deploy.test_store_users import PASSWORD, STORES, MongodbWithUsers, RedisWithUsers
 from tests.support.ports import free_port
-from tests.support.servers import UriHandle, running
+from tests.support.servers import PostgresHandle, UriHandle, running
 from tests.support.waiting import PATIENCE
 
 NEW = "new-secret"
@@ -33,6 +36,25 @@ class RedisWithAdministrator(RedisWithUsers):
         with (self.directory / "users.conf").open("a") as users:
             users.write(f"\nuser admin on ~* +@all >{PASSWORD}\n")
         return command
+
+
+class PostgresWithRules(Postgres):
+    """PostgreSQL whose pg_hba.conf has the lines of the example, for this machine and without TLS."""
+
+    def command(self) -> processes.Command:
+        lines = re.findall(r"^--   hostssl(.+)$", (STORES / "postgresql.sql").read_text(), re.MULTILINE)
+        rules = ["host all postgres 127.0.0.1/32 scram-sha-256"]
+        rules += [f"host {line}".replace("10.0.0.0/8", "127.0.0.1/32") for line in lines]
+        (self.data / "pg_hba.conf").write_text("\n".join(rules) + "\n")
+        return super().command()
+
+
+@pytest.fixture
+def postgres_server(server_directory: Path) -> Iterator[PostgresHandle]:
+    directory, logs = server_directory / "postgres-rotation", server_directory / "logs"
+    handle = PostgresHandle(PostgresWithRules(free_port(), directory, logs, PASSWORD))
+    with running(handle):
+        yield handle
 
 
 @pytest.fixture
@@ -48,6 +70,35 @@ def mongodb_server(server_directory: Path) -> Iterator[UriHandle]:
     handle = UriHandle(MongodbWithUsers(free_port(), server_directory / "mongodb-rotation", server_directory / "logs"))
     with running(handle):
         yield handle
+
+
+async def test_two_users_of_postgresql_take_turns(postgres_server: PostgresHandle) -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    statements = re.search(r"```sql\n(CREATE ROLE products_a .*?)```", page, re.DOTALL)
+    assert statements
+
+    async def connect_as(user: str, password: str, database: str) -> asyncpg.Connection[Any]:
+        host, port = postgres_server.host, postgres_server.port
+        return await asyncpg.connect(host=host, port=port, user=user, password=password, database=database)
+
+    admin = await connect_as("postgres", PASSWORD, "postgres")
+    try:
+        await admin.execute(statements[1].replace("...", PASSWORD))
+        old_pod = await connect_as("products_a", PASSWORD, "products")
+        await old_pod.execute("CREATE TABLE made_by_the_old_pod (id int)")
+        await admin.execute(f"ALTER ROLE products_b LOGIN PASSWORD '{NEW}'")
+        new_pod = await connect_as("products_b", NEW, "products")
+        # What either of them creates belongs to both.
+        await new_pod.execute("DROP TABLE made_by_the_old_pod")
+        await admin.execute("ALTER ROLE products_a NOLOGIN")
+        with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
+            await connect_as("products_a", PASSWORD, "products")
+        with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
+            await connect_as("products_b", NEW, "inventory")
+        await new_pod.close()
+        await old_pod.close()
+    finally:
+        await admin.close()
 
 
 async def test_redis_accepts_both_passwords_until_the_old_one_is_removed(redis_server: UriHandle) -> None:

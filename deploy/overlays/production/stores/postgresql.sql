@@ -5,10 +5,11 @@
 --   \password products
 --   \password inventory
 --
--- In pg_hba.conf, or the provider's settings, only these lines, and nothing without TLS:
+-- In pg_hba.conf, or the provider's settings, only these lines, and nothing without TLS. (+products is products and the
+-- users that are members of it, which a rotation of the password needs.)
 --
---   hostssl  products   products   10.0.0.0/8  scram-sha-256
---   hostssl  inventory  inventory  10.0.0.0/8  scram-sha-256
+--   hostssl  products   +products   10.0.0.0/8  scram-sha-256
+--   hostssl  inventory  +inventory  10.0.0.0/8  scram-sha-256
 --
 -- The service and its `migrate` share a role, which owns the tables and may do nothing outside its database. The connection
 -- limits are those of 12 pods and one more during a rollout, with the pool sizes of config/*.yaml.
