@@ -16,7 +16,8 @@ scripts/images.sh push --registry R [--image-tag T] [--platforms P]
 
 pin     write the digests that the registries have now beside the tags of the images of others: Python in the
         Dockerfile, and the stores in deploy/ and compose.yaml. Run it again to bring them up to date, and commit them
-sbom    write DIR/IMAGE.cdx.json for each image: the Python packages of its lock, with their hashes (CycloneDX)
+sbom    write DIR/IMAGE.cdx.json for each image: its name and tag, and the Python packages of its lock, with their hashes
+        (CycloneDX)
 push    build each image for each processor, push it with SBOM and provenance of the build, and print its digest
 
   --registry R    R/products:T, R/orders:T, ...
@@ -78,9 +79,14 @@ pin() {
 sbom() {
   need uv "pip install uv"
   local image
+  # Not local, because the trap runs after the function.
+  described=$(mktemp)
+  trap 'rm -f "$described"' EXIT
   mkdir -p "$to"
   for image in "${images[@]}"; do
-    uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements --pyproject "$root/pyproject.toml" \
+    # What the SBOM is about is the image, not the project.
+    sed -E "/^\[project\]/,/^\[/ {s/^name = .*/name = \"market-$image\"/; s/^version = .*/version = \"$tag\"/}" "$root/pyproject.toml" > "$described"
+    uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements --pyproject "$described" \
       --mc-type application --output-reproducible --output-file "$to/$image.cdx.json" "$root/requirements/$image.lock" 2>/dev/null ||
       die "$FAILED" "the SBOM of $image cannot be written"
     say "$to/$image.cdx.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ PUSHED = r"""
 if "--metadata-file" in args:
     digest = "sha256:" + format(len((folder / "calls").read_text()), "064x")
     Path(args[args.index("--metadata-file") + 1]).write_text(json.dumps({"containerimage.digest": digest}, indent=2))
+for pattern, result"""
+DESCRIBED = r"""
+if "--pyproject" in args:
+    text = Path(args[args.index("--pyproject") + 1]).read_text()
+    (folder / Path(args[-1]).with_suffix(".toml").name).write_text(text)
 for pattern, result"""
 
 
@@ -96,13 +102,18 @@ def test_push_builds_each_image_for_both_processors_and_prints_its_digest(
 
 
 def test_an_sbom_is_made_of_the_lock_of_each_image(fake_commands: FakeCommands, project: Path, tmp_path: Path) -> None:
-    shutil.copy(fake_commands.folder / "bin/docker", fake_commands.folder / "bin/uv")
+    program = (fake_commands.folder / "bin/docker").read_text()
+    uv = fake_commands.folder / "bin/uv"
+    uv.write_text(program.replace("\nfor pattern, result", DESCRIBED, 1))
+    uv.chmod(0o755)
     to = tmp_path / "sboms"
-    done = fake_commands.run("images.sh", "sbom", "--to", str(to), root=project)
+    done = fake_commands.run("images.sh", "sbom", "--to", str(to), "--image-tag", "t1", root=project)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{to}/{name}.cdx.json" for name in IMAGES]
     for name, call in zip(IMAGES, fake_commands.calls(), strict=True):
         assert call.endswith(f"--output-file {to}/{name}.cdx.json {project}/requirements/{name}.lock")
+        described = tomllib.loads((fake_commands.folder / f"{name}.toml").read_text())["project"]
+        assert (described["name"], described["version"]) == (f"market-{name}", "t1")
 
 
 @pytest.mark.parametrize(
