@@ -18,7 +18,7 @@ root_uri() {
 in_postgresql() {
   local code=$1
   shift
-  watching exec -i postgresql-0 -c postgresql -- sh -c "set -eu; export PGHOST=/var/run/postgresql PGUSER=postgres; $code" sh "$@"
+  watching exec -i postgresql-0 -c postgresql -- sh -c "set -eu; export PGHOST=/var/run/postgresql PGUSER=postgres PGOPTIONS=--client-min-messages=warning; $code" sh "$@"
 }
 
 # in_mongodb SCRIPT ARG...: the same in MongoDB's pod; $URI is the first line of the standard input.
