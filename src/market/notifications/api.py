@@ -123,7 +123,7 @@ def _skip(message: Message) -> None:
 
 
 def _enter_context(message: Message) -> None:
-    """Set the request id and the trace of logs and spans to those of the request that caused the message."""
+    """Take the request id and the trace for logs and spans from the request that caused the message."""
     request_id = message.header(events.REQUEST_ID_HEADER)
     context.request_id.set(request_id if context.valid_request_id(request_id) else "")
     names = events.TRACE_HEADER, events.TRACE_STATE_HEADER, events.BAGGAGE_HEADER
@@ -203,7 +203,7 @@ class AttemptInProgress(Conflict):
     title = "Attempt in progress"
 
 
-class _Position(Struct, frozen=True, array_like=True):
+class _CursorPosition(Struct, frozen=True, array_like=True):
     time: str
     partition: int
     offset: int
@@ -238,7 +238,7 @@ def rest_api(
     """
     endpoints = routes(deps, Admission(config.admission, unit="requests"))
     limits = config.dead_letters
-    # To find a dead letter, the reader takes three steps of up to `read_seconds` (DeadLetterReader.read_from).
+    # Reading takes at most three steps of up to `read_seconds` each (DeadLetterReader.read_from).
     list_seconds = config.admission.max_wait_seconds + 3 * limits.read_seconds
     resolve_seconds = list_seconds + limits.mail_seconds + deps.kafka_seconds
     return edge.application(
@@ -259,7 +259,7 @@ def routes(deps: ReplayDeps, admission: Admission) -> Mapping[str, edge.Endpoint
         reject_unsupported_preconditions(request)
         query = parse_query(request, _ListQuery)
         list_definition = "dead-letters", query.status
-        after = None if query.after is None else read_cursor(query.after, _Position, *list_definition)
+        after = None if query.after is None else read_cursor(query.after, _CursorPosition, *list_definition)
         async with admission(request, 1):
             with _kafka_errors_as_unavailable():
                 letters, complete = await replaying.list_newest(deps)
@@ -272,7 +272,7 @@ def routes(deps: ReplayDeps, admission: Admission) -> Mapping[str, edge.Endpoint
         page = chosen[: query.limit]
         next_cursor = None
         if len(chosen) > len(page):
-            next_cursor = write_cursor(_Position(*_sort_key(page[-1])), *list_definition)
+            next_cursor = write_cursor(_CursorPosition(*_sort_key(page[-1])), *list_definition)
         return json_response(DeadLetterPage([_item(letter) for letter in page], query.limit, next_cursor, complete))
 
     async def resolve(action: Action, request: Request) -> Response:

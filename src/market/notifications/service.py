@@ -222,7 +222,8 @@ async def retry_later(
     If the message stays in memory, return the seconds until the handler has to be called again. Otherwise return None:
     the message was stored as a deferred mail, or its retries are exhausted, and `pending.dead_letter` is set.
 
-    reason: the metric label, deferred or internal-error
+    reason: `deferred` or `internal-error`, for metrics
+    detail: why the attempt failed, for operators
     notification: None if the message could not be parsed
     """
     now = deps.clock()
@@ -246,7 +247,7 @@ async def retry_later(
         max_delay = min(deps.retry.max_seconds, deps.retry.initial_seconds * 2.0 ** min(pending.attempts - 1, 30))
         # Equal jitter: between half of the delay and all of it.
         delay = random.uniform(max_delay / 2, max_delay)
-        # Do not wait beyond `give_up_seconds`: the last attempt is made then.
+        # The last attempt is made at the end of `give_up_seconds`, not later.
         return min(remaining, delay) if remaining > 0 else delay
     seconds = _deferral_seconds(deps, pending.first_deferred_at)
     deferral = Deferral(

@@ -40,7 +40,7 @@ class ParkedMessage(NamedTuple):
 
 
 class EventLoopRunner:
-    """Lets the consumer's thread run coroutines in the event loop. Must be constructed inside that event loop."""
+    """Lets the consumer's thread run coroutines in the event loop. Must be constructed inside the event loop."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()

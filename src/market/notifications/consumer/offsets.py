@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 # Kafka's default for offset.metadata.max.bytes is 4096.
 MAX_METADATA_LENGTH = 3_900
-# The maximum length of the rest of the metadata, without the list of unsettled offsets.
+# The maximum length of the metadata without the list of unsettled offsets.
 _FIXED_LENGTH = 80
 
 

@@ -35,7 +35,7 @@ class SentLogForConsumer(Protocol):
         """Record a start of the group. If it raises an exception, the call is retried."""
 
     def invalidate_sent_ids(self) -> None:
-        """Drop the cached ids, so that the next lookup also finds the events that other processes have mailed since."""
+        """Drop the cached ids of mailed events, so that the next lookup reads the log again."""
 
 
 class StartOffsets:

@@ -28,7 +28,7 @@ _OK, _FAILED, _USAGE_ERROR = 0, 1, 2
 async def dead_letters(config: Config, args: list[str]) -> int:
     """Run the command, and return its exit status.
 
-    0: success. 1: a dead letter could not be replayed, or Kafka failed. 2: the arguments are invalid.
+    0: success. 1: a dead letter could not be replayed or dropped, or Kafka failed. 2: the arguments are invalid.
     """
     try:
         options = _parser().parse_args(args)

@@ -188,7 +188,7 @@ class DeadLetterReader:
                 continue
             error = record.error()
             if error is None:
-                # If the record no longer exists, the consumer returns the first one that does.
+                # If the record no longer exists, the consumer returns a later one.
                 if record.offset() != offset:
                     raise missing
                 return to_message(record)

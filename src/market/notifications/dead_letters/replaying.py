@@ -190,7 +190,7 @@ async def _claim_and_resolve(
 
 
 def _earlier_outcome(letter: DeadLetter) -> Outcome | None:
-    """Return the outcome if the dead letter is already done."""
+    """Return the outcome for a dead letter that was replayed or dropped before. Return None if it is open."""
     if letter.resolution is None:
         return None
     return Outcome("already-dropped" if letter.resolution.action == "dropped" else "already-replayed")

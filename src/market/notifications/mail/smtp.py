@@ -26,7 +26,7 @@ _CLOSING = 421
 
 
 class SmtpClient:
-    """Sends mails over pooled connections. While the server is unavailable, one task reconnects until it succeeds.
+    """Sends mails over pooled connections. While the server is unavailable, a task tries to reconnect.
 
     sender: the address in MAIL FROM
     """

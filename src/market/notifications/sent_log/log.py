@@ -148,7 +148,7 @@ class SentLog:
         return digest in self._unwritten or await asyncio.to_thread(self._has, digest, since)
 
     def invalidate_sent_ids(self) -> None:
-        """Drop the cached ids, so that the next lookup also finds the events that other processes have mailed since."""
+        """Drop the cached ids of mailed events, so that the next lookup reads the log again."""
         self._ids = None
         self._invalidated = True
 
