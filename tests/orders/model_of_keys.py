@@ -18,7 +18,7 @@ USERS = ("ada", "ada", "bea", "bea", "ada")
 SUBJECTS = ("ada", "ada", "bea", "bea", "mia")
 INTENTS = tuple(msgspec.structs.replace(INTENT, id=UUID(int=n + 1), user=user) for n, user in enumerate(USERS))
 KEY_TAKEN = object()
-# The fields that several owners share (market/orders/idempotency/keys.py).
+# The fields that several owners share (docs/decisions/0025).
 SHARED, SCOPED = "shared", "scoped"
 
 

@@ -125,7 +125,7 @@ async def serving(
         deps = await stack.enter_async_context(orders_app.connect(config, process, clients))
         await orders_app.wait_for_store(process.health, deps)
         if background:
-            await stack.enter_async_context(periodic_tasks(orders_app.background_tasks(config, deps)))
+            await stack.enter_async_context(periodic_tasks(orders_app.tasks_by_name(config, deps)))
         authentication = await stack.enter_async_context(authenticator(config.auth))
         server = orders_app.http_server(config, process, deps, authentication)
         await server.start()

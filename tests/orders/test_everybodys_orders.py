@@ -90,9 +90,9 @@ async def test_a_page_reads_only_its_own_part_of_the_index(own_shop: Shop, statu
     statuses = ["confirmed"] * 50 + ["rejected"] * 49 + ["cancelled"]
     await own_shop.documents.insert_many([stored_order(n, statuses[n % 100]) for n in range(4000)])
     orders = own_shop.service.deps.orders
-    outline = await orders.list_orders(Selection(None, status), limit=10)
+    outline = await orders.outline_page(Selection(None, status), limit=10)
     last = [order async for order in orders.read_page(outline)][9]
-    following = await orders.list_orders(Selection(None, status), limit=10, after=Position.of(last))
+    following = await orders.outline_page(Selection(None, status), limit=10, after=Position.of(last))
     for page in (outline, following):
         listing = [{"$match": page.page_filter}, {"$sort": {"created_at": -1, "_id": -1}}, {"$limit": 11}]
         stages, statistics = await explain(own_shop, listing)

@@ -97,7 +97,7 @@ async def test_a_page_of_an_interval_reads_only_its_part_of_an_index(own_shop: S
     await own_shop.documents.insert_many(documents)
     known = [status for status in Status if status is not Status.UNKNOWN]
     for user, status in product((None, "ann"), (None, *known)):
-        outline = await own_shop.service.deps.orders.list_orders(Selection(user, status, BEGIN, END), limit=10)
+        outline = await own_shop.service.deps.orders.outline_page(Selection(user, status, BEGIN, END), limit=10)
         expected = [
             d
             for d in documents
@@ -119,7 +119,7 @@ async def test_the_index_of_ended_orders_finds_the_few_of_a_user_with_many(own_s
     documents = [order_of("ann", n, "rejected" if n % 1000 == 0 else "confirmed") for n in range(3000)]
     await own_shop.documents.insert_many(documents)
     orders = own_shop.service.deps.orders
-    outline = await orders.list_orders(Selection("ann", Status.REJECTED), limit=10)
+    outline = await orders.outline_page(Selection("ann", Status.REJECTED), limit=10)
     assert [UUID(i) for i in ids([documents[0], documents[1000], documents[2000]])] == list(outline.sizes)
     stages, statistics = await explain(own_shop, plan_of(outline))
     assert not stages & {"COLLSCAN", "SORT"}, stages

@@ -34,7 +34,7 @@ from market.orders.history import representation
 from market.orders.history.representation import to_representation
 from market.orders.listing.pages import PageOutline, Position, Selection
 from market.orders.metrics import OUTCOMES
-from market.orders.ownership.rules import check_recipient, listed_user, readable_owner
+from market.orders.ownership.rules import check_recipient, listed_user, required_owner
 from market.orders.pricing.prices import merge_lines
 from market.orders.service import Deps
 
@@ -44,9 +44,9 @@ _RESPONSE_SECONDS = 0.2
 # The minimum time for a handler, even if the caller's deadline has almost passed.
 _MIN_HANDLER_SECONDS = 0.05
 
-# A body weighs at least its bytes divided by this, in lines. (In JSON, a line usually takes 60 to 120 bytes.)
+# The minimum weight of a body is one line per this number of bytes. (In JSON, a line usually takes 60 to 120 bytes.)
 _BYTES_PER_LINE = 256
-# A page of orders weighs its stored bytes divided by this, in lines.
+# The weight of a page of orders is one line per this number of stored bytes.
 _PAGE_BYTES_PER_LINE = 2048
 
 _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -82,7 +82,7 @@ class CreateOrder(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
                 description="The customer; no control characters. Where sign-in is required, it defaults to the "
                 "subject of the token, and only merchants may name another user. Where sign-in is not required, it "
                 "must be present. If it contains @ and there is no `email`, it must be an e-mail address, unless it is "
-                "the subject.",
+                "the subject of the token.",
             ),
         ]
         | None
@@ -143,7 +143,7 @@ class _CreateOrderInOpenMode(CreateOrder, frozen=True, forbid_unknown_fields=Tru
     """The order to place in mode `open`: nobody signs in, so `user` is required."""
 
     user: _UserText
-    # Declared again, so that an error lists missing fields in the sequence in which the API documents them.
+    # Declared again to keep it after `user`: an error lists missing fields in the sequence of their declaration.
     items: _Lines
 
 
@@ -209,8 +209,7 @@ FIELD_CHECKS: dict[str, Callable[[Any], object]] = {
 def parse_order(body: CreateOrder) -> NewOrder:
     """Return the request as domain data. Raises BadInput, which names all fields that are wrong.
 
-    Which user and address a signed-in caller may name is decided later (ownership/rules.py), because it does not depend
-    on the body alone.
+    Does not check whether a signed-in caller may order for this user and address: ownership/rules.py does.
     """
     errors = InputErrors()
     for name, check in FIELD_CHECKS.items():
@@ -231,7 +230,8 @@ def parse_order(body: CreateOrder) -> NewOrder:
 def weigh(body: bytes) -> int:
     """Return the weight of a request: an estimate of the number of its lines, made before the body is parsed.
 
-    In the JSON, the order and each of its lines begin with a brace.
+    The order and each of its lines begin with a brace in the JSON, so the number of lines is one less than that of the
+    braces.
     """
     return max(1, body.count(b"{") - 1, len(body) // _BYTES_PER_LINE)
 
@@ -271,10 +271,10 @@ async def _encode_items(deps: Deps, outline: PageOutline) -> tuple[list[bytes], 
 
 
 def _list_definition(selection: Selection) -> tuple[str | None, ...]:
-    """Return the definition of the list, which its cursors contain (kit/paging.py)."""
+    """Return the values that identify the list. A cursor is valid only for the list that it was issued for."""
     definition = ("orders", selection.user, selection.status)
     if selection.created_from is None and selection.created_to is None:
-        # The same definition as in earlier versions, because clients may still have their cursors.
+        # Without the interval, as in earlier versions, so that the cursors that they issued stay valid.
         return definition
     interval = (selection.created_from, selection.created_to)
     return (*definition, *(None if at is None else timestamp(at) for at in interval))
@@ -310,7 +310,8 @@ def routes(
         reject_unsupported_preconditions(request)
         parse_query(request, _NoParameters)
         # The response for an order that the caller may not read is the same as for one that does not exist.
-        order = await deps.orders.get(text.parse_path_id("order", request.path_params["id"]), readable_owner())
+        owner = required_owner(access.READ_ORDERS)
+        order = await deps.orders.get(text.parse_path_id("order", request.path_params["id"]), owner)
         if order is None:
             raise NotFound("order", request.path_params["id"])
         return json_response(to_representation(order))
@@ -331,9 +332,8 @@ def routes(
             if query.offset:
                 raise BadInput("offset", "cannot be combined with `after`")
             after = read_cursor(query.after, Position, *definition)
-        outline = await deps.orders.list_orders(selection, limit=query.limit, offset=query.offset, after=after)
-        # So far only sizes were read. The orders are read after admission, so that a waiting request needs little
-        # memory.
+        outline = await deps.orders.outline_page(selection, limit=query.limit, offset=query.offset, after=after)
+        # So far only sizes were read. The orders are read after admission, so a waiting request needs little memory.
         async with admission(request, _weigh_page(outline)):
             encoded, last, has_next = await _encode_items(deps, outline)
             next_cursor = None

@@ -1,4 +1,4 @@
-"""The wiring: builds repositories, clients, relay and background loops, and stops them in the right sequence."""
+"""The wiring: builds repositories, clients, the relay and the periodic tasks, and stops them in the right sequence."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Clients:
 
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
-    """Build the service and run its background loops.
+    """Build the service and run its periodic tasks.
 
     Waits for MongoDB and its indexes, but not for Kafka, products or inventory. If the service's token is in a file,
     also waits while inventory rejects that token.
@@ -58,10 +58,10 @@ async def build(config: Config, process: Process, clients: Clients | None = None
     async with connect(config, process, clients) as deps, authenticator(config.auth) as authentication:
         await wait_for_store(process.health, deps)
         if config.service_identity is not None and config.service_identity.token_file is not None:
-            # So a rolling update with a wrong token stops at its first pod. A token from the issuer is not checked: a
-            # pod must be able to start while the issuer is unavailable, because much of its work needs no token.
+            # With a wrong token in the file, a new pod does not become ready, and the rolling update stops. A token
+            # from the issuer is not checked here: a pod has to start even if the issuer is unavailable.
             await process.health.wait_for("inventory-identity", deps.inventory.check_identity)
-        async with periodic_tasks(background_tasks(config, deps)):
+        async with periodic_tasks(tasks_by_name(config, deps)):
             yield http_server(config, process, deps, authentication)
 
 
@@ -100,8 +100,7 @@ async def connect(config: Config, process: Process, clients: Clients | None = No
         try:
             yield deps
         finally:
-            # The background tasks use the relay, and both use the connections. So the tasks end first, then the relay
-            # is closed, and the connections (by the stack) last.
+            # `deps.tasks` may still use the relay, so they end before the relay is closed.
             if deps.tasks:
                 await asyncio.wait(deps.tasks, timeout=3)
             await deps.relay.close(5)
@@ -118,7 +117,7 @@ async def wait_for_store(health: Health, deps: Deps) -> None:
 def http_server(
     config: Config, process: Process, deps: Deps, authentication: Authenticator | None = None
 ) -> HttpServer:
-    """Return the REST API's server, without starting it. Without `authentication` it is in mode `open`."""
+    """Return the REST API's server, without starting it. Without `authentication`, nobody signs in (mode `open`)."""
     app = api.app(
         deps,
         config.http,
@@ -133,7 +132,7 @@ def http_server(
     return HttpServer(app, config.http.host, config.http.port, limits=config.http)
 
 
-def background_tasks(config: Config, deps: Deps) -> Mapping[str, PeriodicTask]:
+def tasks_by_name(config: Config, deps: Deps) -> Mapping[str, PeriodicTask]:
     """Return the periodic tasks by name: recovery, the relay, the metrics and the topic."""
     recovery = config.recovery
 
@@ -174,8 +173,9 @@ def _topics(config: Kafka) -> list[Topic]:
 async def migrate(config: Config, _: list[str]) -> int:
     """Create the indexes and the topic, and return the exit status, 0.
 
-    Settings that an existing topic already has are kept. If Kafka stays unavailable for `kafka.create_seconds`, the
-    service creates the topic later. Raises PyMongoError.
+    An existing topic also gets the settings that nobody has set on it. If Kafka stays unavailable for
+    `kafka.create_seconds`, the service creates the topic later, but does not change an existing one. Raises
+    PyMongoError.
     """
     client = create_client(config.mongodb)
     try:
@@ -186,7 +186,5 @@ async def migrate(config: Config, _: list[str]) -> int:
         await client.close()
     topics = _topics(config.kafka)
     if not await ensure_topics(config.kafka, "market.orders", topics, config.kafka.create_seconds, apply_settings=True):
-        log.warning(
-            "kafka unavailable, the service will create the topic, but not change the settings of an existing one"
-        )
+        log.warning("topic not prepared, the service will create it if it is missing")
     return 0

@@ -63,8 +63,8 @@ class _Page(Struct):
 class ProductsClient:
     """Fetches the names and prices of products, at most 100 products per request.
 
-    An order with up to 100 products shares requests with others. At most four of these requests are in flight. A larger
-    order has requests of its own, so that smaller orders do not wait for it. At most four of these are in flight, too.
+    Orders with up to 100 products share requests. A larger order has requests of its own, so that smaller orders do not
+    wait for it. At most four requests of each sort are in flight.
     """
 
     def __init__(self, http: HttpClient) -> None:
@@ -97,7 +97,7 @@ class ProductsClient:
         return found
 
     async def _fetch(self, product_ids: Sequence[str]) -> Sequence[Product | BaseException | None]:
-        # Availability is not requested, because pricing does not need it, and products would have to look it up.
+        # Pricing does not need the availability, and products would have to look it up.
         response = await self._http.request("GET", f"/api/product?availability=false&ids={join_ids(product_ids)}")
         if response.status != 200:
             raise Unavailable(f"products responded with status {response.status}")
@@ -110,7 +110,7 @@ class ProductsClient:
 
 
 def _parse_product(item: msgspec.Raw) -> tuple[str, Product | Unavailable]:
-    """Return (product id, product). In place of an invalid product, return the error for those that requested it.
+    """Return (product id, product). If the product is invalid, return (product id, the error of orders with it).
 
     Raises msgspec.DecodeError if the item has no id.
     """

@@ -56,7 +56,7 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
 
 
 class Recovery(Section, frozen=True, kw_only=True):
-    """The background loops: recovery rejects overdue orders and retries stock releases; the relay publishes events."""
+    """Recovery, which rejects overdue orders and retries stock releases, and the relay, which publishes events."""
 
     # A pending order older than this is rejected. Must be at least three times `create_order_timeout_seconds`.
     reject_after_seconds: Seconds = 60.0
@@ -92,6 +92,7 @@ class Config(SignInConfig, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.testing:
+            # Tests use short times, for which these rules do not hold.
             return
         if self.recovery.reject_after_seconds < 3 * self.create_order_timeout_seconds:
             raise ValueError(

@@ -33,7 +33,7 @@ MAX_LARGE_ORDERS_BATCH_LINES = 1000
 
 # The failure points (kit/faults.py), in the sequence of an order's lifecycle.
 FAILURE_POINTS = (
-    "orders.before-intent",
+    "orders.before-intent",  # the intent is the pending order in MongoDB
     "orders.after-intent",
     "orders.before-reserve",
     "orders.after-reserve",
@@ -75,8 +75,7 @@ class Reason(StrEnum):
     """Why an order was rejected."""
 
     OUT_OF_STOCK = "out-of-stock"
-    # Inventory rejected the reservation, because it already has one with this id, cancelled or with other items. The
-    # value `refused` is stored in documents, so it cannot be renamed.
+    # See ReservationRejected. The value `refused` is stored in documents, so it cannot be renamed.
     RESERVATION_REJECTED = "refused"
     EXPIRED = "expired"
 
@@ -211,7 +210,10 @@ class InsufficientStock(Struct, frozen=True):
 
 
 class ReservationRejected(Struct, frozen=True):
-    """Inventory will never accept a reservation with this id: it already has one, cancelled or with other items."""
+    """Inventory will never accept a reservation with this id.
+
+    It already has a reservation with this id, which either was cancelled or has other items.
+    """
 
     detail: str
 
@@ -250,11 +252,11 @@ def transition_after_reservation(result: ReservationResult) -> Transition:
 
 
 def apply_transition(order: Order, transition: Transition, entry: OutboxEntry | None = None) -> Order:
-    """Return the order with its new status, the work that is due then, and `entry` added to its outbox.
+    """Return the order as it is after the transition, with `entry` added to its outbox.
 
     The order must be in the transition's source status. Its times and its reason are not changed.
     """
-    assert order.status is transition.source, f"cannot {transition.name} an order that is {order.status}"
+    assert order.status is transition.source, f'transition "{transition.name}" of an order that is {order.status}'
     return msgspec.structs.replace(
         order,
         status=transition.target,
@@ -278,8 +280,8 @@ class NewOrder(Struct, frozen=True, omit_defaults=True):
 
     user: str | None
     email: str | None
-    # The name `wanted` is part of the digest, and digests are stored. With another name, a request that is repeated
-    # after an upgrade would have another digest than the stored one.
+    # The digest contains the name `wanted`. If the name changed, requests that are repeated after an upgrade would not
+    # match their stored digests.
     lines: tuple[RequestedLine, ...] = field(name="wanted")
     expected_total: Decimal | None
     expected_currency: str | None = None

@@ -199,7 +199,10 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "Cancel an order; it stays readable as cancelled.",
                 {
                     202: ("The order is cancelled. Its stock will be released when inventory is available.", None),
-                    204: ("The order is cancelled and its stock released, or it was rejected and stays so.", None),
+                    204: (
+                        "The order is cancelled and its stock released, or the order had been rejected before.",
+                        None,
+                    ),
                     404: ("There is no such order, or the caller may not see it.", None),
                     422: ("A parameter is unknown.", None),
                     **unavailable,

@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
+from market.contracts.access import CANCEL_ORDERS
 from market.kit import context, ids
 from market.kit.clock import Clock
 from market.kit.errors import IdempotencyKeyReused, NotFound, Unavailable
@@ -50,9 +51,9 @@ from market.orders.outcomes.explanations import (
 from market.orders.ownership.rules import (
     act_as_service,
     attribute_order,
-    cancellable_owner,
     record_cancelled,
     record_placed,
+    required_owner,
 )
 from market.orders.pricing.prices import price_lines
 from market.orders.recovery.repository import DueOrders
@@ -60,7 +61,7 @@ from market.orders.store import OrderRepository
 
 log = logs.get_logger("orders")
 
-# The pause before a retry: of a step whose outcome is unknown, or of storing an order whose key is taken.
+# The pause before a step with an unknown outcome, or the insert of an order whose key is taken, is tried again.
 _RETRY_SECONDS = 0.05
 # The time limit of work that continues after the response was sent.
 _BACKGROUND_SECONDS = 5.0
@@ -123,7 +124,7 @@ class PlacedOrder(Struct, frozen=True):
 
 
 async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) -> PlacedOrder:
-    """Place an order and return it confirmed, or return the one that was placed with the same idempotency key before.
+    """Place an order and return it confirmed, or return the order that an earlier request with the same key placed.
 
     Raises Forbidden, IdempotencyKeyReused, UnknownProducts, BadInput, PriceChanged, CurrenciesDiffer, OutOfStock,
     OrderCancelled or Unavailable. Unavailable has the extension member `order_id` if the order may have been stored.
@@ -162,9 +163,8 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
                 assert lookup is not None
                 if replay := await _replay(deps, lookup):
                     return replay
-                # The key was taken when the order was inserted, but `_replay` finds no order that has it. Either the
-                # key has become free meanwhile, or an undecided order with another subject's key has it in a field of
-                # earlier versions (idempotency/keys.py). Insert the order again, until the deadline.
+                # Either the key has become free since the insert, or the equal key of another caller blocks it for now
+                # (docs/decisions/0025). Try again, until the deadline.
                 await asyncio.sleep(_RETRY_SECONDS)
         await deps.failure_point("orders.after-intent")
         order = await _advance_pending(deps, order)
@@ -189,8 +189,7 @@ async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
             # The order was rejected after `find`, which made the key free.
             return None
         order = await _advance_pending(deps, order)
-    # Cancelled orders, and orders with a status that only a newer version knows, keep their keys. Return them as they
-    # are.
+    # These orders keep their keys, so a new order cannot be placed with the key. Return the order as it is.
     return_as_is = order.status in (Status.CANCELLED, Status.UNKNOWN)
     return PlacedOrder(order if return_as_is else require_confirmed(order), replayed=True)
 
@@ -198,8 +197,8 @@ async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
 async def _advance_pending(deps: Deps, order: Order) -> Order:
     """Advance the order until it is no longer pending, and return it. Raises Unavailable if the outcome is unknown.
 
-    If a stock release is due then, start it, but do not wait for it. If an event is due and this instance holds the
-    lease on the outbox, start publishing it.
+    Also start, but do not wait for, the stock release of a rejected or cancelled order, and the publishing of events
+    under a lease of this instance.
     """
     was_pending = order.status is Status.PENDING
     try:
@@ -226,9 +225,9 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     cancelled, or if the order has a status that only a newer version of the service knows.
     """
     with explain_unknown_outcome("cancelled", order_id, ADVICE_AFTER_CANCELLATION):
-        # `get` may return an outdated order. That does no harm, because a cancellation is applied only if the stored
-        # status is still the same. But it may also miss a new order, so `get_latest` confirms that there is none.
-        owner = cancellable_owner()
+        # `get` may return an outdated order. That does no harm: a cancellation is applied only if the stored status is
+        # still the same. If `get` finds no order, `get_latest` makes sure that there is none.
+        owner = required_owner(CANCEL_ORDERS)
         order = await deps.orders.get(order_id, owner) or await deps.orders.get_latest(order_id, owner)
         if order is None:
             raise NotFound("order", order_id)
@@ -238,6 +237,7 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
         if order.status is Status.UNKNOWN:
             raise unknown_status(order)
     if order.outbox and order.lease_owner is None:
+        # If there is a lease, its owner also publishes the new event.
         deps.run_in_background(Step.PUBLISH, order.id, deps.relay.publish_now(order.id))
     if not order.release_due:
         return True
@@ -252,7 +252,7 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
 
 
 async def _cancel_until_ended(deps: Deps, before: Order) -> Order:
-    """Cancel the order, and try again if its status changes meanwhile. Writes to the audit log.
+    """Cancel the order, again if its status changes meanwhile, and write that to the audit log.
 
     Return the order. It is cancelled or rejected, or has a status that only a newer version knows.
     """
@@ -283,11 +283,11 @@ async def _apply_cancellation(deps: Deps, order: Order, transition: Transition) 
 
 
 async def advance(deps: Deps, order: Order, *, overdue: bool = False) -> Order:
-    """Perform the order's next step, and return the order with its new status and the work that is due then.
+    """Perform the order's next step, and return the order as it is afterwards.
 
-    Any instance may perform a step at any time, and may repeat it. The exception is Step.PUBLISH: it requires that this
-    instance holds the lease on the outbox. Publishing is started, but not awaited. Raises Unavailable if the step's
-    outcome is unknown.
+    Any instance may perform a step at any time, and may repeat it. Only Step.PUBLISH requires that this instance holds
+    the lease on the outbox. Publishing is started, but not awaited. Raises Unavailable if the step's outcome is
+    unknown.
 
     overdue: as for `next_step`
     """
@@ -316,7 +316,7 @@ async def _reserve(deps: Deps, order: Order) -> Order:
     if isinstance(result, InsufficientStock):
         return await _transition(deps, order, transition, Reason.OUT_OF_STOCK, result.shortages)
     if isinstance(result, ReservationRejected):
-        # Most likely the order has been cancelled meanwhile. Then the transition has no effect, because it requires a
+        # Most likely the order was cancelled meanwhile. Then the transition below is not applied, because it requires a
         # pending order.
         log.warning("reservation rejected", order_id=str(order.id), reason=result.detail)
         return await _transition(deps, order, transition, Reason.RESERVATION_REJECTED)
@@ -335,6 +335,7 @@ async def _transition(
         )
         await deps.failure_point("orders.after-confirm" if transition is CONFIRM else "orders.after-reject-status")
     except Unavailable:
+        # The outcome is unknown: read the order to see whether the transition was applied.
         applied = False
     if applied:
         order = apply_transition(order, transition, entry)

@@ -1,7 +1,6 @@
 """OrderRepository: stores and reads orders, and changes their status. One document per order.
 
-A change of status is conditional on the current status, and concurrent callers share bulk writes. Ages are measured by
-MongoDB's clock, so that an instance with a wrong clock cannot reject orders in flight.
+A change of status is conditional on the current status, and concurrent callers share bulk writes.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _CHUNK_BYTES = 1_048_576
 
 
 class OrderLookup(NamedTuple):
-    """The id of an order to read, and the user that it must belong to; None: any user."""
+    """An order to read. `owner`: the user that it must belong to, or None for any user."""
 
     order_id: UUID
     owner: str | None
@@ -122,8 +121,9 @@ class OrderRepository:
                 await self._insert(new)
                 return
             except KeyFieldTaken as e:
-                if not await self._keys.is_permanently_taken_by_another(order, e.field):
+                if not await self._keys.is_kept_by_another_owner(order, e.field):
                     raise
+                # The equal key of another owner fills this field for good. Store our order without the field.
                 new = new.without(e.field)
 
     async def _insert_many(self, new: list[NewDocument]) -> Sequence[BaseException | None]:
@@ -161,15 +161,15 @@ class OrderRepository:
 
         Unlike `get_latest`, this may miss a write that was acknowledged a moment ago.
 
-        owner: return only an order of this user. MongoDB compares the user, so looking up another user's order takes as
-            long as looking up an order that does not exist.
+        owner: return only an order of this user. MongoDB compares the user, so the response time does not reveal
+            whether another user has an order with this id.
         """
         return await self._reads(OrderLookup(order_id, owner))
 
     async def get_latest(self, order_id: UUID, owner: str | None = None) -> Order | None:
         """Return the order, or None. Raises UnreadableOrder.
 
-        Misses no acknowledged write, but is slower than `get`, because it has to write to MongoDB first.
+        Includes every acknowledged write, but is slower than `get` (see `OrdersCollection.find_latest`).
 
         owner: return only an order of this user, as `get` does.
         """
@@ -204,7 +204,7 @@ class OrderRepository:
             for order_id, owner in lookups
         ]
 
-    async def list_orders(
+    async def outline_page(
         self, selection: Selection, *, limit: int, offset: int = 0, after: Position | None = None
     ) -> PageOutline:
         """Return which orders are on a page of a list, newest first.
@@ -229,9 +229,7 @@ class OrderRepository:
     async def _listed_statuses(self) -> list[str]:
         """Return the stored statuses except for `rejected`, including those that only a newer version knows.
 
-        Listing them is cheap, because MongoDB reads only one index entry per status. A query for these statuses merges
-        their parts of the index, each of which is sorted by time. A query for "not rejected" would read and sort all
-        orders.
+        A query for these statuses can use the index `status`, which a query for "not rejected" cannot.
         """
         statuses = await self.collection.run(lambda: self.collection.pymongo_collection.distinct("status"))
         return [status for status in statuses if status != Status.REJECTED.value]
@@ -253,10 +251,9 @@ class OrderRepository:
         return await self.collection.run(run)
 
     async def read_page(self, outline: PageOutline) -> AsyncIterator[Order]:
-        """Yield the readable orders of the page. If some are unreadable, also yield orders that follow in the list.
+        """Yield the readable orders from the beginning of the page on. The caller stops when its page is full.
 
-        May yield more than `limit` orders; the caller has to stop. At most 1 MiB of stored orders, or a single larger
-        order, is read at a time.
+        At most 1 MiB of stored orders, or a single larger order, is read at a time.
         """
         skip, sizes = outline.skip, outline.sizes
         while sizes:
@@ -266,7 +263,7 @@ class OrderRepository:
                         yield order
             if len(sizes) <= outline.limit:
                 return
-            # Unreadable orders were skipped, so more orders are needed to fill the page.
+            # The caller still needs orders, because some of these are unreadable.
             skip += len(sizes)
             sizes = await self._measure(outline.page_filter, skip, outline.limit + 1)
 
@@ -282,16 +279,16 @@ class OrderRepository:
         reason: Reason | None = None,
         shortages: Sequence[Shortage] = (),
     ) -> bool:
-        """Apply the transition if the order is in the transition's source status. Return True if it was applied.
+        """Apply the transition if the order is in its source status. CONFIRM also leases the outbox to this instance.
 
-        False means that the transition may or may not have been applied: the caller has to read the order. CONFIRM also
-        leases the order's outbox to this instance.
+        Return True if the transition was applied. After False it may or may not have been applied, so the caller has to
+        read the order.
         """
         update = documents.transition_update(
             order_id, transition, at=at, entry=entry, reason=reason, shortages=shortages
         )
         if transition is CONFIRM:
-            # The lease is taken in the same write, so that publishing does not need a separate one.
+            # Take the lease in the same write, so that publishing needs no write of its own.
             update.change["$set"]["claimed_by"] = self.instance_id
             update.change["$currentDate"] = {"claimed_at": True}
         return await self._transitions(update)
@@ -325,7 +322,7 @@ class OrderRepository:
 
     async def _update_many(self, updates: list[documents.ConditionalUpdate]) -> Sequence[bool]:
         matched = await self.collection.bulk_update([UpdateOne(u.where, u.change) for u in updates])
-        # A bulk write returns only how many updates matched. If some did not, every caller has to read its order.
+        # MongoDB returns only how many updates matched. If one of them did not, every caller has to read its order.
         return [matched == len(updates)] * len(updates)
 
 

@@ -1,4 +1,4 @@
-"""The endpoints for merchants and operators: shortages by day and product, and unfinished orders."""
+"""The endpoints for the desk (the storefront's pages for merchants and operators): shortages and unfinished orders."""
 
 from __future__ import annotations
 
@@ -74,9 +74,10 @@ class _NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse_period(first: str | None, last: str | None, today: date) -> tuple[date, date]:
-    """Return the first and the last day of a period, by default the 30 days up to `last`. Raises BadInput.
+    """Return the first and the last day of the period. Raises BadInput.
 
-    first, last: the days in the request, or None. `last` is today by default
+    first: as in the request. None: the period has 30 days
+    last: as in the request. None: today
     """
     end = today if last is None else parse_day("to", last)
     begin = end - timedelta(days=DEFAULT_PERIOD_DAYS - 1) if first is None else parse_day("from", first)

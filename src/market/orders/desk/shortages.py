@@ -58,7 +58,7 @@ class ShortageRepository:
                 break
             if after is None or day_with_shortages.toordinal() != after.day:
                 after_product = None
-            found += await self._list_of_day(day_with_shortages, product_id, after_product, limit - len(found))
+            found += await self._list_products(day_with_shortages, product_id, after_product, limit - len(found))
             before = day_with_shortages
         return found
 
@@ -68,7 +68,7 @@ class ShortageRepository:
         found = await self._collection.find_one(where, {"rejected_at": 1}, sort=[("rejected_at", -1)])
         return found["rejected_at"].date() if found else None
 
-    async def _list_of_day(
+    async def _list_products(
         self, day: date, product_id: str | None, after_product: str | None, limit: int
     ) -> list[DailyShortage]:
         products: documents.Document = {} if product_id is None else {"$eq": product_id}
@@ -96,7 +96,7 @@ class ShortageRepository:
 
 
 def _rejected_between(first: date, before: date, product_id: str | None) -> documents.Document:
-    # Because of the condition for `shortages`, MongoDB can use the index, which contains only orders with this field.
+    # MongoDB uses the index `shortages` only because of the condition `$exists`, which is also the index's own.
     where: documents.Document = {
         "status": Status.REJECTED.value,
         "shortages": {"$exists": True},

@@ -22,13 +22,13 @@ from market.orders.mongodb.collection import EPOCH, MIN_TIMESTAMP, OrdersCollect
 from market.orders.recovery.recover import Result, recover_order
 from market.orders.service import Deps
 
-# There is no index by the time at which stock releases became due. To find the oldest one, the times of this many stock
-# releases are read.
+# A summary says since when the oldest stock release has been due. There is no index for this time, so the summary looks
+# only at this many releases.
 _MAX_RELEASE_TIMES = 1000
 
 
 class Kind(StrEnum):
-    """Why an order is unfinished. There may be several reasons."""
+    """Why an order is unfinished. An order may be of several kinds."""
 
     PENDING = "pending"
     RELEASE_DUE = "release-due"
@@ -46,7 +46,7 @@ _FIELDS: Mapping[Kind, str] = {
 
 
 class UnfinishedOrder(Struct, frozen=True):
-    """An unfinished order of one kind, and since when it is unfinished."""
+    """An unfinished order of one kind, and since when it has been unfinished."""
 
     order_id: events.IdText
     kind: Annotated[str, Meta(extra_json_schema={"enum": [kind.value for kind in Kind]})]
@@ -57,7 +57,7 @@ class UnfinishedOrder(Struct, frozen=True):
 
 
 class KindSummary(Struct, frozen=True):
-    """The number of unfinished orders of one kind, and since when the first of them is unfinished."""
+    """The number of unfinished orders of one kind, and since when the oldest of them has been unfinished."""
 
     kind: Annotated[str, Meta(extra_json_schema={"enum": [kind.value for kind in Kind]})]
     total: Annotated[int, Meta(ge=0)]
@@ -68,8 +68,9 @@ class KindSummary(Struct, frozen=True):
 class UnfinishedPosition(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Where a page of unfinished orders ends. Cursors contain it, so its fields must not change.
 
-    time, increment: the value of the sort field of the last order: milliseconds since 1970 and 0, or a BSON timestamp
-    skip: how many orders of this kind with exactly this time were on this page or earlier ones
+    time, increment: the last order's sort field. For a date: milliseconds since 1970, and 0. For a BSON timestamp: its
+        two parts
+    skip: how many orders with the same kind, time and increment have been on this page and earlier ones
     """
 
     kind: Kind
@@ -185,7 +186,7 @@ class UnfinishedOrders:
             return {"unsent_since": {"$gt": EPOCH, "$lt": overdue_before}}
         if kind is Kind.STUCK:
             return {"stuck_since": {"$gt": EPOCH}}
-        # The age is taken from when the order ended, not from `release_due`, which postponing sets to a later time.
+        # The age is counted from the order's end, because each failed attempt sets `release_due` to a later time.
         is_recent = {"$gte": overdue_before}
         return {
             "release_due": {"$gt": EPOCH},
@@ -208,7 +209,7 @@ def _key(found: _Found) -> tuple[str, int, int]:
 
 
 def _read(kind: Kind, d: documents.Document) -> _Found:
-    """Return the unfinished order in a document. Reads few fields, because other fields may be unreadable."""
+    """Return the unfinished order in a document, even if other fields of the document are unreadable."""
     value = d[_FIELDS[kind]]
     since: Any = value
     if kind is Kind.RELEASE_DUE:

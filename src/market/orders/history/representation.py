@@ -1,4 +1,7 @@
-"""The order in REST responses: as in events, and additionally when it was confirmed, cancelled or rejected, and why."""
+"""The order in REST responses.
+
+Unlike the order in events, it says when its status changed, and why it was rejected.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class Shortage(Struct, frozen=True):
 
 
 class Order(events.Order, frozen=True, kw_only=True):
-    """An order. A time is absent if the change has not happened, or if an early version has not stored it."""
+    """An order. A time is absent if the change has not happened, or was made by a version that did not store times."""
 
     confirmed_at: events.TimeText | UnsetType = UNSET
     cancelled_at: events.TimeText | UnsetType = UNSET

@@ -1,22 +1,8 @@
 """IdempotencyKeyRepository: which order has an idempotency key. The orders' documents contain the keys.
 
-The key of a signed-in caller belongs to the subject of the caller's token, no matter which user the order is for. In
-mode `open`, a key belongs to the user.
-
-During an upgrade, instances that require sign-in, instances in mode `open`, and instances of earlier versions place
-orders at the same time. A request that is repeated must place only one order, no matter which instances handle it. So a
-key is stored in up to three fields, each with a unique index (mongodb/documents.py):
-
-- `subject_key` contains the subject and the key.
-- `idempotency_key` is unique among the orders of one user. It is for instances in mode `open` and of earlier versions,
-  which know no subjects. If another subject's order for the same user already has the key, this field is left out, and
-  the order is found by `subject_key` alone.
-- `key` is unique across users. It is for even earlier versions.
-
-A document without `subject_key` was stored by an instance that does not know who placed the order. Its key counts for
-the order's user, and for anybody who sends exactly the same request: for example, for a merchant who sent a request
-before sign-in was required, and now repeats it signed in. The request must name the order's user, so only callers who
-may order for others can get another user's order in this way.
+A key belongs to its owner: the subject of the caller's token, or the order's user if nobody is signed in. Equal keys of
+different owners are different keys. Instances of several versions may place orders at the same time, so a key is stored
+in up to three fields. docs/decisions/0025 has the fields and the rules.
 """
 
 from __future__ import annotations
@@ -33,15 +19,11 @@ from market.orders.mongodb.collection import OrdersCollection, documents
 
 
 class IdempotencyKeyTaken(Exception):
-    """Another order has the idempotency key.
-
-    Either its key belongs to the same subject (or user), or the order is undecided: it is pending, or has a status that
-    only a newer version knows.
-    """
+    """Another order has the idempotency key: an order of the same owner, or one that may still free its field."""
 
 
 class KeyFieldTaken(IdempotencyKeyTaken):
-    """Another order has the key in `field`: `idempotency_key` or `key`. The field does not tell whose key it is."""
+    """Another order has the key in `field` (`idempotency_key` or `key`). Its owner may be the same or another one."""
 
     def __init__(self, field: str) -> None:
         self.field = field
@@ -51,7 +33,7 @@ class KeyLookup(NamedTuple):
     """An idempotency key, and the request that was sent with it.
 
     user: the user of the order
-    subject: the subject that the key belongs to. None: the key belongs to the user
+    subject: the owner of the key if the caller is signed in. None: the owner is the user
     digest: the SHA-256 of the request
     """
 
@@ -64,7 +46,7 @@ class KeyLookup(NamedTuple):
 class KeyHolder(Struct, frozen=True):
     """The order that has an idempotency key, and the digest of the request that placed it.
 
-    subject: the subject that the key belongs to. None: the key belongs to the user
+    subject: the owner of the key if the caller was signed in. None: the owner is the user
     """
 
     order_id: UUID
@@ -72,7 +54,7 @@ class KeyHolder(Struct, frozen=True):
     subject: str | None
 
 
-# By (subject or user, idempotency key).
+# By (owner, idempotency key).
 _Holders = Mapping[tuple[str, str], KeyHolder]
 
 
@@ -91,9 +73,10 @@ class IdempotencyKeyRepository:
 
     async def _find_many(self, lookups: list[KeyLookup]) -> Sequence[KeyHolder | None]:
         keys = list({lookup.key for lookup in lookups})
+        # Before sign-in was required, a caller may have placed an order with their later subject as the user.
         users = {lookup.user for lookup in lookups} | {lookup.subject or lookup.user for lookup in lookups}
         by_user = {"user": {"$in": list(users)}, "idempotency_key": {"$in": keys}, "digest": {"$exists": True}}
-        # The orders of even earlier versions have only `key`.
+        # Some earlier versions stored only `key`.
         alternatives: list[documents.Document] = [by_user, {"key": {"$in": keys}}]
         if subject_keys := [documents.subject_key(e.subject, e.key) for e in lookups if e.subject is not None]:
             alternatives.append({"subject_key": {"$in": subject_keys}, "digest": {"$exists": True}})
@@ -110,12 +93,10 @@ class IdempotencyKeyRepository:
                 of_users[d["user"], key] = holder
         return [_find_holder(lookup, of_subjects, of_users) for lookup in lookups]
 
-    async def is_permanently_taken_by_another(self, order: Order, field: str) -> bool:
-        """Return whether another order has the order's key in the field for another subject or user, and will keep it.
+    async def is_kept_by_another_owner(self, order: Order, field: str) -> bool:
+        """Return whether an order of another owner has this order's key in the field, and will never free it.
 
-        If so, our order has to be stored without the field. Return False while the other order is undecided. If it were
-        rejected later, the field would be free although our order exists, and an instance that knows only this field
-        would place our order again.
+        Return False if that order is still pending, or has a status that only a newer version knows.
         """
         where: documents.Document = {field: order.idempotency_key}
         if field == "idempotency_key":
@@ -125,26 +106,27 @@ class IdempotencyKeyRepository:
 
 
 def _find_holder(lookup: KeyLookup, of_subjects: _Holders, of_users: _Holders) -> KeyHolder | None:
-    """Return the order that has the key, by the rules of `_has_same_owner`."""
+    """Return the order that has the key."""
     of_user = of_users.get((lookup.user, lookup.key))
     if lookup.subject is None:
         return of_user
     if own := of_subjects.get((lookup.subject, lookup.key)):
         return own
-    before_sign_in = of_users.get((lookup.subject, lookup.key))
-    if before_sign_in is not None and before_sign_in.subject is None:
-        return before_sign_in
+    # Orders that were placed before sign-in was required: the caller's own, or one from exactly the same request.
+    own_earlier = of_users.get((lookup.subject, lookup.key))
+    if own_earlier is not None and own_earlier.subject is None:
+        return own_earlier
     if of_user is not None and of_user.subject is None and of_user.digest == lookup.digest:
         return of_user
     return None
 
 
 def _has_same_owner(order: Order, holder: documents.Document) -> bool:
-    """Return whether the key in the stored document `holder` belongs to the same subject or user as the new order's."""
+    """Return whether the key in the stored document `holder` has the same owner as the new order's key."""
     if order.key_subject is None:
         return bool(holder["user"] == order.user)
     if (subject := documents.key_subject(holder)) is not None:
         return subject == order.key_subject
-    # It is unknown who placed the stored order.
+    # The stored order was placed before sign-in was required, so its caller is unknown.
     same_request = holder["user"] == order.user and holder.get("digest") == order.digest
     return holder["user"] == order.key_subject or same_request

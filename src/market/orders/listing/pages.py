@@ -33,10 +33,6 @@ class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
         """The time of the last order."""
         return EPOCH + self.created_at * _MILLISECOND
 
-    def filter_following(self) -> documents.Document:
-        """Return the filter for the orders that follow in the list. Must be combined with `created_at` <= `time`."""
-        return {"$or": [{"created_at": {"$lt": self.time}}, {"_id": {"$lt": self.order_id}}]}
-
 
 class Selection(Struct, frozen=True):
     """The orders that a list contains.
@@ -61,20 +57,22 @@ class Selection(Struct, frozen=True):
             times["$lt"] = self.created_to
         if after is None:
             return {"created_at": times} if times else {}
-        # The upper limit bounds the scan of the index. `filter_following` decides between orders of the same time.
+        # Match created_at < after.time, or created_at == after.time and _id < after.order_id. With `$lte` outside of
+        # `$or`, MongoDB starts at this position in the index.
         if self.created_to is None or after.time < self.created_to:
             times.pop("$lt", None)
             times["$lte"] = after.time
-        return {"created_at": times, **after.filter_following()}
+        return {"created_at": times, "$or": [{"created_at": {"$lt": after.time}}, {"_id": {"$lt": after.order_id}}]}
 
 
 class PageOutline(Struct, frozen=True):
     """Which orders are on a page of a list, without their content.
 
-    page_filter: the MongoDB filter of the page; for a page after a cursor, it matches only what follows the cursor
+    page_filter: the MongoDB filter of the list; for a page after a cursor, only of the orders after the cursor
     skip: how many of the matching orders come before the page
     limit: the maximum number of orders on the page
-    sizes: by order id, newest first, the stored bytes of each order on the page, and of the first order after the page
+    sizes: the stored bytes of each order by id, newest first. If there are more than `limit` orders, the last one is
+        the first order after the page
     total: the number of orders in the whole list; a lower bound if `total_exact` is False
     """
 

@@ -1,8 +1,8 @@
 """The collection `orders`, as all repositories use it: with deadline, circuit breaker and error mapping.
 
-Writes are acknowledged once a majority of the servers has written them to the journal. Reads return only
-majority-committed data. If the server is no longer the primary, this data may be outdated, except for `find_latest`,
-which misses no acknowledged write.
+Writes are acknowledged once a majority of the servers has written them to the journal. Reads return majority-committed
+data, which may be outdated while another server becomes the primary. Only `find_latest` returns every acknowledged
+write.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ log = logs.get_logger("orders")
 T = TypeVar("T")
 Sort = Sequence[tuple[str, int]]
 
-# {"$gt": EPOCH} matches the documents that have the date field.
+# Earlier than every stored time. The condition {"$gt": EPOCH} matches the documents that have the field.
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# The same for a BSON timestamp field (seconds, increment). Timestamp(0, 0) is the empty timestamp.
+# The same for fields of BSON's type Timestamp.
 MIN_TIMESTAMP = Timestamp(0, 1)
 _MAX_LOGGED_UNREADABLE = 1000
 # The code of MongoDB's errors for missing privileges.
@@ -53,9 +53,8 @@ _CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True, uuid_representation
 def create_client(config: MongoDB) -> AsyncMongoClient[Document]:
     """Return a client that connects, and reconnects, automatically.
 
-    A call to a dead server fails after `timeout_seconds`. A recovered server is detected within half a second, which is
-    PyMongo's minimum heartbeat interval while an operation waits for a server. If a connection breaks, the driver
-    retries the write within `timeout_seconds`, and the server recognizes the repetition (retryable writes).
+    An operation fails after `timeout_seconds`. If a connection breaks, the driver retries the operation within this
+    time. MongoDB applies a retried write only once (retryable writes).
     """
     return AsyncMongoClient(
         config.uri,
@@ -117,7 +116,7 @@ class OrdersCollection:
     async def run(self, operation: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run the operation and return its result.
 
-        Raises BulkWriteError unchanged, because the server has responded: the caller knows what the errors mean.
+        Raises BulkWriteError unchanged, so that the caller can look at the error of each write.
         """
 
         async def timed() -> T:
@@ -163,7 +162,7 @@ class OrdersCollection:
     async def stream(
         self, where: Mapping[str, Any], *, sort: Sort, limit: int, batch_size: int
     ) -> AsyncIterator[Document]:
-        """Yield the first `limit` matching documents. They are fetched in batches, each with a deadline of its own."""
+        """Yield the first `limit` matching documents. Each batch is fetched with a deadline of its own."""
         cursor = self.pymongo_collection.find(where, sort=sort, limit=limit, batch_size=batch_size)
         async with cursor:
             while batch := await self.run(lambda: cursor.to_list(batch_size)):
@@ -177,10 +176,9 @@ class OrdersCollection:
     async def find_latest(self, filters: Sequence[Mapping[str, Any]]) -> list[Document]:
         """Return the documents that match one of the filters, including every write acknowledged before the call.
 
-        Increments a counter (the barrier), and then reads in the same causally consistent session. So the data read
-        includes the increment, and with it every earlier write. The increment has to be acknowledged by a majority of
-        the servers, and only the current primary can achieve that. If the server was replaced as the primary without
-        noticing it, the call raises DeadlineExceeded or Unavailable. See docs/decisions/0020.
+        Increments a counter (the barrier) first, and reads in the same causally consistent session. If the server is no
+        longer the primary, the increment fails with DeadlineExceeded or Unavailable. docs/decisions/0020 says why this
+        is sufficient.
 
         filters: each must contain an `_id`.
         """
@@ -188,8 +186,7 @@ class OrdersCollection:
         async def read() -> list[Document]:
             async with self._database.client.start_session(causal_consistency=True) as session:
                 try:
-                    # The update has to change something. MongoDB may acknowledge an update that changes nothing without
-                    # asking the other servers.
+                    # The update must change something: MongoDB does not replicate an update that changes nothing.
                     await self._barriers.update_one(
                         {"_id": "orders"}, {"$inc": {"count": 1}}, upsert=True, session=session
                     )
@@ -205,7 +202,8 @@ class OrdersCollection:
     async def _find_linearizable(self, filters: Sequence[Mapping[str, Any]]) -> list[Document]:
         """Return what `find_latest` returns, without using the barrier. Takes about 0.1 s.
 
-        Used if MongoDB's user has the role of an earlier version, which does not permit writing the barrier.
+        Used if the service's MongoDB account may not write to the collection `barriers`. Earlier releases did not need
+        this privilege.
         """
         if not self._logged_unauthorized:
             self._logged_unauthorized = True
@@ -258,8 +256,7 @@ class OrdersCollection:
         try:
             response = await self._database.command("hello")
         except PyMongoError as e:
-            # Leave out the rest of PyMongo's message. It contains elapsed times, so that every attempt would be logged
-            # as a new reason.
+            # The rest of PyMongo's message contains elapsed times, so each attempt would be logged as a new reason.
             raise Unavailable(str(e).partition(" (configured timeouts")[0]) from e
         if not response.get("isWritablePrimary"):
             raise Unavailable("MongoDB has no primary")

@@ -1,22 +1,16 @@
 """The order's document: converts domain data to BSON values and back, and a transition to a conditional update.
 
 Besides the fields of the order itself, a document has:
-- `digest`: the SHA-256 of the request. The order has its idempotency key only while `digest` is present. An earlier
-  version that rejects the order may leave some of the next three fields, but removes `digest`.
-- `subject_key`: the key of a signed-in caller, as `{"subject": ..., "key": ...}`. No two orders have the same value. If
-  the field is absent, the key belongs to the user.
-- `idempotency_key`: the key alone, unique among the orders of the user. It is for instances that know only the user:
-  those in mode `open` and of earlier versions (see idempotency/keys.py). It is absent if another order for this user
-  already has this key, for example because a merchant and the user have chosen the same one.
-- `key`: the key alone, unique across users. It is for even earlier versions, and absent if another user's order already
-  has this key.
+- `subject_key`, `idempotency_key`, `key`: the idempotency key, each with its own unique index (docs/decisions/0025).
+  `subject_key` is `{"subject": ..., "key": ...}`, and the others are only the key.
+- `digest`: the SHA-256 of the request. If it is absent, the order no longer has its idempotency key.
 - `placed_by`: the subject that placed the order, if that is not the user.
 - `without_mail`: true if no mails are sent, even if the user's name looks like an address. Otherwise absent.
 - `since`: the server's time when the pending order was stored.
 - `release_due`: the server's time when the stock release became due, or was last postponed. Absent if none is due.
 - `outbox`: the events that Kafka has not acknowledged.
-- `unsent_since`: the time of the oldest event in the outbox, or when the events were requeued. The field is removed if
-  an event becomes stuck, and set again if an event is added later.
+- `unsent_since`: present if the relay has to publish events. The time of the first event that was added to the empty
+  outbox, or when the events were requeued. Removed if an event becomes stuck, and set again if an event is added later.
 - `stuck_since`: when Kafka permanently rejected an event. The event's outbox entry has the reason in `refused`.
 - `claimed_by`, `claimed_at`: the owner of the outbox lease, and the server's time when it was taken.
 """
@@ -93,15 +87,15 @@ def transition_update(
     return ConditionalUpdate({"_id": order_id, "status": transition.source.value}, change)
 
 
-# Decimal128 is stored as BID (binary integer decimal): two 64-bit words, the low one first. Bits 49 and up of the high
-# word are the exponent, biased by 6176; the other bits are the integer. Most money is stored in hundredths, so the
-# exponent is -2. bson's own conversion is much slower: it converts digit by digit in Python.
+# Hundredths are converted here, because bson's own conversion to and from Decimal128 is slow (digit by digit in
+# Python). A Decimal128 is two 64-bit words, the low one first. The high word has the exponent from bit 49 on, biased by
+# 6176. The other bits are the integer.
 _BID_WORDS = struct.Struct("<QQ")
 _HUNDREDTHS = (6176 - 2) << 49
 
 
 def to_decimal128(amount: Decimal) -> Decimal128:
-    """Return money as MongoDB stores it: with two decimals, or with three if it has a third one."""
+    """Return money as MongoDB stores it: with two decimals, or with three if the third one is not zero."""
     in_hundredths = amount.scaleb(2)
     hundredths = int(in_hundredths)
     if hundredths != in_hundredths:
@@ -110,7 +104,7 @@ def to_decimal128(amount: Decimal) -> Decimal128:
 
 
 def from_decimal128(value: Decimal128) -> Decimal:
-    """Return stored money with two decimals, or with three if it has a third one."""
+    """Return stored money with two decimals, or with three if the third one is not zero."""
     low, high = _BID_WORDS.unpack(value.bid)
     return Decimal(low).scaleb(-2) if high == _HUNDREDTHS else money.normalize(value.to_decimal())
 
@@ -118,8 +112,8 @@ def from_decimal128(value: Decimal128) -> Decimal:
 def order_to_document(order: Order, *, with_idempotency_key: bool = True, with_key: bool = True) -> Document:
     """Return the document of a new, pending order.
 
-    with_idempotency_key: whether to set `idempotency_key`, which is unique among the user's orders
-    with_key: whether to set the field `key` of earlier versions, which is unique across users.
+    with_idempotency_key: whether to set the field `idempotency_key`
+    with_key: whether to set the field `key`
     """
     document: Document = {
         "_id": order.id,
@@ -170,7 +164,7 @@ def document_to_order(d: Mapping[str, Any]) -> Order:
     """
     try:
         order = _to_order(d)
-        # Check the types of the values. Otherwise a string in place of a time, for example, would only fail later.
+        # Check the types of the values. Otherwise, for example, a string in place of a time would fail only later.
         msgspec.convert(msgspec.to_builtins(order, builtin_types=_NATIVE_TYPES), Order)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise UnreadableOrder(d["_id"], f"{type(e).__name__}: {e}"[:200]) from None
@@ -214,7 +208,7 @@ def _to_order(d: Mapping[str, Any]) -> Order:
 
 
 def held_key(d: Mapping[str, Any]) -> str | None:
-    """Return the idempotency key that the order has, or None if it has none or has freed it."""
+    """Return the order's idempotency key, or None if it never had one or no longer has it."""
     if "digest" not in d:
         return None
     key: str | None = d["subject_key"]["key"] if "subject_key" in d else d.get("idempotency_key", d.get("key"))

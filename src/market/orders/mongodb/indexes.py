@@ -14,7 +14,7 @@ INDEXES = [
         [("user", ASCENDING), ("idempotency_key", ASCENDING)],
         name="user_key",
         unique=True,
-        # An order without a digest no longer has the key: see mongodb/documents.py.
+        # An order without a digest no longer has its key.
         partialFilterExpression={"idempotency_key": {"$exists": True}, "digest": {"$exists": True}},
     ),
     # The keys of signed-in callers.
@@ -24,21 +24,19 @@ INDEXES = [
         unique=True,
         partialFilterExpression={"subject_key": {"$exists": True}, "digest": {"$exists": True}},
     ),
-    # The index of earlier versions, over the keys of all users. It prevents an old and a new instance from placing two
-    # orders with the same key. The next release drops it (docs/operations.md).
+    # For instances of the versions in which a key is unique among all users (docs/decisions/0025).
     IndexModel([("key", ASCENDING)], name="key", unique=True, partialFilterExpression={"key": {"$exists": True}}),
     IndexModel(
         [("user", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING), ("status", ASCENDING)], name="user"
     ),
-    # For the list of a user's cancelled or rejected orders, which may be a few among many. Lists of the other statuses
-    # use the index `user`, so placing an order does not have to write to this index.
+    # For lists of a user's cancelled or rejected orders. It has no entries for other orders, because placing an order
+    # would be slower with one more index. Lists of those use the index `user`.
     IndexModel(
         [("user", ASCENDING), ("status", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)],
         name="user_ended",
         partialFilterExpression={"status": {"$in": [Status.CANCELLED.value, Status.REJECTED.value]}},
     ),
-    # For the list of everybody's orders. The status comes first: a list of one status is one scan of the index, and a
-    # list of several statuses merges one scan per status.
+    # For the list of everybody's orders. To list several statuses, MongoDB merges one scan of the index per status.
     IndexModel([("status", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="status"),
     IndexModel([("since", ASCENDING)], name="pending", partialFilterExpression={"status": Status.PENDING.value}),
     IndexModel(

@@ -2,10 +2,9 @@
 
 The events of an order are published one after the other, so that they stay in sequence.
 
-The instance that confirms an order publishes its event at once, under the lease that the confirmation took. If Kafka
-does not accept the event, the lease is released, and the loop (`run_once`) of any instance tries again. While Kafka is
-unavailable, an instance tries only one order per pass, a different one each time. If an instance crashes, the others
-take over its orders when its leases have expired.
+Confirming an order also leases its outbox, and the same instance publishes the event at once. If Kafka does not accept
+the event, the instance releases the lease, and any instance tries again in its next pass (`run_once`). If an instance
+crashes, others take over its orders when its leases have expired.
 """
 
 from __future__ import annotations
@@ -47,18 +46,16 @@ _PAGE_SIZE = 200
 
 
 class Relay:
-    """Owns the producer, and knows which orders' events are in flight.
+    """Owns the producer, and publishes at most one event of an order at a time.
 
-    `publish` adds an order to `_in_flight` and sends its first event. Depending on the delivery result, the event is
-    removed from the outbox (`_removals`), the lease is released (`_lease_releases`), or the event is marked as stuck.
-    `_settle` then removes the order from `_in_flight` and sets `_settled`. If `publish` was called again for the order
-    meanwhile, the order is in `_publish_again`, and its remaining events are sent.
+    An order is in flight from the sending of its event until the delivery result is stored: the event is removed from
+    the outbox, or the lease is released, or the event is marked as stuck. Then the order is settled.
 
     Must be constructed inside a running event loop.
 
     outbox: the events to publish
     faults: None outside of tests
-    topics: checks whether the topic exists whenever Kafka has not accepted an event
+    topics: checks the topic, and creates it if it is missing, after Kafka has not accepted an event
     """
 
     def __init__(
@@ -85,19 +82,19 @@ class Relay:
         self._lease_releases: Batcher[UUID, None] = Batcher(
             self._release_many, name="orders.release-lease", max_batch_size=256
         )
-        # Orders with an event in flight, and when it was sent, in seconds of time.monotonic().
+        # By id of the orders in flight: when the event was sent, in seconds of time.monotonic().
         self._in_flight: dict[UUID, float] = {}
-        # The orders in `_in_flight` that the loop retries. They count as recovered once Kafka has acknowledged them.
+        # The orders in flight that `run_once` has leased. They count as recovered once Kafka acknowledges the event.
         self._retried: set[UUID] = set()
-        # Orders for which `publish` was called while one of their events was in flight. When that event is settled, the
-        # lease is renewed and the remaining events are sent.
+        # The orders in flight for which `publish` was called again. Once such an order is settled, its lease is
+        # renewed, and its remaining events are sent.
         self._publish_again: set[UUID] = set()
-        # Set whenever an order leaves `_in_flight`.
+        # Set whenever an order is settled.
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        # Whether Kafka did not accept the last event.
         self._failing = False
-        # How many messages were not delivered, or not accepted by the producer. Permanently rejected ones do not count,
-        # because they are not retried.
+        # How many times an event was not accepted and has to be sent again.
         self._failures = 0
         # Where the last pass over the outboxes stopped. None: it reached the end. The next pass continues there, so
         # that an order that keeps failing (because its partition is unavailable) does not block other orders.
@@ -105,7 +102,7 @@ class Relay:
 
     @property
     def idle(self) -> bool:
-        """Whether no event is in flight."""
+        """Whether no order is in flight."""
         return not self._in_flight
 
     def publish(self, order: Order) -> None:
@@ -113,14 +110,14 @@ class Relay:
         if not order.outbox:
             return
         if next_event(order) is None:
-            # Only the relay of a newer version can publish the event. Release the lease for it.
-            self._spawn(self._release_lease_to_newer_version(order.id))
+            # Only a newer version can publish the event. Release the lease, so that its relay can take it.
+            self._spawn(self._release_unpublished(order.id))
             return
         if (sent_at := self._in_flight.get(order.id)) is not None:
             if time.monotonic() - sent_at < self._lease_seconds:
                 self._publish_again.add(order.id)
                 return
-            # The producer reports a delivery result before the lease expires, so this one was lost.
+            # The producer gives up on an event before the lease expires, so its delivery result was lost.
             log.error("delivery result overdue, sending the event again", order_id=str(order.id))
         self._in_flight[order.id] = time.monotonic()
         if self._faults:
@@ -142,7 +139,7 @@ class Relay:
         """
         failures = self._failures
         now = await self.outbox.server_time()
-        # While Kafka accepts no events, one order is enough to find out whether it has recovered.
+        # If Kafka did not accept the last event, try only one order.
         limit = 1 if self._failing else _PAGE_SIZE
         page = await self.outbox.list_unsent(self._lease_seconds, now, limit, after=self._position)
         if not page.order_ids and self._position is not None:
@@ -164,7 +161,7 @@ class Relay:
             self.publish(order)
         if leased:
             await self._wait_settled(leased)
-        # Continue at once while there are more orders and no event has to be retried.
+        # If there are more orders and Kafka has accepted every event, continue at once.
         return 0.0 if self._position is not None and self._failures == failures else self._interval_seconds
 
     async def close(self, timeout_seconds: float) -> None:
@@ -204,7 +201,7 @@ class Relay:
             self._spawn(self._release_leases([order.id]))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        # In an empty context, because the work does not belong to the request that happens to start it.
+        # In an empty context, so that the work has neither the deadline nor the trace of the request that starts it.
         task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -218,11 +215,11 @@ class Relay:
             self._spawn(self._resume(order_id))
 
     async def _resume(self, order_id: UUID) -> None:
-        # Read again: the settled event may have been the last one, and another relay may hold the lease by now.
+        # Read the order again: it may have no more events, or another relay may hold the lease by now.
         try:
             order = await self.outbox.renew_lease(order_id)
         except Unavailable as e:
-            # The remaining events wait until the lease has expired.
+            # The remaining events are published when the lease has expired.
             log.warning("outbox lease not renewed", order_id=str(order_id), reason=str(e))
             return
         if order is not None:
@@ -253,7 +250,7 @@ class Relay:
                 self._failing = True
                 failed.append(order_id)
         if failed:
-            # Released concurrently with the removal below: neither waits for the other.
+            # In a task of its own, so that the removal below does not wait for it.
             self._spawn(self._release_leases(failed))
         if not published:
             return
@@ -275,8 +272,8 @@ class Relay:
                     remaining = await self._removals.map(published)
                     break
                 except Unavailable:
-                    # Retried a few times, within the lease. After that the event stays in the outbox, and is published
-                    # again with the same id.
+                    # If the last attempt fails, too, the event stays in the outbox, and is published again with the
+                    # same id.
                     await asyncio.sleep(backoff(attempt))
             if self._faults and remaining:
                 await self._faults.fire_if_armed("orders.after-remove")
@@ -292,10 +289,7 @@ class Relay:
         return [remaining.get(order_id) for order_id, _ in published]
 
     async def _release_leases(self, order_ids: Sequence[UUID]) -> None:
-        """Release the leases, so that any relay may retry.
-
-        The orders are settled only after that, so that this relay does not send their events without a lease.
-        """
+        """Release the leases, so that any relay may retry, and then settle the orders."""
         self._failures += len(order_ids)
         try:
             await self._lease_releases.map(order_ids)
@@ -306,7 +300,7 @@ class Relay:
             for order_id in order_ids:
                 self._settle(order_id)
 
-    async def _release_lease_to_newer_version(self, order_id: UUID) -> None:
+    async def _release_unpublished(self, order_id: UUID) -> None:
         try:
             await self._lease_releases(order_id)
         except Unavailable as e:
@@ -327,7 +321,7 @@ class Relay:
             self._settle(order_id)
 
     async def _wait_settled(self, order_ids: Sequence[UUID]) -> None:
-        # The producer gives up on each message after delivery_seconds, and the leases expire soon after.
+        # A safeguard: the producer gives up on each event earlier, after `kafka.delivery_seconds`.
         with suppress(TimeoutError):
             async with asyncio.timeout(self._lease_seconds):
                 while any(order_id in self._in_flight for order_id in order_ids):

@@ -24,8 +24,7 @@ from market.orders.mongodb.collection import EPOCH, OrdersCollection, documents
 # The fields of a lease, and all fields of an outbox, for $unset.
 _LEASE = {"claimed_by": 1, "claimed_at": 1}
 _OUTBOX = {"outbox": 1, "unsent_since": 1, "stuck_since": 1, **_LEASE}
-# Matches the orders for which `domain.next_event` returns an event. Other outboxes are empty, or only a newer version
-# can publish their events.
+# Matches the orders for which `domain.next_event` returns an event.
 _PUBLISHABLE = {
     "status": {"$in": [status.value for status in KNOWN_STATUSES]},
     "outbox.0.type": {"$in": list(events.SEQUENCE)},
@@ -60,8 +59,8 @@ class OutboxRepository:
         """Lease the order's outbox and return the order.
 
         Return None if the order has no unsent events (stuck ones do not count), if any relay holds a valid lease, or if
-        only a newer version can publish the first event. Raises UnreadableOrder after taking the lease, so that no
-        relay tries this order again before the lease expires.
+        only a newer version can publish the first event. Raises UnreadableOrder, but keeps the lease: no relay tries
+        this order again before the lease expires.
         """
         return await self._take_lease(
             {
@@ -88,7 +87,7 @@ class OutboxRepository:
         return self._collection.read_order(document) if document else None
 
     async def release_leases(self, order_ids: Sequence[UUID]) -> None:
-        """Release the leases that this instance still holds; another relay may have taken over some of them."""
+        """Release the leases on these outboxes, except for those that another relay has taken over."""
         await self._collection.bulk_update(
             [UpdateOne({"_id": order_id, "claimed_by": self.instance_id}, {"$unset": _LEASE}) for order_id in order_ids]
         )
@@ -109,7 +108,7 @@ class OutboxRepository:
         return UnsentPage([d["_id"] for d in found], found[-1]["unsent_since"] if len(found) == limit else None)
 
     async def remove_published(self, published: Sequence[tuple[UUID, UUID]]) -> list[Order]:
-        """Remove exactly these entries, given as (order id, event id). If an outbox is then empty, clear its lease.
+        """Remove these entries, given as (order id, event id). If an outbox is then empty, also remove its lease.
 
         Return the orders that have more events, and whose lease this instance still holds.
         """
@@ -123,7 +122,7 @@ class OutboxRepository:
             return []
         remaining = []
         for order_id, event_id in published:
-            # An unreadable order does not affect the other orders of the batch.
+            # The entry of an unreadable order is removed all the same.
             with suppress(UnreadableOrder):
                 if order := await self._remove_one(order_id, event_id):
                     remaining.append(order)
@@ -144,8 +143,8 @@ class OutboxRepository:
     async def mark_stuck(self, order_id: UUID, event_id: UUID, reason: str, at: datetime) -> None:
         """Record that Kafka permanently rejected the event, and release the lease.
 
-        The event stays in the outbox. It is not sent again automatically, unless the order is cancelled later: the
-        event of the cancellation makes the outbox due again, and the stuck event is sent first, because it is older.
+        The event stays in the outbox. It is sent again only after `requeue`, or if the order is cancelled later: then
+        it is sent before the event of the cancellation.
         """
         await self._collection.update_one(
             {"_id": order_id, "outbox.id": event_id},
@@ -156,11 +155,10 @@ class OutboxRepository:
         )
 
     async def requeue(self, order_id: UUID, entry: OutboxEntry | None, at: datetime) -> bool:
-        """Make the order's events due again, including stuck ones, and clear the lease.
+        """Make the order's events due again, including stuck ones, and remove the lease. First add `entry`, if given.
 
-        Return False, and change nothing, if the order does not exist or has no events.
-
-        entry: also add this entry to the outbox, which may be empty. Return False if the outbox already contains it
+        Return False, and change nothing, if there is no such order, if its outbox already contains `entry`, or if the
+        outbox is empty and `entry` is None.
         """
         change: documents.Document = {"$set": {"unsent_since": at}, "$unset": {"stuck_since": 1, **_LEASE}}
         where: documents.Document = {"_id": order_id, "outbox.0": {"$exists": True}}

@@ -1,8 +1,8 @@
 """Who owns an order, who may place it for whom, and where its mails go.
 
-market.contracts.access says which callers are limited to their own data (OWN). This module defines what that means:
-an order belongs to the user that it is for, and a signed-in caller is the user whose name is the token's subject. In
-mode `open`, nobody signs in, everything is permitted, and the request has to name the user.
+market.contracts.access says which callers may only access their own orders (OWN). An order is the caller's own if its
+user is the subject of the caller's token. In mode `open`, nobody signs in, everything is permitted, and a request to
+place an order has to name the user.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from market.contracts.access import CANCEL_ORDERS, PLACE_ORDERS, READ_ORDERS
+from market.contracts.access import PLACE_ORDERS, READ_ORDERS
 from market.kit.auth import audit
 from market.kit.auth.identity import ANONYMOUS, Identity, identity, token
 from market.kit.auth.permissions import Access, Permission
@@ -23,8 +23,8 @@ from market.orders.idempotency.keys import KeyLookup
 class Attribution(Struct, frozen=True):
     """Who an order is for, and who places it.
 
-    request: the request, with `user` filled in if it was absent. `email` is as it was sent, so that the request's
-        digest does not depend on the address in the token
+    request: the request, with `user` filled in if it was absent. `email` is as in the request, so that the digest does
+        not depend on the address in the token
     user: the user that the order is for
     email: the address for its mails, or None
     subject: the signed-in caller who places the order, and to whom its idempotency key belongs. None in mode `open`
@@ -63,7 +63,8 @@ def attribute_order(new: NewOrder) -> Attribution:
 
     Raises Forbidden if the caller may not place orders. Also raises it if the caller may place orders only for
     themselves, and the request names another user, or an address other than the verified one.
-    Raises BadInput if a merchant names no `email`, and a user that contains @ but is not an e-mail address.
+    Raises BadInput if a merchant orders for another user without an `email`, and that user's name contains @ but is not
+    an e-mail address.
     """
     caller = identity.get()
     for_anybody = PLACE_ORDERS.require(caller) is Permission.YES
@@ -92,10 +93,10 @@ def attribute_order(new: NewOrder) -> Attribution:
 def check_recipient(user: str, email: str | None) -> None:
     """Raise BadInput if there is no `email`, and the user's name contains @ but is not an e-mail address.
 
-    Without an `email`, mails go to the user's name, if that is an address.
+    Without an `email`, mails go to the user's name, if that is an address. A name with @ that is no address is probably
+    a typing error, and the customer would get no mails.
     """
     if email is None and "@" in user and parse_mail_address(user) is None:
-        # Otherwise the order would be placed, but no mail could be sent.
         raise BadInput("user", "must be an e-mail address if it contains @ and there is no `email`")
 
 
@@ -114,17 +115,11 @@ def _same_address(one: str | None, other: str | None) -> bool:
     return (first.local_part, first.domain.lower()) == (second.local_part, second.domain.lower())
 
 
-def readable_owner() -> str | None:
-    """Return the user whose orders the caller may read, or None if it may read everybody's."""
-    return _permitted_owner(READ_ORDERS)
+def required_owner(access: Access) -> str | None:
+    """Return the user that an order must belong to, so that the caller has this access to it. None: any user.
 
-
-def cancellable_owner() -> str | None:
-    """Return the user whose orders the caller may cancel, or None if it may cancel everybody's."""
-    return _permitted_owner(CANCEL_ORDERS)
-
-
-def _permitted_owner(access: Access) -> str | None:
+    Raises Unauthenticated or Forbidden if the caller has this access to no order.
+    """
     caller = identity.get()
     return None if access.require(caller) is Permission.YES else caller.subject
 
@@ -134,9 +129,11 @@ def listed_user(user: str | None) -> str | None:
 
     user: what the request names, or None. Raises Forbidden if the caller may not list the orders of that user.
     """
-    owner = readable_owner()
-    if owner is None or user in (None, owner):
-        return user if owner is None else owner
+    owner = required_owner(READ_ORDERS)
+    if owner is None:
+        return user
+    if user is None or user == owner:
+        return owner
     raise Forbidden(
         "`user` must be absent, or the subject of the token: only merchants and operators may list the orders of "
         "others",
@@ -145,7 +142,7 @@ def listed_user(user: str | None) -> str | None:
 
 
 def act_as_service() -> None:
-    """Make the current task act as the service, because it outlives the request of the caller who started it."""
+    """Make the current task act as the service instead of the caller whose request started it."""
     identity.set(ANONYMOUS)
     token.set("")
 

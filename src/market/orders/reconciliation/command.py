@@ -27,8 +27,8 @@ _OPTIONS = ("--repair", "--json", "--topic")
 async def run(config: Config, arguments: list[str]) -> int:
     """Reconcile, and print the differences and the summary to standard output.
 
-    With --json, print one JSON object per line, progress included. Return the exit status: 0 if no differences remain,
-    1 if some do, 2 for invalid arguments or an incomplete run.
+    With --json, print one JSON object per line, and also the progress. Return the exit status: 0 if no differences
+    remain, 1 if some do, 2 for invalid arguments or an incomplete run.
     """
     unknown = [a for a in arguments if a not in _OPTIONS]
     if unknown:

@@ -100,15 +100,14 @@ class Thresholds(Struct, frozen=True):
 
     # Only orders whose id was created before this are compared.
     compared_before: datetime
-    # Work that became due before this is overdue: several passes of recovery should have finished it.
+    # Work that became due before this is overdue.
     overdue_before: datetime
-    # Unsent events from before this are overdue. This is earlier than `overdue_before`, because an event may also wait
-    # for a lease to expire.
+    # Unsent events from before this time are overdue.
     unsent_before: datetime
-    # Events from before this time may be missing from the topic, because the topic's settings let Kafka delete them.
+    # Events from before this time may be missing from the topic, because Kafka may have deleted them.
     retained_since: datetime
-    # A missing event from this time or later is published again. An earlier one is not: it may have been in the topic
-    # and been deleted since, or it is so old that consumers would not recognize a duplicate.
+    # A missing event is published again if it is from this time or later. An earlier one may have been consumed, and
+    # consumers might not recognize the duplicate.
     republished_since: datetime
 
 
@@ -128,7 +127,7 @@ def compare(
             yield Finding(DifferenceType.EVENT_WITHOUT_ORDER, "the topic has events for this order")
         return
     if order.status is Status.UNKNOWN:
-        # A newer version has stored the status since the first check. Only that version knows what to expect.
+        # A newer version has changed the order since the first check.
         return
     if order.status is Status.PENDING:
         if id_created_at(order.id) < thresholds.overdue_before:
@@ -181,6 +180,7 @@ def _compare_events(order: Order, topic_state: int | None, thresholds: Threshold
     for entry in order.outbox:
         if entry.rejection is not None:
             yield Finding(DifferenceType.EVENT_STUCK, f"{entry.event_type}: {entry.rejection}")
+        # An event that waits behind a stuck one is not overdue.
         elif entry.at < thresholds.unsent_before and not any(e.rejection for e in order.outbox):
             yield Finding(DifferenceType.EVENT_OVERDUE, f"{entry.event_type}, unsent since {entry.at.isoformat()}")
     # The events that the order's state implies, and their times.
@@ -230,7 +230,7 @@ _YEAR_9999 = 253_370_764_800_000
 
 
 def id_created_at(order_id: UUID) -> datetime:
-    """Return the timestamp in a UUIDv7 (RFC 9562); 1970 for other versions, and for times from the year 9999 on."""
+    """Return the time in a UUIDv7 (RFC 9562). For other UUIDs, and for times from the year 9999 on, return 1970."""
     milliseconds = order_id.int >> 80
     return (
         datetime.fromtimestamp(milliseconds / 1000, UTC)

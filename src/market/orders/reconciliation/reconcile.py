@@ -2,10 +2,9 @@
 
 It reports each difference with its likely cause, and on request repairs those that have an unambiguous repair.
 
-It is safe on a live system. Only orders older than `recovery.reject_after_seconds` are compared with their reservations
-and events, and a difference between them is reported only if a second check, some seconds later, finds it as well.
-Other problems do not go away by themselves, so they are checked once: unreadable documents and messages, unknown
-statuses, and wrong stock rows.
+It is safe on a live system: it compares only orders older than `recovery.reject_after_seconds`, and reports a
+difference only if a second check, some seconds later, finds it as well. Unreadable documents and messages, unknown
+statuses, and wrong stock rows are checked only once.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from market.orders.service import Deps
 _PAGE_SIZE = 500
 _STOCK_PAGE_SIZE = 100
 _MAX_CONCURRENCY = 32
-# Limits on what is held in memory: orders that wait for the second check, and product ids that wait to be written to
-# the scratch database.
+# The maximum number of orders in memory that wait for the second check.
 _MAX_SUSPECTS = 10_000
+# The maximum number of product ids in memory. More are written to the scratch database.
 _MAX_PRODUCTS = 10_000
 # Consumers recognize an event as a duplicate only if it is younger than this.
 _DEDUPLICATION_WINDOW = timedelta(milliseconds=events.RETENTION_MS) - timedelta(days=1)
@@ -60,7 +59,7 @@ class Difference(Struct, frozen=True, tag_field="kind", tag="difference"):
 
 
 class Progress(Struct, frozen=True, tag_field="kind", tag="progress"):
-    """An output record: the progress of one phase (topic, orders, second check). `total`: None while it is unknown."""
+    """An output record: the progress of one step (topic, orders, second check). `total`: None while it is unknown."""
 
     step: str
     done: int
@@ -99,8 +98,7 @@ async def reconcile(
 ) -> AsyncIterator[OutputRecord]:
     """Yield progress and differences, and exactly one summary at the end, even if a dependency becomes unavailable.
 
-    The memory needed does not depend on the number of orders, differences or products: MongoDB, inventory and `scratch`
-    return their data sorted by id, and the sorted streams are merged.
+    Memory is bounded, because the orders, reservations and topic states are read in pages sorted by id, and merged.
     """
     run = _Run(deps, recovery, scratch, repair, topic)
     started = time.monotonic()
@@ -132,11 +130,13 @@ class _Run:
         self._deps = deps
         self._scans = Scans(deps.orders.collection)
         self._min_age = timedelta(seconds=recovery.reject_after_seconds)
+        # The time for three passes of recovery.
         self._overdue_age = self._min_age + timedelta(seconds=3 * recovery.interval_seconds + 2)
+        # The relay may also have to wait for a lease to expire.
         self._unsent_age = self._overdue_age + timedelta(seconds=2 * recovery.lease_seconds)
         self._repair = repair
         self._topic = topic
-        # By product id: whether a reservation holds units of the product. Moved to `scratch` when it becomes large.
+        # By product id: whether a reservation holds units of the product.
         self._reserved_by_product_id: dict[str, bool] = {}
         self.orders = self.reservations = self.differences = self.repaired = 0
 
@@ -144,7 +144,8 @@ class _Run:
         retained_since = republished_since = EPOCH
         if self._topic is not None:
             retention = self._topic.retention
-            deleted_until = retention.deleted_until + _CLOCK_MARGIN if retention.deleted_until is not None else EPOCH
+            # Earlier events may have been in the topic and been deleted.
+            deleted_until = EPOCH if retention.deleted_until is None else retention.deleted_until + _CLOCK_MARGIN
             if retention.seconds is not None:
                 retained_since = now - timedelta(seconds=retention.seconds) + _CLOCK_MARGIN
             if retention.may_end_early:
@@ -160,7 +161,7 @@ class _Run:
                 yield progress
         started_at = await self._scans.server_time()
         if self._topic is not None:
-            # Also read what was published during the first read, which may have taken long. The second read is short.
+            # Read what was published during the first read, which may have taken long.
             async for progress in self._read_topic(self._topic):
                 yield progress
         thresholds = self._thresholds(started_at)
@@ -277,10 +278,10 @@ class _Run:
             now = await self._scans.server_time()
             orders = await asyncio.gather(*map(self._get_latest, batch))
             if self._topic is not None:
-                # Read after the orders: an event that has left its order's outbox is in the topic by then.
+                # Read the topic after the orders: by now it contains the events that are no longer in the outboxes.
                 await self._topic.read_to_end(lambda *_: None)
                 found = self._topic.topic_states(batch)
-            # Determined again, because Kafka may have deleted events while the topic was read.
+            # Determine the thresholds again, because Kafka may have deleted events while the topic was read.
             thresholds = self._thresholds(now)
             states = [None if self._topic is None else found.get(order_id, 0) for order_id in batch]
             checked = await asyncio.gather(
@@ -312,7 +313,7 @@ class _Run:
             return [self._difference(DifferenceType.UNREADABLE, str(order_id), order.reason)]
         reservation = await self._get_reservation(order_id)
         if await self._get_latest(order_id) != order:
-            # The order has changed meanwhile, so the reservation may belong to a later state than `order`.
+            # The order has changed meanwhile, so it cannot be compared with the reservation.
             return []
         found = []
         for finding in compare(order, reservation, topic_state, thresholds):
@@ -324,7 +325,7 @@ class _Run:
         return found
 
     async def _get_reservation(self, order_id: UUID) -> Reservation | None:
-        # The list contains the reservations after the id that is passed.
+        # The list begins after the id that is passed, so pass the preceding id.
         previous = UUID(int=order_id.int - 1) if order_id.int else None
         page = await self._deps.inventory.list_reservations(previous, 1)
         return page[0] if page and page[0].id == order_id else None
@@ -340,7 +341,10 @@ class _Run:
             return RepairResult(False, f"{finding.detail}; not repaired: {e}")
 
     async def _check_stock_rows(self) -> AsyncIterator[OutputRecord]:
-        """Yield a difference for each product whose stock is below zero, or that is reserved but has no stock row."""
+        """Yield a difference for each product whose stock is below zero, or that is reserved but has no stock row.
+
+        Checks the products of readable orders and their reservations.
+        """
         self._write_products()
         last = ""
         while reserved := self._scratch.products_after(last, _STOCK_PAGE_SIZE):

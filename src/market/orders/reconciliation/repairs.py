@@ -35,7 +35,7 @@ class RepairResult(Struct, frozen=True):
 
 
 async def reject(request: RepairRequest) -> RepairResult:
-    """Reject a pending order that nothing else will finish, and release its stock."""
+    """Reject an overdue pending order, and release its stock."""
     assert request.order is not None
     order = await advance(request.deps, request.order, overdue=True)
     if order.release_due:
@@ -46,7 +46,7 @@ async def reject(request: RepairRequest) -> RepairResult:
 
 
 async def release(request: RepairRequest) -> RepairResult:
-    """Release stock that no order needs: the order does not exist, or is known to be rejected or cancelled."""
+    """Release the stock of an order that does not exist, or is rejected or cancelled."""
     released = await request.deps.inventory.release(request.order_id)
     if request.order is not None and request.order.release_due:
         await request.deps.orders.clear_release_due(request.order_id)
@@ -66,7 +66,7 @@ async def reserve_again(request: RepairRequest) -> RepairResult:
         return RepairResult(False, f"{request.detail}; inventory rejected the reservation: {result.detail}")
     current = await request.deps.orders.get_latest(request.order_id)
     if current is None or current.status is Status.CANCELLED:
-        # The order needs no stock, and its own release may have come before this reservation.
+        # The cancellation may have released the stock before it was reserved here.
         await request.deps.inventory.release(request.order_id)
         state = "no longer exists" if current is None else "has been cancelled"
         return RepairResult(False, f"{request.detail}; the order {state}")
@@ -87,17 +87,17 @@ async def requeue_outbox(request: RepairRequest) -> RepairResult:
 
 
 async def requeue_missing_event(request: RepairRequest) -> RepairResult:
-    """Add the missing event to the outbox again. Its id is the same, so that consumers recognize a duplicate."""
+    """Add the missing event to the outbox again, with the same id, so that consumers recognize a duplicate."""
     assert request.event_type is not None
     queued = await _requeue(request, request.event_type)
     if request.event_type == events.CREATED and request.order is not None and request.order.status is Status.CANCELLED:
-        # order.cancelled has to be the last event in the topic, so publish it again, too.
+        # order.cancelled must be the order's last event in the topic, so publish it again, too.
         queued = await _requeue(request, events.CANCELLED) and queued
     return _requeue_result(request, queued)
 
 
 async def requeue_cancellation(request: RepairRequest) -> RepairResult:
-    """Add order.cancelled to the outbox again, because it must be the last event, but order.created came after it."""
+    """Add order.cancelled to the outbox again, so that it becomes the order's last event in the topic."""
     return _requeue_result(request, await _requeue(request, events.CANCELLED))
 
 

@@ -32,8 +32,8 @@ class Scans:
         last: UUID | None = None
         while True:
             above = {"$gt": last} if last else {"$gte": _FIRST_ID}
-            # Each page has a cursor of its own. A single cursor for all pages would be idle while reconcile.py makes
-            # its second check, and the server would close it.
+            # Each page has a cursor of its own, because MongoDB would close a cursor that is idle during a long second
+            # check.
             page = self._collection.stream(
                 {"_id": {**above, "$lte": _LAST_ID}}, sort=[("_id", 1)], limit=_PAGE_SIZE, batch_size=_BATCH_SIZE
             )

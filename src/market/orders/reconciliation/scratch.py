@@ -1,7 +1,4 @@
-"""The scratch database keeps a reconciliation's data about the topic and the products on disk, to save memory.
-
-The topic state of an order is a number that says which events the topic contains for the order (see topic_reader.py).
-"""
+"""The scratch database keeps a reconciliation's topic states (topic_reader.py) and products on disk, to save memory."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ class ScratchDatabase:
     """A temporary SQLite database. It is deleted when it is closed or when the process ends.
 
     It takes about 40 bytes of disk space for each order that has events in the topic. Every method may raise
-    Unavailable, for example if the disk is full. Not thread-safe.
+    Unavailable, for example if the disk is full. Any thread may call a method, but only one at a time.
 
     directory: where the file is created; by default, in the system's directory for temporary files
     """
@@ -111,7 +108,7 @@ class ScratchDatabase:
             last = rows[-1][0]
 
     def add_products(self, reserved_by_product_id: Mapping[str, bool]) -> None:
-        """Add product ids, and whether a reservation holds units of each; once True, it stays True."""
+        """Add product ids, and whether a reservation holds units of the product. True replaces an earlier False."""
         with self._errors():
             self._connection.execute("BEGIN")
             self._connection.executemany(

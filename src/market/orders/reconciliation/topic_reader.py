@@ -73,12 +73,11 @@ class TopicState(Struct, frozen=True):
 class Retention(Struct, frozen=True):
     """How long the topic keeps events.
 
-    seconds: the setting `retention.ms`, in seconds; None if it is unlimited or unknown.
+    seconds: the setting `retention.ms`, in seconds. None if it is unlimited or unknown
     may_end_early: whether Kafka may delete events before `seconds` have passed, because of the setting
-        `retention.bytes` or of compaction.
-    deleted_until: messages from before this time may have been deleted. For each partition whose first messages are
-        gone, take the time of the first message that is left; this is the latest of these times. None if there is no
-        such partition.
+        `retention.bytes` or of compaction
+    deleted_until: events from before this time may have been deleted from a partition. None if no partition has lost
+        messages
     """
 
     seconds: float | None
@@ -92,7 +91,7 @@ class TopicReader:
     `messages` is the number of messages that have been read. `retention` is known after the first `read_to_end`.
     Methods may raise Unavailable.
 
-    max_empty_polls: reading fails after more polls than this, of up to 1 s each, without a message
+    max_empty_polls: the maximum number of consecutive polls (of 1 s each) without a message before reading fails
     """
 
     def __init__(self, config: Kafka, scratch: ScratchDatabase, *, max_empty_polls: int = 20) -> None:
@@ -172,8 +171,7 @@ class TopicReader:
             errors = [error for message in messages if (error := message.error()) is not None]
             if errors:
                 reason = f": {errors[-1].str()}"
-            # Errors do not count as messages: librdkafka fetches a damaged batch again and again, and reports an error
-            # each time.
+            # A poll that returns only errors counts as empty: librdkafka reports a damaged batch again and again.
             empty_polls = empty_polls + 1 if len(errors) == len(messages) else 0
             if empty_polls > self._max_empty_polls:
                 raise Unavailable(f"the topic cannot be read to its end{reason}")
@@ -185,7 +183,7 @@ class TopicReader:
                 if partition not in unfinished or offset >= ends[partition]:
                     continue
                 if offset > self._offsets[partition]:
-                    # The messages before this one have been deleted, perhaps just now.
+                    # The messages before this one have been deleted.
                     self._note_deletion(_time(message))
                 accepted.append(message)
                 self._offsets[partition] = offset + 1
@@ -227,7 +225,7 @@ class TopicReader:
 def _next_state(state: int | None, order_id: UUID, event: events.OrderEvent, key: bytes | None) -> int:
     """Return the order's topic state after this event.
 
-    state: the order's topic state before the event, None if the topic had no event for the order
+    state: the order's topic state before the event. None if this is its first event
     """
     bit, content = EVENT_BITS[event.type], content_hash(event.data)
     if state is None:
@@ -235,7 +233,7 @@ def _next_state(state: int | None, order_id: UUID, event: events.OrderEvent, key
     if bit == CREATED_SEEN and state & CANCELLED_SEEN and not state & CREATED_SEEN:
         state |= OUT_OF_ORDER
     elif bit == CANCELLED_SEEN:
-        # The cancellation is the last event again, so consumers that keep the last event have the right status.
+        # The cancellation is the last event again.
         state &= ~OUT_OF_ORDER
     if event.id != str(events.event_id(order_id, event.type)) or key != event.subject.encode():
         state |= ID_MISMATCH
@@ -250,7 +248,7 @@ def _time(message: Message) -> datetime:
 
 
 def _describe_retention(config: Kafka) -> Retention:
-    """Return what the topic's settings say. Raises KafkaException."""
+    """Return the retention by the topic's settings, without `deleted_until`. Raises KafkaException."""
     admin = AdminClient(client_settings(config, "market.orders"))
     resource = ConfigResource(ConfigResource.Type.TOPIC, events.TOPIC)
     [described] = admin.describe_configs([resource], request_timeout=_TIMEOUT_SECONDS).values()
@@ -259,8 +257,8 @@ def _describe_retention(config: Kafka) -> Retention:
     except KafkaException as e:
         if e.args[0].code() not in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
             raise
-        # This is the embedded broker of the local stack (librdkafka's mock cluster), which reports no settings. It
-        # keeps as many messages as fit into its memory.
+        # The embedded broker of the local stack (librdkafka's mock cluster) reports no settings. It deletes the oldest
+        # messages when its memory is full.
         return Retention(None, may_end_early=True)
     milliseconds = int(settings["retention.ms"])
     compacted = "compact" in settings["cleanup.policy"]

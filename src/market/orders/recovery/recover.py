@@ -1,8 +1,8 @@
 """Recovery of orders that a crash or an outage interrupted.
 
 Recovery rejects orders that have been pending for too long, and releases the stock of rejected and cancelled orders.
-It does not publish events: the relay does. All instances may recover the same orders at the same time,
-because each step is conditional or idempotent. An error in one order does not affect the others.
+(The relay publishes events.) All instances may recover the same orders at the same time, because each step is
+conditional or idempotent. An error in one order does not affect the others.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ class Result(Enum):
 async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds: float, limit: int = 200) -> bool:
     """Reject orders that have been pending for `reject_after_seconds`, and retry stock releases after `retry_seconds`.
 
-    A call recovers one page of up to `limit` overdue orders. If recovering one of them ended with an ERROR, it recovers
-    the next page as well, because orders with errors stay at the front of the queue. After that, it does the same with
-    stock releases.
+    Recovers a page of up to `limit` overdue orders, and then a page of stock releases. If recovering an order of a page
+    ends with an ERROR, also recovers the next page, because that order stays at the front of the queue.
 
-    Return whether to call this again at once, because more orders are due. Raises Unavailable if MongoDB is
+    Return True if more orders are due, so that the caller continues at once. Raises Unavailable if MongoDB is
     unavailable.
     """
     now = await deps.orders.collection.server_time()
@@ -53,10 +52,10 @@ async def recover_orders(deps: Deps, reject_after_seconds: float, retry_seconds:
 
 
 async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]], *, overdue: bool) -> bool:
-    """Recover a page of due orders, and then the next page, as long as an order of the last page had an ERROR.
+    """Recover pages of due orders until a page has no ERROR.
 
-    Return whether more orders are due. Return False if a dependency is unavailable, so that the next attempt is made
-    after a pause.
+    Return whether more orders are due. Also return False if a dependency is unavailable, so that the caller makes a
+    pause.
     """
     page = await list_due()
     while True:
@@ -65,7 +64,6 @@ async def _recover_pages(deps: Deps, list_due: Callable[..., Awaitable[DuePage]]
             return False
         if Result.ERROR not in results:
             return True
-        # Orders with errors stay at the front of the queue. Continue with the orders behind them.
         page = await list_due(after=page.next_after)
 
 
@@ -97,7 +95,7 @@ async def recover_order(deps: Deps, order_id: UUID, *, overdue: bool) -> Result:
         return Result.DONE
     try:
         if next_step(order, overdue=overdue) is Step.REJECT:
-            # The order is not rejected if it has just been confirmed or cancelled.
+            # If the order has just been confirmed or cancelled, this has no effect.
             order = await advance(deps, order, overdue=True)
         if next_step(order) is Step.RELEASE:
             await advance(deps, order)
@@ -107,7 +105,7 @@ async def recover_order(deps: Deps, order_id: UUID, *, overdue: bool) -> Result:
     except Unavailable:
         if not deps.inventory.circuit_is_open:
             # Inventory may fail for this order only. Put its stock release at the end of the queue, so that it does not
-            # block the others. (This has no effect on a pending order.)
+            # block the others.
             await deps.orders.postpone_release(order_id)
         return Result.UNAVAILABLE
     except Exception:

@@ -17,7 +17,7 @@ from market.orders.mongodb.collection import EPOCH, MIN_TIMESTAMP, OrdersCollect
 class DuePage(Struct, frozen=True):
     """Ids of orders with work that is due, oldest first. Pass `next_after` as `after` to get the next page.
 
-    `next_after` is None on the last page.
+    `next_after`: a value of the sort field, or None on the last page
     """
 
     order_ids: list[UUID]
@@ -25,9 +25,9 @@ class DuePage(Struct, frozen=True):
 
 
 class Statistics(Struct, frozen=True):
-    """Counts and ages of the work that is due or in progress. Counting stops at 10,000.
+    """How many orders have work that is due or in progress, and the age of the oldest, or 0 if there is none.
 
-    An age is 0 if there is no such work.
+    Counting stops at 10,000.
     """
 
     pending: int
@@ -45,7 +45,7 @@ class DueOrders:
         self._collection = collection
 
     async def list_pending(self, before: datetime, limit: int, after: Timestamp = MIN_TIMESTAMP) -> DuePage:
-        """Return up to `limit` orders that became pending earlier than `before`, a time by MongoDB's clock."""
+        """Return up to `limit` pending orders that were stored before `before`, by MongoDB's clock."""
         where = {"status": Status.PENDING.value, "since": {"$gt": after, "$lt": Timestamp(before, 0)}}
         return await self._list_due(where, "since", limit)
 
