@@ -96,10 +96,10 @@ def document(
     for o in operations:
         responses: dict[str, Any] = {}
         allowed = access[f"{o.method} {o.path}"] if access is not None else None
-        meanings = o.responses if allowed is None else _with_refusals(o.responses, allowed)
+        documented = o.responses if allowed is None else _with_refusals(o.responses, allowed)
         headers = o.headers if allowed is None else o.headers | _CHALLENGES
-        for status, (meaning, struct) in meanings.items():
-            response: dict[str, Any] = {"description": meaning}
+        for status, (text, struct) in documented.items():
+            response: dict[str, Any] = {"description": text}
             if status >= 400:
                 response["content"] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
             elif struct is not None:
@@ -159,17 +159,14 @@ def _security_schemes(issuer: str | None) -> dict[str, Any]:
 
 def _with_refusals(responses: dict[int, tuple[str, Any]], allowed: Access) -> dict[int, tuple[str, Any]]:
     """Return the responses, with 401 and 403 added. There is no 403 if every role has access to all data."""
-    missing = (
-        "The token is not valid."
-        if allowed.anonymous is not Permission.NO
-        else "There is no token, or it is not valid."
-    )
-    refusals: dict[int, tuple[str, Any]] = {401: (missing, None)}
+    token_is_optional = allowed.anonymous is not Permission.NO
+    text = "The token is not valid." if token_is_optional else "There is no token, or it is not valid."
+    refusals: dict[int, tuple[str, Any]] = {401: (text, None)}
     if Permission.OWN in _by_role(allowed).values():
         refusals[403] = ("The caller's role does not permit this, or only for the caller's own data.", None)
     elif Permission.NO in _by_role(allowed).values():
         refusals[403] = ("The caller's role does not permit this.", None)
-    return responses | {status: meaning for status, meaning in refusals.items() if status not in responses}
+    return responses | {status: refusal for status, refusal in refusals.items() if status not in responses}
 
 
 def _by_role(allowed: Access) -> dict[str, Permission]:
