@@ -22,7 +22,7 @@ class Call(msgspec.Struct, kw_only=True, omit_defaults=True):
     """
 
     operation: Operation
-    via: Literal["rest", "graphql", "grpc"]
+    via: Literal["rest", "graphql", "grpc", "storefront"]
     started_at: float
     ended_at: float
     status: int

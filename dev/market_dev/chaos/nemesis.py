@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from market_dev.chaos.plan import LINKS, Fault
 from market_dev.chaos.proxy import Proxy
+from market_dev.chaos.shoppers import StorefrontWorkload
 from market_dev.chaos.workload import OrderWorkload
 from market_dev.stack import processes
 from market_dev.stack.stack import Stack
@@ -81,22 +82,29 @@ class Network:
 
 
 class Nemesis:
-    """Owns the faults that are active; `heal` removes all of them. `outcomes` has one entry per injected fault."""
+    """Owns the faults that are active; `heal` removes all of them. `outcomes` has one entry per injected fault.
 
-    def __init__(self, stack: Stack, network: Network, workload: OrderWorkload) -> None:
+    shoppers: the clients of the storefront, or None if nobody buys there
+    """
+
+    def __init__(
+        self, stack: Stack, network: Network, workload: OrderWorkload, shoppers: StorefrontWorkload | None = None
+    ) -> None:
         self._stack = stack
         self._network = network
         self._workload = workload
+        self._shoppers = shoppers
         self.outcomes: list[FaultOutcome] = []
 
     async def inject(self, fault: Fault, number: int) -> FaultOutcome:
         """Inject one fault; return when it is over, every process is ready and an order was placed."""
         history = self._workload.history
+        workload = self._affected(fault.target)
         await self._stack.wait_ready(seconds=_READY_TIMEOUT_SECONDS)
         async with asyncio.timeout(_READY_TIMEOUT_SECONDS):
-            while not self._workload.orders_in_flight:
+            while not workload.orders_in_flight:
                 await asyncio.sleep(0.001)
-        orders_in_flight = self._workload.orders_in_flight
+        orders_in_flight = workload.orders_in_flight
         started_at = history.now()
         took_effect = await self._apply(fault)
         await self._stack.wait_ready(seconds=_READY_TIMEOUT_SECONDS)
@@ -104,7 +112,7 @@ class Nemesis:
         # Otherwise the next fault would hide how long this outage was for clients.
         with suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_ORDER_TIMEOUT_SECONDS):
-                while self._workload.last_order_at < recovered_at:
+                while workload.last_order_at < recovered_at:
                     await asyncio.sleep(0.01)
         outcome = FaultOutcome(
             number=number,
@@ -118,6 +126,10 @@ class Nemesis:
         )
         self.outcomes.append(outcome)
         return outcome
+
+    def _affected(self, target: str) -> OrderWorkload | StorefrontWorkload:
+        """Return the clients that need the target. Without the storefront, all others go on."""
+        return self._shoppers if _is_storefront(target) and self._shoppers is not None else self._workload
 
     async def _apply(self, fault: Fault) -> bool:
         """Apply and remove the fault. Return whether it took effect."""
@@ -204,8 +216,13 @@ class Nemesis:
     def measure(self) -> None:
         """Fill in, from the history, what clients saw of each fault."""
         calls = sorted(self._workload.history.calls, key=lambda c: c.ended_at)
-        orders_placed = [c.ended_at for c in calls if c.operation == "place" and c.status in (200, 201)]
         for outcome, following in zip_longest(self.outcomes, self.outcomes[1:]):
+            only_shoppers = self._affected(outcome.target) is self._shoppers
+            orders_placed = [
+                c.ended_at
+                for c in calls
+                if c.operation == "place" and c.status in (200, 201) and (c.via == "storefront" or not only_shoppers)
+            ]
             until = following.started_at if following else outcome.recovered_at + 10
             failures = [c.ended_at for c in calls if outcome.started_at <= c.ended_at < until and c.failed]
             outcome.failed_calls = len(failures)
@@ -214,3 +231,8 @@ class Nemesis:
                 outcome.outage_seconds = (after or failures[-1]) - outcome.started_at
             first_order = next((t for t in orders_placed if t >= outcome.recovered_at), None)
             outcome.first_order_seconds = None if first_order is None else first_order - outcome.recovered_at
+
+
+def _is_storefront(target: str) -> bool:
+    """Return whether a fault's target is the storefront, or its connection to another service."""
+    return target.partition(" ")[0] == "storefront"

@@ -13,7 +13,7 @@ FaultKind = Literal[
 ]
 NetworkFaultKind = Literal["delay", "disconnect", "blackhole"]
 
-SERVICES = ("products", "orders", "inventory", "notifications", "graphql")
+SERVICES = ("products", "orders", "inventory", "notifications", "graphql", "storefront")
 STORES = ("postgres", "mongodb", "kafka", "redis", "mail")
 # Which service calls what, each through a proxy: (service, name of the port that it calls). Both users of Kafka share
 # one.
@@ -29,6 +29,7 @@ LINKS = (
     ("notifications", "smtp"),
     ("graphql", "products"),
     ("graphql", "orders"),
+    ("storefront", "graphql"),
 )
 # Modes of the mail catcher: reject temporarily, reject permanently (one dead letter each), hang, drop the connection.
 SMTP_FAULTS = ("451", "550", "hang", "drop")

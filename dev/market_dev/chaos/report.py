@@ -21,6 +21,8 @@ class RunReport(Struct, kw_only=True):
     duration_seconds: float
     # Orders that are confirmed or cancelled in the end.
     orders_placed: int
+    # Those of them that the storefront has confirmed.
+    storefront_orders: int
     orders_cancelled: int
     orders_rejected: int
     # Requests to place an order: rejected with 409 or 422, and repeated with a key that was already used.
@@ -55,17 +57,17 @@ def render_markdown(reports: list[RunReport], command: str) -> str:
 
 def _summary(reports: list[RunReport]) -> list[str]:
     lines = _table_head(
-        "seed | Kafka | kills | other faults | orders placed | cancelled | rejected | calls | failed calls | events "
-        "| mails | duplicate mails | settled after | verdict"
+        "seed | Kafka | kills | other faults | orders placed | at the storefront | cancelled | rejected | calls "
+        "| failed calls | events | mails | duplicate mails | settled after | verdict"
     )
     for r in reports:
         other_faults = len(r.faults) - sum(f.is_kill for f in r.faults)
         count = sum(map(len, r.violations.values()))
         verdict = "clean" if r.clean else f"{count} violation{'s' * (count != 1)}"
         lines.append(
-            f"| {r.seed} | {r.kafka} | {r.kills} | {other_faults} | {r.orders_placed} | {r.orders_cancelled} "
-            f"| {r.requests_rejected} | {r.calls} | {r.failed_calls} | {r.events} | {r.mails} | {r.duplicate_mails} "
-            f"| {r.settle_seconds:.0f} s | {verdict} |"
+            f"| {r.seed} | {r.kafka} | {r.kills} | {other_faults} | {r.orders_placed} | {r.storefront_orders} "
+            f"| {r.orders_cancelled} | {r.requests_rejected} | {r.calls} | {r.failed_calls} | {r.events} "
+            f"| {r.mails} | {r.duplicate_mails} | {r.settle_seconds:.0f} s | {verdict} |"
         )
     return lines
 

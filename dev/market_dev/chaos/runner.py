@@ -21,6 +21,7 @@ from market_dev.chaos.observations import Observations, event_id_of_mail
 from market_dev.chaos.people import TOKEN_SECONDS, Tokens, people
 from market_dev.chaos.plan import Fault, generate_plan
 from market_dev.chaos.report import RunReport
+from market_dev.chaos.shoppers import StorefrontWorkload
 from market_dev.chaos.stock_workload import StockWorkload
 from market_dev.chaos.workload import OrderWorkload
 from market_dev.shop_client import ShopClient
@@ -50,6 +51,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "retry": {"initial_seconds": 0.2, "max_seconds": 2},
     },
     "graphql": {},
+    "storefront": {},
 }
 
 
@@ -63,6 +65,8 @@ class Settings:
     port_base: int = 8280
     kafka: str = "auto"
     clients: int = 12
+    # Clients that buy at the storefront. With `sign_in` there are none.
+    shoppers: int = 3
     products: int = 24
     stock: int = 400
     max_fault_seconds: float = 20.0
@@ -141,11 +145,21 @@ async def _run_plan(
         tokens=None if stack.sign_in is None else Tokens(stack.sign_in),
     )
     stock_workload = StockWorkload(stack, products, history, settings.seed, settings.restock_interval_seconds)
-    nemesis = Nemesis(stack, network, workload)
+    shoppers = None
+    if not settings.sign_in and settings.shoppers:
+        shoppers = StorefrontWorkload(
+            urls["storefront"],
+            products,
+            history,
+            settings.seed,
+            shoppers=settings.shoppers,
+            retry_seconds=settings.retry_seconds,
+        )
+    nemesis = Nemesis(stack, network, workload, shoppers)
     sampling = asyncio.create_task(stock_workload.sample())
     # Nobody may call AddStock where sign-in is required.
     restocking = [] if settings.sign_in else [asyncio.create_task(stock_workload.restock())]
-    clients = asyncio.create_task(workload.run())
+    clients = asyncio.create_task(_run_all(workload, shoppers))
     try:
         await asyncio.sleep(settings.warmup_seconds)
         for number, fault in enumerate(plan, 1):
@@ -154,6 +168,8 @@ async def _run_plan(
             await asyncio.sleep(settings.pause_seconds)
     finally:
         workload.stop()
+        if shoppers is not None:
+            shoppers.stop()
         stock_workload.stop()
         await nemesis.heal()
     on_progress(len(plan), len(plan), "waiting for the last responses")
@@ -180,6 +196,14 @@ async def _run_plan(
     nemesis.measure()
     duration = time.monotonic() - started
     return _report(settings, stack.kafka_kind, duration, settle_seconds, observations, nemesis.outcomes)
+
+
+async def _run_all(workload: OrderWorkload, shoppers: StorefrontWorkload | None) -> None:
+    """Run all clients until they are stopped. One that crashes ends all others."""
+    async with asyncio.TaskGroup() as clients:
+        clients.create_task(workload.run())
+        if shoppers is not None:
+            clients.create_task(shoppers.run())
 
 
 async def _inject(nemesis: Nemesis, fault: Fault, number: int, clients: asyncio.Task[None]) -> None:
@@ -261,6 +285,7 @@ def _report(
 ) -> RunReport:
     by_status = [o.status for o in observations.orders.values()]
     place_calls = [c for c in observations.calls if c.operation == "place"]
+    bought = {c.order_id for c in place_calls if c.via == "storefront" and c.order_id}
     mails = observations.mails
     return RunReport(
         seed=settings.seed,
@@ -268,6 +293,7 @@ def _report(
         kafka=kafka,
         duration_seconds=round(duration, 1),
         orders_placed=by_status.count("confirmed") + by_status.count("cancelled"),
+        storefront_orders=len(bought),
         orders_cancelled=by_status.count("cancelled"),
         orders_rejected=by_status.count("rejected"),
         requests_rejected=sum(c.status in (409, 422) for c in place_calls),

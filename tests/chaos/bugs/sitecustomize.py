@@ -1,4 +1,4 @@
-"""Nine bugs, each visible to one client of the chaos workload only, so that the checker can be seen to detect them.
+"""Ten bugs, each visible to one client of the chaos workload only, so that the checker can be seen to detect them.
 
 Python imports this file at start-up when its directory is on PYTHONPATH; the product does not know of it.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
 
 def client(number: int) -> str:
@@ -106,6 +107,20 @@ def add_bugs_to_sign_in(authenticator: Any) -> None:
     authenticator.Authenticator.authenticate = confuse
 
 
+def add_bugs_to_storefront(service: Any) -> None:
+    from msgspec.structs import replace as replace_fields
+
+    place = service.place_order
+
+    async def place_with_another_key(deps: Any, draft: Any, **options: Any) -> Any:
+        """Bug 10: each time the form of shopper 1 is sent, it has another key."""
+        if draft.user == "shopper-1@chaos.test":
+            draft = replace_fields(draft, key=uuid4().hex)
+        return await place(deps, draft, **options)
+
+    service.place_order = place_with_another_key
+
+
 BUGS: dict[str, Callable[[Any], None]] = {
     "market.inventory.service": add_bugs_to_inventory,
     "market.orders.service": add_bugs_to_orders,
@@ -113,6 +128,7 @@ BUGS: dict[str, Callable[[Any], None]] = {
     "market.orders.outbox.relay": add_bugs_to_relay,
     "market.notifications.service": add_bugs_to_notifications,
     "market.kit.auth.authenticator": add_bugs_to_sign_in,
+    "market.storefront.service": add_bugs_to_storefront,
 }
 
 
