@@ -33,7 +33,7 @@ test-cluster: install ## run the tests on the Kubernetes cluster of kubectl's cu
 	@MARKET_CLUSTER=1 $(BIN)/python -m pytest $(if $(findstring tests/cluster/,$(ARGS)),,tests/cluster) -s -ra $(ARGS)
 
 test-keycloak: install ## check who may do what with tokens of a real Keycloak (needs Java and Maven)
-	@MARKET_KEYCLOAK=1 $(BIN)/python -m pytest tests/authorization/test_matrix.py tests/authorization/test_outage.py tests/issuer/test_permissions.py tests/issuer/test_browser.py tests/issuer/test_graphql.py tests/issuer/test_commands.py -ra $(ARGS)
+	@MARKET_KEYCLOAK=1 $(BIN)/python -m pytest tests/authorization/test_matrix.py tests/authorization/test_outage.py tests/issuer/test_permissions.py tests/issuer/test_browser.py tests/issuer/test_storefront.py tests/issuer/test_graphql.py tests/issuer/test_commands.py -ra $(ARGS)
 
 test-clients: install ## run clients in Go, Java, JavaScript and Python against the shop (needs Go, Java, Maven and Node.js)
 	@MARKET_CLIENTS=1 $(BIN)/python -m pytest tests/clients -ra $(ARGS)
