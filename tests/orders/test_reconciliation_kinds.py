@@ -236,11 +236,16 @@ async def test_stock_below_zero_is_reported(
 
 
 async def test_an_unreadable_document_is_reported_and_hides_no_other_difference(
-    service: Service, catalogue: FakeCatalogue, stock: Stock, own_topic: Topic
+    service: Service, catalogue: FakeCatalogue, stock: Stock, own_topic: Topic, postgres: Any
 ) -> None:
-    lamp = catalogue.add()
-    await stock.set(lamp, 9)
-    damaged, later = [await place_and_publish(service, lamp, own_topic) for _ in range(2)]
+    chair, lamp = catalogue.add(), catalogue.add()
+    for product_id in (chair, lamp):
+        await stock.set(product_id, 9)
+    damaged, later = [await place_and_publish(service, product_id, own_topic) for product_id in (chair, lamp)]
+    # Only the reservation of the unreadable order says that the chair needs a stock row.
+    connection = await asyncpg.connect(postgres.uri("inventory"))
+    await connection.execute("DELETE FROM inventory WHERE product_id = $1", UUID(chair))
+    await connection.close()
     document = await service.documents.find_one({"_id": UUID(damaged)})
     await service.documents.update_one({"_id": UUID(damaged)}, {"$unset": {"user": 1}})
     await stock.release(later)
@@ -249,7 +254,9 @@ async def test_an_unreadable_document_is_reported_and_hides_no_other_difference(
     assert report.differences_of(damaged) == [("unreadable-order", None)]
     assert "user" in next(d["detail"] for d in report.differences if d["id"] == damaged)
     assert report.differences_of(later) == [("confirmed-but-reservation-cancelled", None)]
-    assert report.counts == (2, 0, True)
+    assert report.differences_of(chair) == [("reserved-product-without-stock-row", None)]
+    assert report.counts == (3, 0, True)
+    await stock.set(chair, 8)
     await service.documents.replace_one({"_id": UUID(damaged)}, document)
     assert (await reconcile(service, topic=True)).differences_of(damaged) == []
     # Inventory will always reject this reservation; an operator cancels the order.
@@ -266,7 +273,7 @@ async def test_documents_whose_id_is_not_a_uuid_are_reported_and_hide_no_order(
     lamp = catalogue.add()
     await stock.set(lamp, 5)
     order_id = await place_and_publish(service, lamp, own_topic)
-    non_uuid_ids = [1, "by hand", ObjectId("65f000000000000000000001"), b"x", b"y" * 17]
+    non_uuid_ids = [*range(600), "by hand", ObjectId("65f000000000000000000001"), b"x", b"y" * 17]
     await service.documents.insert_many([{"_id": non_uuid_id} for non_uuid_id in non_uuid_ids])
     try:
         report = await reconcile(service, repair=True, topic=True)
@@ -274,7 +281,7 @@ async def test_documents_whose_id_is_not_a_uuid_are_reported_and_hide_no_order(
         assert all(
             d == difference(DifferenceType.UNREADABLE, d["id"], "its id is not a UUID") for d in report.differences
         )
-        assert (report.counts, report.differences_of(order_id)) == ((5, 0, True), [])
+        assert (report.counts, report.differences_of(order_id)) == ((604, 0, True), [])
     finally:
         await service.documents.delete_many({"_id": {"$in": non_uuid_ids}})
     assert no_differences(await reconcile(service, topic=True))

@@ -160,10 +160,16 @@ class OrdersCollection:
         return await self.run(run)
 
     async def stream(
-        self, where: Mapping[str, Any], *, sort: Sort, limit: int, batch_size: int
+        self,
+        where: Mapping[str, Any],
+        projection: Mapping[str, Any] | None = None,
+        *,
+        sort: Sort,
+        limit: int = 0,
+        batch_size: int,
     ) -> AsyncIterator[Document]:
-        """Yield the first `limit` matching documents. Each batch is fetched with a deadline of its own."""
-        cursor = self.pymongo_collection.find(where, sort=sort, limit=limit, batch_size=batch_size)
+        """Yield all matching documents, or the first `limit`. Each batch is fetched with a deadline of its own."""
+        cursor = self.pymongo_collection.find(where, projection, sort=sort, limit=limit, batch_size=batch_size)
         async with cursor:
             while batch := await self.run(lambda: cursor.to_list(batch_size)):
                 for document in batch:

@@ -170,6 +170,7 @@ class _Run:
         async for order_id, order, reservation, topic_state in self._merged():
             if (self.orders + self.reservations) % _PAGE_SIZE == 0:
                 yield Progress("orders", self.orders, total)
+            self._add_products(order, reservation)
             if isinstance(order, UnreadableOrder):
                 yield self._difference(DifferenceType.UNREADABLE, str(order_id), order.reason)
                 continue
@@ -178,7 +179,6 @@ class _Run:
                     DifferenceType.UNKNOWN_STATUS, str(order_id), f'its status is "{order.unknown_status}"'
                 )
                 continue
-            self._add_products(order, reservation)
             if id_created_at(order_id) < thresholds.compared_before and any(
                 compare(order, reservation, topic_state, thresholds)
             ):
@@ -188,7 +188,7 @@ class _Run:
                     yield record
                 suspects.clear()
         yield Progress("orders", self.orders, max(total, self.orders))
-        for non_uuid_id in await self._scans.non_uuid_ids(_PAGE_SIZE):
+        async for non_uuid_id in self._scans.non_uuid_ids():
             yield self._difference(DifferenceType.UNREADABLE, non_uuid_id, "its id is not a UUID")
         async for record in self._check_again(suspects, second_check_seconds):
             yield record
@@ -199,9 +199,9 @@ class _Run:
                 DifferenceType.EVENT_UNREADABLE, position, "the message at this topic/partition/offset cannot be parsed"
             )
 
-    def _add_products(self, order: Order | None, reservation: Reservation | None) -> None:
+    def _add_products(self, order: Order | UnreadableOrder | None, reservation: Reservation | None) -> None:
         products = self._reserved_by_product_id
-        for line in order.lines if order is not None else ():
+        for line in order.lines if isinstance(order, Order) else ():
             products.setdefault(line.product_id, False)
         if reservation is not None:
             for product_id, _ in reservation.items:
@@ -343,7 +343,7 @@ class _Run:
     async def _check_stock_rows(self) -> AsyncIterator[OutputRecord]:
         """Yield a difference for each product whose stock is below zero, or that is reserved but has no stock row.
 
-        Checks the products of readable orders and their reservations.
+        Checks the products of all orders and reservations.
         """
         self._write_products()
         last = ""

@@ -44,10 +44,11 @@ class Scans:
             if count < _PAGE_SIZE:
                 return
 
-    async def non_uuid_ids(self, limit: int) -> list[str]:
-        """Return the `repr` of up to `limit` ids that are not UUIDs, and so cannot belong to orders."""
+    async def non_uuid_ids(self) -> AsyncIterator[str]:
+        """Yield the `repr` of each id that is not a UUID, and so cannot belong to an order."""
         where = {"$or": [{"_id": {"$not": {"$gte": _FIRST_ID}}}, {"_id": {"$not": {"$lte": _LAST_ID}}}]}
-        return [repr(d["_id"]) for d in await self._collection.find(where, {"_id": 1}, limit=limit)]
+        async for document in self._collection.stream(where, {"_id": 1}, sort=[("_id", 1)], batch_size=_PAGE_SIZE):
+            yield repr(document["_id"])
 
     async def estimated_count(self) -> int:
         """Return approximately how many orders there are."""
