@@ -122,5 +122,23 @@ def test_a_value_that_is_wrong_as_a_whole_is_explained_once(data: Any, expected:
     assert explain_all(Body, data) == expected
 
 
+class Sizes(Struct):
+    max_bytes: Annotated[int, Meta(ge=1_048_576)] = 1_048_576
+    seconds: Annotated[float, Meta(gt=0, le=31_536_000)] = 1.0
+    share: Annotated[float, Meta(gt=0.25)] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({"max_bytes": 1}, "must be at least 1048576, got 1"),
+        ({"seconds": 0.0}, "must be more than 0 and at most 31536000, got 0.0"),
+        ({"share": 0.1}, "must be more than 0.25, got 0.1"),
+    ],
+)
+def test_a_large_limit_is_shown_with_all_its_digits(data: dict[str, float], reason: str) -> None:
+    assert explain_all(Sizes, data) == [(next(iter(data)), reason)]
+
+
 def test_a_long_list_of_errors_ends_at_the_limit() -> None:
     assert len(explain_all(Body, {"items": 1000 * [{"quantity": 0}]})) == 20

@@ -208,7 +208,7 @@ def _bounds(node: inspect.Type, value: Any) -> str | None:
         if node.ge is not None and node.le is not None:
             return f"must be between {node.ge} and {node.le}{got}"
         limits = {"at least": node.ge, "more than": node.gt, "at most": node.le, "less than": node.lt}
-        stated = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if limit is not None)
+        stated = " and ".join(f"{words} {limit:.15g}" for words, limit in limits.items() if limit is not None)
         return f"must be {stated}{got}" if stated else None
     unit = "character" if isinstance(node, inspect.StrType) else "item"
     minimum, maximum = getattr(node, "min_length", None), getattr(node, "max_length", None)
