@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 from market.contracts import events
 from market.notifications.domain import InvalidEvent, Message
-from market.notifications.events.parsing import parse_notification
+from market.notifications.events.parsing import domain_of, parse_notification
 from market.orders import domain
 
 AT = datetime(2026, 1, 31, 12, 30, 15, 250_000, tzinfo=UTC)
@@ -133,3 +133,16 @@ def test_amounts_in_an_event_have_the_decimals_of_the_currency() -> None:
     read = parse_notification(message({"headers": {}, "value": published}))
     assert read is not None
     assert (read.lines[0].unit_price, read.total) == (Decimal("1.255"), Decimal("2.510"))
+
+
+@pytest.mark.parametrize(
+    ("data", "domain"),
+    [
+        ({"user": "ann", "email": "Ann@Example.com"}, "example.com"),
+        ({"user": "ann@example.com", "email": None}, "example.com"),
+        ({"user": "ann", "email": None}, ""),
+        ({}, ""),
+    ],
+)
+def test_an_event_without_an_address_has_no_mail_domain(data: dict[str, Any], domain: str) -> None:
+    assert domain_of(Message("orders", 0, 0, None, json.dumps({"data": data}).encode())) == domain

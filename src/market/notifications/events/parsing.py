@@ -144,7 +144,8 @@ def domain_of(message: Message) -> str:
         data = _decode_recipient_fields(message.value or b"").data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
-    return (data.email or data.user).rpartition("@")[2].lower()[:255]
+    _, at, domain = (data.email or data.user).rpartition("@")
+    return domain.lower()[:255] if at else ""
 
 
 def summarize(message: Message) -> EventSummary:
