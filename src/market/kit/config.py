@@ -80,7 +80,8 @@ class Admission(Section, frozen=True, kw_only=True):
     # Requests up to this weight are small.
     small_weight: Annotated[int, Meta(ge=1)] = 100
     # The maximum total weight of the small requests that are handled at the same time, and of the large ones. A request
-    # that exceeds the limit alone is admitted when no other request of its class (small or large) is being handled.
+    # whose own weight exceeds the limit is admitted when no other request of its class (small or large) is being
+    # handled.
     max_small_weight: Annotated[int, Meta(ge=1)] = 10_000
     max_large_weight: Annotated[int, Meta(ge=1)] = 2_000
     # The maximum total weight of the requests that wait, in each of the two queues.

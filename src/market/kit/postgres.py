@@ -269,8 +269,9 @@ async def open_pool(config: Postgres, health: Health, *, settings: dict[str, str
 
 @asynccontextmanager
 async def acquire(pool: Pool, *, seconds: float = 3.0) -> AsyncIterator[Connection]:
-    """Acquire a connection, for at most `seconds` or until the deadline.
+    """Acquire a connection for the block.
 
+    Waiting for it and running the block may take `seconds` in total, or until the deadline if that is sooner.
     Raises DeadlineExceeded or Unavailable. It is then unknown whether a write inside the block took effect.
     """
     try:

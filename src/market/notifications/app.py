@@ -58,7 +58,7 @@ class ConsumerAndApi:
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
     """Yield the consumer and the REST API, not yet started.
 
-    This waits neither for Kafka, as `start` does, nor for the mail server, to which the first mail opens a connection.
+    This does not wait for Kafka: `start` does. It does not connect to the mail server: the first mail does.
     """
     mailer = Mailer(config, (clients or Clients()).mail_server)
     topics = TopicKeeper(config.kafka, "market.notifications", _own_topics(config.kafka), apply_settings=True)

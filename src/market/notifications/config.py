@@ -193,7 +193,7 @@ class OperatorHttp(Http, frozen=True, kw_only=True):
 
 
 class OneAtATime(Admission, frozen=True, kw_only=True):
-    """Admits one request at a time. Up to 16 requests may wait, 8 of them from the same caller."""
+    """Admits one request at a time. Up to 16 may wait. One caller may have up to 8, including the admitted one."""
 
     max_small_weight: Annotated[int, Meta(ge=1)] = 1
     max_waiting_weight: Annotated[int, Meta(ge=1)] = 16

@@ -54,7 +54,7 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "List the newest dead letters, the newest first.",
                 {
                     200: ("A page of dead letters.", DeadLetterPage),
-                    422: ("A parameter is missing, unknown or out of range.", None),
+                    422: ("A parameter is unknown or out of range.", None),
                     429: _TOO_MANY,
                     503: (
                         "Kafka is unavailable, or too many requests are waiting. Retry after the number of seconds in "

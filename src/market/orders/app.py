@@ -173,7 +173,7 @@ def _topics(config: Kafka) -> list[Topic]:
 async def migrate(config: Config, _: list[str]) -> int:
     """Create the indexes and the topic, and return the exit status, 0.
 
-    An existing topic also gets the settings that nobody has set on it. If Kafka stays unavailable for
+    To an existing topic, it adds the settings that are not set on the topic itself. If Kafka stays unavailable for
     `kafka.create_seconds`, the service creates the topic later, but does not change an existing one. Raises
     PyMongoError.
     """

@@ -64,7 +64,7 @@ class ProductsClient:
     """Fetches the names and prices of products, at most 100 products per request.
 
     Orders with up to 100 products share requests. A larger order has requests of its own, so that smaller orders do not
-    wait for it. At most four requests of each sort are in flight.
+    wait for it. At most four shared requests are in flight, and at most four of larger orders.
     """
 
     def __init__(self, http: HttpClient) -> None:
@@ -110,7 +110,9 @@ class ProductsClient:
 
 
 def _parse_product(item: msgspec.Raw) -> tuple[str, Product | Unavailable]:
-    """Return (product id, product). If the product is invalid, return (product id, the error of orders with it).
+    """Return (product id, product).
+
+    If the product is invalid, return (product id, error). An order for the product fails with this error.
 
     Raises msgspec.DecodeError if the item has no id.
     """

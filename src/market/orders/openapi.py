@@ -127,7 +127,7 @@ def build(issuer: str | None = None) -> dict[str, Any]:
                 "List a customer's orders or everybody's, newest first, without unreadable ones.",
                 {
                     200: ("A page of orders.", Page),
-                    422: ("A parameter is missing, unknown or out of range.", None),
+                    422: ("A parameter is unknown or out of range.", None),
                     **unavailable,
                 },
                 [

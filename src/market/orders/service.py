@@ -163,8 +163,8 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
                 assert lookup is not None
                 if replay := await _replay(deps, lookup):
                     return replay
-                # Either the key has become free since the insert, or the equal key of another caller blocks it for now
-                # (docs/decisions/0025). Try again, until the deadline.
+                # Either the key has become free since the insert, or another caller's order has the same key, and may
+                # still be rejected (docs/decisions/0025). Try again, until the deadline.
                 await asyncio.sleep(_RETRY_SECONDS)
         await deps.failure_point("orders.after-intent")
         order = await _advance_pending(deps, order)
@@ -252,7 +252,9 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
 
 
 async def _cancel_until_ended(deps: Deps, before: Order) -> Order:
-    """Cancel the order, again if its status changes meanwhile, and write that to the audit log.
+    """Cancel the order, and record the cancellation in the audit log.
+
+    If the status changes meanwhile, try again.
 
     Return the order. It is cancelled or rejected, or has a status that only a newer version knows.
     """

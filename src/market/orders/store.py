@@ -123,7 +123,7 @@ class OrderRepository:
             except KeyFieldTaken as e:
                 if not await self._keys.is_kept_by_another_owner(order, e.field):
                     raise
-                # The equal key of another owner fills this field for good. Store our order without the field.
+                # An order of another owner has the same key in this field, and keeps it. Store our order without it.
                 new = new.without(e.field)
 
     async def _insert_many(self, new: list[NewDocument]) -> Sequence[BaseException | None]:

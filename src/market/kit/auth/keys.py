@@ -51,8 +51,7 @@ class Keys:
         self._min_refetch_seconds = min_refetch_seconds
         self._clock = clock
         self._keys: tuple[SigningKey, ...] = ()
-        # Key ids that were looked up without success since the last successful fetch. If the issuer cannot be reached,
-        # it may have these keys.
+        # Key ids that were looked up without success since the last successful fetch.
         self._not_found: set[str | None] = set()
         self._fetching: asyncio.Task[None] | None = None
         self._waiting = 0

@@ -189,7 +189,8 @@ class GroupMember:
         )
         return {
             **settings,
-            # Fetch little in advance, because the rate limit often pauses partitions. See _MIN_PARK_SECONDS.
+            # Fetch little in advance, because the rate limit often pauses partitions, and a paused partition's
+            # prefetched messages are dropped and fetched again.
             **({"max.partition.fetch.bytes": _RATE_LIMITED_FETCH_BYTES} if self._rate_limiter is not None else {}),
             "group.protocol": "classic",
             "partition.assignment.strategy": "cooperative-sticky",

@@ -29,8 +29,8 @@ MARK_OF, MARK_ACTION = f"{_PREFIX}done", f"{_PREFIX}action"
 # MARK_ACTION.
 CLAIM_OF, CLAIM_TOKEN, CLAIM_UNTIL = (f"{_PREFIX}{name}" for name in ("claim", "claim-token", "claim-until"))
 CLAIMED, RELEASED = "claimed", "released"
-# MARK_OF of a claim, which is not the id of any dead letter. An earlier version, which does not know claims, reads the
-# record as a mark of a dead letter that does not exist, and ignores it.
+# The value of the header MARK_OF in a claim. No dead letter has this id, so an earlier version, which does not know
+# claims, reads the record as a mark of a dead letter that does not exist, and ignores it.
 _NO_DEAD_LETTER = b"claim"
 
 # The limit of the producer. It is larger than that of the topic, so that the broker checks the size of a dead letter.

@@ -13,7 +13,7 @@ _MAX_ORDERS = 10_000
 class OrdersWithDeferredMail:
     """The earliest deferred notification of each order. Up to 10,000 orders are remembered, the latest ones.
 
-    Entries expire, because this process does not learn of it when another process mails the notification.
+    Entries expire, because another process may have mailed the notification, and this process is not told.
 
     clock: returns seconds, like time.monotonic
     """

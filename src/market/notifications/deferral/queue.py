@@ -81,9 +81,10 @@ class DeferredMailWriter:
 class DeferredMailRestorer:
     """Restores deferred mails from their records, and reports the age of the oldest one.
 
-    Only the mails that were read in the current and the previous window of time count. Normally, that is every deferred
-    mail. While the mail server is unavailable, or while many mails are due at the same time, a mail may not be read for
-    longer. Then the reported age may be too low, or 0.
+    The age is that of the oldest mail read in the current and the previous window of time. A window is at least as long
+    as the time between two attempts, so normally every deferred mail is read in one of them. While the mail server is
+    unavailable, or while many mails are due at the same time, a mail may not be read for longer. Then the reported age
+    may be too low, or 0.
 
     window_seconds: the length of a window, at least the maximum time between two attempts at a mail
     clock: returns Unix time in seconds

@@ -89,7 +89,7 @@ class SentLog:
         self._unwritten: deque[bytes] = deque(maxlen=_MAX_UNWRITTEN)
         self._ids: RecentDigests | None = None
         self._used_at = 0.0
-        # Set by `invalidate_sent_ids`. A read that is in progress then is repeated.
+        # Set by `invalidate_sent_ids`. A read in progress at that time is repeated.
         self._invalidated = False
         self._loading = asyncio.Lock()
         self._writing = asyncio.Lock()

@@ -15,8 +15,8 @@ from market.kit.kafka import consumer_settings, watermark_offsets
 from market.notifications import config
 from market.notifications.domain import FirstStart
 
-# The keys of records without ids. STARTED is written at the group's first start, which is the record's timestamp.
-# RESUMED is written instead if the group had offsets before the log existed.
+# The keys of records without ids. STARTED is written at the group's first start, and its timestamp is the time of that
+# start. RESUMED is written instead if the group had offsets before the log existed.
 STARTED, RESUMED = b"started", b"continued"
 # All records are in one partition, so that the first record of the log is known.
 PARTITION = 0
@@ -98,7 +98,7 @@ def _offsets(consumer: Consumer, kafka: config.Kafka) -> tuple[int, int]:
 def _records(consumer: Consumer, kafka: config.Kafka, start: int, min_end: int) -> Iterator[KafkaMessage]:
     """Yield the records from `start` to the current end of the log. Raises KafkaException.
 
-    min_end: the end offset, or an earlier one. Nothing is read if `start` is not before it
+    min_end: an end offset of the log, now or earlier. If `start` is not below it, nothing is read
     """
     deadline = time.monotonic() + _READ_TIMEOUT_SECONDS
     if start >= min_end:

@@ -96,7 +96,7 @@ class ShortageRepository:
 
 
 def _rejected_between(first: date, before: date, product_id: str | None) -> documents.Document:
-    # MongoDB uses the index `shortages` only because of the condition `$exists`, which is also the index's own.
+    # MongoDB uses the partial index `shortages` only if the query contains the index's condition, `$exists`.
     where: documents.Document = {
         "status": Status.REJECTED.value,
         "shortages": {"$exists": True},

@@ -19,7 +19,10 @@ from market.orders.mongodb.collection import OrdersCollection, documents
 
 
 class IdempotencyKeyTaken(Exception):
-    """Another order has the idempotency key: an order of the same owner, or one that may still free its field."""
+    """Another order has the idempotency key.
+
+    It belongs to the same owner, or to another one and may still be rejected, so that the key becomes free.
+    """
 
 
 class KeyFieldTaken(IdempotencyKeyTaken):
@@ -73,7 +76,7 @@ class IdempotencyKeyRepository:
 
     async def _find_many(self, lookups: list[KeyLookup]) -> Sequence[KeyHolder | None]:
         keys = list({lookup.key for lookup in lookups})
-        # Before sign-in was required, a caller may have placed an order with their later subject as the user.
+        # Before sign-in was required, callers chose the user. It may be what is now the subject of their token.
         users = {lookup.user for lookup in lookups} | {lookup.subject or lookup.user for lookup in lookups}
         by_user = {"user": {"$in": list(users)}, "idempotency_key": {"$in": keys}, "digest": {"$exists": True}}
         # Some earlier versions stored only `key`.

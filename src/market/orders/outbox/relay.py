@@ -55,7 +55,7 @@ class Relay:
 
     outbox: the events to publish
     faults: None outside of tests
-    topics: checks the topic, and creates it if it is missing, after Kafka has not accepted an event
+    topics: told when Kafka does not accept an event. It then creates the topic if it is missing
     """
 
     def __init__(

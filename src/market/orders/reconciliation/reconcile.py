@@ -144,7 +144,7 @@ class _Run:
         retained_since = republished_since = EPOCH
         if self._topic is not None:
             retention = self._topic.retention
-            # Earlier events may have been in the topic and been deleted.
+            # An event from before `deleted_until` may have been published, and then deleted from the topic.
             deleted_until = EPOCH if retention.deleted_until is None else retention.deleted_until + _CLOCK_MARGIN
             if retention.seconds is not None:
                 retained_since = now - timedelta(seconds=retention.seconds) + _CLOCK_MARGIN
