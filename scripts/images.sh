@@ -67,7 +67,8 @@ pin() {
   need_buildx
   local name digest pattern
   for name in $(others); do
-    digest=$(docker buildx imagetools inspect "$name" --format '{{.Manifest.Digest}}') || die "$FAILED" "the digest of $name cannot be read from its registry"
+    # Without `json`, buildx ignores the template and prints a table.
+    digest=$(docker buildx imagetools inspect "$name" --format '{{json .Manifest.Digest}}' | tr -d '"') || die "$FAILED" "the digest of $name cannot be read from its registry"
     [[ $digest =~ ^sha256:[0-9a-f]{64}$ ]] || die "$FAILED" "the registry's digest of $name is '$digest'"
     pattern=${name//./\\.}
     sed -i.before -E "s#(image: |PYTHON_IMAGE=)$pattern(@sha256:[0-9a-f]+)?\$#\1$name@$digest#" "${files[@]}"

@@ -52,7 +52,9 @@ def test_pin_writes_the_digest_of_every_image_and_brings_it_up_to_date(
     assert named(project).keys() == OTHERS
     before = {path: path.read_text() for path in project.rglob("*.yaml")}
     for digest in ("sha256:" + "a" * 64, "sha256:" + "b" * 64):
-        fake_commands.results = {"imagetools inspect": f"{digest}\n"}
+        # Without `json` in its template, buildx prints this table instead (docker/buildx issue 1175).
+        table = f"Name: postgres:18\nMediaType: application/vnd.oci.image.index.v1+json\nDigest: {digest}\n"
+        fake_commands.results = {"--format {{json .Manifest.Digest}}": f'"{digest}"', "imagetools inspect": table}
         done = fake_commands.run("images.sh", "pin", root=project)
         assert done.returncode == 0, done.stderr
         assert named(project) == {name: {f"{name}@{digest}"} for name in OTHERS}
