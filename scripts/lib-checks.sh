@@ -56,6 +56,9 @@ check_production() {
     missing+=("deploy/overlays/production/secrets/$file: copy $file.example and fill it in, or let an operator create the Secrets (docs/operations.md)")
   done
   check_sign_in
+  local examples
+  examples=$(cd "$folder" && grep -l 'example\.com' config/*.yaml ingress.yaml | tr '\n' ' ') || examples=''
+  [ -z "$examples" ] || say "note: these files in deploy/overlays/production still have names of the example, below example.com: ${examples% }" >&2
 }
 
 check_namespace() {

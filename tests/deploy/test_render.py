@@ -99,6 +99,25 @@ def test_rendered_manifests_are_valid_and_have_no_secret_and_no_cluster_is_conta
             assert deployments[name]["metadata"]["annotations"] == {"reloader.stakater.com/auto": "true"}
 
 
+def test_files_that_still_have_the_names_of_the_example_are_listed(
+    fake_commands: FakeCommands, project: Path, tmp_path: Path
+) -> None:
+    overlay = project / "deploy/overlays/production"
+    changed = [path for path in sorted(overlay.glob("config/*.yaml")) if path.stem != "order-service"]
+    for path in (*changed, overlay / "ingress.yaml"):
+        path.write_text(path.read_text().replace("example.com", "example.net"))
+    options = ["--render", str(tmp_path / "out"), "--overlay", "production"]
+    done = fake_commands.run("deploy.sh", *options, root=project)
+    assert done.returncode == 0
+    assert done.stderr == (
+        "note: these files in deploy/overlays/production still have names of the example, below example.com: "
+        "config/order-service.yaml\n"
+    )
+    path = overlay / "config/order-service.yaml"
+    path.write_text(path.read_text().replace("example.com", "example.net"))
+    assert fake_commands.run("deploy.sh", *options, root=project).stderr == ""
+
+
 def test_the_certificate_of_cert_manager_is_not_among_the_secrets_that_something_else_must_create(
     fake_commands: FakeCommands, project: Path, tmp_path: Path
 ) -> None:
