@@ -18,7 +18,7 @@ from market.orders.reconciliation import command
 from market.orders.reconciliation.differences import CAUSES, DifferenceType
 from tests.support.waiting import PATIENCE, until
 
-from .service import Service, Settings, get_document, migrate, serving
+from .service import Service, Settings, get_document, is_release_recorded, migrate, serving
 from .topic import Topic
 
 # Orders older than a second are compared; work that background tasks should have done is overdue after 3.3 s.
@@ -94,6 +94,7 @@ async def place_and_publish(service: Service, product_id: str, topic: Topic, *, 
     types = [events.CREATED]
     if cancelled:
         assert (await service.http.delete(f"/api/order/{order_id}")).status_code == 204
+        await until(lambda: is_release_recorded(service, order_id), what="release is recorded")
         types.append(events.CANCELLED)
     await topic.wait_for(order_id, *types)
     await until(lambda: is_published(service, order_id), what="published")

@@ -171,6 +171,11 @@ async def get_document(service: Service, order_id: Any) -> dict[str, Any]:
     return dict(found)
 
 
+async def is_release_recorded(service: Service, order_id: str | UUID) -> bool:
+    """Return whether no stock release is due for the order. DELETE records the release after its response."""
+    return "release_due" not in await get_document(service, order_id)
+
+
 async def wait_for_intent(service: Service, user: str) -> dict[str, Any]:
     """Wait until the user's order is stored, and return its document."""
     return dict(await until(lambda: service.documents.find_one({"user": user}), what="intent"))

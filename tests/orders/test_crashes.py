@@ -109,9 +109,8 @@ async def crash(
                     # Every order is cancelled before another one is placed.
                     while (await process.http.delete(response.headers["location"])).status_code != 204:
                         await asyncio.sleep(0.1)
-                else:
-                    # The point comes after the response.
-                    await until(lambda: process.reached(point), what=point)
+                # The point comes after the response.
+                await until(lambda: process.reached(point), what=point)
     await process.exited()
     assert process.reached(point)
     await make_overdue(service.documents, {"user": user})

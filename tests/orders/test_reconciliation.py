@@ -16,7 +16,7 @@ from tests.support.waiting import PATIENCE, until
 
 from .catalogue import FakeCatalogue
 from .reconciliation import OVERDUE_SECONDS, RECOVERY, is_published, isolated_service, reconcile
-from .service import MakeSettings, Service, on_new_database, serving
+from .service import MakeSettings, Service, is_release_recorded, on_new_database, serving
 from .stock import Stock
 from .topic import Topic
 
@@ -113,6 +113,7 @@ async def test_events_missing_from_the_topic_are_published_again(
     order = (await service.place([(lamp, 1)])).json()
     assert (await service.http.delete(f"/api/order/{order['id']}")).status_code == 204
     await topic.wait_for(order["id"], "order.created", "order.cancelled")
+    await until(lambda: is_release_recorded(service, order["id"]), what="release is recorded")
     await until(lambda: is_published(service, order["id"]), what="published")
     # A copy of the order, with an id that has no events in the topic.
     copy = str(new_id())

@@ -39,7 +39,7 @@ from .reconciliation import (
     publish,
     reconcile,
 )
-from .service import MakeSettings, Service, get_document, serving
+from .service import MakeSettings, Service, get_document, is_release_recorded, serving
 from .stock import Stock
 from .topic import Topic
 
@@ -261,6 +261,7 @@ async def test_an_unreadable_document_is_reported_and_hides_no_other_difference(
     assert (await reconcile(service, topic=True)).differences_of(damaged) == []
     # Inventory will always reject this reservation; an operator cancels the order.
     assert (await service.http.delete(f"/api/order/{later}")).status_code == 204
+    await until(lambda: is_release_recorded(service, later), what="release is recorded")
     await own_topic.wait_for(later, events.CANCELLED)
     await until(lambda: is_published(service, later), what="published")
     assert no_differences(await reconcile(service, topic=True))

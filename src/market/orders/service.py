@@ -244,10 +244,12 @@ async def cancel_order(deps: Deps, order_id: UUID) -> bool:
     try:
         seconds = context.remaining(_MAX_RELEASE_SECONDS) - _CANCEL_RESPONSE_SECONDS
         with context.deadline_in(max(_MIN_RELEASE_SECONDS, seconds)):
-            await advance(deps, order)
+            await _release(deps, order.id)
     except Unavailable as e:
         log.warning("stock release deferred", order_id=str(order_id), reason=str(e))
         return False
+    # The stock is released. If this is not recorded, recovery releases it again, which changes nothing.
+    deps.run_in_background(Step.RELEASE, order.id, _record_release(deps, order.id))
     return True
 
 
@@ -300,14 +302,22 @@ async def advance(deps: Deps, order: Order, *, overdue: bool = False) -> Order:
         await deps.failure_point("orders.recovery-before-reject")
         return await _transition(deps, order, REJECT, Reason.EXPIRED)
     if step is Step.RELEASE:
-        await deps.inventory.release(order.id)
-        await deps.failure_point("orders.after-release")
-        await deps.orders.clear_release_due(order.id)
-        await deps.failure_point("orders.after-release-cleared")
+        await _release(deps, order.id)
+        await _record_release(deps, order.id)
         return msgspec.structs.replace(order, release_due=False)
     if step is Step.PUBLISH:
         deps.relay.publish(order)
     return order
+
+
+async def _release(deps: Deps, order_id: UUID) -> None:
+    await deps.inventory.release(order_id)
+    await deps.failure_point("orders.after-release")
+
+
+async def _record_release(deps: Deps, order_id: UUID) -> None:
+    await deps.orders.clear_release_due(order_id)
+    await deps.failure_point("orders.after-release-cleared")
 
 
 async def _reserve(deps: Deps, order: Order) -> Order:
