@@ -89,6 +89,11 @@ class Connections:
         self.clear_received_bytes(connection)
         self._sending.discard(connection)
 
+    @property
+    def running(self) -> int:
+        """The number of connections that do not wait for their client: those that run a request or are closing."""
+        return len(self._open) - len(self.waiting)
+
     def add_received_bytes(self, connection: HttpProtocol, received_bytes: int) -> None:
         """Count bytes of an incomplete request. Close the connections with the oldest ones if a limit is exceeded."""
         self._receiving[connection] = self._receiving.get(connection, 0) + received_bytes

@@ -98,7 +98,11 @@ class Connection(asyncio.Protocol):
         self._accept_size = accept_size
         timer = self._loop.call_later(seconds, self._fail, TimeoutError())
         try:
-            self._pool.writes.write(self._transport, data)
+            if self._pool.in_use > 1:
+                self._pool.writes.write(self._transport, data)
+            else:
+                # No other request can be sent together with this one.
+                self._transport.write(data)
             return await waiter
         except BaseException:
             self.close()
@@ -260,6 +264,11 @@ class ConnectionPool:
             return await connection.send(self._encode(method, path, headers(), body), seconds, accept_size)
         finally:
             self._release(connection)
+
+    @property
+    def in_use(self) -> int:
+        """The number of connections that are not idle."""
+        return self._open - len(self._idle)
 
     def close(self) -> None:
         """Close the idle connections. Those in use are closed when their request ends."""

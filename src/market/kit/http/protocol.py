@@ -72,7 +72,8 @@ class HttpProtocol(HttpToolsProtocol):
     # The connection.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(QueuedTransport(transport, self._server_connections.writes))
+        self._queued_transport = QueuedTransport(transport, self._server_connections.writes)
+        super().connection_made(self._queued_transport)
         self._since = self._server_connections.clock()
         if not self._server_connections.add(self):
             self._refuse(Overloaded("too many connections"))
@@ -346,6 +347,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
+        if self._server_connections.running <= 1:
+            # No other response can be sent together with this one.
+            self._queued_transport.flush()
         self._is_running = False
         self._since = self._server_connections.clock()
         if self.transport.is_closing() or self._is_lingering:

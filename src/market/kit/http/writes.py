@@ -3,6 +3,9 @@
 uvloop sends each write immediately. A response consists of two writes, its headers and its body, so sending it would
 take two system calls and wake the receiver twice. If several requests shared a batch, their responses are ready at the
 same time. Sent together, they arrive together, so the client's next requests share a batch again (docs/decisions/0005).
+
+A lone response or request is sent as soon as it is complete, because the end of the iteration would come about 0.1 ms
+later on an idle machine.
 """
 
 from __future__ import annotations
@@ -81,6 +84,10 @@ class QueuedTransport(asyncio.Transport):
     def writelines(self, list_of_data: Any) -> None:
         for data in list_of_data:
             self.write(data)
+
+    def flush(self) -> None:
+        """Send what was written so far immediately."""
+        self._queue.flush(self._transport)
 
     def write_eof(self) -> None:
         self._queue.flush(self._transport)
