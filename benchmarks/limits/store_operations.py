@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +21,7 @@ import msgspec
 import uvloop
 from bson import Binary, Decimal128
 from pymongo import AsyncMongoClient, ReturnDocument, WriteConcern
+from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
 from benchmarks.lone_calls import Result
@@ -55,9 +57,16 @@ class Stores:
         self._chosen = sorted(self._rng.sample(self._ids, self._lines))
 
     async def post(self) -> None:
-        await self._orders.find_one({"key": self._key}, {"digest": 1})
+        document = await self._insert()
+        reserve = "SELECT outcome FROM reserve($1, $2, $3)"
+        assert await self._inventory.fetchval(reserve, self._id, self._chosen, [1] * self._lines) == 1
+        change = {"$set": {"status": "confirmed"}, "$push": {"outbox": {"id": self._key, "type": "order.created"}}}
+        await self._orders.update_one({"_id": document["_id"], "status": "pending"}, change)
+
+    async def _insert(self) -> dict[str, Any]:
+        """Read the prices and insert the order. Raises DuplicateKeyError if it is a repeated one."""
         rows = await self._products.fetch(_SELECT, self._chosen)
-        document = {
+        document: dict[str, Any] = {
             "_id": Binary.from_uuid(self._id),
             "user": self._user,
             "items": [
@@ -72,12 +81,13 @@ class Stores:
             "digest": b"0" * 32,
         }
         await self._orders.insert_one(document)
-        reserve = "SELECT outcome FROM reserve($1, $2, $3)"
-        assert await self._inventory.fetchval(reserve, self._id, self._chosen, [1] * self._lines) == 1
-        change = {"$set": {"status": "confirmed"}, "$push": {"outbox": {"id": self._key, "type": "order.created"}}}
-        await self._orders.update_one({"_id": document["_id"], "status": "pending"}, change)
+        return document
 
     async def repeat(self) -> None:
+        with suppress(DuplicateKeyError):
+            await self._insert()
+        # Whose key it is, and which order has it.
+        await self._orders.find_one({"key": self._key}, {"user": 1, "digest": 1})
         await self._orders.find_one({"key": self._key}, {"digest": 1})
         async with self._mongo.start_session() as session:
             await self._barriers.update_one({"_id": "orders"}, {"$inc": {"count": 1}}, upsert=True, session=session)

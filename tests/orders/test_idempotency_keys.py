@@ -100,6 +100,23 @@ async def test_a_repeated_key_completes_an_order_left_pending(
     assert [e.type for e in await topic.wait_for(order_id, "order.created")] == ["order.created"]
 
 
+async def test_a_repeated_key_returns_the_order_while_products_is_unavailable(
+    own_service: Service, catalogue: FakeCatalogue, stock: Stock
+) -> None:
+    lamp, key = catalogue.add(), f"key-{uuid4()}"
+    await stock.set(lamp, 5)
+    first = await own_service.place([(lamp, 2)], key=key)
+    catalogue.unavailable = True
+    try:
+        repeated = await own_service.place([(lamp, 2)], key=key)
+        different = await own_service.place([(lamp, 3)], key=key)
+        unknown = await own_service.place([(lamp, 2)], key=f"key-{uuid4()}")
+    finally:
+        catalogue.reset()
+    assert (repeated.status_code, repeated.json()) == (200, first.json())
+    assert (different.status_code, unknown.status_code) == (422, 503)
+
+
 async def test_an_unknown_outcome_says_how_the_client_can_find_the_result(
     own_service: Service, catalogue: FakeCatalogue, stock: Stock
 ) -> None:

@@ -129,6 +129,18 @@ async def test_a_merchants_key_belongs_to_the_merchant_no_matter_who_the_order_i
     assert len({r.json()["id"] for r in (placed, own, other)}) == 3
 
 
+async def test_a_merchant_gets_no_second_order_with_a_key_from_before_sign_in_that_no_index_covers(
+    own_shop: Shop, open_service: Service, lamp: str, key: str, stock: Stock
+) -> None:
+    """The order that has the key lacks the field `key`, because another user's order already had it."""
+    merchant = f"mia-{key}"
+    for user in (f"ann-{key}", merchant):
+        assert (await open_service.place([(lamp, 1)], key=key, user=user)).status_code == 201
+    response = await own_shop.sign_in(merchant, "merchant").place([(lamp, 1)], key=key, user="bob")
+    assert result(response) == (422, "idempotency-key-reused")
+    assert await stock.available(lamp) == 98
+
+
 async def test_the_same_request_is_recognized_with_and_without_the_user_and_with_a_new_address(
     own_shop: Shop, lamp: str, key: str
 ) -> None:

@@ -5,6 +5,9 @@ users together, and some meet one that requires sign-in, whose keys belong to th
 interleaving with recovery, a cancellation and a fault at each step: a crash before or after the step took effect, a
 lost response, a request that arrives late. The transitions are the service's own (`market.orders.domain`); the unique
 indexes and inventory are modelled after their contracts (model_of_keys.py).
+
+The clients of the model look the key up before they insert their order. The service inserts most orders first, which is
+the same as a lookup before all other steps: it finds nothing.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from msgspec import Struct
 from market.contracts.access import CANCEL_ORDERS
 from market.kit import context, ids
 from market.kit.clock import Clock
-from market.kit.errors import IdempotencyKeyReused, NotFound, Unavailable
+from market.kit.errors import IdempotencyKeyReused, NotFound, Problem, Unavailable
 from market.kit.faults import Faults
 from market.kit.process import logs
 from market.orders.clients import InventoryClient, ProductsClient
@@ -55,7 +55,7 @@ from market.orders.ownership.rules import (
     record_placed,
     required_owner,
 )
-from market.orders.pricing.prices import price_lines
+from market.orders.pricing.prices import PricedLines, price_lines
 from market.orders.recovery.repository import DueOrders
 from market.orders.store import OrderRepository
 
@@ -131,13 +131,17 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
     """
     attribution = attribute_order(new)
     lookup = attribution.key_lookup(idempotency_key)
-    if lookup is not None and (replay := await _replay(deps, lookup)):
+    # Most keys are not looked up first, because inserting the order shows whether its key is taken.
+    if lookup is not None and not lookup.is_unique and (replay := await _replay(deps, lookup)):
         return replay
-    if deps.inventory.circuit_is_open:
-        # Fail before anything is stored, so that nothing has to be recovered.
-        raise Unavailable("inventory is unavailable")
-    products = await deps.products.get_products([line.product_id for line in new.lines])
-    priced = price_lines(new, products)
+    try:
+        priced = await _price(deps, new)
+    except Problem:
+        # A repeated request gets its order even if the order could not be placed again, for example because a product
+        # was deleted.
+        if lookup is not None and (replay := await _replay(deps, lookup)):
+            return replay
+        raise
     order = Order(
         id=ids.new_id(),
         user=attribution.user,
@@ -170,6 +174,13 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
         order = await _advance_pending(deps, order)
         await deps.failure_point("orders.before-response")
     return PlacedOrder(require_confirmed(order), replayed=False)
+
+
+async def _price(deps: Deps, new: NewOrder) -> PricedLines:
+    if deps.inventory.circuit_is_open:
+        # Fail before anything is stored, so that nothing has to be recovered.
+        raise Unavailable("inventory is unavailable")
+    return price_lines(new, await deps.products.get_products([line.product_id for line in new.lines]))
 
 
 async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:

@@ -45,6 +45,15 @@ class KeyLookup(NamedTuple):
     subject: str | None
     digest: bytes
 
+    @property
+    def is_unique(self) -> bool:
+        """Whether the unique indexes always prevent a second order with this key, so that it need not be looked up.
+
+        They may fail to do so if the caller orders for another user. The caller may have an order with the key that was
+        stored before sign-in was required. No index covers it if it lacks the field `key`.
+        """
+        return self.subject in (None, self.user)
+
 
 class KeyHolder(Struct, frozen=True):
     """The order that has an idempotency key, and the digest of the request that placed it.
