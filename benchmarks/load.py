@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
@@ -69,16 +70,31 @@ class LoadDriver(ABC):
         Return the result, and the CPU milliseconds per successful operation of each process of the testbed. The
         program is killed after `timeout` seconds. Raises RuntimeError if there is no result.
         """
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            module,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            cwd=ROOT,
-            limit=2**24,
-            preexec_fn=self._pin_generator,
-        )
+        with tempfile.TemporaryFile() as stderr:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                module,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=stderr,
+                cwd=ROOT,
+                limit=2**24,
+                preexec_fn=self._pin_generator,
+            )
+            result, before, after = await self._communicate(process, stdin, result_type, timeout)
+            stderr.seek(0)
+            errors = stderr.read().decode(errors="replace").strip()
+        if result is None:
+            raise RuntimeError(f"{module} failed with {errors[-1000:]!r} and the input {stdin[:200]!r}")
+        if errors:
+            print(errors, file=sys.stderr, flush=True)
+        return result, cpu_ms_per_operation(before, after, result.succeeded)
+
+    async def _communicate(
+        self, process: asyncio.subprocess.Process, stdin: bytes, result_type: type[R], timeout: float | None
+    ) -> tuple[R | None, dict[str, float], dict[str, float]]:
+        """Return the program's result, and the CPU seconds used when it printed `begin` and `end`, by process."""
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(stdin)
@@ -101,9 +117,7 @@ class LoadDriver(ABC):
         finally:
             timer.cancel()
             kill(process)
-        if result is None:
-            raise RuntimeError(f"{module} failed with the input {stdin[:200]!r}")
-        return result, cpu_ms_per_operation(before, after, result.succeeded)
+        return result, before, after
 
     def _pin_generator(self) -> None:
         if self.generator_cores:

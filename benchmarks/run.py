@@ -26,8 +26,13 @@ from benchmarks.scenario import Contestants, Measurements, Scenario
 from benchmarks.scenarios.all import SCENARIOS
 from benchmarks.testbed import Testbed
 
+# How long a failed measurement waits before it is repeated: circuit breakers may be open after a stall.
+RECOVERY_SECONDS = 5.0
 
-async def measure(testbed: Testbed, scenario: Scenario, rounds: int) -> Measurements:
+
+async def measure(
+    testbed: Testbed, scenario: Scenario, rounds: int, *, recovery_seconds: float = RECOVERY_SECONDS
+) -> Measurements:
     """Return the measurements of all contestants. Raises what a contestant raises twice in a row."""
     try:
         contestants = await scenario.prepare(testbed)
@@ -35,11 +40,20 @@ async def measure(testbed: Testbed, scenario: Scenario, rounds: int) -> Measurem
         # The machine may stall during preparation too; what was started already is not started again.
         print(f"  {scenario.name}: preparing again after {e!r}", flush=True)
         contestants = await scenario.prepare(testbed)
-    return await alternate(scenario.name, contestants, rounds, scenario.timeout_seconds)
+    return await alternate(scenario.name, contestants, rounds, scenario.timeout_seconds, recovery_seconds)
 
 
-async def alternate(name: str, contestants: Contestants, rounds: int, timeout_seconds: float) -> Measurements:
-    """Measure all contestants in each round, in a new random order. A failed measurement is repeated once."""
+async def alternate(
+    name: str,
+    contestants: Contestants,
+    rounds: int,
+    timeout_seconds: float,
+    recovery_seconds: float = RECOVERY_SECONDS,
+) -> Measurements:
+    """Measure all contestants in each round, in a new random order.
+
+    A failed measurement is repeated once, after `recovery_seconds`.
+    """
     measurements: Measurements = {contestant: [] for contestant in contestants}
 
     async def attempt(contestant: str) -> Measurement:
@@ -52,6 +66,7 @@ async def alternate(name: str, contestants: Contestants, rounds: int, timeout_se
         except Exception as e:
             # A stall of the machine must not fail the scenario; a second failure does.
             print(f"  {name}, {contestant}: measuring again after {e!r}", flush=True)
+            await asyncio.sleep(recovery_seconds)
             measured = await attempt(contestant)
             measured.notes["retried_after"] = repr(e)[:300]
             return measured

@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
 from benchmarks import report, requirements, run
+from benchmarks.load import LoadDriver
+from benchmarks.lone_calls import Result
 from benchmarks.measurements import Latency, Measurement, Spread, percentiles, ratio, ratio_to
 from benchmarks.scenario import Contestants, Scenario, at_most_a_third, compare, median_p99
 from benchmarks.scenarios import inventory
@@ -118,14 +121,22 @@ NO_TESTBED: Testbed = SimpleNamespace()  # type: ignore[assignment]
 
 
 async def test_a_failed_round_is_measured_again() -> None:
-    measurements = await run.measure(NO_TESTBED, scenario_that_fails(True, False, False), 2)
+    measurements = await run.measure(NO_TESTBED, scenario_that_fails(True, False, False), 2, recovery_seconds=0)
 
     assert [m.notes for m in measurements["ours"]] == [{"retried_after": "RuntimeError('a stall')"}, {}]
 
 
 async def test_a_round_that_fails_twice_fails_the_scenario() -> None:
     with pytest.raises(RuntimeError, match="a stall"):
-        await run.measure(NO_TESTBED, scenario_that_fails(False, True, True), 2)
+        await run.measure(NO_TESTBED, scenario_that_fails(False, True, True), 2, recovery_seconds=0)
+
+
+async def test_the_error_of_a_program_that_fails_is_in_the_failure() -> None:
+    class Driver(LoadDriver):
+        pids: ClassVar[dict[str, int]] = {}
+
+    with pytest.raises(RuntimeError, match=r"lone_calls failed with .*ValidationError.*`ports`"):
+        await Driver(seconds=1, warmup=0).run_program("benchmarks.lone_calls", b"{}", Result)
 
 
 def test_a_failed_scenario_leaves_the_rows_of_the_others(tmp_path: Path) -> None:

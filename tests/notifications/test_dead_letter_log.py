@@ -87,8 +87,8 @@ def test_the_first_mark_says_what_was_done_and_claims_do_not() -> None:
 def test_earlier_versions_take_a_claim_for_a_mark_of_a_dead_letter_that_does_not_exist() -> None:
     topic = Topic()
     # They only know MARK_OF, and ignore it unless it names a dead letter.
-    assert writer._MARK_OF_CLAIMS.decode() not in topic.log.letters
-    assert "-" not in writer._MARK_OF_CLAIMS.decode()
+    assert writer._NO_DEAD_LETTER.decode() not in topic.log.letters
+    assert "-" not in writer._NO_DEAD_LETTER.decode()
 
 
 @pytest.mark.parametrize(
