@@ -65,16 +65,24 @@ others() {
 
 pin() {
   need_buildx
-  local name digest pattern
+  local name file digest changes=() pinned=()
+  # All digests before the first change, so that a registry that does not respond changes nothing.
   for name in $(others); do
     # Without `json`, buildx ignores the template and prints a table.
     digest=$(docker buildx imagetools inspect "$name" --format '{{json .Manifest.Digest}}' | tr -d '"') || die "$FAILED" "the digest of $name cannot be read from its registry"
     [[ $digest =~ ^sha256:[0-9a-f]{64}$ ]] || die "$FAILED" "the registry's digest of $name is '$digest'"
-    pattern=${name//./\\.}
-    sed -i.before -E "s#(image: |PYTHON_IMAGE=)$pattern(@sha256:[0-9a-f]+)?\$#\1$name@$digest#" "${files[@]}"
-    say "$name@$digest"
+    changes+=(-e "s#(image: |PYTHON_IMAGE=)${name//./\\.}(@sha256:[0-9a-f]+)?\$#\1$name@$digest#")
+    pinned+=("$name@$digest")
   done
-  for name in "${files[@]}"; do rm -f "$name.before"; done
+  # Not local, because the trap runs after the function. Outside of the project, so that nothing is left in it.
+  changed=$(mktemp)
+  trap 'rm -f "$changed"' EXIT
+  for file in "${files[@]}"; do
+    sed -E "${changes[@]}" "$file" > "$changed"
+    # Not `mv`, which would replace the permissions of the file, too.
+    cmp -s "$changed" "$file" || cat "$changed" > "$file"
+  done
+  printf '%s\n' "${pinned[@]}"
 }
 
 sbom() {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import tomllib
 from pathlib import Path
 
@@ -22,6 +23,20 @@ DESCRIBED = r"""
 if "--pyproject" in args:
     text = Path(args[args.index("--pyproject") + 1]).read_text()
     (folder / Path(args[-1]).with_suffix(".toml").name).write_text(text)
+for pattern, result"""
+# Asked for the last digest, docker fails, or the script is killed: the topmost of its processes, which are subshells.
+INTERRUPTED = r"""
+if "imagetools inspect valkey/" in line:
+    def command(pid):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    def parent(pid):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    script = os.getppid()
+    while "images.sh" in command(parent(script)):
+        script = parent(script)
+    if SIGNAL:
+        os.kill(script, SIGNAL)
+    sys.exit(1)
 for pattern, result"""
 
 
@@ -73,6 +88,21 @@ def test_pin_fails_if_a_registry_gives_no_digest(
     done = fake_commands.run("images.sh", "pin", root=project)
     assert (done.returncode, "error: the " in done.stderr) == (1, True)
     assert named(project) == named(ROOT)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(0, 1), (signal.SIGKILL, -signal.SIGKILL)])
+def test_pin_that_is_interrupted_has_changed_nothing_and_leaves_no_files(
+    fake_commands: FakeCommands, project: Path, signum: int, status: int
+) -> None:
+    files = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    fake_commands.results = {"imagetools inspect": '"sha256:' + "a" * 64 + '"'}
+    docker = fake_commands.folder / "bin/docker"
+    interrupted = INTERRUPTED.replace("SIGNAL", str(int(signum)))
+    docker.write_text(docker.read_text().replace("\nfor pattern, result", interrupted, 1))
+    done = fake_commands.run("images.sh", "pin", root=project)
+    assert done.returncode == status, done.stderr
+    assert len([call for call in fake_commands.calls() if "imagetools inspect" in call]) == len(OTHERS)
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == files
 
 
 @pytest.mark.parametrize("action", [["pin"], ["push", "--registry", "r.example.com/shop"]])
