@@ -17,7 +17,7 @@ _Time = Annotated[datetime, Meta(tz=True)]
 def parse_time(field: str, value: str) -> datetime:
     """Return the time in UTC, rounded up to milliseconds. Raises BadInput unless it has an offset (RFC 3339).
 
-    Stored times have whole milliseconds. Rounding the limit up does not change which of them are before it.
+    Stored times have whole milliseconds, so rounding up does not change whether a stored time is earlier than this one.
     """
     try:
         at: datetime = msgspec.convert(value, _Time).astimezone(UTC)

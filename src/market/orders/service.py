@@ -132,7 +132,7 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
     attribution = attribute_order(new)
     lookup = attribution.key_lookup(idempotency_key)
     # Most keys are not looked up first, because inserting the order shows whether its key is taken.
-    if lookup is not None and not lookup.is_unique and (replay := await _replay(deps, lookup)):
+    if lookup is not None and not lookup.insert_detects_reuse and (replay := await _replay(deps, lookup)):
         return replay
     try:
         priced = await _price(deps, new)
@@ -200,7 +200,7 @@ async def _replay(deps: Deps, lookup: KeyLookup) -> PlacedOrder | None:
             # The order was rejected after `find`, which made the key free.
             return None
         order = await _advance_pending(deps, order)
-    # These orders keep their keys, so a new order cannot be placed with the key. Return the order as it is.
+    # A cancelled order keeps its key, and one with an unknown status may keep it. So a new order cannot be placed.
     return_as_is = order.status in (Status.CANCELLED, Status.UNKNOWN)
     return PlacedOrder(order if return_as_is else require_confirmed(order), replayed=True)
 

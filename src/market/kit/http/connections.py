@@ -95,7 +95,10 @@ class Connections:
         return len(self._open) - len(self.waiting)
 
     def add_received_bytes(self, connection: HttpProtocol, received_bytes: int) -> None:
-        """Count bytes of an incomplete request. Close the connections with the oldest ones if a limit is exceeded."""
+        """Count bytes of an incomplete request.
+
+        If all connections together exceed the limit, close those whose incomplete requests are the oldest.
+        """
         self._receiving[connection] = self._receiving.get(connection, 0) + received_bytes
         self._receive_buffer_bytes += received_bytes
         while self._receive_buffer_bytes > self.limits.max_receive_buffer_bytes and len(self._receiving) > 1:

@@ -262,7 +262,8 @@ class HttpProtocol(HttpToolsProtocol):
     def _parse_without_upgrade(self) -> None:
         """Parse a request that offers an upgrade again, without the offer (RFC 9110 section 7.8).
 
-        The parser has stopped after the headers, because it expects bytes of the new protocol. They are the body.
+        The parser has stopped after the headers, because it takes the bytes that follow for the new protocol. In fact,
+        they are the body of the request.
         """
         head = [self.parser.get_method(), b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
         for name, value in self.headers:

@@ -52,7 +52,9 @@ _RATE_LIMITED_FETCH_BYTES = 262_144
 
 
 class RateLimiter:
-    """Limits the number of messages per second. After a pause, the messages of half a second may follow without delay.
+    """Limits the number of messages per second.
+
+    After an idle period, up to half a second's worth of messages may pass at once.
 
     clock: returns seconds, like time.monotonic
     """

@@ -95,13 +95,14 @@ def _offsets(consumer: Consumer, kafka: config.Kafka) -> tuple[int, int]:
     return watermark_offsets(consumer, partition, deadline=time.monotonic() + _CALL_TIMEOUT_SECONDS)
 
 
-def _records(consumer: Consumer, kafka: config.Kafka, start: int, min_end: int) -> Iterator[KafkaMessage]:
+def _records(consumer: Consumer, kafka: config.Kafka, start: int, known_end: int) -> Iterator[KafkaMessage]:
     """Yield the records from `start` to the current end of the log. Raises KafkaException.
 
-    min_end: an end offset of the log, now or earlier. If `start` is not below it, nothing is read
+    known_end: an end offset that the caller has seen. If `start` is not below it, nothing is read. Otherwise, records
+        that were appended since then are read, too.
     """
     deadline = time.monotonic() + _READ_TIMEOUT_SECONDS
-    if start >= min_end:
+    if start >= known_end:
         return
     consumer.assign([TopicPartition(kafka.sent_log_topic_name, PARTITION, start)])
     while time.monotonic() < deadline:

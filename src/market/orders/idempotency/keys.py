@@ -21,7 +21,8 @@ from market.orders.mongodb.collection import OrdersCollection, documents
 class IdempotencyKeyTaken(Exception):
     """Another order has the idempotency key.
 
-    It belongs to the same owner, or to another one and may still be rejected, so that the key becomes free.
+    That order belongs to the same owner. Or it belongs to another owner, but is still pending: if it is rejected, the
+    key becomes free.
     """
 
 
@@ -46,11 +47,11 @@ class KeyLookup(NamedTuple):
     digest: bytes
 
     @property
-    def is_unique(self) -> bool:
-        """Whether the unique indexes always prevent a second order with this key, so that it need not be looked up.
+    def insert_detects_reuse(self) -> bool:
+        """Whether inserting an order with this key always fails if the owner already has an order with the key.
 
-        They may fail to do so if the caller orders for another user. The caller may have an order with the key that was
-        stored before sign-in was required. No index covers it if it lacks the field `key`.
+        False if the caller orders for another user: orders from before sign-in was required have no `subject_key`, so
+        the unique indexes only know whom they were placed for, but not by whom.
         """
         return self.subject in (None, self.user)
 

@@ -29,8 +29,9 @@ INDEXES = [
     IndexModel(
         [("user", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING), ("status", ASCENDING)], name="user"
     ),
-    # For lists of a user's cancelled or rejected orders. It has no entries for other orders, because placing an order
-    # would be slower with one more index. Lists of those use the index `user`.
+    # For lists of a user's cancelled or rejected orders. It has no entries for pending and confirmed orders, because
+    # placing an order would be slower with one more index. Lists of a user's pending or confirmed orders use the index
+    # `user`.
     IndexModel(
         [("user", ASCENDING), ("status", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)],
         name="user_ended",
