@@ -146,7 +146,7 @@ DESK_STOPS = (
     Stop("desk-import", at("/desk/import"), "#file"),
     Stop("desk-import-dry-run", _dry_run, "main table"),
     Stop("desk-dead-letters", _unsent_mails, "main table form"),
-    Stop("desk-dead-letters-settled", _unsent_mail_tried_again, ".outcomes"),
+    Stop("desk-dead-letters-resolved", _unsent_mail_tried_again, ".outcomes"),
     Stop("desk-orders", _desk_orders, "main table"),
     Stop("desk-order", _desk_order, "main dl"),
     Stop("desk-order-cancellation", _desk_cancellation, "button.danger"),

@@ -63,14 +63,14 @@ def letter_of(form: Form) -> str:
     return dict(form.fields)["letter"]
 
 
-async def settle(visitor: Visitor, form: Form, button: tuple[str, str], *texts: str, letters: tuple[str, ...]) -> None:
+async def resolve(visitor: Visitor, form: Form, button: tuple[str, str], *texts: str, letters: tuple[str, ...]) -> None:
     """Send the form until each of these letters has one of the results. On a busy machine a result may be unknown."""
 
-    async def settled() -> bool:
+    async def is_resolved() -> bool:
         page = Document((await visitor.send(form, button)).text)
         return all(any(f"{letter}: {text}" in page.text for text in texts) for letter in letters)
 
-    await until(settled, what=" or ".join(texts))
+    await until(is_resolved, what=" or ".join(texts))
 
 
 SENT = "The mail was sent.", "It had been replayed before."
@@ -89,13 +89,13 @@ async def test_a_rejected_mail_is_listed_and_sent_once_after_the_mail_server_was
     assert f"/desk/orders/{order_id}" in page.links
 
     letters = (letter_of(form),)
-    await settle(visitor, form, REPLAY, "The mail server has refused the mail again. 550", letters=letters)
+    await resolve(visitor, form, REPLAY, "The mail server has refused the mail again. 550", letters=letters)
     assert f"Order {order_id}" in Document((await visitor.send(form, REPLAY)).text).text
     assert address not in (await visitor.send(form, REPLAY)).text
 
     await reject(shop)
-    await settle(visitor, form, REPLAY, *SENT, letters=letters)
-    await settle(visitor, form, REPLAY, "It had been replayed before.", letters=letters)
+    await resolve(visitor, form, REPLAY, *SENT, letters=letters)
+    await resolve(visitor, form, REPLAY, "It had been replayed before.", letters=letters)
     assert await form_of(visitor, order_id) is None
     assert await mails_to(shop, address) == 1
 
@@ -108,7 +108,7 @@ async def test_all_mails_of_the_page_are_sent_and_the_result_of_each_is_shown(sh
     letters = tuple(letter_of(row) for _, row in unsent)
     # The shop may have others, of other tests.
     assert set(letters) <= {value for name, value in form.fields if name == "letter"}
-    await settle(visitor, form, REPLAY, *SENT, letters=letters)
+    await resolve(visitor, form, REPLAY, *SENT, letters=letters)
     assert [await mails_to(shop, address) for address in addresses] == [1, 1]
     assert [await form_of(visitor, order_id) for order_id, _ in unsent] == [None, None]
 
@@ -118,8 +118,8 @@ async def test_a_dropped_mail_is_never_sent(shop: Shop, visitor: Visitor) -> Non
     order_id, form = await order_with_unsent_mail(shop, visitor, address)
     await reject(shop)
     letters = (letter_of(form),)
-    await settle(visitor, form, DROP, *DROPPED, letters=letters)
-    await settle(visitor, form, REPLAY, "It had been dropped before.", letters=letters)
+    await resolve(visitor, form, DROP, *DROPPED, letters=letters)
+    await resolve(visitor, form, REPLAY, "It had been dropped before.", letters=letters)
     assert await form_of(visitor, order_id) is None
     assert await mails_to(shop, address) == 0
 

@@ -1,4 +1,4 @@
-"""The steps of an import against a gateway in memory: what it answers, and what the import makes of it."""
+"""The steps of an import against a gateway in memory: its responses, and what the import makes of them."""
 
 from __future__ import annotations
 
@@ -237,9 +237,9 @@ async def test_requests_with_a_job_wait_for_each_other_and_then_are_refused() ->
     importer = Importer(
         Gateway().client, JAR, Imports(max_in_flight=1), max_body_bytes=1_048_576, max_wait_seconds=0.01
     )
-    async with importer.turn():
+    async with importer.admit():
         with pytest.raises(Overloaded):
-            async with importer.turn():
+            async with importer.admit():
                 pass
-    async with importer.turn():
+    async with importer.admit():
         pass

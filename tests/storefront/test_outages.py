@@ -73,7 +73,9 @@ async def test_without_orders_one_can_look_and_fill_a_basket_and_an_order_is_pla
     assert "Your basket is empty." in (await visitor.open("/basket")).text
 
 
-async def test_a_price_that_changes_while_the_outcome_is_unknown_is_asked_again(shop: Shop, visitor: Visitor) -> None:
+async def test_a_price_that_changes_while_the_outcome_is_unknown_must_be_confirmed_again(
+    shop: Shop, visitor: Visitor
+) -> None:
     product, user = await shop.create_product(name="Moving clock", price="30.00"), new_user()
     async with dead(shop, "orders"):
         await put_into_basket(visitor, product)
@@ -85,7 +87,7 @@ async def test_a_price_that_changes_while_the_outcome_is_unknown_is_asked_again(
     assert await shop.orders_of(user) == []
 
 
-async def test_a_visitor_can_stop_asking(shop: Shop, visitor: Visitor) -> None:
+async def test_a_visitor_can_stop_waiting_for_an_outcome(shop: Shop, visitor: Visitor) -> None:
     product, user = await shop.create_product(), new_user()
     async with dead(shop, "orders"):
         await put_into_basket(visitor, product)

@@ -17,7 +17,7 @@ from market.storefront.pages.visit import Page, Site, endpoint, stateless_proble
 
 # Longer than the deadlines of the gateway's upstreams, so that the gateway can say which of them did not respond.
 TIMEOUT_SECONDS = 6.0
-# Placing an order takes longest, and its own deadline is shorter. Signing in takes up to two calls to the issuer.
+# Placing an order takes longest; its own deadline is shorter than this. Signing in takes up to two calls to the issuer.
 SLOW_TIMEOUT_SECONDS = 12.0
 _SLOW = frozenset(
     {

@@ -67,7 +67,7 @@ async def build(config: Config, process: Process, clients: Clients | None = None
 
 async def _clients(config: Config, stack: AsyncExitStack) -> Clients:
     async def http(upstream: str, upstream_config: HttpUpstream) -> HttpClient:
-        # Upstreams must see the visitor, not the storefront, as the caller: the address, and the token of who signs in.
+        # For the upstreams, the caller is the visitor, not the storefront: by address and, if signed in, by token.
         header = config.http.forwarded_header
         client = HttpClient(upstream, upstream_config, forwarded_header=header, forward_token=True)
         return await stack.enter_async_context(client)

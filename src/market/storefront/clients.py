@@ -1,6 +1,6 @@
-"""Calls to the shop's public GraphQL API, and to the REST APIs made for the desk.
+"""Clients of the shop's public GraphQL API and of the REST APIs made for the desk.
 
-Each call has the token of the person whose request caused it.
+Each call carries the token of the person whose request caused it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from msgspec import Struct
 
 from market.kit.errors import TYPE_PREFIX, Forbidden, NotFound, Overloaded, Unauthenticated, Unavailable
 from market.kit.http.client import HttpClient, HttpResponse
-from market.storefront.domain import DeadLetterPage, RequestRefused, Settlement, ShortagePage, UnfinishedPage
+from market.storefront.domain import DeadLetterPage, DeadLetterResult, RequestRefused, ShortagePage, UnfinishedPage
 
 T = TypeVar("T")
 
 _PATH = "/graphql"
 _HEADERS = {"accept": "application/graphql-response+json"}
-# Larger responses are not read. A page of orders with the longest lines is far below it.
+# Larger responses are not read. A page of orders with the longest lines is far smaller.
 _MAX_BYTES = 8 * 1024 * 1024
 
 
@@ -33,6 +33,7 @@ class GraphQLError(Struct, frozen=True):
 
     @property
     def code(self) -> str:
+        """`extensions.code`; "" if it is absent."""
         return str(self.extensions.get("code", ""))
 
 
@@ -73,7 +74,7 @@ class GatewayClient:
         """Return the value of the document's root field. Variables that are None are left out.
 
         Raises NotFound, Unauthenticated, Forbidden, FieldRefused and Unavailable, by the error's code. An error below
-        the root field is ignored: what it concerns is null.
+        the root field is ignored; the field that failed is null.
         """
         response, result = await self._send(document, variables, idempotent, timeout_seconds)
         for raw in (result.data or {}).values():
@@ -92,8 +93,8 @@ class GatewayClient:
     async def _send(
         self, document: str, variables: dict[str, Any], idempotent: bool, timeout_seconds: float | None
     ) -> tuple[HttpResponse, _Response]:
-        given = {name: value for name, value in variables.items() if value is not None}
-        body = msgspec.json.encode({"query": document, "variables": given})
+        present = {name: value for name, value in variables.items() if value is not None}
+        body = msgspec.json.encode({"query": document, "variables": present})
         response = await self._http.request(
             "POST",
             _PATH,
@@ -133,9 +134,9 @@ class RestClient:
         return await self._send("GET", f"{path}?{query}" if query else path, result_type)
 
     async def post(self, path: str, result_type: type[T], *, timeout_seconds: float | None = None) -> T:
-        """Return what the request, which has no body, has done; None if the response is empty.
+        """Send a request without a body. Return the body of the response, which is decoded as null if it is empty.
 
-        Raises NotFound, Unauthenticated, Forbidden, Overloaded, Unavailable, and RequestRefused for other refusals.
+        Raises NotFound, Unauthenticated, Forbidden, Overloaded, Unavailable, and RequestRefused for all other errors.
         """
         return await self._send("POST", path, result_type, timeout_seconds)
 
@@ -166,13 +167,13 @@ class NotificationsClient:
         parameters = {"status": "open", "limit": limit, "after": after}
         return await self._rest.get("/api/dead-letters", parameters, DeadLetterPage)
 
-    async def settle(self, letter_id: str, action: str, *, timeout_seconds: float) -> Settlement:
-        """Replay or drop a dead letter. Raises NotFound, RequestRefused if somebody else is doing so, and Unavailable.
+    async def resolve(self, letter_id: str, action: str, *, timeout_seconds: float) -> DeadLetterResult:
+        """Replay or drop a dead letter. Raises NotFound, RequestRefused and Unavailable.
 
-        action: `replay` or `drop`
+        action: `replay` or `drop`. It is refused while another request replays or drops the same dead letter.
         """
         path = f"/api/dead-letters/{quote(letter_id, safe='')}/{action}"
-        return await self._rest.post(path, Settlement, timeout_seconds=timeout_seconds)
+        return await self._rest.post(path, DeadLetterResult, timeout_seconds=timeout_seconds)
 
 
 class OrdersClient:
@@ -182,17 +183,23 @@ class OrdersClient:
         self._rest = rest
 
     async def list_shortages(self, *, first: str, last: str, limit: int, after: str | None = None) -> ShortagePage:
-        """Return what could not be sold from the first to the last day, by day and product."""
+        """Return a page of what could not be sold, by day and product.
+
+        first, last: the days in ISO 8601, both included. after: the `next` of the previous page
+        """
         parameters = {"from": first, "to": last, "limit": limit, "after": after}
         return await self._rest.get("/api/shortages", parameters, ShortagePage)
 
     async def list_unfinished(self, *, kind: str | None, limit: int, after: str | None = None) -> UnfinishedPage:
-        """Return a page of the unfinished orders, and how many there are of each kind."""
+        """Return a page of the unfinished orders, and how many there are of each kind.
+
+        kind: None for all kinds. after: the `next` of the previous page
+        """
         parameters = {"kind": kind, "limit": limit, "after": after}
         return await self._rest.get("/api/unfinished-orders", parameters, UnfinishedPage)
 
     async def retry(self, order_id: str) -> None:
-        """Have the order's work that is due done at once. Raises NotFound."""
+        """Have orders do the unfinished work of an order at once. Raises NotFound and Unavailable."""
         await self._rest.post(f"/api/unfinished-orders/{quote(order_id, safe='')}/retry", NoneType)
 
 

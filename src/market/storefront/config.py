@@ -14,7 +14,7 @@ from market.kit.config import Http, HttpUpstream, NonEmptyStr, Section, check_ur
 class Cookies(Section, frozen=True, kw_only=True):
     """The signatures and the encryption of the cookies."""
 
-    # One secret of at least 32 characters per line. The first one signs and encrypts; cookies of any of them are
+    # One secret of at least 32 characters per line. The first one signs and encrypts; cookies made with any of them are
     # accepted (docs/security.md, "Rotating keys and secrets"). Read at start.
     secrets_file: NonEmptyStr
 
@@ -23,12 +23,12 @@ class SignIn(Section, frozen=True, kw_only=True):
     """The storefront as a client of the issuer (docs/security.md, "The storefront's sign-in")."""
 
     client_id: NonEmptyStr
-    # None: a public client. The secret must come from the environment: ${NAME}.
+    # None for a public client. The secret must come from the environment: ${NAME}.
     client_secret: NonEmptyStr | None = None
     scope: NonEmptyStr = "openid email"
-    # What the issuer requires besides: Auth0, for example, the audience of the token.
+    # Further parameters that the issuer requires, such as the audience of the token at Auth0.
     authorization_parameters: dict[str, str] = msgspec.field(default_factory=dict)
-    # After this time people sign in again, however often their token was renewed.
+    # After this time people must sign in again, however often their token was renewed.
     max_session_seconds: Annotated[int, Meta(ge=60, le=2_592_000)] = 43_200
 
     def __post_init__(self) -> None:
@@ -41,20 +41,21 @@ class SignIn(Section, frozen=True, kw_only=True):
 
 
 class Pages(Http, frozen=True, kw_only=True):
-    # An import's file, or its rows between two pages. Other forms may have 1 MiB.
+    # For the form of an import, which contains its file or its rows. Other forms have at most 1 MiB.
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 4_194_304
 
 
 class Imports(Section, frozen=True, kw_only=True):
     """The import of files at the desk (docs/storefront.md, "Importing a file")."""
 
-    # The bytes of one file, if http.max_body_bytes permits as many.
+    # The maximum size of a file, if http.max_body_bytes permits it.
     max_file_bytes: Annotated[int, Meta(ge=1024)] = 3_145_728
-    # The products and the invalid rows of one file.
+    # The maximum number of products and invalid rows of a file.
     max_rows: Annotated[int, Meta(ge=1, le=100_000)] = 20_000
-    # The requests with a file or with rows that one process handles at the same time. Others wait, and then get 503.
+    # How many requests with a file or with rows a process handles concurrently. Others wait for some seconds, and then
+    # get 503.
     max_in_flight: Annotated[int, Meta(ge=1, le=100)] = 2
-    # The calls to the gateway that each of them makes at the same time.
+    # The concurrent calls to the gateway of each of these requests.
     max_calls: Annotated[int, Meta(ge=1, le=64)] = 4
 
 
@@ -62,10 +63,10 @@ class Config(SignInConfig, frozen=True, forbid_unknown_fields=True, kw_only=True
     http: Pages
     # The public GraphQL API, through which the storefront reaches the shop.
     gateway: HttpUpstream
-    # What the desk shows of the mails that could not be sent.
+    # The REST API of notifications, for the mails that could not be sent.
     notifications: HttpUpstream
-    # The REST interfaces of orders for the desk, inside the cluster. None: the desk does not know what was not sold and
-    # which orders are unfinished.
+    # The REST interfaces of orders for the desk, inside the cluster. None: the desk cannot show what was
+    # not sold, and which orders are unfinished.
     orders: HttpUpstream | None = None
     cookies: Cookies
     # Must be set if auth.mode is required. Otherwise it is not used.
@@ -80,7 +81,7 @@ class Config(SignInConfig, frozen=True, forbid_unknown_fields=True, kw_only=True
         if self.auth.is_required and self.sign_in is None:
             raise ValueError("sign_in must be set if auth.mode is required")
         if self.sign_in is not None and self.sign_in.client_id == self.auth.audience:
-            # It is the audience of the ID tokens, which would be accepted as access tokens.
+            # The client id is the audience of ID tokens, which would then be accepted as access tokens.
             raise ValueError("sign_in.client_id must not be auth.audience, got the same for both")
         if self.public_url is not None:
             check_url(self.public_url, "https", "http")

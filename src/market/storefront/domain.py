@@ -1,4 +1,4 @@
-"""What the pages show: products and orders, as the GraphQL API returns them, and why an order was refused."""
+"""What the pages show: products and orders as the GraphQL API returns them, the basket, and the storefront's errors."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from msgspec import Struct
 
 from market.kit.errors import GRPC_INVALID_ARGUMENT, Conflict, Forbidden, Problem, Unavailable
 
-# The products on one page of the catalogue.
+# Products per page of the catalogue.
 PAGE_SIZE = 20
 # The longest search that the shop accepts, in characters.
 MAX_SEARCH = 200
-# The orders on one page of "my orders".
+# Orders per page of "my orders".
 ORDERS_PAGE_SIZE = 20
-# The lines of a basket, which a cookie has to hold.
+# The maximum number of lines of a basket, which has to fit into a cookie.
 MAX_LINES = 50
-# The units of one line.
+# The maximum quantity of a line.
 MAX_QUANTITY = 1_000_000
 
 
@@ -35,7 +35,7 @@ class Product(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class ProductPage(Struct, frozen=True, kw_only=True, rename="camel"):
-    """A page of the catalogue. `suggested`: the search found nothing, and these products have similar words."""
+    """A page of the catalogue. `suggested`: the search found nothing, so these products match similar words."""
 
     items: tuple[Product, ...]
     total: int = 0
@@ -63,7 +63,7 @@ class DeskProduct(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class DeskProductPage(Struct, frozen=True, kw_only=True, rename="camel"):
-    """A page of the desk's products, as ProductPage has them."""
+    """A page of the desk's products. The fields are those of ProductPage."""
 
     items: tuple[DeskProduct, ...]
     total: int = 0
@@ -114,7 +114,7 @@ class Order(Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Shortage(Struct, frozen=True, rename="camel"):
-    """A product of which a rejected order wanted more units than were left."""
+    """A product of which a rejected order requested more units than were available."""
 
     product_id: str
     wanted: int
@@ -122,7 +122,7 @@ class Shortage(Struct, frozen=True, rename="camel"):
 
 
 class DeskOrder(Order, frozen=True, kw_only=True, rename="camel"):
-    """An order with what happened to it when. None: it has not happened, or an early version has not stored it."""
+    """An order with the times of its transitions. None: it has not happened, or an early version did not store it."""
 
     confirmed_at: datetime | None = None
     cancelled_at: datetime | None = None
@@ -171,7 +171,10 @@ class UnfinishedOrder(Struct, frozen=True, kw_only=True):
 
 
 class UnfinishedKind(Struct, frozen=True, kw_only=True):
-    """How many orders are unfinished in this way, and since when. `total` is a lower bound if not exact."""
+    """How many orders are unfinished in this way, and since when.
+
+    total: a lower bound if `total_exact` is False
+    """
 
     kind: str
     total: int
@@ -212,15 +215,15 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
 
 
 class DeadLetterPage(Struct, frozen=True):
-    """A page of dead letters. `complete`: whether all dead letters are in the list, not only the newest."""
+    """A page of dead letters. `complete`: whether the list contains all dead letters, not only the newest."""
 
     items: tuple[DeadLetter, ...]
     next: str | None = None
     complete: bool = True
 
 
-class Settlement(Struct, frozen=True):
-    """What became of the request to replay or drop a dead letter (openapi/notifications.json)."""
+class DeadLetterResult(Struct, frozen=True):
+    """The result of a request to replay or drop a dead letter (openapi/notifications.json)."""
 
     id: str
     result: str
@@ -230,7 +233,7 @@ class Settlement(Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Line:
-    """What a buyer wants: so many units of a product."""
+    """A line of the basket: a product and a quantity."""
 
     product_id: str
     quantity: int
@@ -238,7 +241,7 @@ class Line:
 
 @dataclass(frozen=True)
 class PricedLine:
-    """A line with its product; None if the product does not exist any more."""
+    """A line with its product, which is None if it no longer exists."""
 
     product_id: str
     quantity: int
@@ -251,7 +254,7 @@ class PricedLine:
 
 @dataclass(frozen=True)
 class Totals:
-    """The sum of priced lines by currency. Products without a common currency cannot be ordered together."""
+    """The totals of priced lines by currency. All products of an order must have the same currency."""
 
     by_currency: tuple[tuple[str, Decimal], ...]
 
@@ -274,10 +277,11 @@ class DraftLine(Struct, frozen=True, array_like=True):
 
 
 class Draft(Struct, frozen=True, kw_only=True):
-    """An order that a buyer has confirmed. Sent again with the same key, it is the same order.
+    """An order that a buyer has confirmed. Sent again with the same key, it does not become a second order.
 
-    currency: of the prices that the buyer saw. user, email: None where the buyer has signed in.
-    subject: who has confirmed it; None where nobody signs in.
+    currency: of the prices that the buyer saw
+    user, email: None in mode `required`, where the shop takes them from the token
+    subject: the subject of the buyer; None in mode `open`
     """
 
     key: str
@@ -289,21 +293,22 @@ class Draft(Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> Decimal:
-        """What the buyer saw as the total."""
+        """The total that the buyer saw."""
         return sum((Decimal(line.price) * line.quantity for line in self.lines), Decimal(0))
 
 
 class FormRefused(Forbidden):
-    """A form was not sent by a page of this shop, or not by one of this session."""
+    """A form was sent by a page of another site or of another session."""
 
     type = "form-refused"
     title = "Form refused"
 
 
 class RequestRefused(Problem):
-    """The shop has refused a request. `fields`: the wrong fields with the reasons, if it was the input.
+    """The shop has refused a request.
 
-    code: `extensions.code` of the GraphQL error.
+    code: `extensions.code` of the GraphQL error, or the type of the REST problem without its prefix
+    fields: (field, reason) of each invalid field
     """
 
     type = "request-refused"
@@ -318,9 +323,9 @@ class RequestRefused(Problem):
 
 
 class OrderChanged(Conflict):
-    """Nothing was ordered, because the order would not be what the buyer saw.
+    """Nothing was ordered, because prices or stock are no longer what the buyer saw.
 
-    available: the units that are left, by id, of products with fewer units than ordered.
+    available: the available quantity of each product with a shortage, by product id
     """
 
     type = "order-changed"
@@ -332,14 +337,14 @@ class OrderChanged(Conflict):
 
 
 class KeyUsed(Conflict):
-    """The checkout page's key has already placed an order with other lines or for another buyer."""
+    """The idempotency key of the checkout page was used before, for other lines or by another buyer."""
 
     type = "key-used"
     title = "Key used"
 
 
 class PlacedAndCancelled(Conflict):
-    """The key belongs to an order that has been cancelled meanwhile."""
+    """The idempotency key belongs to an order that has been cancelled since."""
 
     type = "placed-and-cancelled"
     title = "Placed and cancelled"
@@ -350,7 +355,7 @@ class PlacedAndCancelled(Conflict):
 
 
 class OutcomeUnknown(Unavailable):
-    """Whether the order was placed, or the change made, is not known yet. Sending it again finds out."""
+    """It is not known yet whether the order was placed or the change made. Sending the request again resolves this."""
 
     type = "outcome-unknown"
     title = "Outcome unknown"

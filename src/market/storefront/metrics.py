@@ -8,9 +8,9 @@ SIGN_INS_STARTED = Counter("market_storefront_sign_ins_started_total", "Visitors
 SIGN_INS_COMPLETED = Counter("market_storefront_sign_ins_completed_total", "Visitors who have signed in.")
 SIGN_INS_FAILED = Counter(
     "market_storefront_sign_ins_failed_total",
-    "Visitors who came back from the issuer and were not signed in, by reason: attempt (not begun in this browser, or "
+    "Visitors who returned from the issuer and were not signed in, by reason: attempt (not started in this browser, or "
     "too long ago), no_code (the issuer has refused, or the visitor has cancelled), refused (code or tokens are "
-    "not valid), size (the tokens are too large for cookies) or unavailable (the issuer does not respond).",
+    "invalid), size (the tokens are too large for cookies) or unavailable (the issuer does not respond).",
     ["reason"],
 )
 RENEWALS = Counter(
@@ -18,7 +18,7 @@ RENEWALS = Counter(
     "Renewals of tokens, by result: renewed, refused (the session ends) or failed (the issuer does not respond).",
     ["result"],
 )
-# So that each series is there before its first increase.
+# Create all series at start, so that their first increase is visible to rate().
 for _reason in ("attempt", "no_code", "refused", "size", "unavailable"):
     SIGN_INS_FAILED.labels(_reason)
 for _result in ("renewed", "refused", "failed"):

@@ -28,36 +28,39 @@ from market.storefront.domain import (
     ProductPage,
 )
 
-# The suggestions below the search field.
+# The maximum number of suggestions below the search field.
 _MAX_SUGGESTIONS = 6
-# The products in the sitemap, the newest ones, and how many are read at once.
-_MAX_LISTED, _LISTED_AT_ONCE = 1000, 100
-# How long placing an order may take before the buyer is told that the outcome is not known yet.
+# The maximum number of products in the sitemap, and of products per call.
+_MAX_LISTED, _LISTED_PER_CALL = 1000, 100
+# The deadline of placing an order. After it, the buyer sees that the outcome is not known yet.
 PLACING_SECONDS = 8.0
-# How long it may take to ask again.
-ASKING_AGAIN_SECONDS = 4.0
+# The deadline of repeating an order whose outcome is not known.
+REPEATING_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
 class Deps:
-    """What the use cases need."""
+    """The clients of the use cases."""
 
     gateway: GatewayClient
     notifications: NotificationsClient
-    # None: the desk has no connection to orders.
+    # None if no address is configured.
     orders: OrdersClient | None = None
 
 
 async def list_products(
     deps: Deps, *, q: str | None = None, sort: str | None = None, after: str | None = None
 ) -> ProductPage:
-    """Return a page of the catalogue: those that match the search `q`, or all."""
+    """Return a page of the products that match the search `q`, by default of all.
+
+    after: the `next` of the previous page
+    """
     variables = {"limit": PAGE_SIZE, "q": q, "sort": sort, "after": after}
     return await deps.gateway.execute(operations.LIST_PRODUCTS, variables, ProductPage)
 
 
 async def suggest_products(deps: Deps, *, q: str) -> tuple[Product, ...]:
-    """Return the products that match the beginning of a search."""
+    """Return at most 6 products for a search that is not typed completely."""
     variables = {"q": q, "limit": _MAX_SUGGESTIONS}
     return (await deps.gateway.execute(operations.SUGGEST_PRODUCTS, variables, ProductPage)).items
 
@@ -72,7 +75,7 @@ async def list_all_products(deps: Deps) -> list[ListedProduct]:
     listed: list[ListedProduct] = []
     after: str | None = None
     while len(listed) < _MAX_LISTED:
-        variables = {"limit": _LISTED_AT_ONCE, "after": after}
+        variables = {"limit": _LISTED_PER_CALL, "after": after}
         page = await deps.gateway.execute(operations.LIST_ALL_PRODUCTS, variables, ListedProductPage)
         listed += page.items
         after = page.next
@@ -82,21 +85,20 @@ async def list_all_products(deps: Deps) -> list[ListedProduct]:
 
 
 async def price_lines(deps: Deps, lines: Iterable[Line]) -> tuple[PricedLine, ...]:
-    """Return the lines with their products as they are now."""
-    wanted = tuple(lines)
-    if not wanted:
+    """Return the lines with the current names and prices of their products."""
+    requested = tuple(lines)
+    if not requested:
         return ()
-    variables = {"ids": [line.product_id for line in wanted]}
+    variables = {"ids": [line.product_id for line in requested]}
     page = await deps.gateway.execute(operations.GET_PRODUCTS, variables, ProductPage)
     by_id = {product.id: product for product in page.items}
-    return tuple(PricedLine(line.product_id, line.quantity, by_id.get(line.product_id)) for line in wanted)
+    return tuple(PricedLine(line.product_id, line.quantity, by_id.get(line.product_id)) for line in requested)
 
 
 async def place_order(deps: Deps, draft: Draft, *, seconds: float = PLACING_SECONDS) -> Order:
-    """Place the order, or return the one that its key has placed. `seconds`: after which the outcome is unknown.
+    """Place the order, or return the one that was placed with its key. `seconds`: the deadline.
 
-    Raises OrderChanged, KeyUsed, PlacedAndCancelled, RequestRefused for input that the shop does not accept, and
-    OutcomeUnknown.
+    Raises OrderChanged, KeyUsed, PlacedAndCancelled, RequestRefused for invalid input, and OutcomeUnknown.
     """
     order = {
         "user": draft.user,
@@ -138,7 +140,7 @@ async def get_order(deps: Deps, *, order_id: str) -> Order:
 
 
 async def list_orders(deps: Deps, *, user: str | None, after: str | None = None) -> OrderPage:
-    """Return a page of the user's orders, the newest first. Without a user, those of the person who has signed in."""
+    """Return a page of the user's orders, the newest first. `user`: None for the person who has signed in."""
     variables = {"user": user, "limit": ORDERS_PAGE_SIZE, "after": after}
     return await deps.gateway.execute(operations.LIST_ORDERS, variables, OrderPage)
 

@@ -1,4 +1,4 @@
-"""The basket: product ids with quantities, in a signed cookie. It exists without any service."""
+"""The basket: product ids with quantities, in a signed cookie, so that it needs no other service."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ _MAX_AGE_SECONDS = 90 * 24 * 3600
 
 
 class BasketFull(Exception):
-    """The basket has as many lines as it can."""
+    """The basket has the maximum number of lines already."""
 
 
 @dataclass(frozen=True)
 class Basket:
-    """Quantities by product id, in the order in which the products were put in. At most 50 lines."""
+    """Quantities by product id, in the order in which the products were added. At most 50 lines."""
 
     quantities: tuple[tuple[str, int], ...] = ()
 
     @property
     def lines(self) -> tuple[Line, ...]:
+        """The lines, in the order in which the products were added."""
         return tuple(Line(product_id, quantity) for product_id, quantity in self.quantities)
 
     @property
@@ -38,15 +39,15 @@ class Basket:
         return sum(quantity for _, quantity in self.quantities)
 
     def quantity(self, product_id: str) -> int:
-        """Return how many units of the product are in the basket."""
+        """Return the quantity of the product; 0 if it is not in the basket."""
         return dict(self.quantities).get(product_id, 0)
 
     def add(self, product_id: str, quantity: int) -> Basket:
-        """Return the basket with so many more units of the product. Raises BasketFull."""
+        """Return the basket with the quantity of the product increased, up to MAX_QUANTITY. Raises BasketFull."""
         return self.put(product_id, min(MAX_QUANTITY, self.quantity(product_id) + quantity))
 
     def put(self, product_id: str, quantity: int) -> Basket:
-        """Return the basket with exactly so many units of the product; with 0, without it. Raises BasketFull."""
+        """Return the basket with this quantity of the product; 0 removes it. Raises BasketFull."""
         quantities = dict(self.quantities)
         if quantity <= 0:
             quantities.pop(product_id, None)
@@ -57,7 +58,7 @@ class Basket:
         return Basket(tuple(quantities.items()))
 
     def without(self, ordered: Mapping[str, int]) -> Basket:
-        """Return the basket less the units that were ordered, by product id."""
+        """Return the basket without the units that were ordered. `ordered`: quantities by product id."""
         rest = ((product_id, quantity - ordered.get(product_id, 0)) for product_id, quantity in self.quantities)
         return Basket(tuple((product_id, quantity) for product_id, quantity in rest if quantity > 0))
 
@@ -82,7 +83,7 @@ class Baskets:
         return Basket(tuple(lines))
 
     def write(self, response: Response, basket: Basket) -> None:
-        """Keep the basket in the visitor's browser."""
+        """Store the basket in the visitor's browser."""
         if not basket.quantities:
             self._cookies.remove(response, _PURPOSE)
             return

@@ -1,7 +1,7 @@
-"""The changes of products that merchants make: one function each.
+"""The use cases of merchants who change products: one function each.
 
-None of them is sent again without a means to recognise it: a new product has an idempotency key, a delivery an id, and
-every other change the version that it expects.
+All of them are safe to repeat: creating has an idempotency key, a delivery has an id, and every other change has the
+version that it expects.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from market.storefront.documents import desk_products as documents
 from market.storefront.domain import DeskProduct, OutcomeUnknown
 from market.storefront.service import Deps
 
-# How often a delivery reads the product again because somebody has changed it at that moment.
+# How often a delivery is attempted, because others may change the product between read and write.
 _DELIVERY_ATTEMPTS = 5
 
 
 class ProductChanged(Conflict):
-    """Nothing was done, because somebody else has changed the product since it was read. current: as it is now."""
+    """The product was not changed, because somebody else has changed it since it was read.
+
+    current: the product as it is now
+    """
 
     type = "product-changed"
     title = "Product changed"
@@ -31,7 +34,7 @@ class ProductChanged(Conflict):
 
 
 class KeyReused(Conflict):
-    """The page's key has already created a product with other values."""
+    """The idempotency key was used before, to create a product with other values."""
 
     type = "key-reused"
     title = "Key reused"
@@ -43,9 +46,9 @@ async def get_product(deps: Deps, *, product_id: str) -> DeskProduct:
 
 
 async def create_product(deps: Deps, values: Values, *, stock: int, key: str) -> DeskProduct:
-    """Create the product, or return the one that the key has created.
+    """Create the product, or return the one that was created with the key.
 
-    Raises KeyReused, RequestRefused for values that the shop does not accept, and OutcomeUnknown.
+    Raises KeyReused, RequestRefused for invalid values, and OutcomeUnknown.
     """
     variables = {"input": {**values.as_input(), "stock": stock}, "key": key}
     try:
@@ -59,7 +62,7 @@ async def create_product(deps: Deps, values: Values, *, stock: int, key: str) ->
 
 
 async def change_product(deps: Deps, values: Values, *, product_id: str, version: int) -> DeskProduct:
-    """Replace the values of the product, if it has the version, and return it. It may have these values already.
+    """Replace the values of the product if it has the version, and return it. No error if it has these values already.
 
     Raises NotFound, ProductChanged, RequestRefused and OutcomeUnknown.
     """
@@ -72,7 +75,7 @@ async def change_product(deps: Deps, values: Values, *, product_id: str, version
 
 
 async def delete_product(deps: Deps, *, product_id: str, version: int) -> None:
-    """Delete the product, if it has the version. Raises NotFound, ProductChanged and OutcomeUnknown."""
+    """Delete the product if it has the version. Raises NotFound, ProductChanged and OutcomeUnknown."""
     variables = {"id": product_id, "expectedVersion": version}
     try:
         await deps.gateway.execute(documents.DELETE_PRODUCT, variables, str, idempotent=False)
@@ -83,15 +86,16 @@ async def delete_product(deps: Deps, *, product_id: str, version: int) -> None:
 
 
 async def take_stock(deps: Deps, *, product_id: str, counted: int, version: int, seen: int | None) -> DeskProduct:
-    """Set the stock to what was counted, and return the product as it was before.
+    """Set the stock to the number that was counted, and return the product as it was before.
 
-    version, seen: the version and the stock that the merchant saw when they counted. If the stock is what was counted
-    already, it is not set again. Raises NotFound, ProductChanged, RequestRefused, and OutcomeUnknown, also while the
-    stock is unknown: then nothing is set.
+    version, seen: the version and the stock that the merchant saw before counting
+
+    If the stock is that number already, nothing is written. Raises NotFound, ProductChanged, RequestRefused, and
+    OutcomeUnknown, also if the current stock is unknown; then nothing is written.
     """
     current = await _read(deps, product_id)
     if current.stock is None:
-        raise OutcomeUnknown("the stock is unknown, so it cannot be compared")
+        raise OutcomeUnknown("the current stock is unknown")
     if current.stock == counted:
         return current
     if (current.version, current.stock) != (version, seen):
@@ -101,9 +105,9 @@ async def take_stock(deps: Deps, *, product_id: str, counted: int, version: int,
 
 
 async def book_delivery(deps: Deps, *, product_id: str, delivery_id: str, quantity: int) -> DeskProduct:
-    """Add the units of a delivery to the stock, once for each delivery id, and return the product.
+    """Add the units of a delivery to the stock, once per delivery id, and return the product.
 
-    Raises NotFound, ProductChanged if others change it all the time, RequestRefused and OutcomeUnknown.
+    Raises NotFound, ProductChanged if others have changed it during all attempts, RequestRefused and OutcomeUnknown.
     """
     delivery = {"id": delivery_id, "quantity": quantity}
     for attempt in range(1, _DELIVERY_ATTEMPTS + 1):
@@ -126,7 +130,7 @@ async def _read(deps: Deps, product_id: str) -> DeskProduct:
 async def _update(deps: Deps, product_id: str, version: int, values: Values, **stock: Any) -> DeskProduct:
     product = {"id": product_id, "expectedVersion": version, **values.as_input(), **stock}
     try:
-        # Not repeated: an attempt without a response may have changed the version.
+        # Not repeated: an attempt without a response may have been applied, which increases the version.
         return await deps.gateway.execute(documents.UPDATE_PRODUCT, {"input": product}, DeskProduct, idempotent=False)
     except FieldRefused as e:
         raise await _refusal(deps, product_id, e) from None

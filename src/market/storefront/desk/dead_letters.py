@@ -1,4 +1,4 @@
-"""The mails that could not be sent: the dead letters of notifications, which an operator replays or drops."""
+"""The mails that could not be sent: dead letters of notifications, which operators replay or drop."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from market.contracts.access import OPERATE, SEE_DEAD_LETTERS
 from market.kit.errors import BadInput, Forbidden, NotFound, Unavailable
 from market.kit.text import parse_uuid
 from market.storefront.desk.sections import Section, may
-from market.storefront.domain import RequestRefused, Settlement
+from market.storefront.domain import DeadLetterResult, RequestRefused
 from market.storefront.pages.addresses import address
 from market.storefront.pages.visit import Visit
 from market.storefront.texts.languages import N_
 
 _PATH = "/desk/dead-letters"
-# Also how many can be replayed at once.
+# Also the maximum number of dead letters per form.
 PAGE_SIZE = 20
-# How long all replays of one request may take, and the least that another one needs.
-_SECONDS, _LEAST_SECONDS = 10.0, 1.0
+# The deadline of all replays of a request, and the time that a replay needs at least.
+_SECONDS, _MIN_SECONDS = 10.0, 1.0
 
 REASONS = {
     "rejected": N_("The mail server has refused the mail."),
@@ -57,11 +57,11 @@ _OTHER_REASON = N_("It could not be mailed.")
 
 
 class Outcome(Struct, frozen=True):
-    """What became of a dead letter.
+    """The result of replaying or dropping a dead letter.
 
-    text: in English, for the catalogues
-    is_done: it is no longer open
-    order_id: its order; "" if it is not known
+    text: in English, translated by the template
+    is_done: whether the dead letter is no longer open
+    order_id: "" if it is unknown
     """
 
     letter_id: str
@@ -81,53 +81,53 @@ async def list_dead_letters(visit: Visit) -> Response:
         reasons=REASONS,
         other_reason=_OTHER_REASON,
         mails=MAILS,
-        may_settle=may(visit, OPERATE),
+        may_resolve=may(visit, OPERATE),
         next_path=None if page.next is None else address(_PATH, {"after": page.next}),
         first_path=_PATH if after else None,
     )
 
 
-async def settle_dead_letters(visit: Visit) -> Response:
-    """Replay or drop dead letters one after another, and show what became of each.
+async def resolve_dead_letters(visit: Visit) -> Response:
+    """Replay or drop dead letters one after another, and show the result of each.
 
-    Sending the form again, by a reload for example, sends no mail twice.
+    If the form is sent again, by a reload for example, no mail is sent twice.
     """
     if not may(visit, OPERATE):
-        raise Forbidden("this is for operators")
+        raise Forbidden("only operators may replay or drop dead letters")
     action, letter_ids = visit.value("action"), visit.values("letter")
     if action not in ("replay", "drop"):
         raise BadInput("action", "must be replay or drop")
     if not letter_ids or len(letter_ids) > PAGE_SIZE:
         raise BadInput("letter", f"must be present 1 to {PAGE_SIZE} times")
-    # They are only shown, to say which mail is which. Forms of older versions have none.
+    # The orders are only shown, next to the results. Forms of older versions do not contain them.
     orders = [str(parse_uuid("order", text)) if text else "" for text in visit.values("order")[: len(letter_ids)]]
     outcomes: list[Outcome] = []
     ends_at = time.monotonic() + _SECONDS
     for letter_id, order_id in zip_longest(letter_ids, orders, fillvalue=""):
         seconds = ends_at - time.monotonic()
-        outcome = await _settle(visit, letter_id, action, seconds)
+        outcome = await _resolve(visit, letter_id, action, seconds)
         outcomes.append(replace(outcome, order_id=order_id))
-    return visit.page("desk/dead_letters_settled.html", outcomes=outcomes)
+    return visit.page("desk/dead_letters_resolved.html", outcomes=outcomes)
 
 
-async def _settle(visit: Visit, letter_id: str, action: str, seconds: float) -> Outcome:
-    if seconds < _LEAST_SECONDS:
+async def _resolve(visit: Visit, letter_id: str, action: str, seconds: float) -> Outcome:
+    if seconds < _MIN_SECONDS:
         return _open(letter_id, "not-tried")
     try:
-        settled = await visit.deps.notifications.settle(letter_id, action, timeout_seconds=seconds)
+        result = await visit.deps.notifications.resolve(letter_id, action, timeout_seconds=seconds)
     except NotFound:
         return _open(letter_id, "gone")
     except RequestRefused as e:
         return _open(letter_id, e.refusal)
     except Unavailable:
         return _open(letter_id, "unknown")
-    return _outcome(settled)
+    return _outcome(result)
 
 
-def _outcome(settled: Settlement) -> Outcome:
-    if (text := _RESULTS.get(settled.result)) is not None:
-        return Outcome(settled.id, text, "", is_done=True)
-    return _open(settled.id, settled.reason or "", settled.detail or "")
+def _outcome(result: DeadLetterResult) -> Outcome:
+    if (text := _RESULTS.get(result.result)) is not None:
+        return Outcome(result.id, text, "", is_done=True)
+    return _open(result.id, result.reason or "", result.detail or "")
 
 
 def _open(letter_id: str, reason: str, detail: str = "") -> Outcome:
@@ -140,7 +140,7 @@ SECTIONS = (
         title=N_("Unsent mails"),
         explanation=N_("Mails that could not be sent, with the reason. Operators can try again."),
         access=SEE_DEAD_LETTERS,
-        routes={f"GET {_PATH}": list_dead_letters, f"POST {_PATH}": settle_dead_letters},
+        routes={f"GET {_PATH}": list_dead_letters, f"POST {_PATH}": resolve_dead_letters},
         slow=frozenset({f"GET {_PATH}", f"POST {_PATH}"}),
     ),
 )

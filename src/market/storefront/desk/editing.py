@@ -1,7 +1,7 @@
 """The pages on which merchants create, change and delete a product.
 
-A page has the version of the product that the editor saw, and the values. If somebody else has changed the product
-meanwhile, nothing is changed: the editor is shown both values of each field, and chooses.
+A form contains the version and the values that the editor saw. If somebody else has changed the product since, nothing
+is changed, and the editor is shown both values of each field that differs, to choose one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MAX_KEY = 64
 
 @dataclass(frozen=True)
 class Creation:
-    """The page for a new product. key: the idempotency key; another page has another one. stock: as it was typed."""
+    """The page for a new product. key: the idempotency key, a new one for each page. stock: as it was typed."""
 
     values: Values = field(default_factory=Values)
     stock: str = "0"
@@ -50,9 +50,11 @@ class Creation:
 
 @dataclass(frozen=True)
 class Edit:
-    """The page that changes a product. seen: the values of the version, which the editor saw.
+    """The page that changes a product.
 
-    product: as it is now; None where the page is shown again with what was typed
+    seen: the values of `version`, which the editor saw
+    values: as they were typed
+    product: as it is now; None if the page is shown again with what was typed
     """
 
     product_id: str
@@ -69,15 +71,15 @@ async def get_new(visit: Visit) -> Response:
 
 
 async def create_product(visit: Visit) -> Response:
-    """Create the product. However often the page is sent, there is one."""
+    """Create the product, once however often the form is sent."""
     values, stock_text, key = Values.read(visit), visit.value("stock"), visit.value("key")
     if not (key.isascii() and key.isalnum() and len(key) <= _MAX_KEY):
-        raise BadInput("key", "must be the key of a page")
+        raise BadInput("key", "must be the key of a form")
     if visit.value("action") == "preview":
         return _show_creation(visit, Creation(values, stock_text, key=key))
     stock = parse_units(stock_text)
     if stock is None:
-        # The shop checks the others; without a number it cannot be asked.
+        # The shop validates the other fields, but not without a number here.
         return _show_creation(visit, Creation(values, stock_text, Mistakes(("stock",)), key=key), status=400)
     try:
         product = await changes.create_product(visit.deps, values, stock=stock, key=key)
@@ -122,20 +124,20 @@ async def change_product(visit: Visit) -> Response:
 
 
 async def get_deletion(visit: Visit) -> Response:
-    """Ask whether the product shall be deleted."""
+    """Show the page that asks for confirmation."""
     product = await changes.get_product(visit.deps, product_id=visit.parameter("id"))
     return _show_deletion(visit, product)
 
 
 async def delete_product(visit: Visit) -> Response:
-    """Delete the product, or ask again because somebody has just changed it."""
+    """Delete the product. If somebody has changed it since, ask for confirmation again."""
     product_id, seen = product_id_of(visit), Values.read(visit, SEEN)
     try:
         await changes.delete_product(visit.deps, product_id=product_id, version=read_version(visit))
     except ProductChanged as e:
         return _show_deletion(visit, e.current, seen)
     except NotFound:
-        # Deleted by an attempt whose outcome was not known, or by somebody else.
+        # Deleted by somebody else, or by an earlier attempt whose outcome was unknown.
         return redirect_with_notice(visit, LIST_PATH, N_("%(name)s has been deleted already."), name=seen.name)
     except OutcomeUnknown:
         return outcome_unknown(visit, look_path=LIST_PATH)
@@ -148,7 +150,7 @@ def path_of(product_id: str) -> str:
 
 
 def product_id_of(visit: Visit) -> str:
-    """Return the product's id in the path. Raises NotFound unless it is one."""
+    """Return the product's id from the path. Raises NotFound if it is not a UUID."""
     try:
         return parse_product_id(visit.parameter("id"))
     except BadInput:
@@ -156,7 +158,7 @@ def product_id_of(visit: Visit) -> str:
 
 
 def read_version(visit: Visit) -> int:
-    """Return the version that the page has shown. Raises BadInput."""
+    """Return the version in the form. Raises BadInput."""
     text = visit.value("version")
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise BadInput("version", "must be a whole number")
@@ -181,7 +183,7 @@ def _show_edit(visit: Visit, edit: Edit, *, status: int = 200) -> Response:
 def _show_conflict(
     visit: Visit, edit: Edit, current: DeskProduct, choices: dict[str, str], *, is_undecided: bool = False
 ) -> Response:
-    """Show both values of each field in which they differ. The page expects the version that it shows."""
+    """Show both values of each field that differs. The form of this page has the version of `current`."""
     theirs = Values.of(current)
     return visit.page(
         "desk/product_conflict.html",
@@ -195,7 +197,7 @@ def _show_conflict(
 
 
 def _show_deletion(visit: Visit, product: DeskProduct, before: Values | None = None) -> Response:
-    """Ask whether the product shall be deleted. before: what the merchant saw, if it has been changed since."""
+    """Ask for confirmation. before: the values that the merchant saw, if the product has been changed since."""
     current = Values.of(product)
     changed = () if before is None else before.differing(current)
     return visit.page(

@@ -1,7 +1,7 @@
-"""The import of a file: the file, a dry run, and then exactly what the dry run has shown, with progress.
+"""The pages of an import: the form for the file, the dry run, and the run, which does what the dry run has shown.
 
-Nothing is kept here between two requests. Each page has the whole import in its form (market.storefront.importing.job),
-and sends it with the next step.
+The server stores nothing between two requests. The form of each page contains the whole import
+(market.storefront.importing.job), and the next request sends it back.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from market.storefront.pages.visit import Visit
 from market.storefront.texts.languages import N_
 
 _PATH = "/desk/import"
-# The rows on one page of the table.
+# Rows per page of the table.
 _ROWS_PER_PAGE = 50
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """Why a file was not read. `text`: marked with N_, with its values. `detail`: the reader's own words."""
+    """Why a file was not read. text: marked with N_. values: of its placeholders. detail: the reader's message."""
 
     text: str
     values: dict[str, str]
@@ -40,9 +40,9 @@ async def get_form(visit: Visit) -> Response:
 
 
 async def do_step(visit: Visit) -> Response:
-    """Do what the form asks for: read a file, go on with the import, or show another part of it."""
+    """Do what the form requests: read a file, continue the import, or show another part of it."""
     importer = visit.site.importer
-    async with importer.turn():
+    async with importer.admit():
         step, _, view = visit.value("step").partition(":")
         if step in ("", "read"):
             return await _read(visit)
@@ -59,7 +59,7 @@ async def do_step(visit: Visit) -> Response:
 
 
 async def _read(visit: Visit) -> Response:
-    """Read the file, and begin to compare it with the shop."""
+    """Read the file, and start comparing it with the shop."""
     importer, upload = visit.site.importer, visit.upload
     if upload is None or not upload.name:
         return _form(visit, Mistake(N_("Please choose a file."), {}))
@@ -88,7 +88,7 @@ async def _read(visit: Visit) -> Response:
 
 
 async def _show(visit: Visit, job: Job, view: str, *, is_stopped: bool, wait_seconds: int | None) -> Response:
-    """Return the page for the job as it is: what is left to do, or what was found or done."""
+    """Return the page with the job's progress, or, if the dry run or the run is complete or stopped, with its rows."""
     packed = await visit.site.importer.pack(job)
     if not job.is_compared or (job.is_started and not job.is_done and not is_stopped):
         return visit.page("desk/import_progress.html", job=job, packed=packed, wait_seconds=wait_seconds)

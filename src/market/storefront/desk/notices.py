@@ -1,7 +1,7 @@
-"""What a page says once about what the page before it has done: "Teapot was deleted."
+"""Notices, which a page shows once, about what the previous request has done: "Teapot was deleted."
 
-The notice is in a signed cookie with the id of the session, so nobody can make the desk say something by a link, or by
-a cookie of another session.
+A notice is in a signed cookie with the id of the session, so nobody can make the desk show a notice by a link, or by a
+cookie of another session.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from market.storefront.pages.visit import Visit, redirect
 Kind = Literal["good", "warn"]
 
 _PURPOSE = "notice"
-# The next page is requested at once. If it never is, the notice would surprise later.
+# The next page is requested at once. If it is not, a later page must not show the notice.
 _MAX_AGE_SECONDS = 60
 # Three values of this length fit into a cookie, whatever their characters are.
 _MAX_VALUE_CHARACTERS = 200
 
 
 class Notice(Struct, frozen=True):
-    """A notice. text: in English, marked with N_ for the catalogues. values: those of its placeholders."""
+    """A notice. text: in English, marked with N_ for the catalogues. values: of its placeholders."""
 
     session_id: str
     kind: Kind
@@ -32,7 +32,7 @@ class Notice(Struct, frozen=True):
 
 
 def redirect_with_notice(visit: Visit, path: str, text: str, kind: Kind = "good", **values: str) -> Response:
-    """Return a redirection to a page of the desk, which shows the text.
+    """Return a redirect to a page of the desk, which shows the text.
 
     text: in English, marked with N_. values: at most three; only their first 200 characters are shown.
     """
@@ -44,11 +44,11 @@ def redirect_with_notice(visit: Visit, path: str, text: str, kind: Kind = "good"
 
 
 def read(visit: Visit) -> Notice | None:
-    """Return the notice that the page has to show."""
+    """Return the notice that this page must show; None if there is none."""
     notice = visit.site.cookies.read(visit.request, _PURPOSE, Notice, max_age=_MAX_AGE_SECONDS)
     return notice if notice is not None and notice.session_id == visit.session.id else None
 
 
 def remove(visit: Visit, response: Response) -> None:
-    """Remove the notice from the browser, once it was shown."""
+    """Remove the notice from the browser, after it was shown."""
     visit.site.cookies.remove(response, _PURPOSE)

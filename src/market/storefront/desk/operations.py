@@ -1,4 +1,4 @@
-"""What could not be sold, and which orders are unfinished. Both come from orders, by interfaces for the desk."""
+"""What could not be sold, and which orders are unfinished. Both come from the interfaces of orders for the desk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DAYS, _MAX_DAYS = 30, 92
 
 
 async def list_shortages(visit: Visit) -> Response:
-    """Show what could not be sold in a period, by day and product. Without products, with ids in place of names."""
+    """Show what could not be sold in a period, by day and product. If products is unavailable, show ids, not names."""
     last = read_day(visit.query("to")) or datetime.now(UTC).date()
     first = read_day(visit.query("from")) or last - timedelta(days=_DAYS - 1)
     after = visit.query("after")
@@ -56,7 +56,7 @@ async def list_shortages(visit: Visit) -> Response:
 
 
 async def _names(visit: Visit, page: ShortagePage) -> dict[str, str] | None:
-    """Return the names of the page's products by id, without those that were deleted; None if they are not known."""
+    """Return the names of the page's products by id, without deleted ones; None if they are not available."""
     ids = sorted({row.product_id for row in page.items})
     if not ids:
         return {}
@@ -68,7 +68,7 @@ async def _names(visit: Visit, page: ShortagePage) -> dict[str, str] | None:
 
 
 async def list_unfinished(visit: Visit) -> Response:
-    """Show how many orders are unfinished, in which way and since when, and a page of them."""
+    """Show the number of unfinished orders of each kind, and a page of them."""
     kind = visit.query("kind")
     kind = kind if kind in KINDS else ""
     after = visit.query("after")
@@ -91,7 +91,7 @@ async def list_unfinished(visit: Visit) -> Response:
 
 
 async def retry(visit: Visit) -> Response:
-    """Have an order taken up at once, and return to the list."""
+    """Have orders do the unfinished work of an order at once, and return to the list."""
     if not may(visit, OPERATE):
         raise Forbidden("only operators may retry")
     order_id, kind = parse_uuid("order", visit.value("order")), visit.value("kind")

@@ -1,4 +1,4 @@
-"""The orders of the desk: everybody's orders, one of them with what happened when, and its cancellation."""
+"""The orders of the desk: the list of everybody's orders, an order with its history, and cancelling it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_USER = 200
 
 
 async def list_orders(visit: Visit) -> Response:
-    """Show a page of everybody's orders: of a status, of a user, and of days in UTC, both of them included."""
+    """Show a page of everybody's orders, filtered by status, user, and first and last day in UTC, both included."""
     status = visit.query("status")
     first, last = read_day(visit.query("from")), read_day(visit.query("to"))
     filters = {
@@ -57,26 +57,26 @@ async def list_orders(visit: Visit) -> Response:
 
 
 async def get_order(visit: Visit) -> Response:
-    """Show an order: its lines, who ordered, and what happened to it when."""
+    """Show an order: its lines, its user, and its history."""
     order = await _read(visit)
     return visit.page("desk/order.html", order=order, may_cancel=may(visit, CANCEL_ORDERS))
 
 
 async def confirm_cancellation(visit: Visit) -> Response:
-    """Ask whether the order is to be cancelled."""
+    """Show the page that asks for confirmation."""
     _require_merchant(visit)
     order = await _read(visit)
     if not order.can_be_cancelled:
-        return _tell_what_it_is(visit, order)
+        return _redirect_unchanged(visit, order)
     return visit.page("desk/cancellation.html", order=order)
 
 
 async def cancel_order(visit: Visit) -> Response:
-    """Cancel the order, or say what has become of it meanwhile."""
+    """Cancel the order, or say why it cannot be cancelled."""
     _require_merchant(visit)
     order = await _read(visit)
     if not order.can_be_cancelled:
-        return _tell_what_it_is(visit, order)
+        return _redirect_unchanged(visit, order)
     path = f"{_PATH}/{order.id}"
     try:
         after = await visit.deps.gateway.execute(documents.CANCEL_ORDER, {"id": order.id}, DeskOrder)
@@ -84,12 +84,12 @@ async def cancel_order(visit: Visit) -> Response:
         unknown = N_("It is not known yet whether the order was cancelled. Please look again in some seconds.")
         return redirect_with_notice(visit, path, unknown, "warn")
     if after.status != "cancelled":
-        return _tell_what_it_is(visit, after)
+        return _redirect_unchanged(visit, after)
     return redirect_with_notice(visit, path, N_("The order was cancelled. Its units go back to the stock."))
 
 
-def _tell_what_it_is(visit: Visit, order: DeskOrder) -> Response:
-    """Return to the order, and say why nothing was done."""
+def _redirect_unchanged(visit: Visit, order: DeskOrder) -> Response:
+    """Redirect to the order with a notice that says why nothing was done."""
     texts = {
         "cancelled": N_("Nothing was done: the order had been cancelled already."),
         "rejected": N_("Nothing was done: the order was rejected, so there is nothing to cancel."),

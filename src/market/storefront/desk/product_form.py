@@ -1,4 +1,4 @@
-"""The form of a product: what was typed, what the editor had seen, and how both differ from what is there now."""
+"""The form of a product: the typed values, the values that the editor saw, and how they differ from the current."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _FIELD_BY_INPUT = {
     "input.imageUrl": "image_url",
     "input.stock": "stock",
 }
-# In names of the form's inputs: what the editor saw, and which of two values was chosen.
+# Prefixes of the names of inputs: the value that the editor saw, both values of a conflict, and which was chosen.
 SEEN, MINE, THEIRS, CHOICE = "seen_", "mine_", "theirs_", "choice_"
 
 
 class Values(Struct, frozen=True, kw_only=True):
-    """The values of a product's form, as texts."""
+    """The values of a product's form, as text."""
 
     name: str = ""
     description: str = ""
@@ -37,6 +37,7 @@ class Values(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, product: DeskProduct) -> Values:
+        """Return the values of a product."""
         return cls(
             name=product.name,
             description=product.description,
@@ -47,20 +48,20 @@ class Values(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def read(cls, visit: Visit, prefix: str = "") -> Values:
-        """Return what the form has sent."""
+        """Return the values in the form. `prefix`: of the names of their inputs."""
         return cls(**{field: _read(visit, field, f"{prefix}{field}") for field in FIELDS})
 
     def is_same(self, field: str, other: Values) -> bool:
-        """Return whether both have the same value, for the price the same amount."""
+        """Return whether a field has the same value in both. Prices are compared as amounts."""
         mine, theirs = getattr(self, field), getattr(other, field)
         return mine == theirs or (field == "price" and _amount(mine) is not None and _amount(mine) == _amount(theirs))
 
     def differing(self, other: Values) -> tuple[str, ...]:
-        """Return the fields in which both differ."""
+        """Return the names of the fields that differ."""
         return tuple(field for field in FIELDS if not self.is_same(field, other))
 
     def as_input(self) -> dict[str, Any]:
-        """Return them as the fields of a mutation's input."""
+        """Return the values as the input of a mutation."""
         return {
             "name": self.name,
             "description": self.description,
@@ -71,14 +72,14 @@ class Values(Struct, frozen=True, kw_only=True):
 
 
 class Mistakes(Struct, frozen=True):
-    """What has to be corrected: the fields, in the order of the page, or the shop's own words."""
+    """What has to be corrected. fields: in the order of the page. others: messages of the shop about other fields."""
 
     fields: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, refusal: RequestRefused) -> Mistakes:
-        """Return the mistakes that the shop has found."""
+        """Return the mistakes that the shop has reported."""
         wrong = {_FIELD_BY_INPUT.get(name, "") for name, _ in refusal.fields}
         fields = tuple(field for field in (*FIELDS, "stock") if field in wrong)
         unknown = not refusal.fields or "" in wrong
@@ -89,7 +90,7 @@ class Mistakes(Struct, frozen=True):
 
 
 class Difference(Struct, frozen=True):
-    """A field that two editors have changed in different ways. chosen: "mine", "theirs", or "" for neither."""
+    """A field that differs between two editors. chosen: "mine", "theirs", or "" if nothing was chosen yet."""
 
     field: str
     mine: str
@@ -98,7 +99,7 @@ class Difference(Struct, frozen=True):
 
 
 def differences(mine: Values, theirs: Values, seen: Values, choices: dict[str, str]) -> tuple[Difference, ...]:
-    """Return the fields in which the values differ. What the editor has not touched is the other's, unless chosen."""
+    """Return the fields that differ. For fields that this editor has not changed, the default choice is "theirs"."""
     return tuple(
         Difference(
             field,
@@ -111,13 +112,13 @@ def differences(mine: Values, theirs: Values, seen: Values, choices: dict[str, s
 
 
 def read_choices(visit: Visit) -> dict[str, str]:
-    """Return which value was chosen, "mine" or "theirs", by field; "" where none was."""
+    """Return the choice for each field of a conflict: "mine", "theirs", or "" for none."""
     chosen = {field: visit.value(f"{CHOICE}{field}") for field in FIELDS if f"{MINE}{field}" in visit.form}
     return {field: choice if choice in ("mine", "theirs") else "" for field, choice in chosen.items()}
 
 
 def read_merged(visit: Visit, choices: dict[str, str]) -> Values:
-    """Return the values of the page with the differences: each field as it was chosen."""
+    """Return the values of the page with the differences, each field as chosen; "mine" if nothing was chosen."""
     prefixes = {"mine": MINE, "theirs": THEIRS, "": MINE}
     return Values(
         **{
@@ -134,13 +135,13 @@ def undecided(choices: dict[str, str]) -> Iterable[str]:
 
 def _read(visit: Visit, field: str, name: str) -> str:
     if field == "description":
-        # Browsers send line ends as CR LF.
+        # Browsers send line breaks as CR LF.
         return next(iter(visit.form.get(name, ())), "").replace("\r\n", "\n").replace("\r", "\n")
     text = visit.value(name)
     if field == "currency":
         return text.upper()
     if field == "price" and "." not in text:
-        # As many languages write a decimal.
+        # Many languages have a decimal comma.
         return text.replace(",", ".")
     return text
 
@@ -150,7 +151,7 @@ def _amount(text: str) -> Decimal | None:
         amount = Decimal(text)
     except InvalidOperation:
         return None
-    # A signaling NaN cannot be compared.
+    # NaN and infinity are not amounts; comparing a signaling NaN raises.
     return amount if amount.is_finite() else None
 
 

@@ -1,7 +1,7 @@
-"""The addresses of the desk's pages, and what its pages have in common.
+"""The routes of the desk's pages, and what these pages have in common.
 
-A module of pages has a tuple SECTIONS, which is added to the one below; navigation and start page follow from it. Its
-templates extend desk/layout.html.
+Each module of pages has a tuple SECTIONS, which is part of the one below. The navigation and the start page are built
+from it. Templates of the desk extend desk/layout.html.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ SECTIONS: tuple[Section, ...] = (
 
 
 def _page_of(section: Section | None, page: Page) -> Page:
-    """Return the page for those who may use the section, with the desk's navigation. None: the start page."""
+    """Return the page with a check of access to its section, and with the desk's navigation.
+
+    section: None for the start page
+    """
 
     async def respond(visit: Visit) -> Response:
         notice = notices.read(visit)

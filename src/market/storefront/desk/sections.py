@@ -15,7 +15,7 @@ def roles_of(access: Access) -> tuple[str, ...]:
 
 
 def may(visit: Visit, access: Access) -> bool:
-    """Return whether the visitor has the access for everybody's data. Where nobody signs in, everybody has."""
+    """Return whether the visitor has the access for everybody's data. In mode `open`, everybody has it."""
     if visit.site.is_open:
         return True
     return visit.person is not None and not set(roles_of(access)).isdisjoint(visit.person.roles)
@@ -27,7 +27,7 @@ class Section:
 
     path: of its first page
     title, explanation: in English, marked with N_ for the catalogues
-    access: who may use it, from market.contracts.access. The services decide; this hides what they would refuse.
+    access: who may use it, from market.contracts.access. The services enforce it; the desk only hides the section.
     routes: its pages by method and path: {"GET /desk/products": list_products}
     slow: those of its routes that may take longer than other pages
     takes_files: those of its routes to which files, and forms larger than others, may be sent

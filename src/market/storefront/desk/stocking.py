@@ -1,4 +1,4 @@
-"""The stock of a product: a stock take, which sets what was counted, and a delivery, which adds to it."""
+"""The stock of a product: a stock take sets it to the number that was counted, a delivery adds to it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from market.storefront.texts.languages import N_
 class Stock:
     """The page with both forms.
 
-    delivery_id: of the form for a delivery; another page has another one
+    delivery_id: of the form for a delivery, a new one for each page
     counted, quantity: as they were typed
-    mistakes: which of them is wrong, with the shop's own words, or "" for a number that is none
-    seen: what the shop thought the stock was when the merchant counted, if it thinks otherwise now
-    was_changed: a stock take was not saved, because the product has been changed meanwhile
+    mistakes: by field, the message of the shop, or "" if the text is not a whole number
+    was_changed: a stock take was not saved, because the product or its stock has changed since
+    seen: if so, the stock that the merchant saw
     """
 
     product: DeskProduct
@@ -46,7 +46,7 @@ async def get_stock(visit: Visit) -> Response:
 
 
 async def take_stock(visit: Visit) -> Response:
-    """Set the stock to what was counted, unless the stock is not what the merchant saw when they counted."""
+    """Set the stock to the number that was counted, unless it has changed since the merchant saw it."""
     product_id, version = product_id_of(visit), read_version(visit)
     seen, counted = parse_units(visit.value("seen_stock")), parse_units(visit.value("counted"))
     if counted is None:
@@ -72,7 +72,7 @@ async def take_stock(visit: Visit) -> Response:
 
 
 async def book_delivery(visit: Visit) -> Response:
-    """Add the units of a delivery. However often the page is sent, they are added once."""
+    """Add the units of a delivery, once however often the form is sent."""
     product_id, delivery_id = product_id_of(visit), visit.value("delivery_id")
     parse_uuid("delivery_id", delivery_id)
     quantity = parse_units(visit.value("quantity"))
@@ -106,7 +106,7 @@ async def _correct(
     quantity: str = "",
     mistakes: Mapping[str, str],
 ) -> Response:
-    """Show the page again, with what was typed and what has to be corrected."""
+    """Show the page again, with what was typed and what must be corrected."""
     product = await changes.get_product(visit.deps, product_id=product_id)
     return _show(visit, Stock(product, delivery_id or str(uuid4()), counted, quantity, mistakes), status=400)
 

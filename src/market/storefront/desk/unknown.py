@@ -8,9 +8,9 @@ from market.storefront.pages.visit import Visit
 
 
 def outcome_unknown(visit: Visit, *, look_path: str) -> Response:
-    """Return the page that says so, and sends the same form again.
+    """Return the page that says so, with a button that sends the same form again.
 
-    Only for forms that may be sent again. look_path: where the visitor sees what is there now.
+    Only for forms that are safe to send again. look_path: the page that shows the current state.
     """
     fields = [(name, value) for name, values in visit.form.items() if name != "form_token" for value in values]
     return visit.page(

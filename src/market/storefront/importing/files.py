@@ -1,4 +1,4 @@
-"""Reading a file: which format it has, the products in it, and the rows that are invalid."""
+"""Reading a file: its products, and its invalid rows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from market.storefront.importing.rows import Row
 class Contents:
     """What is in a file.
 
-    lines: the lines that were read, without the header
-    skipped: how many of them are not products, by reason
+    lines: the number of lines, without the header
+    skipped: the number of lines, or of stock codes, that are not products, by reason
     """
 
     lines: int
@@ -29,7 +29,7 @@ class Contents:
 def read(data: bytes, name: str, *, stock: int | None = None, max_rows: int) -> Contents:
     """Return the contents of a file. Raises InvalidFile.
 
-    stock: the units of each product; default: what the file says
+    stock: the stock of each product; default: the units that the file sells
     max_rows: the maximum number of products and invalid rows
     """
     invalid: list[InvalidRow] = []

@@ -1,4 +1,4 @@
-"""The import as a whole: its limits, and the turn that each request with a job waits for."""
+"""The import as a whole: its limits, and the semaphore that limits concurrent requests with a job."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from market.storefront.importing import files, job, steps
 from market.storefront.importing.job import Job
 from market.storefront.session.cookies import CookieJar
 
-# How long one request compares or changes products. It has twelve seconds, and its last calls may take some.
+# For how long a request starts new calls to the shop. Its deadline is 12 s, which leaves time for the last ones.
 STEP_SECONDS = 7.0
-# Where the page goes on by itself: how often its progress is shown.
+# The same if the page continues automatically: the progress is shown once per step.
 BRIEF_STEP_SECONDS = 2.0
-# How long a request waits for its turn.
+# How long a request waits for the semaphore.
 MAX_WAIT_SECONDS = 4.0
 _RETRY_SECONDS = 2
-# What a form has besides.
+# The size of the other fields of a form.
 _FORM_BYTES = 16_384
 
 
 class Importer:
-    """Reads files, and does steps of jobs, for a limited number of requests at the same time.
+    """Reads files, and does the steps of jobs, for a limited number of concurrent requests.
 
-    max_body_bytes: what a request may have, with a file or with a job in its form
-    max_wait_seconds: how long a request waits for its turn
+    max_body_bytes: the maximum size of a request, which has a file or a job in its form
+    max_wait_seconds: how long a request waits if too many others are being handled
     """
 
     def __init__(
@@ -47,20 +47,20 @@ class Importer:
         self._gateway = gateway
         self._jar = jar
         self._max_wait_seconds = max_wait_seconds
-        self._turns = asyncio.Semaphore(limits.max_in_flight)
+        self._slots = asyncio.Semaphore(limits.max_in_flight)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for the turn of this request, in which it may hold a file or a job. Raises Overloaded."""
+    async def admit(self) -> AsyncIterator[None]:
+        """Admit a request with a file or a job, once there are few enough others. Raises Overloaded."""
         try:
             async with asyncio.timeout(self._max_wait_seconds):
-                await self._turns.acquire()
+                await self._slots.acquire()
         except TimeoutError:
-            raise Overloaded("too many imports at the same time", retry_after=_RETRY_SECONDS) from None
+            raise Overloaded("too many concurrent imports", retry_after=_RETRY_SECONDS) from None
         try:
             yield
         finally:
-            self._turns.release()
+            self._slots.release()
 
     async def read(self, data: bytes, name: str, *, stock: int | None, session_id: str) -> Job:
         """Return the job of a file. Raises InvalidFile."""
@@ -69,10 +69,10 @@ class Importer:
         return Job.of(contents, name, session_id)
 
     async def step(self, work: Job, seconds: float) -> int | None:
-        """Do the next step of the job, beginning nothing after so many seconds.
+        """Do the next step of the job: after its start, create and change products; before, compare them.
 
-        A job that was started creates and changes products, as its dry run has shown; another one is compared. Return
-        after how many seconds to go on if the shop did not respond; else None.
+        seconds: after this time no more rows are started. Return None, or the seconds after which to continue if the
+        shop was unavailable.
         """
         phase = steps.run if work.is_started else steps.compare
         interruption = await phase(self._gateway, work, steps.Pace(seconds, self._max_calls))
@@ -83,5 +83,5 @@ class Importer:
         return await asyncio.to_thread(job.pack, work, self._jar, self._max_job_bytes)
 
     async def unpack(self, text: str, session_id: str) -> Job:
-        """Return the job that the page had. Raises Malformed."""
+        """Return the job in the text of a page. Raises Malformed."""
         return await asyncio.to_thread(job.unpack, text, self._jar, session_id)

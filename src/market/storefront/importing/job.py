@@ -1,7 +1,8 @@
-"""An import between two requests: its rows, what would happen with each, and what has happened.
+"""The job of an import: its rows, with the plan and the outcome of each.
 
-The storefront keeps nothing. The browser has the job, signed, in the form of the page, and sends it with each step. So
-any copy of the storefront can do the next step. A job that is sent twice does no harm, because each step is idempotent.
+The storefront stores nothing between two requests. The form of each page contains the job, signed, and sends it with
+the next step, so any copy of the storefront can do that step. Sending a job twice does no harm, because each step is
+idempotent.
 """
 
 from __future__ import annotations
@@ -22,30 +23,30 @@ from market.storefront.importing.online_retail import InvalidRow
 from market.storefront.importing.rows import Row
 from market.storefront.session.cookies import CookieJar
 
-# What the dry run says: the product would be created or changed, is as the file has it, or the row cannot be imported.
+# What the dry run has found: the product will be created or changed, equals the row, or the row cannot be imported.
 Plan = Literal["create", "change", "keep", "refuse"]
-# What has happened: as planned; the product is no longer as the dry run has seen it; or the shop has refused the row.
+# What has happened: done as planned; the product has changed since the dry run; or the shop has refused the row.
 Outcome = Literal["created", "changed", "conflict", "refused"]
 # Why there is a conflict.
 Conflict = Literal["modified", "deleted", "exists", "key_used"]
 
 _PURPOSE = "import"
 _MAX_AGE_SECONDS = 24 * 3600
-# A longer job is neither packed nor unpacked.
+# The maximum size of a job as JSON.
 _MAX_UNPACKED_BYTES = 32 * 1024 * 1024
-# The bytes by which a row may still grow, unpacked and packed: when it is compared, and when it is done. A file for
-# which a form has no room is refused at the beginning, not in the middle.
+# The bytes by which a row may still grow, uncompressed and compressed: until it is compared, and until it is done. So a
+# file that is too large for a form is refused at the start, not in the middle.
 _GROWTH_COMPARED, _GROWTH_DONE = (1000, 100), (100, 40)
-# The characters of a field's earlier value, which is shown only.
+# The maximum length of a field's earlier value, which is only shown.
 _MAX_SHOWN = 100
 
 
 class Item(Struct, array_like=True):
-    """A row, and what becomes of it.
+    """A row with its plan and outcome.
 
     plan: None until the row was compared with the shop
-    product_id, version: of the product that exists
-    before: the fields that would change, as they are in the shop, shortened
+    product_id, version: of the existing product
+    before: the fields that will change, with the shop's values, shortened
     field, reason: why the row was refused
     """
 
@@ -60,7 +61,7 @@ class Item(Struct, array_like=True):
     conflict: Conflict | None = None
 
     def compare(self, product_id: str, version: int, before: Mapping[str, str | None]) -> None:
-        """Note the product that exists, and the fields in which it differs."""
+        """Record the existing product, and the fields in which it differs."""
         self.product_id, self.version = product_id, version
         self.before = {name: _shorten(value) for name, value in before.items()}
         self.plan = "change" if self.before else "keep"
@@ -75,8 +76,8 @@ class Job(Struct, kw_only=True):
     """An import. It belongs to one session.
 
     lines, skipped: as in Contents
-    is_started: whether its merchant has seen the dry run and started it
-    seconds: how long the calls to the shop have taken so far, of the current phase
+    is_started: whether the merchant has started it, after the dry run
+    seconds: how long the current phase has worked so far
     """
 
     session_id: str
@@ -89,6 +90,7 @@ class Job(Struct, kw_only=True):
 
     @classmethod
     def of(cls, contents: Contents, file_name: str, session_id: str) -> Job:
+        """Return the job of a file, with its rows and invalid rows in the order of the file."""
         items = [Item(row) for row in contents.rows]
         items += [_refused(row) for row in contents.invalid]
         items.sort(key=lambda item: item.row.number)
@@ -102,10 +104,12 @@ class Job(Struct, kw_only=True):
 
     @property
     def is_compared(self) -> bool:
+        """Whether the dry run is complete."""
         return all(item.plan is not None for item in self.items)
 
     @property
     def is_done(self) -> bool:
+        """Whether every row is compared, and created or changed if planned."""
         return self.is_compared and not any(item.is_due for item in self.items)
 
     @property
@@ -128,9 +132,9 @@ class Job(Struct, kw_only=True):
 
     @property
     def seconds_left(self) -> int | None:
-        """How long the current phase will take at its present speed; None if it has none yet."""
+        """The estimated remaining time of the current phase, in seconds; None if it has not done any row yet."""
         done, total = self.progress
-        # Invalid rows are done from the beginning.
+        # Rows that are invalid in the file were done from the start.
         if not self.is_started:
             refused = sum(bool(item.reason) for item in self.items)
             done, total = done - refused, total - refused
@@ -138,7 +142,7 @@ class Job(Struct, kw_only=True):
 
 
 def select(items: Iterable[Item], view: str) -> list[Item]:
-    """Return the items with that plan or outcome; all for an unknown one."""
+    """Return the items with that plan or outcome, or those still due; all of them for any other view."""
     if view in ("create", "change", "keep", "refuse"):
         return [item for item in items if item.plan == view]
     if view in ("created", "changed", "conflict", "refused"):
@@ -149,7 +153,7 @@ def select(items: Iterable[Item], view: str) -> list[Item]:
 
 
 def pack(job: Job, jar: CookieJar, max_bytes: int) -> str:
-    """Return the job as signed text. Raises TooLarge if it, or what may become of it, is too long."""
+    """Return the job as signed text. Raises TooLarge if it is too long, or may become so."""
     data = msgspec.json.encode(job)
     open_items = [item for item in job.items if item.plan is None or item.is_due]
     growth = [_GROWTH_COMPARED if item.plan is None else _GROWTH_DONE for item in open_items]
@@ -162,10 +166,10 @@ def pack(job: Job, jar: CookieJar, max_bytes: int) -> str:
 
 
 def unpack(text: str, jar: CookieJar, session_id: str) -> Job:
-    """Return the job of this session. Raises Malformed if the text is not one, or is a day old."""
+    """Return the job in the text. Raises Malformed if it is invalid, of another session, or more than a day old."""
     signed = jar.unsign(_PURPOSE, text, max_age=_MAX_AGE_SECONDS)
     if signed is None:
-        raise Malformed("job", "is not one of this shop, or is a day old")
+        raise Malformed("job", "was not made by this shop, or is more than a day old")
     try:
         decompressor = zlib.decompressobj()
         data = decompressor.decompress(base64.urlsafe_b64decode(signed), _MAX_UNPACKED_BYTES)

@@ -51,7 +51,7 @@ MAX_QUANTITY = 2_147_483_647
 _MAX_PRICE = Decimal("99999999.99")
 _CENT = Decimal("0.01")
 _CUSTOMER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}", re.ASCII)
-# As in the files of the data set, and as spreadsheets export the original.
+# Two formats: that of the data set's files, and that of spreadsheets' exports of the original.
 _DATES = ("%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M")
 
 

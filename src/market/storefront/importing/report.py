@@ -8,7 +8,7 @@ from io import StringIO
 
 from market.storefront.importing.job import Conflict, Item, Job
 
-# What makes a spreadsheet take a cell for a formula.
+# The first characters of cells that spreadsheets evaluate as formulas.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _HEADER = (
     "line",
@@ -34,16 +34,16 @@ _CONFLICTS: dict[Conflict, str] = {
 
 
 def write(job: Job) -> bytes:
-    """Return the report in UTF-8 with a byte order mark, without which spreadsheets take it for another encoding.
+    """Return the report in UTF-8, with a byte order mark, by which spreadsheets recognise the encoding.
 
-    A row that changes several fields has a line for each of them.
+    A row that changes several fields becomes one line per field.
     """
     text = StringIO()
     out = csv.writer(text)
     out.writerow(_HEADER)
     for item in job.items:
         for line in _lines(item):
-            out.writerow([_harmless(cell) for cell in line])
+            out.writerow([_escape(cell) for cell in line])
     return text.getvalue().encode("utf-8-sig")
 
 
@@ -60,6 +60,6 @@ def _lines(item: Item) -> Iterator[list[str]]:
         yield [*beginning, field, before or "", getattr(row, field) or "", reason]
 
 
-def _harmless(cell: str) -> str:
-    """Return the cell so that no spreadsheet evaluates it: text after an apostrophe is text."""
+def _escape(cell: str) -> str:
+    """Return the cell with an apostrophe before it if a spreadsheet would evaluate it."""
     return f"'{cell}" if cell.startswith(_FORMULA) else cell

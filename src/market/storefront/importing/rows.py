@@ -1,7 +1,7 @@
 """A row of an import: the product that a file describes, and how the shop recognises it.
 
-A product is recognised by its stock code, with which its description ends, and is created with an idempotency key made
-of the code. So each code becomes one product, whichever file it comes from, and however often it is imported.
+A product is recognised by its stock code: its description ends with it, and its idempotency key is made of it. So each
+code becomes one product, no matter which file it comes from, and how often it is imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from msgspec import Struct
 from market.contracts import money
 from market.storefront.importing.online_retail import CURRENCY, Article
 
-# What an idempotency key may contain unencoded: visible ASCII.
+# The characters that an idempotency key may contain unencoded: visible ASCII.
 _UNENCODED = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 
 
@@ -31,7 +31,7 @@ class Row(Struct, frozen=True, array_like=True):
 
 
 def of_article(article: Article, stock: int | None = None) -> Row:
-    """Return the row of an article. `stock`: units; default: what the file sells."""
+    """Return the row of an article. `stock`: in units; default: the units that the file sells."""
     return Row(
         number=article.line,
         code=article.code,
@@ -50,7 +50,7 @@ def ending(code: str) -> str:
 
 def search_phrase(code: str) -> str:
     """Return a search that finds the product with that code, and may find others."""
-    # As a phrase: elsewhere a hyphen in the code could exclude a word.
+    # As a phrase, because outside of one a hyphen in the code could exclude a word.
     return '"{}"'.format(ending(code).replace('"', " "))
 
 

@@ -1,4 +1,4 @@
-"""The products of the shop, as an import reads and writes them."""
+"""Reading and writing the products of the shop for an import."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from market.storefront.documents import desk_importing as documents
 from market.storefront.importing import rows
 from market.storefront.importing.rows import Row
 
-# A search finds the code as words, so it can find others, too: 10 also finds "10 B". The oldest ones are compared.
+# A search for a code matches its words, so it may find others, too: 10 also finds "10 B". The oldest are compared.
 _MAX_FOUND = 20
-# The rows that one request looks up.
+# The number of rows that one request looks up.
 LOOKUP_SIZE = documents.FIND_PRODUCTS.count("products(")
 
 
@@ -34,7 +34,7 @@ class _Page(Struct, frozen=True):
 
 
 async def find(gateway: GatewayClient, wanted: Sequence[Row]) -> list[Found | None]:
-    """Return the product of each row, at most LOOKUP_SIZE of them; None if there is none. Raises Unavailable."""
+    """Return the product of each row, or None. `wanted`: at most LOOKUP_SIZE rows. Raises Unavailable."""
     phrases = [rows.search_phrase(row.code) for row in wanted]
     # The document has a fixed number of searches.
     padded = phrases + phrases[-1:] * (LOOKUP_SIZE - len(phrases))
@@ -49,16 +49,16 @@ def _first(products: Sequence[Found], code: str) -> Found | None:
 
 
 def differences(row: Row, product: Found) -> dict[str, str | None]:
-    """Return the fields in which the product is not as the row wants it, with the product's own values.
+    """Return the fields that differ between row and product, with the product's values.
 
-    The stock is not one of them: sales have changed it since the file was written.
+    The stock is not compared, because sales have changed it since the file was written.
     """
     fields = ("name", "description", "price", "currency", *(("image_url",) if row.image_url is not None else ()))
     return {field: getattr(product, field) for field in fields if getattr(product, field) != getattr(row, field)}
 
 
 async def create(gateway: GatewayClient, row: Row) -> Found:
-    """Create the product, or return the one that the row's key has created. Raises FieldRefused, Unavailable."""
+    """Create the product, or return the one that was created with the row's key. Raises FieldRefused, Unavailable."""
     variables = {"input": {**_fields(row), "stock": row.stock}, "key": rows.creation_key(row.code)}
     return await gateway.execute(documents.CREATE_PRODUCT, variables, Found)
 
@@ -66,7 +66,7 @@ async def create(gateway: GatewayClient, row: Row) -> Found:
 async def update(gateway: GatewayClient, row: Row, product_id: str, version: int) -> Found:
     """Change the product if it has that version. Raises NotFound, FieldRefused, Unavailable."""
     variables = {"input": {"id": product_id, "expectedVersion": version, **_fields(row)}}
-    # With the version, a repetition changes nothing.
+    # Safe to repeat, because of the version.
     return await gateway.execute(documents.UPDATE_PRODUCT, variables, Found)
 
 
@@ -76,12 +76,12 @@ async def get(gateway: GatewayClient, product_id: str) -> Found:
 
 
 def key_is_used(error: FieldRefused) -> bool:
-    """Return whether the row's key has created another product."""
+    """Return whether the row's key was used before, for a product with other values."""
     return any(field == "idempotencyKey" for field, _ in error.fields)
 
 
 def is_modified(error: FieldRefused) -> bool:
-    """Return whether the product has another version than expected."""
+    """Return whether the product does not have the expected version."""
     return error.refusal == "PRECONDITION_FAILED"
 
 

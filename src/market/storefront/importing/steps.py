@@ -1,8 +1,8 @@
-"""The two phases of an import, in steps of some seconds: comparing rows with the shop, then doing what was shown.
+"""The two phases of an import, in steps of a few seconds: comparing rows with the shop, then creating and changing.
 
-A step ends when its time is over, or when the shop does not respond; the next one goes on with the rows that are left.
-Repeating a step does nothing twice: a product is created with the key of its row, and changed in the version that the
-dry run has seen.
+A step ends when its time is over, or when the shop is unavailable; the next one continues with the remaining rows.
+Repeating a step changes nothing: a product is created with the idempotency key of its row, and changed only in the
+version that the dry run has found.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from market.storefront.importing.job import Conflict, Item, Job
 
 @dataclass(frozen=True)
 class Pace:
-    """How much one step may do.
+    """The limits of one step.
 
-    seconds: after which no more rows are begun
-    calls: to the gateway at the same time
-    clock: returns seconds
+    seconds: after this time no more rows are started
+    calls: the maximum number of concurrent calls to the gateway
+    clock: a monotonic clock, in seconds
     """
 
     seconds: float
@@ -33,9 +33,9 @@ class Pace:
 
 
 async def compare(gateway: GatewayClient, job: Job, pace: Pace) -> Unavailable | None:
-    """Compare rows with the products of the shop, and note what would happen with them. Changes nothing in the shop.
+    """Compare rows with the products of the shop, and record the plan of each. Change nothing in the shop.
 
-    Return why it was interrupted; None if it was not.
+    Return the error that interrupted the step, or None.
     """
     waiting = [item for item in job.items if item.plan is None]
 
@@ -46,11 +46,11 @@ async def compare(gateway: GatewayClient, job: Job, pace: Pace) -> Unavailable |
             else:
                 item.compare(product.id, product.version, shop.differences(item.row, product))
 
-    return await _in_turn(job, waiting, compare_some, pace)
+    return await _in_batches(job, waiting, compare_some, pace)
 
 
 async def run(gateway: GatewayClient, job: Job, pace: Pace) -> Unavailable | None:
-    """Create and change products as the dry run has shown. Return why it was interrupted; None if it was not."""
+    """Create and change products as planned. Return the error that interrupted the step, or None."""
     due = [item for item in job.items if item.is_due]
 
     async def run_some(items: Sequence[Item]) -> None:
@@ -62,11 +62,11 @@ async def run(gateway: GatewayClient, job: Job, pace: Pace) -> Unavailable | Non
             if item.plan == "change":
                 await _change(gateway, item)
 
-    return await _in_turn(job, due, run_some, pace)
+    return await _in_batches(job, due, run_some, pace)
 
 
 async def _create(gateway: GatewayClient, item: Item, existing: shop.Found | None) -> None:
-    """Create the product, unless it exists: because an earlier attempt has created it, or because somebody else has."""
+    """Create the product unless it exists, created by an earlier attempt or by somebody else."""
     if existing is None:
         try:
             product = await shop.create(gateway, item.row)
@@ -87,7 +87,7 @@ async def _create(gateway: GatewayClient, item: Item, existing: shop.Found | Non
 
 
 async def _change(gateway: GatewayClient, item: Item) -> None:
-    """Change the product, unless somebody has changed it after the dry run."""
+    """Change the product unless somebody has changed it since the dry run."""
     assert item.product_id is not None
     assert item.version is not None
     try:
@@ -99,7 +99,7 @@ async def _change(gateway: GatewayClient, item: Item) -> None:
         if not shop.is_modified(e):
             _refuse(item, e)
         elif await _is_as_wanted(gateway, item):
-            # By an earlier attempt, whose response was lost.
+            # Changed by an earlier attempt whose response was lost.
             item.outcome = "changed"
         else:
             item.outcome, item.conflict = "conflict", "modified"
@@ -118,10 +118,10 @@ def _refuse(item: Item, error: FieldRefused) -> None:
     item.field, item.reason = error.fields[0] if error.fields else ("", str(error))
 
 
-async def _in_turn(
+async def _in_batches(
     job: Job, items: Sequence[Item], work: Callable[[Sequence[Item]], Awaitable[None]], pace: Pace
 ) -> Unavailable | None:
-    """Let the work be done for a few items at a time until the time is over. Return why it was interrupted."""
+    """Do the work for batches of items until the time is over. Return the error that interrupted it, or None."""
     started = pace.clock()
     batches = iter([items[i : i + shop.LOOKUP_SIZE] for i in range(0, len(items), shop.LOOKUP_SIZE)])
     problems: list[Problem] = []
@@ -131,7 +131,7 @@ async def _in_turn(
             try:
                 await work(batch)
             except Problem as e:
-                # The other workers finish what they have begun.
+                # The other workers finish their batches.
                 problems.append(e)
 
     async with asyncio.TaskGroup() as tasks:

@@ -16,7 +16,7 @@ Mistake = Literal["quantity", "full"]
 
 
 async def get_basket(visit: Visit) -> Response:
-    """Show the basket. Without the catalogue's names and prices, say that it is kept."""
+    """Show the basket. If names and prices are unavailable, say that the basket is kept."""
     return await _show(visit)
 
 
@@ -24,7 +24,7 @@ async def change_basket(visit: Visit) -> Response:
     """Add units of a product, set its quantity, or remove it."""
     product_id = parse_product_id(visit.value("product"))
     action = visit.value("action")
-    quantity = 0 if action == "remove" else parse_quantity(visit.value("quantity"), least=1 if action == "add" else 0)
+    quantity = 0 if action == "remove" else parse_quantity(visit.value("quantity"), minimum=1 if action == "add" else 0)
     if quantity is None:
         return await _show(visit, "quantity", product_id)
     try:
@@ -37,16 +37,16 @@ async def change_basket(visit: Visit) -> Response:
     return redirect("/basket")
 
 
-def parse_quantity(text: str, *, least: int = 1) -> int | None:
-    """Return the quantity, or None if it is not a whole number from `least` to the most units of a line."""
+def parse_quantity(text: str, *, minimum: int = 1) -> int | None:
+    """Return the quantity, or None if it is not a whole number from `minimum` to MAX_QUANTITY."""
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         return None
     quantity = int(text)
-    return quantity if least <= quantity <= MAX_QUANTITY else None
+    return quantity if minimum <= quantity <= MAX_QUANTITY else None
 
 
 async def _show(visit: Visit, mistake: Mistake | None = None, wrong_product: str | None = None) -> Response:
-    """Show the basket, and what was wrong with a change. wrong_product: the line that it was about."""
+    """Show the basket, and why a change was not made. wrong_product: the product whose quantity was invalid."""
     status = 200 if mistake is None else 400
     shown: dict[str, Any] = {
         "mistake": mistake,

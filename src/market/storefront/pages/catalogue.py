@@ -1,4 +1,4 @@
-"""The catalogue: the grid with search, sorting and pages, the product page, and suggestions while one types."""
+"""The catalogue: the list with search, sorting and paging, the product page, and search suggestions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def get_product(visit: Visit) -> Response:
 
 
 async def get_suggestions(visit: Visit) -> Response:
-    """Return names of products as JSON, for the search field."""
+    """Return the names of suggested products as JSON, for the search field."""
     q = visit.query("q").strip()[:MAX_SEARCH]
     found = await service.suggest_products(visit.deps, q=q) if q else ()
     return json_response(
@@ -51,7 +51,7 @@ async def get_suggestions(visit: Visit) -> Response:
 
 
 def _structured_data(visit: Visit, product: Product) -> dict[str, Any]:
-    """Return the product in the vocabulary of schema.org, for search engines."""
+    """Return the product as schema.org structured data, for search engines."""
     url = f"{visit.origin}/products/{product.id}"
     offer: dict[str, Any] = {
         "@type": "Offer",

@@ -1,8 +1,8 @@
-"""The checkout: one page on which a buyer sees everything and confirms it, and what comes of it.
+"""The checkout: the page on which a buyer reviews and confirms an order, and the page that waits for its outcome.
 
-The page has the order's idempotency key and the prices that the buyer sees. However often it is sent (by a double
-click, a reload, the back button, a retry), there is one order, and it costs what was seen. Otherwise nothing is
-ordered, and the page is shown again with another key and the differences.
+The form of the checkout page has the order's idempotency key and the prices that the buyer sees. However often it is
+sent (by a double click, a reload, the back button, a retry), one order is placed, at the prices that were shown. If
+that is impossible, nothing is ordered, and the page is shown again with a new key and the differences.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from market.storefront.pages.basket import parse_quantity
 from market.storefront.pages.visit import Visit, redirect
 from market.storefront.session.session import MAX_EMAIL, MAX_NAME
 
-# The cookie with an order whose outcome is not known yet, and how long it is asked for.
+# The cookie with an order whose outcome is not known yet, and how long browsers keep it.
 _UNKNOWN = "unknown_order"
 _UNKNOWN_MAX_AGE_SECONDS = 24 * 3600
 _MAX_KEY = 64
@@ -43,7 +43,7 @@ _MAX_KEY = 64
 
 @dataclass(frozen=True)
 class Change:
-    """How a line differs from what the buyer saw: the earlier price or quantity, where it is another one now."""
+    """How a line differs from what the buyer saw: the price or quantity before, if it has changed."""
 
     product_id: str
     product_name: str | None
@@ -55,7 +55,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """What the buyer has to correct: by field, or the shop's own words."""
+    """What the buyer has to correct. others: messages of the shop about other fields."""
 
     name: bool = False
     email: bool = False
@@ -67,12 +67,12 @@ class Mistakes:
 
 @dataclass
 class Checkout:
-    """What the checkout page shows. `is_asked_again`: because the shop has refused the order as it was seen."""
+    """What the checkout page shows. `must_confirm_again`: prices or stock have changed, so nothing was ordered."""
 
     lines: tuple[PricedLine, ...]
     name: str
     email: str
-    is_asked_again: bool = False
+    must_confirm_again: bool = False
     changes: tuple[Change, ...] = ()
     total_before: tuple[str, Decimal] | None = None
     mistakes: Mistakes = field(default_factory=Mistakes)
@@ -84,16 +84,16 @@ class Checkout:
 
 
 async def get_checkout(visit: Visit) -> Response:
-    """Show the checkout page of the basket."""
+    """Show the checkout page for the basket."""
     if _unknown(visit) is not None:
-        # Another order could be the same one again.
+        # Placing another order now could mean ordering the same twice.
         return redirect("/checkout/pending")
     priced = await service.price_lines(visit.deps, visit.basket.lines)
     lines = tuple(line for line in priced if line.product is not None)
     if not lines:
         return redirect("/basket")
-    gone = tuple(Change(line.product_id, None) for line in priced if line.product is None)
-    checkout = Checkout(lines, visit.session.name, visit.session.email, changes=gone)
+    deleted = tuple(Change(line.product_id, None) for line in priced if line.product is None)
+    checkout = Checkout(lines, visit.session.name, visit.session.email, changes=deleted)
     return visit.page("checkout.html", checkout=checkout)
 
 
@@ -107,17 +107,17 @@ async def place_order(visit: Visit) -> Response:
 
 
 async def get_pending(visit: Visit) -> Response:
-    """Find out what has become of an order, by sending it again with the same key."""
+    """Find out whether an order was placed, by sending it again with the same key."""
     draft = _unknown(visit)
     if draft is None:
         return redirect("/orders")
     if visit.query("wait"):
         return _still_unknown(visit)
-    return await _place(visit, draft, service.ASKING_AGAIN_SECONDS)
+    return await _place(visit, draft, service.REPEATING_SECONDS)
 
 
-async def stop_asking(visit: Visit) -> Response:
-    """Forget an order whose outcome is not known. It may exist."""
+async def forget_pending(visit: Visit) -> Response:
+    """Forget an order whose outcome is not known. It may have been placed nevertheless."""
     response = redirect("/orders")
     visit.site.cookies.remove(response, _UNKNOWN)
     return response
@@ -133,7 +133,7 @@ async def _place(visit: Visit, draft: Draft, seconds: float) -> Response:
         visit.site.cookies.write(response, _UNKNOWN, draft, max_age=_UNKNOWN_MAX_AGE_SECONDS)
         return response
     except OrderChanged as e:
-        response = await _ask_again(visit, draft, e)
+        response = await _confirm_again(visit, draft, e)
     except PlacedAndCancelled as e:
         response = redirect(f"/orders/{e.order_id}")
     except KeyUsed:
@@ -146,7 +146,7 @@ async def _place(visit: Visit, draft: Draft, seconds: float) -> Response:
         remembered = {"name": draft.user or "", "email": draft.email or "", "placed": draft.key}
         visit.session = msgspec.structs.replace(visit.session, **remembered)
         response = redirect(f"/orders/{order.id}?placed=1")
-    # Whatever it is, the outcome is known.
+    # In all of these cases the outcome is known.
     visit.site.cookies.remove(response, _UNKNOWN)
     return response
 
@@ -156,7 +156,7 @@ def _still_unknown(visit: Visit) -> Response:
 
 
 def _unknown(visit: Visit) -> Draft | None:
-    """Return the visitor's order whose outcome is not known. A person who signs in later does not place it."""
+    """Return the visitor's order whose outcome is not known; None if there is none, or if it is somebody else's."""
     draft = visit.site.cookies.read(visit.request, _UNKNOWN, Draft, max_age=_UNKNOWN_MAX_AGE_SECONDS)
     return draft if draft is not None and draft.subject == _subject(visit) else None
 
@@ -166,15 +166,15 @@ def _subject(visit: Visit) -> str | None:
 
 
 def _read_draft(visit: Visit) -> Draft:
-    """Return what the buyer has confirmed. Raises BadInput for a form that the page does not send."""
+    """Parse the form of the checkout page. Raises BadInput if it is not one."""
     lines = tuple(_read_line(text) for text in visit.values("line"))
     key, currency = visit.value("key"), visit.value("currency")
     if not 1 <= len(lines) <= MAX_LINES:
-        raise BadInput("line", f"must be there 1 to {MAX_LINES} times")
+        raise BadInput("line", f"must be present 1 to {MAX_LINES} times")
     if not (key.isascii() and key.isalnum() and len(key) <= _MAX_KEY):
         raise BadInput("key", "must be the key of a checkout page")
     if not (currency.isascii() and currency.isalpha() and len(currency) == 3):
-        raise BadInput("currency", "must be the code of a currency")
+        raise BadInput("currency", "must be a currency code")
     if not visit.site.is_open:
         return Draft(key=key, lines=lines, currency=currency, subject=_subject(visit))
     return Draft(key=key, lines=lines, currency=currency, user=visit.value("name"), email=visit.value("email"))
@@ -211,16 +211,16 @@ def _mistakes_of(refusal: RequestRefused) -> Mistakes:
 
 
 async def _correct(visit: Visit, draft: Draft, mistakes: Mistakes) -> Response:
-    """Show the page again, with what the buyer has to correct. The prices are those of now."""
+    """Show the page again, with what the buyer has to correct and current prices."""
     checkout = await _compare(visit, draft, {})
     checkout.mistakes = mistakes
     return _show(visit, checkout, status=400)
 
 
-async def _ask_again(visit: Visit, draft: Draft, changed: OrderChanged) -> Response:
-    """Show the page again with the differences, and the quantities that are left."""
+async def _confirm_again(visit: Visit, draft: Draft, changed: OrderChanged) -> Response:
+    """Show the page again with the differences. Quantities that are no longer available are reduced."""
     checkout = await _compare(visit, draft, changed.available)
-    checkout.is_asked_again = True
+    checkout.must_confirm_again = True
     for change in checkout.changes:
         if change.quantity_before is not None and visit.basket.quantity(change.product_id) > change.quantity:
             visit.basket = visit.basket.put(change.product_id, change.quantity)
@@ -234,14 +234,14 @@ def _show(visit: Visit, checkout: Checkout, *, status: int) -> Response:
 
 
 async def _compare(visit: Visit, draft: Draft, available: dict[str, int]) -> Checkout:
-    """Return the checkout page of a draft with the products of now, and how they differ from what the buyer saw.
+    """Return a checkout page with the draft's lines at current prices, and how they differ from what the buyer saw.
 
-    available: the units that are left of products with a shortage.
+    available: the available quantity of each product with a shortage, by product id
     """
-    wanted = (
+    lines_now = (
         Line(line.product_id, min(line.quantity, available.get(line.product_id, line.quantity))) for line in draft.lines
     )
-    priced = await service.price_lines(visit.deps, wanted)
+    priced = await service.price_lines(visit.deps, lines_now)
     changes = []
     for before, now in zip(draft.lines, priced, strict=True):
         product = now.product

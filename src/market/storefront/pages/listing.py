@@ -1,4 +1,4 @@
-"""The products of the sitemap, kept for some minutes, because reading them takes up to ten calls."""
+"""The products of the sitemap, cached for five minutes, because reading them takes up to ten calls."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _MAX_AGE_SECONDS = 300.0
 
 
 class Listing:
-    """Reads the products at most once in five minutes, however many requests want them at the same time.
+    """Caches the products for five minutes. Concurrent requests share one read.
 
-    read: returns the products. clock: returns the time in seconds, from any beginning.
+    read: returns the products. clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -27,13 +27,13 @@ class Listing:
         self._reading: asyncio.Future[Sequence[ListedProduct]] | None = None
 
     async def get(self) -> Sequence[ListedProduct]:
-        """Return the products. Raises what `read` raises, to all callers that wait for it."""
+        """Return the products. Raises what `read` raises, in all requests that share it."""
         if self._clock() - self._read_at < _MAX_AGE_SECONDS:
             return self._products
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._read_all())
             self._reading.add_done_callback(self._finish)
-        # Shielded, so that a caller who leaves does not stop the others.
+        # Shielded, so that a caller that is cancelled does not cancel the read for the others.
         return await asyncio.shield(self._reading)
 
     async def _read_all(self) -> Sequence[ListedProduct]:

@@ -12,7 +12,7 @@ from market.storefront.session.session import MAX_NAME
 
 
 async def list_orders(visit: Visit) -> Response:
-    """Show a page of the visitor's orders. Where nobody signs in, those of the name that was entered."""
+    """Show a page of the visitor's orders. In mode `open`, these are the orders of the name that was entered."""
     name = ""
     if visit.site.is_open:
         name = (visit.query("name").strip() or visit.session.name)[:MAX_NAME]

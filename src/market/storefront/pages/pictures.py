@@ -1,4 +1,4 @@
-"""The pictures of the demo catalogue, which the gateway serves under the same path."""
+"""The pictures of the demo catalogue, fetched from the gateway, which serves them under the same path."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ ROUTES: Mapping[str, Page] = {
     "GET /checkout": checkout.get_checkout,
     "POST /checkout": checkout.place_order,
     "GET /checkout/pending": checkout.get_pending,
-    "POST /checkout/pending": checkout.stop_asking,
+    "POST /checkout/pending": checkout.forget_pending,
     "GET /orders": orders.list_orders,
     "GET /orders/{id}": orders.get_order,
     "POST /orders/{id}/cancellation": orders.cancel_order,
@@ -29,14 +29,14 @@ ROUTES: Mapping[str, Page] = {
     "GET /sitemap.xml": robots.get_sitemap,
 }
 
-# What is the same for all visitors.
+# Routes whose responses are the same for all visitors.
 SHARED = frozenset({"GET /images/{name}", "GET /robots.txt", "GET /sitemap.xml"})
 
-# Where auth.mode is `required`, one signs in for these addresses and those below them. The catalogue is public.
+# The paths that require sign-in if auth.mode is `required`, with all paths below them. The catalogue is public.
 _NEEDS_SIGN_IN = ("/checkout", "/orders", "/desk")
 
 
 def needs_sign_in(route: str) -> bool:
-    """Return whether one has to sign in for a route, such as "GET /orders/{id}"."""
+    """Return whether a route, such as "GET /orders/{id}", requires sign-in."""
     path = route.partition(" ")[2]
     return any(path == prefix or path.startswith(f"{prefix}/") for prefix in _NEEDS_SIGN_IN)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logs.get_logger("sign-in")
 
 _CALLBACK = "/sign-in/callback"
-# What one may return to is a page of this shop, so a longer path is not one.
+# No page of this shop has a longer path.
 _MAX_PATH_CHARACTERS = 1024
 
 
@@ -38,7 +38,7 @@ async def begin(visit: Visit) -> Response:
 
 
 async def finish(visit: Visit) -> Response:
-    """Sign the visitor in whom the issuer has sent back, and return to the page where they were."""
+    """Sign in a visitor who returns from the issuer, and redirect to the page where they were."""
     sign_in = _sign_in(visit)
     attempt = sign_in.find_attempt(visit.request)
     next_path = "/" if attempt is None else attempt.next
@@ -51,7 +51,7 @@ async def finish(visit: Visit) -> Response:
             error=visit.query("error"),
             redirect_uri=visit.origin + _CALLBACK,
         )
-        # Another session than before, so that nobody who knows the earlier one is in this one.
+        # A new session, so that nobody who knows the earlier one shares it (session fixation).
         session = Session(id=secrets.token_urlsafe(18))
         response = redirect(next_path)
         sign_in.start_session(response, grant, session.id)
@@ -62,7 +62,7 @@ async def finish(visit: Visit) -> Response:
         raise
     except NotSignedIn as e:
         metrics.SIGN_INS_FAILED.labels(e.reason).inc()
-        log.info("a visitor was not signed in", reason=str(e))
+        log.info("sign-in failed", reason=str(e))
         response = visit.page("sign_in.html", status=400, reason="failed", next_path=next_path)
     sign_in.forget_attempt(response)
     return response
@@ -74,9 +74,9 @@ async def sign_out(visit: Visit) -> Response:
     try:
         url = await sign_in.sign_out_url(visit.request, visit.session.id, f"{visit.origin}/")
     except Unavailable as e:
-        log.warning("a visitor has not signed out at the issuer", error=str(e))
+        log.warning("sign-out at the issuer failed", error=str(e))
         url = None
-    # Another session, so that the tokens, and the forms of pages that are still open, are not valid any more.
+    # A new session makes the tokens, and the forms of pages that are still open, invalid.
     visit.session = Session(id=secrets.token_urlsafe(18))
     visit.person = None
     response = _redirect_away(url) if url is not None else visit.page("sign_in.html", reason="signed_out")

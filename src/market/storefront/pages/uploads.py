@@ -1,4 +1,4 @@
-"""Forms with a file (multipart/form-data), which is kept in memory: nothing is written to a disk."""
+"""Parsing forms with a file (multipart/form-data). The file is kept in memory, never on disk."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _MAX_NAME_CHARACTERS = 100
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that a visitor has sent. `name`: its name there, without directories; at most 100 characters."""
+    """A file that a visitor has sent. `name`: its name without directories, at most 100 characters."""
 
     name: str
     data: bytes
 
 
 class _InMemoryParser(MultiPartParser):
-    # The body is in memory already, and is no larger than the HTTP server accepts.
+    # Keep the file in memory. The body is in memory anyway, and the HTTP server limits its size.
     spool_max_size = 0
 
 
@@ -36,7 +36,7 @@ async def read_multipart(request: Request) -> tuple[dict[str, list[str]], Upload
     async def body() -> AsyncIterator[bytes]:
         yield await request.body()
 
-    # Browsers send UTF-8. The parser would use any codec of Python, and some take quadratic time.
+    # Browsers send UTF-8. The parser accepts any codec of Python, and some take quadratic time.
     _, parameters = parse_options_header(request.headers["content-type"])
     if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
         raise Malformed("body", "must be in UTF-8")
@@ -59,6 +59,6 @@ async def read_multipart(request: Request) -> tuple[dict[str, list[str]], Upload
 
 
 def _plain(name: str) -> str:
-    """Return a file's name without directories and control characters."""
+    """Return a file name without directories and unprintable characters."""
     last = name.replace("\\", "/").rpartition("/")[2]
     return "".join(c for c in last if c.isprintable())[:_MAX_NAME_CHARACTERS]

@@ -1,7 +1,7 @@
 """One request of a visitor: what they sent, who they are, and the response in their language.
 
-A page is a function from a Visit to a response. `endpoint` makes an endpoint of it: it reads the cookies, checks that a
-form was sent by a page of this shop, writes the cookies that have changed, and turns every error into a page.
+A page is a function from a Visit to a response. `endpoint` wraps it: it reads the cookies, checks that a form was
+sent by a page of this shop, writes the cookies that have changed, and turns every error into a page.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Site:
     """What all visits share.
 
     listing: the products of the sitemap
-    public_url: scheme and host under which browsers reach the shop; None: http and the request's host.
-    sign_in: how visitors sign in; None: nobody does.
+    public_url: scheme and host under which browsers reach the shop; None: http and the request's host
+    sign_in: signs visitors in; None in mode `open`
     """
 
     deps: Deps
@@ -75,7 +75,7 @@ class Site:
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody signs in."""
+        """Whether nobody signs in (mode `open`)."""
         return self.sign_in is None
 
 
@@ -83,9 +83,9 @@ class Site:
 class Visit:
     """A request. A page may replace `session` and `basket`; they are kept in the visitor's browser.
 
-    person: who has signed in; None if nobody has.
-    has_page: whether GET shows a page at the path, too.
-    context: further values that every template of this request gets.
+    person: who has signed in; None if nobody has
+    has_page: whether the path has a page for GET, too
+    context: further values for every template of this request
     """
 
     site: Site
@@ -109,7 +109,7 @@ class Visit:
         return self.site.public_url or f"http://{self.request.headers.get('host', 'localhost')}"
 
     def parameter(self, name: str) -> str:
-        """Return the id or the name in the path."""
+        """Return a parameter of the path."""
         return str(self.request.path_params[name])
 
     def query(self, name: str) -> str:
@@ -118,22 +118,22 @@ class Visit:
         return next((value for key, value in pairs if key == name), "")
 
     def value(self, name: str) -> str:
-        """Return a field of the form, without spaces at its ends; "" if it is absent."""
+        """Return a field of the form, stripped of white space; "" if it is absent."""
         return next(iter(self.form.get(name, ())), "").strip()
 
     def values(self, name: str) -> list[str]:
-        """Return the values of a field that the form may have several times."""
+        """Return all values of a field that the form may contain several times."""
         return list(self.form.get(name, ()))
 
     def page(self, template: str, *, status: int = 200, problem: Problem | None = None, **values: Any) -> Response:
-        """Return a page. If `problem` says when to try again, so does the response."""
+        """Render a page. The header Retry-After is that of `problem`, if it is Unavailable."""
         values = {"visit": self, "problem": problem, **self.context, **values}
         response = self.site.renderer.page(template, self.language, values, status=status)
         if isinstance(problem, Unavailable):
             response.headers["retry-after"] = str(problem.retry_after)
         return response
 
-    # What every template uses.
+    # The properties below are for templates.
 
     @property
     def form_token(self) -> str:
@@ -141,27 +141,27 @@ class Visit:
 
     @property
     def path(self) -> str:
-        """The address of this page on this host, with its query string."""
+        """The path of this page with its query string."""
         query_string = self.request.scope["query_string"].decode("latin-1")
         path = quote(self.request.scope["path"])
         return f"{path}?{query_string}" if query_string else path
 
     @property
     def page_path(self) -> str:
-        """The address of this page, or, if only a form leads here, of the page above: one that GET shows."""
+        """The path of this page; of the page above if this path has none for GET."""
         if self.has_page:
             return self.path
         return quote(self.request.scope["path"]).rpartition("/")[0] or "/"
 
     @property
     def sign_in_path(self) -> str:
-        """Where the visitor signs in, and then returns to this page."""
+        """The path at which the visitor signs in, and then returns to this page."""
         is_page = self.request.method in ("GET", "HEAD") and not self.request.scope["path"].startswith("/sign-in")
         return "/sign-in?" + urlencode({"next": self.path if is_page else "/"})
 
     @property
     def may_enter_desk(self) -> bool:
-        """Whether the visitor may enter the desk, /desk. Where nobody signs in, everybody may."""
+        """Whether the visitor may enter the desk, /desk. In mode `open`, everybody may."""
         if self.site.is_open:
             return True
         return self.person is not None and not set(STAFF).isdisjoint(self.person.roles)
@@ -175,13 +175,13 @@ Page = Callable[[Visit], Awaitable[Response]]
 
 
 def redirect(path: str) -> Response:
-    """Return a redirection to a page of this host, which the browser gets with GET."""
+    """Return a redirect (303) to a page of this host; to "/" if the path is not one of this host."""
     return Response(status_code=303, headers={"location": local_path(path), "cache-control": "no-store"})
 
 
 def local_path(path: str) -> str:
     """Return the path if it is one of this host, else "/"."""
-    # Browsers read a backslash as a slash, and skip control characters; both could begin another host's name.
+    # Browsers treat a backslash as a slash, and ignore control characters, so both could lead to another host.
     if not path.startswith("/") or path.startswith(("//", "/\\")) or not path.isascii() or not path.isprintable():
         return "/"
     return path
@@ -198,10 +198,10 @@ def endpoint(
 ) -> Endpoint:
     """Return the endpoint of a page.
 
-    needs_sign_in: visitors are sent to sign in, unless nobody has to
-    is_shared: caches may store the response, so it is the same for all visitors and does not depend on who they are
-    takes_files: its forms may have a file, and more than 1 MiB
-    has_page: whether GET shows a page at the path, too
+    needs_sign_in: visitors who have not signed in are redirected to do so, except in mode `open`
+    is_shared: the response is the same for all visitors, so that caches may store it, and does not depend on sign-in
+    takes_files: its forms may contain a file, and be larger than 1 MiB
+    has_page: whether the path has a page for GET, too
     """
 
     async def respond(request: Request) -> Response:
@@ -217,21 +217,21 @@ def endpoint(
                 visit.form, visit.upload = await _read_form(request, takes_files=takes_files)
                 _check_origin(visit)
             if needs_sign_in and visit.person is None and site.sign_in is not None:
-                response = _ask_to_sign_in(visit, recognised)
+                response = _require_sign_in(visit, recognised)
             else:
                 response = await page(visit)
         except Unauthenticated as e:
-            # The shop does not accept the token, so a page that shows somebody as signed in would be wrong.
+            # The shop does not accept the token, so the page must not show anybody as signed in.
             visit.person = recognised = None
             response = problem_page(visit, e)
             if site.sign_in is not None:
                 site.sign_in.end_session(response)
         except Problem as e:
             response = problem_page(visit, e)
-        # A page that has replaced the session has replaced these cookies, too.
+        # If the page has replaced the session, it has also replaced these cookies.
         if site.sign_in is not None and recognised is not None and visit.session == session:
             site.sign_in.keep(response, recognised)
-        # A new session is kept only if the visitor gets a page, in which its forms are.
+        # A new session is stored only with a page, because only forms in pages need it.
         if visit.session != session or (is_new and response.media_type == "text/html"):
             site.sessions.write(response, visit.session)
         if visit.basket != basket:
@@ -242,7 +242,7 @@ def endpoint(
 
 
 async def _recognise(visit: Visit) -> Recognised | None:
-    """Find out who the visitor is, and let the calls of this request have their token."""
+    """Find out who the visitor is, and set their token for the calls of this request."""
     if visit.site.sign_in is None:
         return None
     recognised = await visit.site.sign_in.recognise(visit.request, visit.session.id)
@@ -251,26 +251,26 @@ async def _recognise(visit: Visit) -> Recognised | None:
     return recognised
 
 
-def _ask_to_sign_in(visit: Visit, recognised: Recognised | None) -> Response:
-    """Send the visitor to sign in and back to the page, or say that what they have sent was not done."""
+def _require_sign_in(visit: Visit, recognised: Recognised | None) -> Response:
+    """Redirect the visitor to sign in and then back; for a form, show a page that says that nothing was done."""
     if recognised is not None and recognised.is_unknown:
         raise Unavailable("the issuer is unavailable", retry_after=5)
     if visit.request.method == "POST":
         return visit.page("sign_in.html", status=401, reason="needed")
     if visit.request.headers.get("sec-fetch-mode", "navigate") != "navigate":
-        # A script of the page cannot follow a redirection to the issuer.
+        # A script cannot follow a redirect to the issuer.
         return problem_page(visit, Unauthenticated())
     return redirect(visit.sign_in_path)
 
 
 def problem_page(visit: Visit, problem: Problem) -> Response:
-    """Return the page that shows an error: what happened, and what still works."""
+    """Return the page that shows an error."""
     status = 400 if problem.status == 422 else problem.status
     return visit.page("problem.html", status=status, problem=problem)
 
 
 def stateless_problem_page(site: Site, scope: Any, problem: Problem) -> Response:
-    """Return the page for an error of a request that has reached no page."""
+    """Return the page for an error of a request that matches no page."""
     request = Request(scope)
     session, _ = site.sessions.read(request)
     visit = Visit(site, request, _language(site, request), session, site.baskets.read(request))
@@ -305,7 +305,7 @@ async def _read_form(request: Request, *, takes_files: bool) -> tuple[dict[str, 
 
 
 def _check_origin(visit: Visit) -> None:
-    """Raise FormRefused unless a page of this shop, made for this session, has sent the form."""
+    """Raise FormRefused unless the form was sent by a page of this shop, for this session."""
     if not _is_own(visit):
         raise FormRefused("the form was sent by a page of another site")
     if not visit.site.sessions.is_form_token(visit.session, visit.value("form_token")):
@@ -313,9 +313,9 @@ def _check_origin(visit: Visit) -> None:
 
 
 def _is_own(visit: Visit) -> bool:
-    """Return whether the headers say that a page of this shop has sent the form."""
+    """Return whether the form was sent by a page of this shop, by the headers of the request."""
     headers = visit.request.headers
-    # Browsers send Origin with every form since 2020; the others are for the rare one that does not.
+    # Browsers have sent Origin with every form since 2020. The other headers are for older ones.
     sent = headers.get("origin") or headers.get("referer")
     if sent is None:
         return headers.get("sec-fetch-site") in (None, "same-origin")

@@ -20,7 +20,7 @@ _HEADERS = {
 
 
 class Assets:
-    """The files of `static/`. A request's path is looked up, never opened."""
+    """The files of `static/`. Paths of requests are looked up in memory, never opened."""
 
     def __init__(self) -> None:
         self._paths: dict[str, str] = {}

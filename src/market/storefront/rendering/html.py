@@ -11,8 +11,8 @@ from starlette.responses import Response
 from market.storefront.rendering.assets import Assets
 from market.storefront.texts.languages import Language
 
-# Scripts, styles and forms of this host only, and none inside the page. Pictures may be on another https host, because
-# merchants may name such addresses.
+# Scripts, styles and forms of this host only, and no inline scripts or styles. Pictures may be on any https host:
+# merchants may enter such addresses.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' https:; connect-src 'self'; "
     "base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
@@ -24,7 +24,7 @@ _HEADERS = {
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
-    # Every page has the visitor's basket and form token.
+    # Every page contains the visitor's basket and form token.
     "cache-control": "private, no-store",
     "vary": "accept-language, cookie",
 }
@@ -35,7 +35,7 @@ class Renderer:
     """Renders the templates of `templates/`. One environment per language, so that each has its own texts.
 
     secure: whether browsers reach the shop by https
-    sign_out_origin: where the form for signing out leads to: the issuer's scheme and host; None if nobody signs in
+    sign_out_origin: scheme and host of the issuer, to which the sign-out form redirects; None in mode `open`
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Renderer:
     ) -> None:
         self.languages = languages
         self.assets = assets
-        # Browsers apply form-action to the redirection that follows a form, too.
+        # Browsers apply form-action to the redirect after a form, too.
         policy = _POLICY if sign_out_origin is None else f"{_POLICY} {sign_out_origin}"
         self._headers = {**_HEADERS, "content-security-policy": policy}
         if secure:
@@ -56,7 +56,7 @@ class Renderer:
         self._environments = {code: _environment(language, assets) for code, language in languages.items()}
 
     def page(self, template: str, language: Language, values: Mapping[str, Any], *, status: int = 200) -> Response:
-        """Return the page that the template makes of the values."""
+        """Render the template with the values, and return the page."""
         html = self._environments[language.code].get_template(template).render(values)
         headers = {**self._headers, "content-language": language.code}
         return Response(html, status, headers, media_type="text/html")

@@ -1,4 +1,4 @@
-"""Encrypted cookies. What a browser sends back changed, too old or encrypted with another key is as good as absent."""
+"""Encrypted cookies. A cookie that is modified, too old or encrypted with another key is treated as absent."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from market.storefront.session.cookies import MAX_COOKIE_BYTES, MAX_TEXT_BYTES, 
 
 T = TypeVar("T")
 
-# A longer value is not unpacked.
+# A value is decompressed up to this size.
 _MAX_VALUE_BYTES = 32_768
 
 
 class SealedCookies:
     """Writes and reads cookies that only the storefront can read.
 
-    jar: its first secret encrypts, and any of them decrypts.
-    clock: returns the time in seconds since 1970.
+    jar: its first secret encrypts, and all of them decrypt
+    clock: returns the time in seconds since 1970
     """
 
     def __init__(self, jar: CookieJar, *, clock: Callable[[], float] = time.time) -> None:
         self._jar = jar
         self._clock = clock
-        # One key for each purpose, so that a cookie is not valid for another one.
+        # One key per purpose, so that a cookie is invalid for other purposes.
         self._keys = lru_cache(maxsize=None)(self._make_keys)
 
     def read(self, request: Request, purpose: str, value_type: type[T], *, max_age: int) -> T | None:
-        """Return the value of a cookie; None if it is absent, not encrypted by us, older than `max_age`, or invalid."""
+        """Return the value of a cookie; None if it is absent, invalid, or older than `max_age` seconds."""
         text = request.cookies.get(self._jar.name(purpose), "")
         if not text or len(text) > MAX_COOKIE_BYTES:
             return None
@@ -49,7 +49,7 @@ class SealedCookies:
             return None
 
     def seal(self, purpose: str, value: object) -> str | None:
-        """Return the text of a cookie; None if browsers would not store it."""
+        """Return the value, encrypted, as the text of a cookie; None if it is too large for browsers."""
         packed = zlib.compress(msgspec.json.encode(value), 9)
         text = self._keys(purpose).encrypt_at_time(packed, int(self._clock())).decode("ascii")
         return text if len(text) <= MAX_TEXT_BYTES else None
@@ -67,5 +67,5 @@ class SealedCookies:
 
 
 def _key(secret: str, purpose: str) -> bytes:
-    """Return a key of its own for the purpose. The secrets are random, so a plain hash is enough."""
+    """Derive the key for a purpose. The secrets are random, so a plain hash is enough."""
     return base64.urlsafe_b64encode(hashlib.sha256(f"market.sealed.{purpose}:{secret}".encode()).digest())

@@ -1,4 +1,4 @@
-"""A visitor's session: who the buyer is, and the token that binds forms to it."""
+"""A visitor's session, and the token that binds forms to it (against cross-site request forgery)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from market.storefront.session.cookies import CookieJar
 
 _PURPOSE = "session"
 _MAX_AGE_SECONDS = 30 * 24 * 3600
-# Characters that an order accepts.
+# The maximum lengths that an order accepts, in characters.
 MAX_NAME, MAX_EMAIL = 200, 254
 
 
 class Session(Struct, frozen=True, kw_only=True):
     """A visitor's session, which the browser keeps in a signed cookie.
 
-    name, email: where nobody signs in, what the buyer has entered at the last checkout.
-    placed: the key of the last order, whose lines have left the basket.
+    name, email: in mode `open`, what the buyer has entered at the last checkout
+    placed: the idempotency key of the last order, whose lines were removed from the basket
     """
 
     id: Annotated[str, Meta(min_length=16, max_length=64)]
@@ -42,14 +42,14 @@ class Sessions:
         return (found, False) if found is not None else (Session(id=secrets.token_urlsafe(18)), True)
 
     def write(self, response: Response, session: Session) -> None:
-        """Keep the session in the visitor's browser."""
+        """Store the session in the visitor's browser."""
         self._cookies.write(response, _PURPOSE, session, max_age=_MAX_AGE_SECONDS)
 
     def form_token(self, session: Session) -> str:
-        """Return what the forms of this session must send."""
+        """Return the token that the forms of this session must contain."""
         return self._cookies.digests("form", session.id)[0]
 
     def is_form_token(self, session: Session, token: str) -> bool:
-        """Return whether a form was made for this session."""
+        """Return whether the token is one of this session."""
         accepted = self._cookies.digests("form", session.id)
         return any(secrets.compare_digest(digest.encode(), token.encode()) for digest in accepted)

@@ -1,6 +1,6 @@
 """The storefront as a client of the issuer: OpenID Connect with the authorization code and PKCE (RFC 6749, RFC 7636).
 
-Signatures and claims are checked by the kit, which also limits how long a response may take, and how large it may be.
+Signatures and claims are verified by the kit, which also limits the duration and size of responses.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from market.storefront.sign_in.records import Attempt, Grant, Person
 log = logs.get_logger("sign-in")
 
 _MAX_RESPONSE_BYTES = 65_536
-# A token is renewed when this part of its lifetime has passed.
+# A token is renewed once this fraction of its lifetime has passed.
 _RENEW_AFTER = 0.7
-# The pause after a discovery document that could not be fetched, while an earlier one is known.
+# The pause after a failure to fetch the discovery document, while an earlier one is known.
 _RETRY_SECONDS = 15.0
 _MAX_NAME_CHARACTERS = 200
 
 
 class Refused(Exception):
-    """The issuer has refused what was asked for, or its answer breaks a rule. The text has no token in it."""
+    """The issuer has refused a request, or its response is invalid. The text contains no token."""
 
 
 class _TokenResponse(msgspec.Struct, frozen=True):
@@ -56,7 +56,7 @@ class _ErrorResponse(msgspec.Struct, frozen=True):
 class IssuerClient:
     """Signs people in at an issuer.
 
-    issuer: the one that `auth` names. keys: its keys. clock: returns the time in seconds since 1970.
+    issuer, keys: of the issuer that `auth` names. clock: returns the time in seconds since 1970.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class IssuerClient:
         return _with_query(endpoint, parameters | ({"id_token_hint": id_token} if id_token else {}))
 
     async def exchange(self, code: str, attempt: Attempt, redirect_uri: str) -> Grant:
-        """Return what the code of a finished attempt grants. Raises Refused and Unavailable."""
+        """Exchange an authorization code for tokens. Raises Refused and Unavailable."""
         form = {
             "grant_type": "authorization_code",
             "code": code,
@@ -123,21 +123,21 @@ class IssuerClient:
         return await self._grant(response, _display_name(claims))
 
     async def renew(self, refresh_token: str, person: Person) -> Grant:
-        """Return another grant for the person. Raises Refused and Unavailable."""
+        """Return a new grant for the person. Raises Refused and Unavailable."""
         response = await self._request_tokens({"grant_type": "refresh_token", "refresh_token": refresh_token})
         grant = await self._grant(response, person.name)
         if grant.person.subject != person.subject:
             raise Refused("the access token is that of another person")
-        # An issuer that sends no other refresh token means that this one stays valid.
+        # If the issuer sends no new refresh token, the old one stays valid (RFC 6749, section 6).
         return grant if grant.refresh_token else msgspec.structs.replace(grant, refresh_token=refresh_token)
 
     def check_issuer(self, name: str) -> None:
-        """Raise Refused if an answer, which names its issuer, is one of another issuer (RFC 9207)."""
+        """Raise Refused if the parameter `iss` of an authorization response names another issuer (RFC 9207)."""
         if name and name != self._issuer.url:
-            raise Refused("the answer is one of another issuer")
+            raise Refused("the authorization response is of another issuer")
 
     async def _grant(self, response: _TokenResponse, name: str) -> Grant:
-        """Return the grant of a response. Raises Refused if the shop would not accept its access token."""
+        """Return the grant in a response. Raises Refused if the shop would not accept the access token."""
         now = self._clock()
         try:
             claims, _ = await self._access_tokens.read_claims(response.access_token, now)
@@ -146,7 +146,7 @@ class IssuerClient:
             raise Refused(f"the access token {e.reason}") from None
         expires_at = float(claims["exp"])
         return Grant(
-            # Some issuers give a person another `sub` in the ID token. The shop knows the one of the access token.
+            # With some issuers, ID token and access token differ in `sub`. The services use that of the access token.
             person=Person(
                 identity.subject, name or identity.subject, tuple(sorted(role.value for role in identity.roles))
             ),
@@ -162,7 +162,7 @@ class IssuerClient:
         if self._endpoints is not None:
             if now < self._discover_at:
                 return self._endpoints
-            # Others use the earlier ones while this request fetches them.
+            # Other requests use the earlier endpoints while this one fetches them again.
             self._discover_at = now + _RETRY_SECONDS
         try:
             self._endpoints = await self._issuer.endpoints()
@@ -178,7 +178,7 @@ class IssuerClient:
         if settings.client_secret is None:
             form = {**form, "client_id": settings.client_id}
         else:
-            # RFC 6749 section 2.3.1: both parts are form-encoded first.
+            # RFC 6749, section 2.3.1: id and secret are form-encoded first.
             pair = f"{quote(settings.client_id, safe='')}:{quote(settings.client_secret, safe='')}"
             headers["authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
         endpoint = (await self._find_endpoints()).token
@@ -198,20 +198,20 @@ class IssuerClient:
             error = _error_of(response.body)
             if error == "invalid_grant":
                 raise Refused("the issuer has refused the grant")
-            # Wrong settings of the client, for example. Signing in again would not help.
-            log.error("the issuer has refused a token request", status=response.status, error=error[:64])
-            raise Unavailable(f"the token endpoint responds with status {response.status}", retry_after=5)
+            # For example because the client is configured wrongly. Signing in again would not help.
+            log.error("token request refused", status=response.status, error=error[:64])
+            raise Unavailable(f"the token endpoint returned status {response.status}", retry_after=5)
         try:
             return msgspec.json.decode(response.body, type=_TokenResponse)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            raise Unavailable("the token endpoint's response is not a token") from None
+            raise Unavailable("the token endpoint returned an unreadable response") from None
 
 
 @asynccontextmanager
 async def issuer_client(
     auth: Auth, settings: Settings, *, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[IssuerClient]:
-    """Yield a client whose keys of the issuer are kept up to date."""
+    """Yield a client that keeps the issuer's keys up to date."""
     issuer = Issuer(auth)
     keys = Keys(
         issuer.fetch_keys,
@@ -238,7 +238,7 @@ def _error_of(body: bytes) -> str:
 
 
 def _display_name(claims: Mapping[str, Any]) -> str:
-    """Return what the pages call a person: the name, account or address, whichever the ID token has; or ""."""
+    """Return a person's display name: the first usable claim of name, account and address; "" if there is none."""
     for claim in ("name", "preferred_username", "email"):
         name = claims.get(claim)
         if isinstance(name, str):

@@ -1,4 +1,4 @@
-"""What is known of a person who has signed in, or is about to, and what their browser keeps of it, encrypted."""
+"""A person who has signed in or is about to, and the encrypted cookies that store this."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from msgspec import Struct
 class Person(Struct, frozen=True):
     """Somebody who has signed in.
 
-    subject: whose the orders are. name: for the pages. roles: those of the shop, by name, in alphabetical order.
+    subject: the user of their orders. name: shown in pages. roles: names of the shop's roles, in alphabetical order.
     """
 
     subject: str
@@ -17,9 +17,9 @@ class Person(Struct, frozen=True):
 
 
 class Grant(Struct, frozen=True, kw_only=True):
-    """What the issuer has granted. Times are in seconds since 1970.
+    """The tokens that the issuer has granted. Times are in seconds since 1970.
 
-    renew_at: from when on the token is renewed; it is some time before `expires_at`
+    renew_at: when the token should be renewed, before `expires_at`
     refresh_token, id_token: "" if the issuer has sent none
     """
 
@@ -36,9 +36,9 @@ class Grant(Struct, frozen=True, kw_only=True):
 
 
 class Access(Struct, frozen=True, kw_only=True):
-    """The cookie with the token that the calls of a session have.
+    """The cookie with the access token of a session.
 
-    session_id: of the session that it belongs to; in another one it is not valid
+    session_id: of the session to which it belongs; it is invalid in any other
     ends_at: when the person must sign in again, however often the token was renewed
     """
 
@@ -55,7 +55,7 @@ class Access(Struct, frozen=True, kw_only=True):
 
 
 class Renewal(Struct, frozen=True, kw_only=True):
-    """The cookie with which the token of a session is renewed, and with which one signs out at the issuer."""
+    """The cookie with the refresh token of a session, and with the ID token, which signing out at the issuer needs."""
 
     session_id: str
     refresh_token: str
@@ -67,7 +67,7 @@ class Renewal(Struct, frozen=True, kw_only=True):
 
 
 class NotSignedIn(Exception):
-    """A visitor was not signed in. The text is for the log, and has no token in it. reason: as in the metric."""
+    """A sign-in failed. The text is for the log, and contains no token. reason: the label of SIGN_INS_FAILED."""
 
     def __init__(self, text: str, reason: str) -> None:
         super().__init__(text)
@@ -75,9 +75,11 @@ class NotSignedIn(Exception):
 
 
 class Attempt(Struct, frozen=True, kw_only=True):
-    """The cookie of somebody who was sent to the issuer.
+    """The cookie of a sign-in that has started.
 
-    state, nonce: bind the issuer's answer, and its ID token, to this browser. verifier: of PKCE. next: where to return.
+    state, nonce: bind the authorization response and the ID token to this browser
+    verifier: the code verifier of PKCE
+    next: the path to return to
     """
 
     state: str

@@ -1,4 +1,4 @@
-"""Renewing tokens: one request to the issuer for all requests of a session that come meanwhile, or shortly after."""
+"""Renewing tokens: concurrent requests of a session, and those shortly after, share one request to the issuer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from market.storefront.sign_in.records import Grant, Person
 
 log = logs.get_logger("sign-in")
 
-# A request whose cookie is older than the renewal gets its result for this long: a browser may have sent it before it
-# got the new cookies.
+# How long a result is remembered for requests with the old cookie: browsers may have sent them before they got the new
+# ones.
 _REMEMBERED_SECONDS = 60.0
-# The pause after an issuer that did not respond.
+# How long a failure is remembered: the issuer is not called again in this time.
 _RETRY_SECONDS = 5.0
-# The results that are remembered, some 4 kB each, and the renewals that run at the same time.
+# The maximum numbers of remembered results, about 4 kB each, and of concurrent renewals.
 _MAX_REMEMBERED = 2000
 _MAX_RUNNING = 200
 
@@ -35,18 +35,18 @@ class Renewed:
 
 
 class RenewalRefused:
-    """The issuer has refused the renewal, and will refuse it again."""
+    """The issuer has refused the renewal permanently."""
 
 
 class RenewalFailed:
-    """The issuer has not responded, or not in time."""
+    """The issuer did not respond in time, or responded with an error."""
 
 
 Outcome = Renewed | RenewalRefused | RenewalFailed
 
 
 class Renewals:
-    """Renews tokens. Of those with the same refresh token one runs at a time, and its result is shared.
+    """Renews tokens. There is one renewal at a time for each refresh token, and its result is shared.
 
     renew: requests a grant for a refresh token; raises Refused and Unavailable. clock: returns seconds.
     """
@@ -61,7 +61,7 @@ class Renewals:
         self._remembered: dict[bytes, tuple[float, Outcome]] = {}
 
     async def renew(self, refresh_token: str, person: Person, seconds: float) -> Outcome:
-        """Return the outcome; RenewalFailed if there is none within `seconds`. Then the renewal goes on."""
+        """Return the outcome; RenewalFailed after `seconds`, while the renewal continues in the background."""
         key = hashlib.sha256(refresh_token.encode()).digest()
         until, outcome = self._remembered.get(key, (0.0, RenewalFailed()))
         if self._clock() < until:
@@ -70,7 +70,7 @@ class Renewals:
         if task is None:
             if len(self._running) >= _MAX_RUNNING:
                 return RenewalFailed()
-            # In an empty context, and not ended with the request that starts it: others wait for it, too.
+            # In an empty context and a task of its own, because it must outlive the request that starts it.
             work = self._run(key, refresh_token, person)
             task = self._running[key] = asyncio.get_running_loop().create_task(work, context=Context())
         try:
@@ -80,7 +80,7 @@ class Renewals:
             return RenewalFailed()
 
     async def close(self) -> None:
-        """Cancel what is running."""
+        """Cancel the renewals that are running."""
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
@@ -93,18 +93,18 @@ class Renewals:
             outcome = Renewed(await self._renew(refresh_token, person))
             metrics.RENEWALS.labels("renewed").inc()
         except Refused as e:
-            log.info("a token was not renewed", reason=str(e))
+            log.info("token renewal refused", reason=str(e))
             metrics.RENEWALS.labels("refused").inc()
             outcome = RenewalRefused()
         except Unavailable as e:
-            log.warning("a token cannot be renewed", error=str(e))
+            log.warning("token renewal failed", error=str(e))
             metrics.RENEWALS.labels("failed").inc()
             outcome, seconds = RenewalFailed(), _RETRY_SECONDS
         finally:
             del self._running[key]
         while len(self._remembered) >= _MAX_REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
-        # Behind the others, because the oldest ones are dropped first.
+        # Insert it as the newest, because the oldest results are dropped first.
         self._remembered.pop(key, None)
         self._remembered[key] = (self._clock() + seconds, outcome)
         return outcome

@@ -1,4 +1,4 @@
-"""Sign-in: who a visitor is, by the encrypted cookies of their browser, and how they sign in and out."""
+"""Sign-in: recognising visitors by their encrypted cookies, signing in, and signing out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from market.storefront.sign_in.renewals import RenewalRefused, Renewals, Renewed
 log = logs.get_logger("sign-in")
 
 _ACCESS, _RENEWAL, _ATTEMPT = "access", "renewal", "attempt"
-# How long somebody may take at the issuer.
+# How long signing in at the issuer may take.
 _ATTEMPT_SECONDS = 900
 _MAX_CODE_CHARACTERS = 4096
 # How long a request waits for a renewal while its token is still valid.
@@ -36,10 +36,10 @@ _SECRET_BYTES = 32
 class Recognised:
     """Who a visitor is.
 
-    person, token: None and "" if they have not signed in, or are not signed in any more
-    has_ended: they were signed in until now, and the cookies must be removed
+    person, token: None and "" if they are not signed in
+    has_ended: their session has just ended, so the cookies must be removed
     is_unknown: whether they are signed in is unknown, because the issuer does not respond
-    access, renewal: the cookies that replace those of the request; None if those stay valid
+    access, renewal: new cookies, which replace those of the request; None if there are none
     """
 
     person: Person | None = None
@@ -57,7 +57,8 @@ _ENDED = Recognised(has_ended=True)
 class SignIn:
     """Signs visitors in and out. Their tokens are in cookies that only the storefront can read (docs/decisions/0021).
 
-    clock: returns the time in seconds since 1970.
+    timeout_seconds: how long a request waits for a renewal once its token has expired
+    clock: returns the time in seconds since 1970
     """
 
     def __init__(
@@ -80,9 +81,9 @@ class SignIn:
     # Signing in.
 
     async def begin(self, redirect_uri: str, next_path: str) -> tuple[str, Attempt]:
-        """Return the address at which somebody signs in, and the attempt that their browser must keep.
+        """Return the address at which a visitor signs in, and the attempt, which their browser must keep.
 
-        redirect_uri: where the issuer sends them back to. next_path: where they go then. Raises Unavailable.
+        redirect_uri: where the issuer redirects them afterwards. next_path: the page to return to. Raises Unavailable.
         """
         attempt = Attempt(
             state=secrets.token_urlsafe(_SECRET_BYTES),
@@ -93,7 +94,7 @@ class SignIn:
         return await self._client.authorization_url(attempt, redirect_uri), attempt
 
     def keep_attempt(self, response: Response, attempt: Attempt) -> None:
-        """Keep the attempt in the browser. Without the path to return to if that is too long for a cookie."""
+        """Store the attempt in the browser, without the path to return to if that is too long for a cookie."""
         text = self._cookies.seal(_ATTEMPT, attempt)
         if text is None:
             short = Attempt(state=attempt.state, nonce=attempt.nonce, verifier=attempt.verifier, next="/")
@@ -101,29 +102,29 @@ class SignIn:
         self._cookies.write(response, _ATTEMPT, text or "", max_age=_ATTEMPT_SECONDS)
 
     def find_attempt(self, request: Request) -> Attempt | None:
-        """Return the attempt that this browser has begun."""
+        """Return the attempt that was started in this browser; None if there is none."""
         return self._cookies.read(request, _ATTEMPT, Attempt, max_age=_ATTEMPT_SECONDS)
 
     def forget_attempt(self, response: Response) -> None:
-        """Remove the attempt from the browser: it is good for one answer."""
+        """Remove the attempt from the browser: it is valid for one authorization response."""
         self._cookies.remove(response, _ATTEMPT)
 
     async def finish(
         self, attempt: Attempt | None, *, state: str, code: str, issuer: str, error: str, redirect_uri: str
     ) -> Grant:
-        """Return what the issuer's answer grants. Raises NotSignedIn and Unavailable."""
+        """Return the grant for an authorization response. Raises NotSignedIn and Unavailable."""
         if attempt is None or not secrets.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace")):
-            raise NotSignedIn("the answer does not belong to an attempt of this browser", "attempt")
+            raise NotSignedIn("the authorization response does not belong to an attempt of this browser", "attempt")
         try:
             self._client.check_issuer(issuer)
             if error or not code or len(code) > _MAX_CODE_CHARACTERS:
-                raise NotSignedIn(f"the issuer's answer has no code, but {error[:64] or 'nothing'}", "no_code")
+                raise NotSignedIn(f"the authorization response has no code; error: {error[:64] or 'none'}", "no_code")
             return await self._client.exchange(code, attempt, redirect_uri)
         except Refused as e:
             raise NotSignedIn(str(e), "refused") from None
 
     def start_session(self, response: Response, grant: Grant, session_id: str) -> None:
-        """Keep the tokens in the browser, for this session. Raises NotSignedIn if they are too large for cookies."""
+        """Store the tokens in the browser, for this session. Raises NotSignedIn if they are too large for cookies."""
         ends_at = self._clock() + self._max_session_seconds
         access, renewal = _cookies_of(grant, session_id, ends_at, grant.id_token)
         if not self._keep(response, access, renewal):
@@ -137,7 +138,7 @@ class SignIn:
         return access.person if access is not None and self._clock() < access.expires_at else None
 
     async def recognise(self, request: Request, session_id: str) -> Recognised:
-        """Return who a visitor is. The token is renewed in time; the session ends when the issuer refuses that."""
+        """Return who a visitor is. Renew the token if it is due; the session ends if the issuer refuses that."""
         access = self._access(request, session_id)
         if access is None:
             return NOBODY
@@ -158,13 +159,12 @@ class SignIn:
             new_access, new_renewal = _cookies_of(grant, session_id, access.ends_at, renewal.id_token)
             return Recognised(grant.person, grant.token, access=new_access, renewal=new_renewal)
         if is_valid:
-            # Another copy of the storefront may have renewed it with the same refresh token; its cookies are on their
-            # way to the browser.
+            # Another copy of the storefront may just have used the refresh token; the browser will get its cookies.
             return valid
         return _ENDED if isinstance(outcome, RenewalRefused) else Recognised(is_unknown=True)
 
     def keep(self, response: Response, recognised: Recognised) -> None:
-        """Change the cookies of the browser to what was found out."""
+        """Store new cookies in the browser, or remove them if the session has ended."""
         if recognised.has_ended:
             self.end_session(response)
         elif (
@@ -190,7 +190,7 @@ class SignIn:
         return access if access is not None and access.session_id == session_id else None
 
     def _keep(self, response: Response, access: Access, renewal: Renewal) -> bool:
-        """Set both cookies, without the ID token if there is no room for it. Return whether they fit."""
+        """Set both cookies, without the ID token if it does not fit. Return whether the others fit."""
         texts = (self._cookies.seal(_ACCESS, access), self._cookies.seal(_RENEWAL, renewal))
         if texts[1] is None:
             short = Renewal(session_id=renewal.session_id, refresh_token=renewal.refresh_token)

@@ -1,4 +1,4 @@
-"""The languages of the shop: their texts, from gettext catalogues, and how they write money and dates.
+"""The languages of the shop: their texts, from gettext catalogues, and the formats of money and dates.
 
 English is the language of the sources, so it has no catalogue. The others are `locales/LANGUAGE/LC_MESSAGES/*.po`:
 messages.po has the buyer's pages, desk_*.po the desk. They are read at start, so no compiled file can be out of date.
@@ -31,7 +31,7 @@ _MAX_HEADER = 500
 
 @dataclass(frozen=True)
 class Language:
-    """A language with its texts. `code` is what pages have as `lang`, and `name` is its own name for itself."""
+    """A language with its texts. `code`: the attribute `lang` of pages. `name`: in the language itself."""
 
     code: str
     name: str
@@ -39,7 +39,7 @@ class Language:
     translations: gettext.NullTranslations
 
     def money(self, amount: str | Decimal, currency: str) -> str:
-        """Return an amount of money in the language's form: "£2.50", "2,50 £"."""
+        """Return an amount of money in the language's format: "£2.50", "2,50 £"."""
         return _money(str(amount), currency, self.locale)
 
     def number(self, number: float) -> str:
@@ -58,7 +58,7 @@ class Language:
         """Return a date with the time of day, in UTC."""
         utc = moment.astimezone(UTC)
         day, time = format_date(utc, "long", self.locale), format_time(utc, "short", locale=self.locale)
-        # No line begins with "UTC".
+        # The space is non-breaking, so that no line begins with "UTC".
         return f"{day}, {time}\N{NO-BREAK SPACE}UTC"
 
 
@@ -68,7 +68,7 @@ def _money(amount: str, currency: str, locale: Locale) -> str:
 
 
 def N_(text: str) -> str:
-    """Return the text. Marks it for the catalogues where it is not translated yet, because there is no language."""
+    """Return the text unchanged. Marks it for extraction where the language is not known yet, as usual with gettext."""
     return text
 
 
