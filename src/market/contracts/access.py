@@ -22,7 +22,7 @@ SEE_STOCK = Access(anonymous=NO, buyer=NO, merchant=YES, operator=NO, service=NO
 PLACE_ORDERS = Access(anonymous=NO, buyer=OWN, merchant=YES, operator=NO, service=NO)
 READ_ORDERS = Access(anonymous=NO, buyer=OWN, merchant=YES, operator=YES, service=NO)
 CANCEL_ORDERS = Access(anonymous=NO, buyer=OWN, merchant=YES, operator=NO, service=NO)
-# Merchants can tell their customers what no mail has told them; what to do about the mails is for operators.
+# Merchants may see them, to inform their customers; only operators may replay or drop them.
 SEE_DEAD_LETTERS = Access(anonymous=NO, buyer=NO, merchant=YES, operator=YES, service=NO)
 # What could not be sold, and which orders are unfinished.
 SEE_PROBLEMS = Access(anonymous=NO, buyer=NO, merchant=YES, operator=YES, service=NO)
@@ -35,7 +35,7 @@ def _only(*callers: str) -> Access:
     return Access(anonymous=NO, buyer=NO, merchant=NO, operator=NO, service=service, callers=frozenset(callers))
 
 
-# REST routes, by the key that `market.kit.http.edge` has for them. A query that needs more than its route is added.
+# REST routes, by their key in `market.kit.http.edge`. A query that requires more than its route has its own entry.
 PRODUCTS: Mapping[str, Access] = {
     "GET /api/product/{id}": EVERYBODY,
     "GET /api/product/{id}?stock=true": SEE_STOCK,
@@ -60,7 +60,7 @@ NOTIFICATIONS: Mapping[str, Access] = {
     "POST /api/dead-letters/{id}/drop": OPERATE,
 }
 
-# The gateway's own routes: everybody may send a document. The services decide about each of its fields.
+# The gateway's own routes: everybody may send a document. The services authorize each of its fields.
 GRAPHQL_ROUTES: Mapping[str, Access] = {
     "GET /": EVERYBODY,
     "GET /graphiql/{name}": EVERYBODY,
@@ -70,7 +70,7 @@ GRAPHQL_ROUTES: Mapping[str, Access] = {
     "GET /graphql/": EVERYBODY,
     "POST /graphql/": EVERYBODY,
 }
-# GraphQL fields, by type and name: the root fields, and fields that need more than the root field above them.
+# GraphQL fields, by type and name: the root fields, and fields that require more than their root field.
 GRAPHQL_FIELDS: Mapping[str, Access] = {
     "Query.product": EVERYBODY,
     "Query.products": EVERYBODY,

@@ -36,16 +36,16 @@ from market.kit.process.health import Health
 from market.kit.process.tracing import Tracer
 
 PATH = "/graphql"
-# Some clients and ingresses add the slash.
+# Some clients and ingresses append a slash.
 _PATHS = (PATH, f"{PATH}/")
 TIMEOUT_SECONDS = 10.0
 PREFERRED = "application/graphql-response+json"
 LEGACY = "application/json"
 _CONTENT_TYPES = {t: f"{t}; charset=utf-8".encode() for t in (PREFERRED, LEGACY)}
 _MAX_CACHED_ACCEPT = 256
-# Of a response that is sent at once: what the server buffers before it waits for the client.
+# A response is sent in pieces of this size: as much as the server buffers before it waits for the client.
 _PIECE_BYTES = 65_536
-# A text weighs at least one object per so many bytes. A line of an order has 60 to 120.
+# A text weighs at least one object per this many bytes. A line of an order has 60 to 120 bytes.
 _BYTES_PER_OBJECT = 128
 _HEADERS = {"cache-control": "no-store", "vary": "accept"}
 _RAW_HEADERS = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
@@ -108,7 +108,7 @@ def application(
         try:
             counted = Request(request.scope, _counted(request.receive, memory))
             body = await counted.body()
-            # It is whole now, and no longer in pieces.
+            # The pieces have been joined into one.
             memory.release(len(body))
             async with admission(counted, weigh(body)) as admitted:
                 await memory.take(json_cost(body))
@@ -127,7 +127,7 @@ def application(
         if b"text/html" in (read_header(request, b"accept") or b""):
             query_string = request.scope["query_string"].decode("latin-1")
             if not query_string or is_authorization_response(query_string):
-                # Behind an ingress, `/` is the shop; here is GraphiQL in either case.
+                # Behind an ingress, `/` is the storefront, so GraphiQL is here, too.
                 return await files.get_page(request)
         media_type = _media_type(request.scope)
         reject_unsupported_preconditions(request)
@@ -142,7 +142,7 @@ def application(
                 )
                 if prepared.is_mutation:
                     memory.close()
-                    # Returned: for a MethodNotAllowed that is raised, the edge allows every method of the path.
+                    # Returned, not raised: for a raised one, the edge would list all methods of the path in Allow.
                     return render_problem(request.scope, MutationByGet("mutations must be sent by POST"))
                 result = await executor.execute(prepared, call.variables or {}, memory, admit=admitted.increase_weight)
                 return _CountedResponse(result, media_type, memory)
@@ -163,13 +163,13 @@ def application(
         render_problem=render_problem,
         reserve=_reserve,
         authenticator=authentication,
-        # Everybody may send a document: products and orders decide about its fields, by the caller's own token.
+        # Everybody may send a document: products and orders authorize its fields, by the caller's token.
         access=GRAPHQL_ROUTES,
     )
 
 
 def weigh(text: bytes) -> int:
-    """Return what a request weighs before it is parsed: the objects in it, or its size in lines of an order."""
+    """Return the weight of a request before it is parsed: its number of objects, or its size in lines of an order."""
     return max(1, text.count(b"{"), len(text) // _BYTES_PER_OBJECT)
 
 
@@ -186,14 +186,14 @@ def render_problem(scope: Any, problem: Problem) -> Response:
         headers["allow"] = "POST"
     if isinstance(problem, Unavailable):
         headers["retry-after"] = str(problem.retry_after)
-    # The specification knows 400, not 422.
+    # The specification uses 400, not 422.
     status = 400 if problem.status == 422 else problem.status
     content_type = _CONTENT_TYPES[negotiate(_accept(scope)) or LEGACY]
     return json_response(rejected(problem).body, status, headers, content_type=content_type)
 
 
 def is_authorization_response(query_string: str) -> bool:
-    """Return whether it is what the issuer sends a browser back with after a sign-in (RFC 6749, section 4.1.2)."""
+    """Return whether the query string is an authorization response of the issuer (RFC 6749, section 4.1.2)."""
     names = {name for name, _ in parse_qsl(query_string, keep_blank_values=True)}
     return "state" in names and bool(names & {"code", "error"}) and not names & {"query", "documentId", "extensions"}
 
@@ -223,7 +223,7 @@ def parse_get_request(query_string: bytes) -> GraphQLRequest:
 def negotiate(accept: str) -> str | None:
     """Return the media type that an Accept header prefers, or None if it allows neither.
 
-    A wildcard, or no header, selects LEGACY: the specification's audit asks for it, because a client that knows the
+    A wildcard, or no header, selects LEGACY: the specification's audit requires it, because a client that knows the
     other type names it (https://graphql.github.io/graphql-over-http/draft/#sec-Legacy-Watershed).
     """
     # A longer header is rare, and could fill the cache with megabytes.
@@ -243,7 +243,7 @@ def _negotiate(accept: str) -> str | None:
         elif media_type in ("*/*", "application/*") and wildcard_quality is None:
             wildcard_quality = rank[0]
     if wildcard_quality is not None:
-        # Of the same quality, a type that is named comes first.
+        # At equal quality, a type that is named takes precedence over a wildcard.
         ranks.setdefault(LEGACY, (wildcard_quality, -accept.count(",") - 1))
     best = max(ranks, key=lambda media_type: ranks[media_type], default=None)
     return best if best is not None and ranks[best][0] > 0 else None
@@ -268,11 +268,11 @@ def _media_type(scope: Any) -> str:
 
 
 def _counted(receive: Any, memory: RequestMemory) -> Any:
-    """Return an ASGI `receive` that counts the bytes of the body, in pieces and as a whole."""
+    """Return an ASGI `receive` that counts the bytes of the body twice, for the pieces and for the joined body."""
 
     async def counted() -> Any:
         message = await receive()
-        # It is there already: large bodies that waited would be what they wait for.
+        # It is in memory already. Waiting could deadlock: large bodies would wait for memory that they hold themselves.
         if (body := message.get("body")) and not memory.try_take(2 * len(body)):
             raise Overloaded("too many large requests in flight")
         return message
@@ -281,10 +281,10 @@ def _counted(receive: Any, memory: RequestMemory) -> Any:
 
 
 class _CountedResponse(Response):
-    """A response that holds its own bytes in the request's memory until they are sent, and gives back all others."""
+    """A response that holds its bytes in the request's memory until they are sent, and releases all others at once."""
 
     def __init__(self, result: Result, media_type: str, memory: RequestMemory) -> None:
-        # In the legacy type a client trusts the body of a 200 alone.
+        # With the legacy media type, clients only trust the body of a 200.
         self.status_code = 200 if result.executed or media_type == LEGACY else 400
         self.body = result.body
         self.background = None

@@ -31,7 +31,7 @@ class Clients:
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[HttpServer]:
     """Wire the gateway and yield its server. It owns no store, so it is ready as soon as it serves."""
-    # Products and orders must see the client, not the gateway, as the caller: its address and its token.
+    # For products and orders, the caller is the client, not the gateway: by address and, if signed in, by token.
     header = config.http.forwarded_header
     async with (
         HttpClient("products", config.products, forwarded_header=header, forward_token=True) as products,

@@ -27,7 +27,7 @@ from market.kit.resilience import RetryBudget
 
 log = logs.get_logger("graphql")
 
-# A create is retried after a 503 that asks for a pause of at most this; after a longer one the caller is told.
+# A create is retried after a 503 whose Retry-After is at most this; a longer one is passed to the caller.
 _MAX_PAUSE_SECONDS = 2.0
 _CREATE_ATTEMPTS = 3
 # Of a problem document, with room for what it quotes.

@@ -15,26 +15,26 @@ Bytes = Annotated[int, Meta(ge=4096)]
 
 
 class Limits(Section, frozen=True, kw_only=True):
-    """The most that one request may ask for."""
+    """The limits of one request."""
 
-    # Of the document's text. An order of 1,000 lines written into the document has some 80,000.
+    # Length of the document. A document that contains an order of 1,000 lines has about 80,000.
     characters: Count = 200_000
-    # An order of 1,000 lines written into the document has some 8,000 tokens.
+    # A document that contains an order of 1,000 lines has about 8,000.
     tokens: Count = 10_000
     # Nested selection sets. GraphiQL's introspection query has 13.
     depth: Count = 16
     aliases: Count = 50
     # Fields after fragments are spread.
     fields: Count = 500
-    # Fields of one name in one selection set, after fragments are spread. Validation compares each with each.
+    # Fields of one name in one selection set, after fragments are spread. Validation compares them pairwise.
     repeats: Count = 100
-    # CPU time for the validation of one document. That of the 1,000 lines takes 0.05 s.
+    # CPU time for the validation of one document. An order of 1,000 lines takes 0.05 s.
     validation_seconds: Seconds = 0.5
-    # Items on all pages of the request together, counted at the pages' own limits.
+    # Items on all pages of the request together. A page counts as many as its argument `limit`.
     list_items: Count = 2000
     # Distinct products of the order lines of one response. Products returns 100 at a time.
     joined_products: Count = 2000
-    # Fields in a response to an introspection query. GraphiQL's has some 2,000.
+    # Fields in a response to an introspection query. GraphiQL's query has about 2,000.
     introspection_fields: Count = 20_000
 
 
@@ -42,25 +42,25 @@ class DocumentCacheSize(Section, frozen=True, kw_only=True):
     """How much of the documents is cached: parsed, validated and compiled."""
 
     count: Count = 500
-    # A longer document, with the operation's name, is not cached.
+    # Documents are not cached if they, with the operation's name, are longer.
     characters: Count = 8000
-    # The memory of all cached documents and their plans. One document may have an eighth of it.
+    # The memory of all cached documents and their plans. One document may take an eighth of it.
     bytes: Annotated[int, Meta(ge=65_536)] = 12 * 1024 * 1024
 
 
 class Memory(Section, frozen=True, kw_only=True):
     """The bytes that requests may hold, counted as upper bounds before they are allocated.
 
-    What the limit of the process must be is in docs/operations.md, "Limits of GraphQL requests".
+    How to choose the memory limit of the process is in docs/operations.md, "Limits of GraphQL requests".
     """
 
-    # Up to this a request is small. A page of 100 orders of three lines with their products takes half of it.
+    # A request up to this size is small. A page of 100 orders of three lines with their products takes half of it.
     small_request_bytes: Bytes = 262_144
     # All small requests together, and the first bytes of large ones.
     small_requests_bytes: Bytes = 24 * 1024 * 1024
-    # Of one request: a page of orders that fills the 8 MiB of REST takes nine tenths.
+    # The limit of one request. A page of orders that fills the 8 MiB that REST permits takes nine tenths of it.
     request_bytes: Bytes = 72 * 1024 * 1024
-    # All large requests together. They wait for each other.
+    # All large requests together. A request waits until others have released enough.
     large_requests_bytes: Bytes = 72 * 1024 * 1024
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class GraphiQL(Section, frozen=True, kw_only=True):
     # a field for a token, but no button.
     client_id: NonEmptyStr | None = None
     scope: NonEmptyStr = "openid email"
-    # What the issuer requires besides: Auth0, for example, the audience of the token.
+    # Further parameters that the issuer requires, such as the audience of the token at Auth0.
     authorization_parameters: dict[str, str] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -96,12 +96,12 @@ class GraphiQL(Section, frozen=True, kw_only=True):
 
 
 class GatewayHttp(Http, frozen=True, kw_only=True):
-    """The gateway's HTTP edge, with buffers that leave memory for what it makes of requests."""
+    """The gateway's HTTP edge. Its buffers are smaller than the defaults: executing requests needs memory, too."""
 
-    # Each takes some 50 KiB of memory even if it only waits.
+    # Each takes about 50 KiB of memory, even while it only waits.
     max_in_flight: Count = 512
     max_in_flight_per_caller: Count = 384
-    # Each takes some 10 KiB of memory.
+    # Each takes about 10 KiB of memory.
     max_connections: Count = 2048
     max_in_flight_body_bytes: Annotated[int, Meta(ge=1_048_576)] = 16 * 1024 * 1024
     max_receive_buffer_bytes: Annotated[int, Meta(ge=1_048_576)] = 16 * 1024 * 1024
@@ -127,5 +127,5 @@ class Config(SignInConfig, frozen=True, forbid_unknown_fields=True, kw_only=True
         if client_id is not None and not self.auth.is_required:
             raise ValueError("graphiql.client_id can only be set if auth.mode is required")
         if client_id == self.auth.audience:
-            # It is the audience of the ID tokens that the page gets, which would be accepted as access tokens.
+            # The client id is the audience of the page's ID tokens, which would then be accepted as access tokens.
             raise ValueError(f"graphiql.client_id must not be auth.audience, got {client_id} for both")

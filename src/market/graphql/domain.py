@@ -1,4 +1,4 @@
-"""What the gateway reads from products and orders, the error of one field, and names in snake_case and camelCase."""
+"""The resources of products and orders, the error of a field, and converting names between snake_case and camelCase."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Product(Struct, frozen=True, gc=False):
     available: bool | None
     created_at: str
     updated_at: str
-    # The previous version of products does not have it. 0 is no product's version, so an update that expects it fails.
+    # The previous version of products does not send it. No product has version 0, so an update that expects it fails.
     version: int = 0
     # Absent unless it was requested.
     stock: int | None = None
@@ -30,7 +30,7 @@ class ProductPage(Struct, frozen=True, gc=False):
     total: int
     limit: int
     offset: int
-    # The previous version of the services does not have them.
+    # The previous version of the services does not send them.
     total_exact: bool = True
     next: str | None = None
     suggested: bool = False
@@ -71,7 +71,7 @@ class OrderPage(Struct, frozen=True, gc=False):
     total: int
     limit: int
     offset: int
-    # The previous version of the services does not have them.
+    # The previous version of the services does not send them.
     total_exact: bool = True
     next: str | None = None
 
@@ -94,15 +94,15 @@ _UPPER = re.compile(r"(?<=[a-z0-9])([A-Z])")
 _UNDERSCORE = re.compile(r"_([a-z])")
 
 
-# Only names of the schema come here, so the cache cannot grow beyond it.
+# Only called with names of the schema, which bounds the cache.
 @lru_cache(maxsize=256)
 def snake_case(name: str) -> str:
-    """Return a GraphQL name as REST writes it: imageUrl -> image_url."""
+    """Return the REST name of a GraphQL name: imageUrl -> image_url."""
     return _UPPER.sub(lambda m: "_" + m[1].lower(), name)
 
 
 def camel_case(name: str) -> str:
-    """Return a REST name or path as GraphQL writes it: items[0].product_id -> items[0].productId."""
+    """Return the GraphQL name or path of a REST one: items[0].product_id -> items[0].productId."""
     return _UNDERSCORE.sub(lambda m: m[1].upper(), name)
 
 

@@ -1,7 +1,7 @@
 """The use cases behind the nine root fields, and the products of a response's order lines.
 
 Use cases return the upstream's JSON as bytes, not decoded. They raise NotFound or BadInput for arguments that no
-upstream need see, and otherwise what the clients raise: FieldError and Unavailable.
+upstream needs to see, and otherwise what the clients raise: FieldError and Unavailable.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from market.kit.text import parse_path_id, parse_uuid
 
 # Ids in one request to products, by the REST contract.
 MAX_IDS = 100
-# What REST returns for ids of which none exists.
+# The REST response if none of the ids exists.
 _EMPTY_PAGE = b'{"items":[],"total":0,"limit":0,"offset":0,"total_exact":true,"next":null,"suggested":false}'
-# How often an update reads the product again because another one was faster.
+# How often an update reads the product again because it was modified since.
 _UPDATE_ATTEMPTS = 5
 # Requests to products that one response makes concurrently for its order lines.
 MAX_CONCURRENT_BATCHES = 4
@@ -32,7 +32,7 @@ MAX_CONCURRENT_BATCHES = 4
 
 @dataclass(frozen=True)
 class Deps:
-    """What the use cases need."""
+    """The clients of the use cases."""
 
     products: ProductsClient
     orders: OrdersClient
@@ -117,7 +117,7 @@ async def list_orders(
     created_from: str | None = None,
     created_to: str | None = None,
 ) -> bytes:
-    """Return a page of the user's orders, the newest first. Without a user, orders decides whose they are."""
+    """Return a page of the user's orders, the newest first. `user`: None for the default of orders."""
     query = {
         "user": user,
         "limit": limit,
@@ -168,11 +168,11 @@ async def _update_product(deps: Deps, product: dict[str, Any]) -> bytes:
     if "image_url" in body:
         return await deps.products.update(body, idempotent=idempotent, etag=expected)
     if expected is not None:
-        # In another version than the expected one, the update fails whatever image was read.
+        # If the product does not have the expected version, the update fails, no matter which image was read.
         current, _ = await deps.products.get_version(product_id)
         body["image_url"] = _decode_image(current).image_url
         return await deps.products.update(body, idempotent=False, etag=expected)
-    # REST replaces the image, too. It is read, and written back only if nobody has changed the product since.
+    # PUT replaces the image, too. So it is read first, and written back only if nobody has changed the product since.
     for attempt in range(1, _UPDATE_ATTEMPTS + 1):
         current, etag = await deps.products.get_version(product_id)
         body["image_url"] = _decode_image(current).image_url
@@ -208,7 +208,7 @@ async def products_by_id(
 ) -> list[ProductBatch]:
     """Return the products with these ids, in batches of 100 distinct ids. Never raises: a batch holds its error.
 
-    What is beyond `max_products` is one batch, whose error is a BadInput.
+    The ids beyond `max_products` are one batch, whose error is a BadInput.
     """
     distinct = list(dict.fromkeys(ids))
     excess = distinct[max_products:]
@@ -239,11 +239,11 @@ async def products_by_id(
 
 
 def _entity_tag(version: int | None) -> str | None:
-    """Return what REST has in `If-Match` for a version of a product."""
+    """Return the entity tag of a version of a product, for `If-Match`."""
     return None if version is None else f'"{version}"'
 
 
 def _rest_body(fields: dict[str, Any], nullable: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
-    """Return an input object as REST takes it. A null means absent, except in fields where null is a value."""
+    """Return an input object as the body of a REST request. Null means absent, except in the `nullable` fields."""
     body: dict[str, Any] = snake_case_keys({k: v for k, v in fields.items() if v is not None or k in nullable})
     return body

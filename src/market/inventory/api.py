@@ -9,7 +9,7 @@ from uuid import UUID
 
 import grpc
 
-# A subclass of uuid.UUID that is parsed, compared and hashed in C, eight times as fast; an order has several.
+# A subclass of uuid.UUID that is parsed, compared and hashed in C, eight times as fast. An order has several ids.
 from asyncpg.pgproto.pgproto import UUID as FastUUID
 from google.protobuf.message import DecodeError
 
@@ -77,7 +77,7 @@ async def reserve_many(deps: Deps, request: pb.ReserveManyRequest) -> pb.Reserve
     _check_length("reservations", request.reservations, MAX_RESERVATIONS)
     results: list[pb.ReserveManyResult] = []
     reservations: list[Reservation] = []
-    # Where the result of each reservation goes: a message that cannot be parsed has its own error already.
+    # The index in `results` of each reservation. Messages that cannot be parsed have an error there already.
     positions: list[int] = []
     for n, message in enumerate(request.reservations):
         try:
@@ -180,7 +180,7 @@ _METHODS: dict[str, tuple[Callable[[Deps, Any], Awaitable[Any]], Any, Any]] = {
 def handlers(deps: Deps, tracer: Tracer, authenticator: Authenticator | None = None) -> grpc.GenericRpcHandler:
     """Return the service `market.inventory.v1.Inventory` for a gRPC server.
 
-    authenticator: verifies who calls; without one everybody may call every method.
+    authenticator: verifies callers; without one everybody may call every method.
 
     Bytes that are not a valid message get INVALID_ARGUMENT; with the generated servicer they would get INTERNAL.
     """
@@ -223,10 +223,10 @@ def parse_id(field: str, text: str) -> UUID:
 
 
 def parse_ids(texts: Sequence[str]) -> list[str]:
-    """Return the UUIDs of the field `product_ids` in lower case, in their order, with repeats. Raises BadInput."""
+    """Return the UUIDs of the field `product_ids` in lower case, in the same order with duplicates. Raises BadInput."""
     _check_length("product_ids", texts, MAX_IDS)
     texts = list(texts)
-    # One by one only if there is one to be named in the error.
+    # One by one only if an invalid one must be found for the error.
     return messages.canonical_ids(texts) or [str(parse_id(f"product_ids[{n}]", text)) for n, text in enumerate(texts)]
 
 

@@ -1,4 +1,4 @@
-"""The only wiring: pool, repositories, batcher, retention, gRPC server."""
+"""The wiring of inventory: pool, repositories, batcher, retention, gRPC server."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MIGRATIONS = "market.inventory.migrations"
 
 # PostgreSQL's settings of each connection.
 SETTINGS = {
-    # The locks and the SQL functions rely on it, whatever the database's own default is.
+    # The SQL functions rely on it, so the default of the database must not matter.
     "default_transaction_isolation": "read committed",
-    # The statements take arrays: planning them for their values costs more than a better plan saves.
+    # The statements take arrays; planning them for each call costs more than a better plan saves.
     "plan_cache_mode": "force_generic_plan",
     # Every access is by key. A plan made while a table was empty must not scan it when it is large.
     "enable_seqscan": "off",
@@ -33,7 +33,7 @@ SETTINGS = {
 
 @asynccontextmanager
 async def build(config: Config, process: Process) -> AsyncIterator[GrpcServer]:
-    """The service, not yet listening. Waits for PostgreSQL and its schema."""
+    """Wire inventory and yield its server, not yet listening. Wait for PostgreSQL and its schema before."""
     async with open_deps(config, process) as deps, authenticator(config.auth, callers=config.auth.callers) as callers:
         async with periodic_tasks({"retention": lambda: service.delete_expired(deps, config.retention)}):
             yield server(config, process, deps, callers)
@@ -41,7 +41,7 @@ async def build(config: Config, process: Process) -> AsyncIterator[GrpcServer]:
 
 @asynccontextmanager
 async def open_deps(config: Config, process: Process) -> AsyncIterator[Deps]:
-    """Connect to PostgreSQL, waiting for it and for its schema, and build what the use cases work with."""
+    """Connect to PostgreSQL, wait for its schema, and yield the dependencies of the use cases."""
     async with postgres.open_pool(config.postgres, process.health, settings=SETTINGS) as pool:
         await migrations.wait_for_schema(pool, MIGRATIONS, process.health)
         yield make_deps(
@@ -63,7 +63,7 @@ def make_deps(
 
 
 def server(config: Config, process: Process, deps: Deps, callers: Authenticator | None = None) -> GrpcServer:
-    """Return the gRPC server of the use cases, not yet listening. `callers`: verifies who calls; None: nobody does."""
+    """Return the gRPC server of the use cases, not yet listening. `callers`: verifies callers; None in mode `open`."""
     return GrpcServer(
         config.grpc.host,
         config.grpc.port,
@@ -75,5 +75,5 @@ def server(config: Config, process: Process, deps: Deps, callers: Authenticator 
 
 
 async def migrate(config: Config, _: list[str]) -> None:
-    """Apply the migrations that are missing."""
+    """Apply the pending migrations."""
     await migrations.migrate(config.postgres, MIGRATIONS)

@@ -56,12 +56,12 @@ class Shortage(Struct, frozen=True, gc=False):
     available: int
 
 
-# The lines of a reservation that are short; empty: every line was reserved.
+# The lines of a reservation for which there is not enough stock; empty if all lines were reserved.
 Shortages = list[Shortage]
 
 
 class Movement(Struct, frozen=True):
-    """Units that are added (delta > 0) or lost (delta < 0), whatever version the product has."""
+    """Units that are added (delta > 0) or lost (delta < 0), no matter which version the product has."""
 
     id: UUID
     product_id: UUID
@@ -71,8 +71,8 @@ class Movement(Struct, frozen=True):
 class StockWrite(Struct, frozen=True, gc=False):
     """A quantity that replaces the product's stock.
 
-    product_version: the version of the product that it belongs to; the stock of a newer version is not replaced.
-        None: it replaces any.
+    product_version: the version of the product to which it belongs; the stock of a newer version is not replaced.
+        None: the stock of any version is replaced.
     """
 
     product_id: UUID
@@ -83,7 +83,7 @@ class StockWrite(Struct, frozen=True, gc=False):
 class Delivery(Struct, frozen=True):
     """Units that have arrived. Deliveries of a product with the same id are one delivery.
 
-    product_version: the version of the product that it belongs to; it is not added to the stock of a newer version.
+    product_version: the version of the product to which it belongs; it is not added to the stock of a newer version.
     """
 
     id: UUID
@@ -93,14 +93,14 @@ class Delivery(Struct, frozen=True):
 
 
 class DeliveryResult(Struct, frozen=True):
-    """How a delivery was decided, and what is in force afterwards."""
+    """The outcome of a delivery, and the stock that is in force afterwards."""
 
     outcome: Outcome
     in_force: StockInForce
 
 
 class StockInForce(Struct, frozen=True, gc=False):
-    """A product's stock after a write, and the version that it belongs to.
+    """A product's stock after a write, and the version to which it belongs.
 
     product_version: the highest version that has set the stock or added a delivery to it; 0: none has.
     """

@@ -29,7 +29,7 @@ from market.kit.errors import Overloaded, Unavailable
 
 @dataclass(frozen=True)
 class Deps:
-    """What the use cases work with. `max_pending`: reservations that may wait for a transaction."""
+    """The dependencies of the use cases. `max_pending`: how many reservations may wait for a transaction."""
 
     stock: StockRepository
     reservations: ReservationRepository
@@ -53,7 +53,7 @@ async def reserve_many(deps: Deps, reservations: Sequence[Reservation]) -> list[
 
 
 async def cancel(deps: Deps, reservation_id: UUID) -> bool:
-    """Cancel the reservation, now or before it arrives; return whether units returned to stock.
+    """Cancel the reservation, even if it has not arrived yet; return whether units returned to stock.
 
     Raises DeadlineExceeded, Unavailable.
     """
@@ -71,7 +71,7 @@ async def set_stock(deps: Deps, write: StockWrite) -> StockChange:
     change = await deps.batcher.stock_writes(write)
     in_force = change.in_force
     if change.applied:
-        # In the caller's own context: the transaction may have had the writes of other callers, too.
+        # Recorded here, in the caller's context, because the transaction may contain writes of other callers, too.
         audit.record(
             "stock set",
             target=f"product {write.product_id}",
@@ -84,7 +84,7 @@ async def set_stock(deps: Deps, write: StockWrite) -> StockChange:
 
 
 async def add_delivery(deps: Deps, delivery: Delivery) -> DeliveryResult:
-    """Add the units of the delivery to the stock, once for each id of the product; return how it was decided.
+    """Add the units of the delivery to the stock, once for each id of the product; return the outcome.
 
     Nothing is added if a newer version of the product has set the stock (SUPERSEDED), if the stock would be larger than
     MAX_STOCK (REJECTED), or if the id has been used for another quantity (MISMATCH). Raises DeadlineExceeded,
@@ -107,7 +107,7 @@ async def add_delivery(deps: Deps, delivery: Delivery) -> DeliveryResult:
 
 
 async def check_delivery(deps: Deps, delivery: Delivery) -> DeliveryResult:
-    """Return how the delivery would be decided now if its version were the newest. Raises as `add_delivery`."""
+    """Return what the outcome of the delivery would be now if its version were the newest. Raises as `add_delivery`."""
     return await deps.stock.add_delivery(delivery, check_only=True)
 
 
@@ -144,7 +144,7 @@ async def get_stock(deps: Deps, product_ids: Sequence[str]) -> list[int | None]:
 
 
 async def list_reservations(deps: Deps, after: UUID | None, limit: int) -> list[StoredReservation]:
-    """Return a page of reservations in order of id, beginning after the id `after`.
+    """Return a page of reservations by ascending id, starting after the id `after`.
 
     Raises DeadlineExceeded, Unavailable.
     """

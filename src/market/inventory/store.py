@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logs.get_logger("inventory")
 
-# Attempts of one transaction that PostgreSQL aborts, because of a deadlock with somebody outside the service.
+# Attempts of a transaction that PostgreSQL aborts because of a deadlock with a client outside the service.
 MAX_ATTEMPTS = 8
 
 
 class Database:
     """Runs each transaction within its deadline, and maps the driver's errors to the kit's.
 
-    timeout_seconds: the limit of one transaction, unless the caller's deadline is nearer.
+    timeout_seconds: the limit of one transaction, unless the caller's deadline is earlier.
     """
 
     def __init__(self, pool: Pool, *, timeout_seconds: float, faults: Faults | None = None) -> None:
@@ -55,11 +55,11 @@ class Database:
         self._faults = faults
 
     async def run(self, work: Callable[[Connection], Awaitable[T]], *, inside: str = "", after: str = "") -> T:
-        """Return the result of `work`, one statement and so one transaction, once it is committed.
+        """Return the result of `work`, which executes one statement, after its transaction is committed.
 
         `inside` and `after` name failure points before and after the commit. A transaction that PostgreSQL aborted is
-        repeated. Raises DeadlineExceeded or Unavailable; whether the work took effect is then unknown, and the caller
-        may repeat it with the same id.
+        repeated. Raises DeadlineExceeded or Unavailable; whether the transaction was committed is then unknown, and the
+        caller may repeat it with the same id.
         """
         for attempt in range(1, MAX_ATTEMPTS + 1):
             seconds = context.require_remaining(self._timeout_seconds)
@@ -93,7 +93,7 @@ class Database:
 
 
 class Booking(Struct, frozen=True):
-    """How a movement was decided, and the product's stock now."""
+    """The outcome of a movement, and the product's stock now."""
 
     outcome: Outcome
     quantity: int
@@ -115,7 +115,7 @@ class StockRepository:
         order = sorted(range(len(writes)), key=lambda n: writes[n].product_id)
         row = await self._database.run(
             lambda conn: conn.fetchrow(
-                # The subquery reads the snapshot of this statement, which does not have the function's own changes.
+                # The subquery reads the snapshot of this statement, which does not contain the changes of the function.
                 """
                 SELECT *, ARRAY(
                     SELECT i.quantity
@@ -211,7 +211,7 @@ class StockRepository:
 
 
 class Decision(Struct, frozen=True, gc=False):
-    """How a reservation was decided; `shortages` only if it was REJECTED."""
+    """The outcome of a reservation. `shortages`: empty unless it is REJECTED."""
 
     outcome: Outcome
     shortages: Shortages
@@ -220,7 +220,7 @@ class Decision(Struct, frozen=True, gc=False):
 class Cancellations(Struct, frozen=True):
     """`released`: the reservations whose units returned to stock.
 
-    `deleted`: rows deleted meanwhile, to be tried again.
+    `deleted`: those whose rows were deleted between two statements, to be tried again.
     """
 
     released: set[UUID]
@@ -232,7 +232,7 @@ _DONE = Decision(Outcome.DONE, [])
 
 
 class ReservationRepository:
-    """Which order holds how many units of what (table reservations). Reserving and cancelling change the stock too."""
+    """The units that orders have reserved (table reservations). Reserving and cancelling change the stock, too."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -314,7 +314,7 @@ class ReservationRepository:
         return Cancellations(set(row["released"] or ()), set(row["gone"] or ()))
 
     async def list_page(self, after: UUID | None, limit: int) -> list[StoredReservation]:
-        """Return up to `limit` reservations in order of id, beginning after the id `after`.
+        """Return up to `limit` reservations by ascending id, starting after the id `after`.
 
         A page with very many lines ends early, but has at least one reservation. Raises Unavailable.
         """

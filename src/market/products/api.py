@@ -75,7 +75,7 @@ Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 Ignored = Annotated[Any, Meta(description="read-only: accepted and ignored")]
 
 
-# By field, what msgspec does not check. Each returns the field's value in a draft.
+# Validation beyond that of msgspec, by field. Each function returns the field's value in a draft.
 FIELD_CHECKS: dict[str, Callable[[Any], object]] = {
     "name": domain.validate_name,
     "description": domain.validate_description,
@@ -95,7 +95,7 @@ class WritableFields(Struct, forbid_unknown_fields=True, kw_only=True):
     image_url: ImageUrl | None
 
     def to_draft(self, stock: int | None) -> Draft:
-        """Return the validated fields. Raises BadInput, which names all that are wrong."""
+        """Return the validated fields. Raises BadInput, which names all invalid fields."""
         errors = InputErrors()
         values: dict[str, Any] = {}
         for name, check in FIELD_CHECKS.items():
@@ -196,7 +196,7 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
         headers = {"ETag": tag, **_cache_headers(stock=query.stock)}
         known_tags = read_header(request, b"if-none-match")
         if known_tags is not None:
-            # A body in a coding that the client no longer accepts is not what it would get now.
+            # Only tags of codings that the client accepts, because it would get one of these now.
             tags = [
                 tag,
                 *(compression.etag_for_coding(tag, coding) for coding in compression.accepted_codings(request)),
@@ -220,7 +220,7 @@ def routes(deps: Deps, admission: Admission) -> dict[str, Endpoint]:
         if query.stock:
             access.PRODUCTS["GET /api/product?stock=true"].require(identity.get())
         async with admission(request, _weigh(query)):
-            # Lists of ids differ from caller to caller. The stock is not for everybody.
+            # Lists of ids differ from caller to caller, and not everybody may see the stock.
             shared = query.ids is None and not query.stock
             body = await (shared_pages(query) if shared else read_page(query))
             return json_response(body, 200, _cache_headers(stock=query.stock))
@@ -319,7 +319,7 @@ def _read_after(query: ListQuery, position_type: type[_P], definition: tuple[str
 
 async def _page_of_ids(deps: Deps, query: ListQuery) -> ProductPage:
     assert query.ids is not None
-    # A generated client may send each default that is declared.
+    # Generated clients may send declared defaults explicitly.
     sort = None if query.sort == domain.DEFAULT_SORT else query.sort
     for name, value in (("q", query.q), ("sort", sort), ("offset", query.offset or None), ("after", query.after)):
         if value is not None:
@@ -335,7 +335,7 @@ def _product_response(product: Product, status: int = 200, headers: dict[str, st
 
 
 async def _check_absence(request: Request, deps: Deps, product_id: UUID) -> None:
-    """Obey `If-None-Match: *` for a method that changes a product, and refuse conditions that it cannot obey."""
+    """Evaluate `If-None-Match: *` for a method that changes a product. Raises BadInput for other conditions."""
     reject_unsupported_preconditions(request, *_EVALUATED)
     tags = read_header(request, b"if-none-match")
     if tags is None:
@@ -347,9 +347,9 @@ async def _check_absence(request: Request, deps: Deps, product_id: UUID) -> None
     raise ProductExists(product_id)
 
 
-# A cache may store the response, and asks each time whether it is still current.
+# Caches may store the response, but must revalidate it each time.
 _REVALIDATE = {"Cache-Control": "no-cache"}
-# Only the browser of a caller who may see the stock stores it, and never shows it under another token or without one.
+# Only private caches may store a response with the stock, and must not use it with another token or without one.
 _REVALIDATE_PRIVATELY = {"Cache-Control": "private, no-cache", "Vary": "authorization"}
 
 

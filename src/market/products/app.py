@@ -1,4 +1,4 @@
-"""The only wiring: pool, repository, cache, client of inventory, HTTP server."""
+"""The wiring of products: pool, repository, cache, client of inventory, HTTP server."""
 
 from __future__ import annotations
 
@@ -37,8 +37,11 @@ class Clients:
 
 @asynccontextmanager
 async def build(config: Config, process: Process, clients: Clients | None = None) -> AsyncIterator[Server]:
-    """The service, not yet listening. Waits for PostgreSQL and its schema, and until inventory accepts this service,
-    but not until Redis or inventory is available."""
+    """Wire products and yield its server, not yet listening.
+
+    Wait for PostgreSQL and its schema, and until inventory accepts this service's identity, but not until Redis or
+    inventory is available.
+    """
     clients = clients or Clients()
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(postgres.open_pool(config.postgres, process.health, settings=SETTINGS))
@@ -77,5 +80,5 @@ async def build(config: Config, process: Process, clients: Clients | None = None
 
 
 async def migrate(config: Config, _: list[str]) -> None:
-    """Apply the migrations that are missing."""
+    """Apply the pending migrations."""
     await migrations.migrate(config.postgres, MIGRATIONS)

@@ -26,9 +26,9 @@ MAX_IDS_PER_CALL = 1000
 
 
 class StockInForce(Struct, frozen=True, gc=False):
-    """The units of a product that are free to sell, and the version of the product that they belong to.
+    """A product's stock, and the version of the product to which it belongs.
 
-    applied: whether the call has changed them.
+    applied: whether the call has changed the stock
     """
 
     quantity: int
@@ -85,9 +85,9 @@ class InventoryClient:
         except Unavailable as e:
             raise Unavailable(f"the stock could not be set: {e}") from None
         except Problem as e:
-            # The request satisfies the rules of products, so a rejection is not the caller's mistake.
+            # Products has validated the request, so a rejection is not the caller's mistake.
             raise Unavailable(f"inventory rejected the stock: {e}") from None
-        # An inventory that does not know versions yet has set the stock.
+        # The previous version of inventory has no versions, and always sets the stock.
         in_force = response.product_version if response.HasField("product_version") else version
         applied = response.applied if response.HasField("applied") else in_force == version
         return StockInForce(response.quantity, in_force, applied)
@@ -122,7 +122,7 @@ class InventoryClient:
         except Unavailable as e:
             raise Unavailable(f"the delivery could not be added: {e}") from None
         except Problem as e:
-            # The request satisfies the rules of products, so a rejection is not the caller's mistake.
+            # Products has validated the request, so a rejection is not the caller's mistake.
             raise Unavailable(f"inventory rejected the delivery: {e}") from None
         _require_accepted(response, delivery)
         return StockInForce(response.quantity, response.product_version, response.outcome == pb.DELIVERY_OUTCOME_ADDED)

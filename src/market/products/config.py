@@ -45,7 +45,7 @@ class ProductsHttp(Http, frozen=True, kw_only=True):
 
 
 class ReadAdmission(Admission, frozen=True, kw_only=True):
-    """How many products are read at the same time, which limits the memory: each takes up to 128 KiB meanwhile."""
+    """How many products are read concurrently. Each takes up to 128 KiB of memory."""
 
     # A list of the default length is small.
     small_weight: Annotated[int, Meta(ge=1)] = 20
@@ -55,12 +55,12 @@ class ReadAdmission(Admission, frozen=True, kw_only=True):
 
 class Config(SignInConfig, frozen=True, kw_only=True):
     http: ProductsHttp
-    # Of reads; each weighs the products that it may return.
+    # The admission of reads. The weight of a read is the number of products that it may return.
     admission: ReadAdmission = ReadAdmission()
     postgres: Postgres
     redis: Redis
     inventory: GrpcUpstream
-    # With which token inventory is called; none by default, which is enough where its `auth.mode` is open.
+    # The token for calls to inventory. None is enough if the `auth.mode` of inventory is open.
     service_identity: ServiceIdentity | None = None
     availability: Availability = Availability()
     # The limit of one request, unless its X-Deadline-Ms is lower.

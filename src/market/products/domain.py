@@ -1,4 +1,4 @@
-"""What a product is, and the rules that need nothing but its data."""
+"""Products: plain data, validation, and errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ DEFAULT_SORT: Sort = "-created_at"
 
 
 class Product(Struct, frozen=True, gc=False):
-    """A product as responses have it. `available` is null if it is unknown.
+    """A product as in responses. `available` is null if it is unknown.
 
     `stock`, the units that are free to sell, is absent unless it was requested, and null if it is unknown.
     """
@@ -72,7 +72,7 @@ class Product(Struct, frozen=True, gc=False):
 
 
 class Summary(Struct, frozen=True, gc=False):
-    """What the audit log shows of a product. The other fields are long, and cost nobody money."""
+    """The fields of a product in the audit log. The others are long, and do not affect what customers pay."""
 
     name: str
     price: Decimal
@@ -100,13 +100,15 @@ class Draft(Struct, frozen=True, gc=False, omit_defaults=True):
     stock: int | None
 
     def fingerprint(self) -> bytes:
-        """Return the SHA-256 of the request's content: the same for 2.5 and 2.50, and for a field omitted or at its
-        default."""
+        """Return the SHA-256 of the request's content.
+
+        It is the same for 2.5 and 2.50, and whether a field is omitted or has its default.
+        """
         return hashlib.sha256(msgspec.json.encode(self)).digest()
 
 
 class Delivery(Struct, frozen=True, forbid_unknown_fields=True):
-    """Units that have arrived and are added to the stock, as the body of PUT has them."""
+    """Units that have arrived and are added to the stock: a part of the body of PUT."""
 
     id: Annotated[
         UUID, Meta(description="made by the client: the units of an id are added once, however often it is sent")
@@ -126,7 +128,7 @@ class Position(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
 
     @property
     def key(self) -> datetime | Decimal | str:
-        """The value as the column has it."""
+        """The value as a value of the column."""
         raise NotImplementedError
 
     @classmethod
@@ -230,7 +232,7 @@ def validate_currency(code: str) -> str:
 
 
 def validate_price_in(code: str, price: Decimal) -> None:
-    """Raise BadInput for an amount that the currency does not have, such as half a yen."""
+    """Raise BadInput if the price has more decimals than the currency, such as half a yen."""
     decimals = currency.minor_units(code)
     if price != round(price, decimals):
         unit = "whole number" if decimals == 0 else f"number with at most {pluralize(decimals, 'decimal')}"
@@ -240,7 +242,7 @@ def validate_price_in(code: str, price: Decimal) -> None:
 def validate_image_url(url: str | None) -> str | None:
     """Return the URL unchanged.
 
-    Raises BadInput for one that a browser would read as another host's, such as //host/a.png.
+    Raises BadInput, also for a path that browsers would read as an address of another host, such as //host/a.png.
     """
     if url is None:
         return None
@@ -258,7 +260,7 @@ def validate_image_url(url: str | None) -> str | None:
 
 
 def parse_ids(ids: Sequence[str]) -> list[UUID]:
-    """Return the ids of the parameters, each a comma-separated list, in their order, without repeats. Raises
+    """Return the ids of the parameters, each a comma-separated list, in the same order, without duplicates. Raises
     BadInput."""
     parts = [part for one in ids if one for part in one.split(",")]
     if not 1 <= len(parts) <= MAX_IDS:
@@ -272,7 +274,7 @@ def validate_search(words: str) -> str:
 
 
 class ProductModified(PreconditionFailed):
-    """The product does not have the version that `If-Match` requires. `version`: the one that it has."""
+    """The product does not have a version that `If-Match` requires. `version`: its current version."""
 
     def __init__(self, product_id: UUID, version: int) -> None:
         super().__init__(
@@ -292,7 +294,7 @@ class DeliveryIdReused(BadInput):
 
 
 class StockTooLarge(BadInput):
-    """With the delivery, the stock would be larger than MAX_STOCK. `stock`: what it is without."""
+    """With the delivery, the stock would be larger than MAX_STOCK. `stock`: the current stock."""
 
     def __init__(self, delivery: Delivery, stock: int) -> None:
         super().__init__(
@@ -306,7 +308,7 @@ class DeliveryRefused(Conflict):
     """Another request has changed the stock after the delivery was checked: the product's fields are replaced already,
     and the delivery is not added.
 
-    version: that of the product since.
+    version: the product's version after its fields were replaced
     """
 
     def __init__(self, reason: BadInput, version: int) -> None:
@@ -328,9 +330,9 @@ Change = Literal["replaced", "unchanged", "unknown"]
 
 
 def not_replaced(reason: Unavailable, *, fields: Change, stock: Change, version: int | None = None) -> Unavailable:
-    """Return the reason with what has happened to the two halves of a replacement, as extension members and in words.
+    """Return the error with what has happened to the fields and to the stock, as extension members and in words.
 
-    version: the version that the product is known to have, for the member `etag`.
+    version: the version of the product, for the member `etag`; None if it is unknown
     """
     members: dict[str, str] = {"fields": fields, "stock": stock}
     if version is not None:

@@ -1,4 +1,4 @@
-"""The use cases that write. They keep two stores in step: the table of products, and the stock in inventory.
+"""The use cases that write. They keep two stores consistent: the table of products, and the stock in inventory.
 
 A new product gets its stock first: after a crash in between there is the stock of a product that does not exist, which
 nobody can buy. A product that is replaced gets its fields first, in a statement that decides between concurrent
@@ -45,7 +45,7 @@ from market.products.store import CallerKey, ProductRepository
 
 @dataclass(frozen=True)
 class Deps:
-    """What the use cases work with."""
+    """The dependencies of the use cases."""
 
     products: ProductRepository
     search: ProductSearch
@@ -263,7 +263,7 @@ async def _send_delivery(deps: Deps, product_id: UUID, delivery: Delivery, versi
 
 
 async def look_up_availability(deps: Deps, product: Product) -> Product:
-    """Return the product with `available` as it is now; None if that is unknown."""
+    """Return the product with its current `available`; None if that is unknown."""
     [shown] = await look_up(deps, [product])
     return shown
 
@@ -271,7 +271,7 @@ async def look_up_availability(deps: Deps, product: Product) -> Product:
 async def look_up(
     deps: Deps, products: list[Product], *, availability: bool = True, stock: bool = False
 ) -> list[Product]:
-    """Return the products with those of `available` and `stock` that are requested; None if one is unknown.
+    """Return the products with `available` and `stock`, where requested. Unknown values are None.
 
     `stock` is never read from the cache, and if both are requested, `available` agrees with it.
     """

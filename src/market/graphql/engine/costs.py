@@ -1,6 +1,6 @@
-"""What the bytes of an upstream's response cost the request that reads it, known before the response is.
+"""Estimates how much memory an upstream's response will need, before it is read.
 
-The factors are upper bounds that follow from the selection and from the least size of a resource's JSON in REST.
+The factors are upper bounds that follow from the selection and from the minimum size of a resource's JSON in REST.
 tests/graphql/test_memory.py compares them with what is really allocated.
 """
 

@@ -39,7 +39,7 @@ _TOKEN_BYTES = 640
 _TEXT_COPIES = 3
 _DOCUMENT_BYTES = 2048
 _ERROR_BYTES = 3000
-# One document, with its plans, may have this part of the cache.
+# One document, with its plans, may take an eighth of the cache.
 _MAX_SHARE = 8
 
 
@@ -65,7 +65,7 @@ _Key = tuple[str, str | None]
 class DocumentCache:
     """Documents by their whole text and the operation's name, with their plans.
 
-    They are weighed in bytes, and the least recently used are evicted.
+    The size of the cache is limited in bytes; the least recently used documents are evicted.
     """
 
     def __init__(self, schema: GraphQLSchema, limits: Limits, size: DocumentCacheSize) -> None:
@@ -99,7 +99,7 @@ class DocumentCache:
     def keep_plan(self, prepared: PreparedDocument, values: tuple[bool, ...], plan: Plan) -> None:
         """Cache a plan with its document, unless the document is not cached itself.
 
-        A document's plans that are too many for one document are forgotten.
+        If the plans of a document become too large together, the older ones are dropped.
         """
         if not prepared.cached_size:
             return
@@ -122,7 +122,7 @@ class DocumentCache:
             self._add(evicted, -evicted.cached_size)
 
     def validate(self, text: str) -> str | None:
-        """Return why no operation of the document can be executed, or None if each can."""
+        """Return why the document cannot be executed; None if each of its operations can."""
         try:
             names = [d.name.value if d.name else None for d in _operations(parse(text))]
         except (GraphQLError, RecursionError):

@@ -21,7 +21,7 @@ _MAX_LOCATIONS = 10
 def field_error(e: Exception) -> FieldError:
     """Return any exception of a use case as a FieldError.
 
-    One that is no Problem is logged, and its text not disclosed.
+    An exception that is not a Problem is logged, and its text is not disclosed.
     """
     if isinstance(e, FieldError):
         return e

@@ -56,7 +56,9 @@ class Executor:
     async def prepare(
         self, text: str | None, operation_name: str | None, memory: RequestMemory, *, document_id: str | None = None
     ) -> PreparedDocument:
-        """Return the document, ready to execute, or with its errors; without a text, the one that has the id.
+        """Return the document, ready to execute, or with its errors.
+
+        text: None for the trusted document with the id `document_id`
 
         Raises BadInput, Overloaded.
         """
@@ -78,7 +80,7 @@ class Executor:
         """Return the response. A field that fails is null, and its error is in the response.
 
         `admit` is called with the number of items that the response's pages may have, before a field is executed.
-        Raises what it raises, and BadInput or Overloaded if the request needs more memory than it may have before that.
+        Raises what `admit` raises, and BadInput or Overloaded if the plan does not fit into the request's memory.
         """
         if prepared.errors:
             return _request_errors(prepared.errors)

@@ -29,19 +29,19 @@ def page_items(root_field: str, arguments: dict[str, Any]) -> int:
     default, maximum = PAGE_LIMITS[root_field]
     ids, limit = arguments.get("ids"), arguments.get("limit")
     requested = len(ids) if ids is not None else default if limit is None else limit
-    # A limit out of range is rejected by the upstream, which words it better.
+    # A limit out of range is rejected by the upstream, which has a more precise message.
     return min(max(requested, 1), maximum)
 
 
 class ItemBudget:
-    """The items that all pages of one request may have together."""
+    """The number of items that all pages of one request may contain together."""
 
     def __init__(self, items: int) -> None:
         self._items = items
         self._spent = 0
 
     def spend(self, root_field: str, arguments: dict[str, Any]) -> None:
-        """Count what the root field's page may hold, if it has one. Raises BadInput if that exceeds the budget."""
+        """Count the items that the root field's page may contain. Raises BadInput if they exceed the budget."""
         self._spent += page_items(root_field, arguments)
         if self._spent > self._items:
             reason = f"the pages of one request must have at most {self._items} items in total, got {self._spent}"
@@ -52,9 +52,9 @@ class _Size(NamedTuple):
     depth: int
     fields: int
     aliases: int
-    # The most fields of one name in one selection set.
+    # The maximum number of fields of one name in one selection set.
     repeats: int
-    # The fields of this selection set by their name in the response, unless they are too many anyway.
+    # The number of fields of this selection set by their name in the response.
     names: Counter[str]
 
 
@@ -124,6 +124,6 @@ def _check_size(size: _Size, limits: Limits) -> None:
         ("fields of one name in one selection set", size.repeats, limits.repeats),
     ):
         if value > limit:
-            # Fragments that spread each other twice reach numbers that nobody wants to read.
+            # Fragments that spread each other twice make the number grow exponentially.
             got = f"{value}" if value < 10**9 else "more than a billion"
             raise BadInput("query", f"must have at most {limit} {what}, got {got}")

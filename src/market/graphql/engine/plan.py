@@ -41,7 +41,7 @@ _MAX_LINE_ERRORS = 1000
 # Upper bounds in bytes: of one such error, and of a line without a product.
 _ERROR_BYTES = 1500
 _NULL_BYTES = 4
-# The encoder's buffer grows by half of what it has.
+# The encoder's buffer grows by half of its size.
 _BUFFER_FACTOR = 1.5
 
 
@@ -107,7 +107,7 @@ class FieldPlan:
     response_factor: float
 
     def arguments(self, variables: VariableValues) -> dict[str, Any]:
-        """Return the arguments of the use case that the request gives. Raises GraphQLError."""
+        """Return the arguments of the use case that come from the request. Raises GraphQLError."""
         if self.constant_arguments is not None:
             return self.constant_arguments
         return self.translate(get_argument_values(self.definition, self.node, variables))
@@ -115,7 +115,7 @@ class FieldPlan:
 
 @dataclass(frozen=True)
 class IntrospectionPlan:
-    """The introspection of an operation: a document that has nothing else, and its keys in the response."""
+    """The introspection of an operation: a document with only these fields, and their keys in the response."""
 
     schema: GraphQLSchema
     document: DocumentNode
@@ -124,7 +124,7 @@ class IntrospectionPlan:
 
 @dataclass(frozen=True)
 class Resources:
-    """What executions work with: the use cases' dependencies, the limits, and the request's memory."""
+    """The resources of an execution: the use cases' dependencies, the limits, and the request's memory."""
 
     deps: Deps
     limits: Limits
@@ -158,7 +158,7 @@ class Plan:
         try:
             return sum(page_items(field.name, field.arguments(variables)) for field in pages)
         except GraphQLError:
-            # Its field gets the error.
+            # The invalid arguments are reported as an error of the field.
             return 0
 
     async def execute(self, resources: Resources, variables: VariableValues) -> bytes:
@@ -269,7 +269,7 @@ class _Execution:
                     raise page
                 items = join.decode(page).items
                 for product_id, product in zip(map(_product_id, items), join.write(items, ()), strict=True):
-                    # Encoded once, however many lines have it, and its size is known before the lines are written.
+                    # Encoded only once for all its lines, and so that its size is known before the lines are written.
                     encoded = _encode(product)
                     products[product_id] = msgspec.Raw(encoded)
                     sizes[product_id] = len(encoded)
@@ -283,7 +283,7 @@ class _Execution:
             if failures:
                 await self._memory.take(_ERROR_BYTES * _MAX_LINE_ERRORS)
         except Problem as e:
-            # The orders themselves are returned: of a mutation, they have been placed.
+            # The orders are returned nevertheless: those of a mutation have been placed.
             products, max_errors = {}, 1
             failures = dict.fromkeys((line.product_id for line in join.lines(value)), field_error(e))
         if failures:

@@ -32,7 +32,7 @@ _FIELD_BYTES = 700
 
 
 def conditions(document: DocumentNode) -> list[str]:
-    """Return the variables in `@skip` and `@include`. A plan holds for given values of them."""
+    """Return the variables in `@skip` and `@include`. A plan is valid for one combination of their values."""
     found: dict[str, None] = {}
 
     class Conditions(Visitor):
@@ -65,7 +65,7 @@ class SelectedField:
 
     @property
     def size(self) -> int:
-        """The number of selection sets and fields, weighted by what a plan holds for them, in bytes."""
+        """The memory that a plan needs for this field and those below it, in bytes."""
         return _FIELD_BYTES + (0 if self.fields is None else _SELECTION_BYTES + sum(f.size for f in self.fields))
 
     @property
@@ -79,7 +79,7 @@ class SelectedField:
 
 
 class Selections:
-    """The selections of a document, for given values of its conditions."""
+    """The selections of a document, for one combination of the values of its conditions."""
 
     def __init__(self, schema: GraphQLSchema, document: DocumentNode, values: Mapping[str, bool]) -> None:
         self._schema = schema

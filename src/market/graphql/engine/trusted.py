@@ -1,6 +1,6 @@
 """Trusted documents: an operator's list of documents, which clients may name by an id instead of sending the text.
 
-The ids are usually the SHA-256 of the text, as tools of clients write them. Two forms of the file are read:
+The ids are usually the SHA-256 of the text, computed by tools of clients. The file has one of two formats:
 
     {"ID": "query Name { ... }", ...}                                      graphql-codegen, Relay
     {"format": "apollo-persisted-query-manifest", "version": 1,            Apollo

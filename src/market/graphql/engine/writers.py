@@ -17,7 +17,7 @@ from market.graphql.engine.selections import SelectedField
 
 # The members that are lists of resources.
 _LISTS = ("items", "shortages")
-# The members to read of a resource, each with the members of what is in it.
+# The members of a resource that are read, each with the members of the objects in it.
 Members = dict[str, "Members"]
 # Replaces one member of each response object. The second argument is that of Write.
 _Replace = Callable[[Sequence[Any], Sequence[dict[str, Any]]], None]

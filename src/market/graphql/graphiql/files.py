@@ -44,7 +44,7 @@ class _File:
 
 
 class StaticFiles:
-    """Serves GET and HEAD for a fixed set of files. A request's path is looked up, never opened."""
+    """Serves GET and HEAD for a fixed set of files. Paths of requests are looked up in memory, never opened."""
 
     # The routes that `get` serves.
     routes = ("GET /", "GET /graphiql/{name}", "GET /images/{name}")
@@ -56,9 +56,9 @@ class StaticFiles:
 
     @classmethod
     def load(cls, config: Config) -> StaticFiles:
-        """Return the files in the package, and the page's settings.
+        """Return the files of the package, and the page's settings.
 
-        Each folder of `static` is one in the URL, and index.html is `/`.
+        Each folder of `static` is a folder of the URL, and index.html is `/`.
         """
         settings, issuer_origin = _page_settings(config)
         contents = {"/graphiql/settings.json": msgspec.json.encode(settings)}
@@ -77,7 +77,7 @@ class StaticFiles:
     async def get_page(self, request: Request) -> Response:
         """Return the GraphiQL page as a browser gets it at the GraphQL endpoint. Raises NotFound."""
         response = await self._respond(request, "/")
-        # The endpoint has another response for other clients. The address may have the issuer's code for a sign-in.
+        # The endpoint responds differently to other clients. The address may contain an authorization code.
         response.headers["vary"] = "accept, accept-encoding"
         response.headers["cache-control"] = "no-store" if request.scope["query_string"] else "no-cache"
         return response
@@ -114,7 +114,7 @@ def _file(path: str, body: bytes) -> _File:
 
 
 def _page_settings(config: Config) -> tuple[dict[str, Any], str | None]:
-    """Return what the page has to know to sign visitors in, and the issuer's origin if it does."""
+    """Return the page's settings for signing visitors in, and the issuer's origin; None if the page does not."""
     auth, graphiql = config.auth, config.graphiql
     settings: dict[str, Any] = {"mode": auth.mode}
     if auth.issuer is None or graphiql.client_id is None:

@@ -1,8 +1,8 @@
 """The memory of requests: counted before it is spent, for each request and for all that are in flight.
 
 A request counts what it is about to hold (its body, its document, the upstreams' responses and what is made of them,
-its own response) as an upper bound in bytes, and gives all of it back when its response has been sent. Up to a size
-that ordinary requests do not exceed it is small, and its bytes come from a part of the budget that large requests
+its own response) as an upper bound in bytes, and releases all of it when its response has been sent. A request up to a
+size that ordinary requests do not exceed is small, and its bytes come from a part of the budget that large requests
 cannot take. Large requests share the rest, and wait for each other in FIFO order.
 """
 
@@ -17,7 +17,7 @@ from market.graphql.metrics import MEMORY_HELD, MEMORY_REFUSALS
 from market.kit import context
 from market.kit.errors import BadInput, Overloaded
 
-# The longest wait for memory; an earlier deadline of the request comes first.
+# The maximum wait for memory, unless the request's deadline is earlier.
 MAX_WAIT_SECONDS = 10.0
 
 
@@ -37,23 +37,23 @@ class MemoryBudget:
         return RequestMemory(self)
 
     def split(self, request: RequestMemory, size: int) -> tuple[int, int]:
-        """Return how many of the bytes would come from the small requests' part, and how many from the large ones'."""
+        """Return how many bytes would come from the small requests' part, and how many from the large requests'."""
         free = self.config.small_requests_bytes - self.small
         small = max(0, min(size, self.config.small_request_bytes - request.small, free))
         return small, size - small
 
     def has(self, large: int) -> bool:
-        """Return whether so many bytes of the large requests' part are free."""
+        """Return whether this many bytes of the large requests' part are free."""
         return self.large + large <= self.config.large_requests_bytes
 
     def can_take(self, large: int) -> bool:
-        """Return whether so many bytes of the large requests' part are free, and no other request waits for them."""
+        """Return whether this many bytes of the large requests' part are free, and no other request waits for them."""
         return not large or (not self._waiters and self.has(large))
 
     async def wait(self, request: RequestMemory, size: int) -> None:
         """Wait until the bytes are free, and take them for the request. Raises Overloaded."""
         holds = request.large > 0
-        # Two requests that hold memory and wait for that of the other would wait forever.
+        # Two requests that hold memory and wait for each other's would deadlock.
         if holds and any(
             w.request.large > 0 and w.request is not request and not w.granted.cancelled() for w in self._waiters
         ):
@@ -81,7 +81,7 @@ class MemoryBudget:
             raise
 
     def grant(self) -> None:
-        """Give free bytes to the requests that wait for them."""
+        """Grant free bytes to the requests that wait for them."""
         while self._waiters:
             waiter = self._waiters[0]
             if waiter.granted.cancelled():
@@ -116,7 +116,7 @@ class RequestMemory:
         return self.small + self.large
 
     def try_take(self, size: int) -> bool:
-        """Count more bytes if they are free now. Raises BadInput if one request may not have so many."""
+        """Count more bytes if they are free now. Raises BadInput if they exceed the limit of one request."""
         limit = self._budget.config.request_bytes
         total = self.held + self._waiting + size
         if total > limit:
@@ -139,7 +139,7 @@ class RequestMemory:
     async def take(self, size: int) -> None:
         """Count more bytes; wait until they are free.
 
-        Raises BadInput if one request may not have so many, Overloaded if they are not free in time.
+        Raises BadInput if the limit of one request is exceeded, Overloaded if they are not free in time.
         """
         if self.try_take(size):
             return
@@ -157,38 +157,38 @@ class RequestMemory:
         self._budget.large += large
 
     def release(self, size: int) -> None:
-        """Give back at most so many bytes, those of the large requests' part first."""
+        """Release up to this many bytes, first those of the large requests' part."""
         large = min(size, self.large)
         small = min(size - large, self.small)
         self.add(-small, -large)
         self._budget.grant()
 
     def close(self) -> None:
-        """Give back everything."""
+        """Release everything."""
         self.release(self.held)
 
 
 class ResponseCharge:
-    """Counts the upstreams' responses for a request, each byte `factor` times, for what is made of it."""
+    """Counts the upstreams' responses for a request. Each byte counts `factor` times, for the objects made of it."""
 
     def __init__(self, memory: RequestMemory, factor: float) -> None:
         self.memory = memory
         self.factor = factor
 
 
-# What the calls to upstreams charge. None: nothing is counted.
+# The charge of the current calls to upstreams. None: they are not counted.
 charge: ContextVar[ResponseCharge | None] = ContextVar("charge", default=None)
 
 
 class ResponseAdmission:
-    """Decides by its size whether the response to one call is read. A repeated call pays only for what is larger."""
+    """Decides by its size whether the response to a call is read. A retry is charged only for the excess."""
 
     def __init__(self, response_charge: ResponseCharge) -> None:
         self._charge = response_charge
         self._paid = 0
 
     def __call__(self, size: int) -> bool:
-        """Count the response if its bytes are free now. Raises BadInput if the request may not have so many."""
+        """Count the response if its bytes are free now. Raises BadInput if they exceed the request's limit."""
         cost = self._cost(size)
         if cost > 0 and not self._charge.memory.try_take(cost):
             return False

@@ -1,6 +1,6 @@
-"""The messages of CheckAvaliable, all products of a call at a time: one by one they would take half of its time.
+"""Fast encoding of CheckAvaliable: all products of a call at a time. One by one, they would take half of its time.
 
-Read and written with the generated code, in the same bytes as without this module.
+The bytes are those that the generated code writes.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from functools import lru_cache
 from market.contracts import inventory_pb2 as pb
 
 _ID_LENGTH = 36
-# Where a UUID in its canonical form has its hyphens.
+# The positions of the hyphens in the canonical form of a UUID.
 _HYPHENS = (8, 13, 18, 23)
-# Stands for the id of a product. All ids are equally long, so all items of the same quantity are, too.
+# A placeholder for the id of a product. All ids have the same length, so items of the same quantity have it, too.
 _PLACEHOLDER = "0" * _ID_LENGTH
 
 
 def canonical_ids(texts: Sequence[str]) -> list[str] | None:
-    """Return the UUIDs in lower case, in their order, or None if a text is not a UUID in its form of 36 characters."""
+    """Return the UUIDs in lower case, in the same order; None if a text is not a UUID of 36 characters."""
     count = len(texts)
     if set(map(len, texts)) - {_ID_LENGTH}:
         return None
@@ -26,7 +26,7 @@ def canonical_ids(texts: Sequence[str]) -> list[str] | None:
     if any(joined[position::_ID_LENGTH] != "-" * count for position in _HYPHENS):
         return None
     try:
-        # Ignores white space, which makes the result too short.
+        # fromhex ignores white space, which makes the result too short.
         if len(bytes.fromhex(joined.replace("-", ""))) != 16 * count:
             return None
     except ValueError:
@@ -40,13 +40,13 @@ def encode_response(product_ids: Sequence[str], quantities: Sequence[int | None]
     for product_id, quantity in zip(product_ids, quantities, strict=True):
         before, after = _around_id(quantity or 0)
         items.append(f"{before}{product_id}{after}")
-    # Encoded messages in a row are one message with the items of all: https://protobuf.dev/programming-guides/encoding
+    # Concatenated messages are one message with the items of all: https://protobuf.dev/programming-guides/encoding
     return "".join(items).encode("latin-1")
 
 
 @lru_cache(maxsize=4096)
 def _around_id(quantity: int) -> tuple[str, str]:
-    """Return what is before and after the id in the encoded response with one item, a character for each byte."""
+    """Return the bytes before and after the id in an encoded response with one item, one character per byte."""
     item = pb.Availability(product_id=_PLACEHOLDER, available=quantity > 0, quantity=quantity)
     encoded = pb.CheckAvaliableResponse(items=[item]).SerializeToString().decode("latin-1")
     before, _, after = encoded.partition(_PLACEHOLDER)

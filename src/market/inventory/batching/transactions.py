@@ -1,4 +1,4 @@
-"""Concurrent calls share transactions: what arrives while one is in flight goes into the next (kit/batching.py)."""
+"""Concurrent calls share transactions: calls that arrive while one is in flight go into the next (kit/batching.py)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from market.kit.errors import Unavailable
 
 # Lines in one transaction.
 MAX_BATCH_LINES = 4096
-# Larger reservations have transactions of their own, with at most so many lines, so that others do not wait for them.
+# Larger reservations have transactions of their own, with at most this many lines, so that others do not wait for them.
 SMALL_RESERVATION_LINES = 100
 MAX_LARGE_BATCH_LINES = 1000
-# Product ids in one query of the stock, before repeated ones are removed.
+# Product ids in one query of the stock, before duplicates are removed.
 MAX_BATCH_IDS = 8192
 # Attempts of a reservation whose row was deleted by retention in the middle of the transaction.
 MAX_ATTEMPTS = 8
 
 
 class TransactionBatcher:
-    """Collects the calls of all callers into few transactions. Owns one queue for each kind of call.
+    """Batches the calls of all callers into few transactions. Owns one queue for each kind of call.
 
     reservations: takes a Reservation, returns its Shortages. Raises ReservationMismatch, ReservationCancelled.
     cancellations: takes a reservation id, returns whether units were released.
@@ -71,8 +71,8 @@ class TransactionBatcher:
             self._read_batch,
             name="inventory.get-stock",
             max_batch_size=64,
-            # One query at a time: PostgreSQL responds faster than gRPC delivers calls, so with several there would be
-            # one call in each.
+            # One query at a time: PostgreSQL responds faster than gRPC delivers calls, so with more concurrency each
+            # batch would have one call.
             max_concurrency=1,
             cost=len,
             max_cost=MAX_BATCH_IDS,
@@ -81,7 +81,7 @@ class TransactionBatcher:
     async def reserve_batch(self, batch: list[Reservation]) -> list[Shortages | BaseException]:
         """Decide the reservations in rounds; return the shortages or the exception of each.
 
-        A round has each id once. An equal reservation with the same id shares the result, one with other lines is
+        A round contains each id once. An equal reservation with the same id shares the result; one with other lines is
         decided in a later round.
         """
         results: list[Shortages | BaseException | None] = [None] * len(batch)
@@ -151,7 +151,7 @@ class TransactionBatcher:
         return [*await self._stock.set_many(batch)]
 
     async def _read_batch(self, batch: list[Sequence[str]]) -> list[list[int | None] | BaseException]:
-        # Callers often want the same products: each is read once.
+        # Concurrent callers often request the same products; each is read once.
         product_ids = list(dict.fromkeys(chain.from_iterable(batch)))
         quantities = dict(zip(product_ids, await self._stock.get_quantities(product_ids), strict=True))
         return [list(map(quantities.__getitem__, ids)) for ids in batch]

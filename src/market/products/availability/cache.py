@@ -20,7 +20,7 @@ log = logs.get_logger("availability")
 
 # What the driver raises if Redis is unavailable or slow.
 _ERRORS = (redis.exceptions.RedisError, OSError, TimeoutError)
-# What a server replies to writes once it is a replica, and to reads if it has lost its primary too.
+# The error of a write to a replica, and of a read from a replica that has lost its primary.
 _DEMOTED = (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
 _VALUES = {b"1": True, b"0": False}
 

@@ -24,7 +24,7 @@ from market.products.metrics import AVAILABILITY_LOOKUPS
 
 
 class Cache(Protocol):
-    """What AvailabilityCache is; it raises nothing."""
+    """The interface of AvailabilityCache. Its methods raise nothing."""
 
     async def get_many(self, product_ids: Sequence[str], /) -> dict[str, bool]: ...
 
@@ -45,7 +45,7 @@ class Inventory(Protocol):
 async def open_lookup(
     config: Config, inventory: Inventory, cache: Cache | None = None
 ) -> AsyncIterator[AvailabilityLookup]:
-    """The lookup, with the cache in Redis unless another one is passed in. Redis need not be available."""
+    """Yield the lookup, by default with the cache in Redis, which need not be available."""
     async with AsyncExitStack() as stack:
         cache = cache or AvailabilityCache(
             await stack.enter_async_context(connect(config.redis.url)),
@@ -75,7 +75,7 @@ class AvailabilityLookup:
         self._lookups = {source: AVAILABILITY_LOOKUPS.labels(source) for source in ("cache", "inventory", "unknown")}
 
     async def get_many(self, product_ids: Sequence[str]) -> dict[str, bool]:
-        """Return whether each product can be sold; products of which nothing is known are absent.
+        """Return whether each product can be sold; products with unknown availability are absent.
 
         Raises no errors of Redis or inventory.
         """
@@ -112,7 +112,7 @@ class AvailabilityLookup:
         return [None] * len(entries)
 
     async def _from_inventory(self, product_ids: list[str]) -> dict[str, bool]:
-        """Request from inventory what no other reader has requested already, and wait for both."""
+        """Look the products up in inventory, and share the lookups of other readers that are in flight."""
         tasks = {task for product_id in product_ids if (task := self._in_flight.get(product_id))}
         if new := [product_id for product_id in product_ids if product_id not in self._in_flight]:
             task = asyncio.create_task(self._fetch_without_deadline(new))

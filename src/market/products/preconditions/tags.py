@@ -11,7 +11,7 @@ from market.kit.errors import BadInput
 from market.kit.http import compression
 from market.products.domain import Product, entity_tag
 
-# A tag is the version, as domain.entity_tag writes it, followed by what else the body shows.
+# A tag is the version, as in domain.entity_tag, followed by the states of availability and stock that the body shows.
 _TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _TAG_LIST = re.compile(rf"\s*(?:{_TAG.pattern})?(?:\s*,\s*(?:{_TAG.pattern})?)*\s*")
 _VERSION_TAG = re.compile(r'"([1-9][0-9]{0,17})(?:\.[a-z]+)?(?:\.[a-z0-9]+)?"')
@@ -19,9 +19,9 @@ _AVAILABILITY = {True: ".available", False: ".unavailable", None: ".unknown"}
 
 
 def representation_tag(product: Product, *, availability: bool) -> str:
-    """Return the entity tag of a body: that of its version, extended by `available` and `stock` where it has them.
+    """Return the entity tag of a body: the version, with `available` and `stock` if the body has them.
 
-    So a body that shows an outdated availability is never confirmed by a 304.
+    So a 304 never confirms a body with an outdated availability.
     """
     extension = _AVAILABILITY[product.available] if availability or product.stock is not UNSET else ""
     if product.stock is not UNSET:
@@ -32,7 +32,7 @@ def representation_tag(product: Product, *, availability: bool) -> str:
 def parse_if_match(header: bytes | None) -> list[int] | None:
     """Return the versions that `If-Match` allows; None: any. A weak or foreign tag allows none. Raises BadInput.
 
-    A sale does not modify a product, so whatever availability a tag has, it allows its version.
+    Sales do not modify a product, so the availability in a tag is ignored.
     """
     if header is None or header.strip() == b"*":
         return None
@@ -47,9 +47,9 @@ def parse_if_match(header: bytes | None) -> list[int] | None:
 
 
 def find_if_none_match(header: bytes, current: Sequence[str]) -> str | None:
-    """Return the current tag that `If-None-Match` has, by weak comparison; the first one for `*`.
+    """Return the first current tag in `If-None-Match`, by weak comparison; for `*`, the first current tag.
 
-    current: the tags that the body may have now. An invalid tag matches nothing.
+    current: the tags that the body may have now. Invalid tags match nothing.
     """
     value = header.decode("latin-1")
     if value.strip() == "*":
