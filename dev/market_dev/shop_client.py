@@ -29,7 +29,7 @@ from market_dev.tokens import Credentials
 PRODUCTS, ORDERS = "/api/product", "/api/order"
 # What an Idempotency-Key may contain unencoded.
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
-# How long the issuer has to give a token.
+# The deadline of requesting a token.
 _TOKEN_SECONDS = 10.0
 # Statuses that leave the outcome open: the same request may be repeated.
 _RETRYABLE = frozenset([408, 425, 429, 502, 503, 504])
@@ -44,7 +44,7 @@ class ShopNotRunning(ShopUnavailable):
 
 
 class InvalidAddress(Exception):
-    """The given address or port base cannot be that of a shop."""
+    """The address or the port base is not that of a shop."""
 
 
 class SignInRequired(Exception):

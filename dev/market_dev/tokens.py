@@ -1,4 +1,4 @@
-"""With what the commands sign in: a program with its client secret, and a person for `market token`.
+"""How the commands sign in: programs with a client secret, and people for `market token`.
 
 A secret comes from the environment or from the data directory of the local stack, never from an argument, which every
 user of the machine could read.
@@ -38,7 +38,7 @@ class SignInFailed(Exception):
 
 @dataclass(frozen=True)
 class Credentials:
-    """With what a program signs in."""
+    """The credentials of a program."""
 
     issuer: str
     client_id: str

@@ -125,8 +125,8 @@ VIOLATIONS: dict[str, tuple[str, Callable[[Observations], object]]] = {
         "no_unit_sold_twice",
         lambda o: o.stock_samples.append(StockSample(1.5, P, -1)),
     ),
-    "an order answered with 201 is lost": ("responses_match_orders", lambda o: o.orders.pop("sold")),
-    "an order answered with 201 is pending": (
+    "an order with a response of 201 is lost": ("responses_match_orders", lambda o: o.orders.pop("sold")),
+    "an order with a response of 201 is pending": (
         "responses_match_orders",
         lambda o: change_order(o, "sold", status="pending"),
     ),
@@ -142,7 +142,7 @@ VIOLATIONS: dict[str, tuple[str, Callable[[Observations], object]]] = {
         "responses_match_orders",
         lambda o: change_order(o, "sold", items={P: 1}),
     ),
-    "an order answered with 409 holds stock": (
+    "an order with a response of 409 holds stock": (
         "responses_match_orders",
         lambda o: o.orders.update({"short": order("short", "confirmed", {P: 99}, "k3")}),
     ),

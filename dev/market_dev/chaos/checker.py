@@ -34,7 +34,7 @@ def no_unit_sold_twice(observed: Observations) -> Violations:
 
 
 def responses_match_orders(observed: Observations) -> Violations:
-    """An order answered with 201 exists as its client left it; one answered with 409 or 422 holds no stock."""
+    """An order with a response of 201 exists as its client left it; one with a 409 or 422 holds no stock."""
     cancel_requested = {(c.order_id, c.user) for c in observed.calls if c.operation == "cancel"}
     cancelled = {c.order_id for c in observed.calls if c.operation == "cancel" and c.status in (200, 202, 204)}
     for call in observed.calls:
@@ -60,7 +60,7 @@ def responses_match_orders(observed: Observations) -> Violations:
 
 
 def _last_decisions(calls: list[Call]) -> dict[tuple[str, str], Call]:
-    """Return, by user and key, the call whose response came last, ignoring those without a decision (none, or 5xx)."""
+    """Return, by user and key, the call with the latest response, ignoring calls without a decision (none, or 5xx)."""
     last: dict[tuple[str, str], Call] = {}
     for call in calls:
         if call.operation == "place" and not call.failed:
@@ -87,7 +87,7 @@ def one_order_per_key(observed: Observations) -> Violations:
 
 
 def no_request_ran_as_somebody_else(observed: Observations) -> Violations:
-    """Each order is of the user who sent the request, who is shown only own orders, and is always recognised."""
+    """Each order belongs to the user who sent the request; users only see their own orders, and are never refused."""
     sent = {(c.user, c.key, *sorted(c.items.items())) for c in observed.calls if c.operation == "place"}
     for order in observed.orders.values():
         if order.key and (order.user, order.key, *sorted(order.items.items())) not in sent:

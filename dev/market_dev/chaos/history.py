@@ -1,7 +1,7 @@
 """The history of a run: every client call and its response, one JSON line each.
 
-A line is written when the response arrives, or when the client gives up waiting. Beside the stores themselves this is
-all the evidence that the checker uses.
+A line is written when the response arrives, or when the client gives up waiting. Together with the final reads
+of the stores, this is all that the checker uses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Call(msgspec.Struct, kw_only=True, omit_defaults=True):
     # product id -> quantity
     items: dict[str, int] = {}
     order_status: str = ""
-    # Whose orders the response shows.
+    # The users whose orders the response shows.
     shown_users: list[str] = []
     detail: str = ""
 

@@ -37,7 +37,7 @@ class FaultOutcome(Struct, kw_only=True):
     started_at: float
     # The process was ready again, or the fault was removed.
     recovered_at: float
-    # Whether it did anything: a process was replaced or stood still, traffic passed through the faulty connection.
+    # Whether it had an effect: a process was replaced or paused, or traffic hit the faulty connection.
     took_effect: bool
     orders_in_flight: int
     failed_calls: int = 0
@@ -128,7 +128,7 @@ class Nemesis:
         return outcome
 
     def _affected(self, target: str) -> OrderWorkload | StorefrontWorkload:
-        """Return the clients that need the target. Without the storefront, all others go on."""
+        """Return the clients that need the target. Only shoppers need the storefront."""
         return self._shoppers if _is_storefront(target) and self._shoppers is not None else self._workload
 
     async def _apply(self, fault: Fault) -> bool:

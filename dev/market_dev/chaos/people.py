@@ -15,7 +15,7 @@ _RENEW_AT = 0.5
 
 
 def name_of(number: int) -> str:
-    """Return the name of a client, which is the subject of its tokens and an address that takes its mails."""
+    """Return the name of a client, which is the subject of its tokens and its e-mail address."""
     return f"client-{number}@chaos.test"
 
 
@@ -27,7 +27,7 @@ def people(clients: int) -> tuple[Person, ...]:
 class Tokens:
     """The current access token of each person.
 
-    A token is renewed when half of its life is over. If the issuer does not respond, the old one is used on.
+    A token is renewed after half of its lifetime. If the issuer does not respond, the old one remains in use.
     """
 
     def __init__(self, sign_in: SignIn) -> None:

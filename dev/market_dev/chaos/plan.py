@@ -15,8 +15,8 @@ NetworkFaultKind = Literal["delay", "disconnect", "blackhole"]
 
 SERVICES = ("products", "orders", "inventory", "notifications", "graphql", "storefront")
 STORES = ("postgres", "mongodb", "kafka", "redis", "mail")
-# Which service calls what, each through a proxy: (service, name of the port that it calls). Both users of Kafka share
-# one.
+# The calls between services, each through a proxy: (service, name of the port that it calls). Both users of Kafka share
+# one proxy.
 LINKS = (
     ("products", "postgres"),
     ("products", "redis"),

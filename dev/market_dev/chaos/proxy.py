@@ -1,7 +1,7 @@
 """A TCP proxy that simulates a bad network: it delays, disconnects or swallows what passes through it.
 
 async with Proxy(listen=21500, upstream=21006) as network:
-    network.delay(0.2)      # each chunk is delayed by that many seconds
+    network.delay(0.2)      # each chunk is delayed, in seconds
     network.disconnect()    # open connections are aborted, new ones refused
     network.blackhole()     # connections stay open, nothing passes
     network.heal()
@@ -51,7 +51,7 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def delay(self, seconds: float) -> None:
-        """Forward each chunk only after so many seconds, in both directions."""
+        """Forward each chunk after this many seconds, in both directions."""
         self._set("delay")
         self._delay_seconds = seconds
 

@@ -30,7 +30,7 @@ STATUS_OF = {
 
 @dataclass(frozen=True)
 class Request:
-    """`user`: as the request names it, "" to leave it out. `items`: product id -> quantity."""
+    """A request. user: as in the request, "" to leave it out. items: product id -> quantity."""
 
     operation: Operation
     key: str = ""

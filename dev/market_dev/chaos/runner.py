@@ -29,7 +29,7 @@ from market_dev.stack.stack import Stack
 from market_dev.stack.topology import PORT_COUNT, Options, ports
 from market_dev.tokens import Credentials
 
-# Seconds, where production has minutes.
+# Production has minutes.
 RECOVERY_SECONDS = 8.0
 OVERRIDES: dict[str, dict[str, Any]] = {
     "products": {"testing": True},
@@ -77,7 +77,7 @@ class Settings:
     retry_seconds: float = 90.0
     restock_interval_seconds: float = 3.0
     settle_seconds: float = 600.0
-    # The shop requires sign-in, and each client is a person of its own. No service books deliveries then.
+    # The shop requires sign-in, and each client is a person of its own. Then no stock is added during the run.
     sign_in: bool = False
     # Configuration by service, on top of OVERRIDES.
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -94,7 +94,7 @@ async def run(
     on_progress: OnProgress = lambda *_: None,
 ) -> RunReport:
     """Run the whole plan of `settings.seed` against a stack of its own and return the report. Raises StartError."""
-    # This process starts others all the time, and none of them uses its gRPC channel. Read when the first one is made.
+    # The processes that this one starts do not use its gRPC channel. Read when the first channel is made.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     plan = generate_plan(
         settings.seed,

@@ -1,7 +1,7 @@
-"""Shoppers: clients that buy at the storefront as a browser without JavaScript does, and go on through errors.
+"""Shoppers: clients that buy at the storefront as a browser without JavaScript does, and carry on through errors.
 
-A checkout page has the idempotency key of its order. A shopper sends the page's form, and what follows from it, until
-the storefront has said what became of the order; now and then they send the same form again.
+A checkout page has the idempotency key of its order. A shopper sends the page's form, and then opens the page that
+waits for the outcome, until the outcome is known. Now and then they send the same form again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _THINK_SECONDS = 0.2
 
 
 def name_of(number: int) -> str:
-    """Return the name of a shopper, which is an address that takes their mails."""
+    """Return the name of a shopper, which is also their e-mail address."""
     return f"shopper-{number}@chaos.test"
 
 
@@ -46,8 +46,8 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the storefront has responded. status: 0 if there was no response. location: the path of a redirection."""
+class PageResponse:
+    """A response of the storefront. status: 0 if there was no response. location: the path of a redirect."""
 
     status: int
     location: str = ""
@@ -57,10 +57,10 @@ class Answer:
 
 @dataclass
 class StorefrontWorkload:
-    """`shoppers` concurrent shoppers, driven by a seed. The storefront does not ask them to sign in.
+    """`shoppers` concurrent shoppers, driven by a seed. The storefront is in mode `open`.
 
-    url: the storefront's
-    retry_seconds: how long a shopper tries to find out what became of an order
+    url: of the storefront
+    retry_seconds: how long a shopper tries to find out whether an order was placed
     """
 
     url: str
@@ -83,13 +83,13 @@ class StorefrontWorkload:
 
     async def _shopper(self, number: int) -> None:
         rng = random.Random(f"{self.seed}/shopper/{number}")
-        # Browsers keep the cookies of an address that is a number, too.
+        # Unlike aiohttp by default, browsers keep the cookies of IP addresses.
         jar = aiohttp.CookieJar(unsafe=True)
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
         bought = 0
         async with aiohttp.ClientSession(cookie_jar=jar, timeout=timeout) as http:
             while not self._stopping.is_set():
-                # Whatever an earlier purchase has left.
+                # Forget what an earlier purchase has left.
                 jar.clear(lambda cookie: cookie.key in ("market_basket", "market_unknown_order"))
                 form = await self._fill_basket(http, rng, name_of(number))
                 if form is not None and await self._buy(http, rng, name_of(number), form):
@@ -115,23 +115,25 @@ class StorefrontWorkload:
         return form if form.key else None
 
     async def _buy(self, http: aiohttp.ClientSession, rng: random.Random, user: str, form: Form) -> bool:
-        """Send the form until it is known what became of the order. Return whether it was placed."""
+        """Send the form until the outcome is known. Return whether the order was placed."""
         deadline = self.history.now() + self.retry_seconds
         backoff = 0.1
-        answer = await self._place(http, user, form)
-        while is_unknown(answer) and self.history.now() < deadline:
+        response = await self._place(http, user, form)
+        while is_unknown(response) and self.history.now() < deadline:
             await asyncio.sleep(rng.uniform(0.5, 1) * backoff)
             backoff = min(1.0, backoff * 2)
-            # The page that asks has the order in a cookie. Without a response, the browser still shows the form.
-            is_asking = any(cookie.key == "market_unknown_order" for cookie in http.cookie_jar)
-            answer = await self._place(http, user, form, is_asking=is_asking)
-        return bool(order_of(answer))
+            # The pending page has the order in a cookie. If there was no response, the browser still shows the form.
+            by_pending_page = any(cookie.key == "market_unknown_order" for cookie in http.cookie_jar)
+            response = await self._place(http, user, form, by_pending_page=by_pending_page)
+        return bool(order_of(response))
 
-    async def _place(self, http: aiohttp.ClientSession, user: str, form: Form, *, is_asking: bool = False) -> Answer:
-        """Send the form, or ask by the page that waits for its order."""
+    async def _place(
+        self, http: aiohttp.ClientSession, user: str, form: Form, *, by_pending_page: bool = False
+    ) -> PageResponse:
+        """Send the form, or open the page that waits for the outcome of its order."""
         self.orders_in_flight += 1
         try:
-            if is_asking:
+            if by_pending_page:
                 return await self._send(http, "place", user, _PENDING, form=form)
             return await self._send(http, "place", user, "/checkout", form.fields, form=form)
         finally:
@@ -146,7 +148,7 @@ class StorefrontWorkload:
         fields: list[tuple[str, str]] | tuple[tuple[str, str], ...] | None = None,
         *,
         form: Form | None = None,
-    ) -> Answer:
+    ) -> PageResponse:
         """Open a page, or send a form if there are fields, and record it in the history."""
         started_at = self.history.now()
         method = "GET" if fields is None else "POST"
@@ -155,13 +157,13 @@ class StorefrontWorkload:
         try:
             async with http.request(
                 method, self.url + path, data=data, headers=headers, allow_redirects=False
-            ) as response:
-                location = response.headers.get("Location", "")
-                answer = Answer(response.status, urlsplit(location).path, await response.text())
+            ) as received:
+                location = received.headers.get("Location", "")
+                response = PageResponse(received.status, urlsplit(location).path, await received.text())
         except (aiohttp.ClientError, OSError, TimeoutError) as e:
-            answer = Answer(0, detail=type(e).__name__)
+            response = PageResponse(0, detail=type(e).__name__)
         ended_at = self.history.now()
-        order_id = order_of(answer) if form is not None else ""
+        order_id = order_of(response) if form is not None else ""
         if order_id:
             self.last_order_at = ended_at
         self.history.add(
@@ -170,33 +172,33 @@ class StorefrontWorkload:
                 via="storefront",
                 started_at=started_at,
                 ended_at=ended_at,
-                status=_status(answer, order_id) if form is not None else answer.status,
+                status=_status(response, order_id) if form is not None else response.status,
                 key="" if form is None else form.key,
                 user=user,
                 order_id=order_id,
                 items={} if form is None else form.items,
-                detail=answer.detail,
+                detail=response.detail,
             )
         )
-        return answer
+        return response
 
 
-def order_of(answer: Answer) -> str:
-    """Return the id of the order to which the storefront has led, or ""."""
-    path, _, order_id = answer.location.rpartition("/")
-    return order_id if answer.status == 303 and path == "/orders" else ""
+def order_of(response: PageResponse) -> str:
+    """Return the id of the order to which the storefront has redirected; "" if it has not."""
+    path, _, order_id = response.location.rpartition("/")
+    return order_id if response.status == 303 and path == "/orders" else ""
 
 
-def is_unknown(answer: Answer) -> bool:
-    """Return whether it is not known what became of the order."""
-    return answer.status in (0, 202) or answer.status >= 500 or answer.location == _PENDING
+def is_unknown(response: PageResponse) -> bool:
+    """Return whether the outcome of the order is unknown."""
+    return response.status in (0, 202) or response.status >= 500 or response.location == _PENDING
 
 
-def _status(answer: Answer, order_id: str) -> int:
-    """Return the status that the orders' REST API would have: 201 for an order, 503 if it is not known."""
+def _status(response: PageResponse, order_id: str) -> int:
+    """Return the corresponding status of the REST API of orders: 201 for an order, 503 if the outcome is unknown."""
     if order_id:
         return 201
-    return 503 if answer.status and is_unknown(answer) else answer.status
+    return 503 if response.status and is_unknown(response) else response.status
 
 
 class _Fields(HTMLParser):
@@ -221,7 +223,7 @@ class _Fields(HTMLParser):
 
 
 def form_fields(page: str, action: str) -> list[tuple[str, str]]:
-    """Return the hidden fields of the page's form with that address."""
+    """Return the hidden fields of the page's form with that action."""
     parser = _Fields(action)
     parser.feed(page)
     return parser.fields

@@ -19,7 +19,7 @@ _SAMPLE_INTERVAL_SECONDS = 0.7
 
 
 class StockWorkload:
-    """Owns what was sampled (`samples`) and what was delivered (`restocked`: units by product id)."""
+    """Owns the samples (`samples`), and the units that were added (`restocked`, by product id)."""
 
     def __init__(
         self, stack: Stack, products: list[str], history: History, seed: int, restock_interval_seconds: float

@@ -5,8 +5,8 @@
         stack.kill("orders")          # it is restarted on the same port
         await stack.wait_ready(["orders"])
 
-The public interface of the stack, for commands, chaos test, benchmarks and tests, is this class, and from its
-neighbouring modules:
+The public interface of the stack, for commands, chaos test, benchmarks and tests, is this class, and from the modules
+beside this one:
 
     topology         Options, ROWS, SERVICES, ports(), environment(), config_directory()
     processes        Command, spawn(), bound_to_parent(), tree(), free_ports(), free_port_base(), is_free(),
@@ -321,7 +321,7 @@ class Stack:
             for name in names or list(self.supervisors):
                 await self.supervisors[name].ready.wait()
 
-    # Disturbances, while it runs.
+    # Faults, while it runs.
 
     def kill(self, name: str, *, restart: bool = True) -> None:
         """Send SIGKILL. The supervisor restarts the process; with `restart=False` only after `restart(name)`."""

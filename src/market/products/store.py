@@ -24,7 +24,7 @@ _WRITTEN = tuple(f for f in Draft.__struct_fields__ if f != "stock")
 
 _INSERTED = f"id, idempotency_key, request_hash, caller, caller_key, {', '.join(_WRITTEN)}"
 _VALUES = ", ".join(f"${n}" for n in range(1, 6 + len(_WRITTEN)))
-# Each of the two indexes may have the key already.
+# Either unique index may contain the key already.
 _INSERT = f"""
     INSERT INTO products ({_INSERTED}) VALUES ({_VALUES}) ON CONFLICT DO NOTHING RETURNING {COLUMNS}
 """
@@ -60,12 +60,12 @@ _DELETE = f"""
 _RAISE_VERSION = f"UPDATE products SET version = $3 WHERE id = $1 AND version = $2 RETURNING {COLUMNS}"
 
 
-# What a column is sorted by, given its value. Each of these expressions has an index, with the id.
+# The sort expression of each column, applied to a column or a value. Each has an index, together with the id.
 _SORT_KEYS = {"created_at": "{}", "price": "{}", "name": 'name_sort_key({}) COLLATE "C"'}
 
 
 class PageQuery(Struct, frozen=True):
-    """Which part of the list is requested.
+    """A page of the list that is requested.
 
     after: the position at which the previous page ends, instead of an offset.
     """
@@ -77,7 +77,7 @@ class PageQuery(Struct, frozen=True):
 
 
 class Page(Struct, frozen=True):
-    """A part of the list, whether it goes on after it, and the number of products in the whole of it."""
+    """A page of the list, whether another one follows, and the number of products in the whole list."""
 
     products: list[Product]
     has_next: bool
@@ -85,7 +85,7 @@ class Page(Struct, frozen=True):
 
 
 class CallerKey(NamedTuple):
-    """An Idempotency-Key with the caller that it belongs to.
+    """An Idempotency-Key with the caller to whom it belongs.
 
     signed_in: whether the caller has a token. Then a row without a caller, of an earlier version, is another's.
     """
@@ -122,7 +122,7 @@ class Statement(NamedTuple):
 def page_clauses(query: PageQuery, arguments: list[object]) -> str:
     """Return the clauses WHERE, ORDER BY and LIMIT of a page, whose arguments are added to those of the statement.
 
-    They read one product more than the page has, to know whether there is one.
+    They read one product more than the page has, to find out whether another page follows.
     """
 
     def parameter(value: object) -> str:
@@ -227,13 +227,13 @@ class ProductRepository:
         return None if row is None else Replacement(read_product(row), _summary(row, "replaced_"))
 
     async def raise_version(self, product_id: UUID, version: int, new_version: int) -> Product | None:
-        """Give the product another version, and return it; None if it no longer has this version."""
+        """Replace the product's version by `new_version`, and return the product; None if it no longer has `version`."""
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             row = await conn.fetchrow(_RAISE_VERSION, product_id, version, new_version)
         return None if row is None else read_product(row)
 
     async def delete(self, product_id: UUID, versions: Sequence[int] | None) -> Summary | None:
-        """Delete the product if it has one of the versions (None: any), and return what it was; otherwise None."""
+        """Delete the product if it has one of the versions (None: any), and return its last state; otherwise None."""
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             row = await conn.fetchrow(_DELETE, product_id, versions)
         return None if row is None else _summary(row)

@@ -13,7 +13,7 @@ from market_dev.stack.servers.base import Server, StartError
 
 
 class EmbeddedKafka(Server):
-    """The broker embedded in librdkafka, in memory. `advertised`: the port that clients are told, default `port`."""
+    """The broker embedded in librdkafka, in memory. `advertised`: the port that clients connect to, default `port`."""
 
     kind = "embedded"
 

@@ -6,8 +6,8 @@
     white OR black      one of the two; OR joins only what is next to it
     KL-2024             the words kl and 2024 one after the other, or kl2024
 
-No text is invalid: what means nothing where it stands, such as an unpaired quote, a dash between spaces or an OR at the
-end, separates words. So the name of a product can be pasted as it is.
+No text is invalid: what has no meaning at its place, such as an unpaired quote, a dash between spaces or an OR at the
+end, separates words. So the name of a product can be pasted unchanged.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import re
 
 from msgspec import Struct
 
-# Any of them opens a phrase, and any closes it: telephones type curly ones.
+# Each of them can open or close a phrase, because phones type curly quotes.
 _QUOTE = '"\u201c\u201d\u201e\u201f\u00ab\u00bb\uff02'
-# Only this hyphen excludes. Other dashes, which word processors and telephones type, are punctuation.
+# Only this hyphen excludes. Other dashes, which word processors and phones type, are punctuation.
 _TOKEN = re.compile(
     rf"(?P<minus>(?<!\S)-(?=[^\s-]))?(?:[{_QUOTE}](?P<phrase>[^{_QUOTE}]*)[{_QUOTE}]|(?P<word>[^\s{_QUOTE}]+)|[{_QUOTE}])"
 )
@@ -43,7 +43,7 @@ class Search(Struct, frozen=True):
 
 
 def parse(text: str, *, excludes: bool = True) -> Search:
-    """Return what the text of a search means. Every text means something, if only that nothing is found.
+    """Parse the text of a search. Every text is valid.
 
     excludes: whether a hyphen before a word excludes the word; otherwise it is punctuation.
     """

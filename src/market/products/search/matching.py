@@ -1,8 +1,8 @@
-"""What a search matches, in PostgreSQL's tsquery syntax, and how many products that are.
+"""What a search matches, in PostgreSQL's tsquery syntax, and how many products match.
 
-PostgreSQL's planner does not decide how a search is read: it multiplies the frequencies of words, which is wrong by
-orders of magnitude for words that often occur together, or never do. So what a search finds is counted first, by the
-index of words and up to a bound, and the count decides.
+PostgreSQL's planner is not used to choose between the ways to read a search: it multiplies the frequencies of words,
+which is wrong by orders of magnitude for words that often occur together, or never. So the matching products are
+counted first, by the index of words and up to a bound, and the count decides.
 """
 
 # ruff: noqa: S608 -- the texts of the statements are made of column names and numbers.
@@ -28,8 +28,9 @@ _TERMS = """
     ORDER BY n
 """
 
-# A word that is the beginning of more words than this is matched as a beginning, which PostgreSQL's index answers by
-# reading all products of all of these words; fewer words are matched one by one, which it combines with the others.
+# A word that is the beginning of more words than this is matched as a beginning, for which PostgreSQL's index
+# reads all products of all of these words; fewer words are matched one by one, and the index intersects them with the
+# other words.
 _MAX_CONTINUATIONS = 30
 _CONTINUATIONS = """
     SELECT word FROM search_vocabulary WHERE word ^@ $1 AND $1 COLLATE "C" ~ '^[^0-9]{3}' ORDER BY word LIMIT $2
@@ -59,7 +60,7 @@ class Matches(Struct, frozen=True):
 
 
 async def compile_search(conn: Connection, search: Search) -> Matches:
-    """Return what the search matches. Raises BadInput for too many words."""
+    """Return the queries of the search. Raises BadInput if it has too many words."""
     terms = [term for group in search.groups for term in group] + search.excluded
     rows = await conn.fetch(_TERMS, [term.text for term in terms], [term.is_phrase for term in terms])
     if (size := sum(row["size"] for row in rows)) > MAX_WORDS:
@@ -81,7 +82,7 @@ async def compile_search(conn: Connection, search: Search) -> Matches:
 
 
 async def _with_continuations(conn: Connection, query: str) -> str:
-    """Return the query with the words that begin with a beginning instead of it, unless they are too many."""
+    """Return the query with each prefix replaced by the words that start with it, unless they are too many."""
     for beginning in _BEGINNING.findall(query):
         rows = await conn.fetch(_CONTINUATIONS, beginning, _MAX_CONTINUATIONS + 1)
         if 0 < len(rows) <= _MAX_CONTINUATIONS:
@@ -91,10 +92,12 @@ async def _with_continuations(conn: Connection, query: str) -> str:
 
 
 def any_of(queries: list[str]) -> str:
+    """Return the query that matches what any of the queries matches."""
     return " | ".join(f"({query})" for query in queries)
 
 
 def all_of(queries: list[str]) -> str:
+    """Return the query that matches what all of the queries match."""
     return " & ".join(f"({query})" for query in queries)
 
 

@@ -1,4 +1,4 @@
-"""Pages of what a search finds: by relevance, or in one of the sorts of the list."""
+"""Pages of search results: by relevance, or in one of the sorts of the list."""
 
 # ruff: noqa: S608 -- the texts of the statements are made of column names and numbers.
 
@@ -20,15 +20,15 @@ from market.products.search.sampling import Sample, is_common, take_sample
 from market.products.search.suggestions import find_suggestions
 from market.products.store import COLUMNS, PageQuery, page_clauses, page_order, read_product, sort_key
 
-# The run-time parameters that the connections need (kit/postgres.py): a search whose words the planner takes for common
-# would read the table instead of the index.
+# Run-time parameters of the connections (kit/postgres.py). For words that it expects to be common, the planner would read
+# the table instead of the index.
 SETTINGS = {"enable_seqscan": "off"}
 
 _MAX_NAMED = 100
 
 
 class SearchQuery(Struct, frozen=True):
-    """Which part of what is found is requested. `sort` None: by relevance.
+    """A page of search results that is requested. sort: None for relevance.
 
     after: the position at which the previous page ends, instead of an offset.
     """
@@ -46,11 +46,11 @@ class SearchQuery(Struct, frozen=True):
 
 
 class FoundPage(Struct, frozen=True):
-    """A part of what is found.
+    """A page of search results.
 
     end: the position at which it ends; None if nothing follows
-    total_exact: whether `total` is the number of products that are found; if not, there are at least so many
-    suggested: nothing is found, and these products are similar to what was searched for
+    total_exact: whether `total` is the number of products that are found; otherwise a lower bound
+    suggested: the search found nothing, and these products match similar words
     """
 
     products: list[Product]
@@ -63,7 +63,7 @@ class FoundPage(Struct, frozen=True):
 class ProductSearch:
     """The search for products. Its method raises BadInput, DeadlineExceeded and Unavailable.
 
-    timeout_seconds: the limit of a search, unless the caller's deadline is nearer.
+    timeout_seconds: the limit of a search, unless the caller's deadline is earlier.
     """
 
     def __init__(self, pool: Pool, *, timeout_seconds: float) -> None:

@@ -1,7 +1,7 @@
-"""How common a search is, by a sample of the products.
+"""Estimates how many products a search finds, by a sample of the products.
 
-To count a word that a fifth of a million products have, PostgreSQL's index reads 200,000 entries, although it is enough
-to know that there are more than MAX_COUNT. Of a large table a sample shows that in a tenth of the time.
+To count a word that a fifth of a million products contain, PostgreSQL's index reads 200,000 entries, although it is
+enough to know that there are more than MAX_COUNT. For a large table, a sample shows that in a tenth of the time.
 """
 
 # ruff: noqa: S608 -- the texts of the statements are made of column names and numbers.
@@ -18,14 +18,14 @@ from market.kit.postgres import Connection
 from market.products.search.matching import Column, Matches, condition, count
 from market.products.search.ranks import ranks_of
 
-# Fewer products are counted: the index is fast enough.
+# Smaller tables are not sampled, because counting by the index is fast enough.
 _MIN_PRODUCTS = 100_000
 _SAMPLED_PRODUCTS = 2000
-# PostgreSQL samples pages of the table, and products of one kind are often stored side by side: of each page only one
-# product in so many counts.
+# PostgreSQL samples pages of the table, and products of one kind are often stored side by side: so only one
+# in this many products of a page counts.
 _THINNING = 4
-# An estimate of more than so many times the bound cannot be due to chance: from a sample of the size above, and from a
-# larger one, which is taken if the first one leaves a doubt.
+# An estimate that exceeds the bound by this factor is not due to chance. If the first sample exceeds it by less, but by
+# more than _DOUBT, a larger sample is taken, for which a lower factor is enough.
 _CERTAINTY = 3
 _DOUBT = 2
 _LARGER_SAMPLE, _ITS_CERTAINTY = 8000, 1.7
@@ -94,7 +94,7 @@ async def count_each(
 async def _estimate(
     conn: Connection, total: int, size: int, conditions: Sequence[str], arguments: Sequence[object]
 ) -> list[float]:
-    """Return how many of `total` products meet each condition, by a sample of so many."""
+    """Return estimates of how many of `total` products meet each condition, by a sample of `size` products."""
     percent = min(100, 100 * _THINNING * size / total)
     counts = ", ".join(f"count(*) FILTER (WHERE {text})" for text in conditions)
     row = await conn.fetchrow(

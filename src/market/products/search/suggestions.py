@@ -1,6 +1,6 @@
-"""Where nothing is found: the products with the most similar words.
+"""Suggestions for a search that finds nothing: the products with the most similar words.
 
-Each word of the search is replaced by the most similar ones that any product has, by their trigrams. If no product has
+Each word of the search is replaced by the words of products that are most similar by trigrams. If no product contains
 all of these words either, those with the most of them in their names are suggested.
 """
 
@@ -18,7 +18,7 @@ from market.products.search.ranking import read_first_positions
 from market.products.search.sampling import Sample, count_each, take_sample
 
 MAX_SUGGESTIONS = 100
-# A product that has one of more common words than this is no better suggestion than many others.
+# Words of more products than this are not used alone: they do not tell good suggestions from others.
 _MAX_CANDIDATES = 5000
 
 # The words of the search without those such as "of", unless there are no others.
@@ -32,7 +32,7 @@ _WORDS = """
         ) AS words, search_term(word, false)
     ) AS words WHERE all_optional OR NOT optional ORDER BY word
 """
-# For each word the stems of the similar ones. Numbers and the shortest words have only themselves.
+# For each word, the stems of the similar ones. Numbers and very short words are only similar to themselves.
 _SIMILAR = """
     SELECT w.word, array_agg(DISTINCT search_stem(near.word)) AS stems
     FROM unnest($1::text[]) AS w (word), search_trigrams(w.word) AS typed,
