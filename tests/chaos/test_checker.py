@@ -150,11 +150,11 @@ VIOLATIONS: dict[str, tuple[str, Callable[[Observations], object]]] = {
         "one_order_per_key",
         lambda o: o.orders.update({"twin": order("twin", "confirmed", {P: 2}, "k1")}),
     ),
-    "one key was answered with two orders": (
+    "one key has two orders in its responses": (
         "one_order_per_key",
         lambda o: o.calls.append(place_call("twin", 200, "k1", {P: 2})),
     ),
-    "a key was answered with the order of another user": (
+    "a key has the order of another user in its response": (
         "one_order_per_key",
         lambda o: change_order(o, "sold", user="bea"),
     ),

@@ -1,4 +1,7 @@
-"""Real invoices go through all five services, and the stores agree: initial stock = sold + left, one mail per order."""
+"""Real invoices go through all services but the storefront, and the stores agree.
+
+Initial stock = sold + left, and there is one mail per order.
+"""
 
 from __future__ import annotations
 

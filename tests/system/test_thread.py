@@ -1,4 +1,4 @@
-"""One product, one order, one mail, through all five services."""
+"""One product, one order, one mail, through all services but the storefront."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ class ProductRepository:
         return None if row is None else Replacement(read_product(row), _summary(row, "replaced_"))
 
     async def raise_version(self, product_id: UUID, version: int, new_version: int) -> Product | None:
-        """Replace the product's version by `new_version`, and return the product; None if it no longer has `version`."""
+        """Replace the product's version by `new_version`, and return it; None if it no longer has `version`."""
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             row = await conn.fetchrow(_RAISE_VERSION, product_id, version, new_version)
         return None if row is None else read_product(row)

@@ -20,8 +20,8 @@ from market.products.search.sampling import Sample, is_common, take_sample
 from market.products.search.suggestions import find_suggestions
 from market.products.store import COLUMNS, PageQuery, page_clauses, page_order, read_product, sort_key
 
-# Run-time parameters of the connections (kit/postgres.py). For words that it expects to be common, the planner would read
-# the table instead of the index.
+# Run-time parameters of the connections (kit/postgres.py). For words that it expects to be common, the planner would
+# read the table instead of the index.
 SETTINGS = {"enable_seqscan": "off"}
 
 _MAX_NAMED = 100
