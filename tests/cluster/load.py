@@ -170,7 +170,7 @@ class Load:
             await kind(number)
         except Exception as e:
             by_shop = not isinstance(e, (IngressError, aiohttp.ClientError, TimeoutError))
-            self.failures.append(Request(started, self.now(), what, f"{type(e).__name__}: {e}"[:300], by_shop))
+            self.failures.append(Request(started, self.now(), what, f"{type(e).__name__}: {e}"[:1000], by_shop))
         else:
             self.succeeded.append(Request(started, self.now(), what))
 
@@ -234,7 +234,7 @@ class Load:
     async def _query(self, query: str, variables: dict[str, Any]) -> Any:
         result = await self._call("POST", "/graphql", {"query": query, "variables": variables})
         if result.get("errors"):
-            raise RuntimeError(str(result["errors"])[:300])
+            raise RuntimeError(str(result["errors"])[:900])
         return result["data"]
 
     async def _placed_orders(self) -> AsyncIterator[dict[str, Any]]:

@@ -111,3 +111,40 @@ def test_the_daily_backups_are_made_checked_fetched_and_restored(shop: str, repo
     [listed] = folder.glob("lost-orders-*")
     assert later in listed.read_text()
     report["daily backups"] = {"fetch seconds": round(seconds, 1), "files": sorted(p.name for p in folder.iterdir())}
+
+
+def test_a_backup_is_restored_to_a_new_cluster(shop: str, report: Report, tmp_path: Path) -> None:
+    """The shop is removed with its volumes and passwords, and deployed anew before the restore."""
+    product, user, email = create_product(shop), f"moved-{uuid.uuid4().hex}", f"{uuid.uuid4().hex}@example.test"
+    order = place(shop, product, user, email)
+    assert len(mails_to(email)) == 1
+    catalogue = call(f"{shop}/api/product?limit=1")["total"]
+    cluster.script("backup.sh", "--to", str(tmp_path))
+    [folder] = tmp_path.iterdir()
+    passwords = cluster.kubectl("get", "secret", "passwords", "-o", "jsonpath={.data}")
+    cluster.script("undeploy.sh", "--yes")
+
+    _, deploy_seconds = cluster.deploy()
+    assert cluster.kubectl("get", "secret", "passwords", "-o", "jsonpath={.data}") != passwords
+    new_shop = cluster.address()
+    assert orders_of(new_shop, user) == {}
+    done, restore_seconds = cluster.script("restore.sh", str(folder), "--yes")
+    print(done.stdout, done.stderr)
+    cluster.wait_until_all_are_ready()
+
+    assert orders_of(new_shop, user) == {order: product}
+    # Not the demo catalogue of the new shop beside the one of the backup.
+    assert call(f"{new_shop}/api/product?limit=1")["total"] == catalogue
+    assert books.units_left([product]) == {product: STOCK - 1}
+    assert books.reconcile() == 0
+    [listed] = folder.glob("lost-orders-*")
+    assert listed.read_text() == ""
+    # Consumption begins again: new orders are mailed, those from the backup are not mailed a second time.
+    new_email = f"{uuid.uuid4().hex}@example.test"
+    place(new_shop, product, user, new_email)
+    assert len(mails_to(new_email)) == 1
+    assert books.mails_to(email) == []
+    report["restore to a new cluster"] = {
+        "deploy seconds": round(deploy_seconds, 1),
+        "restore seconds": round(restore_seconds, 1),
+    }

@@ -60,7 +60,7 @@ async def test_deleting_a_stores_pod_fails_only_what_needs_it(
     assert load.failures == (load.rejected if name == "postgresql" else [])
 
 
-@pytest.mark.parametrize("key", ["postgresql_products", "mongodb_orders", "redis"])
+@pytest.mark.parametrize("key", ["postgresql_products", "postgresql_inventory", "mongodb_orders", "redis"])
 async def test_a_password_that_deploy_changes_fails_only_what_needs_the_store(
     shop: str, products: list[str], report: Report, key: str
 ) -> None:
@@ -70,6 +70,11 @@ async def test_a_password_that_deploy_changes_fails_only_what_needs_the_store(
         patch = json.dumps([{"op": "remove", "path": f"/data/{key}"}])
         cluster.kubectl("patch", "secret", "passwords", "--type=json", "-p", patch)
         cluster.deploy()
+        # The old pods fail requests until they are gone: their password is refused.
+        cluster.seconds_until(
+            "the old pods are gone",
+            lambda: not any("deletionTimestamp" in pod["metadata"] for pod in cluster.get("pods")["items"]),
+        )
 
     load = await run_load(shop, products, report, f"password {key} changed by deploy.sh", rotate)
     assert load.failures == load.rejected

@@ -49,6 +49,10 @@ class ConsumerAndApi:
         await self.api.start()
         await self.consumer.start()
 
+    async def drain(self, seconds: float) -> None:
+        """Serve for `seconds` more, and consume."""
+        await self.api.drain(seconds)
+
     async def stop(self, grace_seconds: float) -> None:
         """Stop both at the same time, so that a slow request does not delay giving up the partitions."""
         await asyncio.gather(self.api.stop(grace_seconds), self.consumer.stop(grace_seconds))

@@ -62,6 +62,10 @@ class HttpServer:
         if self._task.done():
             self._task.result()
 
+    async def drain(self, seconds: float) -> None:
+        """Serve for `seconds` more: until the ingress has noticed that the process is not ready, it sends requests."""
+        await asyncio.sleep(seconds)
+
     async def stop(self, grace_seconds: float) -> None:
         """Stop listening, and finish the requests in flight within `grace_seconds`."""
         self._server.config.timeout_graceful_shutdown = max(1, int(grace_seconds))

@@ -40,6 +40,10 @@ class Server(Protocol):
     async def start(self) -> None:
         """Start serving, and return once requests are accepted."""
 
+    async def drain(self, seconds: float) -> None:
+        """Serve for `seconds` more, in which the callers notice that the process is not ready. May return earlier if
+        the callers are better off without this process."""
+
     async def stop(self, grace_seconds: float) -> None:
         """Stop accepting requests, finish those in flight within `grace_seconds`, and return."""
 
@@ -155,7 +159,5 @@ async def _serve_until(stopping: asyncio.Event, config: C, build: Build[C], proc
         await stopping.wait()
         log.info("draining")
         process.health.draining = True
-        # It takes a while until the ingress and Kubernetes notice that the process is not ready. Until then, they send
-        # requests to it.
-        await asyncio.sleep(config.shutdown.drain_seconds)
+        await server.drain(config.shutdown.drain_seconds)
         await server.stop(config.shutdown.grace_seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -57,6 +58,9 @@ SERVER_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 ]
+
+# A draining server stops early when as many checks of its stores in a row have failed.
+_FAILED_CHECKS = 3
 
 # Takes the request message, and returns the response message or raises a Problem.
 Handler = Callable[[Any], Awaitable[Any]]
@@ -172,6 +176,7 @@ class GrpcServer:
     max_in_flight: the maximum number of concurrent calls. Further calls fail immediately with RESOURCE_EXHAUSTED.
         None: no limit.
     tls: with mutual TLS, clients must present a certificate. None: calls are not encrypted.
+    check_seconds: the pause between two checks of the stores while the server drains.
     """
 
     def __init__(
@@ -183,10 +188,13 @@ class GrpcServer:
         *,
         max_in_flight: int | None = None,
         tls: MutualTls | None = None,
+        check_seconds: float = 1.0,
     ) -> None:
         self._host = host
         self._tls = tls
         self._port = port
+        self._readiness = health
+        self._check_seconds = check_seconds
         self._health = HealthService(health, services)
         self._server = grpc.aio.server(
             options=[*SERVER_OPTIONS, ("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=max_in_flight
@@ -208,6 +216,20 @@ class GrpcServer:
             raise OSError(0, f"cannot listen on {host}:{self._port}") from None
         await self._health.start()
         await self._server.start()
+
+    async def drain(self, seconds: float) -> None:
+        """Serve for `seconds` more, because clients may not know the new servers yet.
+
+        Returns earlier if a store stays unavailable, for example because its password has changed. The clients would
+        keep their connections to this server, and their calls would fail, until it stops.
+        """
+        failed = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while failed < _FAILED_CHECKS:
+                    await asyncio.sleep(self._check_seconds)
+                    failed = failed + 1 if await self._readiness.unavailable_dependencies() else 0
+                log.warning("draining ended early, a store is unavailable")
 
     async def stop(self, grace_seconds: float) -> None:
         """Report NOT_SERVING, so that clients use other servers. Finish the calls in flight within `grace_seconds`."""
