@@ -19,6 +19,7 @@ from market.products.domain import Draft, Position, Product, Sort, Summary
 # The columns are named like the fields. `stock` is inventory's, and unset.
 _FIELDS = tuple(f for f in Product.__struct_fields__ if f != "stock")
 COLUMNS = ", ".join("NULL::boolean AS available" if f == "available" else f for f in _FIELDS)
+_PRICE, _CURRENCY = _FIELDS.index("price"), _FIELDS.index("currency")
 # The columns that a request writes. The stock is inventory's.
 _WRITTEN = tuple(f for f in Draft.__struct_fields__ if f != "stock")
 
@@ -179,7 +180,7 @@ class ProductRepository:
         statement = page_statement(query)
         async with acquire(self._pool, seconds=self._timeout_seconds) as conn:
             rows = await conn.fetch(statement.text, *statement.arguments)
-        found = [read_product(row) for row in rows if row["id"] is not None]
+        found = [read_product(row, 1) for row in rows if row["id"] is not None]
         return Page(found[: query.limit], len(found) > query.limit, rows[0][0])
 
     async def get(self, product_id: UUID) -> Product | None:
@@ -249,8 +250,9 @@ def _summary(row: Record, prefix: str = "") -> Summary:
     return Summary(**values)
 
 
-def read_product(row: Record) -> Product:
-    """Return the product in a row with `COLUMNS`."""
-    values = {field: row[field] for field in _FIELDS}
-    values["price"] = money.in_currency(values["price"], values["currency"])
-    return Product(**values)
+def read_product(row: Record, first: int = 0) -> Product:
+    """Return the product in a row that has `COLUMNS` from the column number `first` on."""
+    # By their positions: reading values by their names would take three times as long.
+    values = list(row[first : first + len(_FIELDS)])
+    values[_PRICE] = money.in_currency(values[_PRICE], values[_CURRENCY])
+    return Product(*values)

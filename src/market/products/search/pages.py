@@ -150,7 +150,7 @@ async def read_page_by_sort(
         rows = await _read_in_order(conn, page, matches, max_read)
         if len(rows) <= query.limit and await _has_more_than(conn, page, max_read):
             rows = await _read_few(conn, page, matches, sample.products)
-    products = [read_product(row) for row in rows if row["id"] is not None]
+    products = [read_product(row, 1) for row in rows if row["id"] is not None]
     end = position_type(sort).of(products[query.limit - 1]) if len(products) > query.limit else None
     return FoundPage(products[: query.limit], end, min(total, MAX_COUNT), total_exact=total <= MAX_COUNT)
 
