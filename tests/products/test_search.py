@@ -112,6 +112,11 @@ async def test_a_common_search_has_a_bound_for_its_total_and_the_same_order(prod
         page = await get(products, q="red lamp -large", limit=50, sort=sort)
         in_order = [i for i in ordered if "large" not in names[ids.index(i)][0]][:50]
         assert [item["id"] for item in page["items"]] == in_order
+    # By chance none of them may be in the sample.
+    async with products.db.acquire() as conn:
+        matches = await compile_search(conn, parse("red lamp"))
+        ranked = await read_positions(conn, matches, Sample(MANY, 0), None, 20)
+    assert ([str(position.id) for position in ranked.positions], ranked.total) == (expected[:20], 10_001)
     # Exactly as many as are counted.
     await products.db.execute(
         "DELETE FROM products WHERE id IN (SELECT id FROM products ORDER BY price LIMIT $1)", MANY - 10_000
@@ -137,6 +142,8 @@ async def test_the_order_is_the_same_if_a_sample_shows_that_a_search_is_common(p
         assert 100 <= sample.found <= 300
         assert sample.ranks[0] == 0 < sample.ranks[1]
         assert (await take_sample(conn, matches, min_products=2001)).found is None
+        unknown = await compile_search(conn, parse("table"))
+        assert await take_sample(conn, unknown, min_products=2000) == Sample(2000, 0)
         assert not await is_common(conn, sample, matches, 40)
         # An estimate that may be wrong is checked.
         for doubtful in (15_000, 25_000):

@@ -103,7 +103,7 @@ async def _read_by_rank(
 async def _has_few(conn: Connection, rank: Rank, sample: Sample, wanted: int) -> bool:
     """Return whether the rank has so few products that they are read by the index of words and sorted."""
     max_sorted = sample.max_sorted(wanted)
-    if sample.found is not None:
+    if sample.ranks:
         return sample.ranks[rank.number] <= max_sorted
     arguments: list[object] = []
     text = f"SELECT FROM product_search WHERE {rank.condition(arguments, by_index=True)} OFFSET {max_sorted} LIMIT 1"

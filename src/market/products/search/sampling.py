@@ -21,6 +21,9 @@ from market.products.search.ranks import ranks_of
 # Smaller tables are not sampled, because counting by the index is fast enough.
 _MIN_PRODUCTS = 100_000
 _SAMPLED_PRODUCTS = 2000
+# A smaller sample is taken before. A search that none of its products matches probably finds less than MAX_COUNT of a
+# million, and the sample above would take longer than the search itself.
+_SMALL_SAMPLE = 500
 # PostgreSQL samples pages of the table, and products of one kind are often stored side by side: so only one
 # in this many products of a page counts.
 _THINNING = 4
@@ -38,7 +41,7 @@ class Sample(Struct, frozen=True):
 
     products: the number of all products, which is exact
     found: of those that are found; None if nothing was sampled
-    ranks: of those of each rank, by its number
+    ranks: of those of each rank, by its number; empty if nothing was sampled, or `found` is 0
     """
 
     products: int
@@ -73,9 +76,11 @@ async def take_sample(conn: Connection, matches: Matches, *, min_products: int =
     total = await conn.fetchval("SELECT coalesce(sum(n), 0)::bigint FROM product_counts")
     if total < min_products or not matches.part:
         return Sample(total)
-    ranks = ranks_of(matches)
     arguments: list[object] = [matches.found]
     conditions = [condition("all_words", 1, by_index=False)]
+    if await _estimate(conn, total, _SMALL_SAMPLE, conditions, arguments) == [0]:
+        return Sample(total, 0)
+    ranks = ranks_of(matches)
     conditions += [rank.condition(arguments, by_index=False) for rank in ranks]
     found, *of_ranks = await _estimate(conn, total, _SAMPLED_PRODUCTS, conditions, arguments)
     return Sample(total, found, {rank.number: n for rank, n in zip(ranks, of_ranks, strict=True)})
