@@ -39,7 +39,7 @@ from benchmarks.run import alternate
 from benchmarks.scenario import Contestants, Measurements, values
 from benchmarks.scenarios import latency
 from benchmarks.scenarios.gateway import LIST
-from benchmarks.testbed import outbox_drained, product_ids
+from benchmarks.testbed import outbox_drained, product_ids, read_pages
 
 PRODUCTS = 1000
 # Per build; `market up` uses 16.
@@ -54,6 +54,8 @@ class Build(LoadDriver):
         self.name = name
         self.shop = shop
         self.product_ids: list[str] = []
+        # The paths of lists of 20 products, each after the end of the one before.
+        self.pages: list[str] = []
 
     @property
     def pids(self) -> dict[str, int]:
@@ -68,6 +70,7 @@ class Build(LoadDriver):
         load = {"workload": "catalogue", "params": {"prefix": "c"}, "connections": 32, "count": PRODUCTS}
         await self.load(port=self.port("products"), **load)
         self.product_ids = await product_ids(self.shop.urls["products"], PRODUCTS)
+        self.pages = list(await read_pages(self.shop.urls["products"], PRODUCTS // 20))
 
     def signal(self, process: str, signum: int) -> None:
         os.kill(self.pids[process], signum)
@@ -97,6 +100,10 @@ def _get_products(_: Build) -> dict[str, Any]:
     return {"workload": "get", "params": {"path": "/api/product?limit=20"}}
 
 
+def _get_different_pages(build: Build) -> dict[str, Any]:
+    return {"workload": "get_any", "params": {"paths": build.pages}}
+
+
 def _query_products(_: Build) -> dict[str, Any]:
     return {"workload": "graphql", "params": {"query": LIST}}
 
@@ -117,6 +124,7 @@ def _check_products(build: Build) -> dict[str, Any]:
 COMPARISONS = {
     "product-one": Comparison("requests/s", "products", _get_product, alone=("products",)),
     "product-list": Comparison("requests/s", "products", _get_products, alone=("products",)),
+    "product-pages": Comparison("requests/s", "products", _get_different_pages, alone=("products",)),
     "check-100": Comparison("calls/s", "inventory", _check_products, alone=("inventory",)),
     "graphql-list": Comparison("queries/s", "graphql", _query_products),
     "order": Comparison("orders/s", "orders", _post_order, writes_orders=True),

@@ -26,6 +26,8 @@ from benchmarks.scenario import Contestants, Measurements, Scenario
 from benchmarks.scenarios.all import SCENARIOS
 from benchmarks.testbed import Testbed
 
+# By group. A million products, with their words and indexes, have 2 GB; the 48 MB of the local stack are for thousands.
+POSTGRES_SETTINGS = {"million": {"shared_buffers": "1GB"}}
 # How long a failed measurement waits before it is repeated: circuit breakers may be open after a stall.
 RECOVERY_SECONDS = 5.0
 
@@ -123,9 +125,17 @@ def _group_of(scenario: Scenario, args: argparse.Namespace) -> str:
 async def _run_group(
     name: str, members: list[Scenario], directory: Path, args: argparse.Namespace, results: report.Raw, done: set[str]
 ) -> None:
-    testbed = Testbed(directory, args.port_base, seconds=args.seconds, warmup=args.warmup, kafka=args.kafka)
+    testbed = Testbed(
+        directory,
+        args.port_base,
+        seconds=args.seconds,
+        warmup=args.warmup,
+        kafka=args.kafka,
+        postgres_settings=POSTGRES_SETTINGS.get(name),
+    )
     testbed.quick, testbed.smoke, testbed.incomplete = args.quick, args.smoke, args.incomplete
     testbed.data = args.data
+    testbed.orders = args.orders
     testbed.memory_minutes, testbed.memory_rate = args.minutes, args.memory_rate
     if args.smoke:
         testbed.open_loop_seconds = 0.2
@@ -153,7 +163,7 @@ async def _run_scenarios(
         print(f"{scenario.name}: {scenario.goal}", flush=True)
         load_average_before = os.getloadavg()[0]
         try:
-            measurements = await measure(testbed, scenario, scenario.rounds or args.rounds)
+            measurements = await measure(testbed, scenario, min(args.rounds, scenario.rounds or args.rounds))
             rows = scenario.judge(measurements)
         except Exception as e:
             results.failed[scenario.name] = repr(e)[:500]
@@ -204,6 +214,12 @@ def parse_arguments(
     )
     parser.add_argument("--minutes", type=float, help="of load in the memory scenario; default: 30")
     parser.add_argument("--memory-rate", type=float, default=50, help="orders/s of that load")
+    parser.add_argument(
+        "--orders",
+        type=int,
+        default=10_000_000,
+        help="in MongoDB, for the scenarios of very many orders; default: 10,000,000, which need 5 GB",
+    )
     parser.add_argument(
         "--incomplete", action="store_true", help="leave out peers whose packages are missing, instead of refusing"
     )

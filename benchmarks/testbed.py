@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from market_dev.stack import processes
@@ -33,7 +34,16 @@ class Testbed(LoadDriver):
     # Not a test, although pytest would take it for one.
     __test__ = False
 
-    def __init__(self, directory: Path, port_base: int, *, seconds: float, warmup: float, kafka: str = "auto") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        port_base: int,
+        *,
+        seconds: float,
+        warmup: float,
+        kafka: str = "auto",
+        postgres_settings: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(seconds=seconds, warmup=warmup)
         options = Options(
             directory,
@@ -43,7 +53,7 @@ class Testbed(LoadDriver):
             # For injected faults.
             mail_testing=True,
             # For 256 connections of pgbench.
-            postgres_settings={"max_connections": "400"},
+            postgres_settings={"max_connections": "400", **(postgres_settings or {})},
         )
         self.stack = Stack(options, notify=lambda line: print(f"  {line}"))
         self.directory = directory
@@ -51,6 +61,8 @@ class Testbed(LoadDriver):
         self.quick = self.smoke = self.incomplete = False
         # A file in the Online Retail format, for the replay.
         self.data: Path | None = None
+        # How many orders MongoDB has in the scenarios of very many orders.
+        self.orders = 10_000_000
         # Of the load in the memory scenario.
         self.memory_minutes: float | None = None
         self.memory_rate = 50.0
@@ -117,15 +129,25 @@ class Testbed(LoadDriver):
         uvicorn = [sys.executable, "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", str(port)]
         await self.start(name, [*uvicorn, "--no-access-log", "--log-level", "warning"], port, env)
 
-    async def start_service(self, service: str, name: str, offset: int, *, module: str = "") -> int:
-        """Start another copy of a service, or `module` with its configuration, and return its port."""
+    async def start_service(self, service: str, name: str, offset: int, *, module: str = "", database: str = "") -> int:
+        """Start another copy of a service, or `module` with its configuration, and return its port.
+
+        database: instead of that of the stack; it is migrated first.
+        """
         port = self.peer_port(offset)
+        config = config_directory() / f"{service}.yaml"
+        if database:
+            text = config.read_text("utf-8").replace(f"database: {service}", f"database: {database}")
+            config = self.directory / f"{database}.yaml"
+            config.write_text(text, "utf-8")
         env = {
             **self.stack.environment(service),
             "MARKET_PORT": str(port),
             "MARKET_ADMIN_PORT": str(port + 1),
-            "CONFIG_PATH": str(config_directory() / f"{service}.yaml"),
+            "CONFIG_PATH": str(config),
         }
+        if database:
+            await self.run([sys.executable, "-m", f"market.{service}", "migrate"], env)
         await self.start(name, [sys.executable, "-m", module or f"market.{service}"], port, env)
         return port
 
@@ -208,6 +230,17 @@ async def product_ids(products_url: str, count: int) -> list[str]:
         page = await fetch("GET", f"{products_url}/api/product?limit=100&offset={offset}&availability=false")
         ids += [item["id"] for item in page["items"]]
     return ids[:count]
+
+
+async def read_pages(products_url: str, count: int, size: int = 20) -> dict[str, Any]:
+    """Return the first `count` pages of the list with availability, by their paths: each begins where one ends."""
+    path: str | None = f"/api/product?limit={size}"
+    pages: dict[str, Any] = {}
+    while path is not None and len(pages) < count:
+        pages[path] = await fetch("GET", f"{products_url}{path}")
+        following = pages[path].get("next")
+        path = following and f"/api/product?limit={size}&after={quote(following)}"
+    return pages
 
 
 async def outbox_drained(mongodb_url: str, timeout_seconds: float = 30) -> float:

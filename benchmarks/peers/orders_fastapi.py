@@ -97,7 +97,9 @@ async def place(order: NewOrder, request: Request) -> dict:
     if not reserved.reserved:
         await state.orders.update_one({"_id": document["_id"]}, {"$set": {"status": "rejected"}})
         raise HTTPException(409, "out of stock")
-    await state.orders.update_one({"_id": document["_id"], "status": "pending"}, {"$set": {"status": "confirmed"}})
+    confirmed_at = datetime.now(UTC)
+    confirmed = {"status": "confirmed", "confirmed_at": confirmed_at}
+    await state.orders.update_one({"_id": document["_id"], "status": "pending"}, {"$set": confirmed})
     response = {
         "id": str(order_id),
         "user": order.user,
@@ -107,6 +109,7 @@ async def place(order: NewOrder, request: Request) -> dict:
         "currency": document["currency"],
         "status": "confirmed",
         "created_at": document["created_at"].isoformat(),
+        "confirmed_at": confirmed_at.isoformat(),
     }
     await asyncio.wait_for(
         state.kafka.send_and_wait("peer-orders", json.dumps(response).encode(), key=str(order_id).encode()), 10

@@ -35,6 +35,7 @@ class ProductRow(Base):
     price: Mapped[Decimal]
     currency: Mapped[str]
     image_url: Mapped[str | None]
+    version: Mapped[int] = mapped_column(default=1)
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
 
@@ -48,6 +49,7 @@ class Product(BaseModel):
     currency: str
     image_url: str | None
     available: bool | None = None
+    version: int
     created_at: datetime
     updated_at: datetime
 

@@ -2,6 +2,7 @@
 
 from benchmarks.scenario import Scenario
 from benchmarks.scenarios import (
+    catalogue_size,
     commands,
     deferred_mails,
     fairness,
@@ -10,6 +11,7 @@ from benchmarks.scenarios import (
     inventory,
     latency,
     mails,
+    order_count,
     orders,
     pages,
     products,
@@ -22,8 +24,10 @@ SCENARIOS: list[Scenario] = [
     *products.SCENARIOS,
     *pages.SCENARIOS,
     *search.SCENARIOS,
+    *catalogue_size.SCENARIOS,
     *orders.SCENARIOS,
     *latency.SCENARIOS,
+    *order_count.SCENARIOS,
     *fairness.SCENARIOS,
     *inventory.SCENARIOS,
     *gateway.SCENARIOS,

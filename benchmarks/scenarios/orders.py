@@ -65,7 +65,7 @@ async def _verify(testbed: Testbed, ports: list[int], ids: list[str]) -> None:
     body = {"user": "ann", "items": lines}
     responses = [await testbed.post(f"http://127.0.0.1:{port}/api/order", body) for port in ports]
     for response in responses:
-        del response["id"], response["created_at"]
+        del response["id"], response["created_at"], response["confirmed_at"]
     if any(response != responses[0] for response in responses):
         raise RuntimeError(f"the orders differ: {responses}")
 

@@ -8,12 +8,17 @@ from typing import Any
 import httpx
 
 from benchmarks import requirements
-from benchmarks.measurements import Measurement, Row
+from benchmarks.measurements import Measurement, Row, ratio
 from benchmarks.pgbench import pgbench
-from benchmarks.scenario import Contestants, Measurements, Scenario, compare, values
-from benchmarks.testbed import Testbed, assert_same
+from benchmarks.scenario import Contestants, Measurements, Scenario, compare, rounded, values
+from benchmarks.testbed import Testbed, assert_same, read_pages
 
-COLUMNS = "id, name, description, price, currency, image_url, created_at, updated_at"
+MAX_CPU_RATIO = 2.0
+# How many different lists are read in turn.
+PAGES = 50
+# What a list with availability needs.
+_PROCESSES = ("products", "postgres", "redis", "inventory")
+COLUMNS = "id, name, description, price, currency, image_url, version, created_at, updated_at"
 
 
 async def start_peer(testbed: Testbed) -> int:
@@ -75,8 +80,28 @@ async def prepare_one(testbed: Testbed) -> Contestants:
 async def prepare_list(testbed: Testbed) -> Contestants:
     await testbed.fill()
     path = "/api/product?limit=20"
-    script = f"SELECT {COLUMNS} FROM products ORDER BY created_at DESC, id DESC LIMIT 20;"
-    return await _prepare(testbed, path, {"workload": "get", "params": {"path": path}}, [script])
+    contestants = await _prepare(testbed, path, {"workload": "get", "params": {"path": path}}, [_page_script("")])
+    pages = await read_pages(testbed.urls["products"], PAGES)
+    ends = [page["items"][-1] for page in pages.values()]
+    # Each page is after the end of the one before.
+    scripts = [_page_script(""), *(_page_script(_after(end)) for end in ends[:-1])]
+
+    async def measure_pages() -> Measurement:
+        load = {"workload": "get_any", "params": {"paths": list(pages)}}
+        return await testbed.closed_loop(port=testbed.port("products"), **load)
+
+    async def measure_selects() -> Measurement:
+        return await pgbench(testbed, "products", scripts, clients=16)
+
+    return {**contestants, "different pages": measure_pages, "pgbench, different pages": measure_selects}
+
+
+def _page_script(condition: str) -> str:
+    return f"SELECT {COLUMNS} FROM products {condition} ORDER BY created_at DESC, id DESC LIMIT 20;"
+
+
+def _after(product: dict[str, Any]) -> str:
+    return f"WHERE (created_at, id) < ('{product['created_at']}', '{product['id']}')"
 
 
 def _judge(title: str) -> Any:
@@ -85,6 +110,39 @@ def _judge(title: str) -> Any:
         return [compare(measurements, title, "requests/s", ">= 2x the peer", min_ratio_to_peer=2, remark=remark)]
 
     return judge
+
+
+def judge_list(measurements: Measurements) -> list[Row]:
+    return [
+        *_judge("GET a list of 20 products with availability")(measurements),
+        _compare_cpu(measurements, "CPU of a list of 20 products with availability", "ours", "pgbench"),
+        _compare_cpu(
+            measurements, f"the same, {PAGES} different lists in turn", "different pages", "pgbench, different pages"
+        ),
+    ]
+
+
+def _compare_cpu(measurements: Measurements, title: str, ours: str, select: str) -> Row:
+    """Compare the CPU time of a request with that of the select in pgbench plus the bytes from a bare app."""
+    own = [sum(m.cpu_ms.get(name, 0) for name in _PROCESSES) for m in measurements[ours]]
+    selects = [sum(m.cpu_ms.values()) for m in measurements[select]]
+    apps = [m.cpu_ms["static"] for m in measurements["limit"]]
+    limit = [select_ms + app_ms for select_ms, app_ms in zip(selects, apps, strict=True)]
+    spread = ratio(own, limit)
+    return Row(
+        scenario=title,
+        unit="ms of CPU",
+        goal=f"<= {MAX_CPU_RATIO:g}x the select in pgbench plus the bytes from a bare ASGI app",
+        met=spread.median <= MAX_CPU_RATIO,
+        remark=f"the select {statistics.median(selects):.3f} ms, PostgreSQL and pgbench; "
+        f"the app {statistics.median(apps):.3f} ms",
+        ours=rounded(statistics.median(own)),
+        peer=None,
+        limit=rounded(statistics.median(limit)),
+        ratio_to_peer=None,
+        ratio_to_limit=rounded(spread.median),
+        spread_to_limit=[rounded(spread.low), rounded(spread.high)],
+    )
 
 
 SCENARIOS = [
@@ -101,7 +159,7 @@ SCENARIOS = [
         title="GET a list of 20 products with availability",
         goal=">= 2x the peer",
         prepare=prepare_list,
-        judge=_judge("GET a list of 20 products with availability"),
+        judge=judge_list,
         requires=(requirements.PYTHON,),
     ),
 ]

@@ -49,7 +49,7 @@ def _contestant(testbed: Testbed, port: int, path: str) -> Any:
 
 async def _start_peer(testbed: Testbed) -> int:
     """Start django-oscar with a catalogue of ours in a schema of its own, and return its port."""
-    port = testbed.peer_port(3)
+    port = testbed.peer_port(7)
     database_url = testbed.urls["postgres_products"]
     env = {"DATABASE_URL": database_url, "REDIS_URL": testbed.urls["redis"]}
     connection = await asyncpg.connect(database_url)

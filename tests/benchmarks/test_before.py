@@ -61,6 +61,7 @@ def test_the_latency_of_each_call_has_a_row_of_its_own() -> None:
 def test_every_scenario_has_a_workload() -> None:
     class Build:
         product_ids = tuple(map(str, range(100)))
+        pages = ("/api/product?limit=20",)
 
     for comparison in before.COMPARISONS.values():
         load = comparison.load(Build())  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ ROW_FIELDS = {"scenario", "ours", "peer", "limit", "ratio_to_peer", "ratio_to_li
 @pytest.mark.parametrize("words", GROUPS.values(), ids=GROUPS.keys())
 def test_every_scenario_runs_and_writes_its_row(words: list[str], server_directory: Path) -> None:
     out = server_directory / f"bench-{words[0]}"
-    options = ["--smoke", "--kafka", "embedded", "--port-base", str(free_port_base(40)), "--out", str(out)]
+    options = ["--smoke", "--kafka", "embedded", "--port-base", str(free_port_base(44)), "--out", str(out)]
 
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.run", *options, *words],

@@ -1,0 +1,166 @@
+"""The same reads from a catalogue of a million products and from one of 20,000."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+import asyncpg
+
+from benchmarks.catalogue import fill_searchable_up_to, read_retail_words
+from benchmarks.explain_pages import position_at
+from benchmarks.measurements import Measurement, Row, Spread, ratio
+from benchmarks.scenario import Contestants, Measurements, Scenario, rounded, values
+from benchmarks.testbed import Testbed
+from market.kit.paging import write_cursor
+from market.products.domain import DEFAULT_SORT
+
+MAX_RATIO = 1.5
+MAX_SEARCH_P99_MS = 50
+_SMALL = "small_catalogue"
+# Without availability, which costs the same in both.
+_PAGE = "/api/product?limit=20&availability=false"
+_PATHS = 40
+
+
+class Size(NamedTuple):
+    name: str
+    products: int
+
+
+SIZES = (Size("million", 1_000_000), Size("20,000", 20_000))
+SMOKE_SIZES = (Size("million", 2_000), Size("20,000", 200))
+READS = (
+    "first page of 20",
+    "page of 20 after half of the products",
+    "search that finds one product",
+    "search that finds about 1,000 products",
+    "search that finds all products",
+    "GET one product",
+)
+
+
+async def prepare(testbed: Testbed) -> Contestants:
+    large, small = SMOKE_SIZES if testbed.smoke else SIZES
+    uri = testbed.urls["postgres_products"]
+    ports = {large.name: testbed.port("products"), small.name: await _start_small(testbed, uri)}
+    uris = {large.name: uri, small.name: _small(uri)}
+    contestants: dict[str, Callable[[], Any]] = {}
+    for size in (large, small):
+        await fill_searchable_up_to(uris[size.name], size.products)
+        paths = await _paths(uris[size.name], size.products)
+        for read in READS:
+            await testbed.get(f"http://127.0.0.1:{ports[size.name]}{paths[read][0]}")
+            # The requests above are enough for a smoke run.
+            if not testbed.smoke or read == READS[2]:
+                contestants[f"{read}, {size.name}"] = _contestant(testbed, ports[size.name], paths[read])
+    testbed.pin("products", _SMALL)
+    return contestants
+
+
+def _small(uri: str) -> str:
+    return uri.rpartition("/")[0] + f"/{_SMALL}"
+
+
+async def _start_small(testbed: Testbed, uri: str) -> int:
+    """Start a second service of products with a database of its own, and return its port."""
+    url = urlsplit(uri)
+    conn = await asyncpg.connect(
+        host=url.hostname, port=url.port, user="postgres", password=url.password, database="postgres"
+    )
+    try:
+        if not await conn.fetchval("SELECT count(*) FROM pg_database WHERE datname = $1", _SMALL):
+            await conn.execute(f"CREATE DATABASE {_SMALL} OWNER products")
+    finally:
+        await conn.close()
+    return await testbed.start_service("products", _SMALL, 19, database=_SMALL)
+
+
+async def _paths(uri: str, count: int) -> dict[str, list[str]]:
+    """Return the paths of each read, for a catalogue of `count` products."""
+    rng = random.Random(7)
+    conn = await asyncpg.connect(uri)
+    try:
+        position = await position_at(conn, DEFAULT_SORT, count // 2)
+        rows = await conn.fetch(f"SELECT id FROM products TABLESAMPLE BERNOULLI ({min(100, 100_000 / count)})")
+    finally:
+        await conn.close()
+    texts = {
+        READS[2]: [f"KL-{n}" for n in rng.sample(range(count), _PATHS)],
+        READS[3]: _words_of(1_000 / count),
+        # Every article number begins with it.
+        READS[4]: ["kl"],
+    }
+    return {
+        READS[0]: [_PAGE],
+        READS[1]: [f"{_PAGE}&after={quote(write_cursor(position, 'products', DEFAULT_SORT, None))}"],
+        **{read: [f"{_PAGE}&q={quote(text)}" for text in found] for read, found in texts.items()},
+        READS[5]: [f"/api/product/{row['id']}" for row in rows],
+    }
+
+
+def _words_of(share: float) -> list[str]:
+    """Return the words that occur in about this share of the products, each of which has ten words."""
+    words, totals = read_retail_words()
+    weights = dict(
+        zip(words, (total - before for total, before in zip(totals, [0, *totals], strict=False)), strict=True)
+    )
+    words = [word for word in words if word.isalpha() and len(word) > 3]
+    return sorted(words, key=lambda word: abs(weights[word] - share * totals[-1] / 10))[:_PATHS]
+
+
+def _contestant(testbed: Testbed, port: int, paths: list[str]) -> Any:
+    async def measure() -> Measurement:
+        measured = await testbed.closed_loop(port=port, workload="get_any", params={"paths": paths}, connections=1)
+        assert measured.latency is not None
+        measured.value = measured.latency.p50
+        return measured
+
+    return measure
+
+
+def judge(measurements: Measurements) -> list[Row]:
+    return [_row(measurements, read) for read in READS if f"{read}, {SIZES[0].name}" in measurements]
+
+
+def _row(measurements: Measurements, read: str) -> Row:
+    large, small = (measurements[f"{read}, {size.name}"] for size in SIZES)
+    spread = ratio(values(large), values(small))
+    met = spread.median <= MAX_RATIO
+    goal, remark = (
+        f"<= {MAX_RATIO:g}x the same among 20,000",
+        "one caller; the limit is the same read among 20,000 products",
+    )
+    if read.startswith("search"):
+        p99 = Spread.of([m.latency.p99 for m in large if m.latency]).median
+        met = met and p99 <= MAX_SEARCH_P99_MS
+        goal += f", p99 <= {MAX_SEARCH_P99_MS} ms"
+        remark += f"; p99 {p99:.1f} ms"
+    return Row(
+        scenario=f"{read}, among a million",
+        unit="ms (p50)",
+        goal=goal,
+        met=met,
+        remark=remark,
+        ours=rounded(Spread.of(values(large)).median),
+        peer=None,
+        limit=rounded(Spread.of(values(small)).median),
+        ratio_to_peer=None,
+        ratio_to_limit=rounded(spread.median),
+        spread_to_limit=[rounded(spread.low), rounded(spread.high)],
+    )
+
+
+SCENARIOS = [
+    Scenario(
+        name="catalogue-size",
+        title="Reads among a million products and among 20,000",
+        unit="ms (p50)",
+        goal=f"none slower than {MAX_RATIO:g} times the same among 20,000; search p99 <= {MAX_SEARCH_P99_MS} ms",
+        prepare=prepare,
+        judge=judge,
+        group="million",
+    )
+]
