@@ -94,7 +94,7 @@ async def _measure(
         hostile_outcomes, beside_hostile = await asyncio.gather(
             hostile_clients(60 * args.minutes), honest_clients(60 * args.minutes, phase=3)
         )
-    # Read before the shop is asked anything else.
+    # Read before the shop gets any other request.
     met = _limits_met(all_ports)
     current = json.loads(data.with_name(f"{data.name}.json").read_text())["pids"]
     return report.Soak(

@@ -62,7 +62,7 @@ async def strict(tmp_path: Path) -> AsyncIterator[Gateway]:
 
 
 @pytest.mark.parametrize(("accept", "status"), [("application/json", 200), ("application/graphql-response+json", 400)])
-async def test_apollos_persisted_query_link_is_told_to_send_the_text(
+async def test_apollos_persisted_query_link_gets_the_error_that_makes_it_send_the_text(
     gateway: Gateway, accept: str, status: int
 ) -> None:
     headers = {"accept": accept}

@@ -65,7 +65,7 @@ async def test_of_concurrent_versions_the_newest_is_in_force_in_two_processes(in
         *((inventory, second_inventory)[n % 2].write_stock(write) for n, write in enumerate(writes))
     )
     assert await tables.stock(A, B) == [10_000, 10_000]
-    # Each is told what was in force: its own stock, or a newer one.
+    # Each response shows what was in force: its own stock, or a newer one.
     assert all(
         r.product_version >= w.product_version and r.quantity == 100 * r.product_version
         for r, w in zip(results, writes, strict=True)

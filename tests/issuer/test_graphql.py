@@ -13,7 +13,7 @@ from tests.support.graphql_examples import run_example, signed_in_examples
 pytestmark = pytest.mark.timeout(900)
 
 
-async def test_every_example_with_sign_in_gives_the_answer_in_the_file(shop: SignedInShop) -> None:
+async def test_every_example_with_sign_in_gives_the_response_in_the_file(shop: SignedInShop) -> None:
     known: dict[str, Any] = {name: shop.subjects[name] for name in ("ann", "ben")}
     people = set()
     for example in signed_in_examples():

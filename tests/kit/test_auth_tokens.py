@@ -184,7 +184,7 @@ async def test_access_tokens_have_a_type(issuer: Issuer, typ: str) -> None:
         ({"padding": "x" * 100_000}, "is longer than 8192 bytes"),
     ],
 )
-async def test_a_token_that_breaks_a_rule_is_refused_and_told_which(
+async def test_a_token_that_breaks_a_rule_is_refused_with_the_rule(
     issuer: Issuer, token: dict[str, Any], reason: str
 ) -> None:
     async with verifying(issuer) as authentication:
@@ -264,7 +264,7 @@ async def test_clocks_may_differ_by_the_leeway(issuer: Issuer) -> None:
         assert await refusal(authentication, issuer.token(not_before=65)) == "the token is not valid yet"
 
 
-async def test_a_clock_that_is_off_by_five_minutes_is_told(issuer: Issuer) -> None:
+async def test_a_clock_that_is_off_by_five_minutes_is_reported(issuer: Issuer) -> None:
     token = issuer.token(expires_in=60)
     for offset, reason in ((300, "the token has expired"), (-300, "the token was issued in the future")):
         async with verifying(issuer, clock=lambda offset=offset: time.time() + offset) as authentication:

@@ -313,7 +313,7 @@ def described(config: Kafka, name: str) -> tuple[int, dict[str, str]]:
     return partitions, {name: entry.value for name, entry in found.result().items()}
 
 
-async def test_ensure_topics_returns_false_when_no_broker_answers() -> None:
+async def test_ensure_topics_returns_false_when_no_broker_responds() -> None:
     assert not await ensure_topics(Kafka(bootstrap_servers=NOBODY), "test", [Topic("topic", 1, 1)], 0.5)
 
 

@@ -64,7 +64,7 @@ async def test_an_interval_has_its_beginning_and_not_its_end(own_shop: Shop) -> 
     assert await walk(merchant, **between) == ids(documents[1:4])
 
 
-async def test_rejected_and_pending_orders_are_listed_if_they_are_asked_for(own_shop: Shop) -> None:
+async def test_rejected_and_pending_orders_are_listed_if_requested(own_shop: Shop) -> None:
     documents = {status: order_of("ann", 10, status) for status in ("pending", "confirmed", "cancelled", "rejected")}
     other = {status: order_of("bob", 11, status) for status in documents}
     await own_shop.documents.insert_many([*documents.values(), *other.values()])

@@ -156,7 +156,7 @@ async def test_two_versions_at_once_place_one_order_per_user_and_key(
     async def place(version: OrdersProcess, user: str, key: str) -> list[httpx.Response]:
         return await repeated_while_unknown(lambda: version.place([(lamp, 1)], user=user, key=key))
 
-    # Each request is sent twice to each version, all at once; and once more afterwards.
+    # Each request is sent twice to each version, all at once, and again afterwards.
     calls = [(user, key, version) for user, key in requests for version in versions * 2]
     random.Random(8).shuffle(calls)
     responses = await asyncio.gather(*(place(version, user, key) for user, key, version in calls))

@@ -189,7 +189,7 @@ FIRST, SECOND = Actor("client", "lookup", own=0), Actor("client", "lookup", abou
 # Clients of another user, and the same three served by the earlier version.
 OTHER, OTHERS_SECOND = Actor("client", "lookup", about=2, own=2), Actor("client", "lookup", about=3, own=3)
 EARLIER_FIRST, EARLIER_SECOND, OTHERS_EARLIER = (c._replace(earlier=True) for c in (FIRST, SECOND, OTHERS_SECOND))
-# Signed-in clients: ada, once more, and a merchant who orders for her.
+# Signed-in clients: ada again, and a merchant who orders for her.
 ADA, ADAS_SECOND = FIRST._replace(signed_in=True), SECOND._replace(signed_in=True)
 MERCHANT = Actor("client", "lookup", about=4, own=4, signed_in=True)
 CANCELLATION, RECOVERY = Actor("delete", "read", about=0), Actor("recovery", "idle")

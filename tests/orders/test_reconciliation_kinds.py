@@ -317,7 +317,7 @@ async def test_orders_restored_from_an_old_backup_contradict_their_events(
     assert report.counts == (6, 0, True)
     for order_id in (unconfirmed, uncancelled):
         await documents.replace_one({"_id": UUID(order_id)}, before[order_id])
-    # The customer was told of the lost order: it is still reported when its stock has been released.
+    # The customer got a mail about the lost order: it is still reported when its stock has been released.
     for repaired in ([("reservation-without-order", True)], []):
         report = await reconcile(service, repair=True, topic=True)
         assert report.differences_of(lost) == [*repaired, ("event-without-order", None)]

@@ -99,12 +99,12 @@ class Provider:
 
 @dataclass
 class Gateway:
-    """Answers every query with empty lists, or with the error `code`. `authorizations`: the header of each call."""
+    """Responds to every query with empty lists, or with the error `code`. `authorizations`: the header of each call."""
 
     authorizations: list[str | None] = field(default_factory=list)
     code: str | None = None
 
-    async def answer(self, request: Request) -> Response:
+    async def respond(self, request: Request) -> Response:
         self.authorizations.append(request.headers.get("authorization"))
         if self.code is not None:
             return JSONResponse({"errors": [{"message": "refused", "extensions": {"code": self.code}}]})
@@ -179,7 +179,7 @@ async def signing_in(directory: Path, *, gateway_url: str | None = None) -> Asyn
     sign_in = SignIn.of_stack("local", directory, port_of, base)
     gateway = Gateway()
     async with AsyncExitStack() as stack:
-        gateway_app = Starlette(routes=[Route("/graphql", gateway.answer, methods=["POST"])])
+        gateway_app = Starlette(routes=[Route("/graphql", gateway.respond, methods=["POST"])])
         gateway_server = HttpServer(gateway_app, "127.0.0.1", port_of["graphql"])
         issuer = Provider(sign_in, port_of, directory)
         await gateway_server.start()
@@ -221,7 +221,7 @@ class Browser:
         return await self.http.post(address, data={"person": person})
 
     async def sign_in(self, path: str = "/orders", person: str = "ann") -> httpx.Response:
-        """Sign in on the way to a page, and return the shop's answer to the provider's redirection."""
+        """Sign in on the way to a page, and return the shop's response to the provider's redirect."""
         return await self.follow(await self.choose(await self.reach_provider(path), person))
 
     async def send(self, form: Form, **values: str) -> httpx.Response:

@@ -16,7 +16,7 @@ def section_links(response: httpx.Response) -> set[str]:
     return {link for link in Document(response.text).links if link.startswith("/desk")}
 
 
-async def test_in_open_mode_everybody_enters_the_desk_from_the_shop_and_is_told_that_it_is_open(
+async def test_in_open_mode_everybody_enters_the_desk_from_the_shop_and_sees_that_it_is_open(
     visitor: Visitor,
 ) -> None:
     assert "/desk" in (await visitor.open("/")).links
@@ -67,7 +67,7 @@ async def test_the_import_is_for_merchants(world: SigningIn, browser: Browser) -
     assert "This page is for merchants of the shop." in Document(response.text).text
 
 
-async def test_a_buyer_is_told_who_may_enter_the_desk(browser: Browser) -> None:
+async def test_a_buyer_sees_who_may_enter_the_desk(browser: Browser) -> None:
     response = await browser.follow(await browser.sign_in("/desk", "ann"))
     assert response.status_code == 403
     page = Document(response.text)

@@ -152,7 +152,7 @@ class Notifications:
     responses: list[tuple[int, Any]] = field(default_factory=list)
     retry_after: str | None = None
 
-    async def answer(self, request: Request) -> Response:
+    async def respond(self, request: Request) -> Response:
         self.calls.append((request.method, request.url.path, request.headers.get("authorization")))
         status, body = self.responses.pop(0)
         media_type = "application/problem+json" if status >= 400 else "application/json"
@@ -178,7 +178,7 @@ PAGE = {"items": [LETTER, {**LETTER, "id": "3-8", "time": ""}], "limit": 20, "ne
 @pytest.fixture
 async def notifications(world: SigningIn) -> AsyncIterator[Notifications]:
     notifications = Notifications()
-    routes = [Route("/{path:path}", notifications.answer, methods=["GET", "POST"])]
+    routes = [Route("/{path:path}", notifications.respond, methods=["GET", "POST"])]
     server = HttpServer(Starlette(routes=routes), "127.0.0.1", world.port_of["notifications"])
     await server.start()
     yield notifications

@@ -50,7 +50,7 @@ async def send_once(visitor: Visitor, form: Form, **values: str) -> httpx.Respon
     return await visitor.http.post(form.action, data=dict(form.filled(**values)), headers=headers)
 
 
-async def test_a_merchant_creates_a_product_and_is_told_so_once(shop: Shop, visitor: Visitor) -> None:
+async def test_a_merchant_creates_a_product_and_sees_one_notice_of_it(shop: Shop, visitor: Visitor) -> None:
     form = (await visitor.open("/desk/products/new")).form("/desk/products")
     values = product_values(description="First line\r\nsecond line", image_url="/images/teapot.svg", price="7,5")
     response = await visitor.send(form, **values)

@@ -253,7 +253,7 @@ async def test_an_import_goes_on_where_it_was_after_products_was_killed_and_crea
         return "The import is done." in interrupted.text
 
     await until(is_done, what=lambda: interrupted.text)
-    # The form of the first page once more.
+    # The form of the first page again.
     assert "The import is done." in (await run_all(visitor, page)).text
     found = await products_with(shop, word)
     assert [(p["name"], p["price"], p["stock"]) for p in found] == [

@@ -1,4 +1,4 @@
-"""The import of a file in a browser: it goes on by itself, also after an outage, and its pages have no barriers."""
+"""The import of a file in a browser: it continues automatically, also after an outage, and its pages are accessible."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def click(step: str) -> str:
     return f"document.querySelector('button[name=step][value={json.dumps(step)}]').click()"
 
 
-async def test_an_import_goes_on_by_itself_through_an_outage_until_it_is_done_and_has_no_barriers(
+async def test_an_import_continues_automatically_after_an_outage_and_its_pages_are_accessible(
     shop: Shop, page: Tab
 ) -> None:
     word, count = new_word(), 12

@@ -116,7 +116,9 @@ async def test_a_checkout_page_with_other_details_places_no_second_order(shop: S
     assert len(await shop.orders_of(user)) == 1
 
 
-async def test_a_changed_price_is_shown_with_the_difference_and_asked_again(shop: Shop, visitor: Visitor) -> None:
+async def test_a_changed_price_is_shown_with_the_difference_and_must_be_confirmed_again(
+    shop: Shop, visitor: Visitor
+) -> None:
     product, user = await shop.create_product(name="Kettle", price="10.00"), new_user()
     await put_into_basket(visitor, product, 2)
     form = await checkout_form(visitor, user)
@@ -132,7 +134,7 @@ async def test_a_changed_price_is_shown_with_the_difference_and_asked_again(shop
     assert order["total"] == "25.00"
 
 
-async def test_a_changed_currency_is_shown_and_asked_again(shop: Shop, visitor: Visitor) -> None:
+async def test_a_changed_currency_is_shown_and_must_be_confirmed_again(shop: Shop, visitor: Visitor) -> None:
     product, user = await shop.create_product(name="Jug", price="10.00"), new_user()
     await put_into_basket(visitor, product)
     form = await checkout_form(visitor, user)
@@ -143,7 +145,7 @@ async def test_a_changed_currency_is_shown_and_asked_again(shop: Shop, visitor: 
     assert await shop.orders_of(user) == []
 
 
-async def test_a_shortage_is_shown_with_what_is_left_and_asked_again(shop: Shop, visitor: Visitor) -> None:
+async def test_a_shortage_is_shown_with_what_is_left_and_must_be_confirmed_again(shop: Shop, visitor: Visitor) -> None:
     product, user = await shop.create_product(name="Pan", price="10.00", stock=2), new_user()
     await put_into_basket(visitor, product, 3)
     response = await sent(visitor, await checkout_form(visitor, user))

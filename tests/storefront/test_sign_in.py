@@ -51,13 +51,13 @@ async def test_a_visitor_signs_in_and_returns_to_the_page(world: SigningIn, brow
     query = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
     assert query["redirect_uri"] == f"{world.url}/sign-in/callback"
     assert (query["response_type"], query["code_challenge_method"]) == ("code", "S256")
-    answer = await browser.follow(await browser.choose(address, "ann"))
-    assert (answer.status_code, answer.headers["location"]) == (303, "/orders?after=x")
+    callback = await browser.follow(await browser.choose(address, "ann"))
+    assert (callback.status_code, callback.headers["location"]) == (303, "/orders?after=x")
     for name in ("market_session", "market_access", "market_renewal"):
-        assert "httponly" in cookies_set(answer)[name]
-        assert "samesite=lax" in cookies_set(answer)[name]
+        assert "httponly" in cookies_set(callback)[name]
+        assert "samesite=lax" in cookies_set(callback)[name]
     assert browser.http.cookies["market_session"] != before
-    page = await browser.follow(answer)
+    page = await browser.follow(callback)
     assert "Signed in as ann" in Document(page.text).text
     assert subject_of(token_of(world)) == "ann"
     # What the browser has of the token cannot be read in it.
@@ -83,9 +83,9 @@ async def test_sign_ins_and_renewals_are_counted(world: SigningIn, browser: Brow
     address = await browser.reach_provider("/orders")
     [state] = parse_qs(urlsplit(address).query)["state"]
     await browser.get(f"/sign-in/callback?error=access_denied&state={state}")
-    answer = await browser.choose(await browser.reach_provider("/orders"), "ann")
+    callback = await browser.choose(await browser.reach_provider("/orders"), "ann")
     await world.provider.stop()
-    assert (await browser.follow(answer)).status_code == 503
+    assert (await browser.follow(callback)).status_code == 503
     await world.provider.start()
     await browser.sign_in()
     world.clock.advance(SOON)
@@ -101,11 +101,11 @@ async def test_a_merchant_sees_the_role(browser: Browser) -> None:
     assert "Signed in as mia merchant" in Document(page.text).text
 
 
-async def test_an_answer_that_this_browser_has_not_asked_for_signs_nobody_in(
+async def test_an_authorization_response_that_this_browser_has_not_requested_signs_nobody_in(
     world: SigningIn, browser: Browser
 ) -> None:
-    answers = await browser.choose(await browser.reach_provider("/orders"), "ann")
-    location = answers.headers["location"]
+    redirect = await browser.choose(await browser.reach_provider("/orders"), "ann")
+    location = redirect.headers["location"]
     async with world.new_browser() as other:
         await other.reach_provider("/orders")
         for wrong in (location, f"{world.url}/sign-in/callback?code=c", f"{world.url}/sign-in/callback?error=e"):
@@ -113,25 +113,25 @@ async def test_an_answer_that_this_browser_has_not_asked_for_signs_nobody_in(
             assert (response.status_code, "market_access" in cookies_set(response)) == (400, False)
             assert "You were not signed in" in response.text
     assert (await browser.get(location)).status_code == 303
-    # A code and its state are good for one answer.
+    # A code and its state are valid for one authorization response.
     assert (await browser.get(location)).status_code == 400
 
 
-async def test_answers_with_another_nonce_or_another_issuer_are_refused(browser: Browser) -> None:
+async def test_authorization_responses_with_another_nonce_or_another_issuer_are_refused(browser: Browser) -> None:
     address = await browser.reach_provider("/orders")
     [nonce] = parse_qs(urlsplit(address).query)["nonce"]
     response = await browser.follow(await browser.choose(address.replace(nonce, "another"), "ann"))
     assert (response.status_code, "market_access" in cookies_set(response)) == (400, False)
-    answer = await browser.choose(await browser.reach_provider("/orders"), "ann")
-    response = await browser.get(answer.headers["location"] + "&iss=https://other.example")
+    callback = await browser.choose(await browser.reach_provider("/orders"), "ann")
+    response = await browser.get(callback.headers["location"] + "&iss=https://other.example")
     assert (response.status_code, "market_access" in cookies_set(response)) == (400, False)
 
 
 @pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example/", "/\\evil.example/", "/" * 2000])
 async def test_one_returns_to_pages_of_the_shop_only(browser: Browser, target: str) -> None:
     response = await browser.http.get("/sign-in", params={"next": target})
-    answer = await browser.follow(await browser.choose(response.headers["location"], "ann"))
-    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    callback = await browser.follow(await browser.choose(response.headers["location"], "ann"))
+    assert (callback.status_code, callback.headers["location"]) == (303, "/")
 
 
 async def test_a_token_is_renewed_once_for_all_requests_of_a_session(world: SigningIn, browser: Browser) -> None:

@@ -75,12 +75,12 @@ class Tour:
     async def put_into_basket(self, product_id: str, quantity: int = 1) -> None:
         """Put units of a product into the basket, as the form of its page does, without opening that page."""
         fields = {"product": product_id, "quantity": str(quantity), "action": "add"}
-        answer = await self.tab.evaluate(f"""(async () => {{
+        response_type = await self.tab.evaluate(f"""(async () => {{
             const form_token = document.querySelector('[name=form_token]').value;
             const body = new URLSearchParams({{...{json.dumps(fields)}, form_token}});
             return (await fetch("/basket", {{method: "POST", body, redirect: "manual"}})).type;
         }})()""")
-        assert answer == "opaqueredirect", answer
+        assert response_type == "opaqueredirect", response_type
 
     async def forget(self, *cookies: str) -> None:
         """Remove cookies from the browser, such as the basket's."""

@@ -17,7 +17,7 @@ from tests.system.whole_shop import System
 ROOT = Path(__file__).parents[2]
 
 
-async def test_every_example_in_the_file_gives_the_answer_in_the_file(shop: System, http: httpx.AsyncClient) -> None:
+async def test_every_example_in_the_file_gives_the_response_in_the_file(shop: System, http: httpx.AsyncClient) -> None:
     known: dict[str, Any] = {}
     called = set()
     for example in open_examples():

@@ -1,7 +1,7 @@
-// What makes the pages of the desk nicer. Every page works without it.
+// Enhancements of the desk's pages, which also work without them.
 "use strict";
 
-// The picture, as soon as its address was typed.
+// Show a picture as soon as its address was typed.
 for (const field of document.querySelectorAll("[data-preview]")) {
   const picture = document.getElementById(field.dataset.preview);
   const none = document.querySelector("[data-no-picture]");

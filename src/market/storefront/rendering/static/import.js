@@ -1,4 +1,4 @@
-// An import goes on by itself, step by step, until it is done or stopped. Without this script, the merchant presses a button for each step.
+// Continue an import automatically until it is done or stopped. Without JavaScript, the merchant presses a button for each step.
 "use strict";
 
 function pause(seconds) {
@@ -17,7 +17,7 @@ async function proceed(form) {
     if (stopped) return;
     const fields = new URLSearchParams(new FormData(form));
     fields.set("step", form.dataset.step);
-    // Less in one step, so that the progress is shown more often.
+    // Shorter steps, so that the progress is shown more often.
     fields.set("brief", "true");
     wait = 3;
     try {

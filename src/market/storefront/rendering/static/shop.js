@@ -1,9 +1,9 @@
-// What makes the pages nicer. Every page works without it.
+// Enhancements of the pages, which also work without them.
 "use strict";
 
 document.documentElement.classList.add("script");
 
-// Suggestions below the search field, while one types.
+// Search suggestions while typing.
 const search = document.querySelector("[data-suggestions]");
 if (search) {
   const list = document.getElementById(search.getAttribute("list"));
@@ -22,7 +22,7 @@ if (search) {
         if (number !== latest) return;
         list.replaceChildren(...names.map((name) => Object.assign(document.createElement("option"), { value: name })));
       } catch {
-        // No suggestions then.
+        // Show no suggestions.
       }
     }, 150);
   });
@@ -32,7 +32,7 @@ document.addEventListener("change", (event) => {
   if (event.target.matches("[data-submit-on-change]")) event.target.form.requestSubmit();
 });
 
-// Shows what another page has as its content in this one.
+// Replace the content of this page by that of another one.
 function show(html) {
   const page = new DOMParser().parseFromString(html, "text/html");
   const focused = document.activeElement?.id;
@@ -46,7 +46,7 @@ function show(html) {
   (again || document.getElementById("main")).focus({ preventScroll: true });
 }
 
-// Changes of the basket, without a reload.
+// Change the basket without a reload.
 document.addEventListener("submit", async (event) => {
   const form = event.target;
   if (!form.matches("[data-partial]")) return;
@@ -54,7 +54,7 @@ document.addEventListener("submit", async (event) => {
   const fields = new URLSearchParams(new FormData(form, event.submitter));
   if (!fields.has("action")) fields.set("action", "set");
   try {
-    // Not form.action, which is the button of that name.
+    // Not form.action, because the form has a button of that name.
     const response = await fetch(form.getAttribute("action"), { method: "POST", body: fields });
     show(await response.text());
   } catch {
@@ -62,18 +62,18 @@ document.addEventListener("submit", async (event) => {
   }
 });
 
-// A form that is sent once, however often its button is pressed.
+// Send a form only once, however often its button is pressed.
 document.addEventListener("submit", (event) => {
   if (!event.target.matches("[data-once]")) return;
   if (event.target.dataset.sent) event.preventDefault();
   event.target.dataset.sent = "true";
 });
 addEventListener("pageshow", () => {
-  // The back button shows the page as it was left.
+  // With the back button, browsers restore the page as it was left.
   for (const form of document.querySelectorAll("[data-once]")) delete form.dataset.sent;
 });
 
-// Asks what has become of an order, until it is known.
+// Poll until the outcome of the order is known.
 async function ask(address) {
   for (;;) {
     await new Promise((resolve) => setTimeout(resolve, 2000));
@@ -89,7 +89,7 @@ async function ask(address) {
         return;
       }
     } catch {
-      // The shop cannot be reached. It is asked again.
+      // The shop cannot be reached. Try again.
     }
   }
 }
