@@ -173,8 +173,8 @@ def _topics(config: Kafka) -> list[Topic]:
 async def migrate(config: Config, _: list[str]) -> int:
     """Create the indexes and the topic, and return the exit status, 0.
 
-    If the topic exists, set those of its settings for which it uses the broker's defaults. If Kafka stays unavailable
-    for `kafka.create_seconds`, the service creates the topic later, but does not change an existing one. Raises
+    If the topic exists, set only the settings that are still the broker's defaults. If Kafka stays unavailable for
+    `kafka.create_seconds`, the service creates the topic later, but does not change an existing one. Raises
     PyMongoError.
     """
     client = create_client(config.mongodb)

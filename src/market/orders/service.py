@@ -131,7 +131,7 @@ async def place_order(deps: Deps, new: NewOrder, idempotency_key: str | None) ->
     """
     attribution = attribute_order(new)
     lookup = attribution.key_lookup(idempotency_key)
-    # Most keys are not looked up first, because inserting the order shows whether its key is taken.
+    # Inserting the order detects most keys that are taken. Look up the others first: see KeyLookup.
     if lookup is not None and not lookup.insert_detects_reuse and (replay := await _replay(deps, lookup)):
         return replay
     try:

@@ -21,8 +21,9 @@ from market.orders.mongodb.collection import OrdersCollection, documents
 class IdempotencyKeyTaken(Exception):
     """Another order has the idempotency key.
 
-    That order belongs to the same owner. Or it belongs to another owner, but is still pending: if it is rejected, the
-    key becomes free.
+    Usually, that order belongs to the same owner. It may also be a pending order of another owner, because some of the
+    fields are unique among more orders than the owner's, as earlier versions need them. If it is rejected, the field
+    becomes free.
     """
 
 
@@ -86,7 +87,8 @@ class IdempotencyKeyRepository:
 
     async def _find_many(self, lookups: list[KeyLookup]) -> Sequence[KeyHolder | None]:
         keys = list({lookup.key for lookup in lookups})
-        # Before sign-in was required, callers chose the user. It may be what is now the subject of their token.
+        # Before sign-in was required, callers chose the user of an order. The user that they chose may be the
+        # subject of their token now.
         users = {lookup.user for lookup in lookups} | {lookup.subject or lookup.user for lookup in lookups}
         by_user = {"user": {"$in": list(users)}, "idempotency_key": {"$in": keys}, "digest": {"$exists": True}}
         # Some earlier versions stored only `key`.

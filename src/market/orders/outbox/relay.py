@@ -55,7 +55,7 @@ class Relay:
 
     outbox: the events to publish
     faults: None outside of tests
-    topics: told when Kafka does not accept an event. It then creates the topic if it is missing
+    topics: creates the topic if it is missing when Kafka does not accept an event
     """
 
     def __init__(

@@ -233,7 +233,7 @@ def _next_state(state: int | None, order_id: UUID, event: events.OrderEvent, key
     if bit == CREATED_SEEN and state & CANCELLED_SEEN and not state & CREATED_SEEN:
         state |= OUT_OF_ORDER
     elif bit == CANCELLED_SEEN:
-        # The cancellation is the last event again.
+        # Now the cancellation is the last event, as it should be.
         state &= ~OUT_OF_ORDER
     if event.id != str(events.event_id(order_id, event.type)) or key != event.subject.encode():
         state |= ID_MISMATCH
