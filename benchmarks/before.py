@@ -8,6 +8,7 @@ commit.
 python -m benchmarks.before 1fbfb31                     all scenarios, nine rounds
 python -m benchmarks.before 1fbfb31 order graphql-list  only these
 python -m benchmarks.before 1fbfb31 latency             each call alone, by REST and by GraphQL
+python -m benchmarks.before 1fbfb31 mail cold-start     from an order to its mail; start, and memory at rest
 python -m benchmarks.before HEAD --rounds 15            this commit against itself: how much is noise
 """
 
@@ -22,18 +23,20 @@ import statistics
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from benchmarks.comparisons import footprint, mails
+from benchmarks.comparisons.tables import render_ratio
 from benchmarks.cpu import assign_cores
 from benchmarks.load import ROOT, LoadDriver
 from benchmarks.market_up import MarketUp, market_up
-from benchmarks.measurements import Measurement, Spread, ratio
+from benchmarks.measurements import Measurement
 from benchmarks.report import describe_machine
 from benchmarks.run import alternate
 from benchmarks.scenario import Contestants, Measurements, values
@@ -132,7 +135,11 @@ COMPARISONS = {
 }
 # The scenario in which one caller makes each call alone.
 LATENCY = "latency"
-NAMES = [*COMPARISONS, LATENCY]
+# Orders at a fixed rate, with their mails.
+MAIL = "mail"
+# Apart from the other scenarios, because it starts the builds itself, in each round.
+COLD_START = "cold-start"
+NAMES = [*COMPARISONS, LATENCY, MAIL, COLD_START]
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -185,36 +192,56 @@ def _git(root: Path, *args: str) -> str:
 
 
 async def compare(settings: Settings, commit: str, checkout: Path) -> Result:
-    """Start both builds, run the scenarios and return the measurements."""
+    """Run the scenarios with both builds and return the measurements."""
     result = Result(ref=settings.ref, commit=commit, machine=describe_machine(), seconds=settings.seconds)
+    roots = {"ours": ROOT, "before": checkout}
     directory = Path(tempfile.mkdtemp(prefix="market-before-"))
     directory.chmod(0o755)
     try:
-        async with AsyncExitStack() as stack:
-            builds = []
-            for number, (name, root) in enumerate({"ours": ROOT, "before": checkout}.items()):
-                command = [root / ".venv" / "bin" / "market"]
-                port_base = settings.port_base + number * PORTS
-                shop = await stack.enter_async_context(
-                    market_up(directory / name, port_base, kafka=settings.kafka, empty=True, command=command)
-                )
-                build = Build(name, shop, seconds=settings.seconds, warmup=settings.warmup)
-                await build.fill()
-                # The orders have no mails. Without the consumer, one build's events cost nothing during the other's
-                # round.
-                build.signal("notifications", signal.SIGSTOP)
-                stack.callback(build.signal, "notifications", signal.SIGCONT)
-                builds.append(build)
-                print(f"{name}: {root} is ready", flush=True)
-            for name in settings.names:
-                contestants = _lone_calls(builds) if name == LATENCY else _prepare(COMPARISONS[name], builds)
+        if names := [name for name in settings.names if name != COLD_START]:
+            async with _running(settings, roots, directory) as builds:
+                for name in names:
+                    contestants = await _contestants(name, builds)
+                    result.measurements[name] = await alternate(name, contestants, settings.rounds, 120)
+        if COLD_START in settings.names:
+            for kafka in _kafkas(settings):
+                name = f"{COLD_START} {kafka}"
+                contestants = _cold_starts(settings, roots, directory, kafka)
                 result.measurements[name] = await alternate(name, contestants, settings.rounds, 120)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return result
 
 
-def _prepare(comparison: Comparison, builds: list[Build]) -> Contestants:
+@asynccontextmanager
+async def _running(settings: Settings, roots: Mapping[str, Path], directory: Path) -> AsyncIterator[list[Build]]:
+    async with AsyncExitStack() as stack:
+        builds = []
+        for number, (name, root) in enumerate(roots.items()):
+            command = [root / ".venv" / "bin" / "market"]
+            port_base = settings.port_base + number * PORTS
+            shop = await stack.enter_async_context(
+                market_up(directory / name, port_base, kafka=settings.kafka, empty=True, command=command)
+            )
+            build = Build(name, shop, seconds=settings.seconds, warmup=settings.warmup)
+            await build.fill()
+            stack.callback(build.signal, "notifications", signal.SIGCONT)
+            builds.append(build)
+            print(f"{name}: {root} is ready", flush=True)
+        yield builds
+
+
+async def _contestants(name: str, builds: Sequence[Build]) -> Contestants:
+    if name == MAIL:
+        return await _mails(builds)
+    # The orders of the other scenarios have no mails. Without the consumer, one build's events cost nothing during the
+    # other's round.
+    for build in builds:
+        build.signal("notifications", signal.SIGSTOP)
+    return _lone_calls(builds) if name == LATENCY else _prepare(COMPARISONS[name], builds)
+
+
+def _prepare(comparison: Comparison, builds: Sequence[Build]) -> Contestants:
     pids = {f"{build.name} {name}": pid for build in builds for name, pid in build.pids.items()}
     cores = assign_cores(pids, [f"{build.name} {name}" for build in builds for name in comparison.alone])
 
@@ -242,12 +269,43 @@ def _lone_calls(builds: Sequence[Build]) -> Contestants:
     return {build.name: contestant(build) for build in builds}
 
 
+async def _mails(builds: Sequence[Build]) -> Contestants:
+    def contestant(build: Build) -> Callable[[], Awaitable[Measurement]]:
+        build.generator_cores = None
+        return lambda: mails.measure(build, build.shop, build.product_ids)
+
+    assign_cores({f"{build.name} {name}": pid for build in builds for name, pid in build.pids.items()}, [])
+    for build in builds:
+        build.signal("notifications", signal.SIGCONT)
+        # Warm up, and consume the events of the scenarios before.
+        await mails.place(build, build.shop, build.product_ids, connections=8, rate=50, seconds=3)
+    return {build.name: contestant(build) for build in builds}
+
+
+def _kafkas(settings: Settings) -> Sequence[str]:
+    if settings.kafka != "auto":
+        return [settings.kafka]
+    return ["embedded", "apache"] if shutil.which("java") and shutil.which("mvn") else ["embedded"]
+
+
+def _cold_starts(settings: Settings, roots: Mapping[str, Path], directory: Path, kafka: str) -> Contestants:
+    def contestant(name: str) -> Callable[[], Awaitable[Measurement]]:
+        return lambda: footprint.measure(roots[name], directory / f"{name}-cold", settings.port_base, kafka)
+
+    return {name: contestant(name) for name in roots}
+
+
 def render(result: Result) -> str:
     """Return the comparison as Markdown: medians of the rounds, and ratios round by round."""
-    loads = {name: measured for name, measured in result.measurements.items() if name != LATENCY}
+    loads = {name: measured for name, measured in result.measurements.items() if name in COMPARISONS}
     tables = [_render_loads(loads)] if loads else []
     if LATENCY in result.measurements:
         tables.append(_render_latency(result.measurements[LATENCY]))
+    if MAIL in result.measurements:
+        tables.append(mails.render(result.measurements[MAIL]))
+    starts = {name: measured for name, measured in result.measurements.items() if name.startswith(COLD_START)}
+    if starts:
+        tables.append(footprint.render(starts))
     title = f"Compared with {result.ref} ({result.commit}) on {result.machine}; rounds of {result.seconds:g} s."
     return "\n\n".join([title, *tables]) + "\n"
 
@@ -262,7 +320,9 @@ def _render_latency(measurements: Measurements) -> str:
     ]
     for call in ours[0].notes["calls"]:
         a, b = latency.p50(ours, call), latency.p50(before, call)
-        lines.append(f"| {call} | {statistics.median(a):.1f} ms | {statistics.median(b):.1f} ms | {_ratio(a, b)} |")
+        lines.append(
+            f"| {call} | {statistics.median(a):.1f} ms | {statistics.median(b):.1f} ms | {render_ratio(a, b)} |"
+        )
     return "\n".join(lines)
 
 
@@ -278,19 +338,14 @@ def _render_loads(loads: dict[str, Measurements]) -> str:
         ours, before = measurements["ours"], measurements["before"]
         rates = [f"{statistics.median(values(rounds)):,.0f} {COMPARISONS[name].unit}" for rounds in (ours, before)]
         ratios = [
-            _ratio(values(ours), values(before)),
-            _ratio([sum(m.cpu_ms.values()) for m in ours], [sum(m.cpu_ms.values()) for m in before]),
-            _ratio(
+            render_ratio(values(ours), values(before)),
+            render_ratio([sum(m.cpu_ms.values()) for m in ours], [sum(m.cpu_ms.values()) for m in before]),
+            render_ratio(
                 [m.latency.p99 if m.latency else 0 for m in ours], [m.latency.p99 if m.latency else 0 for m in before]
             ),
         ]
         lines.append(f"| {name} | {len(ours)} | {' | '.join(rates)} | {' | '.join(ratios)} |")
     return "\n".join(lines)
-
-
-def _ratio(ours: Sequence[float], before: Sequence[float]) -> str:
-    spread: Spread = ratio(ours, before)
-    return f"{spread.median:.2f} ({spread.low:.2f} - {spread.high:.2f})"
 
 
 def main() -> None:

@@ -21,9 +21,10 @@ _MODULE = (sys.executable, "-m", "market_dev.commands.cli")
 
 @dataclass(frozen=True)
 class MarketUp:
-    """A running shop. `urls` and `pids`: as in the file that `market up --json` writes."""
+    """A running shop. `urls` and `pids`: as in the file that `market up --json` writes. `data`: its data directory."""
 
     process: subprocess.Popen[bytes]
+    data: Path
     urls: dict[str, Any]
     pids: dict[str, int]
 
@@ -57,7 +58,7 @@ async def market_up(
                 raise RuntimeError(f"market up exited: {process.stderr.read().decode()[-1000:]}")
             await asyncio.sleep(0.01)
         report = json.loads(json_file.read_text())
-        yield MarketUp(process, report["urls"], report["pids"])
+        yield MarketUp(process, directory, report["urls"], report["pids"])
     finally:
         process.send_signal(signal.SIGINT)
         try:

@@ -31,14 +31,14 @@ async def prepare(testbed: Testbed) -> Contestants:
     spec: dict[str, Any] = {"port": testbed.port("orders"), "workload": "orders"}
     deferring = 100 if testbed.smoke else 5_000
     # Warm up, and consume what other scenarios have left in the topic.
-    mails = MailLog(testbed)
+    mails = MailLog(testbed.directory)
     await testbed.load(**spec, params={"ids": ids, "email": "w"}, connections=1, count=20)
     await mails.wait_for("w", 20, 120)
     numbers = itertools.count()
 
     async def measure_mails(notes: dict[str, Any]) -> Measurement:
         prefix = f"q{next(numbers)}"
-        mails = MailLog(testbed)
+        mails = MailLog(testbed.directory)
         result, cpu_ms = await testbed.load_and_cpu(
             **spec,
             params={"ids": ids, "email": prefix},
@@ -65,7 +65,7 @@ async def prepare(testbed: Testbed) -> Contestants:
 
     async def beside_deferred() -> Measurement:
         prefix = f"d{next(numbers)}"
-        mails = MailLog(testbed)
+        mails = MailLog(testbed.directory)
         await _inject(testbed, {"mode": "451 4.3.0 later", "stage": "rcpt", "to": f"@{_DOMAIN}"})
         try:
             await testbed.load(

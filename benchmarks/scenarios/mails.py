@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,8 +21,9 @@ TITLE = "order to mail, at half the sustained rate of mails"
 class MailLog:
     """Reads what the mail server has stored since the last read."""
 
-    def __init__(self, testbed: Testbed) -> None:
-        self._path = testbed.directory / "mail" / "mails.log"
+    def __init__(self, data: Path) -> None:
+        """`data`: the data directory of the stack."""
+        self._path = data / "mail" / "mails.log"
         self._offset = self._path.stat().st_size if self._path.exists() else 0
 
     def read_new(self) -> list[Envelope]:
@@ -64,11 +66,11 @@ async def prepare(testbed: Testbed) -> Contestants:
     testbed.pin()
     spec: dict[str, Any] = {"port": testbed.port("orders"), "workload": "orders"}
     # Warm up, and consume what other scenarios have left in the topic.
-    mails = MailLog(testbed)
+    mails = MailLog(testbed.directory)
     await testbed.load(**spec, params={"ids": ids, "email": "w"}, connections=1, count=20)
     await mails.wait_for("w", 20, 120)
     # The sustained rate: how many mails per second are sent under overload.
-    mails = MailLog(testbed)
+    mails = MailLog(testbed.directory)
     started = time.monotonic()
     count = 100 if testbed.smoke else 3000
     result = await testbed.load(**spec, params={"ids": ids, "email": "k"}, connections=64, count=count)
@@ -78,7 +80,7 @@ async def prepare(testbed: Testbed) -> Contestants:
 
     async def measure() -> Measurement:
         prefix = f"r{next(numbers)}"
-        mails = MailLog(testbed)
+        mails = MailLog(testbed.directory)
         result, cpu_ms = await testbed.load_and_cpu(
             **spec,
             params={"ids": ids, "email": prefix},

@@ -58,6 +58,40 @@ def test_the_latency_of_each_call_has_a_row_of_its_own() -> None:
     assert before.render(result).splitlines()[-1] == "| REST POST | 5.0 ms | 10.0 ms | 0.50 (0.40 - 0.60) |"
 
 
+def test_mails_have_rows_for_cpu_and_for_latency_under_load_and_alone() -> None:
+    def rounds(cpu_ms: float, p99: float, lone: float) -> list[Measurement]:
+        latency, notes = Latency(p50=p99 / 2, p99=p99), {"lone": {"p50": lone, "p95": 2 * lone}}
+        return [Measurement(value=p99, latency=latency, cpu_ms={"orders": cpu_ms, "kafka": 1}, notes=notes)]
+
+    measurements = {"ours": rounds(2, 150, 20), "before": rounds(4, 300, 20)}
+    result = before.Result(ref="v1", commit="abc", machine="a machine", seconds=3, measurements={"mail": measurements})
+
+    assert before.render(result).splitlines()[-5:] == [
+        "| CPU per order at 300 orders/s, ms | 3 | 5 | 0.60 (0.60 - 0.60) |",
+        "| p50 at 300 orders/s, ms | 75 | 150 | 0.50 (0.50 - 0.50) |",
+        "| p99 at 300 orders/s, ms | 150 | 300 | 0.50 (0.50 - 0.50) |",
+        "| p50 of a lone order, ms | 20 | 20 | 1.00 (1.00 - 1.00) |",
+        "| p95 of a lone order, ms | 40 | 40 | 1.00 (1.00 - 1.00) |",
+    ]
+
+
+def test_a_cold_start_has_rows_for_its_time_and_for_the_memory_at_rest_by_broker() -> None:
+    def rounds(seconds: float, mib: float) -> list[Measurement]:
+        return [Measurement(value=seconds, notes={"MiB": mib})]
+
+    measurements = {
+        f"cold-start {kafka}": {"ours": rounds(4, 510), "before": rounds(5, 600)} for kafka in ("embedded", "apache")
+    }
+    result = before.Result(ref="v1", commit="abc", machine="a machine", seconds=3, measurements=measurements)
+
+    assert before.render(result).splitlines()[-4:] == [
+        "| cold-start embedded, s | 4 | 5 | 0.80 (0.80 - 0.80) |",
+        "| memory at rest after cold-start embedded, MiB | 510 | 600 | 0.85 (0.85 - 0.85) |",
+        "| cold-start apache, s | 4 | 5 | 0.80 (0.80 - 0.80) |",
+        "| memory at rest after cold-start apache, MiB | 510 | 600 | 0.85 (0.85 - 0.85) |",
+    ]
+
+
 def test_every_scenario_has_a_workload() -> None:
     class Build:
         product_ids = tuple(map(str, range(100)))
