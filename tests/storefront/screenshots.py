@@ -88,6 +88,8 @@ async def follow(tour: Tour, stops: Iterable[Stop], directory: Path) -> None:
     for language in ("en", "ru"):
         await tour.forget("session", "basket", "unknown_order")
         await tour.choose_language(language)
+        # Some stops send a form from the page that is open.
+        await tour.go("/")
         for stop in stops:
             await set_screen(tour.tab)
             await tour.visit(stop)

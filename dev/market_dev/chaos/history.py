@@ -55,6 +55,7 @@ class History:
         return time.monotonic() - self._start
 
     def add(self, call: Call) -> None:
+        """Append a call, and write it to the file."""
         self.calls.append(call)
         self._file.write(msgspec.json.encode(call) + b"\n")
 

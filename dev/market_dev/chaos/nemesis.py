@@ -77,6 +77,7 @@ class Network:
         await self._exit_stack.aclose()
 
     def heal(self) -> None:
+        """Remove the faults of all proxies."""
         for proxy in self.proxies.values():
             proxy.heal()
 

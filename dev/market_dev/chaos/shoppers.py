@@ -79,6 +79,7 @@ class StorefrontWorkload:
         await asyncio.gather(*(self._shopper(number) for number in range(self.shoppers)))
 
     def stop(self) -> None:
+        """Let `run` return once the operations in progress are completed."""
         self._stopping.set()
 
     async def _shopper(self, number: int) -> None:

@@ -34,6 +34,7 @@ class StockWorkload:
         self.restocked: dict[str, int] = {}
 
     def stop(self) -> None:
+        """Let `sample` and `restock` return."""
         self._stopping.set()
 
     async def sample(self) -> None:

@@ -59,6 +59,7 @@ class OrderWorkload:
             await asyncio.gather(*(self._client(http, number) for number in range(self.clients)))
 
     def stop(self) -> None:
+        """Let `run` return once the operations in progress are completed."""
         self._stopping.set()
 
     async def _client(self, http: aiohttp.ClientSession, number: int) -> None:

@@ -94,6 +94,7 @@ class OrderLine(Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def total(self) -> Decimal:
+        """The unit price times the quantity."""
         return Decimal(self.unit_price) * self.quantity
 
 
@@ -110,6 +111,7 @@ class Order(Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def can_be_cancelled(self) -> bool:
+        """Whether the status permits a cancellation."""
         return self.status in ("pending", "confirmed")
 
 
@@ -208,6 +210,7 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
 
     @property
     def written_at(self) -> datetime | None:
+        """The time, or None if it is unknown."""
         try:
             return datetime.fromisoformat(self.time)
         except ValueError:
@@ -249,6 +252,7 @@ class PricedLine:
 
     @property
     def total(self) -> Decimal:
+        """The current price times the quantity; 0 if the product no longer exists."""
         return Decimal(0) if self.product is None else Decimal(self.product.price) * self.quantity
 
 
@@ -260,6 +264,7 @@ class Totals:
 
     @classmethod
     def of(cls, lines: tuple[PricedLine, ...]) -> Totals:
+        """Return the totals of the lines, without products that no longer exist."""
         sums: dict[str, Decimal] = {}
         for line in lines:
             if line.product is not None:

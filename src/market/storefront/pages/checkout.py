@@ -80,6 +80,7 @@ class Checkout:
 
     @property
     def totals(self) -> Totals:
+        """The totals of the lines, by currency."""
         return Totals.of(self.lines)
 
 

@@ -101,6 +101,7 @@ class Visit:
 
     @property
     def deps(self) -> Deps:
+        """The dependencies of the use cases."""
         return self.site.deps
 
     @property
@@ -137,6 +138,7 @@ class Visit:
 
     @property
     def form_token(self) -> str:
+        """The token that a form of this page must contain."""
         return self.site.sessions.form_token(self.session)
 
     @property
@@ -168,6 +170,7 @@ class Visit:
 
     @property
     def languages(self) -> tuple[Language, ...]:
+        """All languages of the shop."""
         return tuple(self.site.renderer.languages.values())
 
 
