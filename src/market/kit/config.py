@@ -117,8 +117,8 @@ class Http(HttpLimits, frozen=True, kw_only=True):
     max_in_flight_per_caller: Annotated[int, Meta(ge=1)] = 512
     # The maximum average rate of one caller's requests to one process, and the maximum burst. Above these limits, the
     # caller gets 429. By default, the rate is 1000 requests per second if callers sign in, and unlimited otherwise.
-    # Not counted are preflights, requests with an unknown path or method, and requests without sign-in from the address
-    # of a trusted proxy.
+    # Not counted are preflights, requests that are refused earlier (for example because of an unknown path or method,
+    # or another limit), and requests without sign-in from the address of a trusted proxy.
     max_requests_per_second_per_caller: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
     max_burst_per_caller: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
     # The maximum total size of the bodies of requests in flight; above that, requests with a body get 503 immediately.
@@ -177,7 +177,8 @@ class Tracing(Section, frozen=True, kw_only=True):
 class Shutdown(Section, frozen=True, kw_only=True):
     """How long the process takes to shut down after SIGTERM."""
 
-    # How long the process reports that it is not ready, but still accepts requests.
+    # How long the process reports that it is not ready, but still accepts requests. A gRPC server stops earlier if a
+    # store stays unavailable.
     drain_seconds: Annotated[float, Meta(ge=0, le=300)] = 5.0
     # How long the remaining requests in flight may take after that.
     grace_seconds: Seconds = 15.0

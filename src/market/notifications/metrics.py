@@ -77,8 +77,8 @@ OFFSET_RESETS = Counter(
 )
 STARTS_WITHOUT_OFFSET = Counter(
     "market_notifications_starts_without_offset_total",
-    "Partitions that had no committed offset when they were assigned, by reason. An offset from before the topic was "
-    "deleted and created again does not count as one.",
+    "Partitions that had no committed offset when they were assigned, by reason. Offsets that were committed for a "
+    "deleted topic of the same name do not count.",
     ["reason"],
 )
 SENT_LOG_FAILURES = Counter(

@@ -41,8 +41,8 @@ WAIT = Histogram(
     buckets=[0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
 )
 
-# Waiting requests are admitted in the order of their arrival time plus a penalty. The penalty is this many seconds
-# times the total weight of the request and of its caller's other requests in progress that are at most as heavy.
+# Waiting requests are admitted in the order of their arrival time plus a penalty. The penalty is this constant times a
+# sum: the weight of the request, plus the weights of those of its caller's other requests that are no heavier.
 _SECONDS_PER_WEIGHT = 0.002
 # The maximum for Retry-After.
 _MAX_RETRY_SECONDS = 30

@@ -63,7 +63,7 @@ class HttpServer:
             self._task.result()
 
     async def drain(self, seconds: float) -> None:
-        """Serve for `seconds` more: until the ingress has noticed that the process is not ready, it sends requests."""
+        """Serve for `seconds` more, because the ingress takes a while to notice that the process is not ready."""
         await asyncio.sleep(seconds)
 
     async def stop(self, grace_seconds: float) -> None:

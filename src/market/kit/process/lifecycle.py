@@ -41,8 +41,10 @@ class Server(Protocol):
         """Start serving, and return once requests are accepted."""
 
     async def drain(self, seconds: float) -> None:
-        """Serve for `seconds` more, in which the callers notice that the process is not ready. May return earlier if
-        the callers are better off without this process."""
+        """Serve for `seconds` more, in which the callers notice that the process is not ready.
+
+        May return earlier, for example if every call would fail because a store is unavailable.
+        """
 
     async def stop(self, grace_seconds: float) -> None:
         """Stop accepting requests, finish those in flight within `grace_seconds`, and return."""

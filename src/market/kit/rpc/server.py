@@ -59,7 +59,7 @@ SERVER_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 ]
 
-# A draining server stops early when as many checks of its stores in a row have failed.
+# Draining ends early after this number of consecutive failed checks of the stores.
 _FAILED_CHECKS = 3
 
 # Takes the request message, and returns the response message or raises a Problem.

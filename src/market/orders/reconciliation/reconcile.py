@@ -98,7 +98,8 @@ async def reconcile(
 ) -> AsyncIterator[OutputRecord]:
     """Yield progress and differences, and exactly one summary at the end, even if a dependency becomes unavailable.
 
-    Memory is bounded, because the orders, reservations and topic states are read in pages sorted by id, and merged.
+    Memory is bounded, because the orders, the reservations and what the topic contains of each order are read in pages
+    sorted by id, and merged.
     """
     run = _Run(deps, recovery, scratch, repair, topic)
     started = time.monotonic()
