@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/security.md with its table of permissions, which is market.contracts.access in words.
+"""Write docs/security.md with its table of permissions, from market.contracts.access.
 
 scripts/security.py FILE   # the whole document, with the table as it is now
 """

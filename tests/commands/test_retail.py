@@ -142,7 +142,7 @@ HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,Custome
         (b"a,b,c\n1,2,3\n", "line 1, column InvoiceNo: is missing"),
         (
             b"InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n1,2\n",
-            "line 2: has 2 fields, not 8",
+            "line 2: must have 8 fields, got 2",
         ),
         (
             b"InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n1,2,\xa3,1,2010-12-01,1,,UK\n",

@@ -190,7 +190,7 @@ class Nemesis:
                 response.raise_for_status()
 
     async def _full_disk(self, fault: Fault) -> bool:
-        """Forbid the process to extend any file: what it sees is a full disk, and other processes are not affected."""
+        """Forbid the process to extend any file, as if its disk were full. Other processes are not affected."""
         process = psutil.Process(self._stack.pids[fault.target])
         _, hard = process.rlimit(resource.RLIMIT_FSIZE)
         process.rlimit(resource.RLIMIT_FSIZE, (0, hard))

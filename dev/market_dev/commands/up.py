@@ -305,7 +305,7 @@ def _announce(stack: Stack, console: Console, product: str | None, seconds: floa
 
 
 def _token_command(stack: Stack, person: str) -> str:
-    """Return the command that prints a token, with the program by its path: it need not be on the shell's."""
+    """Return the command that prints a token, with the path of the program, which may not be in PATH."""
     command = [str(Path(sys.argv[0])), "token", person]
     if stack.options.data != DEFAULT_DATA:
         command += ["--data", str(stack.options.data)]

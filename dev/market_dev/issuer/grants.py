@@ -1,4 +1,4 @@
-"""The grants of the provider: Authlib's, with what it leaves to a program: clients, people and memory."""
+"""The grants of the provider: Authlib's, with the parts that it leaves to applications: clients, people and storage."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class User:
 
 
 class Registry:
-    """Who and what the settings name, and what was granted since the provider started."""
+    """The people and clients in the settings, and what was granted since the provider started."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -128,7 +128,7 @@ def authorization_code_grant(registry: Registry) -> type[AuthorizationCodeGrant]
 
         def query_authorization_code(self, code: str, client: KnownClient) -> AuthorizationCode | None:
             found = registry.codes.get(code)
-            # Removed here, not after the token was issued: a code is good for one attempt.
+            # Removed here, not after the token was issued: a code is valid for one attempt.
             registry.codes.remove(code)
             return found if found is not None and found.client_id == client.id else None
 
@@ -196,7 +196,7 @@ class IdTokens(OpenIDCode):
         return {"iss": self._issuer, "aud": [client.id]}
 
     def exists_nonce(self, nonce: str, request: OAuth2Request) -> bool:
-        # A nonce protects the client, which compares it with its own.
+        # The nonce protects the client, which compares it with the one that it has sent. Nothing to check here.
         return False
 
     def generate_user_info(self, user: User, scope: str) -> dict[str, Any]:

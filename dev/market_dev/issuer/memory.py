@@ -1,4 +1,4 @@
-"""What the provider remembers: codes and refresh tokens. They are lost when it stops, and people sign in again."""
+"""The codes and refresh tokens, in memory. They are lost when the provider stops, and people sign in again."""
 
 from __future__ import annotations
 

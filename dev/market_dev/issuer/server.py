@@ -101,7 +101,7 @@ class Provider(AuthorizationServer):
         return self._registry.clients.get(client_id)
 
     def save_token(self, token: dict[str, Any], request: OAuth2Request) -> None:
-        """Remember the refresh token. Access tokens are verified by their signature, and need no memory."""
+        """Store the refresh token. Access tokens are verified by their signature, so they are not stored."""
         if value := token.get("refresh_token"):
             person, client = request.user.get_user_id(), request.client.id
             self._registry.refresh_tokens.put(value, RefreshToken(value, client, person, token.get("scope", "")))
@@ -114,7 +114,7 @@ class Provider(AuthorizationServer):
         return JSONResponse(body, status, fields) if isinstance(body, dict) else Response(body, status, fields)
 
     def send_signal(self, name: str, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: nobody listens."""
+        """Do nothing: there are no listeners."""
 
 
 def _refresh_token(**_: Any) -> str:

@@ -1,4 +1,4 @@
-"""Who can sign in, and what may request tokens: the settings of the provider, which a file of its own contains."""
+"""The settings of the provider, read from a file: people who can sign in, and clients that may request tokens."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     secret: None for a public client
     audience, roles: what its tokens are for, and the roles of the client itself
-    redirect_uris: where people may be sent back to; a URI of the loopback address without a port allows each port.
+    redirect_uris: where people may be redirected to; a URI of the loopback address without a port allows each port.
         People sign in at a client with such URIs; a client without signs in as itself, with its secret.
-    sign_out_uris: where people may be sent back to after they have signed out
+    sign_out_uris: where people may be redirected to after they have signed out
     """
 
     id: str
@@ -69,7 +69,7 @@ def load(path: Path) -> Settings:
 def require_loopback(host: str) -> None:
     """Raise InvalidSettings unless the address is one of this machine's loopback interface.
 
-    Anybody who reaches the provider signs in as whom they like.
+    Anybody who reaches the provider can sign in as anybody.
     """
     try:
         is_loopback = ip_address(host).is_loopback

@@ -1,6 +1,6 @@
 """Signing out at the provider (OpenID Connect RP-Initiated Logout 1.0).
 
-The provider has no session with a browser. What ends are the refresh tokens of the person at the client.
+The provider has no sessions with browsers. Signing out revokes the person's refresh tokens at the client.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def end_session(query: Mapping[str, list[str]], registry: Registry, issuer: str,
 
 
 def _person(id_token: str, client_id: str, issuer: str, keys: KeySet) -> str:
-    """Return whom an ID token names. One that has expired is as good. Raises InvalidSignOut."""
+    """Return the subject of an ID token. An expired one is accepted, too. Raises InvalidSignOut."""
     try:
         claims = jwt.decode(id_token, keys, algorithms=[ALGORITHM]).claims
     except (JoseError, ValueError):

@@ -135,7 +135,7 @@ def _button(person: Person) -> str:
 
 
 def _refused(error: OAuth2Error | InvalidSignOut | TooLarge) -> Response:
-    """Say in words why the request is invalid. Nobody is redirected, as the target may be invalid."""
+    """Respond with the reason why the request is invalid. Do not redirect, because the target may be invalid."""
     if isinstance(error, OAuth2Error):
         reason = error.description or error.error
     else:

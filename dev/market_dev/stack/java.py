@@ -1,4 +1,4 @@
-"""Servers that run on Java: what this machine needs for them, and how they are downloaded by Maven into a cache."""
+"""Servers that run on Java: checking what this machine has for them, and downloading them by Maven into a cache."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     python -m market_dev.stack.kafka.embedded --port 9092 [--advertised 19092]
 
-It keeps everything in memory, and loses it when it stops. librdkafka listens on a random port and advertises that
-one to clients; a small proxy in front of it listens on ours, and rewrites the address in the two responses that
-contain one, and the controller.
+It keeps everything in memory, and loses it when it stops. librdkafka listens on a random port, and advertises it to
+clients. So a small proxy in front of it listens on the configured port, and rewrites the address in the two responses
+that contain one, and the controller.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Mongodb(Server):
                 self.host,
                 "--replSet",
                 _SET,
-                # Below the minimum of --wiredTigerCacheSizeGB, 256 MB: the cache fills up whatever its size.
+                # Below the minimum of --wiredTigerCacheSizeGB, 256 MB: the cache fills up, no matter how large it is.
                 "--wiredTigerEngineConfigString",
                 "cache_size=64M",
                 "--oplogSize",

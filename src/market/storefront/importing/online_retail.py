@@ -290,7 +290,7 @@ class _Parser:
 
     def __call__(self, number: int, row: list[str]) -> Line:
         if len(row) != self._width:
-            raise InvalidRow(self._name, number, None, f"has {len(row)} fields, not {self._width}")
+            raise InvalidRow(self._name, number, None, f"must have {self._width} fields, got {len(row)}")
         invoice, code, description, quantity, date, price, customer = (row[i].strip() for i in self._indexes[:7])
         if not _CUSTOMER.fullmatch(invoice):
             raise self._error(number, "InvoiceNo", "1 to 50 letters and digits", invoice)
