@@ -50,7 +50,7 @@ class ConsumerAndApi:
         await self.consumer.start()
 
     async def drain(self, seconds: float) -> None:
-        """Serve for `seconds` more, and consume."""
+        """Keep serving and consuming for `seconds`."""
         await self.api.drain(seconds)
 
     async def stop(self, grace_seconds: float) -> None:

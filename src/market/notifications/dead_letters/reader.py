@@ -111,13 +111,13 @@ class DeadLetterReader:
             deadline = self._deadline()
             partitions = self._partitions(deadline=deadline)
             # `read_all` has no time limit.
-            read_by = None if max_records is None else deadline
-            ranges = self._ends(partitions, deadline=read_by)
+            read_deadline = None if max_records is None else deadline
+            ranges = self._ends(partitions, deadline=read_deadline)
             lengths = {partition: high - low for partition, (low, high) in ranges.items()}
             shares = lengths if max_records is None else share(lengths, max_records)
             for partition, (_, high) in ranges.items():
                 log.next_offsets[partition] = high - shares[partition]
-            self._read(log, ranges, deadline=read_by)
+            self._read(log, ranges, deadline=read_deadline)
             return log, shares == lengths
 
     def _read_to_end(self, log: DeadLetterLog, partition: int) -> None:
@@ -153,9 +153,9 @@ class DeadLetterReader:
         """
         ends = {partition: high for partition, (_, high) in ranges.items() if log.next_offsets[partition] < high}
         self._consumer.assign([TopicPartition(self._topic, p, log.next_offsets[p]) for p in ends])
-        next_by = deadline or self._deadline()
+        record_deadline = deadline or self._deadline()
         while ends:
-            seconds = next_by - time.monotonic()
+            seconds = record_deadline - time.monotonic()
             if seconds <= 0:
                 raise TimeoutError(f"{self._topic} was not read within {self._seconds:g} s")
             record = self._consumer.poll(min(seconds, _MAX_POLL_SECONDS))
@@ -168,7 +168,7 @@ class DeadLetterReader:
                 raise KafkaException(error)
             if partition not in ends:
                 continue
-            next_by = deadline or self._deadline()
+            record_deadline = deadline or self._deadline()
             end = ends[partition]
             if error is None and offset < end:
                 log.add(to_message(record))

@@ -21,9 +21,8 @@ from market.orders.mongodb.collection import OrdersCollection, documents
 class IdempotencyKeyTaken(Exception):
     """Another order has the idempotency key.
 
-    Usually, that order belongs to the same owner. It may also be a pending order of another owner, because some of the
-    fields are unique among more orders than the owner's, as earlier versions need them. If it is rejected, the field
-    becomes free.
+    Usually, that order belongs to the same owner. It may also be a pending order of another owner: earlier versions
+    need fields that are unique among the orders of several owners. If that order is rejected, the field becomes free.
     """
 
 
@@ -96,17 +95,17 @@ class IdempotencyKeyRepository:
         if subject_keys := [documents.subject_key(e.subject, e.key) for e in lookups if e.subject is not None]:
             alternatives.append({"subject_key": {"$in": subject_keys}, "digest": {"$exists": True}})
         fields = ("user", "idempotency_key", "key", "subject_key", "digest")
-        of_subjects: dict[tuple[str, str], KeyHolder] = {}
-        of_users: dict[tuple[str, str], KeyHolder] = {}
+        holders_by_subject: dict[tuple[str, str], KeyHolder] = {}
+        holders_by_user: dict[tuple[str, str], KeyHolder] = {}
         for d in await self._collection.find({"$or": alternatives}, dict.fromkeys(fields, 1)):
             if not isinstance(d.get("digest"), bytes):
                 continue
             holder = KeyHolder(d["_id"], bytes(d["digest"]), documents.key_subject(d))
             if holder.subject is not None:
-                of_subjects[holder.subject, d["subject_key"]["key"]] = holder
+                holders_by_subject[holder.subject, d["subject_key"]["key"]] = holder
             if (key := d.get("idempotency_key", d.get("key"))) is not None:
-                of_users[d["user"], key] = holder
-        return [_find_holder(lookup, of_subjects, of_users) for lookup in lookups]
+                holders_by_user[d["user"], key] = holder
+        return [_find_holder(lookup, holders_by_subject, holders_by_user) for lookup in lookups]
 
     async def is_kept_by_another_owner(self, order: Order, field: str) -> bool:
         """Return whether an order of another owner has this order's key in the field, and will never free it.
@@ -120,19 +119,19 @@ class IdempotencyKeyRepository:
         return any(d["status"] in KEY_HOLDING_STATUSES and not _has_same_owner(order, d) for d in found)
 
 
-def _find_holder(lookup: KeyLookup, of_subjects: _Holders, of_users: _Holders) -> KeyHolder | None:
+def _find_holder(lookup: KeyLookup, holders_by_subject: _Holders, holders_by_user: _Holders) -> KeyHolder | None:
     """Return the order that has the key."""
-    of_user = of_users.get((lookup.user, lookup.key))
+    user_holder = holders_by_user.get((lookup.user, lookup.key))
     if lookup.subject is None:
-        return of_user
-    if own := of_subjects.get((lookup.subject, lookup.key)):
+        return user_holder
+    if own := holders_by_subject.get((lookup.subject, lookup.key)):
         return own
     # Orders that were placed before sign-in was required: the caller's own, or one from exactly the same request.
-    own_earlier = of_users.get((lookup.subject, lookup.key))
+    own_earlier = holders_by_user.get((lookup.subject, lookup.key))
     if own_earlier is not None and own_earlier.subject is None:
         return own_earlier
-    if of_user is not None and of_user.subject is None and of_user.digest == lookup.digest:
-        return of_user
+    if user_holder is not None and user_holder.subject is None and user_holder.digest == lookup.digest:
+        return user_holder
     return None
 
 

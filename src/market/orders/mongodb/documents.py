@@ -87,9 +87,9 @@ def transition_update(
     return ConditionalUpdate({"_id": order_id, "status": transition.source.value}, change)
 
 
-# Hundredths are converted here, because bson's own conversion to and from Decimal128 is slow (digit by digit in
-# Python). A Decimal128 is two 64-bit words, the low one first. The high word has the exponent from bit 49 on, biased by
-# 6176. The other bits are the integer.
+# Amounts with two decimals are converted here, because bson's own conversion to and from Decimal128 is slow (digit by
+# digit in Python). A Decimal128 is two 64-bit words, the low one first. The high word has the exponent from bit 49 on,
+# biased by 6176. The other bits are the integer.
 _BID_WORDS = struct.Struct("<QQ")
 _HUNDREDTHS = (6176 - 2) << 49
 

@@ -7,6 +7,7 @@ running.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from uuid import UUID
 
 from msgspec import Struct
@@ -108,11 +109,22 @@ def _requeue_result(request: RepairRequest, queued: bool) -> RepairResult:
 
 async def _requeue(request: RepairRequest, event_type: str) -> bool:
     """Add the event to the outbox. Return whether the outbox has the event now, no matter which process added it."""
-    entry = OutboxEntry(events.event_id(request.order_id, event_type), event_type, request.deps.clock())
-    if await request.deps.relay.outbox.requeue(request.order_id, entry, request.deps.clock()):
+    now = request.deps.clock()
+    at = now if request.order is None else _time_of_event(request.order, event_type)
+    entry = OutboxEntry(events.event_id(request.order_id, event_type), event_type, at)
+    if await request.deps.relay.outbox.requeue(request.order_id, entry, now):
         return True
     current = await request.deps.orders.get_latest(request.order_id)
     return current is not None and any(e.id == entry.id for e in current.outbox)
+
+
+def _time_of_event(order: Order, event_type: str) -> datetime:
+    """Return when the order's status changed, or when the order was created if an earlier version has not stored that.
+
+    It must not be the current time: notifications looks up only events that are not new in its log of sent mails.
+    """
+    changed_at = order.confirmed_at if event_type == events.CREATED else order.ended_at
+    return changed_at or order.created_at
 
 
 # A type that is not listed here has no unambiguous repair, and is only reported.
