@@ -129,6 +129,7 @@ def test_postgres_may_have_several_hosts(host: str, addresses: list[tuple[str, i
             ("${HOST}", "a,,b"),
             "postgres: host must contain host names or addresses, got ''",
         ),
+        (("${HOST}", "::1]"), "postgres: host must contain host names or addresses, got '::1]'"),
         (("${HOST}", "a,b:0"), "postgres: host: the port of b must be between 1 and 65535, got '0'"),
         (
             ("${HOST}", "a,b:0000199999"),

@@ -73,7 +73,7 @@ async def test_a_list_is_paged_newest_first_and_compares_the_user_exactly(
         ({"user": "a", "created_from": "2026-01-31T12:00:00"}, "created_from"),
         ({"user": "a", "created_to": "0001-01-01T00:00:00+23:59"}, "created_to"),
         (
-            {"user": "a", "created_from": "2026-01-31T12:00:00Z", "created_to": "2026-01-31T13:00:00+01:00"},
+            {"user": "a", "created_from": "2026-01-31T12:00:01Z", "created_to": "2026-01-31T13:00:00+01:00"},
             "created_from",
         ),
         ({"user": "a", "page": 1}, "page"),

@@ -15,7 +15,7 @@ def parse_host_and_port(text: str, default_port: int) -> tuple[str, int]:
         host, port = text.split(":")
     else:
         host, port = text, None
-    if not host or "[" in host:
+    if not host or "[" in host or "]" in host:
         raise ValueError(f"host must contain host names or addresses, got {text!r}")
     if port is None:
         return host, default_port

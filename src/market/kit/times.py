@@ -32,12 +32,12 @@ def parse_interval(
 ) -> tuple[datetime | None, datetime | None]:
     """Return the limits of a half-open interval. A limit of None means that there is none.
 
-    Raises BadInput if a limit is not a time, or if the first limit is not before the second.
+    Raises BadInput if a limit is not a time, or if the first limit is after the second.
     """
     begin = None if from_value is None else parse_time(from_field, from_value)
     end = None if to_value is None else parse_time(to_field, to_value)
-    if begin is not None and end is not None and begin >= end:
-        raise BadInput(from_field, f"must be before `{to_field}`")
+    if begin is not None and end is not None and begin > end:
+        raise BadInput(from_field, f"must not be after `{to_field}`")
     return begin, end
 
 
