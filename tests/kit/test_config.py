@@ -86,6 +86,7 @@ def test_a_file_is_loaded_into_a_frozen_struct_with_secrets_from_the_environment
         ("db", [("db", 5432)]),
         ("db-0:5433, db-1", [("db-0", 5433), ("db-1", 5432)]),
         ("::1", [("::1", 5432)]),
+        ("fe80::1%eth0,b\u00fccher.example", [("fe80::1%eth0", 5432), ("b\u00fccher.example", 5432)]),
         ("[::1]:5433,[fd00::2],/run/postgresql", [("::1", 5433), ("fd00::2", 5432), ("/run/postgresql", 5432)]),
     ],
 )
@@ -129,7 +130,10 @@ def test_postgres_may_have_several_hosts(host: str, addresses: list[tuple[str, i
             ("${HOST}", "a,,b"),
             "postgres: host must contain host names or addresses, got ''",
         ),
-        (("${HOST}", "::1]"), "postgres: host must contain host names or addresses, got '::1]'"),
+        *(
+            (("${HOST}", host), f"postgres: host must contain host names or addresses, got '{host}'")
+            for host in ("::1]", "[::1", "db 1", "user@db", "a:b:c", "db/5433")
+        ),
         (("${HOST}", "a,b:0"), "postgres: host: the port of b must be between 1 and 65535, got '0'"),
         (
             ("${HOST}", "a,b:0000199999"),
