@@ -164,6 +164,20 @@ def test_the_sender_name_may_be_in_any_alphabet() -> None:
         assert (address.display_name, address.addr_spec) == (name, "shop@market.test")
 
 
+@pytest.mark.parametrize("character", ["a", '"', "\u00e9", "\u0416", "\u8336", "\U0001fad6"])
+def test_the_longest_name_and_address_of_a_sender_fit_in_the_header(character: str) -> None:
+    notification = parse_notification(_message(event(ORDER, user="a@b.example")))
+    assert notification is not None
+    address = f"{'s' * 64}@{'d' * 63}.{'d' * 63}.{'d' * 53}.example"
+    name = character * 80
+    quoted = name.replace('"', '\\"')
+    mail = MailComposer(config.Mail(sender=f'"{quoted}" <{address}>')).compose(notification, NOW)
+    [parsed] = _parsed(mail.content)["From"].addresses
+    assert (parsed.display_name, parsed.addr_spec) == (name, address)
+    with pytest.raises(ValueError, match="the name in from must have at most 80 characters, got 81"):
+        config.Mail(sender=f'"{quoted}a" <shop@market.test>')
+
+
 @given(st.text(st.characters(codec="utf-8"), max_size=300))
 @example("a\r\nb\rc\nd\r")
 def test_any_text_survives_encoding_and_decoding(text: str) -> None:

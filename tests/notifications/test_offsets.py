@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import deque
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from market.notifications.config import Kafka
 from market.notifications.consumer.memory import MemoryBudget
 from market.notifications.consumer.offsets import (
     MAX_METADATA_LENGTH,
@@ -23,7 +27,7 @@ from market.notifications.consumer.offsets import (
     start_position,
 )
 from market.notifications.domain import Message
-from market.notifications.sent_log.log import put_back
+from market.notifications.sent_log.log import RecentDigests, SentLog, put_back
 
 
 @given(
@@ -126,6 +130,13 @@ def test_without_a_committed_offset_consumption_starts_at_the_end_only_at_the_fi
     assert _start(low=0, high=3, offset_after_first_start=0, last_position=Position(40, "")) == (0, "out-of-range")
 
 
+def test_every_event_of_a_new_topic_is_mailed_also_without_replay_missed() -> None:
+    assert _start(may_lack_offset=True, topic_is_new=True, replay_missed=False) == (2, "first-start")
+    assert _start(topic_is_new=True, replay_missed=False) == (3, "no-offset")
+    # Another process of the group has mailed the events before the committed offset.
+    assert _start(committed=(5, "1;0;;T"), topic_is_new=True, replay_missed=False) == (5, "1;0;;T")
+
+
 def test_another_topic_id_means_a_new_topic() -> None:
     assert _start(committed=(5, "1;0;;OLD")) == (3, "new-topic")
     assert _start(committed=(5, "1;2;0;OLD")) == (3, "new-topic")
@@ -156,6 +167,43 @@ def test_a_batch_that_fits_only_in_part_loses_its_oldest_digests() -> None:
         unwritten = deque([b"x"] * later, maxlen=5)
         put_back([b"a", b"b", b"c"], unwritten)
         assert b"".join(unwritten) == kept + b"x" * later
+
+
+class SlowSentLog(SentLog):
+    """A sent log in memory, whose writes wait for `may_write`."""
+
+    def __init__(self) -> None:
+        super().__init__(Kafka(bootstrap_servers="none"), max_ids=100)
+        self.writing, self.may_write = asyncio.Event(), asyncio.Event()
+        self.written: list[bytes] = []
+
+    async def _write(self, _key: bytes | None, value: bytes | None) -> None:
+        self.writing.set()
+        await self.may_write.wait()
+        assert value is not None
+        self.written.append(value)
+
+    def _load(self) -> RecentDigests:
+        ids = RecentDigests(100)
+        ids.add(self.written)
+        return ids
+
+    def _has(self, digest: bytes, _since: datetime | None) -> bool:
+        return digest in self.written
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+async def test_an_event_whose_id_is_being_written_to_the_sent_log_is_found(in_memory: bool) -> None:
+    sent_log = SlowSentLog()
+    sent_log.add("mailed")
+    lookup = sent_log.contains("mailed") if in_memory else sent_log.was_mailed("mailed", None)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(sent_log.flush())
+        await sent_log.writing.wait()
+        found = tasks.create_task(lookup)
+        await asyncio.sleep(0)
+        sent_log.may_write.set()
+    assert found.result()
 
 
 def test_memory_is_exhausted_at_its_limit_and_available_again_at_half_of_it() -> None:

@@ -14,7 +14,7 @@ from market.kit.process.tasks import FAILURES
 from market.notifications import metrics
 from market.notifications.app import Clients
 from market.notifications.config import Config
-from market.notifications.domain import Mail, MailServerUnavailable
+from market.notifications.domain import Mail, MailDeferred, MailRejected, MailServerUnavailable, SenderRejected
 from market.notifications.mail import replies
 from market.notifications.mail.smtp import SmtpClient
 from tests.notifications.conftest import Mailing, event, is_paused, message_ids
@@ -93,6 +93,25 @@ async def test_policy_rejections_in_a_row_pause_consumption_after_the_first_few(
         await mailing.wait_committed(40)
     assert len(await mailing.mails()) == 38
     assert [letter["headers"]["dead-letter-reason"] for letter in mailing.dead_letters()] == [f"rejected: {reply}"] * 2
+
+
+@pytest.mark.parametrize("stage", ["rcpt", "data"])
+async def test_a_server_that_closes_the_connection_during_a_mail_has_not_recovered(
+    mailing: Mailing, stage: str
+) -> None:
+    kafka = msgspec.convert(mailing.config(smtp={"max_policy_rejections": 2}), Config, strict=False)
+    client, mail = SmtpClient(kafka.smtp, kafka.mail.address), Mail(mailing.mailbox, b"Subject: x\r\n\r\nx\r\n")
+    try:
+        for reply, error in (
+            ("550 5.7.1 policy", MailRejected),
+            ("421 4.3.2 shutting down", MailDeferred),
+            ("550 5.7.1 policy", SenderRejected),
+        ):
+            await mailing.inject_faults({"mode": reply, "stage": stage})
+            with pytest.raises(error):
+                await client.send(mail)
+    finally:
+        await client.close()
 
 
 async def test_a_policy_rejection_of_single_recipients_makes_dead_letters_and_pauses_nothing(mailing: Mailing) -> None:

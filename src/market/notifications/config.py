@@ -44,7 +44,8 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     # The process is not ready if an assigned partition with unread messages makes no progress for this long.
     stalled_after_seconds: Seconds = 60.0
     # If false, a process starts at the end of each partition that is assigned to it for the first time. Then events
-    # published while the service was down, or while a partition moved to another process, are not mailed.
+    # published while the service was down, or while a partition moved to another process, are not mailed. This does not
+    # apply if the topic did not exist when the process started: then all of its events are mailed.
     replay_missed: bool = True
     # When a partition is revoked, its messages in flight have this long to finish before its offset is committed.
     revoke_timeout_seconds: Seconds = 10.0
@@ -153,6 +154,10 @@ class Retry(Section, frozen=True, kw_only=True):
     give_up_seconds: Seconds = 86_400.0
 
 
+# So that the header From fits in one line of a mail, in any alphabet and with the longest address.
+_MAX_SENDER_NAME = 80
+
+
 class Mail(Section, frozen=True, kw_only=True):
     """Settings of every mail."""
 
@@ -167,6 +172,8 @@ class Mail(Section, frozen=True, kw_only=True):
             or address.needs_smtputf8
         ):
             raise ValueError("from must be an e-mail address, or a name and an address: Market <shop@example.com>")
+        if len(self.name) > _MAX_SENDER_NAME:
+            raise ValueError(f"the name in from must have at most {_MAX_SENDER_NAME} characters, got {len(self.name)}")
 
     @property
     def name(self) -> str:

@@ -201,6 +201,8 @@ def start_position(state: PartitionState, *, topic_is_new: bool, replay_missed: 
 
     topic_is_new: True if the topic did not exist when this process started. Then all of its events are mailed
     """
+    # The events of a new topic were published after this process started, so all of them have to be mailed.
+    replay_missed = replay_missed or topic_is_new
     last = state.last_position
     if state.committed is not None and (replay_missed or last is not None):
         offset, metadata = state.committed

@@ -76,7 +76,9 @@ class SmtpClient:
         except SMTPResponseException as e:
             await self._abort(connection, e.code)
             self._release(connection)
-            self._raise_if_sender_rejected(e)
+            # A server that closes the connection has neither recovered nor judged this mail.
+            if e.code != _CLOSING:
+                self._raise_if_sender_rejected(e)
             raise _error_of(e) from None
         except (SMTPException, OSError, TimeoutError) as e:
             # The server may have accepted the mail. It will be sent again, with the same Message-ID.

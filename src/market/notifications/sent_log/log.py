@@ -121,7 +121,8 @@ class SentLog:
 
     async def contains(self, event_id: str) -> bool:
         """Return whether the log contains the event. The log is read first if necessary. Return False if that fails."""
-        async with self._loading:
+        # No id is written while the log is read, so each id is either in `_unwritten` or in what is read.
+        async with self._loading, self._writing:
             while self._ids is None:
                 self._invalidated = False
                 try:
@@ -145,7 +146,10 @@ class SentLog:
         since: the log is read from this time on. None: from its beginning
         """
         digest = _digest(event_id)
-        return digest in self._unwritten or await asyncio.to_thread(self._has, digest, since)
+        # A batch that is being written is neither in `_unwritten` nor in the log, so wait for it.
+        async with self._writing:
+            is_unwritten = digest in self._unwritten
+        return is_unwritten or await asyncio.to_thread(self._has, digest, since)
 
     def invalidate_sent_ids(self) -> None:
         """Drop the cached ids of mailed events, so that the next lookup reads the log again."""
