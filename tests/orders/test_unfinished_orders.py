@@ -11,6 +11,7 @@ import pytest
 from bson import Timestamp
 
 from market.contracts import events
+from market.orders.domain import OutboxEntry
 from tests.support.issuer import Issuer
 from tests.support.ports import free_port
 from tests.support.waiting import until
@@ -245,3 +246,34 @@ async def test_what_cannot_be_read_as_an_order_is_listed(own: Service) -> None:
     [item] = (await page(own))["items"]
     assert (item["order_id"], item["user"]) == (str(document["_id"]), "5")
     assert await retry(own, document["_id"]) == 503
+
+
+async def test_an_order_whose_end_is_not_a_date_is_listed(own: Service) -> None:
+    document = {**release_due(0), "cancelled_at": "yesterday"}
+    await own.documents.insert_one(document)
+    found = await page(own)
+    since = {kind["kind"]: kind["since"] for kind in found["kinds"]}
+    assert since["release-due"] == "2026-01-01T01:00:00.000Z"
+    assert [(i["order_id"], i["since"]) for i in found["items"]] == [(str(document["_id"]), since["release-due"])]
+
+
+async def test_retrying_does_not_change_an_order_with_an_unknown_status(own: Service) -> None:
+    document = {**stuck(0), "status": "shipped"}
+    await own.documents.insert_one(document)
+    before = await get_document(own, document["_id"])
+    assert await retry(own, document["_id"]) == 202
+    assert await get_document(own, document["_id"]) == before
+
+
+async def test_an_event_that_is_queued_again_is_no_longer_stuck(own: Service) -> None:
+    alone, with_another = stuck(0), stuck(1)
+    await own.documents.insert_many([alone, with_another])
+    outbox, now = own.deps.relay.outbox, own.deps.clock()
+    cancelled = OutboxEntry(events.event_id(with_another["_id"], events.CANCELLED), events.CANCELLED, now)
+    assert await outbox.requeue(alone["_id"], None, now)
+    assert await outbox.requeue(with_another["_id"], cancelled, now)
+    for document in (alone, with_another):
+        order = await own.deps.orders.get_latest(document["_id"])
+        assert order is not None
+        assert [e.rejection for e in order.outbox] == [None] * len(order.outbox)
+        assert order.outbox

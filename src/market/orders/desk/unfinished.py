@@ -161,7 +161,7 @@ class UnfinishedOrders:
     async def _summarize_kind(self, kind: Kind, now: datetime) -> KindSummary:
         field, where = _FIELDS[kind], self._filter(kind, now)
         ended_at: documents.Document = {
-            "$min": {"$ifNull": [f"${name}" for name in ("cancelled_at", "rejected_at", field)]}
+            "$min": {"$ifNull": [_date_or_null(name) for name in ("cancelled_at", "rejected_at", field)]}
         }
         pipeline: list[documents.Document] = [
             {"$match": where},
@@ -202,6 +202,11 @@ _PROJECTION: documents.Document = {
     "rejected_at": 1,
     "outbox.refused": 1,
 }
+
+
+def _date_or_null(field: str) -> documents.Document:
+    """Return an expression for the field's value. It is null if the field is missing or not a date."""
+    return {"$cond": [{"$eq": [{"$type": f"${field}"}, "date"]}, f"${field}", None]}
 
 
 def _key(found: _Found) -> tuple[str, int, int]:

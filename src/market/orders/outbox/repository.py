@@ -24,6 +24,8 @@ from market.orders.mongodb.collection import EPOCH, OrdersCollection, documents
 # The fields of a lease, and all fields of an outbox, for $unset.
 _LEASE = {"claimed_by": 1, "claimed_at": 1}
 _OUTBOX = {"outbox": 1, "unsent_since": 1, "stuck_since": 1, **_LEASE}
+# Why and when Kafka rejected the events of an outbox, for $unset.
+_REJECTIONS = {"outbox.$[].refused": 1, "outbox.$[].refused_at": 1}
 # Matches the orders for which `domain.next_event` returns an event.
 _PUBLISHABLE = {
     "status": {"$in": [status.value for status in KNOWN_STATUSES]},
@@ -157,12 +159,17 @@ class OutboxRepository:
     async def requeue(self, order_id: UUID, entry: OutboxEntry | None, at: datetime) -> bool:
         """Make the order's events due again, including stuck ones, and remove the lease. First add `entry`, if given.
 
-        Return False, and change nothing, if there is no such order, if its outbox already contains `entry`, or if the
-        outbox is empty and `entry` is None.
+        Return False, and change nothing, if there is no such order, or if its outbox already contains `entry`. Without
+        `entry`, do so too if the outbox is empty, or if only a newer version can publish the first event.
         """
         change: documents.Document = {"$set": {"unsent_since": at}, "$unset": {"stuck_since": 1, **_LEASE}}
-        where: documents.Document = {"_id": order_id, "outbox.0": {"$exists": True}}
-        if entry is not None:
+        where: documents.Document = {"_id": order_id, **_PUBLISHABLE}
+        if entry is None:
+            change["$unset"].update(_REJECTIONS)
+        else:
+            # MongoDB cannot add an entry and change the others in one update.
+            others = {"_id": order_id, "outbox.0": {"$exists": True}, "outbox.id": {"$ne": entry.id}}
+            await self._collection.update_one(others, {"$unset": _REJECTIONS})
             at_front = {"$position": 0} if entry.event_type == events.CREATED else {}
             change["$push"] = {"outbox": {"$each": [documents.entry_to_document(entry)], **at_front}}
             where = {"_id": order_id, "outbox.id": {"$ne": entry.id}}

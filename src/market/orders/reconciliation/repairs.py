@@ -82,9 +82,8 @@ async def reserve_again(request: RepairRequest) -> RepairResult:
 async def requeue_outbox(request: RepairRequest) -> RepairResult:
     """Make the events in the outbox due again, including stuck ones."""
     queued = await request.deps.relay.outbox.requeue(request.order_id, None, request.deps.clock())
-    return RepairResult(
-        queued, f"{request.detail}; {'queued for the relay' if queued else 'the outbox is empty by now'}"
-    )
+    state = "queued for the relay" if queued else "the outbox is empty by now, or only a newer version can publish it"
+    return RepairResult(queued, f"{request.detail}; {state}")
 
 
 async def requeue_missing_event(request: RepairRequest) -> RepairResult:
