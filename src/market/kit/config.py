@@ -86,8 +86,8 @@ class Admission(Section, frozen=True, kw_only=True):
     max_large_weight: Annotated[int, Meta(ge=1)] = 2_000
     # The maximum total weight of the requests that wait, in each of the two queues.
     max_waiting_weight: Annotated[int, Meta(ge=1)] = 400_000
-    # The maximum total weight of one caller's requests that wait or are being handled. It applies to small and to large
-    # requests separately.
+    # The maximum total weight of one caller's requests that wait or are being handled, unless there is only one. It
+    # applies to small and to large requests separately.
     max_caller_weight: Annotated[int, Meta(ge=1)] = 100_000
     # A request that has waited for this long gets 503.
     max_wait_seconds: Seconds = 6.0

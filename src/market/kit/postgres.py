@@ -197,8 +197,8 @@ class _Pool(Pool):
     async def close_if_expired(self, conn: PooledConnection) -> None:
         """Close a connection that is being released if it is too old or read-only.
 
-        This replaces asyncpg's reset of the session, which would make a small query a quarter slower. It is not needed,
-        because no statement changes the state of the session.
+        This replaces asyncpg's reset of the session, which would make a small query a quarter slower. The reset is not
+        needed, because no statement changes the state of the session.
         """
         if time.monotonic() >= conn.replace_at:
             conn.terminate()

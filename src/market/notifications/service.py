@@ -247,7 +247,7 @@ async def retry_later(
         max_delay = min(deps.retry.max_seconds, deps.retry.initial_seconds * 2.0 ** min(pending.attempts - 1, 30))
         # Equal jitter: between half of the delay and all of it.
         delay = random.uniform(max_delay / 2, max_delay)
-        # The last attempt is made at the end of `give_up_seconds`, not later.
+        # The last attempt in memory is made at the end of `give_up_seconds` at the latest.
         return min(remaining, delay) if remaining > 0 else delay
     seconds = _deferral_seconds(deps, pending.first_deferred_at)
     deferral = Deferral(

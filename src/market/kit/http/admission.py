@@ -42,7 +42,7 @@ WAIT = Histogram(
 )
 
 # Waiting requests are admitted in the order of their arrival time plus a penalty. The penalty is this constant times a
-# sum: the weight of the request, plus the weights of those of its caller's other requests that are no heavier.
+# sum: the weight of the request, plus the weight of each other request of the same caller that is not heavier.
 _SECONDS_PER_WEIGHT = 0.002
 # The maximum for Retry-After.
 _MAX_RETRY_SECONDS = 30

@@ -260,7 +260,7 @@ class HttpProtocol(HttpToolsProtocol):
         return b", ".join(value for name, value in self.headers if name == wanted)
 
     def _parse_without_upgrade(self) -> None:
-        """Parse a request that offers an upgrade again, without the offer (RFC 9110 section 7.8).
+        """Parse the current request a second time, without its offer of an upgrade (RFC 9110 section 7.8).
 
         The parser has stopped after the headers, because it takes the bytes that follow for the new protocol. In fact,
         they are the body of the request.

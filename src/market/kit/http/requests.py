@@ -18,8 +18,8 @@ from market.kit.validation import explain, explain_all
 
 T = TypeVar("T")
 
-# The maximum number of parameters in a query string, without and with a field that is a list: its items may be sent as
-# repeated parameters.
+# The maximum number of parameters in a query string. It is larger if a field is a list, because each item of the list
+# may be sent as a parameter of its own.
 _MAX_PARAMETERS, _MAX_PARAMETERS_WITH_LIST = 50, 150
 _STRAY_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,18})")

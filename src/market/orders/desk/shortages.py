@@ -42,7 +42,7 @@ class ShortageRepository:
     ) -> list[DailyShortage]:
         """Return up to `limit` shortages of the days from `first` to `last`: the latest day first, then by product id.
 
-        Makes two queries for each day that is returned, and reads no other days.
+        Makes two queries for each day that is returned. Reads no other days, except the day at which `after` stands.
 
         product_id: only shortages of this product. None: of all products
         after: the position at which the previous page ends

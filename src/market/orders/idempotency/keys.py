@@ -86,8 +86,8 @@ class IdempotencyKeyRepository:
 
     async def _find_many(self, lookups: list[KeyLookup]) -> Sequence[KeyHolder | None]:
         keys = list({lookup.key for lookup in lookups})
-        # Before sign-in was required, callers chose the user of an order. The user that they chose may be the
-        # subject of their token now.
+        # An order from before sign-in was required may belong to the caller as well: then its user is what is now the
+        # subject of the caller's token.
         users = {lookup.user for lookup in lookups} | {lookup.subject or lookup.user for lookup in lookups}
         by_user = {"user": {"$in": list(users)}, "idempotency_key": {"$in": keys}, "digest": {"$exists": True}}
         # Some earlier versions stored only `key`.
