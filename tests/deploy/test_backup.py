@@ -25,6 +25,11 @@ for word; do
 done
 exit 3
 """
+# As the real one does: otherwise what writes to it may fail.
+READING = """
+if " exec -i " in line:
+    sys.stdin.buffer.read()
+for pattern, result"""
 
 
 def run_tool(tmp_path: Path, options: str) -> tuple[str, str]:
@@ -184,6 +189,26 @@ def test_restore_changes_nothing_if_a_file_is_not_as_in_the_manifest(minikube: F
     done = minikube.run("restore.sh", str(folder), "--yes")
     assert (done.returncode, "has another checksum" in done.stderr) == (1, True)
     assert minikube.calls() == []
+
+
+@pytest.mark.parametrize("ended", ["2026-01-01T00:00:01Z", "2126-01-01T00:00:01Z"])
+def test_restore_reconciles_only_once_the_orders_of_the_backup_are_old_enough(
+    minikube: FakeCommands, tmp_path: Path, ended: str
+) -> None:
+    """reconcile leaves out orders that may be in progress, which are those of the last minute."""
+    folder = write_backup(tmp_path / "backup")
+    manifest = folder / "manifest"
+    manifest.write_text(manifest.read_text().replace("2026-01-01T00:00:01Z", ended))
+    kubectl = minikube.folder / "bin/kubectl"
+    shutil.copy(kubectl, minikube.folder / "bin/sleep")
+    kubectl.write_text(kubectl.read_text().replace("\nfor pattern, result", READING, 1))
+    minikube.results |= {"get pod ": "pod/a", ".data.mongodb_root": "c2VjcmV0", "get deployment ": "2"}
+    done = minikube.run("restore.sh", str(folder), "--yes")
+    assert done.returncode == 0, done.stderr
+    calls = minikube.calls()
+    [reconciling] = [number for number, call in enumerate(calls) if " reconcile " in call]
+    pauses = [number for number, call in enumerate(calls) if call.startswith("sleep ")]
+    assert pauses == ([reconciling - 1] if ended.startswith("2126") else [])
 
 
 def test_restore_outside_minikube_and_kind_requires_yes(minikube: FakeCommands, tmp_path: Path) -> None:
