@@ -83,7 +83,8 @@ class GroupMember:
     to_pending: returns the pending message of a record. If it is a deferred mail that is not due yet, its partition is
         paused until then
     mail_server: all partitions are paused while the mail server is unavailable
-    rate_limiter: limits how many messages that are due when they are read are returned per second. None: no limit
+    rate_limiter: limits how many messages are passed on per second. Does not count a message for which its partition
+        was paused until it was due. None: no limit
     on_assignment: called in the member's thread with the number of assigned partitions
     health: reports the process as unready until the member has joined the group, and while its partitions are lost.
         Reports Kafka as unavailable while all brokers are down. None: nothing is reported

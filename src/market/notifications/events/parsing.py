@@ -149,7 +149,7 @@ def domain_of(message: Message) -> str:
 
 
 def summarize(message: Message) -> EventSummary:
-    """Return what the event is about. The event is not validated. A field that cannot be read is None.
+    """Return what the event is about. The event is not validated. If its value cannot be read, the fields are None.
 
     If the value does not contain the order's id, the id is taken from the message's key.
     """

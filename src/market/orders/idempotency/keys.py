@@ -21,8 +21,9 @@ from market.orders.mongodb.collection import OrdersCollection, documents
 class IdempotencyKeyTaken(Exception):
     """Another order has the idempotency key.
 
-    Usually, that order belongs to the same owner. It may also be a pending order of another owner: earlier versions
-    need fields that are unique among the orders of several owners. If that order is rejected, the field becomes free.
+    Usually, that order belongs to the same owner. It may also be a pending order of another owner, because the key is
+    also stored in `idempotency_key`, which is unique per user, and in `key`, which is unique among all orders. If that
+    order is rejected, these fields become free.
     """
 
 
@@ -86,7 +87,7 @@ class IdempotencyKeyRepository:
 
     async def _find_many(self, lookups: list[KeyLookup]) -> Sequence[KeyHolder | None]:
         keys = list({lookup.key for lookup in lookups})
-        # An order from before sign-in was required may belong to the caller as well: then its user is what is now the
+        # An order that was placed before sign-in became mandatory may also be the caller's. Its user then equals the
         # subject of the caller's token.
         users = {lookup.user for lookup in lookups} | {lookup.subject or lookup.user for lookup in lookups}
         by_user = {"user": {"$in": list(users)}, "idempotency_key": {"$in": keys}, "digest": {"$exists": True}}
@@ -126,7 +127,7 @@ def _find_holder(lookup: KeyLookup, holders_by_subject: _Holders, holders_by_use
         return user_holder
     if own := holders_by_subject.get((lookup.subject, lookup.key)):
         return own
-    # Orders that were placed before sign-in was required: the caller's own, or one from exactly the same request.
+    # An order that was placed before sign-in became mandatory: the caller's own, or one from exactly the same request.
     own_earlier = holders_by_user.get((lookup.subject, lookup.key))
     if own_earlier is not None and own_earlier.subject is None:
         return own_earlier
