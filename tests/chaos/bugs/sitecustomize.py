@@ -32,7 +32,7 @@ def add_bugs_to_inventory(service: Any) -> None:
 def add_bugs_to_orders(service: Any) -> None:
     from market.kit.errors import Unavailable
 
-    place, cancel, reserve, advance = service.place_order, service.cancel_order, service._reserve, service.advance
+    place, cancel, reserve, release = service.place_order, service.cancel_order, service._reserve, service._release
 
     async def place_without_key(deps: Any, new: Any, key: str | None, **options: Any) -> Any:
         """Bug 3: the key of client 3 is dropped."""
@@ -53,15 +53,14 @@ def add_bugs_to_orders(service: Any) -> None:
             raise Unavailable("a bug on purpose")
         return await reserve(deps, order)
 
-    async def skip_release(deps: Any, order: Any, *, overdue: bool = False) -> Any:
+    async def skip_release(deps: Any, order_id: Any) -> None:
         """Bug 8: the stock of orders that client 8 cancels is never released."""
-        if order.user == client(8) and order.release_due:
-            await deps.orders.clear_release_due(order.id)
-            return service.msgspec.structs.replace(order, release_due=False)
-        return await advance(deps, order, overdue=overdue)
+        order = await deps.orders.get_latest(order_id)
+        if order is None or order.user != client(8):
+            await release(deps, order_id)
 
     service.place_order, service.cancel_order, service._reserve = place_without_key, pretend_to_cancel, skip_reserve
-    service.advance = skip_release
+    service._release = skip_release
 
 
 def add_bugs_to_recovery(recover: Any) -> None:
