@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from benchmarks.measurements import Latency, Measurement, Row, Spread, is_significant, ratio_to
+from benchmarks.measurements import Latency, Measurement, Row, Spread, is_significant, ratio, ratio_to
 
 if TYPE_CHECKING:
     from benchmarks.testbed import Testbed
@@ -103,6 +103,34 @@ def compare(
         ratio_to_limit=rounded(to_limit.median) if to_limit else None,
         spread_to_peer=[rounded(to_peer.low), rounded(to_peer.high)] if to_peer else None,
         spread_to_limit=[rounded(to_limit.low), rounded(to_limit.high)] if to_limit else None,
+    )
+
+
+def compare_costs(
+    scenario: str,
+    unit: str,
+    goal: str,
+    *,
+    ours: Sequence[float],
+    limit: Sequence[float],
+    max_ratio: float,
+    other_goals_met: bool = True,
+    remark: str,
+) -> Row:
+    """Return a row of latencies, CPU times or sizes (lower is better). `ours`, `limit`: one value per round."""
+    spread = ratio(ours, limit)
+    return Row(
+        scenario=scenario,
+        unit=unit,
+        goal=goal,
+        met=other_goals_met and spread.median <= max_ratio,
+        remark=remark,
+        ours=rounded(statistics.median(ours)),
+        peer=None,
+        limit=rounded(statistics.median(limit)),
+        ratio_to_peer=None,
+        ratio_to_limit=rounded(spread.median),
+        spread_to_limit=[rounded(spread.low), rounded(spread.high)],
     )
 
 

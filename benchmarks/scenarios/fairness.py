@@ -6,8 +6,8 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from benchmarks.measurements import Measurement, Row, Spread, ratio
-from benchmarks.scenario import Contestants, Measurements, Scenario, format_ms, rounded, values
+from benchmarks.measurements import Measurement, Row, Spread
+from benchmarks.scenario import Contestants, Measurements, Scenario, compare_costs, format_ms, values
 from benchmarks.testbed import Testbed, outbox_drained
 
 CALLERS = 200
@@ -87,21 +87,16 @@ def judge(measurements: Measurements) -> list[Row]:
         alone = measurements[f"{edge} alone"]
         for name in BESIDE:
             beside = measurements[f"{edge} beside {name}"]
-            spread = ratio(values(beside), values(alone))
             notes = beside[-1].notes
             p99 = Spread.of([m.latency.p99 for m in beside if m.latency]).median
             rows.append(
-                Row(
-                    scenario=f"one-line order by {edge} beside {CALLERS} callers of {LINES} lines, {name}",
-                    unit="ms (p50)",
-                    ours=rounded(Spread.of(values(beside)).median),
-                    peer=None,
-                    limit=rounded(Spread.of(values(alone)).median),
-                    ratio_to_peer=None,
-                    ratio_to_limit=rounded(spread.median),
-                    spread_to_limit=[rounded(spread.low), rounded(spread.high)],
-                    goal=f"p50 <= {MAX_RATIO}x the p50 alone",
-                    met=spread.median <= MAX_RATIO,
+                compare_costs(
+                    f"one-line order by {edge} beside {CALLERS} callers of {LINES} lines, {name}",
+                    "ms (p50)",
+                    f"p50 <= {MAX_RATIO}x the p50 alone",
+                    ours=values(beside),
+                    limit=values(alone),
+                    max_ratio=MAX_RATIO,
                     remark=f"the limit is the same alone; p99 {format_ms(p99)}; meanwhile "
                     f"{notes['large orders per second']} large orders/s, "
                     f"responses {notes['responses to large orders']}",

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from market_dev.stack.topology import config_directory
 
 from benchmarks import order_history
-from benchmarks.measurements import Measurement, Row, Spread, ratio
-from benchmarks.scenario import Contestants, Measurements, Scenario, rounded, values
+from benchmarks.measurements import Measurement, Row
+from benchmarks.scenario import Contestants, Measurements, Scenario, compare_costs, values
 from benchmarks.testbed import Testbed
 
 MAX_RATIO = 1.2
@@ -113,19 +113,14 @@ def judge(measurements: Measurements) -> list[Row]:
 
 
 def _row(title: str, ours: list[Measurement], limit: list[Measurement]) -> Row:
-    spread = ratio(values(ours), values(limit))
-    return Row(
-        scenario=title,
-        unit="ms (p50)",
-        goal=f"<= {MAX_RATIO:g}x the same with 10,000",
-        met=spread.median <= MAX_RATIO,
+    return compare_costs(
+        title,
+        "ms (p50)",
+        f"<= {MAX_RATIO:g}x the same with 10,000",
+        ours=values(ours),
+        limit=values(limit),
+        max_ratio=MAX_RATIO,
         remark=f"{_orders(ours)}; one caller; the limit is the same call with 10,000 orders",
-        ours=rounded(Spread.of(values(ours)).median),
-        peer=None,
-        limit=rounded(Spread.of(values(limit)).median),
-        ratio_to_peer=None,
-        ratio_to_limit=rounded(spread.median),
-        spread_to_limit=[rounded(spread.low), rounded(spread.high)],
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 
 from benchmarks import requirements
-from benchmarks.measurements import Measurement, Row, ratio
+from benchmarks.measurements import Measurement, Row
 from benchmarks.pgbench import pgbench
-from benchmarks.scenario import Contestants, Measurements, Scenario, compare, rounded, values
+from benchmarks.scenario import Contestants, Measurements, Scenario, compare, compare_costs, values
 from benchmarks.testbed import Testbed, assert_same, read_pages
 
 MAX_CPU_RATIO = 2.0
@@ -128,20 +128,15 @@ def _compare_cpu(measurements: Measurements, title: str, ours: str, select: str)
     selects = [sum(m.cpu_ms.values()) for m in measurements[select]]
     apps = [m.cpu_ms["static"] for m in measurements["limit"]]
     limit = [select_ms + app_ms for select_ms, app_ms in zip(selects, apps, strict=True)]
-    spread = ratio(own, limit)
-    return Row(
-        scenario=title,
-        unit="ms of CPU",
-        goal=f"<= {MAX_CPU_RATIO:g}x the select in pgbench plus the bytes from a bare ASGI app",
-        met=spread.median <= MAX_CPU_RATIO,
+    return compare_costs(
+        title,
+        "ms of CPU",
+        f"<= {MAX_CPU_RATIO:g}x the select in pgbench plus the bytes from a bare ASGI app",
+        ours=own,
+        limit=limit,
+        max_ratio=MAX_CPU_RATIO,
         remark=f"the select {statistics.median(selects):.3f} ms, PostgreSQL and pgbench; "
         f"the app {statistics.median(apps):.3f} ms",
-        ours=rounded(statistics.median(own)),
-        peer=None,
-        limit=rounded(statistics.median(limit)),
-        ratio_to_peer=None,
-        ratio_to_limit=rounded(spread.median),
-        spread_to_limit=[rounded(spread.low), rounded(spread.high)],
     )
 
 

@@ -14,8 +14,8 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 from market_dev.stack.topology import config_directory
 
-from benchmarks.measurements import Measurement, Row, Spread, ratio
-from benchmarks.scenario import Contestants, Measurements, Scenario, rounded
+from benchmarks.measurements import Measurement, Row
+from benchmarks.scenario import Contestants, Measurements, Scenario, compare_costs, values
 from benchmarks.scenarios.gateway import LIST
 from benchmarks.testbed import Testbed, outbox_drained
 
@@ -160,19 +160,14 @@ def _prepare(request: Request) -> Any:
 def _judge(request: Request) -> Any:
     def judge(measurements: Measurements) -> list[Row]:
         signed_in, opened = measurements["signed in"], measurements["open"]
-        spread = ratio([m.value for m in signed_in], [m.value for m in opened])
         return [
-            Row(
-                scenario=f"{request.title} with a verified token",
-                unit="CPU ms per request",
-                ours=rounded(Spread.of([m.value for m in signed_in]).median),
-                peer=None,
-                limit=rounded(Spread.of([m.value for m in opened]).median),
-                ratio_to_peer=None,
-                ratio_to_limit=rounded(spread.median),
-                spread_to_limit=[rounded(spread.low), rounded(spread.high)],
-                goal=f"<= {MAX_RATIO}x the CPU without sign-in",
-                met=spread.median <= MAX_RATIO,
+            compare_costs(
+                f"{request.title} with a verified token",
+                "CPU ms per request",
+                f"<= {MAX_RATIO}x the CPU without sign-in",
+                ours=values(signed_in),
+                limit=values(opened),
+                max_ratio=MAX_RATIO,
                 remark=f"the limit is the same without sign-in; CPU of {', '.join(request.services)}; {PEOPLE} people",
             )
         ]
