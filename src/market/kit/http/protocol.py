@@ -14,7 +14,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from market.kit.errors import HeadersTooLarge, Malformed, NotImplementedByServer, Overloaded, Problem, RequestTimeout
-from market.kit.http import refusals
+from market.kit.http import refusals, upgrades
 from market.kit.http.connections import REFUSED, Connections
 from market.kit.http.writes import QueuedTransport
 from market.kit.process import logs
@@ -28,7 +28,6 @@ _MAX_PIPELINED = 100
 # How long the rest of a refused request is read and discarded. Closing a connection that has unread input resets it, so
 # the client could lose the response (RFC 9112 section 9.6).
 _LINGER_SECONDS = 2.0
-_UPGRADE_OPTIONS = (b"upgrade", b"http2-settings")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]*")
 
 
@@ -226,11 +225,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._section_bytes = 0
         self._is_oversized = b"content-length" in names and int(self._header(b"content-length")) > limits.max_body_bytes
         # HTTP/1.0 clients do not understand 100 Continue (RFC 9110 section 10.1.1).
-        self.expect_100_continue = (
-            b"expect" in names
-            and self._header(b"expect").lower() == b"100-continue"
-            and parser.get_http_version() != "1.0"
-        )
+        expects_continue = b"expect" in names and self._header(b"expect").lower() == b"100-continue"
+        self.expect_100_continue = expects_continue and parser.get_http_version() != "1.0"
         super().on_headers_complete()
         if self._is_oversized:
             # Discard the body now, even if the request has to wait for the responses to earlier requests.
@@ -265,18 +261,12 @@ class HttpProtocol(HttpToolsProtocol):
         The parser has stopped after the headers, because it takes the bytes that follow for the new protocol. In fact,
         they are the body of the request.
         """
-        head = [self.parser.get_method(), b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
-        for name, value in self.headers:
-            if name == b"connection":
-                options = [option.strip() for option in value.split(b",")]
-                value = b", ".join(option for option in options if option.lower() not in _UPGRADE_OPTIONS)
-            if name not in _UPGRADE_OPTIONS:
-                head += [name, b": ", value, b"\r\n"]
-        head.append(b"\r\n")
+        request_line = [self.parser.get_method(), self.url, b"HTTP/" + self.parser.get_http_version().encode()]
+        head = upgrades.head_without_offer(b" ".join(request_line), self.headers)
         self._offers_upgrade = False
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self.parser.feed_data(b"".join(head))
+        self.parser.feed_data(head)
 
     def _count_received(self, size: int, begun: int, state_before: int) -> None:
         """Count bytes that have just been received of an incomplete request or of pipelined requests.
