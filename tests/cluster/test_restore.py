@@ -114,7 +114,7 @@ def test_the_daily_backups_are_made_checked_fetched_and_restored(shop: str, repo
 
 
 def test_a_backup_is_restored_to_a_new_cluster(shop: str, report: Report, tmp_path: Path) -> None:
-    """The shop is removed with its volumes and passwords, and deployed anew before the restore."""
+    """The shop is removed with its volumes and passwords, and deployed again before the restore."""
     product, user, email = create_product(shop), f"moved-{uuid.uuid4().hex}", f"{uuid.uuid4().hex}@example.test"
     order = place(shop, product, user, email)
     assert len(mails_to(email)) == 1
