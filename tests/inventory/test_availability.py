@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market.contracts import inventory_pb2 as pb
-from market.inventory.availability.messages import canonical_ids, encode_response
+from market.inventory.availability.messages import encode_response, read_ids
 from market.inventory.batching.transactions import TransactionBatcher
 from market.inventory.domain import MAX_STOCK
 
@@ -27,9 +27,11 @@ def test_the_bytes_of_a_response_are_those_of_the_generated_code(stocks: list[tu
 
 
 @given(st.lists(st.uuids(), max_size=20))
-def test_ids_become_lower_case(ids: list[UUID]) -> None:
-    assert canonical_ids([str(i).upper() for i in ids]) == [str(i) for i in ids]
-    assert canonical_ids([str(i) for i in ids]) == [str(i) for i in ids]
+def test_the_ids_of_a_request_are_read_from_its_bytes(ids: list[UUID]) -> None:
+    texts = [str(i) for i in ids]
+
+    assert read_ids(pb.CheckAvaliableRequest(product_ids=texts).SerializeToString()) == texts
+    assert read_ids(pb.GetStockRequest(product_ids=texts).SerializeToString()) == texts
 
 
 @pytest.mark.parametrize(
@@ -47,11 +49,24 @@ def test_ids_become_lower_case(ids: list[UUID]) -> None:
         " " + A[:-1],
         A[1:] + "0",
         "{" + A[1:],
+        A.upper(),
+        # Characters that occur in front of each id.
+        A[:-2] + "\n$",
+        A[:-38] + "\n$" + A[2:],
     ],
 )
-def test_a_text_of_another_form_is_not_an_id(text: str) -> None:
-    assert canonical_ids([A, text, B]) is None
-    assert canonical_ids([text]) is None
+def test_a_text_of_another_form_is_left_to_the_generated_code(text: str) -> None:
+    for texts in ([text], [A, text, B], [text, A]):
+        assert read_ids(pb.CheckAvaliableRequest(product_ids=texts).SerializeToString()) is None
+
+
+@pytest.mark.parametrize("added", [b"\n", b"$", b"\n$", b"-", b"0", b"\n\x00", b"\x12\x01a", b"0" * 38])
+def test_bytes_of_another_message_are_left_to_the_generated_code(added: bytes) -> None:
+    request = pb.CheckAvaliableRequest(product_ids=[A, B]).SerializeToString()
+
+    assert read_ids(request) == [A, B]
+    assert read_ids(request + added) is None
+    assert read_ids(added + request) is None
 
 
 class Stock:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import grpc
 
 # A subclass of uuid.UUID that is parsed, compared and hashed in C, eight times as fast. An order has several ids.
 from asyncpg.pgproto.pgproto import UUID as FastUUID
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from market.contracts import access
 from market.contracts import inventory_pb2 as pb
@@ -43,6 +43,7 @@ from market.kit.rpc.server import endpoint
 if TYPE_CHECKING:
     from market.kit.auth.authenticator import Authenticator
 
+M = TypeVar("M", bound=Message)
 log = logs.get_logger("inventory")
 
 NAME = pb.DESCRIPTOR.services_by_name["Inventory"].full_name
@@ -58,9 +59,9 @@ _RESERVED = pb.ReserveResponse(reserved=True)
 _RESULT_RESERVED = pb.ReserveManyResult(answer=_RESERVED)
 
 
-async def check_avaliable(deps: Deps, request: pb.CheckAvaliableRequest) -> bytes:
-    """Return the response encoded, see `messages`."""
-    product_ids = parse_ids(request.product_ids)
+async def check_avaliable(deps: Deps, request: bytes) -> bytes:
+    """Take the request and return the response encoded, see `messages`."""
+    product_ids = parse_ids(pb.CheckAvaliableRequest, request)
     return messages.encode_response(product_ids, await service.get_stock(deps, product_ids))
 
 
@@ -135,8 +136,8 @@ async def add_stock(deps: Deps, request: pb.AddStockRequest) -> pb.AddStockRespo
     return pb.AddStockResponse(quantity=quantity)
 
 
-async def get_stock(deps: Deps, request: pb.GetStockRequest) -> pb.GetStockResponse:
-    product_ids = list(dict.fromkeys(parse_ids(request.product_ids)))
+async def get_stock(deps: Deps, request: bytes) -> pb.GetStockResponse:
+    product_ids = list(dict.fromkeys(parse_ids(pb.GetStockRequest, request)))
     quantities = await service.get_stock(deps, product_ids)
     return pb.GetStockResponse(
         items=[
@@ -163,16 +164,16 @@ async def list_reservations(deps: Deps, request: pb.ListReservationsRequest) -> 
     return response
 
 
-# The handler, the request and the response; None for a response that the handler has encoded.
+# The handler, the request and the response; None for a message that the handler itself parses or has encoded.
 _METHODS: dict[str, tuple[Callable[[Deps, Any], Awaitable[Any]], Any, Any]] = {
-    "CheckAvaliable": (check_avaliable, pb.CheckAvaliableRequest, None),
+    "CheckAvaliable": (check_avaliable, None, None),
     "Reserve": (reserve, pb.ReserveRequest, pb.ReserveResponse),
     "CancelReserve": (cancel_reserve, pb.CancelReserveRequest, pb.CancelReserveResponse),
     "ReserveMany": (reserve_many, pb.ReserveManyRequest, pb.ReserveManyResponse),
     "SetStock": (set_stock, pb.SetStockRequest, pb.SetStockResponse),
     "AddDelivery": (add_delivery, pb.AddDeliveryRequest, pb.AddDeliveryResponse),
     "AddStock": (add_stock, pb.AddStockRequest, pb.AddStockResponse),
-    "GetStock": (get_stock, pb.GetStockRequest, pb.GetStockResponse),
+    "GetStock": (get_stock, None, pb.GetStockResponse),
     "ListReservations": (list_reservations, pb.ListReservationsRequest, pb.ListReservationsResponse),
 }
 
@@ -190,20 +191,11 @@ def handlers(deps: Deps, tracer: Tracer, authenticator: Authenticator | None = N
     ) -> grpc.RpcMethodHandler[Any, Any]:
         handler = partial(method, deps)
 
-        def parse(data: bytes) -> Any:
-            try:
-                return request.FromString(data)
-            except DecodeError:
-                return None
-
-        async def serve(message: Any) -> Any:
-            if message is None:
-                raise BadInput("request", f"must be a {request.DESCRIPTOR.full_name}")
-            return await handler(message)
+        async def serve(data: bytes) -> Any:
+            return await handler(data if request is None else parse_message(request, data))
 
         return grpc.unary_unary_rpc_method_handler(
             endpoint(name, serve, tracer, authenticator=authenticator, access=access.INVENTORY),
-            request_deserializer=parse,
             response_serializer=None if response is None else response.SerializeToString,
         )
 
@@ -222,12 +214,20 @@ def parse_id(field: str, text: str) -> UUID:
     raise BadInput(field, "must be a UUID")
 
 
-def parse_ids(texts: Sequence[str]) -> list[str]:
+def parse_message(message: type[M], data: bytes) -> M:
+    """Return the message. Raises BadInput."""
+    try:
+        return message.FromString(data)
+    except DecodeError:
+        raise BadInput("request", f"must be a {message.DESCRIPTOR.full_name}") from None
+
+
+def parse_ids(message: type[pb.CheckAvaliableRequest | pb.GetStockRequest], data: bytes) -> list[str]:
     """Return the UUIDs of the field `product_ids` in lower case, in the same order with duplicates. Raises BadInput."""
+    product_ids = messages.read_ids(data)
+    texts = parse_message(message, data).product_ids if product_ids is None else product_ids
     _check_length("product_ids", texts, MAX_IDS)
-    texts = list(texts)
-    # One by one only if an invalid one must be found for the error.
-    return messages.canonical_ids(texts) or [str(parse_id(f"product_ids[{n}]", text)) for n, text in enumerate(texts)]
+    return product_ids or [str(parse_id(f"product_ids[{n}]", text)) for n, text in enumerate(texts)]
 
 
 def parse_reservation(message: pb.ReserveRequest) -> Reservation:

@@ -144,16 +144,18 @@ class StockRepository:
     async def get_quantities(self, product_ids: Sequence[str]) -> list[int | None]:
         """Return the stock of each product, in the order of the ids; None for an unknown product.
 
-        product_ids: UUIDs, which the driver encodes from their text. Raises Unavailable.
+        product_ids: UUIDs in their canonical form. Raises Unavailable.
         """
-        # One array instead of a thousand records, whose creation takes half of the time.
+        # The ids are one text, and the quantities one array: for the driver, an id or a record each costs more than all
+        # the rest.
         quantities: list[int | None] | None = await self._database.run(
             lambda conn: conn.fetchval(
                 """
                 SELECT array_agg(CASE WHEN i.quantity > $2::bigint THEN $2 ELSE i.quantity END ORDER BY u.n)
-                FROM unnest($1::uuid[]) WITH ORDINALITY AS u (id, n) LEFT JOIN inventory i ON i.product_id = u.id
+                FROM unnest(string_to_array($1, ',')::uuid[]) WITH ORDINALITY AS u (id, n)
+                    LEFT JOIN inventory i ON i.product_id = u.id
                 """,
-                product_ids,
+                ",".join(product_ids),
                 MAX_STOCK,
             )
         )
