@@ -15,13 +15,15 @@ def parse_host_and_port(text: str, default_port: int) -> tuple[str, int]:
 
     The host may also be the directory of a Unix socket, which begins with a slash.
     """
-    if found := _BRACKETED.fullmatch(text):
+    found = _BRACKETED.fullmatch(text)
+    if found:
         host, port = found[1], found[2]
     elif text.count(":") == 1:
         host, port = text.split(":")
     else:
         host, port = text, None
-    if not _is_host(host):
+    # Brackets are for IPv6 addresses only.
+    if not _is_host(host) or (found and ":" not in host):
         raise ValueError(f"host must contain host names or addresses, got {text!r}")
     if port is None:
         return host, default_port
