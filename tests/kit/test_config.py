@@ -132,7 +132,7 @@ def test_postgres_may_have_several_hosts(host: str, addresses: list[tuple[str, i
         ),
         *(
             (("${HOST}", host), f"postgres: host must contain host names or addresses, got '{host}'")
-            for host in ("::1]", "[::1", "db 1", "user@db", "a:b:c", "db/5433")
+            for host in ("::1]", "[::1", "db 1", "user@db", "a:b:c", "db/5433", "[db]:5433", "[127.0.0.1]", "[/run]")
         ),
         (("${HOST}", "a,b:0"), "postgres: host: the port of b must be between 1 and 65535, got '0'"),
         (
@@ -242,6 +242,19 @@ def test_an_invalid_url_is_reported_without_its_password(
     assert line.startswith(f"{tmp_path / 'c.yaml'}: {key} ")
     assert line.isprintable()
     assert "hush" not in line
+
+
+@pytest.mark.parametrize("service", ["orders", "notifications"])
+def test_a_topic_cannot_need_more_replicas_in_sync_than_it_has(tmp_path: Path, service: str) -> None:
+    text = (ROOT / "config" / f"{service}.yaml").read_text()
+    config_type = import_module(f"market.{service}.config").Config
+    file = tmp_path / "c.yaml"
+    file.write_text(text.replace("\nkafka:\n", "\nkafka:\n  replication: 2\n  min_insync: 2\n"))
+    assert load(file, config_type, ENVIRONMENT).kafka.min_insync == 2
+    file.write_text(text.replace("\nkafka:\n", "\nkafka:\n  replication: 2\n  min_insync: 3\n"))
+    with pytest.raises(ConfigError) as e:
+        load(file, config_type, ENVIRONMENT)
+    assert str(e.value) == f"{file}: kafka: min_insync must be at most replication, which is 2, got 3"
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -279,6 +279,12 @@ class Kafka(Section, frozen=True, kw_only=True):
     options: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+def check_replication(replication: int, min_insync: int) -> None:
+    """Raise ValueError if a topic with this replication factor could never have `min_insync` replicas in sync."""
+    if min_insync > replication:
+        raise ValueError(f"min_insync must be at most replication, which is {replication}, got {min_insync}")
+
+
 def check_url(url: str, *schemes: str) -> None:
     """Raise ValueError unless the URL has one of the schemes, a host and a valid port.
 

@@ -50,6 +50,9 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     # When a partition is revoked, its messages in flight have this long to finish before its offset is committed.
     revoke_timeout_seconds: Seconds = 10.0
 
+    def __post_init__(self) -> None:
+        kit_config.check_replication(self.replication, self.min_insync)
+
     @property
     def is_embedded_broker(self) -> bool:
         """Whether the broker is the embedded one (librdkafka's mock cluster).

@@ -54,6 +54,9 @@ class Kafka(kit_config.Kafka, frozen=True, kw_only=True):
     # later.
     create_seconds: Seconds = 30.0
 
+    def __post_init__(self) -> None:
+        kit_config.check_replication(self.replication, self.min_insync)
+
 
 class Recovery(Section, frozen=True, kw_only=True):
     """Recovery, which rejects overdue orders and retries stock releases, and the relay, which publishes events."""
