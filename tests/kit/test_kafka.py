@@ -23,6 +23,7 @@ from market.kit.kafka import (
 )
 from market.kit.process.tasks import periodic_tasks
 from market.kit.topics import Topic, TopicKeeper, ensure_topics
+from tests.support.clocks import FakeClock
 from tests.support.kafka import cause_fatal_error
 from tests.support.waiting import until
 
@@ -315,6 +316,24 @@ def described(config: Kafka, name: str) -> tuple[int, dict[str, str]]:
 
 async def test_ensure_topics_returns_false_when_no_broker_responds() -> None:
     assert not await ensure_topics(Kafka(bootstrap_servers=NOBODY), "test", [Topic("topic", 1, 1)], 0.5)
+
+
+async def test_a_topic_that_cannot_be_created_is_logged_once_and_then_once_an_hour(
+    kafka: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kafka.kind == "embedded":
+        return
+    clock = FakeClock()
+    # More replicas than there are brokers.
+    topic = Topic(new_name(), partitions=1, replication_factor=9)
+    topics = TopicKeeper(Kafka(bootstrap_servers=kafka.bootstrap_servers), "test", [topic], clock=clock)
+
+    async def lines_after(seconds: float) -> int:
+        clock.advance(seconds)
+        await topics.check()
+        return capsys.readouterr().out.count("topic not created")
+
+    assert [await lines_after(seconds) for seconds in (0, 5, 5, 3600, 5)] == [1, 0, 0, 1, 0]
 
 
 def test_options_reach_every_client_but_cannot_weaken_what_correctness_needs() -> None:

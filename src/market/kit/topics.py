@@ -8,8 +8,9 @@ periodic_tasks({"topics": topics.check})
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaError, KafkaException
@@ -32,6 +33,8 @@ _CHECK_SECONDS = 3600.0
 _MIN_CHECK_SECONDS = 5.0
 _POLL_SECONDS = 1.0
 _TIMEOUT_SECONDS = 5.0
+# While the same failure goes on, it is logged this often.
+_LOG_AGAIN_SECONDS = 3600.0
 # For these settings, a warning is logged if a topic has a lower value than the service needs.
 _MINIMUM_SETTINGS = frozenset({"max.message.bytes"})
 
@@ -46,20 +49,46 @@ class Topic:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
+class _NotEnsured(Exception):
+    """A topic was not created, or its settings were not updated."""
+
+    def __init__(self, event: str, topic: str, e: KafkaException) -> None:
+        super().__init__(event, topic)
+        self.kind = (event, topic, e.args[0].code())
+        self._reason = e.args[0].str()
+
+    def log(self) -> None:
+        event, topic = self.args
+        log.warning(event, topic=topic, reason=self._reason)
+
+
 class TopicKeeper:
     """Creates topics that do not exist. Checks once an hour, and within seconds after a delivery has failed.
 
+    A failure is logged once, and then once an hour while it goes on for the same reason.
+
     apply_settings: also add `Topic.settings` to existing topics, once (see `ensure_topics`).
+    clock: returns the time in seconds, from any start.
     """
 
-    def __init__(self, config: Kafka, client_id: str, topics: Sequence[Topic], *, apply_settings: bool = False) -> None:
+    def __init__(
+        self,
+        config: Kafka,
+        client_id: str,
+        topics: Sequence[Topic],
+        *,
+        apply_settings: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
         self._client_id = client_id
         self._topics = topics
         self._apply_settings = apply_settings
         self._check_requested = True
-        # In seconds of time.monotonic().
-        self._last_check = -_CHECK_SECONDS
+        self._clock = clock
+        self._last_check = -math.inf
+        # What was logged last, and when; None after a success.
+        self._logged: tuple[tuple[str, str, int], float] | None = None
 
     def check_soon(self) -> None:
         """Request a check within seconds, because a delivery has failed. Thread-safe."""
@@ -67,23 +96,33 @@ class TopicKeeper:
 
     async def check(self) -> float:
         """Create the topics that do not exist, if a check is due. Return the seconds until the next call."""
-        elapsed = time.monotonic() - self._last_check
+        elapsed = self._clock() - self._last_check
         if not self._topics or elapsed < (_MIN_CHECK_SECONDS if self._check_requested else _CHECK_SECONDS):
             return _POLL_SECONDS
         self._check_requested = False
         done = False
         try:
-            done = await ensure_topics(
-                self._config, self._client_id, self._topics, _TIMEOUT_SECONDS, apply_settings=self._apply_settings
+            await asyncio.to_thread(
+                _ensure_topics, self._config, self._client_id, self._topics, _TIMEOUT_SECONDS, self._apply_settings
             )
+            done = True
+        except _NotEnsured as e:
+            self._log(e)
         finally:
             # Do not reset `_check_requested` here, because another delivery may have failed during the check.
             if done:
                 self._apply_settings = False
+                self._logged = None
             else:
                 self._check_requested = True
-            self._last_check = time.monotonic()
+            self._last_check = self._clock()
         return _POLL_SECONDS
+
+    def _log(self, failure: _NotEnsured) -> None:
+        now = self._clock()
+        if self._logged is None or self._logged[0] != failure.kind or now - self._logged[1] >= _LOG_AGAIN_SECONDS:
+            failure.log()
+            self._logged = failure.kind, now
 
 
 async def ensure_topics(
@@ -96,14 +135,19 @@ async def ensure_topics(
     apply_settings: also add `Topic.settings` to existing topics. A setting that an operator or an earlier release has
         set on the topic stays as it is. Return False if this fails
     """
-    return not topics or await asyncio.to_thread(
-        _ensure_topics, config, client_id, topics, timeout_seconds, apply_settings
-    )
+    try:
+        if topics:
+            await asyncio.to_thread(_ensure_topics, config, client_id, topics, timeout_seconds, apply_settings)
+    except _NotEnsured as e:
+        e.log()
+        return False
+    return True
 
 
 def _ensure_topics(
     config: Kafka, client_id: str, topics: Sequence[Topic], timeout_seconds: float, apply_settings: bool
-) -> bool:
+) -> None:
+    """See `ensure_topics`. Raises _NotEnsured."""
     # Keep a reference, or the client is garbage-collected, and its requests are lost.
     admin = AdminClient(client_settings(config, client_id))
     new = [
@@ -118,18 +162,13 @@ def _ensure_topics(
             log.info("topic created", topic=topic.name)
         except KafkaException as e:
             if e.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                log.warning("topic not created", topic=topic.name, reason=e.args[0].str())
-                return False
+                raise _NotEnsured("topic not created", topic.name, e) from None
             existing.append(topic)
-    if not apply_settings:
-        return True
-    try:
-        for topic in existing:
+    for topic in existing if apply_settings else ():
+        try:
             _apply_settings(admin, topic, timeout_seconds)
-    except KafkaException as e:
-        log.warning("topic settings not updated", reason=e.args[0].str())
-        return False
-    return True
+        except KafkaException as e:
+            raise _NotEnsured("topic settings not updated", topic.name, e) from None
 
 
 def _apply_settings(admin: AdminClient, topic: Topic, timeout_seconds: float) -> None:
