@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 
 from market.kit.ids import new_id
 from market.orders.domain import KNOWN_STATUSES
 from market.orders.reconciliation import command
 from market.orders.reconciliation.differences import CAUSES, DifferenceType
+from market.orders.reconciliation.reconcile import Summary
 from tests.support.waiting import PATIENCE, until
 
 from .catalogue import FakeCatalogue
@@ -183,6 +186,26 @@ async def test_the_command_exits_with_2_for_an_unknown_option(
     assert await process.exited(2 * PATIENCE) == 0
     process.start("reconcile", "--nonsense")
     assert await process.exited(2 * PATIENCE) == 2
+
+
+async def test_the_command_is_not_finished_without_its_temporary_file(service: Service, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    records = command.records(service.deps, service.config, repair=False, topic=True, directory=missing)
+    [summary] = [record async for record in records]
+    assert isinstance(summary, Summary)
+    assert not summary.complete
+    assert summary.error is not None
+    assert summary.error.startswith(f"the scratch database in {missing} failed: ")
+
+
+async def test_the_command_exits_with_2_if_the_topic_cannot_be_read(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Shorter than the session, which librdkafka refuses for consumers only.
+    kafka = msgspec.structs.replace(service.config.kafka, options={"max.poll.interval.ms": "1"})
+    config = msgspec.structs.replace(service.config, kafka=kafka)
+    assert await command.run(config, ["--topic"]) == 2
+    assert "; not finished: the topic cannot be read: " in capsys.readouterr().out
 
 
 def test_the_status_values_are_those_in_stored_documents() -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 
 import msgspec
 
+from market.kit.errors import Unavailable
 from market.kit.process.lifecycle import Process
 from market.kit.text import pluralize
 from market.orders.app import connect
@@ -48,11 +49,24 @@ async def run(config: Config, arguments: list[str]) -> int:
     return 1 if summary.differences > summary.repaired else 0
 
 
-async def records(deps: Deps, config: Config, *, repair: bool, topic: bool) -> AsyncIterator[OutputRecord]:
-    """Yield a reconciliation's progress and differences, and the summary last. `topic`: also read the topic."""
-    scratch = ScratchDatabase()
-    reader = TopicReader(config.kafka, scratch) if topic else None
-    try:
+async def records(
+    deps: Deps, config: Config, *, repair: bool, topic: bool, directory: str | None = None
+) -> AsyncIterator[OutputRecord]:
+    """Yield a reconciliation's progress and differences, and the summary last.
+
+    topic: also read the topic
+    directory: of the scratch database; by default, the system's directory for temporary files
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            scratch = ScratchDatabase(directory)
+            stack.callback(scratch.close)
+            reader = TopicReader(config.kafka, scratch) if topic else None
+        except Unavailable as e:
+            yield Summary(0, 0, None, 0, 0, seconds=0.0, complete=False, error=str(e))
+            return
+        if reader is not None:
+            stack.push_async_callback(reader.close)
         reconciliation = reconcile(
             deps,
             config.recovery,
@@ -64,10 +78,6 @@ async def records(deps: Deps, config: Config, *, repair: bool, topic: bool) -> A
         async with aclosing(reconciliation) as stream:  # type: ignore[type-var]
             async for record in stream:
                 yield record
-    finally:
-        if reader is not None:
-            await reader.close()
-        scratch.close()
 
 
 def show(record: OutputRecord) -> None:

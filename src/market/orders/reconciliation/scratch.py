@@ -18,8 +18,9 @@ _MAX_PARAMETERS = 500
 class ScratchDatabase:
     """A temporary SQLite database. It is deleted when it is closed or when the process ends.
 
-    It takes about 40 bytes of disk space for each order that has events in the topic. Every method may raise
-    Unavailable, for example if the disk is full. Any thread may call a method, but only one at a time.
+    It takes about 40 bytes of disk space for each order that has events in the topic. Every method, and the
+    constructor, may raise Unavailable, for example if the disk is full. Any thread may call a method, but only one at a
+    time.
 
     directory: where the file is created; by default, in the system's directory for temporary files
     """

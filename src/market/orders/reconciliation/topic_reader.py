@@ -89,7 +89,7 @@ class TopicReader:
     """Reads the topic, and writes to `scratch` the topic state of every order that has events in the topic.
 
     `messages` is the number of messages that have been read. `retention` is known after the first `read_to_end`.
-    Methods may raise Unavailable.
+    Methods, and the constructor, may raise Unavailable.
 
     max_empty_polls: the maximum number of consecutive polls (of 1 s each) without a message before reading fails
     """
@@ -108,14 +108,15 @@ class TopicReader:
         settings = consumer_settings(
             config, "market.orders", f"reconcile-{uuid4()}", max_message_bytes=events.MAX_MESSAGE_BYTES
         )
-        self._consumer = Consumer(
-            {
-                **settings,
-                "fetch.max.bytes": _FETCH_BYTES,
-                "queued.max.messages.kbytes": _FETCH_BYTES // 1024,
-                "auto.offset.reset": "earliest",
-            }
-        )
+        settings |= {
+            "fetch.max.bytes": _FETCH_BYTES,
+            "queued.max.messages.kbytes": _FETCH_BYTES // 1024,
+            "auto.offset.reset": "earliest",
+        }
+        try:
+            self._consumer = Consumer(settings)
+        except KafkaException as e:
+            raise Unavailable(f"the topic cannot be read: {e.args[0].str()}") from None
 
     def topic_states(self, order_ids: Sequence[UUID]) -> dict[UUID, int]:
         """Return the topic states by order id. Orders without events in the topic are left out."""
