@@ -8,8 +8,10 @@ from uuid import UUID
 
 import pytest
 
+from market.kit.process.lifecycle import Process
+
 from .catalogue import FakeCatalogue
-from .service import Service
+from .service import MakeSettings, Service, on_new_database, serving
 from .sign_in import Caller, Shop
 from .stock import Stock
 from .test_everybodys_orders import explain, stored_order
@@ -87,6 +89,28 @@ async def test_units_are_added_up_by_product_and_day_in_utc(own_shop: Shop) -> N
         page = await report(merchant, **{"from": "2026-01-01", "to": "2026-02-28", "limit": limit})
         assert len(page["items"]) == limit
         assert (page["from"], page["to"]) == ("2026-01-01", "2026-02-28")
+
+
+async def test_a_list_without_days_keeps_its_period_over_midnight(make_settings: MakeSettings, migrated: None) -> None:
+    now = datetime(2026, 1, 31, 23, 59, 59, tzinfo=UTC)
+    settings = await on_new_database(make_settings)
+    async with serving(settings(), process=Process(clock=lambda: now), background=False) as service:
+        await service.documents.insert_many(ORDERS)
+        caller = Caller(service.http, "")
+        first = await report(caller, limit=2)
+        now += timedelta(seconds=2)
+        second = await report(caller, limit=2, after=first["next"])
+        assert [(row["day"], row["units_requested"]) for row in first["items"] + second["items"]] == [
+            *((day, requested) for day, _, _, requested, _ in OF_JANUARY_31),
+            ("2026-01-30", 100),
+        ]
+        assert [(page["from"], page["to"]) for page in (first, second)] == [("2026-01-02", "2026-01-31")] * 2
+        assert second["next"] is None
+        # A list that begins now has the new day.
+        assert (await report(caller))["to"] == "2026-02-01"
+        # The cursor belongs to the list without days only.
+        problem = await report(caller, limit=2, after=first["next"], to="2026-01-31")
+        assert [error["field"] for error in problem["errors"]] == ["after"]
 
 
 async def test_a_rejected_request_is_in_the_report_of_the_last_days(

@@ -18,7 +18,7 @@ from market.kit.http.responses import json_response
 from market.kit.paging import Cursor, read_cursor, write_cursor
 from market.kit.times import parse_day
 from market.orders.config import Recovery
-from market.orders.desk.shortages import DailyShortage, ShortagePosition, ShortageRepository
+from market.orders.desk.shortages import DailyShortage, DayOrdinal, ShortagePosition, ShortageRepository
 from market.orders.desk.unfinished import (
     Ages,
     Kind,
@@ -63,6 +63,16 @@ class _ShortagesQuery(Struct, frozen=True, forbid_unknown_fields=True, rename={"
     after: Cursor | None = None
 
 
+class _Continuation(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Where a page of shortages ends, if the request has no `to`. Cursors contain it, so its fields must not change.
+
+    today: the day of the first page, as an ordinal. The list that begins on it does not change at midnight.
+    """
+
+    today: DayOrdinal
+    after: ShortagePosition
+
+
 class _UnfinishedQuery(Struct, frozen=True, forbid_unknown_fields=True):
     kind: Literal["pending", "release-due", "unsent", "stuck"] | None = None
     limit: _Limit = 100
@@ -98,16 +108,22 @@ def routes(deps: Deps, recovery: Recovery) -> Mapping[str, Endpoint]:
     async def list_shortages(request: Request) -> Response:
         reject_unsupported_preconditions(request)
         query = parse_query(request, _ShortagesQuery)
-        first, last = parse_period(query.first, query.last, deps.clock().astimezone(UTC).date())
         product_id = None if query.product is None else str(text.parse_uuid("product", query.product))
-        definition = ("shortages", first.isoformat(), last.isoformat(), product_id)
-        after = None if query.after is None else read_cursor(query.after, ShortagePosition, *definition)
+        definition = ("shortages", query.first, query.last, product_id)
+        today, after = deps.clock().astimezone(UTC).date(), None
+        if query.after is not None and query.last is None:
+            continuation = read_cursor(query.after, _Continuation, *definition)
+            today, after = date.fromordinal(continuation.today), continuation.after
+        elif query.after is not None:
+            after = read_cursor(query.after, ShortagePosition, *definition)
+        first, last = parse_period(query.first, query.last, today)
         found = await shortages.list_daily(first, last, product_id=product_id, limit=query.limit + 1, after=after)
         items, next_cursor = found[: query.limit], None
         if len(found) > query.limit:
             end = items[-1]
             position = ShortagePosition(date.fromisoformat(end.day).toordinal(), end.product_id)
-            next_cursor = write_cursor(position, *definition)
+            continuation = _Continuation(today.toordinal(), position)
+            next_cursor = write_cursor(continuation if query.last is None else position, *definition)
         page = ShortagePage(items, first.isoformat(), last.isoformat(), query.limit, next_cursor)
         return json_response(page)
 

@@ -24,10 +24,13 @@ class DailyShortage(Struct, frozen=True):
     units_short: Annotated[int, Meta(description="The requested units less those that were available.")]
 
 
+DayOrdinal = Annotated[int, Meta(ge=date(1970, 1, 1).toordinal(), le=date(9998, 12, 31).toordinal())]
+
+
 class ShortagePosition(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Where a page of daily shortages ends. Cursors contain it, so its fields must not change."""
 
-    day: Annotated[int, Meta(ge=date(1970, 1, 1).toordinal(), le=date(9998, 12, 31).toordinal())]
+    day: DayOrdinal
     product_id: str
 
 
