@@ -1,6 +1,6 @@
 """OrderRepository: stores and reads orders, and changes their status. One document per order.
 
-A change of status is conditional on the current status, and concurrent callers share bulk writes.
+A change of status is conditional on the current status, and concurrent callers share commands.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
-
-from pymongo import InsertOne, UpdateOne
-from pymongo.errors import BulkWriteError
 
 from market.kit.batching import Batcher, BatcherBySize
 from market.kit.errors import Unavailable
@@ -128,30 +125,20 @@ class OrderRepository:
 
     async def _insert_many(self, new: list[NewDocument]) -> Sequence[BaseException | None]:
         results: list[BaseException | None] = [None] * len(new)
-        inserts = [
-            InsertOne(
+        errors = await self.collection.insert(
+            [
                 documents.order_to_document(n.order, with_idempotency_key=n.with_idempotency_key, with_key=n.with_key)
-            )
-            for n in new
-        ]
-
-        async def insert() -> None:
-            # insert_many would do the same, but first check every document for an _id.
-            await self.collection.pymongo_collection.bulk_write(inserts, ordered=False)
-
-        try:
-            await self.collection.run(insert)
-        except BulkWriteError as e:
-            if e.details.get("writeConcernErrors"):
-                raise Unavailable("the order store could not make the write durable") from e
-            for error in e.details["writeErrors"]:
-                if error["code"] != _DUPLICATE_KEY:
-                    results[error["index"]] = Unavailable("the order store rejected the order")
-                elif "subject_key" in (pattern := error.get("keyPattern", {})):
-                    results[error["index"]] = IdempotencyKeyTaken()
-                elif field := next((name for name in ("idempotency_key", "key") if name in pattern), None):
-                    results[error["index"]] = KeyFieldTaken(field)
-                # Otherwise the id exists already: an earlier attempt stored this order.
+                for n in new
+            ]
+        )
+        for index, error in errors.items():
+            if error["code"] != _DUPLICATE_KEY:
+                results[index] = Unavailable("the order store rejected the order")
+            elif "subject_key" in (pattern := error.get("keyPattern", {})):
+                results[index] = IdempotencyKeyTaken()
+            elif field := next((name for name in ("idempotency_key", "key") if name in pattern), None):
+                results[index] = KeyFieldTaken(field)
+            # Otherwise the id exists already: an earlier attempt stored this order.
         return results
 
     # Reading orders
@@ -321,7 +308,7 @@ class OrderRepository:
         )
 
     async def _update_many(self, updates: list[documents.ConditionalUpdate]) -> Sequence[bool]:
-        matched = await self.collection.bulk_update([UpdateOne(u.where, u.change) for u in updates])
+        matched = await self.collection.update_each(updates)
         # MongoDB returns only how many updates matched. If one of them did not, every caller has to read its order.
         return [matched == len(updates)] * len(updates)
 
